@@ -1,0 +1,58 @@
+"""Binds the deployments. The only place where Serve options are chosen.
+
+`serve_config.yaml` names `build_app` as its import path. No `from __future__ import annotations` here: Serve
+would not see the type of `args` and would pass on a plain dict.
+"""
+
+from typing import Any
+
+from ray import serve
+from ray.serve import Application
+
+from rerank_service.config import AutoscalingConfig, ModelConfig, RerankConfig
+from rerank_service.ingress.auth import ApiKeys
+from rerank_service.ingress.deployment import Ingress
+from rerank_service.replica import Replica
+
+__all__ = ["build_app"]
+
+INGRESS_NAME = "ingress"
+
+
+def build_app(args: RerankConfig) -> Application:
+    """The application: an ingress, and one autoscaled deployment per model variant."""
+    ApiKeys(args.auth)  # a bad key file fails the deployment here, with its own message
+    replicas = {model.id: _replicas(model) for model in args.models}
+    ingress = args.service.ingress
+    return serve.deployment(
+        name=INGRESS_NAME,
+        ray_actor_options={"num_cpus": ingress.num_cpus},
+        max_ongoing_requests=ingress.max_ongoing_requests,
+        autoscaling_config={
+            "min_replicas": ingress.min_replicas,
+            "max_replicas": ingress.max_replicas,
+            "target_ongoing_requests": max(1, ingress.max_ongoing_requests // 4),
+        },
+        max_surge_percent=100,  # a new ingress before the old one goes: no gap in a rolling update
+    )(Ingress).bind(args, replicas)
+
+
+def _replicas(model: ModelConfig) -> Application:
+    replica = model.replica
+    return serve.deployment(
+        name=model.deployment_name,
+        ray_actor_options=_actor_options(model),
+        user_config=model.batching.model_dump(mode="json"),
+        max_ongoing_requests=replica.max_ongoing_requests,
+        graceful_shutdown_timeout_s=replica.graceful_shutdown_timeout_s,
+        autoscaling_config=_autoscaling(model.autoscaling),
+    )(Replica).bind(model)
+
+
+def _actor_options(model: ModelConfig) -> dict[str, Any]:
+    replica = model.replica
+    return {"num_cpus": replica.num_cpus, "num_gpus": replica.num_gpus, "resources": dict(replica.resources)}
+
+
+def _autoscaling(config: AutoscalingConfig) -> dict[str, Any]:
+    return {key: value for key, value in config.model_dump().items() if value is not None}

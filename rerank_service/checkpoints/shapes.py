@@ -1,0 +1,140 @@
+"""Which checkpoints can be made, and the numbers that set their sizes.
+
+It must not import torch or transformers: the command line reads it only to offer choices.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+__all__ = ["SHAPES", "Architecture", "Shape", "shape_of"]
+
+
+class Architecture(StrEnum):
+    """A model family, by the `model_type` users meet in a config.json."""
+
+    LLAMA_BIDIREC = "llama_bidirec"
+    MISTRAL = "mistral"
+    BERT = "bert"
+    XLM_ROBERTA = "xlm_roberta"
+    MODERNBERT = "modernbert"
+
+    @property
+    def is_decoder(self) -> bool:
+        """Whether the family descends from a causal language model and reads one templated string."""
+        return self in (Architecture.LLAMA_BIDIREC, Architecture.MISTRAL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """The numbers of a config.json in which the sizes of one architecture differ."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int | None = None
+    """Null for the encoders: every head has its own keys."""
+
+    max_tokens: int
+    """The longest input the position scheme reaches, in tokens."""
+
+    model_max_length: int
+    """The window written to tokenizer_config.json."""
+
+    vocab_size: int | None = None
+    """Rows of the embedding; null means as many as the tokenizer written beside it has."""
+
+    rope_factor: float = 32.0
+    """llama3 scaling only: how many times longer the slow rotations become."""
+
+    rope_original_tokens: int = 8192
+    """llama3 scaling only: the window before scaling."""
+
+    local_tokens: int = 128
+    """ModernBERT only: the width of a local attention layer."""
+
+    has_noise: bool = True
+    """Norms and biases differ from one and zero, so that a loader which drops or mixes one is caught."""
+
+
+_NO_LIMIT = 1000000000000000019884624838656
+"""int(1e30), what transformers writes when a tokenizer names no window; Mistral-7B-v0.1 publishes it."""
+
+
+def _tiny(max_tokens: int, model_max_length: int | None = None, num_kv_heads: int | None = None) -> Shape:
+    return Shape(
+        hidden_size=64,
+        intermediate_size=128,
+        num_layers=2,
+        num_heads=4,
+        num_kv_heads=num_kv_heads,
+        max_tokens=max_tokens,
+        model_max_length=model_max_length or max_tokens,
+        # 16 x 64 = 1024 tokens; with head_dim 16 the wavelengths fall on both sides of the two limits.
+        rope_factor=16.0,
+        rope_original_tokens=64,
+        local_tokens=32,
+    )
+
+
+def _small(max_tokens: int, model_max_length: int | None = None, num_kv_heads: int | None = None) -> Shape:
+    return Shape(
+        hidden_size=256,
+        intermediate_size=1024,
+        num_layers=4,
+        num_heads=8,
+        num_kv_heads=num_kv_heads,
+        max_tokens=max_tokens,
+        model_max_length=model_max_length or max_tokens,
+        rope_original_tokens=256,
+    )
+
+
+_LLAMA_1B = Shape(
+    hidden_size=2048,
+    intermediate_size=8192,
+    num_layers=16,
+    num_heads=32,
+    num_kv_heads=8,
+    max_tokens=131072,
+    model_max_length=8192,
+    vocab_size=128256,
+    has_noise=False,
+)
+_MISTRAL_4B = Shape(
+    hidden_size=4096,
+    intermediate_size=14336,
+    num_layers=16,
+    num_heads=32,
+    num_kv_heads=8,
+    max_tokens=32768,
+    model_max_length=_NO_LIMIT,
+    vocab_size=32000,
+    has_noise=False,
+)
+
+SHAPES: dict[Architecture, dict[str, Shape]] = {
+    Architecture.LLAMA_BIDIREC: {
+        "tiny": _tiny(1024, num_kv_heads=2),
+        "small": _small(8192, num_kv_heads=4),
+        "1b": _LLAMA_1B,
+    },
+    Architecture.MISTRAL: {
+        "tiny": _tiny(1024, _NO_LIMIT, num_kv_heads=2),
+        "small": _small(8192, _NO_LIMIT, num_kv_heads=4),
+        "4b": _MISTRAL_4B,
+    },
+    Architecture.BERT: {"tiny": _tiny(512), "small": _small(512)},
+    Architecture.XLM_ROBERTA: {"tiny": _tiny(512), "small": _small(512)},
+    Architecture.MODERNBERT: {"tiny": _tiny(1024), "small": _small(8192)},
+}
+
+
+def shape_of(architecture: Architecture, size: str) -> Shape:
+    """The numbers of one size; ValueError names the supported ones otherwise."""
+    sizes = SHAPES[Architecture(architecture)]
+    if size not in sizes:
+        raise ValueError(f"{architecture} has no size {size!r}; supported: {', '.join(sizes)}")
+    return sizes[size]

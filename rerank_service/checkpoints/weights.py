@@ -1,0 +1,70 @@
+"""Random tensors, each reproducible alone: it depends on the seed, its name and its shape, nothing else.
+
+It must not know architectures or files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+
+import torch
+
+__all__ = ["random_tensor"]
+
+_CHUNK = 1 << 20
+"""Numbers drawn at a time in float32, so that a bfloat16 tensor needs little more than its own memory.
+It is part of the result: another value gives other weights. bfloat16 is never drawn directly: its 8 bits of
+a uniform number make a coarse normal one, and converting is three times faster."""
+
+_NOISE_STD = 0.1
+_EMBEDDING_STD = 0.3
+
+_CLASSIFIER_GAIN = 4.0
+_SCORE_GAIN = 8.0
+"""More than a classifier's, because the average over many tokens that a decoder's score reads is smaller."""
+
+
+def random_tensor(name: str, shape: tuple[int, ...], dtype: torch.dtype, *, seed: int, has_noise: bool) -> torch.Tensor:
+    """A normal tensor around one (norm weights) or zero (the rest).
+
+    Matrices keep the scale of their input, so attention scores are far from uniform and a wrong mask or
+    rotation moves the logits; a head spreads them over a few units. Without `has_noise`, norm weights are
+    exactly one and biases exactly zero.
+    """
+    mean = 1.0 if _is_norm(name, shape) else 0.0
+    std = _std(name, shape, has_noise)
+    tensor = torch.full(shape, mean, dtype=dtype)
+    if std:
+        _add_noise(tensor, std, _generator(name, seed))
+    return tensor
+
+
+def _is_norm(name: str, shape: tuple[int, ...]) -> bool:
+    return len(shape) == 1 and not name.endswith(".bias")
+
+
+def _std(name: str, shape: tuple[int, ...], has_noise: bool) -> float:
+    if len(shape) == 1:
+        return _NOISE_STD if has_noise else 0.0
+    if "embed" in name:
+        return _EMBEDDING_STD
+    return _gain(name, shape) / math.sqrt(shape[1])
+
+
+def _gain(name: str, shape: tuple[int, ...]) -> float:
+    if shape[0] > 1:
+        return 1.0
+    return _SCORE_GAIN if name == "score.weight" else _CLASSIFIER_GAIN
+
+
+def _generator(name: str, seed: int) -> torch.Generator:
+    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big"))
+
+
+def _add_noise(tensor: torch.Tensor, std: float, generator: torch.Generator) -> None:
+    flat = tensor.view(-1)
+    for start in range(0, flat.numel(), _CHUNK):
+        chunk = flat[start : start + _CHUNK]
+        chunk += torch.empty(chunk.shape, dtype=torch.float32).normal_(0.0, std, generator=generator)

@@ -1,0 +1,420 @@
+"""Every setting of the service, in one tree, with its default and its meaning.
+
+Attribute docstrings are the documentation and the JSON schema. This module must not import Ray, torch or
+HTTP: the command line, the engine and a cluster's head node all read it.
+"""
+
+import re
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+
+from rerank_service.errors import ConfigError
+
+__all__ = [
+    "AuthConfig",
+    "AutoscalingConfig",
+    "BatchingConfig",
+    "CheckpointConfig",
+    "Device",
+    "Dtype",
+    "EngineConfig",
+    "EngineKind",
+    "IngressConfig",
+    "LateInteractionHead",
+    "LimitsConfig",
+    "ModelConfig",
+    "Pooling",
+    "ReplicaConfig",
+    "RerankConfig",
+    "ServiceConfig",
+    "load_config",
+    "parse_config",
+    "readable_problems",
+]
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+class _Config(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class EngineKind(StrEnum):
+    """How a checkpoint turns a pair into a logit."""
+
+    AUTO = "auto"
+    BIDIRECTIONAL_DECODER = "bidirectional_decoder"
+    SEQUENCE_CLASSIFIER = "sequence_classifier"
+    LATE_INTERACTION = "late_interaction"
+
+
+class Pooling(StrEnum):
+    """How a bidirectional decoder's token states become one vector; the names of the published checkpoints."""
+
+    AVG = "avg"
+    WEIGHTED_AVG = "weighted_avg"
+    CLS = "cls"
+    LAST = "last"
+
+
+class Dtype(StrEnum):
+    """Precision of the forward pass; pooling and the head are float32 always."""
+
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
+
+Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
+
+
+class CheckpointConfig(_Config):
+    """Where a model's files are. Resolved when a replica starts, never during a request."""
+
+    source: Annotated[str, Field(min_length=1)]
+    """`package:NAME` (weights shipped in a Python package), a folder (starts with `/`, `.` or `~`), or a
+    hub id `organisation/name`."""
+
+    revision: str | None = None
+    """Commit of a hub id, 40 hex digits. Required there: a branch would let the weights change under a
+    running cluster."""
+
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    """Expected digest of `model.safetensors`, verified on load. Null checks only packages known to us."""
+
+    @model_validator(mode="after")
+    def _hub_ids_are_pinned(self) -> Self:
+        if not self.is_hub_id:
+            return self
+        if not _HUB_ID.fullmatch(self.source):
+            raise ValueError(
+                f"source {self.source!r} is neither 'package:NAME', a folder starting with '/', '.' or '~', "
+                "nor a hub id 'organisation/name'"
+            )
+        if self.revision is None or not _COMMIT.fullmatch(self.revision):
+            raise ValueError(
+                f"hub checkpoint {self.source!r} needs revision: its 40-digit commit "
+                "(shown on the model's 'Files' page of the hub)"
+            )
+        return self
+
+    @property
+    def is_package(self) -> bool:
+        return self.source.startswith("package:")
+
+    @property
+    def is_folder(self) -> bool:
+        return self.source.startswith(("/", ".", "~"))
+
+    @property
+    def is_hub_id(self) -> bool:
+        return not self.is_package and not self.is_folder
+
+
+class LateInteractionHead(_Config):
+    """`logit = cosine_weight * cosine + maxsim_weight * maxsim + bias`.
+
+    The defaults were fitted for all-MiniLM-L6-v2, pointwise, on public question-passage groups.
+    """
+
+    cosine_weight: float = 6.42
+    """Weight of the cosine of the mean-pooled query and passage vectors."""
+
+    maxsim_weight: float = 9.83
+    """Weight of MaxSim: the mean over query tokens of the best cosine with a passage token."""
+
+    bias: float = -11.00
+    """Added to the weighted sum."""
+
+
+class EngineConfig(_Config):
+    """How the checkpoint is run. What is null is read from the checkpoint's own files."""
+
+    kind: EngineKind = EngineKind.AUTO
+    """Which engine; `auto` decides by the checkpoint's config.json."""
+
+    device: Device = "auto"
+    """`auto` takes CUDA if there is a GPU, else the CPU."""
+
+    dtype: Dtype = Dtype.AUTO
+    """`auto` takes bfloat16 where the hardware computes in it (a GPU; a CPU with AVX512-BF16 or AMX), else
+    float32 on a CPU and float16 on a GPU."""
+
+    num_threads: PositiveInt | None = None
+    """Threads of a CPU forward. Null takes the replica's num_cpus; outside Ray, this process's CPUs."""
+
+    prompt_template: str | None = None
+    """Bidirectional decoder: the text of a pair, with `{query}` and `{passage}`."""
+
+    pooling: Pooling | None = None
+    """Bidirectional decoder: pooling over the tokens of a pair."""
+
+    temperature: PositiveFloat | None = None
+    """Bidirectional decoder: the score is divided by it."""
+
+    head: LateInteractionHead = LateInteractionHead()
+    """Late interaction: the linear head."""
+
+    @model_validator(mode="after")
+    def _template_has_both_slots(self) -> Self:
+        template = self.prompt_template
+        if template is not None and not ("{query}" in template and "{passage}" in template):
+            raise ValueError("prompt_template needs both {query} and {passage}")
+        return self
+
+
+class BatchingConfig(_Config):
+    """Live knobs of a replica (Serve's `user_config`): changed without a restart."""
+
+    max_batch_tokens: PositiveInt = 16_384
+    """Tokens of one forward pass. A pair longer than this is scored alone."""
+
+    collect_wait_ms: NonNegativeFloat = 0.0
+    """Longest a call waits for company before it is tokenised, in milliseconds. Pairs meet in the scheduler
+    anyway while the device is busy; raise it only to merge very many tiny requests."""
+
+    collect_max_calls: PositiveInt = 32
+    """Most calls that are collected together."""
+
+    max_queued_tokens: PositiveInt = 4_194_304
+    """Tokens that may wait for the device; beyond, a call is refused with 503. An empty queue takes any
+    call. The default holds 512 pairs of 8192 tokens."""
+
+
+class ReplicaConfig(_Config):
+    """What Ray gives each replica of a model."""
+
+    num_cpus: NonNegativeFloat = 1
+    """CPUs that Ray sets aside for a replica."""
+
+    num_gpus: NonNegativeFloat = 0
+    """GPUs of a replica; a fraction shares one GPU between replicas."""
+
+    resources: dict[str, PositiveFloat] = {}
+    """Custom Ray resources a replica takes, for instance `{"accelerator_type:H100": 0.01}`."""
+
+    max_ongoing_requests: PositiveInt = 256
+    """Shards one replica holds at a time; further ones wait at the ingress."""
+
+    tokeniser_threads: PositiveInt = 2
+    """Threads that tokenise, beside the one that runs the forward pass."""
+
+    graceful_shutdown_timeout_s: PositiveFloat = 60.0
+    """Time a replica has to finish its work when it is scaled down or replaced."""
+
+
+class AutoscalingConfig(_Config):
+    """Serve's autoscaling of one model's replicas."""
+
+    min_replicas: NonNegativeInt = 1
+    """Fewest replicas; 0 lets an unused model go, at the price of a cold start."""
+
+    max_replicas: PositiveInt = 1
+    """Most replicas."""
+
+    initial_replicas: NonNegativeInt | None = None
+    """Replicas at the start; null takes min_replicas."""
+
+    target_ongoing_requests: PositiveFloat = 4.0
+    """Shards in flight per replica that the autoscaler aims at."""
+
+    upscale_delay_s: NonNegativeFloat = 2.0
+    """Time the load must stay high before replicas are added."""
+
+    downscale_delay_s: NonNegativeFloat = 300.0
+    """Time the load must stay low before one is removed; a GPU model is slow to bring back."""
+
+    metrics_interval_s: PositiveFloat = 2.0
+    """How often replicas and ingresses report their load."""
+
+    look_back_period_s: PositiveFloat = 10.0
+    """Window over which the load is averaged; keep it above metrics_interval_s."""
+
+    @model_validator(mode="after")
+    def _bounds_are_ordered(self) -> Self:
+        if self.min_replicas > self.max_replicas:
+            raise ValueError(f"min_replicas {self.min_replicas} is above max_replicas {self.max_replicas}")
+        if self.look_back_period_s <= self.metrics_interval_s:
+            raise ValueError("look_back_period_s must be above metrics_interval_s, or the scaling oscillates")
+        return self
+
+
+class ModelConfig(_Config):
+    """One model variant: a name that clients send, and everything its replicas need."""
+
+    id: Annotated[str, Field(min_length=1, max_length=200)]
+    """Name clients send, for instance `nvidia/llama-3.2-nv-rerankqa-1b-v2`."""
+
+    aliases: tuple[Annotated[str, Field(min_length=1, max_length=200)], ...] = ()
+    """Other names of the same model. Names are matched without regard to case."""
+
+    checkpoint: CheckpointConfig
+    """Its files."""
+
+    window_tokens: Annotated[int, Field(ge=16)] | None = None
+    """Longest pair in tokens. Null takes the tokenizer's model_max_length, or the model's positions."""
+
+    engine: EngineConfig = EngineConfig()
+    """How it runs."""
+
+    batching: BatchingConfig = BatchingConfig()
+    """Live knobs; sent to the replicas as `user_config`."""
+
+    replica: ReplicaConfig = ReplicaConfig()
+    """What Ray gives a replica."""
+
+    autoscaling: AutoscalingConfig = AutoscalingConfig()
+    """How many replicas there are."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The id, then the aliases."""
+        return (self.id, *self.aliases)
+
+    @property
+    def deployment_name(self) -> str:
+        """Name of its Serve deployment: a function of the id alone, so that YAML can address it."""
+        return re.sub(r"[^A-Za-z0-9_.-]+", "_", self.id)
+
+
+class IngressConfig(_Config):
+    """The HTTP replicas."""
+
+    min_replicas: PositiveInt = 1
+    """Fewest HTTP replicas."""
+
+    max_replicas: PositiveInt = 1
+    """Most HTTP replicas."""
+
+    num_cpus: NonNegativeFloat = 0
+    """CPUs that Ray sets aside for each. It parses JSON and waits, so 0 suits a laptop and 1 a cluster."""
+
+    max_ongoing_requests: PositiveInt = 1_000
+    """HTTP requests in flight in one ingress; further ones wait in the proxy."""
+
+    shard_tokens: PositiveInt = 16_384
+    """Estimated tokens of one shard: what a request is cut into and one replica scores in one call."""
+
+
+class ServiceConfig(_Config):
+    """The service as a whole."""
+
+    default_model: str | None = None
+    """Model of a request that names none. Null takes the first."""
+
+    ingress: IngressConfig = IngressConfig()
+    """The HTTP side."""
+
+
+class LimitsConfig(_Config):
+    """What a request may be; each is named in the error that refuses it."""
+
+    max_passages: PositiveInt = 512
+    """Passages of one request."""
+
+    max_body_bytes: PositiveInt = 32 * 1024 * 1024
+    """Bytes of a request's body."""
+
+    request_timeout_s: PositiveFloat = 60.0
+    """Longest a request may take; then 504 and its work is dropped. LangChain and Haystack wait 60 s."""
+
+    unknown_fields: Literal["reject", "ignore"] = "reject"
+    """What happens to request fields that the API does not have: `reject` answers 400, as NIM 2.x does."""
+
+
+class AuthConfig(_Config):
+    """Bearer keys. With neither source set the service is open."""
+
+    keys_env: str = "RERANK_SERVICE_API_KEYS"
+    """Environment variable with the accepted keys, comma-separated. Unset or empty means none there."""
+
+    key_hashes_file: Path | None = None
+    """File with the SHA-256 of one accepted key a line, in hex; `#` starts a comment. Re-read when it
+    changes. Once set, a key is required, even while the file is empty."""
+
+
+class RerankConfig(_Config):
+    """The whole configuration: the `args` of the Serve application."""
+
+    models: Annotated[tuple[ModelConfig, ...], Field(min_length=1)]
+    """The models served."""
+
+    service: ServiceConfig = ServiceConfig()
+    """The service as a whole."""
+
+    limits: LimitsConfig = LimitsConfig()
+    """What a request may be."""
+
+    auth: AuthConfig = AuthConfig()
+    """Who may send one."""
+
+    @model_validator(mode="after")
+    def _names_are_unambiguous(self) -> Self:
+        owners: dict[str, str] = {}
+        for model in self.models:
+            for name in model.names:
+                owner = owners.setdefault(name.casefold(), model.id)
+                if owner != model.id:
+                    raise ValueError(f"name {name!r} belongs to both {owner!r} and {model.id!r}")
+        if len({model.id for model in self.models}) < len(self.models):
+            raise ValueError("two models have the same id")
+        if len({model.deployment_name for model in self.models}) < len(self.models):
+            raise ValueError("two models have ids that give the same deployment name; rename one")
+        default = self.service.default_model
+        if default is not None and default.casefold() not in owners:
+            raise ValueError(f"service.default_model {default!r} is not among models: {sorted(owners)}")
+        return self
+
+    @property
+    def default_model_id(self) -> str:
+        """Name of the model that serves a request without one."""
+        return self.service.default_model or self.models[0].id
+
+
+def parse_config(args: dict[str, Any]) -> RerankConfig:
+    """Validates the `args` of a Serve application; raises `ConfigError` with one line a problem."""
+    try:
+        return RerankConfig.model_validate(args)
+    except ValidationError as error:
+        raise ConfigError(readable_problems(error)) from None
+
+
+def load_config(path: Path) -> RerankConfig:
+    """Reads the settings out of a Serve configuration file (`applications[0].args`).
+
+    Raises `ConfigError` if the file is missing, is not such a file, or its settings are wrong.
+    """
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        args = document["applications"][0]["args"]
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"cannot read {path}: {error}") from None
+    except (KeyError, IndexError, TypeError):
+        raise ConfigError(f"{path} is no Serve configuration: it has no applications[0].args") from None
+    return parse_config(args)
+
+
+def readable_problems(error: ValidationError) -> str:
+    """One line a problem: where, what, and what was given."""
+    lines = []
+    for problem in error.errors(include_url=False):
+        where = ".".join(str(part) for part in problem["loc"]) or "configuration"
+        given = "" if isinstance(problem["input"], dict | list | tuple | BaseModel) else f", not {problem['input']!r}"
+        lines.append(f"{where}: {problem['msg'].removeprefix('Value error, ')}{given}")
+    return "\n".join(lines)

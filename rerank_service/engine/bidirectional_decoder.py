@@ -1,0 +1,185 @@
+"""NVIDIA's rerankers: Llama and Mistral with full attention, a pooled vector and a linear score.
+
+Source: the published modelling code of `llama_bidirec` and arXiv 2409.07691 (NV-RerankQA-Mistral4B-v3).
+Runs transformers' own Llama and Mistral with `is_causal = False`; no remote code. The stock
+`...ForSequenceClassification.forward` is not used: it pools the last token.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from transformers import (
+    LlamaConfig,
+    LlamaModel,
+    LlamaPreTrainedModel,
+    MistralConfig,
+    MistralModel,
+    MistralPreTrainedModel,
+    PreTrainedConfig,
+)
+
+from rerank_service.config import EngineConfig, Pooling
+from rerank_service.engine import loading, tokenise
+from rerank_service.engine.forward import PACKED_ATTENTION, hidden_states
+from rerank_service.engine.pack import pack
+from rerank_service.engine.pool import pool
+from rerank_service.engine.protocol import EncodedPair, Truncate
+from rerank_service.errors import CheckpointError
+
+__all__ = ["DECODER_FAMILIES", "BidirectionalDecoderEngine", "load_bidirectional_decoder"]
+
+
+class _BidirectionalLlama(LlamaPreTrainedModel):
+    """The tensors of `LlamaBidirectionalForSequenceClassification`: `model.*` and `score.*`."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__(config)
+        self.model = LlamaModel(config)
+        self.score = torch.nn.Linear(config.hidden_size, 1, bias=config.has_score_bias)
+        self.post_init()
+
+
+class _BidirectionalMistral(MistralPreTrainedModel):
+    """The tensors of `MistralForSequenceClassification`, with or without `score.bias`."""
+
+    def __init__(self, config: MistralConfig) -> None:
+        super().__init__(config)
+        self.model = MistralModel(config)
+        self.score = torch.nn.Linear(config.hidden_size, 1, bias=config.has_score_bias)
+        self.post_init()
+
+
+class _Family(NamedTuple):
+    config_class: type[PreTrainedConfig]
+    model_class: Any
+
+
+_LLAMA = _Family(LlamaConfig, _BidirectionalLlama)
+_MISTRAL = _Family(MistralConfig, _BidirectionalMistral)
+DECODER_FAMILIES = {
+    "llama_bidirec": _LLAMA,
+    "llama": _LLAMA,
+    "mistral_bidirec": _MISTRAL,
+    "mistral": _MISTRAL,
+}
+"""`model_type` of config.json to the native classes."""
+
+
+class BidirectionalDecoderEngine:
+    """One templated string a pair, packed forward, pooled and scored in float32."""
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        bos_id: int,
+        prompt_template: str,
+        pooling: Pooling,
+        temperature: float,
+        window_tokens: int,
+    ) -> None:
+        self.window_tokens = window_tokens
+        self.pooling = pooling
+        self.temperature = temperature
+        self.prompt_template = tokenise.checked_template(prompt_template)
+        self._bos_id = bos_id
+        self._tokenizer = tokenizer
+        self._backbone = model.model
+        self._score = model.score.float()
+        self._device: torch.device = model.device
+
+    @property
+    def description(self) -> str:
+        return f"bidirectional_decoder on {self._device} in {self._backbone.dtype}"
+
+    def tokenise(self, query: str, passages: Sequence[str], truncate: Truncate) -> list[EncodedPair]:
+        """The whole templated string at once: the Llama-3 split joins `:` with the first word after it."""
+        prompts = [self.prompt_template.format(query=query, passage=passage) for passage in passages]
+        encodings = tokenise.encode_texts(self._tokenizer, prompts, add_special_tokens=False)
+        pairs = []
+        for index, encoding in enumerate(encodings):
+            token_ids, is_truncated = tokenise.cut_to_window(
+                [self._bos_id, *encoding.ids], self.window_tokens, truncate, index
+            )
+            pairs.append(EncodedPair(token_ids, len(token_ids), is_truncated))
+        return pairs
+
+    @torch.inference_mode()
+    def score(self, pairs: Sequence[EncodedPair]) -> list[float]:
+        """`score(pool(states)) / temperature`, `[B]`."""
+        packed = pack([pair.token_ids for pair in pairs], self._device)
+        pooled = pool(hidden_states(self._backbone, packed), packed, self.pooling)
+        logits = self._score(pooled)[:, 0] / self.temperature
+        scores: list[float] = logits.tolist()
+        return scores
+
+
+def load_bidirectional_decoder(
+    folder: Path, options: EngineConfig, window_tokens: int | None
+) -> BidirectionalDecoderEngine:
+    """Reads pooling, temperature, template and window from the checkpoint; `options` override them."""
+    raw = loading.read_model_config(folder)
+    family = _family(folder, raw)
+    device = loading.resolve_device(options.device)
+    tokenizer = tokenise.load_tokenizer(folder)
+    model = loading.load_weights(
+        family.model_class,
+        folder,
+        _native_config(family, raw, _has_score_bias(folder)),
+        dtype=loading.resolve_dtype(options.dtype, device),
+        device=device,
+        attention=PACKED_ATTENTION,
+    )
+    return BidirectionalDecoderEngine(
+        model,
+        tokenizer,
+        bos_id=tokenise.bos_token_id(folder, tokenizer, raw),
+        prompt_template=options.prompt_template or raw.get("prompt_template") or tokenise.DEFAULT_TEMPLATE,
+        pooling=options.pooling or _published_pooling(folder, raw),
+        temperature=options.temperature or float(raw.get("temperature") or 1.0),
+        window_tokens=loading.resolve_window(
+            window_tokens, tokenise.model_max_length(folder), loading.max_positions(raw)
+        ),
+    )
+
+
+def _family(folder: Path, raw: dict[str, Any]) -> _Family:
+    try:
+        return DECODER_FAMILIES[raw["model_type"]]
+    except KeyError:
+        raise CheckpointError(
+            f"{folder} has model_type {raw.get('model_type')!r}; a bidirectional decoder is one of "
+            f"{', '.join(DECODER_FAMILIES)}"
+        ) from None
+
+
+def _native_config(family: _Family, raw: dict[str, Any], has_score_bias: bool) -> PreTrainedConfig:
+    settings = {key: value for key, value in raw.items() if key not in loading.NOT_MODEL_SETTINGS}
+    config = family.config_class(**settings)
+    config.is_causal = False  # on the configuration, not per call: a call's change would race between threads
+    config.use_cache = False
+    if hasattr(config, "sliding_window"):
+        config.sliding_window = None
+    config.has_score_bias = has_score_bias
+    return config
+
+
+def _published_pooling(folder: Path, raw: dict[str, Any]) -> Pooling:
+    name = raw.get("pooling") or Pooling.AVG
+    try:
+        return Pooling(name)
+    except ValueError:
+        raise CheckpointError(f"{folder} asks for pooling {name!r}; known: {', '.join(Pooling)}") from None
+
+
+def _has_score_bias(folder: Path) -> bool:
+    from safetensors import safe_open
+
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as tensors:
+            if "score.bias" in tensors.keys():  # noqa: SIM118 - not a dict
+                return True
+    return False

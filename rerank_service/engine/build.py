@@ -1,0 +1,83 @@
+"""From a model's configuration to the engine that runs it, scored once before anyone relies on it."""
+
+import logging
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rerank_service.checkpoints.resolve import resolve_checkpoint
+from rerank_service.config import EngineConfig, EngineKind, ModelConfig
+from rerank_service.engine import loading
+from rerank_service.engine.bidirectional_decoder import DECODER_FAMILIES, load_bidirectional_decoder
+from rerank_service.engine.late_interaction import load_late_interaction
+from rerank_service.engine.protocol import Engine, Truncate
+from rerank_service.engine.sequence_classifier import load_sequence_classifier
+from rerank_service.errors import CheckpointError
+
+__all__ = ["load_engine", "warm_up"]
+
+logger = logging.getLogger(__name__)
+
+_LOADERS: dict[EngineKind, Callable[[Path, EngineConfig, int | None], Engine[Any]]] = {
+    EngineKind.BIDIRECTIONAL_DECODER: load_bidirectional_decoder,
+    EngineKind.SEQUENCE_CLASSIFIER: load_sequence_classifier,
+    EngineKind.LATE_INTERACTION: load_late_interaction,
+}
+
+
+def load_engine(model: ModelConfig, num_cpus: float | None = None) -> Engine[Any]:
+    """The engine of a model, its checkpoint resolved, loaded and warm.
+
+    `num_cpus` are those of the replica; null takes the process's. Sets torch's thread count, which is
+    process-wide. Raises `CheckpointError`.
+    """
+    started = time.perf_counter()
+    torch.set_num_threads(model.engine.num_threads or _threads(num_cpus))
+    folder = resolve_checkpoint(model.checkpoint)
+    engine: Engine[Any] = _LOADERS[_kind(folder, model.engine)](folder, model.engine, model.window_tokens)
+    warm_up(engine)
+    logger.info(
+        "loaded model=%s engine=%s window_tokens=%d num_threads=%d load_s=%.1f",
+        *(model.id, engine.description, engine.window_tokens, torch.get_num_threads()),
+        time.perf_counter() - started,
+    )
+    return engine
+
+
+def warm_up(engine: Engine[Any]) -> None:
+    """Scores one real pair; raises `CheckpointError` if that fails or gives no finite logit."""
+    pairs = engine.tokenise("What is reranking?", ["Sorting passages by relevance to a query."], Truncate.END)
+    try:
+        (logit,) = engine.score(pairs)
+    except (RuntimeError, NotImplementedError) as error:
+        raise CheckpointError(f"the first forward pass failed ({engine.description}): {error}") from error
+    if not math.isfinite(logit):
+        raise CheckpointError(f"the first pair has logit {logit} ({engine.description}); try dtype: float32")
+
+
+def _kind(folder: Path, options: EngineConfig) -> EngineKind:
+    if options.kind is not EngineKind.AUTO:
+        return options.kind
+    raw = loading.read_model_config(folder)
+    architectures = raw.get("architectures") or []
+    if raw.get("model_type") in DECODER_FAMILIES:
+        return EngineKind.BIDIRECTIONAL_DECODER
+    if any(name.endswith("ForSequenceClassification") for name in architectures):
+        return EngineKind.SEQUENCE_CLASSIFIER
+    if any(name.endswith("Model") for name in architectures):
+        return EngineKind.LATE_INTERACTION
+    raise CheckpointError(
+        f"{folder} has architectures {architectures}, which no engine here takes; if it is a reranker that one "
+        f"of them can run, set engine.kind to one of {', '.join(kind for kind in EngineKind)}"
+    )
+
+
+def _threads(num_cpus: float | None) -> int:
+    if num_cpus is None:
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, int(num_cpus))

@@ -1,0 +1,152 @@
+"""A sentence encoder as a reranker: MaxSim over tokens, joined with the cosine of the mean vectors.
+
+`logit = a * cosine + b * maxsim + c`. MaxSim is ColBERT's (arXiv 2004.12832), here divided by the number of
+query tokens. Query and passages are encoded apart, so each distinct text of a batch is encoded once.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name everyone knows
+from transformers import AutoConfig, AutoModel
+
+from rerank_service.config import EngineConfig, LateInteractionHead
+from rerank_service.engine import loading, tokenise
+from rerank_service.engine.forward import PACKED_ATTENTION, hidden_states
+from rerank_service.engine.pack import pack
+from rerank_service.engine.pool import mean_pool, segment_max
+from rerank_service.engine.protocol import EncodedPair, TokenIds, Truncate
+from rerank_service.errors import CheckpointError, PairTooLong
+
+__all__ = ["LateInteractionEngine", "LateInteractionPair", "load_late_interaction"]
+
+_UNUSED_TENSORS = ("pooler.", "embeddings.position_ids")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LateInteractionPair(EncodedPair):
+    """A passage, with the query that all pairs of a request share."""
+
+    query_ids: TokenIds
+
+
+class LateInteractionEngine:
+    """Encodes each distinct text of a batch once, packed, then compares token states."""
+
+    def __init__(self, encoder: Any, tokenizer: Any, *, head: LateInteractionHead, window_tokens: int) -> None:
+        self.window_tokens = window_tokens
+        self.head = head
+        self._encoder = encoder
+        self._tokenizer = tokenizer
+        self._device: torch.device = encoder.device
+
+    @property
+    def description(self) -> str:
+        return f"late_interaction on {self._device} in {self._encoder.dtype}"
+
+    def tokenise(self, query: str, passages: Sequence[str], truncate: Truncate) -> list[LateInteractionPair]:
+        """The window holds for query and passage each; `num_tokens` counts both."""
+        query_encoding, *encodings = tokenise.encode_texts(self._tokenizer, [query, *passages], add_special_tokens=True)
+        query_ids, query_is_cut = self._cut(query_encoding, truncate, 0)
+        pairs = []
+        for index, encoding in enumerate(encodings):
+            token_ids, is_cut = self._cut(encoding, truncate, index)
+            num_tokens = len(query_ids) + len(token_ids)
+            pairs.append(LateInteractionPair(token_ids, num_tokens, query_is_cut or is_cut, query_ids))
+        return pairs
+
+    def _cut(self, encoding: Any, truncate: Truncate, index: int) -> tuple[TokenIds, bool]:
+        """Cuts before the closing special token, as `[CLS] ... [SEP]` encoders were trained."""
+        ids = encoding.ids
+        if len(ids) > self.window_tokens:
+            if truncate is Truncate.NONE:
+                raise PairTooLong(index, len(ids), self.window_tokens)
+            kept, _ = tokenise.cut_to_window([*ids[: self.window_tokens - 1], ids[-1]], len(ids), truncate, index)
+            return kept, True
+        return tokenise.cut_to_window(ids, self.window_tokens, truncate, index)
+
+    @torch.inference_mode()
+    def score(self, pairs: Sequence[LateInteractionPair]) -> list[float]:
+        """Logits `[B]`; pairs of several queries may be mixed."""
+        texts = _DistinctTexts()
+        passages = [texts.add(pair.token_ids) for pair in pairs]
+        queries = [texts.add(pair.query_ids) for pair in pairs]
+        states = _TokenStates(self._encoder, texts.sequences, self._device)
+        logits = torch.empty(len(pairs))
+        for query in dict.fromkeys(queries):
+            rows = [row for row, other in enumerate(queries) if other == query]
+            logits[rows] = self._compare(states, query, [passages[row] for row in rows]).cpu()
+        scores: list[float] = logits.tolist()
+        return scores
+
+    def _compare(self, states: "_TokenStates", query: int, passages: list[int]) -> torch.Tensor:
+        """Logits `[P]` of one query with its passages."""
+        cosine = states.means[passages] @ states.means[query]  # [P]
+        similarities = states.tokens_of(passages) @ states.words_of(query).T  # [Tp, Nq]
+        maxsim = segment_max(similarities, states.lengths[passages]).mean(1)  # [P]
+        return self.head.cosine_weight * cosine + self.head.maxsim_weight * maxsim + self.head.bias
+
+
+class _DistinctTexts:
+    """Token id sequences, each kept once."""
+
+    def __init__(self) -> None:
+        self.sequences: list[TokenIds] = []
+        self._index: dict[bytes, int] = {}
+
+    def add(self, token_ids: TokenIds) -> int:
+        index = self._index.setdefault(token_ids.tobytes(), len(self.sequences))
+        if index == len(self.sequences):
+            self.sequences.append(token_ids)
+        return index
+
+
+class _TokenStates:
+    """Unit-length float32 states of every token `[T, H]` and of every text's mean `[S, H]`."""
+
+    def __init__(self, encoder: Any, sequences: Sequence[TokenIds], device: torch.device) -> None:
+        packed = pack(sequences, device)
+        raw = hidden_states(encoder, packed).float()
+        self.lengths = packed.lengths
+        self.means = F.normalize(mean_pool(raw, packed.lengths), dim=-1)
+        self._tokens = F.normalize(raw, dim=-1)
+        self._bounds = packed.bounds
+
+    def tokens_of(self, texts: Sequence[int]) -> torch.Tensor:
+        """States of all tokens of these texts, in their order, `[Tp, H]`."""
+        return torch.cat([self._tokens[self._bounds[text] : self._bounds[text + 1]] for text in texts])
+
+    def words_of(self, text: int) -> torch.Tensor:
+        """States without the first and the last token (CLS, SEP), unless nothing else is there."""
+        start, end = self._bounds[text], self._bounds[text + 1]
+        return self._tokens[start + 1 : end - 1] if end - start > 2 else self._tokens[start:end]
+
+
+def load_late_interaction(folder: Path, options: EngineConfig, window_tokens: int | None) -> LateInteractionEngine:
+    """Any encoder whose attention transformers lets us replace; made for all-MiniLM-L6-v2."""
+    raw = loading.read_model_config(folder)
+    device = loading.resolve_device(options.device)
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"transformers has no encoder for {folder} ({error})") from error
+    encoder = loading.load_weights(
+        AutoModel,
+        folder,
+        config,
+        dtype=loading.resolve_dtype(options.dtype, device),
+        device=device,
+        attention=PACKED_ATTENTION,
+        ignored_prefixes=_UNUSED_TENSORS,
+    )
+    return LateInteractionEngine(
+        encoder,
+        tokenise.load_tokenizer(folder),
+        head=options.head,
+        window_tokens=loading.resolve_window(
+            window_tokens, tokenise.model_max_length(folder), loading.max_positions(raw)
+        ),
+    )

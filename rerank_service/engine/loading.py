@@ -1,0 +1,161 @@
+"""From a folder to a model: the checkpoint's own configuration, strict and without foreign code.
+
+Refuses pickles, unknown architectures, and tensors that are missing, left over or of another shape: each
+would otherwise load in silence and rank wrongly.
+"""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig
+from transformers.utils import logging as transformers_logging
+
+from rerank_service.config import Dtype
+from rerank_service.errors import CheckpointError
+
+__all__ = [
+    "NOT_MODEL_SETTINGS",
+    "load_weights",
+    "max_positions",
+    "read_model_config",
+    "resolve_device",
+    "resolve_dtype",
+    "resolve_window",
+]
+
+NOT_MODEL_SETTINGS = frozenset(
+    {
+        "auto_map",
+        "architectures",
+        "model_type",
+        "_name_or_path",
+        "transformers_version",
+        "pooling",
+        "temperature",
+        "prompt_template",
+        "dtype",
+        "torch_dtype",
+    }
+)
+"""Keys of config.json that do not belong in transformers' native configuration."""
+
+_OFFSET_POSITIONS = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "data2vec-text")
+"""Families whose first position is pad_token_id + 1, so that fewer are left for tokens."""
+
+
+def read_model_config(folder: Path) -> dict[str, Any]:
+    """config.json as it is, `auto_map` and all: nothing is executed."""
+    path = folder / "config.json"
+    try:
+        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot read {path}: {error}") from None
+    return config
+
+
+def load_weights(
+    model_class: Any,
+    folder: Path,
+    config: PreTrainedConfig,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    attention: str,
+    ignored_prefixes: Iterable[str] = (),
+) -> Any:
+    """A model of `model_class` with every tensor of the checkpoint in its place, in evaluation mode.
+
+    Tensors that start with one of `ignored_prefixes` may be left over. Raises `CheckpointError`.
+    """
+    _refuse_pickles(folder)
+    transformers_logging.disable_progress_bar()
+    try:
+        model, report = model_class.from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype,
+            attn_implementation=attention,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"cannot load {folder}: {error}") from error
+    _refuse_mismatches(folder, report, tuple(ignored_prefixes))
+    return model.to(device).eval().requires_grad_(False)
+
+
+def resolve_device(device: str) -> torch.device:
+    """`auto` is CUDA if there is a GPU, else the CPU."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise CheckpointError(f"device {device} is configured, but no GPU is visible; set device: auto or cpu")
+    return torch.device(device)
+
+
+def resolve_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
+    """`auto` is bfloat16 where the hardware multiplies in it, else float32 on a CPU and float16 on a GPU."""
+    if dtype is not Dtype.AUTO:
+        resolved: torch.dtype = getattr(torch, dtype.value)
+        return resolved
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    return torch.bfloat16 if _cpu_multiplies_bfloat16() else torch.float32
+
+
+def max_positions(model_config: dict[str, Any]) -> int | None:
+    """Longest sequence the model has positions for; null if its config.json does not say."""
+    positions = model_config.get("max_position_embeddings")
+    if positions is None:
+        return None
+    if model_config.get("model_type") in _OFFSET_POSITIONS:
+        return int(positions) - int(model_config.get("pad_token_id") or 1) - 1
+    return int(positions)
+
+
+def resolve_window(configured: int | None, from_tokenizer: int | None, positions: int | None) -> int:
+    """Window in tokens: the configured one, else the tokenizer's, else the model's positions."""
+    if configured is not None:
+        if positions is not None and configured > positions:
+            raise CheckpointError(f"window_tokens {configured} is above the model's {positions} positions")
+        return configured
+    known = [length for length in (from_tokenizer, positions) if length is not None]
+    if not known:
+        raise CheckpointError("the checkpoint does not say how long a pair may be; set window_tokens")
+    return min(known)
+
+
+def _cpu_multiplies_bfloat16() -> bool:
+    # Private, but the only test torch has; without the instructions bfloat16 is several times slower.
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def _refuse_pickles(folder: Path) -> None:
+    if any(folder.glob("*.safetensors")):
+        return
+    pickles = sorted(path.name for path in folder.glob("*.bin")) + sorted(path.name for path in folder.glob("*.pt"))
+    if pickles:
+        raise CheckpointError(
+            f"{folder} has only pickled weights ({', '.join(pickles)}), which can run code when opened. Convert "
+            "them on a machine you can lose: AutoModel...from_pretrained(folder).save_pretrained(folder)"
+        )
+    raise CheckpointError(f"{folder} has no *.safetensors file")
+
+
+def _refuse_mismatches(folder: Path, report: dict[str, Any], ignored_prefixes: tuple[str, ...]) -> None:
+    unexpected = [key for key in report["unexpected_keys"] if not key.startswith(ignored_prefixes or ("\0",))]
+    found = {
+        "missing": list(report["missing_keys"]),
+        "unexpected": unexpected,
+        "of another shape": [str(key) for key in report["mismatched_keys"]],
+    }
+    problems = [f"{len(keys)} {what} ({', '.join(sorted(keys)[:3])}...)" for what, keys in found.items() if keys]
+    if problems:
+        raise CheckpointError(
+            f"the tensors of {folder} do not fit its config.json: {'; '.join(problems)}. Check that the "
+            "checkpoint is a reranker with one output, complete, and that engine.kind is right"
+        )

@@ -1,0 +1,86 @@
+"""From sequences of different lengths to tensors without waste: packed end to end, or sorted and padded."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import numpy as np
+import torch
+
+from rerank_service.engine.protocol import TokenIds
+
+__all__ = ["PackedSequences", "length_sorted_batches", "pack", "token_budget_batches"]
+
+_MAX_PADDING = 0.10
+"""Share of padding at which a padded batch is cut; below, a smaller batch costs more than the padding."""
+
+
+@dataclass(frozen=True, slots=True)
+class PackedSequences:
+    """B sequences laid end to end, T tokens in all, no padding."""
+
+    token_ids: torch.Tensor  # [1, T] int64
+    position_ids: torch.Tensor  # [1, T] int64, restarting at 0 with each sequence
+    lengths: torch.Tensor  # [B] int64
+    cu_seqlens: torch.Tensor  # [B + 1] int32, on the device: where each sequence starts
+    bounds: tuple[int, ...]  # the same on the host, so that no layer has to wait for the device
+    max_length: int
+
+
+def pack(sequences: Sequence[TokenIds], device: torch.device) -> PackedSequences:
+    """Lays the sequences end to end; on a GPU the copies are pinned and asynchronous."""
+    lengths = np.fromiter((len(sequence) for sequence in sequences), dtype=np.int64, count=len(sequences))
+    bounds = (0, *accumulate(lengths.tolist()))
+    starts = np.repeat(np.asarray(bounds[:-1], dtype=np.int64), lengths)
+    token_ids = np.concatenate(sequences).astype(np.int64)
+    return PackedSequences(
+        token_ids=_to_device(token_ids, device)[None],
+        position_ids=_to_device(np.arange(bounds[-1], dtype=np.int64) - starts, device)[None],
+        lengths=_to_device(lengths, device),
+        cu_seqlens=_to_device(np.asarray(bounds, dtype=np.int32), device),
+        bounds=bounds,
+        max_length=int(lengths.max()),
+    )
+
+
+def length_sorted_batches(lengths: Sequence[int], max_padded_tokens: int) -> Iterator[list[int]]:
+    """Indices of `lengths` in batches of similar length, longest first, for models that need padding.
+
+    A batch stays within `max_padded_tokens` with its padding, and within a tenth of padding.
+    """
+    batch: list[int] = []
+    real_tokens = 0
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        padded_tokens = (len(batch) + 1) * lengths[batch[0]] if batch else 0
+        padding = padded_tokens - real_tokens - lengths[index]
+        if batch and (padded_tokens > max_padded_tokens or padding > _MAX_PADDING * padded_tokens):
+            yield batch
+            batch, real_tokens = [], 0
+        batch.append(index)
+        real_tokens += lengths[index]
+    if batch:
+        yield batch
+
+
+def token_budget_batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
+    """Indices of `lengths` in batches of at most `max_tokens`, longest first, a longer one alone.
+
+    For callers without a scheduler: the command line and the benchmarks.
+    """
+    batch: list[int] = []
+    num_tokens = 0
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        if batch and num_tokens + lengths[index] > max_tokens:
+            yield batch
+            batch, num_tokens = [], 0
+        batch.append(index)
+        num_tokens += lengths[index]
+    if batch:
+        yield batch
+
+
+def _to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    tensor = torch.from_numpy(array)
+    if device.type == "cpu":
+        return tensor
+    return tensor.pin_memory().to(device, non_blocking=True)

@@ -1,0 +1,33 @@
+"""From token states to one vector a sequence, always in float32.
+
+The names and the formulas are those of the published checkpoints; `weighted_avg` is a plain sum there.
+"""
+
+import torch
+
+from rerank_service.config import Pooling
+from rerank_service.engine.pack import PackedSequences
+
+__all__ = ["mean_pool", "pool", "segment_max"]
+
+
+def pool(states: torch.Tensor, packed: PackedSequences, pooling: Pooling) -> torch.Tensor:
+    """Token states `[T, H]` to vectors `[B, H]`, float32."""
+    states = states.float()
+    if pooling is Pooling.CLS:
+        return states[packed.cu_seqlens[:-1]]
+    if pooling is Pooling.LAST:
+        return states[packed.cu_seqlens[1:] - 1]
+    if pooling is Pooling.WEIGHTED_AVG:
+        return torch.segment_reduce(states, "sum", lengths=packed.lengths)
+    return mean_pool(states, packed.lengths)
+
+
+def mean_pool(states: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """Mean over each segment: `[T, H]`, `[B]` to `[B, H]`."""
+    return torch.segment_reduce(states, "mean", lengths=lengths)
+
+
+def segment_max(values: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """Largest value of each segment, column by column: `[T, N]`, `[B]` to `[B, N]`."""
+    return torch.segment_reduce(values, "max", lengths=lengths)

@@ -1,0 +1,127 @@
+"""Ordinary cross-encoders with one label: BERT, XLM-RoBERTa, ModernBERT and their like.
+
+transformers' own classes with their own heads, the pair encoded by the tokenizer. These heads expect a
+padded batch, so pairs are sorted by length and padded by at most a tenth.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoModelForSequenceClassification
+
+from rerank_service.config import EngineConfig
+from rerank_service.engine import loading, tokenise
+from rerank_service.engine.pack import length_sorted_batches
+from rerank_service.engine.protocol import EncodedPair, TokenIds, Truncate
+from rerank_service.errors import CheckpointError, PairTooLong
+
+__all__ = ["ClassifierPair", "SequenceClassifierEngine", "load_sequence_classifier"]
+
+_MAX_PADDED_TOKENS = 16_384
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ClassifierPair(EncodedPair):
+    """A pair as its tokenizer joins it."""
+
+    type_ids: TokenIds
+    """0 for the query's tokens, 1 for the passage's, where the model tells them apart."""
+
+
+class SequenceClassifierEngine:
+    """A model with one label that reads query and passage together."""
+
+    def __init__(self, model: Any, tokenizer: Any, *, window_tokens: int, pad_id: int) -> None:
+        self.window_tokens = window_tokens
+        self._tokenizer = tokenizer
+        self._model = model
+        self._pad_id = pad_id
+        self._has_type_ids = getattr(model.config, "type_vocab_size", 0) > 1
+        self._device: torch.device = model.device
+
+    @property
+    def description(self) -> str:
+        return f"sequence_classifier on {self._device} in {self._model.dtype}"
+
+    def tokenise(self, query: str, passages: Sequence[str], truncate: Truncate) -> list[ClassifierPair]:
+        encodings = tokenise.encode_texts(
+            self._tokenizer, [(query, passage) for passage in passages], add_special_tokens=True
+        )
+        return [self._cut(encoding, truncate, index) for index, encoding in enumerate(encodings)]
+
+    def _cut(self, encoding: Any, truncate: Truncate, index: int) -> ClassifierPair:
+        token_ids = np.asarray(encoding.ids, dtype=np.int32)
+        type_ids = np.asarray(encoding.type_ids, dtype=np.int32)
+        is_too_long = len(token_ids) > self.window_tokens
+        if is_too_long:
+            if truncate is Truncate.NONE:
+                raise PairTooLong(index, len(token_ids), self.window_tokens)
+            kept = tokenise.truncate_pair_encoding(encoding, self.window_tokens)
+            token_ids, type_ids = token_ids[kept], type_ids[kept]
+        return ClassifierPair(token_ids, len(token_ids), is_too_long, type_ids)
+
+    @torch.inference_mode()
+    def score(self, pairs: Sequence[ClassifierPair]) -> list[float]:
+        """The model's one label, `[B]`."""
+        logits = np.empty(len(pairs), dtype=np.float32)
+        for batch in length_sorted_batches([pair.num_tokens for pair in pairs], _MAX_PADDED_TOKENS):
+            logits[batch] = self._forward([pairs[index] for index in batch])
+        scores: list[float] = logits.tolist()
+        return scores
+
+    def _forward(self, pairs: Sequence[ClassifierPair]) -> np.ndarray:
+        shape = (len(pairs), max(pair.num_tokens for pair in pairs))
+        token_ids = np.full(shape, self._pad_id, dtype=np.int64)
+        type_ids, mask = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
+        for row, pair in enumerate(pairs):
+            token_ids[row, : pair.num_tokens] = pair.token_ids
+            type_ids[row, : pair.num_tokens] = pair.type_ids
+            mask[row, : pair.num_tokens] = 1
+        inputs = {"input_ids": token_ids, "attention_mask": mask}
+        if self._has_type_ids:
+            inputs["token_type_ids"] = type_ids
+        tensors = {name: torch.from_numpy(array).to(self._device) for name, array in inputs.items()}
+        logits: torch.Tensor = self._model(**tensors).logits  # [B, 1]
+        return logits[:, 0].float().cpu().numpy()
+
+
+def load_sequence_classifier(
+    folder: Path, options: EngineConfig, window_tokens: int | None
+) -> SequenceClassifierEngine:
+    """Any architecture that transformers itself can classify with; refuses more than one label."""
+    raw = loading.read_model_config(folder)
+    device = loading.resolve_device(options.device)
+    tokenizer = tokenise.load_tokenizer(folder)
+    config = _one_label_config(folder)
+    model = loading.load_weights(
+        AutoModelForSequenceClassification,
+        folder,
+        config,
+        dtype=loading.resolve_dtype(options.dtype, device),
+        device=device,
+        attention="sdpa",
+    )
+    return SequenceClassifierEngine(
+        model,
+        tokenizer,
+        window_tokens=loading.resolve_window(
+            window_tokens, tokenise.model_max_length(folder), loading.max_positions(raw)
+        ),
+        pad_id=int(config.pad_token_id or 0),
+    )
+
+
+def _one_label_config(folder: Path) -> Any:
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"transformers has no classifier for {folder} ({error}). Code that ships with a checkpoint is never run"
+        ) from error
+    if config.num_labels != 1:
+        raise CheckpointError(f"{folder} has {config.num_labels} labels; a reranker has one")
+    return config

@@ -1,0 +1,293 @@
+"""Every error of the service, each with the HTTP status and the code it leaves with.
+
+Where each is raised, along a request's path:
+
+    ingress  -> BodyTooLarge, UnsupportedMediaType, InvalidRequest, InvalidApiKey, UnknownModel
+    ranker   -> RequestTimedOut
+    router   -> ReplicaUnavailable
+    replica  -> PairTooLong (tokenise), QueueFull (scheduler), NonFiniteLogit, EngineFailed (forward)
+    start-up -> ConfigError, CheckpointError
+
+An error crosses process boundaries pickled: every `__init__` hands all its arguments to
+`Exception.__init__`, or it cannot be rebuilt on the other side. Nothing here knows HTTP beyond a number.
+"""
+
+from collections.abc import Sequence
+from typing import ClassVar, NamedTuple
+
+__all__ = [
+    "BodyTooLarge",
+    "CheckpointError",
+    "ConfigError",
+    "EngineFailed",
+    "FieldProblem",
+    "InvalidApiKey",
+    "InvalidRequest",
+    "NonFiniteLogit",
+    "PairTooLong",
+    "QueueFull",
+    "ReplicaUnavailable",
+    "RequestTimedOut",
+    "RerankError",
+    "UnknownModel",
+    "UnsupportedMediaType",
+]
+
+Loc = tuple[str | int, ...]
+
+
+class FieldProblem(NamedTuple):
+    """One thing that is wrong with a request: where it is, in words, and a code for programs."""
+
+    loc: Loc
+    message: str
+    code: str
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used. Raised at start, never during a request."""
+
+
+class CheckpointError(Exception):
+    """A checkpoint cannot be found, trusted or understood. Raised when a replica loads it."""
+
+
+class RerankError(Exception):
+    """An error a client is told about."""
+
+    http_status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal_error"
+    category: ClassVar[str] = "api_error"
+
+    @property
+    def message(self) -> str:
+        """One sentence for a person."""
+        return "The service failed to answer; see its log."
+
+    @property
+    def problems(self) -> tuple[FieldProblem, ...]:
+        """What is wrong and where; at least one."""
+        return (FieldProblem((), self.message, self.code),)
+
+    @property
+    def retry_after_s(self) -> int | None:
+        """Seconds after which a retry is sensible, or null if it is not."""
+        return None
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class InvalidRequest(RerankError):
+    """The request does not have the API's form."""
+
+    http_status = 400
+    code = "invalid_request"
+    category = "invalid_request_error"
+
+    def __init__(self, problems: Sequence[FieldProblem]) -> None:
+        super().__init__(tuple(problems))
+
+    @property
+    def problems(self) -> tuple[FieldProblem, ...]:
+        return tuple(FieldProblem(*problem) for problem in self.args[0])
+
+    @property
+    def message(self) -> str:
+        return "; ".join(problem.message for problem in self.problems)
+
+
+class PairTooLong(RerankError):
+    """Under `truncate: NONE`, a pair has more tokens than the model's window."""
+
+    http_status = 400
+    code = "pair_too_long"
+    category = "invalid_request_error"
+
+    def __init__(self, index: int, num_tokens: int, max_tokens: int) -> None:
+        super().__init__(index, num_tokens, max_tokens)
+        self.index = index
+        self.num_tokens = num_tokens
+        self.max_tokens = max_tokens
+
+    @property
+    def message(self) -> str:
+        return (
+            f"Input length {self.num_tokens} exceeds maximum allowed token size {self.max_tokens} "
+            f"(query with passages[{self.index}]); shorten it, or send truncate: END"
+        )
+
+    @property
+    def problems(self) -> tuple[FieldProblem, ...]:
+        return (FieldProblem(("body", "passages", self.index, "text"), self.message, self.code),)
+
+
+class InvalidApiKey(RerankError):
+    """The bearer key is missing or not one of ours."""
+
+    http_status = 401
+    code = "invalid_api_key"
+    category = "authentication_error"
+
+    def __init__(self, is_missing: bool) -> None:
+        super().__init__(is_missing)
+        self.is_missing = is_missing
+
+    @property
+    def message(self) -> str:
+        what = "Missing API key" if self.is_missing else "Invalid API key"
+        return f"{what}: send the header 'Authorization: Bearer <key>' with a key of this service"
+
+    @property
+    def problems(self) -> tuple[FieldProblem, ...]:
+        return (FieldProblem(("header", "authorization"), self.message, self.code),)
+
+
+class UnknownModel(RerankError):
+    """No model of that name is served."""
+
+    http_status = 404
+    code = "model_not_found"
+    category = "not_found_error"
+
+    def __init__(self, model: str, served: Sequence[str], loc: Loc = ("body", "model")) -> None:
+        super().__init__(model, tuple(served), loc)
+        self.model = model
+        self.served = tuple(served)
+        self.loc = loc
+
+    @property
+    def message(self) -> str:
+        return f"Unknown model {self.model[:200]!r}; this service has: {', '.join(self.served)}"
+
+    @property
+    def problems(self) -> tuple[FieldProblem, ...]:
+        return (FieldProblem(self.loc, self.message, self.code),)
+
+
+class BodyTooLarge(RerankError):
+    """The request's body is over the limit."""
+
+    http_status = 413
+    code = "body_too_large"
+    category = "invalid_request_error"
+
+    def __init__(self, max_bytes: int) -> None:
+        super().__init__(max_bytes)
+        self.max_bytes = max_bytes
+
+    @property
+    def message(self) -> str:
+        return f"The body is larger than the limit of {self.max_bytes} bytes; send fewer or shorter passages"
+
+    @property
+    def problems(self) -> tuple[FieldProblem, ...]:
+        return (FieldProblem(("body",), self.message, self.code),)
+
+
+class UnsupportedMediaType(RerankError):
+    """The body is announced as something other than JSON."""
+
+    http_status = 415
+    code = "unsupported_media_type"
+    category = "invalid_request_error"
+
+    def __init__(self, content_type: str) -> None:
+        super().__init__(content_type)
+        self.content_type = content_type
+
+    @property
+    def message(self) -> str:
+        return f"Content-Type is {self.content_type[:100]!r}; send 'Content-Type: application/json'"
+
+    @property
+    def problems(self) -> tuple[FieldProblem, ...]:
+        return (FieldProblem(("header", "content-type"), self.message, self.code),)
+
+
+class QueueFull(RerankError):
+    """A replica's queue is at its bound."""
+
+    http_status = 503
+    code = "queue_full"
+    category = "overloaded_error"
+
+    def __init__(self, queued_tokens: int, max_queued_tokens: int) -> None:
+        super().__init__(queued_tokens, max_queued_tokens)
+        self.queued_tokens = queued_tokens
+        self.max_queued_tokens = max_queued_tokens
+
+    @property
+    def message(self) -> str:
+        return (
+            f"The queue is full ({self.queued_tokens} of {self.max_queued_tokens} tokens wait); "
+            f"retry after {self.retry_after_s} s"
+        )
+
+    @property
+    def retry_after_s(self) -> int:
+        return 1
+
+
+class ReplicaUnavailable(RerankError):
+    """The replica that worked on the request is gone, or there is none."""
+
+    http_status = 503
+    code = "replica_unavailable"
+    category = "overloaded_error"
+
+    def __init__(self, model: str) -> None:
+        super().__init__(model)
+        self.model = model
+
+    @property
+    def message(self) -> str:
+        return f"No replica of {self.model!r} could finish the request; retry after {self.retry_after_s} s"
+
+    @property
+    def retry_after_s(self) -> int:
+        return 1
+
+
+class RequestTimedOut(RerankError):
+    """The request took longer than the service allows."""
+
+    http_status = 504
+    code = "request_timed_out"
+    category = "timeout_error"
+
+    def __init__(self, timeout_s: float) -> None:
+        super().__init__(timeout_s)
+        self.timeout_s = timeout_s
+
+    @property
+    def message(self) -> str:
+        return f"The request was not ready within {self.timeout_s:g} s and was dropped; send fewer passages"
+
+
+class NonFiniteLogit(RerankError):
+    """The model gave NaN or infinity, which no ranking may hide."""
+
+    code = "non_finite_logit"
+
+    def __init__(self, num_pairs: int) -> None:
+        super().__init__(num_pairs)
+        self.num_pairs = num_pairs
+
+    @property
+    def message(self) -> str:
+        return f"The model returned no finite logit for {self.num_pairs} pair(s) of this request"
+
+
+class EngineFailed(RerankError):
+    """The forward pass raised. The log of the replica has the traceback."""
+
+    code = "engine_failed"
+
+    def __init__(self, cause: str) -> None:
+        super().__init__(cause)
+        self.cause = cause
+
+    @property
+    def message(self) -> str:
+        return f"The model failed on this request ({self.cause}); the replica's log has the details"

@@ -1,0 +1,161 @@
+"""The HTTP API: a FastAPI application over a `Ranker`. It knows routes and bodies, nothing of Ray.
+
+Built anew in each ingress replica by `build_api`, so that routes close over live objects and the OpenAPI
+document states the limits in force.
+"""
+
+import logging
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import APIRouter, FastAPI, Request, Response
+
+from rerank_service.config import ModelConfig, RerankConfig
+from rerank_service.errors import RerankError
+from rerank_service.ingress.auth import ApiKeys
+from rerank_service.ingress.body import read_json_body
+from rerank_service.ingress.envelope import add_error_handlers
+from rerank_service.ingress.openapi import RANKING_OPERATION, add_openapi
+from rerank_service.ingress.readiness import Readiness
+from rerank_service.ingress.service_routes import service_routes
+from rerank_service.metrics import IngressMetrics
+from rerank_service.model_router import ModelRouter
+from rerank_service.ranker import Ranked, Ranker
+from rerank_service.schema import Ranking, RankingResponse, Usage, parse_ranking_request
+from rerank_service.version import __version__
+
+__all__ = ["build_api"]
+
+logger = logging.getLogger(__name__)
+
+_UNKNOWN = "unknown"
+"""Metric label of a request whose model is not known: the client's text is no label."""
+
+
+def build_api(config: RerankConfig, router: ModelRouter, ranker: Ranker) -> FastAPI:
+    """The application, ready to serve; raises `ConfigError` if the keys cannot be read."""
+    keys = ApiKeys(config.auth)
+    metrics = IngressMetrics()
+    readiness = Readiness(ranker, [model.id for model in config.models])
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        readiness.start()
+        yield
+        readiness.stop()
+
+    api = FastAPI(
+        title="Rerank service",
+        version=__version__,
+        description="Scores passages against a query with a cross-encoder, most relevant first. "
+        "Speaks the NVIDIA NIM reranking API.",
+        lifespan=lifespan,
+        redirect_slashes=False,
+    )
+    api.include_router(_RankingRoutes(config, keys, router, ranker, metrics).routes())
+    api.include_router(service_routes(config, keys, readiness, metrics))
+    add_error_handlers(api)
+    add_openapi(api, config.limits, keys_are_required=keys.are_required)
+    return api
+
+
+class _RankingRoutes:
+    """`/v1/ranking` and the hosted URLs of the same."""
+
+    def __init__(
+        self, config: RerankConfig, keys: ApiKeys, router: ModelRouter, ranker: Ranker, metrics: IngressMetrics
+    ) -> None:
+        self._limits = config.limits
+        self._keys = keys
+        self._router = router
+        self._ranker = ranker
+        self._metrics = metrics
+
+    def routes(self) -> APIRouter:
+        routes = APIRouter(tags=["Reranking"])
+        options: dict[str, Any] = {"methods": ["POST"], "openapi_extra": RANKING_OPERATION, "response_class": Response}
+        routes.add_api_route(
+            "/v1/ranking",
+            self.rank,
+            operation_id="rankPassages",
+            summary="Rank Candidate Passages",
+            description="Score candidate passages against a query using a NeMo Retriever reranker.",
+            **options,
+        )
+        routes.add_api_route(
+            "/v1/retrieval/nvidia/reranking",
+            self.rank,
+            operation_id="rankPassagesHosted",
+            summary="Rank, at the hosted URL",
+            **options,
+        )
+        routes.add_api_route(
+            "/v1/retrieval/nvidia/{slug}/reranking",
+            self.rank_at_slug,
+            operation_id="rankPassagesHostedModel",
+            summary="Rank, at the hosted URL of a model",
+            description="The slug is the model's name with `_` for `.`. A model named in the body wins.",
+            **options,
+        )
+        return routes
+
+    async def rank(self, request: Request) -> Response:
+        return await self._counted(request, None)
+
+    async def rank_at_slug(self, slug: str, request: Request) -> Response:
+        return await self._counted(request, slug)
+
+    async def _counted(self, request: Request, slug: str | None) -> Response:
+        """Answers, and counts the answer by model and status whatever it is."""
+        request.state.model_id = _UNKNOWN
+        status = 500
+        try:
+            response = await self._answer(request, slug)
+            status = response.status_code
+        except RerankError as error:
+            status = error.http_status
+            raise
+        finally:
+            self._metrics.requests.labels(request.state.model_id, status).inc()
+        return response
+
+    async def _answer(self, request: Request, slug: str | None) -> Response:
+        self._keys.check(request.headers.get("authorization"))
+        slug_model = None if slug is None else self._router.resolve_slug(slug)
+        body = await read_json_body(request, self._limits.max_body_bytes)
+        started = time.perf_counter()
+        ranking = parse_ranking_request(body, self._limits)
+        parse_s = time.perf_counter() - started
+        model = slug_model if ranking.model is None and slug_model else self._router.resolve(ranking.model)
+        request.state.model_id = model.id
+        passages = [passage.text for passage in ranking.passages]
+        ranked = await self._ranker.rank(model.id, ranking.query.text, passages, ranking.truncate or "END")
+        self._record(model, ranked, parse_s)
+        return Response(_body(ranked), media_type="application/json")
+
+    def _record(self, model: ModelConfig, ranked: Ranked, parse_s: float) -> None:
+        metrics, name = self._metrics, model.id
+        metrics.passages.labels(name).inc(len(ranked.logits))
+        metrics.request_passages.labels(name).observe(len(ranked.logits))
+        metrics.tokens.labels(name).inc(ranked.num_tokens)
+        metrics.truncated.labels(name).inc(ranked.num_truncated)
+        metrics.total_seconds.labels(name).observe(ranked.total_s)
+        metrics.tokenise_seconds.labels(name).observe(ranked.tokenise_s)
+        metrics.queue_seconds.labels(name).observe(ranked.queue_s)
+        metrics.forward_seconds.labels(name).observe(ranked.forward_s)
+        logger.info(
+            "ranked model=%s num_passages=%d num_tokens=%d num_truncated=%d num_shards=%d "
+            "parse_ms=%.1f tokenise_ms=%.1f queue_ms=%.1f forward_ms=%.1f total_ms=%.1f",
+            *(name, len(ranked.logits), ranked.num_tokens, ranked.num_truncated, ranked.num_shards),
+            *(1000 * parse_s, 1000 * ranked.tokenise_s, 1000 * ranked.queue_s),
+            *(1000 * ranked.forward_s, 1000 * ranked.total_s),
+        )
+
+
+def _body(ranked: Ranked) -> str:
+    return RankingResponse(
+        rankings=tuple(Ranking(index=index, logit=ranked.logits[index]) for index in ranked.order),
+        usage=Usage(prompt_tokens=ranked.num_tokens, total_tokens=ranked.num_tokens),
+    ).model_dump_json()

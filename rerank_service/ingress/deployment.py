@@ -1,0 +1,30 @@
+"""The Serve deployment of the HTTP API: it ties Ray's handles to the application and nothing else."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import FastAPI
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from rerank_service.config import RerankConfig
+from rerank_service.ingress.api import build_api
+from rerank_service.model_router import ModelRouter
+from rerank_service.ranker import Ranker
+from rerank_service.serve_logging import log_through_serve
+
+__all__ = ["Ingress"]
+
+
+@serve.ingress()
+class Ingress:
+    """An ASGI application per replica, built when the replica starts."""
+
+    def __init__(self, config: RerankConfig, replicas: Mapping[str, DeploymentHandle[Any]]) -> None:
+        """`replicas` has the handle of each model's deployment, by model id."""
+        log_through_serve()
+        self._config = config
+        self._router = ModelRouter(config, {model_id: handle.score for model_id, handle in replicas.items()})
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return build_api(self._config, self._router, Ranker(self._router, self._config))

@@ -1,0 +1,118 @@
+"""The published description of the API: the contract's own schema, with this service's limits written in.
+
+The contract requires `model`; real clients also send null or leave it out. Both are stated: `RankingRequest`
+is the contract's, `RankingRequestDefaultModel` what is accepted besides, and a body is either.
+"""
+
+from copy import deepcopy
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from rerank_service.config import LimitsConfig
+from rerank_service.schema import ErrorEnvelope, RankingRequest, RankingResponse
+
+__all__ = ["RANKING_OPERATION", "add_openapi"]
+
+_REF = "#/components/schemas/{model}"
+
+
+def _json(schema: str) -> dict[str, Any]:
+    return {"application/json": {"schema": {"$ref": _REF.format(model=schema)}}}
+
+
+def _error(description: str) -> dict[str, Any]:
+    return {"description": description, "content": _json("ErrorEnvelope")}
+
+
+RANKING_OPERATION: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {
+                    "anyOf": [
+                        {"$ref": _REF.format(model="RankingRequest")},
+                        {"$ref": _REF.format(model="RankingRequestDefaultModel")},
+                    ]
+                }
+            }
+        },
+    },
+    "responses": {
+        "200": {"description": "Ranked passages with relevance scores.", "content": _json("RankingResponse")},
+        "400": _error("Invalid request."),
+        "401": _error("Missing or invalid API key."),
+        "404": _error("Unknown model."),
+        "413": _error("The body is over the limit."),
+        "415": _error("The body is not announced as JSON."),
+        "429": _error("Rate limit exceeded."),
+        "500": _error("The model failed on this request."),
+        "503": _error("The queue is full or no replica is there; see Retry-After."),
+        "504": _error("Not ready within the service's time limit."),
+    },
+}
+"""What the ranking routes share; they read their body themselves, so FastAPI cannot infer it."""
+
+
+def add_openapi(api: FastAPI, limits: LimitsConfig, *, keys_are_required: bool) -> None:
+    """Replaces `api.openapi` by one that writes the contract's schemas."""
+
+    def openapi() -> dict[str, Any]:
+        if api.openapi_schema is None:
+            api.openapi_schema = _describe(api, limits, keys_are_required)
+        return api.openapi_schema
+
+    api.openapi = openapi  # type: ignore[method-assign]
+
+
+def _describe(api: FastAPI, limits: LimitsConfig, keys_are_required: bool) -> dict[str, Any]:
+    document = get_openapi(
+        title=api.title,
+        version=api.version,
+        description=api.description,
+        routes=api.routes,
+        tags=[{"name": "Reranking", "description": "Cross-encoder reranking operations"}],
+    )
+    components = document.setdefault("components", {})
+    schemas = components.setdefault("schemas", {})
+    for model in (RankingResponse, ErrorEnvelope):
+        _add(schemas, model.model_json_schema(ref_template=_REF), model.__name__)
+    request = RankingRequest.model_json_schema(ref_template=_REF)
+    _add(schemas, _with_limits(request, limits), "RankingRequestDefaultModel")
+    schemas["RankingRequest"] = _contract(schemas["RankingRequestDefaultModel"])
+    components["securitySchemes"] = {"BearerAuth": {"type": "http", "scheme": "bearer", "bearerFormat": "nvapi-..."}}
+    document["security"] = [{"BearerAuth": []}] if keys_are_required else [{}, {"BearerAuth": []}]
+    return document
+
+
+def _add(schemas: dict[str, Any], schema: dict[str, Any], name: str) -> None:
+    """Puts a pydantic schema and what it refers to among the components."""
+    schemas.update(schema.pop("$defs", {}))
+    schemas[name] = schema | {"title": name}
+
+
+def _with_limits(schema: dict[str, Any], limits: LimitsConfig) -> dict[str, Any]:
+    schema = deepcopy(schema)
+    schema["properties"]["passages"]["maxItems"] = limits.max_passages
+    if limits.unknown_fields == "ignore":
+        for part in (schema, *schema["$defs"].values()):
+            part.pop("additionalProperties", None)
+    schema["properties"]["truncate"] = {
+        "anyOf": [{"type": "string", "enum": ["NONE", "END"]}, {"type": "null"}],
+        "default": "END",
+        "description": schema["properties"]["truncate"]["description"],
+    }
+    return schema
+
+
+def _contract(schema: dict[str, Any]) -> dict[str, Any]:
+    """The published contract's form: `model` required and a string, `truncate` one of two words."""
+    schema = deepcopy(schema)
+    properties = schema["properties"]
+    for name in ("model", "truncate"):
+        not_null = properties[name].pop("anyOf")[0]
+        properties[name] = not_null | properties[name]
+    properties["model"].pop("default")
+    return schema | {"title": "RankingRequest", "required": ["model", "query", "passages"]}

@@ -1,0 +1,82 @@
+"""From a model's name to the Serve deployment that scores with it; the only place that calls replicas.
+
+Every failure of Ray comes out of here as one of our errors. The model's id travels inside the shard rather
+than as Serve's `multiplexed_model_id`: on deployments that do not load models on demand, that option makes
+the router wait for a replica that will never announce the id.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.serve.exceptions import RayServeException
+
+from rerank_service.config import ModelConfig, RerankConfig
+from rerank_service.errors import Loc, ReplicaUnavailable, RerankError, UnknownModel
+from rerank_service.shards import Shard, ShardScores
+
+__all__ = ["ModelRouter", "ScoreMethod"]
+
+
+class ScoreMethod(Protocol):
+    """`handle.score` of a deployment handle: a remote call that can be awaited and cancelled."""
+
+    def remote(self, shard: Shard) -> Any: ...
+
+
+class ModelRouter:
+    """Names and aliases, and a remote `score` for each model."""
+
+    def __init__(self, config: RerankConfig, score_methods: Mapping[str, ScoreMethod]) -> None:
+        """`score_methods` has one entry a model, by id."""
+        self.models = config.models
+        self._score_methods = score_methods
+        self._default = config.default_model_id
+        self._by_name = {name.casefold(): model for model in config.models for name in model.names}
+        self._by_slug = {_slug(name): model for name, model in self._by_name.items()}
+
+    def resolve(self, name: str | None) -> ModelConfig:
+        """The model of a name or alias; of null, the default. Raises `UnknownModel`."""
+        model = self._by_name.get((self._default if name is None else name).casefold())
+        if model is None:
+            raise self._unknown(str(name), ("body", "model"))
+        return model
+
+    def resolve_slug(self, slug: str) -> ModelConfig:
+        """The model of a hosted URL: its name without the organisation, with `_` for `.`."""
+        model = self._by_slug.get(_slug(slug.casefold()))
+        if model is None:
+            raise self._unknown(slug, ("path", "slug"))
+        return model
+
+    async def score(self, shard: Shard) -> ShardScores:
+        """Scores a shard on some replica of its model. Cancelling it cancels the replica's work."""
+        response = self._score_methods[shard.model].remote(shard)
+        try:
+            scores: ShardScores = await response
+        except asyncio.CancelledError:
+            response.cancel()
+            raise
+        except RayTaskError as error:
+            raise _own_error(error, shard.model) from error
+        except (RayActorError, RayServeException) as error:
+            raise ReplicaUnavailable(shard.model) from error
+        return scores
+
+    def _unknown(self, name: str, loc: Loc) -> UnknownModel:
+        return UnknownModel(name, [name for model in self.models for name in model.names], loc)
+
+
+def _own_error(error: RayTaskError, model: str) -> Exception:
+    """What the replica raised: `str()` of the wrapper is a traceback, its `cause` is the error."""
+    cause = error.cause
+    if isinstance(cause, RerankError):
+        return cause
+    if isinstance(cause, RayError | RayServeException):
+        return ReplicaUnavailable(model)
+    return error
+
+
+def _slug(name: str) -> str:
+    return name.rsplit("/", 1)[-1].replace(".", "_")

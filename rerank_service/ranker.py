@@ -1,0 +1,81 @@
+"""One request, from text to ranking: cut into shards, scored wherever the router sends them, put together.
+
+Knows neither HTTP nor the engine.
+"""
+
+import asyncio
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rerank_service.config import RerankConfig
+from rerank_service.errors import RequestTimedOut
+from rerank_service.model_router import ModelRouter
+from rerank_service.ranking import rank_by_logit
+from rerank_service.shards import Shard, ShardScores, cut_into_shards
+
+__all__ = ["Ranked", "Ranker"]
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """A request's answer and what it took."""
+
+    order: list[int]
+    """Passage indices, most relevant first."""
+    logits: list[float]
+    """One a passage, in the request's order."""
+    num_tokens: int
+    num_truncated: int
+    num_shards: int
+    tokenise_s: float
+    queue_s: float
+    """Each of these is the slowest shard's."""
+    forward_s: float
+    total_s: float
+
+
+class Ranker:
+    """Fan-out over the replicas of one model and the way back."""
+
+    def __init__(self, router: ModelRouter, config: RerankConfig) -> None:
+        self._router = router
+        self._shard_tokens = config.service.ingress.shard_tokens
+        self._timeout_s = config.limits.request_timeout_s
+
+    async def rank(self, model_id: str, query: str, passages: Sequence[str], truncate: str) -> Ranked:
+        """Ranks `passages`; raises `RequestTimedOut` or what a shard raised, and then drops the rest."""
+        started = time.perf_counter()
+        shards = list(cut_into_shards(uuid.uuid4().hex, model_id, query, passages, truncate, self._shard_tokens))
+        try:
+            async with asyncio.timeout(self._timeout_s) as deadline:
+                scores = await self._score_all(shards)
+        except TimeoutError:
+            if not deadline.expired():
+                raise
+            raise RequestTimedOut(self._timeout_s) from None
+        return _assemble(scores, time.perf_counter() - started)
+
+    async def _score_all(self, shards: Sequence[Shard]) -> list[ShardScores]:
+        tasks = [asyncio.ensure_future(self._router.score(shard)) for shard in shards]
+        try:
+            return await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+
+
+def _assemble(scores: Sequence[ShardScores], total_s: float) -> Ranked:
+    logits = [logit for shard in scores for logit in shard.logits]  # shards are consecutive slices
+    return Ranked(
+        order=rank_by_logit(logits),
+        logits=logits,
+        num_tokens=sum(shard.num_tokens for shard in scores),
+        num_truncated=sum(shard.num_truncated for shard in scores),
+        num_shards=len(scores),
+        tokenise_s=max(shard.tokenise_s for shard in scores),
+        queue_s=max(shard.queue_s for shard in scores),
+        forward_s=max(shard.forward_s for shard in scores),
+        total_s=total_s,
+    )

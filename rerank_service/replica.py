@@ -1,0 +1,123 @@
+"""One Ray actor: a model on a device, behind `@serve.batch` and the scheduler.
+
+`@serve.batch` only collects: it closes a batch while the device is busy and waits when it is idle, so it
+must not be what decides the forward batches. Its body tokenises the calls it collected in a bounded thread
+pool and gives each call its own future; every call then enters the scheduler by itself, so that its error,
+its cancellation and its wait are its own. Knows nothing of HTTP.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+from ray import serve
+
+from rerank_service.config import BatchingConfig, ModelConfig
+from rerank_service.engine import EncodedPair, Engine, Truncate, load_engine
+from rerank_service.errors import PairTooLong, UnknownModel
+from rerank_service.scheduler import Scheduler
+from rerank_service.serve_logging import log_through_serve
+from rerank_service.shards import Shard, ShardScores
+
+__all__ = ["Replica"]
+
+logger = logging.getLogger(__name__)
+
+_JOB_CHARACTERS = 65_536
+"""Text of one tokenising job, about 20 ms: small calls share a job, a large one has its own."""
+
+
+class _Tokenised(NamedTuple):
+    pairs: list[EncodedPair]
+    tokenise_s: float
+
+
+class Replica:
+    """Scores shards of one model. Bound as a Serve deployment by `app.build_app`."""
+
+    def __init__(self, model: ModelConfig) -> None:
+        log_through_serve()
+        self._model = model
+        self._engine: Engine[Any] = load_engine(model, model.replica.num_cpus)
+        self._tokenisers = ThreadPoolExecutor(model.replica.tokeniser_threads, thread_name_prefix="tokenise")
+        self._scheduler: Scheduler[Any] = Scheduler(
+            self._engine.score, model.batching.max_batch_tokens, model.batching.max_queued_tokens
+        )
+
+    def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Applies live knobs; Serve calls it at start and whenever `user_config` changes, without a restart."""
+        batching = BatchingConfig.model_validate(user_config)
+        self._scheduler.max_batch_tokens = batching.max_batch_tokens
+        self._scheduler.max_queued_tokens = batching.max_queued_tokens
+        self._collect.set_max_batch_size(batching.collect_max_calls)  # type: ignore[attr-defined]
+        self._collect.set_batch_wait_timeout_s(batching.collect_wait_ms / 1000)  # type: ignore[attr-defined]
+        logger.info("reconfigured model=%s %s", self._model.id, batching)
+
+    async def check_health(self) -> None:
+        """Raises once nothing would score what is submitted: Serve then replaces this replica."""
+        self._scheduler.check()
+
+    async def score(self, shard: Shard) -> ShardScores:
+        """Logits of a shard's pairs. Raises `PairTooLong`, `QueueFull`, `NonFiniteLogit`, `EngineFailed`."""
+        if shard.model != self._model.id:
+            raise UnknownModel(shard.model, [self._model.id])
+        tokenised = await (await self._collect(shard))
+        scored = await self._scheduler.submit(shard.request_id, tokenised.pairs)
+        return ShardScores(
+            logits=scored.logits,
+            num_tokens=sum(pair.num_tokens for pair in tokenised.pairs),
+            num_truncated=sum(pair.is_truncated for pair in tokenised.pairs),
+            tokenise_s=tokenised.tokenise_s,
+            queue_s=scored.queue_s,
+            forward_s=scored.forward_s,
+        )
+
+    @serve.batch(max_batch_size=32, batch_wait_timeout_s=0.0, max_concurrent_batches=8)
+    async def _collect(self, shards: list[Shard]) -> list["asyncio.Future[_Tokenised]"]:
+        """A future of its pairs for each shard; returns at once, so that collecting never waits."""
+        loop = asyncio.get_running_loop()
+        futures: list[asyncio.Future[_Tokenised]] = []
+        for group in _group_by_size(shards):
+            job = loop.run_in_executor(self._tokenisers, self._tokenise, group)
+            futures.extend(asyncio.ensure_future(_nth(job, index)) for index in range(len(group)))
+        return futures
+
+    def _tokenise(self, shards: Sequence[Shard]) -> list[_Tokenised | Exception]:
+        """Runs in a tokenising thread. An error is a result, so that it stays with its shard."""
+        results: list[_Tokenised | Exception] = []
+        for shard in shards:
+            started = time.perf_counter()
+            try:
+                pairs = self._engine.tokenise(shard.query, shard.passages, Truncate(shard.truncate))
+            except PairTooLong as error:
+                index = shard.first_index + error.index
+                results.append(PairTooLong(index, error.num_tokens, error.max_tokens))
+            except Exception as error:
+                results.append(error)
+            else:
+                results.append(_Tokenised(pairs, time.perf_counter() - started))
+        return results
+
+
+async def _nth(job: "asyncio.Future[list[_Tokenised | Exception]]", index: int) -> _Tokenised:
+    result = (await asyncio.shield(job))[index]
+    if isinstance(result, Exception):
+        raise result
+    return result
+
+
+def _group_by_size(shards: Sequence[Shard]) -> list[list[Shard]]:
+    """Consecutive shards, cut where a group's text would pass `_JOB_CHARACTERS`."""
+    groups: list[list[Shard]] = []
+    filled = 0
+    for shard in shards:
+        size = sum(len(shard.query) + len(passage) for passage in shard.passages)
+        if not groups or filled + size > _JOB_CHARACTERS:
+            groups.append([])
+            filled = 0
+        groups[-1].append(shard)
+        filled += size
+    return groups

@@ -1,0 +1,177 @@
+"""The wire format of `/v1/ranking`, and how a body is validated against it.
+
+Bodies are parsed from bytes in one pass, without a detour through Python objects. What is wrong comes out
+as `InvalidRequest`, which names the field, the limit and the way out, and never repeats the user's text.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
+
+from rerank_service.config import LimitsConfig
+from rerank_service.errors import FieldProblem, InvalidRequest
+
+__all__ = [
+    "ErrorDetail",
+    "ErrorEnvelope",
+    "Passage",
+    "Query",
+    "Ranking",
+    "RankingRequest",
+    "RankingResponse",
+    "Usage",
+    "parse_ranking_request",
+]
+
+_MAX_PROBLEMS = 10
+"""Problems an error names; a request can have one per passage."""
+
+
+class _Wire(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, regex_engine="python-re")
+
+
+class Query(_Wire):
+    """What is asked."""
+
+    text: Annotated[str, Field(pattern=r"\S")]
+    """The query; not blank."""
+
+
+class Passage(_Wire):
+    """A candidate."""
+
+    text: str
+    """The passage; may be empty."""
+
+
+class RankingRequest(_Wire):
+    """A query and the passages to rank for it."""
+
+    model: str | None = None
+    """e.g. `nvidia/llama-3.2-nv-rerankqa-1b-v2`, `nvidia/nv-rerankqa-mistral-4b-v3`. Null or absent: the
+    service's default model."""
+
+    query: Query
+    passages: Annotated[tuple[Passage, ...], Field(min_length=1)]
+    """Candidate passages."""
+
+    truncate: Literal["NONE", "END"] | None = "END"
+    """What to do with a pair longer than the model's window: `END` cuts it at the end, `NONE` refuses it."""
+
+
+class Ranking(_Wire):
+    """One passage's place."""
+
+    index: int
+    """Original index in the request `passages` array."""
+    logit: float
+    """Raw cross-encoder relevance logit (higher = more relevant)."""
+
+
+class Usage(_Wire):
+    """Tokens of the request."""
+
+    prompt_tokens: int
+    """Tokens of all pairs, templated and truncated."""
+    total_tokens: int
+    """The same: a reranker writes none."""
+
+
+class RankingResponse(_Wire):
+    """Every passage, most relevant first."""
+
+    rankings: tuple[Ranking, ...]
+    usage: Usage
+
+
+class ErrorDetail(_Wire):
+    """One thing that is wrong."""
+
+    loc: tuple[str | int, ...]
+    """Where: `body`, `header` or `path`, then the field."""
+    msg: str
+    """What, and what to do."""
+    type: str
+    """A code for programs."""
+
+
+class ErrorEnvelope(_Wire):
+    """The body of every error."""
+
+    object: Literal["error"] = "error"
+    message: str
+    """One sentence for a person."""
+    detail: tuple[ErrorDetail, ...]
+    """The problems one by one."""
+    type: str
+    """Kind of error, for instance `invalid_request_error`."""
+
+
+def parse_ranking_request(body: bytes, limits: LimitsConfig) -> RankingRequest:
+    """Validates a body; raises `InvalidRequest` with every problem, up to ten."""
+    try:
+        request = RankingRequest.model_validate_json(
+            body.removeprefix(b"\xef\xbb\xbf"),  # .NET clients send a byte order mark
+            extra="forbid" if limits.unknown_fields == "reject" else "ignore",
+        )
+    except ValidationError as error:
+        raise InvalidRequest(_problems(error)) from None
+    if len(request.passages) > limits.max_passages:
+        raise InvalidRequest([_too_many_passages(len(request.passages), limits.max_passages)])
+    return request
+
+
+def _too_many_passages(count: int, limit: int) -> FieldProblem:
+    message = f"passages has {count} entries; at most {limit} are allowed, so split the request"
+    return FieldProblem(("body", "passages"), message, "too_many_passages")
+
+
+def _problems(error: ValidationError) -> list[FieldProblem]:
+    details = error.errors(include_url=False, include_input=False)
+    problems = [_problem(detail) for detail in details[:_MAX_PROBLEMS]]
+    if len(details) > _MAX_PROBLEMS:
+        more = len(details) - _MAX_PROBLEMS
+        problems.append(FieldProblem(("body",), f"and {more} more problems of this kind", "too_many_problems"))
+    return problems
+
+
+def _problem(detail: ErrorDetails) -> FieldProblem:
+    loc = ("body", *(_short(part) for part in detail["loc"]))
+    code = detail["type"]
+    return FieldProblem(loc, _message(code, loc, detail), code)
+
+
+def _message(code: str, loc: tuple[str | int, ...], detail: ErrorDetails) -> str:
+    field = _dotted(loc[1:])
+    if code == "json_invalid":
+        return f"The body is not valid JSON: {detail['msg'].removeprefix('Invalid JSON: ')}"
+    if code == "model_type" and not field:
+        return "The body must be a JSON object with query and passages"
+    if code == "missing":
+        return f"{field} is required"
+    if code == "extra_forbidden":
+        accepted = ", ".join(_accepted_beside(loc))
+        return f"{field} is not a field of this API; accepted here: {accepted}"
+    if code == "string_pattern_mismatch":
+        return f"{field} is blank; send the question to rank for"
+    if code == "too_short":
+        return f"{field} is empty; send at least one passage"
+    return f"{field}: {detail['msg']}"
+
+
+def _accepted_beside(loc: tuple[str | int, ...]) -> list[str]:
+    owner = {"query": Query, "passages": Passage}.get(str(loc[1])) if len(loc) > 2 else RankingRequest
+    return list((owner or RankingRequest).model_fields)
+
+
+def _dotted(loc: tuple[str | int, ...]) -> str:
+    path = ""
+    for part in loc:
+        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
+    return path
+
+
+def _short(part: str | int) -> str | int:
+    return part[:80] if isinstance(part, str) else part
