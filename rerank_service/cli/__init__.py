@@ -1,5 +1,5 @@
-"""The command line."""
+"""The `rerank-service` command, one file a subcommand."""
 
+from rerank_service.cli.main import main
 
-def main() -> None:
-    raise SystemExit("not yet")
+__all__ = ["main"]

@@ -1,0 +1,45 @@
+# `make serve` and `make test` do everything from a fresh clone; the second time they start at once.
+PYTHON ?= python3
+VENV ?= .venv
+CONFIG ?= serve_config.yaml
+BIN = $(VENV)/bin
+PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+export RAY_USAGE_STATS_ENABLED = 0
+
+.PHONY: serve test check format clean
+
+serve: $(VENV)/.installed ## install, then serve on http://127.0.0.1:8000
+	$(BIN)/rerank-service check $(CONFIG)
+	$(BIN)/serve run $(CONFIG)
+
+test: $(VENV)/.installed-dev ## install, then run the tests
+	$(BIN)/python -m pytest $(PYTEST)
+
+check: $(VENV)/.installed-dev ## lint, format, types, import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+format: $(VENV)/.installed-dev ## rewrite the code the way `make check` wants it
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove what this file made
+	rm -rf $(VENV)
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Python 3.11 or newer is needed; give one with: make PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing into $(VENV) (a minute or a few, the first time only)"
+	$(PIP_INSTALL) --editable '.[embedded]'
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing into $(VENV) (a minute or a few, the first time only)"
+	$(PIP_INSTALL) --editable '.[embedded,dev]'
+	@touch $@ $(VENV)/.installed

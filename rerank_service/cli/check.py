@@ -1,0 +1,24 @@
+"""`rerank-service check`: is this configuration one that can be served?"""
+
+from pathlib import Path
+
+from rerank_service.cli.console import ConfigPath, fail, stdout
+from rerank_service.config import RerankConfig, load_config
+from rerank_service.errors import ConfigError
+
+__all__ = ["check", "checked_config"]
+
+
+def check(config: ConfigPath = "serve_config.yaml") -> None:
+    """Check a configuration file without starting anything."""
+    settings = checked_config(config)
+    names = ", ".join(model.id for model in settings.models)
+    stdout.print(f"{config} is valid; it serves {names}", highlight=False, soft_wrap=True)
+
+
+def checked_config(path: str) -> RerankConfig:
+    """The settings of a file; ends the program with every problem if they are wrong."""
+    try:
+        return load_config(Path(path))
+    except ConfigError as error:
+        raise fail(f"{path} cannot be served\n{error}") from None

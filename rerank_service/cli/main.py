@@ -1,0 +1,36 @@
+"""Puts the subcommands together."""
+
+import typer
+
+from rerank_service.cli.check import check
+from rerank_service.cli.make_checkpoint import make_checkpoint_command
+from rerank_service.cli.models import models
+from rerank_service.cli.rank import rank
+from rerank_service.cli.serve import serve
+from rerank_service.version import __version__
+
+__all__ = ["main"]
+
+app = typer.Typer(
+    name="rerank-service",
+    help="Self-hosted reranking: a query and passages in, passages by relevance out.",
+    no_args_is_help=True,
+    pretty_exceptions_show_locals=False,  # locals hold users' texts
+)
+app.command()(serve)
+app.command()(check)
+app.command()(models)
+app.command()(rank)
+app.command("make-checkpoint")(make_checkpoint_command)
+
+
+@app.callback(invoke_without_command=True)
+def _options(version: bool = typer.Option(False, "--version", help="Print the version and exit.")) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()

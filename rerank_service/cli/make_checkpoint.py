@@ -1,0 +1,58 @@
+"""The command that writes a randomly initialised checkpoint; it must not know formats or weights."""
+
+from __future__ import annotations
+
+import time
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from rerank_service.checkpoints.shapes import Architecture
+
+__all__ = ["make_checkpoint_command"]
+
+_SIZES_WITH_PROGRESS = {"1b", "4b"}
+
+
+class DType(StrEnum):
+    """The element type of the weights."""
+
+    BFLOAT16 = "bfloat16"
+    FLOAT32 = "float32"
+
+
+def make_checkpoint_command(
+    architecture: Annotated[Architecture, typer.Argument(help="The model family.")],
+    folder: Annotated[Path, typer.Argument(help="Where to write; created if absent.")],
+    size: Annotated[str, typer.Option(help="tiny or small; also 1b for llama_bidirec and 4b for mistral.")] = "tiny",
+    seed: Annotated[int, typer.Option(help="The same seed gives the same weights.")] = 0,
+    dtype: Annotated[DType, typer.Option(help="Element type of the weights.")] = DType.BFLOAT16,
+    head_bias: Annotated[bool, typer.Option("--head-bias", help="Add score.bias; mistral only.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace a checkpoint that is there.")] = False,
+) -> None:
+    """Write a randomly initialised reranker checkpoint, for tests and speed measurements."""
+    # Imported late: torch and transformers take seconds, and --help must not.
+    from rerank_service.checkpoints.make import count_parameters, make_checkpoint
+
+    started = time.monotonic()
+    try:
+        make_checkpoint(
+            folder,
+            architecture,
+            size,
+            seed=seed,
+            dtype=dtype.value,
+            head_bias=head_bias,
+            overwrite=force,
+            progress=size in _SIZES_WITH_PROGRESS,
+        )
+    except (ValueError, OSError) as error:
+        Console(stderr=True).print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+        raise typer.Exit(2) from error
+    num_parameters = count_parameters(architecture, size, head_bias=head_bias)
+    num_bytes = sum(path.stat().st_size for path in folder.iterdir())
+    line = f"{folder}: {num_parameters:,} parameters, {num_bytes:,} bytes, {time.monotonic() - started:.1f} s"
+    Console().print(line, markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,91 @@
+"""`rerank-service rank`: rank lines of text, by a running service or in this process."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from rerank_service.cli.check import checked_config
+from rerank_service.cli.console import Key, Url, call, fail, stdout
+
+__all__ = ["rank"]
+
+
+def rank(
+    query: str = typer.Argument(help="What the passages are ranked for."),
+    passages: str = typer.Argument("-", help="File with one passage a line; - reads standard input."),
+    url: Url = "http://127.0.0.1:8000",
+    key: Key = None,
+    model: str | None = typer.Option(None, help="Model or alias; the default model if not given."),
+    top: int | None = typer.Option(None, min=1, help="Show only the best so many."),
+    in_process: bool = typer.Option(False, "--in-process", help="Load the model here; no service needed."),
+    config: str = typer.Option("serve_config.yaml", help="With --in-process: where the models are configured."),
+    as_json: bool = typer.Option(False, "--json", help="Print the ranking as JSON."),
+) -> None:
+    """Rank passages, one a line, for a query."""
+    lines = _lines(passages)
+    if in_process:
+        answer = _rank_here(query, lines, model, config)
+    else:
+        body = {"model": model, "query": {"text": query}, "passages": [{"text": line} for line in lines]}
+        answer = call("POST", url, "/v1/ranking", key, body)
+    answer["rankings"] = answer["rankings"][:top]
+    if as_json:
+        typer.echo(json.dumps(answer))
+    else:
+        stdout.print(_table(answer, lines))
+
+
+def _lines(source: str) -> list[str]:
+    try:
+        text = sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise fail(f"cannot read passages from {source}: {error}") from None
+    lines = [line for line in text.splitlines() if line.strip()]
+    if not lines:
+        raise fail("there are no passages; give one a line")
+    return lines
+
+
+def _rank_here(query: str, passages: list[str], name: str | None, config: str) -> dict[str, Any]:
+    """The service's answer without a service: same engine, same order."""
+    settings = checked_config(config)
+    wanted = (name or settings.default_model_id).casefold()
+    model = next((m for m in settings.models if wanted in {n.casefold() for n in m.names}), None)
+    if model is None:
+        raise fail(f"{config} has no model {name!r}; it has {', '.join(m.id for m in settings.models)}")
+
+    from rerank_service.engine import Truncate, load_engine  # torch takes seconds; only this path pays
+    from rerank_service.engine.pack import token_budget_batches
+    from rerank_service.errors import CheckpointError
+    from rerank_service.ranking import rank_by_logit
+
+    try:
+        engine = load_engine(model)
+    except CheckpointError as error:
+        raise fail(str(error)) from None
+    pairs = engine.tokenise(query, passages, Truncate.END)
+    logits = [0.0] * len(pairs)
+    for batch in token_budget_batches([pair.num_tokens for pair in pairs], model.batching.max_batch_tokens):
+        for index, logit in zip(batch, engine.score([pairs[index] for index in batch]), strict=True):
+            logits[index] = logit
+    num_tokens = sum(pair.num_tokens for pair in pairs)
+    return {
+        "rankings": [{"index": index, "logit": logits[index]} for index in rank_by_logit(logits)],
+        "usage": {"prompt_tokens": num_tokens, "total_tokens": num_tokens},
+    }
+
+
+def _table(answer: dict[str, Any], passages: list[str]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    table.add_column("logit", justify="right")
+    table.add_column("line", justify="right", style="dim")
+    table.add_column("passage", overflow="ellipsis", no_wrap=True)
+    for ranking in answer["rankings"]:
+        index = ranking["index"]
+        table.add_row(f"{ranking['logit']:.2f}", str(index + 1), Text(passages[index]))
+    return table
