@@ -129,12 +129,18 @@ def _too_many_passages(count: int, limit: int) -> FieldProblem:
 
 
 def _problems(error: ValidationError) -> list[FieldProblem]:
-    details = error.errors(include_url=False, include_input=False)
+    details = _without_echoes(error.errors(include_url=False, include_input=False))
     problems = [_problem(detail) for detail in details[:_MAX_PROBLEMS]]
     if len(details) > _MAX_PROBLEMS:
         more = len(details) - _MAX_PROBLEMS
         problems.append(FieldProblem(("body",), f"and {more} more problems of this kind", "too_many_problems"))
     return problems
+
+
+def _without_echoes(details: list[ErrorDetails]) -> list[ErrorDetails]:
+    """Leaves out that a list is too short when that is so because its entries are wrong."""
+    owners = {detail["loc"][:1] for detail in details if len(detail["loc"]) > 1}
+    return [detail for detail in details if detail["type"] != "too_short" or detail["loc"] not in owners]
 
 
 def _problem(detail: ErrorDetails) -> FieldProblem:
@@ -149,6 +155,8 @@ def _message(code: str, loc: tuple[str | int, ...], detail: ErrorDetails) -> str
         return f"The body is not valid JSON: {detail['msg'].removeprefix('Invalid JSON: ')}"
     if code == "model_type" and not field:
         return "The body must be a JSON object with query and passages"
+    if code == "model_type":
+        return f'{field} must be an object: {{"text": "..."}}'
     if code == "missing":
         return f"{field} is required"
     if code == "extra_forbidden":

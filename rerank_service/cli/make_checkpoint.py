@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
+from rich.markup import escape
 
 from rerank_service.checkpoints.shapes import Architecture
+from rerank_service.cli.console import fail, stdout
 
 __all__ = ["make_checkpoint_command"]
 
@@ -50,9 +51,8 @@ def make_checkpoint_command(
             progress=size in _SIZES_WITH_PROGRESS,
         )
     except (ValueError, OSError) as error:
-        Console(stderr=True).print(f"error: {error}", style="red", markup=False, soft_wrap=True)
-        raise typer.Exit(2) from error
+        raise fail(escape(str(error))) from error
     num_parameters = count_parameters(architecture, size, head_bias=head_bias)
     num_bytes = sum(path.stat().st_size for path in folder.iterdir())
     line = f"{folder}: {num_parameters:,} parameters, {num_bytes:,} bytes, {time.monotonic() - started:.1f} s"
-    Console().print(line, markup=False, highlight=False, soft_wrap=True)
+    stdout.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -128,7 +128,7 @@ def load_bidirectional_decoder(
     model = loading.load_weights(
         family.model_class,
         folder,
-        _native_config(family, raw, _has_score_bias(folder)),
+        _native_config(family, raw, loading.has_tensor(folder, "score.bias")),
         dtype=loading.resolve_dtype(options.dtype, device),
         device=device,
         attention=PACKED_ATTENTION,
@@ -173,13 +173,3 @@ def _published_pooling(folder: Path, raw: dict[str, Any]) -> Pooling:
         return Pooling(name)
     except ValueError:
         raise CheckpointError(f"{folder} asks for pooling {name!r}; known: {', '.join(Pooling)}") from None
-
-
-def _has_score_bias(folder: Path) -> bool:
-    from safetensors import safe_open
-
-    for path in folder.glob("*.safetensors"):
-        with safe_open(path, framework="pt") as tensors:
-            if "score.bias" in tensors.keys():  # noqa: SIM118 - not a dict
-                return True
-    return False

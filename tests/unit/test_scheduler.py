@@ -1,0 +1,211 @@
+"""The asyncio shell, with an engine whose every batch the test lets through."""
+
+import asyncio
+import math
+import threading
+from collections.abc import AsyncIterator, Sequence
+
+import numpy as np
+import pytest
+
+from rerank_service.engine.protocol import EncodedPair
+from rerank_service.errors import EngineFailed, NonFiniteLogit, PairTooLong, QueueFull
+from rerank_service.scheduler import Scheduler
+
+
+def pairs(count: int, value: int = 1, length: int = 10) -> list[EncodedPair]:
+    """Pairs whose logit will be `value`, or trouble if it is one of the values below."""
+    return [EncodedPair(np.full(length, value, np.int32), length, False) for _ in range(count)]
+
+
+CRASH, NAN, OUR_ERROR = -1, -2, -3
+
+
+class Device:
+    """Scores a pair by its first token; remembers its batches; can be held."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.is_free = threading.Event()
+        self.is_free.set()
+        self.has_started = threading.Event()
+
+    def score(self, batch: Sequence[EncodedPair]) -> list[float]:
+        values = [int(pair.token_ids[0]) for pair in batch]
+        self.batches.append(values)
+        self.has_started.set()
+        assert self.is_free.wait(20)
+        if CRASH in values:
+            raise RuntimeError("device-side assert")
+        if OUR_ERROR in values:
+            raise PairTooLong(0, 9, 8)
+        return [math.nan if value == NAN else float(value) for value in values]
+
+    async def hold(self, scheduler: Scheduler[EncodedPair]) -> "asyncio.Task[object]":
+        """A request that occupies the device until `is_free` is set."""
+        self.is_free.clear()
+        self.has_started.clear()
+        blocker = asyncio.ensure_future(scheduler.submit("blocker", pairs(1, 99)))
+        await asyncio.to_thread(self.has_started.wait, 20)
+        self.batches.clear()
+        return blocker
+
+
+@pytest.fixture
+def device() -> Device:
+    return Device()
+
+
+@pytest.fixture
+async def scheduler(device: Device) -> AsyncIterator[Scheduler[EncodedPair]]:
+    scheduler = Scheduler(device.score, max_batch_tokens=100, max_queued_tokens=10_000)
+    yield scheduler
+    device.is_free.set()
+    await scheduler.close()
+
+
+async def settle() -> None:
+    """Lets every task that can run do so."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+async def test_logits_come_back_in_order(scheduler: Scheduler[EncodedPair], device: Device) -> None:
+    mixed = [pair for value in range(25) for pair in pairs(1, value)]
+
+    scored = await scheduler.submit("r", mixed)
+
+    assert scored.logits == tuple(float(value) for value in range(25))
+    assert [len(batch) for batch in device.batches] == [10, 10, 5]
+    assert scored.queue_s >= 0
+    assert scored.forward_s > 0
+
+
+async def test_no_pairs_no_wait(scheduler: Scheduler[EncodedPair]) -> None:
+    assert (await scheduler.submit("r", [])).logits == ()
+
+
+async def test_pairs_wait_for_company_only_while_the_device_is_busy(
+    scheduler: Scheduler[EncodedPair], device: Device
+) -> None:
+    blocker = await device.hold(scheduler)
+    small = [asyncio.ensure_future(scheduler.submit(f"r{n}", pairs(2, n))) for n in range(5)]
+    await settle()
+    assert device.batches == []
+
+    device.is_free.set()
+    await asyncio.gather(blocker, *small)
+
+    assert [len(batch) for batch in device.batches] == [10]
+
+
+async def test_a_small_request_overtakes_a_large_one(scheduler: Scheduler[EncodedPair], device: Device) -> None:
+    blocker = await device.hold(scheduler)
+    large = asyncio.ensure_future(scheduler.submit("large", pairs(100, 1)))
+    await settle()
+    small = asyncio.ensure_future(scheduler.submit("small", pairs(3, 2)))
+    await settle()
+
+    device.is_free.set()
+    await small
+    assert not large.done()
+    await asyncio.gather(blocker, large)
+
+    assert device.batches[0].count(2) == 3
+
+
+async def test_a_cancelled_request_leaves_the_queue(scheduler: Scheduler[EncodedPair], device: Device) -> None:
+    blocker = await device.hold(scheduler)
+    gone = asyncio.ensure_future(scheduler.submit("gone", pairs(200, 1)))
+    kept = asyncio.ensure_future(scheduler.submit("kept", pairs(4, 2)))
+    await settle()
+    assert scheduler.queued_tokens == 2040
+
+    gone.cancel()
+    await settle()
+    assert scheduler.queued_tokens == 40
+
+    device.is_free.set()
+    await asyncio.gather(blocker, kept)
+    assert device.batches == [[2, 2, 2, 2]]
+
+
+async def test_a_request_cancelled_in_flight_costs_no_further_batch(
+    scheduler: Scheduler[EncodedPair], device: Device
+) -> None:
+    device.is_free.clear()
+    gone = asyncio.ensure_future(scheduler.submit("gone", pairs(200, 1)))
+    await asyncio.to_thread(device.has_started.wait, 20)
+
+    gone.cancel()
+    await settle()
+    device.is_free.set()
+
+    assert (await scheduler.submit("next", pairs(1, 7))).logits == (7.0,)
+    assert [len(batch) for batch in device.batches] == [10, 1]
+
+
+async def test_an_error_fails_its_own_request_alone(scheduler: Scheduler[EncodedPair], device: Device) -> None:
+    blocker = await device.hold(scheduler)
+    good = [asyncio.ensure_future(scheduler.submit(f"good {n}", pairs(2, n))) for n in range(2)]
+    bad = asyncio.ensure_future(scheduler.submit("bad", pairs(50, CRASH)))
+    await settle()
+
+    device.is_free.set()
+    await blocker
+
+    with pytest.raises(EngineFailed, match="RuntimeError"):
+        await bad
+    assert [(await task).logits for task in good] == [(0.0, 0.0), (1.0, 1.0)]
+    assert scheduler.queued_tokens == 0
+    assert (await scheduler.submit("after", pairs(1, 5))).logits == (5.0,)
+
+
+async def test_our_own_errors_pass_through(scheduler: Scheduler[EncodedPair]) -> None:
+    with pytest.raises(PairTooLong):
+        await scheduler.submit("r", pairs(1, OUR_ERROR))
+
+
+async def test_a_logit_that_is_no_number_is_never_ranked(scheduler: Scheduler[EncodedPair]) -> None:
+    with pytest.raises(NonFiniteLogit, match=r"2 pair\(s\)"):
+        await scheduler.submit("r", pairs(3, 1) + pairs(2, NAN))
+
+
+async def test_a_wrong_number_of_logits_is_an_error() -> None:
+    scheduler = Scheduler(lambda batch: [1.0], max_batch_tokens=100, max_queued_tokens=1000)
+    with pytest.raises(EngineFailed):
+        await scheduler.submit("r", pairs(3))
+    await scheduler.close()
+
+
+async def test_the_queue_is_bounded_but_an_empty_one_takes_anything(
+    scheduler: Scheduler[EncodedPair], device: Device
+) -> None:
+    blocker = await device.hold(scheduler)
+    large = asyncio.ensure_future(scheduler.submit("large", pairs(1500, 1)))
+    await settle()
+    assert scheduler.queued_tokens == 15_000
+
+    with pytest.raises(QueueFull) as caught:
+        await scheduler.submit("late", pairs(1))
+
+    assert caught.value.retry_after_s >= 1
+    device.is_free.set()
+    await asyncio.gather(blocker, large)
+
+
+async def test_live_knobs_apply_to_the_next_batch(scheduler: Scheduler[EncodedPair], device: Device) -> None:
+    scheduler.max_batch_tokens = 40
+    await scheduler.submit("r", pairs(10))
+    assert [len(batch) for batch in device.batches] == [4, 4, 2]
+
+
+async def test_a_dead_loop_is_reported_instead_of_hanging(scheduler: Scheduler[EncodedPair]) -> None:
+    await scheduler.submit("r", pairs(1))
+    scheduler.check()
+    await scheduler.close()
+
+    with pytest.raises(EngineFailed):
+        scheduler.check()
+    with pytest.raises(EngineFailed):
+        await scheduler.submit("r", pairs(1))
