@@ -1,0 +1,386 @@
+"""Routes, bodies and errors, over the real ranker and engine in this process."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from rerank_service.config import ModelConfig
+from rerank_service.errors import NonFiniteLogit, QueueFull
+from tests.local_service import LocalReplica, local_api
+from tests.models import local_model
+
+BODY: dict[str, Any] = {"query": {"text": "a query"}, "passages": [{"text": "one"}, {"text": "two"}, {"text": "one"}]}
+JSON = {"content-type": "application/json"}
+
+
+def by_index(answer: dict[str, Any]) -> list[float]:
+    """Logits in the order of the request's passages."""
+    return [ranking["logit"] for ranking in sorted(answer["rankings"], key=lambda ranking: ranking["index"])]
+
+
+@pytest.fixture
+def models(checkpoints: dict[str, Path]) -> list[ModelConfig]:
+    llama = local_model(checkpoints["llama_bidirec"], window_tokens=64)
+    mistral = local_model(checkpoints["mistral"])
+    return [
+        llama.model_copy(update={"id": "nvidia/llama-3.2-rerank", "aliases": ("nvidia/new-name",)}),
+        mistral.model_copy(update={"id": "nvidia/mistral-4b"}),
+    ]
+
+
+@asynccontextmanager
+async def client_of(api: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
+    transport = httpx.ASGITransport(api, raise_app_exceptions=False)
+    async with api.router.lifespan_context(api), httpx.AsyncClient(transport=transport, base_url="http://rerank") as c:
+        yield c
+
+
+@pytest.fixture
+async def client(models: list[ModelConfig]) -> AsyncIterator[httpx.AsyncClient]:
+    replicas = {model.id: LocalReplica(model) for model in models}
+    async with client_of(local_api(models, replicas, limits={"max_passages": 4, "max_body_bytes": 20_000})) as c:
+        yield c
+
+
+async def test_ranks_every_passage_by_logit_then_index(client: httpx.AsyncClient) -> None:
+    answer = (await client.post("/v1/ranking", json=BODY)).json()
+
+    assert set(answer) == {"rankings", "usage"}
+    assert sorted(ranking["index"] for ranking in answer["rankings"]) == [0, 1, 2]
+    keys = [(-ranking["logit"], ranking["index"]) for ranking in answer["rankings"]]
+    assert keys == sorted(keys)
+    assert all(set(ranking) == {"index", "logit"} for ranking in answer["rankings"])
+    assert answer["usage"]["prompt_tokens"] == answer["usage"]["total_tokens"] > 0
+
+
+@pytest.mark.parametrize(
+    ("path", "model", "served_by"),
+    [
+        ("/v1/ranking", None, 0),
+        ("/v1/ranking", "nvidia/new-name", 0),
+        ("/v1/ranking", "NVIDIA/Mistral-4B", 1),
+        ("/v1/retrieval/nvidia/reranking", None, 0),
+        ("/v1/retrieval/nvidia/llama-3_2-rerank/reranking", None, 0),
+        ("/v1/retrieval/nvidia/mistral-4b/reranking", None, 1),
+        ("/v1/retrieval/nvidia/mistral-4b/reranking", "nvidia/new-name", 0),
+    ],
+)
+async def test_routes_by_name_alias_and_slug(
+    client: httpx.AsyncClient, models: list[ModelConfig], path: str, model: str | None, served_by: int
+) -> None:
+    expected = (await client.post("/v1/ranking", json=BODY | {"model": models[served_by].id})).json()
+
+    answer = (await client.post(path, json=BODY | {"model": model})).json()
+
+    assert answer["usage"] == expected["usage"]
+    assert by_index(answer) == pytest.approx(by_index(expected), abs=1e-5)
+
+
+BAD_BODIES: list[tuple[str, dict[str, Any], list[str | int], str, str]] = [
+    ("no query", {"query": ...}, ["query"], "missing", "query is required"),
+    ("query is text", {"query": "q"}, ["query"], "model_type", 'query must be an object: {"text": "..."}'),
+    ("blank query", {"query": {"text": " \n\x1c"}}, ["query", "text"], "string_pattern_mismatch",
+     "query.text is blank; send the question to rank for"),
+    ("query is a number", {"query": {"text": 5}}, ["query", "text"], "string_type",
+     "query.text: Input should be a valid string"),
+    ("no passages", {"passages": []}, ["passages"], "too_short", "passages is empty; send at least one passage"),
+    ("a passage is text", {"passages": [{"text": "a"}, "b"]}, ["passages", 1], "model_type",
+     'passages[1] must be an object: {"text": "..."}'),
+    ("too many passages", {"passages": [{"text": "a"}] * 5}, ["passages"], "too_many_passages",
+     "passages has 5 entries; at most 4 are allowed, so split the request"),
+    ("unknown field", {"top_n": 2}, ["top_n"], "extra_forbidden",
+     "top_n is not a field of this API; accepted here: model, query, passages, truncate"),
+    ("unknown inner field", {"passages": [{"text": "a", "title": "b"}]}, ["passages", 0, "title"], "extra_forbidden",
+     "passages[0].title is not a field of this API; accepted here: text"),
+    ("unknown truncate", {"truncate": "START"}, ["truncate"], "literal_error",
+     "truncate: Input should be 'NONE' or 'END'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "loc", "code", "message"), [case[1:] for case in BAD_BODIES],
+                         ids=[case[0] for case in BAD_BODIES])  # fmt: skip
+async def test_bad_bodies_have_an_exact_envelope(
+    client: httpx.AsyncClient, changes: dict[str, Any], loc: list[str | int], code: str, message: str
+) -> None:
+    body = {key: value for key, value in (BODY | changes).items() if value is not ...}
+
+    response = await client.post("/v1/ranking", json=body)
+
+    assert response.status_code == 400
+    assert response.json() == {
+        "object": "error",
+        "message": message,
+        "detail": [{"loc": ["body", *loc], "msg": message, "type": code}],
+        "type": "invalid_request_error",
+    }
+
+
+async def test_many_problems_are_summed_up(client: httpx.AsyncClient) -> None:
+    answer = (await client.post("/v1/ranking", json=BODY | {"passages": [5] * 100})).json()
+
+    assert len(answer["detail"]) == 11
+    assert answer["detail"][-1]["msg"] == "and 90 more problems of this kind"
+
+
+RAW_BODIES = {
+    "empty": b"",
+    "cut off": b'{"query": {"text": "a"',
+    "a list": b"[]",
+    "null": b"null",
+    "deep": b"[" * 100_000,
+    "latin-1": b'{"query": {"text": "\xe9"}, "passages": [{"text": "p"}]}',
+    "utf-16": json.dumps(BODY).encode("utf-16"),
+    "lone surrogate": b'{"query": {"text": "\\ud800"}, "passages": [{"text": "p"}]}',
+    "not a number": b'{"query": NaN, "passages": [{"text": "p"}]}',
+}
+
+
+@pytest.mark.parametrize("name", RAW_BODIES)
+async def test_what_is_no_json_object_gets_400(client: httpx.AsyncClient, name: str) -> None:
+    response = await client.post("/v1/ranking", content=RAW_BODIES[name][:20_000], headers=JSON)
+
+    assert response.status_code == 400
+    answer = response.json()
+    assert (answer["object"], answer["type"]) == ("error", "invalid_request_error")
+    assert answer["detail"][0]["loc"][0] == "body"
+
+
+async def test_errors_do_not_repeat_the_users_text(client: httpx.AsyncClient) -> None:
+    body = {"query": {"text": ["my secret"]}, "passages": "my secret", "truncate": "my secret"}
+    assert "my secret" not in (await client.post("/v1/ranking", json=body)).text
+
+
+async def test_a_byte_order_mark_is_no_error(client: httpx.AsyncClient) -> None:
+    response = await client.post("/v1/ranking", content=b"\xef\xbb\xbf" + json.dumps(BODY).encode(), headers=JSON)
+    assert response.status_code == 200
+
+
+@pytest.mark.parametrize("content_type", ["application/json; charset=utf-8", "application/vnd.api+json", None])
+async def test_json_by_any_of_its_names(client: httpx.AsyncClient, content_type: str | None) -> None:
+    headers = {"content-type": content_type} if content_type else {}
+    response = await client.post("/v1/ranking", content=json.dumps(BODY).encode(), headers=headers)
+    assert response.status_code == 200
+
+
+async def test_another_content_type_is_415(client: httpx.AsyncClient) -> None:
+    response = await client.post("/v1/ranking", data={"a": "b"})
+    message = "Content-Type is 'application/x-www-form-urlencoded'; send 'Content-Type: application/json'"
+
+    assert response.status_code == 415
+    assert response.json() == {
+        "object": "error",
+        "message": message,
+        "detail": [{"loc": ["header", "content-type"], "msg": message, "type": "unsupported_media_type"}],
+        "type": "invalid_request_error",
+    }
+
+
+@pytest.mark.parametrize("is_announced", [True, False])
+async def test_a_body_over_the_limit_is_413(client: httpx.AsyncClient, is_announced: bool) -> None:
+    async def chunks() -> AsyncIterator[bytes]:
+        for _ in range(30):
+            yield b"x" * 1000
+
+    content: Any = b"x" * 30_000 if is_announced else chunks()
+    response = await client.post("/v1/ranking", content=content, headers=JSON)
+    message = "The body is larger than the limit of 20000 bytes; send fewer or shorter passages"
+
+    assert response.status_code == 413
+    assert response.json() == {
+        "object": "error",
+        "message": message,
+        "detail": [{"loc": ["body"], "msg": message, "type": "body_too_large"}],
+        "type": "invalid_request_error",
+    }
+
+
+async def test_truncate_none_names_the_passage_and_the_window(client: httpx.AsyncClient) -> None:
+    body = BODY | {"passages": [{"text": "short"}, {"text": "long " * 200}], "truncate": "NONE"}
+
+    response = await client.post("/v1/ranking", json=body)
+
+    assert response.status_code == 400
+    assert "exceeds maximum allowed token size 64" in response.json()["message"]
+    assert response.json()["detail"][0]["loc"] == ["body", "passages", 1, "text"]
+    assert (await client.post("/v1/ranking", json=body | {"truncate": "END"})).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "model", "loc"),
+    [("/v1/ranking", "nope", ["body", "model"]), ("/v1/retrieval/nvidia/nope/reranking", None, ["path", "slug"])],
+)
+async def test_an_unknown_model_lists_what_is_served(
+    client: httpx.AsyncClient, path: str, model: str | None, loc: list[str]
+) -> None:
+    response = await client.post(path, json=BODY | {"model": model})
+    message = "Unknown model 'nope'; this service has: nvidia/llama-3.2-rerank, nvidia/new-name, nvidia/mistral-4b"
+
+    assert response.status_code == 404
+    assert response.json() == {
+        "object": "error",
+        "message": message,
+        "detail": [{"loc": loc, "msg": message, "type": "model_not_found"}],
+        "type": "not_found_error",
+    }
+
+
+async def test_routes_that_do_not_exist(client: httpx.AsyncClient) -> None:
+    missing, wrong = await client.get("/v1/rank"), await client.get("/v1/ranking")
+
+    assert missing.status_code == 404
+    assert missing.json() == {
+        "object": "error",
+        "message": "There is no route /v1/rank; the API is described at /docs",
+        "detail": [
+            {
+                "loc": ["path"],
+                "msg": "There is no route /v1/rank; the API is described at /docs",
+                "type": "not_found",
+            }
+        ],
+        "type": "not_found_error",
+    }
+    assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
+    assert wrong.json()["message"] == "GET is not allowed on /v1/ranking; use POST"
+
+
+async def test_unknown_fields_can_be_ignored(models: list[ModelConfig]) -> None:
+    replicas = {model.id: LocalReplica(model) for model in models}
+    async with client_of(local_api(models, replicas, limits={"unknown_fields": "ignore"})) as client:
+        response = await client.post("/v1/ranking", json=BODY | {"top_n": 1, "user": "x"})
+
+    assert response.status_code == 200
+    assert len(response.json()["rankings"]) == 3
+
+
+async def test_keys_guard_ranking_and_models(models: list[ModelConfig], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RERANK_SERVICE_API_KEYS", "nvapi-secret")
+    replicas = {model.id: LocalReplica(model) for model in models}
+    async with client_of(local_api(models, replicas)) as client:
+        missing = await client.post("/v1/ranking", content=b"not even json")
+        wrong = await client.get("/v1/models", headers={"authorization": "Bearer nope"})
+        right = await client.post("/v1/ranking", json=BODY, headers={"authorization": "Bearer nvapi-secret"})
+        probes = [await client.get(path) for path in ("/v1/health/live", "/metrics", "/v1/version", "/openapi.json")]
+
+    message = "Missing API key: send the header 'Authorization: Bearer <key>' with a key of this service"
+    assert (missing.status_code, missing.headers["www-authenticate"]) == (401, "Bearer")
+    assert missing.json() == {
+        "object": "error",
+        "message": message,
+        "detail": [{"loc": ["header", "authorization"], "msg": message, "type": "invalid_api_key"}],
+        "type": "authentication_error",
+    }
+    assert (wrong.status_code, right.status_code) == (401, 200)
+    assert [probe.status_code for probe in probes] == [200] * 4
+    assert probes[-1].json()["security"] == [{"BearerAuth": []}]
+
+
+class _Broken:
+    """A replica that fails as told."""
+
+    def __init__(self, fail: Callable[[], BaseException | None]) -> None:
+        self._fail = fail
+
+    def remote(self, _: Any) -> "asyncio.Task[None]":
+        async def score() -> None:
+            error = self._fail()
+            if error is not None:
+                raise error
+            await asyncio.Event().wait()
+
+        return asyncio.ensure_future(score())
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "category", "retry_after"),
+    [
+        (QueueFull(10, 9), 503, "overloaded_error", "1"),
+        (NonFiniteLogit(2), 500, "api_error", None),
+        (ZeroDivisionError("my secret"), 500, "api_error", None),
+    ],
+)
+async def test_failures_behind_the_api(
+    models: list[ModelConfig], error: Exception, status: int, category: str, retry_after: str | None
+) -> None:
+    replicas = {model.id: _Broken(lambda: error) for model in models}
+    async with client_of(local_api(models, replicas)) as client:
+        response = await client.post("/v1/ranking", json=BODY)
+
+    assert response.status_code == status
+    assert response.headers.get("retry-after") == retry_after
+    assert (response.json()["object"], response.json()["type"]) == ("error", category)
+    assert "secret" not in response.text
+
+
+async def test_a_request_that_takes_too_long_is_dropped(models: list[ModelConfig]) -> None:
+    replicas = {model.id: _Broken(lambda: None) for model in models}
+    async with client_of(local_api(models, replicas, limits={"request_timeout_s": 0.2})) as client:
+        response = await client.post("/v1/ranking", json=BODY)
+
+    assert response.status_code == 504
+    assert response.json()["detail"][0]["type"] == "request_timed_out"
+
+
+async def test_ready_once_every_model_has_scored(models: list[ModelConfig]) -> None:
+    replicas: dict[str, Any] = {model.id: LocalReplica(model) for model in models}
+    gate = asyncio.Event()
+    working = replicas[models[1].id]
+
+    class Late:
+        def remote(self, shard: Any) -> Any:
+            async def score() -> Any:
+                await gate.wait()
+                return await working.remote(shard)
+
+            return asyncio.ensure_future(score())
+
+    replicas[models[1].id] = Late()
+    async with client_of(local_api(models, replicas)) as client:
+        early = await client.get("/v1/health/ready")
+        gate.set()
+        while (ready := await client.get("/v1/health/ready")).status_code == 503:
+            await asyncio.sleep(0.01)
+
+    assert early.status_code == 503
+    assert early.json()["ready"] is False
+    assert "nvidia/mistral-4b" in early.json()["message"]
+    assert ready.json() == {
+        "object": "health.response",
+        "message": "Service is ready.",
+        "status": "ready",
+        "ready": True,
+    }
+
+
+async def test_models_lists_the_default_first(models: list[ModelConfig]) -> None:
+    replicas = {model.id: LocalReplica(model) for model in models}
+    async with client_of(local_api(models, replicas, service={"default_model": "nvidia/mistral-4b"})) as client:
+        answer = (await client.get("/v1/models")).json()
+
+    entries = [(entry["id"], entry["root"]) for entry in answer["data"]]
+    assert entries == [
+        ("nvidia/mistral-4b", "nvidia/mistral-4b"),
+        ("nvidia/llama-3.2-rerank", "nvidia/llama-3.2-rerank"),
+        ("nvidia/new-name", "nvidia/llama-3.2-rerank"),
+    ]
+
+
+async def test_metrics_count_requests_passages_and_tokens(client: httpx.AsyncClient) -> None:
+    answer = (await client.post("/v1/ranking", json=BODY)).json()
+    await client.post("/v1/ranking", json={})
+    text = (await client.get("/v1/metrics")).text
+
+    model = 'model="nvidia/llama-3.2-rerank"'
+    assert f'rerank_requests_total{{{model},status="200"}} 1.0' in text
+    assert 'rerank_requests_total{model="unknown",status="400"} 1.0' in text
+    assert f"rerank_passages_total{{{model}}} 3.0" in text
+    assert f"rerank_tokens_total{{{model}}} {float(answer['usage']['total_tokens'])}" in text
+    assert f"rerank_request_seconds_count{{{model}}} 1.0" in text
+    assert (await client.get("/metrics")).status_code == 200
