@@ -23,6 +23,7 @@ from pydantic import (
 )
 
 from rerank_service.errors import ConfigError
+from rerank_service.validation import without_echoes
 
 __all__ = [
     "AuthConfig",
@@ -413,7 +414,7 @@ def load_config(path: Path) -> RerankConfig:
 def readable_problems(error: ValidationError) -> str:
     """One line a problem: where, what, and what was given."""
     lines = []
-    for problem in error.errors(include_url=False):
+    for problem in without_echoes(error.errors(include_url=False)):
         where = ".".join(str(part) for part in problem["loc"]) or "configuration"
         given = "" if isinstance(problem["input"], dict | list | tuple | BaseModel) else f", not {problem['input']!r}"
         lines.append(f"{where}: {problem['msg'].removeprefix('Value error, ')}{given}")

@@ -11,6 +11,7 @@ from pydantic_core import ErrorDetails
 
 from rerank_service.config import LimitsConfig
 from rerank_service.errors import FieldProblem, InvalidRequest
+from rerank_service.validation import without_echoes
 
 __all__ = [
     "ErrorDetail",
@@ -129,18 +130,12 @@ def _too_many_passages(count: int, limit: int) -> FieldProblem:
 
 
 def _problems(error: ValidationError) -> list[FieldProblem]:
-    details = _without_echoes(error.errors(include_url=False, include_input=False))
+    details = without_echoes(error.errors(include_url=False, include_input=False))
     problems = [_problem(detail) for detail in details[:_MAX_PROBLEMS]]
     if len(details) > _MAX_PROBLEMS:
         more = len(details) - _MAX_PROBLEMS
         problems.append(FieldProblem(("body",), f"and {more} more problems of this kind", "too_many_problems"))
     return problems
-
-
-def _without_echoes(details: list[ErrorDetails]) -> list[ErrorDetails]:
-    """Leaves out that a list is too short when that is so because its entries are wrong."""
-    owners = {detail["loc"][:1] for detail in details if len(detail["loc"]) > 1}
-    return [detail for detail in details if detail["type"] != "too_short" or detail["loc"] not in owners]
 
 
 def _problem(detail: ErrorDetails) -> FieldProblem:

@@ -83,9 +83,9 @@ def _rank_here(query: str, passages: list[str], name: str | None, config: str) -
 def _table(answer: dict[str, Any], passages: list[str]) -> Table:
     table = Table(box=None, pad_edge=False)
     table.add_column("logit", justify="right")
-    table.add_column("line", justify="right", style="dim")
+    table.add_column("index", justify="right", style="dim")
     table.add_column("passage", overflow="ellipsis", no_wrap=True)
     for ranking in answer["rankings"]:
         index = ranking["index"]
-        table.add_row(f"{ranking['logit']:.2f}", str(index + 1), Text(passages[index]))
+        table.add_row(f"{ranking['logit']:.2f}", str(index), Text(passages[index]))
     return table

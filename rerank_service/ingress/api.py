@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi_offline import FastAPIOffline
 
 from rerank_service.config import ModelConfig, RerankConfig
 from rerank_service.errors import RerankError
@@ -46,13 +47,14 @@ def build_api(config: RerankConfig, router: ModelRouter, ranker: Ranker) -> Fast
         yield
         readiness.stop()
 
-    api = FastAPI(
+    api = FastAPIOffline(  # /docs without a third-party host: clusters are often cut off
         title="Rerank service",
         version=__version__,
         description="Scores passages against a query with a cross-encoder, most relevant first. "
         "Speaks the NVIDIA NIM reranking API.",
         lifespan=lifespan,
         redirect_slashes=False,
+        redoc_url=None,
     )
     api.include_router(_RankingRoutes(config, keys, router, ranker, metrics).routes())
     api.include_router(service_routes(config, keys, readiness, metrics))

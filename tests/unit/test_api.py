@@ -384,3 +384,9 @@ async def test_metrics_count_requests_passages_and_tokens(client: httpx.AsyncCli
     assert f"rerank_tokens_total{{{model}}} {float(answer['usage']['total_tokens'])}" in text
     assert f"rerank_request_seconds_count{{{model}}} 1.0" in text
     assert (await client.get("/metrics")).status_code == 200
+
+
+async def test_the_documentation_page_needs_no_other_host(client: httpx.AsyncClient) -> None:
+    page = (await client.get("/docs")).text
+    assert "://" not in page.replace("http://www.w3.org", "")
+    assert (await client.get("/static-offline-docs/swagger-ui-bundle.js")).status_code == 200

@@ -1,0 +1,84 @@
+"""Subcommands that need no running service; `tests/service` runs the others."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from rerank_service.cli.main import app
+from rerank_service.version import __version__
+
+CONFIG = str(Path(__file__).parents[2] / "serve_config.yaml")
+runner = CliRunner()
+
+
+@pytest.fixture
+def passages(tmp_path: Path) -> str:
+    path = tmp_path / "passages.txt"
+    path.write_text("A croissant is a pastry.\n\nParis is the capital of France.\nBerlin is in Germany.\n")
+    return str(path)
+
+
+def test_version_and_help() -> None:
+    assert runner.invoke(app, ["--version"]).stdout.strip() == __version__
+    assert "make-checkpoint" in runner.invoke(app, ["--help"]).stdout
+
+
+def test_check() -> None:
+    good = runner.invoke(app, ["check", CONFIG])
+    assert (good.exit_code, "is valid" in good.stdout) == (0, True)
+
+    bad = runner.invoke(app, ["check", "nowhere.yaml"])
+    assert bad.exit_code == 2
+    assert "cannot read nowhere.yaml" in bad.stderr
+
+
+def test_serve_refuses_a_bad_configuration_before_starting_anything(tmp_path: Path) -> None:
+    path = tmp_path / "serve.yaml"
+    path.write_text("applications: [{args: {models: [{id: a, checkpoint: {source: x/y}}]}}]")
+
+    result = runner.invoke(app, ["serve", str(path)])
+
+    assert result.exit_code == 2
+    assert "models.0.checkpoint: hub checkpoint 'x/y' needs revision" in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_rank_in_process(passages: str) -> None:
+    command = ["rank", "What is the capital of France?", passages, "--in-process", "--config", CONFIG, "--top", "2"]
+
+    shown = runner.invoke(app, command)
+    answer = json.loads(runner.invoke(app, [*command, "--json"]).stdout)
+
+    assert shown.exit_code == 0
+    assert shown.stdout.splitlines()[1].endswith("Paris is the capital of France.")
+    assert [ranking["index"] for ranking in answer["rankings"]] == [1, 2]
+    assert answer["usage"]["total_tokens"] > 0
+
+
+def test_rank_reads_standard_input() -> None:
+    command = ["rank", "capital of France", "--in-process", "--config", CONFIG, "--json"]
+
+    answer = json.loads(runner.invoke(app, command, input="a pastry\nParis\n").stdout)
+
+    assert answer["rankings"][0]["index"] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["rank", "q", "nowhere.txt"], "cannot read passages from nowhere.txt"),
+        (["rank", "q", "/dev/null"], "there are no passages"),
+        (["rank", "q", "{passages}", "--url", "http://127.0.0.1:9"], "is it running?"),
+        (["models", "--url", "http://127.0.0.1:9"], "is it running?"),
+        (["models", "--url", "not a url"], "cannot reach not a url"),
+        (["rank", "q", "{passages}", "--in-process", "--config", CONFIG, "--model", "nope"], "no model 'nope'"),
+    ],
+)
+def test_errors_are_one_line(passages: str, arguments: list[str], message: str) -> None:
+    result = runner.invoke(app, [argument.replace("{passages}", passages) for argument in arguments])
+
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.output
