@@ -147,6 +147,15 @@ def load_late_interaction(folder: Path, options: EngineConfig, window_tokens: in
         tokenise.load_tokenizer(folder),
         head=options.head,
         window_tokens=loading.resolve_window(
-            window_tokens, tokenise.model_max_length(folder), loading.max_positions(raw)
+            window_tokens, _published_window(folder) or tokenise.model_max_length(folder), loading.max_positions(raw)
         ),
     )
+
+
+def _published_window(folder: Path) -> int | None:
+    """`max_seq_length` of a sentence-transformers checkpoint: what it was trained and is normally run with."""
+    path = folder / "sentence_bert_config.json"
+    if not path.is_file():
+        return None
+    length = loading.read_json(path).get("max_seq_length")
+    return None if length is None else int(length)

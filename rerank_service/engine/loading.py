@@ -22,6 +22,7 @@ __all__ = [
     "has_tensor",
     "load_weights",
     "max_positions",
+    "read_json",
     "read_model_config",
     "resolve_device",
     "resolve_dtype",
@@ -50,12 +51,18 @@ _OFFSET_POSITIONS = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "m
 
 def read_model_config(folder: Path) -> dict[str, Any]:
     """config.json as it is, `auto_map` and all: nothing is executed."""
-    path = folder / "config.json"
+    return read_json(folder / "config.json")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of a checkpoint; raises `CheckpointError` if it is missing or something else."""
     try:
-        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        settings = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"cannot read {path}: {error}") from None
-    return config
+    if not isinstance(settings, dict):
+        raise CheckpointError(f"{path} is no JSON object")
+    return settings
 
 
 def has_tensor(folder: Path, name: str) -> bool:

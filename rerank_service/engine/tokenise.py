@@ -4,7 +4,6 @@ Works on `tokenizers` directly, from `tokenizer.json` alone: no tokenizer class,
 release the GIL and use the calling thread only, so the caller's thread pool bounds the work.
 """
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Encoding, Tokenizer
 
+from rerank_service.engine.loading import read_json
 from rerank_service.engine.protocol import TokenIds, Truncate
 from rerank_service.errors import CheckpointError, PairTooLong
 
@@ -112,7 +112,4 @@ def truncate_pair_encoding(encoding: Encoding, window_tokens: int) -> list[int]:
 
 def _tokenizer_config(folder: Path) -> dict[str, Any]:
     path = folder / "tokenizer_config.json"
-    if not path.is_file():
-        return {}
-    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return config
+    return read_json(path) if path.is_file() else {}

@@ -30,7 +30,7 @@ def reference_logits(query: str, passages: list[str]) -> list[float]:
 
     @torch.inference_mode()
     def states(text: str) -> torch.Tensor:
-        ids = tokenizer(text, truncation=True, max_length=512, padding=False)["input_ids"]
+        ids = tokenizer(text, truncation=True, max_length=256, padding=False)["input_ids"]
         return model(torch.tensor([ids])).last_hidden_state[0]
 
     q = states(query)
@@ -92,10 +92,15 @@ def test_a_query_of_no_words_is_still_scored(engine: Engine) -> None:
 def test_truncation_keeps_the_closing_token(engine: Engine) -> None:
     (pair,) = engine.tokenise("q", ["word " * 600], Truncate.END)
 
-    assert (len(pair.token_ids), pair.token_ids[0], pair.token_ids[-1]) == (512, 101, 102)
+    assert (len(pair.token_ids), pair.token_ids[0], pair.token_ids[-1]) == (256, 101, 102)
     assert pair.is_truncated
-    with pytest.raises(PairTooLong, match="Input length 602 exceeds maximum allowed token size 512"):
+    with pytest.raises(PairTooLong, match="Input length 602 exceeds maximum allowed token size 256"):
         engine.tokenise("q", ["short", "word " * 600], Truncate.NONE)
+
+
+def test_the_window_is_the_checkpoints_own_and_can_be_wider() -> None:
+    assert load_engine(embedded_model()).window_tokens == 256
+    assert load_engine(embedded_model(window_tokens=512)).window_tokens == 512
 
 
 def test_tokens_of_query_and_passage_are_counted(engine: Engine) -> None:
