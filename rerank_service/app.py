@@ -1,7 +1,6 @@
 """Binds the deployments. The only place where Serve options are chosen.
 
-`serve_config.yaml` names `build_app` as its import path. No `from __future__ import annotations` here: Serve
-would not see the type of `args` and would pass on a plain dict.
+`serve_config.yaml` names `build_app` as its import path.
 """
 
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 from ray import serve
 from ray.serve import Application
 
-from rerank_service.config import AutoscalingConfig, ModelConfig, RerankConfig
+from rerank_service.config import AutoscalingConfig, ModelConfig, parse_config
 from rerank_service.ingress.auth import ApiKeys
 from rerank_service.ingress.deployment import Ingress
 from rerank_service.replica import Replica
@@ -19,11 +18,16 @@ __all__ = ["build_app"]
 INGRESS_NAME = "ingress"
 
 
-def build_app(args: RerankConfig) -> Application:
-    """The application: an ingress, and one autoscaled deployment per model variant."""
-    ApiKeys(args.auth)  # a bad key file fails the deployment here, with its own message
-    replicas = {model.id: _replicas(model) for model in args.models}
-    ingress = args.service.ingress
+def build_app(args: dict[str, Any]) -> Application:
+    """The application: an ingress, and one autoscaled deployment per model variant.
+
+    `args` are the settings, a `RerankConfig` as a dict: Serve would validate an annotated model itself, but
+    tell what is wrong less readably. Raises `ConfigError`.
+    """
+    config = parse_config(args)
+    ApiKeys(config.auth)  # a bad key file fails the deployment here, with its own message
+    replicas = {model.id: _replicas(model) for model in config.models}
+    ingress = config.service.ingress
     return serve.deployment(
         name=INGRESS_NAME,
         ray_actor_options={"num_cpus": ingress.num_cpus},
@@ -34,7 +38,7 @@ def build_app(args: RerankConfig) -> Application:
             "target_ongoing_requests": max(1, ingress.max_ongoing_requests // 4),
         },
         max_surge_percent=100,  # a new ingress before the old one goes: no gap in a rolling update
-    )(Ingress).bind(args, replicas)
+    )(Ingress).bind(config, replicas)
 
 
 def _replicas(model: ModelConfig) -> Application:

@@ -186,23 +186,25 @@ class BodyTooLarge(RerankError):
 
 
 class UnsupportedMediaType(RerankError):
-    """The body is announced as something other than JSON."""
+    """A header announces the body as something other than plain JSON."""
 
     http_status = 415
     code = "unsupported_media_type"
     category = "invalid_request_error"
 
-    def __init__(self, content_type: str) -> None:
-        super().__init__(content_type)
-        self.content_type = content_type
+    def __init__(self, header: str, value: str, expected: str) -> None:
+        super().__init__(header, value, expected)
+        self.header = header
+        self.value = value
+        self.expected = expected
 
     @property
     def message(self) -> str:
-        return f"Content-Type is {self.content_type[:100]!r}; send 'Content-Type: application/json'"
+        return f"{self.header} is {self.value[:100]!r}; {self.expected}"
 
     @property
     def problems(self) -> tuple[FieldProblem, ...]:
-        return (FieldProblem(("header", "content-type"), self.message, self.code),)
+        return (FieldProblem(("header", self.header.lower()), self.message, self.code),)
 
 
 class QueueFull(RerankError):

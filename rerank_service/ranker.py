@@ -55,7 +55,7 @@ class Ranker:
             if not deadline.expired():
                 raise
             raise RequestTimedOut(self._timeout_s) from None
-        return _assemble(scores, time.perf_counter() - started)
+        return _assemble(passages, shards, scores, time.perf_counter() - started)
 
     async def _score_all(self, shards: Sequence[Shard]) -> list[ShardScores]:
         tasks = [asyncio.ensure_future(self._router.score(shard)) for shard in shards]
@@ -66,13 +66,20 @@ class Ranker:
                 task.cancel()
 
 
-def _assemble(scores: Sequence[ShardScores], total_s: float) -> Ranked:
-    logits = [logit for shard in scores for logit in shard.logits]  # shards are consecutive slices
+def _assemble(
+    passages: Sequence[str], shards: Sequence[Shard], scores: Sequence[ShardScores], total_s: float
+) -> Ranked:
+    """Puts each passage's logit, and its copies', where the request has it."""
+    scored: dict[str, tuple[float, int, bool]] = {}
+    for shard, answer in zip(shards, scores, strict=True):
+        columns = zip(answer.logits, answer.num_tokens, answer.is_truncated, strict=True)
+        scored.update(zip(shard.passages, columns, strict=True))
+    logits = [scored[passage][0] for passage in passages]
     return Ranked(
         order=rank_by_logit(logits),
         logits=logits,
-        num_tokens=sum(shard.num_tokens for shard in scores),
-        num_truncated=sum(shard.num_truncated for shard in scores),
+        num_tokens=sum(scored[passage][1] for passage in passages),
+        num_truncated=sum(scored[passage][2] for passage in passages),
         num_shards=len(scores),
         tokenise_s=max(shard.tokenise_s for shard in scores),
         queue_s=max(shard.queue_s for shard in scores),

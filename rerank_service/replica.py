@@ -48,8 +48,11 @@ class Replica:
         )
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Applies live knobs; Serve calls it at start and whenever `user_config` changes, without a restart."""
-        batching = BatchingConfig.model_validate(user_config)
+        """Applies live knobs; Serve calls it at start and whenever `user_config` changes, without a restart.
+
+        A knob that is not given has the value of the model's own `batching`.
+        """
+        batching = BatchingConfig.model_validate(self._model.batching.model_dump() | user_config)
         self._scheduler.max_batch_tokens = batching.max_batch_tokens
         self._scheduler.max_queued_tokens = batching.max_queued_tokens
         self._collect.set_max_batch_size(batching.collect_max_calls)  # type: ignore[attr-defined]
@@ -68,8 +71,8 @@ class Replica:
         scored = await self._scheduler.submit(shard.request_id, tokenised.pairs)
         return ShardScores(
             logits=scored.logits,
-            num_tokens=sum(pair.num_tokens for pair in tokenised.pairs),
-            num_truncated=sum(pair.is_truncated for pair in tokenised.pairs),
+            num_tokens=tuple(pair.num_tokens for pair in tokenised.pairs),
+            is_truncated=tuple(pair.is_truncated for pair in tokenised.pairs),
             tokenise_s=tokenised.tokenise_s,
             queue_s=scored.queue_s,
             forward_s=scored.forward_s,
@@ -93,7 +96,7 @@ class Replica:
             try:
                 pairs = self._engine.tokenise(shard.query, shard.passages, Truncate(shard.truncate))
             except PairTooLong as error:
-                index = shard.first_index + error.index
+                index = shard.indices[error.index]
                 results.append(PairTooLong(index, error.num_tokens, error.max_tokens))
             except Exception as error:
                 results.append(error)

@@ -22,8 +22,8 @@ class Shard:
     """Id of the model that must score it."""
     query: str
     passages: tuple[str, ...]
-    first_index: int
-    """Index in the request of the first passage."""
+    indices: tuple[int, ...]
+    """Index in the request of each passage."""
     truncate: str
 
 
@@ -33,10 +33,10 @@ class ShardScores:
 
     logits: tuple[float, ...]
     """One a passage, in the shard's order."""
-    num_tokens: int
-    """Tokens of all pairs, templated and truncated."""
-    num_truncated: int
-    """Pairs that the window cut."""
+    num_tokens: tuple[int, ...]
+    """Tokens of each pair, templated and truncated."""
+    is_truncated: tuple[bool, ...]
+    """Which pairs the window cut."""
     tokenise_s: float
     queue_s: float
     """From the end of tokenising to the start of the first batch with a pair of this shard."""
@@ -53,14 +53,29 @@ def estimate_tokens(query: str, passage: str) -> int:
 def cut_into_shards(
     request_id: str, model: str, query: str, passages: Sequence[str], truncate: str, shard_tokens: int
 ) -> Iterator[Shard]:
-    """Shards of about equal size, none above `shard_tokens` by estimate unless one pair alone is."""
-    sizes = [estimate_tokens(query, passage) for passage in passages]
-    num_shards = -(-sum(sizes) // shard_tokens)
-    even_tokens = -(-sum(sizes) // num_shards)
+    """Shards of about equal size, none above `shard_tokens` by estimate unless one pair alone is.
+
+    A passage that stands more than once in the request is scored once: its copies then have the same logit to
+    the last bit, as no two forward passes guarantee.
+    """
+    distinct: dict[str, int] = {}
+    for index, passage in enumerate(passages):
+        distinct.setdefault(passage, index)
+    first_indices = list(distinct.values())
+    sizes = [estimate_tokens(query, passages[index]) for index in first_indices]
+    for start, end in _even_slices(sizes, shard_tokens):
+        indices = tuple(first_indices[start:end])
+        yield Shard(request_id, model, query, tuple(passages[index] for index in indices), indices, truncate)
+
+
+def _even_slices(sizes: Sequence[int], max_size: int) -> Iterator[tuple[int, int]]:
+    """Consecutive slices of about equal total size, at most `max_size` unless one entry alone is larger."""
+    num_slices = -(-sum(sizes) // max_size)
+    even_size = -(-sum(sizes) // num_slices)
     start, filled = 0, 0
     for index, size in enumerate(sizes):
-        if index > start and filled + size > min(even_tokens + size // 2, shard_tokens):
-            yield Shard(request_id, model, query, tuple(passages[start:index]), start, truncate)
+        if index > start and filled + size > min(even_size + size // 2, max_size):
+            yield start, index
             start, filled = index, 0
         filled += size
-    yield Shard(request_id, model, query, tuple(passages[start:]), start, truncate)
+    yield start, len(sizes)

@@ -32,11 +32,11 @@ class LocalReplica:
         try:
             pairs = self.engine.tokenise(shard.query, shard.passages, Truncate(shard.truncate))
         except PairTooLong as error:
-            raise PairTooLong(shard.first_index + error.index, error.num_tokens, error.max_tokens) from None
+            raise PairTooLong(shard.indices[error.index], error.num_tokens, error.max_tokens) from None
         scored = await self.scheduler.submit(shard.request_id, pairs)
-        num_tokens = sum(pair.num_tokens for pair in pairs)
-        num_truncated = sum(pair.is_truncated for pair in pairs)
-        return ShardScores(scored.logits, num_tokens, num_truncated, 0.0, scored.queue_s, scored.forward_s)
+        num_tokens = tuple(pair.num_tokens for pair in pairs)
+        is_truncated = tuple(pair.is_truncated for pair in pairs)
+        return ShardScores(scored.logits, num_tokens, is_truncated, 0.0, scored.queue_s, scored.forward_s)
 
 
 def local_api(models: Sequence[ModelConfig], replicas: Mapping[str, Any], **settings: Any) -> FastAPI:

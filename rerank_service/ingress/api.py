@@ -4,6 +4,7 @@ Built anew in each ingress replica by `build_api`, so that routes close over liv
 document states the limits in force.
 """
 
+import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator
@@ -12,6 +13,7 @@ from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi_offline import FastAPIOffline
+from starlette.requests import ClientDisconnect
 
 from rerank_service.config import ModelConfig, RerankConfig
 from rerank_service.errors import RerankError
@@ -30,6 +32,9 @@ from rerank_service.version import __version__
 __all__ = ["build_api"]
 
 logger = logging.getLogger(__name__)
+
+_CLIENT_LEFT = 499
+"""nginx's status of a request whose client hung up; nobody reads it but the metrics."""
 
 _UNKNOWN = "unknown"
 """Metric label of a request whose model is not known: the client's text is no label."""
@@ -118,6 +123,11 @@ class _RankingRoutes:
             status = response.status_code
         except RerankError as error:
             status = error.http_status
+            raise
+        except ClientDisconnect:
+            response = Response(status_code=(status := _CLIENT_LEFT))
+        except asyncio.CancelledError:
+            status = _CLIENT_LEFT
             raise
         finally:
             self._metrics.requests.labels(request.state.model_id, status).inc()

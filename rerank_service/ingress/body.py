@@ -14,6 +14,7 @@ async def read_json_body(request: Request, max_bytes: int) -> bytes:
     says or whether there is one.
     """
     _check_content_type(request.headers.get("content-type", ""))
+    _check_encoding(request.headers.get("content-encoding", ""))
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > max_bytes:
         raise BodyTooLarge(max_bytes)
@@ -31,4 +32,10 @@ def _check_content_type(header: str) -> None:
         media_type.startswith("application/") and media_type.endswith("+json")
     )
     if media_type and not is_json:
-        raise UnsupportedMediaType(media_type)
+        raise UnsupportedMediaType("Content-Type", media_type, "send 'Content-Type: application/json'")
+
+
+def _check_encoding(header: str) -> None:
+    encoding = header.strip().lower()
+    if encoding not in ("", "identity"):
+        raise UnsupportedMediaType("Content-Encoding", encoding, "send the body uncompressed")

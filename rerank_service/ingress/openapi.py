@@ -73,6 +73,7 @@ def _describe(api: FastAPI, limits: LimitsConfig, keys_are_required: bool) -> di
         version=api.version,
         description=api.description,
         routes=api.routes,
+        servers=api.servers or None,  # FastAPI puts the route prefix there
         tags=[{"name": "Reranking", "description": "Cross-encoder reranking operations"}],
     )
     components = document.setdefault("components", {})

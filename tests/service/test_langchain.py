@@ -1,5 +1,7 @@
 """LangChain's own client, unchanged, against the running service."""
 
+from typing import Any
+
 import pytest
 from langchain_core.documents import Document
 from langchain_nvidia_ai_endpoints import NVIDIARerank
@@ -61,7 +63,7 @@ def test_an_unknown_model_is_an_error_that_says_so(service: Service) -> None:
         _ranker(service, model="nvidia/nobody").compress_documents([Document("x")], QUERY)
 
 
-def _ranker(service: Service, **options: object) -> NVIDIARerank:
+def _ranker(service: Service, **options: Any) -> NVIDIARerank:
     return NVIDIARerank(base_url=f"{service.url}/v1", usage_telemetry_enabled=False, **options)
 
 

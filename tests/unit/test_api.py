@@ -182,6 +182,35 @@ async def test_another_content_type_is_415(client: httpx.AsyncClient) -> None:
     }
 
 
+async def test_a_compressed_body_is_415(client: httpx.AsyncClient) -> None:
+    response = await client.post("/v1/ranking", json=BODY, headers={"content-encoding": "gzip"})
+
+    assert response.status_code == 415
+    assert response.json()["message"] == "Content-Encoding is 'gzip'; send the body uncompressed"
+
+
+async def test_copies_of_a_passage_have_one_logit_and_are_counted_each(client: httpx.AsyncClient) -> None:
+    copies = (await client.post("/v1/ranking", json=BODY | {"passages": [{"text": "one"}] * 4})).json()
+    single = (await client.post("/v1/ranking", json=BODY | {"passages": [{"text": "one"}]})).json()
+
+    assert [ranking["index"] for ranking in copies["rankings"]] == [0, 1, 2, 3]
+    assert len({ranking["logit"] for ranking in copies["rankings"]}) == 1
+    assert copies["usage"]["total_tokens"] == 4 * single["usage"]["total_tokens"]
+
+
+async def test_a_client_that_left_is_no_error_of_ours(models: list[ModelConfig]) -> None:
+    replicas = {model.id: _Broken(lambda: None) for model in models}
+    async with client_of(local_api(models, replicas)) as client:
+        request = asyncio.ensure_future(client.post("/v1/ranking", json=BODY))
+        await asyncio.sleep(0.05)
+        request.cancel()
+        await asyncio.gather(request, return_exceptions=True)
+        text = (await client.get("/metrics")).text
+
+    assert 'status="499"} 1.0' in text
+    assert 'status="500"' not in text
+
+
 @pytest.mark.parametrize("is_announced", [True, False])
 async def test_a_body_over_the_limit_is_413(client: httpx.AsyncClient, is_announced: bool) -> None:
     async def chunks() -> AsyncIterator[bytes]:

@@ -16,7 +16,7 @@ EXAMPLES = [
     errors.InvalidApiKey(False),
     errors.UnknownModel("x", ["a", "b"]),
     errors.BodyTooLarge(10),
-    errors.UnsupportedMediaType("text/plain"),
+    errors.UnsupportedMediaType("Content-Type", "text/plain", "send JSON"),
     errors.QueueFull(5, 4),
     errors.ReplicaUnavailable("m"),
     errors.RequestTimedOut(60.0),

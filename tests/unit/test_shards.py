@@ -6,26 +6,25 @@ from rerank_service.shards import cut_into_shards, estimate_tokens
 
 
 @given(st.lists(st.text(max_size=300), min_size=1, max_size=60), st.integers(50, 5000))
-def test_shards_are_consecutive_slices_within_the_size(passages: list[str], shard_tokens: int) -> None:
+def test_every_distinct_passage_is_in_one_shard_within_the_size(passages: list[str], shard_tokens: int) -> None:
     shards = list(cut_into_shards("r", "m", "a query", passages, "END", shard_tokens))
 
-    assert [passage for shard in shards for passage in shard.passages] == passages
-    starts = [shard.first_index for shard in shards]
-    assert starts == [sum(len(shard.passages) for shard in shards[:n]) for n in range(len(shards))]
+    assert [passage for shard in shards for passage in shard.passages] == list(dict.fromkeys(passages))
     for shard in shards:
+        assert [passages.index(passage) for passage in shard.passages] == list(shard.indices)
         size = sum(estimate_tokens("a query", passage) for passage in shard.passages)
         assert size <= shard_tokens or len(shard.passages) == 1
 
 
 def test_a_small_request_stays_whole() -> None:
-    (shard,) = cut_into_shards("r", "m", "q", ["p"] * 50, "NONE", 10_000)
+    (shard,) = cut_into_shards("r", "m", "q", list("abc"), "NONE", 10_000)
 
-    assert (shard.request_id, shard.model, shard.first_index, shard.truncate) == ("r", "m", 0, "NONE")
+    assert (shard.request_id, shard.model, shard.indices, shard.truncate) == ("r", "m", (0, 1, 2), "NONE")
 
 
 def test_shards_are_even() -> None:
     """Four replicas finish together, rather than one last and small."""
-    shards = list(cut_into_shards("r", "m", "q", ["word " * 100] * 100, "END", 3600))
+    shards = list(cut_into_shards("r", "m", "q", [f"{n:03} " + "word " * 100 for n in range(100)], "END", 3600))
 
     sizes = [len(shard.passages) for shard in shards]
     assert len(sizes) == 4
