@@ -1,12 +1,15 @@
 """Every error survives the way between two processes, and its envelope has every field."""
 
 import inspect
+import json
 import pickle
+from typing import Any
 
 import pytest
 
 from rerank_service import errors
 from rerank_service.errors import FieldProblem, RerankError
+from rerank_service.ingress.envelope import error_response
 
 EXAMPLES = [
     RerankError(),
@@ -57,3 +60,93 @@ def test_the_phrase_clients_look_for() -> None:
     assert str(errors.PairTooLong(0, 9000, 8192)).startswith(
         "Input length 9000 exceeds maximum allowed token size 8192"
     )
+
+
+ENVELOPES: list[tuple[int, str, list[str | int], str, str]] = [
+    (500, "api_error", [], "internal_error", "The service failed to answer; see its log."),
+    (400, "invalid_request_error", ["body", "query"], "missing", "query is required"),
+    (
+        400,
+        "invalid_request_error",
+        ["body", "passages", 3, "text"],
+        "pair_too_long",
+        "Input length 9000 exceeds maximum allowed token size 8192 (query with passages[3]); "
+        "shorten it, or send truncate: END",
+    ),
+    (
+        401,
+        "authentication_error",
+        ["header", "authorization"],
+        "invalid_api_key",
+        "Missing API key: send the header 'Authorization: Bearer <key>' with a key of this service",
+    ),
+    (
+        401,
+        "authentication_error",
+        ["header", "authorization"],
+        "invalid_api_key",
+        "Invalid API key: send the header 'Authorization: Bearer <key>' with a key of this service",
+    ),
+    (404, "not_found_error", ["body", "model"], "model_not_found", "Unknown model 'x'; this service has: a, b"),
+    (
+        413,
+        "invalid_request_error",
+        ["body"],
+        "body_too_large",
+        "The body is larger than the limit of 10 bytes; send fewer or shorter passages",
+    ),
+    (
+        415,
+        "invalid_request_error",
+        ["header", "content-type"],
+        "unsupported_media_type",
+        "Content-Type is 'text/plain'; send JSON",
+    ),
+    (503, "overloaded_error", [], "queue_full", "The queue is full (5 of 4 tokens wait); retry after 1 s"),
+    (
+        503,
+        "overloaded_error",
+        [],
+        "replica_unavailable",
+        "No replica of 'm' could finish the request; retry after 1 s",
+    ),
+    (
+        504,
+        "timeout_error",
+        [],
+        "request_timed_out",
+        "The request was not ready within 60 s and was dropped; send fewer passages",
+    ),
+    (
+        500,
+        "api_error",
+        [],
+        "non_finite_logit",
+        "The model returned no finite logit for 2 pair(s) of this request",
+    ),
+    (
+        500,
+        "api_error",
+        [],
+        "engine_failed",
+        "The model failed on this request (RuntimeError); the replica's log has the details",
+    ),
+]
+
+
+@pytest.mark.parametrize(("error", "expected"), list(zip(EXAMPLES, ENVELOPES, strict=True)))
+def test_every_error_has_its_exact_envelope(error: RerankError, expected: Any) -> None:
+    status, category, loc, code, message = expected
+
+    response = error_response(error)
+
+    assert response.status_code == status
+    assert response.headers["content-type"] == "application/json"
+    assert response.headers.get("retry-after") == ("1" if status == 503 else None)
+    assert response.headers.get("www-authenticate") == ("Bearer" if status == 401 else None)
+    assert json.loads(response.body) == {
+        "object": "error",
+        "message": message,
+        "detail": [{"loc": loc, "msg": message, "type": code}],
+        "type": category,
+    }

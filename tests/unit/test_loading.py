@@ -93,9 +93,24 @@ def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 
 def test_a_hub_that_cannot_be_reached_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     checkpoint = CheckpointConfig(source="nvidia/llama-nemotron-rerank-1b-v2", revision="0" * 40)
 
     with pytest.raises(CheckpointError, match="give that as source"):
         resolve_checkpoint(checkpoint)
+
+
+def test_a_pinned_revision_in_the_cache_needs_no_network(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, checkpoints: dict[str, Path]
+) -> None:
+    revision = "0123456789" * 4
+    snapshot = tmp_path / "models--nvidia--tiny" / "snapshots" / revision
+    snapshot.parent.mkdir(parents=True)
+    snapshot.symlink_to(checkpoints["llama_bidirec"])
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+    folder = resolve_checkpoint(CheckpointConfig(source="nvidia/tiny", revision=revision))
+
+    assert (folder / "config.json").read_bytes() == (checkpoints["llama_bidirec"] / "config.json").read_bytes()
