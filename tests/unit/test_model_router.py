@@ -1,0 +1,118 @@
+"""What goes wrong in Ray comes out as one of our errors. The calls are stand-ins; Ray's exceptions are real."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from ray.exceptions import ActorDiedError, RayTaskError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+
+from rerank_service.config import RerankConfig
+from rerank_service.errors import PairTooLong, ReplicaUnavailable, UnknownModel
+from rerank_service.model_router import ModelRouter
+from rerank_service.shards import Shard
+
+CONFIG = RerankConfig.model_validate(
+    {
+        "models": [
+            {"id": "nvidia/llama-3.2-v2", "aliases": ["nvidia/other"], "checkpoint": {"source": "/a"}},
+            {"id": "nvidia/mistral", "checkpoint": {"source": "/b"}},
+        ],
+        "service": {"default_model": "nvidia/mistral"},
+    }
+)
+SHARD = Shard("r", "nvidia/mistral", "q", ("p",), (0,), "END")
+
+
+class Response:
+    """A deployment response that ends as told."""
+
+    def __init__(self, outcome: Any) -> None:
+        self.is_cancelled = False
+        self._outcome = outcome
+
+    def __await__(self) -> Any:
+        async def wait() -> Any:
+            if self._outcome is None:
+                await asyncio.Event().wait()
+            if isinstance(self._outcome, BaseException):
+                raise self._outcome
+            return self._outcome
+
+        return wait().__await__()
+
+    def cancel(self) -> None:
+        self.is_cancelled = True
+
+
+class Score:
+    """The `score` method of a handle."""
+
+    def __init__(self, outcome: Any = None) -> None:
+        self.response = Response(outcome)
+        self.shards: list[Shard] = []
+
+    def remote(self, shard: Shard) -> Response:
+        self.shards.append(shard)
+        return self.response
+
+
+def test_names_aliases_default_and_slugs() -> None:
+    router = ModelRouter(CONFIG, {})
+
+    assert router.resolve("NVIDIA/Llama-3.2-v2").id == "nvidia/llama-3.2-v2"
+    assert router.resolve("nvidia/other").id == "nvidia/llama-3.2-v2"
+    assert router.resolve(None).id == "nvidia/mistral"
+    assert router.resolve_slug("llama-3_2-v2").id == "nvidia/llama-3.2-v2"
+    assert router.resolve_slug("other").id == "nvidia/llama-3.2-v2"
+    for resolve, loc in ((router.resolve, ("body", "model")), (router.resolve_slug, ("path", "slug"))):
+        with pytest.raises(UnknownModel, match="nvidia/other, nvidia/mistral") as caught:
+            resolve("llama")
+        assert caught.value.loc == loc
+
+
+async def test_a_shard_goes_to_its_models_deployment_with_the_models_id() -> None:
+    scores = {"nvidia/llama-3.2-v2": Score("wrong"), "nvidia/mistral": Score("right")}
+
+    assert await ModelRouter(CONFIG, scores).score(SHARD) == "right"
+
+    assert [shard.model for shard in scores["nvidia/mistral"].shards] == ["nvidia/mistral"]
+    assert scores["nvidia/llama-3.2-v2"].shards == []
+
+
+@pytest.mark.parametrize(
+    "outcome",
+    [
+        ActorDiedError(),
+        BackPressureError(num_queued_requests=1, max_queued_requests=1),
+        DeploymentUnavailableError(None),
+        RayTaskError("score", "traceback", ActorDiedError()),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+async def test_a_lost_replica_is_unavailable(outcome: Exception) -> None:
+    with pytest.raises(ReplicaUnavailable, match="nvidia/mistral"):
+        await ModelRouter(CONFIG, {"nvidia/mistral": Score(outcome)}).score(SHARD)
+
+
+@pytest.mark.parametrize("is_wrapped", [True, False])
+async def test_the_replicas_own_error_comes_through(is_wrapped: bool) -> None:
+    error = PairTooLong(3, 9000, 8192)
+    outcome = RayTaskError("score", "traceback", error).as_instanceof_cause() if is_wrapped else error
+
+    with pytest.raises(PairTooLong) as caught:
+        await ModelRouter(CONFIG, {"nvidia/mistral": Score(outcome)}).score(SHARD)
+
+    assert type(caught.value) is PairTooLong
+    assert caught.value.message == error.message
+
+
+async def test_cancelling_reaches_the_replica() -> None:
+    score = Score()
+    call = asyncio.ensure_future(ModelRouter(CONFIG, {"nvidia/mistral": score}).score(SHARD))
+    await asyncio.sleep(0)
+
+    call.cancel()
+    await asyncio.gather(call, return_exceptions=True)
+
+    assert score.response.is_cancelled
