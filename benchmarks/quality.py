@@ -4,21 +4,15 @@
 
 A folder has `corpus.jsonl` {_id,title,text}, `queries.jsonl` {_id,text} and `qrels.tsv` (query, passage,
 relevance, below a header line), as in BEIR (arXiv 2104.08663). Runs the engine in this process; knows
-nothing of Ray or HTTP. Needs `pip install bm25s PyStemmer`.
+nothing of Ray or HTTP. Needs the extra `bench`: `pip install -e '.[embedded,bench]'`.
 """
 
 import csv
 import json
 import math
-import os
-import platform
-import subprocess
-import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,6 +21,7 @@ import bm25s  # type: ignore[import-untyped]
 import Stemmer  # type: ignore[import-not-found]
 import torch
 import typer
+from provenance import provenance
 from rich.console import Console
 from rich.table import Table
 
@@ -42,6 +37,8 @@ from rerank_service.engine.build import load_engine
 from rerank_service.engine.late_interaction import LateInteractionEngine
 from rerank_service.engine.pack import token_budget_batches
 from rerank_service.engine.protocol import EncodedPair, Engine, Truncate
+
+_PACKAGES = ("rerank-service", "torch", "transformers", "tokenizers", "bm25s", "PyStemmer")
 
 CUTOFF = 10
 """Ranks that nDCG and MRR look at."""
@@ -234,44 +231,13 @@ def evaluate(collection: Collection, engines: dict[str, Engine[Any]], top_k: int
     }
 
 
-def provenance(model: ModelConfig, engine: Engine[Any]) -> dict[str, Any]:
-    """All that is needed to judge and to repeat the run."""
-    packages = ("rerank-service", "torch", "transformers", "tokenizers", "bm25s", "PyStemmer")
+def _settings(model: ModelConfig, engine: Engine[Any]) -> dict[str, Any]:
     return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": _git("rev-parse", "HEAD"),
-        "has_uncommitted_changes": bool(_git("status", "--porcelain")),
-        "command": " ".join(["python", *sys.argv]),
-        "hardware": {
-            "cpu": _cpu_name(),
-            "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        },
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
         "model": model.model_dump(mode="json", include={"id", "checkpoint", "engine"}),
         "engine": engine.description,
         "window_tokens": engine.window_tokens,
         "num_threads": torch.get_num_threads(),
     }
-
-
-def _git(*arguments: str) -> str | None:
-    """Null outside a repository, or in one without a commit."""
-    result = subprocess.run(
-        ["git", *arguments],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return result.stdout.strip() if result.returncode == 0 else None
-
-
-def _cpu_name() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
-    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())
 
 
 def _read_jsonl(path: Path) -> Iterator[dict[str, str]]:
@@ -308,7 +274,7 @@ def main(
     console = Console()
     model = choose_model(model_config, dtype, window)
     engines = load_engines(model)
-    report = provenance(model, engines[model.id])
+    report = provenance(_PACKAGES) | _settings(model, engines[model.id])
     console.print(f"{model.id}: {report['engine']}, window {report['window_tokens']} tokens")
     results = []
     for folder in folders:

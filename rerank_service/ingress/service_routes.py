@@ -15,6 +15,7 @@ from rerank_service.version import __version__
 __all__ = ["service_routes"]
 
 _API_VERSION = "2.0.0"
+_PUBLIC: dict[str, Any] = {"security": []}
 _PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -30,17 +31,21 @@ def service_routes(config: RerankConfig, keys: ApiKeys, readiness: Readiness, me
         entries = [_entry(model, name, started_at) for model in _default_first(config) for name in model.names]
         return {"object": "list", "data": entries}
 
-    @routes.get("/v1/health/live")
+    @routes.get("/v1/health/live", openapi_extra=_PUBLIC)
     async def live() -> dict[str, Any]:
         """Whether the process answers."""
         return {"object": "health.response", "message": "Service is live.", "status": "live"}
 
-    @routes.get("/v1/health/ready", responses={503: {"description": "Some model has not scored a pair yet."}})
+    @routes.get(
+        "/v1/health/ready",
+        openapi_extra=_PUBLIC,
+        responses={503: {"description": "Some model has not scored a pair yet."}},
+    )
     async def ready() -> Response:
         """Whether every configured model has really scored a pair."""
         return _ready(readiness.waiting_for)
 
-    @routes.get("/v1/metadata")
+    @routes.get("/v1/metadata", openapi_extra=_PUBLIC)
     async def metadata() -> dict[str, Any]:
         """Version and models, in the form of a NIM."""
         return {
@@ -51,23 +56,23 @@ def service_routes(config: RerankConfig, keys: ApiKeys, readiness: Readiness, me
             "licenseInfo": _LICENSE,
         }
 
-    @routes.get("/v1/version")
+    @routes.get("/v1/version", openapi_extra=_PUBLIC)
     async def version() -> dict[str, str]:
         """Versions of the service and of the API it speaks."""
         return {"release": __version__, "api": _API_VERSION}
 
-    @routes.get("/v1/license")
+    @routes.get("/v1/license", openapi_extra=_PUBLIC)
     async def license_() -> dict[str, str]:
         """Licence of the service; each model has its own."""
         return _LICENSE
 
-    @routes.get("/v1/manifest")
+    @routes.get("/v1/manifest", openapi_extra=_PUBLIC)
     async def manifest() -> dict[str, Any]:
         """Where each model's files come from."""
         return {"manifest": [_provenance(model) for model in config.models]}
 
-    @routes.get("/metrics", response_class=Response, responses=_METRICS_DOCUMENTATION)
-    @routes.get("/v1/metrics", response_class=Response, responses=_METRICS_DOCUMENTATION)
+    @routes.get("/metrics", response_class=Response, responses=_METRICS, openapi_extra=_PUBLIC)
+    @routes.get("/v1/metrics", response_class=Response, responses=_METRICS, openapi_extra=_PUBLIC)
     async def prometheus() -> Response:
         """Metrics of this ingress in Prometheus text."""
         return Response(metrics.exposition(), media_type=_PROMETHEUS)
@@ -80,7 +85,7 @@ _LICENSE = {
     "spdx": "Apache-2.0",
     "url": "https://www.apache.org/licenses/LICENSE-2.0",
 }
-_METRICS_DOCUMENTATION: dict[int | str, dict[str, Any]] = {
+_METRICS: dict[int | str, dict[str, Any]] = {
     200: {"description": "Prometheus text.", "content": {"text/plain": {"schema": {"type": "string"}}}}
 }
 
