@@ -1,8 +1,8 @@
 """From a model's name to the Serve deployment that scores with it; the only place that calls replicas.
 
 Every failure of Ray comes out of here as one of our errors. The model's id travels inside the shard rather
-than as Serve's `multiplexed_model_id`: on deployments that do not load models on demand, that option makes
-the router wait for a replica that will never announce the id.
+than as Serve's `multiplexed_model_id`, which slows a busy deployment that does not load models on demand
+(docs/decisions/0004).
 """
 
 import asyncio
