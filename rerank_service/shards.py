@@ -55,8 +55,8 @@ def cut_into_shards(
 ) -> Iterator[Shard]:
     """Shards of about equal size, none above `shard_tokens` by estimate unless one pair alone is.
 
-    A passage that stands more than once in the request is scored once: its copies then have the same logit to
-    the last bit, as no two forward passes guarantee.
+    A passage that stands more than once in the request is scored once: less work, and its copies have the same
+    logit to the last bit, even where a GPU's would depend on the batch.
     """
     distinct: dict[str, int] = {}
     for index, passage in enumerate(passages):

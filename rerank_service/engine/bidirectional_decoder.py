@@ -23,6 +23,7 @@ from transformers import (
 
 from rerank_service.config import EngineConfig, Pooling
 from rerank_service.engine import loading, tokenise
+from rerank_service.engine.cpu_linear import pack_linears
 from rerank_service.engine.forward import PACKED_ATTENTION, hidden_states
 from rerank_service.engine.pack import pack
 from rerank_service.engine.pool import pool
@@ -89,7 +90,8 @@ class BidirectionalDecoderEngine:
         self._bos_id = bos_id
         self._tokenizer = tokenizer
         self._backbone = model.model
-        self._score = model.score.float()
+        self._score_weight = model.score.weight[0].float()  # [H]
+        self._score_bias = 0.0 if model.score.bias is None else float(model.score.bias)
         self._device: torch.device = model.device
 
     @property
@@ -113,7 +115,8 @@ class BidirectionalDecoderEngine:
         """`score(pool(states)) / temperature`, `[B]`."""
         packed = pack([pair.token_ids for pair in pairs], self._device)
         pooled = pool(hidden_states(self._backbone, packed), packed, self.pooling)
-        logits = self._score(pooled)[:, 0] / self.temperature
+        # Row by row: a matrix product's last bits would depend on how many rows there are.
+        logits = ((pooled * self._score_weight).sum(-1) + self._score_bias) / self.temperature
         scores: list[float] = logits.tolist()
         return scores
 
@@ -134,6 +137,7 @@ def load_bidirectional_decoder(
         device=device,
         attention=PACKED_ATTENTION,
     )
+    pack_linears(model.model)
     return BidirectionalDecoderEngine(
         model,
         tokenizer,

@@ -15,9 +15,10 @@ from transformers import AutoConfig, AutoModel
 
 from rerank_service.config import EngineConfig, LateInteractionHead
 from rerank_service.engine import loading, tokenise
+from rerank_service.engine.cpu_linear import pack_linears
 from rerank_service.engine.forward import PACKED_ATTENTION, hidden_states
 from rerank_service.engine.pack import pack
-from rerank_service.engine.pool import mean_pool, segment_max
+from rerank_service.engine.pool import mean_pool
 from rerank_service.engine.protocol import EncodedPair, TokenIds, Truncate
 from rerank_service.errors import CheckpointError, PairTooLong
 
@@ -83,10 +84,14 @@ class LateInteractionEngine:
         return scores
 
     def _compare(self, states: "_TokenStates", query: int, passages: list[int]) -> torch.Tensor:
-        """Logits `[P]` of one query with its passages."""
-        cosine = states.means[passages] @ states.means[query]  # [P]
-        similarities = states.tokens_of(passages) @ states.words_of(query).T  # [Tp, Nq]
-        maxsim = segment_max(similarities, states.lengths[passages]).mean(1)  # [P]
+        """Logits `[P]` of one query with its passages.
+
+        Passage by passage and row by row: one product over all of them would be rounded by their number.
+        """
+        words = states.words_of(query).T  # [H, Nq]
+        best = [(states.tokens_of(passage) @ words).amax(0) for passage in passages]  # P times [Nq]
+        maxsim = torch.stack(best).mean(1)  # [P]
+        cosine = (states.means[passages] * states.means[query]).sum(1)  # [P]
         return self.head.cosine_weight * cosine + self.head.maxsim_weight * maxsim + self.head.bias
 
 
@@ -110,14 +115,13 @@ class _TokenStates:
     def __init__(self, encoder: Any, sequences: Sequence[TokenIds], device: torch.device) -> None:
         packed = pack(sequences, device)
         raw = hidden_states(encoder, packed).float()
-        self.lengths = packed.lengths
         self.means = F.normalize(mean_pool(raw, packed.lengths), dim=-1)
         self._tokens = F.normalize(raw, dim=-1)
         self._bounds = packed.bounds
 
-    def tokens_of(self, texts: Sequence[int]) -> torch.Tensor:
-        """States of all tokens of these texts, in their order, `[Tp, H]`."""
-        return torch.cat([self._tokens[self._bounds[text] : self._bounds[text + 1]] for text in texts])
+    def tokens_of(self, text: int) -> torch.Tensor:
+        """States of all tokens of a text, `[L, H]`."""
+        return self._tokens[self._bounds[text] : self._bounds[text + 1]]
 
     def words_of(self, text: int) -> torch.Tensor:
         """States without the first and the last token (CLS, SEP), unless nothing else is there."""
@@ -142,6 +146,7 @@ def load_late_interaction(folder: Path, options: EngineConfig, window_tokens: in
         attention=PACKED_ATTENTION,
         ignored_prefixes=_UNUSED_TENSORS,
     )
+    pack_linears(encoder)
     return LateInteractionEngine(
         encoder,
         tokenise.load_tokenizer(folder),

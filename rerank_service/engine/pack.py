@@ -11,9 +11,6 @@ from rerank_service.engine.protocol import TokenIds
 
 __all__ = ["PackedSequences", "length_sorted_batches", "pack", "token_budget_batches"]
 
-_MAX_PADDING = 0.10
-"""Share of padding at which a padded batch is cut; below, a smaller batch costs more than the padding."""
-
 
 @dataclass(frozen=True, slots=True)
 class PackedSequences:
@@ -43,17 +40,18 @@ def pack(sequences: Sequence[TokenIds], device: torch.device) -> PackedSequences
     )
 
 
-def length_sorted_batches(lengths: Sequence[int], max_padded_tokens: int) -> Iterator[list[int]]:
+def length_sorted_batches(lengths: Sequence[int], max_padded_tokens: int, max_padding: float) -> Iterator[list[int]]:
     """Indices of `lengths` in batches of similar length, longest first, for models that need padding.
 
-    A batch stays within `max_padded_tokens` with its padding, and within a tenth of padding.
+    A batch stays within `max_padded_tokens` with its padding, of which it has at most the share `max_padding`;
+    0 puts only equal lengths together.
     """
     batch: list[int] = []
     real_tokens = 0
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
         padded_tokens = (len(batch) + 1) * lengths[batch[0]] if batch else 0
         padding = padded_tokens - real_tokens - lengths[index]
-        if batch and (padded_tokens > max_padded_tokens or padding > _MAX_PADDING * padded_tokens):
+        if batch and (padded_tokens > max_padded_tokens or padding > max_padding * padded_tokens):
             yield batch
             batch, real_tokens = [], 0
         batch.append(index)

@@ -8,7 +8,7 @@ import torch
 from rerank_service.config import Pooling
 from rerank_service.engine.pack import PackedSequences
 
-__all__ = ["mean_pool", "pool", "segment_max"]
+__all__ = ["mean_pool", "pool"]
 
 
 def pool(states: torch.Tensor, packed: PackedSequences, pooling: Pooling) -> torch.Tensor:
@@ -26,8 +26,3 @@ def pool(states: torch.Tensor, packed: PackedSequences, pooling: Pooling) -> tor
 def mean_pool(states: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
     """Mean over each segment: `[T, H]`, `[B]` to `[B, H]`."""
     return torch.segment_reduce(states, "mean", lengths=lengths)
-
-
-def segment_max(values: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-    """Largest value of each segment, column by column: `[T, N]`, `[B]` to `[B, N]`."""
-    return torch.segment_reduce(values, "max", lengths=lengths)

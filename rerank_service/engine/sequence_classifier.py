@@ -1,7 +1,7 @@
 """Ordinary cross-encoders with one label: BERT, XLM-RoBERTa, ModernBERT and their like.
 
 transformers' own classes with their own heads, the pair encoded by the tokenizer. These heads expect a
-padded batch, so pairs are sorted by length and padded by at most a tenth.
+rectangular batch, so pairs of equal length are put together (on a GPU, of similar length).
 """
 
 from collections.abc import Sequence
@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from rerank_service.config import EngineConfig
 from rerank_service.engine import loading, tokenise
+from rerank_service.engine.cpu_linear import pack_linears
 from rerank_service.engine.pack import length_sorted_batches
 from rerank_service.engine.protocol import EncodedPair, TokenIds, Truncate
 from rerank_service.errors import CheckpointError, PairTooLong
@@ -22,6 +23,9 @@ from rerank_service.errors import CheckpointError, PairTooLong
 __all__ = ["ClassifierPair", "SequenceClassifierEngine", "load_sequence_classifier"]
 
 _MAX_PADDED_TOKENS = 16_384
+_MAX_PADDING_ON_GPU = 0.10
+"""There, small batches cost more than some padding. A CPU is as fast on one pair as on many, so none is padded
+and no pair's logit depends on another's length."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,6 +46,7 @@ class SequenceClassifierEngine:
         self._pad_id = pad_id
         self._has_type_ids = getattr(model.config, "type_vocab_size", 0) > 1
         self._device: torch.device = model.device
+        self._max_padding = 0.0 if self._device.type == "cpu" else _MAX_PADDING_ON_GPU
 
     @property
     def description(self) -> str:
@@ -68,7 +73,8 @@ class SequenceClassifierEngine:
     def score(self, pairs: Sequence[ClassifierPair]) -> list[float]:
         """The model's one label, `[B]`."""
         logits = np.empty(len(pairs), dtype=np.float32)
-        for batch in length_sorted_batches([pair.num_tokens for pair in pairs], _MAX_PADDED_TOKENS):
+        lengths = [pair.num_tokens for pair in pairs]
+        for batch in length_sorted_batches(lengths, _MAX_PADDED_TOKENS, self._max_padding):
             logits[batch] = self._forward([pairs[index] for index in batch])
         scores: list[float] = logits.tolist()
         return scores
@@ -105,6 +111,7 @@ def load_sequence_classifier(
         device=device,
         attention="sdpa",
     )
+    pack_linears(model)
     return SequenceClassifierEngine(
         model,
         tokenizer,
