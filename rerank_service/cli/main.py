@@ -2,6 +2,7 @@
 
 import typer
 
+from rerank_service.cli.bench import bench
 from rerank_service.cli.check import check
 from rerank_service.cli.make_checkpoint import make_checkpoint_command
 from rerank_service.cli.models import models
@@ -22,6 +23,7 @@ app.command()(check)
 app.command()(models)
 app.command()(rank)
 app.command("make-checkpoint")(make_checkpoint_command)
+app.add_typer(bench, name="bench")
 
 
 @app.callback(invoke_without_command=True)

@@ -1,0 +1,48 @@
+"""Seeded pairs of given lengths, made of words the tokenizer knows."""
+
+import random
+from collections.abc import Sequence
+from enum import StrEnum
+
+import numpy as np
+from tokenizers import Tokenizer
+
+__all__ = ["QUERY", "Lengths", "draw_lengths", "make_passages"]
+
+QUERY = "What does the passage say about the city?"
+
+
+class Lengths(StrEnum):
+    """Distributions of passage lengths in tokens, as they are met in practice."""
+
+    SHORT = "short"
+    """Search snippets: mean 92."""
+    CHUNKS = "chunks"
+    """Documents cut into chunks of at most 512: mean 390."""
+    LONG_TAIL = "long-tail"
+    """Whole documents: mean 262, up to 2,048."""
+
+
+def draw_lengths(distribution: Lengths, count: int, seed: int = 0) -> list[int]:
+    """Lengths `[count]` in tokens; the same seed gives the same ones."""
+    rng = np.random.default_rng(seed)
+    if distribution is Lengths.SHORT:
+        drawn = rng.lognormal(4.42, 0.45, count).clip(8, 320)
+    elif distribution is Lengths.CHUNKS:
+        drawn = rng.normal(400, 90, count).clip(40, 512)
+    else:
+        drawn = rng.lognormal(5.0, 1.05, count).clip(8, 2048)
+    lengths: list[int] = drawn.round().astype(int).tolist()
+    return lengths
+
+
+def make_passages(tokenizer: Tokenizer, lengths: Sequence[int], seed: int = 0) -> list[str]:
+    """One text a length, cut where the tokenizer has counted that many tokens without the special ones."""
+    rng = random.Random(seed)  # noqa: S311 - not for secrets
+    words = sorted(word for word in tokenizer.get_vocab() if word.isalpha() and len(word) > 2)
+    passages = []
+    for length in lengths:
+        text = " ".join(rng.choices(words, k=length))
+        offsets = tokenizer.encode(text, add_special_tokens=False).offsets
+        passages.append(text[: offsets[min(length, len(offsets)) - 1][1]])
+    return passages
