@@ -42,7 +42,7 @@ def engine(
     table = Table(title=f"{num_pairs} pairs, {lengths.value}; median of {repeats}", box=None)
     table.add_column("engine", no_wrap=True)
     table.add_column("dtype", no_wrap=True)
-    for column in ("CPU-s/1k", "bare", "ratio", "pairs/s", "tokens/s", "error"):
+    for column in ("CPU-s/1k", "bare", "ratio", "pairs/s", "error"):
         table.add_column(column, justify="right", no_wrap=True)
     for row in figures:
         table.add_row(
@@ -52,7 +52,6 @@ def engine(
             f"{row['bare_cpu_s_per_1k_pairs']:.1f}",
             f"{row['ratio_to_bare']:.2f}",
             f"{row['pairs_per_s']:.0f}",
-            f"{row['tokens_per_s']:,}",
             f"{row['max_logit_error']:.2g}",
         )
     stdout.print(table)

@@ -28,9 +28,13 @@ _BATCH_INVARIANT: dict[str, Any] = (
 )
 
 
-def hidden_states(model: Any, packed: PackedSequences) -> torch.Tensor:
-    """Final states `[T, H]` of a transformers base model loaded with `attn_implementation="packed"`."""
-    output = model(input_ids=packed.token_ids, position_ids=packed.position_ids, use_cache=False, packed=packed)
+def hidden_states(model: Any, packed: PackedSequences, **inputs: torch.Tensor) -> torch.Tensor:
+    """Final states `[T, H]` of a transformers base model loaded with `attn_implementation="packed"`.
+
+    `inputs`, each `[1, T]`, add to the model's arguments or replace the packed ones.
+    """
+    arguments = {"input_ids": packed.token_ids, "position_ids": packed.position_ids, **inputs}
+    output = model(**arguments, use_cache=False, packed=packed)
     states: torch.Tensor = output.last_hidden_state[0]
     return states
 

@@ -1,10 +1,10 @@
 """Ordinary cross-encoders with one label: BERT, XLM-RoBERTa, ModernBERT and their like.
 
-transformers' own classes with their own heads, the pair encoded by the tokenizer. These heads expect a
-rectangular batch, so pairs of equal length are put together (on a GPU, of similar length).
+transformers' own classes with their own heads, the pair encoded by the tokenizer. BERT and (XLM-)RoBERTa run
+packed; other families get a rectangular batch of pairs of equal length (on a GPU, of similar length).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,20 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 from rerank_service.config import EngineConfig
 from rerank_service.engine import loading, tokenise
 from rerank_service.engine.cpu_linear import pack_linears
-from rerank_service.engine.pack import length_sorted_batches
+from rerank_service.engine.forward import PACKED_ATTENTION, hidden_states
+from rerank_service.engine.pack import length_sorted_batches, pack
 from rerank_service.engine.protocol import EncodedPair, TokenIds, Truncate
 from rerank_service.errors import CheckpointError, PairTooLong
 
 __all__ = ["ClassifierPair", "SequenceClassifierEngine", "load_sequence_classifier"]
+
+_PACKED_FAMILIES: dict[str, Callable[[int], int]] = {
+    "bert": lambda pad_id: 0,
+    "roberta": lambda pad_id: pad_id + 1,
+    "xlm-roberta": lambda pad_id: pad_id + 1,
+}
+"""Families whose head reads the first token and whose attention is full, so that pairs can be packed: `model_type`
+to the position of that token, given the pad id."""
 
 _MAX_PADDED_TOKENS = 16_384
 _MAX_PADDING_ON_GPU = 0.10
@@ -44,6 +53,8 @@ class SequenceClassifierEngine:
         self._tokenizer = tokenizer
         self._model = model
         self._pad_id = pad_id
+        self._is_packed = model.config.model_type in _PACKED_FAMILIES
+        self._first_position = _PACKED_FAMILIES.get(model.config.model_type, lambda _: 0)(pad_id)
         self._has_type_ids = getattr(model.config, "type_vocab_size", 0) > 1
         self._device: torch.device = model.device
         self._max_padding = 0.0 if self._device.type == "cpu" else _MAX_PADDING_ON_GPU
@@ -72,14 +83,32 @@ class SequenceClassifierEngine:
     @torch.inference_mode()
     def score(self, pairs: Sequence[ClassifierPair]) -> list[float]:
         """The model's one label, `[B]`."""
+        scores: list[float] = (self._packed(pairs) if self._is_packed else self._padded(pairs)).tolist()
+        return scores
+
+    def _packed(self, pairs: Sequence[ClassifierPair]) -> torch.Tensor:
+        """All pairs end to end; the head sees the first token of each as a batch of its own."""
+        packed = pack([pair.token_ids for pair in pairs], self._device)
+        inputs: dict[str, torch.Tensor] = {"position_ids": packed.position_ids + self._first_position}
+        if self._has_type_ids:
+            type_ids = np.concatenate([pair.type_ids for pair in pairs])[None].astype(np.int64)
+            inputs["token_type_ids"] = torch.from_numpy(type_ids).to(self._device)
+        states = hidden_states(self._model.base_model, packed, **inputs)  # [T, H]
+        first = states[packed.cu_seqlens[:-1]][:, None]  # [B, 1, H]
+        if self._model.config.model_type == "bert":
+            first = self._model.bert.pooler(first)  # [B, H]
+        logits: torch.Tensor = self._model.classifier(first)  # [B, 1]
+        return logits[:, 0].float()
+
+    def _padded(self, pairs: Sequence[ClassifierPair]) -> np.ndarray:
+        """Pairs of equal or similar length together, for heads that want a rectangle."""
         logits = np.empty(len(pairs), dtype=np.float32)
         lengths = [pair.num_tokens for pair in pairs]
         for batch in length_sorted_batches(lengths, _MAX_PADDED_TOKENS, self._max_padding):
-            logits[batch] = self._forward([pairs[index] for index in batch])
-        scores: list[float] = logits.tolist()
-        return scores
+            logits[batch] = self._rectangle([pairs[index] for index in batch])
+        return logits
 
-    def _forward(self, pairs: Sequence[ClassifierPair]) -> np.ndarray:
+    def _rectangle(self, pairs: Sequence[ClassifierPair]) -> np.ndarray:
         shape = (len(pairs), max(pair.num_tokens for pair in pairs))
         token_ids = np.full(shape, self._pad_id, dtype=np.int64)
         type_ids, mask = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
@@ -109,7 +138,7 @@ def load_sequence_classifier(
         config,
         dtype=loading.resolve_dtype(options.dtype, device),
         device=device,
-        attention="sdpa",
+        attention=PACKED_ATTENTION if config.model_type in _PACKED_FAMILIES else "sdpa",
     )
     pack_linears(model)
     return SequenceClassifierEngine(

@@ -1,0 +1,34 @@
+"""Writes what `rerank-service bench engine` measures to a file, with commit and hardware.
+
+python benchmarks/engine.py --json benchmarks/results/NAME.json
+"""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from provenance import provenance
+
+from rerank_service.bench.engine import bench_engines
+from rerank_service.bench.workload import Lengths
+
+
+def main(
+    json_path: Annotated[Path, typer.Option("--json", help="Where the figures go.")],
+    num_pairs: Annotated[int, typer.Option("--pairs", min=1)] = 64,
+    repeats: Annotated[int, typer.Option(min=1)] = 5,
+    num_threads: Annotated[int | None, typer.Option("--threads", min=1)] = None,
+) -> None:
+    """Every engine and precision, over short passages and over chunks."""
+    record = provenance(["rerank-service", "torch", "transformers"])
+    record["results"] = [
+        {"lengths": lengths.value, **figures._asdict()}
+        for lengths in (Lengths.SHORT, Lengths.CHUNKS)
+        for figures in bench_engines(lengths, num_pairs, repeats, num_threads)
+    ]
+    json_path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    typer.run(main)
