@@ -9,22 +9,27 @@ from rerank_service.engine.forward import packed_attention
 from rerank_service.engine.pack import pack
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("lengths", [[3, 1, 5], [128, 129, 2], [512, 513]])
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2)])
-def test_each_sequence_attends_to_itself_alone(heads: int, kv_heads: int) -> None:
+def test_each_sequence_attends_to_itself_alone(
+    heads: int, kv_heads: int, lengths: list[int], dtype: torch.dtype
+) -> None:
     torch.manual_seed(0)
-    lengths = [3, 1, 5]
     packed = pack([np.zeros(length, np.int32) for length in lengths], torch.device("cpu"))
-    query = torch.randn(1, heads, 9, 8)
-    key, value = torch.randn(1, kv_heads, 9, 8), torch.randn(1, kv_heads, 9, 8)
+    query = torch.randn(1, heads, sum(lengths), 8).to(dtype)
+    key, value = (torch.randn(1, kv_heads, sum(lengths), 8).to(dtype) for _ in range(2))
 
     out, _ = packed_attention(torch.nn.Identity(), query, key, value, None, scaling=0.3, packed=packed)
 
-    assert out.shape == (1, 9, heads, 8)
+    assert (out.shape, out.dtype) == ((1, sum(lengths), heads, 8), dtype)
+    tolerance = 1e-5 if dtype is torch.float32 else 0.03
     for start, end in zip(packed.bounds, packed.bounds[1:], strict=False):
         for head in range(heads):
-            k, v = (t[0, head * kv_heads // heads, start:end] for t in (key, value))
-            expected = (query[0, head, start:end] @ k.T * 0.3).softmax(-1) @ v
-            torch.testing.assert_close(out[0, start:end, head], expected, atol=1e-6, rtol=1e-5)
+            q = query[0, head, start:end].float()
+            k, v = (t[0, head * kv_heads // heads, start:end].float() for t in (key, value))
+            expected = (q @ k.T * 0.3).softmax(-1) @ v
+            torch.testing.assert_close(out[0, start:end, head].float(), expected, atol=tolerance, rtol=tolerance)
 
 
 def test_a_model_must_be_told_where_its_sequences_end() -> None:
