@@ -20,7 +20,7 @@ from rerank_service.engine.forward import PACKED_ATTENTION, hidden_states
 from rerank_service.engine.pack import pack
 from rerank_service.engine.pool import mean_pool
 from rerank_service.engine.protocol import EncodedPair, TokenIds, Truncate
-from rerank_service.errors import CheckpointError, PairTooLong
+from rerank_service.errors import CheckpointError
 
 __all__ = ["LateInteractionEngine", "LateInteractionPair", "load_late_interaction"]
 
@@ -60,14 +60,11 @@ class LateInteractionEngine:
         return pairs
 
     def _cut(self, encoding: Any, truncate: Truncate, index: int) -> tuple[TokenIds, bool]:
-        """Cuts before the closing special token, as `[CLS] ... [SEP]` encoders were trained."""
-        ids = encoding.ids
-        if len(ids) > self.window_tokens:
-            if truncate is Truncate.NONE:
-                raise PairTooLong(index, len(ids), self.window_tokens)
-            kept, _ = tokenise.cut_to_window([*ids[: self.window_tokens - 1], ids[-1]], len(ids), truncate, index)
-            return kept, True
-        return tokenise.cut_to_window(ids, self.window_tokens, truncate, index)
+        """Keeps the closing special token of a text that is cut: `[CLS] ... [SEP]` is what encoders know."""
+        token_ids, is_cut = tokenise.cut_to_window(encoding.ids, self.window_tokens, truncate, index)
+        if is_cut:
+            token_ids[-1] = encoding.ids[-1]
+        return token_ids, is_cut
 
     @torch.inference_mode()
     def score(self, pairs: Sequence[LateInteractionPair]) -> list[float]:
