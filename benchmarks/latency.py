@@ -7,7 +7,6 @@ of 32, on the same cores, while the service is idle. The two alternate, so that 
 """
 
 import json
-import random
 import statistics
 import time
 from collections.abc import Callable
@@ -21,26 +20,14 @@ from provenance import provenance
 from tokenizers import Tokenizer
 from transformers import BertModel
 
+from rerank_service.bench.workload import QUERY, make_passages
 from rerank_service.checkpoints.resolve import resolve_checkpoint
 from rerank_service.config import CheckpointConfig
 from rerank_service.engine.tokenise import load_tokenizer
 
 NUM_PASSAGES = 100
 PASSAGE_TOKENS = 128
-QUERY = "What does the passage say about the city?"
-
-
-def make_passages(tokenizer: Tokenizer, seed: int) -> list[str]:
-    """Random words, cut where the tokenizer counts `PASSAGE_TOKENS` with the special ones."""
-    words = [word for word in tokenizer.get_vocab() if word.isalpha() and len(word) > 3]
-    words.sort()
-    rng = random.Random(seed)  # noqa: S311 - not for secrets
-    passages = []
-    for _ in range(NUM_PASSAGES):
-        text = " ".join(rng.choices(words, k=PASSAGE_TOKENS))
-        encoding = tokenizer.encode(text)
-        passages.append(text[: encoding.offsets[min(PASSAGE_TOKENS - 2, len(encoding.ids) - 2)][1]])
-    return passages
+"""With the two special ones."""
 
 
 def bare_forward(model: BertModel, tokenizer: Tokenizer, passages: list[str]) -> None:
@@ -72,7 +59,7 @@ def main(
     service, bare = [], []
     with httpx.Client(base_url=url, timeout=120) as client:
         for repeat in range(repeats + 1):
-            passages = make_passages(tokenizer, seed=repeat)
+            passages = make_passages(tokenizer, [PASSAGE_TOKENS - 2] * NUM_PASSAGES, seed=repeat)
             body = {"query": {"text": QUERY}, "passages": [{"text": passage} for passage in passages]}
             service.append(seconds(lambda body=body: client.post("/v1/ranking", json=body).raise_for_status()))
             bare.append(seconds(lambda passages=passages: bare_forward(model, tokenizer, passages)))

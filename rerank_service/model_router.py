@@ -34,7 +34,8 @@ class ModelRouter:
         self._score_methods = score_methods
         self._default = config.default_model_id
         self._by_name = {name.casefold(): model for model in config.models for name in model.names}
-        self._by_slug = {_slug(name): model for name, model in self._by_name.items()}
+        # Reversed, so that of two models with the same slug the one configured first answers.
+        self._by_slug = {_slug(name): model for name, model in reversed(self._by_name.items())}
 
     def resolve(self, name: str | None) -> ModelConfig:
         """The model of a name or alias; of null, the default. Raises `UnknownModel`."""

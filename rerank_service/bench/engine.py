@@ -22,10 +22,10 @@ from rerank_service.bench.workload import QUERY, Lengths, draw_lengths, make_pas
 from rerank_service.checkpoints.make import Architecture, make_checkpoint
 from rerank_service.checkpoints.resolve import resolve_checkpoint
 from rerank_service.config import CheckpointConfig, Dtype, EngineConfig, ModelConfig
-from rerank_service.engine import EncodedPair, Engine, Truncate, load_engine
+from rerank_service.engine import Engine, Truncate, load_engine
 from rerank_service.engine.cpu_linear import can_pack
 from rerank_service.engine.loading import NOT_MODEL_SETTINGS, read_model_config
-from rerank_service.engine.pack import token_budget_batches
+from rerank_service.engine.score_all import score_all
 from rerank_service.engine.tokenise import load_tokenizer
 
 __all__ = ["EngineFigures", "bench_engines"]
@@ -73,7 +73,7 @@ def _bench(
     logits: dict[str, list[float]] = {}
 
     def run(dtype: Dtype) -> None:
-        logits[dtype] = _score(engines[dtype], pairs)
+        logits[dtype] = score_all(engines[dtype], pairs, _BATCH_TOKENS)
 
     runs: dict[str, Callable[[], None]] = {dtype: partial(run, dtype) for dtype in dtypes}
     runs["bare"] = partial(_bare_forward, contender.bare, [pair.token_ids for pair in pairs])
@@ -104,14 +104,6 @@ def _alternate(runs: dict[str, Callable[[], None]], repeats: int) -> tuple[dict[
             wall_s[name].append(time.perf_counter() - wall)
     medians = [{name: statistics.median(times[1:]) for name, times in taken.items()} for taken in (cpu_s, wall_s)]
     return medians[0], medians[1]
-
-
-def _score(engine: Engine[Any], pairs: Sequence[EncodedPair]) -> list[float]:
-    logits = [0.0] * len(pairs)
-    for batch in token_budget_batches([pair.num_tokens for pair in pairs], _BATCH_TOKENS):
-        for index, logit in zip(batch, engine.score([pairs[index] for index in batch]), strict=True):
-            logits[index] = logit
-    return logits
 
 
 @torch.inference_mode()

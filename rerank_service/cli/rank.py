@@ -60,7 +60,7 @@ def _rank_here(query: str, passages: list[str], name: str | None, config: str) -
         raise fail(f"{config} has no model {name!r}; it has {', '.join(m.id for m in settings.models)}")
 
     from rerank_service.engine import Truncate, load_engine  # torch takes seconds; only this path pays
-    from rerank_service.engine.pack import token_budget_batches
+    from rerank_service.engine.score_all import score_all
     from rerank_service.errors import CheckpointError
     from rerank_service.ranking import rank_by_logit
 
@@ -69,10 +69,7 @@ def _rank_here(query: str, passages: list[str], name: str | None, config: str) -
     except CheckpointError as error:
         raise fail(str(error)) from None
     pairs = engine.tokenise(query, passages, Truncate.END)
-    logits = [0.0] * len(pairs)
-    for batch in token_budget_batches([pair.num_tokens for pair in pairs], model.batching.max_batch_tokens):
-        for index, logit in zip(batch, engine.score([pairs[index] for index in batch]), strict=True):
-            logits[index] = logit
+    logits = score_all(engine, pairs, model.batching.max_batch_tokens)
     num_tokens = sum(pair.num_tokens for pair in pairs)
     return {
         "rankings": [{"index": index, "logit": logits[index]} for index in rank_by_logit(logits)],

@@ -19,6 +19,7 @@ from rerank_service.errors import CheckpointError
 
 __all__ = [
     "NOT_MODEL_SETTINGS",
+    "first_position",
     "has_tensor",
     "load_weights",
     "max_positions",
@@ -136,9 +137,15 @@ def max_positions(model_config: dict[str, Any]) -> int | None:
     positions = model_config.get("max_position_embeddings")
     if positions is None:
         return None
-    if model_config.get("model_type") in _OFFSET_POSITIONS:
-        return int(positions) - int(model_config.get("pad_token_id") or 1) - 1
-    return int(positions)
+    return int(positions) - first_position(model_config)
+
+
+def first_position(model_config: dict[str, Any]) -> int:
+    """Position of a sequence's first token: 0, or pad_token_id + 1 in RoBERTa and its like."""
+    if model_config.get("model_type") not in _OFFSET_POSITIONS:
+        return 0
+    pad_id = model_config.get("pad_token_id")
+    return (1 if pad_id is None else int(pad_id)) + 1
 
 
 def resolve_window(configured: int | None, from_tokenizer: int | None, positions: int | None) -> int:

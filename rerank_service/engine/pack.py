@@ -61,10 +61,7 @@ def length_sorted_batches(lengths: Sequence[int], max_padded_tokens: int, max_pa
 
 
 def token_budget_batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
-    """Indices of `lengths` in batches of at most `max_tokens`, longest first, a longer one alone.
-
-    For callers without a scheduler: the command line and the benchmarks.
-    """
+    """Indices of `lengths` in batches of at most `max_tokens`, longest first, a longer one alone."""
     batch: list[int] = []
     num_tokens = 0
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):

@@ -4,7 +4,7 @@ transformers' own classes with their own heads, the pair encoded by the tokenize
 packed; other families get a rectangular batch of pairs of equal length (on a GPU, of similar length).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,8 @@ from rerank_service.errors import CheckpointError, PairTooLong
 
 __all__ = ["ClassifierPair", "SequenceClassifierEngine", "load_sequence_classifier"]
 
-_PACKED_FAMILIES: dict[str, Callable[[int], int]] = {
-    "bert": lambda pad_id: 0,
-    "roberta": lambda pad_id: pad_id + 1,
-    "xlm-roberta": lambda pad_id: pad_id + 1,
-}
-"""Families whose head reads the first token and whose attention is full, so that pairs can be packed: `model_type`
-to the position of that token, given the pad id."""
+_PACKED_FAMILIES = ("bert", "roberta", "xlm-roberta")
+"""Families (`model_type`) whose head reads the first token and whose attention is full: their pairs can be packed."""
 
 _MAX_PADDED_TOKENS = 16_384
 _MAX_PADDING_ON_GPU = 0.10
@@ -48,13 +43,13 @@ class ClassifierPair(EncodedPair):
 class SequenceClassifierEngine:
     """A model with one label that reads query and passage together."""
 
-    def __init__(self, model: Any, tokenizer: Any, *, window_tokens: int, pad_id: int) -> None:
+    def __init__(self, model: Any, tokenizer: Any, *, window_tokens: int, pad_id: int, first_position: int) -> None:
         self.window_tokens = window_tokens
         self._tokenizer = tokenizer
         self._model = model
         self._pad_id = pad_id
         self._is_packed = model.config.model_type in _PACKED_FAMILIES
-        self._first_position = _PACKED_FAMILIES.get(model.config.model_type, lambda _: 0)(pad_id)
+        self._first_position = first_position
         self._has_type_ids = getattr(model.config, "type_vocab_size", 0) > 1
         self._device: torch.device = model.device
         self._max_padding = 0.0 if self._device.type == "cpu" else _MAX_PADDING_ON_GPU
@@ -148,6 +143,7 @@ def load_sequence_classifier(
             window_tokens, tokenise.model_max_length(folder), loading.max_positions(raw)
         ),
         pad_id=int(config.pad_token_id or 0),
+        first_position=loading.first_position(raw),
     )
 
 

@@ -71,6 +71,13 @@ def test_names_aliases_default_and_slugs() -> None:
         assert caught.value.loc == loc
 
 
+def test_of_two_models_with_one_slug_the_first_answers() -> None:
+    models = [{"id": f"{organisation}/same", "checkpoint": {"source": "/a"}} for organisation in ("first", "second")]
+    router = ModelRouter(RerankConfig.model_validate({"models": models}), {})
+
+    assert router.resolve_slug("same").id == "first/same"
+
+
 async def test_a_shard_goes_to_its_models_deployment_with_the_models_id() -> None:
     scores = {"nvidia/llama-3.2-v2": Score("wrong"), "nvidia/mistral": Score("right")}
 
