@@ -80,6 +80,10 @@ class Dtype(StrEnum):
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
     FLOAT16 = "float16"
+    INT8 = "int8"
+    """Linear layers in 8-bit integers, on a CPU with AVX512-VNNI."""
+    FLOAT8 = "float8"
+    """Linear layers in 8-bit floats (e4m3), on an Ada, Hopper or newer GPU."""
 
 
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]

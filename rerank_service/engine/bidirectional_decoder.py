@@ -23,10 +23,11 @@ from transformers import (
 
 from rerank_service.config import EngineConfig, Pooling
 from rerank_service.engine import loading, tokenise
-from rerank_service.engine.cpu_linear import pack_linears
 from rerank_service.engine.forward import PACKED_ATTENTION, hidden_states
+from rerank_service.engine.linears import prepare_linears
 from rerank_service.engine.pack import pack
 from rerank_service.engine.pool import pool
+from rerank_service.engine.precision import Precision, resolve_precision
 from rerank_service.engine.protocol import EncodedPair, Truncate
 from rerank_service.errors import CheckpointError
 
@@ -77,6 +78,7 @@ class BidirectionalDecoderEngine:
         model: Any,
         tokenizer: Any,
         *,
+        precision: Precision,
         bos_id: int,
         prompt_template: str,
         pooling: Pooling,
@@ -87,6 +89,7 @@ class BidirectionalDecoderEngine:
         self.pooling = pooling
         self.temperature = temperature
         self.prompt_template = tokenise.checked_template(prompt_template)
+        self._precision = precision
         self._bos_id = bos_id
         self._tokenizer = tokenizer
         self._backbone = model.model
@@ -96,7 +99,7 @@ class BidirectionalDecoderEngine:
 
     @property
     def description(self) -> str:
-        return f"bidirectional_decoder on {self._device} in {self._backbone.dtype}"
+        return f"bidirectional_decoder on {self._device} in {self._precision}"
 
     def tokenise(self, query: str, passages: Sequence[str], truncate: Truncate) -> list[EncodedPair]:
         """The whole templated string at once: the Llama-3 split joins `:` with the first word after it."""
@@ -128,19 +131,21 @@ def load_bidirectional_decoder(
     raw = loading.read_model_config(folder)
     family = _family(folder, raw)
     device = loading.resolve_device(options.device)
+    precision = resolve_precision(options.dtype, device)
     tokenizer = tokenise.load_tokenizer(folder)
     model = loading.load_weights(
         family.model_class,
         folder,
         _native_config(family, raw, loading.has_tensor(folder, "score.bias")),
-        dtype=loading.resolve_dtype(options.dtype, device),
+        precision=precision,
         device=device,
         attention=PACKED_ATTENTION,
     )
-    pack_linears(model.model)
+    prepare_linears(model.model, precision)
     return BidirectionalDecoderEngine(
         model,
         tokenizer,
+        precision=precision,
         bos_id=tokenise.bos_token_id(folder, tokenizer, raw),
         prompt_template=options.prompt_template or raw.get("prompt_template") or tokenise.DEFAULT_TEMPLATE,
         pooling=options.pooling or _published_pooling(folder, raw),

@@ -8,12 +8,11 @@ other rows there are, so that a pair's logit does not depend on its batch, to th
 The operators are the ones torch's own compiler emits for frozen models. Knows nothing of any model.
 """
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from transformers.activations import GELUActivation
 
-__all__ = ["PackedLinear", "can_pack", "pack_linears"]
+__all__ = ["PackedLinear", "can_pack"]
 
 _DTYPES = (torch.float32, torch.bfloat16)
 _TYPICAL_ROWS = 4096
@@ -42,21 +41,6 @@ class PackedLinear(torch.nn.Module):
 
 
 @torch.inference_mode()
-def pack_linears(model: torch.nn.Module) -> int:
-    """Replaces the linear layers of a model; returns how many: 0 on a GPU and where `can_pack` says no."""
-    first = next(model.parameters())
-    if first.device.type != "cpu" or not can_pack(first.dtype):
-        return 0
-    packed = 0
-    for module in list(model.modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, torch.nn.Linear):
-                setattr(module, name, PackedLinear(child, _take_activation(module, name)))
-                packed += 1
-    return packed
-
-
-@torch.inference_mode()
 def can_pack(dtype: torch.dtype) -> bool:
     """Whether this build of torch on this processor multiplies packed weights of this type.
 
@@ -69,11 +53,3 @@ def can_pack(dtype: torch.dtype) -> bool:
     except (AttributeError, NotImplementedError, RuntimeError):
         return False
     return True
-
-
-def _take_activation(owner: Any, name: str) -> Literal["none", "gelu"]:
-    """GELU, if `owner` is a BERT-like feed-forward that applies it to this layer's output; it then no longer does."""
-    if name == "dense" and isinstance(getattr(owner, "intermediate_act_fn", None), GELUActivation):
-        owner.intermediate_act_fn = torch.nn.Identity()
-        return "gelu"
-    return "none"

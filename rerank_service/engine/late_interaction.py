@@ -15,10 +15,11 @@ from transformers import AutoConfig, AutoModel
 
 from rerank_service.config import EngineConfig, LateInteractionHead
 from rerank_service.engine import loading, tokenise
-from rerank_service.engine.cpu_linear import pack_linears
 from rerank_service.engine.forward import PACKED_ATTENTION, hidden_states
+from rerank_service.engine.linears import prepare_linears
 from rerank_service.engine.pack import pack
 from rerank_service.engine.pool import mean_pool
+from rerank_service.engine.precision import Precision, resolve_precision
 from rerank_service.engine.protocol import EncodedPair, TokenIds, Truncate
 from rerank_service.errors import CheckpointError
 
@@ -37,16 +38,19 @@ class LateInteractionPair(EncodedPair):
 class LateInteractionEngine:
     """Encodes each distinct text of a batch once, packed, then compares token states."""
 
-    def __init__(self, encoder: Any, tokenizer: Any, *, head: LateInteractionHead, window_tokens: int) -> None:
+    def __init__(
+        self, encoder: Any, tokenizer: Any, *, precision: Precision, head: LateInteractionHead, window_tokens: int
+    ) -> None:
         self.window_tokens = window_tokens
         self.head = head
+        self._precision = precision
         self._encoder = encoder
         self._tokenizer = tokenizer
         self._device: torch.device = encoder.device
 
     @property
     def description(self) -> str:
-        return f"late_interaction on {self._device} in {self._encoder.dtype}"
+        return f"late_interaction on {self._device} in {self._precision}"
 
     def tokenise(self, query: str, passages: Sequence[str], truncate: Truncate) -> list[LateInteractionPair]:
         """The window holds for query and passage each; `num_tokens` counts both."""
@@ -130,6 +134,7 @@ def load_late_interaction(folder: Path, options: EngineConfig, window_tokens: in
     """Any encoder whose attention transformers lets us replace; made for all-MiniLM-L6-v2."""
     raw = loading.read_model_config(folder)
     device = loading.resolve_device(options.device)
+    precision = resolve_precision(options.dtype, device)
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
@@ -138,15 +143,16 @@ def load_late_interaction(folder: Path, options: EngineConfig, window_tokens: in
         AutoModel,
         folder,
         config,
-        dtype=loading.resolve_dtype(options.dtype, device),
+        precision=precision,
         device=device,
         attention=PACKED_ATTENTION,
         ignored_prefixes=_UNUSED_TENSORS,
     )
-    pack_linears(encoder)
+    prepare_linears(encoder, precision)
     return LateInteractionEngine(
         encoder,
         tokenise.load_tokenizer(folder),
+        precision=precision,
         head=options.head,
         window_tokens=loading.resolve_window(
             window_tokens, _published_window(folder) or tokenise.model_max_length(folder), loading.max_positions(raw)

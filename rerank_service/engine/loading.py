@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedConfig
 from transformers.utils import logging as transformers_logging
 
-from rerank_service.config import Dtype
+from rerank_service.engine.precision import Precision
 from rerank_service.errors import CheckpointError
 
 __all__ = [
@@ -26,7 +26,6 @@ __all__ = [
     "read_json",
     "read_model_config",
     "resolve_device",
-    "resolve_dtype",
     "resolve_window",
 ]
 
@@ -84,7 +83,7 @@ def load_weights(
     folder: Path,
     config: PreTrainedConfig,
     *,
-    dtype: torch.dtype,
+    precision: Precision,
     device: torch.device,
     attention: str,
     ignored_prefixes: Iterable[str] = (),
@@ -100,7 +99,7 @@ def load_weights(
         model, report = model_class.from_pretrained(
             folder,
             config=config,
-            dtype=dtype,
+            dtype="auto" if precision.quantised else precision.states,  # quantised from the published weights
             attn_implementation=attention,
             use_safetensors=True,
             local_files_only=True,
@@ -120,16 +119,6 @@ def resolve_device(device: str) -> torch.device:
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise CheckpointError(f"device {device} is configured, but no GPU is visible; set device: auto or cpu")
     return torch.device(device)
-
-
-def resolve_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
-    """`auto` is bfloat16 where the hardware multiplies in it, else float32 on a CPU and float16 on a GPU."""
-    if dtype is not Dtype.AUTO:
-        resolved: torch.dtype = getattr(torch, dtype.value)
-        return resolved
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    return torch.bfloat16 if _cpu_multiplies_bfloat16() else torch.float32
 
 
 def max_positions(model_config: dict[str, Any]) -> int | None:
@@ -158,11 +147,6 @@ def resolve_window(configured: int | None, from_tokenizer: int | None, positions
     if not known:
         raise CheckpointError("the checkpoint does not say how long a pair may be; set window_tokens")
     return min(known)
-
-
-def _cpu_multiplies_bfloat16() -> bool:
-    # Private, but the only test torch has; without the instructions bfloat16 is several times slower.
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def _refuse_pickles(folder: Path) -> None:

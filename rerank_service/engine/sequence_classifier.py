@@ -15,9 +15,10 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from rerank_service.config import EngineConfig
 from rerank_service.engine import loading, tokenise
-from rerank_service.engine.cpu_linear import pack_linears
 from rerank_service.engine.forward import PACKED_ATTENTION, hidden_states
+from rerank_service.engine.linears import prepare_linears
 from rerank_service.engine.pack import length_sorted_batches, pack
+from rerank_service.engine.precision import Precision, resolve_precision
 from rerank_service.engine.protocol import EncodedPair, TokenIds, Truncate
 from rerank_service.errors import CheckpointError, PairTooLong
 
@@ -43,8 +44,18 @@ class ClassifierPair(EncodedPair):
 class SequenceClassifierEngine:
     """A model with one label that reads query and passage together."""
 
-    def __init__(self, model: Any, tokenizer: Any, *, window_tokens: int, pad_id: int, first_position: int) -> None:
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        precision: Precision,
+        window_tokens: int,
+        pad_id: int,
+        first_position: int,
+    ) -> None:
         self.window_tokens = window_tokens
+        self._precision = precision
         self._tokenizer = tokenizer
         self._model = model
         self._pad_id = pad_id
@@ -56,7 +67,7 @@ class SequenceClassifierEngine:
 
     @property
     def description(self) -> str:
-        return f"sequence_classifier on {self._device} in {self._model.dtype}"
+        return f"sequence_classifier on {self._device} in {self._precision}"
 
     def tokenise(self, query: str, passages: Sequence[str], truncate: Truncate) -> list[ClassifierPair]:
         encodings = tokenise.encode_texts(
@@ -125,20 +136,22 @@ def load_sequence_classifier(
     """Any architecture that transformers itself can classify with; refuses more than one label."""
     raw = loading.read_model_config(folder)
     device = loading.resolve_device(options.device)
+    precision = resolve_precision(options.dtype, device)
     tokenizer = tokenise.load_tokenizer(folder)
     config = _one_label_config(folder)
     model = loading.load_weights(
         AutoModelForSequenceClassification,
         folder,
         config,
-        dtype=loading.resolve_dtype(options.dtype, device),
+        precision=precision,
         device=device,
         attention=PACKED_ATTENTION if config.model_type in _PACKED_FAMILIES else "sdpa",
     )
-    pack_linears(model)
+    prepare_linears(model, precision)
     return SequenceClassifierEngine(
         model,
         tokenizer,
+        precision=precision,
         window_tokens=loading.resolve_window(
             window_tokens, tokenise.model_max_length(folder), loading.max_positions(raw)
         ),

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from rerank_service.checkpoints.resolve import resolve_checkpoint
-from rerank_service.config import CheckpointConfig, Dtype
+from rerank_service.config import CheckpointConfig
 from rerank_service.engine import load_engine, loading
 from rerank_service.errors import CheckpointError
 from tests.models import local_model
@@ -62,11 +62,6 @@ def test_a_gpu_that_is_not_there_is_named() -> None:
     with pytest.raises(CheckpointError, match="no GPU is visible; set device: auto or cpu"):
         loading.resolve_device("cuda")
     assert loading.resolve_device("auto") == torch.device("cpu")
-
-
-def test_dtype() -> None:
-    assert loading.resolve_dtype(Dtype.FLOAT32, torch.device("cpu")) == torch.float32
-    assert loading.resolve_dtype(Dtype.AUTO, torch.device("cpu")) in (torch.float32, torch.bfloat16)
 
 
 @pytest.mark.parametrize(

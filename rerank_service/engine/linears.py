@@ -1,0 +1,56 @@
+"""Which linear layers a loaded model gets: quantised ones, oneDNN's on a CPU, or torch's own.
+
+Works on any transformers model; a transformer's layers are what stands in a `ModuleList`.
+"""
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+from transformers.activations import GELUActivation
+
+from rerank_service.config import Dtype
+from rerank_service.engine.cpu_linear import PackedLinear, can_pack
+from rerank_service.engine.float8_linear import Float8Linear, can_be_float8
+from rerank_service.engine.int8_linear import Int8Linear
+from rerank_service.engine.precision import Precision
+
+__all__ = ["prepare_linears"]
+
+
+@torch.inference_mode()
+def prepare_linears(model: torch.nn.Module, precision: Precision) -> None:
+    """Replaces the linear layers of `model`, in place, and brings its other parameters to `precision.states`.
+
+    Only the transformer's own layers are quantised: a pooler or a head is small and decides the logit.
+    """
+    layers = [layer for layer in model.modules() if isinstance(layer, torch.nn.ModuleList)]
+    if precision.quantised is Dtype.INT8:
+        for owner, name, linear in _linears(layers):
+            setattr(owner, name, Int8Linear(linear, _take_activation(owner, name)))
+    elif precision.quantised is Dtype.FLOAT8:
+        for owner, name, linear in _linears(layers):
+            if can_be_float8(linear):
+                setattr(owner, name, Float8Linear(linear, _take_activation(owner, name)))
+    for parameter in model.parameters():  # not buffers: rotary frequencies stay float32
+        parameter.data = parameter.data.to(precision.states)
+    if next(model.parameters()).device.type == "cpu" and can_pack(precision.states):
+        for owner, name, linear in _linears([model]):
+            setattr(owner, name, PackedLinear(linear, _take_activation(owner, name)))
+
+
+def _linears(roots: list[Any]) -> Iterator[tuple[Any, str, torch.nn.Linear]]:
+    """Every linear layer below `roots` with its owner and its name there; it may be replaced meanwhile."""
+    for root in roots:
+        for owner in list(root.modules()):
+            for name, child in list(owner.named_children()):
+                if isinstance(child, torch.nn.Linear):
+                    yield owner, name, child
+
+
+def _take_activation(owner: Any, name: str) -> Literal["none", "gelu"]:
+    """GELU, if `owner` is a BERT-like feed-forward that applies it to this layer's output; it then no longer does."""
+    if name == "dense" and isinstance(getattr(owner, "intermediate_act_fn", None), GELUActivation):
+        owner.intermediate_act_fn = torch.nn.Identity()
+        return "gelu"
+    return "none"

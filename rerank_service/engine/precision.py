@@ -1,0 +1,69 @@
+"""Which numbers a model computes in, and whether this machine can.
+
+Knows nothing of any model.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from rerank_service.config import Dtype
+from rerank_service.errors import CheckpointError
+
+__all__ = ["Precision", "multiplies_int8", "resolve_precision"]
+
+_QUANTISED = (Dtype.INT8, Dtype.FLOAT8)
+_FLOAT8_CAPABILITY = (8, 9)  # Ada; Hopper is 9.0
+
+
+@dataclass(frozen=True, slots=True)
+class Precision:
+    """Of a forward pass; pooling and the head are float32 always."""
+
+    states: torch.dtype
+    """What token states are in, and every weight that is not quantised."""
+    quantised: Dtype | None = None
+    """`int8` or `float8`: what the linear layers of the transformer multiply in. Null: in `states`."""
+
+    def __str__(self) -> str:
+        states = str(self.states).removeprefix("torch.")
+        return f"{self.quantised.value} with {states} states" if self.quantised else states
+
+
+def resolve_precision(dtype: Dtype, device: torch.device) -> Precision:
+    """What `dtype` means on `device`; raises `CheckpointError` where the hardware cannot.
+
+    `auto` is bfloat16 where the hardware multiplies in it, else float32 on a CPU and float16 on a GPU.
+    """
+    if dtype in _QUANTISED:
+        _refuse_unless_possible(dtype, device)
+        return Precision(_fastest_float(device), dtype)
+    if dtype is Dtype.AUTO:
+        return Precision(_fastest_float(device))
+    return Precision(getattr(torch, dtype.value))
+
+
+def multiplies_int8() -> bool:
+    """Whether this CPU has VNNI; without it products overflow or take a reference path, thousands of times slower."""
+    return bool(torch.cpu._is_vnni_supported())
+
+
+def _fastest_float(device: torch.device) -> torch.dtype:
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    # Private, but the only test torch has; without the instructions bfloat16 is several times slower.
+    has_bfloat16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if has_bfloat16 else torch.float32
+
+
+def _refuse_unless_possible(dtype: Dtype, device: torch.device) -> None:
+    if dtype is Dtype.INT8 and device.type != "cpu":
+        raise CheckpointError("dtype int8 is for a CPU; on a GPU set float8 (Ada, Hopper or newer) or bfloat16")
+    if dtype is Dtype.INT8 and not multiplies_int8():
+        raise CheckpointError("dtype int8 needs a CPU with AVX512-VNNI, which this one has not; set dtype: auto")
+    if (
+        dtype is Dtype.FLOAT8
+        and device.type == "cuda"
+        and torch.cuda.get_device_capability(device) < _FLOAT8_CAPABILITY
+    ):
+        raise CheckpointError("dtype float8 needs an Ada, Hopper or newer GPU; set dtype: auto")
