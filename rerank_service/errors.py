@@ -5,7 +5,8 @@ Where each is raised, along a request's path:
     ingress  -> BodyTooLarge, UnsupportedMediaType, InvalidRequest, InvalidApiKey, UnknownModel
     ranker   -> RequestTimedOut
     router   -> ReplicaUnavailable
-    replica  -> PairTooLong (tokenise), QueueFull (scheduler), NonFiniteLogit, EngineFailed (forward)
+    replica  -> PairTooLong (tokenise), QueueFull (scheduler), NonFiniteLogit, DeviceMemoryExhausted,
+                EngineFailed (forward)
     start-up -> ConfigError, CheckpointError
 
 An error crosses process boundaries pickled: every `__init__` hands all its arguments to
@@ -19,6 +20,7 @@ __all__ = [
     "BodyTooLarge",
     "CheckpointError",
     "ConfigError",
+    "DeviceMemoryExhausted",
     "EngineFailed",
     "FieldProblem",
     "InvalidApiKey",
@@ -293,3 +295,20 @@ class EngineFailed(RerankError):
     @property
     def message(self) -> str:
         return f"The model failed on this request ({self.cause}); the replica's log has the details"
+
+
+class DeviceMemoryExhausted(RerankError):
+    """One pair alone does not fit in the memory of the device."""
+
+    code = "device_memory_exhausted"
+
+    def __init__(self, num_tokens: int) -> None:
+        super().__init__(num_tokens)
+        self.num_tokens = num_tokens
+
+    @property
+    def message(self) -> str:
+        return (
+            f"A pair of {self.num_tokens} tokens does not fit in the device's memory; "
+            "send shorter passages, or have the operator lower window_tokens"
+        )

@@ -44,7 +44,7 @@ class Replica:
         self._engine: Engine[Any] = load_engine(model, model.replica.num_cpus)
         self._tokenisers = ThreadPoolExecutor(model.replica.tokeniser_threads, thread_name_prefix="tokenise")
         self._scheduler: Scheduler[Any] = Scheduler(
-            self._engine.score, model.batching.max_batch_tokens, model.batching.max_queued_tokens
+            self._engine, model.batching.max_batch_tokens, model.batching.max_queued_tokens
         )
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:

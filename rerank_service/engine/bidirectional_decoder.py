@@ -23,7 +23,9 @@ from transformers import (
 
 from rerank_service.config import EngineConfig, Pooling
 from rerank_service.engine import loading, tokenise
-from rerank_service.engine.forward import PACKED_ATTENTION, hidden_states
+from rerank_service.engine.forward import PACKED_ATTENTION
+from rerank_service.engine.graphs import StatesOf, states_on
+from rerank_service.engine.launch import TorchEngine
 from rerank_service.engine.linears import prepare_linears
 from rerank_service.engine.pack import pack
 from rerank_service.engine.pool import pool
@@ -70,7 +72,7 @@ DECODER_FAMILIES = {
 """`model_type` of config.json to the native classes."""
 
 
-class BidirectionalDecoderEngine:
+class BidirectionalDecoderEngine(TorchEngine[EncodedPair]):
     """One templated string a pair, packed forward, pooled and scored in float32."""
 
     def __init__(
@@ -78,6 +80,7 @@ class BidirectionalDecoderEngine:
         model: Any,
         tokenizer: Any,
         *,
+        states: StatesOf,
         precision: Precision,
         bos_id: int,
         prompt_template: str,
@@ -85,6 +88,7 @@ class BidirectionalDecoderEngine:
         temperature: float,
         window_tokens: int,
     ) -> None:
+        super().__init__(model.device)
         self.window_tokens = window_tokens
         self.pooling = pooling
         self.temperature = temperature
@@ -92,14 +96,13 @@ class BidirectionalDecoderEngine:
         self._precision = precision
         self._bos_id = bos_id
         self._tokenizer = tokenizer
-        self._backbone = model.model
+        self._states = states
         self._score_weight = model.score.weight[0].float()  # [H]
         self._score_bias = 0.0 if model.score.bias is None else float(model.score.bias)
-        self._device: torch.device = model.device
 
     @property
     def description(self) -> str:
-        return f"bidirectional_decoder on {self._device} in {self._precision}"
+        return f"bidirectional_decoder on {self.device} in {self._precision}"
 
     def tokenise(self, query: str, passages: Sequence[str], truncate: Truncate) -> list[EncodedPair]:
         """The whole templated string at once: the Llama-3 split joins `:` with the first word after it."""
@@ -113,15 +116,13 @@ class BidirectionalDecoderEngine:
             pairs.append(EncodedPair(token_ids, len(token_ids), is_truncated))
         return pairs
 
-    @torch.inference_mode()
-    def score(self, pairs: Sequence[EncodedPair]) -> list[float]:
+    def forward(self, pairs: Sequence[EncodedPair]) -> torch.Tensor:
         """`score(pool(states)) / temperature`, `[B]`."""
-        packed = pack([pair.token_ids for pair in pairs], self._device)
-        pooled = pool(hidden_states(self._backbone, packed), packed, self.pooling)
+        packed = pack([pair.token_ids for pair in pairs], self.device)
+        pooled = pool(self._states(packed), packed, self.pooling)
         # Row by row: a matrix product's last bits would depend on how many rows there are.
-        logits = ((pooled * self._score_weight).sum(-1) + self._score_bias) / self.temperature
-        scores: list[float] = logits.tolist()
-        return scores
+        logits: torch.Tensor = ((pooled * self._score_weight).sum(-1) + self._score_bias) / self.temperature
+        return logits
 
 
 def load_bidirectional_decoder(
@@ -145,6 +146,7 @@ def load_bidirectional_decoder(
     return BidirectionalDecoderEngine(
         model,
         tokenizer,
+        states=states_on(model.model, options),
         precision=precision,
         bos_id=tokenise.bos_token_id(folder, tokenizer, raw),
         prompt_template=options.prompt_template or raw.get("prompt_template") or tokenise.DEFAULT_TEMPLATE,

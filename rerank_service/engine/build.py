@@ -6,24 +6,31 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
 from rerank_service.checkpoints.resolve import resolve_checkpoint
 from rerank_service.config import EngineConfig, EngineKind, ModelConfig
 from rerank_service.engine import loading
-from rerank_service.engine.bidirectional_decoder import DECODER_FAMILIES, load_bidirectional_decoder
-from rerank_service.engine.late_interaction import load_late_interaction
+from rerank_service.engine.bidirectional_decoder import (
+    DECODER_FAMILIES,
+    BidirectionalDecoderEngine,
+    load_bidirectional_decoder,
+)
+from rerank_service.engine.late_interaction import LateInteractionEngine, load_late_interaction
+from rerank_service.engine.memory import CudaMeter, find_memory_tokens
 from rerank_service.engine.protocol import Engine, Truncate
-from rerank_service.engine.sequence_classifier import load_sequence_classifier
+from rerank_service.engine.sequence_classifier import SequenceClassifierEngine, load_sequence_classifier
 from rerank_service.errors import CheckpointError
 
 __all__ = ["load_engine", "warm_up"]
 
 logger = logging.getLogger(__name__)
 
-_LOADERS: dict[EngineKind, Callable[[Path, EngineConfig, int | None], Engine[Any]]] = {
+_AnyEngine: TypeAlias = BidirectionalDecoderEngine | SequenceClassifierEngine | LateInteractionEngine
+
+_LOADERS: dict[EngineKind, Callable[[Path, EngineConfig, int | None], _AnyEngine]] = {
     EngineKind.BIDIRECTIONAL_DECODER: load_bidirectional_decoder,
     EngineKind.SEQUENCE_CLASSIFIER: load_sequence_classifier,
     EngineKind.LATE_INTERACTION: load_late_interaction,
@@ -39,11 +46,13 @@ def load_engine(model: ModelConfig, num_cpus: float | None = None) -> Engine[Any
     started = time.perf_counter()
     torch.set_num_threads(model.engine.num_threads or _threads(num_cpus))
     folder = resolve_checkpoint(model.checkpoint)
-    engine: Engine[Any] = _LOADERS[_kind(folder, model.engine)](folder, model.engine, model.window_tokens)
+    engine = _LOADERS[_kind(folder, model.engine)](folder, model.engine, model.window_tokens)
     warm_up(engine)
+    if engine.device.type == "cuda":
+        engine.memory_tokens = find_memory_tokens(engine, CudaMeter(engine.device))
     logger.info(
-        "loaded model=%s engine=%s window_tokens=%d num_threads=%d load_s=%.1f",
-        *(model.id, engine.description, engine.window_tokens, torch.get_num_threads()),
+        "loaded model=%s engine=%s window_tokens=%d memory_tokens=%s num_threads=%d load_s=%.1f",
+        *(model.id, engine.description, engine.window_tokens, engine.memory_tokens, torch.get_num_threads()),
         time.perf_counter() - started,
     )
     return engine

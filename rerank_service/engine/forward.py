@@ -30,14 +30,12 @@ _BATCH_INVARIANT: dict[str, Any] = (
 )
 
 
-def hidden_states(model: Any, packed: PackedSequences, **inputs: torch.Tensor) -> torch.Tensor:
-    """Final states `[T, H]` of a transformers base model loaded with `attn_implementation="packed"`.
-
-    `inputs`, each `[1, T]`, add to the model's arguments or replace the packed ones.
-    """
-    arguments = {"input_ids": packed.token_ids, "position_ids": packed.position_ids, **inputs}
-    output = model(**arguments, use_cache=False, packed=packed)
-    states: torch.Tensor = output.last_hidden_state[0]
+def hidden_states(model: Any, packed: PackedSequences) -> torch.Tensor:
+    """Final states `[T, H]` of a transformers base model loaded with `attn_implementation="packed"`."""
+    inputs = {"input_ids": packed.token_ids, "position_ids": packed.position_ids}
+    if packed.type_ids is not None:
+        inputs["token_type_ids"] = packed.type_ids
+    states: torch.Tensor = model(**inputs, use_cache=False, packed=packed).last_hidden_state[0]
     return states
 
 
@@ -54,9 +52,13 @@ def packed_attention(
     """transformers' attention function; returns `[1, T, Hq, D]`. `packed` comes from the model's call."""
     if packed is None:
         raise ValueError("a model loaded with packed attention is called with packed=PackedSequences")
-    if query.is_cuda and query.dtype in _HALF:
+    if _has_kernel(query):
         return _varlen(query, key, value, packed, scaling), None
     return _one_by_one(query, key, value, packed, scaling), None
+
+
+def _has_kernel(query: torch.Tensor) -> bool:
+    return query.is_cuda and query.dtype in _HALF
 
 
 def _varlen(

@@ -15,7 +15,9 @@ from transformers import AutoConfig, AutoModel
 
 from rerank_service.config import EngineConfig, LateInteractionHead
 from rerank_service.engine import loading, tokenise
-from rerank_service.engine.forward import PACKED_ATTENTION, hidden_states
+from rerank_service.engine.forward import PACKED_ATTENTION
+from rerank_service.engine.graphs import StatesOf, states_on
+from rerank_service.engine.launch import TorchEngine
 from rerank_service.engine.linears import prepare_linears
 from rerank_service.engine.pack import pack
 from rerank_service.engine.pool import mean_pool
@@ -35,22 +37,29 @@ class LateInteractionPair(EncodedPair):
     query_ids: TokenIds
 
 
-class LateInteractionEngine:
+class LateInteractionEngine(TorchEngine[LateInteractionPair]):
     """Encodes each distinct text of a batch once, packed, then compares token states."""
 
     def __init__(
-        self, encoder: Any, tokenizer: Any, *, precision: Precision, head: LateInteractionHead, window_tokens: int
+        self,
+        states: StatesOf,
+        tokenizer: Any,
+        device: torch.device,
+        *,
+        precision: Precision,
+        head: LateInteractionHead,
+        window_tokens: int,
     ) -> None:
+        super().__init__(device)
         self.window_tokens = window_tokens
         self.head = head
         self._precision = precision
-        self._encoder = encoder
+        self._states = states
         self._tokenizer = tokenizer
-        self._device: torch.device = encoder.device
 
     @property
     def description(self) -> str:
-        return f"late_interaction on {self._device} in {self._precision}"
+        return f"late_interaction on {self.device} in {self._precision}"
 
     def tokenise(self, query: str, passages: Sequence[str], truncate: Truncate) -> list[LateInteractionPair]:
         """The window holds for query and passage each; `num_tokens` counts both."""
@@ -70,19 +79,17 @@ class LateInteractionEngine:
             token_ids[-1] = encoding.ids[-1]
         return token_ids, is_cut
 
-    @torch.inference_mode()
-    def score(self, pairs: Sequence[LateInteractionPair]) -> list[float]:
+    def forward(self, pairs: Sequence[LateInteractionPair]) -> torch.Tensor:
         """Logits `[B]`; pairs of several queries may be mixed."""
         texts = _DistinctTexts()
         passages = [texts.add(pair.token_ids) for pair in pairs]
         queries = [texts.add(pair.query_ids) for pair in pairs]
-        states = _TokenStates(self._encoder, texts.sequences, self._device)
-        logits = torch.empty(len(pairs))
+        states = _TokenStates(self._states, texts.sequences, self.device)
+        logits = torch.empty(len(pairs), device=self.device)
         for query in dict.fromkeys(queries):
             rows = [row for row, other in enumerate(queries) if other == query]
-            logits[rows] = self._compare(states, query, [passages[row] for row in rows]).cpu()
-        scores: list[float] = logits.tolist()
-        return scores
+            logits[rows] = self._compare(states, query, [passages[row] for row in rows])
+        return logits
 
     def _compare(self, states: "_TokenStates", query: int, passages: list[int]) -> torch.Tensor:
         """Logits `[P]` of one query with its passages.
@@ -113,9 +120,9 @@ class _DistinctTexts:
 class _TokenStates:
     """Unit-length float32 states of every token `[T, H]` and of every text's mean `[S, H]`."""
 
-    def __init__(self, encoder: Any, sequences: Sequence[TokenIds], device: torch.device) -> None:
+    def __init__(self, states_of: StatesOf, sequences: Sequence[TokenIds], device: torch.device) -> None:
         packed = pack(sequences, device)
-        raw = hidden_states(encoder, packed).float()
+        raw = states_of(packed).float()
         self.means = F.normalize(mean_pool(raw, packed.lengths), dim=-1)
         self._tokens = F.normalize(raw, dim=-1)
         self._bounds = packed.bounds
@@ -150,8 +157,9 @@ def load_late_interaction(folder: Path, options: EngineConfig, window_tokens: in
     )
     prepare_linears(encoder, precision)
     return LateInteractionEngine(
-        encoder,
+        states_on(encoder, options),
         tokenise.load_tokenizer(folder),
+        device,
         precision=precision,
         head=options.head,
         window_tokens=loading.resolve_window(

@@ -17,14 +17,21 @@ class PackedSequences:
     """B sequences laid end to end, T tokens in all, no padding."""
 
     token_ids: torch.Tensor  # [1, T] int64
-    position_ids: torch.Tensor  # [1, T] int64, restarting at 0 with each sequence
+    position_ids: torch.Tensor  # [1, T] int64, starting anew with each sequence
     lengths: torch.Tensor  # [B] int64
     cu_seqlens: torch.Tensor  # [B + 1] int32, on the device: where each sequence starts
     bounds: tuple[int, ...]  # the same on the host, so that no layer has to wait for the device
-    max_length: int
+    max_length: int  # at least the longest's; on a GPU a power of two, so that compiled code fits many batches
+    type_ids: torch.Tensor | None = None  # [1, T] int64: query or passage, where the model tells them apart
 
 
-def pack(sequences: Sequence[TokenIds], device: torch.device) -> PackedSequences:
+def pack(
+    sequences: Sequence[TokenIds],
+    device: torch.device,
+    *,
+    type_ids: Sequence[TokenIds] | None = None,
+    first_position: int = 0,
+) -> PackedSequences:
     """Lays the sequences end to end; on a GPU the copies are pinned and asynchronous."""
     lengths = np.fromiter((len(sequence) for sequence in sequences), dtype=np.int64, count=len(sequences))
     bounds = (0, *accumulate(lengths.tolist()))
@@ -32,11 +39,12 @@ def pack(sequences: Sequence[TokenIds], device: torch.device) -> PackedSequences
     token_ids = np.concatenate(sequences).astype(np.int64)
     return PackedSequences(
         token_ids=_to_device(token_ids, device)[None],
-        position_ids=_to_device(np.arange(bounds[-1], dtype=np.int64) - starts, device)[None],
+        position_ids=_to_device(np.arange(bounds[-1], dtype=np.int64) - starts + first_position, device)[None],
         lengths=_to_device(lengths, device),
         cu_seqlens=_to_device(np.asarray(bounds, dtype=np.int32), device),
         bounds=bounds,
-        max_length=int(lengths.max()),
+        max_length=int(lengths.max()) if device.type == "cpu" else _power_of_two(int(lengths.max())),
+        type_ids=None if type_ids is None else _to_device(np.concatenate(type_ids).astype(np.int64), device)[None],
     )
 
 
@@ -72,6 +80,10 @@ def token_budget_batches(lengths: Sequence[int], max_tokens: int) -> Iterator[li
         num_tokens += lengths[index]
     if batch:
         yield batch
+
+
+def _power_of_two(length: int) -> int:
+    return max(128, 1 << (length - 1).bit_length())
 
 
 def _to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:

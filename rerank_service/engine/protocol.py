@@ -11,7 +11,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["EncodedPair", "Engine", "PairT", "TokenIds", "Truncate"]
+__all__ = ["BatchScorer", "EncodedPair", "Engine", "PairT", "PendingLogits", "TokenIds", "Truncate"]
 
 TokenIds = NDArray[np.int32]  # [L]
 
@@ -36,10 +36,45 @@ class EncodedPair:
 
 
 PairT = TypeVar("PairT", bound=EncodedPair)
+_PairT_contra = TypeVar("_PairT_contra", bound=EncodedPair, contravariant=True)
 
 
-class Engine(Protocol[PairT]):
-    """A model on a device. `tokenise` may run in several threads at once, `score` in one at a time."""
+class PendingLogits(Protocol):
+    """A forward pass that has been started."""
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether `wait` returns at once."""
+        ...
+
+    def wait(self) -> list[float]:
+        """Float32 logits `[B]`, unbounded, higher is more relevant."""
+        ...
+
+
+class BatchScorer(Protocol[_PairT_contra]):
+    """The part of an engine that feeds a device."""
+
+    @property
+    def max_in_flight(self) -> int:
+        """Batches that may be started before the first is done; 1 where `launch` returns when it is."""
+        ...
+
+    @property
+    def memory_tokens(self) -> int | None:
+        """Tokens of a batch that fit in memory; null: no bound known. Shrinks when a batch did not fit."""
+        ...
+
+    def launch(self, pairs: Sequence[_PairT_contra]) -> PendingLogits:
+        """Starts one forward pass's worth of pairs (the caller keeps the token budget), one call at a time.
+
+        Raises `DeviceMemoryExhausted` if a single pair does not fit in memory.
+        """
+        ...
+
+
+class Engine(BatchScorer[PairT], Protocol[PairT]):
+    """A model on a device. `tokenise` may run in several threads at once."""
 
     @property
     def window_tokens(self) -> int:
@@ -56,6 +91,5 @@ class Engine(Protocol[PairT]):
         ...
 
     def score(self, pairs: Sequence[PairT]) -> list[float]:
-        """Float32 logits `[B]` in the order of `pairs`, unbounded, higher is more relevant; one forward
-        pass's worth of pairs (the caller keeps the token budget)."""
+        """`launch`, then `wait`: logits `[B]` in the order of `pairs`."""
         ...

@@ -15,7 +15,9 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from rerank_service.config import EngineConfig
 from rerank_service.engine import loading, tokenise
-from rerank_service.engine.forward import PACKED_ATTENTION, hidden_states
+from rerank_service.engine.forward import PACKED_ATTENTION
+from rerank_service.engine.graphs import StatesOf, states_on
+from rerank_service.engine.launch import TorchEngine
 from rerank_service.engine.linears import prepare_linears
 from rerank_service.engine.pack import length_sorted_batches, pack
 from rerank_service.engine.precision import Precision, resolve_precision
@@ -41,7 +43,7 @@ class ClassifierPair(EncodedPair):
     """0 for the query's tokens, 1 for the passage's, where the model tells them apart."""
 
 
-class SequenceClassifierEngine:
+class SequenceClassifierEngine(TorchEngine[ClassifierPair]):
     """A model with one label that reads query and passage together."""
 
     def __init__(
@@ -49,25 +51,27 @@ class SequenceClassifierEngine:
         model: Any,
         tokenizer: Any,
         *,
+        states: StatesOf,
         precision: Precision,
         window_tokens: int,
         pad_id: int,
         first_position: int,
     ) -> None:
+        super().__init__(model.device)
         self.window_tokens = window_tokens
         self._precision = precision
         self._tokenizer = tokenizer
         self._model = model
         self._pad_id = pad_id
         self._is_packed = model.config.model_type in _PACKED_FAMILIES
+        self._states = states
         self._first_position = first_position
         self._has_type_ids = getattr(model.config, "type_vocab_size", 0) > 1
-        self._device: torch.device = model.device
-        self._max_padding = 0.0 if self._device.type == "cpu" else _MAX_PADDING_ON_GPU
+        self._max_padding = 0.0 if self.device.type == "cpu" else _MAX_PADDING_ON_GPU
 
     @property
     def description(self) -> str:
-        return f"sequence_classifier on {self._device} in {self._precision}"
+        return f"sequence_classifier on {self.device} in {self._precision}"
 
     def tokenise(self, query: str, passages: Sequence[str], truncate: Truncate) -> list[ClassifierPair]:
         encodings = tokenise.encode_texts(
@@ -86,35 +90,34 @@ class SequenceClassifierEngine:
             token_ids, type_ids = token_ids[kept], type_ids[kept]
         return ClassifierPair(token_ids, len(token_ids), is_too_long, type_ids)
 
-    @torch.inference_mode()
-    def score(self, pairs: Sequence[ClassifierPair]) -> list[float]:
+    def forward(self, pairs: Sequence[ClassifierPair]) -> torch.Tensor:
         """The model's one label, `[B]`."""
-        scores: list[float] = (self._packed(pairs) if self._is_packed else self._padded(pairs)).tolist()
-        return scores
+        return self._packed(pairs) if self._is_packed else self._padded(pairs)
 
     def _packed(self, pairs: Sequence[ClassifierPair]) -> torch.Tensor:
         """All pairs end to end; the head sees the first token of each as a batch of its own."""
-        packed = pack([pair.token_ids for pair in pairs], self._device)
-        inputs: dict[str, torch.Tensor] = {"position_ids": packed.position_ids + self._first_position}
-        if self._has_type_ids:
-            type_ids = np.concatenate([pair.type_ids for pair in pairs])[None].astype(np.int64)
-            inputs["token_type_ids"] = torch.from_numpy(type_ids).to(self._device)
-        states = hidden_states(self._model.base_model, packed, **inputs)  # [T, H]
+        packed = pack(
+            [pair.token_ids for pair in pairs],
+            self.device,
+            type_ids=[pair.type_ids for pair in pairs] if self._has_type_ids else None,
+            first_position=self._first_position,
+        )
+        states = self._states(packed)  # [T, H]
         first = states[packed.cu_seqlens[:-1]][:, None]  # [B, 1, H]
         if self._model.config.model_type == "bert":
             first = self._model.bert.pooler(first)  # [B, H]
         logits: torch.Tensor = self._model.classifier(first)  # [B, 1]
         return logits[:, 0].float()
 
-    def _padded(self, pairs: Sequence[ClassifierPair]) -> np.ndarray:
+    def _padded(self, pairs: Sequence[ClassifierPair]) -> torch.Tensor:
         """Pairs of equal or similar length together, for heads that want a rectangle."""
-        logits = np.empty(len(pairs), dtype=np.float32)
+        logits = torch.empty(len(pairs), device=self.device)
         lengths = [pair.num_tokens for pair in pairs]
         for batch in length_sorted_batches(lengths, _MAX_PADDED_TOKENS, self._max_padding):
             logits[batch] = self._rectangle([pairs[index] for index in batch])
         return logits
 
-    def _rectangle(self, pairs: Sequence[ClassifierPair]) -> np.ndarray:
+    def _rectangle(self, pairs: Sequence[ClassifierPair]) -> torch.Tensor:
         shape = (len(pairs), max(pair.num_tokens for pair in pairs))
         token_ids = np.full(shape, self._pad_id, dtype=np.int64)
         type_ids, mask = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
@@ -125,9 +128,9 @@ class SequenceClassifierEngine:
         inputs = {"input_ids": token_ids, "attention_mask": mask}
         if self._has_type_ids:
             inputs["token_type_ids"] = type_ids
-        tensors = {name: torch.from_numpy(array).to(self._device) for name, array in inputs.items()}
+        tensors = {name: torch.from_numpy(array).to(self.device) for name, array in inputs.items()}
         logits: torch.Tensor = self._model(**tensors).logits  # [B, 1]
-        return logits[:, 0].float().cpu().numpy()
+        return logits[:, 0].float()
 
 
 def load_sequence_classifier(
@@ -151,6 +154,7 @@ def load_sequence_classifier(
     return SequenceClassifierEngine(
         model,
         tokenizer,
+        states=states_on(model.base_model, options),
         precision=precision,
         window_tokens=loading.resolve_window(
             window_tokens, tokenise.model_max_length(folder), loading.max_positions(raw)

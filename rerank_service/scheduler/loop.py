@@ -1,7 +1,7 @@
 """Feeds the device: one batch at a time from the fair queue, each time the device gets free.
 
-A thin asyncio shell. The forward pass runs in one thread of its own; everything else runs on the loop that
-submits. Knows the engine's contract, not which engine, and nothing of Ray or HTTP.
+A thin asyncio shell. One thread launches forward passes and one waits for their logits; everything else runs on
+the loop that submits. Knows the engine's contract, not which engine, and nothing of Ray or HTTP.
 """
 
 import asyncio
@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Generic
+from typing import Any, Generic, TypeAlias, TypeVar
 
-from rerank_service.engine.protocol import PairT
+from rerank_service.engine.protocol import BatchScorer, PairT, PendingLogits
 from rerank_service.errors import EngineFailed, NonFiniteLogit, QueueFull, RerankError
 from rerank_service.scheduler.fair_queue import Drawn, FairQueue
 
@@ -42,19 +42,28 @@ class _Job(Generic[PairT]):
     started_at: float | None = None
 
 
-class Scheduler(Generic[PairT]):
-    """Continuous batching over `score`, an engine's forward pass."""
+_Batch: TypeAlias = Sequence[Drawn[_Job[PairT]]]
+ResultT = TypeVar("ResultT")
 
-    def __init__(
-        self, score: Callable[[Sequence[PairT]], Sequence[float]], max_batch_tokens: int, max_queued_tokens: int
-    ) -> None:
+
+class Scheduler(Generic[PairT]):
+    """Continuous batching over an engine.
+
+    Where the device takes a second batch before the first is done, it gets one only once the queue fills it:
+    a pair waits for company while the device is busy, and a small request behind as few tokens as can be.
+    """
+
+    def __init__(self, engine: BatchScorer[PairT], max_batch_tokens: int, max_queued_tokens: int) -> None:
         self.max_batch_tokens = max_batch_tokens
         self.max_queued_tokens = max_queued_tokens
-        self._score = score
+        self._engine = engine
         self._queue: FairQueue[_Job[PairT]] = FairQueue()
-        self._work = asyncio.Event()
-        self._forward_thread = ThreadPoolExecutor(1, thread_name_prefix="forward")
+        self._num_in_flight = 0
+        self._has_changed = asyncio.Event()
+        self._launch_thread = ThreadPoolExecutor(1, thread_name_prefix="launch")
+        self._wait_thread = ThreadPoolExecutor(1, thread_name_prefix="wait")
         self._task: asyncio.Task[None] | None = None
+        self._deliveries: set[asyncio.Task[None]] = set()
 
     @property
     def queued_tokens(self) -> int:
@@ -70,8 +79,9 @@ class Scheduler(Generic[PairT]):
         """Stops after the batch that is running; what still waits is never answered."""
         if self._task is not None:
             self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-        self._forward_thread.shutdown(wait=True)
+            await asyncio.gather(self._task, *self._deliveries, return_exceptions=True)
+        self._launch_thread.shutdown(wait=True)
+        self._wait_thread.shutdown(wait=True)
 
     async def submit(self, request_id: str, pairs: Sequence[PairT]) -> ScoredPairs:
         """Waits for the logits of `pairs`. Cancelling it drops those that are still pending.
@@ -88,7 +98,7 @@ class Scheduler(Generic[PairT]):
         job = _Job(request_id, pairs, asyncio.get_running_loop().create_future(), [math.nan] * len(pairs), len(pairs))
         if pairs:
             self._queue.add(request_id, job, lengths)
-            self._work.set()
+            self._has_changed.set()
             try:
                 await job.done
             finally:
@@ -97,25 +107,53 @@ class Scheduler(Generic[PairT]):
 
     async def _run(self) -> None:
         while True:
-            await self._work.wait()
-            batch = self._queue.take(self.max_batch_tokens)
-            if batch:
-                await self._forward(batch)
+            while not self._may_launch():
+                self._has_changed.clear()
+                await self._has_changed.wait()
+            self._num_in_flight += 1
+            batch = self._queue.take(self._budget_tokens)
+            pending = await self._launch(batch)
+            if pending is None or pending.is_ready:
+                await self._deliver(batch, pending)
             else:
-                self._work.clear()
+                delivery = asyncio.get_running_loop().create_task(self._deliver(batch, pending))
+                self._deliveries.add(delivery)
+                delivery.add_done_callback(self._deliveries.discard)
 
-    async def _forward(self, batch: Sequence[Drawn[_Job[PairT]]]) -> None:
+    @property
+    def _budget_tokens(self) -> int:
+        return min(self.max_batch_tokens, self._engine.memory_tokens or self.max_batch_tokens)
+
+    def _may_launch(self) -> bool:
+        if self._num_in_flight == 0:
+            return bool(self._queue)
+        return self._num_in_flight < self._engine.max_in_flight and self._queue.num_tokens >= self._budget_tokens
+
+    async def _launch(self, batch: _Batch[PairT]) -> PendingLogits | None:
+        """Null if the pass failed and its jobs have been scored apart."""
         now = time.perf_counter()
         for drawn in batch:
             drawn.job.started_at = drawn.job.started_at or now
         try:
-            logits = await self._in_forward_thread(batch)
+            return await self._in_thread(self._launch_thread, self._engine.launch, _pairs(batch))
         except Exception as error:
-            await self._forward_apart(batch, error)
-        else:
-            _deliver(batch, logits)
+            await self._score_apart(batch, error)
+            return None
 
-    async def _forward_apart(self, batch: Sequence[Drawn[_Job[PairT]]], error: Exception) -> None:
+    async def _deliver(self, batch: _Batch[PairT], pending: PendingLogits | None) -> None:
+        try:
+            if pending is not None:
+                _hand_out(batch, await self._logits(pending))
+        except Exception as error:
+            await self._score_apart(batch, error)
+        finally:
+            self._num_in_flight -= 1
+            self._has_changed.set()
+
+    async def _logits(self, pending: PendingLogits) -> list[float]:
+        return pending.wait() if pending.is_ready else await self._in_thread(self._wait_thread, pending.wait)
+
+    async def _score_apart(self, batch: _Batch[PairT], error: Exception) -> None:
         """After a failed batch: each job's pairs alone, so that only the jobs at fault fail."""
         by_job: dict[_Job[PairT], list[Drawn[_Job[PairT]]]] = {}
         for drawn in batch:
@@ -127,16 +165,13 @@ class Scheduler(Generic[PairT]):
             if job.done.done():
                 continue
             try:
-                _deliver(part, await self._in_forward_thread(part))
+                pending = await self._in_thread(self._launch_thread, self._engine.launch, _pairs(part))
+                _hand_out(part, await self._logits(pending))
             except Exception as own_error:
                 self._fail(job, own_error)
 
-    async def _in_forward_thread(self, batch: Sequence[Drawn[_Job[PairT]]]) -> Sequence[float]:
-        pairs = [drawn.job.pairs[drawn.position] for drawn in batch]
-        logits = await asyncio.get_running_loop().run_in_executor(self._forward_thread, self._score, pairs)
-        if len(logits) != len(pairs):
-            raise RuntimeError(f"the engine gave {len(logits)} logits for {len(pairs)} pairs")
-        return logits
+    async def _in_thread(self, thread: ThreadPoolExecutor, call: Callable[..., ResultT], *arguments: Any) -> ResultT:
+        return await asyncio.get_running_loop().run_in_executor(thread, call, *arguments)
 
     def _fail(self, job: _Job[PairT], error: Exception) -> None:
         self._queue.discard(job.request_id, job)
@@ -148,7 +183,13 @@ class Scheduler(Generic[PairT]):
         job.done.set_exception(error)
 
 
-def _deliver(batch: Sequence[Drawn[_Job[PairT]]], logits: Sequence[float]) -> None:
+def _pairs(batch: _Batch[PairT]) -> list[PairT]:
+    return [drawn.job.pairs[drawn.position] for drawn in batch]
+
+
+def _hand_out(batch: _Batch[PairT], logits: Sequence[float]) -> None:
+    if len(logits) != len(batch):
+        raise RuntimeError(f"the engine gave {len(logits)} logits for {len(batch)} pairs")
     for drawn, logit in zip(batch, logits, strict=True):
         job = drawn.job
         job.logits[drawn.position] = logit

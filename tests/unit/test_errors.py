@@ -25,6 +25,7 @@ EXAMPLES = [
     errors.RequestTimedOut(60.0),
     errors.NonFiniteLogit(2),
     errors.EngineFailed("RuntimeError"),
+    errors.DeviceMemoryExhausted(8192),
 ]
 
 
@@ -130,6 +131,14 @@ ENVELOPES: list[tuple[int, str, list[str | int], str, str]] = [
         [],
         "engine_failed",
         "The model failed on this request (RuntimeError); the replica's log has the details",
+    ),
+    (
+        500,
+        "api_error",
+        [],
+        "device_memory_exhausted",
+        "A pair of 8192 tokens does not fit in the device's memory; "
+        "send shorter passages, or have the operator lower window_tokens",
     ),
 ]
 

@@ -1,12 +1,20 @@
+import dataclasses
 import inspect
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch.nn.attention.varlen import varlen_attn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from rerank_service.engine.forward import packed_attention
-from rerank_service.engine.pack import pack
+from rerank_service.engine import Truncate, forward, load_engine
+from rerank_service.engine.forward import hidden_states, packed_attention
+from rerank_service.engine.graphs import compile_layers
+from rerank_service.engine.pack import PackedSequences, pack
+from tests.models import local_model
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -42,3 +50,82 @@ def test_the_gpu_kernel_takes_the_arguments_we_give_it() -> None:
     """No GPU here: at least the call fits the installed torch's signature."""
     signature = inspect.signature(varlen_attn)
     signature.bind(*range(7), scale=None, enable_gqa=True, num_splits=1)
+
+
+@torch.library.custom_op("rerank_test::varlen", mutates_args=())
+def varlen_on_a_cpu(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cu_seqlens: torch.Tensor, max_length: int, scale: float
+) -> torch.Tensor:
+    """What the GPU's kernel computes, from what it is given."""
+    out = torch.empty_like(q)
+    bounds = cu_seqlens.tolist()
+    for start, end in pairwise(bounds):
+        assert end - start <= max_length
+        heads = (tensor[start:end].transpose(0, 1) for tensor in (q, k, v))
+        attended = torch.nn.functional.scaled_dot_product_attention(*heads, scale=scale, enable_gqa=True)
+        out[start:end] = attended.transpose(0, 1)
+    return out
+
+
+@varlen_on_a_cpu.register_fake
+def _(q: torch.Tensor, *_: Any) -> torch.Tensor:
+    return torch.empty_like(q)
+
+
+@pytest.fixture
+def gpu_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sends attention the way it goes on a GPU."""
+
+    def kernel(q: Any, k: Any, v: Any, cu_q: Any, cu_k: Any, max_q: int, max_k: int, **options: Any) -> Any:
+        return varlen_on_a_cpu(q, k, v, cu_q, max_q, options["scale"])
+
+    monkeypatch.setattr(forward, "_has_kernel", lambda query: True)
+    monkeypatch.setattr(forward, "varlen_attn", kernel)
+
+
+def random_batch(rng: np.random.Generator) -> PackedSequences:
+    lengths = rng.integers(2, 40, rng.integers(2, 9))
+    packed = pack([rng.integers(5, 90, length).astype(np.int32) for length in lengths], torch.device("cpu"))
+    return dataclasses.replace(packed, max_length=64)
+
+
+def load_backbone(folder: Path) -> Any:
+    engine: Any = load_engine(local_model(folder))
+    return engine._states.args[0]
+
+
+@pytest.mark.parametrize("name", ["llama_bidirec", "mistral"])
+def test_layers_compile_once_for_any_batch(checkpoints: dict[str, Path], name: str, gpu_path: None) -> None:
+    """No graph break, and no recompilation after the first batches: what fusing on a GPU relies on."""
+    model = load_backbone(checkpoints[name])
+    rng = np.random.default_rng(0)
+    batches = [random_batch(rng) for _ in range(12)]
+    with torch.inference_mode():
+        expected = [hidden_states(model, packed) for packed in batches]
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        compile_layers(model, backend="eager")
+        for packed, states in zip(batches, expected, strict=True):
+            torch.testing.assert_close(hidden_states(model, packed), states, atol=1e-5, rtol=1e-5)
+    counters = torch._dynamo.utils.counters
+    assert not counters["graph_break"]
+    assert counters["stats"]["unique_graphs"] <= 2
+
+
+WAITS_FOR_THE_DEVICE = {"aten::_local_scalar_dense", "aten::is_nonzero", "aten::nonzero", "aten::masked_select"}
+
+
+class NoWaiting(TorchDispatchMode):
+    """Refuses operators whose answer the host must have before it can go on."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert func._schema.name not in WAITS_FOR_THE_DEVICE, func
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["llama_bidirec", "mistral", "bert", "xlm_roberta"])
+def test_no_layer_waits_for_the_device(checkpoints: dict[str, Path], name: str) -> None:
+    engine: Any = load_engine(local_model(checkpoints[name]))
+    pairs = engine.tokenise("a question", ["short", "a passage of several words"], Truncate.END)
+    with NoWaiting(), torch.inference_mode():
+        engine.forward(pairs)

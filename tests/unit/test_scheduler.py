@@ -21,14 +21,32 @@ def pairs(count: int, value: int = 1, length: int = 10) -> list[EncodedPair]:
 CRASH, NAN, OUR_ERROR = -1, -2, -3
 
 
+class Ready:
+    """Logits that need no waiting for."""
+
+    is_ready = True
+
+    def __init__(self, logits: list[float]) -> None:
+        self._logits = logits
+
+    def wait(self) -> list[float]:
+        return self._logits
+
+
 class Device:
     """Scores a pair by its first token; remembers its batches; can be held."""
+
+    max_in_flight = 1
+    memory_tokens: int | None = None
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
         self.is_free = threading.Event()
         self.is_free.set()
         self.has_started = threading.Event()
+
+    def launch(self, batch: Sequence[EncodedPair]) -> "Ready":
+        return Ready(self.score(batch))
 
     def score(self, batch: Sequence[EncodedPair]) -> list[float]:
         values = [int(pair.token_ids[0]) for pair in batch]
@@ -58,7 +76,7 @@ def device() -> Device:
 
 @pytest.fixture
 async def scheduler(device: Device) -> AsyncIterator[Scheduler[EncodedPair]]:
-    scheduler = Scheduler(device.score, max_batch_tokens=100, max_queued_tokens=10_000)
+    scheduler = Scheduler(device, max_batch_tokens=100, max_queued_tokens=10_000)
     yield scheduler
     device.is_free.set()
     await scheduler.close()
@@ -172,7 +190,11 @@ async def test_a_logit_that_is_no_number_is_never_ranked(scheduler: Scheduler[En
 
 
 async def test_a_wrong_number_of_logits_is_an_error() -> None:
-    scheduler = Scheduler(lambda batch: [1.0], max_batch_tokens=100, max_queued_tokens=1000)
+    class Careless(Device):
+        def score(self, batch: Sequence[EncodedPair]) -> list[float]:
+            return [1.0]
+
+    scheduler = Scheduler(Careless(), max_batch_tokens=100, max_queued_tokens=1000)
     with pytest.raises(EngineFailed):
         await scheduler.submit("r", pairs(3))
     await scheduler.close()
@@ -209,3 +231,112 @@ async def test_a_dead_loop_is_reported_instead_of_hanging(scheduler: Scheduler[E
         scheduler.check()
     with pytest.raises(EngineFailed):
         await scheduler.submit("r", pairs(1))
+
+
+class Later:
+    """Logits that are there once the test says so, or an error."""
+
+    def __init__(self, logits: list[float]) -> None:
+        self._logits = logits
+        self._is_done = threading.Event()
+        self._error: Exception | None = None
+
+    @property
+    def is_ready(self) -> bool:
+        return self._is_done.is_set()
+
+    def wait(self) -> list[float]:
+        assert self._is_done.wait(20)
+        if self._error:
+            raise self._error
+        return self._logits
+
+    def finish(self, error: Exception | None = None) -> None:
+        self._error = error
+        self._is_done.set()
+
+
+class Pipelined(Device):
+    """Takes a second batch while the first is running, as a GPU does."""
+
+    max_in_flight = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pending: list[Later] = []
+
+    def launch(self, batch: Sequence[EncodedPair]) -> Later:  # type: ignore[override]
+        self.pending.append(Later(self.score(batch)))
+        return self.pending[-1]
+
+    async def launched(self, count: int) -> None:
+        async with asyncio.timeout(20):
+            while len(self.pending) < count:
+                await asyncio.sleep(0.001)
+
+
+@pytest.fixture
+async def pipelined() -> AsyncIterator[tuple[Scheduler[EncodedPair], Pipelined]]:
+    device = Pipelined()
+    scheduler: Scheduler[EncodedPair] = Scheduler(device, max_batch_tokens=100, max_queued_tokens=10_000)
+    yield scheduler, device
+    for pending in device.pending:
+        pending.finish()
+    await scheduler.close()
+
+
+async def test_a_full_batch_is_launched_before_the_one_running_is_done(
+    pipelined: tuple[Scheduler[EncodedPair], Pipelined],
+) -> None:
+    scheduler, device = pipelined
+    large = asyncio.ensure_future(scheduler.submit("large", pairs(30, 3)))
+    await device.launched(2)
+    await settle()
+    assert len(device.pending) == 2  # and no third
+
+    device.pending[0].finish()
+    await device.launched(3)
+    for pending in device.pending:
+        pending.finish()
+
+    assert (await large).logits == (3.0,) * 30
+
+
+async def test_a_second_batch_waits_until_it_is_full_or_the_device_is_free(
+    pipelined: tuple[Scheduler[EncodedPair], Pipelined],
+) -> None:
+    scheduler, device = pipelined
+    first = asyncio.ensure_future(scheduler.submit("first", pairs(1, 1)))
+    await device.launched(1)
+    others = [asyncio.ensure_future(scheduler.submit(f"r{n}", pairs(2, n))) for n in range(3)]
+    await settle()
+    assert device.batches == [[1]]
+
+    device.pending[0].finish()
+    await device.launched(2)
+    device.pending[1].finish()
+    await asyncio.gather(first, *others)
+
+    assert [len(batch) for batch in device.batches] == [1, 6]
+
+
+async def test_an_error_that_shows_only_at_the_end_fails_its_own_request(
+    pipelined: tuple[Scheduler[EncodedPair], Pipelined],
+) -> None:
+    scheduler, device = pipelined
+    task = asyncio.ensure_future(scheduler.submit("r", pairs(2, 1)))
+    await device.launched(1)
+    device.pending[0].finish(RuntimeError("device-side assert"))
+
+    with pytest.raises(EngineFailed, match="RuntimeError"):
+        await task
+    after = asyncio.ensure_future(scheduler.submit("after", pairs(1, 4)))
+    await device.launched(2)
+    device.pending[1].finish()
+    assert (await after).logits == (4.0,)
+
+
+async def test_a_batch_keeps_within_what_the_memory_holds(scheduler: Scheduler[EncodedPair], device: Device) -> None:
+    device.memory_tokens = 30
+    await scheduler.submit("r", pairs(10))
+    assert [len(batch) for batch in device.batches] == [3, 3, 3, 1]

@@ -1,0 +1,85 @@
+"""How a batch gets onto a device and its logits back: without waiting on a GPU, in halves if memory runs out.
+
+What all engines share. Knows nothing of any model.
+"""
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Generic
+
+import torch
+
+from rerank_service.engine.protocol import PairT
+from rerank_service.errors import DeviceMemoryExhausted
+
+__all__ = ["DeviceLogits", "TorchEngine"]
+
+logger = logging.getLogger(__name__)
+
+
+class DeviceLogits:
+    """Logits `[B]` on their way from the device."""
+
+    def __init__(self, logits: torch.Tensor) -> None:
+        self._event: torch.cuda.Event | None = None
+        self._host = logits
+        if logits.is_cuda:
+            self._host = torch.empty(logits.shape, dtype=logits.dtype, pin_memory=True)
+            self._host.copy_(logits, non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether `wait` returns at once."""
+        return self._event is None or self._event.query()
+
+    def wait(self) -> list[float]:
+        """The logits, once they are on the host. Other threads run meanwhile."""
+        if self._event is not None:
+            self._event.synchronize()
+        logits: list[float] = self._host.tolist()
+        return logits
+
+
+class TorchEngine(ABC, Generic[PairT]):
+    """A model on a device, by its forward pass."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.max_in_flight = 2 if device.type == "cuda" else 1
+        """On a GPU the next batch is laid out and launched while one runs; one stream keeps them in order."""
+        self.memory_tokens: int | None = None
+        """Tokens of a batch that fit in the device's memory; null: unknown or no matter."""
+
+    @abstractmethod
+    def forward(self, pairs: Sequence[PairT]) -> torch.Tensor:
+        """Float32 logits `[B]` on the device, in the order of `pairs`; must not wait for the device."""
+
+    @torch.inference_mode()
+    def launch(self, pairs: Sequence[PairT]) -> DeviceLogits:
+        """Starts a forward pass. A batch that does not fit in memory is halved until it does.
+
+        Raises `DeviceMemoryExhausted` if one pair alone does not fit.
+        """
+        return DeviceLogits(self._forward_or_halves(pairs))
+
+    def score(self, pairs: Sequence[PairT]) -> list[float]:
+        """Logits `[B]` in the order of `pairs`, of one forward pass."""
+        return self.launch(pairs).wait()
+
+    def _forward_or_halves(self, pairs: Sequence[PairT]) -> torch.Tensor:
+        try:
+            return self.forward(pairs)
+        except torch.OutOfMemoryError:
+            pass  # left here: the exception holds the tensors of the failed pass
+        num_tokens = sum(pair.num_tokens for pair in pairs)
+        if len(pairs) == 1:
+            raise DeviceMemoryExhausted(num_tokens)
+        self.memory_tokens = min(self.memory_tokens or num_tokens, num_tokens * 3 // 4)
+        logger.warning("out of memory num_pairs=%d num_tokens=%d: halved", len(pairs), num_tokens)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        middle = len(pairs) // 2
+        return torch.cat([self._forward_or_halves(pairs[:middle]), self._forward_or_halves(pairs[middle:])])
