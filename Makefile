@@ -5,9 +5,11 @@ CONFIG ?= serve_config.yaml
 BIN = $(VENV)/bin
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
+RESULTS ?= .bench/results
+
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: serve test check format clean
+.PHONY: serve test check bench format clean
 
 serve: $(VENV)/.installed ## install, then serve on http://127.0.0.1:8000
 	$(BIN)/rerank-service check $(CONFIG)
@@ -21,6 +23,12 @@ check: $(VENV)/.installed-dev ## lint, format, types, import contracts
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+
+bench: $(VENV)/.installed-bench ## engines, the service, then its peers side by side; over an hour on two cores
+	@mkdir -p $(RESULTS)
+	$(BIN)/rerank-service bench engine
+	$(BIN)/python -m benchmarks.service --json $(RESULTS)/service-cpu.json
+	$(BIN)/python -m benchmarks.peers --json $(RESULTS)/peers-cpu.json $(PEERS)
 
 format: $(VENV)/.installed-dev ## rewrite the code the way `make check` wants it
 	$(BIN)/ruff check --fix .
@@ -42,4 +50,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing into $(VENV) (a minute or a few, the first time only)"
 	$(PIP_INSTALL) --editable '.[embedded,dev]'
+	@touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-bench: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing into $(VENV) (a minute or a few, the first time only)"
+	$(PIP_INSTALL) --editable '.[embedded,bench]'
 	@touch $@ $(VENV)/.installed

@@ -24,6 +24,18 @@ class IngressMetrics:
         self.truncated = Counter(
             "rerank_truncated_pairs", "Pairs cut at the model's window.", ["model"], registry=self.registry
         )
+        self.cache_hits = Counter(
+            "rerank_passage_cache_hits",
+            "Passages whose encoding a replica still had.",
+            ["model"],
+            registry=self.registry,
+        )
+        self.cache_misses = Counter(
+            "rerank_passage_cache_misses",
+            "Passages looked for in a replica's cache in vain.",
+            ["model"],
+            registry=self.registry,
+        )
         self.request_passages = Histogram(
             "rerank_request_passages", "Passages a request.", ["model"], buckets=_PASSAGES, registry=self.registry
         )

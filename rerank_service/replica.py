@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from ray import serve
 
 from rerank_service.config import BatchingConfig, ModelConfig
-from rerank_service.engine import EncodedPair, Engine, Truncate, load_engine
+from rerank_service.engine import CacheCounts, EncodedPair, Engine, Truncate, load_engine
 from rerank_service.errors import PairTooLong, UnknownModel
 from rerank_service.scheduler import Scheduler
 from rerank_service.serve_logging import log_through_serve
@@ -42,10 +42,12 @@ class Replica:
         log_through_serve()
         self._model = model
         self._engine: Engine[Any] = load_engine(model, model.replica.num_cpus)
+        self._reported = self._engine.cache_counts
         self._tokenisers = ThreadPoolExecutor(model.replica.tokeniser_threads, thread_name_prefix="tokenise")
         self._scheduler: Scheduler[Any] = Scheduler(
-            self._engine, model.batching.max_batch_tokens, model.batching.max_queued_tokens
+            self._engine, self._engine.default_batch_tokens, model.batching.max_queued_tokens
         )
+        self._set_knobs(model.batching)
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Applies live knobs; Serve calls it at start and whenever `user_config` changes, without a restart.
@@ -53,11 +55,16 @@ class Replica:
         A knob that is not given has the value of the model's own `batching`.
         """
         batching = BatchingConfig.model_validate(self._model.batching.model_dump() | user_config)
-        self._scheduler.max_batch_tokens = batching.max_batch_tokens
-        self._scheduler.max_queued_tokens = batching.max_queued_tokens
+        self._set_knobs(batching)
         self._collect.set_max_batch_size(batching.collect_max_calls)  # type: ignore[attr-defined]
         self._collect.set_batch_wait_timeout_s(batching.collect_wait_ms / 1000)  # type: ignore[attr-defined]
         logger.info("reconfigured model=%s %s", self._model.id, batching)
+
+    def _set_knobs(self, batching: BatchingConfig) -> None:
+        max_batch_tokens = batching.max_batch_tokens or self._engine.default_batch_tokens
+        self._scheduler.max_batch_tokens = max_batch_tokens
+        self._scheduler.min_batch_tokens = batching.min_batch_tokens or max(1, max_batch_tokens // 4)
+        self._scheduler.max_queued_tokens = batching.max_queued_tokens
 
     async def check_health(self) -> None:
         """Raises once nothing would score what is submitted: Serve then replaces this replica."""
@@ -69,6 +76,7 @@ class Replica:
             raise UnknownModel(shard.model, [self._model.id])
         tokenised = await (await self._collect(shard))
         scored = await self._scheduler.submit(shard.request_id, tokenised.pairs)
+        cache = self._new_cache_counts()
         return ShardScores(
             logits=scored.logits,
             num_tokens=tuple(pair.num_tokens for pair in tokenised.pairs),
@@ -76,7 +84,14 @@ class Replica:
             tokenise_s=tokenised.tokenise_s,
             queue_s=scored.queue_s,
             forward_s=scored.forward_s,
+            cache_hits=cache.hits,
+            cache_misses=cache.misses,
         )
+
+    def _new_cache_counts(self) -> CacheCounts:
+        """Since the last call, so that each look-up is reported once, in whichever answer comes next."""
+        before, self._reported = self._reported, self._engine.cache_counts
+        return CacheCounts(self._reported.hits - before.hits, self._reported.misses - before.misses)
 
     @serve.batch(max_batch_size=32, batch_wait_timeout_s=0.0, max_concurrent_batches=8)
     async def _collect(self, shards: list[Shard]) -> list["asyncio.Future[_Tokenised]"]:

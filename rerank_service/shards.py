@@ -42,6 +42,9 @@ class ShardScores:
     """From the end of tokenising to the start of the first batch with a pair of this shard."""
     forward_s: float
     """From there to the last logit."""
+    cache_hits: int = 0
+    """Passages that the replica's cache had, since it last answered anyone."""
+    cache_misses: int = 0
 
 
 def estimate_tokens(query: str, passage: str) -> int:

@@ -23,7 +23,7 @@ class LocalReplica:
 
     def __init__(self, model: ModelConfig) -> None:
         self.engine = load_engine(model)
-        self.scheduler: Scheduler[Any] = Scheduler(self.engine.score, 2048, 1_000_000)
+        self.scheduler: Scheduler[Any] = Scheduler(self.engine, 2048, 1_000_000)
 
     def remote(self, shard: Shard) -> "asyncio.Task[ShardScores]":
         return asyncio.ensure_future(self._score(shard))

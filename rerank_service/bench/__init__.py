@@ -1,1 +1,1 @@
-"""Measurements of speed that a user can repeat. Engine only: no Ray, no HTTP."""
+"""Measurements of speed that a user can repeat: engines in this process, and services over HTTP."""

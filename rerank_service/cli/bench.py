@@ -6,17 +6,14 @@ import typer
 from rich.table import Table
 
 from rerank_service.bench.workload import Lengths
+from rerank_service.cli.bench_service import bench_service_command
 from rerank_service.cli.console import fail, stdout
 from rerank_service.errors import CheckpointError
 
 __all__ = ["bench"]
 
 bench = typer.Typer(help="Measure speed on this machine.", no_args_is_help=True)
-
-
-@bench.callback()
-def _bench() -> None:
-    """Keeps `engine` a subcommand while it is the only one."""
+bench.command("service")(bench_service_command)
 
 
 @bench.command()

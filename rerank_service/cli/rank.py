@@ -69,7 +69,7 @@ def _rank_here(query: str, passages: list[str], name: str | None, config: str) -
     except CheckpointError as error:
         raise fail(str(error)) from None
     pairs = engine.tokenise(query, passages, Truncate.END)
-    logits = score_all(engine, pairs, model.batching.max_batch_tokens)
+    logits = score_all(engine, pairs, model.batching.max_batch_tokens or engine.default_batch_tokens)
     num_tokens = sum(pair.num_tokens for pair in pairs)
     return {
         "rankings": [{"index": index, "logit": logits[index]} for index in rank_by_logit(logits)],

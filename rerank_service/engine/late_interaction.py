@@ -1,11 +1,13 @@
 """A sentence encoder as a reranker: MaxSim over tokens, joined with the cosine of the mean vectors.
 
 `logit = a * cosine + b * maxsim + c`. MaxSim is ColBERT's (arXiv 2004.12832), here divided by the number of
-query tokens. Query and passages are encoded apart, so each distinct text of a batch is encoded once.
+query tokens. Query and passages are encoded apart: a query once a request, each distinct passage once a batch, or
+not at all if it is still in the cache.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from transformers import AutoConfig, AutoModel
 
 from rerank_service.config import EngineConfig, LateInteractionHead
 from rerank_service.engine import loading, tokenise
+from rerank_service.engine.encoding_cache import EncodingCache
 from rerank_service.engine.forward import PACKED_ATTENTION
 from rerank_service.engine.graphs import StatesOf, states_on
 from rerank_service.engine.launch import TorchEngine
@@ -22,10 +25,13 @@ from rerank_service.engine.linears import prepare_linears
 from rerank_service.engine.pack import pack
 from rerank_service.engine.pool import mean_pool
 from rerank_service.engine.precision import Precision, resolve_precision
-from rerank_service.engine.protocol import EncodedPair, TokenIds, Truncate
+from rerank_service.engine.protocol import CacheCounts, EncodedPair, TokenIds, Truncate
 from rerank_service.errors import CheckpointError
 
 __all__ = ["LateInteractionEngine", "LateInteractionPair", "load_late_interaction"]
+
+_QUERY_CACHE_BYTES = 16 * 1024 * 1024
+"""A request's query is encoded in its first batch and found here by the others: some hundred queries."""
 
 _UNUSED_TENSORS = ("pooler.", "embeddings.position_ids")
 
@@ -49,11 +55,14 @@ class LateInteractionEngine(TorchEngine[LateInteractionPair]):
         precision: Precision,
         head: LateInteractionHead,
         window_tokens: int,
+        passage_cache_bytes: int | None = None,
     ) -> None:
         super().__init__(device)
         self.window_tokens = window_tokens
         self.head = head
         self._precision = precision
+        self._queries = EncodingCache(_QUERY_CACHE_BYTES)
+        self._passages = None if passage_cache_bytes is None else EncodingCache(passage_cache_bytes)
         self._states = states
         self._tokenizer = tokenizer
 
@@ -82,14 +91,35 @@ class LateInteractionEngine(TorchEngine[LateInteractionPair]):
     def forward(self, pairs: Sequence[LateInteractionPair]) -> torch.Tensor:
         """Logits `[B]`; pairs of several queries may be mixed."""
         texts = _DistinctTexts()
-        passages = [texts.add(pair.token_ids) for pair in pairs]
         queries = [texts.add(pair.query_ids) for pair in pairs]
-        states = _TokenStates(self._states, texts.sequences, self.device)
+        num_queries = len(texts.sequences)  # these come first
+        passages = [texts.add(pair.token_ids) for pair in pairs]
+        states = self._encode(texts.sequences, num_queries)
         logits = torch.empty(len(pairs), device=self.device)
         for query in dict.fromkeys(queries):
             rows = [row for row, other in enumerate(queries) if other == query]
             logits[rows] = self._compare(states, query, [passages[row] for row in rows])
         return logits
+
+    @property
+    def cache_counts(self) -> CacheCounts:
+        if self._passages is None:
+            return CacheCounts(0, 0)
+        return CacheCounts(self._passages.hits, self._passages.misses)
+
+    def _encode(self, sequences: Sequence[TokenIds], num_queries: int) -> "_TokenStates":
+        """Runs the encoder on what no cache has. The first `num_queries` texts are queries."""
+        caches = [self._queries if index < num_queries else self._passages for index in range(len(sequences))]
+        known = [None if cache is None else cache.get(text) for cache, text in zip(caches, sequences, strict=True)]
+        missing = [index for index, states in enumerate(known) if states is None]
+        if missing:
+            packed = pack([sequences[index] for index in missing], self.device)
+            new = self._states(packed).split([len(sequences[index]) for index in missing])
+            for index, states in zip(missing, new, strict=True):
+                known[index] = states
+                if (cache := caches[index]) is not None:
+                    cache.put(sequences[index], states)
+        return _TokenStates([states for states in known if states is not None])
 
     def _compare(self, states: "_TokenStates", query: int, passages: list[int]) -> torch.Tensor:
         """Logits `[P]` of one query with its passages.
@@ -120,12 +150,12 @@ class _DistinctTexts:
 class _TokenStates:
     """Unit-length float32 states of every token `[T, H]` and of every text's mean `[S, H]`."""
 
-    def __init__(self, states_of: StatesOf, sequences: Sequence[TokenIds], device: torch.device) -> None:
-        packed = pack(sequences, device)
-        raw = states_of(packed).float()
-        self.means = F.normalize(mean_pool(raw, packed.lengths), dim=-1)
-        self._tokens = F.normalize(raw, dim=-1)
-        self._bounds = packed.bounds
+    def __init__(self, raw: Sequence[torch.Tensor]) -> None:
+        lengths = [len(states) for states in raw]
+        joined = torch.cat(list(raw)).float()
+        self.means = F.normalize(mean_pool(joined, torch.tensor(lengths, device=joined.device)), dim=-1)
+        self._tokens = F.normalize(joined, dim=-1)
+        self._bounds = (0, *accumulate(lengths))
 
     def tokens_of(self, text: int) -> torch.Tensor:
         """States of all tokens of a text, `[L, H]`."""
@@ -162,6 +192,7 @@ def load_late_interaction(folder: Path, options: EngineConfig, window_tokens: in
         device,
         precision=precision,
         head=options.head,
+        passage_cache_bytes=options.passage_cache_bytes,
         window_tokens=loading.resolve_window(
             window_tokens, _published_window(folder) or tokenise.model_max_length(folder), loading.max_positions(raw)
         ),

@@ -10,7 +10,7 @@ from typing import Generic
 
 import torch
 
-from rerank_service.engine.protocol import PairT
+from rerank_service.engine.protocol import CacheCounts, PairT
 from rerank_service.errors import DeviceMemoryExhausted
 
 __all__ = ["DeviceLogits", "TorchEngine"]
@@ -50,12 +50,18 @@ class TorchEngine(ABC, Generic[PairT]):
         self.device = device
         self.max_in_flight = 2 if device.type == "cuda" else 1
         """On a GPU the next batch is laid out and launched while one runs; one stream keeps them in order."""
+        self.default_batch_tokens = 16_384 if device.type == "cuda" else 4_096
         self.memory_tokens: int | None = None
         """Tokens of a batch that fit in the device's memory; null: unknown or no matter."""
 
     @abstractmethod
     def forward(self, pairs: Sequence[PairT]) -> torch.Tensor:
         """Float32 logits `[B]` on the device, in the order of `pairs`; must not wait for the device."""
+
+    @property
+    def cache_counts(self) -> CacheCounts:
+        """None is kept, unless the engine says otherwise."""
+        return CacheCounts(0, 0)
 
     @torch.inference_mode()
     def launch(self, pairs: Sequence[PairT]) -> DeviceLogits:

@@ -6,14 +6,21 @@ The scheduler works with this contract alone. No Ray, no HTTP here or in any eng
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["BatchScorer", "EncodedPair", "Engine", "PairT", "PendingLogits", "TokenIds", "Truncate"]
+__all__ = ["BatchScorer", "CacheCounts", "EncodedPair", "Engine", "PairT", "PendingLogits", "TokenIds", "Truncate"]
 
 TokenIds = NDArray[np.int32]  # [L]
+
+
+class CacheCounts(NamedTuple):
+    """Passages found in an engine's cache, and looked for in vain, since it was loaded."""
+
+    hits: int
+    misses: int
 
 
 class Truncate(StrEnum):
@@ -79,6 +86,16 @@ class Engine(BatchScorer[PairT], Protocol[PairT]):
     @property
     def window_tokens(self) -> int:
         """Longest pair in tokens."""
+        ...
+
+    @property
+    def default_batch_tokens(self) -> int:
+        """Tokens of a batch above which this device gains little."""
+        ...
+
+    @property
+    def cache_counts(self) -> CacheCounts:
+        """Of the passage cache; zeros where there is none."""
         ...
 
     @property

@@ -153,6 +153,8 @@ class _RankingRoutes:
         metrics.request_passages.labels(name).observe(len(ranked.logits))
         metrics.tokens.labels(name).inc(ranked.num_tokens)
         metrics.truncated.labels(name).inc(ranked.num_truncated)
+        metrics.cache_hits.labels(name).inc(ranked.cache_hits)
+        metrics.cache_misses.labels(name).inc(ranked.cache_misses)
         metrics.total_seconds.labels(name).observe(ranked.total_s)
         metrics.tokenise_seconds.labels(name).observe(ranked.tokenise_s)
         metrics.queue_seconds.labels(name).observe(ranked.queue_s)

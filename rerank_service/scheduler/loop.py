@@ -21,6 +21,9 @@ __all__ = ["Scheduler", "ScoredPairs"]
 
 logger = logging.getLogger(__name__)
 
+_BATCHES_OF_WHAT_WAITS = 24
+"""A request that comes now waits for the batch running and shares the next: about 1.5/24 of what was there."""
+
 
 @dataclass(frozen=True, slots=True)
 class ScoredPairs:
@@ -50,11 +53,21 @@ class Scheduler(Generic[PairT]):
     """Continuous batching over an engine.
 
     Where the device takes a second batch before the first is done, it gets one only once the queue fills it:
-    a pair waits for company while the device is busy, and a small request behind as few tokens as can be.
+    a pair waits for company while the device is busy, and a small request behind as few tokens as can be. For the
+    same reason a batch is a small share of what waits, between `min_batch_tokens` and `max_batch_tokens`: full
+    batches under load, short ones where one large request is all there is and the next may be small.
     """
 
-    def __init__(self, engine: BatchScorer[PairT], max_batch_tokens: int, max_queued_tokens: int) -> None:
+    def __init__(
+        self,
+        engine: BatchScorer[PairT],
+        max_batch_tokens: int,
+        max_queued_tokens: int,
+        min_batch_tokens: int | None = None,
+    ) -> None:
         self.max_batch_tokens = max_batch_tokens
+        self.min_batch_tokens = min_batch_tokens
+        """Null: every batch is filled up to `max_batch_tokens`."""
         self.max_queued_tokens = max_queued_tokens
         self._engine = engine
         self._queue: FairQueue[_Job[PairT]] = FairQueue()
@@ -122,7 +135,10 @@ class Scheduler(Generic[PairT]):
 
     @property
     def _budget_tokens(self) -> int:
-        return min(self.max_batch_tokens, self._engine.memory_tokens or self.max_batch_tokens)
+        largest = min(self.max_batch_tokens, self._engine.memory_tokens or self.max_batch_tokens)
+        if self.min_batch_tokens is None:
+            return largest
+        return min(largest, max(self.min_batch_tokens, self._queue.num_tokens // _BATCHES_OF_WHAT_WAITS))
 
     def _may_launch(self) -> bool:
         if self._num_in_flight == 0:

@@ -1,6 +1,7 @@
 """The embedded default, on its real weights."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from transformers import BertModel, PreTrainedTokenizerFast
 
 from rerank_service.checkpoints.resolve import resolve_checkpoint
 from rerank_service.engine import Engine, Truncate, load_engine
+from rerank_service.engine.pack import PackedSequences
 from rerank_service.errors import PairTooLong
 from rerank_service.ranking import rank_by_logit
 from tests.models import NASTY_PASSAGES, embedded_model
@@ -128,3 +130,33 @@ def test_tampered_weights_are_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(CheckpointError, match="sha256"):
         load_engine(model)
+
+
+def test_a_cached_passage_has_the_same_logit_to_the_last_bit() -> None:
+    fresh = load_engine(embedded_model())
+    cached = load_engine(embedded_model(engine={"passage_cache_bytes": 10_000_000}))
+    before = cached.cache_counts  # the warm-up's
+    for query in (QUERY, "another question", QUERY):
+        pairs = cached.tokenise(query, NASTY_PASSAGES, Truncate.END)
+        assert cached.score(pairs) == fresh.score(pairs)
+
+    distinct = len({pair.token_ids.tobytes() for pair in pairs})
+    assert cached.cache_counts.hits - before.hits == 2 * distinct
+    assert cached.cache_counts.misses - before.misses == distinct
+    assert fresh.cache_counts == (0, 0)
+
+
+def test_a_query_is_encoded_once_for_all_batches_of_its_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine: Any = load_engine(embedded_model())
+    pairs = engine.tokenise(QUERY, ["one passage", "another"], Truncate.END)
+    encoded: list[int] = []
+    states_of = engine._states
+
+    def counting(packed: PackedSequences) -> torch.Tensor:
+        encoded.append(len(packed.bounds) - 1)
+        return states_of(packed)
+
+    monkeypatch.setattr(engine, "_states", counting)
+    for pair in pairs:
+        engine.score([pair])
+    assert encoded == [2, 1]

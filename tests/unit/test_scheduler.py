@@ -340,3 +340,15 @@ async def test_a_batch_keeps_within_what_the_memory_holds(scheduler: Scheduler[E
     device.memory_tokens = 30
     await scheduler.submit("r", pairs(10))
     assert [len(batch) for batch in device.batches] == [3, 3, 3, 1]
+
+
+async def test_batches_are_a_small_share_of_what_waits(scheduler: Scheduler[EncodedPair], device: Device) -> None:
+    """300 pairs in batches of 10 under load, then fewer and fewer, never under 3."""
+    scheduler.min_batch_tokens = 30
+    await scheduler.submit("r", pairs(300))
+
+    sizes = [len(batch) for batch in device.batches]
+    assert sizes[0] == 10
+    assert sizes == sorted(sizes, reverse=True)
+    assert set(sizes[:-1]) == {10, 9, 8, 7, 6, 5, 4, 3}
+    assert sum(sizes) == 300

@@ -1,0 +1,184 @@
+"""The command line of the comparison; see `python -m benchmarks.peers --help`."""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from transformers.utils import logging as transformers_logging
+
+from benchmarks.peers.contenders import CONTENDERS, Contender
+from benchmarks.peers.environments import InstallFailed, install, is_installed, versions
+from benchmarks.peers.processes import stop_on_signals
+from benchmarks.peers.rounds import BareFigures, Plan, Result, run_rounds
+from benchmarks.peers.shared_model import (
+    ONNX_ENVIRONMENT,
+    Models,
+    draw_workload,
+    export_onnx,
+    load_bare,
+    write_classifier,
+)
+from benchmarks.provenance import provenance
+
+
+def main(
+    only: Annotated[str | None, typer.Option(help="Contenders, comma-separated; else all.")] = None,
+    install_only: Annotated[bool, typer.Option("--install", help="Make the environments anew, then end.")] = False,
+    num_rounds: Annotated[int, typer.Option("--rounds", min=1)] = 3,
+    num_requests: Annotated[int, typer.Option("--requests", min=1)] = 16,
+    num_passages: Annotated[int, typer.Option("--passages", min=1)] = 100,
+    num_clients: Annotated[int, typer.Option("--clients", min=2, help="Besides one.")] = 16,
+    num_threads: Annotated[int | None, typer.Option("--threads", min=1, help="Else all CPUs.")] = None,
+    json_path: Annotated[Path | None, typer.Option("--json", help="Where the figures go.")] = None,
+) -> None:
+    """Compares CPU-seconds, throughput, latency, fairness and logits of this service and its peers."""
+    stop_on_signals()
+    transformers_logging.disable_progress_bar()
+    console = Console()
+    results = [Result(contender) for contender in _chosen(only)]
+    _install(results, install_only, console)
+    if install_only:
+        return
+    models = Models()
+    _prepare_models(results, models, console)
+    threads = num_threads or len(os.sched_getaffinity(0))
+    torch.set_num_threads(threads)
+    bare = load_bare(models)
+    plan = Plan(
+        models=models,
+        workload=draw_workload(models, bare, num_requests, num_passages),
+        bare=bare,
+        num_rounds=num_rounds,
+        num_clients=num_clients,
+        num_threads=threads,
+    )
+    bare_figures = _run(results, plan, console)
+    console.print(_table(results, bare_figures, plan))
+    for result in results:
+        if result.error:
+            console.print(f"{result.contender.name}: {result.error}", markup=False, highlight=False)
+    if json_path:
+        _write(json_path, results, bare_figures, plan)
+
+
+def _chosen(only: str | None) -> list[Contender]:
+    if only is None:
+        return list(CONTENDERS)
+    wanted = only.split(",")
+    unknown = set(wanted) - {contender.name for contender in CONTENDERS}
+    if unknown:
+        known = ", ".join(contender.name for contender in CONTENDERS)
+        raise typer.BadParameter(f"unknown: {', '.join(sorted(unknown))}; there are {known}")
+    return [contender for contender in CONTENDERS if contender.name in wanted]
+
+
+def _install(results: Sequence[Result], again: bool, console: Console) -> None:
+    """Environments that are missing or out of date, or all of them again."""
+    environments = {result.contender.environment for result in results}
+    if any(result.contender.needs_onnx for result in results):
+        environments.add(ONNX_ENVIRONMENT)
+    problems = {}
+    for environment in sorted(environments):
+        try:
+            if again or not is_installed(environment):
+                console.print(f"Installing {environment} into .bench/peers (minutes, the first time only)")
+                install(environment)
+        except InstallFailed as error:
+            problems[environment] = str(error)
+    for result in results:
+        environment = result.contender.environment
+        if environment in problems:
+            result.error = f"not installed: {problems[environment]}"
+        else:
+            result.versions = versions(environment)
+
+
+def _prepare_models(results: Sequence[Result], models: Models, console: Console) -> None:
+    write_classifier(models)
+    if not any(result.contender.needs_onnx for result in results):
+        return
+    console.print("Exporting the checkpoint to ONNX, if it is not there yet")
+    try:
+        export_onnx(models)
+    except (InstallFailed, OSError) as error:
+        for result in results:
+            if result.contender.needs_onnx:
+                result.error = result.error or str(error)
+
+
+def _run(results: Sequence[Result], plan: Plan, console: Console) -> list[BareFigures]:
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f}"))
+    steps = len(results) * plan.num_rounds
+    with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
+        task = progress.add_task("starting", total=steps, completed=-1)
+
+        def show(step: str) -> None:
+            progress.update(task, description=step, advance=1)
+            if not console.is_terminal:
+                console.print(step)
+
+        bare = run_rounds(results, plan, show)
+        progress.update(task, description="measured", completed=steps)
+    return bare
+
+
+def _table(results: Sequence[Result], bare: Sequence[BareFigures], plan: Plan) -> Table:
+    workload = plan.workload
+    title = (
+        f"{len(workload.requests)} requests, {workload.num_pairs} pairs of {workload.mean_tokens:.0f} tokens; "
+        f"{plan.num_threads} threads; median of {plan.num_rounds}"
+    )
+    caption = f"pairs/s with {plan.num_clients} clients, p50 with 1; wait: of 1 passage behind 300, as a share"
+    table = Table(title=title, box=None, caption=caption)
+    table.add_column("contender", no_wrap=True)
+    for column in ("CPU-s/1k", "ratio", "pairs/s", "p50 s", "wait", "error", "failed"):
+        table.add_column(column, justify="right", no_wrap=True)
+    middle = sorted(bare, key=lambda figures: figures.cpu_s_per_1k_pairs)[len(bare) // 2]
+    table.add_row("bare float32", f"{middle.cpu_s_per_1k_pairs:.1f}", "1.00", f"{middle.pairs_per_s:.0f}")
+    for result in results:
+        table.add_row(result.contender.name, *_cells(result))
+    return table
+
+
+def _cells(result: Result) -> list[str]:
+    figures = result.figures
+    if figures is None:
+        return ["[red]-[/]"]
+    return [
+        f"{figures.cpu_s_per_1k_pairs:.1f}",
+        f"{figures.ratio_to_bare:.2f}",
+        f"{figures.pairs_per_s:.0f}",
+        f"{figures.p50_s:.2f}",
+        "-" if figures.wait_share is None else f"{figures.wait_share:.2f}",
+        f"{figures.max_logit_error:.1g}",
+        "[red]stopped[/]" if result.error else str(sum(figures.failures.values())),
+    ]
+
+
+def _write(path: Path, results: Sequence[Result], bare: Sequence[BareFigures], plan: Plan) -> None:
+    record = provenance(["rerank-service", "ray", "torch", "transformers"])
+    record["command"] = " ".join(["python -m benchmarks.peers", *sys.argv[1:]])
+    record["settings"] = {
+        "num_requests": len(plan.workload.requests),
+        "num_pairs": plan.workload.num_pairs,
+        "mean_pair_tokens": round(plan.workload.mean_tokens, 1),
+        "logit_range": plan.workload.logit_range,
+        "num_clients": plan.num_clients,
+        "num_threads": plan.num_threads,
+        "num_rounds": plan.num_rounds,
+    }
+    record["bare"] = [figures.__dict__ for figures in bare]
+    record["contenders"] = [result.as_json() for result in results]
+    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    typer.run(main)

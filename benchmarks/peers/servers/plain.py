@@ -1,0 +1,58 @@
+"""The HTTP side of the small servers: `POST /rank` {query, passages} -> {logits}, `GET /health`.
+
+Runs in the peers' own environments, so it knows only FastAPI and uvicorn. Requests are scored one at a time: on
+a CPU, forward passes side by side take the same threads from one another and cost more than in turn.
+"""
+
+import argparse
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import uvicorn
+from fastapi import FastAPI
+from pydantic import BaseModel
+
+__all__ = ["Arguments", "read_arguments", "serve"]
+
+
+class Arguments(argparse.Namespace):
+    """What every small server is told."""
+
+    model: Path
+    port: int
+    threads: int
+
+
+class RankRequest(BaseModel):
+    """The body of a request."""
+
+    query: str
+    passages: list[str]
+
+
+def read_arguments() -> Arguments:
+    """From the command line."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--threads", type=int, required=True)
+    return parser.parse_args(namespace=Arguments())
+
+
+def serve(score: Callable[[str, list[str]], Sequence[float]], port: int) -> None:
+    """Serves until interrupted; `score` gives one logit a passage, in order."""
+    app = FastAPI()
+    in_turn = threading.Lock()
+
+    @app.get("/health")
+    def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.post("/rank")
+    def rank(request: RankRequest) -> dict[str, list[float]]:
+        with in_turn:
+            logits = score(request.query, request.passages)
+        return {"logits": [float(logit) for logit in logits]}
+
+    uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning")

@@ -1,0 +1,140 @@
+"""What all contenders load and are sent: one checkpoint in three forms, and seeded requests with their logits."""
+
+import json
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import Encoding, Tokenizer
+from torch.nn.utils.rnn import pad_sequence
+from transformers import BertForSequenceClassification
+
+from benchmarks.peers.environments import BENCH_FOLDER, InstallFailed, program
+from rerank_service.bench.checkpoint import ENCODER, make_classifier
+from rerank_service.bench.workload import QUERY, make_passages
+from rerank_service.checkpoints.resolve import resolve_checkpoint
+from rerank_service.config import CheckpointConfig
+
+__all__ = ["ONNX_ENVIRONMENT", "Models", "Workload", "draw_workload", "export_onnx", "load_bare", "write_classifier"]
+
+ONNX_ENVIRONMENT = "infinity"
+"""Where torch and ONNX Runtime are installed together."""
+
+_MEAN_TOKENS, _DEVIATION, _FEWEST, _MOST = 126, 28, 72, 184
+"""Tokens of a pair."""
+
+_REFERENCE_BATCH = 32
+
+
+@dataclass(frozen=True)
+class Models:
+    """The folders of one checkpoint."""
+
+    classifier: Path = BENCH_FOLDER / "models" / "classifier"
+    onnx: Path = BENCH_FOLDER / "models" / "onnx"
+    onnx_int8: Path = BENCH_FOLDER / "models" / "onnx-int8"
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Requests, and what is right for them."""
+
+    query: str
+    requests: list[list[str]]
+    pairs: list[Encoding]
+    """Of all requests, one after the other."""
+
+    logits: list[np.ndarray[Any, np.dtype[np.float32]]]
+    """Of each request, from transformers in float32."""
+
+    @property
+    def num_pairs(self) -> int:
+        return len(self.pairs)
+
+    @property
+    def mean_tokens(self) -> float:
+        return float(np.mean([len(pair.ids) for pair in self.pairs]))
+
+    @property
+    def logit_range(self) -> float:
+        """Between the lowest and the highest logit: what an error is to be seen beside."""
+        return float(np.ptp(np.concatenate(self.logits)))
+
+    def sample(self, num_pairs: int) -> list[np.ndarray[Any, np.dtype[np.int64]]]:
+        """Token ids of about so many pairs, with the same mix of lengths as all."""
+        step = max(1, self.num_pairs // num_pairs)
+        return [np.array(pair.ids) for pair in sorted(self.pairs, key=len)[::step]]
+
+
+def write_classifier(models: Models) -> None:
+    """The checkpoint in safetensors, if it is not there yet.
+
+    The encoder's own tokenizer file cuts and pads to 128 tokens; some peers would obey it and score something
+    else, so neither is in the shared one.
+    """
+    if (models.classifier / "special_tokens_map.json").exists():
+        return
+    models.classifier.mkdir(parents=True, exist_ok=True)
+    make_classifier(resolve_checkpoint(CheckpointConfig(source=ENCODER)), models.classifier)
+    tokenizer = Tokenizer.from_file(str(models.classifier / "tokenizer.json"))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    tokenizer.save(str(models.classifier / "tokenizer.json"))
+    settings = json.loads((models.classifier / "tokenizer_config.json").read_text(encoding="utf-8"))
+    special = {key: value for key, value in settings.items() if key.endswith("_token")}
+    (models.classifier / "special_tokens_map.json").write_text(json.dumps(special), encoding="utf-8")
+
+
+def export_onnx(models: Models) -> None:
+    """Its ONNX forms, if they are not there yet; `InstallFailed` if that does not work."""
+    if (models.onnx_int8 / "model.onnx").exists():
+        return
+    script = str(Path(__file__).with_name("export_onnx.py"))
+    folders = [str(models.classifier), str(models.onnx), str(models.onnx_int8)]
+    command = [program(ONNX_ENVIRONMENT, "python"), script, *folders]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode:
+        shutil.rmtree(models.onnx_int8, ignore_errors=True)
+        raise InstallFailed(f"the export to ONNX failed: {result.stderr.strip()[-500:]}")
+
+
+def load_bare(models: Models) -> Any:
+    """The checkpoint in transformers, as it comes."""
+    return BertForSequenceClassification.from_pretrained(models.classifier).eval()
+
+
+def draw_workload(models: Models, bare: Any, num_requests: int, num_passages: int) -> Workload:
+    """Seeded requests, all passages distinct."""
+    tokenizer = Tokenizer.from_file(str(models.classifier / "tokenizer.json"))
+    overhead = len(tokenizer.encode(QUERY, "").ids)
+    rng = np.random.default_rng(0)
+    drawn = rng.normal(_MEAN_TOKENS, _DEVIATION, num_requests * num_passages).clip(_FEWEST, _MOST)
+    passages = make_passages(tokenizer, (drawn.round().astype(int) - overhead).tolist())
+    pairs = tokenizer.encode_batch([(QUERY, passage) for passage in passages])
+    logits = _reference_logits(bare, pairs)
+    return Workload(
+        query=QUERY,
+        requests=[passages[start : start + num_passages] for start in range(0, len(passages), num_passages)],
+        pairs=pairs,
+        logits=np.split(logits, num_requests),
+    )
+
+
+@torch.inference_mode()
+def _reference_logits(bare: Any, pairs: Sequence[Encoding]) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """`[len(pairs)]`, in the order of `pairs`; scored in batches of similar lengths."""
+    logits = np.empty(len(pairs), dtype=np.float32)
+    order = sorted(range(len(pairs)), key=lambda index: len(pairs[index].ids))
+    for start in range(0, len(order), _REFERENCE_BATCH):
+        batch = order[start : start + _REFERENCE_BATCH]
+        ids, types, mask = (
+            pad_sequence([torch.tensor(getattr(pairs[index], part)) for index in batch], batch_first=True)
+            for part in ("ids", "type_ids", "attention_mask")
+        )
+        logits[batch] = bare(ids, attention_mask=mask, token_type_ids=types).logits[:, 0].numpy()
+    return logits
