@@ -20,11 +20,11 @@ def main(
     repeats: Annotated[int, typer.Option(min=1)] = 5,
     num_threads: Annotated[int | None, typer.Option("--threads", min=1)] = None,
 ) -> None:
-    """Every engine and precision, over short passages and over chunks."""
+    """Every engine and precision, over every distribution of lengths."""
     record = provenance(["rerank-service", "torch", "transformers"])
     record["results"] = [
         {"lengths": lengths.value, **figures._asdict()}
-        for lengths in (Lengths.SHORT, Lengths.CHUNKS)
+        for lengths in Lengths
         for figures in bench_engines(lengths, num_pairs, repeats, num_threads)
     ]
     json_path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

@@ -26,6 +26,7 @@ from rerank_service.config import CheckpointConfig, Dtype, EngineConfig, ModelCo
 from rerank_service.engine import Engine, Truncate, load_engine
 from rerank_service.engine.cpu_linear import can_pack
 from rerank_service.engine.loading import NOT_MODEL_SETTINGS, read_model_config
+from rerank_service.engine.precision import multiplies_int8
 from rerank_service.engine.score_all import score_all
 from rerank_service.engine.tokenise import load_tokenizer
 
@@ -55,7 +56,7 @@ class _Contender(NamedTuple):
 
 
 def bench_engines(lengths: Lengths, num_pairs: int, repeats: int, num_threads: int | None) -> Iterator[EngineFigures]:
-    """Figures of every engine in float32 and, where the processor has it, bfloat16."""
+    """Figures of every engine in float32 and, where the processor has them, bfloat16 and int8."""
     with _contenders() as contenders:
         for contender in contenders:
             yield from _bench(contender, lengths, num_pairs, repeats, num_threads)
@@ -64,7 +65,9 @@ def bench_engines(lengths: Lengths, num_pairs: int, repeats: int, num_threads: i
 def _bench(
     contender: _Contender, lengths: Lengths, num_pairs: int, repeats: int, num_threads: int | None
 ) -> Iterator[EngineFigures]:
-    dtypes = [Dtype.FLOAT32, *([Dtype.BFLOAT16] if can_pack(torch.bfloat16) else [])]
+    dtypes = [Dtype.FLOAT32]
+    dtypes += [Dtype.BFLOAT16] if can_pack(torch.bfloat16) else []
+    dtypes += [Dtype.INT8] if multiplies_int8() else []
     engines = {dtype: _load(contender, dtype, num_threads) for dtype in dtypes}
     tokenizer = load_tokenizer(resolve_checkpoint(_checkpoint(contender)))
     passages = make_passages(tokenizer, draw_lengths(lengths, num_pairs))
