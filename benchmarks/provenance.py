@@ -2,11 +2,12 @@
 
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,22 @@ def provenance(packages: Sequence[str]) -> dict[str, Any]:
             "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         },
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in packages},
     }
 
 
+def _version(package: str) -> str | None:
+    """Null for what runs from a folder and is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
 def _git(*arguments: str) -> str | None:
-    """Null outside a repository, or in one without a commit."""
+    """Null outside a repository, in one without a commit, and where there is no git."""
+    if shutil.which("git") is None:
+        return None
     result = subprocess.run(
         ["git", *arguments],
         cwd=Path(__file__).parent,
