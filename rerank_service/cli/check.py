@@ -1,5 +1,6 @@
 """`rerank-service check`: is this configuration one that can be served?"""
 
+import os
 from pathlib import Path
 
 from rerank_service.cli.console import ConfigPath, fail, stdout
@@ -14,6 +15,15 @@ def check(config: ConfigPath = "serve_config.yaml") -> None:
     settings = checked_config(config)
     names = ", ".join(model.id for model in settings.models)
     stdout.print(f"{config} is valid; it serves {names}", highlight=False, soft_wrap=True)
+    num_cpus = os.cpu_count() or 1
+    for model in settings.models:
+        if model.replica.num_cpus > num_cpus:
+            stdout.print(
+                f"note: a replica of {model.id} takes {model.replica.num_cpus:g} CPUs and this machine has {num_cpus}: "
+                "without a larger node it never starts; lower replica.num_cpus",
+                highlight=False,
+                soft_wrap=True,
+            )
 
 
 def checked_config(path: str) -> RerankConfig:

@@ -34,6 +34,13 @@ def test_check() -> None:
     assert "cannot read nowhere.yaml" in bad.stderr
 
 
+def test_check_tells_of_a_replica_larger_than_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    result = runner.invoke(app, ["check", CONFIG])
+    assert result.exit_code == 0
+    assert "takes 2 CPUs and this machine has 1" in result.stdout
+
+
 def test_serve_refuses_a_bad_configuration_before_starting_anything(tmp_path: Path) -> None:
     path = tmp_path / "serve.yaml"
     path.write_text("applications: [{args: {models: [{id: a, checkpoint: {source: x/y}}]}}]")
