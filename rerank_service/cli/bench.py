@@ -19,7 +19,7 @@ bench.command("service")(bench_service_command)
 @bench.command()
 def engine(
     lengths: Lengths = typer.Option(Lengths.SHORT, help="Distribution of passage lengths."),
-    num_pairs: int = typer.Option(64, "--pairs", min=1, help="Pairs a run."),
+    num_pairs: int = typer.Option(48, "--pairs", min=1, help="Pairs a run."),
     repeats: int = typer.Option(3, min=1, help="Alternating runs whose median is shown."),
     num_threads: int | None = typer.Option(None, "--threads", min=1, help="Null: this process's CPUs."),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object."),

@@ -1,13 +1,15 @@
 """Linear layers in 8-bit floats (e4m3): weights once per output channel, inputs anew row by row.
 
-For Ada, Hopper and newer GPUs. On a CPU the same numbers are multiplied in float32: slow, but it shows the
-error of a logit without a GPU. Knows nothing of any model.
+For Ada, Hopper and newer GPUs. On a CPU the same numbers are multiplied in float32, row by row the same whatever the
+batch: slow, but it shows the error of a logit without a GPU. Knows nothing of any model.
 """
 
 from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name everyone knows
+
+from rerank_service.engine.cpu_linear import PackedLinear, can_pack
 
 __all__ = ["Float8Linear", "can_be_float8"]
 
@@ -31,6 +33,7 @@ class Float8Linear(torch.nn.Module):
         self.register_buffer("_weight", weight, persistent=False)
         self.register_buffer("_scales", scales.T.contiguous(), persistent=False)  # [1, N]
         self._bias = None if linear.bias is None else linear.bias.detach()
+        self._emulated = None if weight.is_cuda else _float32_product(weight)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         rows = inputs.reshape(-1, inputs.size(-1))
@@ -42,13 +45,20 @@ class Float8Linear(torch.nn.Module):
         column_scales: Any = self._scales
         quantised, row_scales = _quantise_rows(rows)
         outputs: torch.Tensor
-        if rows.is_cuda:
+        if self._emulated is not None:
+            outputs = self._emulated(quantised.float()) * row_scales * column_scales
+        else:
             outputs = torch._scaled_mm(
                 quantised, weight.T, row_scales, column_scales, out_dtype=torch.bfloat16, use_fast_accum=True
             )
-        else:
-            outputs = (quantised.float() @ weight.float().T) * row_scales * column_scales
         return (outputs if self._bias is None else outputs + self._bias).to(rows.dtype)
+
+
+def _float32_product(weight: torch.Tensor) -> torch.nn.Module:
+    """`x @ weight.T` of the unscaled 8-bit numbers."""
+    linear = torch.nn.Linear(weight.size(1), weight.size(0), bias=False).requires_grad_(False)
+    linear.weight.copy_(weight.float())
+    return PackedLinear(linear) if can_pack(torch.float32) else linear
 
 
 def _quantise_rows(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
