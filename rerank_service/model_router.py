@@ -6,6 +6,7 @@ than as Serve's `multiplexed_model_id`, which slows a busy deployment that does 
 """
 
 import asyncio
+import logging
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -17,6 +18,16 @@ from rerank_service.errors import Loc, ReplicaUnavailable, RerankError, UnknownM
 from rerank_service.shards import Shard, ShardScores
 
 __all__ = ["ModelRouter", "ScoreMethod"]
+
+
+logger = logging.getLogger(__name__)
+
+_MAX_REPLICAS = 2
+"""That one shard may be given to: a second if the first dies."""
+
+
+class _ReplicaLost(Exception):
+    """The process that was scoring is gone, or cannot be reached any more."""
 
 
 class ScoreMethod(Protocol):
@@ -52,7 +63,22 @@ class ModelRouter:
         return model
 
     async def score(self, shard: Shard) -> ShardScores:
-        """Scores a shard on some replica of its model. Cancelling it cancels the replica's work."""
+        """Scores a shard on some replica of its model. Cancelling it cancels the replica's work.
+
+        If that replica or its node dies, another scores it, and the caller does not notice. What two replicas
+        died of may well be the shard: it is not given to a third. An application's error is never retried.
+        """
+        for attempt in range(1, _MAX_REPLICAS + 1):
+            try:
+                return await self._score_once(shard)
+            except _ReplicaLost as lost:
+                logger.warning(
+                    "replica lost model=%s attempt=%d num_pairs=%d", shard.model, attempt, len(shard.passages)
+                )
+                cause = lost.__cause__
+        raise ReplicaUnavailable(shard.model) from cause
+
+    async def _score_once(self, shard: Shard) -> ShardScores:
         response = self._score_methods[shard.model].remote(shard)
         try:
             scores: ShardScores = await response
@@ -61,7 +87,9 @@ class ModelRouter:
             raise
         except RayTaskError as error:
             raise _own_error(error, shard.model) from error
-        except (RayActorError, RayServeException) as error:
+        except RayActorError as error:
+            raise _ReplicaLost from error
+        except RayServeException as error:
             raise ReplicaUnavailable(shard.model) from error
         return scores
 
@@ -74,6 +102,8 @@ def _own_error(error: RayTaskError, model: str) -> Exception:
     cause = error.cause
     if isinstance(cause, RerankError):
         return cause
+    if isinstance(cause, RayActorError):
+        return _ReplicaLost()
     if isinstance(cause, RayError | RayServeException):
         return ReplicaUnavailable(model)
     return error

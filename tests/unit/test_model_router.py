@@ -4,7 +4,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from ray.exceptions import ActorDiedError, RayTaskError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from rerank_service.config import RerankConfig
@@ -46,14 +46,16 @@ class Response:
 
 
 class Score:
-    """The `score` method of a handle."""
+    """The `score` method of a handle; each call has the next outcome, the last one again and again."""
 
-    def __init__(self, outcome: Any = None) -> None:
-        self.response = Response(outcome)
+    def __init__(self, *outcomes: Any) -> None:
+        self._outcomes = list(outcomes) or [None]
         self.shards: list[Shard] = []
+        self.response: Response | None = None
 
     def remote(self, shard: Shard) -> Response:
         self.shards.append(shard)
+        self.response = Response(self._outcomes.pop(0) if len(self._outcomes) > 1 else self._outcomes[0])
         return self.response
 
 
@@ -102,6 +104,34 @@ async def test_a_lost_replica_is_unavailable(outcome: Exception) -> None:
         await ModelRouter(CONFIG, {"nvidia/mistral": Score(outcome)}).score(SHARD)
 
 
+@pytest.mark.parametrize(
+    "loss",
+    [ActorDiedError(), ActorUnavailableError("cannot be reached", None), RayTaskError("score", "", ActorDiedError())],
+    ids=["died", "unreachable", "died, wrapped"],
+)
+async def test_another_replica_scores_what_a_lost_one_had(loss: Exception) -> None:
+    score = Score(loss, "scored")
+    assert await ModelRouter(CONFIG, {"nvidia/mistral": score}).score(SHARD) == "scored"
+    assert score.shards == [SHARD, SHARD]
+
+
+async def test_what_took_two_replicas_down_is_not_given_to_a_third() -> None:
+    score = Score(ActorDiedError())
+    with pytest.raises(ReplicaUnavailable):
+        await ModelRouter(CONFIG, {"nvidia/mistral": score}).score(SHARD)
+    assert len(score.shards) == 2
+
+
+@pytest.mark.parametrize(
+    "error", [PairTooLong(3, 9000, 8192), BackPressureError(num_queued_requests=1, max_queued_requests=1)]
+)
+async def test_an_application_error_is_never_retried(error: Exception) -> None:
+    score = Score(error, "scored")
+    with pytest.raises((PairTooLong, ReplicaUnavailable)):
+        await ModelRouter(CONFIG, {"nvidia/mistral": score}).score(SHARD)
+    assert len(score.shards) == 1
+
+
 @pytest.mark.parametrize("is_wrapped", [True, False])
 async def test_the_replicas_own_error_comes_through(is_wrapped: bool) -> None:
     error = PairTooLong(3, 9000, 8192)
@@ -122,4 +152,5 @@ async def test_cancelling_reaches_the_replica() -> None:
     call.cancel()
     await asyncio.gather(call, return_exceptions=True)
 
+    assert score.response is not None
     assert score.response.is_cancelled
