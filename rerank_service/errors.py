@@ -216,10 +216,11 @@ class QueueFull(RerankError):
     code = "queue_full"
     category = "overloaded_error"
 
-    def __init__(self, queued_tokens: int, max_queued_tokens: int) -> None:
-        super().__init__(queued_tokens, max_queued_tokens)
+    def __init__(self, queued_tokens: int, max_queued_tokens: int, retry_after_s: int = 1) -> None:
+        super().__init__(queued_tokens, max_queued_tokens, retry_after_s)
         self.queued_tokens = queued_tokens
         self.max_queued_tokens = max_queued_tokens
+        self._retry_after_s = retry_after_s
 
     @property
     def message(self) -> str:
@@ -230,7 +231,8 @@ class QueueFull(RerankError):
 
     @property
     def retry_after_s(self) -> int:
-        return 1
+        """When the replica will have worked off enough to take the request, at the speed measured."""
+        return self._retry_after_s
 
 
 class ReplicaUnavailable(RerankError):

@@ -21,6 +21,10 @@ __all__ = ["Scheduler", "ScoredPairs"]
 
 logger = logging.getLogger(__name__)
 
+_NEWEST_SHARE = 0.2
+"""Weight of the newest batch in the drain rate."""
+_LONGEST_RETRY_S = 60
+
 _BATCHES_OF_WHAT_WAITS = 24
 """A request that comes now waits for the batch running and shares the next: about 1.5/24 of what was there."""
 
@@ -46,6 +50,32 @@ class _Job(Generic[PairT]):
 
 
 _Batch: TypeAlias = Sequence[Drawn[_Job[PairT]]]
+
+
+class _DrainRate:
+    """Tokens a second that this replica has scored of late."""
+
+    def __init__(self) -> None:
+        self._tokens_per_s: float | None = None
+        self._last_at = 0.0
+
+    def add(self, batch: _Batch[Any]) -> None:
+        """A batch that is done. Time without work does not count: from the batch before, or from its own start."""
+        now = time.perf_counter()
+        started_at = max(self._last_at, min(drawn.job.started_at or now for drawn in batch))
+        self._last_at = now
+        num_tokens = sum(drawn.job.pairs[drawn.position].num_tokens for drawn in batch)
+        rate = num_tokens / max(now - started_at, 1e-6)
+        before = self._tokens_per_s
+        self._tokens_per_s = rate if before is None else before + _NEWEST_SHARE * (rate - before)
+
+    def seconds_for(self, num_tokens: int) -> int:
+        """Whole seconds until so many tokens are scored, from 1 to a minute; 1 while nothing is known."""
+        if self._tokens_per_s is None:
+            return 1
+        return min(_LONGEST_RETRY_S, max(1, math.ceil(num_tokens / self._tokens_per_s)))
+
+
 ResultT = TypeVar("ResultT")
 
 
@@ -71,6 +101,7 @@ class Scheduler(Generic[PairT]):
         self.max_queued_tokens = max_queued_tokens
         self._engine = engine
         self._queue: FairQueue[_Job[PairT]] = FairQueue()
+        self._drain = _DrainRate()
         self._num_in_flight = 0
         self._has_changed = asyncio.Event()
         self._launch_thread = ThreadPoolExecutor(1, thread_name_prefix="launch")
@@ -107,7 +138,8 @@ class Scheduler(Generic[PairT]):
         lengths = [pair.num_tokens for pair in pairs]
         queued = self._queue.num_tokens
         if queued and queued + sum(lengths) > self.max_queued_tokens:
-            raise QueueFull(queued, self.max_queued_tokens)
+            excess = queued + sum(lengths) - self.max_queued_tokens
+            raise QueueFull(queued, self.max_queued_tokens, self._drain.seconds_for(excess))
         job = _Job(request_id, pairs, asyncio.get_running_loop().create_future(), [math.nan] * len(pairs), len(pairs))
         if pairs:
             self._queue.add(request_id, job, lengths)
@@ -160,6 +192,7 @@ class Scheduler(Generic[PairT]):
         try:
             if pending is not None:
                 _hand_out(batch, await self._logits(pending))
+                self._drain.add(batch)
         except Exception as error:
             await self._score_apart(batch, error)
         finally:

@@ -31,7 +31,7 @@ def test_a_knob_is_turned_without_a_restart(service: Service) -> None:
         service.deploy([{"name": deployment, "user_config": batching | {"max_queued_tokens": 1}}])
         refused = _rank_until(client, 503)  # the shards that come second find the queue over its bound
         assert assert_error(refused, 503)["type"] == "overloaded_error"
-        assert refused.headers["retry-after"] == "1"
+        assert 1 <= int(refused.headers["retry-after"]) <= 60
         service.deploy()
         _rank_until(client, 200)
     assert _pids(deployment) == pids

@@ -20,7 +20,7 @@ EXAMPLES = [
     errors.UnknownModel("x", ["a", "b"]),
     errors.BodyTooLarge(10),
     errors.UnsupportedMediaType("Content-Type", "text/plain", "send JSON"),
-    errors.QueueFull(5, 4),
+    errors.QueueFull(5, 4, 1),
     errors.ReplicaUnavailable("m"),
     errors.RequestTimedOut(60.0),
     errors.NonFiniteLogit(2),

@@ -3,7 +3,9 @@
 import asyncio
 import math
 import threading
+import time
 from collections.abc import AsyncIterator, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -352,3 +354,30 @@ async def test_batches_are_a_small_share_of_what_waits(scheduler: Scheduler[Enco
     assert sizes == sorted(sizes, reverse=True)
     assert set(sizes[:-1]) == {10, 9, 8, 7, 6, 5, 4, 3}
     assert sum(sizes) == 300
+
+
+async def test_a_refused_request_is_told_how_long_the_queue_takes(device: Device, monkeypatch: Any) -> None:
+    """With a clock of the test's own: each batch of 100 tokens takes 5 s."""
+    now = [1000.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+
+    class Slow(Device):
+        def score(self, batch: Sequence[EncodedPair]) -> list[float]:
+            logits = super().score(batch)
+            now[0] += 5.0
+            return logits
+
+    slow = Slow()
+    scheduler: Scheduler[EncodedPair] = Scheduler(slow, max_batch_tokens=100, max_queued_tokens=500)
+    await scheduler.submit("first", pairs(30))
+    blocker = await slow.hold(scheduler)
+    waiting = asyncio.ensure_future(scheduler.submit("waiting", pairs(50)))
+    await settle()
+
+    with pytest.raises(QueueFull) as caught:
+        await scheduler.submit("late", pairs(20))
+
+    assert caught.value.retry_after_s == 10  # 200 tokens too many at 20 a second
+    slow.is_free.set()
+    await asyncio.gather(blocker, waiting)
+    await scheduler.close()
