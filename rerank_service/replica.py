@@ -41,11 +41,15 @@ class Replica:
     def __init__(self, model: ModelConfig) -> None:
         log_through_serve()
         self._model = model
-        self._engine: Engine[Any] = load_engine(model, model.replica.num_cpus)
+        launch_thread = ThreadPoolExecutor(1, thread_name_prefix="launch")
+        self._engine: Engine[Any] = launch_thread.submit(load_engine, model, model.replica.num_cpus).result()
         self._reported = self._engine.cache_counts
         self._tokenisers = ThreadPoolExecutor(model.replica.tokeniser_threads, thread_name_prefix="tokenise")
         self._scheduler: Scheduler[Any] = Scheduler(
-            self._engine, self._engine.default_batch_tokens, model.batching.max_queued_tokens
+            self._engine,
+            self._engine.default_batch_tokens,
+            model.batching.max_queued_tokens,
+            launch_thread=launch_thread,
         )
         self._set_knobs(model.batching)
 
