@@ -17,12 +17,13 @@ from transformers import AutoConfig, AutoModel
 
 from rerank_service.config import EngineConfig, LateInteractionHead
 from rerank_service.engine import loading, tokenise
+from rerank_service.engine.calibration import calibration_pairs
 from rerank_service.engine.encoding_cache import EncodingCache
 from rerank_service.engine.forward import PACKED_ATTENTION
 from rerank_service.engine.graphs import StatesOf, states_on
 from rerank_service.engine.launch import TorchEngine
 from rerank_service.engine.linears import prepare_linears
-from rerank_service.engine.pack import pack
+from rerank_service.engine.pack import PackedSequences, pack
 from rerank_service.engine.pool import mean_pool
 from rerank_service.engine.precision import Precision, resolve_precision
 from rerank_service.engine.protocol import CacheCounts, EncodedPair, TokenIds, Truncate
@@ -185,9 +186,9 @@ def load_late_interaction(folder: Path, options: EngineConfig, window_tokens: in
         attention=PACKED_ATTENTION,
         ignored_prefixes=_UNUSED_TENSORS,
     )
-    prepare_linears(encoder, precision)
-    return LateInteractionEngine(
-        states_on(encoder, options),
+    states = states_on(encoder, options)
+    engine = LateInteractionEngine(
+        states,
         tokenise.load_tokenizer(folder),
         device,
         precision=precision,
@@ -197,6 +198,12 @@ def load_late_interaction(folder: Path, options: EngineConfig, window_tokens: in
             window_tokens, _published_window(folder) or tokenise.model_max_length(folder), loading.max_positions(raw)
         ),
     )
+    prepare_linears(encoder, precision, lambda: states(_calibration_batch(engine)))  # past the cache of encodings
+    return engine
+
+
+def _calibration_batch(engine: LateInteractionEngine) -> PackedSequences:
+    return pack([pair.token_ids for pair in calibration_pairs(engine.tokenise)], engine.device)
 
 
 def _published_window(folder: Path) -> int | None:

@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from rerank_service.config import EngineConfig
 from rerank_service.engine import loading, tokenise
+from rerank_service.engine.calibration import calibration_pairs
 from rerank_service.engine.forward import PACKED_ATTENTION
 from rerank_service.engine.graphs import StatesOf, states_on
 from rerank_service.engine.launch import TorchEngine
@@ -150,8 +151,7 @@ def load_sequence_classifier(
         device=device,
         attention=PACKED_ATTENTION if config.model_type in _PACKED_FAMILIES else "sdpa",
     )
-    prepare_linears(model, precision)
-    return SequenceClassifierEngine(
+    engine = SequenceClassifierEngine(
         model,
         tokenizer,
         states=states_on(model.base_model, options),
@@ -162,6 +162,8 @@ def load_sequence_classifier(
         pad_id=int(config.pad_token_id or 0),
         first_position=loading.first_position(raw),
     )
+    prepare_linears(model, precision, lambda: engine.score(calibration_pairs(engine.tokenise)))
+    return engine
 
 
 def _one_label_config(folder: Path) -> Any:
