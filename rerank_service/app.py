@@ -7,15 +7,20 @@ from typing import Any
 
 from ray import serve
 from ray.serve import Application
+from ray.serve.config import RequestRouterConfig
 
 from rerank_service.config import AutoscalingConfig, ModelConfig, parse_config
 from rerank_service.ingress.auth import ApiKeys
 from rerank_service.ingress.deployment import Ingress
 from rerank_service.replica import Replica
+from rerank_service.replica_choice import FewestTokensRouter
 
 __all__ = ["build_app"]
 
 INGRESS_NAME = "ingress"
+_REQUEST_ROUTER = RequestRouterConfig.model_validate(
+    {"request_router_class": f"{FewestTokensRouter.__module__}.{FewestTokensRouter.__qualname__}"}
+)
 
 
 def build_app(args: dict[str, Any]) -> Application:
@@ -50,6 +55,7 @@ def _replicas(model: ModelConfig) -> Application:
         max_ongoing_requests=replica.max_ongoing_requests,
         graceful_shutdown_timeout_s=replica.graceful_shutdown_timeout_s,
         autoscaling_config=_autoscaling(model.autoscaling),
+        request_router_config=_REQUEST_ROUTER,
     )(Replica).bind(model)
 
 

@@ -77,11 +77,14 @@ class Dtype(StrEnum):
     """Precision of the forward pass; pooling and the head are float32 always."""
 
     AUTO = "auto"
+    FASTEST = "fastest"
+    """`int8` where the processor has it, else `auto`."""
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
     FLOAT16 = "float16"
     INT8 = "int8"
-    """Linear layers in 8-bit integers, on a CPU with AVX512-VNNI."""
+    """Linear layers in 8-bit integers, on a CPU with AVX512-VNNI. Encoders are calibrated at load, on text that
+    comes with the service; decoders measure every row instead."""
     FLOAT8 = "float8"
     """Linear layers in 8-bit floats (e4m3), on an Ada, Hopper or newer GPU."""
 
@@ -159,7 +162,7 @@ class EngineConfig(_Config):
 
     dtype: Dtype = Dtype.AUTO
     """`auto` takes bfloat16 where the hardware computes in it (a GPU; a CPU with AVX512-BF16 or AMX), else
-    float32 on a CPU and float16 on a GPU."""
+    float32 on a CPU and float16 on a GPU. `fastest` may also quantise: measure what that does to your ranking."""
 
     num_threads: PositiveInt | None = None
     """Threads of a CPU forward. Null takes the replica's num_cpus; outside Ray, this process's CPUs."""
@@ -331,8 +334,13 @@ class IngressConfig(_Config):
     max_ongoing_requests: PositiveInt = 1_000
     """HTTP requests in flight in one ingress; further ones wait in the proxy."""
 
-    shard_tokens: PositiveInt = 16_384
-    """Estimated tokens of one shard: what a request is cut into and one replica scores in one call."""
+    shard_tokens: PositiveInt | None = None
+    """Most estimated tokens of one shard: what a request is cut into and one replica scores in one call. Null takes
+    16,384 for a model with GPUs and 4,096 for one without: a larger request goes to several replicas."""
+
+    def shard_tokens_of(self, model: "ModelConfig") -> int:
+        """`shard_tokens`, or what suits the model's hardware."""
+        return self.shard_tokens or (16_384 if model.replica.num_gpus else 4_096)
 
 
 class ServiceConfig(_Config):

@@ -44,13 +44,14 @@ class Ranker:
 
     def __init__(self, router: ModelRouter, config: RerankConfig) -> None:
         self._router = router
-        self._shard_tokens = config.service.ingress.shard_tokens
+        self._shard_tokens = {model.id: config.service.ingress.shard_tokens_of(model) for model in config.models}
         self._timeout_s = config.limits.request_timeout_s
 
     async def rank(self, model_id: str, query: str, passages: Sequence[str], truncate: str) -> Ranked:
         """Ranks `passages`; raises `RequestTimedOut` or what a shard raised, and then drops the rest."""
         started = time.perf_counter()
-        shards = list(cut_into_shards(uuid.uuid4().hex, model_id, query, passages, truncate, self._shard_tokens))
+        shard_tokens = self._shard_tokens[model_id]
+        shards = list(cut_into_shards(uuid.uuid4().hex, model_id, query, passages, truncate, shard_tokens))
         try:
             async with asyncio.timeout(self._timeout_s) as deadline:
                 scores = await self._score_all(shards)

@@ -25,6 +25,8 @@ class Shard:
     indices: tuple[int, ...]
     """Index in the request of each passage."""
     truncate: str
+    num_tokens: int
+    """By estimate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,8 @@ def cut_into_shards(
     sizes = [estimate_tokens(query, passages[index]) for index in first_indices]
     for start, end in _even_slices(sizes, shard_tokens):
         indices = tuple(first_indices[start:end])
-        yield Shard(request_id, model, query, tuple(passages[index] for index in indices), indices, truncate)
+        texts = tuple(passages[index] for index in indices)
+        yield Shard(request_id, model, query, texts, indices, truncate, sum(sizes[start:end]))
 
 
 def _even_slices(sizes: Sequence[int], max_size: int) -> Iterator[tuple[int, int]]:

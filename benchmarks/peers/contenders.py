@@ -69,7 +69,9 @@ def _serve_config(dtype: str, launch: Launch) -> dict[str, Any]:
         "id": "classifier",
         "aliases": [],
         "checkpoint": {"source": str(launch.models.classifier)},
-        "engine": {"device": "cpu", "dtype": dtype, "num_threads": launch.num_threads},
+        "engine": {"device": "cpu", "dtype": dtype},
+        "replica": {"num_cpus": 1},
+        "autoscaling": {"min_replicas": launch.num_threads, "max_replicas": launch.num_threads},
     }
     arguments["limits"] = {"request_timeout_s": _TIME_LIMIT_S}
     try:

@@ -33,8 +33,11 @@ class Precision:
 def resolve_precision(dtype: Dtype, device: torch.device) -> Precision:
     """What `dtype` means on `device`; raises `CheckpointError` where the hardware cannot.
 
-    `auto` is bfloat16 where the hardware multiplies in it, else float32 on a CPU and float16 on a GPU.
+    `auto` is bfloat16 where the hardware multiplies in it, else float32 on a CPU and float16 on a GPU; `fastest` is
+    int8 on a CPU that multiplies in it, else `auto`.
     """
+    if dtype is Dtype.FASTEST:
+        dtype = Dtype.INT8 if device.type == "cpu" and multiplies_int8() else Dtype.AUTO
     if dtype in _QUANTISED:
         _refuse_unless_possible(dtype, device)
         return Precision(_fastest_float(device), dtype)

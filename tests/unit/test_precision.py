@@ -17,6 +17,19 @@ def test_what_a_dtype_means() -> None:
     assert str(Precision(torch.float32)) == "float32"
 
 
+@pytest.mark.parametrize(("has_vnni", "expected"), [(True, Dtype.INT8), (False, None)])
+def test_fastest_quantises_where_the_processor_can(
+    monkeypatch: pytest.MonkeyPatch, has_vnni: bool, expected: Dtype | None
+) -> None:
+    monkeypatch.setattr(precision, "multiplies_int8", lambda: has_vnni)
+    assert resolve_precision(Dtype.FASTEST, CPU).quantised is expected
+
+
+def test_fastest_on_a_gpu_is_auto(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    assert resolve_precision(Dtype.FASTEST, GPU) == Precision(torch.bfloat16)
+
+
 def test_int8_is_for_a_cpu() -> None:
     with pytest.raises(CheckpointError, match="on a GPU set float8"):
         resolve_precision(Dtype.INT8, GPU)

@@ -1,0 +1,118 @@
+"""Which replica a shard goes to: the one with the fewest tokens that this handle has sent and not got back.
+
+Serve's own choice, the shorter of two random queues, counts calls; a shard may be one short passage or sixteen
+thousand tokens (docs/decisions/0008). Loaded by Serve in every process that holds a handle.
+"""
+
+import random
+from collections import defaultdict
+from collections.abc import Hashable
+from functools import partial
+from typing import Any
+
+from ray.serve.request_router import FIFOMixin, PendingRequest, ReplicaID, RequestRouter, RunningReplica
+
+from rerank_service.shards import Shard
+
+__all__ = ["FewestTokensRouter", "OutstandingTokens"]
+
+
+_NUM_CHOICES = 3
+
+
+class OutstandingTokens:
+    """Tokens sent to each replica and not yet answered.
+
+    A call is claimed when a replica is chosen for it and not when the replica accepts it, so that the shards of one
+    request, chosen one after the other within a millisecond, see each other.
+    """
+
+    def __init__(self) -> None:
+        self._by_replica: defaultdict[Hashable, int] = defaultdict(int)
+        self._claims: dict[int, tuple[Hashable, str, int]] = {}  # by call: replica, request id, tokens
+        self._sent: defaultdict[tuple[Hashable, str], list[int]] = defaultdict(list)
+
+    def __getitem__(self, replica: Hashable) -> int:
+        return self._by_replica[replica]
+
+    def claim(self, call: int, request_id: str, replica: Hashable, num_tokens: int) -> None:
+        """`call` will be sent to `replica`; a later claim of the same call replaces this one."""
+        self.release(call)
+        self._claims[call] = (replica, request_id, num_tokens)
+        self._by_replica[replica] += num_tokens
+
+    def release(self, call: int) -> None:
+        """`call` will be sent nowhere; does nothing if it was never claimed, or has been sent."""
+        if (claim := self._claims.pop(call, None)) is not None:
+            self._by_replica[claim[0]] -= claim[2]
+
+    def send(self, call: int, request_id: str, replica: Hashable, num_tokens: int) -> None:
+        """`call` was sent to `replica`, whichever had been claimed."""
+        self.release(call)
+        self._sent[replica, request_id].append(num_tokens)
+        self._by_replica[replica] += num_tokens
+
+    def complete(self, request_id: str, replica: Hashable) -> None:
+        """One call of the request is over on this replica. Calls of one request share their id: which, is not known."""
+        if sent := self._sent.get((replica, request_id)):
+            self._by_replica[replica] -= sent.pop()
+            if not sent:
+                del self._sent[replica, request_id]
+        else:  # it never got there
+            self.release(next((call for call, claim in self._claims.items() if claim[:2] == (replica, request_id)), 0))
+
+    def keep_only(self, replicas: set[Hashable]) -> None:
+        """Forgets replicas that are gone."""
+        for replica in self._by_replica.keys() - replicas:
+            del self._by_replica[replica]
+        for key in [key for key in self._sent if key[0] not in replicas]:
+            del self._sent[key]
+        for call in [call for call, claim in self._claims.items() if claim[0] not in replicas]:
+            del self._claims[call]
+
+
+class FewestTokensRouter(FIFOMixin, RequestRouter):
+    """Serve's request router of a model's deployment. `FIFOMixin`: shards of one request share their request id, and
+    Serve would otherwise match a chosen replica to one of them only."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)  # type: ignore[no-untyped-call]
+        self._outstanding = OutstandingTokens()
+
+    async def choose_replicas(
+        self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
+    ) -> list[list[RunningReplica]]:
+        """The best replicas, best first; a full one refuses and the next is asked."""
+        load = self._outstanding
+        ranked = sorted(candidate_replicas, key=lambda replica: (load[replica.replica_id], random.random()))  # noqa: S311
+        if ranked and pending_request is not None:
+            pending_request.routing_context.should_backoff = True  # else Serve asks again without a pause
+            self._claim(pending_request, ranked[0].replica_id)
+        return [[replica] for replica in ranked[:_NUM_CHOICES]]
+
+    def _claim(self, pending: PendingRequest, replica: ReplicaID) -> None:
+        self._outstanding.claim(id(pending), pending.metadata.internal_request_id, replica, _num_tokens(pending))
+        pending.future.add_done_callback(partial(self._release_if_cancelled, id(pending)))
+
+    def _release_if_cancelled(self, call: int, future: Any) -> None:
+        if future.cancelled():
+            self._outstanding.release(call)
+
+    def on_request_routed(self, pending_request: PendingRequest, replica_id: ReplicaID, result: Any) -> None:
+        """Serve calls it when a replica has accepted."""
+        request_id = pending_request.metadata.internal_request_id
+        self._outstanding.send(id(pending_request), request_id, replica_id, _num_tokens(pending_request))
+
+    def on_request_completed(self, replica_id: ReplicaID, internal_request_id: str) -> None:
+        """Serve calls it once for every call it sent or tried to send."""
+        self._outstanding.complete(internal_request_id, replica_id)
+
+    def update_replicas(self, replicas: list[RunningReplica]) -> None:
+        """Serve calls it when replicas come and go."""
+        super().update_replicas(replicas)
+        self._outstanding.keep_only({replica.replica_id for replica in replicas})
+
+
+def _num_tokens(pending: PendingRequest) -> int:
+    shards = [argument for argument in pending.args if isinstance(argument, Shard)]
+    return sum(shard.num_tokens for shard in shards) or 1
