@@ -8,8 +8,10 @@ PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -
 RESULTS ?= .bench/results
 
 export RAY_USAGE_STATS_ENABLED = 0
+# No client's header turns off timeouts: see rerank_service/ingress/proxy_headers.py
+export RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH = rerank_service.ingress.proxy_headers:proxy_middlewares
 
-.PHONY: serve test check bench format clean
+.PHONY: serve test chaos check bench format clean
 
 serve: $(VENV)/.installed ## install, then serve on http://127.0.0.1:8000
 	$(BIN)/rerank-service check $(CONFIG)
@@ -17,6 +19,9 @@ serve: $(VENV)/.installed ## install, then serve on http://127.0.0.1:8000
 
 test: $(VENV)/.installed-dev ## install, then run the tests
 	$(BIN)/python -m pytest $(PYTEST)
+
+chaos: $(VENV)/.installed-dev ## kill replicas, ingresses and a node under load; about six minutes
+	$(BIN)/python -m pytest tests/load -m load -s
 
 check: $(VENV)/.installed-dev ## lint, format, types, import contracts
 	$(BIN)/ruff check .

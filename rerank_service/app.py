@@ -9,15 +9,17 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.config import RequestRouterConfig
 
+from rerank_service.autoscaling import TokenPolicy
 from rerank_service.config import AutoscalingConfig, ModelConfig, parse_config
 from rerank_service.ingress.auth import ApiKeys
 from rerank_service.ingress.deployment import Ingress
 from rerank_service.replica import Replica
 from rerank_service.replica_choice import FewestTokensRouter
 
-__all__ = ["build_app"]
+__all__ = ["build_app", "serve_autoscaling"]
 
 INGRESS_NAME = "ingress"
+_AUTOSCALING_POLICY = f"{TokenPolicy.__module__}:{TokenPolicy.__qualname__}"
 _REQUEST_ROUTER = RequestRouterConfig.model_validate(
     {"request_router_class": f"{FewestTokensRouter.__module__}.{FewestTokensRouter.__qualname__}"}
 )
@@ -54,7 +56,9 @@ def _replicas(model: ModelConfig) -> Application:
         user_config=model.batching.model_dump(mode="json"),
         max_ongoing_requests=replica.max_ongoing_requests,
         graceful_shutdown_timeout_s=replica.graceful_shutdown_timeout_s,
-        autoscaling_config=_autoscaling(model.autoscaling),
+        health_check_period_s=replica.health_check_period_s,
+        health_check_timeout_s=replica.health_check_timeout_s,
+        autoscaling_config=serve_autoscaling(model.autoscaling),
         request_router_config=_REQUEST_ROUTER,
     )(Replica).bind(model)
 
@@ -64,5 +68,14 @@ def _actor_options(model: ModelConfig) -> dict[str, Any]:
     return {"num_cpus": replica.num_cpus, "num_gpus": replica.num_gpus, "resources": dict(replica.resources)}
 
 
-def _autoscaling(config: AutoscalingConfig) -> dict[str, Any]:
-    return {key: value for key, value in config.model_dump().items() if value is not None}
+def serve_autoscaling(config: AutoscalingConfig) -> dict[str, Any]:
+    """Serve's own options, and our policy with what it takes."""
+    options = {key: value for key, value in config.model_dump().items() if value is not None}
+    policy_kwargs = {
+        "target_utilisation": options.pop("target_utilisation"),
+        "max_wait_s": options.pop("max_wait_s"),
+        "steady_s": options.pop("downscale_delay_s"),
+        "calls_per_replica": options["target_ongoing_requests"],
+    }
+    options |= {"downscale_delay_s": 0, "downscale_to_zero_delay_s": 0}  # the policy itself waits
+    return options | {"policy": {"policy_function": _AUTOSCALING_POLICY, "policy_kwargs": policy_kwargs}}

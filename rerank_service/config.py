@@ -39,6 +39,7 @@ __all__ = [
     "LimitsConfig",
     "ModelConfig",
     "Pooling",
+    "RateLimitConfig",
     "ReplicaConfig",
     "RerankConfig",
     "ServiceConfig",
@@ -219,8 +220,8 @@ class BatchingConfig(_Config):
     """Most calls that are collected together."""
 
     max_queued_tokens: PositiveInt = 4_194_304
-    """Tokens that may wait for the device; beyond, a call is refused with 503. An empty queue takes any
-    call. The default holds 512 pairs of 8192 tokens."""
+    """Tokens that may wait for a replica's device; beyond, a call is refused with 503, and a request that is larger
+    by itself with 413. The default holds 512 pairs of 8192 tokens."""
 
 
 class ReplicaConfig(_Config):
@@ -241,6 +242,12 @@ class ReplicaConfig(_Config):
     tokeniser_threads: PositiveInt = 2
     """Threads that tokenise, beside the one that runs the forward pass."""
 
+    health_check_period_s: PositiveFloat = 2.0
+    """How often Serve asks a replica whether it is well."""
+
+    health_check_timeout_s: PositiveFloat = 5.0
+    """Time it has to answer; after three failures in a row it is replaced, and what it had is scored elsewhere."""
+
     graceful_shutdown_timeout_s: PositiveFloat = 60.0
     """Time a replica has to finish its work when it is scaled down or replaced."""
 
@@ -257,19 +264,25 @@ class AutoscalingConfig(_Config):
     initial_replicas: NonNegativeInt | None = None
     """Replicas at the start; null takes min_replicas."""
 
+    target_utilisation: Annotated[float, Field(gt=0, le=1)] = 0.8
+    """Share of the time a replica should be busy; the rest is room for bursts."""
+
+    max_wait_s: PositiveFloat = 2.0
+    """So many replicas are wanted that what waits is scored this long after new ones have started."""
+
     target_ongoing_requests: PositiveFloat = 4.0
-    """Shards in flight per replica that the autoscaler aims at."""
+    """Shards in flight per replica that are aimed at until a replica's speed is known."""
 
     upscale_delay_s: NonNegativeFloat = 2.0
     """Time the load must stay high before replicas are added."""
 
     downscale_delay_s: NonNegativeFloat = 300.0
-    """Time the load must stay low before one is removed; a GPU model is slow to bring back."""
+    """Time for which fewer must have done before replicas are removed; a GPU model is slow to bring back."""
 
-    metrics_interval_s: PositiveFloat = 2.0
+    metrics_interval_s: PositiveFloat = 1.0
     """How often replicas and ingresses report their load."""
 
-    look_back_period_s: PositiveFloat = 10.0
+    look_back_period_s: PositiveFloat = 3.0
     """Window over which the load is averaged; keep it above metrics_interval_s."""
 
     @model_validator(mode="after")
@@ -363,10 +376,25 @@ class LimitsConfig(_Config):
     """Bytes of a request's body."""
 
     request_timeout_s: PositiveFloat = 60.0
-    """Longest a request may take; then 504 and its work is dropped. LangChain and Haystack wait 60 s."""
+    """Longest a request may take; then 504 and its work is dropped. LangChain and Haystack wait 60 s. A client can
+    ask for less with the header `x-request-timeout-seconds`."""
 
     unknown_fields: Literal["reject", "ignore"] = "reject"
     """What happens to request fields that the API does not have: `reject` answers 400, as NIM 2.x does."""
+
+
+class RateLimitConfig(_Config):
+    """What one key may send in a minute; where no key is required, one address. Over it a client gets 429."""
+
+    requests_per_minute: PositiveInt | None = None
+    """Null: no limit."""
+
+    passages_per_minute: PositiveInt | None = None
+    """Null: no limit. What costs is passages, so this is the limit that protects a GPU."""
+
+    storage: Annotated[str, Field(pattern=r"^(memory|redis|rediss|redis\+cluster|redis\+sentinel)://")] = "memory://"
+    """Where the counts are kept: in each ingress by itself, or in Redis for all of them
+    (`redis://host:6379/0`; needs the extra `redis`)."""
 
 
 class AuthConfig(_Config):
@@ -395,6 +423,9 @@ class RerankConfig(_Config):
     auth: AuthConfig = AuthConfig()
     """Who may send one."""
 
+    rate_limits: RateLimitConfig = RateLimitConfig()
+    """How many a caller may send."""
+
     @model_validator(mode="after")
     def _names_are_unambiguous(self) -> Self:
         owners: dict[str, str] = {}
@@ -410,6 +441,16 @@ class RerankConfig(_Config):
         default = self.service.default_model
         if default is not None and default.casefold() not in owners:
             raise ValueError(f"service.default_model {default!r} is not among models: {sorted(owners)}")
+        return self
+
+    @model_validator(mode="after")
+    def _largest_request_can_pass(self) -> Self:
+        per_minute, largest = self.rate_limits.passages_per_minute, self.limits.max_passages
+        if per_minute is not None and per_minute < largest:
+            raise ValueError(
+                f"rate_limits.passages_per_minute {per_minute} is below limits.max_passages {largest}: "
+                "the largest request could never pass"
+            )
         return self
 
     @property

@@ -2,11 +2,11 @@
 
 Where each is raised, along a request's path:
 
-    ingress  -> BodyTooLarge, UnsupportedMediaType, InvalidRequest, InvalidApiKey, UnknownModel
+    ingress  -> BodyTooLarge, UnsupportedMediaType, InvalidRequest, InvalidApiKey, RateLimited, UnknownModel
     ranker   -> RequestTimedOut
     router   -> ReplicaUnavailable
-    replica  -> PairTooLong (tokenise), QueueFull (scheduler), NonFiniteLogit, DeviceMemoryExhausted,
-                EngineFailed (forward)
+    replica  -> RequestTooLarge, PairTooLong (tokenise), QueueFull (scheduler), NonFiniteLogit,
+                DeviceMemoryExhausted, EngineFailed (forward), RequestTimedOut
     start-up -> ConfigError, CheckpointError
 
 An error crosses process boundaries pickled: every `__init__` hands all its arguments to
@@ -28,8 +28,10 @@ __all__ = [
     "NonFiniteLogit",
     "PairTooLong",
     "QueueFull",
+    "RateLimited",
     "ReplicaUnavailable",
     "RequestTimedOut",
+    "RequestTooLarge",
     "RerankError",
     "UnknownModel",
     "UnsupportedMediaType",
@@ -185,6 +187,54 @@ class BodyTooLarge(RerankError):
     @property
     def problems(self) -> tuple[FieldProblem, ...]:
         return (FieldProblem(("body",), self.message, self.code),)
+
+
+class RequestTooLarge(RerankError):
+    """The request has more tokens than may ever wait in a replica's queue."""
+
+    http_status = 413
+    code = "request_too_large"
+    category = "invalid_request_error"
+
+    def __init__(self, num_tokens: int, max_tokens: int) -> None:
+        super().__init__(num_tokens, max_tokens)
+        self.num_tokens = num_tokens
+        self.max_tokens = max_tokens
+
+    @property
+    def message(self) -> str:
+        return (
+            f"The request has about {self.num_tokens} tokens, more than the {self.max_tokens} that may wait "
+            "(batching.max_queued_tokens); send fewer or shorter passages"
+        )
+
+    @property
+    def problems(self) -> tuple[FieldProblem, ...]:
+        return (FieldProblem(("body", "passages"), self.message, self.code),)
+
+
+class RateLimited(RerankError):
+    """The caller has used up what a minute allows."""
+
+    http_status = 429
+    code = "rate_limited"
+    category = "rate_limit_error"
+
+    def __init__(self, what: str, per_minute: int, retry_after_s: int) -> None:
+        """`what` is counted: `requests` or `passages`."""
+        super().__init__(what, per_minute, retry_after_s)
+        self.what = what
+        self.per_minute = per_minute
+        self._retry_after_s = retry_after_s
+
+    @property
+    def message(self) -> str:
+        return f"The limit of {self.per_minute} {self.what} a minute is reached; retry after {self._retry_after_s} s"
+
+    @property
+    def retry_after_s(self) -> int:
+        """When the window has moved on far enough."""
+        return self._retry_after_s
 
 
 class UnsupportedMediaType(RerankError):

@@ -47,18 +47,24 @@ class Ranker:
         self._shard_tokens = {model.id: config.service.ingress.shard_tokens_of(model) for model in config.models}
         self._timeout_s = config.limits.request_timeout_s
 
-    async def rank(self, model_id: str, query: str, passages: Sequence[str], truncate: str) -> Ranked:
-        """Ranks `passages`; raises `RequestTimedOut` or what a shard raised, and then drops the rest."""
+    async def rank(
+        self, model_id: str, query: str, passages: Sequence[str], truncate: str, timeout_s: float | None = None
+    ) -> Ranked:
+        """Ranks `passages`; raises `RequestTimedOut` or what a shard raised, and then drops the rest.
+
+        `timeout_s` is the client's own limit: it can shorten the configured one only.
+        """
         started = time.perf_counter()
+        timeout_s = min(self._timeout_s, timeout_s or self._timeout_s)
         shard_tokens = self._shard_tokens[model_id]
-        shards = list(cut_into_shards(uuid.uuid4().hex, model_id, query, passages, truncate, shard_tokens))
+        shards = list(cut_into_shards(uuid.uuid4().hex, model_id, query, passages, truncate, shard_tokens, timeout_s))
         try:
-            async with asyncio.timeout(self._timeout_s) as deadline:
+            async with asyncio.timeout(timeout_s) as deadline:
                 scores = await self._score_all(shards)
         except TimeoutError:
             if not deadline.expired():
                 raise
-            raise RequestTimedOut(self._timeout_s) from None
+            raise RequestTimedOut(timeout_s) from None
         return _assemble(passages, shards, scores, time.perf_counter() - started)
 
     async def _score_all(self, shards: Sequence[Shard]) -> list[ShardScores]:

@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 
 from ray import serve
 
+from rerank_service.autoscaling import ARRIVING, SPEED, START, WAITING
 from rerank_service.config import BatchingConfig, ModelConfig
 from rerank_service.engine import CacheCounts, EncodedPair, Engine, Truncate, load_engine
-from rerank_service.errors import PairTooLong, UnknownModel
+from rerank_service.errors import PairTooLong, RequestTimedOut, RequestTooLarge, UnknownModel
 from rerank_service.scheduler import Scheduler
 from rerank_service.serve_logging import log_through_serve
 from rerank_service.shards import Shard, ShardScores
@@ -40,6 +41,7 @@ class Replica:
 
     def __init__(self, model: ModelConfig) -> None:
         log_through_serve()
+        started = time.perf_counter()
         self._model = model
         launch_thread = ThreadPoolExecutor(1, thread_name_prefix="launch")
         self._engine: Engine[Any] = launch_thread.submit(load_engine, model, model.replica.num_cpus).result()
@@ -51,6 +53,8 @@ class Replica:
             model.batching.max_queued_tokens,
             launch_thread=launch_thread,
         )
+        self._counted = (time.perf_counter(), 0)
+        self._start_s = time.perf_counter() - started
         self._set_knobs(model.batching)
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
@@ -74,12 +78,32 @@ class Replica:
         """Raises once nothing would score what is submitted: Serve then replaces this replica."""
         self._scheduler.check()
 
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """What `autoscaling.TokenPolicy` decides by; Serve calls it every `metrics_interval_s` or oftener."""
+        now, arrived = time.perf_counter(), self._scheduler.arrived_tokens
+        (before, arrived_before), self._counted = self._counted, (now, arrived)
+        return {
+            ARRIVING: (arrived - arrived_before) / max(now - before, 1e-3),
+            WAITING: self._scheduler.outstanding_tokens,
+            SPEED: self._scheduler.tokens_per_s or 0.0,
+            START: self._start_s,
+        }
+
     async def score(self, shard: Shard) -> ShardScores:
-        """Logits of a shard's pairs. Raises `PairTooLong`, `QueueFull`, `NonFiniteLogit`, `EngineFailed`."""
+        """Logits of a shard's pairs.
+
+        Raises `RequestTooLarge`, `PairTooLong`, `QueueFull`, `NonFiniteLogit`, `EngineFailed`, `RequestTimedOut`.
+        """
         if shard.model != self._model.id:
             raise UnknownModel(shard.model, [self._model.id])
-        tokenised = await (await self._collect(shard))
-        scored = await self._scheduler.submit(shard.request_id, tokenised.pairs)
+        if shard.request_tokens > self._scheduler.max_queued_tokens:
+            raise RequestTooLarge(shard.request_tokens, self._scheduler.max_queued_tokens)
+        try:
+            async with asyncio.timeout(shard.timeout_s):  # the ingress may die before it can cancel
+                tokenised = await (await self._collect(shard))
+                scored = await self._scheduler.submit(shard.request_id, tokenised.pairs)
+        except TimeoutError:
+            raise RequestTimedOut(shard.timeout_s or 0) from None
         cache = self._new_cache_counts()
         return ShardScores(
             logits=scored.logits,

@@ -27,6 +27,10 @@ class Shard:
     truncate: str
     num_tokens: int
     """By estimate."""
+    request_tokens: int
+    """Of all shards of the request, by estimate."""
+    timeout_s: float | None = None
+    """Seconds after which nobody waits for the answer any more, counted from when it was sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +60,13 @@ def estimate_tokens(query: str, passage: str) -> int:
 
 
 def cut_into_shards(
-    request_id: str, model: str, query: str, passages: Sequence[str], truncate: str, shard_tokens: int
+    request_id: str,
+    model: str,
+    query: str,
+    passages: Sequence[str],
+    truncate: str,
+    shard_tokens: int,
+    timeout_s: float | None = None,
 ) -> Iterator[Shard]:
     """Shards of about equal size, none above `shard_tokens` by estimate unless one pair alone is.
 
@@ -71,7 +81,7 @@ def cut_into_shards(
     for start, end in _even_slices(sizes, shard_tokens):
         indices = tuple(first_indices[start:end])
         texts = tuple(passages[index] for index in indices)
-        yield Shard(request_id, model, query, texts, indices, truncate, sum(sizes[start:end]))
+        yield Shard(request_id, model, query, texts, indices, truncate, sum(sizes[start:end]), sum(sizes), timeout_s)
 
 
 def _even_slices(sizes: Sequence[int], max_size: int) -> Iterator[tuple[int, int]]:

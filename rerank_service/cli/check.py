@@ -16,14 +16,14 @@ def check(config: ConfigPath = "serve_config.yaml") -> None:
     names = ", ".join(model.id for model in settings.models)
     stdout.print(f"{config} is valid; it serves {names}", highlight=False, soft_wrap=True)
     num_cpus = os.cpu_count() or 1
-    for model in settings.models:
-        if model.replica.num_cpus > num_cpus:
-            stdout.print(
-                f"note: a replica of {model.id} takes {model.replica.num_cpus:g} CPUs and this machine has {num_cpus}: "
-                "without a larger node it never starts; lower replica.num_cpus",
-                highlight=False,
-                soft_wrap=True,
-            )
+    needed = sum(model.replica.num_cpus * model.autoscaling.min_replicas for model in settings.models)
+    if needed > num_cpus:
+        stdout.print(
+            f"note: the replicas take {needed:g} CPUs and this machine has {num_cpus}: without other nodes some never "
+            "start, and the service is never ready; lower autoscaling.min_replicas or replica.num_cpus",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def checked_config(path: str) -> RerankConfig:

@@ -19,8 +19,10 @@ from rerank_service.config import ModelConfig, RerankConfig
 from rerank_service.errors import RerankError
 from rerank_service.ingress.auth import ApiKeys
 from rerank_service.ingress.body import read_json_body
+from rerank_service.ingress.deadline import client_timeout_s
 from rerank_service.ingress.envelope import add_error_handlers
 from rerank_service.ingress.openapi import RANKING_OPERATION, add_openapi
+from rerank_service.ingress.rate_limits import RateLimits, caller_of
 from rerank_service.ingress.readiness import Readiness
 from rerank_service.ingress.service_routes import service_routes
 from rerank_service.metrics import IngressMetrics
@@ -75,6 +77,7 @@ class _RankingRoutes:
         self, config: RerankConfig, keys: ApiKeys, router: ModelRouter, ranker: Ranker, metrics: IngressMetrics
     ) -> None:
         self._limits = config.limits
+        self._rate_limits = RateLimits(config.rate_limits)
         self._keys = keys
         self._router = router
         self._ranker = ranker
@@ -135,6 +138,9 @@ class _RankingRoutes:
 
     async def _answer(self, request: Request, slug: str | None) -> Response:
         self._keys.check(request.headers.get("authorization"))
+        caller = self._caller(request)
+        headers = await self._rate_limits.take_request(caller)
+        timeout_s = client_timeout_s(request.headers)
         slug_model = None if slug is None else self._router.resolve_slug(slug)
         body = await read_json_body(request, self._limits.max_body_bytes)
         started = time.perf_counter()
@@ -142,10 +148,15 @@ class _RankingRoutes:
         parse_s = time.perf_counter() - started
         model = slug_model if ranking.model is None and slug_model else self._router.resolve(ranking.model)
         request.state.model_id = model.id
+        headers |= await self._rate_limits.take_passages(caller, len(ranking.passages))
         passages = [passage.text for passage in ranking.passages]
-        ranked = await self._ranker.rank(model.id, ranking.query.text, passages, ranking.truncate or "END")
+        ranked = await self._ranker.rank(model.id, ranking.query.text, passages, ranking.truncate or "END", timeout_s)
         self._record(model, ranked, parse_s)
-        return Response(_body(ranked), media_type="application/json")
+        return Response(_body(ranked), headers=headers, media_type="application/json")
+
+    def _caller(self, request: Request) -> str:
+        authorization = request.headers.get("authorization") if self._keys.are_required else None
+        return caller_of(authorization, request.client and request.client.host)
 
     def _record(self, model: ModelConfig, ranked: Ranked, parse_s: float) -> None:
         metrics, name = self._metrics, model.id

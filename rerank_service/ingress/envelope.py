@@ -7,10 +7,10 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from rerank_service.errors import FieldProblem, RerankError
+from rerank_service.errors import FieldProblem, RateLimited, RerankError
 from rerank_service.schema import ErrorDetail, ErrorEnvelope
 
-__all__ = ["add_error_handlers", "error_response"]
+__all__ = ["add_error_handlers", "error_response", "rate_limit_headers"]
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +30,15 @@ def error_response(error: RerankError) -> Response:
         headers["Retry-After"] = str(error.retry_after_s)
     if error.http_status == HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, RateLimited):
+        headers |= rate_limit_headers(error.what, error.per_minute, 0, error.retry_after_s)
     return _envelope(error.http_status, error.message, error.problems, error.category, headers)
+
+
+def rate_limit_headers(what: str, per_minute: int, remaining: int, reset_s: int) -> dict[str, str]:
+    """`what` is `requests` or `passages`."""
+    figures = {"Limit": per_minute, "Remaining": remaining, "Reset": reset_s}
+    return {f"X-RateLimit-{name}-{what.title()}": str(figure) for name, figure in figures.items()}
 
 
 def _envelope(

@@ -45,12 +45,12 @@ RANKING_OPERATION: dict[str, Any] = {
         "400": _error("Invalid request."),
         "401": _error("Missing or invalid API key."),
         "404": _error("Unknown model."),
-        "413": _error("The body is over the limit."),
+        "413": _error("The body is over the limit, or has more tokens than may ever wait."),
         "415": _error("The body is not announced as JSON."),
-        "429": _error("Rate limit exceeded."),
+        "429": _error("The caller's limit of requests or passages a minute is reached; see Retry-After."),
         "500": _error("The model failed on this request."),
         "503": _error("The queue is full or no replica is there; see Retry-After."),
-        "504": _error("Not ready within the service's time limit."),
+        "504": _error("Not ready within the service's time limit, or the client's x-request-timeout-seconds."),
     },
 }
 """What the ranking routes share; they read their body themselves, so FastAPI cannot infer it."""

@@ -56,7 +56,7 @@ class _DrainRate:
     """Tokens a second that this replica has scored of late."""
 
     def __init__(self) -> None:
-        self._tokens_per_s: float | None = None
+        self.tokens_per_s: float | None = None
         self._last_at = 0.0
 
     def add(self, batch: _Batch[Any]) -> None:
@@ -64,16 +64,15 @@ class _DrainRate:
         now = time.perf_counter()
         started_at = max(self._last_at, min(drawn.job.started_at or now for drawn in batch))
         self._last_at = now
-        num_tokens = sum(drawn.job.pairs[drawn.position].num_tokens for drawn in batch)
-        rate = num_tokens / max(now - started_at, 1e-6)
-        before = self._tokens_per_s
-        self._tokens_per_s = rate if before is None else before + _NEWEST_SHARE * (rate - before)
+        rate = _num_tokens(batch) / max(now - started_at, 1e-6)
+        before = self.tokens_per_s
+        self.tokens_per_s = rate if before is None else before + _NEWEST_SHARE * (rate - before)
 
     def seconds_for(self, num_tokens: int) -> int:
         """Whole seconds until so many tokens are scored, from 1 to a minute; 1 while nothing is known."""
-        if self._tokens_per_s is None:
+        if self.tokens_per_s is None:
             return 1
-        return min(_LONGEST_RETRY_S, max(1, math.ceil(num_tokens / self._tokens_per_s)))
+        return min(_LONGEST_RETRY_S, max(1, math.ceil(num_tokens / self.tokens_per_s)))
 
 
 ResultT = TypeVar("ResultT")
@@ -108,6 +107,9 @@ class Scheduler(Generic[PairT]):
         self._queue: FairQueue[_Job[PairT]] = FairQueue()
         self._drain = _DrainRate()
         self._num_in_flight = 0
+        self._tokens_in_flight = 0
+        self.arrived_tokens = 0
+        """Of all submissions that were taken, so far."""
         self._has_changed = asyncio.Event()
         self._launch_thread = launch_thread or ThreadPoolExecutor(1, thread_name_prefix="launch")
         self._wait_thread = ThreadPoolExecutor(1, thread_name_prefix="wait")
@@ -118,6 +120,16 @@ class Scheduler(Generic[PairT]):
     def queued_tokens(self) -> int:
         """Tokens that wait for the device."""
         return self._queue.num_tokens
+
+    @property
+    def outstanding_tokens(self) -> int:
+        """Tokens that wait for the device or are on it."""
+        return self._queue.num_tokens + self._tokens_in_flight
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        """What the device has scored a second of late, while it had work; null before the first batch."""
+        return self._drain.tokens_per_s
 
     def check(self) -> None:
         """Raises `EngineFailed` if the loop has ended, so that nothing would score what is submitted."""
@@ -147,6 +159,7 @@ class Scheduler(Generic[PairT]):
             raise QueueFull(queued, self.max_queued_tokens, self._drain.seconds_for(excess))
         job = _Job(request_id, pairs, asyncio.get_running_loop().create_future(), [math.nan] * len(pairs), len(pairs))
         if pairs:
+            self.arrived_tokens += sum(lengths)
             self._queue.add(request_id, job, lengths)
             self._has_changed.set()
             try:
@@ -162,6 +175,7 @@ class Scheduler(Generic[PairT]):
                 await self._has_changed.wait()
             self._num_in_flight += 1
             batch = self._queue.take(self._budget_tokens)
+            self._tokens_in_flight += _num_tokens(batch)
             pending = await self._launch(batch)
             if pending is None or pending.is_ready:
                 await self._deliver(batch, pending)
@@ -202,6 +216,7 @@ class Scheduler(Generic[PairT]):
             await self._score_apart(batch, error)
         finally:
             self._num_in_flight -= 1
+            self._tokens_in_flight -= _num_tokens(batch)
             self._has_changed.set()
 
     async def _logits(self, pending: PendingLogits) -> list[float]:
@@ -235,6 +250,10 @@ class Scheduler(Generic[PairT]):
             logger.error("forward pass failed num_pairs=%d", len(job.pairs), exc_info=error)
             error = EngineFailed(type(error).__name__)
         job.done.set_exception(error)
+
+
+def _num_tokens(batch: _Batch[Any]) -> int:
+    return sum(drawn.job.pairs[drawn.position].num_tokens for drawn in batch)
 
 
 def _pairs(batch: _Batch[PairT]) -> list[PairT]:

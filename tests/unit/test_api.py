@@ -12,7 +12,8 @@ import pytest
 from fastapi import FastAPI
 
 from rerank_service.config import ModelConfig
-from rerank_service.errors import NonFiniteLogit, QueueFull
+from rerank_service.errors import NonFiniteLogit, QueueFull, RequestTooLarge
+from rerank_service.shards import Shard
 from tests.local_service import LocalReplica, local_api
 from tests.models import local_model
 
@@ -419,3 +420,59 @@ async def test_the_documentation_page_needs_no_other_host(client: httpx.AsyncCli
     page = (await client.get("/docs")).text
     assert "://" not in page.replace("http://www.w3.org", "")
     assert (await client.get("/static-offline-docs/swagger-ui-bundle.js")).status_code == 200
+
+
+async def test_a_client_can_shorten_the_time_limit_and_not_lengthen_it(models: list[ModelConfig]) -> None:
+    stuck = Stuck()
+    replicas = dict.fromkeys([model.id for model in models], stuck)
+    async with client_of(local_api(models, replicas, limits={"request_timeout_s": 0.2})) as c:
+        shortened = await c.post("/v1/ranking", json=BODY, headers={"x-request-timeout-seconds": "0.05"})
+        lengthened = await c.post("/v1/ranking", json=BODY, headers={"x-request-timeout-seconds": "900"})
+        wrong = await c.post("/v1/ranking", json=BODY, headers={"x-request-timeout-seconds": "never"})
+
+    assert shortened.status_code == lengthened.status_code == 504
+    assert "within 0.05 s" in shortened.json()["message"]
+    assert "within 0.2 s" in lengthened.json()["message"]
+    asked = [shard.timeout_s for shard in stuck.shards if shard.query == "a query"]  # and not for readiness
+    assert asked == [0.05, 0.2]
+    assert wrong.status_code == 400
+    assert wrong.json()["detail"][0]["loc"] == ["header", "x-request-timeout-seconds"]
+
+
+async def test_over_its_limit_a_caller_is_told_when_to_come_back(models: list[ModelConfig]) -> None:
+    replicas = {model.id: LocalReplica(model) for model in models}
+    limits = {"requests_per_minute": 2, "passages_per_minute": 600}
+    async with client_of(local_api(models, replicas, rate_limits=limits)) as c:
+        answers = [await c.post("/v1/ranking", json=BODY) for _ in range(3)]
+
+    assert [answer.status_code for answer in answers] == [200, 200, 429]
+    assert answers[1].headers["x-ratelimit-remaining-requests"] == "0"
+    assert answers[1].headers["x-ratelimit-remaining-passages"] == "594"
+    refused = answers[2]
+    assert refused.json()["type"] == "rate_limit_error"
+    assert 1 <= int(refused.headers["retry-after"]) <= 60
+    assert refused.headers["x-ratelimit-remaining-requests"] == "0"
+
+
+async def test_a_request_larger_than_the_queue_is_refused_once_and_for_all(models: list[ModelConfig]) -> None:
+    class Full:
+        async def remote(self, shard: Shard) -> None:
+            raise RequestTooLarge(shard.request_tokens, 10)
+
+    async with client_of(local_api(models, {model.id: Full() for model in models})) as c:
+        answer = await c.post("/v1/ranking", json=BODY)
+
+    assert answer.status_code == 413
+    assert "retry-after" not in answer.headers
+    assert answer.json()["detail"][0]["loc"] == ["body", "passages"]
+
+
+class Stuck:
+    """A model that never answers."""
+
+    def __init__(self) -> None:
+        self.shards: list[Shard] = []
+
+    def remote(self, shard: Shard) -> "asyncio.Future[None]":
+        self.shards.append(shard)
+        return asyncio.get_running_loop().create_future()

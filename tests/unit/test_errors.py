@@ -19,6 +19,8 @@ EXAMPLES = [
     errors.InvalidApiKey(False),
     errors.UnknownModel("x", ["a", "b"]),
     errors.BodyTooLarge(10),
+    errors.RequestTooLarge(5000, 4096),
+    errors.RateLimited("passages", 1000, 7),
     errors.UnsupportedMediaType("Content-Type", "text/plain", "send JSON"),
     errors.QueueFull(5, 4, 1),
     errors.ReplicaUnavailable("m"),
@@ -54,7 +56,7 @@ def test_every_error_says_something(error: RerankError) -> None:
     for problem in error.problems:
         assert problem.message
         assert problem.code
-    assert (error.retry_after_s is not None) == (error.http_status == 503)
+    assert (error.retry_after_s is not None) == (error.http_status in (429, 503))
 
 
 def test_the_phrase_clients_look_for() -> None:
@@ -95,6 +97,21 @@ ENVELOPES: list[tuple[int, str, list[str | int], str, str]] = [
         ["body"],
         "body_too_large",
         "The body is larger than the limit of 10 bytes; send fewer or shorter passages",
+    ),
+    (
+        413,
+        "invalid_request_error",
+        ["body", "passages"],
+        "request_too_large",
+        "The request has about 5000 tokens, more than the 4096 that may wait (batching.max_queued_tokens); "
+        "send fewer or shorter passages",
+    ),
+    (
+        429,
+        "rate_limit_error",
+        [],
+        "rate_limited",
+        "The limit of 1000 passages a minute is reached; retry after 7 s",
     ),
     (
         415,
@@ -151,7 +168,7 @@ def test_every_error_has_its_exact_envelope(error: RerankError, expected: Any) -
 
     assert response.status_code == status
     assert response.headers["content-type"] == "application/json"
-    assert response.headers.get("retry-after") == ("1" if status == 503 else None)
+    assert response.headers.get("retry-after") == {503: "1", 429: "7"}.get(status)
     assert response.headers.get("www-authenticate") == ("Bearer" if status == 401 else None)
     assert json.loads(response.body) == {
         "object": "error",

@@ -21,7 +21,7 @@ CONFIG = RerankConfig.model_validate(
         "service": {"default_model": "nvidia/mistral"},
     }
 )
-SHARD = Shard("r", "nvidia/mistral", "q", ("p",), (0,), "END", 9)
+SHARD = Shard("r", "nvidia/mistral", "q", ("p",), (0,), "END", 9, 9)
 
 
 class Response:

@@ -1,0 +1,183 @@
+"""Replicas over time under a step and under ten noisy minutes: the service's own policy inside Serve's own delays.
+
+    python benchmarks/autoscaling.py [--json benchmarks/results/autoscaling.json] [--plot docs/images/autoscaling.svg]
+
+A simulation with a virtual clock: replicas score a fixed number of tokens a second and take a fixed time to start.
+What they report is averaged over the look-back period and a reporting interval old, as in Serve. Nothing is measured
+but what the policy decides. The plot needs matplotlib, of the extra `bench`.
+"""
+
+import json
+import math
+import random
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from ray.serve.autoscaling_policy import _apply_delay_logic, _apply_scaling_factors
+from ray.serve.config import AutoscalingConfig as ServeAutoscalingConfig
+from rich.console import Console
+from rich.table import Table
+
+from rerank_service.app import serve_autoscaling
+from rerank_service.autoscaling import ARRIVING, SPEED, START, WAITING
+from rerank_service.config import AutoscalingConfig
+
+__all__ = ["SCENARIOS", "Run", "Scenario", "simulate"]
+
+_TICK_S = 0.1
+"""Serve's control loop."""
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A load, and what it meets."""
+
+    name: str
+    load: Callable[[float], float]
+    """Tokens a second by second, as a multiple of what one replica scores."""
+    duration_s: float
+    start_s: float
+    """Time a replica takes to start."""
+    options: AutoscalingConfig
+
+
+@dataclass(frozen=True)
+class Run:
+    """One value a second."""
+
+    name: str
+    offered: list[float]
+    """In replicas' worth."""
+    replicas: list[int]
+    wait_s: list[float]
+    """What waits, by what the running replicas score a second."""
+
+    @property
+    def reversals(self) -> int:
+        """How often the number of replicas turned from rising to falling or back."""
+        changes = [after - before for before, after in pairwise(self.replicas)]
+        signs = [change > 0 for change in changes if change]
+        return sum(before != after for before, after in pairwise(signs))
+
+    def first_at(self, num_replicas: int) -> int | None:
+        """Second in which so many replicas ran."""
+        return next((second for second, running in enumerate(self.replicas) if running >= num_replicas), None)
+
+
+class _Context:
+    """Of Serve's `AutoscalingContext` what the policy reads."""
+
+    def __init__(self) -> None:
+        self.current_time = 0.0
+        self.policy_state: dict[str, Any] = {}
+        self.total_num_requests = 0.0
+        self.aggregated_metrics: dict[str, dict[str, float]] = {}
+
+
+def simulate(scenario: Scenario) -> Run:
+    """Plays a scenario; the same every time."""
+    options = ServeAutoscalingConfig(**serve_autoscaling(scenario.options))
+    policy = options.policy.get_policy()(**options.policy.policy_kwargs)
+    context, target, delays = _Context(), options.min_replicas, {}
+    starting: list[float] = []  # when each will be ready
+    running, waiting = options.min_replicas, 0.0
+    reports: deque[tuple[float, float, float]] = deque()
+    run = Run(scenario.name, [], [], [])
+    for tick in range(round(scenario.duration_s / _TICK_S)):
+        now = tick * _TICK_S
+        running += sum(ready <= now for ready in starting)
+        starting = [ready for ready in starting if ready > now]
+        offered = scenario.load(now)
+        waiting = max(0.0, waiting + (offered - running) * _TICK_S)
+        reports.append((now, offered, waiting))
+        while reports[0][0] < now - options.look_back_period_s - options.metrics_interval_s:
+            reports.popleft()
+        known = [report for report in reports if report[0] <= now - options.metrics_interval_s] or [reports[0]]
+        context.aggregated_metrics = {
+            ARRIVING: {"all": sum(report[1] for report in known) / len(known)},
+            WAITING: {"all": sum(report[2] for report in known) / len(known)},
+            SPEED: {"each": 1.0},
+            START: {"each": scenario.start_s},
+        }
+        context.current_time = now
+        wanted, context.policy_state = policy(context)
+        bounded = min(max(_apply_scaling_factors(wanted, running, options), options.min_replicas), options.max_replicas)
+        target, delays = _apply_delay_logic(bounded, target, options, delays, _now=now)
+        if target > running + len(starting):
+            starting += [now + scenario.start_s] * (target - running - len(starting))
+        elif target < running + len(starting):
+            starting = starting[: max(0, target - running)]
+            running = min(running, target)
+        if tick % round(1 / _TICK_S) == 0:
+            run.offered.append(round(offered, 3))
+            run.replicas.append(running)
+            run.wait_s.append(round(waiting / max(running, 1), 3))
+    return run
+
+
+def _noisy(seed: int) -> Callable[[float], float]:
+    """Around two replicas' worth, with a slow wave, noise that changes each second, and bursts of five seconds."""
+    rng = random.Random(seed)  # noqa: S311 - a simulation
+    noise = [rng.lognormvariate(-0.06, 0.35) for _ in range(3600)]
+    bursts = [rng.random() < 0.03 for _ in range(720)]
+    return lambda now: (2 + 0.6 * math.sin(now / 70)) * noise[int(now)] * (2 if bursts[int(now / 5)] else 1)
+
+
+SCENARIOS = (
+    Scenario(
+        "step from idle to 2.8 replicas' worth; replicas start in 3 s",
+        lambda now: 0.2 if now < 10 else 2.8,
+        60,
+        3.0,
+        AutoscalingConfig(min_replicas=1, max_replicas=4, upscale_delay_s=1.0),
+    ),
+    Scenario(
+        "ten noisy minutes; replicas start in 30 s, as a GPU model does",
+        _noisy(seed=7),
+        600,
+        30.0,
+        AutoscalingConfig(min_replicas=1, max_replicas=8),
+    ),
+)
+
+
+def main(
+    json_path: Annotated[Path | None, typer.Option("--json", help="Where the runs go.")] = None,
+    plot_path: Annotated[Path | None, typer.Option("--plot", help="Where the plot goes.")] = None,
+) -> None:
+    """Simulates both scenarios."""
+    runs = [simulate(scenario) for scenario in SCENARIOS]
+    table = Table("scenario", "most replicas", "turns", "longest wait")
+    for run in runs:
+        table.add_row(run.name, str(max(run.replicas)), str(run.reversals), f"{max(run.wait_s):.1f} s")
+    Console().print(table)
+    if json_path:
+        records = [asdict(run) | {"reversals": run.reversals} for run in runs]
+        json_path.write_text(json.dumps(records) + "\n", encoding="utf-8")
+    if plot_path:
+        _plot(runs, plot_path)
+
+
+def _plot(runs: Sequence[Run], path: Path) -> None:
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(len(runs), 1, figsize=(8, 2.9 * len(runs)), layout="constrained")
+    for axis, run in zip(axes, runs, strict=True):
+        axis.plot(run.offered, color="#9aa0a6", linewidth=1, label="load, in replicas' worth")
+        axis.step(range(len(run.replicas)), run.replicas, where="post", color="#d1495b", label="replicas running")
+        axis.plot(run.wait_s, color="#30638e", linewidth=1, linestyle="--", label="wait, s")
+        axis.set_title(run.name, loc="left", fontsize=10)
+        axis.set_ylim(bottom=0)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[-1].set_xlabel("seconds")
+    axes[0].legend(frameon=False, fontsize=9)
+    figure.savefig(path)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,24 @@
+"""Request headers that Serve's proxy would act on."""
+
+import httpx
+import pytest
+
+from tests.service.running import LLAMA, assert_error, long_text, ranking_body
+
+BODY = ranking_body(LLAMA, "which?", [f"{number} {long_text(60)}" for number in range(200)])
+
+
+def test_a_clients_time_limit_ends_in_our_envelope(client: httpx.Client) -> None:
+    response = client.post("/v1/ranking", json=BODY, headers={"x-request-timeout-seconds": "0.01"})
+    assert "within 0.01 s" in assert_error(response, 504)["message"]
+
+
+@pytest.mark.parametrize("value", ["0", "-1"])
+def test_no_client_turns_the_time_limit_off(client: httpx.Client, value: str) -> None:
+    response = client.post("/v1/ranking", json=BODY, headers={"x-request-timeout-seconds": value})
+    assert assert_error(response, 400)["detail"][0]["loc"] == ["header", "x-request-timeout-seconds"]
+
+
+def test_a_request_id_comes_back_unless_it_is_absurd(client: httpx.Client) -> None:
+    assert client.get("/v1/models", headers={"x-request-id": "mine-7"}).headers["x-request-id"] == "mine-7"
+    assert len(client.get("/v1/models", headers={"x-request-id": "x" * 5000}).headers["x-request-id"]) < 129
