@@ -8,8 +8,8 @@ PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -
 RESULTS ?= .bench/results
 
 export RAY_USAGE_STATS_ENABLED = 0
-# No client's header turns off timeouts: see rerank_service/ingress/proxy_headers.py
-export RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH = rerank_service.ingress.proxy_headers:proxy_middlewares
+# No client's header turns off timeouts: see rerank_service/ingress/proxy.py
+export RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH = rerank_service.ingress.proxy:proxy_middlewares
 
 .PHONY: serve test chaos check bench format clean
 

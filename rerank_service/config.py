@@ -242,10 +242,10 @@ class ReplicaConfig(_Config):
     tokeniser_threads: PositiveInt = 2
     """Threads that tokenise, beside the one that runs the forward pass."""
 
-    health_check_period_s: PositiveFloat = 2.0
+    health_check_period_s: PositiveFloat = 1.0
     """How often Serve asks a replica whether it is well."""
 
-    health_check_timeout_s: PositiveFloat = 5.0
+    health_check_timeout_s: PositiveFloat = 3.0
     """Time it has to answer; after three failures in a row it is replaced, and what it had is scored elsewhere."""
 
     graceful_shutdown_timeout_s: PositiveFloat = 60.0

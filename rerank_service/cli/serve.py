@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rerank_service.cli.check import checked_config
 from rerank_service.cli.console import ConfigPath, fail
-from rerank_service.ingress.proxy_headers import IMPORT_PATH
+from rerank_service.ingress.proxy import IMPORT_PATH
 
 __all__ = ["serve"]
 

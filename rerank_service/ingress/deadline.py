@@ -9,7 +9,7 @@ __all__ = ["FORWARDED_TIMEOUT_HEADER", "TIMEOUT_HEADER", "client_timeout_s"]
 
 TIMEOUT_HEADER = "x-request-timeout-seconds"
 FORWARDED_TIMEOUT_HEADER = "x-rerank-timeout-seconds"
-"""What `proxy_headers` makes of it, so that Serve's own proxy does not act on it."""
+"""What `proxy` makes of it, so that Serve's own proxy does not act on it."""
 
 
 def client_timeout_s(headers: Mapping[str, str]) -> float | None:

@@ -18,7 +18,7 @@ from ray import serve
 from rerank_service.checkpoints.make import Architecture, make_checkpoint
 from rerank_service.config import RerankConfig
 from rerank_service.engine import load_engine
-from rerank_service.ingress.proxy_headers import IMPORT_PATH
+from rerank_service.ingress.proxy import IMPORT_PATH
 from tests.service.running import CLIENT_TIMEOUT_S, KEY, LLAMA, MINILM, MISTRAL, Reference, Service
 
 _START_LIMIT_S = 240

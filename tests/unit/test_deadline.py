@@ -5,7 +5,8 @@ from starlette.types import Message, Scope
 
 from rerank_service.errors import InvalidRequest
 from rerank_service.ingress.deadline import client_timeout_s
-from rerank_service.ingress.proxy_headers import IMPORT_PATH, DefuseHeaders, proxy_middlewares
+from rerank_service.ingress.proxy import IMPORT_PATH, DefuseHeaders, proxy_middlewares
+from rerank_service.ingress.proxy_retry import RetryLostIngress
 
 
 @pytest.mark.parametrize(
@@ -65,5 +66,5 @@ async def test_other_scopes_pass_as_they_are() -> None:
 
 
 def test_serve_finds_the_middleware() -> None:
-    assert IMPORT_PATH == "rerank_service.ingress.proxy_headers:proxy_middlewares"
-    assert [middleware.cls for middleware in proxy_middlewares()] == [DefuseHeaders]
+    assert IMPORT_PATH == "rerank_service.ingress.proxy:proxy_middlewares"
+    assert [middleware.cls for middleware in proxy_middlewares()] == [RetryLostIngress, DefuseHeaders]

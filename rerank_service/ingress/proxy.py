@@ -1,6 +1,6 @@
-"""Request headers that Serve's proxy would act on, defused before it sees them.
+"""What runs inside Serve's proxies: request headers that they would act on are defused, lost requests asked again.
 
-With them a client could turn off the proxy's timeout, get its plain-text 408 instead of our 504, or keep the
+With those headers a client could turn off the proxy's timeout, get its plain-text 408 instead of our 504, or keep the
 service working for somebody who has left. Serve calls `proxy_middlewares` in every proxy if the environment variable
 RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH names it on all nodes; `rerank-service serve` and `make serve` set it.
 """
@@ -9,6 +9,7 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from rerank_service.ingress.deadline import FORWARDED_TIMEOUT_HEADER, TIMEOUT_HEADER
+from rerank_service.ingress.proxy_retry import RetryLostIngress
 
 __all__ = ["IMPORT_PATH", "DefuseHeaders", "proxy_middlewares"]
 
@@ -50,4 +51,4 @@ def _is_plain(value: bytes) -> bool:
 
 def proxy_middlewares() -> list[Middleware]:
     """What Serve's proxies put in front of themselves."""
-    return [Middleware(DefuseHeaders)]
+    return [Middleware(RetryLostIngress), Middleware(DefuseHeaders)]
