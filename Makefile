@@ -8,14 +8,11 @@ PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -
 RESULTS ?= .bench/results
 
 export RAY_USAGE_STATS_ENABLED = 0
-# No client's header turns off timeouts: see rerank_service/ingress/proxy.py
-export RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH = rerank_service.ingress.proxy:proxy_middlewares
 
 .PHONY: serve test chaos check bench format clean
 
 serve: $(VENV)/.installed ## install, then serve on http://127.0.0.1:8000
-	$(BIN)/rerank-service check $(CONFIG)
-	$(BIN)/serve run $(CONFIG)
+	$(BIN)/rerank-service serve $(CONFIG)
 
 test: $(VENV)/.installed-dev ## install, then run the tests
 	$(BIN)/python -m pytest $(PYTEST)

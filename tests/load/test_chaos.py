@@ -29,7 +29,7 @@ from rich.table import Table
 from rerank_service.checkpoints.make import Architecture, make_checkpoint
 from rerank_service.config import RerankConfig
 from rerank_service.engine import load_engine
-from rerank_service.ingress.proxy import IMPORT_PATH
+from rerank_service.ray_environment import RAY_ENVIRONMENT
 from tests.load.traffic import Question, Traffic, Verdicts
 from tests.service.running import Reference, ranking_body, serve_client
 
@@ -97,8 +97,8 @@ def grid(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Grid]:
     config = _config(checkpoint)
     reference = Reference(load_engine(config.models[0]))
     with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        environment.setenv("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", IMPORT_PATH)
+        for name, value in RAY_ENVIRONMENT.items():
+            environment.setenv(name, value)
         environment.delenv(config.auth.keys_env, raising=False)
         cluster = Cluster(
             initialize_head=True,

@@ -18,7 +18,7 @@ from ray import serve
 from rerank_service.checkpoints.make import Architecture, make_checkpoint
 from rerank_service.config import RerankConfig
 from rerank_service.engine import load_engine
-from rerank_service.ingress.proxy import IMPORT_PATH
+from rerank_service.ray_environment import RAY_ENVIRONMENT
 from tests.service.running import CLIENT_TIMEOUT_S, KEY, LLAMA, MINILM, MISTRAL, Reference, Service
 
 _START_LIMIT_S = 240
@@ -66,8 +66,8 @@ def service(config: RerankConfig, keyed_config: RerankConfig) -> Iterator[Servic
     """Both applications, ready."""
     running = Service(port=_free_port(), config=config, keyed_config=keyed_config)
     with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        environment.setenv("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", IMPORT_PATH)
+        for name, value in RAY_ENVIRONMENT.items():
+            environment.setenv(name, value)
         environment.delenv(config.auth.keys_env, raising=False)
         ray.init(
             address="local",  # never somebody else's session
