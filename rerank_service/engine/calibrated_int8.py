@@ -9,71 +9,28 @@ from typing import Literal, NamedTuple
 
 import torch
 
+from rerank_service.engine.byte_product import AROUND_ZERO, LARGEST, SMALLEST, ByteProduct, Grid
 from rerank_service.engine.calibration import InputRange
 from rerank_service.engine.cpu_linear import PackedLinear
 
 __all__ = ["CalibratedInt8Linear", "DownProjection", "UpProjection", "quantise_feed_forward"]
 
-_LARGEST = 127
-_SMALLEST = torch.finfo(torch.float32).tiny
 _CHANNEL_SHARE = 0.75
 """How much of the spread between input channels the weights take over: alpha of SmoothQuant (arXiv 2211.10438)."""
 _NUM_OUTLIERS = 16
 """Channels between the halves of a feed-forward network that are not quantised, as in LLM.int8() (arXiv 2208.07339).
 In all-MiniLM-L6-v2 one or two of 1,536 reach four times as far as all others: without these, half the logit error."""
-_TYPICAL_ROWS = 4096
-"""Rows the layout of the weights is chosen for; other numbers work as well."""
 _TILE_ELEMENTS = 262_144
 """Inputs are converted in tiles whose float32 form stays in the cache."""
-
-
-class _Grid(NamedTuple):
-    """A tensor in bytes: `value = scale * (byte - zero_point)`."""
-
-    scale: float
-    zero_point: int
-
-
-_AROUND_ZERO = _Grid(1.0, 128)
-
-
-class _ByteProduct:
-    """`activation(x @ weight.T + bias)` of bytes `[..., K]` on a grid: to floats, or to bytes on another."""
-
-    def __init__(
-        self,
-        weight: torch.Tensor,  # [N, K] float32
-        bias: torch.Tensor | None,
-        inputs: _Grid,
-        outputs: torch.dtype | _Grid,
-        activation: Literal["none", "gelu"] = "none",
-    ) -> None:
-        self._scales = (weight.abs().amax(1) / _LARGEST).clamp_min(_SMALLEST)  # [N]
-        quantised = (weight / self._scales[:, None]).round().to(torch.int8)
-        self._packed = torch.ops.onednn.qlinear_prepack(quantised, [_TYPICAL_ROWS, weight.size(1)])
-        self._zero_points = torch.zeros(len(weight), dtype=torch.int32)
-        self._bias = None if bias is None else bias.detach().float()  # [N]
-        self._inputs = inputs
-        self._outputs = (*outputs, torch.uint8) if isinstance(outputs, _Grid) else (1.0, 0, outputs)
-        self._activation = activation
-
-    def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
-        outputs: torch.Tensor = torch.ops.onednn.qlinear_pointwise(
-            *(inputs, *self._inputs),
-            *(self._packed, self._scales, self._zero_points, self._bias),
-            *self._outputs,
-            *(self._activation, [], "none" if self._activation == "gelu" else ""),
-        )
-        return outputs
 
 
 class _ByteInputs:
     """Floats `[..., K]` to bytes around 128: every channel has its own scale, to be multiplied into its weights."""
 
     def __init__(self, inputs: InputRange, weight: torch.Tensor) -> None:
-        largest = torch.maximum(-inputs.lowest, inputs.highest).clamp_min(_SMALLEST)  # [K]
-        spread = largest**_CHANNEL_SHARE / weight.abs().amax(0).clamp_min(_SMALLEST) ** (1 - _CHANNEL_SHARE)
-        self.scales = spread * (largest / spread).max() / _LARGEST  # [K]
+        largest = torch.maximum(-inputs.lowest, inputs.highest).clamp_min(SMALLEST)  # [K]
+        spread = largest**_CHANNEL_SHARE / weight.abs().amax(0).clamp_min(SMALLEST) ** (1 - _CHANNEL_SHARE)
+        self.scales = spread * (largest / spread).max() / LARGEST  # [K]
         self._inverse = 1 / self.scales
 
     def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
@@ -83,8 +40,8 @@ class _ByteInputs:
         for start in range(0, len(rows), tile_rows):
             tile = slice(start, start + tile_rows)
             scaled = rows[tile].float().mul(self._inverse)
-            signed[tile] = scaled.clamp_(-_LARGEST, _LARGEST).round_()  # to uint8 torch converts seven times slower
-        return outputs.bitwise_xor_(_AROUND_ZERO.zero_point)
+            signed[tile] = scaled.clamp_(-LARGEST, LARGEST).round_()  # to uint8 torch converts seven times slower
+        return outputs.bitwise_xor_(AROUND_ZERO.zero_point)
 
 
 class CalibratedInt8Linear(torch.nn.Module):
@@ -100,7 +57,7 @@ class CalibratedInt8Linear(torch.nn.Module):
         super().__init__()
         weight = linear.weight.detach().float()
         self._to_bytes = _ByteInputs(inputs, weight)
-        self._multiply = _ByteProduct(weight * self._to_bytes.scales, linear.bias, _AROUND_ZERO, states, activation)
+        self._multiply = ByteProduct(weight * self._to_bytes.scales, linear.bias, AROUND_ZERO, states, activation)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         return self._multiply(self._to_bytes(inputs))
@@ -116,7 +73,7 @@ class _Halfway(NamedTuple):
 class UpProjection(torch.nn.Module):
     """The first half, with its GELU."""
 
-    def __init__(self, to_bytes: _ByteInputs, multiply: _ByteProduct, outliers: PackedLinear) -> None:
+    def __init__(self, to_bytes: _ByteInputs, multiply: ByteProduct, outliers: PackedLinear) -> None:
         super().__init__()
         self._to_bytes = to_bytes
         self._multiply = multiply
@@ -129,7 +86,7 @@ class UpProjection(torch.nn.Module):
 class DownProjection(torch.nn.Module):
     """The second half: floats again."""
 
-    def __init__(self, multiply: _ByteProduct, outliers: PackedLinear) -> None:
+    def __init__(self, multiply: ByteProduct, outliers: PackedLinear) -> None:
         super().__init__()
         self._multiply = multiply
         self._outliers = outliers
@@ -146,19 +103,19 @@ def quantise_feed_forward(
     grid = _grid_of(between, outliers)
     up_weight, down_weight = up.weight.detach().float(), down.weight.detach().float()
     to_bytes = _ByteInputs(inputs, up_weight)
-    multiply_up = _ByteProduct(up_weight * to_bytes.scales, up.bias, _AROUND_ZERO, grid, "gelu")
-    multiply_down = _ByteProduct(down_weight.index_fill(1, outliers, 0), down.bias, grid, states)
+    multiply_up = ByteProduct(up_weight * to_bytes.scales, up.bias, AROUND_ZERO, grid, "gelu")
+    multiply_down = ByteProduct(down_weight.index_fill(1, outliers, 0), down.bias, grid, states)
     up_outliers = _packed(up_weight[outliers], None if up.bias is None else up.bias[outliers], states, "gelu")
     down_outliers = _packed(down_weight[:, outliers], None, states)
     return UpProjection(to_bytes, multiply_up, up_outliers), DownProjection(multiply_down, down_outliers)
 
 
-def _grid_of(values: InputRange, outliers: torch.Tensor) -> _Grid:
+def _grid_of(values: InputRange, outliers: torch.Tensor) -> Grid:
     """From the lowest to the highest value of all channels but the outliers, with zero on it."""
     lowest = values.lowest.index_fill(0, outliers, 0).min().item()
     highest = values.highest.index_fill(0, outliers, 0).max().item()
-    scale = max(highest - lowest, _SMALLEST) / 255
-    return _Grid(scale, round(-lowest / scale))
+    scale = max(highest - lowest, SMALLEST) / 255
+    return Grid(scale, round(-lowest / scale))
 
 
 def _packed(
