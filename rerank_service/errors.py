@@ -5,8 +5,8 @@ Where each is raised, along a request's path:
     ingress  -> BodyTooLarge, UnsupportedMediaType, InvalidRequest, InvalidApiKey, RateLimited, UnknownModel
     ranker   -> RequestTimedOut
     router   -> ReplicaUnavailable
-    replica  -> RequestTooLarge, PairTooLong (tokenise), QueueFull (scheduler), NonFiniteLogit,
-                DeviceMemoryExhausted, EngineFailed (forward), RequestTimedOut
+    replica  -> RequestTooLarge, PairTooLong (tokenise), QueueFull, WaitTooLong (scheduler),
+                NonFiniteLogit, DeviceMemoryExhausted, EngineFailed (forward), RequestTimedOut
     start-up -> ConfigError, CheckpointError
 
 An error crosses process boundaries pickled: every `__init__` hands all its arguments to
@@ -35,6 +35,7 @@ __all__ = [
     "RerankError",
     "UnknownModel",
     "UnsupportedMediaType",
+    "WaitTooLong",
 ]
 
 Loc = tuple[str | int, ...]
@@ -282,6 +283,31 @@ class QueueFull(RerankError):
     @property
     def retry_after_s(self) -> int:
         """When the replica will have worked off enough to take the request, at the speed measured."""
+        return self._retry_after_s
+
+
+class WaitTooLong(RerankError):
+    """What waits at a replica already would keep the request past its deadline."""
+
+    http_status = 503
+    code = "wait_too_long"
+    category = "overloaded_error"
+
+    def __init__(self, wait_s: float, retry_after_s: int) -> None:
+        super().__init__(wait_s, retry_after_s)
+        self.wait_s = wait_s
+        self._retry_after_s = retry_after_s
+
+    @property
+    def message(self) -> str:
+        return (
+            f"The request would take {self.wait_s:g} s behind what waits already, too long for its deadline; "
+            f"retry after {self.retry_after_s} s"
+        )
+
+    @property
+    def retry_after_s(self) -> int:
+        """When half of what waits now will have been worked off, at the speed measured."""
         return self._retry_after_s
 
 

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from rerank_service.engine.protocol import BatchScorer, PairT, PendingLogits
-from rerank_service.errors import EngineFailed, NonFiniteLogit, QueueFull, RerankError
+from rerank_service.errors import EngineFailed, NonFiniteLogit, QueueFull, RerankError, WaitTooLong
+from rerank_service.scheduler.deadlines import Demand, fits
 from rerank_service.scheduler.fair_queue import Drawn, FairQueue
 
 __all__ = ["Scheduler", "ScoredPairs"]
@@ -95,7 +96,7 @@ class Scheduler(Generic[PairT]):
         min_batch_tokens: int | None = None,
         launch_thread: ThreadPoolExecutor | None = None,
     ) -> None:
-        """`launch_thread`, of one worker, launches the forward passes and is shut down with the scheduler. Give the
+        """`launch_thread`, of one worker, launches the forward passes; it stays the caller's to shut down. Give the
         one the engine was loaded in: each thread that computes has OpenMP threads of its own, and with two sets of
         them on the same CPUs none waits actively any more, which costs a quarter of the speed.
         """
@@ -112,6 +113,7 @@ class Scheduler(Generic[PairT]):
         """Of all submissions that were taken, so far."""
         self._has_changed = asyncio.Event()
         self._launch_thread = launch_thread or ThreadPoolExecutor(1, thread_name_prefix="launch")
+        self._owns_launch_thread = launch_thread is None
         self._wait_thread = ThreadPoolExecutor(1, thread_name_prefix="wait")
         self._task: asyncio.Task[None] | None = None
         self._deliveries: set[asyncio.Task[None]] = set()
@@ -141,26 +143,27 @@ class Scheduler(Generic[PairT]):
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, *self._deliveries, return_exceptions=True)
-        self._launch_thread.shutdown(wait=True)
+        if self._owns_launch_thread:
+            self._launch_thread.shutdown(wait=True)
         self._wait_thread.shutdown(wait=True)
 
-    async def submit(self, request_id: str, pairs: Sequence[PairT]) -> ScoredPairs:
+    async def submit(self, request_id: str, pairs: Sequence[PairT], timeout_s: float | None = None) -> ScoredPairs:
         """Waits for the logits of `pairs`. Cancelling it drops those that are still pending.
 
-        Raises `QueueFull`, `NonFiniteLogit`, `EngineFailed` or what the engine raised for these pairs.
+        `timeout_s`, after which the caller will cancel it, is a promise: pairs that could be done in time only at the
+        price of others' are refused at once. Raises `QueueFull`, `WaitTooLong`, `NonFiniteLogit`, `EngineFailed` or
+        what the engine raised for these pairs.
         """
         self.check()
         if self._task is None:  # here, not in __init__: it belongs to the loop that submits
             self._task = asyncio.get_running_loop().create_task(self._run())
         lengths = [pair.num_tokens for pair in pairs]
-        queued = self._queue.num_tokens
-        if queued and queued + sum(lengths) > self.max_queued_tokens:
-            excess = queued + sum(lengths) - self.max_queued_tokens
-            raise QueueFull(queued, self.max_queued_tokens, self._drain.seconds_for(excess))
+        deadline_s = math.inf if timeout_s is None else time.perf_counter() + timeout_s
+        self._admit(Demand(deadline_s, sum(lengths)))
         job = _Job(request_id, pairs, asyncio.get_running_loop().create_future(), [math.nan] * len(pairs), len(pairs))
         if pairs:
             self.arrived_tokens += sum(lengths)
-            self._queue.add(request_id, job, lengths)
+            self._queue.add(request_id, job, lengths, deadline_s)
             self._has_changed.set()
             try:
                 await job.done
@@ -168,13 +171,25 @@ class Scheduler(Generic[PairT]):
                 self._queue.discard(request_id, job)
         return _scored(job)
 
+    def _admit(self, newcomer: Demand) -> None:
+        """An idle device takes anything."""
+        queued, speed = self._queue.num_tokens, self._drain.tokens_per_s
+        if queued and queued + newcomer.num_tokens > self.max_queued_tokens:
+            excess = queued + newcomer.num_tokens - self.max_queued_tokens
+            raise QueueFull(queued, self.max_queued_tokens, self._drain.seconds_for(excess))
+        now_s = time.perf_counter()
+        busy = self._tokens_in_flight + self._budget_tokens
+        if speed and queued and not fits(newcomer, self._queue.demands, busy, now_s, speed):
+            wait_s = (self.outstanding_tokens + newcomer.num_tokens) / speed
+            raise WaitTooLong(round(wait_s, 1), self._drain.seconds_for(self.outstanding_tokens // 2))
+
     async def _run(self) -> None:
         while True:
             while not self._may_launch():
                 self._has_changed.clear()
                 await self._has_changed.wait()
             self._num_in_flight += 1
-            batch = self._queue.take(self._budget_tokens)
+            batch = self._queue.take(self._budget_tokens, self._free_at_s, self._drain.tokens_per_s)
             self._tokens_in_flight += _num_tokens(batch)
             pending = await self._launch(batch)
             if pending is None or pending.is_ready:
@@ -190,6 +205,11 @@ class Scheduler(Generic[PairT]):
         if self.min_batch_tokens is None:
             return largest
         return min(largest, max(self.min_batch_tokens, self._queue.num_tokens // _BATCHES_OF_WHAT_WAITS))
+
+    @property
+    def _free_at_s(self) -> float:
+        """When the device will be done with what it has."""
+        return time.perf_counter() + self._tokens_in_flight / (self._drain.tokens_per_s or math.inf)
 
     def _may_launch(self) -> bool:
         if self._num_in_flight == 0:
@@ -253,7 +273,7 @@ class Scheduler(Generic[PairT]):
 
 
 def _num_tokens(batch: _Batch[Any]) -> int:
-    return sum(drawn.job.pairs[drawn.position].num_tokens for drawn in batch)
+    return sum(drawn.num_tokens for drawn in batch)
 
 
 def _pairs(batch: _Batch[PairT]) -> list[PairT]:

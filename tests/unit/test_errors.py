@@ -23,6 +23,7 @@ EXAMPLES = [
     errors.RateLimited("passages", 1000, 7),
     errors.UnsupportedMediaType("Content-Type", "text/plain", "send JSON"),
     errors.QueueFull(5, 4, 1),
+    errors.WaitTooLong(70.5, 12),
     errors.ReplicaUnavailable("m"),
     errors.RequestTimedOut(60.0),
     errors.NonFiniteLogit(2),
@@ -125,6 +126,13 @@ ENVELOPES: list[tuple[int, str, list[str | int], str, str]] = [
         503,
         "overloaded_error",
         [],
+        "wait_too_long",
+        "The request would take 70.5 s behind what waits already, too long for its deadline; retry after 12 s",
+    ),
+    (
+        503,
+        "overloaded_error",
+        [],
         "replica_unavailable",
         "No replica of 'm' could finish the request; retry after 1 s",
     ),
@@ -168,7 +176,12 @@ def test_every_error_has_its_exact_envelope(error: RerankError, expected: Any) -
 
     assert response.status_code == status
     assert response.headers["content-type"] == "application/json"
-    assert response.headers.get("retry-after") == {503: "1", 429: "7"}.get(status)
+    assert response.headers.get("retry-after") == {
+        "queue_full": "1",
+        "replica_unavailable": "1",
+        "wait_too_long": "12",
+        "rate_limited": "7",
+    }.get(code)
     assert response.headers.get("www-authenticate") == ("Bearer" if status == 401 else None)
     assert json.loads(response.body) == {
         "object": "error",

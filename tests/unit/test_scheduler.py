@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from rerank_service.engine.protocol import EncodedPair
-from rerank_service.errors import EngineFailed, NonFiniteLogit, PairTooLong, QueueFull
+from rerank_service.errors import EngineFailed, NonFiniteLogit, PairTooLong, QueueFull, WaitTooLong
 from rerank_service.scheduler import Scheduler
 
 
@@ -380,4 +380,34 @@ async def test_a_refused_request_is_told_how_long_the_queue_takes(device: Device
     assert caught.value.retry_after_s == 10  # 200 tokens too many at 20 a second
     slow.is_free.set()
     await asyncio.gather(blocker, waiting)
+    await scheduler.close()
+
+
+async def test_what_would_be_late_is_refused_at_once(device: Device, monkeypatch: Any) -> None:
+    """The clock of the test before: 20 tokens a second. 500 tokens wait, and a batch of 100 runs."""
+    now = [1000.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+
+    class Slow(Device):
+        def score(self, batch: Sequence[EncodedPair]) -> list[float]:
+            logits = super().score(batch)
+            now[0] += 5.0
+            return logits
+
+    slow = Slow()
+    scheduler: Scheduler[EncodedPair] = Scheduler(slow, max_batch_tokens=100, max_queued_tokens=10_000)
+    await scheduler.submit("first", pairs(30), timeout_s=1.0)  # nothing is known of an idle device
+    blocker = await slow.hold(scheduler)
+    waiting = asyncio.ensure_future(scheduler.submit("waiting", pairs(50), timeout_s=60.0))
+    await settle()
+
+    with pytest.raises(WaitTooLong, match="too long for its deadline") as caught:
+        await scheduler.submit("late", pairs(30), timeout_s=20.0)
+    hurried = asyncio.ensure_future(scheduler.submit("hurried", pairs(10), timeout_s=20.0))
+    await settle()
+
+    assert caught.value.retry_after_s == 13  # half of 510 tokens
+    assert scheduler.queued_tokens == 600
+    slow.is_free.set()
+    await asyncio.gather(blocker, waiting, hurried)
     await scheduler.close()
