@@ -7,9 +7,12 @@ than as Serve's `multiplexed_model_id`, which slows a busy deployment that does 
 
 import asyncio
 import logging
+import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Protocol
 
+import grpc  # type: ignore[import-untyped]
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 
@@ -68,9 +71,11 @@ class ModelRouter:
         If that replica or its node dies, another scores it, and the caller does not notice. What two replicas
         died of may well be the shard: it is not given to a third. An application's error is never retried.
         """
+        started = time.perf_counter()
         for attempt in range(1, _MAX_REPLICAS + 1):
+            left_s = shard.timeout_s and max(0.0, shard.timeout_s - (time.perf_counter() - started))
             try:
-                return await self._score_once(shard)
+                return await self._score_once(replace(shard, timeout_s=left_s))
             except _ReplicaLost as lost:
                 logger.warning(
                     "replica lost model=%s attempt=%d num_pairs=%d", shard.model, attempt, len(shard.passages)
@@ -87,7 +92,7 @@ class ModelRouter:
             raise
         except RayTaskError as error:
             raise _own_error(error, shard.model) from error
-        except RayActorError as error:
+        except (RayActorError, grpc.RpcError) as error:  # the latter under HAProxy, where calls are gRPC
             raise _ReplicaLost from error
         except RayServeException as error:
             raise ReplicaUnavailable(shard.model) from error

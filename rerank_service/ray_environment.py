@@ -3,11 +3,13 @@
 `rerank-service serve` sets those that are not set yet.
 """
 
+import sys
 from collections.abc import MutableMapping
+from pathlib import Path
 
 from rerank_service.ingress.proxy import IMPORT_PATH
 
-__all__ = ["RAY_ENVIRONMENT", "set_ray_environment"]
+__all__ = ["HAPROXY_ENVIRONMENT", "RAY_ENVIRONMENT", "set_ray_environment"]
 
 RAY_ENVIRONMENT = {
     # A self-hosted service calls nobody.
@@ -22,8 +24,23 @@ RAY_ENVIRONMENT = {
     "RAY_health_check_failure_threshold": "3",
 }
 
+HAPROXY_ENVIRONMENT = {
+    # HAProxy in place of Serve's own proxies, straight to the ingress replicas. It listens on all interfaces.
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    # gRPC between ingress and replicas, one thread less in each. Never without HAProxy (ray issue 62982).
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    # A shard may be one passage of 32 MB; gRPC's own limit is 4.
+    "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(256 * 1024 * 1024),
+    # A request whose ingress dies before it has said anything goes to another, as the middleware does elsewhere; for
+    # that HAProxy must hold all of it, in a buffer of this size, which our wrapper tells it to.
+    "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
+    "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(256 * 1024),
+    "RAY_SERVE_HAPROXY_BINARY_PATH": str(Path(sys.executable).with_name("rerank-haproxy")),
+}
+"""On top of `RAY_ENVIRONMENT`, on every node of a cluster whose front is HAProxy (Linux; the wheel comes with Ray)."""
 
-def set_ray_environment(environment: MutableMapping[str, str]) -> None:
+
+def set_ray_environment(environment: MutableMapping[str, str], *, haproxy: bool = False) -> None:
     """Adds what is missing."""
-    for name, value in RAY_ENVIRONMENT.items():
+    for name, value in (RAY_ENVIRONMENT | (HAPROXY_ENVIRONMENT if haproxy else {})).items():
         environment.setdefault(name, value)

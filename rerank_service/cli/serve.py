@@ -3,6 +3,9 @@
 import os
 import sys
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from rerank_service.cli.check import checked_config
 from rerank_service.cli.console import ConfigPath, fail
@@ -11,7 +14,13 @@ from rerank_service.ray_environment import set_ray_environment
 __all__ = ["serve"]
 
 
-def serve(config: ConfigPath = "serve_config.yaml") -> None:
+def serve(
+    config: ConfigPath = "serve_config.yaml",
+    haproxy: Annotated[
+        bool,
+        typer.Option("--haproxy", help="HAProxy in front: less CPU a request. Listens on all interfaces."),
+    ] = False,
+) -> None:
     """Start the service in the foreground; Ctrl-C stops it.
 
     The same as `serve run CONFIG`, except that a wrong configuration ends at once with a readable error
@@ -21,5 +30,5 @@ def serve(config: ConfigPath = "serve_config.yaml") -> None:
     program = Path(sys.executable).with_name("serve")
     if not program.exists():
         raise fail(f"{program} is missing; install the package with its dependencies: pip install rerank-service")
-    set_ray_environment(os.environ)
+    set_ray_environment(os.environ, haproxy=haproxy)
     os.execv(program, [str(program), "run", config])  # noqa: S606 - our own interpreter's `serve`

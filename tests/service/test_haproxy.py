@@ -1,0 +1,172 @@
+"""HAProxy in front and gRPC behind: another process tree, since Ray reads these settings when it starts.
+
+The same answers and errors, large bodies, and nothing lost when a replica or an ingress dies under requests.
+"""
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+import yaml
+
+from rerank_service.config import RerankConfig
+from tests.service.running import (
+    CLIENT_TIMEOUT_S,
+    LLAMA,
+    Reference,
+    assert_error,
+    assert_ranked,
+    long_text,
+    ranking_body,
+)
+
+_START_LIMIT_S = 240
+PASSAGES = [f"{number} {long_text(60)}" for number in range(40)]
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="HAProxy comes with Ray on Linux only")
+
+
+@dataclass(frozen=True)
+class Front:
+    """A service behind HAProxy."""
+
+    url: str
+    pid: int
+
+    def pids(self, deployment: str) -> list[int]:
+        """Of a deployment's processes, by the titles that Ray gives them."""
+        tree = psutil.Process(self.pid).children(recursive=True)
+        return [process.pid for process in tree if f"ServeReplica:rerank:{deployment}" in _title(process)]
+
+
+def _title(process: psutil.Process) -> str:
+    with suppress(psutil.NoSuchProcess):
+        return " ".join(process.cmdline())
+    return ""
+
+
+@pytest.fixture(scope="module")
+def front(config: RerankConfig, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
+    folder = tmp_path_factory.mktemp("haproxy")
+    http, stats, metrics = (_free_port() for _ in range(3))
+    path = folder / "serve.yaml"
+    path.write_text(yaml.safe_dump(_document(config, http)))
+    variables = {
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
+    }
+    program = str(Path(sys.executable).with_name("rerank-service"))
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(
+            [program, "serve", str(path), "--haproxy"],
+            env=os.environ | variables,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            url = f"http://127.0.0.1:{http}"
+            _wait_until_ready(process, url, folder / "log")
+            yield Front(url, process.pid)
+        finally:
+            _stop(process)
+
+
+async def test_answers_and_errors_are_the_same(front: Front, references: dict[str, Reference]) -> None:
+    logits = references[LLAMA].logits("which?", PASSAGES)
+    async with httpx.AsyncClient(base_url=front.url, timeout=CLIENT_TIMEOUT_S) as client:
+        assert_ranked(await client.post("/v1/ranking", json=ranking_body(LLAMA, "which?", PASSAGES)), logits)
+        assert_error(await client.post("/v1/ranking", json=ranking_body(LLAMA, "which?", [])), 400)
+        large = ranking_body(LLAMA, "which?", ["x " * 3_000_000])  # above gRPC's own limit of 4 MiB
+        assert (await client.post("/v1/ranking", json=large)).status_code == 200
+        none = ranking_body(LLAMA, "which?", [long_text(9000)], truncate="NONE")
+        assert_error(await client.post("/v1/ranking", json=none), 400)  # raised in the replica
+
+
+async def test_no_header_turns_off_the_time_limit(front: Front) -> None:
+    body = ranking_body(LLAMA, "which?", PASSAGES)
+    async with httpx.AsyncClient(base_url=front.url, timeout=CLIENT_TIMEOUT_S) as client:
+        for value, status in (("-1", 400), ("0.0001", 504)):
+            headers = {"x-request-timeout-seconds": value}
+            assert_error(await client.post("/v1/ranking", json=body, headers=headers), status)
+
+
+@pytest.mark.parametrize("deployment", [LLAMA.replace("/", "_"), "ingress"])
+async def test_nothing_is_lost_when_a_process_dies(
+    front: Front, references: dict[str, Reference], deployment: str
+) -> None:
+    logits = references[LLAMA].logits("which?", PASSAGES)
+    body = ranking_body(LLAMA, "which?", PASSAGES)
+    async with httpx.AsyncClient(base_url=front.url, timeout=CLIENT_TIMEOUT_S) as client:
+        requests = [asyncio.ensure_future(client.post("/v1/ranking", json=body)) for _ in range(16)]
+        await asyncio.wait(requests, return_when=asyncio.FIRST_COMPLETED)
+        victim = front.pids(deployment)[0]
+        assert sum(request.done() for request in requests) < len(requests)
+        os.kill(victim, signal.SIGKILL)
+        responses = await asyncio.gather(*requests)
+
+    for response in responses:
+        assert_ranked(response, logits)
+
+
+def _document(config: RerankConfig, port: int) -> dict[str, Any]:
+    """The tiny Llama on two replicas, two ingresses."""
+    model = config.models[0].model_dump(mode="json", exclude_unset=True)
+    model["autoscaling"] = {"min_replicas": 2, "max_replicas": 2}
+    settings = {
+        "models": [model],
+        "service": {"ingress": {"min_replicas": 2, "max_replicas": 2}},
+        "limits": {"request_timeout_s": 200},
+    }
+    application = {
+        "name": "rerank",
+        "route_prefix": "/",
+        "import_path": "rerank_service.app:build_app",
+        "args": settings,
+    }
+    http_options = {"host": "0.0.0.0", "port": port}  # noqa: S104 - HAProxy takes nothing else
+    return {"proxy_location": "HeadOnly", "http_options": http_options, "applications": [application]}
+
+
+def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    deadline = time.monotonic() + _START_LIMIT_S
+    while True:
+        assert process.poll() is None, log.read_text()[-2000:]
+        assert time.monotonic() < deadline, log.read_text()[-2000:]
+        with suppress(httpx.TransportError):
+            if httpx.get(f"{url}/v1/health/ready", timeout=_START_LIMIT_S).status_code == 200:
+                return
+        time.sleep(0.5)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    tree = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+    process.send_signal(signal.SIGINT)
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(60)
+    for survivor in tree:
+        with suppress(psutil.NoSuchProcess):
+            survivor.kill()
+    process.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
