@@ -1,0 +1,64 @@
+"""python -m benchmarks.stack overhead|scaling|router|overload|step [--json benchmarks/results/stack-NAME.json]"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from benchmarks.peers.processes import stop_on_signals
+from benchmarks.provenance import provenance
+from benchmarks.stack.overhead import measure_overhead
+from benchmarks.stack.overload import measure_overload
+from benchmarks.stack.router import measure_routers
+from benchmarks.stack.scaling import measure_scaling
+from benchmarks.stack.step import measure_step
+
+app = typer.Typer(add_completion=False, help="The stack around simulated devices.")
+Json = Annotated[Path | None, typer.Option("--json", help="Where the figures go.")]
+HaProxy = Annotated[bool, typer.Option("--haproxy/--serve-proxy", help="Which proxy is in front.")]
+
+
+@app.command()
+def overhead(repeats: Annotated[int, typer.Option(min=1)] = 3, json_path: Json = None) -> None:
+    """CPU-milliseconds a request, around a null engine."""
+    _finish(measure_overhead(repeats), json_path)
+
+
+@app.command()
+def scaling(haproxy: HaProxy = False, replicas: str = "1,2,4,8", json_path: Json = None) -> None:
+    """Share of the devices' speed that comes out, by replicas."""
+    _finish(measure_scaling([int(count) for count in replicas.split(",")], haproxy), json_path)
+
+
+@app.command()
+def overload(haproxy: HaProxy = False, json_path: Json = None) -> None:
+    """Goodput under three times the capacity."""
+    _finish(measure_overload(haproxy), json_path)
+
+
+@app.command()
+def router(rounds: Annotated[int, typer.Option(min=1)] = 2, json_path: Json = None) -> None:
+    """Waits under the service's choice of a replica, and under Serve's own."""
+    _finish(measure_routers(rounds), json_path)
+
+
+@app.command()
+def step(haproxy: HaProxy = False, json_path: Json = None) -> None:
+    """One replica to four and back."""
+    _finish(measure_step(haproxy), json_path)
+
+
+def _finish(results: Any, path: Path | None) -> None:
+    Console().print_json(data=results)
+    if path:
+        record = provenance(["rerank-service", "ray"])
+        record["command"] = " ".join(["python -m benchmarks.stack", *sys.argv[1:]])
+        path.write_text(json.dumps(record | {"results": results}, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    stop_on_signals()
+    app()

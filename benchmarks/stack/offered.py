@@ -1,0 +1,119 @@
+"""Load on the stack, closed or open, with every answer held against the one right one."""
+
+import asyncio
+import json
+import random
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import httpx
+
+from benchmarks.stack.simulated import simulated_logit
+from rerank_service.shards import estimate_tokens
+
+__all__ = ["Answered", "Question", "draw_question", "offer_closed", "offer_open", "outcomes"]
+
+_QUERY = "Which replica is the fastest?"
+_FILLER = "word " * 60
+_SIZES = {1: 4, 5: 3, 20: 4, 100: 2, 300: 1}
+"""Passages of a request, and how often."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """A request and its answer."""
+
+    body: bytes
+    order: tuple[int, ...]
+    num_tokens: int
+
+
+@dataclass(frozen=True)
+class Answered:
+    """One request's end."""
+
+    sent_at: float
+    done_at: float
+    outcome: str
+    """`right`, `wrong`, or the status."""
+    num_tokens: int
+
+
+@dataclass
+class _Record:
+    url: str
+    answers: list[Answered] = field(default_factory=list)
+
+    async def ask(self, client: httpx.AsyncClient, question: Question) -> None:
+        sent_at = time.perf_counter()
+        try:
+            response = await client.post(self.url, content=question.body, headers={"content-type": "application/json"})
+        except httpx.TransportError as error:
+            outcome = type(error).__name__
+        else:
+            outcome = _judge(response, question)
+        self.answers.append(Answered(sent_at, time.perf_counter(), outcome, question.num_tokens))
+
+
+def _judge(response: httpx.Response, question: Question) -> str:
+    if response.status_code != 200:
+        return str(response.status_code)
+    order = tuple(ranking["index"] for ranking in json.loads(response.content)["rankings"])
+    return "right" if order == question.order else "wrong"
+
+
+def draw_question(rng: random.Random) -> Question:
+    """Mostly small, some large, passages of 40 to 300 bytes."""
+    size = rng.choices(list(_SIZES), weights=list(_SIZES.values()))[0]
+    lengths = rng.choices([40, 120, 300], k=size)
+    passages = [f"{rng.getrandbits(64):x} {_FILLER}"[:length] for length in lengths]
+    logits = [simulated_logit(_QUERY, passage) for passage in passages]
+    order = tuple(sorted(range(size), key=lambda index: (-logits[index], index)))
+    body = json.dumps({"query": {"text": _QUERY}, "passages": [{"text": passage} for passage in passages]}).encode()
+    return Question(body, order, sum(estimate_tokens(_QUERY, passage) for passage in passages))
+
+
+def _client(num_connections: int) -> httpx.AsyncClient:
+    limits = httpx.Limits(max_connections=num_connections, max_keepalive_connections=num_connections)
+    return httpx.AsyncClient(timeout=600, limits=limits)
+
+
+async def offer_closed(url: str, questions: Iterator[Question], num_clients: int, duration_s: float) -> list[Answered]:
+    """Each client sends its next request when the last is answered."""
+    record = _Record(url)
+    stop_at = time.perf_counter() + duration_s
+
+    async def ask_on(client: httpx.AsyncClient) -> None:
+        while time.perf_counter() < stop_at:
+            await record.ask(client, next(questions))
+
+    async with _client(num_clients) as client:
+        await asyncio.gather(*(ask_on(client) for _ in range(num_clients)))
+    return record.answers
+
+
+async def offer_open(
+    url: str, questions: Iterator[Question], tokens_per_s: float, duration_s: float, rng: random.Random
+) -> list[Answered]:
+    """Requests come when they come (Poisson), so many tokens a second on average, answered or not."""
+    record = _Record(url)
+    tasks: set[asyncio.Task[None]] = set()
+    started_at = time.perf_counter()
+    due_s = 0.0
+    async with _client(2_000) as client:
+        while due_s < duration_s:
+            question = next(questions)
+            due_s += rng.expovariate(1.0) * question.num_tokens / tokens_per_s
+            await asyncio.sleep(max(0.0, started_at + due_s - time.perf_counter()))
+            task = asyncio.ensure_future(record.ask(client, question))
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+        await asyncio.gather(*tasks)
+    return record.answers
+
+
+def outcomes(answers: Sequence[Answered]) -> dict[str, int]:
+    """How many ended how."""
+    return dict(Counter(answer.outcome for answer in answers))

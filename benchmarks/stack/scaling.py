@@ -1,0 +1,64 @@
+"""How much of what the devices could do the whole stack makes of them, with one replica, two, four and eight."""
+
+import asyncio
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from benchmarks.stack.launch import started
+from benchmarks.stack.offered import Answered, Question, draw_question, offer_closed, outcomes
+from rerank_service.bench.dialects import NIM
+
+__all__ = ["measure_scaling", "steady_tokens_per_s"]
+
+_TOKENS_PER_S = 10_000.0
+"""Of one replica: slow enough that eight of them leave two CPUs room for the stack."""
+_CLIENTS_PER_REPLICA = 6
+_WARM_UP_S, _MEASURED_S = 5.0, 25.0
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """With so many replicas."""
+
+    replicas: int
+    clients: int
+    tokens_per_s: float
+    efficiency: float
+    """Tokens answered a second as a share of what the devices can do."""
+    outcomes: dict[str, int]
+
+
+def measure_scaling(replica_counts: Sequence[int], haproxy: bool) -> list[dict[str, Any]]:
+    """A service of each size under a closed loop of skewed requests."""
+    return [asdict(_measure(count, haproxy)) for count in replica_counts]
+
+
+def _measure(num_replicas: int, haproxy: bool) -> Scaling:
+    num_clients = _CLIENTS_PER_REPLICA * num_replicas
+    with started({"tokens_per_s": _TOKENS_PER_S}, replicas=(num_replicas, num_replicas), haproxy=haproxy) as server:
+        duration_s = _WARM_UP_S + _MEASURED_S
+        answers = asyncio.run(offer_closed(server.url + NIM.path, questions(0), num_clients, duration_s))
+    tokens_per_s = steady_tokens_per_s(answers, _WARM_UP_S, duration_s)
+    efficiency = tokens_per_s / (num_replicas * _TOKENS_PER_S)
+    return Scaling(num_replicas, num_clients, tokens_per_s, efficiency, outcomes(answers))
+
+
+def questions(seed: int) -> Iterator[Question]:
+    """The same ones for the same seed, without end."""
+    rng = random.Random(seed)  # noqa: S311
+    while True:
+        yield draw_question(rng)
+
+
+def steady_tokens_per_s(answers: Sequence[Answered], from_s: float, to_s: float) -> float:
+    """Tokens of right answers in a window of the run; of a request half in it, half."""
+    start = min(answer.sent_at for answer in answers)
+    total = 0.0
+    for answer in answers:
+        if answer.outcome == "right":
+            overlap_s = min(answer.done_at, start + to_s) - max(answer.sent_at, start + from_s)
+            took_s = max(answer.done_at - answer.sent_at, 1e-6)
+            total += answer.num_tokens * min(1.0, max(0.0, overlap_s) / took_s)
+    return total / (to_s - from_s)

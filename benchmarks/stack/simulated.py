@@ -1,0 +1,102 @@
+"""A device of a fixed speed behind the service's real replica, and the application with it.
+
+Everything else is the product's own: HTTP, router, shards, collector, tokenising threads, scheduler. The simulated
+engine counts tokens by bytes and answers logits that depend on the text alone.
+"""
+
+import math
+import os
+import time
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ray.serve import Application
+
+from rerank_service.app import bind_app
+from rerank_service.config import parse_config
+from rerank_service.engine import CacheCounts, EncodedPair, Engine, Truncate
+from rerank_service.replica import Replica
+from rerank_service.shards import estimate_tokens
+
+__all__ = ["SimulatedEngine", "build_app", "simulated_logit"]
+
+_NO_TOKENS = np.empty(0, dtype=np.int32)
+
+
+def simulated_logit(query: str, passage: str) -> float:
+    """Between -8 and 8; the same in every process."""
+    return zlib.crc32(f"{query}\n{passage}".encode()) % 16_001 / 1000 - 8
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Pair(EncodedPair):
+    logit: float
+
+
+class _Pending:
+    def __init__(self, logits: list[float], done_at: float) -> None:
+        self._logits = logits
+        self._done_at = done_at
+
+    @property
+    def is_ready(self) -> bool:
+        return time.perf_counter() >= self._done_at
+
+    def wait(self) -> list[float]:
+        left_s = self._done_at - time.perf_counter()
+        if left_s > 0:
+            time.sleep(left_s)
+        return self._logits
+
+
+class SimulatedEngine:
+    """Takes two batches in flight as a GPU does, and works on one at a time."""
+
+    max_in_flight = 2
+    memory_tokens: int | None = None
+    window_tokens = 8192
+    default_batch_tokens = 16_384
+    cache_counts = CacheCounts(0, 0)
+    description = "simulated"
+
+    def __init__(self, tokens_per_s: float) -> None:
+        """Infinite: a null engine, all that is measured is what is around it."""
+        self._tokens_per_s = tokens_per_s
+        self._free_at = 0.0
+
+    def tokenise(self, query: str, passages: Sequence[str], truncate: Truncate) -> list[_Pair]:
+        return [
+            _Pair(_NO_TOKENS, estimate_tokens(query, passage), False, simulated_logit(query, passage))
+            for passage in passages
+        ]
+
+    def launch(self, pairs: Sequence[_Pair]) -> _Pending:
+        num_tokens = sum(pair.num_tokens for pair in pairs)
+        self._free_at = max(self._free_at, time.perf_counter()) + num_tokens / self._tokens_per_s
+        return _Pending([pair.logit for pair in pairs], self._free_at)
+
+    def score(self, pairs: Sequence[_Pair]) -> list[float]:
+        return self.launch(pairs).wait()
+
+
+def build_app(args: dict[str, Any]) -> Application:
+    """The application with simulated replicas.
+
+    `args` has `settings`, a `RerankConfig` as a dict; `tokens_per_s` of a replica, null for a null engine; `start_s`
+    that it takes to start; and `ready_folder`, where each replica leaves a file of its process id when it is ready.
+    """
+    tokens_per_s = args["tokens_per_s"] or math.inf
+    start_s, ready_folder = args.get("start_s", 0.0), args.get("ready_folder")
+
+    class SimulatedReplica(Replica):
+        def load(self) -> Engine[Any]:
+            time.sleep(start_s)
+            if ready_folder:
+                (Path(ready_folder) / str(os.getpid())).touch()
+            return SimulatedEngine(tokens_per_s)
+
+    return bind_app(parse_config(args["settings"]), SimulatedReplica)
