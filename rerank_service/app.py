@@ -1,6 +1,6 @@
 """Binds the deployments. The only place where Serve options are chosen.
 
-`serve_config.yaml` names `build_app` as its import path.
+`serve_config.yaml` names `build_app` as its import path; a model's own application is `build_model`.
 """
 
 from typing import Any
@@ -10,62 +10,115 @@ from ray.serve import Application
 from ray.serve.config import RequestRouterConfig
 
 from rerank_service.autoscaling import TokenPolicy
-from rerank_service.config import AutoscalingConfig, ModelConfig, parse_config
+from rerank_service.config import (
+    AutoscalingConfig,
+    ModelConfig,
+    PoolConfig,
+    RerankConfig,
+    parse_config,
+    parse_model,
+)
 from rerank_service.ingress.auth import ApiKeys
 from rerank_service.ingress.deployment import Ingress
+from rerank_service.pool_replica import pool_replica_class
 from rerank_service.replica import Replica
-from rerank_service.replica_choice import FewestTokensRouter
+from rerank_service.replica_choice import FewestTokensRouter, PoolRouter
 
-__all__ = ["build_app", "serve_autoscaling"]
+__all__ = ["bind_app", "build_app", "build_model", "serve_autoscaling"]
 
 INGRESS_NAME = "ingress"
 _AUTOSCALING_POLICY = f"{TokenPolicy.__module__}:{TokenPolicy.__qualname__}"
-_REQUEST_ROUTER = RequestRouterConfig.model_validate(
-    {"request_router_class": f"{FewestTokensRouter.__module__}.{FewestTokensRouter.__qualname__}"}
-)
 
 
 def build_app(args: dict[str, Any]) -> Application:
-    """The application: an ingress, and one autoscaled deployment per model variant.
+    """The application: an ingress, and an autoscaled deployment for each model variant and each pool.
 
     `args` are the settings, a `RerankConfig` as a dict: Serve would validate an annotated model itself, but
     tell what is wrong less readably. Raises `ConfigError`.
     """
-    config = parse_config(args)
+    return bind_app(parse_config(args))
+
+
+def bind_app(config: RerankConfig, replica_class: type[Replica] = Replica) -> Application:
+    """`build_app` of parsed settings; `replica_class` is for benchmarks and tests that put another engine in."""
     ApiKeys(config.auth)  # a bad key file fails the deployment here, with its own message
-    replicas = {model.id: _replicas(model) for model in config.models}
+    own = [model for model in config.models if model.application is None and model.pool is None]
+    hosts = {model.id: _replicas(model, replica_class) for model in own}
+    for pool in config.pools:
+        hosts |= dict.fromkeys((model.id for model in config.models_of(pool)), _pool_replicas(pool, config))
     ingress = config.service.ingress
     return serve.deployment(
         name=INGRESS_NAME,
         ray_actor_options={"num_cpus": ingress.num_cpus},
         max_ongoing_requests=ingress.max_ongoing_requests,
+        max_queued_requests=ingress.max_queued_requests,
         autoscaling_config={
             "min_replicas": ingress.min_replicas,
             "max_replicas": ingress.max_replicas,
             "target_ongoing_requests": max(1, ingress.max_ongoing_requests // 4),
         },
         max_surge_percent=100,  # a new ingress before the old one goes: no gap in a rolling update
-    )(Ingress).bind(config, replicas)
+    )(Ingress).bind(config, hosts)
 
 
-def _replicas(model: ModelConfig) -> Application:
-    replica = model.replica
+def build_model(args: dict[str, Any]) -> Application:
+    """One model's replicas as an application of their own, for `models[].application`: it can be added, changed and
+    removed while the other models' replicas go on. `args` are a `ModelConfig` as a dict. Raises `ConfigError`.
+    """
+    model = parse_model(args)
+    root = serve.deployment(
+        name="root",
+        ray_actor_options={"num_cpus": 0},
+        # None is ever started: Serve refuses a request router of one's own on an application's first deployment.
+        autoscaling_config={"min_replicas": 0, "initial_replicas": 0, "max_replicas": 1},
+    )
+    return root(_Root).bind(_replicas(model, Replica))
+
+
+class _Root:
+    """Nobody calls it."""
+
+    def __init__(self, replicas: Any) -> None: ...
+
+
+def _replicas(model: ModelConfig, replica_class: type[Replica]) -> Application:
     return serve.deployment(
         name=model.deployment_name,
-        ray_actor_options=_actor_options(model),
         user_config=model.batching.model_dump(mode="json"),
-        max_ongoing_requests=replica.max_ongoing_requests,
-        graceful_shutdown_timeout_s=replica.graceful_shutdown_timeout_s,
-        health_check_period_s=replica.health_check_period_s,
-        health_check_timeout_s=replica.health_check_timeout_s,
-        autoscaling_config=serve_autoscaling(model.autoscaling),
-        request_router_config=_REQUEST_ROUTER,
-    )(Replica).bind(model)
+        request_router_config=_router(FewestTokensRouter),
+        **_host_options(model),
+    )(replica_class).bind(model)
 
 
-def _actor_options(model: ModelConfig) -> dict[str, Any]:
-    replica = model.replica
-    return {"num_cpus": replica.num_cpus, "num_gpus": replica.num_gpus, "resources": dict(replica.resources)}
+def _pool_replicas(pool: PoolConfig, config: RerankConfig) -> Application:
+    models = config.models_of(pool)
+    return serve.deployment(
+        name=pool.deployment_name,
+        user_config={model.id: model.batching.model_dump(mode="json") for model in models},
+        request_router_config=_router(PoolRouter, spread_above_tokens=pool.spread_above_tokens),
+        **_host_options(pool),
+    )(pool_replica_class(pool.models_per_replica)).bind(pool, models)
+
+
+def _host_options(host: ModelConfig | PoolConfig) -> dict[str, Any]:
+    replica = host.replica
+    return {
+        "ray_actor_options": {
+            "num_cpus": replica.num_cpus,
+            "num_gpus": replica.num_gpus,
+            "resources": dict(replica.resources),
+        },
+        "max_ongoing_requests": replica.max_ongoing_requests,
+        "graceful_shutdown_timeout_s": replica.graceful_shutdown_timeout_s,
+        "health_check_period_s": replica.health_check_period_s,
+        "health_check_timeout_s": replica.health_check_timeout_s,
+        "autoscaling_config": serve_autoscaling(host.autoscaling),
+    }
+
+
+def _router(router: type[FewestTokensRouter], **options: Any) -> RequestRouterConfig:
+    path = f"{router.__module__}.{router.__qualname__}"
+    return RequestRouterConfig.model_validate({"request_router_class": path, "request_router_kwargs": options})
 
 
 def serve_autoscaling(config: AutoscalingConfig) -> dict[str, Any]:

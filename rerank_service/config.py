@@ -5,9 +5,10 @@ HTTP: the command line, the engine and a cluster's head node all read it.
 """
 
 import re
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import (
@@ -26,6 +27,7 @@ from rerank_service.errors import ConfigError
 from rerank_service.validation import without_echoes
 
 __all__ = [
+    "MODEL_IMPORT_PATH",
     "AuthConfig",
     "AutoscalingConfig",
     "BatchingConfig",
@@ -38,6 +40,7 @@ __all__ = [
     "LateInteractionHead",
     "LimitsConfig",
     "ModelConfig",
+    "PoolConfig",
     "Pooling",
     "RateLimitConfig",
     "ReplicaConfig",
@@ -45,15 +48,22 @@ __all__ = [
     "ServiceConfig",
     "load_config",
     "parse_config",
+    "parse_model",
     "readable_problems",
 ]
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
+MODEL_IMPORT_PATH = "rerank_service.app:build_model"
+"""Of a Serve application that has one model's replicas and nothing else."""
+
 
 class _Config(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+_ConfigT = TypeVar("_ConfigT", bound=_Config)
 
 
 class EngineKind(StrEnum):
@@ -236,8 +246,9 @@ class ReplicaConfig(_Config):
     resources: dict[str, PositiveFloat] = {}
     """Custom Ray resources a replica takes, for instance `{"accelerator_type:H100": 0.01}`."""
 
-    max_ongoing_requests: PositiveInt = 256
-    """Shards one replica holds at a time; further ones wait at the ingress."""
+    max_ongoing_requests: PositiveInt = 1_024
+    """Shards one replica holds at a time; further ones wait at the ingress. What keeps their deadlines is the
+    replica's own admission, by tokens: keep this above what it ever admits."""
 
     tokeniser_threads: PositiveInt = 2
     """Threads that tokenise, beside the one that runs the forward pass."""
@@ -321,6 +332,21 @@ class ModelConfig(_Config):
     autoscaling: AutoscalingConfig = AutoscalingConfig()
     """How many replicas there are."""
 
+    application: str | None = None
+    """Serve application that has its replicas (import path `rerank_service.app:build_model`), so that adding or
+    changing a model restarts no other model's. Null puts them into the ingress's own application."""
+
+    pool: str | None = None
+    """Name of a pool whose replicas load it when it is asked for. It then has no replicas of its own."""
+
+    @model_validator(mode="after")
+    def _a_pool_has_the_replicas(self) -> Self:
+        defaults = {"replica": ReplicaConfig(), "autoscaling": AutoscalingConfig(), "application": None}
+        own = [name for name, default in defaults.items() if getattr(self, name) != default]
+        if self.pool is not None and own:
+            raise ValueError(f"a model in a pool has no {' or '.join(own)} of its own: set them on the pool")
+        return self
+
     @property
     def names(self) -> tuple[str, ...]:
         """The id, then the aliases."""
@@ -330,6 +356,32 @@ class ModelConfig(_Config):
     def deployment_name(self) -> str:
         """Name of its Serve deployment: a function of the id alone, so that YAML can address it."""
         return re.sub(r"[^A-Za-z0-9_.-]+", "_", self.id)
+
+
+class PoolConfig(_Config):
+    """Replicas for many small models that are asked for now and then: each loads the models it needs."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$", max_length=100)]
+    """What models call it in `pool`."""
+
+    models_per_replica: PositiveInt = 4
+    """Models one replica has loaded at a time; the least recently used goes first. All of them must fit in its memory
+    at once, with the one being loaded."""
+
+    spread_above_tokens: PositiveInt = 65_536
+    """A model is loaded on a further replica only while those that have it have more tokens outstanding than this:
+    otherwise every replica would come to load every model, again and again."""
+
+    replica: ReplicaConfig = ReplicaConfig()
+    """What Ray gives a replica."""
+
+    autoscaling: AutoscalingConfig = AutoscalingConfig()
+    """How many replicas there are."""
+
+    @property
+    def deployment_name(self) -> str:
+        """Name of its Serve deployment."""
+        return f"pool_{self.name}"
 
 
 class IngressConfig(_Config):
@@ -347,13 +399,12 @@ class IngressConfig(_Config):
     max_ongoing_requests: PositiveInt = 1_000
     """HTTP requests in flight in one ingress; further ones wait in the proxy."""
 
+    max_queued_requests: PositiveInt = 1_000
+    """Requests that wait in one proxy for an ingress; further ones are refused with 503."""
+
     shard_tokens: PositiveInt | None = None
     """Most estimated tokens of one shard: what a request is cut into and one replica scores in one call. Null takes
     16,384 for a model with GPUs and 4,096 for one without: a larger request goes to several replicas."""
-
-    def shard_tokens_of(self, model: "ModelConfig") -> int:
-        """`shard_tokens`, or what suits the model's hardware."""
-        return self.shard_tokens or (16_384 if model.replica.num_gpus else 4_096)
 
 
 class ServiceConfig(_Config):
@@ -414,6 +465,9 @@ class RerankConfig(_Config):
     models: Annotated[tuple[ModelConfig, ...], Field(min_length=1)]
     """The models served."""
 
+    pools: tuple[PoolConfig, ...] = ()
+    """Replicas that models share; see `models[].pool`."""
+
     service: ServiceConfig = ServiceConfig()
     """The service as a whole."""
 
@@ -436,11 +490,22 @@ class RerankConfig(_Config):
                     raise ValueError(f"name {name!r} belongs to both {owner!r} and {model.id!r}")
         if len({model.id for model in self.models}) < len(self.models):
             raise ValueError("two models have the same id")
-        if len({model.deployment_name for model in self.models}) < len(self.models):
-            raise ValueError("two models have ids that give the same deployment name; rename one")
+        hosts: tuple[ModelConfig | PoolConfig, ...] = (*self.models, *self.pools)
+        deployments = [host.deployment_name for host in hosts]
+        if len(set(deployments)) < len(deployments):
+            raise ValueError("two models or pools have names that give the same deployment name; rename one")
         default = self.service.default_model
         if default is not None and default.casefold() not in owners:
             raise ValueError(f"service.default_model {default!r} is not among models: {sorted(owners)}")
+        return self
+
+    @model_validator(mode="after")
+    def _pools_exist_and_are_used(self) -> Self:
+        known, used = {pool.name for pool in self.pools}, {model.pool for model in self.models if model.pool}
+        if missing := used - known:
+            raise ValueError(f"models name a pool that is not among pools: {', '.join(sorted(missing))}")
+        if unused := known - used:
+            raise ValueError(f"pools has one that no model names: {', '.join(sorted(unused))}")
         return self
 
     @model_validator(mode="after")
@@ -453,6 +518,27 @@ class RerankConfig(_Config):
             )
         return self
 
+    def models_of(self, pool: PoolConfig) -> tuple[ModelConfig, ...]:
+        """Those that the pool's replicas load."""
+        return tuple(model for model in self.models if model.pool == pool.name)
+
+    @property
+    def probed_models(self) -> tuple[ModelConfig, ...]:
+        """Those that must have scored a pair before the service is ready: all that always have replicas, and one of
+        each pool that has. The others are started or loaded when they are asked for.
+        """
+        own = [model for model in self.models if model.pool is None and model.autoscaling.min_replicas]
+        pooled = [self.models_of(pool)[0] for pool in self.pools if pool.autoscaling.min_replicas]
+        return (*own, *pooled)
+
+    def replica_of(self, model: ModelConfig) -> ReplicaConfig:
+        """What the replicas have that score a model: its own or its pool's."""
+        return next((pool.replica for pool in self.pools if pool.name == model.pool), model.replica)
+
+    def shard_tokens_of(self, model: ModelConfig) -> int:
+        """`service.ingress.shard_tokens`, or what suits the model's hardware."""
+        return self.service.ingress.shard_tokens or (16_384 if self.replica_of(model).num_gpus else 4_096)
+
     @property
     def default_model_id(self) -> str:
         """Name of the model that serves a request without one."""
@@ -461,25 +547,51 @@ class RerankConfig(_Config):
 
 def parse_config(args: dict[str, Any]) -> RerankConfig:
     """Validates the `args` of a Serve application; raises `ConfigError` with one line a problem."""
+    return _parse(RerankConfig, args)
+
+
+def parse_model(args: dict[str, Any]) -> ModelConfig:
+    """Validates the `args` of a model's own application; raises `ConfigError` with one line a problem."""
+    return _parse(ModelConfig, args)
+
+
+def _parse(kind: type[_ConfigT], args: dict[str, Any]) -> _ConfigT:
     try:
-        return RerankConfig.model_validate(args)
+        return kind.model_validate(args)
     except ValidationError as error:
         raise ConfigError(readable_problems(error)) from None
 
 
 def load_config(path: Path) -> RerankConfig:
-    """Reads the settings out of a Serve configuration file (`applications[0].args`).
+    """Reads the settings out of a Serve configuration file, and holds those of models' own applications against them.
 
     Raises `ConfigError` if the file is missing, is not such a file, or its settings are wrong.
     """
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-        args = document["applications"][0]["args"]
+        applications = yaml.safe_load(path.read_text(encoding="utf-8"))["applications"]
+        apart = {one["name"]: one["args"] for one in applications if one.get("import_path") == MODEL_IMPORT_PATH}
+        args = next(one["args"] for one in applications if one.get("import_path") != MODEL_IMPORT_PATH)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"cannot read {path}: {error}") from None
-    except (KeyError, IndexError, TypeError):
-        raise ConfigError(f"{path} is no Serve configuration: it has no applications[0].args") from None
-    return parse_config(args)
+    except (AttributeError, KeyError, StopIteration, TypeError):
+        raise ConfigError(f"{path} is no Serve configuration: it has no application with args") from None
+    config = parse_config(args)
+    _check_applications(config, {name: parse_model(model) for name, model in apart.items()})
+    return config
+
+
+def _check_applications(config: RerankConfig, apart: Mapping[str, ModelConfig]) -> None:
+    """Raises `ConfigError` unless each model is told the same in both places."""
+    for model in config.models:
+        if model.application is not None:
+            other = apart.get(model.application)
+            if other is None or other != model.model_copy(update={"application": None}):
+                raise ConfigError(
+                    f"model {model.id!r}: application {model.application!r} must be in this file, with the import path "
+                    f"{MODEL_IMPORT_PATH}, and its args must be the model's own (a YAML anchor keeps them equal)"
+                )
+    if unused := apart.keys() - {model.application for model in config.models}:
+        raise ConfigError(f"no model names the application {', '.join(sorted(unused))}: set models[].application")
 
 
 def readable_problems(error: ValidationError) -> str:

@@ -44,7 +44,7 @@ class Ranker:
 
     def __init__(self, router: ModelRouter, config: RerankConfig) -> None:
         self._router = router
-        self._shard_tokens = {model.id: config.service.ingress.shard_tokens_of(model) for model in config.models}
+        self._shard_tokens = {model.id: config.shard_tokens_of(model) for model in config.models}
         self._timeout_s = config.limits.request_timeout_s
 
     async def rank(

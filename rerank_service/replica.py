@@ -1,169 +1,60 @@
-"""One Ray actor: a model on a device, behind `@serve.batch` and the scheduler.
+"""One Ray actor: a model on a device. Bound as a Serve deployment by `app`; knows nothing of HTTP."""
 
-`@serve.batch` only collects: it closes a batch while the device is busy and waits when it is idle, so it
-must not be what decides the forward batches. Its body tokenises the calls it collected in a bounded thread
-pool and gives each call its own future; every call then enters the scheduler by itself, so that its error,
-its cancellation and its wait are its own. Knows nothing of HTTP.
-"""
-
-import asyncio
-import logging
 import time
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
-
-from ray import serve
+from typing import Any
 
 from rerank_service.autoscaling import ARRIVING, SPEED, START, WAITING
-from rerank_service.config import BatchingConfig, ModelConfig
-from rerank_service.engine import CacheCounts, EncodedPair, Engine, Truncate, load_engine
-from rerank_service.errors import PairTooLong, RequestTimedOut, RequestTooLarge, UnknownModel
-from rerank_service.scheduler import Scheduler
+from rerank_service.config import ModelConfig
+from rerank_service.engine import Engine, load_engine
+from rerank_service.errors import UnknownModel
+from rerank_service.scorer import ModelScorer
 from rerank_service.serve_logging import log_through_serve
 from rerank_service.shards import Shard, ShardScores
 
 __all__ = ["Replica"]
 
-logger = logging.getLogger(__name__)
-
-_JOB_CHARACTERS = 65_536
-"""Text of one tokenising job, about 20 ms: small calls share a job, a large one has its own."""
-
-
-class _Tokenised(NamedTuple):
-    pairs: list[EncodedPair]
-    tokenise_s: float
-
 
 class Replica:
-    """Scores shards of one model. Bound as a Serve deployment by `app.build_app`."""
+    """Scores shards of one model."""
 
     def __init__(self, model: ModelConfig) -> None:
         log_through_serve()
         started = time.perf_counter()
         self._model = model
         launch_thread = ThreadPoolExecutor(1, thread_name_prefix="launch")
-        self._engine: Engine[Any] = launch_thread.submit(load_engine, model, model.replica.num_cpus).result()
-        self._reported = self._engine.cache_counts
-        self._tokenisers = ThreadPoolExecutor(model.replica.tokeniser_threads, thread_name_prefix="tokenise")
-        self._scheduler: Scheduler[Any] = Scheduler(
-            self._engine,
-            self._engine.default_batch_tokens,
-            model.batching.max_queued_tokens,
-            launch_thread=launch_thread,
-        )
+        engine = launch_thread.submit(self.load).result()
+        tokenisers = ThreadPoolExecutor(model.replica.tokeniser_threads, thread_name_prefix="tokenise")
+        self._scorer = ModelScorer(model, engine, launch_thread, tokenisers)
         self._counted = (time.perf_counter(), 0)
         self._start_s = time.perf_counter() - started
-        self._set_knobs(model.batching)
+
+    def load(self) -> Engine[Any]:
+        """The engine, warm; runs in the thread that will launch its forward passes."""
+        return load_engine(self._model, self._model.replica.num_cpus)
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Applies live knobs; Serve calls it at start and whenever `user_config` changes, without a restart.
-
-        A knob that is not given has the value of the model's own `batching`.
-        """
-        batching = BatchingConfig.model_validate(self._model.batching.model_dump() | user_config)
-        self._set_knobs(batching)
-        self._collect.set_max_batch_size(batching.collect_max_calls)  # type: ignore[attr-defined]
-        self._collect.set_batch_wait_timeout_s(batching.collect_wait_ms / 1000)  # type: ignore[attr-defined]
-        logger.info("reconfigured model=%s %s", self._model.id, batching)
-
-    def _set_knobs(self, batching: BatchingConfig) -> None:
-        max_batch_tokens = batching.max_batch_tokens or self._engine.default_batch_tokens
-        self._scheduler.max_batch_tokens = max_batch_tokens
-        self._scheduler.min_batch_tokens = batching.min_batch_tokens or max(1, max_batch_tokens // 4)
-        self._scheduler.max_queued_tokens = batching.max_queued_tokens
+        """Applies live knobs; Serve calls it at start and whenever `user_config` changes, without a restart."""
+        self._scorer.reconfigure(user_config)
 
     async def check_health(self) -> None:
         """Raises once nothing would score what is submitted: Serve then replaces this replica."""
-        self._scheduler.check()
+        self._scorer.scheduler.check()
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """What `autoscaling.TokenPolicy` decides by; Serve calls it every `metrics_interval_s` or oftener."""
-        now, arrived = time.perf_counter(), self._scheduler.arrived_tokens
+        scheduler = self._scorer.scheduler
+        now, arrived = time.perf_counter(), scheduler.arrived_tokens
         (before, arrived_before), self._counted = self._counted, (now, arrived)
         return {
             ARRIVING: (arrived - arrived_before) / max(now - before, 1e-3),
-            WAITING: self._scheduler.outstanding_tokens,
-            SPEED: self._scheduler.tokens_per_s or 0.0,
+            WAITING: scheduler.outstanding_tokens,
+            SPEED: scheduler.tokens_per_s or 0.0,
             START: self._start_s,
         }
 
     async def score(self, shard: Shard) -> ShardScores:
-        """Logits of a shard's pairs.
-
-        Raises `RequestTooLarge`, `PairTooLong`, `QueueFull`, `NonFiniteLogit`, `EngineFailed`, `RequestTimedOut`.
-        """
+        """What `ModelScorer.score` does and raises; `UnknownModel` if the shard is another model's."""
         if shard.model != self._model.id:
             raise UnknownModel(shard.model, [self._model.id])
-        if shard.request_tokens > self._scheduler.max_queued_tokens:
-            raise RequestTooLarge(shard.request_tokens, self._scheduler.max_queued_tokens)
-        try:
-            async with asyncio.timeout(shard.timeout_s):  # the ingress may die before it can cancel
-                tokenised = await (await self._collect(shard))
-                scored = await self._scheduler.submit(shard.request_id, tokenised.pairs)
-        except TimeoutError:
-            raise RequestTimedOut(shard.timeout_s or 0) from None
-        cache = self._new_cache_counts()
-        return ShardScores(
-            logits=scored.logits,
-            num_tokens=tuple(pair.num_tokens for pair in tokenised.pairs),
-            is_truncated=tuple(pair.is_truncated for pair in tokenised.pairs),
-            tokenise_s=tokenised.tokenise_s,
-            queue_s=scored.queue_s,
-            forward_s=scored.forward_s,
-            cache_hits=cache.hits,
-            cache_misses=cache.misses,
-        )
-
-    def _new_cache_counts(self) -> CacheCounts:
-        """Since the last call, so that each look-up is reported once, in whichever answer comes next."""
-        before, self._reported = self._reported, self._engine.cache_counts
-        return CacheCounts(self._reported.hits - before.hits, self._reported.misses - before.misses)
-
-    @serve.batch(max_batch_size=32, batch_wait_timeout_s=0.0, max_concurrent_batches=8)
-    async def _collect(self, shards: list[Shard]) -> list["asyncio.Future[_Tokenised]"]:
-        """A future of its pairs for each shard; returns at once, so that collecting never waits."""
-        loop = asyncio.get_running_loop()
-        futures: list[asyncio.Future[_Tokenised]] = []
-        for group in _group_by_size(shards):
-            job = loop.run_in_executor(self._tokenisers, self._tokenise, group)
-            futures.extend(asyncio.ensure_future(_nth(job, index)) for index in range(len(group)))
-        return futures
-
-    def _tokenise(self, shards: Sequence[Shard]) -> list[_Tokenised | Exception]:
-        """Runs in a tokenising thread. An error is a result, so that it stays with its shard."""
-        results: list[_Tokenised | Exception] = []
-        for shard in shards:
-            started = time.perf_counter()
-            try:
-                pairs = self._engine.tokenise(shard.query, shard.passages, Truncate(shard.truncate))
-            except PairTooLong as error:
-                index = shard.indices[error.index]
-                results.append(PairTooLong(index, error.num_tokens, error.max_tokens))
-            except Exception as error:
-                results.append(error)
-            else:
-                results.append(_Tokenised(pairs, time.perf_counter() - started))
-        return results
-
-
-async def _nth(job: "asyncio.Future[list[_Tokenised | Exception]]", index: int) -> _Tokenised:
-    result = (await asyncio.shield(job))[index]
-    if isinstance(result, Exception):
-        raise result
-    return result
-
-
-def _group_by_size(shards: Sequence[Shard]) -> list[list[Shard]]:
-    """Consecutive shards, cut where a group's text would pass `_JOB_CHARACTERS`."""
-    groups: list[list[Shard]] = []
-    filled = 0
-    for shard in shards:
-        size = sum(len(shard.query) + len(passage) for passage in shard.passages)
-        if not groups or filled + size > _JOB_CHARACTERS:
-            groups.append([])
-            filled = 0
-        groups[-1].append(shard)
-        filled += size
-    return groups
+        return await self._scorer.score(shard)

@@ -1,12 +1,14 @@
-"""Which replica a shard goes to: the one with the fewest tokens that this handle has sent and not got back.
+"""Which replica a shard goes to: the one with the fewest tokens that this handle has sent and not got back; in a pool,
+first of all one that has the model.
 
 Serve's own choice, the shorter of two random queues, counts calls; a shard may be one short passage or sixteen
 thousand tokens (docs/decisions/0008). Loaded by Serve in every process that holds a handle.
 """
 
 import random
+import zlib
 from collections import defaultdict
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from functools import partial
 from typing import Any
 
@@ -14,8 +16,7 @@ from ray.serve.request_router import FIFOMixin, PendingRequest, ReplicaID, Reque
 
 from rerank_service.shards import Shard
 
-__all__ = ["FewestTokensRouter", "OutstandingTokens"]
-
+__all__ = ["FewestTokensRouter", "OutstandingTokens", "PoolRouter", "rank_pool"]
 
 _NUM_CHOICES = 3
 
@@ -83,12 +84,15 @@ class FewestTokensRouter(FIFOMixin, RequestRouter):
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
     ) -> list[list[RunningReplica]]:
         """The best replicas, best first; a full one refuses and the next is asked."""
-        load = self._outstanding
-        ranked = sorted(candidate_replicas, key=lambda replica: (load[replica.replica_id], random.random()))  # noqa: S311
+        ranked = self._ranked(candidate_replicas, pending_request)
         if ranked and pending_request is not None:
             pending_request.routing_context.should_backoff = True  # else Serve asks again without a pause
             self._claim(pending_request, ranked[0].replica_id)
         return [[replica] for replica in ranked[:_NUM_CHOICES]]
+
+    def _ranked(self, replicas: list[RunningReplica], _: PendingRequest | None) -> list[RunningReplica]:
+        load = self._outstanding
+        return sorted(replicas, key=lambda replica: (load[replica.replica_id], random.random()))  # noqa: S311
 
     def _claim(self, pending: PendingRequest, replica: ReplicaID) -> None:
         self._outstanding.claim(id(pending), pending.metadata.internal_request_id, replica, _num_tokens(pending))
@@ -113,6 +117,42 @@ class FewestTokensRouter(FIFOMixin, RequestRouter):
         self._outstanding.keep_only({replica.replica_id for replica in replicas})
 
 
+class PoolRouter(FewestTokensRouter):
+    """Serve's request router of a pool's deployment."""
+
+    def initialize_state(self, **options: Any) -> None:
+        """Serve calls it with the deployment's `request_router_kwargs`."""
+        self._spread_above_tokens: int = options["spread_above_tokens"]
+
+    def _ranked(self, replicas: list[RunningReplica], pending: PendingRequest | None) -> list[RunningReplica]:
+        models = [shard.model for shard in _shards(pending)] if pending else []
+        if not models:
+            return super()._ranked(replicas, pending)
+        by_name = {replica.replica_id.unique_id: replica for replica in replicas}
+        states = {
+            name: (self._outstanding[replica.replica_id], models[0] in replica.multiplexed_model_ids)
+            for name, replica in by_name.items()
+        }
+        return [by_name[name] for name in rank_pool(models[0], states, self._spread_above_tokens)]
+
+
+def rank_pool(model: str, replicas: Mapping[str, tuple[int, bool]], spread_above_tokens: int) -> list[str]:
+    """Names of a pool's replicas, best first, given the tokens each has outstanding and whether it has the model.
+
+    One that has the model is best until more than `spread_above_tokens` are outstanding there; then another may load
+    it. Where none has it, every handle agrees on who loads it, without asking anybody (rendezvous hashing).
+    """
+
+    def order(name: str) -> tuple[int, bool, int]:
+        num_tokens, has_model = replicas[name]
+        return num_tokens // (spread_above_tokens + 1), not has_model, -zlib.crc32(f"{model}/{name}".encode())
+
+    return sorted(replicas, key=order)
+
+
+def _shards(pending: PendingRequest) -> list[Shard]:
+    return [argument for argument in pending.args if isinstance(argument, Shard)]
+
+
 def _num_tokens(pending: PendingRequest) -> int:
-    shards = [argument for argument in pending.args if isinstance(argument, Shard)]
-    return sum(shard.num_tokens for shard in shards) or 1
+    return sum(shard.num_tokens for shard in _shards(pending)) or 1

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from rerank_service.cli.console import ConfigPath, fail, stdout
-from rerank_service.config import RerankConfig, load_config
+from rerank_service.config import ModelConfig, PoolConfig, RerankConfig, load_config
 from rerank_service.errors import ConfigError
 
 __all__ = ["check", "checked_config"]
@@ -16,7 +16,11 @@ def check(config: ConfigPath = "serve_config.yaml") -> None:
     names = ", ".join(model.id for model in settings.models)
     stdout.print(f"{config} is valid; it serves {names}", highlight=False, soft_wrap=True)
     num_cpus = os.cpu_count() or 1
-    needed = sum(model.replica.num_cpus * model.autoscaling.min_replicas for model in settings.models)
+    hosts: list[ModelConfig | PoolConfig] = [
+        *(model for model in settings.models if model.pool is None),
+        *settings.pools,
+    ]
+    needed = sum(host.replica.num_cpus * host.autoscaling.min_replicas for host in hosts)
     if needed > num_cpus:
         stdout.print(
             f"note: the replicas take {needed:g} CPUs and this machine has {num_cpus}: without other nodes some never "

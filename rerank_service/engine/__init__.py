@@ -1,6 +1,15 @@
 """Models on devices: tokenise -> pack -> forward -> pool -> logit. No Ray, no HTTP."""
 
-from rerank_service.engine.build import load_engine
+from typing import Any
+
+from rerank_service.config import ModelConfig
 from rerank_service.engine.protocol import CacheCounts, EncodedPair, Engine, Truncate
 
 __all__ = ["CacheCounts", "EncodedPair", "Engine", "Truncate", "load_engine"]
+
+
+def load_engine(model: ModelConfig, num_cpus: float | None = None) -> Engine[Any]:
+    """What `build.load_engine` does; torch and transformers, which take seconds, are imported by the first call."""
+    from rerank_service.engine import build
+
+    return build.load_engine(model, num_cpus)

@@ -46,13 +46,15 @@ def build_api(config: RerankConfig, router: ModelRouter, ranker: Ranker) -> Fast
     """The application, ready to serve; raises `ConfigError` if the keys cannot be read."""
     keys = ApiKeys(config.auth)
     metrics = IngressMetrics()
-    readiness = Readiness(ranker, [model.id for model in config.models])
+    rate_limits = RateLimits(config.rate_limits)
+    readiness = Readiness(ranker, [model.id for model in config.probed_models])
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         readiness.start()
         yield
         readiness.stop()
+        await rate_limits.close()
 
     api = FastAPIOffline(  # /docs without a third-party host: clusters are often cut off
         title="Rerank service",
@@ -63,7 +65,7 @@ def build_api(config: RerankConfig, router: ModelRouter, ranker: Ranker) -> Fast
         redirect_slashes=False,
         redoc_url=None,
     )
-    api.include_router(_RankingRoutes(config, keys, router, ranker, metrics).routes())
+    api.include_router(_RankingRoutes(config, keys, rate_limits, router, ranker, metrics).routes())
     api.include_router(service_routes(config, keys, readiness, metrics))
     add_error_handlers(api)
     add_openapi(api, config.limits, keys_are_required=keys.are_required)
@@ -74,10 +76,16 @@ class _RankingRoutes:
     """`/v1/ranking` and the hosted URLs of the same."""
 
     def __init__(
-        self, config: RerankConfig, keys: ApiKeys, router: ModelRouter, ranker: Ranker, metrics: IngressMetrics
+        self,
+        config: RerankConfig,
+        keys: ApiKeys,
+        rate_limits: RateLimits,
+        router: ModelRouter,
+        ranker: Ranker,
+        metrics: IngressMetrics,
     ) -> None:
         self._limits = config.limits
-        self._rate_limits = RateLimits(config.rate_limits)
+        self._rate_limits = rate_limits
         self._keys = keys
         self._router = router
         self._ranker = ranker

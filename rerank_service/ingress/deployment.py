@@ -21,10 +21,18 @@ class Ingress:
     """An ASGI application per replica, built when the replica starts."""
 
     def __init__(self, config: RerankConfig, replicas: Mapping[str, DeploymentHandle[Any]]) -> None:
-        """`replicas` has the handle of each model's deployment, by model id."""
+        """`replicas` has the handle of each model's deployment, by model id, but for models with an application of
+        their own: such a one may come later, or go and come back, and its requests wait for it until their deadline.
+        """
         log_through_serve()
         self._config = config
-        self._router = ModelRouter(config, {model_id: handle.score for model_id, handle in replicas.items()})
+        apart = {
+            model.id: DeploymentHandle[Any](model.deployment_name, model.application)
+            for model in config.models
+            if model.application is not None
+        }
+        handles = {**replicas, **apart}
+        self._router = ModelRouter(config, {model_id: handle.score for model_id, handle in handles.items()})
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return build_api(self._config, self._router, Ranker(self._router, self._config))

@@ -41,6 +41,12 @@ class RateLimits:
         self._passages = _counted("passages", config.passages_per_minute)
         self._limiter = SlidingWindowCounterRateLimiter(_storage(config.storage))
 
+    async def close(self) -> None:
+        """Hangs up on Redis."""
+        bridge = getattr(self._limiter.storage, "bridge", None)
+        if bridge is not None:
+            await bridge.storage.aclose()
+
     async def take_request(self, caller: str) -> dict[str, str]:
         """Counts one request; the headers to answer with. Raises `RateLimited`."""
         return await self._take(self._requests, caller, 1)

@@ -42,7 +42,7 @@ def service_routes(config: RerankConfig, keys: ApiKeys, readiness: Readiness, me
         responses={503: {"description": "Some model has not scored a pair yet."}},
     )
     async def ready() -> Response:
-        """Whether every configured model has really scored a pair."""
+        """Whether every model that is always there has really scored a pair."""
         return _ready(readiness.waiting_for)
 
     @routes.get("/v1/metadata", openapi_extra=_PUBLIC)

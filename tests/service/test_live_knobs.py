@@ -1,11 +1,12 @@
-"""Batching settings change under a running replica: same process, new behaviour."""
+"""Settings change under running replicas: same process, new behaviour."""
 
 import time
-from typing import Any
+from collections import Counter
 
 import httpx
 
 from tests.service.running import (
+    APART,
     CLIENT_TIMEOUT_S,
     KEY,
     LLAMA,
@@ -13,7 +14,6 @@ from tests.service.running import (
     assert_error,
     long_text,
     ranking_body,
-    serve_client,
 )
 
 _LIMIT_S = 120
@@ -21,19 +21,36 @@ _POLL_S = 0.1
 
 
 def test_a_knob_is_turned_without_a_restart(service: Service) -> None:
-    deployment = service.keyed_config.models[0].deployment_name
-    batching = service.keyed_config.models[0].batching.model_dump(mode="json")
-    pids = _pids(deployment)
+    (model,) = service.keyed_config.models
+    batching = model.batching.model_dump(mode="json")
+    pids = service.pids(APART, model.deployment_name)
     assert len(pids) == 1
     headers = {"authorization": f"Bearer {KEY}"}
     with httpx.Client(base_url=service.keyed_url, headers=headers, timeout=CLIENT_TIMEOUT_S) as client:
         assert _rank(client).status_code == 200
-        service.deploy([{"name": deployment, "user_config": batching | {"max_queued_tokens": 1}}])
+        service.deploy(knobs=batching | {"max_queued_tokens": 1})
         refused = _rank_until(client, 413)  # more tokens than the queue would ever hold
         assert assert_error(refused, 413)["detail"][0]["loc"] == ["body", "passages"]
         service.deploy()
         _rank_until(client, 200)
-    assert _pids(deployment) == pids
+    assert service.pids(APART, model.deployment_name) == pids
+
+
+def test_a_model_with_an_application_of_its_own_outlives_a_change_of_the_others(service: Service) -> None:
+    """And no request notices: the new ingress is there before the old one goes."""
+    (model,) = service.keyed_config.models
+    replicas, ingresses = service.pids(APART, model.deployment_name), service.pids("keyed", "ingress")
+    headers = {"authorization": f"Bearer {KEY}"}
+    statuses: Counter[int] = Counter()
+    with httpx.Client(base_url=service.keyed_url, headers=headers, timeout=CLIENT_TIMEOUT_S) as client:
+        service.deploy(keyed_aliases=["another-name"])
+        deadline = time.monotonic() + _LIMIT_S
+        while service.pids("keyed", "ingress") & ingresses or not service.pids("keyed", "ingress"):
+            assert time.monotonic() < deadline
+            statuses[client.post("/v1/ranking", json=ranking_body(LLAMA, "which?", ["this"])).status_code] += 1
+        assert client.post("/v1/ranking", json=ranking_body("another-name", "which?", ["this"])).status_code == 200
+    assert set(statuses) == {200}
+    assert service.pids(APART, model.deployment_name) == replicas
 
 
 def _rank(client: httpx.Client) -> httpx.Response:
@@ -47,8 +64,3 @@ def _rank_until(client: httpx.Client, status: int) -> httpx.Response:
         assert time.monotonic() < deadline, response.text[:200]
         time.sleep(_POLL_S)
     return response
-
-
-def _pids(deployment: str) -> set[int]:
-    details: dict[str, Any] = serve_client().get_serve_details()
-    return {replica["pid"] for replica in details["applications"]["keyed"]["deployments"][deployment]["replicas"]}

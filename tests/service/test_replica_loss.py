@@ -7,6 +7,7 @@ import signal
 import httpx
 
 from tests.service.running import (
+    APART,
     CLIENT_TIMEOUT_S,
     KEY,
     LLAMA,
@@ -15,7 +16,6 @@ from tests.service.running import (
     assert_ranked,
     long_text,
     ranking_body,
-    serve_client,
 )
 
 NUM_REQUESTS = 12
@@ -29,17 +29,11 @@ async def test_requests_of_a_killed_replica_are_answered(service: Service, refer
         body = ranking_body(LLAMA, "which?", PASSAGES)
         requests = [asyncio.ensure_future(client.post("/v1/ranking", json=body)) for _ in range(NUM_REQUESTS)]
         await asyncio.wait(requests, return_when=asyncio.FIRST_COMPLETED)  # the others are queued there or on the way
-        (pid,) = _pids(service.keyed_config.models[0].deployment_name)
+        (pid,) = service.pids(APART, service.keyed_config.models[0].deployment_name)
         assert sum(request.done() for request in requests) < NUM_REQUESTS
         os.kill(pid, signal.SIGKILL)
         responses = await asyncio.gather(*requests)
 
     for response in responses:
         assert_ranked(response, logits)
-    assert pid not in _pids(service.keyed_config.models[0].deployment_name)
-
-
-def _pids(deployment: str) -> set[int]:
-    details = serve_client().get_serve_details()
-    replicas = details["applications"]["keyed"]["deployments"][deployment]["replicas"]
-    return {replica["pid"] for replica in replicas if replica["state"] == "RUNNING"}
+    assert pid not in service.pids(APART, service.keyed_config.models[0].deployment_name)

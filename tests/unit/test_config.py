@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from pydantic import BaseModel
 
 from rerank_service import config
@@ -47,6 +48,9 @@ def test_the_shipped_configurations_are_valid(name: str) -> None:
         ({"models": [MODEL, MODEL | {"id": "nvidia_a"}]}, "the same deployment name"),
         ({"models": [MODEL, MODEL | {"id": "b", "aliases": ["NVIDIA/A"]}]}, "belongs to both 'nvidia/a' and 'b'"),
         ({"models": [MODEL], "service": {"default_model": "b"}}, "default_model 'b' is not among models"),
+        (changed(pool="small"), "a pool that is not among pools: small"),
+        ({"models": [MODEL], "pools": [{"name": "small"}]}, "one that no model names: small"),
+        (changed(pool="small", replica={"num_cpus": 2}), "a model in a pool has no replica of its own"),
     ],
 )
 def test_a_bad_configuration_is_one_readable_error(args: dict[str, Any], message: str) -> None:
@@ -54,6 +58,63 @@ def test_a_bad_configuration_is_one_readable_error(args: dict[str, Any], message
         parse_config(args)
 
     assert "pydantic" not in str(caught.value)
+
+
+def serve_file(folder: Path, *applications: dict[str, Any]) -> Path:
+    path = folder / "serve.yaml"
+    path.write_text(yaml.safe_dump({"applications": list(applications)}))
+    return path
+
+
+def ingress(*models: dict[str, Any]) -> dict[str, Any]:
+    return {"name": "rerank", "import_path": "rerank_service.app:build_app", "args": {"models": list(models)}}
+
+
+def apart(name: str, model: dict[str, Any]) -> dict[str, Any]:
+    return {"name": name, "import_path": "rerank_service.app:build_model", "args": model}
+
+
+def test_a_model_may_have_an_application_of_its_own(tmp_path: Path) -> None:
+    path = serve_file(tmp_path, apart("a", MODEL), ingress(MODEL | {"application": "a"}, MODEL | {"id": "b"}))
+
+    assert [model.application for model in load_config(path).models] == ["a", None]
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (apart("x", MODEL), "application 'a' must be in this file"),
+        (apart("a", MODEL | {"window_tokens": 64}), "its args must be the model's own"),
+    ],
+)
+def test_both_applications_must_be_told_the_same(tmp_path: Path, other: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(serve_file(tmp_path, ingress(MODEL | {"application": "a"}), other))
+
+
+def test_an_application_that_no_model_names_is_a_mistake(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no model names the application a"):
+        load_config(serve_file(tmp_path, ingress(MODEL), apart("a", MODEL)))
+
+
+def test_what_is_not_always_there_does_not_hold_up_readiness() -> None:
+    rare = {"autoscaling": {"min_replicas": 0}}
+    models = [MODEL, MODEL | {"id": "rare"} | rare, *(MODEL | {"id": f"pooled-{n}", "pool": "p"} for n in range(3))]
+    config = parse_config({"models": models, "pools": [{"name": "p"}]})
+
+    assert [model.id for model in config.probed_models] == ["nvidia/a", "pooled-0"]
+
+
+def test_shards_suit_the_hardware_of_whoever_scores() -> None:
+    gpus = {"replica": {"num_gpus": 1}}
+    config = parse_config(
+        {
+            "models": [MODEL, MODEL | {"id": "b"} | gpus, MODEL | {"id": "c", "pool": "p"}],
+            "pools": [{"name": "p"} | gpus],
+        }
+    )
+
+    assert [config.shard_tokens_of(model) for model in config.models] == [4_096, 16_384, 16_384]
 
 
 def test_the_default_model_is_the_first_or_the_named() -> None:

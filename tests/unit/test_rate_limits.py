@@ -1,5 +1,14 @@
 """Requests and passages a minute: who shares a count, what is told, and what happens when the storage fails."""
 
+import asyncio
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
 import pytest
 
 from rerank_service.config import RateLimitConfig, RerankConfig
@@ -40,6 +49,48 @@ async def test_a_storage_that_fails_stops_nobody(caplog: pytest.LogCaptureFixtur
     for _ in range(3):
         assert await limits.take_request("a") == {}
     assert "rate limits do not count" in caplog.text
+
+
+@pytest.fixture
+def redis_url(tmp_path: Path) -> Iterator[str]:
+    """A real Redis, where there is one to start (Debian: redis-server)."""
+    program = shutil.which("redis-server")
+    if program is None:
+        pytest.skip("redis-server is not installed")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [program, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        try:
+            _wait_for_port(port)
+            yield f"redis://127.0.0.1:{port}/0"
+        finally:
+            process.terminate()
+
+
+def _wait_for_port(port: int) -> None:
+    deadline = time.monotonic() + 20
+    while True:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+async def test_ingresses_share_their_counts_in_redis(redis_url: str) -> None:
+    config = RateLimitConfig(requests_per_minute=3, passages_per_minute=600, storage=redis_url)
+    one, other = RateLimits(config), RateLimits(config)
+
+    for ingress in (one, other, one):
+        await ingress.take_request("a")
+    with pytest.raises(RateLimited):
+        await other.take_request("a")
+    assert (await other.take_request("b"))["X-RateLimit-Remaining-Requests"] == "2"
+    await one.take_passages("a", 512)
+    with pytest.raises(RateLimited):
+        await other.take_passages("a", 100)
+    await asyncio.gather(one.close(), other.close())
 
 
 def test_a_storage_without_its_package_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

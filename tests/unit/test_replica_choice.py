@@ -1,8 +1,9 @@
 """Which replica a shard goes to: sums of tokens, and what they do when calls fail, are cancelled or move."""
 
 import random
+from collections import Counter
 
-from rerank_service.replica_choice import OutstandingTokens
+from rerank_service.replica_choice import OutstandingTokens, rank_pool
 
 
 def test_siblings_see_each_other_before_any_is_sent() -> None:
@@ -70,3 +71,25 @@ def test_whatever_happens_the_sums_end_at_zero() -> None:
     assert [load[replica] for replica in "abc"] == [0, 0, 0]
     assert not load._claims
     assert not load._sent
+
+
+def test_a_pool_prefers_who_has_the_model() -> None:
+    replicas = {"a": (900, False), "b": (900, True), "c": (0, False)}
+
+    assert rank_pool("m", replicas, 1000)[0] == "b"
+
+
+def test_a_pool_spreads_a_model_only_under_load() -> None:
+    assert rank_pool("m", {"a": (1000, True), "b": (0, False)}, 1000)[0] == "a"
+    assert rank_pool("m", {"a": (1001, True), "b": (0, False)}, 1000)[0] == "b"
+    assert rank_pool("m", {"a": (1001, True), "b": (1001, False)}, 1000)[0] == "a"
+
+
+def test_everybody_agrees_on_who_loads_a_model_and_the_models_spread() -> None:
+    replicas = dict.fromkeys("abcd", (0, False))
+    homes = {f"model-{number}": rank_pool(f"model-{number}", replicas, 1000)[0] for number in range(400)}
+
+    assert all(rank_pool(model, dict(reversed(replicas.items())), 1000)[0] == home for model, home in homes.items())
+    assert min(Counter(homes.values()).values()) > 60
+    del replicas["d"]
+    assert all(rank_pool(model, replicas, 1000)[0] == home for model, home in homes.items() if home != "d")

@@ -1,0 +1,137 @@
+"""One Ray actor of a pool: several models on one device, each loaded when it is first asked for.
+
+For many small models that are asked for now and then. Serve's `@serve.multiplexed` keeps those used last; which replica
+a model is loaded on is `replica_choice.PoolRouter`'s business. Knows nothing of HTTP.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from ray import serve
+
+from rerank_service.autoscaling import ARRIVING, SPEED, START, WAITING
+from rerank_service.config import ModelConfig, PoolConfig
+from rerank_service.engine import Engine, load_engine
+from rerank_service.errors import EngineFailed, UnknownModel
+from rerank_service.scorer import ModelScorer
+from rerank_service.serve_logging import log_through_serve
+from rerank_service.shards import Shard, ShardScores
+
+__all__ = ["PoolReplica", "pool_replica_class"]
+
+logger = logging.getLogger(__name__)
+
+
+class PoolReplica:
+    """Scores shards of any model of its pool. Bound as what `pool_replica_class` makes of it."""
+
+    def __init__(self, pool: PoolConfig, models: Sequence[ModelConfig]) -> None:
+        log_through_serve()
+        self._pool = pool
+        self._models = {model.id: model for model in models}
+        self._knobs: dict[str, Any] = {}
+        self._loaded: dict[str, ModelScorer] = {}
+        self._launch_thread = ThreadPoolExecutor(1, thread_name_prefix="launch")
+        self._tokenisers = ThreadPoolExecutor(pool.replica.tokeniser_threads, thread_name_prefix="tokenise")
+        self._evicted_tokens = 0  # that models had taken which are gone
+        self._counted = (time.perf_counter(), 0)
+        self._load_s = 0.0
+
+    def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Applies live knobs, by model id; Serve calls it at start and whenever `user_config` changes."""
+        self._knobs = user_config
+        for model_id, scorer in self._loaded.items():
+            scorer.reconfigure(user_config.get(model_id, {}))
+
+    async def check_health(self) -> None:
+        """Raises once nothing would score what is submitted: Serve then replaces this replica."""
+        for scorer in self._loaded.values():
+            scorer.scheduler.check()
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """What `autoscaling.TokenPolicy` decides by: of all models together, at the mean of their speeds."""
+        schedulers = [scorer.scheduler for scorer in self._loaded.values()]
+        now = time.perf_counter()
+        arrived = self._evicted_tokens + sum(scheduler.arrived_tokens for scheduler in schedulers)
+        (before, arrived_before), self._counted = self._counted, (now, arrived)
+        speeds = [scheduler.tokens_per_s for scheduler in schedulers if scheduler.tokens_per_s]
+        return {
+            ARRIVING: (arrived - arrived_before) / max(now - before, 1e-3),
+            WAITING: sum(scheduler.outstanding_tokens for scheduler in schedulers),
+            SPEED: sum(speeds) / len(speeds) if speeds else 0.0,
+            START: self._load_s,
+        }
+
+    async def score(self, shard: Shard) -> ShardScores:
+        """What `ModelScorer.score` does and raises; `UnknownModel`; `EngineFailed` if the model cannot be loaded."""
+        if shard.model not in self._models:
+            raise UnknownModel(shard.model, list(self._models))
+        place = await self._place(shard.model)
+        return await place.scorer.score(shard)
+
+    async def _place(self, model_id: str) -> "_Place":
+        raise NotImplementedError("bind what pool_replica_class makes")
+
+    async def _load(self, model_id: str) -> "_Place":
+        started = time.perf_counter()
+        try:
+            engine = await asyncio.to_thread(self._load_in_own_thread, self._models[model_id])
+        except Exception as error:
+            logger.exception("cannot load model=%s", model_id)
+            raise EngineFailed(type(error).__name__) from None
+        self._load_s = time.perf_counter() - started
+        scorer = ModelScorer(self._models[model_id], engine, self._launch_thread, self._tokenisers)
+        scorer.reconfigure(self._knobs.get(model_id, {}))
+        self._loaded[model_id] = scorer
+        return _Place(scorer, asyncio.get_running_loop(), lambda: self._forget(model_id))
+
+    def _load_in_own_thread(self, model: ModelConfig) -> Engine[Any]:
+        """In a thread that ends with it, and so do its OpenMP threads: a second set of them would slow the first."""
+        with ThreadPoolExecutor(1, thread_name_prefix="load") as thread:
+            return thread.submit(load_engine, model, self._pool.replica.num_cpus).result()
+
+    def _forget(self, model_id: str) -> None:
+        self._evicted_tokens += self._loaded.pop(model_id).scheduler.arrived_tokens
+        logger.info("unloaded model=%s", model_id)
+
+
+class _Place:
+    """What Serve keeps and drops: a loaded model."""
+
+    def __init__(self, scorer: ModelScorer, loop: asyncio.AbstractEventLoop, forget: Any) -> None:
+        self.scorer = scorer
+        self._loop = loop
+        self._forget = forget
+        self._is_closed = False
+
+    def __del__(self) -> None:
+        """Serve calls it in a thread, and waits: the next model is loaded when this one's calls are answered."""
+        if not self._is_closed and self._loop.is_running() and not _runs_here(self._loop):
+            self._is_closed = True
+            asyncio.run_coroutine_threadsafe(self._close(), self._loop).result()
+
+    async def _close(self) -> None:
+        self._forget()
+        await self.scorer.close()
+
+
+def _runs_here(loop: asyncio.AbstractEventLoop) -> bool:
+    try:
+        return asyncio.get_running_loop() is loop
+    except RuntimeError:
+        return False
+
+
+def pool_replica_class(models_per_replica: int) -> type[PoolReplica]:
+    """The class with so many places; Serve's decorator wants to know when the class is made."""
+
+    class SizedPoolReplica(PoolReplica):
+        @serve.multiplexed(max_num_models_per_replica=models_per_replica)  # type: ignore[untyped-decorator]
+        async def _place(self, model_id: str) -> _Place:
+            return await self._load(model_id)
+
+    return SizedPoolReplica
