@@ -17,7 +17,7 @@ serve: $(VENV)/.installed ## install, then serve on http://127.0.0.1:8000
 test: $(VENV)/.installed-dev ## install, then run the tests
 	$(BIN)/python -m pytest $(PYTEST)
 
-chaos: $(VENV)/.installed-dev ## kill replicas, ingresses and a node under load; about six minutes
+chaos: $(VENV)/.installed-dev ## kill replicas, ingresses and a node under load; about nine minutes
 	$(BIN)/python -m pytest tests/load -m load -s
 
 check: $(VENV)/.installed-dev ## lint, format, types, import contracts

@@ -20,6 +20,7 @@ _SECTION = re.compile(r"(<!-- generated: (?P<name>[\w-]+) -->\n).*?(<!-- end -->
 _OURS, _PEER, _LIMIT = "#d1495b", "#9aa0a6", "#3c4043"
 _ESCAPED = "\\|"
 _PLOT = "images/performance-cpu.svg"
+_STEP_PLOT = "images/step.svg"
 _PLUMBING = ("click", "fastapi", "numpy", "typer", "uvicorn")
 """Pinned, but nothing that a reader compares; the results have their versions too."""
 
@@ -120,11 +121,87 @@ def versions_table(record: Record) -> str:
     return _markdown(("server", "versions", "remarks"), rows, num_names=3)
 
 
+def overhead_table(record: Record) -> str:
+    """What the service costs around a null engine, by front."""
+    rows = [
+        (
+            front,
+            f"{row['cpu_ms']:.1f}",
+            f"{row['requests_per_s']:.0f}",
+            f"{row['p50_ms']:.0f}",
+            f"{row['idle_cpus']:.2f}",
+        )
+        for front, row in record["results"].items()
+    ]
+    heads = ("front", "CPU-ms a request", "requests/s", "p50 ms, 32 clients", "CPUs when idle")
+    return f"{_markdown(heads, rows)}\n\n{_origin(record)}"
+
+
+def scaling_table(record: Record) -> str:
+    """Share of the devices' speed that comes out of the service, by replicas."""
+    rows = [
+        (str(row["replicas"]), f"{row['tokens_per_s']:,.0f}", f"{row['efficiency']:.3f}", _outcomes(row["outcomes"]))
+        for row in record["results"]
+    ]
+    heads = ("replicas", "tokens/s", "share of the devices' speed", "answers")
+    return f"{_markdown(heads, rows)}\n\n{_origin(record)}"
+
+
+def router_table(record: Record) -> str:
+    """Waits under each choice of a replica, round by round."""
+    percentiles = ("p50_s", "p95_s", "p99_s")
+    rows = [
+        (row["router"], *(f"{row[name]:.2f}" for name in percentiles), _outcomes(row["outcomes"]))
+        for row in record["results"]
+    ]
+    return f"{_markdown(('router', 'p50 s', 'p95 s', 'p99 s', 'answers'), rows)}\n\n{_origin(record)}"
+
+
+def overload_table(record: Record) -> str:
+    """One run at three times the capacity."""
+    figures = record["results"]
+    rows = [
+        ("capacity, tokens/s", f"{figures['capacity_tokens_per_s']:,.0f}"),
+        ("offered, tokens/s", f"{figures['offered_tokens_per_s']:,.0f}"),
+        ("answered in time, tokens/s", f"{figures['goodput_tokens_per_s']:,.0f}"),
+        ("share of the capacity", f"{figures['goodput_share']:.2f}"),
+        ("answers", _outcomes(figures["outcomes"])),
+        (f"longest answer, of {figures['deadline_s']:g} s allowed", f"{figures['accepted_longest_s']:.1f} s"),
+        ("a refusal comes after (p99)", f"{1000 * figures['refused_p99_s']:.0f} ms"),
+    ]
+    return f"{_markdown(('figure', 'value'), rows)}\n\n{_origin(record)}"
+
+
+def step_table(record: Record) -> str:
+    """When the replicas came and went."""
+    figures = record["results"]
+    rows = [
+        ("four replicas ready, after the step", _seconds(figures["full_after_s"])),
+        ("one replica again, after the end of the load", _seconds(figures["one_after_s"])),
+        ("answers", _outcomes(figures["outcomes"])),
+    ]
+    return f"{_markdown(('figure', 'value'), rows)}\n\n{_origin(record)}"
+
+
+def _seconds(value: float | None) -> str:
+    return "never" if value is None else f"{value:.1f} s"
+
+
+def _outcomes(outcomes: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {outcome}" for outcome, count in outcomes.items())
+
+
 TABLES: Mapping[str, tuple[str, Callable[[Record], str]]] = {
     "engine": ("engine-cpu.json", engine_table),
     "service": ("service-cpu.json", service_table),
     "peers": ("peers-cpu.json", peers_table),
     "peers-versions": ("peers-cpu.json", versions_table),
+    "stack-overhead": ("stack-overhead.json", overhead_table),
+    "stack-scaling": ("stack-scaling.json", scaling_table),
+    "stack-router": ("stack-router.json", router_table),
+    "stack-overload": ("stack-overload.json", overload_table),
+    "stack-step": ("stack-step.json", step_table),
+    "stack-step-plot": ("stack-step.json", lambda _: f"![replicas and answers under a step of load]({_STEP_PLOT})"),
     "peers-plot": ("peers-cpu.json", lambda _: f"![CPU time of each server relative to the bare forward]({_PLOT})"),
 }
 """Section -> file and how it is shown."""
@@ -152,6 +229,33 @@ def plot(record: Record, path: Path) -> None:
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(length=0)
     axes.xaxis.set_major_locator(mpl.ticker.MultipleLocator(0.5))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+
+
+def plot_step(record: Record, path: Path) -> None:
+    """Ready replicas and answered tokens, second by second."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    mpl.rcParams["svg.hashsalt"] = "rerank-service"
+    import matplotlib.pyplot as plt
+
+    figures = record["results"]
+    seconds = range(len(figures["replicas"]))
+    answered = [sum(figures["answered_tokens_per_s"][max(0, at - 2) : at + 1]) / 3000 for at in seconds]
+    figure, (above, below) = plt.subplots(2, 1, sharex=True, figsize=(8, 3.6), layout="constrained", facecolor="white")
+    above.step(seconds, figures["replicas"], where="post", color=_OURS, linewidth=2)
+    above.set_ylabel("ready replicas")
+    above.set_ylim(0, 4.6)
+    below.plot(seconds, answered, color=_LIMIT, linewidth=1.5)
+    below.set_ylabel("1,000 tokens/s")
+    below.set_ylim(0, None)
+    below.set_xlabel("seconds")
+    for axes in (above, below):
+        axes.axvspan(figures["step_at_s"], figures["end_at_s"], color=_PEER, alpha=0.15, linewidth=0)
+        axes.spines[["top", "right"]].set_visible(False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
@@ -219,6 +323,8 @@ def main(
     page.write_text(replace_sections(page.read_text(encoding="utf-8"), contents), encoding="utf-8")
     if "peers-plot" in contents:
         plot(json.loads((results / TABLES["peers-plot"][0]).read_text(encoding="utf-8")), docs / _PLOT)
+    if "stack-step-plot" in contents:
+        plot_step(json.loads((results / "stack-step.json").read_text(encoding="utf-8")), docs / _STEP_PLOT)
 
 
 if __name__ == "__main__":

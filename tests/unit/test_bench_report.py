@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,14 @@ def test_the_page_has_a_section_for_every_table_and_no_other() -> None:
     assert sorted(re.findall(r"<!-- generated: ([\w-]+) -->", page)) == sorted(TABLES)
 
 
-def test_engine_figures_that_are_committed_can_be_shown() -> None:
+@pytest.mark.parametrize(("file", "shown"), TABLES.values(), ids=list(TABLES))
+def test_figures_that_are_committed_can_be_shown(file: str, shown: Callable[[Any], str]) -> None:
+    record = json.loads((_ROOT / "benchmarks" / "results" / file).read_text(encoding="utf-8"))
+
+    assert shown(record).startswith(("| ", "!["))
+
+
+def test_every_engine_has_its_row() -> None:
     record = json.loads((_ROOT / "benchmarks" / "results" / "engine-cpu.json").read_text(encoding="utf-8"))
 
     table = engine_table(record)
