@@ -195,10 +195,10 @@ def choose_model(config: Path | None, dtype: Dtype | None, window: int | None) -
     return model.model_copy(update={"engine": engine} | ({"window_tokens": window} if window else {}))
 
 
-def load_engines(model: ModelConfig) -> dict[str, Engine[Any]]:
+def load_engines(model: ModelConfig, with_parts: bool = True) -> dict[str, Engine[Any]]:
     """The model's engine, last; before it, if it is a late-interaction engine, its parts."""
     engine = load_engine(model)
-    if not isinstance(engine, LateInteractionEngine):
+    if not with_parts or not isinstance(engine, LateInteractionEngine):
         return {model.id: engine}
     parts = {name: load_engine(_with_head(model, head)) for name, head in PARTS.items()}
     return parts | {model.id: engine}
@@ -268,12 +268,13 @@ def main(
     top_k: Annotated[int, typer.Option(min=1, help="BM25's passages a query, unless judged.")] = 100,
     max_queries: Annotated[int | None, typer.Option(min=1, help="The first ones of each folder.")] = None,
     batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens of one forward pass.")] = 16_384,
+    with_parts: Annotated[bool, typer.Option("--parts/--no-parts", help="Also what a late interaction joins.")] = True,
     json_file: Annotated[Path | None, typer.Option("--json", help="Where the figures go.")] = None,
 ) -> None:
     """Measures nDCG@10 and MRR@10 of BM25 and of a model on folders of judged queries."""
     console = Console()
     model = choose_model(model_config, dtype, window)
-    engines = load_engines(model)
+    engines = load_engines(model, with_parts)
     report = provenance(_PACKAGES) | _settings(model, engines[model.id])
     console.print(f"{model.id}: {report['engine']}, window {report['window_tokens']} tokens")
     results = []

@@ -128,7 +128,7 @@ def grid(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Grid]:
 
 
 def test_no_memory_is_kept(grid: Grid) -> None:
-    """Of 20,000 requests, the second half: in the first, oneDNN makes a kernel for every size of batch that it meets."""
+    """Of 20,000 requests, the second half: in the first, caches of kernels by batch size fill."""
     asyncio.run(_until(grid.is_whole, 120))
     processes = [psutil.Process(pid) for pid in (*grid.pids(grid.deployment), *grid.pids("ingress"))]
     bodies = [question.body for question in grid.questions if len(question.logits) <= 10]
