@@ -70,7 +70,9 @@ class PoolReplica:
         """What `ModelScorer.score` does and raises; `UnknownModel`; `EngineFailed` if the model cannot be loaded."""
         if shard.model not in self._models:
             raise UnknownModel(shard.model, list(self._models))
-        place = await self._place(shard.model)
+        if shard.model not in self._loaded:  # in a task of its own: a caller that leaves does not take back the load
+            await asyncio.shield(asyncio.ensure_future(self._place(shard.model)))
+        place = await self._place(shard.model)  # without a pause before the call is counted, or it might be evicted
         return await place.scorer.score(shard)
 
     async def _place(self, model_id: str) -> "_Place":
