@@ -30,7 +30,7 @@ class PoolReplica:
     """Scores shards of any model of its pool. Bound as what `pool_replica_class` makes of it."""
 
     def __init__(self, pool: PoolConfig, models: Sequence[ModelConfig]) -> None:
-        log_through_serve()
+        log_through_serve(keep_access_log=False)
         self._pool = pool
         self._models = {model.id: model for model in models}
         self._knobs: dict[str, Any] = {}

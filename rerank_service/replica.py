@@ -19,7 +19,7 @@ class Replica:
     """Scores shards of one model."""
 
     def __init__(self, model: ModelConfig) -> None:
-        log_through_serve()
+        log_through_serve(keep_access_log=False)
         started = time.perf_counter()
         self._model = model
         launch_thread = ThreadPoolExecutor(1, thread_name_prefix="launch")

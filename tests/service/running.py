@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 from ray.serve.schema import ServeDeploySchema
 
-from rerank_service.config import MODEL_IMPORT_PATH, RerankConfig
+from rerank_service.config import MODEL_IMPORT_PATH, ModelConfig, RerankConfig
 from rerank_service.engine import Engine, Truncate
 from tests.contract import assert_valid_error, assert_valid_response
 
@@ -58,27 +58,22 @@ class Service:
     def keyed_url(self) -> str:
         return f"{self.url}/keyed"
 
-    def deploy(self, knobs: dict[str, Any] | None = None, keyed_aliases: Sequence[str] = ()) -> None:
+    def deploy(self, knobs: dict[str, Any] | None = None, more_models: Sequence[ModelConfig] = ()) -> None:
         """Hands Serve the target state of all applications, as `serve run` and `serve deploy` do.
 
-        `knobs` is the `user_config` of the keyed model's application; `keyed_aliases` changes the keyed ingress.
+        `knobs` is the `user_config` of the keyed model's application; `more_models` are served under `/keyed` too, each
+        from the application it names.
         """
         (model,) = self.keyed_config.models
-        renamed = model.model_copy(update={"aliases": tuple(keyed_aliases)})
-        keyed = self.keyed_config.model_copy(update={"models": (renamed,)})
-        apart = {
-            "name": APART,
-            "route_prefix": None,
-            "import_path": MODEL_IMPORT_PATH,
-            "args": model.model_dump(mode="json", exclude={"application"}, exclude_unset=True),
-            "deployments": [{"name": model.deployment_name, "user_config": knobs}] if knobs else [],
-        }
-        applications = [_application("rerank", "/", self.config), _application("keyed", "/keyed", keyed), apart]
+        keyed = self.keyed_config.model_copy(update={"models": (model, *more_models)})
+        apart = [_model_application(model, knobs), *(_model_application(more) for more in more_models)]
+        applications = [_application("rerank", "/", self.config), _application("keyed", "/keyed", keyed), *apart]
         serve_client().deploy_apps(ServeDeploySchema.model_validate({"applications": applications}))
 
     def pids(self, application: str, deployment: str) -> set[int]:
         """Processes of a deployment that are running; for a moment of a new deployment Serve tells of none."""
-        details = serve_client().get_serve_details()["applications"][application]["deployments"].get(deployment, {})
+        deployed = serve_client().get_serve_details()["applications"].get(application, {"deployments": {}})
+        details = deployed["deployments"].get(deployment, {})
         return {replica["pid"] for replica in details.get("replicas", []) if replica["state"] == "RUNNING"}
 
 
@@ -141,4 +136,14 @@ def _application(name: str, route_prefix: str, config: RerankConfig) -> dict[str
         "route_prefix": route_prefix,
         "import_path": "rerank_service.app:build_app",
         "args": config.model_dump(mode="json"),
+    }
+
+
+def _model_application(model: ModelConfig, knobs: dict[str, Any] | None = None) -> dict[str, Any]:
+    return {
+        "name": model.application,
+        "route_prefix": None,
+        "import_path": MODEL_IMPORT_PATH,
+        "args": model.model_dump(mode="json", exclude={"application"}, exclude_unset=True),
+        "deployments": [{"name": model.deployment_name, "user_config": knobs}] if knobs else [],
     }

@@ -1,30 +1,38 @@
-"""Settings change under running replicas: same process, new behaviour."""
+"""Settings and models change under running replicas: same process, new behaviour."""
 
 import time
 from collections import Counter
+from collections.abc import Callable
 
 import httpx
 
+from rerank_service.config import ModelConfig
 from tests.service.running import (
     APART,
     CLIENT_TIMEOUT_S,
     KEY,
     LLAMA,
+    MISTRAL,
+    Reference,
     Service,
     assert_error,
+    assert_ranked,
     long_text,
     ranking_body,
 )
 
 _LIMIT_S = 120
 _POLL_S = 0.1
+RARE = "rare"
+"""Application of a model that has no replicas while nobody asks for it."""
+PASSAGES = [f"{number} {long_text(20)}" for number in range(12)]
 
 
 def test_a_knob_is_turned_without_a_restart(service: Service) -> None:
     (model,) = service.keyed_config.models
     batching = model.batching.model_dump(mode="json")
+    _wait_until(lambda: len(service.pids(APART, model.deployment_name)) == 1)
     pids = service.pids(APART, model.deployment_name)
-    assert len(pids) == 1
     headers = {"authorization": f"Bearer {KEY}"}
     with httpx.Client(base_url=service.keyed_url, headers=headers, timeout=CLIENT_TIMEOUT_S) as client:
         assert _rank(client).status_code == 200
@@ -36,21 +44,49 @@ def test_a_knob_is_turned_without_a_restart(service: Service) -> None:
     assert service.pids(APART, model.deployment_name) == pids
 
 
-def test_a_model_with_an_application_of_its_own_outlives_a_change_of_the_others(service: Service) -> None:
-    """And no request notices: the new ingress is there before the old one goes."""
+def test_a_model_is_added_and_scales_from_zero(service: Service, references: dict[str, Reference]) -> None:
+    """No request of the model that is there notices: its replica goes on, and a new ingress comes before the old goes.
+
+    The new one has no replica until it is asked for, and none again when nobody has asked for a while.
+    """
     (model,) = service.keyed_config.models
     replicas, ingresses = service.pids(APART, model.deployment_name), service.pids("keyed", "ingress")
+    rare = _rarely_used(service.config.models[1])
     headers = {"authorization": f"Bearer {KEY}"}
     statuses: Counter[int] = Counter()
     with httpx.Client(base_url=service.keyed_url, headers=headers, timeout=CLIENT_TIMEOUT_S) as client:
-        service.deploy(keyed_aliases=["another-name"])
-        deadline = time.monotonic() + _LIMIT_S
-        while service.pids("keyed", "ingress") & ingresses or not service.pids("keyed", "ingress"):
-            assert time.monotonic() < deadline
+        service.deploy(more_models=[rare])
+
+        def is_replaced() -> bool:
             statuses[client.post("/v1/ranking", json=ranking_body(LLAMA, "which?", ["this"])).status_code] += 1
-        assert client.post("/v1/ranking", json=ranking_body("another-name", "which?", ["this"])).status_code == 200
+            return bool(now := service.pids("keyed", "ingress")) and not now & ingresses
+
+        _wait_until(is_replaced)
+        for _ in range(2):
+            _wait_until(lambda: not service.pids(RARE, rare.deployment_name))
+            response = client.post("/v1/ranking", json=ranking_body(rare.id, "which?", PASSAGES))
+            assert_ranked(response, references[MISTRAL].logits("which?", PASSAGES))
+            assert service.pids(RARE, rare.deployment_name)
+        service.deploy()
     assert set(statuses) == {200}
     assert service.pids(APART, model.deployment_name) == replicas
+
+
+def _rarely_used(model: ModelConfig) -> ModelConfig:
+    settings = model.model_dump(exclude_unset=True) | {
+        "id": "rare/model",
+        "aliases": (),
+        "application": RARE,
+        "autoscaling": {"min_replicas": 0, "downscale_delay_s": 2},
+    }
+    return ModelConfig.model_validate(settings)
+
+
+def _wait_until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + _LIMIT_S
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(_POLL_S)
 
 
 def _rank(client: httpx.Client) -> httpx.Response:

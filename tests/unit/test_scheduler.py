@@ -5,7 +5,6 @@ import math
 import threading
 import time
 from collections.abc import AsyncIterator, Sequence
-from typing import Any
 
 import numpy as np
 import pytest
@@ -74,6 +73,21 @@ class Device:
 @pytest.fixture
 def device() -> Device:
     return Device()
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> Device:
+    """One that takes 5 s a batch, 20 tokens a second, on a clock of its own."""
+    now = [1000.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+
+    class Slow(Device):
+        def score(self, batch: Sequence[EncodedPair]) -> list[float]:
+            logits = super().score(batch)
+            now[0] += 5.0
+            return logits
+
+    return Slow()
 
 
 @pytest.fixture
@@ -356,18 +370,7 @@ async def test_batches_are_a_small_share_of_what_waits(scheduler: Scheduler[Enco
     assert sum(sizes) == 300
 
 
-async def test_a_refused_request_is_told_how_long_the_queue_takes(device: Device, monkeypatch: Any) -> None:
-    """With a clock of the test's own: each batch of 100 tokens takes 5 s."""
-    now = [1000.0]
-    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
-
-    class Slow(Device):
-        def score(self, batch: Sequence[EncodedPair]) -> list[float]:
-            logits = super().score(batch)
-            now[0] += 5.0
-            return logits
-
-    slow = Slow()
+async def test_a_refused_request_is_told_how_long_the_queue_takes(slow: Device) -> None:
     scheduler: Scheduler[EncodedPair] = Scheduler(slow, max_batch_tokens=100, max_queued_tokens=500)
     await scheduler.submit("first", pairs(30))
     blocker = await slow.hold(scheduler)
@@ -383,18 +386,8 @@ async def test_a_refused_request_is_told_how_long_the_queue_takes(device: Device
     await scheduler.close()
 
 
-async def test_what_would_be_late_is_refused_at_once(device: Device, monkeypatch: Any) -> None:
-    """The clock of the test before: 20 tokens a second. 500 tokens wait, and a batch of 100 runs."""
-    now = [1000.0]
-    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
-
-    class Slow(Device):
-        def score(self, batch: Sequence[EncodedPair]) -> list[float]:
-            logits = super().score(batch)
-            now[0] += 5.0
-            return logits
-
-    slow = Slow()
+async def test_what_would_be_late_is_refused_at_once(slow: Device) -> None:
+    """500 tokens wait, and a batch of 100 runs."""
     scheduler: Scheduler[EncodedPair] = Scheduler(slow, max_batch_tokens=100, max_queued_tokens=10_000)
     await scheduler.submit("first", pairs(30), timeout_s=1.0)  # nothing is known of an idle device
     blocker = await slow.hold(scheduler)
