@@ -39,6 +39,7 @@ __all__ = [
     "IngressConfig",
     "LateInteractionHead",
     "LimitsConfig",
+    "LogConfig",
     "ModelConfig",
     "PoolConfig",
     "Pooling",
@@ -46,6 +47,7 @@ __all__ = [
     "ReplicaConfig",
     "RerankConfig",
     "ServiceConfig",
+    "TracingConfig",
     "load_config",
     "parse_config",
     "parse_model",
@@ -459,6 +461,27 @@ class AuthConfig(_Config):
     changes. Once set, a key is required, even while the file is empty."""
 
 
+class LogConfig(_Config):
+    """What is written down of requests: sizes, times and codes, never text."""
+
+    access_sample_ratio: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Share of the answered rankings that leave a line in the ingress's log; refusals and failures always do."""
+
+
+class TracingConfig(_Config):
+    """OpenTelemetry traces; needs the extra `tracing`."""
+
+    otlp_endpoint: Annotated[str, Field(pattern=r"^https?://")] | None = None
+    """Where a collector takes OTLP over HTTP, for instance `http://127.0.0.1:4318/v1/traces`. Null: no traces. Its
+    headers, such as a key, come from the environment variable OTEL_EXPORTER_OTLP_HEADERS."""
+
+    sample_ratio: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Share of requests that are traced; one that comes with a W3C `traceparent` follows its flag instead."""
+
+    service_name: Annotated[str, Field(min_length=1)] = "rerank-service"
+    """What traces call this service."""
+
+
 class RerankConfig(_Config):
     """The whole configuration: the `args` of the Serve application."""
 
@@ -479,6 +502,12 @@ class RerankConfig(_Config):
 
     rate_limits: RateLimitConfig = RateLimitConfig()
     """How many a caller may send."""
+
+    logs: LogConfig = LogConfig()
+    """What is written down of them."""
+
+    tracing: TracingConfig = TracingConfig()
+    """Where traces go."""
 
     @model_validator(mode="after")
     def _names_are_unambiguous(self) -> Self:

@@ -8,6 +8,7 @@ than as Serve's `multiplexed_model_id`, which slows a busy deployment that does 
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Protocol
@@ -18,7 +19,10 @@ from ray.serve.exceptions import RayServeException
 
 from rerank_service.config import ModelConfig, RerankConfig
 from rerank_service.errors import Loc, ReplicaUnavailable, RerankError, UnknownModel
+from rerank_service.metrics import definitions
+from rerank_service.metrics.of_ingress import IngressMetrics
 from rerank_service.shards import Shard, ShardScores
+from rerank_service.tracing import Tracing
 
 __all__ = ["ModelRouter", "ScoreMethod"]
 
@@ -42,10 +46,19 @@ class ScoreMethod(Protocol):
 class ModelRouter:
     """Names and aliases, and a remote `score` for each model."""
 
-    def __init__(self, config: RerankConfig, score_methods: Mapping[str, ScoreMethod]) -> None:
+    def __init__(
+        self,
+        config: RerankConfig,
+        score_methods: Mapping[str, ScoreMethod],
+        metrics: IngressMetrics | None = None,
+        tracing: Tracing | None = None,
+    ) -> None:
         """`score_methods` has one entry a model, by id."""
         self.models = config.models
+        self.metrics = metrics or IngressMetrics()
+        self.tracing = tracing or Tracing(config.tracing)
         self._score_methods = score_methods
+        self._outstanding_tokens: Counter[str] = Counter()
         self._default = config.default_model_id
         self._by_name = {name.casefold(): model for model in config.models for name in model.names}
         # Reversed, so that of two models with the same slug the one configured first answers.
@@ -71,12 +84,29 @@ class ModelRouter:
         If that replica or its node dies, another scores it, and the caller does not notice. What two replicas
         died of may well be the shard: it is not given to a third. An application's error is never retried.
         """
+        self._count_outstanding(shard.model, shard.num_tokens)
+        try:
+            return await self._score_somewhere(shard)
+        finally:
+            self._count_outstanding(shard.model, -shard.num_tokens)
+
+    def _count_outstanding(self, model: str, num_tokens: int) -> None:
+        self._outstanding_tokens[model] += num_tokens
+        self.metrics.record(definitions.OUTSTANDING_TOKENS, self._outstanding_tokens[model], model)
+
+    async def _score_somewhere(self, shard: Shard) -> ShardScores:
         started = time.perf_counter()
         for attempt in range(1, _MAX_REPLICAS + 1):
             left_s = shard.timeout_s and max(0.0, shard.timeout_s - (time.perf_counter() - started))
             try:
-                return await self._score_once(replace(shard, timeout_s=left_s))
+                with self.tracing.shard(shard, attempt) as span:
+                    scores = await self._score_once(replace(shard, timeout_s=left_s))
+                    self.tracing.stages(span, scores)
+                if scores.report is not None:
+                    self.metrics.hear(shard.model, scores.report)
+                return scores
             except _ReplicaLost as lost:
+                self.metrics.record(definitions.RETRIED_SHARDS, attempt < _MAX_REPLICAS, shard.model)
                 logger.warning(
                     "replica lost model=%s attempt=%d num_pairs=%d", shard.model, attempt, len(shard.passages)
                 )

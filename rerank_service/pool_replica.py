@@ -17,6 +17,8 @@ from rerank_service.autoscaling import ARRIVING, SPEED, START, WAITING
 from rerank_service.config import ModelConfig, PoolConfig
 from rerank_service.engine import Engine, load_engine
 from rerank_service.errors import EngineFailed, UnknownModel
+from rerank_service.metrics import REPLICA_METRICS
+from rerank_service.metrics.through_ray import RayMetrics
 from rerank_service.scorer import ModelScorer
 from rerank_service.serve_logging import log_through_serve
 from rerank_service.shards import Shard, ShardScores
@@ -37,6 +39,7 @@ class PoolReplica:
         self._loaded: dict[str, ModelScorer] = {}
         self._launch_thread = ThreadPoolExecutor(1, thread_name_prefix="launch")
         self._tokenisers = ThreadPoolExecutor(pool.replica.tokeniser_threads, thread_name_prefix="tokenise")
+        self._metrics = RayMetrics(REPLICA_METRICS)
         self._evicted_tokens = 0  # that models had taken which are gone
         self._counted = (time.perf_counter(), 0)
         self._load_s = 0.0
@@ -86,7 +89,7 @@ class PoolReplica:
             logger.exception("cannot load model=%s", model_id)
             raise EngineFailed(type(error).__name__) from None
         self._load_s = time.perf_counter() - started
-        scorer = ModelScorer(self._models[model_id], engine, self._launch_thread, self._tokenisers)
+        scorer = ModelScorer(self._models[model_id], engine, self._launch_thread, self._tokenisers, self._metrics)
         scorer.reconfigure(self._knobs.get(model_id, {}))
         self._loaded[model_id] = scorer
         return _Place(scorer, asyncio.get_running_loop(), lambda: self._forget(model_id))

@@ -29,9 +29,6 @@ class Ranked:
     num_tokens: int
     num_truncated: int
     num_shards: int
-    cache_hits: int
-    """Passages found in the replicas' caches since their last answers, and not found."""
-    cache_misses: int
     tokenise_s: float
     queue_s: float
     """Each of these is the slowest shard's."""
@@ -91,8 +88,6 @@ def _assemble(
         num_tokens=sum(scored[passage][1] for passage in passages),
         num_truncated=sum(scored[passage][2] for passage in passages),
         num_shards=len(scores),
-        cache_hits=sum(shard.cache_hits for shard in scores),
-        cache_misses=sum(shard.cache_misses for shard in scores),
         tokenise_s=max(shard.tokenise_s for shard in scores),
         queue_s=max(shard.queue_s for shard in scores),
         forward_s=max(shard.forward_s for shard in scores),

@@ -8,6 +8,8 @@ from rerank_service.autoscaling import ARRIVING, SPEED, START, WAITING
 from rerank_service.config import ModelConfig
 from rerank_service.engine import Engine, load_engine
 from rerank_service.errors import UnknownModel
+from rerank_service.metrics import REPLICA_METRICS
+from rerank_service.metrics.through_ray import RayMetrics
 from rerank_service.scorer import ModelScorer
 from rerank_service.serve_logging import log_through_serve
 from rerank_service.shards import Shard, ShardScores
@@ -25,7 +27,7 @@ class Replica:
         launch_thread = ThreadPoolExecutor(1, thread_name_prefix="launch")
         engine = launch_thread.submit(self.load).result()
         tokenisers = ThreadPoolExecutor(model.replica.tokeniser_threads, thread_name_prefix="tokenise")
-        self._scorer = ModelScorer(model, engine, launch_thread, tokenisers)
+        self._scorer = ModelScorer(model, engine, launch_thread, tokenisers, RayMetrics(REPLICA_METRICS))
         self._counted = (time.perf_counter(), 0)
         self._start_s = time.perf_counter() - started
 

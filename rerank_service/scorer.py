@@ -8,6 +8,8 @@ its cancellation and its wait are its own. Knows nothing of HTTP.
 
 import asyncio
 import logging
+import os
+import socket
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,12 +20,16 @@ from ray import serve
 from rerank_service.config import BatchingConfig, ModelConfig
 from rerank_service.engine import CacheCounts, EncodedPair, Engine, Truncate
 from rerank_service.errors import PairTooLong, RequestTimedOut, RequestTooLarge
+from rerank_service.metrics import MetricSink, NoMetrics
+from rerank_service.metrics.reports import record_counts, record_gauges
 from rerank_service.scheduler import Scheduler
-from rerank_service.shards import Shard, ShardScores
+from rerank_service.shards import ReplicaReport, Shard, ShardScores
 
 __all__ = ["ModelScorer"]
 
 logger = logging.getLogger(__name__)
+
+_PROCESS = f"{socket.gethostname()}:{os.getpid()}"
 
 _JOB_CHARACTERS = 65_536
 """Text of one tokenising job, about 20 ms: small calls share a job, a large one has its own."""
@@ -38,11 +44,17 @@ class ModelScorer:
     """Scores shards of one model."""
 
     def __init__(
-        self, model: ModelConfig, engine: Engine[Any], launch_thread: ThreadPoolExecutor, tokenisers: ThreadPoolExecutor
+        self,
+        model: ModelConfig,
+        engine: Engine[Any],
+        launch_thread: ThreadPoolExecutor,
+        tokenisers: ThreadPoolExecutor,
+        metrics: MetricSink | None = None,
     ) -> None:
         """The threads stay the caller's; `launch_thread` is the one the engine was loaded in (see `Scheduler`)."""
         self._model = model
         self._engine = engine
+        self._metrics = metrics or NoMetrics()
         self._reported = engine.cache_counts
         self._tokenisers = tokenisers
         self.scheduler: Scheduler[Any] = Scheduler(
@@ -89,7 +101,7 @@ class ModelScorer:
     async def _score(self, shard: Shard) -> ShardScores:
         if shard.request_tokens > self.scheduler.max_queued_tokens:
             raise RequestTooLarge(shard.request_tokens, self.scheduler.max_queued_tokens)
-        started = time.perf_counter()
+        started_at, started = time.time(), time.perf_counter()
         try:
             async with asyncio.timeout(shard.timeout_s):  # the ingress may die before it can cancel
                 tokenised = await (await self._collect(shard))
@@ -97,7 +109,6 @@ class ModelScorer:
                 scored = await self.scheduler.submit(shard.request_id, tokenised.pairs, left_s)
         except TimeoutError:
             raise RequestTimedOut(shard.timeout_s or 0) from None
-        cache = self._new_cache_counts()
         return ShardScores(
             logits=scored.logits,
             num_tokens=tuple(pair.num_tokens for pair in tokenised.pairs),
@@ -105,12 +116,31 @@ class ModelScorer:
             tokenise_s=tokenised.tokenise_s,
             queue_s=scored.queue_s,
             forward_s=scored.forward_s,
-            cache_hits=cache.hits,
-            cache_misses=cache.misses,
+            started_at=started_at,
+            report=self._report(),
         )
 
+    def _report(self) -> ReplicaReport:
+        """Each batch and each look-up in the cache is reported once, in whichever answer comes next."""
+        finished = [self.scheduler.finished_batches.popleft() for _ in range(len(self.scheduler.finished_batches))]
+        cache = self._new_cache_counts()
+        facts, tokens_per_s = self._engine.device_facts, self.scheduler.tokens_per_s or 0.0
+        report = ReplicaReport(
+            replica=_PROCESS,
+            batches=tuple((batch.num_tokens, round(batch.fill, 3)) for batch in finished),
+            busy_s=sum(batch.busy_s for batch in finished),
+            cache_hits=cache.hits,
+            cache_misses=cache.misses,
+            waiting_tokens=self.scheduler.outstanding_tokens,
+            tokens_per_s=tokens_per_s,
+            memory_bytes=facts.memory_bytes,
+            mfu=facts.utilisation(tokens_per_s),
+        )
+        record_counts(self._metrics, self._model.id, report)
+        record_gauges(self._metrics, self._model.id, report)
+        return report
+
     def _new_cache_counts(self) -> CacheCounts:
-        """Since the last call, so that each look-up is reported once, in whichever answer comes next."""
         before, self._reported = self._reported, self._engine.cache_counts
         return CacheCounts(self._reported.hits - before.hits, self._reported.misses - before.misses)
 

@@ -6,7 +6,7 @@ Pure; sizes are estimates from text, since the tokenizer lives in the replica.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-__all__ = ["Shard", "ShardScores", "cut_into_shards", "estimate_tokens"]
+__all__ = ["ReplicaReport", "Shard", "ShardScores", "cut_into_shards", "estimate_tokens"]
 
 _BYTES_PER_TOKEN = 4
 _SPECIAL_TOKENS = 8
@@ -34,6 +34,28 @@ class Shard:
 
 
 @dataclass(frozen=True, slots=True)
+class ReplicaReport:
+    """How the replica fares, for the metrics. What is counted, is counted since the last report to anybody."""
+
+    replica: str
+    """Its name; any two differ."""
+    batches: tuple[tuple[int, float], ...]
+    """Tokens of each batch, and the share of its budget that is."""
+    busy_s: float
+    """Time its device had a batch."""
+    cache_hits: int
+    """Passages that its cache had."""
+    cache_misses: int
+    waiting_tokens: int
+    """For its device or on it, now."""
+    tokens_per_s: float
+    """What the device scores while it has work; 0 before the first batch."""
+    memory_bytes: int
+    mfu: float | None
+    """Model FLOP utilisation while the device has work; null where its peak is not known."""
+
+
+@dataclass(frozen=True, slots=True)
 class ShardScores:
     """What a replica answers."""
 
@@ -48,9 +70,9 @@ class ShardScores:
     """From the end of tokenising to the start of the first batch with a pair of this shard."""
     forward_s: float
     """From there to the last logit."""
-    cache_hits: int = 0
-    """Passages that the replica's cache had, since it last answered anyone."""
-    cache_misses: int = 0
+    started_at: float = 0.0
+    """Seconds since the epoch, by the replica's clock, when it got the shard."""
+    report: ReplicaReport | None = None
 
 
 def estimate_tokens(query: str, passage: str) -> int:

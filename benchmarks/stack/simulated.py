@@ -18,7 +18,7 @@ from ray.serve import Application
 
 from rerank_service.app import bind_app
 from rerank_service.config import parse_config
-from rerank_service.engine import CacheCounts, EncodedPair, Engine, Truncate
+from rerank_service.engine import CacheCounts, DeviceFacts, EncodedPair, Engine, Truncate
 from rerank_service.replica import Replica
 from rerank_service.shards import estimate_tokens
 
@@ -61,6 +61,7 @@ class SimulatedEngine:
     window_tokens = 8192
     default_batch_tokens = 16_384
     cache_counts = CacheCounts(0, 0)
+    device_facts = DeviceFacts(0, 0.0, None)
     description = "simulated"
 
     def __init__(self, tokens_per_s: float) -> None:

@@ -54,6 +54,7 @@ def load_engine(model: ModelConfig, num_cpus: float | None = None) -> Engine[Any
     torch.set_num_threads(model.engine.num_threads or _threads(num_cpus))
     folder = resolve_checkpoint(model.checkpoint)
     engine = _LOADERS[_kind(folder, model.engine)](folder, model.engine, model.window_tokens)
+    engine.flops_per_token = 2.0 * loading.num_linear_weights(folder)
     warm_up(engine)
     if engine.device.type == "cuda":
         engine.memory_tokens = find_memory_tokens(engine, CudaMeter(engine.device))

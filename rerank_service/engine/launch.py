@@ -10,7 +10,9 @@ from typing import Generic
 
 import torch
 
-from rerank_service.engine.protocol import CacheCounts, PairT
+from rerank_service.engine.memory import held_bytes
+from rerank_service.engine.peak import peak_flops
+from rerank_service.engine.protocol import CacheCounts, DeviceFacts, PairT
 from rerank_service.errors import DeviceMemoryExhausted
 
 __all__ = ["DeviceLogits", "TorchEngine"]
@@ -53,6 +55,8 @@ class TorchEngine(ABC, Generic[PairT]):
         self.default_batch_tokens = 16_384 if device.type == "cuda" else 4_096
         self.memory_tokens: int | None = None
         """Tokens of a batch that fit in the device's memory; null: unknown or no matter."""
+        self.flops_per_token = 0.0
+        """Of the linear layers; 0 until whoever loads the engine says."""
 
     @abstractmethod
     def forward(self, pairs: Sequence[PairT]) -> torch.Tensor:
@@ -62,6 +66,11 @@ class TorchEngine(ABC, Generic[PairT]):
     def cache_counts(self) -> CacheCounts:
         """None is kept, unless the engine says otherwise."""
         return CacheCounts(0, 0)
+
+    @property
+    def device_facts(self) -> DeviceFacts:
+        """What the device holds now, and could do at most."""
+        return DeviceFacts(held_bytes(self.device), self.flops_per_token, peak_flops(self.device))
 
     @torch.inference_mode()
     def launch(self, pairs: Sequence[PairT]) -> DeviceLogits:

@@ -5,6 +5,7 @@ would otherwise load in silence and rank wrongly.
 """
 
 import json
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ __all__ = [
     "has_tensor",
     "load_weights",
     "max_positions",
+    "num_linear_weights",
     "read_json",
     "read_model_config",
     "resolve_device",
@@ -76,6 +78,16 @@ def has_tensor(folder: Path, name: str) -> bool:
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{path} is damaged ({error}): fetch the file again") from error
     return False
+
+
+def num_linear_weights(folder: Path) -> int:
+    """Weights that every token is multiplied by: those of all matrices but embeddings."""
+    total = 0
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as tensors:
+            shapes = {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118
+        total += sum(math.prod(shape) for name, shape in shapes.items() if len(shape) == 2 and "embed" not in name)
+    return total
 
 
 def load_weights(

@@ -4,19 +4,33 @@ With packed sequences and fused attention a forward pass needs memory in proport
 measured pass tells the rest. A bound, not a promise: `launch` halves what does not fit all the same.
 """
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
 from rerank_service.engine.protocol import Engine, Truncate
 
-__all__ = ["CudaMeter", "MemoryMeter", "find_memory_tokens"]
+__all__ = ["CudaMeter", "MemoryMeter", "find_memory_tokens", "held_bytes"]
 
 _PROBE_TOKENS = 8192
 _PROBE_WORDS = 384
 _USABLE_SHARE = 0.8
 """Of the memory that is free: the rest is for fragments, other processes and longer sequences' workspaces."""
+
+
+_STATM = Path("/proc/self/statm")
+
+
+def held_bytes(device: torch.device) -> int:
+    """What torch holds of a GPU; on a CPU, what this process holds; 0 where the system does not tell."""
+    if device.type == "cuda":
+        return int(torch.cuda.memory_reserved(device))
+    if not _STATM.exists():
+        return 0
+    return int(_STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 class MemoryMeter(Protocol):

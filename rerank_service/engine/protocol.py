@@ -11,7 +11,17 @@ from typing import NamedTuple, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["BatchScorer", "CacheCounts", "EncodedPair", "Engine", "PairT", "PendingLogits", "TokenIds", "Truncate"]
+__all__ = [
+    "BatchScorer",
+    "CacheCounts",
+    "DeviceFacts",
+    "EncodedPair",
+    "Engine",
+    "PairT",
+    "PendingLogits",
+    "TokenIds",
+    "Truncate",
+]
 
 TokenIds = NDArray[np.int32]  # [L]
 
@@ -21,6 +31,21 @@ class CacheCounts(NamedTuple):
 
     hits: int
     misses: int
+
+
+class DeviceFacts(NamedTuple):
+    """What an engine's device holds and could do at most."""
+
+    memory_bytes: int
+    """That torch holds on a GPU; of the whole process on a CPU; 0 where that cannot be told."""
+    flops_per_token: float
+    """Floating-point operations of the model's linear layers, two for each weight; attention comes on top."""
+    peak_flops: float | None
+    """Dense peak a second in the engine's precision; null where it is not known."""
+
+    def utilisation(self, tokens_per_s: float) -> float | None:
+        """Model FLOP utilisation at that speed."""
+        return self.peak_flops and tokens_per_s * self.flops_per_token / self.peak_flops
 
 
 class Truncate(StrEnum):
@@ -96,6 +121,11 @@ class Engine(BatchScorer[PairT], Protocol[PairT]):
     @property
     def cache_counts(self) -> CacheCounts:
         """Of the passage cache; zeros where there is none."""
+        ...
+
+    @property
+    def device_facts(self) -> DeviceFacts:
+        """As of now."""
         ...
 
     @property

@@ -5,27 +5,25 @@ document states the limits in force.
 """
 
 import asyncio
-import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi_offline import FastAPIOffline
-from starlette.requests import ClientDisconnect
 
-from rerank_service.config import ModelConfig, RerankConfig
-from rerank_service.errors import RerankError
+from rerank_service.config import RerankConfig
 from rerank_service.ingress.auth import ApiKeys
 from rerank_service.ingress.body import read_json_body
 from rerank_service.ingress.deadline import client_timeout_s
 from rerank_service.ingress.envelope import add_error_handlers
+from rerank_service.ingress.observation import Observation, Observer
 from rerank_service.ingress.openapi import RANKING_OPERATION, add_openapi
 from rerank_service.ingress.rate_limits import RateLimits, caller_of
 from rerank_service.ingress.readiness import Readiness
 from rerank_service.ingress.service_routes import service_routes
-from rerank_service.metrics import IngressMetrics
 from rerank_service.model_router import ModelRouter
 from rerank_service.ranker import Ranked, Ranker
 from rerank_service.schema import Ranking, RankingResponse, Usage, parse_ranking_request
@@ -33,19 +31,14 @@ from rerank_service.version import __version__
 
 __all__ = ["build_api"]
 
-logger = logging.getLogger(__name__)
-
-_CLIENT_LEFT = 499
-"""nginx's status of a request whose client hung up; nobody reads it but the metrics."""
-
-_UNKNOWN = "unknown"
-"""Metric label of a request whose model is not known: the client's text is no label."""
+_DIALECT = "nim"
+"""Metric label of NVIDIA's own API."""
 
 
 def build_api(config: RerankConfig, router: ModelRouter, ranker: Ranker) -> FastAPI:
     """The application, ready to serve; raises `ConfigError` if the keys cannot be read."""
     keys = ApiKeys(config.auth)
-    metrics = IngressMetrics()
+    observer = Observer(config.logs, router.metrics, router.tracing)
     rate_limits = RateLimits(config.rate_limits)
     readiness = Readiness(ranker, [model.id for model in config.probed_models])
 
@@ -55,6 +48,7 @@ def build_api(config: RerankConfig, router: ModelRouter, ranker: Ranker) -> Fast
         yield
         readiness.stop()
         await rate_limits.close()
+        await asyncio.to_thread(router.tracing.close)
 
     api = FastAPIOffline(  # /docs without a third-party host: clusters are often cut off
         title="Rerank service",
@@ -65,8 +59,8 @@ def build_api(config: RerankConfig, router: ModelRouter, ranker: Ranker) -> Fast
         redirect_slashes=False,
         redoc_url=None,
     )
-    api.include_router(_RankingRoutes(config, keys, rate_limits, router, ranker, metrics).routes())
-    api.include_router(service_routes(config, keys, readiness, metrics))
+    api.include_router(_RankingRoutes(config, keys, rate_limits, router, ranker, observer).routes())
+    api.include_router(service_routes(config, keys, readiness, router.metrics))
     add_error_handlers(api)
     add_openapi(api, config.limits, keys_are_required=keys.are_required)
     return api
@@ -82,14 +76,14 @@ class _RankingRoutes:
         rate_limits: RateLimits,
         router: ModelRouter,
         ranker: Ranker,
-        metrics: IngressMetrics,
+        observer: Observer,
     ) -> None:
         self._limits = config.limits
         self._rate_limits = rate_limits
         self._keys = keys
         self._router = router
         self._ranker = ranker
-        self._metrics = metrics
+        self._observer = observer
 
     def routes(self) -> APIRouter:
         routes = APIRouter(tags=["Reranking"])
@@ -120,31 +114,12 @@ class _RankingRoutes:
         return routes
 
     async def rank(self, request: Request) -> Response:
-        return await self._counted(request, None)
+        return await self._observer.answer(request, _DIALECT, partial(self._answer, request, None))
 
     async def rank_at_slug(self, slug: str, request: Request) -> Response:
-        return await self._counted(request, slug)
+        return await self._observer.answer(request, _DIALECT, partial(self._answer, request, slug))
 
-    async def _counted(self, request: Request, slug: str | None) -> Response:
-        """Answers, and counts the answer by model and status whatever it is."""
-        request.state.model_id = _UNKNOWN
-        status = 500
-        try:
-            response = await self._answer(request, slug)
-            status = response.status_code
-        except RerankError as error:
-            status = error.http_status
-            raise
-        except ClientDisconnect:
-            response = Response(status_code=(status := _CLIENT_LEFT))
-        except asyncio.CancelledError:
-            status = _CLIENT_LEFT
-            raise
-        finally:
-            self._metrics.requests.labels(request.state.model_id, status).inc()
-        return response
-
-    async def _answer(self, request: Request, slug: str | None) -> Response:
+    async def _answer(self, request: Request, slug: str | None, observation: Observation) -> Response:
         self._keys.check(request.headers.get("authorization"))
         caller = self._caller(request)
         headers = await self._rate_limits.take_request(caller)
@@ -153,38 +128,18 @@ class _RankingRoutes:
         body = await read_json_body(request, self._limits.max_body_bytes)
         started = time.perf_counter()
         ranking = parse_ranking_request(body, self._limits)
-        parse_s = time.perf_counter() - started
+        observation.parse_s = time.perf_counter() - started
         model = slug_model if ranking.model is None and slug_model else self._router.resolve(ranking.model)
-        request.state.model_id = model.id
+        observation.model_id = model.id
         headers |= await self._rate_limits.take_passages(caller, len(ranking.passages))
         passages = [passage.text for passage in ranking.passages]
         ranked = await self._ranker.rank(model.id, ranking.query.text, passages, ranking.truncate or "END", timeout_s)
-        self._record(model, ranked, parse_s)
+        observation.ranked = ranked
         return Response(_body(ranked), headers=headers, media_type="application/json")
 
     def _caller(self, request: Request) -> str:
         authorization = request.headers.get("authorization") if self._keys.are_required else None
         return caller_of(authorization, request.client and request.client.host)
-
-    def _record(self, model: ModelConfig, ranked: Ranked, parse_s: float) -> None:
-        metrics, name = self._metrics, model.id
-        metrics.passages.labels(name).inc(len(ranked.logits))
-        metrics.request_passages.labels(name).observe(len(ranked.logits))
-        metrics.tokens.labels(name).inc(ranked.num_tokens)
-        metrics.truncated.labels(name).inc(ranked.num_truncated)
-        metrics.cache_hits.labels(name).inc(ranked.cache_hits)
-        metrics.cache_misses.labels(name).inc(ranked.cache_misses)
-        metrics.total_seconds.labels(name).observe(ranked.total_s)
-        metrics.tokenise_seconds.labels(name).observe(ranked.tokenise_s)
-        metrics.queue_seconds.labels(name).observe(ranked.queue_s)
-        metrics.forward_seconds.labels(name).observe(ranked.forward_s)
-        logger.info(
-            "ranked model=%s num_passages=%d num_tokens=%d num_truncated=%d num_shards=%d "
-            "parse_ms=%.1f tokenise_ms=%.1f queue_ms=%.1f forward_ms=%.1f total_ms=%.1f",
-            *(name, len(ranked.logits), ranked.num_tokens, ranked.num_truncated, ranked.num_shards),
-            *(1000 * parse_s, 1000 * ranked.tokenise_s, 1000 * ranked.queue_s),
-            *(1000 * ranked.forward_s, 1000 * ranked.total_s),
-        )
 
 
 def _body(ranked: Ranked) -> str:

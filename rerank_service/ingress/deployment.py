@@ -9,6 +9,9 @@ from ray.serve.handle import DeploymentHandle
 
 from rerank_service.config import RerankConfig
 from rerank_service.ingress.api import build_api
+from rerank_service.metrics import INGRESS_METRICS
+from rerank_service.metrics.of_ingress import IngressMetrics
+from rerank_service.metrics.through_ray import RayMetrics
 from rerank_service.model_router import ModelRouter
 from rerank_service.ranker import Ranker
 from rerank_service.serve_logging import log_through_serve
@@ -24,7 +27,7 @@ class Ingress:
         """`replicas` has the handle of each model's deployment, by model id, but for models with an application of
         their own: such a one may come later, or go and come back, and its requests wait for it until their deadline.
         """
-        log_through_serve()
+        log_through_serve(keep_access_log=False)
         self._config = config
         apart = {
             model.id: DeploymentHandle[Any](model.deployment_name, model.application)
@@ -32,7 +35,8 @@ class Ingress:
             if model.application is not None
         }
         handles = {**replicas, **apart}
-        self._router = ModelRouter(config, {model_id: handle.score for model_id, handle in handles.items()})
+        score_methods = {model_id: handle.score for model_id, handle in handles.items()}
+        self._router = ModelRouter(config, score_methods, IngressMetrics([RayMetrics(INGRESS_METRICS)]))
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return build_api(self._config, self._router, Ranker(self._router, self._config))

@@ -49,9 +49,11 @@ def _envelope(
     return Response(body, status, headers, media_type="application/json")
 
 
-async def _on_rerank_error(_: Request, error: Exception) -> Response:
+async def _on_rerank_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RerankError)  # noqa: S101 - registered for this class
-    return error_response(error)
+    response = error_response(error)
+    response.headers.update(getattr(request.state, "reply_headers", {}))
+    return response
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:

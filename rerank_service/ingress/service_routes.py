@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse
 from rerank_service.config import ModelConfig, RerankConfig
 from rerank_service.ingress.auth import ApiKeys
 from rerank_service.ingress.readiness import Readiness
-from rerank_service.metrics import IngressMetrics
+from rerank_service.metrics.of_ingress import IngressMetrics
 from rerank_service.version import __version__
 
 __all__ = ["service_routes"]

@@ -8,23 +8,27 @@ import asyncio
 import logging
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 from rerank_service.engine.protocol import BatchScorer, PairT, PendingLogits
 from rerank_service.errors import EngineFailed, NonFiniteLogit, QueueFull, RerankError, WaitTooLong
 from rerank_service.scheduler.deadlines import Demand, fits
 from rerank_service.scheduler.fair_queue import Drawn, FairQueue
 
-__all__ = ["Scheduler", "ScoredPairs"]
+__all__ = ["FinishedBatch", "Scheduler", "ScoredPairs"]
 
 logger = logging.getLogger(__name__)
 
 _NEWEST_SHARE = 0.2
 """Weight of the newest batch in the drain rate."""
 _LONGEST_RETRY_S = 60
+
+_REMEMBERED_BATCHES = 256
+"""If nobody asks for them."""
 
 _BATCHES_OF_WHAT_WAITS = 24
 """A request that comes now waits for the batch running and shares the next: about 1.5/24 of what was there."""
@@ -37,6 +41,16 @@ class ScoredPairs:
     logits: tuple[float, ...]
     queue_s: float
     forward_s: float
+
+
+class FinishedBatch(NamedTuple):
+    """One forward pass, for the metrics."""
+
+    num_tokens: int
+    fill: float
+    """Share of its budget that is; 1 for a pair longer than the budget."""
+    busy_s: float
+    """Time the device had it, less what it had the batch before for."""
 
 
 @dataclass(eq=False, slots=True)
@@ -60,14 +74,19 @@ class _DrainRate:
         self.tokens_per_s: float | None = None
         self._last_at = 0.0
 
-    def add(self, batch: _Batch[Any]) -> None:
-        """A batch that is done. Time without work does not count: from the batch before, or from its own start."""
+    def add(self, batch: _Batch[Any]) -> float:
+        """A batch that is done. Time without work does not count: from the batch before, or from its own start.
+
+        Gives that time, in seconds.
+        """
         now = time.perf_counter()
         started_at = max(self._last_at, min(drawn.job.started_at or now for drawn in batch))
         self._last_at = now
-        rate = _num_tokens(batch) / max(now - started_at, 1e-6)
+        busy_s = now - started_at
+        rate = _num_tokens(batch) / max(busy_s, 1e-6)
         before = self.tokens_per_s
         self.tokens_per_s = rate if before is None else before + _NEWEST_SHARE * (rate - before)
+        return busy_s
 
     def seconds_for(self, num_tokens: int) -> int:
         """Whole seconds until so many tokens are scored, from 1 to a minute; 1 while nothing is known."""
@@ -111,6 +130,8 @@ class Scheduler(Generic[PairT]):
         self._tokens_in_flight = 0
         self.arrived_tokens = 0
         """Of all submissions that were taken, so far."""
+        self.finished_batches: deque[FinishedBatch] = deque(maxlen=_REMEMBERED_BATCHES)
+        """Whoever reports them takes them out."""
         self._has_changed = asyncio.Event()
         self._launch_thread = launch_thread or ThreadPoolExecutor(1, thread_name_prefix="launch")
         self._owns_launch_thread = launch_thread is None
@@ -189,13 +210,14 @@ class Scheduler(Generic[PairT]):
                 self._has_changed.clear()
                 await self._has_changed.wait()
             self._num_in_flight += 1
-            batch = self._queue.take(self._budget_tokens, self._free_at_s, self._drain.tokens_per_s)
+            budget = self._budget_tokens
+            batch = self._queue.take(budget, self._free_at_s, self._drain.tokens_per_s)
             self._tokens_in_flight += _num_tokens(batch)
             pending = await self._launch(batch)
             if pending is None or pending.is_ready:
-                await self._deliver(batch, pending)
+                await self._deliver(batch, budget, pending)
             else:
-                delivery = asyncio.get_running_loop().create_task(self._deliver(batch, pending))
+                delivery = asyncio.get_running_loop().create_task(self._deliver(batch, budget, pending))
                 self._deliveries.add(delivery)
                 delivery.add_done_callback(self._deliveries.discard)
 
@@ -227,11 +249,13 @@ class Scheduler(Generic[PairT]):
             await self._score_apart(batch, error)
             return None
 
-    async def _deliver(self, batch: _Batch[PairT], pending: PendingLogits | None) -> None:
+    async def _deliver(self, batch: _Batch[PairT], budget: int, pending: PendingLogits | None) -> None:
         try:
             if pending is not None:
-                _hand_out(batch, await self._logits(pending))
-                self._drain.add(batch)
+                logits = await self._logits(pending)
+                num_tokens, busy_s = _num_tokens(batch), self._drain.add(batch)
+                self.finished_batches.append(FinishedBatch(num_tokens, min(1.0, num_tokens / budget), busy_s))
+                _hand_out(batch, logits)
         except Exception as error:
             await self._score_apart(batch, error)
         finally:

@@ -10,7 +10,7 @@ from ray.serve import Application
 
 from rerank_service.app import bind_app
 from rerank_service.config import parse_config
-from rerank_service.engine import CacheCounts, EncodedPair, Engine, Truncate
+from rerank_service.engine import CacheCounts, DeviceFacts, EncodedPair, Engine, Truncate
 from rerank_service.replica import Replica
 
 __all__ = ["MODEL", "POISON", "build_app", "poison_application"]
@@ -37,6 +37,7 @@ class FragileEngine:
     window_tokens = 512
     default_batch_tokens = 1024
     cache_counts = CacheCounts(0, 0)
+    device_facts = DeviceFacts(0, 0.0, None)
     description = "fragile"
 
     def tokenise(self, query: str, passages: Sequence[str], truncate: Truncate) -> list[EncodedPair]:

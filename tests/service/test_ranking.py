@@ -247,10 +247,16 @@ def test_metrics_count_what_was_ranked(client: httpx.Client, route: str) -> None
     _rank(client, PASSAGES, model="nvidia/nobody")
     after = _metrics(client, route)
     rises = {name: value - before.get(name, 0) for name, value in after.items() if value != before.get(name)}
-    assert rises[f'rerank_requests_total{{model="{MINILM}",status="200"}}'] == 1
-    assert rises['rerank_requests_total{model="unknown",status="404"}'] == 1
+    assert rises[f'rerank_requests_total{{dialect="nim",model="{MINILM}",status="200"}}'] == 1
+    assert rises['rerank_requests_total{dialect="nim",model="unknown",status="404"}'] == 1
     assert rises[f'rerank_passages_total{{model="{MINILM}"}}'] == len(PASSAGES)
     assert rises[f'rerank_forward_seconds_count{{model="{MINILM}"}}'] == 1
+    assert rises[f'rerank_batch_tokens_count{{model="{MINILM}"}}'] >= 1
+    assert rises[f'rerank_device_busy_seconds_total{{model="{MINILM}"}}'] > 0
+    assert after[f'rerank_device_memory_bytes{{model="{MINILM}"}}'] > 100_000_000
+    assert after[f'rerank_device_tokens_per_second{{model="{MINILM}"}}'] > 0
+    assert after[f'rerank_device_waiting_tokens{{model="{MINILM}"}}'] == 0
+    assert after[f'rerank_outstanding_tokens{{model="{MINILM}"}}'] == 0
 
 
 def _rank(client: httpx.Client, passages: list[str], model: str | None = LLAMA, **options: Any) -> httpx.Response:

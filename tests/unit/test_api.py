@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -408,12 +409,61 @@ async def test_metrics_count_requests_passages_and_tokens(client: httpx.AsyncCli
     text = (await client.get("/v1/metrics")).text
 
     model = 'model="nvidia/llama-3.2-rerank"'
-    assert f'rerank_requests_total{{{model},status="200"}} 1.0' in text
-    assert 'rerank_requests_total{model="unknown",status="400"} 1.0' in text
+    assert f'rerank_requests_total{{dialect="nim",{model},status="200"}} 1.0' in text
+    assert 'rerank_requests_total{dialect="nim",model="unknown",status="400"} 1.0' in text
     assert f"rerank_passages_total{{{model}}} 3.0" in text
     assert f"rerank_tokens_total{{{model}}} {float(answer['usage']['total_tokens'])}" in text
     assert f"rerank_request_seconds_count{{{model}}} 1.0" in text
+    assert f"rerank_outstanding_tokens{{{model}}} 0.0" in text
     assert (await client.get("/metrics")).status_code == 200
+
+
+async def test_refusals_are_counted_by_their_cause(models: list[ModelConfig]) -> None:
+    replicas = {model.id: _Broken(lambda: QueueFull(10, 20, 3)) for model in models}
+    limits = {"requests_per_minute": 1}
+    async with client_of(local_api(models, replicas, rate_limits=limits)) as client:
+        for _ in range(2):
+            await client.post("/v1/ranking", json=BODY)
+        text = (await client.get("/metrics")).text
+
+    assert 'rerank_shed_requests_total{code="queue_full",model="nvidia/llama-3.2-rerank"} 1.0' in text
+    assert 'rerank_limited_requests_total{limit="requests"} 1.0' in text
+
+
+async def test_an_answer_tells_where_its_time_went(client: httpx.AsyncClient) -> None:
+    timing = (await client.post("/v1/ranking", json=BODY)).headers["server-timing"]
+    milliseconds = {name: float(value) for name, value in re.findall(r"(\w+);dur=([0-9.]+)", timing)}
+    assert list(milliseconds) == ["parse", "tokenise", "queue", "forward", "total"]
+    assert 0 < milliseconds["forward"] <= milliseconds["total"]
+
+
+async def test_a_request_leaves_one_line_of_sizes_and_times(
+    client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", "rerank_service.ingress.observation"):
+        answer = await client.post("/v1/ranking", json=BODY)
+        await client.post("/v1/ranking", json=BODY | {"model": "nobody's secret"})
+
+    ranked, refused = [record for record in caplog.records if record.name.endswith("observation")]
+    assert ranked.status == 200  # type: ignore[attr-defined] - what JSON logs have as fields
+    assert ranked.num_tokens == answer.json()["usage"]["total_tokens"]  # type: ignore[attr-defined]
+    assert ranked.getMessage().startswith(
+        "request status=200 dialect=nim model=nvidia/llama-3.2-rerank num_passages=3 "
+    )
+    assert "code=model_not_found" in refused.getMessage()
+    assert not any(text in caplog.text for text in ("a query", "secret"))
+
+
+@pytest.mark.parametrize(("share", "num_lines"), [(0.0, 1), (1.0, 3)])
+async def test_lines_of_answers_can_be_sampled_those_of_refusals_not(
+    models: list[ModelConfig], share: float, num_lines: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    replicas = {model.id: LocalReplica(model) for model in models}
+    async with client_of(local_api(models, replicas, logs={"access_sample_ratio": share})) as client:
+        with caplog.at_level("INFO", "rerank_service.ingress.observation"):
+            for body in (BODY, BODY, {}):
+                await client.post("/v1/ranking", json=body)
+    assert len([record for record in caplog.records if record.name.endswith("observation")]) == num_lines
 
 
 async def test_the_documentation_page_needs_no_other_host(client: httpx.AsyncClient) -> None:

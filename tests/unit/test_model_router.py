@@ -10,7 +10,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from rerank_service.config import RerankConfig
 from rerank_service.errors import PairTooLong, ReplicaUnavailable, UnknownModel
 from rerank_service.model_router import ModelRouter
-from rerank_service.shards import Shard
+from rerank_service.shards import Shard, ShardScores
 
 CONFIG = RerankConfig.model_validate(
     {
@@ -22,6 +22,7 @@ CONFIG = RerankConfig.model_validate(
     }
 )
 SHARD = Shard("r", "nvidia/mistral", "q", ("p",), (0,), "END", 9, 9)
+SCORED = ShardScores((1.5,), (9,), (False,), 0.0, 0.0, 0.0)
 
 
 class Response:
@@ -81,9 +82,10 @@ def test_of_two_models_with_one_slug_the_first_answers() -> None:
 
 
 async def test_a_shard_goes_to_its_models_deployment_with_the_models_id() -> None:
-    scores = {"nvidia/llama-3.2-v2": Score("wrong"), "nvidia/mistral": Score("right")}
+    wrong = ShardScores((-1.5,), (9,), (False,), 0.0, 0.0, 0.0)
+    scores = {"nvidia/llama-3.2-v2": Score(wrong), "nvidia/mistral": Score(SCORED)}
 
-    assert await ModelRouter(CONFIG, scores).score(SHARD) == "right"
+    assert await ModelRouter(CONFIG, scores).score(SHARD) == SCORED
 
     assert [shard.model for shard in scores["nvidia/mistral"].shards] == ["nvidia/mistral"]
     assert scores["nvidia/llama-3.2-v2"].shards == []
@@ -110,9 +112,11 @@ async def test_a_lost_replica_is_unavailable(outcome: Exception) -> None:
     ids=["died", "unreachable", "died, wrapped"],
 )
 async def test_another_replica_scores_what_a_lost_one_had(loss: Exception) -> None:
-    score = Score(loss, "scored")
-    assert await ModelRouter(CONFIG, {"nvidia/mistral": score}).score(SHARD) == "scored"
+    score = Score(loss, SCORED)
+    router = ModelRouter(CONFIG, {"nvidia/mistral": score})
+    assert await router.score(SHARD) == SCORED
     assert score.shards == [SHARD, SHARD]
+    assert b'rerank_retried_shards_total{model="nvidia/mistral"} 1.0' in router.metrics.exposition()
 
 
 async def test_what_took_two_replicas_down_is_not_given_to_a_third() -> None:
@@ -126,7 +130,7 @@ async def test_what_took_two_replicas_down_is_not_given_to_a_third() -> None:
     "error", [PairTooLong(3, 9000, 8192), BackPressureError(num_queued_requests=1, max_queued_requests=1)]
 )
 async def test_an_application_error_is_never_retried(error: Exception) -> None:
-    score = Score(error, "scored")
+    score = Score(error, SCORED)
     with pytest.raises((PairTooLong, ReplicaUnavailable)):
         await ModelRouter(CONFIG, {"nvidia/mistral": score}).score(SHARD)
     assert len(score.shards) == 1
@@ -146,11 +150,15 @@ async def test_the_replicas_own_error_comes_through(is_wrapped: bool) -> None:
 
 async def test_cancelling_reaches_the_replica() -> None:
     score = Score()
-    call = asyncio.ensure_future(ModelRouter(CONFIG, {"nvidia/mistral": score}).score(SHARD))
+    router = ModelRouter(CONFIG, {"nvidia/mistral": score})
+    call = asyncio.ensure_future(router.score(SHARD))
     await asyncio.sleep(0)
+    outstanding = 'rerank_outstanding_tokens{{model="nvidia/mistral"}} {}'
+    assert outstanding.format(9.0) in router.metrics.exposition().decode()
 
     call.cancel()
     await asyncio.gather(call, return_exceptions=True)
 
+    assert outstanding.format(0.0) in router.metrics.exposition().decode()
     assert score.response is not None
     assert score.response.is_cancelled

@@ -1,0 +1,239 @@
+"""Writes the Grafana dashboard: python cluster/monitoring/dashboard.py > cluster/monitoring/grafana-dashboard.json
+
+The queries are over the service's own metrics as Ray's exporters show them (`ray_rerank_...`); the variable `prefix`
+turns them to what an ingress shows at `/v1/metrics` (`rerank_...`). A test holds the file against this script, and
+every query against the list of metrics and a real Prometheus.
+"""
+
+import json
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["PANELS", "Panel", "dashboard"]
+
+_WINDOW = "$__rate_interval"
+_WIDTH, _HEIGHT, _COLUMNS = 8, 8, 3
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One graph; `queries` are PromQL by legend, `M` stands for the prefix and `W` for the window of rates."""
+
+    title: str
+    unit: str
+    description: str
+    queries: dict[str, str]
+    stacked: bool = False
+
+
+def _rate(metric: str, by: str, selector: str = "") -> str:
+    return f'sum by ({by}) (rate(M_{metric}{{model=~"$model"{selector}}}[W]))'
+
+
+def _quantile(share: float, metric: str) -> str:
+    return f"histogram_quantile({share}, {_rate(f'{metric}_bucket', 'le, model')})"
+
+
+def _mean(metric: str) -> str:
+    return f"{_rate(f'{metric}_sum', 'model')} / {_rate(f'{metric}_count', 'model')}"
+
+
+def _sum(metric: str) -> str:
+    return f'sum by (model) (M_{metric}{{model=~"$model"}})'
+
+
+ROWS: dict[str, list[Panel]] = {
+    "What clients see": [
+        Panel(
+            "Requests",
+            "reqps",
+            "By status. 499: the client left; 503: refused because too much waits, or no replica is there.",
+            {"{{model}} {{status}}": _rate("requests_total", "model, status")},
+            stacked=True,
+        ),
+        Panel(
+            "Time to the ranking",
+            "s",
+            "From the parsed body to the ranking; buckets bound its precision.",
+            {
+                "{{model}} p50": _quantile(0.5, "request_seconds"),
+                "{{model}} p95": _quantile(0.95, "request_seconds"),
+                "{{model}} p99": _quantile(0.99, "request_seconds"),
+            },
+        ),
+        Panel(
+            "Refused, limited, left, retried",
+            "reqps",
+            "Shed by code; over a key's limit; clients that left; shards scored again because their replica died.",
+            {
+                "{{model}} {{code}}": _rate("shed_requests_total", "model, code"),
+                "over the limit of {{limit}}": "sum by (limit) (rate(M_limited_requests_total[W]))",
+                "{{model}} client left": _rate("cancelled_requests_total", "model"),
+                "{{model}} retried shards": _rate("retried_shards_total", "model"),
+            },
+        ),
+    ],
+    "Work": [
+        Panel("Passages", "ops", "Ranked a second.", {"{{model}}": _rate("passages_total", "model")}),
+        Panel("Tokens", "ops", "Of ranked pairs, a second.", {"{{model}}": _rate("tokens_total", "model")}),
+        Panel(
+            "Pairs cut at the window",
+            "percentunit",
+            "Share of pairs that lost their end: passages are too long for the model.",
+            {"{{model}}": f"{_rate('truncated_pairs_total', 'model')} / {_rate('passages_total', 'model')}"},
+        ),
+    ],
+    "Where the time goes": [
+        Panel(
+            "Mean of a request's slowest shard",
+            "s",
+            "Queue far above forward: too few replicas. Tokenise above forward: raise replica.tokeniser_threads.",
+            {
+                "{{model}} tokenise": _mean("tokenise_seconds"),
+                "{{model}} queue": _mean("queue_seconds"),
+                "{{model}} forward": _mean("forward_seconds"),
+            },
+            stacked=True,
+        ),
+        Panel(
+            "Wait for the device, p99",
+            "s",
+            "What autoscaling should keep low.",
+            {"{{model}}": _quantile(0.99, "queue_seconds")},
+        ),
+        Panel(
+            "Tokens that wait",
+            "none",
+            "Sent by ingresses and not answered (estimate), and at the replicas (exact).",
+            {"{{model}} sent": _sum("outstanding_tokens"), "{{model}} at replicas": _sum("device_waiting_tokens")},
+        ),
+    ],
+    "Devices": [
+        Panel(
+            "Busy",
+            "percentunit",
+            "Share of the time the replicas' devices have a batch; autoscaling aims at target_utilisation (0.8).",
+            {"{{model}}": f"{_rate('device_busy_seconds_total', 'model')} / count by (model) (M_device_memory_bytes)"},
+        ),
+        Panel(
+            "Speed while busy",
+            "ops",
+            "Tokens a second of all devices together; falls when batches are small.",
+            {"{{model}}": _sum("device_tokens_per_second")},
+        ),
+        Panel(
+            "Model FLOP utilisation",
+            "percentunit",
+            "While busy, by estimate: linear layers over the GPU's dense bfloat16 peak. Empty for CPUs.",
+            {"{{model}}": 'avg by (model) (M_device_mfu{model=~"$model"})'},
+        ),
+        Panel("Batch, mean tokens", "none", "Of one forward pass.", {"{{model}}": _mean("batch_tokens")}),
+        Panel("Batch fill, mean", "percentunit", "Of its budget of tokens.", {"{{model}}": _mean("batch_fill")}),
+        Panel(
+            "Device memory",
+            "bytes",
+            "GPU memory that torch holds; on a CPU, the process's own.",
+            {"{{model}}": _sum("device_memory_bytes")},
+        ),
+        Panel(
+            "Passage cache",
+            "percentunit",
+            "Share of passages whose encoding was still there (late interaction with passage_cache_bytes).",
+            {
+                "{{model}}": f"{_rate('passage_cache_hits_total', 'model')} / "
+                f"({_rate('passage_cache_hits_total', 'model')} + {_rate('passage_cache_misses_total', 'model')})"
+            },
+        ),
+        Panel("Passages a request, p50", "none", "", {"{{model}}": _quantile(0.5, "request_passages")}),
+    ],
+}
+
+PANELS = tuple(panel for row in ROWS.values() for panel in row)
+
+
+def query(text: str, prefix: str = "${prefix}rerank", window: str = _WINDOW) -> str:
+    """PromQL, with what `M` and `W` stand for."""
+    return text.replace("M_", f"{prefix}_").replace("[W]", f"[{window}]")
+
+
+def dashboard() -> dict[str, Any]:
+    """In Grafana's own form (schema version 39, Grafana 11)."""
+    panels: list[dict[str, Any]] = []
+    top = 0
+    for title, row in ROWS.items():
+        panels.append({"type": "row", "title": title, "gridPos": {"x": 0, "y": top, "w": 24, "h": 1}, "panels": []})
+        top += 1
+        for index, panel in enumerate(row):
+            x, y = index % _COLUMNS * _WIDTH, top + index // _COLUMNS * _HEIGHT
+            panels.append(_graph(panel, {"x": x, "y": y, "w": _WIDTH, "h": _HEIGHT}))
+        top += -(-len(row) // _COLUMNS) * _HEIGHT
+    for number, entry in enumerate(panels, 1):
+        entry["id"] = number
+    return {
+        "title": "Rerank service",
+        "uid": "rerank-service",
+        "tags": ["rerank"],
+        "schemaVersion": 39,
+        "timezone": "browser",
+        "refresh": "30s",
+        "time": {"from": "now-1h", "to": "now"},
+        "templating": {"list": _variables()},
+        "panels": panels,
+    }
+
+
+def _graph(panel: Panel, position: dict[str, int]) -> dict[str, Any]:
+    custom: dict[str, Any] = {"fillOpacity": 20 if panel.stacked else 0, "showPoints": "never"}
+    if panel.stacked:
+        custom["stacking"] = {"mode": "normal"}
+    return {
+        "type": "timeseries",
+        "title": panel.title,
+        "description": panel.description,
+        "gridPos": position,
+        "datasource": {"type": "prometheus", "uid": "${datasource}"},
+        "fieldConfig": {"defaults": {"unit": panel.unit, "min": 0, "custom": custom}, "overrides": []},
+        "options": {
+            "legend": {"displayMode": "list", "placement": "bottom"},
+            "tooltip": {"mode": "multi", "sort": "desc"},
+        },
+        "targets": [
+            {"refId": chr(ord("A") + number), "expr": query(text), "legendFormat": legend}
+            for number, (legend, text) in enumerate(panel.queries.items())
+        ],
+    }
+
+
+def _variables() -> list[dict[str, Any]]:
+    return [
+        {"name": "datasource", "type": "datasource", "query": "prometheus", "label": "Prometheus"},
+        {
+            "name": "prefix",
+            "type": "custom",
+            "label": "Scraped from",
+            "query": "Ray's exporters : ray_, /v1/metrics : ",
+            "current": {"text": "Ray's exporters", "value": "ray_"},
+            "options": [
+                {"text": "Ray's exporters", "value": "ray_", "selected": True},
+                {"text": "/v1/metrics", "value": "", "selected": False},
+            ],
+        },
+        {
+            "name": "model",
+            "type": "query",
+            "label": "Model",
+            "datasource": {"type": "prometheus", "uid": "${datasource}"},
+            "query": "label_values(${prefix}rerank_requests_total, model)",
+            "refresh": 2,
+            "includeAll": True,
+            "multi": True,
+            "allValue": ".*",
+            "current": {"text": "All", "value": "$__all"},
+        },
+    ]
+
+
+if __name__ == "__main__":
+    json.dump(dashboard(), sys.stdout, indent=1)
+    sys.stdout.write("\n")

@@ -1,0 +1,141 @@
+"""A real Prometheus scrapes the running service, both at `/v1/metrics` and through Ray's exporter."""
+
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import ray
+import yaml
+
+from rerank_service.metrics import ALL_METRICS
+from tests.service.running import MINILM, Service, ranking_body
+
+FOLDER = Path(__file__).parents[2] / "cluster" / "monitoring"
+PASSAGES = ["one passage", "another passage", "and a third"]
+NEEDS_AN_EVENT = ("shed", "limited", "cancelled", "retried", "mfu", "cache", "truncated")
+"""Parts of names of metrics that have no series, or a ratio without a value, until something happens."""
+_LIMIT_S = 120
+_POLL_S = 0.5
+
+pytestmark = pytest.mark.skipif(shutil.which("prometheus") is None, reason="prometheus is not installed")
+
+
+@dataclass(frozen=True)
+class Prometheus:
+    url: str
+
+    def query(self, text: str) -> list[dict[str, Any]]:
+        answer = httpx.get(f"{self.url}/api/v1/query", params={"query": text}).json()
+        assert answer["status"] == "success", f"{text}: {answer}"
+        samples: list[dict[str, Any]] = answer["data"]["result"]
+        return samples
+
+    def value(self, text: str) -> float | None:
+        samples = self.query(text)
+        return float(samples[0]["value"][1]) if samples else None
+
+    def wait_for(self, text: str, least: float) -> None:
+        deadline = time.monotonic() + _LIMIT_S
+        while (value := self.value(text)) is None or value < least:
+            assert time.monotonic() < deadline, f"{text}: {value}"
+            time.sleep(_POLL_S)
+
+
+@pytest.fixture(scope="module")
+def prometheus(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
+    folder = tmp_path_factory.mktemp("prometheus")
+    targets = {"ingress": (service.port, "/v1/metrics"), "ray": (ray.nodes()[0]["MetricsExportPort"], "/metrics")}
+    jobs = [
+        {"job_name": name, "metrics_path": path, "static_configs": [{"targets": [f"127.0.0.1:{port}"]}]}
+        for name, (port, path) in targets.items()
+    ]
+    config = folder / "prometheus.yaml"
+    config.write_text(yaml.safe_dump({"global": {"scrape_interval": "1s"}, "scrape_configs": jobs}))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    arguments = [f"--config.file={config}", f"--storage.tsdb.path={folder}/data", f"--web.listen-address={address}"]
+    process = subprocess.Popen(["prometheus", *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        yield Prometheus(f"http://{address}")
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@pytest.fixture(scope="module")
+def scraped(prometheus: Prometheus, service: Service) -> Prometheus:
+    """Once requests have been seen to rise in both places."""
+    deadline = time.monotonic() + _LIMIT_S
+    with httpx.Client(base_url=service.url, timeout=_LIMIT_S) as client:
+        while not _has_risen(prometheus):
+            assert time.monotonic() < deadline
+            assert client.post("/v1/ranking", json=ranking_body(MINILM, "which?", PASSAGES)).status_code == 200
+            time.sleep(_POLL_S)
+    return prometheus
+
+
+def _has_risen(prometheus: Prometheus) -> bool:
+    try:
+        rises = [
+            prometheus.value(f'sum(increase({prefix}rerank_passages_total{{model="{MINILM}"}}[1m]))')
+            for prefix in ("", "ray_")
+        ]
+        busy = prometheus.value(f'sum(increase(ray_rerank_device_busy_seconds_total{{model="{MINILM}"}}[1m]))')
+    except httpx.TransportError:  # not up yet
+        return False
+    return all((rise or 0) > 0 for rise in (*rises, busy))
+
+
+def test_both_places_tell_the_same(scraped: Prometheus, client: httpx.Client) -> None:
+    """Each counts all of them; Ray's is some seconds behind."""
+    own = f'sum(rerank_passages_total{{model="{MINILM}"}})'
+    counted = scraped.value(own)
+    assert counted is not None
+    for _ in range(3):
+        client.post("/v1/ranking", json=ranking_body(MINILM, "which?", PASSAGES))
+    scraped.wait_for(own, counted + 9)
+    scraped.wait_for(f'sum(ray_rerank_passages_total{{model="{MINILM}"}})', counted + 9)
+    assert scraped.value(f'sum(ray_rerank_passages_total{{model="{MINILM}"}})') == scraped.value(own)
+
+
+def test_ray_tells_which_replica(scraped: Prometheus) -> None:
+    (sample,) = scraped.query(f'ray_rerank_device_memory_bytes{{model="{MINILM}"}}')
+    assert sample["metric"]["application"] == "rerank"
+    assert sample["metric"]["deployment"] == "sentence-transformers_all-MiniLM-L6-v2"
+    assert sample["metric"]["replica"]
+
+
+@pytest.mark.parametrize("prefix", ["ray_", ""])
+def test_every_query_of_the_dashboard_has_an_answer(scraped: Prometheus, prefix: str) -> None:
+    sys.path.insert(0, str(FOLDER))
+    try:
+        import dashboard  # type: ignore[import-not-found]
+    finally:
+        sys.path.remove(str(FOLDER))
+    queries = [text for panel in dashboard.PANELS for text in panel.queries.values()]
+    for text in queries:
+        samples = scraped.query(dashboard.query(text, f"{prefix}rerank", "1m").replace("$model", ".*"))
+        assert samples or any(part in text for part in NEEDS_AN_EVENT), text
+
+
+def test_every_expression_of_the_rules_is_understood(scraped: Prometheus) -> None:
+    for expression in re.findall(r"expr: (.+)", (FOLDER / "rules.yaml").read_text()):
+        if expression != "|":
+            scraped.query(expression)
+
+
+def test_ray_knows_no_metric_of_ours_that_is_not_listed(scraped: Prometheus) -> None:
+    names = httpx.get(f"{scraped.url}/api/v1/label/__name__/values").json()["data"]
+    listed = tuple(f"ray_{metric.name}" for metric in ALL_METRICS)
+    assert [name for name in names if name.startswith("ray_rerank_") and not name.startswith(listed)] == []
+    assert len([name for name in names if name.startswith("ray_rerank_")]) > len(ALL_METRICS) // 2
