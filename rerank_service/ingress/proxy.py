@@ -5,6 +5,8 @@ service working for somebody who has left. Serve calls `proxy_middlewares` in ev
 RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH names it on all nodes; `rerank-service serve` and `make serve` set it.
 """
 
+import os
+
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -50,5 +52,6 @@ def _is_plain(value: bytes) -> bool:
 
 
 def proxy_middlewares() -> list[Middleware]:
-    """What Serve's proxies put in front of themselves."""
-    return [Middleware(RetryLostIngress), Middleware(DefuseHeaders)]
+    """What Serve's proxies put in front of themselves; under HAProxy, which asks again itself, the ingresses do."""
+    defuse = Middleware(DefuseHeaders)
+    return [defuse] if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1" else [Middleware(RetryLostIngress), defuse]

@@ -106,6 +106,17 @@ async def test_no_header_turns_off_the_time_limit(front: Front) -> None:
             assert_error(await client.post("/v1/ranking", json=body, headers=headers), status)
 
 
+def test_a_reply_has_its_id_and_where_its_time_went(front: Front) -> None:
+    response = httpx.post(
+        f"{front.url}/v1/ranking",
+        json=ranking_body(LLAMA, "which?", PASSAGES),
+        headers={"x-request-id": "mine-7"},
+        timeout=CLIENT_TIMEOUT_S,
+    )
+    assert response.headers["x-request-id"] == "mine-7"
+    assert "forward;dur=" in response.headers["server-timing"]
+
+
 @pytest.mark.parametrize("deployment", [LLAMA.replace("/", "_"), "ingress"])
 async def test_nothing_is_lost_when_a_process_dies(
     front: Front, references: dict[str, Reference], deployment: str

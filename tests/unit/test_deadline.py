@@ -65,6 +65,9 @@ async def test_other_scopes_pass_as_they_are() -> None:
     assert await seen_behind([(b"x-request-id", b"x" * 200)], "websocket") == [(b"x-request-id", b"x" * 200)]
 
 
-def test_serve_finds_the_middleware() -> None:
+def test_serve_finds_the_middleware(monkeypatch: pytest.MonkeyPatch) -> None:
     assert IMPORT_PATH == "rerank_service.ingress.proxy:proxy_middlewares"
+    monkeypatch.delenv("RAY_SERVE_ENABLE_HA_PROXY", raising=False)
     assert [middleware.cls for middleware in proxy_middlewares()] == [RetryLostIngress, DefuseHeaders]
+    monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "1")
+    assert [middleware.cls for middleware in proxy_middlewares()] == [DefuseHeaders]
