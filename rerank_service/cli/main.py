@@ -4,6 +4,8 @@ import typer
 
 from rerank_service.cli.bench import bench
 from rerank_service.cli.check import check
+from rerank_service.cli.config import config
+from rerank_service.cli.environment import environment
 from rerank_service.cli.make_checkpoint import make_checkpoint_command
 from rerank_service.cli.models import models
 from rerank_service.cli.rank import rank
@@ -20,6 +22,8 @@ app = typer.Typer(
 )
 app.command()(serve)
 app.command()(check)
+app.command()(config)
+app.command()(environment)
 app.command()(models)
 app.command()(rank)
 app.command("make-checkpoint")(make_checkpoint_command)
