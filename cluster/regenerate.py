@@ -4,7 +4,6 @@ Such a text begins with `# Written by: rerank-service config ...` and goes on to
 while one differs from what its command writes. It must not know what the texts say.
 """
 
-import re
 import shlex
 import subprocess
 import sys

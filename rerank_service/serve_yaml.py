@@ -78,14 +78,14 @@ def serve_yaml(models: Sequence[ServedModel], layout: Layout, command: str) -> s
     settings = {"logging_config": {"encoding": "JSON", "log_level": "INFO"}}
     text = [
         f"# Written by: {command}",
-        "# `rerank-service serve FILE --haproxy` starts it on one machine, `serve deploy FILE` on a running Ray cluster, on whose",
-        '# nodes the package is installed and `eval "$(rerank-service environment --haproxy)"` came before `ray start`.',
-        "# Every setting is explained in rerank_service/config.py.",
+        "# `rerank-service serve FILE --haproxy` starts it on one machine, `serve deploy FILE` on a Ray cluster, on whose",
+        '# nodes `eval "$(rerank-service environment --haproxy)"` came before `ray start`. Every setting is explained in',
+        "# rerank_service/config.py.",
         *_lines({"proxy_location": "EveryNode", "http_options": _http_options(layout)} | settings),
         "applications:",
     ]
     if apart:
-        text.append("  # Each model is an application of its own: adding or changing one leaves the others' replicas alone.")
+        text.append("  # Each model is an application of its own: changing one leaves the others' replicas alone.")
     for model in apart:
         text += [*_indented(_model_application(model, layout), "  "), ""]
     text += _indented(_ingress_application(models, layout), "  ")

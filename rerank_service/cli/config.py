@@ -37,7 +37,7 @@ def config(
     models: Models,
     models_dir: Annotated[str, typer.Option(help="Folder with the known models' folders.")] = "/models",
     replicas: Annotated[list[str] | None, typer.Option(metavar="[MODEL=]MIN:MAX", help="Bounds of replicas.")] = None,
-    gpus: Annotated[list[str] | None, typer.Option(metavar="[MODEL=]N", help="GPUs of a replica; 0.5 shares one.")] = None,
+    gpus: Annotated[list[str] | None, typer.Option(metavar="[MODEL=]N", help="GPUs of a replica; 0.5: half.")] = None,
     cpus: Annotated[list[str] | None, typer.Option(metavar="[MODEL=]N", help="CPUs of a replica.")] = None,
     ingresses: Annotated[str, typer.Option(metavar="MIN:MAX", help="Bounds of HTTP replicas.")] = "1:1",
     ingress_cpus: Annotated[float, typer.Option(min=0, help="CPUs set aside for an HTTP replica.")] = 0,

@@ -50,7 +50,9 @@ def container(group: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_every_resource_is_valid(folder: str) -> None:
-    found = {f"{resource['kind']}/{resource['metadata']['name']}": problems(resource) for resource in built(KUBERAY / folder)}
+    found = {
+        f"{resource['kind']}/{resource['metadata']['name']}": problems(resource) for resource in built(KUBERAY / folder)
+    }
     assert {name: lines for name, lines in found.items() if lines} == {}
 
 

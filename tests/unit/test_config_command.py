@@ -38,7 +38,7 @@ def settings_of(*arguments: str) -> RerankConfig:
         [LLAMA],
         [MINILM],
         [LLAMA, MISTRAL, MINILM],
-        [LLAMA, MISTRAL, "--replicas", "1:8", "--ingresses", "2:8", "--ingress-cpus", "1", "--pin", "--host", "0.0.0.0"],
+        [LLAMA, MISTRAL, *"--replicas 1:8 --ingresses 2:8 --ingress-cpus 1 --pin --host 10.0.0.1".split()],
         [LLAMA, "--gpus", "0", "--cpus", "2"],
         [MINILM, "--gpus", "0.5"],
         ["my org/model: #1=~/a 'folder' # here", "--gpus", "1", "--pin"],
@@ -139,7 +139,9 @@ def test_names_in_the_catalogue_are_unambiguous() -> None:
 
 def test_a_shell_reads_the_environment() -> None:
     script = runner.invoke(app, ["environment", "--haproxy"]).stdout + "exec env -0"
-    shell = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True, env={"PATH": os.environ["PATH"]})
+    shell = subprocess.run(
+        ["sh", "-c", script], capture_output=True, text=True, check=True, env={"PATH": os.environ["PATH"]}
+    )
     variables = dict(line.split("=", 1) for line in shell.stdout.split("\0") if line)
 
     assert variables.items() >= (RAY_ENVIRONMENT | HAPROXY_ENVIRONMENT).items()

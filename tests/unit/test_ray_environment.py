@@ -9,4 +9,3 @@ def test_only_what_is_missing_is_added() -> None:
     assert environment == RAY_ENVIRONMENT | {"RAY_USAGE_STATS_ENABLED": "1"}
     set_ray_environment(environment, haproxy=True)
     assert environment == RAY_ENVIRONMENT | HAPROXY_ENVIRONMENT | {"RAY_USAGE_STATS_ENABLED": "1"}
-
