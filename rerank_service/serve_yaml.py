@@ -78,9 +78,9 @@ def serve_yaml(models: Sequence[ServedModel], layout: Layout, command: str) -> s
     settings = {"logging_config": {"encoding": "JSON", "log_level": "INFO"}}
     text = [
         f"# Written by: {command}",
-        "# `rerank-service serve FILE --haproxy` starts it on one machine, `serve deploy FILE` on a Ray cluster, on whose",
-        '# nodes `eval "$(rerank-service environment --haproxy)"` came before `ray start`. Every setting is explained in',
-        "# rerank_service/config.py.",
+        "# `rerank-service serve FILE --haproxy` starts it on one machine, `serve deploy FILE` on a Ray cluster, on",
+        '# whose nodes `eval "$(rerank-service environment --haproxy)"` came before `ray start`. Every setting is',
+        "# explained in rerank_service/config.py.",
         *_lines({"proxy_location": "EveryNode", "http_options": _http_options(layout)} | settings),
         "applications:",
     ]

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,7 +108,12 @@ def test_a_cluster_of_three_hosts(hosts: Hosts, config: RerankConfig, references
         assert_ranked(client.post("/v1/ranking", json=ranking_body(None, "which?", PASSAGES)), logits)
     _probe_as_kubernetes_does(hosts)
 
-    hosts.run("remove", WORKERS[0])
+    with ThreadPoolExecutor() as pool:
+        removal = pool.submit(hosts.run, "remove", WORKERS[0])
+        with httpx.Client(base_url=hosts.url, timeout=60) as client:
+            while not removal.done():
+                assert_ranked(client.post("/v1/ranking", json=ranking_body(None, "which?", PASSAGES)), logits)
+    assert f"node {WORKERS[0]} is stopped" in removal.result()
     with httpx.Client(base_url=hosts.url, timeout=60) as client:
         assert_ranked(client.post("/v1/ranking", json=ranking_body(None, "which?", PASSAGES)), logits)
 

@@ -17,6 +17,7 @@ from rerank_service.ray_environment import HAPROXY_ENVIRONMENT, RAY_ENVIRONMENT
 
 LLAMA, MISTRAL, MINILM = "llama-3.2-nv-rerankqa-1b-v2", "nv-rerankqa-mistral-4b-v3", "all-MiniLM-L6-v2"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+ON_A_CLUSTER = ["--replicas", "1:8", "--ingresses", "2:8", "--ingress-cpus", "1", "--pin", "--host", "10.0.0.1"]
 runner = CliRunner()
 
 
@@ -38,7 +39,7 @@ def settings_of(*arguments: str) -> RerankConfig:
         [LLAMA],
         [MINILM],
         [LLAMA, MISTRAL, MINILM],
-        [LLAMA, MISTRAL, *"--replicas 1:8 --ingresses 2:8 --ingress-cpus 1 --pin --host 10.0.0.1".split()],
+        [LLAMA, MISTRAL, *ON_A_CLUSTER],
         [LLAMA, "--gpus", "0", "--cpus", "2"],
         [MINILM, "--gpus", "0.5"],
         ["my org/model: #1=~/a 'folder' # here", "--gpus", "1", "--pin"],
