@@ -157,7 +157,7 @@ def _service(models: Sequence[ServedModel], layout: Layout) -> dict[str, Any]:
 
 def _model(model: ServedModel, layout: Layout) -> dict[str, Any]:
     known = model.known
-    settings: dict[str, Any] = {"id": _Noted(known.id, known.note) if known.note else known.id}
+    settings: dict[str, Any] = {"id": _Noted(known.id, known.note, is_above=True)}
     if known.aliases:
         settings["aliases"] = list(known.aliases)
     settings["checkpoint"] = _checkpoint(model)
@@ -209,7 +209,7 @@ def _lines(settings: Mapping[str, Any]) -> Iterator[str]:
     for key, noted in settings.items():
         value, note, is_above = noted if isinstance(noted, _Noted) else (noted, "", False)
         behind = f" # {note}" if note and not is_above else ""
-        if is_above:
+        if note and is_above:
             yield f"# {note}"
         if isinstance(value, Mapping):
             yield f"{_scalar(key)}:{behind}"
