@@ -6,7 +6,7 @@ It must not know who asks, nor stop anything.
 import time
 
 import ray
-from ray._raylet import GcsClient
+from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from ray.core.generated import autoscaler_pb2
 from ray.util.state import list_actors
 
@@ -26,7 +26,7 @@ def drain_node(address: str, node_ip: str | None, deadline_s: float) -> str:
     node_id = context.get_node_id() if node_ip is None else _node_at(node_ip)
     accepted, refusal = GcsClient(address=context.gcs_address).drain_node(
         node_id,
-        autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION"),  # the other one refuses a busy node
+        autoscaler_pb2.DRAIN_NODE_REASON_PREEMPTION,  # type: ignore[attr-defined]  # the other refuses a busy node
         "rerank-service drain",
         int((time.time() + deadline_s) * 1000),
     )
