@@ -37,7 +37,8 @@ def drain_node(address: str, node_ip: str | None, deadline_s: float) -> str:
 
 def replicas_on(node_id: str) -> int:
     """Replicas of models and ingresses that are alive on a node."""
-    actors = list_actors(filters=[("node_id", "=", node_id), ("state", "=", "ALIVE")], limit=_MAX_ACTORS)
+    address = ray.get_runtime_context().gcs_address
+    actors = list_actors(address, [("node_id", "=", node_id), ("state", "=", "ALIVE")], limit=_MAX_ACTORS)
     return sum(str(actor.class_name).startswith(_REPLICA_CLASS) for actor in actors)
 
 

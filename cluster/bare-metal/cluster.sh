@@ -5,7 +5,7 @@
 #   cluster.sh deploy FILE       a Serve configuration, as `rerank-service config` writes it
 #   cluster.sh add HOST          starts one worker of the hosts' file
 #   cluster.sh remove HOST       drains one worker, then stops it
-#   cluster.sh down              stops all, the head last
+#   cluster.sh down              ends what is deployed, then all nodes, the head last
 #
 # The hosts' file (HOSTS, default: hosts beside this script) has one host a line, the head first, and behind each what else
 # `ray start` is told there; hosts.example shows it. Every host has the package in RERANK_BIN, and weights where the Serve
@@ -59,9 +59,12 @@ remove() {
 }
 
 down() {
-    local host
+    local head host
+    head=$(head_host)
+    # Nodes with nothing on them stop at once; the others would try to move it elsewhere first.
+    node "$head" undeploy "http://127.0.0.1:$DASHBOARD_PORT" || echo "cluster.sh: nothing could be ended" >&2
     while read -r host; do node "$host" stop || echo "cluster.sh: $host could not be stopped" >&2; done < <(worker_hosts)
-    node "$(head_host)" stop
+    node "$head" stop
 }
 
 write_token() {

@@ -4,6 +4,7 @@
 #   node.sh start head                [options of `ray start`]
 #   node.sh start worker HEAD:PORT    [options of `ray start`]
 #   node.sh deploy FILE DASHBOARD     a Serve configuration; on the head
+#   node.sh undeploy DASHBOARD        ends what is deployed; on the head
 #   node.sh drain HEAD:PORT           its replicas are started elsewhere and finish what they have
 #   node.sh stop                      ends this node's processes, and no others
 #
@@ -23,15 +24,15 @@ RERANK_STATE=${RERANK_STATE:-$HOME/.rerank-service}
 token=$RERANK_STATE/auth_token
 state=$RERANK_STATE/$NODE_IP # by address, so that one machine can be several nodes
 START_LIMIT_S=120
-STOP_LIMIT_S=30
+STOP_LIMIT_S=45 # Ray drains for up to 30 s by itself when it is told to stop
 
 main() {
     local command=${1:-}
     shift || true
     case $command in
-        start | deploy | drain | stop) "${command}_node" "$@" ;;
+        start | deploy | undeploy | drain | stop) "${command}_node" "$@" ;;
         *)
-            sed -n '2,8s/^# \{0,1\}//p' "$0" >&2
+            sed -n '2,9s/^# \{0,1\}//p' "$0" >&2
             exit 2
             ;;
     esac
@@ -70,6 +71,11 @@ deploy_node() {
     environment
     "$RERANK_BIN/rerank-service" check "$1"
     "$RERANK_BIN/serve" deploy --address "$2" "$1"
+}
+
+undeploy_node() {
+    environment
+    "$RERANK_BIN/serve" shutdown --yes --address "$1"
 }
 
 drain_node() {

@@ -20,9 +20,10 @@ import httpx
 import psutil
 import pytest
 
-from rerank_service.config import RerankConfig
+from rerank_service.config import RerankConfig, load_config
+from rerank_service.engine import load_engine
 from tests.manifests import built, kustomize
-from tests.service.running import LLAMA, Reference, assert_ranked, ranking_body
+from tests.service.running import Reference, assert_ranked, ranking_body
 
 ROOT = Path(__file__).parents[2]
 BARE_METAL = ROOT / "cluster" / "bare-metal"
@@ -96,10 +97,10 @@ def hosts() -> Iterator[Hosts]:
                     process.kill()
 
 
-def test_a_cluster_of_three_hosts(hosts: Hosts, config: RerankConfig, references: dict[str, Reference]) -> None:
-    logits = references[LLAMA].logits("which?", PASSAGES)
+def test_a_cluster_of_three_hosts(hosts: Hosts, config: RerankConfig) -> None:
     serve_file = hosts.folder / "serve.yaml"
     _write_configuration(serve_file, config.models[0].checkpoint.source, hosts.ports[8000])
+    logits = Reference(load_engine(load_config(serve_file).models[0])).logits("which?", PASSAGES)
 
     hosts.run("up")
     hosts.run("deploy", str(serve_file))
@@ -126,8 +127,8 @@ def _write_configuration(path: Path, checkpoint: str, port: int) -> None:
     command = [
         str(Path(sys.executable).with_name("rerank-service")),
         "config",
-        f"{LLAMA}={checkpoint}",
-        *("--gpus", "0", "--replicas", "2:2", "--ingresses", "2:2", "--ingress-cpus", "0.5"),
+        f"tiny={checkpoint}",
+        *("--replicas", "2:2", "--ingresses", "2:2", "--ingress-cpus", "0.5"),
         *("--port", str(port), "--output", str(path)),
     ]
     subprocess.run(command, check=True, capture_output=True, timeout=60)
@@ -149,11 +150,14 @@ def _probe_as_kubernetes_does(hosts: Hosts) -> None:
 
 def _wait_until_ready(client: httpx.Client) -> None:
     deadline = time.monotonic() + _READY_LIMIT_S
+    told = ""
     while True:
         with suppress(httpx.TransportError):
-            if client.get("/v1/health/ready").status_code == 200:
+            response = client.get("/v1/health/ready")
+            if response.status_code == 200:
                 return
-        assert time.monotonic() < deadline
+            told = response.text
+        assert time.monotonic() < deadline, told
         time.sleep(0.5)
 
 
