@@ -51,5 +51,10 @@ def test_every_node_gets_the_environment_before_ray_starts(name: str) -> None:
         assert "export RAY_AUTH_MODE=token;" in before
 
 
+def test_keys_are_asked_for_and_mounted(name: str) -> None:
+    path = load_config(FOLDER / "serve_config.yaml").auth.key_hashes_file
+    assert str(path) in read(name)["file_mounts"]
+
+
 def test_the_image_is_of_this_version(name: str) -> None:
     assert read(name)["docker"]["image"].endswith(f"rerank-service:{__version__}-cuda")
