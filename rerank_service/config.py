@@ -51,6 +51,7 @@ __all__ = [
     "load_config",
     "parse_config",
     "parse_model",
+    "parse_serve_config",
     "readable_problems",
 ]
 
@@ -592,18 +593,30 @@ def _parse(kind: type[_ConfigT], args: dict[str, Any]) -> _ConfigT:
 
 
 def load_config(path: Path) -> RerankConfig:
-    """Reads the settings out of a Serve configuration file, and holds those of models' own applications against them.
+    """Reads the settings out of a Serve configuration file, as `parse_serve_config` does.
 
-    Raises `ConfigError` if the file is missing, is not such a file, or its settings are wrong.
+    Raises `ConfigError`, also if the file is missing.
     """
     try:
-        applications = yaml.safe_load(path.read_text(encoding="utf-8"))["applications"]
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read {path}: {error}") from None
+    return parse_serve_config(text, str(path))
+
+
+def parse_serve_config(text: str, source: str) -> RerankConfig:
+    """The settings in a Serve configuration, held against those of models' own applications.
+
+    Raises `ConfigError`, which calls it `source`, if it is no such configuration or its settings are wrong.
+    """
+    try:
+        applications = yaml.safe_load(text)["applications"]
         apart = {one["name"]: one["args"] for one in applications if one.get("import_path") == MODEL_IMPORT_PATH}
         args = next(one["args"] for one in applications if one.get("import_path") != MODEL_IMPORT_PATH)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"cannot read {path}: {error}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"cannot read {source}: {error}") from None
     except (AttributeError, KeyError, StopIteration, TypeError):
-        raise ConfigError(f"{path} is no Serve configuration: it has no application with args") from None
+        raise ConfigError(f"{source} is no Serve configuration: it has no application with args") from None
     config = parse_config(args)
     _check_applications(config, {name: parse_model(model) for name, model in apart.items()})
     return config

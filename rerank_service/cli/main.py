@@ -4,6 +4,9 @@ import typer
 
 from rerank_service.cli.bench import bench
 from rerank_service.cli.check import check
+from rerank_service.cli.config import config
+from rerank_service.cli.drain import drain
+from rerank_service.cli.environment import environment
 from rerank_service.cli.make_checkpoint import make_checkpoint_command
 from rerank_service.cli.models import models
 from rerank_service.cli.rank import rank
@@ -20,6 +23,9 @@ app = typer.Typer(
 )
 app.command()(serve)
 app.command()(check)
+app.command()(config)
+app.command()(environment)
+app.command()(drain)
 app.command()(models)
 app.command()(rank)
 app.command("make-checkpoint")(make_checkpoint_command)

@@ -1,0 +1,21 @@
+"""`rerank-service environment`: what Ray's processes must be told, for a shell."""
+
+import shlex
+from typing import Annotated
+
+import typer
+
+from rerank_service.ray_environment import HAPROXY_ENVIRONMENT, RAY_ENVIRONMENT
+
+__all__ = ["environment"]
+
+
+def environment(
+    haproxy: Annotated[bool, typer.Option("--haproxy", help="Also what puts HAProxy in front.")] = False,
+) -> None:
+    """Print the environment of a node's Ray processes, to be set before `ray start`.
+
+    In a shell: eval "$(rerank-service environment --haproxy)"
+    """
+    for name, value in (RAY_ENVIRONMENT | (HAPROXY_ENVIRONMENT if haproxy else {})).items():
+        typer.echo(f"export {name}={shlex.quote(value)}")

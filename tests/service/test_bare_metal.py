@@ -1,0 +1,174 @@
+"""The recipe for hosts without Kubernetes, run as it is: a head and two workers on three of this machine's addresses.
+
+A request through it, one worker drained and stopped, another request, all stopped; nothing that it started is left.
+"""
+
+import os
+import shlex
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from rerank_service.config import RerankConfig, load_config
+from rerank_service.engine import load_engine
+from tests.manifests import built, kustomize
+from tests.service.running import Reference, assert_ranked, ranking_body
+
+ROOT = Path(__file__).parents[2]
+BARE_METAL = ROOT / "cluster" / "bare-metal"
+HEAD, WORKERS = "127.0.0.1", ["127.0.0.2", "127.0.0.3"]
+_READY_LIMIT_S = 120
+PASSAGES = [f"{number} the bread and the river" for number in range(8)]
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="127.0.0.2 is an address of this machine on Linux only")
+
+
+@dataclass(frozen=True)
+class Hosts:
+    """Three hosts, as far as the scripts can tell."""
+
+    folder: Path
+    environment: dict[str, str]
+    url: str
+    ports: dict[int, int]
+    """By the port that is usual."""
+
+    def run(self, *arguments: str, is_checked: bool = True) -> str:
+        """`cluster.sh` with these arguments."""
+        command = [str(BARE_METAL / "cluster.sh"), *arguments]
+        result = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=180, check=False)
+        assert result.returncode == 0 or not is_checked, self._told(arguments, result)
+        return result.stdout
+
+    def processes(self) -> list[psutil.Process]:
+        """All that the recipe started and that still runs: Ray gives its processes this folder's name."""
+        mark = str(self.folder)
+        return [process for process in psutil.process_iter() if mark in _command_line(process)]
+
+    def _told(self, arguments: tuple[str, ...], result: subprocess.CompletedProcess[str]) -> str:
+        logs = [f"{path}:\n{path.read_text()[-2000:]}" for path in self.folder.rglob("log")]
+        return "\n".join([shlex.join(arguments), result.stdout, result.stderr, *logs])
+
+
+@pytest.fixture(scope="module")
+def hosts() -> Iterator[Hosts]:
+    with tempfile.TemporaryDirectory(prefix="rb-", dir="/tmp", ignore_cleanup_errors=True) as name:
+        folder = Path(name)  # a short path: Ray's sockets are in it, and theirs may have 107 characters
+        remote = folder / "remote"
+        # What ssh is to other hosts: a shell with that command line, in that host's home.
+        remote.write_text(
+            f'#!/bin/sh\nhost=$1; shift\nmkdir -p "{folder}/$host"; cd "{folder}/$host"\nexec sh -c "$*"\n'
+        )
+        remote.chmod(0o755)
+        gcs, dashboard, http, *agents = (_free_port() for _ in range(6))
+        shared = "--object-store-memory 80000000 --num-gpus 0 --dashboard-agent-listen-port"
+        (folder / "hosts").write_text(
+            f"# the head first\n{HEAD} --num-cpus 0 --temp-dir {folder}/r {shared} {agents[0]}\n"
+            + "".join(f"{host} --num-cpus 2 {shared} {port}\n" for host, port in zip(WORKERS, agents[1:], strict=True))
+        )
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        environment |= {
+            "HOSTS": str(folder / "hosts"),
+            "REMOTE": str(remote),
+            "TOKEN": str(folder / "token"),
+            "RERANK_BIN": str(Path(sys.executable).parent),
+            "RERANK_HAPROXY": "0",  # several nodes on one machine cannot all listen on one port of all its interfaces
+            "GCS_PORT": str(gcs),
+            "DASHBOARD_PORT": str(dashboard),
+        }
+        hosts = Hosts(folder, environment, f"http://127.0.0.1:{http}", {8000: http, 8265: dashboard, 52365: agents[0]})
+        try:
+            yield hosts
+        finally:
+            hosts.run("down", is_checked=False)
+            for process in hosts.processes():
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+
+
+def test_a_cluster_of_three_hosts(hosts: Hosts, config: RerankConfig) -> None:
+    serve_file = hosts.folder / "serve.yaml"
+    _write_configuration(serve_file, config.models[0].checkpoint.source, hosts.ports[8000])
+    logits = Reference(load_engine(load_config(serve_file).models[0])).logits("which?", PASSAGES)
+
+    hosts.run("up")
+    hosts.run("deploy", str(serve_file))
+    with httpx.Client(base_url=hosts.url, timeout=60) as client:
+        _wait_until_ready(client)
+        assert_ranked(client.post("/v1/ranking", json=ranking_body(None, "which?", PASSAGES)), logits)
+    _probe_as_kubernetes_does(hosts)
+
+    with ThreadPoolExecutor() as pool:
+        removal = pool.submit(hosts.run, "remove", WORKERS[0])
+        with httpx.Client(base_url=hosts.url, timeout=60) as client:
+            while not removal.done():
+                assert_ranked(client.post("/v1/ranking", json=ranking_body(None, "which?", PASSAGES)), logits)
+    assert f"node {WORKERS[0]} is stopped" in removal.result()
+    with httpx.Client(base_url=hosts.url, timeout=60) as client:
+        assert_ranked(client.post("/v1/ranking", json=ranking_body(None, "which?", PASSAGES)), logits)
+
+    hosts.run("down")
+    assert [_command_line(process) for process in hosts.processes()] == []
+
+
+def _write_configuration(path: Path, checkpoint: str, port: int) -> None:
+    """As an operator would: by the command. Two replicas, two ingresses, on two workers of two CPUs."""
+    command = [
+        str(Path(sys.executable).with_name("rerank-service")),
+        "config",
+        f"tiny={checkpoint}",
+        *("--replicas", "2:2", "--ingresses", "2:2", "--ingress-cpus", "0.5"),
+        *("--port", str(port), "--output", str(path)),
+    ]
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
+
+
+def _probe_as_kubernetes_does(hosts: Hosts) -> None:
+    """The readiness probes of the KubeRay manifests, on this cluster's ports."""
+    if kustomize() is None:
+        return
+    (service,) = [one for one in built(ROOT / "cluster/kuberay/base") if one["kind"] == "RayService"]
+    cluster = service["spec"]["rayClusterConfig"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        probe = group["template"]["spec"]["containers"][0]["readinessProbe"]["exec"]["command"]
+        command = probe[-1]
+        for usual, here in hosts.ports.items():
+            command = command.replace(f":{usual}/", f":{here}/")
+        subprocess.run([*probe[:-1], command], check=True, timeout=30)
+
+
+def _wait_until_ready(client: httpx.Client) -> None:
+    deadline = time.monotonic() + _READY_LIMIT_S
+    told = ""
+    while True:
+        with suppress(httpx.TransportError):
+            response = client.get("/v1/health/ready")
+            if response.status_code == 200:
+                return
+            told = response.text
+        assert time.monotonic() < deadline, told
+        time.sleep(0.5)
+
+
+def _command_line(process: psutil.Process) -> str:
+    with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+        return " ".join(process.cmdline())
+    return ""
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
