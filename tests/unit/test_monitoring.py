@@ -75,3 +75,16 @@ def test_every_alert_is_in_the_runbook() -> None:
 def test_promtool_agrees(arguments: list[str]) -> None:
     done = subprocess.run(["promtool", *arguments], cwd=FOLDER, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_pod_monitor_finds_the_ray_pods() -> None:
+    folder = FOLDER.parent / "kuberay"
+    monitor = yaml.safe_load((folder / "components" / "pod-monitor" / "pod-monitor.yaml").read_text())
+    cluster = yaml.safe_load((folder / "base" / "rayservice.yaml").read_text())["spec"]["rayClusterConfig"]
+    wanted = monitor["spec"]["selector"]["matchLabels"].items()
+    (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+    for group in [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]:
+        template = group["template"]
+        assert wanted <= template["metadata"]["labels"].items()
+        ports = [port for container in template["spec"]["containers"] for port in container["ports"]]
+        assert endpoint["port"] in {port["name"] for port in ports}
