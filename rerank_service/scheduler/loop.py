@@ -17,17 +17,11 @@ from rerank_service.engine.protocol import BatchScorer, PairT, PendingLogits
 from rerank_service.errors import EngineFailed, NonFiniteLogit, QueueFull, RerankError, WaitTooLong
 from rerank_service.scheduler.deadlines import Demand, fits
 from rerank_service.scheduler.fair_queue import Drawn, FairQueue
+from rerank_service.scheduler.pace import DrainRate, batch_budget, may_launch
 
 __all__ = ["Scheduler", "ScoredPairs"]
 
 logger = logging.getLogger(__name__)
-
-_NEWEST_SHARE = 0.2
-"""Weight of the newest batch in the drain rate."""
-_LONGEST_RETRY_S = 60
-
-_BATCHES_OF_WHAT_WAITS = 24
-"""A request that comes now waits for the batch running and shares the next: about 1.5/24 of what was there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,29 +45,6 @@ class _Job(Generic[PairT]):
 
 
 _Batch: TypeAlias = Sequence[Drawn[_Job[PairT]]]
-
-
-class _DrainRate:
-    """Tokens a second that this replica has scored of late."""
-
-    def __init__(self) -> None:
-        self.tokens_per_s: float | None = None
-        self._last_at = 0.0
-
-    def add(self, batch: _Batch[Any]) -> None:
-        """A batch that is done. Time without work does not count: from the batch before, or from its own start."""
-        now = time.perf_counter()
-        started_at = max(self._last_at, min(drawn.job.started_at or now for drawn in batch))
-        self._last_at = now
-        rate = _num_tokens(batch) / max(now - started_at, 1e-6)
-        before = self.tokens_per_s
-        self.tokens_per_s = rate if before is None else before + _NEWEST_SHARE * (rate - before)
-
-    def seconds_for(self, num_tokens: int) -> int:
-        """Whole seconds until so many tokens are scored, from 1 to a minute; 1 while nothing is known."""
-        if self.tokens_per_s is None:
-            return 1
-        return min(_LONGEST_RETRY_S, max(1, math.ceil(num_tokens / self.tokens_per_s)))
 
 
 ResultT = TypeVar("ResultT")
@@ -106,7 +77,7 @@ class Scheduler(Generic[PairT]):
         self.max_queued_tokens = max_queued_tokens
         self._engine = engine
         self._queue: FairQueue[_Job[PairT]] = FairQueue()
-        self._drain = _DrainRate()
+        self._drain = DrainRate()
         self._num_in_flight = 0
         self._tokens_in_flight = 0
         self.arrived_tokens = 0
@@ -202,9 +173,7 @@ class Scheduler(Generic[PairT]):
     @property
     def _budget_tokens(self) -> int:
         largest = min(self.max_batch_tokens, self._engine.memory_tokens or self.max_batch_tokens)
-        if self.min_batch_tokens is None:
-            return largest
-        return min(largest, max(self.min_batch_tokens, self._queue.num_tokens // _BATCHES_OF_WHAT_WAITS))
+        return batch_budget(self._queue.num_tokens, self.min_batch_tokens, largest)
 
     @property
     def _free_at_s(self) -> float:
@@ -212,9 +181,8 @@ class Scheduler(Generic[PairT]):
         return time.perf_counter() + self._tokens_in_flight / (self._drain.tokens_per_s or math.inf)
 
     def _may_launch(self) -> bool:
-        if self._num_in_flight == 0:
-            return bool(self._queue)
-        return self._num_in_flight < self._engine.max_in_flight and self._queue.num_tokens >= self._budget_tokens
+        queued, max_in_flight = self._queue.num_tokens, self._engine.max_in_flight
+        return may_launch(self._num_in_flight, max_in_flight, queued, self._budget_tokens)
 
     async def _launch(self, batch: _Batch[PairT]) -> PendingLogits | None:
         """Null if the pass failed and its jobs have been scored apart."""
@@ -231,7 +199,8 @@ class Scheduler(Generic[PairT]):
         try:
             if pending is not None:
                 _hand_out(batch, await self._logits(pending))
-                self._drain.add(batch)
+                now = time.perf_counter()
+                self._drain.add(_num_tokens(batch), min(drawn.job.started_at or now for drawn in batch), now)
         except Exception as error:
             await self._score_apart(batch, error)
         finally:
