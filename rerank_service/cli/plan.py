@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 import typer
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from rerank_service.bench.workload import Lengths
@@ -101,7 +101,7 @@ class _Trying:
         self._progress = Progress(*columns, console=progress_console, transient=True)
         self._began = time.monotonic()
         self._num_tried = 0
-        self._task: object = None
+        self._task: TaskID | None = None
 
     def __enter__(self) -> "_Trying":
         return self
@@ -119,7 +119,7 @@ class _Trying:
             self._progress.start()
             self._task = self._progress.add_task(said, total=None)
         else:
-            self._progress.update(self._task, description=said)  # type: ignore[arg-type]
+            self._progress.update(self._task, description=said)
 
 
 def _mix(passages: str, tokens: str) -> "Mix":

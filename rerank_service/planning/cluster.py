@@ -15,13 +15,11 @@ from rerank_service.planning.costs import HAPROXY, StackCosts
 from rerank_service.planning.events import Clock
 from rerank_service.planning.replica import Job, SimulatedReplica
 from rerank_service.planning.speed import ReplicaSpeed
-from rerank_service.planning.workload import Arrival
+from rerank_service.planning.workload import Arrival, body_kb
 from rerank_service.replica_choice import OutstandingTokens, fewest_tokens
 from rerank_service.shards import even_slices
 
 __all__ = ["Cluster", "End", "Ended", "Fleet", "percentile", "run"]
-
-_KB_PER_TOKEN = 0.004
 
 
 class End(StrEnum):
@@ -155,7 +153,8 @@ class Cluster:
 
     def _parse(self, request: _Request) -> None:
         slices = list(even_slices(request.arrival.lengths, self._fleet.speed.shard_tokens))
-        cpu_s = self._fleet.costs.ingress_cpu_s(request.num_tokens * _KB_PER_TOKEN, len(slices))
+        kb = body_kb(len(request.arrival.lengths), request.num_tokens)
+        cpu_s = self._fleet.costs.ingress_cpu_s(kb, len(slices))
         half_s = cpu_s / 2  # the other half when the answer comes back
         self._clock.at(request.ingress.work(half_s), self._fan_out, request, slices, half_s)
 

@@ -18,9 +18,8 @@ DECIDE_US_A_REPLICA = 23.0
 DECIDE_US_A_REPLICA_AND_HANDLE = 0.34
 """One decision of the autoscaling policy with Serve's adding up of what was reported: for each replica, and for each
 series that an ingress reports of a replica."""
-REPLICA_REPORT_US = 20.0
 HANDLE_REPORT_US_A_REPLICA = 0.4
-"""Taking a report in."""
+"""Taking in an ingress's report, for each replica in it."""
 MEMBERSHIP_BYTES = 145.0
 """That each ingress is sent for each replica whenever one comes or goes."""
 CONTROLLER_IDLE_CPUS = 0.03

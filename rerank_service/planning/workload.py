@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from rerank_service.bench.workload import Lengths, draw_lengths
 
-__all__ = ["Arrival", "Mix", "Phase", "arrivals"]
+__all__ = ["Arrival", "Mix", "Phase", "arrivals", "body_kb"]
 
 _DRAWN = 8192
 """Lengths drawn once for a distribution; requests take consecutive slices of them."""
@@ -74,13 +74,18 @@ class Mix:
     @property
     def request_kb(self) -> float:
         """About how large a request's body is on average."""
-        return self.mean_passages * (self.mean_tokens * _BYTES_PER_TOKEN + _PASSAGE_BYTES) / 1000
+        return body_kb(self.mean_passages, self.request_tokens)
 
     def pool(self) -> list[int]:
         """Lengths of pairs to draw from."""
         if isinstance(self.tokens, Lengths):
             return [length + _QUERY_TOKENS for length in draw_lengths(self.tokens, _DRAWN)]
         return [self.tokens]
+
+
+def body_kb(num_passages: float, num_tokens: float) -> float:
+    """About how large a request's body is."""
+    return (num_tokens * _BYTES_PER_TOKEN + num_passages * _PASSAGE_BYTES) / 1000
 
 
 def arrivals(mix: Mix, phases: Sequence[Phase], burstiness: float = 1.0, seed: int = 0) -> Iterator[Arrival]:
