@@ -2,6 +2,7 @@
 
     python -m benchmarks.simulate_cluster validate [--json benchmarks/results/plan-validation.json]
     python -m benchmarks.simulate_cluster tables [--json benchmarks/results/plan-tables.json]
+    python -m benchmarks.simulate_cluster limits [--json benchmarks/results/plan-limits.json]
     python -m benchmarks.simulate_cluster report
 
 `validate` simulates what `python -m benchmarks.stack scaling` and `open-load` have measured: the same requests, sent at
@@ -13,6 +14,7 @@ import json
 import math
 import random
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,7 +30,7 @@ from benchmarks.stack.open_load import TOKENS_PER_S, schedule_of
 from benchmarks.stack.scaling import questions, steady_tokens_per_s
 from rerank_service.bench.workload import Lengths
 from rerank_service.planning.cluster import Cluster, Ended, Fleet, percentile, run
-from rerank_service.planning.costs import SERVE_PROXY
+from rerank_service.planning.costs import HAPROXY, SERVE_PROXY
 from rerank_service.planning.events import Clock
 from rerank_service.planning.fleet import CannotMeet, Demand, measure, smallest
 from rerank_service.planning.limits import Cadence, limits_of
@@ -42,6 +44,10 @@ RESULTS = Path(__file__).parent / "results"
 _PAGE = Path(__file__).parents[1] / "docs" / "capacity.md"
 
 _STACK_SPEED = ReplicaSpeed(TOKENS_PER_S, shard_tokens=4_096, origin="simulated device")
+_STACK_COSTS = replace(HAPROXY, tokenised_per_s=math.inf)
+"""The simulated engine counts bytes."""
+_OPEN_LOADS = ("stack-open-load.json", "stack-open-load-2.json")
+"""Two runs: other work was on the machine during the first."""
 _WARM_UP_S, _MEASURED_S = 5.0, 25.0
 """As in `stack.scaling`."""
 
@@ -56,6 +62,7 @@ RATES = (10.0, 50.0, 200.0)
 GPUS = ("h100", "l40s", "l4")
 P99_S = {"h100": 0.5, "l40s": 1.0, "l4": 2.0}
 """A request of 100 x 256 tokens alone takes an L4 half a second on two replicas."""
+_CURVE = (28, 29, 30, 31, 32, 34, 36, 40, 46, 54, 64)
 SIZES = (10, 100, 300, 1_000, 3_000)
 
 
@@ -63,8 +70,8 @@ SIZES = (10, 100, 300, 1_000, 3_000)
 def validate(json_path: Json = None) -> None:
     """The simulation beside the recorded figures of the real stack."""
     throughput = {row["replicas"]: row for row in _recorded("stack-scaling.json")["results"]}
-    waits = {row["replicas"]: row for row in _recorded("stack-open-load.json")["results"]}
-    rows = [_compared(count, throughput[count], waits[count]) for count in sorted(throughput)]
+    waits = [row for file in _OPEN_LOADS for row in _recorded(file)["results"]]
+    rows = [_compared(row["replicas"], throughput[row["replicas"]], row) for row in waits]
     _finish({"rows": rows, "router": _compared_router()}, json_path)
 
 
@@ -73,7 +80,8 @@ def _compared_router() -> dict[str, Any]:
     recorded = next(row for row in _recorded("stack-router.json")["results"] if row["router"] == "fewest tokens")
     coming = schedule(questions(0), 0.7 * 4 * TOKENS_PER_S, 60.0, random.Random(0))  # noqa: S311 - as `stack.router`
     requests = [Arrival(at_s, question.lengths) for at_s, question in coming]
-    took = [one.latency_s for one in run(Fleet(4, _STACK_SPEED, costs=SERVE_PROXY), requests)]
+    costs = replace(SERVE_PROXY, tokenised_per_s=math.inf)
+    took = [one.latency_s for one in run(Fleet(4, _STACK_SPEED, costs=costs), requests)]
     return {"replicas": 4, "requests": len(took)} | {
         name: _pair(recorded[name], percentile(took, share))
         for name, share in (("p50_s", 0.5), ("p95_s", 0.95), ("p99_s", 0.99))
@@ -94,7 +102,10 @@ def _compared(replicas: int, saturated: dict[str, Any], open_load: dict[str, Any
 
 def _simulated_waits(replicas: int) -> list[float]:
     _, coming = schedule_of(replicas)
-    ended = run(Fleet(replicas, _STACK_SPEED), [Arrival(at_s, question.lengths) for at_s, question in coming])
+    ended = run(
+        Fleet(replicas, _STACK_SPEED, costs=_STACK_COSTS),
+        [Arrival(at_s, question.lengths) for at_s, question in coming],
+    )
     return [one.latency_s for one in ended]
 
 
@@ -110,7 +121,7 @@ def _simulated_throughput(replicas: int, num_clients: int) -> float:
         if clock.now_s < _WARM_UP_S + _MEASURED_S:
             send()
 
-    cluster = Cluster(Fleet(replicas, _STACK_SPEED), clock, on_end)
+    cluster = Cluster(Fleet(replicas, _STACK_SPEED, costs=_STACK_COSTS), clock, on_end)
     for _ in range(num_clients):
         send()
     clock.run()
@@ -119,43 +130,51 @@ def _simulated_throughput(replicas: int, num_clients: int) -> float:
 
 @app.command()
 def tables(json_path: Json = None) -> None:
-    """Everything in docs/capacity.md that is simulated or computed; minutes."""
+    """Everything in docs/capacity.md that is simulated; minutes."""
     demand = Demand(SAMPLE, 200.0, 0.5, speed_of(SAMPLE))
-    results = {
-        "plans": list(_plans()),
-        "sensitivity": list(_sensitivity(demand)),
-        "curve": list(_curve(demand)),
-        "regions": [_region(demand, timeout_s) for timeout_s in (60.0, 2.0)],
-        "limits": [_limits(size) for size in SIZES],
-        "controller": list(_controller()),
-    }
+    with ProcessPoolExecutor() as pool:
+        found = {
+            "plans": pool.map(_planned, *zip(*_asked(), strict=True)),
+            "sensitivity": pool.map(_planned, *zip(*_changed(demand), strict=True)),
+            "curve": pool.map(_point, itertools.repeat(demand), _CURVE),
+            "regions": pool.map(_region, itertools.repeat(demand), (60.0, 2.0)),
+        }
+        results = {name: list(rows) for name, rows in found.items()}
     _finish(results, json_path)
 
 
-def _plans() -> Iterator[dict[str, Any]]:
+@app.command()
+def limits(json_path: Json = None) -> None:
+    """What clusters of several sizes ask of everything but their devices; computed."""
+    _finish({"limits": list(map(_limits, SIZES)), "controller": list(_controller())}, json_path)
+
+
+def _asked() -> Iterator[tuple[dict[str, Any], Demand]]:
     for (name, mix), rps, gpu in itertools.product(MIXES.items(), RATES, GPUS):
-        demand = Demand(mix, rps, P99_S[gpu], speed_of(mix, gpu=gpu))
-        yield {"mix": name, "rps": rps, "gpu": gpu, "p99_s": P99_S[gpu]} | _smallest(demand)
+        yield {"mix": name, "rps": rps, "gpu": gpu}, Demand(mix, rps, P99_S[gpu], speed_of(mix, gpu=gpu))
     for rps in (1.0, 5.0):
-        mix = MIXES["20 snippets (`short`)"]
-        demand = Demand(mix, rps, 2.0, speed_of(mix, model=Model.EMBEDDED))
-        yield {"mix": "20 snippets (`short`)", "rps": rps, "gpu": "one core", "p99_s": 2.0} | _smallest(demand)
+        name, mix = next(iter(MIXES.items()))
+        speed = speed_of(mix, model=Model.EMBEDDED)
+        yield {"mix": name, "rps": rps, "gpu": "one core"}, Demand(mix, rps, 2.0, speed)
 
 
-def _sensitivity(demand: Demand) -> Iterator[dict[str, Any]]:
+def _changed(demand: Demand) -> Iterator[tuple[dict[str, Any], Demand]]:
     """The sample question, one assumption changed at a time."""
     changed = {
         "as asked": demand,
         "half the speed (MFU 0.2)": replace(demand, speed=speed_of(SAMPLE, mfu=0.2)),
         "a quarter faster (MFU 0.5)": replace(demand, speed=speed_of(SAMPLE, mfu=0.5)),
-        "the 4B": replace(demand, p99_s=1.0, speed=speed_of(SAMPLE, model=Model.MISTRAL_4B)),
+        "the 4B, p99 within 1 s": replace(demand, p99_s=1.0, speed=speed_of(SAMPLE, model=Model.MISTRAL_4B)),
         "p99 within 1 s": replace(demand, p99_s=1.0),
         "p99 within 350 ms": replace(demand, p99_s=0.35),
         "bursts (variation 8)": replace(demand, burstiness=8.0),
         "batches cost 10 ms more": replace(demand, speed=replace(demand.speed, batch_overhead_s=0.012)),
     }
-    for name, asked in changed.items():
-        yield {"change": name, "p99_s": asked.p99_s} | _smallest(asked)
+    yield from (({"change": name}, asked) for name, asked in changed.items())
+
+
+def _planned(asked: dict[str, Any], demand: Demand) -> dict[str, Any]:
+    return asked | {"p99_s": demand.p99_s} | _smallest(demand)
 
 
 def _smallest(demand: Demand) -> dict[str, Any]:
@@ -166,10 +185,10 @@ def _smallest(demand: Demand) -> dict[str, Any]:
     return {"replicas": plan.replicas, "measured": plan.measured._asdict()}
 
 
-def _curve(demand: Demand) -> Iterator[dict[str, Any]]:
-    for replicas in (28, 29, 30, 31, 32, 34, 36, 40, 46, 54, 64):
-        if measured := measure(demand, replicas, 3_000):
-            yield {"replicas": replicas} | measured._asdict()
+def _point(demand: Demand, replicas: int) -> dict[str, Any]:
+    measured = measure(demand, replicas, 3_000)
+    assert measured is not None
+    return {"replicas": replicas} | measured._asdict()
 
 
 def _region(demand: Demand, timeout_s: float) -> dict[str, Any]:

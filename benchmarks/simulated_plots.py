@@ -9,7 +9,7 @@ from benchmarks.report import Record, _markdown, _origin
 __all__ = ["SECTIONS", "plot_all"]
 
 _OURS, _GREY, _DARK, _BLUE = "#d1495b", "#9aa0a6", "#3c4043", "#30638e"
-_VALIDATION, _TABLES = "plan-validation.json", "plan-tables.json"
+_VALIDATION, _TABLES, _LIMITS = "plan-validation.json", "plan-tables.json", "plan-limits.json"
 
 
 def validation_table(record: Record) -> str:
@@ -140,7 +140,7 @@ SECTIONS: Mapping[str, tuple[str, Callable[[Record], str]]] = {
     "plans-embedded": (_TABLES, embedded_table),
     "plan-sensitivity": (_TABLES, sensitivity_table),
     "plan-region": (_TABLES, region_table),
-    "plan-limits": (_TABLES, limits_table),
+    "plan-limits": (_LIMITS, limits_table),
 }
 """Section -> file and how it is shown."""
 
@@ -154,7 +154,7 @@ def plot_all(records: Mapping[str, Record], folder: Path) -> None:
     results = records[_TABLES]["results"]
     _plot_curve(results["curve"], folder / "capacity-curve.svg")
     _plot_regions(results["regions"], folder / "capacity-region.svg")
-    _plot_controller(results["controller"], folder / "capacity-controller.svg")
+    _plot_controller(records[_LIMITS]["results"]["controller"], folder / "capacity-controller.svg")
 
 
 def _plot_curve(curve: Sequence[Mapping[str, float]], path: Path) -> None:

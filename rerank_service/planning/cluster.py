@@ -154,7 +154,7 @@ class Cluster:
     def _parse(self, request: _Request) -> None:
         slices = list(even_slices(request.arrival.lengths, self._fleet.speed.shard_tokens))
         kb = body_kb(len(request.arrival.lengths), request.num_tokens)
-        cpu_s = self._fleet.costs.ingress_cpu_s(kb, len(slices))
+        cpu_s = self._fleet.costs.ingress.of(kb, len(slices))
         half_s = cpu_s / 2  # the other half when the answer comes back
         self._clock.at(request.ingress.work(half_s), self._fan_out, request, slices, half_s)
 

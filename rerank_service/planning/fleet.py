@@ -89,7 +89,7 @@ def fewest_replicas(demand: Demand) -> int:
 def ingresses_for(demand: Demand) -> int:
     """So many that each is busy for 0.6 of its time."""
     num_shards = math.ceil(demand.mix.request_tokens / demand.speed.shard_tokens)
-    cpu_s = demand.costs.ingress_cpu_s(demand.mix.request_kb, num_shards)
+    cpu_s = demand.costs.ingress.of(demand.mix.request_kb, num_shards)
     return max(1, math.ceil(demand.rps * cpu_s / _INGRESS_UTILISATION))
 
 

@@ -12,19 +12,21 @@ from rerank_service.planning.fleet import Demand, ingresses_for
 
 __all__ = ["CONTROLLER_SHARE", "Cadence", "Limits", "limits_of", "most_replicas"]
 
-ROUTE_US_A_REPLICA = 0.27
+ROUTE_US_A_REPLICA = 0.23
 """Choosing a replica for a shard, for each there is."""
-DECIDE_US_A_REPLICA = 23.0
-DECIDE_US_A_REPLICA_AND_HANDLE = 0.34
-"""One decision of the autoscaling policy with Serve's adding up of what was reported: for each replica, and for each
-series that an ingress reports of a replica."""
-HANDLE_REPORT_US_A_REPLICA = 0.4
-"""Taking in an ingress's report, for each replica in it."""
+DECIDE_US = 100.0
+DECIDE_US_A_REPLICA = 12.5
+DECIDE_US_A_SERIES = 0.63
+"""One decision of the autoscaling policy with Serve's adding up of what was reported; each ingress reports a series of
+each replica."""
+SERIES_REPORT_US = 0.43
+"""Taking in one series of an ingress's report."""
 MEMBERSHIP_BYTES = 145.0
 """That each ingress is sent for each replica whenever one comes or goes."""
-CONTROLLER_IDLE_CPUS = 0.03
-CONTROLLER_US_A_REPLICA = 1_500.0
-"""CPU a second of the real controller for each idle replica that is checked and reports once a second."""
+CONTROLLER_IDLE_CPUS = 0.039
+CONTROLLER_US_A_REPLICA = 1_000.0
+CONTROLLER_US_A_MESSAGE = 700.0
+"""CPU a second of the real controller for each idle replica, and for each of its reports and health checks."""
 
 CONTROLLER_SHARE = 0.7
 """Of its one core, beyond which decisions and health checks come late."""
@@ -68,11 +70,11 @@ def limits_of(demand: Demand, replicas: int, cadence: Cadence | None = None) -> 
     cadence = cadence or Cadence()
     ingresses = ingresses_for(demand)
     num_shards = math.ceil(demand.mix.request_tokens / demand.speed.shard_tokens)
-    cpu_s = demand.costs.ingress_cpu_s(demand.mix.request_kb, num_shards)
+    cpu_s = demand.costs.ingress.of(demand.mix.request_kb, num_shards)
     return Limits(
         ingresses=ingresses,
         ingress_cpus=demand.rps * (cpu_s + num_shards * ROUTE_US_A_REPLICA * replicas / 1e6),
-        other_cpus=demand.rps * demand.costs.other_cpu_s,
+        other_cpus=demand.rps * demand.costs.other.of(demand.mix.request_kb, num_shards),
         router_entries=ingresses * replicas,
         route_us=ROUTE_US_A_REPLICA * replicas,
         controller_messages_per_s=_messages_per_s(replicas, ingresses, cadence),
@@ -99,13 +101,13 @@ def _messages_per_s(replicas: int, ingresses: int, cadence: Cadence) -> float:
 
 
 def _decide_s(replicas: int, ingresses: int) -> float:
-    return replicas * (DECIDE_US_A_REPLICA + DECIDE_US_A_REPLICA_AND_HANDLE * ingresses) / 1e6
+    return (DECIDE_US + replicas * (DECIDE_US_A_REPLICA + DECIDE_US_A_SERIES * ingresses)) / 1e6
 
 
 def _controller_cpus(replicas: int, ingresses: int, cadence: Cadence) -> float:
-    """Measured for a report and a check of each process a second, plus what grows with both numbers."""
-    rate = (1 / cadence.metrics_interval_s + 1 / cadence.health_check_period_s) / 2
-    messages = (replicas + ingresses) * rate * CONTROLLER_US_A_REPLICA / 1e6
-    wide = ingresses * replicas * HANDLE_REPORT_US_A_REPLICA / cadence.metrics_interval_s / 1e6
+    """What was measured on few processes, plus what grows with replicas times ingresses."""
+    messages = _messages_per_s(replicas, ingresses, cadence) * CONTROLLER_US_A_MESSAGE / 1e6
+    processes = (replicas + ingresses) * CONTROLLER_US_A_REPLICA / 1e6
+    series = ingresses * replicas * SERIES_REPORT_US / cadence.metrics_interval_s / 1e6
     decide_s = _decide_s(replicas, ingresses)
-    return CONTROLLER_IDLE_CPUS + messages + wide + decide_s / (TICK_S + decide_s)
+    return CONTROLLER_IDLE_CPUS + messages + processes + series + decide_s / (TICK_S + decide_s)

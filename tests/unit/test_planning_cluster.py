@@ -9,7 +9,7 @@ import pytest
 
 from rerank_service.bench.workload import Lengths
 from rerank_service.planning.cluster import Cluster, End, Ended, Fleet, percentile, run
-from rerank_service.planning.costs import HAPROXY, NO_COSTS, StackCosts
+from rerank_service.planning.costs import HAPROXY, NO_COSTS, CpuCost, StackCosts
 from rerank_service.planning.events import Clock
 from rerank_service.planning.speed import ReplicaSpeed
 from rerank_service.planning.workload import Arrival, Mix, Phase, arrivals
@@ -41,7 +41,9 @@ def test_one_device_waits_as_theory_says(utilisation: float) -> None:
 
 
 def test_a_lone_request_takes_what_its_parts_take() -> None:
-    costs = StackCosts(0.010, 0.0, 0.0, 0.0, hop_s=0.020, front_s=0.030, tokenised_per_s=1_000_000.0)
+    costs = StackCosts(
+        CpuCost(0.010, 0.0, 0.0), NO_COSTS.other, hop_s=0.020, front_s=0.030, tokenised_per_s=1_000_000.0
+    )
     (ended,) = run(Fleet(1, FAST, costs=costs), [Arrival(0.0, [100] * 10)])
 
     assert ended.latency_s == pytest.approx(0.010 + 2 * 0.020 + 2 * 0.030 + 0.001 + 0.002 + 0.010)
@@ -100,7 +102,7 @@ def test_more_replicas_are_never_worse() -> None:
 
 def test_an_ingress_that_is_too_busy_is_what_everybody_waits_for() -> None:
     requests = load(Mix({1: 1}, 10), 100, 2_000)
-    slow = StackCosts(0.012, 0.0, 0.0, 0.0, 0.0, 0.0, math.inf)
+    slow = StackCosts(CpuCost(0.012, 0.0, 0.0), NO_COSTS.other, 0.0, 0.0, math.inf)
 
     one, two = (percentile(latencies(run(Fleet(8, FAST, count, slow), requests)), 0.5) for count in (1, 2))
 

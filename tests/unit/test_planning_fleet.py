@@ -77,6 +77,6 @@ def test_the_search_finds_the_first_that_is_enough(threshold: int, start: int) -
 
 def test_ingresses_have_room() -> None:
     demand = replace(DEMAND, rps=1_000)
-    cpu_s = HAPROXY.ingress_cpu_s(demand.mix.request_kb, 1)
+    cpu_s = HAPROXY.ingress.of(demand.mix.request_kb, 1)
 
     assert ingresses_for(demand) == math.ceil(1_000 * cpu_s / 0.6)
