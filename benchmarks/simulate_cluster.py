@@ -59,10 +59,10 @@ MIXES = {
     "10 to 512 (`long-tail`)": Mix({10: 4.0, 50: 3.0, 100: 2.0, 512: 1.0}, Lengths.LONG_TAIL),
 }
 RATES = (10.0, 50.0, 200.0)
-GPUS = ("h100", "l40s", "l4")
-P99_S = {"h100": 0.5, "l40s": 1.0, "l4": 2.0}
+GPUS = ("h100", "l4")
+P99_S = {"h100": 0.5, "l4": 2.0}
 """A request of 100 x 256 tokens alone takes an L4 half a second on two replicas."""
-_CURVE = (28, 29, 30, 31, 32, 34, 36, 40, 46, 54, 64)
+_CURVE = (28, 29, 30, 31, 32, 36, 42, 52, 64)
 SIZES = (10, 100, 300, 1_000, 3_000)
 
 
