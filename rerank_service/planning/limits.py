@@ -23,9 +23,9 @@ SERIES_REPORT_US = 0.43
 """Taking in one series of an ingress's report."""
 MEMBERSHIP_BYTES = 145.0
 """That each ingress is sent for each replica whenever one comes or goes."""
-CONTROLLER_IDLE_CPUS = 0.039
-CONTROLLER_US_A_REPLICA = 1_000.0
-CONTROLLER_US_A_MESSAGE = 700.0
+CONTROLLER_IDLE_CPUS = 0.0335
+CONTROLLER_US_A_REPLICA = 424.0
+CONTROLLER_US_A_MESSAGE = 643.0
 """CPU a second of the real controller for each idle replica, and for each of its reports and health checks."""
 
 CONTROLLER_SHARE = 0.7
