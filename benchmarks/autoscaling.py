@@ -10,27 +10,20 @@ but what the policy decides. The plot needs matplotlib, of the extra `bench`.
 import json
 import math
 import random
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from ray.serve.autoscaling_policy import _apply_delay_logic, _apply_scaling_factors
-from ray.serve.config import AutoscalingConfig as ServeAutoscalingConfig
 from rich.console import Console
 from rich.table import Table
 
-from rerank_service.app import serve_autoscaling
-from rerank_service.autoscaling import ARRIVING, SPEED, START, WAITING
 from rerank_service.config import AutoscalingConfig
+from rerank_service.planning.autoscaler import TICK_S, Autoscaler
 
 __all__ = ["SCENARIOS", "Run", "Scenario", "simulate"]
-
-_TICK_S = 0.1
-"""Serve's control loop."""
 
 
 @dataclass(frozen=True)
@@ -69,51 +62,26 @@ class Run:
         return next((second for second, running in enumerate(self.replicas) if running >= num_replicas), None)
 
 
-class _Context:
-    """Of Serve's `AutoscalingContext` what the policy reads."""
-
-    def __init__(self) -> None:
-        self.current_time = 0.0
-        self.policy_state: dict[str, Any] = {}
-        self.total_num_requests = 0.0
-        self.aggregated_metrics: dict[str, dict[str, float]] = {}
-
-
 def simulate(scenario: Scenario) -> Run:
-    """Plays a scenario; the same every time."""
-    options = ServeAutoscalingConfig(**serve_autoscaling(scenario.options))
-    policy = options.policy.get_policy()(**options.policy.policy_kwargs)
-    context, target, delays = _Context(), options.min_replicas, {}
+    """Plays a scenario; the same every time. Work is a fluid here: `rerank_service.planning` has the requests too."""
+    options = scenario.options
+    autoscaler = Autoscaler(options, tokens_per_s=1.0, start_s=scenario.start_s)
     starting: list[float] = []  # when each will be ready
     running, waiting = options.min_replicas, 0.0
-    reports: deque[tuple[float, float, float]] = deque()
     run = Run(scenario.name, [], [], [])
-    for tick in range(round(scenario.duration_s / _TICK_S)):
-        now = tick * _TICK_S
+    for tick in range(round(scenario.duration_s / TICK_S)):
+        now = tick * TICK_S
         running += sum(ready <= now for ready in starting)
         starting = [ready for ready in starting if ready > now]
         offered = scenario.load(now)
-        waiting = max(0.0, waiting + (offered - running) * _TICK_S)
-        reports.append((now, offered, waiting))
-        while reports[0][0] < now - options.look_back_period_s - options.metrics_interval_s:
-            reports.popleft()
-        known = [report for report in reports if report[0] <= now - options.metrics_interval_s] or [reports[0]]
-        context.aggregated_metrics = {
-            ARRIVING: {"all": sum(report[1] for report in known) / len(known)},
-            WAITING: {"all": sum(report[2] for report in known) / len(known)},
-            SPEED: {"each": 1.0},
-            START: {"each": scenario.start_s},
-        }
-        context.current_time = now
-        wanted, context.policy_state = policy(context)
-        bounded = min(max(_apply_scaling_factors(wanted, running, options), options.min_replicas), options.max_replicas)
-        target, delays = _apply_delay_logic(bounded, target, options, delays, _now=now)
+        waiting = max(0.0, waiting + (offered - running) * TICK_S)
+        target = autoscaler.decide(now, offered, waiting, running)
         if target > running + len(starting):
             starting += [now + scenario.start_s] * (target - running - len(starting))
         elif target < running + len(starting):
             starting = starting[: max(0, target - running)]
             running = min(running, target)
-        if tick % round(1 / _TICK_S) == 0:
+        if tick % round(1 / TICK_S) == 0:
             run.offered.append(round(offered, 3))
             run.replicas.append(running)
             run.wait_s.append(round(waiting / max(running, 1), 3))

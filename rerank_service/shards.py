@@ -6,7 +6,7 @@ Pure; sizes are estimates from text, since the tokenizer lives in the replica.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-__all__ = ["ReplicaReport", "Shard", "ShardScores", "cut_into_shards", "estimate_tokens"]
+__all__ = ["ReplicaReport", "Shard", "ShardScores", "cut_into_shards", "estimate_tokens", "even_slices"]
 
 _BYTES_PER_TOKEN = 4
 _SPECIAL_TOKENS = 8
@@ -100,13 +100,13 @@ def cut_into_shards(
         distinct.setdefault(passage, index)
     first_indices = list(distinct.values())
     sizes = [estimate_tokens(query, passages[index]) for index in first_indices]
-    for start, end in _even_slices(sizes, shard_tokens):
+    for start, end in even_slices(sizes, shard_tokens):
         indices = tuple(first_indices[start:end])
         texts = tuple(passages[index] for index in indices)
         yield Shard(request_id, model, query, texts, indices, truncate, sum(sizes[start:end]), sum(sizes), timeout_s)
 
 
-def _even_slices(sizes: Sequence[int], max_size: int) -> Iterator[tuple[int, int]]:
+def even_slices(sizes: Sequence[int], max_size: int) -> Iterator[tuple[int, int]]:
     """Consecutive slices of about equal total size, at most `max_size` unless one entry alone is larger."""
     num_slices = -(-sum(sizes) // max_size)
     even_size = -(-sum(sizes) // num_slices)

@@ -1,4 +1,7 @@
-"""python -m benchmarks.stack overhead|scaling|router|overload|step [--json benchmarks/results/stack-NAME.json]"""
+"""The stack around simulated devices: one subcommand a question.
+
+python -m benchmarks.stack overhead|scaling|router|overload|step|costs|control|open-load [--json FILE]
+"""
 
 import json
 import sys
@@ -10,6 +13,9 @@ from rich.console import Console
 
 from benchmarks.peers.processes import stop_on_signals
 from benchmarks.provenance import provenance
+from benchmarks.stack.control import measure_control
+from benchmarks.stack.costs import measure_costs
+from benchmarks.stack.open_load import measure_open_load
 from benchmarks.stack.overhead import measure_overhead
 from benchmarks.stack.overload import measure_overload
 from benchmarks.stack.router import measure_routers
@@ -49,6 +55,24 @@ def router(rounds: Annotated[int, typer.Option(min=1)] = 2, json_path: Json = No
 def step(haproxy: HaProxy = False, json_path: Json = None) -> None:
     """One replica to four and back."""
     _finish(measure_step(haproxy), json_path)
+
+
+@app.command()
+def costs(haproxy: HaProxy = False, json_path: Json = None) -> None:
+    """CPU-milliseconds of a request by process, size and shards."""
+    _finish(measure_costs(haproxy), json_path)
+
+
+@app.command()
+def control(json_path: Json = None) -> None:
+    """CPU of Serve's controller by replicas, behind HAProxy."""
+    _finish(measure_control(), json_path)
+
+
+@app.command()
+def open_load(haproxy: HaProxy = False, replicas: str = "1,2,4,8", json_path: Json = None) -> None:
+    """Waits at 70% of what the devices can do, by replicas: what the simulation is held against."""
+    _finish(measure_open_load([int(count) for count in replicas.split(",")], haproxy), json_path)
 
 
 def _finish(results: Any, path: Path | None) -> None:

@@ -13,7 +13,7 @@ import httpx
 from benchmarks.stack.simulated import simulated_logit
 from rerank_service.shards import estimate_tokens
 
-__all__ = ["Answered", "Question", "draw_question", "offer_closed", "offer_open", "outcomes"]
+__all__ = ["Answered", "Question", "draw_question", "offer_closed", "offer_open", "outcomes", "schedule"]
 
 _QUERY = "Which replica is the fastest?"
 _FILLER = "word " * 60
@@ -27,7 +27,13 @@ class Question:
 
     body: bytes
     order: tuple[int, ...]
-    num_tokens: int
+    lengths: tuple[int, ...]
+    """Tokens of each pair, as the simulated engine counts them."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Of all pairs."""
+        return sum(self.lengths)
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,7 @@ def draw_question(rng: random.Random) -> Question:
     logits = [simulated_logit(_QUERY, passage) for passage in passages]
     order = tuple(sorted(range(size), key=lambda index: (-logits[index], index)))
     body = json.dumps({"query": {"text": _QUERY}, "passages": [{"text": passage} for passage in passages]}).encode()
-    return Question(body, order, sum(estimate_tokens(_QUERY, passage) for passage in passages))
+    return Question(body, order, tuple(estimate_tokens(_QUERY, passage) for passage in passages))
 
 
 def _client(num_connections: int) -> httpx.AsyncClient:
@@ -94,6 +100,17 @@ async def offer_closed(url: str, questions: Iterator[Question], num_clients: int
     return record.answers
 
 
+def schedule(
+    questions: Iterator[Question], tokens_per_s: float, duration_s: float, rng: random.Random
+) -> Iterator[tuple[float, Question]]:
+    """When which request is sent; the last is the first one due after `duration_s`."""
+    due_s = 0.0
+    while due_s < duration_s:
+        question = next(questions)
+        due_s += rng.expovariate(1.0) * question.num_tokens / tokens_per_s
+        yield due_s, question
+
+
 async def offer_open(
     url: str, questions: Iterator[Question], tokens_per_s: float, duration_s: float, rng: random.Random
 ) -> list[Answered]:
@@ -101,11 +118,8 @@ async def offer_open(
     record = _Record(url)
     tasks: set[asyncio.Task[None]] = set()
     started_at = time.perf_counter()
-    due_s = 0.0
     async with _client(2_000) as client:
-        while due_s < duration_s:
-            question = next(questions)
-            due_s += rng.expovariate(1.0) * question.num_tokens / tokens_per_s
+        for due_s, question in schedule(questions, tokens_per_s, duration_s, rng):
             await asyncio.sleep(max(0.0, started_at + due_s - time.perf_counter()))
             task = asyncio.ensure_future(record.ask(client, question))
             tasks.add(task)

@@ -8,10 +8,10 @@ import httpx
 import typer
 from rich.console import Console
 
-__all__ = ["ConfigPath", "Key", "Url", "api_errors", "call", "fail", "stdout"]
+__all__ = ["ConfigPath", "Key", "Url", "api_errors", "call", "fail", "progress_console", "stdout"]
 
 stdout = Console()
-_stderr = Console(stderr=True)
+progress_console = _stderr = Console(stderr=True)
 
 Url = Annotated[str, typer.Option(help="Address of a running service.", envvar="RERANK_SERVICE_URL")]
 Key = Annotated[str | None, typer.Option(help="API key, if the service asks for one.", envvar="NVIDIA_API_KEY")]

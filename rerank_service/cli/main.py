@@ -9,6 +9,7 @@ from rerank_service.cli.drain import drain
 from rerank_service.cli.environment import environment
 from rerank_service.cli.make_checkpoint import make_checkpoint_command
 from rerank_service.cli.models import models
+from rerank_service.cli.plan import plan
 from rerank_service.cli.rank import rank
 from rerank_service.cli.serve import serve
 from rerank_service.version import __version__
@@ -29,6 +30,7 @@ app.command()(drain)
 app.command()(models)
 app.command()(rank)
 app.command("make-checkpoint")(make_checkpoint_command)
+app.command()(plan)
 app.add_typer(bench, name="bench")
 
 

@@ -18,20 +18,14 @@ from rerank_service.engine.protocol import BatchScorer, PairT, PendingLogits
 from rerank_service.errors import EngineFailed, NonFiniteLogit, QueueFull, RerankError, WaitTooLong
 from rerank_service.scheduler.deadlines import Demand, fits
 from rerank_service.scheduler.fair_queue import Drawn, FairQueue
+from rerank_service.scheduler.pace import DrainRate, batch_budget, may_launch
 
 __all__ = ["FinishedBatch", "Scheduler", "ScoredPairs"]
 
 logger = logging.getLogger(__name__)
 
-_NEWEST_SHARE = 0.2
-"""Weight of the newest batch in the drain rate."""
-_LONGEST_RETRY_S = 60
-
 _REMEMBERED_BATCHES = 256
 """If nobody asks for them."""
-
-_BATCHES_OF_WHAT_WAITS = 24
-"""A request that comes now waits for the batch running and shares the next: about 1.5/24 of what was there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,34 +61,6 @@ class _Job(Generic[PairT]):
 _Batch: TypeAlias = Sequence[Drawn[_Job[PairT]]]
 
 
-class _DrainRate:
-    """Tokens a second that this replica has scored of late."""
-
-    def __init__(self) -> None:
-        self.tokens_per_s: float | None = None
-        self._last_at = 0.0
-
-    def add(self, batch: _Batch[Any]) -> float:
-        """A batch that is done. Time without work does not count: from the batch before, or from its own start.
-
-        Gives that time, in seconds.
-        """
-        now = time.perf_counter()
-        started_at = max(self._last_at, min(drawn.job.started_at or now for drawn in batch))
-        self._last_at = now
-        busy_s = now - started_at
-        rate = _num_tokens(batch) / max(busy_s, 1e-6)
-        before = self.tokens_per_s
-        self.tokens_per_s = rate if before is None else before + _NEWEST_SHARE * (rate - before)
-        return busy_s
-
-    def seconds_for(self, num_tokens: int) -> int:
-        """Whole seconds until so many tokens are scored, from 1 to a minute; 1 while nothing is known."""
-        if self.tokens_per_s is None:
-            return 1
-        return min(_LONGEST_RETRY_S, max(1, math.ceil(num_tokens / self.tokens_per_s)))
-
-
 ResultT = TypeVar("ResultT")
 
 
@@ -125,7 +91,7 @@ class Scheduler(Generic[PairT]):
         self.max_queued_tokens = max_queued_tokens
         self._engine = engine
         self._queue: FairQueue[_Job[PairT]] = FairQueue()
-        self._drain = _DrainRate()
+        self._drain = DrainRate()
         self._num_in_flight = 0
         self._tokens_in_flight = 0
         self.arrived_tokens = 0
@@ -224,9 +190,7 @@ class Scheduler(Generic[PairT]):
     @property
     def _budget_tokens(self) -> int:
         largest = min(self.max_batch_tokens, self._engine.memory_tokens or self.max_batch_tokens)
-        if self.min_batch_tokens is None:
-            return largest
-        return min(largest, max(self.min_batch_tokens, self._queue.num_tokens // _BATCHES_OF_WHAT_WAITS))
+        return batch_budget(self._queue.num_tokens, self.min_batch_tokens, largest)
 
     @property
     def _free_at_s(self) -> float:
@@ -234,9 +198,8 @@ class Scheduler(Generic[PairT]):
         return time.perf_counter() + self._tokens_in_flight / (self._drain.tokens_per_s or math.inf)
 
     def _may_launch(self) -> bool:
-        if self._num_in_flight == 0:
-            return bool(self._queue)
-        return self._num_in_flight < self._engine.max_in_flight and self._queue.num_tokens >= self._budget_tokens
+        queued, max_in_flight = self._queue.num_tokens, self._engine.max_in_flight
+        return may_launch(self._num_in_flight, max_in_flight, queued, self._budget_tokens)
 
     async def _launch(self, batch: _Batch[PairT]) -> PendingLogits | None:
         """Null if the pass failed and its jobs have been scored apart."""
@@ -253,8 +216,7 @@ class Scheduler(Generic[PairT]):
         try:
             if pending is not None:
                 logits = await self._logits(pending)
-                num_tokens, busy_s = _num_tokens(batch), self._drain.add(batch)
-                self.finished_batches.append(FinishedBatch(num_tokens, min(1.0, num_tokens / budget), busy_s))
+                self._finish(batch, budget)
                 _hand_out(batch, logits)
         except Exception as error:
             await self._score_apart(batch, error)
@@ -262,6 +224,12 @@ class Scheduler(Generic[PairT]):
             self._num_in_flight -= 1
             self._tokens_in_flight -= _num_tokens(batch)
             self._has_changed.set()
+
+    def _finish(self, batch: _Batch[PairT], budget: int) -> None:
+        """Counts a batch that is done."""
+        num_tokens, now = _num_tokens(batch), time.perf_counter()
+        busy_s = self._drain.add(num_tokens, min(drawn.job.started_at or now for drawn in batch), now)
+        self.finished_batches.append(FinishedBatch(num_tokens, min(1.0, num_tokens / budget), busy_s))
 
     async def _logits(self, pending: PendingLogits) -> list[float]:
         return pending.wait() if pending.is_ready else await self._in_thread(self._wait_thread, pending.wait)

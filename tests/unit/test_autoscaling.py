@@ -1,5 +1,8 @@
 """How many replicas are wanted, and that what Serve is given is what it takes."""
 
+import json
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -92,3 +95,9 @@ def test_a_step_is_followed_within_eight_seconds_and_noise_does_not_make_it_swin
     assert noisy.reversals <= 2
     assert max(noisy.replicas) < 8
     assert sorted(noisy.wait_s)[len(noisy.wait_s) * 95 // 100] < 10
+
+
+def test_the_recorded_runs_are_what_the_simulation_plays() -> None:
+    recorded = json.loads((Path(__file__).parents[2] / "benchmarks" / "results" / "autoscaling.json").read_text())
+    played = [asdict(run) | {"reversals": run.reversals} for run in map(simulate, SCENARIOS)]
+    assert played == recorded

@@ -89,3 +89,54 @@ def test_errors_are_one_line(passages: str, arguments: list[str], message: str) 
     assert result.exit_code == 2
     assert message in result.stderr
     assert "Traceback" not in result.output
+
+
+PLAN = ["plan", "--rps", "20", "--passages", "20", "--tokens", "short", "--p99-ms", "500"]
+
+
+def test_plan_prints_the_answer_and_what_it_rests_on() -> None:
+    shown = runner.invoke(app, [*PLAN, "--tokens-per-s", "20000"])
+    assumed = runner.invoke(app, [*PLAN, "--gpu", "l4"])
+
+    assert (shown.exit_code, assumed.exit_code) == (0, 0)
+    assert "an assumption, not a measurement" not in shown.stdout
+    assert "an assumption, not a measurement" in assumed.stdout
+
+
+def test_plan_as_json_is_minimal_and_repeatable() -> None:
+    command = [*PLAN, "--tokens-per-s", "20000", "--price-per-gpu-hour", "2", "--json"]
+
+    first, second = (json.loads(runner.invoke(app, command).stdout) for _ in range(2))
+
+    assert first == second
+    assert first["plan"]["measured"]["p99_s"] <= 0.5
+    assert first["plan"]["fewest_replicas"] <= first["plan"]["replicas"] <= first["kept_replicas"]
+    assert first["cost_per_million_passages"] == pytest.approx(first["plan"]["replicas"] * 2 / (20 * 20 * 3600) * 1e6)
+    assert first["region"] is None
+
+
+def test_plan_with_regions_loses_one() -> None:
+    command = [*PLAN, "--tokens-per-s", "20000", "--regions", "2", "--start-s", "5", "--timeout-s", "5", "--json"]
+
+    region = json.loads(runner.invoke(app, command).stdout)["region"]
+
+    assert region["plan"]["replicas"] < region["plan_after_loss"]["replicas"]
+    assert region["loss"]["recovered_after_s"] is not None
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (["--p99-ms", "5"], "no number of replicas keeps p99 within 5 ms"),
+        (["--gpu", "abacus"], "no datasheet figure for GPU 'abacus'"),
+        (["--passages", "many"], "is neither a number nor a mix"),
+        (["--passages", "0"], "must be above 0"),
+        (["--tokens", "few"], "a number or one of short, chunks, long-tail"),
+    ],
+)
+def test_plan_says_what_is_wrong(changed: list[str], message: str) -> None:
+    result = runner.invoke(app, [*PLAN, *changed])
+
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.output

@@ -1,0 +1,116 @@
+"""What a request costs by process, size and shards, and what the idle stack's way there and back takes."""
+
+import statistics
+import time
+from collections import Counter
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import psutil
+
+from benchmarks.peers.processes import Server
+from benchmarks.stack.launch import started
+from rerank_service.bench.cpu_time import process_tree
+from rerank_service.bench.dialects import NIM, PreparedRequest
+from rerank_service.bench.measure import measure_load
+from rerank_service.config import IngressConfig
+from rerank_service.shards import cut_into_shards
+
+__all__ = ["cpu_by_role", "measure_costs"]
+
+_QUERY = "What does the service itself cost?"
+_SIZES = ((1, 500), (20, 500), (100, 1_000))
+"""Passages, and bytes of each."""
+_ONE_SHARD_TOKENS = 1_000_000
+_CLIENTS = 8
+_REQUESTS, _ALONE = 600, 60
+_ROLES = {
+    "ServeReplica:rerank:ingress": "ingress",
+    "ServeReplica:rerank:simulated": "replica",
+    "ServeController": "controller",
+    "ProxyActor": "proxy",
+    "HAProxyManager": "proxy",
+    "haproxy": "proxy",
+}
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Of one kind of request."""
+
+    passages: int
+    kb: float
+    shards: int
+    cpu_ms: dict[str, float]
+    """By process, less what it takes when idle."""
+    alone_p50_ms: float
+    """One client."""
+
+
+def measure_costs(haproxy: bool) -> dict[str, Any]:
+    """Each kind of request, and the straight lines through them."""
+    rows = []
+    for shard_tokens in (4_096, _ONE_SHARD_TOKENS):
+        ingress = IngressConfig(shard_tokens=shard_tokens).model_dump()
+        with started({"tokens_per_s": None}, haproxy=haproxy, service={"ingress": ingress}) as server:
+            measure_load(server.url + NIM.path, _requests(20, 500, 300), _CLIENTS)
+            rows += [_measure(server, *size, shard_tokens) for size in _SIZES]
+    return {"front": "haproxy" if haproxy else "serve proxy", "requests": [asdict(row) for row in rows]} | _fit(rows)
+
+
+def _measure(server: Server, passages: int, passage_bytes: int, shard_tokens: int) -> Costs:
+    requests = _requests(passages, passage_bytes, _REQUESTS)
+    idle = _used(server, lambda: time.sleep(4.0))
+    used = _used(server, lambda: measure_load(server.url + NIM.path, requests, _CLIENTS))
+    took_s, idle_s = used.pop("wall"), idle.pop("wall")
+    cpu_ms = {role: 1000 * (used[role] - idle[role] / idle_s * took_s) / len(requests) for role in sorted(used)}
+    alone, _ = measure_load(server.url + NIM.path, requests[:_ALONE], 1)
+    texts = ["x" * passage_bytes] * passages
+    shards = cut_into_shards("", "", _QUERY, [f"{n}{text}" for n, text in enumerate(texts)], "END", shard_tokens)
+    kb = len(requests[0].body) / 1000
+    return Costs(passages, kb, len(list(shards)), cpu_ms, 1000 * (alone.p50_s or 0.0))
+
+
+def _used(server: Server, call: Any) -> Counter[str]:
+    before, began = cpu_by_role(server.pid), time.perf_counter()
+    call()
+    used = Counter({role: seconds - before[role] for role, seconds in cpu_by_role(server.pid).items()})
+    used["wall"] = time.perf_counter() - began  # type: ignore[assignment]
+    return used
+
+
+def cpu_by_role(pid: int) -> Counter[str]:
+    """CPU-seconds so far of the ingress, the replicas, the controller, the proxies, and the rest of Ray."""
+    seconds: Counter[str] = Counter(dict.fromkeys(["ingress", "replica", "controller", "proxy", "ray"], 0))
+    for process in process_tree(pid):
+        with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            title = " ".join(process.cmdline())
+            role = next((role for part, role in _ROLES.items() if part in title), "ray")
+            times = process.cpu_times()
+            seconds[role] += times.user + times.system  # type: ignore[assignment]
+    return seconds
+
+
+def _requests(passages: int, passage_bytes: int, count: int) -> list[PreparedRequest]:
+    return [
+        NIM.request(_QUERY, [f"{number} {index} ".ljust(passage_bytes, "x") for index in range(passages)])
+        for number in range(count)
+    ]
+
+
+def _fit(rows: list[Costs]) -> dict[str, Any]:
+    """CPU-ms of the ingress, and of everything else, as a constant, a share of each KB and of each shard."""
+    inputs = np.array([[1.0, row.kb, row.shards] for row in rows])
+    ingress = np.array([row.cpu_ms["ingress"] for row in rows])
+    other = np.array([sum(row.cpu_ms.values()) - row.cpu_ms["ingress"] for row in rows])
+    fits = {
+        name: np.linalg.lstsq(inputs, values, rcond=None)[0]
+        for name, values in (("ingress", ingress), ("other", other))
+    }
+    names = ("ms", "ms_a_kb", "ms_a_shard")
+    smallest_ms = statistics.median(row.alone_p50_ms for row in rows if row.passages == 1)
+    return {name: dict(zip(names, map(float, fit), strict=True)) for name, fit in fits.items()} | {
+        "alone_ms": smallest_ms
+    }

@@ -1,0 +1,63 @@
+"""Waits under requests that come when they come, at 70% of what one replica, two, four and eight can do."""
+
+import asyncio
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from benchmarks.stack.launch import started
+from benchmarks.stack.offered import Question, offer_open, outcomes, schedule
+from benchmarks.stack.scaling import questions
+from rerank_service.bench.dialects import NIM
+
+__all__ = ["TOKENS_PER_S", "measure_open_load", "schedule_of"]
+
+TOKENS_PER_S = 10_000.0
+_UTILISATION = 0.7
+_REQUESTS = 500
+"""About so many a run: five beyond the p99."""
+_MEAN_TOKENS = 2_400
+_WARM_UP_S = 3.0
+_SEED = 11
+
+
+@dataclass(frozen=True)
+class OpenLoad:
+    """Seconds from request to answer."""
+
+    replicas: int
+    offered_tokens_per_s: float
+    duration_s: float
+    p50_s: float
+    p95_s: float
+    p99_s: float
+    outcomes: dict[str, int]
+
+
+def schedule_of(num_replicas: int) -> tuple[float, Iterator[tuple[float, Question]]]:
+    """How long the run is, and when which request is sent in it: the same every time."""
+    load = _UTILISATION * num_replicas * TOKENS_PER_S
+    duration_s = _REQUESTS * _MEAN_TOKENS / load
+    return duration_s, schedule(questions(_SEED), load, duration_s, random.Random(_SEED))  # noqa: S311
+
+
+def measure_open_load(replica_counts: Sequence[int], haproxy: bool) -> list[dict[str, Any]]:
+    """A service of each size under its own schedule."""
+    return [asdict(_measure(count, haproxy)) for count in replica_counts]
+
+
+def _measure(num_replicas: int, haproxy: bool) -> OpenLoad:
+    load = _UTILISATION * num_replicas * TOKENS_PER_S
+    duration_s, _ = schedule_of(num_replicas)
+    with started({"tokens_per_s": TOKENS_PER_S}, replicas=(num_replicas, num_replicas), haproxy=haproxy) as server:
+        url = server.url + NIM.path
+        asyncio.run(offer_open(url, questions(0), load / 2, _WARM_UP_S, random.Random(0)))  # noqa: S311
+        rng = random.Random(_SEED)  # noqa: S311
+        answers = asyncio.run(offer_open(url, questions(_SEED), load, duration_s, rng))
+    took = [answer.done_at - answer.sent_at for answer in answers]
+    p50_s, p95_s, p99_s = (float(np.percentile(took, share, method="inverted_cdf")) for share in (50, 95, 99))
+    offered = sum(answer.num_tokens for answer in answers) / duration_s
+    return OpenLoad(num_replicas, offered, duration_s, p50_s, p95_s, p99_s, outcomes(answers))
