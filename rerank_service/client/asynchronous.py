@@ -39,7 +39,8 @@ class AsyncClient(ClientBase[httpx.AsyncClient]):
             async with asyncio.TaskGroup() as tasks:
                 asked = [tasks.create_task(self._answer(call, part, slots)) for part in call.parts]
         except ExceptionGroup as failed:
-            raise failed.exceptions[0] from None
+            first = failed.exceptions[0]
+            raise first from first.__cause__
         return call.ranking([task.result() for task in asked])
 
     async def aclose(self) -> None:

@@ -130,7 +130,7 @@ def _details(problems: Any, part: Part) -> tuple[ErrorDetail, ...]:
     details = []
     for problem in problems:
         if isinstance(problem, dict):
-            loc = list(problem.get("loc", ()))
+            loc = problem["loc"] if isinstance(problem.get("loc"), list) else []
             if loc[:2] == ["body", "passages"] and len(loc) > 2 and isinstance(loc[2], int):
                 loc[2] += part.first_index
             details.append(ErrorDetail(tuple(loc), str(problem.get("msg", "")), str(problem.get("type", ""))))

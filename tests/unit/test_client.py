@@ -10,6 +10,7 @@ from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from rerank_service import client as client_package
@@ -233,8 +234,9 @@ def test_a_connection_broken_once_is_no_news_and_twice_is(rank: Rank) -> None:
 
 
 def test_nobody_there_is_an_error_of_ours(rank: Rank) -> None:
-    with pytest.raises(ConnectionFailed, match=r"cannot reach http://127\.0\.0\.1:9 "):
+    with pytest.raises(ConnectionFailed, match=r"cannot reach http://127\.0\.0\.1:9 ") as caught:
         rank("http://127.0.0.1:9", "q", PASSAGES)
+    assert isinstance(caught.value.__cause__, httpx.ConnectError)
 
 
 def test_the_clients_own_clock_ends_a_call(rank: Rank) -> None:
@@ -295,6 +297,13 @@ def test_an_error_without_a_reason_does_not_repeat_the_page(rank: Rank) -> None:
     with scripted(Reply(502, b"<html>secrets</html>")) as server, pytest.raises(ApiError) as caught:
         rank(server.url, "q", PASSAGES)
     assert str(caught.value) == "502: the service gave no reason"
+
+
+@pytest.mark.parametrize("detail", [None, "text", [None, {"loc": None}, {"loc": ["body", "passages"], "msg": "m"}]])
+def test_an_envelope_of_another_service_is_still_an_error(rank: Rank, detail: Any) -> None:
+    body = {"message": "not like this", "detail": detail}
+    with scripted(Reply(422, body)) as server, pytest.raises(InvalidRequestError, match="not like this"):
+        rank(server.url, "q", PASSAGES)
 
 
 def test_what_goes_over_the_wire(rank: Rank) -> None:
