@@ -100,7 +100,7 @@ def put_together(passages: Sequence[str], answers: Iterable[PartAnswer], request
     """One ranking of all parts, whose answers come in the parts' order; the `top_n` best of it."""
     answers = list(answers)
     logits = [logit for answer in answers for logit in answer.logits]
-    order = sorted(range(len(logits)), key=lambda index: (-logits[index], index))[:top_n]
+    order = sorted(range(len(logits)), key=lambda index: -logits[index])[:top_n]  # stable: equal logits by index
     return Ranking(
         tuple(RankedPassage(index, passages[index], logits[index]) for index in order),
         Usage(
