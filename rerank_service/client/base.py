@@ -109,9 +109,9 @@ class ClientBase(ABC, Generic[_Http]):
         """Turns what the HTTP library and the clock raise into errors of ours."""
         try:
             yield
-        except httpx.ConnectTimeout as error:
-            raise ConnectionFailed(self._base_url, "no connection in time") from error
         except (httpx.TimeoutException, TimeoutError) as error:
+            if isinstance(error, httpx.ConnectTimeout) and call.deadline.left_s() > 0:
+                raise ConnectionFailed(self._base_url, f"no connection within {_CONNECT_TIMEOUT_S:g} s") from error
             raise call.overdue() from error
         except httpx.HTTPError as error:
             raise ConnectionFailed(self._base_url, str(error) or type(error).__name__) from error

@@ -243,7 +243,7 @@ def test_the_clients_own_clock_ends_a_call(rank: Rank) -> None:
     with scripted(HANG) as server:
         with pytest.raises(DeadlineExceededError, match=r"no answer within 0\.2 s") as caught:
             rank(server.url, "q", PASSAGES, settings={"timeout_s": 0.2})
-        assert len(server.seen) == 1
+        assert len(server.seen) <= 1  # none, if this machine is so busy that the time is over before
     assert caught.value.status is None
 
 
