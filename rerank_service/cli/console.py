@@ -8,7 +8,7 @@ import httpx
 import typer
 from rich.console import Console
 
-__all__ = ["ConfigPath", "Key", "Url", "api_errors", "call", "fail", "progress_console", "stdout"]
+__all__ = ["ConfigPath", "Key", "Url", "api_errors", "call", "fail", "progress_console", "stdout", "unreachable"]
 
 stdout = Console()
 progress_console = _stderr = Console(stderr=True)
@@ -41,8 +41,12 @@ def api_errors(url: str) -> Iterator[None]:
     try:
         yield
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        hint = "is it running? Start one with: rerank-service serve"
-        raise fail(f"cannot reach {url} ({error or type(error).__name__}); {hint}") from None
+        raise unreachable(url, str(error) or type(error).__name__) from None
+
+
+def unreachable(url: str, cause: str) -> typer.Exit:
+    """Prints that there is no service; raise what it returns."""
+    return fail(f"cannot reach {url} ({cause}); is it running? Start one with: rerank-service serve")
 
 
 def _message(response: httpx.Response) -> str:

@@ -10,9 +10,12 @@ from rich.table import Table
 from rich.text import Text
 
 from rerank_service.cli.check import checked_config
-from rerank_service.cli.console import Key, Url, call, fail, stdout
+from rerank_service.cli.console import Key, Url, fail, stdout, unreachable
+from rerank_service.client import Client, ConnectionFailed, RerankClientError
 
 __all__ = ["rank"]
+
+_TIMEOUT_S = 120.0
 
 
 def rank(
@@ -28,11 +31,7 @@ def rank(
 ) -> None:
     """Rank passages, one a line, for a query."""
     lines = _lines(passages)
-    if in_process:
-        answer = _rank_here(query, lines, model, config)
-    else:
-        body = {"model": model, "query": {"text": query}, "passages": [{"text": line} for line in lines]}
-        answer = call("POST", url, "/v1/ranking", key, body)
+    answer = _rank_here(query, lines, model, config) if in_process else _rank_there(query, lines, model, url, key)
     answer["rankings"] = answer["rankings"][:top]
     if as_json:
         typer.echo(json.dumps(answer))
@@ -49,6 +48,21 @@ def _lines(source: str) -> list[str]:
     if not lines:
         raise fail("there are no passages; give one a line")
     return lines
+
+
+def _rank_there(query: str, passages: list[str], model: str | None, url: str, key: str | None) -> dict[str, Any]:
+    """As the API answers it, also where the passages took several requests."""
+    try:
+        with Client(url, api_key=key, model=model, timeout_s=_TIMEOUT_S) as client:
+            ranking = client.rank(query, passages)
+    except ConnectionFailed as error:
+        raise unreachable(url, error.cause) from None
+    except (RerankClientError, ValueError) as error:
+        raise fail(str(error)) from None
+    return {
+        "rankings": [{"index": passage.index, "logit": passage.logit} for passage in ranking],
+        "usage": {"prompt_tokens": ranking.usage.prompt_tokens, "total_tokens": ranking.usage.total_tokens},
+    }
 
 
 def _rank_here(query: str, passages: list[str], name: str | None, config: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from rerank_service.cli.main import app
 from rerank_service.version import __version__
+from tests.http_servers import error, scripted
 
 CONFIG = str(Path(__file__).parents[2] / "serve_config.yaml")
 runner = CliRunner()
@@ -64,6 +65,25 @@ def test_rank_in_process(passages: str) -> None:
     assert answer["usage"]["total_tokens"] > 0
 
 
+def test_rank_takes_more_lines_than_a_request() -> None:
+    lines = "\n".join("x" * (1 + number % 7) for number in range(600))
+    with scripted() as server:
+        result = runner.invoke(app, ["rank", "q", "--url", server.url, "--json", "--top", "3"], input=lines)
+
+    assert sorted(len(request.body["passages"]) for request in server.seen) == [88, 512]
+    answer = json.loads(result.stdout)
+    assert answer["rankings"] == [{"index": index, "logit": 7.0} for index in (6, 13, 20)]
+    assert answer["usage"] == {"prompt_tokens": 6000, "total_tokens": 6000}
+
+
+def test_rank_tells_what_the_service_said() -> None:
+    with scripted(error(403, "not with this key")) as server:
+        result = runner.invoke(app, ["rank", "q", "--url", server.url], input="a passage")
+
+    assert result.exit_code == 2
+    assert "error: 403: not with this key" in result.stderr
+
+
 def test_rank_reads_standard_input() -> None:
     command = ["rank", "capital of France", "--in-process", "--config", CONFIG, "--json"]
 
@@ -78,6 +98,7 @@ def test_rank_reads_standard_input() -> None:
         (["rank", "q", "nowhere.txt"], "cannot read passages from nowhere.txt"),
         (["rank", "q", "/dev/null"], "there are no passages"),
         (["rank", "q", "{passages}", "--url", "http://127.0.0.1:9"], "is it running?"),
+        (["rank", "q", "{passages}", "--url", "not a url"], "is not like http://"),
         (["models", "--url", "http://127.0.0.1:9"], "is it running?"),
         (["models", "--url", "not a url"], "cannot reach not a url"),
         (["rank", "q", "{passages}", "--in-process", "--config", CONFIG, "--model", "nope"], "no model 'nope'"),

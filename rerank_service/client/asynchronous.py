@@ -1,0 +1,70 @@
+"""The client for asyncio; a part is sent here, everything else is shared."""
+
+import asyncio
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+import httpx
+from tenacity import AsyncRetrying
+
+from rerank_service.client.base import Call, ClientBase
+from rerank_service.client.exchange import Part, PartAnswer, Truncate
+from rerank_service.client.ranking import Ranking
+from rerank_service.client.retries import retry_options
+
+__all__ = ["AsyncClient"]
+
+
+class AsyncClient(ClientBase[httpx.AsyncClient]):
+    """Ranks passages by a running service. Tasks of one event loop may share one."""
+
+    async def rank(
+        self,
+        query: str,
+        passages: Sequence[str],
+        *,
+        model: str | None = None,
+        truncate: Truncate = "END",
+        top_n: int | None = None,
+    ) -> Ranking:
+        """Passages by relevance to `query`, or the `top_n` best. No passages: an empty ranking, and no request.
+
+        More than `max_passages` go as several requests at a time. Raises `RerankClientError`; if one request fails or
+        the call is cancelled, the others are cancelled too, and the service drops what it had not begun.
+        """
+        call = self._call(query, passages, model, truncate, top_n)
+        slots = asyncio.Semaphore(self._max_concurrent_requests)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                asked = [tasks.create_task(self._answer(call, part, slots)) for part in call.parts]
+        except ExceptionGroup as failed:
+            first = failed.exceptions[0]
+            raise first from first.__cause__
+        return call.ranking([task.result() for task in asked])
+
+    async def aclose(self) -> None:
+        """Gives the connections back; the client is of no use afterwards."""
+        await self._http.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    def _open(self, base_url: str, headers: dict[str, str]) -> httpx.AsyncClient:
+        return httpx.AsyncClient(base_url=base_url, headers=headers)
+
+    async def _answer(self, call: Call, part: Part, slots: asyncio.Semaphore) -> PartAnswer:
+        async with slots:
+            retrying = AsyncRetrying(**retry_options(self._max_retries, call.deadline))
+            return await retrying(self._send, call, part)
+
+    async def _send(self, call: Call, part: Part) -> PartAnswer:
+        with self._failures(call):
+            async with asyncio.timeout(call.deadline.left_s()):
+                response = await self._http.send(self._request(call, part))
+        return call.read(part, response)

@@ -1,0 +1,171 @@
+"""A call of `rank` as bodies of requests, and their answers as one ranking. Sends nothing; knows no HTTP library.
+
+More passages than a request may have become several requests. A pair's logit does not depend on the other pairs of
+its request, so their answers put together are the ranking that one large request would get.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any, Literal
+
+from rerank_service.client.errors import (
+    ApiError,
+    AuthenticationError,
+    DeadlineExceededError,
+    ErrorDetail,
+    InvalidRequestError,
+    ModelNotFoundError,
+    RateLimitedError,
+    ServiceUnavailableError,
+)
+from rerank_service.client.ranking import RankedPassage, Ranking, Usage
+
+__all__ = ["Part", "PartAnswer", "Truncate", "cut", "put_together", "read_answer"]
+
+Truncate = Literal["NONE", "END"]
+
+_ERROR_OF_STATUS: dict[int, type[ApiError]] = {
+    400: InvalidRequestError,
+    401: AuthenticationError,
+    403: AuthenticationError,
+    413: InvalidRequestError,
+    415: InvalidRequestError,
+    422: InvalidRequestError,
+    429: RateLimitedError,
+    503: ServiceUnavailableError,
+    504: DeadlineExceededError,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Consecutive passages that travel in one request."""
+
+    first_index: int
+    num_passages: int
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class PartAnswer:
+    """What the service said of a part."""
+
+    logits: list[float]
+    """In the order of the part's passages."""
+    usage: Usage
+    timings_ms: dict[str, float]
+
+
+def cut(query: str, passages: Sequence[str], model: str | None, truncate: Truncate, max_passages: int) -> list[Part]:
+    """At most `max_passages` a part; none for no passages."""
+    if isinstance(passages, str):
+        raise TypeError("passages is a single string; give a sequence of strings")
+    named = {} if model is None else {"model": model}
+    parts = []
+    for first_index in range(0, len(passages), max_passages):
+        texts = [{"text": text} for text in passages[first_index : first_index + max_passages]]
+        body = {**named, "query": {"text": query}, "passages": texts, "truncate": truncate}
+        encoded = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+        parts.append(Part(first_index, len(texts), encoded))
+    return parts
+
+
+def read_answer(part: Part, status: int, headers: Mapping[str, str], content: bytes, request_id: str) -> PartAnswer:
+    """The logits of a part. Raises the `ApiError` that the status stands for; an answer that is no ranking of this
+    part's passages is an `ApiError` too.
+    """
+    body = _parsed(content)
+    if status != 200:
+        raise _error(part, status, headers, body, request_id)
+    try:
+        logits = {int(entry["index"]): float(entry["logit"]) for entry in body["rankings"]}
+        usage = Usage(int(body["usage"]["prompt_tokens"]), int(body["usage"]["total_tokens"]))
+    except (KeyError, TypeError, ValueError):
+        message = "the answer is not a ranking; is this the address of a rerank service?"
+        raise ApiError(status, message, request_id=request_id) from None
+    is_complete = sorted(logits) == list(range(part.num_passages)) and len(body["rankings"]) == part.num_passages
+    if not is_complete or not all(map(math.isfinite, logits.values())):
+        message = f"the answer does not rank each of the {part.num_passages} passages once, by a finite logit"
+        raise ApiError(status, message, request_id=request_id)
+    return PartAnswer(
+        [logits[index] for index in range(part.num_passages)], usage, _timings_ms(headers.get("server-timing", ""))
+    )
+
+
+def put_together(passages: Sequence[str], answers: Iterable[PartAnswer], request_id: str, top_n: int | None) -> Ranking:
+    """One ranking of all parts, whose answers come in the parts' order; the `top_n` best of it."""
+    answers = list(answers)
+    logits = [logit for answer in answers for logit in answer.logits]
+    order = sorted(range(len(logits)), key=lambda index: -logits[index])[:top_n]  # stable: equal logits by index
+    return Ranking(
+        tuple(RankedPassage(index, passages[index], logits[index]) for index in order),
+        Usage(
+            sum(answer.usage.prompt_tokens for answer in answers), sum(answer.usage.total_tokens for answer in answers)
+        ),
+        request_id,
+        max((answer.timings_ms for answer in answers), key=lambda timings: timings.get("total", 0.0), default={}),
+    )
+
+
+def _error(part: Part, status: int, headers: Mapping[str, str], body: Any, request_id: str) -> ApiError:
+    envelope = body if isinstance(body, dict) else {}
+    details = _details(envelope.get("detail"), part)
+    error_class = _ERROR_OF_STATUS.get(status, ApiError)
+    if status == 404 and any(detail.code == "model_not_found" for detail in details):
+        error_class = ModelNotFoundError
+    message = str(envelope.get("message") or "the service gave no reason")
+    if part.first_index and "passages[" in message:
+        message += f" (counted from passages[{part.first_index}], where this request of several begins)"
+    return error_class(status, message, details, request_id, _retry_after_s(headers.get("retry-after")))
+
+
+def _details(problems: Any, part: Part) -> tuple[ErrorDetail, ...]:
+    """With the indices of the caller's passages, not of the part's."""
+    if not isinstance(problems, list):
+        return ()
+    details = []
+    for problem in problems:
+        if isinstance(problem, dict):
+            loc = problem["loc"] if isinstance(problem.get("loc"), list) else []
+            if loc[:2] == ["body", "passages"] and len(loc) > 2 and isinstance(loc[2], int):
+                loc[2] += part.first_index
+            details.append(ErrorDetail(tuple(loc), str(problem.get("msg", "")), str(problem.get("type", ""))))
+    return tuple(details)
+
+
+def _retry_after_s(value: str | None) -> float | None:
+    """Seconds, or a date, which some proxies send."""
+    if value is None:
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            date = parsedate_to_datetime(value)
+        except ValueError:
+            return None
+        seconds = (date.astimezone(UTC) - datetime.now(UTC)).total_seconds()
+    return max(0.0, seconds) if math.isfinite(seconds) else None
+
+
+def _timings_ms(header: str) -> dict[str, float]:
+    """`parse;dur=0.1, total;dur=12.5` as a dict."""
+    timings = {}
+    for entry in header.split(","):
+        name, *parameters = (word.strip() for word in entry.split(";"))
+        for parameter in parameters:
+            key, _, value = parameter.partition("=")
+            if key == "dur" and value.replace(".", "", 1).isdecimal():
+                timings[name] = float(value)
+    return timings
+
+
+def _parsed(content: bytes) -> Any:
+    try:
+        return json.loads(content)
+    except ValueError:  # an intermediary's page
+        return None

@@ -1,0 +1,54 @@
+"""What `rank` returns; knows neither HTTP nor where it comes from."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import overload
+
+__all__ = ["RankedPassage", "Ranking", "Usage"]
+
+
+@dataclass(frozen=True, slots=True)
+class RankedPassage:
+    """One passage's place."""
+
+    index: int
+    """Where it was among the passages asked about."""
+    text: str
+    logit: float
+    """Raw and unbounded; higher is more relevant."""
+
+    @property
+    def probability(self) -> float:
+        """`sigmoid(logit)`."""
+        return math.exp(min(self.logit, 0.0)) / (1.0 + math.exp(-abs(self.logit)))
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of all pairs, as the model saw them."""
+
+    prompt_tokens: int = 0
+    total_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Ranking(Sequence[RankedPassage]):
+    """Passages by logit, the most relevant first; equal logits by index. A sequence of `RankedPassage`."""
+
+    passages: tuple[RankedPassage, ...]
+    usage: Usage
+    request_id: str
+    """Sent with every request of the call; the service's logs have it."""
+    timings_ms: Mapping[str, float] = field(default_factory=dict)
+    """What the service says its stages took (`Server-Timing`); of several requests, the slowest one's."""
+
+    @overload
+    def __getitem__(self, place: int) -> RankedPassage: ...
+    @overload
+    def __getitem__(self, place: slice) -> tuple[RankedPassage, ...]: ...
+    def __getitem__(self, place: int | slice) -> RankedPassage | tuple[RankedPassage, ...]:
+        return self.passages[place]
+
+    def __len__(self) -> int:
+        return len(self.passages)

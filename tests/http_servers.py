@@ -1,0 +1,126 @@
+"""Real HTTP servers on loopback for clients to meet: the application, and one that answers as it is told."""
+
+import json
+import socket
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+
+__all__ = ["BREAK_OFF", "HANG", "Reply", "ScriptedServer", "Seen", "error", "ranking", "running", "scripted"]
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What the scripted server does with one request."""
+
+    status: int = 200
+    body: Any = None
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+BREAK_OFF = Reply(status=0)
+"""Closes the connection without a word."""
+HANG = Reply(status=-1)
+"""Says nothing until the server is stopped."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A request as it came."""
+
+    path: str
+    headers: dict[str, str]
+    body: dict[str, Any]
+
+
+class ScriptedServer(ThreadingHTTPServer):
+    """Does what the script says, one reply a request, then ranks: a passage's logit is the length of its text."""
+
+    daemon_threads = True
+    request_queue_size = 32
+
+    def __init__(self, script: Sequence[Reply]) -> None:
+        super().__init__(("127.0.0.1", 0), _Scripted)
+        self.script = iter(script)
+        self.seen: list[Seen] = []
+        self.num_connections = 0
+        self.stopped = threading.Event()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class _Scripted(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: ScriptedServer
+
+    def setup(self) -> None:
+        super().setup()
+        self.server.num_connections += 1
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.seen.append(Seen(self.path, {k.lower(): v for k, v in self.headers.items()}, body))
+        reply = next(self.server.script, None) or ranking([float(len(entry["text"])) for entry in body["passages"]])
+        if reply is HANG:
+            self.server.stopped.wait()
+        if reply in (BREAK_OFF, HANG):
+            self.close_connection = True
+            return
+        content = reply.body if isinstance(reply.body, bytes) else json.dumps(reply.body).encode()
+        self.send_response(reply.status)
+        for name, value in {**reply.headers, "Content-Length": str(len(content))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, format: str, *arguments: Any) -> None:
+        """Says nothing."""
+
+
+def ranking(logits: Sequence[float], **headers: str) -> Reply:
+    """A proper answer with these logits, in the passages' order."""
+    order = sorted(range(len(logits)), key=lambda index: -logits[index])
+    rankings = [{"index": index, "logit": logits[index]} for index in order]
+    usage = {"prompt_tokens": 10 * len(logits), "total_tokens": 10 * len(logits)}
+    return Reply(200, {"rankings": rankings, "usage": usage}, headers)
+
+
+def error(status: int, message: str, **headers: str) -> Reply:
+    """The envelope."""
+    return Reply(status, {"object": "error", "message": message, "detail": [], "type": "an_error"}, headers)
+
+
+@contextmanager
+def scripted(*script: Reply) -> Iterator[ScriptedServer]:
+    with ScriptedServer(script) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.stopped.set()
+            server.shutdown()
+            thread.join()
+
+
+@contextmanager
+def running(api: FastAPI) -> Iterator[str]:
+    """The application's URL; its event loop is a thread's."""
+    listening = socket.create_server(("127.0.0.1", 0))  # connections queue here until the application is up
+    server = uvicorn.Server(uvicorn.Config(api, log_config=None, timeout_graceful_shutdown=5))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+        listening.close()

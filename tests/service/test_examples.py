@@ -1,0 +1,51 @@
+"""The scripts of `examples/`, as a user runs them, against the running service and real weights."""
+
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from tests.service.running import MINILM, Service
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+LIMIT_S = 200
+"""Ends a script that hangs."""
+
+
+def printed(service: Service, script: str, *arguments: str) -> list[str]:
+    command = [sys.executable, str(EXAMPLES / script), "--url", service.url, "--model", MINILM, *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=LIMIT_S).stdout.splitlines()
+
+
+def test_the_offline_rag_finds_what_bm25_does_not(service: Service) -> None:
+    lines = printed(service, "rag_offline.py")
+
+    by_bm25 = lines[lines.index("BM25 finds") + 1 :][:3]
+    reranked = lines[lines.index("Reranked (logit)") + 1 :][:3]
+    assert not any("Roads" in line for line in by_bm25)
+    assert "Salt lowers the freezing point of water. Roads" in reranked[0]
+    assert lines[-1].startswith("Answer: Roads are strewn with it in winter")
+    assert lines[-1].endswith("[passages.txt:17]")
+
+
+def test_the_offline_rag_answers_any_question(service: Service) -> None:
+    lines = printed(service, "rag_offline.py", "How long does sunlight take to get here?")
+    assert lines[-1] == "Answer: Light from the sun takes a little over eight minutes to reach us. [passages.txt:13]"
+
+
+def test_langchain(service: Service) -> None:
+    question, *best = printed(service, "langchain_rerank.py")
+    assert question == "Which animal has more than one heart?"
+    assert best[0].endswith("[passages.txt:1]")
+    assert "Octopuses have three hearts" in best[0]
+    assert len(best) == 3
+
+
+@pytest.mark.skipif(find_spec("llama_index") is None, reason="llama-index-postprocessor-nvidia-rerank is not installed")
+def test_llamaindex(service: Service) -> None:
+    _, *best = printed(service, "llamaindex_rerank.py")
+    assert "Venice stands on millions of wooden piles" in best[0]
+    assert best[0].endswith("[passages.txt:34]")
+    assert len(best) == 3
