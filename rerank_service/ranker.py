@@ -34,16 +34,17 @@ class Ranker:
         truncate: str,
         timeout_s: float | None = None,
         max_passage_tokens: int | None = None,
+        request_id: str | None = None,
     ) -> Ranked:
         """Ranks `passages`; raises `RequestTimedOut` or what a shard raised, and then drops the rest.
 
         `timeout_s` is the client's own limit: it can shorten the configured one only. A passage of more than
-        `max_passage_tokens` is cut there first.
+        `max_passage_tokens` is cut there first. Calls with one `request_id` have one request's share of a device.
         """
         started = time.perf_counter()
         timeout_s = min(self._timeout_s, timeout_s or self._timeout_s)
         shard_tokens = self._shard_tokens[model_id]
-        request_id = uuid.uuid4().hex
+        request_id = request_id or uuid.uuid4().hex
         shards = [
             replace(shard, max_passage_tokens=max_passage_tokens)
             for shard in cut_into_shards(request_id, model_id, query, passages, truncate, shard_tokens, timeout_s)

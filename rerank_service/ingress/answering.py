@@ -5,6 +5,7 @@ Knows no dialect by name, and nothing of Ray.
 
 import asyncio
 import time
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -98,7 +99,7 @@ class Answering:
         return call
 
     async def _rank_all(self, model: ModelConfig, call: Call, timeout_s: float | None) -> list[Ranked]:
-        rank = partial(self._rank, model, call, timeout_s)
+        rank = partial(self._rank, uuid.uuid4().hex, model, call, timeout_s)
         if len(call.questions) == 1:
             return [await rank(call.questions[0])]
         tasks = [asyncio.ensure_future(rank(question)) for question in call.questions]
@@ -108,10 +109,18 @@ class Answering:
             for task in tasks:
                 task.cancel()
 
-    async def _rank(self, model: ModelConfig, call: Call, timeout_s: float | None, question: Question) -> Ranked:
+    async def _rank(
+        self, request_id: str, model: ModelConfig, call: Call, timeout_s: float | None, question: Question
+    ) -> Ranked:
         try:
             return await self._ranker.rank(
-                model.id, question.query, question.passages, call.truncate, timeout_s, call.max_passage_tokens
+                model.id,
+                question.query,
+                question.passages,
+                call.truncate,
+                timeout_s,
+                call.max_passage_tokens,
+                request_id,
             )
         except PairTooLong as error:
             if question.indices is None:

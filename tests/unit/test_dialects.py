@@ -529,3 +529,19 @@ def test_every_dialect_has_its_paths() -> None:
         "/score": ["vllm"],
         "/v1/score": ["vllm"],
     }
+
+
+async def test_all_questions_of_a_request_have_one_requests_share(model: ModelConfig) -> None:
+    replica, seen = LocalReplica(model), set()
+
+    class Watching:
+        def remote(self, shard: Any) -> Any:
+            seen.add((shard.query, shard.request_id))
+            return replica.remote(shard)
+
+    async with serving(model, Watching()) as client:
+        await client.post("/score", json={"text_1": ["a", "b"], "text_2": ["c", "d"]})
+
+    of_the_request = {query: request_id for query, request_id in seen if query in ("a", "b")}
+    assert set(of_the_request) == {"a", "b"}
+    assert len(set(of_the_request.values())) == 1
