@@ -9,13 +9,16 @@ RESULTS ?= .bench/results
 
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: serve test chaos check bench format clean
+.PHONY: serve test clients chaos check bench format clean
 
 serve: $(VENV)/.installed ## install, then serve on http://127.0.0.1:8000
 	$(BIN)/rerank-service serve $(CONFIG)
 
 test: $(VENV)/.installed-dev ## install, then run the tests
 	$(BIN)/python -m pytest $(PYTEST)
+
+clients: $(VENV)/.installed-dev ## every vendor's own client against a running service; installs them once, about 1 GB
+	$(BIN)/python -m tests.clients
 
 chaos: $(VENV)/.installed-dev ## kill replicas, ingresses and a node under load; about nine minutes
 	$(BIN)/python -m pytest tests/load -m load -s

@@ -33,6 +33,7 @@ __all__ = [
     "BatchingConfig",
     "CheckpointConfig",
     "Device",
+    "DialectName",
     "Dtype",
     "EngineConfig",
     "EngineKind",
@@ -462,6 +463,18 @@ class AuthConfig(_Config):
     changes. Once set, a key is required, even while the file is empty."""
 
 
+class DialectName(StrEnum):
+    """A vendor's reranking API that is spoken besides NVIDIA's own; routes and fields are in docs/dialects.md."""
+
+    JINA = "jina"
+    COHERE = "cohere"
+    VLLM = "vllm"
+    INFINITY = "infinity"
+    TEI = "tei"
+    """Hugging Face's text-embeddings-inference."""
+    VOYAGE = "voyage"
+
+
 class LogConfig(_Config):
     """What is written down of requests: sizes, times and codes, never text."""
 
@@ -504,6 +517,10 @@ class RerankConfig(_Config):
     rate_limits: RateLimitConfig = RateLimitConfig()
     """How many a caller may send."""
 
+    dialects: tuple[DialectName, ...] = tuple(DialectName)
+    """Other vendors' APIs that are spoken. On a path that several share, a request that could be of any of them is
+    answered in the one listed first."""
+
     logs: LogConfig = LogConfig()
     """What is written down of them."""
 
@@ -527,6 +544,12 @@ class RerankConfig(_Config):
         default = self.service.default_model
         if default is not None and default.casefold() not in owners:
             raise ValueError(f"service.default_model {default!r} is not among models: {sorted(owners)}")
+        return self
+
+    @model_validator(mode="after")
+    def _dialects_are_listed_once(self) -> Self:
+        if len(set(self.dialects)) < len(self.dialects):
+            raise ValueError("dialects lists one twice")
         return self
 
     @model_validator(mode="after")

@@ -25,6 +25,7 @@ __all__ = [
     "FieldProblem",
     "InvalidApiKey",
     "InvalidRequest",
+    "Loc",
     "NonFiniteLogit",
     "PairTooLong",
     "QueueFull",

@@ -7,33 +7,15 @@ import asyncio
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 from rerank_service.config import RerankConfig
 from rerank_service.errors import RequestTimedOut
 from rerank_service.model_router import ModelRouter
-from rerank_service.ranking import rank_by_logit
+from rerank_service.ranking import Ranked, rank_by_logit
 from rerank_service.shards import Shard, ShardScores, cut_into_shards
 
 __all__ = ["Ranked", "Ranker"]
-
-
-@dataclass(frozen=True, slots=True)
-class Ranked:
-    """A request's answer and what it took."""
-
-    order: list[int]
-    """Passage indices, most relevant first."""
-    logits: list[float]
-    """One a passage, in the request's order."""
-    num_tokens: int
-    num_truncated: int
-    num_shards: int
-    tokenise_s: float
-    queue_s: float
-    """Each of these is the slowest shard's."""
-    forward_s: float
-    total_s: float
 
 
 class Ranker:
@@ -45,16 +27,28 @@ class Ranker:
         self._timeout_s = config.limits.request_timeout_s
 
     async def rank(
-        self, model_id: str, query: str, passages: Sequence[str], truncate: str, timeout_s: float | None = None
+        self,
+        model_id: str,
+        query: str,
+        passages: Sequence[str],
+        truncate: str,
+        timeout_s: float | None = None,
+        max_passage_tokens: int | None = None,
+        request_id: str | None = None,
     ) -> Ranked:
         """Ranks `passages`; raises `RequestTimedOut` or what a shard raised, and then drops the rest.
 
-        `timeout_s` is the client's own limit: it can shorten the configured one only.
+        `timeout_s` is the client's own limit: it can shorten the configured one only. A passage of more than
+        `max_passage_tokens` is cut there first. Calls with one `request_id` have one request's share of a device.
         """
         started = time.perf_counter()
         timeout_s = min(self._timeout_s, timeout_s or self._timeout_s)
         shard_tokens = self._shard_tokens[model_id]
-        shards = list(cut_into_shards(uuid.uuid4().hex, model_id, query, passages, truncate, shard_tokens, timeout_s))
+        request_id = request_id or uuid.uuid4().hex
+        shards = [
+            replace(shard, max_passage_tokens=max_passage_tokens)
+            for shard in cut_into_shards(request_id, model_id, query, passages, truncate, shard_tokens, timeout_s)
+        ]
         try:
             async with asyncio.timeout(timeout_s) as deadline:
                 scores = await self._score_all(shards)

@@ -4,13 +4,14 @@ Bodies are parsed from bytes in one pass, without a detour through Python object
 as `InvalidRequest`, which names the field, the limit and the way out, and never repeats the user's text.
 """
 
+from collections.abc import Callable
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from rerank_service.config import LimitsConfig
-from rerank_service.errors import FieldProblem, InvalidRequest
+from rerank_service.errors import FieldProblem, InvalidRequest, Loc
 from rerank_service.validation import without_echoes
 
 __all__ = [
@@ -22,6 +23,8 @@ __all__ = [
     "RankingRequest",
     "RankingResponse",
     "Usage",
+    "dotted",
+    "field_problems",
     "parse_ranking_request",
 ]
 
@@ -118,7 +121,7 @@ def parse_ranking_request(body: bytes, limits: LimitsConfig) -> RankingRequest:
             extra="forbid" if limits.unknown_fields == "reject" else "ignore",
         )
     except ValidationError as error:
-        raise InvalidRequest(_problems(error)) from None
+        raise InvalidRequest(field_problems(error, _message)) from None
     if len(request.passages) > limits.max_passages:
         raise InvalidRequest([_too_many_passages(len(request.passages), limits.max_passages)])
     return request
@@ -129,23 +132,24 @@ def _too_many_passages(count: int, limit: int) -> FieldProblem:
     return FieldProblem(("body", "passages"), message, "too_many_passages")
 
 
-def _problems(error: ValidationError) -> list[FieldProblem]:
+def field_problems(error: ValidationError, message: Callable[[str, Loc, ErrorDetails], str]) -> list[FieldProblem]:
+    """Up to ten problems; `message` has a code, a place that starts with `body`, and pydantic's details."""
     details = without_echoes(error.errors(include_url=False, include_input=False))
-    problems = [_problem(detail) for detail in details[:_MAX_PROBLEMS]]
+    problems = [_problem(detail, message) for detail in details[:_MAX_PROBLEMS]]
     if len(details) > _MAX_PROBLEMS:
         more = len(details) - _MAX_PROBLEMS
         problems.append(FieldProblem(("body",), f"and {more} more problems of this kind", "too_many_problems"))
     return problems
 
 
-def _problem(detail: ErrorDetails) -> FieldProblem:
+def _problem(detail: ErrorDetails, message: Callable[[str, Loc, ErrorDetails], str]) -> FieldProblem:
     loc = ("body", *(_short(part) for part in detail["loc"]))
     code = detail["type"]
-    return FieldProblem(loc, _message(code, loc, detail), code)
+    return FieldProblem(loc, message(code, loc, detail), code)
 
 
-def _message(code: str, loc: tuple[str | int, ...], detail: ErrorDetails) -> str:
-    field = _dotted(loc[1:])
+def _message(code: str, loc: Loc, detail: ErrorDetails) -> str:
+    field = dotted(loc[1:])
     if code == "json_invalid":
         return f"The body is not valid JSON: {detail['msg'].removeprefix('Invalid JSON: ')}"
     if code == "model_type" and not field:
@@ -164,12 +168,13 @@ def _message(code: str, loc: tuple[str | int, ...], detail: ErrorDetails) -> str
     return f"{field}: {detail['msg']}"
 
 
-def _accepted_beside(loc: tuple[str | int, ...]) -> list[str]:
+def _accepted_beside(loc: Loc) -> list[str]:
     owner = {"query": Query, "passages": Passage}.get(str(loc[1])) if len(loc) > 2 else RankingRequest
     return list((owner or RankingRequest).model_fields)
 
 
-def _dotted(loc: tuple[str | int, ...]) -> str:
+def dotted(loc: Loc) -> str:
+    """A place in a body as people write it: `passages[1].text`."""
     path = ""
     for part in loc:
         path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part

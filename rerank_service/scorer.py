@@ -13,6 +13,7 @@ import socket
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from ray import serve
@@ -154,13 +155,22 @@ class ModelScorer:
             futures.extend(asyncio.ensure_future(_nth(job, index)) for index in range(len(group)))
         return futures
 
+    def _pairs(self, shard: Shard) -> list[EncodedPair]:
+        passages, limit = shard.passages, shard.max_passage_tokens
+        shortened = passages if limit is None else self._engine.shorten(passages, limit)
+        pairs = self._engine.tokenise(shard.query, shortened, Truncate(shard.truncate))
+        return [
+            pair if text == passage else replace(pair, is_truncated=True)
+            for pair, text, passage in zip(pairs, shortened, passages, strict=True)
+        ]
+
     def _tokenise(self, shards: Sequence[Shard]) -> list[_Tokenised | Exception]:
         """Runs in a tokenising thread. An error is a result, so that it stays with its shard."""
         results: list[_Tokenised | Exception] = []
         for shard in shards:
             started = time.perf_counter()
             try:
-                pairs = self._engine.tokenise(shard.query, shard.passages, Truncate(shard.truncate))
+                pairs = self._pairs(shard)
             except PairTooLong as error:
                 index = shard.indices[error.index]
                 results.append(PairTooLong(index, error.num_tokens, error.max_tokens))

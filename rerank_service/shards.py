@@ -31,6 +31,8 @@ class Shard:
     """Of all shards of the request, by estimate."""
     timeout_s: float | None = None
     """Seconds after which nobody waits for the answer any more, counted from when it was sent."""
+    max_passage_tokens: int | None = None
+    """Tokens after which a passage is cut before it is tokenised with the query."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,7 @@ class ShardScores:
     num_tokens: tuple[int, ...]
     """Tokens of each pair, templated and truncated."""
     is_truncated: tuple[bool, ...]
-    """Which pairs the window cut."""
+    """Which pairs the window cut, or the request's own limit."""
     tokenise_s: float
     queue_s: float
     """From the end of tokenising to the start of the first batch with a pair of this shard."""

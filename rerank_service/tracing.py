@@ -17,7 +17,7 @@ from rerank_service.config import TracingConfig
 from rerank_service.errors import ConfigError, RerankError
 from rerank_service.shards import Shard, ShardScores
 
-__all__ = ["Tracing", "trace_id", "traceparent"]
+__all__ = ["Tracing", "mark_error", "trace_id", "traceparent"]
 
 _NAME = "rerank_service"
 _W3C = TraceContextTextMapPropagator()
@@ -88,10 +88,14 @@ class Tracing:
             try:
                 yield span
             except BaseException as error:
-                code = error.code if isinstance(error, RerankError) else type(error).__name__
-                span.set_attribute("error.type", code)
-                span.set_status(StatusCode.ERROR)
+                mark_error(span, error)
                 raise
+
+
+def mark_error(span: Span, error: BaseException) -> None:
+    """What is told of a failure: its code or its class, never its message."""
+    span.set_attribute("error.type", error.code if isinstance(error, RerankError) else type(error).__name__)
+    span.set_status(StatusCode.ERROR)
 
 
 def traceparent() -> dict[str, str]:

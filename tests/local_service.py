@@ -30,7 +30,9 @@ class LocalReplica:
 
     async def _score(self, shard: Shard) -> ShardScores:
         try:
-            pairs = self.engine.tokenise(shard.query, shard.passages, Truncate(shard.truncate))
+            limit = shard.max_passage_tokens
+            passages = shard.passages if limit is None else self.engine.shorten(shard.passages, limit)
+            pairs = self.engine.tokenise(shard.query, passages, Truncate(shard.truncate))
         except PairTooLong as error:
             raise PairTooLong(shard.indices[error.index], error.num_tokens, error.max_tokens) from None
         scored = await self.scheduler.submit(shard.request_id, pairs)

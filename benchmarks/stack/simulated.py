@@ -75,6 +75,9 @@ class SimulatedEngine:
             for passage in passages
         ]
 
+    def shorten(self, passages: Sequence[str], max_tokens: int) -> list[str]:
+        return list(passages)
+
     def launch(self, pairs: Sequence[_Pair]) -> _Pending:
         num_tokens = sum(pair.num_tokens for pair in pairs)
         self._free_at = max(self._free_at, time.perf_counter()) + num_tokens / self._tokens_per_s

@@ -104,6 +104,9 @@ class BidirectionalDecoderEngine(TorchEngine[EncodedPair]):
     def description(self) -> str:
         return f"bidirectional_decoder on {self.device} in {self._precision}"
 
+    def shorten(self, passages: Sequence[str], max_tokens: int) -> list[str]:
+        return tokenise.shorten_texts(self._tokenizer, passages, max_tokens)
+
     def tokenise(self, query: str, passages: Sequence[str], truncate: Truncate) -> list[EncodedPair]:
         """The whole templated string at once: the Llama-3 split joins `:` with the first word after it."""
         prompts = [self.prompt_template.format(query=query, passage=passage) for passage in passages]

@@ -71,6 +71,9 @@ class LateInteractionEngine(TorchEngine[LateInteractionPair]):
     def description(self) -> str:
         return f"late_interaction on {self.device} in {self._precision}"
 
+    def shorten(self, passages: Sequence[str], max_tokens: int) -> list[str]:
+        return tokenise.shorten_texts(self._tokenizer, passages, max_tokens)
+
     def tokenise(self, query: str, passages: Sequence[str], truncate: Truncate) -> list[LateInteractionPair]:
         """The window holds for query and passage each; `num_tokens` counts both."""
         query_encoding, *encodings = tokenise.encode_texts(self._tokenizer, [query, *passages], add_special_tokens=True)

@@ -64,7 +64,7 @@ class EncodedPair:
     num_tokens: int
     """Tokens of query and passage with the special ones: what is billed and what a batch is filled by."""
     is_truncated: bool
-    """Whether the window cut it."""
+    """Whether the window cut it, or the request's own limit."""
 
 
 PairT = TypeVar("PairT", bound=EncodedPair)
@@ -135,6 +135,10 @@ class Engine(BatchScorer[PairT], Protocol[PairT]):
 
     def tokenise(self, query: str, passages: Sequence[str], truncate: Truncate) -> list[PairT]:
         """Pairs in the order of `passages`. Raises `PairTooLong` under `Truncate.NONE`."""
+        ...
+
+    def shorten(self, passages: Sequence[str], max_tokens: int) -> list[str]:
+        """Each passage without what follows its first `max_tokens` tokens."""
         ...
 
     def score(self, pairs: Sequence[PairT]) -> list[float]:

@@ -74,6 +74,9 @@ class SequenceClassifierEngine(TorchEngine[ClassifierPair]):
     def description(self) -> str:
         return f"sequence_classifier on {self.device} in {self._precision}"
 
+    def shorten(self, passages: Sequence[str], max_tokens: int) -> list[str]:
+        return tokenise.shorten_texts(self._tokenizer, passages, max_tokens)
+
     def tokenise(self, query: str, passages: Sequence[str], truncate: Truncate) -> list[ClassifierPair]:
         encodings = tokenise.encode_texts(
             self._tokenizer, [(query, passage) for passage in passages], add_special_tokens=True

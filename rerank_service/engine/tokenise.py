@@ -24,6 +24,7 @@ __all__ = [
     "encode_texts",
     "load_tokenizer",
     "model_max_length",
+    "shorten_texts",
     "truncate_pair_encoding",
 ]
 
@@ -82,6 +83,17 @@ def encode_texts(
     """Encodings without offsets, which cost a quarter of the time and nobody reads."""
     encodings: list[Encoding] = tokenizer.encode_batch_fast(texts, add_special_tokens=add_special_tokens)
     return encodings
+
+
+def shorten_texts(tokenizer: Tokenizer, texts: Sequence[str], max_tokens: int) -> list[str]:
+    """Each text up to the end of its token number `max_tokens`; the texts that have no more are not touched."""
+    shortened = list(texts)
+    candidates = [index for index, text in enumerate(texts) if len(text.encode("utf-8", "replace")) > max_tokens]
+    encodings = tokenizer.encode_batch([texts[index] for index in candidates], add_special_tokens=False)
+    for index, encoding in zip(candidates, encodings, strict=True):
+        if len(encoding.ids) > max_tokens:
+            shortened[index] = texts[index][: encoding.offsets[max_tokens - 1][1]]
+    return shortened
 
 
 def cut_to_window(

@@ -7,6 +7,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
+from rerank_service.dialects import NIM, Dialect
 from rerank_service.errors import FieldProblem, RateLimited, RerankError
 from rerank_service.schema import ErrorDetail, ErrorEnvelope
 
@@ -23,8 +24,8 @@ def add_error_handlers(api: FastAPI) -> None:
     api.add_exception_handler(Exception, _on_unexpected_error)
 
 
-def error_response(error: RerankError) -> Response:
-    """Status, headers and body of one of our errors."""
+def error_response(error: RerankError, dialect: Dialect = NIM) -> Response:
+    """Status, headers and body of one of our errors, as `dialect` has it."""
     headers = {}
     if error.retry_after_s is not None:
         headers["Retry-After"] = str(error.retry_after_s)
@@ -32,7 +33,8 @@ def error_response(error: RerankError) -> Response:
         headers["WWW-Authenticate"] = "Bearer"
     if isinstance(error, RateLimited):
         headers |= rate_limit_headers(error.what, error.per_minute, 0, error.retry_after_s)
-    return _envelope(error.http_status, error.message, error.problems, error.category, headers)
+    refusal = dialect.refuse(error)
+    return Response(refusal.body.model_dump_json(), refusal.status, headers, media_type="application/json")
 
 
 def rate_limit_headers(what: str, per_minute: int, remaining: int, reset_s: int) -> dict[str, str]:
@@ -49,11 +51,9 @@ def _envelope(
     return Response(body, status, headers, media_type="application/json")
 
 
-async def _on_rerank_error(request: Request, error: Exception) -> Response:
+async def _on_rerank_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, RerankError)  # noqa: S101 - registered for this class
-    response = error_response(error)
-    response.headers.update(getattr(request.state, "reply_headers", {}))
-    return response
+    return error_response(error)
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:

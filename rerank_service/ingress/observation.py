@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import Request, Response
+from opentelemetry.trace import Span
 from starlette.requests import ClientDisconnect
 
 from rerank_service.config import LogConfig
@@ -19,7 +20,7 @@ from rerank_service.errors import QueueFull, RateLimited, RequestTooLarge, Reran
 from rerank_service.metrics import definitions
 from rerank_service.metrics.of_ingress import IngressMetrics
 from rerank_service.ranker import Ranked
-from rerank_service.tracing import Tracing, trace_id, traceparent
+from rerank_service.tracing import Tracing, mark_error, trace_id, traceparent
 
 __all__ = ["Observation", "Observer"]
 
@@ -35,6 +36,7 @@ class Observation:
     """One request; whoever answers it fills in what it learns."""
 
     dialect: str
+    """Until the body is read, the one that the path's first dialect has."""
     model_id: str = "unknown"
     """Until the model is known: the client's text is no label."""
     ranked: Ranked | None = None
@@ -54,40 +56,54 @@ class Observer:
         self._tracing = tracing
 
     async def answer(
-        self, request: Request, dialect: str, respond: Callable[[Observation], Awaitable[Response]]
+        self,
+        request: Request,
+        dialect: str,
+        respond: Callable[[Observation], Awaitable[Response]],
+        refuse: Callable[[RerankError], Response],
     ) -> Response:
-        """What `respond` answers, with headers of ours. Its errors go on to the envelope."""
+        """What `respond` answers or, if that fails, what `refuse` makes of the error; with headers of ours."""
         observation = Observation(dialect)
-        attributes = {"http.request.method": request.method, "http.route": _route(request), "rerank.dialect": dialect}
+        attributes = {"http.request.method": request.method, "http.route": _route(request)}
         with self._tracing.request(f"{request.method} {_route(request)}", request.headers, attributes) as span:
-            request.state.reply_headers = traceparent()
+            reply_headers = traceparent()
             try:
-                response = await self._watched(observation, respond)
+                response = await self._watched(observation, span, respond, refuse)
             finally:
+                span.set_attribute("rerank.dialect", observation.dialect)
                 span.set_attribute("http.response.status_code", observation.status)
                 self._tell(observation)
-        response.headers.update(request.state.reply_headers)
+        response.headers.update(reply_headers)
         if observation.ranked is not None:
             response.headers["Server-Timing"] = _server_timing(observation, observation.ranked)
         return response
 
     async def _watched(
-        self, observation: Observation, respond: Callable[[Observation], Awaitable[Response]]
+        self,
+        observation: Observation,
+        span: Span,
+        respond: Callable[[Observation], Awaitable[Response]],
+        refuse: Callable[[RerankError], Response],
     ) -> Response:
         try:
             response = await respond(observation)
         except RerankError as error:
-            observation.status, observation.code = error.http_status, error.code
+            observation.code = error.code
             if isinstance(error, RateLimited):
                 self._metrics.record(definitions.LIMITED_REQUESTS, 1, error.what)
             elif isinstance(error, _SHED):
                 self._metrics.record(definitions.SHED_REQUESTS, 1, observation.model_id, error.code)
-            raise
+            mark_error(span, error)
+            response = refuse(error)
         except ClientDisconnect:
             response = Response(status_code=_CLIENT_LEFT)
         except asyncio.CancelledError:
             observation.status = _CLIENT_LEFT
             raise
+        except Exception as error:
+            logger.exception("unexpected error type=%s", type(error).__name__)
+            mark_error(span, error)
+            response = refuse(RerankError())
         observation.status = response.status_code
         return response
 

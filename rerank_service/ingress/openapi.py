@@ -4,16 +4,18 @@ The contract requires `model`; real clients also send null or leave it out. Both
 is the contract's, `RankingRequestDefaultModel` what is accepted besides, and a body is either.
 """
 
+from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from rerank_service.config import LimitsConfig
+from rerank_service.config import LimitsConfig, RerankConfig
+from rerank_service.dialects import Dialect, routes_of
 from rerank_service.schema import ErrorEnvelope, RankingRequest, RankingResponse
 
-__all__ = ["RANKING_OPERATION", "add_openapi"]
+__all__ = ["RANKING_OPERATION", "add_openapi", "dialect_operation"]
 
 _REF = "#/components/schemas/{model}"
 
@@ -56,33 +58,66 @@ RANKING_OPERATION: dict[str, Any] = {
 """What the ranking routes share; they read their body themselves, so FastAPI cannot infer it."""
 
 
-def add_openapi(api: FastAPI, limits: LimitsConfig, *, keys_are_required: bool) -> None:
+def dialect_operation(dialects: Sequence[Dialect]) -> dict[str, Any]:
+    """A path where these are spoken: a body of one of them, an answer and an error to match."""
+    responses = {"200": {"description": "Results in the dialect's own form.", "content": _any_of(dialects, "response")}}
+    for status, description in _DIALECT_ERRORS.items():
+        responses[status] = {"description": description, "content": _any_of(dialects, "error")}
+    return {"requestBody": {"required": True, "content": _any_of(dialects, "request")}, "responses": responses}
+
+
+_DIALECT_ERRORS = {
+    **{
+        status: response["description"]
+        for status, response in RANKING_OPERATION["responses"].items()
+        if status != "200"
+    },
+    "422": "Invalid request, in the dialects that call it so.",
+    "424": "The model failed on this request, in the dialects that call it so.",
+}
+
+
+def _any_of(dialects: Sequence[Dialect], part: str) -> dict[str, Any]:
+    names = [getattr(dialect, part).__name__ for dialect in dialects]
+    schemas = [{"$ref": _REF.format(model=name)} for name in names]
+    return {"application/json": {"schema": schemas[0] if len(schemas) == 1 else {"anyOf": schemas}}}
+
+
+def add_openapi(api: FastAPI, config: RerankConfig, *, keys_are_required: bool) -> None:
     """Replaces `api.openapi` by one that writes the contract's schemas."""
 
     def openapi() -> dict[str, Any]:
         if api.openapi_schema is None:
-            api.openapi_schema = _describe(api, limits, keys_are_required)
+            api.openapi_schema = _describe(api, config, keys_are_required)
         return api.openapi_schema
 
     api.openapi = openapi  # type: ignore[method-assign]
 
 
-def _describe(api: FastAPI, limits: LimitsConfig, keys_are_required: bool) -> dict[str, Any]:
+def _describe(api: FastAPI, config: RerankConfig, keys_are_required: bool) -> dict[str, Any]:
     document = get_openapi(
         title=api.title,
         version=api.version,
         description=api.description,
         routes=api.routes,
         servers=api.servers or None,  # FastAPI puts the route prefix there
-        tags=[{"name": "Reranking", "description": "Cross-encoder reranking operations"}],
+        tags=[
+            {"name": "Reranking", "description": "Cross-encoder reranking operations"},
+            {"name": "Dialects", "description": "The same in other vendors' APIs"},
+        ],
     )
     components = document.setdefault("components", {})
     schemas = components.setdefault("schemas", {})
     for model in (RankingResponse, ErrorEnvelope):
         _add(schemas, model.model_json_schema(ref_template=_REF), model.__name__)
     request = RankingRequest.model_json_schema(ref_template=_REF)
-    _add(schemas, _with_limits(request, limits), "RankingRequestDefaultModel")
+    _add(schemas, _with_limits(request, config.limits), "RankingRequestDefaultModel")
     schemas["RankingRequest"] = _contract(schemas["RankingRequestDefaultModel"])
+    for dialect in {id(one): one for spoken in routes_of(config.dialects).values() for one in spoken}.values():
+        for part in (dialect.response, dialect.error):
+            _add(schemas, part.model_json_schema(ref_template=_REF, mode="serialization"), part.__name__)
+        schema = dialect.request.model_json_schema(ref_template=_REF)
+        _add(schemas, _with_max_items(schema, config.limits), dialect.request.__name__)
     components["securitySchemes"] = {"BearerAuth": {"type": "http", "scheme": "bearer", "bearerFormat": "nvapi-..."}}
     document["security"] = [{"BearerAuth": []}] if keys_are_required else [{}, {"BearerAuth": []}]
     return document
@@ -105,6 +140,15 @@ def _with_limits(schema: dict[str, Any], limits: LimitsConfig) -> dict[str, Any]
         "default": "END",
         "description": schema["properties"]["truncate"]["description"],
     }
+    return schema
+
+
+def _with_max_items(schema: dict[str, Any], limits: LimitsConfig) -> dict[str, Any]:
+    for name in ("documents", "texts"):
+        part = schema["properties"].get(name, {})
+        if part.get("type") == "array":
+            part["maxItems"] = limits.max_passages
+    schema.pop("additionalProperties", None)  # unknown fields are the dialect's and the configuration's matter
     return schema
 
 

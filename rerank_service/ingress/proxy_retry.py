@@ -13,7 +13,7 @@ from rerank_service.ingress.envelope import error_response
 
 __all__ = ["RetryLostIngress"]
 
-_OUR_PATHS = ("/v1/ranking", "/reranking")
+_OUR_PATHS = ("/v1/ranking", "/reranking", "/rerank", "/score")
 _LARGEST_KEPT = 32 * 1024 * 1024
 _TIMED_OUT, _LOST, _UNAVAILABLE = 408, 500, 503
 

@@ -60,9 +60,10 @@ async def ask(
 
 
 @pytest.mark.parametrize("first", [None, (500, b"text/plain", b"Internal Server Error"), RuntimeError("gone")])
-async def test_a_lost_request_is_asked_again_in_full(first: Answer) -> None:
+@pytest.mark.parametrize("path", ["/keyed/v1/ranking", "/v1/retrieval/nvidia/reranking", "/v2/rerank", "/score"])
+async def test_a_lost_request_is_asked_again_in_full(first: Answer, path: str) -> None:
     proxy = Proxy(first, OK)
-    assert await ask(proxy, "/keyed/v1/ranking") == (200, OK[2])
+    assert await ask(proxy, path) == (200, OK[2])
     assert proxy.bodies == [b'{"query": 1}'] * 2
 
 

@@ -1,0 +1,49 @@
+"""NVIDIA's own API: `/v1/ranking` and the hosted URLs of the same. Its bodies are `rerank_service.schema`."""
+
+from collections.abc import Sequence
+
+from rerank_service.config import LimitsConfig
+from rerank_service.dialects.call import Body, Call, Dialect, Question, Refusal
+from rerank_service.errors import RerankError
+from rerank_service.ranking import Ranked
+from rerank_service.schema import (
+    ErrorDetail,
+    ErrorEnvelope,
+    Ranking,
+    RankingRequest,
+    RankingResponse,
+    Usage,
+    parse_ranking_request,
+)
+
+__all__ = ["NIM"]
+
+
+def _read(body: Body, limits: LimitsConfig) -> Call:
+    request = parse_ranking_request(body.raw, limits)
+    passages = [passage.text for passage in request.passages]
+    return Call(request.model, (Question(request.query.text, passages),), request.truncate or "END", _reply)
+
+
+def _reply(rankings: Sequence[Ranked], _: str) -> RankingResponse:
+    (ranked,) = rankings
+    return RankingResponse(
+        rankings=tuple(Ranking(index=index, logit=ranked.logits[index]) for index in ranked.order),
+        usage=Usage(prompt_tokens=ranked.num_tokens, total_tokens=ranked.num_tokens),
+    )
+
+
+def _refuse(error: RerankError) -> Refusal:
+    detail = tuple(ErrorDetail(loc=loc, msg=text, type=code) for loc, text, code in error.problems)
+    return Refusal(error.http_status, ErrorEnvelope(message=error.message, detail=detail, type=error.category))
+
+
+NIM = Dialect(
+    name="nim",
+    paths=("/v1/ranking", "/v1/retrieval/nvidia/reranking", "/v1/retrieval/nvidia/{slug}/reranking"),
+    request=RankingRequest,
+    response=RankingResponse,
+    error=ErrorEnvelope,
+    read=_read,
+    refuse=_refuse,
+)
