@@ -21,6 +21,7 @@ from rerank_service.ingress.deadline import client_timeout_s
 from rerank_service.ingress.envelope import add_error_handlers
 from rerank_service.ingress.observation import Observation, Observer
 from rerank_service.ingress.openapi import RANKING_OPERATION, add_openapi
+from rerank_service.ingress.playground_routes import playground_routes
 from rerank_service.ingress.rate_limits import RateLimits, caller_of
 from rerank_service.ingress.readiness import Readiness
 from rerank_service.ingress.service_routes import service_routes
@@ -61,6 +62,8 @@ def build_api(config: RerankConfig, router: ModelRouter, ranker: Ranker) -> Fast
     )
     api.include_router(_RankingRoutes(config, keys, rate_limits, router, ranker, observer).routes())
     api.include_router(service_routes(config, keys, readiness, router.metrics))
+    if config.service.playground:
+        api.router.routes.extend(playground_routes())
     add_error_handlers(api)
     add_openapi(api, config.limits, keys_are_required=keys.are_required)
     return api
