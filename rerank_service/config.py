@@ -417,6 +417,9 @@ class ServiceConfig(_Config):
     default_model: str | None = None
     """Model of a request that names none. Null takes the first."""
 
+    playground: bool = True
+    """Whether `/` is a page to try the models on. It speaks the API like any client, with the caller's own key."""
+
     ingress: IngressConfig = IngressConfig()
     """The HTTP side."""
 

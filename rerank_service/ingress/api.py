@@ -17,6 +17,7 @@ from rerank_service.ingress.auth import ApiKeys
 from rerank_service.ingress.envelope import add_error_handlers
 from rerank_service.ingress.observation import Observer
 from rerank_service.ingress.openapi import add_openapi
+from rerank_service.ingress.playground_routes import playground_routes
 from rerank_service.ingress.ranking_routes import ranking_routes
 from rerank_service.ingress.rate_limits import RateLimits
 from rerank_service.ingress.readiness import Readiness
@@ -55,6 +56,8 @@ def build_api(config: RerankConfig, router: ModelRouter, ranker: Ranker) -> Fast
     answering = Answering(config, keys, rate_limits, router, ranker, observer)
     api.include_router(ranking_routes(answering, config.dialects))
     api.include_router(service_routes(config, keys, readiness, router.metrics))
+    if config.service.playground:
+        api.router.routes.extend(playground_routes())
     add_error_handlers(api)
     add_openapi(api, config, keys_are_required=keys.are_required)
     return api

@@ -1,0 +1,532 @@
+// The playground: a client of the public API. It knows GET v1/models and POST v1/ranking, and nothing else of the service.
+// Text of the user and of the service becomes text nodes only, never markup. Addresses are relative, so a prefix is fine.
+
+const MAX_CUTS_NAMED = 12; // each takes a request of its own to find
+const KEY_NAME = `rerank-service key ${new URL(".", location.href).pathname}`; // two services may share an origin
+const MOVE = { duration: 560, easing: "cubic-bezier(.2, .7, .2, 1)" };
+const FIELDS = ["model", "truncate", "query", "passages"];
+const EXAMPLE = {
+  query: "How do I keep bread from going stale?",
+  passages: [
+    "A sourdough starter is a culture of wild yeast and lactic acid bacteria, fed with flour and water.",
+    'Dealers call a quote "stale" when the market has moved and the price on the screen hasn\'t.',
+    "Bread goes stale because its starch crystallises again and pushes water out to the crust; a loaf turns firm even in a sealed bag.",
+    "The Bread Loaf Writers' Conference meets every summer near Middlebury, Vermont.",
+    "To keep bread from going stale, store it in a paper bag at room temperature, or slice and freeze it. The refrigerator is the worst place: a little above freezing, starch crystallises soonest.",
+    "Toasting makes stale bread soft again for a while: above 60 °C the starch crystals melt.",
+  ],
+};
+
+const $ = (id) => document.getElementById(id);
+const [query, passages, model, truncate, list] = ["query", "passages", "model", "truncate", "passage-list"].map($);
+
+/** One answer that is not a ranking: the service's own words, and which field each is about. */
+class Refusal extends Error {
+  constructor(status, envelope) {
+    super(envelope?.message ?? `The service answered ${status} and did not say why.`);
+    this.status = status;
+    this.problems = envelope?.detail?.length ? envelope.detail : [{ loc: [], msg: this.message }];
+  }
+}
+
+// ---- Asking the service
+
+async function ask(path, options = {}) {
+  const key = sessionStorage.getItem(KEY_NAME);
+  const headers = key === null ? {} : { Authorization: `Bearer ${key}` };
+  let response, text;
+  try {
+    response = await fetch(path, { ...options, headers: { ...headers, ...options.headers } });
+    text = await response.text();
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Refusal(0, { message: `The service at ${location.host} did not answer. Is it running?` });
+  }
+  if (!response.ok) throw new Refusal(response.status, parsed(text));
+  return { answer: parsed(text), timing: response.headers.get("Server-Timing") ?? "" };
+}
+
+function parsed(text) {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return null; // a proxy's own page
+  }
+}
+
+async function askForRanking(body, signal) {
+  const started = performance.now();
+  const headers = { "Content-Type": "application/json" };
+  const reply = await ask("v1/ranking", { method: "POST", headers, body: JSON.stringify(body), signal });
+  return { ...reply, roundTrip: performance.now() - started };
+}
+
+/**
+ * Ranks, and finds out which pairs were cut. An answer does not tell, but a refusal under `truncate: NONE` names one pair.
+ * So NONE is asked first: if that is answered, nothing was cut, and END would have answered the same. If it is refused,
+ * END is asked for the ranking, and `findOtherCuts` looks for the rest while the ranking is shown already.
+ */
+async function rank(body, signal) {
+  const cuts = new Map(); // index of a passage -> what is to be said of it
+  try {
+    return { ...(await askForRanking({ ...body, truncate: "NONE" }, signal)), cuts };
+  } catch (error) {
+    if (body.truncate === "NONE" || !noteCut(error, body.passages, [...body.passages.keys()], cuts)) throw error;
+  }
+  return { ...(await askForRanking(body, signal)), cuts };
+}
+
+/** Asks under NONE for what is not known to be cut, until that is answered. Returns whether all cuts are known. */
+async function findOtherCuts(body, cuts, signal) {
+  for (let named = 1; named < MAX_CUTS_NAMED; named += 1) {
+    const rest = [...body.passages.keys()].filter((index) => !cuts.has(index));
+    if (rest.length === 0) return true;
+    try {
+      await askForRanking({ ...body, passages: rest.map((index) => body.passages[index]), truncate: "NONE" }, signal);
+      return true;
+    } catch (error) {
+      if (error.name === "AbortError") throw error;
+      if (!noteCut(error, body.passages, rest, cuts)) return false;
+    }
+  }
+  return false;
+}
+
+/** Notes the pair that a refusal calls too long, and its copies; false if the refusal is about something else. */
+function noteCut(error, all, asked, cuts) {
+  const problem = error.problems?.find((one) => one.type === "pair_too_long");
+  const named = all[asked[problem?.loc[2]]];
+  if (named === undefined) return false;
+  const [, had, window] = problem.msg.match(/length (\d+) exceeds maximum allowed token size (\d+)/) ?? [];
+  const words = had ? `cut: ${number(had)} tokens, window ${number(window)}` : "cut to the model's window";
+  all.forEach((passage, index) => passage.text === named.text && cuts.set(index, words));
+  return true;
+}
+
+// ---- The request, as the form has it
+
+function requestBody() {
+  return {
+    ...(model.value && { model: model.value }),
+    query: { text: query.value },
+    passages: splitPassages().map((text) => ({ text })),
+    truncate: truncate.value,
+  };
+}
+
+function splitPassages() {
+  const parts = passages.value.split(choice("separator") === "line" ? "\n" : /\n[^\S\n]*\n/);
+  return parts.map((part) => part.trim()).filter((part) => part !== "");
+}
+
+const choice = (name) => document.querySelector(`input[name="${name}"]:checked`).value;
+
+function fillIn({ query: text, passages: texts }) {
+  query.value = text;
+  passages.value = texts.join(choice("separator") === "line" ? "\n" : "\n\n");
+}
+
+// ---- The same request as code
+
+const LITERAL_INDENT = "    ";
+
+/** The body with a line for each passage. It is JSON, and a Python literal too: it has no null, true or false. */
+function literal(body, indent = "") {
+  const lines = Object.entries(body).map(([name, value]) => {
+    const inner = Array.isArray(value) ? listLiteral(value, indent + LITERAL_INDENT) : objectLiteral(value);
+    return `${indent}${LITERAL_INDENT}${JSON.stringify(name)}: ${inner}`;
+  });
+  return `{\n${lines.join(",\n")}\n${indent}}`;
+}
+
+const listLiteral = (values, indent) =>
+  values.length ? `[\n${values.map((value) => `${indent}${LITERAL_INDENT}${objectLiteral(value)}`).join(",\n")}\n${indent}]` : "[]";
+const objectLiteral = (value) => (value.text === undefined ? JSON.stringify(value) : `{"text": ${JSON.stringify(value.text)}}`);
+
+/** The body goes in by a quoted here-document: nothing in it is expanded, it may be of any length, and JSON has no line `JSON`. */
+function curlOf(body) {
+  const lines = [`curl -sS ${shellQuoted(rankingUrl())}`, "-H 'Content-Type: application/json'"];
+  if (keyIsWanted()) lines.push('-H "Authorization: Bearer $NVIDIA_API_KEY"');
+  lines.push("--data-binary @- <<'JSON'");
+  return `${lines.join(" \\\n  ")}\n${literal(body)}\nJSON\n`;
+}
+
+function pythonOf(body) {
+  const key = keyIsWanted();
+  return [
+    ...(key ? ["import os", ""] : []),
+    "import httpx",
+    "",
+    "response = httpx.post(",
+    `    ${JSON.stringify(rankingUrl())},`,
+    ...(key ? ["    headers={\"Authorization\": f\"Bearer {os.environ['NVIDIA_API_KEY']}\"},"] : []),
+    `    json=${literal(body, "    ")},`,
+    "    timeout=60,",
+    ")",
+    "response.raise_for_status()",
+    "print(response.text)",
+    "",
+  ].join("\n");
+}
+
+const rankingUrl = () => new URL("v1/ranking", location.href).href;
+const shellQuoted = (text) => `'${text.replaceAll("'", String.raw`'\''`)}'`;
+const snippet = () => (choice("language") === "curl" ? curlOf : pythonOf)(requestBody());
+
+async function copySnippet() {
+  const button = $("copy");
+  try {
+    await navigator.clipboard.writeText(snippet());
+    button.textContent = "Copied";
+  } catch {
+    getSelection().selectAllChildren($("snippet")); // over plain http, browsers let a page copy only from this machine
+    button.textContent = "Selected";
+  }
+  announce(button.textContent);
+  setTimeout(() => (button.textContent = "Copy"), 1600);
+}
+
+// ---- Rows: one a passage, kept by index, so that they can move
+
+const rows = [];
+
+function element(tag, className, text = "") {
+  const made = document.createElement(tag);
+  made.className = className;
+  made.textContent = text;
+  return made;
+}
+
+function makeRow() {
+  const row = element("li", "row");
+  const body = element("div", "body");
+  const meta = element("p", "meta");
+  const parts = {
+    place: element("span", "place"),
+    text: element("p", "text"),
+    index: element("span", "index"),
+    moved: element("span", "moved"),
+    mark: element("span", "cut"),
+    more: element("button", "link more", "Show all"),
+    bar: element("div", "bar"),
+    fill: element("i", "fill"),
+    logit: element("span", "logit"),
+    probability: element("span", "probability"),
+  };
+  const score = element("p", "score");
+  parts.more.type = "button";
+  parts.more.hidden = true;
+  parts.more.addEventListener("click", () => expand(parts, parts.more.getAttribute("aria-expanded") !== "true"));
+  parts.bar.append(parts.fill);
+  meta.append(parts.index, parts.moved, parts.mark, parts.more);
+  body.append(parts.text, meta);
+  score.append(element("span", "visually-hidden", "logit "), parts.logit, " ");
+  score.append(element("span", "visually-hidden", "sigmoid "), parts.probability);
+  row.append(parts.place, body, parts.bar, score);
+  return { row, ...parts };
+}
+
+function expand(parts, isWhole) {
+  parts.text.classList.toggle("whole", isWhole);
+  parts.more.setAttribute("aria-expanded", isWhole);
+  parts.more.textContent = isWhole ? "Show less" : "Show all";
+}
+
+/** Makes the rows those of `texts`. Those that stay keep their place on the page until `place` moves them. */
+function setRows(texts) {
+  while (rows.length > texts.length) rows.pop().row.remove();
+  texts.forEach((text, index) => {
+    rows[index] ??= makeRow();
+    const parts = rows[index];
+    if (parts.text.textContent !== text) {
+      parts.text.textContent = text;
+      expand(parts, false);
+    }
+    parts.index.textContent = `index ${index}`;
+    if (!parts.row.isConnected) list.append(parts.row);
+  });
+  offerWhole();
+}
+
+/** A "Show all" for the texts that are clamped. */
+function offerWhole() {
+  const clamped = rows.map(({ text }) => text.scrollHeight > text.clientHeight + 1); // read all, then write all
+  rows.forEach(({ text, more }, at) => {
+    if (!text.classList.contains("whole")) more.hidden = !clamped[at];
+  });
+}
+
+const isCalm = () => matchMedia("(prefers-reduced-motion: reduce)").matches;
+
+/** Puts the rows in `order`, and lets those that can be seen glide there. */
+function place(order) {
+  const before = rows.map(({ row }) => row.getBoundingClientRect().top);
+  const focused = list.contains(document.activeElement) ? document.activeElement : null;
+  list.replaceChildren(...order.map((index) => rows[index].row));
+  focused?.focus({ preventScroll: true });
+  if (isCalm()) return;
+  const after = rows.map(({ row }) => row.getBoundingClientRect().top);
+  rows.forEach(({ row }, index) => {
+    const by = before[index] - after[index];
+    const isSeen = [before[index], after[index]].some((top) => top > -300 && top < innerHeight + 300);
+    if (by && isSeen) row.animate([{ transform: `translateY(${by}px)` }, { transform: "none" }], MOVE);
+  });
+}
+
+function showPreview() {
+  const texts = splitPassages();
+  setRows(texts);
+  rows.forEach((parts, index) => {
+    parts.place.textContent = "";
+    parts.index.textContent = `index ${index}`;
+    for (const part of [parts.moved, parts.mark, parts.logit, parts.probability]) part.textContent = "";
+  });
+  list.replaceChildren(...rows.map(({ row }) => row));
+  setState("preview");
+  $("ranking-title").textContent = "Preview";
+  $("summary").textContent = texts.length ? "in the order given" : "";
+}
+
+const isShown = (texts) => texts.length === rows.length && texts.every(({ text }, at) => text === rows[at].text.textContent);
+
+function showRanking({ answer, timing, roundTrip, cuts }) {
+  const order = answer.rankings.map(({ index }) => index);
+  const logits = answer.rankings.map(({ logit }) => logit);
+  const low = Math.min(0, ...logits);
+  const width = Math.max(0, ...logits) - low || 1;
+  list.parentElement.style.setProperty("--zero", `${(-100 * low) / width}%`);
+  setState("ranked");
+  answer.rankings.forEach(({ index, logit }, at) => {
+    const parts = rows[index];
+    parts.place.textContent = at + 1;
+    showMove(parts.moved, index - at);
+    parts.logit.textContent = signed(logit);
+    parts.logit.title = logit;
+    parts.probability.textContent = percent(1 / (1 + Math.exp(-logit)));
+    parts.fill.classList.toggle("negative", logit < 0);
+    parts.fill.style.setProperty("--from", `${(100 * (Math.min(0, logit) - low)) / width}%`);
+    parts.fill.style.setProperty("--size", `${(100 * Math.abs(logit)) / width}%`);
+  });
+  showCuts(cuts);
+  place(order);
+  offerWhole();
+  const title = $("ranking-title");
+  title.textContent = "Ranking";
+  if (title.getBoundingClientRect().top > innerHeight) title.scrollIntoView({ behavior: isCalm() ? "instant" : "smooth" });
+  showTiming(timing, roundTrip);
+  return summaryOf(order.length, answer.usage.total_tokens);
+}
+
+function showMove(moved, by) {
+  const words = by > 0 ? `up ${by}` : `down ${-by}`;
+  moved.replaceChildren();
+  if (by === 0) return;
+  const arrow = element("span", "", `${by > 0 ? "↑" : "↓"} ${Math.abs(by)}`);
+  arrow.ariaHidden = "true";
+  moved.append(arrow, element("span", "visually-hidden", words));
+}
+
+function showCuts(cuts) {
+  rows.forEach(({ mark }, index) => (mark.textContent = cuts.get(index) ?? ""));
+}
+
+/** W3C Server Timing, `name;dur=milliseconds, ...`; each stage is the slowest shard's, so they need not add up. */
+function showTiming(header, roundTrip) {
+  const stages = [...header.matchAll(/([\w-]+);dur=([\d.]+)/g)].map(([, name, dur]) => [name, Number(dur)]);
+  const entries = [...stages, ["round trip", roundTrip]].map(([name, milliseconds]) => {
+    const entry = element("div", name === "total" ? "total" : "");
+    const value = element("dd", "", number(milliseconds < 100 ? milliseconds.toFixed(1) : milliseconds.toFixed(0)));
+    value.append(element("span", "quiet", " ms"));
+    entry.append(element("dt", "", name), value);
+    return entry;
+  });
+  $("timing").replaceChildren(...entries);
+}
+
+/** `preview`: passages in the order given. `ranked`. `stale`: ranked, but the form has changed since. */
+function setState(state) {
+  list.dataset.state = state;
+  $("columns").hidden = $("timing").hidden = state === "preview";
+}
+
+const summaryOf = (count, tokens) => `${counted(count, "passage")} · ${counted(tokens, "token")}`;
+const counted = (count, noun) => `${number(count)} ${noun}${count === 1 ? "" : "s"}`;
+const number = (value) => Number(value).toLocaleString("en", { maximumFractionDigits: 1, minimumFractionDigits: String(value).includes(".") ? 1 : 0 });
+const signed = (value) => `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(2)}`;
+function percent(share) {
+  if (share < 0.001) return "< 0.1 %";
+  return share > 0.999 ? "> 99.9 %" : `${(100 * share).toFixed(1)} %`;
+}
+
+function announce(words) {
+  $("announcement").textContent = words;
+}
+
+// ---- Errors, where they belong
+
+function clearErrors() {
+  for (const name of [...FIELDS, "key", "general"]) $(`${name}-error`).textContent = "";
+  for (const name of [...FIELDS, "key"]) $(name).removeAttribute("aria-invalid");
+}
+
+function showRefusal(refusal) {
+  const words = new Map();
+  for (const { loc, msg } of refusal.problems) {
+    const field = refusal.status === 401 ? "key" : FIELDS.find((name) => loc[0] === "body" && loc[1] === name) ?? "general";
+    words.set(field, [...(words.get(field) ?? []), msg]);
+    if (field === "passages" && loc[2] in rows) rows[loc[2]].mark.textContent = "refused";
+  }
+  if (words.has("key")) askForKey();
+  for (const [field, messages] of words) {
+    $(`${field}-error`).textContent = messages.join("\n");
+    $(field)?.setAttribute("aria-invalid", "true");
+  }
+  $([...words.keys()].find((field) => field !== "general"))?.focus();
+}
+
+// ---- The key: in this tab's memory only
+
+const keyIsWanted = () => !$("key-form").hidden;
+
+function askForKey() {
+  sessionStorage.removeItem(KEY_NAME);
+  $("key-form").hidden = $("key-entry").hidden = false;
+  $("key-held").hidden = true;
+  showSnippet();
+}
+
+function showKeyHeld() {
+  $("key").value = "";
+  $("key-form").hidden = $("key-held").hidden = false;
+  $("key-entry").hidden = true;
+  showSnippet();
+}
+
+async function useKey(event) {
+  event.preventDefault();
+  clearErrors();
+  const key = $("key").value.trim();
+  if (!/^[\x21-\x7e]+$/.test(key)) {
+    showRefusal(new Refusal(401, { message: "A key has letters, digits and signs, and no spaces." }));
+    return;
+  }
+  sessionStorage.setItem(KEY_NAME, key);
+  if (await loadModels()) {
+    showKeyHeld();
+    announce("The key is accepted");
+    query.focus();
+  }
+}
+
+// ---- What happens when
+
+async function loadModels() {
+  try {
+    const { answer } = await ask("v1/models");
+    const options = answer.data.map(({ id, root }) => new Option(id === root ? id : `${id} (alias of ${root})`, id));
+    model.replaceChildren(...options);
+    return true;
+  } catch (refusal) {
+    showRefusal(refusal);
+    return false;
+  } finally {
+    showSnippet();
+  }
+}
+
+let running = null;
+
+async function submit() {
+  running?.abort();
+  const controller = (running = new AbortController());
+  const body = requestBody();
+  clearErrors();
+  if (!isShown(body.passages)) showPreview();
+  setBusy(true);
+  try {
+    const ranked = await rank(body, controller.signal);
+    const summary = showRanking(ranked);
+    announce(`Ranked ${summary}. First: passage with index ${ranked.answer.rankings[0].index}.`);
+    setBusy(false);
+    await showAllCuts(body, ranked.cuts, summary, controller.signal);
+  } catch (error) {
+    if (error.name === "AbortError") return;
+    if (!(error instanceof Refusal)) throw error;
+    showPreview();
+    showRefusal(error);
+  } finally {
+    if (running === controller) setBusy(false);
+  }
+}
+
+async function showAllCuts(body, cuts, summary, signal) {
+  $("summary").textContent = summary;
+  if (cuts.size === 0) return;
+  $("summary").textContent = `${summary} · looking for cut passages`;
+  const areAllKnown = await findOtherCuts(body, cuts, signal);
+  showCuts(cuts);
+  $("summary").textContent = `${summary} · ${areAllKnown ? "" : "at least "}${number(cuts.size)} cut`;
+}
+
+function setBusy(isBusy) {
+  $("rank").textContent = isBusy ? "Ranking" : "Rank";
+  $("rank").classList.toggle("busy", isBusy);
+  list.setAttribute("aria-busy", isBusy);
+}
+
+function onEdit() {
+  $("count").textContent = counted(splitPassages().length, "passage");
+  $("clear").textContent = query.value || passages.value ? "Clear" : "Fill in the example";
+  showSnippet();
+  if (list.dataset.state === "preview") showPreview();
+  else if (list.dataset.state === "ranked") markStale();
+}
+
+/** A ranking stays to be read while the next request is written, but not as if it were that one's. */
+function markStale() {
+  running?.abort();
+  setState("stale");
+  $("summary").textContent = "of the request before your changes";
+}
+
+function clearOrFillIn() {
+  fillIn(query.value || passages.value ? { query: "", passages: [] } : EXAMPLE);
+  clearErrors();
+  showPreview();
+  onEdit();
+  query.focus();
+}
+
+function showSnippet() {
+  $("snippet").textContent = snippet();
+}
+
+function onShortcut(event) {
+  if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey)) return;
+  event.preventDefault();
+  if ($("key-form").contains(event.target)) $("key-form").requestSubmit();
+  else submit();
+}
+
+if (/Mac|iPhone|iPad/.test(navigator.platform)) $("modifier").textContent = "⌘";
+$("request-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  submit();
+});
+$("request-form").addEventListener("input", onEdit);
+$("key-form").addEventListener("submit", useKey);
+$("key-forget").addEventListener("click", () => {
+  askForKey();
+  $("key").focus();
+});
+$("clear").addEventListener("click", clearOrFillIn);
+$("copy").addEventListener("click", copySnippet);
+for (const input of document.querySelectorAll('input[name="language"]')) input.addEventListener("change", showSnippet);
+document.addEventListener("keydown", onShortcut);
+addEventListener("resize", offerWhole);
+
+fillIn(EXAMPLE);
+showPreview();
+onEdit();
+if (sessionStorage.getItem(KEY_NAME) !== null) showKeyHeld();
+loadModels();

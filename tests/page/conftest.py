@@ -1,0 +1,114 @@
+"""The real application behind uvicorn, and a Chromium to look at it. Without a Chromium these tests are skipped."""
+
+import asyncio
+import hashlib
+import os
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+from starlette.applications import Starlette
+from starlette.routing import Mount
+
+from rerank_service.errors import QueueFull
+from tests.local_service import LocalReplica, local_api
+from tests.models import EMBEDDED, embedded_model
+from tests.page.visit import BUSY, KEY, Visit
+
+_CHROMIUMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+_START_LIMIT_S = 120
+expect.set_options(timeout=90_000)  # ends a test that hangs; nothing is measured by it
+
+
+class BusyReplica:
+    """Its queue is always full."""
+
+    def remote(self, _: Any) -> "asyncio.Task[Any]":
+        async def refuse() -> None:
+            raise QueueFull(queued_tokens=1000, max_queued_tokens=1000, retry_after_s=7)
+
+        return asyncio.ensure_future(refuse())
+
+
+@dataclass(frozen=True)
+class Service:
+    """Where the open application is and where the keyed one."""
+
+    url: str
+    keyed_url: str
+
+
+@pytest.fixture(scope="session")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """The open application at `/`, with a second model that is always busy, and a keyed one at `/keyed`."""
+    hashes = tmp_path_factory.mktemp("keys") / "hashes"
+    hashes.write_text(hashlib.sha256(KEY.encode()).hexdigest() + "\n")
+    model = embedded_model(aliases=["minilm"])
+    busy = model.model_copy(update={"id": BUSY, "aliases": ()})
+    replicas = {EMBEDDED: LocalReplica(model), BUSY: BusyReplica()}
+    keyed = local_api([model], replicas, auth={"key_hashes_file": str(hashes)})
+    routes = [Mount("/keyed", keyed), Mount("/", local_api([model, busy], replicas))]
+    server = uvicorn.Server(uvicorn.Config(Starlette(routes=routes), port=0, ws="none", log_level="warning"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    deadline = time.monotonic() + _START_LIMIT_S
+    while not server.started:
+        assert thread.is_alive()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    yield Service(url=f"http://127.0.0.1:{port}/", keyed_url=f"http://127.0.0.1:{port}/keyed/")
+    server.should_exit = True
+    thread.join()
+
+
+@pytest.fixture(scope="module")  # its event loop must not be open when asynchronous tests of other modules run
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        installed = (shutil.which(name) for name in _CHROMIUMS)
+        path = next(filter(None, installed), playwright.chromium.executable_path)
+        if not Path(path).exists():
+            pytest.skip("no Chromium here: apt-get install chromium, or playwright install chromium")
+        is_root = os.geteuid() == 0
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"] if is_root else [])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def context(browser: Browser) -> Iterator[BrowserContext]:
+    context = browser.new_context(viewport={"width": 1280, "height": 900}, reduced_motion="reduce")
+    yield context
+    context.close()
+
+
+@pytest.fixture
+def page(context: BrowserContext, service: Service) -> Iterator[Page]:
+    """An empty page; whatever it does, it must leave no error on the console and ask no other host."""
+    page = context.new_page()
+    complaints: list[str] = []
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("console", lambda line: complaints.append(line.text) if line.type in ("error", "warning") else None)
+    page.on("request", lambda request: None if request.url.startswith(service.url) else complaints.append(request.url))
+    yield page
+    # Chromium itself writes a line for each answer that is a refusal.
+    assert [line for line in complaints if not line.startswith("Failed to load resource")] == []
+
+
+@pytest.fixture
+def visit(page: Page, service: Service) -> Visit:
+    """A visitor of the open application who has just come."""
+    return Visit(page, service.url)
+
+
+@pytest.fixture
+def keyed_visit(page: Page, service: Service) -> Visit:
+    """A visitor of the keyed application who has just come."""
+    return Visit(page, service.keyed_url)

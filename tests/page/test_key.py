@@ -1,0 +1,48 @@
+"""A service that asks for a key, behind a prefix."""
+
+from playwright.sync_api import expect
+
+from tests.page.visit import KEY, Visit
+
+
+def test_the_key_is_asked_for_and_then_it_ranks(keyed_visit: Visit) -> None:
+    page = keyed_visit.page
+    expect(keyed_visit.error_at("key")).to_contain_text("Missing API key")
+    expect(page.get_by_label("API key")).to_be_focused()
+
+    keyed_visit.use_key("wrong")
+    expect(keyed_visit.error_at("key")).to_contain_text("Invalid API key")
+
+    keyed_visit.use_key("schlüssel")
+    expect(keyed_visit.error_at("key")).to_contain_text("letters, digits and signs")
+
+    keyed_visit.use_key(KEY)
+    expect(keyed_visit.query).to_be_focused()
+    expect(page.get_by_label("API key")).to_be_hidden()
+    keyed_visit.rank()
+    answer = keyed_visit.answer(keyed_visit.query.input_value(), keyed_visit.passages.input_value().split("\n\n"))
+    assert keyed_visit.order() == [ranking["index"] for ranking in answer["rankings"]]
+
+
+def test_the_key_stays_in_the_tab_and_can_be_forgotten(keyed_visit: Visit) -> None:
+    page = keyed_visit.page
+    keyed_visit.use_key(KEY)
+    expect(keyed_visit.query).to_be_focused()
+
+    assert KEY not in page.url
+    assert page.evaluate("[JSON.stringify(localStorage), document.cookie]") == ["{}", ""]
+    assert page.evaluate("Object.entries(sessionStorage)") == [["rerank-service key /keyed/", KEY]]
+    page.reload()
+    keyed_visit.rank()
+
+    page.get_by_role("button", name="Forget it").click()
+    expect(page.get_by_label("API key")).to_be_focused()
+    assert page.evaluate("sessionStorage.length") == 0
+    page.keyboard.press("Tab")
+    page.get_by_role("button", name="Rank", exact=True).click()
+    expect(keyed_visit.error_at("key")).to_contain_text("Missing API key")
+
+
+def test_an_open_service_asks_for_none(visit: Visit) -> None:
+    expect(visit.page.get_by_label("Model")).not_to_be_empty()
+    expect(visit.page.get_by_label("API key")).to_be_hidden()

@@ -1,0 +1,184 @@
+"""Ranking on the page: what is shown is what the API answers."""
+
+import pytest
+from playwright.sync_api import BrowserContext, Page, expect
+
+from tests.page.visit import BUSY, LONG, Visit
+
+COUNT_ANIMATIONS = """
+window.animated = 0;
+const animate = Element.prototype.animate;
+Element.prototype.animate = function (...args) { window.animated += 1; return animate.apply(this, args); };
+"""
+
+
+def rankings_asked(visit: Visit) -> list[str]:
+    asked: list[str] = []
+    visit.page.on("request", lambda request: asked.append(request.url) if "ranking" in request.url else None)
+    return asked
+
+
+def test_one_click_ranks_the_example(visit: Visit) -> None:
+    assert visit.order() == list(range(6))
+    expect(visit.page.locator("#count")).to_have_text("6 passages")
+
+    visit.rank()
+
+    answer = visit.answer(visit.query.input_value(), visit.passages.input_value().split("\n\n"))
+    assert visit.order() == [ranking["index"] for ranking in answer["rankings"]]
+    logits = [float(text.replace("−", "-")) for text in visit.page.locator("li .logit").all_inner_texts()]
+    assert logits == pytest.approx([ranking["logit"] for ranking in answer["rankings"]], abs=0.006)
+    assert visit.page.locator("li .place").all_inner_texts() == ["1", "2", "3", "4", "5", "6"]
+    expect(visit.summary).to_have_text(f"6 passages · {answer['usage']['total_tokens']} tokens")
+    expect(visit.page.get_by_role("status")).to_contain_text(f"First: passage with index {visit.order()[0]}")
+    stages = visit.page.locator("#timing dt").all_inner_texts()
+    assert stages == ["parse", "tokenise", "queue", "forward", "total", "round trip"]
+
+
+def test_bars_grow_from_one_zero_line_by_the_logit(visit: Visit) -> None:
+    visit.rank()
+
+    logits = [float(text.replace("−", "-")) for text in visit.page.locator("li .logit").all_inner_texts()]
+    tracks = [bar.bounding_box() for bar in visit.page.locator("li .bar").all()]
+    fills = [fill.bounding_box() for fill in visit.page.locator(".fill").all()]
+    assert min(logits) < 0 < max(logits)
+    scale = tracks[0]["width"] / (max(logits) - min(logits))
+    zero = tracks[0]["x"] - min(logits) * scale
+    for logit, fill in zip(logits, fills, strict=True):
+        assert fill["width"] == pytest.approx(abs(logit) * scale, abs=1.5)
+        assert (fill["x"] if logit > 0 else fill["x"] + fill["width"]) == pytest.approx(zero, abs=1.5)
+    assert len({fill["height"] for fill in fills}) == len({track["height"] for track in tracks}) == 1
+
+
+@pytest.mark.parametrize("motion", ["reduce", "no-preference"])
+def test_rows_glide_unless_motion_is_unwanted(context: BrowserContext, visit: Visit, page: Page, motion: str) -> None:
+    page.emulate_media(reduced_motion=motion)
+    page.add_init_script(COUNT_ANIMATIONS)
+    page.reload()
+    visit.rank()
+    assert (page.evaluate("window.animated") > 0) == (motion == "no-preference")
+
+
+def test_exactly_the_cut_passages_are_marked(visit: Visit) -> None:
+    visit.write("starch", ["short", LONG, "also short", f"other {LONG}", LONG])
+    visit.rank()
+
+    expect(visit.summary).to_contain_text("· 3 cut")
+    marks = {row.locator(".index").inner_text(): row.locator(".cut").inner_text() for row in visit.rows.all()}
+    assert {index for index, mark in marks.items() if mark} == {"index 1", "index 3", "index 4"}
+    assert marks["index 1"].endswith("tokens, window 256")
+    assert marks["index 1"] == marks["index 4"]
+
+
+def test_the_search_for_cut_passages_is_bounded(visit: Visit) -> None:
+    rankings = rankings_asked(visit)
+    visit.write("starch", [f"{number} {LONG}" for number in range(14)])
+    visit.rank()
+
+    expect(visit.summary).to_contain_text("· at least 12 cut")
+    assert len(rankings) == 13  # the ranking, and one for each that is named
+
+
+def test_what_fits_is_asked_once(visit: Visit) -> None:
+    rankings = rankings_asked(visit)
+    visit.rank()
+    assert rankings == [f"{visit.url}v1/ranking"]
+
+
+def test_512_passages(visit: Visit) -> None:
+    passages = [f"bread number {number}" for number in range(512)]
+    visit.write("bread number 77", passages)
+    expect(visit.page.locator("#count")).to_have_text("512 passages")
+    visit.rank()
+
+    answer = visit.answer("bread number 77", passages)
+    assert visit.order() == [ranking["index"] for ranking in answer["rankings"]]
+
+
+def test_one_passage_too_many_is_said_at_the_passages(visit: Visit) -> None:
+    visit.write("q", ["p"] * 513)
+    visit.page.keyboard.press("Control+Enter")
+    expect(visit.error_at("passages")).to_contain_text("passages has 513 entries; at most 512 are allowed")
+    expect(visit.passages).to_be_focused()
+
+
+def test_a_passage_a_line(visit: Visit) -> None:
+    visit.passages.fill("one\n\n  two  \nthree")
+    expect(visit.page.locator("#count")).to_have_text("2 passages")
+    visit.page.get_by_label("each line").check()
+    expect(visit.page.locator("#count")).to_have_text("3 passages")
+    assert visit.page.locator("li .text").all_inner_texts() == ["one", "two", "three"]
+
+
+def test_a_ranking_does_not_pass_for_that_of_a_changed_request(visit: Visit) -> None:
+    visit.rank()
+    order = visit.order()
+    visit.query.fill("something else")
+    expect(visit.summary).to_have_text("of the request before your changes")
+    assert visit.order() == order
+
+
+def test_markup_in_a_passage_stays_text(visit: Visit) -> None:
+    evil = [
+        "<img src=x onerror='window.owned = 1'>",
+        "<script>window.owned = 1</script>",
+        "</textarea><b>bold</b> &amp;",
+    ]
+    visit.write("<svg onload='window.owned = 1'>", evil)
+    visit.rank()
+
+    assert sorted(visit.page.locator("li .text").all_inner_texts()) == sorted(evil)
+    assert visit.page.locator("main :is(img, script, b)").count() == 0
+    assert visit.page.evaluate("window.owned") is None
+
+
+def test_a_long_passage_opens_and_closes(visit: Visit) -> None:
+    visit.write("starch", [LONG, "short"])
+    row = visit.rows.first
+    low = row.bounding_box()["height"]
+    row.get_by_role("button", name="Show all").click()
+    assert row.bounding_box()["height"] > 2 * low
+    row.get_by_role("button", name="Show less").click()
+    assert row.bounding_box()["height"] == low
+    expect(visit.rows.last.get_by_role("button")).to_have_count(0)
+
+
+def test_a_blank_query_is_said_at_the_query(visit: Visit) -> None:
+    visit.query.fill(" ")
+    visit.page.keyboard.press("Control+Enter")
+    expect(visit.error_at("query")).to_have_text("query.text is blank; send the question to rank for")
+    expect(visit.query).to_be_focused()
+    expect(visit.query).to_have_attribute("aria-invalid", "true")
+
+    visit.query.fill("bread")
+    visit.rank()
+    expect(visit.error_at("query")).to_be_empty()
+
+
+def test_what_is_refused_for_its_length_is_named(visit: Visit) -> None:
+    visit.page.get_by_label("Pairs over the window").select_option("NONE")
+    visit.write("starch", ["short", LONG])
+    visit.page.keyboard.press("Control+Enter")
+    expect(visit.error_at("passages")).to_contain_text("exceeds maximum allowed token size 256")
+    expect(visit.rows.nth(1)).to_contain_text("refused")
+    expect(visit.rows.nth(0)).not_to_contain_text("refused")
+
+
+def test_a_full_queue_is_told_in_the_services_words(visit: Visit) -> None:
+    visit.page.get_by_label("Model").select_option(BUSY)
+    visit.page.get_by_role("button", name="Rank", exact=True).click()
+    expect(visit.error_at("general")).to_contain_text("The queue is full")
+    expect(visit.error_at("general")).to_contain_text("retry after 7 s")
+
+
+def test_a_service_that_is_gone_is_told(context: BrowserContext, visit: Visit) -> None:
+    expect(visit.page.get_by_label("Model")).not_to_be_empty()
+    context.set_offline(True)
+    visit.page.get_by_role("button", name="Rank", exact=True).click()
+    expect(visit.error_at("general")).to_contain_text("did not answer. Is it running?")
+
+
+def test_an_alias_is_shown_as_one(visit: Visit) -> None:
+    options = visit.page.get_by_label("Model").locator("option")
+    expect(options).to_have_count(3)
+    assert options.nth(1).inner_text() == "minilm (alias of sentence-transformers/all-MiniLM-L6-v2)"

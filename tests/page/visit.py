@@ -1,0 +1,70 @@
+"""What a visitor does on the page, and reads there. It knows the page by its labels, where it has them."""
+
+from typing import Any
+
+import httpx
+from playwright.sync_api import Locator, Page, expect
+
+__all__ = ["BUSY", "KEY", "LONG", "Visit"]
+
+BUSY = "always/busy"
+KEY = "nvapi-of-the-page"
+LONG = "starch, water, salt and air; " * 100
+"""Longer than the window."""
+
+
+class Visit:
+    """One page, open."""
+
+    def __init__(self, page: Page, url: str) -> None:
+        self.page = page
+        self.url = url
+        page.goto(url)
+
+    @property
+    def query(self) -> Locator:
+        return self.page.get_by_label("Query")
+
+    @property
+    def passages(self) -> Locator:
+        return self.page.get_by_label("Passages", exact=True)
+
+    @property
+    def rows(self) -> Locator:
+        return self.page.get_by_role("listitem")
+
+    @property
+    def summary(self) -> Locator:
+        return self.page.locator("#summary")
+
+    def error_at(self, field: str) -> Locator:
+        return self.page.locator(f"#{field}-error")
+
+    def write(self, query: str, passages: list[str]) -> None:
+        self.query.fill(query)
+        # As typing ends; Playwright's own `fill` takes minutes over a thousand lines.
+        fill = "(area, text) => { area.value = text; area.dispatchEvent(new Event('input', {bubbles: true})); }"
+        self.passages.evaluate(fill, "\n\n".join(passages))
+
+    def rank(self) -> None:
+        """Presses the button and waits for the ranking, with all cut passages marked."""
+        self.page.get_by_role("button", name="Rank", exact=True).click()
+        expect(self.page.get_by_role("heading", name="Ranking")).to_be_visible()
+        expect(self.summary).to_contain_text("token")
+        expect(self.summary).not_to_contain_text("looking")
+
+    def use_key(self, key: str) -> None:
+        self.page.get_by_label("API key").fill(key)
+        self.page.get_by_role("button", name="Use key").click()
+
+    def order(self) -> list[int]:
+        """Indices of the passages as they stand on the page."""
+        return [int(words.removeprefix("index ")) for words in self.page.locator(".index").all_inner_texts()]
+
+    def answer(self, query: str, passages: list[str]) -> dict[str, Any]:
+        """What the API says to the same."""
+        body = {"query": {"text": query}, "passages": [{"text": text} for text in passages]}
+        headers = {"Authorization": f"Bearer {KEY}"}
+        response = httpx.post(f"{self.url}v1/ranking", json=body, headers=headers, timeout=60)
+        answer: dict[str, Any] = response.raise_for_status().json()
+        return answer
