@@ -1,7 +1,7 @@
 """Ranking on the page: what is shown is what the API answers."""
 
 import pytest
-from playwright.sync_api import BrowserContext, Page, expect
+from playwright.sync_api import BrowserContext, Page, Route, expect
 
 from tests.page.visit import BUSY, LONG, Visit
 
@@ -116,6 +116,20 @@ def test_a_ranking_does_not_pass_for_that_of_a_changed_request(visit: Visit) -> 
     visit.query.fill("something else")
     expect(visit.summary).to_have_text("of the request before your changes")
     assert visit.order() == order
+
+
+def test_an_edit_drops_what_was_asked_before_it(visit: Visit) -> None:
+    held: list[Route] = []
+    visit.page.route("**/v1/ranking", lambda route: held.append(route))  # never answered
+    visit.page.get_by_role("button", name="Rank", exact=True).click()
+    expect(visit.page.get_by_role("button", name="Ranking")).to_be_visible()
+    visit.passages.fill("only one now")
+    expect(visit.page.get_by_role("button", name="Rank", exact=True)).to_be_visible()
+    expect(visit.page.get_by_role("heading", name="Preview")).to_be_visible()
+
+    visit.page.unroute("**/v1/ranking")
+    visit.rank()
+    assert visit.order() == [0]
 
 
 def test_markup_in_a_passage_stays_text(visit: Visit) -> None:

@@ -475,6 +475,7 @@ function setBusy(isBusy) {
 }
 
 function onEdit() {
+  running?.abort(); // what it would answer is no longer asked
   $("count").textContent = counted(splitPassages().length, "passage");
   $("clear").textContent = query.value || passages.value ? "Clear" : "Fill in the example";
   showSnippet();
@@ -484,7 +485,6 @@ function onEdit() {
 
 /** A ranking stays to be read while the next request is written, but not as if it were that one's. */
 function markStale() {
-  running?.abort();
   setState("stale");
   $("summary").textContent = "of the request before your changes";
 }
