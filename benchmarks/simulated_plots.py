@@ -185,13 +185,14 @@ def _plot_regions(regions: Sequence[Mapping[str, Any]], path: Path) -> None:
         rows[1].plot(seconds, [max(value, 1e-3) for value in region["p99_s"]], color=colour, linewidth=1.5)
         rows[2].plot(seconds, region["refused"], color=colour, linewidth=1.2)
     rows[1].set_yscale("log")
+    rows[1].yaxis.set_major_formatter("{x:g}")
     rows[1].axhline(0.5, color=_GREY, linewidth=1, linestyle=(0, (4, 3)))
     labels = ("replicas", "p99 of answers, s", "refused a second")
     for axes, label in zip(rows, labels, strict=True):
         axes.set_ylabel(label)
         axes.axvline(0, color=_GREY, linewidth=1)
     rows[0].set_ylim(bottom=0)
-    rows[0].legend(frameon=False, fontsize=9, loc="upper left")
+    rows[0].legend(frameon=False, fontsize=9, loc="lower right")
     rows[2].set_xlabel("seconds after one of three regions is lost")
     _save(figure, path)
 
@@ -206,6 +207,7 @@ def _plot_controller(rows: Sequence[Mapping[str, float]], path: Path) -> None:
     axes.axhline(1.0, color=_DARK, linewidth=1, linestyle=(0, (4, 3)))
     axes.annotate("its one core", (replicas[0], 1.0), (2, 4), textcoords="offset points", color=_DARK, fontsize=9)
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.set_ylim(0, 1.5)
     axes.set_xlabel("replicas in one cluster")
     axes.set_ylabel("busy cores of Serve's controller")

@@ -186,7 +186,8 @@ def _add_region(table: Table, found: "Answer") -> None:
     table.add_row(
         "after a loss",
         recovered,
-        f"until p99 is kept again; {loss.replicas_before:,} to {max(loss.replicas):,} replicas",
+        f"until p99 is kept again; {loss.replicas_before:,} to {max(loss.replicas):,} replicas, "
+        f"each {region.assumed.start_s:g} s to start (--start-s)",
     )
     table.add_row("", f"{loss.worst_p99_s:.1f} s", f"worst p99 meanwhile; {loss.num_refused:,} refused in each region")
     table.add_row("", f"{loss.unreachable:,.0f}", "requests fail before the clients are carried over")

@@ -20,6 +20,7 @@ class RegionAnswer:
     """For its share of the load."""
     plan_after_loss: Plan
     """For its share once one region is gone: with so many from the start nothing happens."""
+    assumed: Loss
     loss: RegionLoss
 
 
@@ -78,4 +79,4 @@ def _region(demand: Demand, loss: Loss, on_try: Callable[[int], None]) -> Region
     share = replace(demand, rps=demand.rps / loss.regions)
     plan = smallest(share, on_try)
     after = smallest(replace(demand, rps=demand.rps / (loss.regions - 1)), on_try)
-    return RegionAnswer(plan, after, lose_region(share, plan.replicas, loss))
+    return RegionAnswer(plan, after, loss, lose_region(share, plan.replicas, loss))
