@@ -2,8 +2,10 @@
 
 import typer
 
+from rerank_service.cli.batch import batch
 from rerank_service.cli.bench import bench
 from rerank_service.cli.check import check
+from rerank_service.cli.evaluate import evaluate_command
 from rerank_service.cli.make_checkpoint import make_checkpoint_command
 from rerank_service.cli.models import models
 from rerank_service.cli.rank import rank
@@ -22,6 +24,8 @@ app.command()(serve)
 app.command()(check)
 app.command()(models)
 app.command()(rank)
+app.command()(batch)
+app.command("eval")(evaluate_command)
 app.command("make-checkpoint")(make_checkpoint_command)
 app.add_typer(bench, name="bench")
 

@@ -1,0 +1,118 @@
+"""Chunks scored by a pool of actors under Ray Data, on this machine or a cluster. The one file here that knows Ray.
+
+Only the numbers of chunks go to the actors and only scored lines come back: each actor reads its own part of the
+input, which every node must see under the same path, as everywhere in Ray Data.
+"""
+
+import logging
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+from ray.data import ActorPoolStrategy, DataContext
+
+from rerank_service.errors import BatchError, CheckpointError
+from rerank_service.offline.chunk_scorer import ChunkScorer, ScoredChunk, ScoringTask
+from rerank_service.offline.plan import Chunk
+from rerank_service.offline.records import Position
+from rerank_service.ray_environment import set_ray_environment
+
+__all__ = ["PoolOptions", "ray_session", "score_on_ray"]
+
+_OURS = (BatchError, CheckpointError)
+
+
+@dataclass(frozen=True)
+class PoolOptions:
+    """How many scorers there are, and what Ray sets aside for each."""
+
+    num_workers: int
+    num_cpus: float
+    num_gpus: float
+
+    @classmethod
+    def for_cluster(cls, task: ScoringTask, num_workers: int | None) -> "PoolOptions":
+        """Of the running session: a worker a GPU where there are GPUs and the model may use one, else a worker for
+        each `replica.num_cpus`."""
+        resources = ray.cluster_resources()
+        replica = task.model.replica
+        wants_gpu = task.model.engine.device != "cpu" and resources.get("GPU", 0) >= 1
+        num_gpus = replica.num_gpus or float(wants_gpu)
+        fit = [resources.get("CPU", 1) // replica.num_cpus] if replica.num_cpus else []
+        fit += [resources.get("GPU", 0) / num_gpus] if num_gpus else []
+        if num_gpus and not resources.get("GPU"):
+            raise BatchError(f"model {task.model.id} is configured for {num_gpus:g} GPUs a replica, and there is none")
+        return cls(num_workers or max(1, int(min(fit, default=1))), replica.num_cpus, num_gpus)
+
+
+@contextmanager
+def ray_session(address: str | None) -> Iterator[None]:
+    """A Ray of our own, ended afterwards; or the cluster at `address`. Never one that happens to run here."""
+    set_ray_environment(os.environ)
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it writes over the progress bar
+    for name in ("ray", "ray.data"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        ray.init(
+            address=address or "local",
+            include_dashboard=None if address else False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise BatchError(f"cannot reach a Ray cluster at {address}: {error}") from None
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def score_on_ray(task: ScoringTask, chunks: Iterable[Chunk], pool: PoolOptions) -> Iterator[ScoredChunk]:
+    """In the order in which they get ready. Raises the `BatchError` or `CheckpointError` of a worker."""
+    rows = [_row(chunk) for chunk in chunks]
+    scored = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+        _ScoreBatch,
+        fn_constructor_kwargs={"task": task, "num_cpus": pool.num_cpus},
+        batch_size=1,
+        compute=ActorPoolStrategy(size=min(pool.num_workers, len(rows))),
+        num_cpus=pool.num_cpus,
+        num_gpus=pool.num_gpus,
+    )
+    try:
+        for row in scored.iter_rows():
+            yield ScoredChunk(**row)
+    except Exception as error:
+        raise _ours(error) from None
+
+
+class _ScoreBatch:
+    def __init__(self, task: ScoringTask, num_cpus: float) -> None:
+        self._scorer = ChunkScorer(task, num_cpus)
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
+        chunk = {name: int(values[0]) for name, values in batch.items()}
+        position = Position(chunk.pop("offset"), chunk.pop("number"))
+        return {name: [value] for name, value in self._scorer.score(Chunk(**chunk, start=position))._asdict().items()}
+
+
+def _row(chunk: Chunk) -> dict[str, int]:
+    position = chunk.start
+    rest = {name: getattr(chunk, name) for name in ("index", "first_pair", "num_pairs", "skip_pairs")}
+    return {**rest, "offset": position.offset, "number": position.number}
+
+
+def _ours(error: BaseException) -> BaseException:
+    """The error of ours that Ray has wrapped, or Ray's."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, _OURS):
+            return type(seen)(*seen.args)
+        seen = getattr(seen, "cause", None) or seen.__cause__
+    return error
