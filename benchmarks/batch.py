@@ -28,7 +28,7 @@ _MAIN = "from rerank_service.cli import main; main()"
 _WORDS = ("the", "of", "capital", "river", "city", "engine", "bridge", "flour", "query", "batch", "north", "sea")
 _QUERY_PAIRS = 100
 _POLL_S = 0.2
-_STEADY_S = 10.0
+_STEADY_S = 60.0
 """A process of Ray that outlives its killed driver for longer than this counts as left behind."""
 
 
@@ -44,7 +44,7 @@ class Outcome:
     lost: int
     doubled: int
     out_of_order: int
-    processes_left_behind: int
+    processes_left_behind: list[str]
     peak_driver_bytes: int
     peak_worker_bytes: int
     last_run: dict[str, Any]
@@ -75,14 +75,16 @@ def run_job(command: list[str], source: Path, output: Path, num_pairs: int, kill
     folder = output.with_name(output.name + ".parts")
     started = time.monotonic()
     kept: list[int] = []
-    left_behind = 0
+    left_behind: list[str] = []
     for number in range(kills):
         process = start(command, output.with_suffix(".log"))
-        goal = num_pairs * (number + generator.random()) / (kills + 0.5)
+        further = kept[-1] + 1 if kept else 0
+        goal = max(further, num_pairs * (number + generator.random()) / (kills + 0.5))
         while process.poll() is None and _pairs_kept(folder, command) < goal:
             time.sleep(_POLL_S)
         time.sleep(generator.random())
-        family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+        children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+        family = {child: child.name() for child in children}
         process.send_signal(signal.SIGKILL)
         process.wait()
         kept.append(_pairs_kept(folder, command))
@@ -128,11 +130,11 @@ def _pairs_kept(folder: Path, command: list[str]) -> int:
     return sum(path.suffix == ".jsonl" for path in folder.iterdir()) * chunk_pairs if folder.is_dir() else 0
 
 
-def _wait_and_end(family: list[psutil.Process]) -> int:
-    _, alive = psutil.wait_procs(family, timeout=_STEADY_S)
+def _wait_and_end(family: dict[psutil.Process, str]) -> list[str]:
+    _, alive = psutil.wait_procs(list(family), timeout=_STEADY_S)
     for process in alive:
         process.kill()
-    return len(alive)
+    return [family[process] for process in alive]
 
 
 def main(

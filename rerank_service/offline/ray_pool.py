@@ -57,12 +57,13 @@ def ray_session(address: str | None) -> Iterator[None]:
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
-        ray.init(
-            address=address or "local",
-            include_dashboard=None if address else False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+        with _silent_stderr():
+            ray.init(
+                address=address or "local",
+                include_dashboard=None if address else False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise BatchError(f"cannot reach a Ray cluster at {address}: {error}") from None
     context = DataContext.get_current()
@@ -100,6 +101,20 @@ class _ScoreBatch:
         chunk = {name: int(values[0]) for name, values in batch.items()}
         position = Position(chunk.pop("offset"), chunk.pop("number"))
         return {name: [value] for name, value in self._scorer.score(Chunk(**chunk, start=position))._asdict().items()}
+
+
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Ray's C++ announces its own log level there; what is wrong comes as an exception."""
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _row(chunk: Chunk) -> dict[str, int]:
