@@ -23,8 +23,6 @@ from rerank_service.ray_environment import set_ray_environment
 
 __all__ = ["PoolOptions", "ray_session", "score_on_ray"]
 
-_OURS = (BatchError, CheckpointError)
-
 
 @dataclass(frozen=True)
 class PoolOptions:
@@ -76,7 +74,7 @@ def ray_session(address: str | None) -> Iterator[None]:
 
 
 def score_on_ray(task: ScoringTask, chunks: Iterable[Chunk], pool: PoolOptions) -> Iterator[ScoredChunk]:
-    """In the order in which they get ready. Raises the `BatchError` or `CheckpointError` of a worker."""
+    """In the order in which they get ready. Raises `BatchError` with the words of a worker that failed."""
     rows = [_row(chunk) for chunk in chunks]
     scored = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         _ScoreBatch,
@@ -86,21 +84,31 @@ def score_on_ray(task: ScoringTask, chunks: Iterable[Chunk], pool: PoolOptions) 
         num_cpus=pool.num_cpus,
         num_gpus=pool.num_gpus,
     )
-    try:
-        for row in scored.iter_rows():
-            yield ScoredChunk(**row)
-    except Exception as error:
-        raise _ours(error) from None
+    for row in scored.iter_rows():
+        if problem := row.pop("problem"):
+            raise BatchError(problem)
+        yield ScoredChunk(**row)
 
 
 class _ScoreBatch:
+    """Hands our errors back as words: what Ray Data raises for them has their text, in a traceback, but not them."""
+
     def __init__(self, task: ScoringTask, num_cpus: float) -> None:
-        self._scorer = ChunkScorer(task, num_cpus)
+        self._task = task
+        self._num_cpus = num_cpus
+        self._scorer: ChunkScorer | None = None
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
-        chunk = {name: int(values[0]) for name, values in batch.items()}
-        position = Position(chunk.pop("offset"), chunk.pop("number"))
-        return {name: [value] for name, value in self._scorer.score(Chunk(**chunk, start=position))._asdict().items()}
+        row = {name: int(values[0]) for name, values in batch.items()}
+        position = Position(row.pop("offset"), row.pop("number"))
+        problem = ""
+        try:
+            self._scorer = self._scorer or ChunkScorer(self._task, self._num_cpus)
+            scored = self._scorer.score(Chunk(**row, start=position))
+        except (BatchError, CheckpointError) as error:
+            problem = str(error)
+            scored = ScoredChunk(row["index"], b"", 0, 0, "", 0)
+        return {name: [value] for name, value in (scored._asdict() | {"problem": problem}).items()}
 
 
 @contextmanager
@@ -121,13 +129,3 @@ def _row(chunk: Chunk) -> dict[str, int]:
     position = chunk.start
     rest = {name: getattr(chunk, name) for name in ("index", "first_pair", "num_pairs", "skip_pairs")}
     return {**rest, "offset": position.offset, "number": position.number}
-
-
-def _ours(error: BaseException) -> BaseException:
-    """The error of ours that Ray has wrapped, or Ray's."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, _OURS):
-            return type(seen)(*seen.args)
-        seen = getattr(seen, "cause", None) or seen.__cause__
-    return error

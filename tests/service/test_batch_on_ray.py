@@ -13,6 +13,9 @@ from rerank_service.checkpoints.make import Architecture, make_checkpoint
 
 _MAIN = "from rerank_service.cli import main; main()"
 _LIMIT_S = 240
+_END_S = 60
+_MARK = "RERANK_TEST_FOLDER"
+"""In the environment of what a test starts: other Rays may run on this machine."""
 _POISON = "a single pair that is longer than the window " * 2_000
 
 
@@ -27,16 +30,20 @@ def batch(folder: Path, output: str, model: Path, *more: str) -> subprocess.Comp
     chunks = ["--chunk-pairs", "16", "--json", *more]
     path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
     # An address in the environment is somebody else's cluster, and must be left alone.
-    environment = os.environ | {"PYTHONPATH": path, "RAY_ADDRESS": "127.0.0.1:9"}
+    environment = os.environ | {"PYTHONPATH": path, "RAY_ADDRESS": "127.0.0.1:9", _MARK: str(folder)}
     return subprocess.run(
         [*command, *chunks], cwd=folder, env=environment, capture_output=True, text=True, timeout=_LIMIT_S, check=False
     )
 
 
+def processes_of(folder: Path) -> list[psutil.Process]:
+    found = psutil.process_iter(["environ"])
+    return [process for process in found if (process.info["environ"] or {}).get(_MARK) == str(folder)]
+
+
 def test_actors_write_what_one_process_writes(tmp_path: Path, model: Path) -> None:
     rows = ({"query": f"query {n % 5}", "passages": ["passage " * (1 + n % 9), f"number {n}"]} for n in range(100))
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    before = {process.pid for process in psutil.process_iter()}
 
     alone = batch(tmp_path, "alone.jsonl", model, "--in-process")
     on_ray = batch(tmp_path, "ray.jsonl", model, "--workers", "2")
@@ -47,8 +54,8 @@ def test_actors_write_what_one_process_writes(tmp_path: Path, model: Path) -> No
     assert summary["engine"] == json.loads(alone.stdout)["engine"]
     assert (tmp_path / "ray.jsonl").read_bytes() == (tmp_path / "alone.jsonl").read_bytes()
     assert "Traceback" not in on_ray.stderr
-    left = [process for process in psutil.process_iter(["name"]) if process.pid not in before]
-    assert not [process.pid for process in left if process.info["name"] in ("raylet", "gcs_server")]
+    _, alive = psutil.wait_procs(processes_of(tmp_path), timeout=_END_S)
+    assert not alive
 
 
 def test_a_workers_error_is_the_commands(tmp_path: Path, model: Path) -> None:
