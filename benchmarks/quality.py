@@ -4,21 +4,14 @@
 
 A folder has `corpus.jsonl` {_id,title,text}, `queries.jsonl` {_id,text} and `qrels.tsv` (query, passage,
 relevance, below a header line), as in BEIR (arXiv 2104.08663). Runs the engine in this process; knows
-nothing of Ray or HTTP. Needs the extra `bench`: `pip install -e '.[embedded,bench]'`.
+nothing of Ray or HTTP. Its figures come from `rerank_service/evaluation/`, as those of `rerank-service eval`. Needs the
+extra `bench`: `pip install -e '.[embedded,bench]'`.
 """
 
-import csv
 import json
-import math
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
-import bm25s  # type: ignore[import-untyped]
-import Stemmer  # type: ignore[import-not-found]
 import torch
 import typer
 from provenance import provenance
@@ -35,13 +28,13 @@ from rerank_service.config import (
 )
 from rerank_service.engine.build import load_engine
 from rerank_service.engine.late_interaction import LateInteractionEngine
-from rerank_service.engine.pack import token_budget_batches
-from rerank_service.engine.protocol import EncodedPair, Engine, Truncate
+from rerank_service.engine.protocol import Engine
+from rerank_service.evaluation.collection import Collection, read_collection
+from rerank_service.evaluation.evaluate import Task, prepare_task
+from rerank_service.evaluation.measures import measure
+from rerank_service.evaluation.scoring import by_query, engine_logits, tokenise
 
-_PACKAGES = ("rerank-service", "torch", "transformers", "tokenizers", "bm25s", "PyStemmer")
-
-CUTOFF = 10
-"""Ranks that nDCG and MRR look at."""
+_PACKAGES = ("rerank-service", "torch", "transformers", "tokenizers", "bm25s", "PyStemmer", "pytrec-eval-terrier")
 
 EMBEDDED = ModelConfig(
     id="embedded",
@@ -53,135 +46,6 @@ PARTS = {
     "maxsim": LateInteractionHead(cosine_weight=0.0, maxsim_weight=1.0, bias=0.0),
 }
 """What a late-interaction engine joins, each alone."""
-
-Candidates = dict[str, list[str]]
-"""Passage ids to rank, by query id."""
-Scores = dict[str, list[float]]
-"""By query id, in the order of its candidates."""
-
-
-@dataclass(frozen=True)
-class Collection:
-    """Judged queries over a corpus; every query has at least one relevant passage."""
-
-    name: str
-    passages: dict[str, str]
-    queries: dict[str, str]
-    relevance: dict[str, dict[str, int]]  # query id -> passage id -> grade
-
-    @property
-    def brings_candidates(self) -> bool:
-        """Whether the judged passages of each query are what is to be ranked."""
-        return all(len(self.relevance[query_id]) > 1 for query_id in self.queries)
-
-
-class Bm25:
-    """Lucene's BM25 with English stems and stop words, over a whole corpus."""
-
-    def __init__(self, passages: dict[str, str]) -> None:
-        self._ids = list(passages)
-        self._stemmer = Stemmer.Stemmer("english")
-        self._index = bm25s.BM25(method="lucene", k1=1.2, b=0.75)
-        self._index.index(self._words(list(passages.values())), show_progress=False)
-
-    def scores(self, query: str) -> dict[str, float]:
-        """Of every passage, best first; ties in the order of the corpus."""
-        (words,) = self._words([query])
-        scores = self._index.get_scores(words).tolist() if words else [0.0] * len(self._ids)
-        return dict(sorted(zip(self._ids, scores, strict=True), key=lambda scored: -scored[1]))
-
-    def _words(self, texts: list[str]) -> list[list[str]]:
-        words: list[list[str]] = bm25s.tokenize(
-            texts, stopwords="en", stemmer=self._stemmer, return_ids=False, show_progress=False
-        )
-        return words
-
-
-def read_collection(folder: Path, max_queries: int | None = None) -> Collection:
-    """Reads a folder; `max_queries` keeps the first ones."""
-    relevance: dict[str, dict[str, int]] = defaultdict(dict)
-    with (folder / "qrels.tsv").open(encoding="utf-8", newline="") as file:
-        for query_id, passage_id, grade in islice(csv.reader(file, delimiter="\t"), 1, None):
-            relevance[query_id][passage_id] = int(grade)
-    passages = {row["_id"]: _passage_text(row) for row in _read_jsonl(folder / "corpus.jsonl")}
-    rows = (row for row in _read_jsonl(folder / "queries.jsonl") if any(relevance[row["_id"]].values()))
-    queries = {row["_id"]: row["text"] for row in islice(rows, max_queries)}
-    return Collection(folder.name, passages, queries, dict(relevance))
-
-
-def choose_candidates(collection: Collection, bm25: Bm25, top_k: int) -> tuple[Candidates, Scores]:
-    """What each query is to rank, and BM25's scores of it: its judged passages, or else BM25's best."""
-    candidates: Candidates = {}
-    scores: Scores = {}
-    for query_id, query in collection.queries.items():
-        ranked = bm25.scores(query)
-        judged = collection.relevance[query_id]
-        chosen = list(judged) if collection.brings_candidates else list(islice(ranked, top_k))
-        candidates[query_id] = chosen
-        scores[query_id] = [ranked[passage_id] for passage_id in chosen]
-    return candidates, scores
-
-
-def tokenise(engine: Engine[Any], collection: Collection, candidates: Candidates) -> list[EncodedPair]:
-    """All pairs, query by query, in the order of the candidates."""
-    pairs: list[EncodedPair] = []
-    for query_id, passage_ids in candidates.items():
-        passages = [collection.passages[passage_id] for passage_id in passage_ids]
-        pairs += engine.tokenise(collection.queries[query_id], passages, Truncate.END)
-    return pairs
-
-
-def engine_logits(engine: Engine[Any], pairs: Sequence[EncodedPair], batch_tokens: int) -> list[float]:
-    """Logits in the order of `pairs`."""
-    logits = [math.nan] * len(pairs)
-    for batch in _passage_batches(pairs, batch_tokens):
-        for index, logit in zip(batch, engine.score([pairs[index] for index in batch]), strict=True):
-            logits[index] = logit
-    return logits
-
-
-def _passage_batches(pairs: Sequence[EncodedPair], batch_tokens: int) -> Iterator[list[int]]:
-    """Batches of `batch_tokens` distinct tokens, where the pairs of one passage stay together.
-
-    A late-interaction engine encodes a passage once a batch, so over covid-faq's 21,200 pairs each passage is
-    encoded once; pairs of other engines are distinct anyway.
-    """
-    same: dict[bytes, list[int]] = defaultdict(list)
-    for index, pair in enumerate(pairs):
-        same[pair.token_ids.tobytes()].append(index)
-    groups = list(same.values())
-    lengths = [len(pairs[group[0]].token_ids) for group in groups]
-    for batch in token_budget_batches(lengths, batch_tokens):
-        yield [index for group in batch for index in groups[group]]
-
-
-def by_query(logits: Sequence[float], candidates: Candidates) -> Scores:
-    """A flat list of logits, cut up query by query."""
-    remaining = iter(logits)
-    return {query_id: list(islice(remaining, len(chosen))) for query_id, chosen in candidates.items()}
-
-
-def measure(collection: Collection, candidates: Candidates, scores: Scores) -> dict[str, float]:
-    """Means over the queries. Ties keep the candidates' order; a relevant passage not among them is missed."""
-    ndcgs, reciprocal_ranks = [], []
-    for query_id, chosen in candidates.items():
-        grades = collection.relevance[query_id]
-        row = scores[query_id]
-        ranking = sorted(range(len(chosen)), key=[-score for score in row].__getitem__)
-        ranked = [grades.get(chosen[index], 0) for index in ranking[:CUTOFF]]
-        ndcgs.append(_dcg(ranked) / _dcg(sorted(grades.values(), reverse=True)[:CUTOFF]))
-        reciprocal_ranks.append(next((1 / rank for rank, grade in enumerate(ranked, 1) if grade > 0), 0.0))
-    return {"ndcg@10": _mean(ndcgs), "mrr@10": _mean(reciprocal_ranks)}
-
-
-def _dcg(grades: Sequence[int]) -> float:
-    """The gain of a passage is its grade, as in trec_eval."""
-    return math.fsum(grade / math.log2(rank + 1) for rank, grade in enumerate(grades, 1))
-
-
-def _mean(values: Iterable[float]) -> float:
-    kept = list(values)
-    return math.fsum(kept) / len(kept)
 
 
 def choose_model(config: Path | None, dtype: Dtype | None, window: int | None) -> ModelConfig:
@@ -210,25 +74,27 @@ def _with_head(model: ModelConfig, head: LateInteractionHead) -> ModelConfig:
 
 def evaluate(collection: Collection, engines: dict[str, Engine[Any]], top_k: int, batch_tokens: int) -> dict[str, Any]:
     """Figures of BM25 and of every engine on the same candidates."""
-    candidates, scores = choose_candidates(collection, Bm25(collection.passages), top_k)
-    pairs = tokenise(next(iter(engines.values())), collection, candidates)
-    scorers = {"BM25": measure(collection, candidates, scores)}
+    task = prepare_task(collection, top_k)
+    pairs = tokenise(next(iter(engines.values())), collection, task.candidates)
+    scorers = {task.first_stage: _means(task, task.first_stage_scores)}
     for name, engine in engines.items():
         logits = engine_logits(engine, pairs, batch_tokens)
-        scorers[name] = measure(collection, candidates, by_query(logits, candidates))
+        scorers[name] = _means(task, by_query(logits, task.candidates))
     return {
         "collection": collection.name,
-        "num_queries": len(candidates),
+        "num_queries": len(task.candidates),
         "num_passages": len(collection.passages),
-        "num_pairs": len(pairs),
-        "candidates": "judged" if collection.brings_candidates else f"BM25 top {top_k}",
-        "queries_with_a_relevant_candidate": _mean(
-            any(collection.relevance[query_id].get(passage_id) for passage_id in chosen)
-            for query_id, chosen in candidates.items()
-        ),
-        "truncated_pairs": _mean(pair.is_truncated for pair in pairs),
+        "num_pairs": task.num_pairs,
+        "candidates": task.chosen_by,
+        "queries_with_a_relevant_candidate": task.found,
+        "truncated_pairs": sum(pair.is_truncated for pair in pairs) / len(pairs),
         "scorers": scorers,
     }
+
+
+def _means(task: Task, scores: dict[str, list[float]]) -> dict[str, float]:
+    values = measure(task.collection.relevance, task.candidates, scores)
+    return {name: float(row.mean()) for name, row in values.items()}
 
 
 def _settings(model: ModelConfig, engine: Engine[Any]) -> dict[str, Any]:
@@ -238,16 +104,6 @@ def _settings(model: ModelConfig, engine: Engine[Any]) -> dict[str, Any]:
         "window_tokens": engine.window_tokens,
         "num_threads": torch.get_num_threads(),
     }
-
-
-def _read_jsonl(path: Path) -> Iterator[dict[str, str]]:
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            yield json.loads(line)
-
-
-def _passage_text(row: dict[str, str]) -> str:
-    return f"{row.get('title', '')} {row['text']}".strip()
 
 
 def _table(result: dict[str, Any]) -> Table:
@@ -279,7 +135,7 @@ def main(
     console.print(f"{model.id}: {report['engine']}, window {report['window_tokens']} tokens")
     results = []
     for folder in folders:
-        results.append(evaluate(read_collection(folder, max_queries), engines, top_k, batch_tokens))
+        results.append(evaluate(read_collection(folder, max_queries=max_queries), engines, top_k, batch_tokens))
         console.print(_table(results[-1]))
     if json_file is not None:
         json_file.parent.mkdir(parents=True, exist_ok=True)

