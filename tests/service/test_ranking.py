@@ -1,5 +1,6 @@
 """One request at a time: models, order, usage, truncation, errors, and what a platform asks besides."""
 
+import math
 from typing import Any
 
 import httpx
@@ -219,6 +220,22 @@ def test_health_is_that_of_a_nim(client: httpx.Client) -> None:
     expected = {"object": "health.response", "message": "Service is ready.", "status": "ready", "ready": True}
     assert ready.json() == expected
     assert (live.status_code, ready.status_code) == (200, 200)
+
+
+def test_the_page_is_there_under_any_prefix(client: httpx.Client, service: Service) -> None:
+    for page in (client.get("/"), httpx.get(f"{service.keyed_url}/", timeout=CLIENT_TIMEOUT_S)):
+        assert page.status_code == 200
+        assert page.headers["content-type"].startswith("text/html")
+        assert "default-src 'none'" in page.headers["content-security-policy"]
+
+
+def test_another_vendors_api_ranks_alike(client: httpx.Client, references: dict[str, Reference]) -> None:
+    body = {"model": MINILM, "query": QUERY, "documents": PASSAGES}
+    results = client.post("/v2/rerank", json=body).json()["results"]
+    logits = references[MINILM].logits(QUERY, PASSAGES)
+    for result in results:
+        assert result["relevance_score"] == pytest.approx(1 / (1 + math.exp(-logits[result["index"]])), abs=1e-4)
+    assert [result["index"] for result in results] == sorted(range(len(logits)), key=lambda index: -logits[index])
 
 
 def test_models_are_listed_with_their_aliases(client: httpx.Client, service: Service) -> None:
