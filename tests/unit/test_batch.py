@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import random
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -238,3 +239,14 @@ def test_a_pair_that_is_too_long_is_named(tmp_path: Path, config: Path) -> None:
 
     assert result.exit_code == 2
     assert f"{path}, line 2: Input length" in result.stderr
+
+
+def test_a_missing_package_names_its_extra(
+    tmp_path: Path, pairs: Path, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+
+    result = runner.invoke(app, command(pairs, tmp_path / "out.parquet", config))
+
+    assert result.exit_code == 2
+    assert "pyarrow is missing: pip install 'rerank-service[batch]'" in result.stderr
