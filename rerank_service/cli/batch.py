@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from rerank_service.cli.console import fail, stdout
 from rerank_service.cli.model_choice import choose_model
@@ -69,7 +70,9 @@ def batch(
                 _score(job, task, progress, on_ray, address, workers)
             job.finish(progress, keep_parts)
     except (BatchError, CheckpointError) as error:
-        raise fail(str(error)) from None
+        raise fail(escape(str(error))) from None
+    except ImportError as error:
+        raise fail(escape(f"{error.name} is missing: pip install 'rerank-service[batch]'")) from None
     except KeyboardInterrupt:
         raise _stopped(job, parts) from None
     _report(job, output, time.monotonic() - started, as_json)
@@ -82,11 +85,10 @@ def _score(
         scorer = ChunkScorer(task)
         job.score(lambda chunks: map(scorer.score, chunks), progress)
         return
-    try:  # Ray takes seconds, and pyarrow and pandas come with the extra `batch`
-        from rerank_service.offline.ray_pool import PoolOptions, ray_session, score_on_ray
-    except ImportError as error:
-        raise BatchError(f"{error.name} is missing: pip install 'rerank-service[batch]', or --in-process") from None
-    with ray_session(address):
+    # Ray takes seconds, and what Ray Data needs comes with the extra `batch`.
+    from rerank_service.offline.ray_pool import PoolOptions, ray_session, score_on_ray
+
+    with ray_session(address), _sigterm_is_ctrl_c():  # Ray sets a handler of its own
         pool = PoolOptions.for_cluster(task, workers)
         job.score(lambda chunks: score_on_ray(task, chunks, pool), progress)
 

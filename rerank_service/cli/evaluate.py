@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -50,13 +51,13 @@ def evaluate_command(
         from rerank_service.evaluation.evaluate import evaluate, prepare_task
         from rerank_service.evaluation.plot import plot as draw
     except ImportError as error:
-        raise fail(f"{error.name} is missing: pip install 'rerank-service\\[eval]'") from None
+        raise fail(escape(f"{error.name} is missing: pip install 'rerank-service[eval]'")) from None
     try:
         with report_progress(**{one.id: "pairs" for one in models}) as progress:
             task = prepare_task(read_collection(dataset, qrels, max_queries), top_k, run)
             evaluation = evaluate(task, models, recall_at or [5, 10], progress)
     except (BatchError, CheckpointError) as error:
-        raise fail(str(error)) from None
+        raise fail(escape(str(error))) from None
     if plot is not None:
         draw(evaluation, plot)
     _show(evaluation, as_json)
@@ -94,7 +95,7 @@ def _table(evaluation: Evaluation) -> Table:
         "relevant one"
     )
     table = Table(title=title, box=None, title_justify="left", caption="mean [95% interval]", caption_justify="left")
-    table.add_column("model")
+    table.add_column("model", overflow="fold")
     for name in evaluation.models[0].quality:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("pairs/s", justify="right")

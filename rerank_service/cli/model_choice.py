@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from pydantic import ValidationError
+from rich.markup import escape
 
 from rerank_service.cli.check import checked_config
 from rerank_service.cli.console import fail
@@ -32,7 +33,7 @@ def _by_source(name: str) -> ModelConfig:
     try:
         return ModelConfig(id=_short(source), checkpoint=CheckpointConfig(source=source, revision=revision or None))
     except ValidationError as error:
-        raise fail(f"{name} is no checkpoint\n{readable_problems(error)}") from None
+        raise fail(escape(f"{name} is no checkpoint\n{readable_problems(error)}")) from None
 
 
 def _short(source: str) -> str:

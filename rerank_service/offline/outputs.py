@@ -26,6 +26,8 @@ def check_output(path: Path) -> None:
         raise BatchError(f"{path} ends with none of {', '.join(OUTPUT_SUFFIXES)}")
     if path.is_dir():
         raise BatchError(f"{path} is a folder")
+    if path.suffix.lower() == ".parquet":
+        import pyarrow  # noqa: F401 - missing, it should be missed now rather than when all is scored
 
 
 def write_output(path: Path, lines: Lines, file: IO[bytes]) -> None:

@@ -5,7 +5,7 @@ import multiprocessing
 import os
 import random
 import signal
-import time
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -60,46 +60,61 @@ def run(*arguments: str) -> dict[str, Any]:
     return summary
 
 
-def run_and_exit(arguments: list[str]) -> None:
-    os.setsid()
+def run_and_die(arguments: list[str], num_writes: int) -> None:
+    """The command, killed with SIGKILL at its so manieth flush to the disk: of a file not yet in its place, or of a
+    folder where it has just got there."""
+    fsync, remaining = os.fsync, iter(range(num_writes - 1))
+
+    def fsync_or_die(descriptor: int) -> None:
+        if next(remaining, None) is None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        fsync(descriptor)
+
+    os.fsync = fsync_or_die
     app(arguments)
 
 
-def killed_after(arguments: list[str], folder: Path, num_parts: int, delay_s: float) -> None:
-    """Runs the command in a process of its own; SIGKILL a moment after so many more parts are there."""
+def killed(arguments: list[str], num_writes: int) -> None:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["rerank_service.cli.main", "rerank_service.engine.build"])
-    process = context.Process(target=run_and_exit, args=(arguments,))
-    wanted = len(list(folder.glob("*.jsonl"))) + num_parts
+    process = context.Process(target=run_and_die, args=(arguments, num_writes))
     process.start()
-    try:
-        while process.is_alive() and len(list(folder.glob("*.jsonl"))) < wanted:
-            time.sleep(0.002)
-        time.sleep(delay_s)  # any moment will do: reading, scoring, writing, joining
-    finally:
-        process.kill()
-        process.join()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
 
 
-@pytest.mark.parametrize(("suffix", "seed"), [(".jsonl", 0), (".trec", 1)])
+@pytest.mark.parametrize(("suffix", "seed"), [(".jsonl", 0), (".jsonl", 1), (".trec", 2)])
 def test_killed_again_and_again_it_writes_what_an_undisturbed_run_does(
     tmp_path: Path, pairs: Path, config: Path, suffix: str, seed: int
 ) -> None:
-    generator = random.Random(seed)
     undisturbed, disturbed = tmp_path / f"a{suffix}", tmp_path / f"b{suffix}"
     run(*command(pairs, undisturbed, config))
+    writes = random.Random(seed).choices(range(1, 9), k=3)  # two of a chunk, two of the manifest
 
     folder = disturbed.with_name(disturbed.name + ".parts")
-    for _ in range(3):
-        killed_after(command(pairs, disturbed, config), folder, generator.randint(0, 3), generator.random() / 20)
+    for num_writes in writes:
+        killed(command(pairs, disturbed, config), num_writes)
     assert not disturbed.exists()
     kept = len(list(folder.glob("*.jsonl"))) * CHUNK_PAIRS
     summary = run(*command(pairs, disturbed, config))
 
     assert disturbed.read_bytes() == undisturbed.read_bytes()
     assert (summary["num_resumed_pairs"], summary["num_scored_pairs"]) == (kept, NUM_PAIRS - kept)
-    assert 0 < kept < NUM_PAIRS
     assert not folder.exists()
+
+
+@pytest.mark.parametrize("num_writes", [1, 2])
+def test_killed_while_it_joins(tmp_path: Path, pairs: Path, config: Path, num_writes: int) -> None:
+    undisturbed, disturbed = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    run(*command(pairs, undisturbed, config))
+    run(*command(pairs, disturbed, config, "--keep-parts"))
+    disturbed.unlink()  # all parts are there, the output is not
+
+    killed(command(pairs, disturbed, config), num_writes)
+    summary = run(*command(pairs, disturbed, config))
+
+    assert disturbed.read_bytes() == undisturbed.read_bytes()
+    assert summary["num_scored_pairs"] == 0
 
 
 def test_logits_are_the_engines(tmp_path: Path, pairs: Path, config: Path, checkpoints: dict[str, Path]) -> None:
@@ -224,3 +239,14 @@ def test_a_pair_that_is_too_long_is_named(tmp_path: Path, config: Path) -> None:
 
     assert result.exit_code == 2
     assert f"{path}, line 2: Input length" in result.stderr
+
+
+def test_a_missing_package_names_its_extra(
+    tmp_path: Path, pairs: Path, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+
+    result = runner.invoke(app, command(pairs, tmp_path / "out.parquet", config))
+
+    assert result.exit_code == 2
+    assert "pyarrow is missing: pip install 'rerank-service[batch]'" in result.stderr
