@@ -9,6 +9,7 @@ from enum import StrEnum
 
 from rerank_service.bench.workload import Lengths
 from rerank_service.checkpoints.shapes import Architecture, Shape, shape_of
+from rerank_service.gpus import GPUS
 from rerank_service.planning.workload import Mix
 
 __all__ = [
@@ -25,16 +26,7 @@ ASSUMED_MFU = 0.4
 """Share of the peak that a forward pass reaches. Never measured here; a large product alone reaches about 0.8 on an
 H100 (docs/decisions/0007), and NVIDIA's published 150 pairs/s of the 4B at 512 tokens are 0.55."""
 
-PEAK_TFLOPS = {
-    "h100": 989.0,
-    "h100-pcie": 756.0,
-    "h200": 989.0,
-    "a100": 312.0,
-    "l40s": 362.0,
-    "a10": 125.0,
-    "l4": 121.0,
-}
-"""Dense bfloat16 tensor-core peak, from NVIDIA's datasheets (which print twice this, with sparsity, for some)."""
+PEAK_TFLOPS = {gpu.key: gpu.peak_flops / 1e12 for gpu in GPUS}
 
 EMBEDDED_TOKENS_PER_S = {Lengths.SHORT: 9_396.0, Lengths.CHUNKS: 8_050.0, Lengths.LONG_TAIL: 7_317.0}
 """Of one replica of one core in int8: tokens of a pair by its CPU time, of the late-interaction engine in
