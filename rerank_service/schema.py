@@ -116,10 +116,8 @@ class ErrorEnvelope(_Wire):
 def parse_ranking_request(body: bytes, limits: LimitsConfig) -> RankingRequest:
     """Validates a body; raises `InvalidRequest` with every problem, up to ten."""
     try:
-        request = RankingRequest.model_validate_json(
-            body.removeprefix(b"\xef\xbb\xbf"),  # .NET clients send a byte order mark
-            extra="forbid" if limits.unknown_fields == "reject" else "ignore",
-        )
+        extra: Literal["forbid", "ignore"] = "forbid" if limits.unknown_fields == "reject" else "ignore"
+        request = RankingRequest.model_validate_json(body, extra=extra)
     except ValidationError as error:
         raise InvalidRequest(field_problems(error, _message)) from None
     if len(request.passages) > limits.max_passages:
