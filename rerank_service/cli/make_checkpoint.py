@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from enum import StrEnum
 from pathlib import Path
@@ -33,6 +34,7 @@ def make_checkpoint_command(
     dtype: Annotated[DType, typer.Option(help="Element type of the weights.")] = DType.BFLOAT16,
     head_bias: Annotated[bool, typer.Option("--head-bias", help="Add score.bias; mistral only.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace a checkpoint that is there.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Write a randomly initialised reranker checkpoint, for tests and speed measurements."""
     # Imported late: torch and transformers take seconds, and --help must not.
@@ -54,5 +56,10 @@ def make_checkpoint_command(
         raise fail(escape(str(error))) from error
     num_parameters = count_parameters(architecture, size, head_bias=head_bias)
     num_bytes = sum(path.stat().st_size for path in folder.iterdir())
-    line = f"{folder}: {num_parameters:,} parameters, {num_bytes:,} bytes, {time.monotonic() - started:.1f} s"
+    seconds = time.monotonic() - started
+    if as_json:
+        facts = {"folder": str(folder), "parameters": num_parameters, "bytes": num_bytes, "seconds": round(seconds, 2)}
+        typer.echo(json.dumps(facts))
+        return
+    line = f"{folder}: {num_parameters:,} parameters, {num_bytes:,} bytes, {seconds:.1f} s"
     stdout.print(line, markup=False, highlight=False, soft_wrap=True)

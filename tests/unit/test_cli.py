@@ -35,6 +35,16 @@ def test_check() -> None:
     assert "cannot read nowhere.yaml" in bad.stderr
 
 
+def test_check_as_json() -> None:
+    good = runner.invoke(app, ["check", CONFIG, "--json"])
+    assert json.loads(good.stdout)["models"] == ["sentence-transformers/all-MiniLM-L6-v2"]
+
+    bad = runner.invoke(app, ["check", "nowhere.yaml", "--json"])
+    assert bad.exit_code == 2
+    assert not json.loads(bad.stdout)["valid"]
+    assert "cannot read nowhere.yaml" in json.loads(bad.stdout)["problems"][0]
+
+
 def test_check_tells_of_a_replica_larger_than_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 1)
     result = runner.invoke(app, ["check", CONFIG])
