@@ -162,7 +162,7 @@ def _wait_until_ready(client: httpx.Client) -> None:
 
 
 def _rank(client: httpx.Client) -> httpx.Response:
-    """All nodes' proxies share one port here, so that the stopped node's own may have had this connection: one retry."""
+    """All nodes here share a port, so that the stopped node's own proxy may have had this connection: one retry."""
     try:
         return client.post("/v1/ranking", json=ranking_body(None, "which?", PASSAGES))
     except httpx.TransportError:
