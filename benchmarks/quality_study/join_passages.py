@@ -1,8 +1,6 @@
 """A collection of long passages, made of one of short ones: each is several of those, in random order.
 
-    python benchmarks/join_passages.py FOLDER OUTPUT [--passages 8] [--seed 7]
-
-Both are BEIR folders. A long passage is as relevant to a query as the most relevant of its parts, so that what is
+A long passage is as relevant to a query as the most relevant of its parts, so that what is
 asked for stands anywhere in it. Knows nothing of models.
 """
 
@@ -10,9 +8,8 @@ import json
 import random
 from pathlib import Path
 from shutil import copyfile
-from typing import Annotated
 
-import typer
+__all__ = ["join_corpus", "join_passages", "join_qrels"]
 
 
 def join_corpus(lines: list[str], num_passages: int, seed: int) -> tuple[list[str], dict[str, str]]:
@@ -39,18 +36,14 @@ def join_qrels(lines: list[str], places: dict[str, str]) -> list[str]:
     return [header, *(f"{query_id}\t{name}\t{relevance}" for (query_id, name), relevance in best.items())]
 
 
-def main(
-    folder: Annotated[Path, typer.Argument(exists=True, file_okay=False)],
-    output: Path,
-    passages: Annotated[int, typer.Option(min=2, help="Short ones that make a long one.")] = 8,
-    seed: int = 7,
-) -> None:
-    """Writes the collection of long passages."""
+def join_passages(folder: Path, output: Path, num_passages: int, seed: int) -> Path:
+    """Writes the collection of long passages to `output`, and returns that."""
     output.mkdir(parents=True, exist_ok=True)
-    joined, places = join_corpus(_lines(folder / "corpus.jsonl"), passages, seed)
+    joined, places = join_corpus(_lines(folder / "corpus.jsonl"), num_passages, seed)
     _write(output / "corpus.jsonl", joined)
     _write(output / "qrels.tsv", join_qrels(_lines(folder / "qrels.tsv"), places))
     copyfile(folder / "queries.jsonl", output / "queries.jsonl")
+    return output
 
 
 def _lines(path: Path) -> list[str]:
@@ -59,7 +52,3 @@ def _lines(path: Path) -> list[str]:
 
 def _write(path: Path, lines: list[str]) -> None:
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-if __name__ == "__main__":
-    typer.run(main)
