@@ -53,10 +53,10 @@ class Set(NamedTuple):
 SETS = (
     Set("noveleval", 20, ("scorers", "truncation", "long", "order")),
     Set("covid-faq", 100, ("scorers", "truncation", "long")),
-    Set("nq-heldout", 20, ("scorers", "truncation")),
-    Set("pubmedqa-l", 20, ("scorers", "truncation", "long")),
+    Set("nq-heldout", 20, ("scorers", "truncation"), max_queries=300),
+    Set("pubmedqa-l", 20, ("scorers", "truncation", "long"), max_queries=300),
     Set("covid-faq", 27, ("long",), joined=8),
-    Set("nq-heldout", 20, ("long",), max_queries=300, joined=8),
+    Set("nq-heldout", 10, ("long",), max_queries=100, joined=8),
     Set("covid-faq", 20, ("order",), max_queries=50),
 )
 
