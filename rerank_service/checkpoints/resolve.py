@@ -4,6 +4,8 @@ Runs when a replica starts. It knows sources and digests, nothing of what is in 
 """
 
 import hashlib
+import logging
+import time
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +18,8 @@ from rerank_service.fetching.pull import pull
 from rerank_service.fetching.safetensors_files import check_safetensors
 
 __all__ = ["PACKAGED_CHECKPOINTS", "PackagedCheckpoint", "resolve_checkpoint"]
+
+logger = logging.getLogger(__name__)
 
 WEIGHTS_FILE = "model.safetensors"
 _NEEDED_OF_HUB = ["config.json", "tokenizer.json", "model*.safetensors*"]
@@ -90,7 +94,12 @@ def _fetched_folder(checkpoint: CheckpointConfig) -> Path:
             f"{source} at {revision} is not in {cache_root()}, and downloading is off here (checkpoint.download); "
             f"fetch it where this runs, as the same user: rerank-service pull {source}@{revision}"
         )
-    return pull(source, revision, thorough=False).folder
+    logger.info("fetching source=%s revision=%s", source, revision)
+    started = time.perf_counter()
+    fetched = pull(source, revision, thorough=False)
+    fetch_s = time.perf_counter() - started
+    logger.info("fetched source=%s received_bytes=%d fetch_s=%.1f", source, fetched.received_bytes, fetch_s)
+    return fetched.folder
 
 
 def _in_the_hubs_own_cache(hub_id: str, commit: str) -> Path | None:

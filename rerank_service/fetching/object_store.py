@@ -58,12 +58,12 @@ class ObjectStoreCheckpoint:
     def check_unchanged(self) -> None:
         """Lists the folder again."""
         with _told_readably(self.source):
-            self._store.invalidate_cache()
             listing = self._listing()
         if _fingerprint(self.source, listing) != self.fingerprint:
             raise CheckpointError(f"{self.source} was changed while it was fetched; fetch it again once it is complete")
 
     def _listing(self) -> dict[str, Mapping[str, Any]]:
+        self._store.invalidate_cache()  # libraries keep listings
         entries = self._store.ls(self._folder, detail=True)
         return {entry["name"].rpartition("/")[2]: entry for entry in entries if entry["type"] == "file"}
 

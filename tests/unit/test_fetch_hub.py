@@ -240,6 +240,11 @@ def test_an_unknown_model_and_an_unknown_revision(hub: FakeHub) -> None:
         pull("../tiny")
 
 
+def test_a_pull_request_of_the_hub_is_a_revision(hub: FakeHub, files: dict[str, bytes]) -> None:
+    commit = hub.put(ID, files | {"config.json": files["config.json"] + b" "}, branch="refs/pr/1")
+    assert pull(ID, "refs/pr/1").manifest.revision == commit != commit_at(hub)
+
+
 def test_a_gated_model_names_its_page_and_the_token(
     files: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
