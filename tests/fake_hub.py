@@ -7,6 +7,7 @@ clients take plain HTTP.
 import hashlib
 import json
 import re
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -106,6 +107,10 @@ class _Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Storage if is_storage else _Hub)
         self.hub = hub
         self.is_storage = is_storage
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), ConnectionError):  # clients may leave, and are killed
+            super().handle_error(request, client_address)
 
     @property
     def url(self) -> str:

@@ -12,10 +12,10 @@ from pathlib import Path
 from urllib.parse import quote
 
 import httpx2
-from huggingface_hub import constants
+from huggingface_hub import constants, get_token
 from huggingface_hub.file_download import hf_hub_url, repo_folder_name
 from huggingface_hub.hf_api import RepoFile
-from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff, http_stream_backoff
+from huggingface_hub.utils import hf_raise_for_status, http_backoff, http_stream_backoff
 
 from rerank_service.errors import CheckpointError
 from rerank_service.fetching.files import Digest, RemoteFile, choose_files
@@ -137,9 +137,13 @@ def _get_json(url: str) -> httpx2.Response:
 
 
 def _headers() -> dict[str, str]:
-    """With the token of the environment (HF_TOKEN), or of `hf auth login`."""
-    headers: dict[str, str] = build_hf_headers(library_name="rerank-service", library_version=__version__)
-    return headers
+    """With the token of the environment (HF_TOKEN), or of `hf auth login`.
+
+    The library's own would say which packages are installed, and ask the hub how to tell AI agents.
+    """
+    token = None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
+    authorization = {"Authorization": f"Bearer {token}"} if token else {}
+    return {"User-Agent": f"rerank-service/{__version__}"} | authorization
 
 
 @contextmanager

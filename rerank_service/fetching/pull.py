@@ -7,10 +7,11 @@ from rerank_service.errors import CheckpointError
 from rerank_service.fetching.cache import destination
 from rerank_service.fetching.digests import Progress, silent
 from rerank_service.fetching.origin import Origin
-from rerank_service.fetching.snapshot import Destination, Fetched, fetch
+from rerank_service.fetching.snapshot import Destination, Fetched, fetch, find_whole
 
 __all__ = ["pull"]
 
+_PINNED = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 
 
@@ -25,20 +26,27 @@ def pull(
     """The checkpoint of a hub id or an object store's path, in `to` or in this machine's cache.
 
     `revision` is a commit, branch or tag of the hub, or what `manifest.content_revision` makes of an object store's
-    files; null is what the source has now. `thorough` as in `snapshot.fetch`. Raises `CheckpointError`.
+    files; null is what the source has now. A commit or such a digest that is here as a whole asks nobody. `thorough` as
+    in `snapshot.fetch`. Raises `CheckpointError`.
     """
+    source = source.rstrip("/")
+    if revision is not None and _PINNED.fullmatch(revision):
+        whole = find_whole(_place(source, revision, to), source, revision, progress)
+        if whole is not None:
+            return whole
     origin = _origin(source, revision)
-    is_pinned = "://" in source and revision is not None
-    if is_pinned and origin.revision is not None:
+    if origin.revision is not None:
         _refuse_another(source, revision, origin.revision)
-    where = destination(source, origin.revision)
-    if to is not None:
-        to = Path(to).expanduser().absolute()
-        where = Destination(to.parent, to.name, is_cache=False)
-    fetched = fetch(origin, where, progress, thorough=thorough)
-    if is_pinned:
-        _refuse_another(source, revision, fetched.manifest.revision)
+    fetched = fetch(origin, _place(source, origin.revision, to), progress, thorough=thorough)
+    _refuse_another(source, revision, fetched.manifest.revision)
     return fetched
+
+
+def _place(source: str, revision: str | None, to: Path | None) -> Destination:
+    if to is None:
+        return destination(source, revision)
+    folder = to.expanduser().absolute()
+    return Destination(folder.parent, folder.name, is_cache=False)
 
 
 def _origin(source: str, revision: str | None) -> Origin:
@@ -54,7 +62,8 @@ def _origin(source: str, revision: str | None) -> Origin:
 
 
 def _refuse_another(source: str, wanted: str | None, found: str) -> None:
-    if found != wanted:
+    """Raises `CheckpointError` if a store has other files than are wanted; a hub's commits are what they are."""
+    if "://" in source and wanted is not None and found != wanted:
         raise CheckpointError(
             f"{source} is at revision {found} now, and not at {wanted}: put the files back that were there, or give "
             "the new revision"

@@ -10,7 +10,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -36,7 +36,7 @@ from rerank_service.fetching.manifest import (
 from rerank_service.fetching.origin import CutOff, Origin
 from rerank_service.fetching.safetensors_files import check_safetensors
 
-__all__ = ["Destination", "Fetched", "fetch"]
+__all__ = ["Destination", "Fetched", "fetch", "find_whole"]
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +85,35 @@ def fetch(origin: Origin, destination: Destination, progress: Progress = silent,
             return _Fetching(origin, destination, stem, folder, before, progress).run()
     except OSError as error:
         raise CheckpointError(_no_place(destination.parent, error)) from error
+
+
+def find_whole(destination: Destination, source: str, revision: str, progress: Progress = silent) -> Fetched | None:
+    """What was fetched before, all its bytes read and right by its manifest; null otherwise. Asks nobody."""
+    folder = destination.parent / (destination.name or revision)
+    manifest = read_manifest(folder) if folder.is_dir() else None
+    if manifest is None or (manifest.source, manifest.revision) != (source, revision):
+        return None
+    for name, record in manifest.files.items():
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != record.size_bytes:
+            return None
+        if read_digests(path, _checking(record.size_bytes, progress)).sha256 != record.sha256:
+            return None
+    check_safetensors(folder)
+    return Fetched(folder, manifest, 0)
+
+
+def _checking(size_bytes: int, progress: Progress) -> Callable[[int], None]:
+    """Tells of large files how much is read; small ones are not worth a word."""
+    read_bytes = 0
+
+    def on_bytes(more: int) -> None:
+        nonlocal read_bytes
+        read_bytes += more
+        if size_bytes > SAMPLED_ABOVE_BYTES:
+            progress("checking", read_bytes // _MB, size_bytes // _MB)
+
+    return on_bytes
 
 
 def _folder_of(origin: Origin, destination: Destination) -> Path | None:
@@ -165,15 +194,7 @@ class _Fetching:
         """Null unless the file is there, of the right size, and has the digest that is known of it."""
         if not path.is_file() or path.stat().st_size != file.size_bytes:
             return None
-        read_bytes = 0
-
-        def on_bytes(more: int) -> None:
-            nonlocal read_bytes
-            read_bytes += more
-            if file.size_bytes > SAMPLED_ABOVE_BYTES:
-                self._progress("checking", read_bytes // _MB, file.size_bytes // _MB)
-
-        digests = read_digests(path, on_bytes)
+        digests = read_digests(path, _checking(file.size_bytes, self._progress))
         checked_against = self._agreeing_digest(digests, file)
         if checked_against is None and (file.digest is not None or self._contradicts_record(digests, file)):
             return None

@@ -11,6 +11,7 @@ from huggingface_hub import snapshot_download
 from rerank_service.errors import CheckpointError
 from rerank_service.fetching.manifest import MANIFEST_FILE
 from rerank_service.fetching.pull import pull
+from rerank_service.version import __version__
 from tests.fake_hub import FakeHub, Fault
 from tests.fetching import ID, contents, hub_with, isolated_environment, record_pauses
 
@@ -61,6 +62,7 @@ def test_every_byte_arrives_and_is_on_record(hub: FakeHub, files: dict[str, byte
     assert manifest["files"][WEIGHTS]["sha256"] == hashlib.sha256(files[WEIGHTS]).hexdigest()
     assert manifest["files"][WEIGHTS]["checked_against"] == "sha256"
     assert manifest["files"]["config.json"]["checked_against"] == "git-sha1"
+    assert {request.headers["user-agent"] for request in hub.seen} == {f"rerank-service/{__version__}"}
     assert not any(path.is_symlink() for path in fetched.folder.iterdir())
 
 
@@ -200,6 +202,18 @@ def test_pulling_again_checks_every_byte_and_mends(
     assert again.received_bytes == len(files[WEIGHTS]) + len(files["tokenizer.json"])
     assert "damaged, fetched again" in caplog.text
     assert not list(folder.parent.glob(".*.partial"))
+
+
+def test_a_commit_that_is_here_needs_no_network_until_a_byte_is_wrong(hub: FakeHub, files: dict[str, bytes]) -> None:
+    first = pull(ID)
+    hub.seen.clear()
+    assert pull(ID, commit_at(hub)) == first._replace(received_bytes=0)
+    assert not hub.seen
+
+    damaged = files["tokenizer.json"].replace(b"the", b"teh", 1)
+    (first.folder / "tokenizer.json").write_bytes(damaged)
+    assert pull(ID, commit_at(hub)).received_bytes == len(damaged)
+    assert fetched_files(first.folder) == files
 
 
 def test_429_and_503_are_waited_out(hub: FakeHub, files: dict[str, bytes], pauses: list[float]) -> None:
