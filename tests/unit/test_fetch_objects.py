@@ -122,13 +122,14 @@ def test_a_stalled_range_is_asked_for_again(
 
 
 def test_a_change_during_the_fetch_is_refused(
-    bucket: MemoryFileSystem, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+    bucket: MemoryFileSystem, files: dict[str, bytes], tmp_path: Path
 ) -> None:
     def on_progress(stage: str, done: int, total: int) -> None:
         upload(bucket, {"vocab.txt": b"late"})
 
     with pytest.raises(CheckpointError, match="was changed while it was fetched"):
         pull(URL, progress=on_progress)
+    assert not [path for path in (tmp_path / "cache" / "objects").glob("*/*") if path.is_dir()]
 
 
 def test_a_replica_takes_the_pinned_revision_and_no_other(
