@@ -20,7 +20,7 @@ MEGABYTE = 1_000_000
 
 
 def verified_record(path: Path, file: RemoteFile, before: FileRecord | None, progress: Progress) -> FileRecord | None:
-    """Null unless all bytes are there, with the digest that the source states; if none, with that on record `before`."""
+    """Null unless all bytes are there, with the digest that the source states; if none, that on record `before`."""
     if not path.is_file() or path.stat().st_size != file.size_bytes:
         return None
     digests = read_digests(path, _counted(file.size_bytes, progress))
