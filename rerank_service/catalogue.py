@@ -46,6 +46,12 @@ class KnownModel(NamedTuple):
     note: str
     """What somebody who serves it should know, in a line."""
 
+    hub_id: str | None = None
+    """Its repository on the model hub. Null: none is known."""
+
+    revision: str | None = None
+    """The commit that was tried. Null where none is pinned here."""
+
     @property
     def names(self) -> tuple[str, ...]:
         """All it goes by."""
@@ -65,6 +71,7 @@ CATALOGUE = (
         dtype=Dtype.BFLOAT16,
         max_batch_tokens=32_768,
         note="its hub id is now nvidia/llama-nemotron-rerank-1b-v2, the same weights",
+        hub_id="nvidia/llama-nemotron-rerank-1b-v2",
     ),
     KnownModel(
         name="nv-rerankqa-mistral-4b-v3",

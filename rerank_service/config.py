@@ -58,6 +58,8 @@ __all__ = [
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_STORE_PATH = re.compile(r"[a-z][a-z0-9+.-]*://[^@:\s]+")  # credentials belong in the environment
+_CONTENT = re.compile(r"[0-9a-f]{64}")
 
 MODEL_IMPORT_PATH = "rerank_service.app:build_model"
 """Of a Serve application that has one model's replicas and nothing else."""
@@ -111,31 +113,46 @@ class CheckpointConfig(_Config):
     """Where a model's files are. Resolved when a replica starts, never during a request."""
 
     source: Annotated[str, Field(min_length=1)]
-    """`package:NAME` (weights shipped in a Python package), a folder (starts with `/`, `.` or `~`), or a
-    hub id `organisation/name`."""
+    """`package:NAME` (weights shipped in a Python package), a folder (starts with `/`, `.` or `~`), a hub id
+    `organisation/name`, or a folder of an object store, like `s3://bucket/folder` (extra `objectstore`)."""
 
     revision: str | None = None
-    """Commit of a hub id, 40 hex digits. Required there: a branch would let the weights change under a
-    running cluster."""
+    """Commit of a hub id, 40 hex digits; for an object store the 64 that `rerank-service pull` prints. Required
+    there: the weights would else change under a running cluster."""
+
+    download: bool = True
+    """Whether a replica that starts may fetch what its machine's cache does not have. False refuses, and says
+    what to `rerank-service pull`."""
 
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     """Expected digest of `model.safetensors`, verified on load. Null checks only packages known to us."""
 
     @model_validator(mode="after")
-    def _hub_ids_are_pinned(self) -> Self:
+    def _what_is_fetched_is_pinned(self) -> Self:
+        if self.is_store_path:
+            self._check_store_path()
         if not self.is_hub_id:
             return self
         if not _HUB_ID.fullmatch(self.source):
             raise ValueError(
                 f"source {self.source!r} is neither 'package:NAME', a folder starting with '/', '.' or '~', "
-                "nor a hub id 'organisation/name'"
+                "a hub id 'organisation/name', nor a folder of an object store like 's3://bucket/folder'"
             )
         if self.revision is None or not _COMMIT.fullmatch(self.revision):
             raise ValueError(
                 f"hub checkpoint {self.source!r} needs revision: its 40-digit commit "
-                "(shown on the model's 'Files' page of the hub)"
+                f"(printed by `rerank-service pull {self.source}`)"
             )
         return self
+
+    def _check_store_path(self) -> None:
+        if not _STORE_PATH.fullmatch(self.source):
+            raise ValueError(f"{self.source.partition('://')[0]}:// is to be followed by a path, without credentials")
+        if self.revision is None or not _CONTENT.fullmatch(self.revision):
+            raise ValueError(
+                f"checkpoint {self.source!r} needs revision: the 64 digits that "
+                f"`rerank-service pull {self.source}` prints"
+            )
 
     @property
     def is_package(self) -> bool:
@@ -146,8 +163,16 @@ class CheckpointConfig(_Config):
         return self.source.startswith(("/", ".", "~"))
 
     @property
+    def is_store_path(self) -> bool:
+        return "://" in self.source
+
+    @property
     def is_hub_id(self) -> bool:
-        return not self.is_package and not self.is_folder
+        return not (self.is_package or self.is_folder or self.is_store_path)
+
+    @property
+    def is_fetched(self) -> bool:
+        return self.is_hub_id or self.is_store_path
 
 
 class LateInteractionHead(_Config):

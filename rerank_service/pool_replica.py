@@ -14,9 +14,10 @@ from typing import Any
 from ray import serve
 
 from rerank_service.autoscaling import ARRIVING, SPEED, START, WAITING
+from rerank_service.checkpoints.resolve import resolve_checkpoint
 from rerank_service.config import ModelConfig, PoolConfig
 from rerank_service.engine import Engine, load_engine
-from rerank_service.errors import EngineFailed, UnknownModel
+from rerank_service.errors import CheckpointError, EngineFailed, UnknownModel
 from rerank_service.metrics import REPLICA_METRICS
 from rerank_service.metrics.through_ray import RayMetrics
 from rerank_service.scorer import ModelScorer
@@ -34,7 +35,7 @@ class PoolReplica:
     def __init__(self, pool: PoolConfig, models: Sequence[ModelConfig]) -> None:
         log_through_serve(keep_access_log=False)
         self._pool = pool
-        self._models = {model.id: model for model in models}
+        self._models = {model.id: _fetched_now(model) for model in models}
         self._knobs: dict[str, Any] = {}
         self._loaded: dict[str, ModelScorer] = {}
         self._launch_thread = ThreadPoolExecutor(1, thread_name_prefix="launch")
@@ -102,6 +103,21 @@ class PoolReplica:
     def _forget(self, model_id: str) -> None:
         self._evicted_tokens += self._loaded.pop(model_id).scheduler.arrived_tokens
         logger.info("unloaded model=%s", model_id)
+
+
+def _fetched_now(model: ModelConfig) -> ModelConfig:
+    """The model with its files on this machine: they are loaded during requests, and must not be downloaded then.
+
+    One that cannot be fetched is logged, and not to the others' harm: only its own requests fail.
+    """
+    if not model.checkpoint.is_fetched:
+        return model
+    try:
+        resolve_checkpoint(model.checkpoint)
+    except CheckpointError:
+        logger.exception("cannot fetch model=%s", model.id)
+    here = model.checkpoint.model_copy(update={"download": False})
+    return model.model_copy(update={"checkpoint": here})
 
 
 class _Place:

@@ -1,21 +1,28 @@
-"""From the name of a checkpoint to a folder on this machine whose files may be trusted.
+"""From a configured checkpoint to a folder on this machine whose files may be trusted.
 
 Runs when a replica starts. It knows sources and digests, nothing of what is in the files.
 """
 
 import hashlib
+import logging
+import time
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
 from rerank_service.config import CheckpointConfig
 from rerank_service.errors import CheckpointError
+from rerank_service.fetching.cache import cache_root, cached_folder
+from rerank_service.fetching.manifest import check_against_manifest
+from rerank_service.fetching.pull import pull
+from rerank_service.fetching.safetensors_files import check_safetensors
 
 __all__ = ["PACKAGED_CHECKPOINTS", "PackagedCheckpoint", "resolve_checkpoint"]
 
+logger = logging.getLogger(__name__)
+
 WEIGHTS_FILE = "model.safetensors"
-_HUB_FILES = ["*.json", "*.safetensors"]
-_HUB_SUBFOLDERS = ["*/*"]  # other formats of the same weights: onnx/, openvino/, original/
+_NEEDED_OF_HUB = ["config.json", "tokenizer.json", "model*.safetensors*"]
 
 
 class PackagedCheckpoint(NamedTuple):
@@ -38,9 +45,10 @@ PACKAGED_CHECKPOINTS = {
 
 
 def resolve_checkpoint(checkpoint: CheckpointConfig) -> Path:
-    """The checkpoint's folder, its weights verified against the digest when one is known.
+    """The checkpoint's folder; whole, and its weights verified against the digest when one is configured.
 
-    A hub id is downloaded unless its pinned revision is in the local cache. Raises `CheckpointError`.
+    What comes from a hub or an object store is fetched unless its revision is on this machine already. What was
+    pulled is held against its manifest: sizes, and quick digests. Raises `CheckpointError`.
     """
     expected = checkpoint.sha256
     if checkpoint.is_package:
@@ -49,9 +57,11 @@ def resolve_checkpoint(checkpoint: CheckpointConfig) -> Path:
     elif checkpoint.is_folder:
         folder = Path(checkpoint.source).expanduser()
     else:
-        folder = _download(checkpoint)
+        folder = _fetched_folder(checkpoint)
     if not folder.is_dir():
         raise CheckpointError(f"checkpoint folder {folder} does not exist")
+    check_against_manifest(folder)
+    check_safetensors(folder)
     if expected is not None:
         _verify(folder / WEIGHTS_FILE, expected)
     return folder
@@ -72,21 +82,40 @@ def _package_folder(package: PackagedCheckpoint) -> Path:
     return Path(spec.submodule_search_locations[0]) / package.subfolder
 
 
-def _download(checkpoint: CheckpointConfig) -> Path:
+def _fetched_folder(checkpoint: CheckpointConfig) -> Path:
+    source, revision = checkpoint.source, str(checkpoint.revision)  # pinned: the configuration demands it
+    folder = cached_folder(source, revision)
+    if folder is None and checkpoint.is_hub_id:
+        folder = _in_the_hubs_own_cache(source, revision)
+    if folder is not None:
+        return folder
+    if not checkpoint.download:
+        raise CheckpointError(
+            f"{source} at {revision} is not in {cache_root()}, and downloading is off here (checkpoint.download); "
+            f"fetch it where this runs, as the same user: rerank-service pull {source}@{revision}"
+        )
+    logger.info("fetching source=%s revision=%s", source, revision)
+    started = time.perf_counter()
+    fetched = pull(source, revision, thorough=False)
+    fetch_s = time.perf_counter() - started
+    logger.info("fetched source=%s received_bytes=%d fetch_s=%.1f", source, fetched.received_bytes, fetch_s)
+    return fetched.folder
+
+
+def _in_the_hubs_own_cache(hub_id: str, commit: str) -> Path | None:
+    """What `hf download` and other programs have fetched."""
     from huggingface_hub import snapshot_download  # half a second that only hub ids pay
 
     try:
         folder = snapshot_download(
-            checkpoint.source,
-            revision=checkpoint.revision,
-            allow_patterns=_HUB_FILES,
-            ignore_patterns=_HUB_SUBFOLDERS,
+            hub_id,
+            revision=commit,
+            allow_patterns=_NEEDED_OF_HUB,
+            ignore_patterns="*/*",
+            local_files_only=True,
         )
-    except (OSError, ValueError) as error:  # the hub's errors derive from these
-        raise CheckpointError(
-            f"cannot fetch {checkpoint.source} at {checkpoint.revision}: {error}. Without a network, copy its "
-            "folder to this machine and give that as source"
-        ) from error
+    except (OSError, ValueError):  # not there, or not all of it
+        return None
     return Path(folder)
 
 

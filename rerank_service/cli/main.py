@@ -12,6 +12,7 @@ from rerank_service.cli.evaluate import evaluate_command
 from rerank_service.cli.make_checkpoint import make_checkpoint_command
 from rerank_service.cli.models import models
 from rerank_service.cli.plan import plan
+from rerank_service.cli.pull import pull_command
 from rerank_service.cli.rank import rank
 from rerank_service.cli.serve import serve
 from rerank_service.version import __version__
@@ -30,6 +31,7 @@ app.command()(config)
 app.command()(environment)
 app.command()(drain)
 app.command()(models)
+app.command("pull")(pull_command)
 app.command()(rank)
 app.command()(batch)
 app.command("eval")(evaluate_command)

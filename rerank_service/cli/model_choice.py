@@ -15,8 +15,8 @@ __all__ = ["choose_model"]
 def choose_model(name: str | None, config: str, dtype: Dtype | None = None) -> ModelConfig:
     """A model of a configuration by its id or alias, its default model, or a checkpoint by its source.
 
-    A source is `package:NAME`, a folder (starts with `/`, `.` or `~`), or a hub id with its commit,
-    `organisation/name@COMMIT`. Ends the program for what is none of these.
+    A source is `package:NAME`, a folder (starts with `/`, `.` or `~`), or a hub id or an object store's folder with its
+    revision, `organisation/name@COMMIT`. Ends the program for what is none of these.
     """
     model = _by_source(name) if name is not None and _is_source(name) else _by_name(name, config)
     if dtype is None:
@@ -25,7 +25,7 @@ def choose_model(name: str | None, config: str, dtype: Dtype | None = None) -> M
 
 
 def _is_source(name: str) -> bool:
-    return name.startswith(("package:", "/", ".", "~")) or "@" in name
+    return name.startswith(("package:", "/", ".", "~")) or "@" in name or "://" in name
 
 
 def _by_source(name: str) -> ModelConfig:

@@ -43,7 +43,10 @@ def load_tokenizer(folder: Path) -> Tokenizer:
             "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
         )
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else: one thread per CPU of the host
-    tokenizer: Tokenizer = Tokenizer.from_file(str(path))
+    try:
+        tokenizer: Tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises no other
+        raise CheckpointError(f"{path} is damaged, or no tokenizer ({error}): fetch the file again") from error
     tokenizer.no_truncation()  # all-MiniLM-L6-v2's file cuts at 128 and pads to 128
     tokenizer.no_padding()
     return tokenizer

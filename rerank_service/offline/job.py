@@ -24,6 +24,7 @@ __all__ = ["Job", "Progress", "Summary", "prepare"]
 _FORMAT = 1
 """Of the manifest and the parts; a job of another one cannot be resumed."""
 _READ_BYTES = 1 << 20
+_MODEL_SETTINGS: Any = {"id": True, "checkpoint": {"source", "revision", "sha256"}, "window_tokens": True}
 
 Progress = Callable[[str, int, int], None]
 """Called with what is done, how much of it, and how much there is in all."""
@@ -128,7 +129,7 @@ def _plan_from(manifest: Mapping[str, Any]) -> Plan:
 
 
 def _settings(task: ScoringTask, chunk_pairs: int, files: tuple[Path, ...], progress: Progress) -> dict[str, Any]:
-    model = task.model.model_dump(mode="json", include={"id", "checkpoint", "window_tokens"})
+    model = task.model.model_dump(mode="json", include=_MODEL_SETTINGS)
     engine = task.model.engine.model_dump(mode="json", exclude={"num_threads", "cuda_graphs", "passage_cache_bytes"})
     folder = Path(task.model.checkpoint.source).expanduser() if task.model.checkpoint.is_folder else None
     weights = sorted(path for path in folder.iterdir() if path.is_file()) if folder and folder.is_dir() else []

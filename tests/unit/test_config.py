@@ -39,6 +39,12 @@ def test_the_shipped_configurations_are_valid(name: str) -> None:
         (changed(checkpoint={"source": "nvidia/x"}), "needs revision: its 40-digit commit"),
         (changed(checkpoint={"source": "nvidia/x", "revision": "main"}), "needs revision"),
         (changed(checkpoint={"source": "what is this"}), "neither 'package:NAME', a folder"),
+        (
+            changed(checkpoint={"source": "s3://b/x"}),
+            "needs revision: the 64 digits that `rerank-service pull s3://b/x`",
+        ),
+        (changed(checkpoint={"source": "s3://b/x", "revision": "0" * 40}), "needs revision: the 64 digits"),
+        (changed(checkpoint={"source": "ftp://me:secret@h/x"}), "ftp:// is to be followed by a path, without credent"),
         (changed(engine={"device": "tpu"}), "models.0.engine.device: .*, not 'tpu'"),
         (changed(engine={"dtype": "int3"}), "models.0.engine.dtype"),
         (changed(engine={"prompt_template": "{query}"}), "needs both {query} and {passage}"),

@@ -1,16 +1,18 @@
 """A pool's replica, less the engines and Serve's cache of models."""
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rerank_service import pool_replica
-from rerank_service.config import ModelConfig, PoolConfig
-from rerank_service.errors import UnknownModel
+from rerank_service.config import CheckpointConfig, ModelConfig, PoolConfig
+from rerank_service.errors import CheckpointError, UnknownModel
 from rerank_service.fitting import Fitting
 from rerank_service.pool_replica import PoolReplica
 from rerank_service.shards import Shard
+from tests.fetching import contents, hub_with, isolated_environment
 
 
 class SlowlyLoading(PoolReplica):
@@ -49,6 +51,26 @@ async def test_a_caller_that_leaves_does_not_take_back_the_load() -> None:
     await asyncio.sleep(0.01)
 
     assert pool.placed == ["small"]
+
+
+def test_files_are_fetched_at_the_start_and_never_during_a_request(
+    checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with hub_with(contents(checkpoints["bert"])) as (hub, commit):
+        isolated_environment(monkeypatch, tmp_path, hub.url)
+        models = [
+            ModelConfig(id=name, checkpoint=CheckpointConfig(source=source, revision=revision), pool="p")
+            for name, source, revision in (("there", "org/tiny", commit), ("gone", "org/gone", "0" * 40))
+        ]
+        pool = PoolReplica(PoolConfig(name="p"), models)
+        hub.put("org/gone", contents(checkpoints["bert"]))
+        hub.seen.clear()
+
+        pool._load_in_own_thread(pool._models["there"])
+        with pytest.raises(CheckpointError, match="downloading is off here"):
+            pool._load_in_own_thread(pool._models["gone"])
+        assert not hub.seen
+    assert "cannot fetch model=gone" in caplog.text
 
 
 async def test_a_model_of_another_pool_is_not_loaded() -> None:

@@ -1,0 +1,59 @@
+"""What the tests of fetching share: a hub with a real small checkpoint, and an environment of its own."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fake_hub import FakeHub, fake_hub
+
+__all__ = ["ID", "contents", "hub_with", "isolated_environment", "record_pauses"]
+
+ID = "org/tiny"
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """A folder's files by name."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def isolated_environment(monkeypatch: pytest.MonkeyPatch, root: Path, endpoint: str) -> dict[str, str]:
+    """Caches below `root`, a hub, and no token; returned for subprocesses too."""
+    environment = {
+        "RERANK_SERVICE_CACHE": str(root / "cache"),
+        "HF_HOME": str(root / "hf"),
+        "HF_ENDPOINT": endpoint,
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+    }
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(root / "hf" / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(root / "hf" / "token"))
+    return environment
+
+
+@contextmanager
+def hub_with(files: dict[str, bytes], **settings: Any) -> Iterator[tuple[FakeHub, str]]:
+    """A hub with these files as `org/tiny`, and their commit."""
+    with fake_hub() as hub:
+        yield hub, hub.put(ID, files, **settings)
+
+
+def record_pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The seconds that the hub's library and ours would have slept; nobody does."""
+    pauses: list[float] = []
+
+    class Clock:
+        sleep = staticmethod(pauses.append)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(time, name)
+
+    monkeypatch.setattr("huggingface_hub.utils._http.time", Clock())
+    monkeypatch.setattr("rerank_service.fetching.transfer.time", Clock())
+    return pauses
