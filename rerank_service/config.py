@@ -179,11 +179,11 @@ class YesNoPrompt(_Config):
     in them. The part with the passage ends with it: a pair that is too long loses tokens there, and the parts that
     come after stay whole."""
 
-    yes: Annotated[str, Field(min_length=1)]
-    """The word for a relevant passage: one token of the model's."""
+    yes_word: Annotated[str, Field(min_length=1)]
+    """The word for a relevant passage: one token of the model's. In YAML quoted: a bare yes is a boolean."""
 
-    no: str | None = None
-    """The word for an irrelevant one. Null: the logit is that of `yes` alone, not how far it is above `no`."""
+    no_word: str | None = None
+    """The word for an irrelevant one. Null: the logit is that of `yes_word` alone, not the difference of the two."""
 
     instruction: str | None = None
     """What stands for `{instruction}` unless the configuration says something else."""

@@ -163,8 +163,12 @@ def _direction(folder: Path, config: PreTrainedConfig, tokenizer: Any, prompt: Y
     name = _VOCABULARY_ROWS if loading.has_tensor(folder, _VOCABULARY_ROWS) else _TIED_ROWS
     if name == _TIED_ROWS and not config.tie_word_embeddings:
         raise CheckpointError(f"{folder} has neither {_VOCABULARY_ROWS} nor {_CLASSIFIER_ROW}, nor are they tied")
-    yes = loading.read_rows(folder, name, _token_id(tokenizer, prompt.yes))[0]
-    return yes if prompt.no is None else yes - loading.read_rows(folder, name, _token_id(tokenizer, prompt.no))[0]
+    yes = loading.read_rows(folder, name, _token_id(tokenizer, prompt.yes_word))[0]
+    return (
+        yes
+        if prompt.no_word is None
+        else yes - loading.read_rows(folder, name, _token_id(tokenizer, prompt.no_word))[0]
+    )
 
 
 def _token_id(tokenizer: Any, word: str) -> int:
