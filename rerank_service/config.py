@@ -475,6 +475,10 @@ class LimitsConfig(_Config):
     max_body_bytes: PositiveInt = 32 * 1024 * 1024
     """Bytes of a request's body."""
 
+    max_windows_per_passage: PositiveInt = 16
+    """Windows that a request may have one long passage ranked in (`passage_windows`, Cohere's `max_chunks_per_doc`). 1
+    turns windows off."""
+
     request_timeout_s: PositiveFloat = 60.0
     """Longest a request may take; then 504 and its work is dropped. LangChain and Haystack wait 60 s. A client can
     ask for less with the header `x-request-timeout-seconds`."""
