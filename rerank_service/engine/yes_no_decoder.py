@@ -24,7 +24,7 @@ from rerank_service.engine.linears import prepare_linears
 from rerank_service.engine.pack import pack
 from rerank_service.engine.precision import Precision, resolve_precision
 from rerank_service.engine.prompt_parts import PromptParts
-from rerank_service.engine.protocol import EncodedPair, Truncate
+from rerank_service.engine.protocol import EncodedPair, TokenSpan, Truncate
 from rerank_service.errors import CheckpointError
 
 __all__ = ["CAUSAL_FAMILIES", "YesNoDecoderEngine", "load_yes_no_decoder"]
@@ -69,8 +69,8 @@ class YesNoDecoderEngine(TorchEngine[EncodedPair]):
     def description(self) -> str:
         return f"yes_no_decoder on {self.device} in {self._precision}"
 
-    def shorten(self, passages: Sequence[str], max_tokens: int) -> list[str]:
-        return tokenise.shorten_texts(self._tokenizer, passages, max_tokens)
+    def token_spans(self, texts: Sequence[str]) -> list[list[TokenSpan]]:
+        return tokenise.token_spans(self._tokenizer, texts)
 
     def tokenise(self, query: str, passages: Sequence[str], truncate: Truncate) -> list[EncodedPair]:
         return self._parts.encode(query, passages, truncate)
