@@ -182,7 +182,7 @@ def test_the_estimate_follows_the_windows(engine: Engine) -> None:
     """Within a factor of what is scored, a model's own prompt apart: it decides shards and admission."""
     (prompt,) = engine.tokenise("", [""], Truncate.END)
     for fitting in (windows(), windows(3), windows(tokens=24)):
-        window_tokens = fitting.windows and (fitting.windows.tokens or engine.window_tokens - 12)
+        window_tokens = fitting.windows and (fitting.windows.tokens or engine.window_tokens - prompt.num_tokens)
         assert fitting.windows is not None
         known = PassageWindows(fitting.windows.max_per_passage, window_tokens, fitting.windows.overlap_tokens)
         encoded = encode_passages(engine, QUERY, [LONG], fitting)
