@@ -57,6 +57,8 @@ def _place(model: str) -> tuple[str, str | None]:
     """Source and revision of what the user named; raises `CheckpointError` for what has no such place."""
     name, _, revision = model.partition("@")
     known = known_model(name)
+    if known is not None and known.refusal is not None:
+        raise CheckpointError(f"{known.name} is not fetched: no engine here runs it; it {known.refusal}")
     if known is not None and known.hub_id is not None:
         return known.hub_id, revision or known.revision
     if known is not None and known.source.startswith("package:"):

