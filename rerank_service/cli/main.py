@@ -14,6 +14,7 @@ from rerank_service.cli.models import models
 from rerank_service.cli.plan import plan
 from rerank_service.cli.rank import rank
 from rerank_service.cli.serve import serve
+from rerank_service.cli.verify import verify_command
 from rerank_service.version import __version__
 
 __all__ = ["main"]
@@ -33,6 +34,7 @@ app.command()(models)
 app.command()(rank)
 app.command()(batch)
 app.command("eval")(evaluate_command)
+app.command("verify")(verify_command)
 app.command("make-checkpoint")(make_checkpoint_command)
 app.command()(plan)
 app.add_typer(bench, name="bench")
