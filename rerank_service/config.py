@@ -49,6 +49,7 @@ __all__ = [
     "RerankConfig",
     "ServiceConfig",
     "TracingConfig",
+    "YesNoPrompt",
     "load_config",
     "parse_config",
     "parse_model",
@@ -77,6 +78,7 @@ class EngineKind(StrEnum):
     BIDIRECTIONAL_DECODER = "bidirectional_decoder"
     SEQUENCE_CLASSIFIER = "sequence_classifier"
     LATE_INTERACTION = "late_interaction"
+    YES_NO_DECODER = "yes_no_decoder"
 
 
 class Pooling(StrEnum):
@@ -166,6 +168,40 @@ class LateInteractionHead(_Config):
     """Added to the weighted sum."""
 
 
+_PROMPT_SLOT = re.compile(r"\{[^{}]*\}")
+
+
+class YesNoPrompt(_Config):
+    """What a yes/no decoder is asked about a pair, and the words it answers with."""
+
+    parts: Annotated[tuple[str, ...], Field(min_length=1)]
+    """The prompt in parts that are tokenised each by itself, with `{query}`, `{passage}` and perhaps `{instruction}`
+    in them. The part with the passage ends with it: a pair that is too long loses tokens there, and the parts that
+    come after stay whole."""
+
+    yes: Annotated[str, Field(min_length=1)]
+    """The word for a relevant passage: one token of the model's."""
+
+    no: str | None = None
+    """The word for an irrelevant one. Null: the logit is that of `yes` alone, not how far it is above `no`."""
+
+    instruction: str | None = None
+    """What stands for `{instruction}` unless the configuration says something else."""
+
+    @model_validator(mode="after")
+    def _slots_are_in_their_places(self) -> Self:
+        slots = [slot for part in self.parts for slot in _PROMPT_SLOT.findall(part)]
+        if unknown := set(slots) - {"{query}", "{passage}", "{instruction}"}:
+            raise ValueError(f"parts have {', '.join(sorted(unknown))}; known: {{query}}, {{passage}}, {{instruction}}")
+        if slots.count("{query}") != 1 or slots.count("{passage}") != 1:
+            raise ValueError("parts need {query} once and {passage} once")
+        if not any(part.endswith("{passage}") for part in self.parts):
+            raise ValueError("the part with {passage} must end with it; what follows is a part of its own")
+        if "{instruction}" in slots and self.instruction is None:
+            raise ValueError("parts have {instruction}, so instruction must say what stands there by default")
+        return self
+
+
 class EngineConfig(_Config):
     """How the checkpoint is run. What is null is read from the checkpoint's own files."""
 
@@ -198,6 +234,12 @@ class EngineConfig(_Config):
 
     temperature: PositiveFloat | None = None
     """Bidirectional decoder: the score is divided by it."""
+
+    yes_no: YesNoPrompt | None = None
+    """Yes/no decoder: its prompt and its two words. Null takes those its family was published with."""
+
+    instruction: str | None = None
+    """Yes/no decoder: what passages are judged by, if its prompt has a place for that. Null takes the published one."""
 
     head: LateInteractionHead = LateInteractionHead()
     """Late interaction: the linear head."""

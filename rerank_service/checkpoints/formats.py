@@ -15,6 +15,8 @@ import torch
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
+    DebertaV2Config,
+    DebertaV2ForSequenceClassification,
     LlamaConfig,
     LlamaForSequenceClassification,
     MistralConfig,
@@ -23,6 +25,8 @@ from transformers import (
     ModernBertForSequenceClassification,
     PreTrainedConfig,
     PreTrainedModel,
+    Qwen3Config,
+    Qwen3ForCausalLM,
     XLMRobertaConfig,
     XLMRobertaForSequenceClassification,
 )
@@ -37,6 +41,8 @@ _CLASSES: dict[Architecture, tuple[type[PreTrainedConfig], type[PreTrainedModel]
     Architecture.BERT: (BertConfig, BertForSequenceClassification),
     Architecture.XLM_ROBERTA: (XLMRobertaConfig, XLMRobertaForSequenceClassification),
     Architecture.MODERNBERT: (ModernBertConfig, ModernBertForSequenceClassification),
+    Architecture.DEBERTA_V2: (DebertaV2Config, DebertaV2ForSequenceClassification),
+    Architecture.QWEN3: (Qwen3Config, Qwen3ForCausalLM),
 }
 
 _NOT_NATIVE = {"architectures", "auto_map", "model_type", "pooling", "temperature", "transformers_version"}
@@ -53,6 +59,8 @@ def published_config(
         return _llama_config(shape, vocab_size, special_ids, dtype)
     if architecture is Architecture.MISTRAL:
         return _mistral_config(shape, vocab_size, special_ids, dtype)
+    if architecture is Architecture.QWEN3:
+        return _qwen3_config(shape, vocab_size, special_ids, dtype)
     return _encoder_config(architecture, shape, vocab_size, special_ids, dtype)
 
 
@@ -66,6 +74,8 @@ def tensor_shapes(
     with torch.device("meta"):
         model = model_class(config_class(**settings))
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    if architecture is Architecture.QWEN3 and config["tie_word_embeddings"]:
+        del shapes["lm_head.weight"]
     if head_bias:
         shapes["score.bias"] = (1,)
     return shapes
@@ -111,10 +121,29 @@ def _mistral_config(shape: Shape, vocab_size: int, special_ids: Mapping[str, int
     }
 
 
+def _qwen3_config(shape: Shape, vocab_size: int, special_ids: Mapping[str, int], dtype: str) -> dict[str, Any]:
+    causal = {
+        "architectures": ["Qwen3ForCausalLM"],
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "head_dim": shape.head_dim,
+        "max_window_layers": shape.num_layers,
+        "model_type": "qwen3",
+        "rope_scaling": None,
+        "rope_theta": 1000000,
+        "sliding_window": None,
+        "tie_word_embeddings": shape.is_tied,
+        "use_sliding_window": False,
+    }
+    config = _decoder_config(shape, vocab_size, special_ids, dtype) | causal | {"rms_norm_eps": 1e-06}
+    config["bos_token_id"] = special_ids["pad_token_id"]  # as published; its tokenizer has no such token
+    return {key: value for key, value in config.items() if key not in _ONE_LABEL}
+
+
 def _decoder_config(shape: Shape, vocab_size: int, special_ids: Mapping[str, int], dtype: str) -> dict[str, Any]:
     return {
         **_ONE_LABEL,
-        "bos_token_id": special_ids["bos_token_id"],
+        "bos_token_id": special_ids.get("bos_token_id"),
         "eos_token_id": special_ids["eos_token_id"],
         "hidden_act": "silu",
         "hidden_size": shape.hidden_size,
@@ -158,6 +187,18 @@ def _encoder_extras(architecture: Architecture, shape: Shape) -> dict[str, Any]:
     if architecture is Architecture.XLM_ROBERTA:
         # Positions start at pad id + 1 = 2, so the table has two rows more than the window, as published.
         return {"max_position_embeddings": shape.max_tokens + 2, "type_vocab_size": 1, "layer_norm_eps": 1e-5}
+    if architecture is Architecture.DEBERTA_V2:  # as DeBERTa-v3, which mxbai-rerank v1 was trained from
+        return {
+            "max_position_embeddings": shape.max_tokens,
+            "max_relative_positions": -1,
+            "norm_rel_ebd": "layer_norm",
+            "pos_att_type": ["p2c", "c2p"],
+            "position_biased_input": False,
+            "position_buckets": shape.position_buckets,
+            "relative_attention": True,
+            "share_att_key": True,
+            "type_vocab_size": 0,
+        }
     return {
         "max_position_embeddings": shape.max_tokens,
         "local_attention": shape.local_tokens,

@@ -5,7 +5,7 @@ It must not import torch or transformers: the command line reads it only to offe
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 __all__ = ["SHAPES", "Architecture", "Shape", "shape_of"]
@@ -19,11 +19,13 @@ class Architecture(StrEnum):
     BERT = "bert"
     XLM_ROBERTA = "xlm_roberta"
     MODERNBERT = "modernbert"
+    DEBERTA_V2 = "deberta_v2"
+    QWEN3 = "qwen3"
 
     @property
-    def is_decoder(self) -> bool:
-        """Whether the family descends from a causal language model and reads one templated string."""
-        return self in (Architecture.LLAMA_BIDIREC, Architecture.MISTRAL)
+    def is_encoder(self) -> bool:
+        """Whether the family reads query and passage as a pair, as its tokenizer joins them."""
+        return self not in (Architecture.LLAMA_BIDIREC, Architecture.MISTRAL, Architecture.QWEN3)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +38,9 @@ class Shape:
     num_heads: int
     num_kv_heads: int | None = None
     """Null for the encoders: every head has its own keys."""
+
+    head_dim: int | None = None
+    """Null: hidden_size / num_heads."""
 
     max_tokens: int
     """The longest input the position scheme reaches, in tokens."""
@@ -54,6 +59,12 @@ class Shape:
 
     local_tokens: int = 128
     """ModernBERT only: the width of a local attention layer."""
+
+    position_buckets: int = 256
+    """DeBERTa only: how many distances between tokens it tells apart; further ones share a bucket."""
+
+    is_tied: bool = True
+    """Qwen3 only: the vocabulary's rows at the end are those of the embedding, and are not written twice."""
 
     has_noise: bool = True
     """Norms and biases differ from one and zero, so that a loader which drops or mixes one is caught."""
@@ -76,6 +87,7 @@ def _tiny(max_tokens: int, model_max_length: int | None = None, num_kv_heads: in
         rope_factor=16.0,
         rope_original_tokens=64,
         local_tokens=32,
+        position_buckets=32,
     )
 
 
@@ -115,6 +127,23 @@ _MISTRAL_4B = Shape(
     has_noise=False,
 )
 
+
+def _qwen3(hidden_size: int, intermediate_size: int, num_layers: int, num_heads: int, is_tied: bool) -> Shape:
+    return Shape(
+        hidden_size=hidden_size,
+        intermediate_size=intermediate_size,
+        num_layers=num_layers,
+        num_heads=num_heads,
+        num_kv_heads=8,
+        head_dim=128,
+        max_tokens=40960,
+        model_max_length=131072,
+        vocab_size=151669,
+        is_tied=is_tied,
+        has_noise=False,
+    )
+
+
 SHAPES: dict[Architecture, dict[str, Shape]] = {
     Architecture.LLAMA_BIDIREC: {
         "tiny": _tiny(1024, num_kv_heads=2),
@@ -129,6 +158,14 @@ SHAPES: dict[Architecture, dict[str, Shape]] = {
     Architecture.BERT: {"tiny": _tiny(512), "small": _small(512)},
     Architecture.XLM_ROBERTA: {"tiny": _tiny(512), "small": _small(512)},
     Architecture.MODERNBERT: {"tiny": _tiny(1024), "small": _small(8192)},
+    Architecture.DEBERTA_V2: {"tiny": _tiny(512), "small": _small(512)},
+    Architecture.QWEN3: {
+        "tiny": replace(_tiny(1024, 4096, num_kv_heads=2), head_dim=32),
+        "small": replace(_small(8192, 32768, num_kv_heads=4), head_dim=64),
+        "0.6b": _qwen3(1024, 3072, 28, 16, is_tied=True),
+        "4b": _qwen3(2560, 9728, 36, 32, is_tied=True),
+        "8b": _qwen3(4096, 12288, 36, 32, is_tied=False),
+    },
 }
 
 

@@ -24,6 +24,9 @@ _LLAMA3_SPLIT = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
+# Qwen's, the same but for digits, each a token of its own.
+_QWEN_SPLIT = _LLAMA3_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}")
+
 _LLAMA3_TOKENS = {"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>"}
 _BERT_TOKENS = {
     "pad_token": "[PAD]",
@@ -42,13 +45,20 @@ _ROBERTA_TOKENS = {
     "mask_token": "<mask>",
 }
 
+_QWEN_TOKENS = {"pad_token": "<|endoftext|>", "eos_token": "<|im_end|>", "start_token": "<|im_start|>"}
+
 _SPECIAL_TOKENS: dict[Architecture, dict[str, str]] = {
     Architecture.LLAMA_BIDIREC: {**_LLAMA3_TOKENS, "pad_token": "<|end_of_text|>"},
     Architecture.MISTRAL: _LLAMA3_TOKENS,  # no pad token, as Mistral-7B-v0.1: readers fall back to eos
     Architecture.BERT: _BERT_TOKENS,
     Architecture.XLM_ROBERTA: _ROBERTA_TOKENS,
     Architecture.MODERNBERT: _BERT_TOKENS,
+    Architecture.DEBERTA_V2: _BERT_TOKENS,
+    Architecture.QWEN3: _QWEN_TOKENS,
 }
+
+_ANSWERS = ["yes", "no"] * 50
+"""Often enough that each becomes one token, as in Qwen's own vocabulary."""
 
 # One sequence, two sequences; ":1" is the type id of the second, where the model has one.
 _LLAMA3_TEMPLATE = ("<|begin_of_text|> $A", "<|begin_of_text|> $A <|begin_of_text|>:1 $B:1")
@@ -58,6 +68,8 @@ _TEMPLATES: dict[Architecture, tuple[str, str]] = {
     Architecture.BERT: ("[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1"),
     Architecture.XLM_ROBERTA: ("<s> $A </s>", "<s> $A </s> </s> $B </s>"),
     Architecture.MODERNBERT: ("[CLS] $A [SEP]", "[CLS] $A [SEP] $B [SEP]"),
+    Architecture.DEBERTA_V2: ("[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1"),
+    Architecture.QWEN3: ("$A", "$A $B"),  # adds nothing: prompts name their special tokens
 }
 
 
@@ -95,7 +107,7 @@ def _distinct(architecture: Architecture) -> list[str]:
 
 
 def _model_input_names(architecture: Architecture) -> list[str]:
-    if architecture is Architecture.BERT:
+    if architecture in (Architecture.BERT, Architecture.DEBERTA_V2):
         return ["input_ids", "token_type_ids", "attention_mask"]
     return ["input_ids", "attention_mask"]
 
@@ -112,15 +124,17 @@ def _trained(architecture: Architecture) -> str:
         special_tokens=_distinct(architecture),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     )
-    tokenizer.train_from_iterator(TRAINING_TEXT.splitlines(keepends=True), trainer)
+    answers = _ANSWERS if architecture is Architecture.QWEN3 else []
+    tokenizer.train_from_iterator([*TRAINING_TEXT.splitlines(keepends=True), *answers], trainer)
     tokenizer.post_processor = _post_processor(architecture)
     return tokenizer.to_str(pretty=True)
 
 
 def _pre_tokenizer(architecture: Architecture) -> pre_tokenizers.PreTokenizer:
-    if not architecture.is_decoder:
+    if architecture.is_encoder:
         return pre_tokenizers.ByteLevel(add_prefix_space=False)
-    split = pre_tokenizers.Split(Regex(_LLAMA3_SPLIT), behavior="isolated")
+    pattern = _QWEN_SPLIT if architecture is Architecture.QWEN3 else _LLAMA3_SPLIT
+    split = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
     return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
 
 

@@ -13,7 +13,7 @@ from rich.markup import escape
 
 from rerank_service.catalogue import CATALOGUE, KnownModel, known_model
 from rerank_service.cli.console import fail
-from rerank_service.config import CheckpointConfig, Dtype, EngineKind, parse_serve_config, readable_problems
+from rerank_service.config import CheckpointConfig, parse_serve_config, readable_problems
 from rerank_service.errors import ConfigError
 from rerank_service.serve_yaml import Bounds, Layout, ServedModel, serve_yaml
 
@@ -21,7 +21,7 @@ __all__ = ["config"]
 
 _Value = TypeVar("_Value")
 _PLACES = ("/", ".", "~", "package:")
-_KNOWN = ", ".join(model.name for model in CATALOGUE)
+_KNOWN = ", ".join(model.name for model in CATALOGUE if model.refusal is None)
 _GPU_MODEL_CPUS = 4.0
 
 Models = Annotated[
@@ -93,6 +93,8 @@ def _located(text: str, models_dir: str) -> tuple[KnownModel, CheckpointConfig]:
     """A model, and where its files are."""
     name, has_source, source = text.partition("=")
     known = known_model(name)
+    if known is not None and known.refusal is not None:
+        raise fail(escape(f"{known.name} cannot be served: {known.refusal}"))
     if not has_source:
         if known is None:
             wanted = f"{name!r} is not known here ({_KNOWN}): say where its files are, {name}=SOURCE[@REVISION]"
@@ -108,7 +110,7 @@ def _located(text: str, models_dir: str) -> tuple[KnownModel, CheckpointConfig]:
 
 def _unknown(model_id: str) -> KnownModel:
     slug = re.sub(r"[^a-z0-9]+", "-", model_id.rpartition("/")[2].lower()).strip("-")
-    return KnownModel(model_id, model_id, (), slug or "model", "", EngineKind.AUTO, None, 0, Dtype.AUTO, None, "")
+    return KnownModel(name=model_id, id=model_id, application=slug or "model", source="")
 
 
 def _refuse_same_applications(models: Sequence[KnownModel]) -> None:

@@ -16,7 +16,7 @@ from rerank_service.cli.console import fail, stdout
 
 __all__ = ["make_checkpoint_command"]
 
-_SIZES_WITH_PROGRESS = {"1b", "4b"}
+_SMALL_SIZES = {"tiny", "small"}
 
 
 class DType(StrEnum):
@@ -29,7 +29,9 @@ class DType(StrEnum):
 def make_checkpoint_command(
     architecture: Annotated[Architecture, typer.Argument(help="The model family.")],
     folder: Annotated[Path, typer.Argument(help="Where to write; created if absent.")],
-    size: Annotated[str, typer.Option(help="tiny or small; also 1b for llama_bidirec and 4b for mistral.")] = "tiny",
+    size: Annotated[
+        str, typer.Option(help="tiny or small; also 1b for llama_bidirec, 4b for mistral, 0.6b, 4b or 8b for qwen3.")
+    ] = "tiny",
     seed: Annotated[int, typer.Option(help="The same seed gives the same weights.")] = 0,
     dtype: Annotated[DType, typer.Option(help="Element type of the weights.")] = DType.BFLOAT16,
     head_bias: Annotated[bool, typer.Option("--head-bias", help="Add score.bias; mistral only.")] = False,
@@ -50,7 +52,7 @@ def make_checkpoint_command(
             dtype=dtype.value,
             head_bias=head_bias,
             overwrite=force,
-            progress=size in _SIZES_WITH_PROGRESS,
+            progress=size not in _SMALL_SIZES,
         )
     except (ValueError, OSError) as error:
         raise fail(escape(str(error))) from error

@@ -13,27 +13,28 @@ import torch
 from rerank_service.checkpoints.resolve import resolve_checkpoint
 from rerank_service.config import EngineConfig, EngineKind, ModelConfig
 from rerank_service.engine import loading
-from rerank_service.engine.bidirectional_decoder import (
-    DECODER_FAMILIES,
-    BidirectionalDecoderEngine,
-    load_bidirectional_decoder,
-)
+from rerank_service.engine.bidirectional_decoder import BidirectionalDecoderEngine, load_bidirectional_decoder
 from rerank_service.engine.late_interaction import LateInteractionEngine, load_late_interaction
 from rerank_service.engine.memory import CudaMeter, find_memory_tokens
 from rerank_service.engine.protocol import Engine, Truncate
+from rerank_service.engine.recognise import recognise_engine
 from rerank_service.engine.sequence_classifier import SequenceClassifierEngine, load_sequence_classifier
+from rerank_service.engine.yes_no_decoder import YesNoDecoderEngine, load_yes_no_decoder
 from rerank_service.errors import CheckpointError
 
 __all__ = ["engine_kind", "load_engine", "warm_up"]
 
 logger = logging.getLogger(__name__)
 
-_AnyEngine: TypeAlias = BidirectionalDecoderEngine | SequenceClassifierEngine | LateInteractionEngine
+_AnyEngine: TypeAlias = (
+    BidirectionalDecoderEngine | SequenceClassifierEngine | LateInteractionEngine | YesNoDecoderEngine
+)
 
 _LOADERS: dict[EngineKind, Callable[[Path, EngineConfig, int | None], _AnyEngine]] = {
     EngineKind.BIDIRECTIONAL_DECODER: load_bidirectional_decoder,
     EngineKind.SEQUENCE_CLASSIFIER: load_sequence_classifier,
     EngineKind.LATE_INTERACTION: load_late_interaction,
+    EngineKind.YES_NO_DECODER: load_yes_no_decoder,
 }
 
 
@@ -80,18 +81,7 @@ def warm_up(engine: Engine[Any]) -> None:
 def engine_kind(folder: Path, options: EngineConfig) -> EngineKind:
     if options.kind is not EngineKind.AUTO:
         return options.kind
-    raw = loading.read_model_config(folder)
-    architectures = raw.get("architectures") or []
-    if raw.get("model_type") in DECODER_FAMILIES:
-        return EngineKind.BIDIRECTIONAL_DECODER
-    if any(name.endswith("ForSequenceClassification") for name in architectures):
-        return EngineKind.SEQUENCE_CLASSIFIER
-    if any(name.endswith("Model") for name in architectures):
-        return EngineKind.LATE_INTERACTION
-    raise CheckpointError(
-        f"{folder} has architectures {architectures}, which no engine here takes; if it is a reranker that one "
-        f"of them can run, set engine.kind to one of {', '.join(kind for kind in EngineKind)}"
-    )
+    return recognise_engine(loading.read_model_config(folder), str(folder))
 
 
 def _threads(num_cpus: float | None) -> int:

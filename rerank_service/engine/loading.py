@@ -27,6 +27,7 @@ __all__ = [
     "num_linear_weights",
     "read_json",
     "read_model_config",
+    "read_rows",
     "resolve_device",
     "resolve_window",
 ]
@@ -69,25 +70,51 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def has_tensor(folder: Path, name: str) -> bool:
     """Whether the checkpoint's safetensors hold a tensor of that name. Raises `CheckpointError`."""
+    return _file_with(folder, name) is not None
+
+
+def read_rows(folder: Path, name: str, row: int | None = None) -> torch.Tensor:
+    """A matrix of the checkpoint, or one row of it, as `[rows, columns]` in float32; no other row is read.
+
+    Raises `CheckpointError` if there is no such row.
+    """
+    path = _file_with(folder, name)
+    if path is None:
+        raise CheckpointError(f"{folder} has no tensor {name}")
+    with safe_open(path, framework="pt") as tensors:
+        matrix = tensors.get_slice(name)
+        num_rows = matrix.get_shape()[0]
+        if row is not None and row >= num_rows:
+            raise CheckpointError(f"{name} of {folder} has {num_rows} rows; its tokenizer names row {row}")
+        rows: torch.Tensor = matrix[:] if row is None else matrix[row : row + 1]
+    return rows.float()
+
+
+def _file_with(folder: Path, name: str) -> Path | None:
     _refuse_pickles(folder)
     for path in sorted(folder.glob("*.safetensors")):
         try:
             with safe_open(path, framework="pt") as tensors:
                 if name in tensors.keys():  # noqa: SIM118 - not a dict
-                    return True
+                    return path
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{path} is damaged ({error}): fetch the file again") from error
-    return False
+    return None
 
 
 def num_linear_weights(folder: Path) -> int:
-    """Weights that every token is multiplied by: those of all matrices but embeddings."""
+    """Weights that every token is multiplied by: those of all matrices but embeddings, at either end."""
     total = 0
     for path in folder.glob("*.safetensors"):
         with safe_open(path, framework="pt") as tensors:
             shapes = {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118
-        total += sum(math.prod(shape) for name, shape in shapes.items() if len(shape) == 2 and "embed" not in name)
+        matrices = {name: shape for name, shape in shapes.items() if len(shape) == 2}
+        total += sum(math.prod(shape) for name, shape in matrices.items() if not _is_vocabulary(name))
     return total
+
+
+def _is_vocabulary(name: str) -> bool:
+    return "embed" in name or name.startswith("lm_head")
 
 
 def load_weights(
@@ -97,12 +124,13 @@ def load_weights(
     *,
     precision: Precision,
     device: torch.device,
-    attention: str,
+    attention: str | None,
     ignored_prefixes: Iterable[str] = (),
 ) -> Any:
     """A model of `model_class` with every tensor of the checkpoint in its place, in evaluation mode.
 
-    Tensors that start with one of `ignored_prefixes` may be left over. Raises `CheckpointError`.
+    Without an `attention`, the best that transformers has for the class. Tensors that start with one of
+    `ignored_prefixes` may be left over. Raises `CheckpointError`.
     """
     _refuse_pickles(folder)
     transformers_logging.disable_progress_bar()

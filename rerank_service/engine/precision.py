@@ -10,7 +10,7 @@ import torch
 from rerank_service.config import Dtype
 from rerank_service.errors import CheckpointError
 
-__all__ = ["Precision", "multiplies_int8", "resolve_precision"]
+__all__ = ["Precision", "computes_bfloat16", "multiplies_int8", "resolve_precision"]
 
 _QUANTISED = (Dtype.INT8, Dtype.FLOAT8)
 _FLOAT8_CAPABILITY = (8, 9)  # Ada; Hopper is 9.0
@@ -51,12 +51,16 @@ def multiplies_int8() -> bool:
     return bool(torch.cpu._is_vnni_supported())
 
 
+def computes_bfloat16() -> bool:
+    """Whether this CPU has instructions for it; without them bfloat16 is several times slower than float32."""
+    # Private, but the only test torch has.
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
 def _fastest_float(device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    # Private, but the only test torch has; without the instructions bfloat16 is several times slower.
-    has_bfloat16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if has_bfloat16 else torch.float32
+    return torch.bfloat16 if computes_bfloat16() else torch.float32
 
 
 def _refuse_unless_possible(dtype: Dtype, device: torch.device) -> None:

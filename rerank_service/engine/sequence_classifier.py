@@ -1,4 +1,4 @@
-"""Ordinary cross-encoders with one label: BERT, XLM-RoBERTa, ModernBERT and their like.
+"""Ordinary cross-encoders with one label: BERT, XLM-RoBERTa, ModernBERT, DeBERTa and their like.
 
 transformers' own classes with their own heads, the pair encoded by the tokenizer. BERT and (XLM-)RoBERTa run
 packed; other families get a rectangular batch of pairs of equal length (on a GPU, of similar length).
@@ -152,7 +152,7 @@ def load_sequence_classifier(
         config,
         precision=precision,
         device=device,
-        attention=PACKED_ATTENTION if config.model_type in _PACKED_FAMILIES else "sdpa",
+        attention=PACKED_ATTENTION if config.model_type in _PACKED_FAMILIES else None,
     )
     engine = SequenceClassifierEngine(
         model,

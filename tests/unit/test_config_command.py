@@ -39,6 +39,7 @@ def settings_of(*arguments: str) -> RerankConfig:
         [LLAMA],
         [MINILM],
         [LLAMA, MISTRAL, MINILM],
+        [model.name for model in CATALOGUE if model.refusal is None],
         [LLAMA, MISTRAL, *ON_A_CLUSTER],
         [LLAMA, "--gpus", "0", "--cpus", "2"],
         [MINILM, "--gpus", "0.5"],
@@ -113,6 +114,7 @@ def test_to_a_file(tmp_path: Path) -> None:
     [
         (["nobody/knows"], "say where its files are, nobody/knows=SOURCE[@REVISION]"),
         (["a=org/name"], "needs revision: its 40-digit commit"),
+        (["jina-reranker-v2-base-multilingual"], "cannot be served: needs the code that ships with its files"),
         (["a=org/name@main"], "needs revision"),
         ([LLAMA, f"nvidia/{LLAMA}"], "give each model once"),
         ([LLAMA, "--replicas", "8"], "'8' is not MIN:MAX"),

@@ -27,8 +27,8 @@ from rerank_service.checkpoints.make import Architecture, count_parameters, make
 from rerank_service.cli.make_checkpoint import make_checkpoint_command
 
 ARCHITECTURES = list(Architecture)
-DECODERS = [architecture for architecture in Architecture if architecture.is_decoder]
-ENCODERS = [architecture for architecture in Architecture if not architecture.is_decoder]
+ENCODERS = [architecture for architecture in Architecture if architecture.is_encoder]
+DECODERS = [Architecture.LLAMA_BIDIREC, Architecture.MISTRAL]
 NATIVE: dict[Architecture, tuple[Any, Any]] = {
     Architecture.LLAMA_BIDIREC: (LlamaConfig, LlamaForSequenceClassification),
     Architecture.MISTRAL: (MistralConfig, MistralForSequenceClassification),
@@ -126,6 +126,23 @@ def test_mistral_config_is_written_the_published_way(tiny: dict[Architecture, Pa
     assert (config["sliding_window"], config["rope_theta"], config["rms_norm_eps"]) == (4096, 10000.0, 1e-5)
     assert config["id2label"] == {"0": "LABEL_0"}
     assert not {"pooling", "temperature", "auto_map"} & config.keys()
+
+
+def test_qwen3_config_is_written_the_published_way(tiny: dict[Architecture, Path]) -> None:
+    config = read_config(tiny[Architecture.QWEN3])
+    assert config["model_type"] == "qwen3"
+    assert config["architectures"] == ["Qwen3ForCausalLM"]
+    assert (config["rope_theta"], config["rms_norm_eps"], config["head_dim"]) == (1000000, 1e-6, 32)
+    assert config["tie_word_embeddings"] is True
+    assert not {"id2label", "pooling", "auto_map"} & config.keys()
+    tensors = load_file(tiny[Architecture.QWEN3] / "model.safetensors")
+    assert "lm_head.weight" not in tensors
+    assert tensors["model.layers.0.self_attn.q_norm.weight"].shape == (32,)
+
+
+@pytest.mark.parametrize("word", ["yes", "no"])
+def test_the_answers_of_qwen3_are_one_token_each(tiny: dict[Architecture, Path], word: str) -> None:
+    assert read_tokenizer(tiny[Architecture.QWEN3]).encode(word).tokens == [word]
 
 
 @pytest.mark.parametrize("architecture", DECODERS)
@@ -262,6 +279,8 @@ def test_every_text_survives_the_tokenizer_without_an_unknown_token(
         (Architecture.BERT, "[CLS] a [SEP]", "[CLS] a [SEP] b [SEP]", [0, 0, 0, 1, 1]),
         (Architecture.XLM_ROBERTA, "<s> a </s>", "<s> a </s> </s> b </s>", [0] * 6),
         (Architecture.MODERNBERT, "[CLS] a [SEP]", "[CLS] a [SEP] b [SEP]", [0] * 5),
+        (Architecture.DEBERTA_V2, "[CLS] a [SEP]", "[CLS] a [SEP] b [SEP]", [0, 0, 0, 1, 1]),
+        (Architecture.QWEN3, "a", "a b", [0, 0]),
     ],
 )
 def test_special_tokens_stand_where_the_family_puts_them(
@@ -279,7 +298,8 @@ def test_config_and_tokenizer_agree_on_special_ids(tiny: dict[Architecture, Path
     config = read_config(tiny[architecture])
     tokenizer = PreTrainedTokenizerFast.from_pretrained(tiny[architecture])
     for name in ["bos_token_id", "eos_token_id", "pad_token_id", "cls_token_id", "sep_token_id"]:
-        if architecture is not Architecture.MODERNBERT or name not in {"bos_token_id", "eos_token_id"}:
+        is_named_twice = architecture is Architecture.MODERNBERT and name in {"bos_token_id", "eos_token_id"}
+        if not is_named_twice and (architecture, name) != (Architecture.QWEN3, "bos_token_id"):
             assert config.get(name) in {None, getattr(tokenizer, name)}
     if architecture in {*DECODERS, Architecture.XLM_ROBERTA}:
         assert (config["bos_token_id"], config["eos_token_id"]) == (
@@ -307,6 +327,10 @@ def test_auto_tokenizer_agrees_with_the_file_on_a_pair(
         (Architecture.LLAMA_BIDIREC, "1b", 1_235_816_448),
         # embedding 32000 x 4096 + 16 layers of 218,112,000 + final norm 4096 + score 4096
         (Architecture.MISTRAL, "4b", 3_620_872_192),
+        # as embeddings-benchmark/mteb lists them, read off the published files
+        (Architecture.QWEN3, "0.6b", 595_776_512),
+        (Architecture.QWEN3, "4b", 4_021_784_576),
+        (Architecture.QWEN3, "8b", 8_188_548_096),
     ],
 )
 def test_real_sizes_have_the_published_number_of_parameters(

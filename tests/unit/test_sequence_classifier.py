@@ -13,7 +13,7 @@ from rerank_service.errors import CheckpointError, PairTooLong
 from tests.models import NASTY_PASSAGES, local_model
 
 QUERY = "what is the capital of France?"
-ENCODERS = ["bert", "xlm_roberta", "modernbert"]
+ENCODERS = ["bert", "xlm_roberta", "modernbert", "deberta_v2"]
 
 
 @pytest.mark.parametrize("architecture", ENCODERS)
@@ -32,7 +32,7 @@ def test_equals_transformers_one_by_one(checkpoints: dict[str, Path], architectu
             truncation="only_second",
             max_length=engine.window_tokens,
             return_tensors="pt",
-            return_token_type_ids=architecture == "bert",
+            return_token_type_ids=architecture in ("bert", "deberta_v2"),
         )
         assert pair.token_ids.tolist() == inputs["input_ids"][0].tolist()
         with torch.inference_mode():

@@ -1,0 +1,84 @@
+"""How much memory a known model needs, and whether a machine has it (pure).
+
+    weights      parameters x 2 bytes on a GPU or a CPU that computes in bfloat16, x 4 elsewhere
+    activations  tokens of a batch x (4 hidden + 3 intermediate) x the same bytes: the largest moment of a layer,
+                 its feed-forward block. A batch is never less than the longest pair
+    process      1 GB for Python, torch, transformers and Ray's worker, or a GPU's context: set aside, not measured
+
+An estimate to choose by. What a GPU really holds is measured when a replica starts (`engine/memory.py`).
+"""
+
+from typing import NamedTuple
+
+from rerank_service.catalogue.models import KnownModel
+
+__all__ = ["Fit", "Gpu", "Machine", "fit", "gigabytes", "needed_bytes"]
+
+_HALF_BYTES, _FULL_BYTES = 2, 4
+_PROCESS_BYTES = 1_000_000_000
+_GPU_BATCH_TOKENS, _CPU_BATCH_TOKENS = 16_384, 4_096
+
+
+class Gpu(NamedTuple):
+    """One GPU of a machine."""
+
+    name: str
+    memory_bytes: int
+
+
+class Machine(NamedTuple):
+    """What decides whether a model runs here."""
+
+    memory_bytes: int
+    """Of the whole machine, or what this container may use of it."""
+    gpus: tuple[Gpu, ...]
+    has_bfloat16: bool
+    """Whether its CPU computes in it."""
+
+
+class Fit(NamedTuple):
+    """Whether a model runs on a machine, and where."""
+
+    place: str | None
+    """`GPU` or `CPU`; null: nowhere here."""
+    needed_bytes: int | None
+    """Of that place's memory, or of the CPU's where it fits nowhere; null: its size is not known."""
+    reason: str | None = None
+    """Why nowhere."""
+    is_slow: bool = False
+    """Whether it is made for better hardware."""
+
+
+def fit(model: KnownModel, machine: Machine) -> Fit:
+    """The best place that `machine` has for `model`."""
+    if model.refusal is not None:
+        return Fit(None, None, model.refusal)
+    if model.num_parameters is None:
+        return Fit(None, None, "its size is not published, nor are its files: with its folder, try it")
+    on_gpu = needed_bytes(model, on_gpu=True, is_half=True)
+    largest = max(machine.gpus, key=lambda gpu: gpu.memory_bytes, default=None)
+    if largest is not None and largest.memory_bytes >= on_gpu:
+        return Fit("GPU", on_gpu)
+    on_cpu = needed_bytes(model, on_gpu=False, is_half=machine.has_bfloat16)
+    if machine.memory_bytes >= on_cpu:
+        return Fit("CPU", on_cpu, is_slow=bool(model.num_gpus))
+    gpu = "no GPU" if largest is None else f"its largest GPU has {gigabytes(largest.memory_bytes)}"
+    here = f"this machine has {gigabytes(machine.memory_bytes)} of memory, and {gpu}"
+    return Fit(None, on_cpu, f"{here}; it takes {gigabytes(on_cpu)}, or {gigabytes(on_gpu)} of a GPU")
+
+
+def needed_bytes(model: KnownModel, *, on_gpu: bool, is_half: bool) -> int:
+    """Memory of one replica, by the formula above; ValueError for a model whose size is not known."""
+    if model.num_parameters is None or model.hidden_size is None or model.intermediate_size is None:
+        raise ValueError(f"the size of {model.name} is not known")
+    width = _HALF_BYTES if is_half else _FULL_BYTES
+    default_tokens = _GPU_BATCH_TOKENS if on_gpu else _CPU_BATCH_TOKENS
+    chosen_tokens = model.max_batch_tokens if on_gpu == bool(model.num_gpus) else None
+    batch_tokens = max(chosen_tokens or default_tokens, model.pair_tokens)
+    activations = batch_tokens * (4 * model.hidden_size + 3 * model.intermediate_size)
+    return width * (model.num_parameters + activations) + _PROCESS_BYTES
+
+
+def gigabytes(num_bytes: int) -> str:
+    """As people read it, in units of 10^9."""
+    return f"{num_bytes / 1e9:.1f} GB"
