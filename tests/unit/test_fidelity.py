@@ -139,7 +139,12 @@ def test_a_wrong_decoder_is_refused(
 
 
 def causal(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packed: PackedSequences, scaling: float | None
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    packed: PackedSequences,
+    scaling: float | None,
+    *_: object,
 ) -> torch.Tensor:
     """In place of `forward._one_by_one`: what is left when `is_causal = False` is lost."""
     outputs = [
