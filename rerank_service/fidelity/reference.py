@@ -16,6 +16,7 @@ import torch
 from safetensors import safe_open
 from transformers import (
     AutoModel,
+    AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     LlamaConfig,
     LlamaForSequenceClassification,
@@ -25,6 +26,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from rerank_service.catalogue.prompts import YES_NO_PROMPTS
 from rerank_service.config import EngineKind, ModelConfig
 from rerank_service.errors import CheckpointError
 
@@ -191,10 +193,47 @@ class _LateInteraction(Reference):
         return float(self._head.cosine_weight * cosine + self._head.maxsim_weight * maxsim + self._head.bias)
 
 
+class _YesNoDecoder(Reference):
+    """By how much the language model's next word is rather yes than no; the prompt's parts are tokenised apart."""
+
+    def __init__(self, folder: Path, settings: ModelConfig, device: torch.device) -> None:
+        raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        self._is_classifier = any(name.endswith("ForSequenceClassification") for name in raw["architectures"])
+        classes = AutoModelForSequenceClassification if self._is_classifier else AutoModelForCausalLM
+        super().__init__(folder, _load(classes, folder, device), _tokenizer(folder), settings.window_tokens)
+        self._prompt = settings.engine.yes_no or YES_NO_PROMPTS[raw["model_type"]]
+        self._instruction = settings.engine.instruction or self._prompt.instruction
+
+    def encode(self, query: str, passage: str) -> ReferenceTokens:
+        texts = [
+            part.format(query=query, passage=passage, instruction=self._instruction) for part in self._prompt.parts
+        ]
+        parts = [self._tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+        excess = sum(map(len, parts)) - self.window_tokens
+        if excess > 0:
+            cut = next(place for place, part in enumerate(self._prompt.parts) if "{passage}" in part)
+            parts[cut] = parts[cut][:-excess]
+        token_ids = tuple(token for part in parts for token in part)
+        inputs = {"input_ids": torch.tensor([token_ids], device=self._model.device)}
+        return ReferenceTokens(token_ids, len(token_ids), excess > 0, (inputs,))
+
+    @torch.inference_mode()
+    def logit(self, tokens: ReferenceTokens) -> float:
+        logits = self._model(**tokens.inputs[0], use_cache=False).logits  # [1, 1] or [1, L, V]
+        if self._is_classifier:  # one that was converted: its row is that of yes less that of no
+            return float(logits)
+        yes = float(logits[0, -1, self._word(self._prompt.yes)])
+        return yes if self._prompt.no is None else yes - float(logits[0, -1, self._word(self._prompt.no)])
+
+    def _word(self, word: str) -> int:
+        return int(self._tokenizer(word, add_special_tokens=False)["input_ids"][0])
+
+
 _REFERENCES: dict[EngineKind, Callable[[Path, ModelConfig, torch.device], Reference]] = {
     EngineKind.BIDIRECTIONAL_DECODER: _Decoder,
     EngineKind.SEQUENCE_CLASSIFIER: _Classifier,
     EngineKind.LATE_INTERACTION: _LateInteraction,
+    EngineKind.YES_NO_DECODER: _YesNoDecoder,
 }
 
 

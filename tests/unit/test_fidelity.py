@@ -11,7 +11,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import LlamaForSequenceClassification
+from tokenizers import Tokenizer
+from transformers import (
+    LlamaForSequenceClassification,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3ForSequenceClassification,
+)
 from typer.testing import CliRunner
 
 from rerank_service.checkpoints.make import Architecture, make_checkpoint
@@ -189,6 +195,47 @@ def test_another_late_interaction_head_is_refused(
     model = local_model(folders[LATE], engine={"head": {"maxsim_weight": 9.0}})
 
     assert "largest difference" in failed(served(reference_of(LATE), model))
+
+
+def test_a_yes_no_decoder_asked_something_else_is_refused(
+    folders: dict[str, Path], reference_of: Callable[[str], ReferenceRun]
+) -> None:
+    model = local_model(folders["qwen3"], engine={"instruction": "Find passages that contradict the query"})
+
+    assert {"tokens", "largest difference"} <= failed(served(reference_of("qwen3"), model))
+
+
+def test_a_yes_no_decoder_that_sees_later_tokens_is_refused(
+    folders: dict[str, Path], reference_of: Callable[[str], ReferenceRun], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, one_by_one = reference_of("qwen3"), forward._one_by_one
+    monkeypatch.setattr(forward, "_one_by_one", lambda *inputs: one_by_one(*inputs[:-1], True))
+
+    assert "largest difference" in failed(served(run, local_model(folders["qwen3"])))
+
+
+def test_a_yes_no_decoder_made_a_classifier(
+    folders: dict[str, Path], reference_of: Callable[[str], ReferenceRun], tmp_path: Path
+) -> None:
+    """As tomaarsen/Qwen3-Reranker-0.6B-seq-cls was made; its reference is another class of transformers."""
+    original = run_reference(local_model(folders["qwen3"]))
+    config = Qwen3Config.from_pretrained(folders["qwen3"], num_labels=1, pad_token_id=0)
+    causal_model = Qwen3ForCausalLM.from_pretrained(folders["qwen3"])
+    classifier = Qwen3ForSequenceClassification(config)
+    classifier.model.load_state_dict(causal_model.model.state_dict())
+    tokenizer = Tokenizer.from_file(str(folders["qwen3"] / "tokenizer.json"))
+    yes, no = (causal_model.lm_head.weight[tokenizer.token_to_id(word)] for word in ("yes", "no"))
+    classifier.score.weight.data[0] = yes - no
+    classifier.save_pretrained(tmp_path / "classifier")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(folders["qwen3"] / name, tmp_path / "classifier")
+
+    converted = run_reference(local_model(tmp_path / "classifier"))
+
+    for one, other in zip(original.expected, converted.expected, strict=True):
+        assert one.tokens == other.tokens
+        assert one.logits == pytest.approx(other.logits, abs=1e-5)
+    assert served(converted, local_model(tmp_path / "classifier")).is_faithful
 
 
 class Jumpy(EnginePath):
