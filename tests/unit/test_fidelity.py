@@ -87,7 +87,7 @@ def test_every_engine_is_faithful_in_every_precision(
     assert verdict.is_faithful, verdict
     assert verdict.dtype is dtype
     assert verdict.tokens.num_cut >= 1
-    assert 0.8 < verdict.figures.ordered_alike <= 1.0
+    assert 0.6 < verdict.figures.ordered_alike <= 1.0
 
 
 def of_another_seed(folders: dict[str, Path], target: Path) -> ModelConfig:
