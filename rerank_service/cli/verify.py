@@ -112,10 +112,10 @@ def _words(verdict: Verdict) -> Iterator[str]:
         f"{figures.logit_size:.2f} (root mean square), spread {figures.logit_spread:.2f}; {verdict.dtype.value}'s "
         "tolerance holds"
     )
+    of_spread = "no spread" if figures.largest_of_spread is None else f"{figures.largest_of_spread:.2g} of the spread"
     yield (
-        f"largest difference {figures.largest_difference / figures.logit_spread:.2g} of the spread; "
-        f"{figures.ordered_alike:.1%} of passages ordered alike (tau {figures.kendall_tau:.3f}), "
-        f"the best is the same for {figures.same_best} of {figures.num_queries}"
+        f"largest difference {of_spread}; {figures.ordered_alike:.1%} of passages ordered alike "
+        f"(tau {figures.kendall_tau:.3f}), the best is the same for {figures.same_best} of {figures.num_queries}"
     )
     for one in verdict.recorded:
         yield f"recorded   {_logits(one.recorded.logits)} ({one.recorded.source})"

@@ -30,7 +30,7 @@ from rerank_service.catalogue.prompts import YES_NO_PROMPTS
 from rerank_service.config import EngineKind, ModelConfig
 from rerank_service.errors import CheckpointError
 
-__all__ = ["PublishedPrompt", "Reference", "ReferenceTokens", "load_reference"]
+__all__ = ["Reference", "ReferenceTokens", "load_reference"]
 
 _NVIDIA_TEMPLATE = "question:{query} \n \n passage:{passage}"
 """As the model card of nvidia/llama-nemotron-rerank-1b-v2 has it."""
@@ -90,14 +90,12 @@ class Reference(ABC):
             return_tensors="pt",
             return_token_type_ids=getattr(self._model.config, "type_vocab_size", 0) > 1,
         )
-        if encoded["input_ids"].size(1) > self.window_tokens:
-            raise CheckpointError(f"a window of {self.window_tokens} tokens is too small for the queries asked here")
         tensors = {name: tensor.to(self._model.device) for name, tensor in encoded.items()}
         is_cut = bool(encoded.encodings[0].overflowing)
         return _Inputs(tensors, tuple(encoded["input_ids"][0].tolist()), is_cut)
 
 
-class PublishedPrompt(NamedTuple):
+class _Prompt(NamedTuple):
     """What a decoder checkpoint says of its use beside its weights."""
 
     template: str
@@ -105,7 +103,7 @@ class PublishedPrompt(NamedTuple):
     temperature: float
 
     @classmethod
-    def of(cls, raw: dict[str, Any], model: ModelConfig) -> "PublishedPrompt":
+    def of(cls, raw: dict[str, Any], model: ModelConfig) -> "_Prompt":
         """What the files say stands; a configuration is believed only where they are silent.
 
         Under the model type `llama_bidirec`, NVIDIA's own, files without a template mean NVIDIA's.
@@ -132,7 +130,7 @@ class _Decoder(Reference):
         classes = LlamaForSequenceClassification if is_llama else MistralForSequenceClassification
         model = _load(classes, folder, device, config=config)
         super().__init__(folder, model, _tokenizer(folder), settings.window_tokens)
-        self._prompt = PublishedPrompt.of(raw, settings)
+        self._prompt = _Prompt.of(raw, settings)
         self._score_bias = _score_bias(folder)
 
     def encode(self, query: str, passage: str) -> ReferenceTokens:
@@ -159,6 +157,8 @@ class _Classifier(Reference):
         super().__init__(folder, model, _tokenizer(folder), settings.window_tokens)
 
     def encode(self, query: str, passage: str) -> ReferenceTokens:
+        if len(self._tokenizer([query], [""])["input_ids"][0]) >= self.window_tokens:
+            raise CheckpointError(f"a window of {self.window_tokens} tokens is too small for the queries asked here")
         return self._tokens([query], [passage], truncation="only_second").of_pair
 
     @torch.inference_mode()

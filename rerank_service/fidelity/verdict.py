@@ -28,6 +28,8 @@ class Figures:
     """Root mean square of the reference's logits."""
     logit_spread: float
     """Their standard deviation."""
+    largest_of_spread: float | None
+    """The largest difference as a share of the spread; null where all logits are the same."""
     largest_difference: float
     mean_difference: float
     """Of absolute differences."""
@@ -113,14 +115,15 @@ def half_step(dtype: Dtype, logit: float) -> float:
 def figures_of(reference: LogitsByQuery, served: LogitsByQuery, elsewhere: LogitsByQuery) -> Figures:
     """All three query by query in the same order; `elsewhere` are the served ones in other company."""
     expected, found = (list(_flat(logits)) for logits in (reference, served))
-    differences = _differences(reference, served)
+    differences, spread = _differences(reference, served), pstdev(expected)
     ordered_alike = _ordered_alike(reference, served)
     slope, agreement = _line(expected, found)
     return Figures(
         num_queries=len(reference),
         num_pairs=len(expected),
         logit_size=_size(expected),
-        logit_spread=pstdev(expected),
+        logit_spread=spread,
+        largest_of_spread=max(differences) / spread if spread else None,
         largest_difference=max(differences),
         mean_difference=fmean(differences),
         largest_change=max(_differences(served, elsewhere)),
@@ -157,8 +160,8 @@ def _token_check(tokens: TokenFigures) -> Check:
 
 
 def _share_check(name: str, difference: float, share: float, size: float) -> Check:
-    is_passed = difference <= share * size
-    return Check(name, is_passed, f"{difference:.2g}, {difference / size:.2g} of size", f"{share:g} of size")
+    found = f"{difference:.2g}, {difference / size:.2g} of size" if size else f"{difference:.2g}"
+    return Check(name, difference <= share * size, found, f"{share:g} of size")
 
 
 def _company_check(figures: Figures, share: float) -> Check:

@@ -93,7 +93,7 @@ def test_every_engine_is_faithful_in_every_precision(
     assert verdict.is_faithful, verdict
     assert verdict.dtype is dtype
     assert verdict.tokens.num_cut >= 1
-    assert 0.8 < verdict.figures.ordered_alike <= 1.0
+    assert 0.6 < verdict.figures.ordered_alike <= 1.0
 
 
 def of_another_seed(folders: dict[str, Path], target: Path) -> ModelConfig:
@@ -267,6 +267,16 @@ def test_what_the_files_say_stands_above_the_configuration(folders: dict[str, Pa
     assert failed(served(run_reference(spoken), spoken)) == {"largest difference", "mean difference"}
 
 
+def test_a_window_that_cuts_queries_too(folders: dict[str, Path]) -> None:
+    """It is cut from the right as anything else, but for pairs, which transformers will not cut so far."""
+    for name in ("llama_bidirec", LATE):
+        model = local_model(folders[name], window_tokens=16)
+        assert served(run_reference(model), model).is_faithful
+
+    with pytest.raises(CheckpointError, match="window of 16 tokens is too small"):
+        run_reference(local_model(folders["bert"], window_tokens=16))
+
+
 def test_a_head_with_a_bias(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "biased", Architecture.MISTRAL, "tiny", dtype="float32", head_bias=True)
 
@@ -392,7 +402,8 @@ def test_figures_made_by_hand() -> None:
 def test_logits_that_are_all_the_same_have_figures_too() -> None:
     figures = figures_of([[1.0, 1.0]], [[1.0, 2.0]], [[1.0, 2.0]])
 
-    assert (figures.slope, figures.correlation, figures.ordered_alike) == (None, None, 1.0)
+    assert (figures.slope, figures.correlation, figures.largest_of_spread) == (None, None, None)
+    assert figures.ordered_alike == 1.0
 
 
 def test_the_embedded_model_is_faithful_as_it_is_configured() -> None:
