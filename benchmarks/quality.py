@@ -9,6 +9,7 @@ extra `bench`: `pip install -e '.[embedded,bench]'`.
 """
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +19,13 @@ from provenance import provenance
 from rich.console import Console
 from rich.table import Table
 
+from rerank_service.cli.window_options import (
+    DEFAULT_OVERLAP_TOKENS,
+    MaxWindows,
+    OverlapTokens,
+    WindowTokens,
+    passage_windows,
+)
 from rerank_service.config import (
     CheckpointConfig,
     Dtype,
@@ -33,6 +41,7 @@ from rerank_service.evaluation.collection import Collection, read_collection
 from rerank_service.evaluation.evaluate import Task, prepare_task
 from rerank_service.evaluation.measures import measure
 from rerank_service.evaluation.scoring import by_query, engine_logits, tokenise
+from rerank_service.fitting import PassageWindows
 
 _PACKAGES = ("rerank-service", "torch", "transformers", "tokenizers", "bm25s", "PyStemmer", "pytrec-eval-terrier")
 
@@ -72,13 +81,19 @@ def _with_head(model: ModelConfig, head: LateInteractionHead) -> ModelConfig:
     return model.model_copy(update={"engine": model.engine.model_copy(update={"head": head})})
 
 
-def evaluate(collection: Collection, engines: dict[str, Engine[Any]], top_k: int, batch_tokens: int) -> dict[str, Any]:
+def evaluate(
+    collection: Collection,
+    engines: dict[str, Engine[Any]],
+    top_k: int,
+    batch_tokens: int,
+    windows: PassageWindows | None = None,
+) -> dict[str, Any]:
     """Figures of BM25 and of every engine on the same candidates."""
     task = prepare_task(collection, top_k)
-    pairs = tokenise(next(iter(engines.values())), collection, task.candidates)
+    passages = tokenise(next(iter(engines.values())), collection, task.candidates, windows)
     scorers = {task.first_stage: _means(task, task.first_stage_scores)}
     for name, engine in engines.items():
-        logits = engine_logits(engine, pairs, batch_tokens)
+        logits = passages.best(engine_logits(engine, passages.pairs, batch_tokens))
         scorers[name] = _means(task, by_query(logits, task.candidates))
     return {
         "collection": collection.name,
@@ -87,7 +102,9 @@ def evaluate(collection: Collection, engines: dict[str, Engine[Any]], top_k: int
         "num_pairs": task.num_pairs,
         "candidates": task.chosen_by,
         "queries_with_a_relevant_candidate": task.found,
-        "truncated_pairs": sum(pair.is_truncated for pair in pairs) / len(pairs),
+        "truncated_pairs": sum(passages.is_truncated) / task.num_pairs,
+        "scored_pairs": len(passages.pairs),
+        "tokens": sum(passages.num_tokens),
         "scorers": scorers,
     }
 
@@ -123,6 +140,9 @@ def main(
     window: Annotated[int | None, typer.Option(min=16, help="Overrides the configuration's tokens.")] = None,
     top_k: Annotated[int, typer.Option(min=1, help="BM25's passages a query, unless judged.")] = 100,
     max_queries: Annotated[int | None, typer.Option(min=1, help="The first ones of each folder.")] = None,
+    max_windows: MaxWindows = 1,
+    window_tokens: WindowTokens = None,
+    overlap_tokens: OverlapTokens = DEFAULT_OVERLAP_TOKENS,
     batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens of one forward pass.")] = 16_384,
     with_parts: Annotated[bool, typer.Option("--parts/--no-parts", help="Also what a late interaction joins.")] = True,
     json_file: Annotated[Path | None, typer.Option("--json", help="Where the figures go.")] = None,
@@ -131,11 +151,13 @@ def main(
     console = Console()
     model = choose_model(model_config, dtype, window)
     engines = load_engines(model, with_parts)
-    report = provenance(_PACKAGES) | _settings(model, engines[model.id])
+    windows = passage_windows(max_windows, window_tokens, overlap_tokens)
+    report = provenance(_PACKAGES) | _settings(model, engines[model.id]) | {"windows": windows and asdict(windows)}
     console.print(f"{model.id}: {report['engine']}, window {report['window_tokens']} tokens")
     results = []
     for folder in folders:
-        results.append(evaluate(read_collection(folder, max_queries=max_queries), engines, top_k, batch_tokens))
+        collection = read_collection(folder, max_queries=max_queries)
+        results.append(evaluate(collection, engines, top_k, batch_tokens, windows))
         console.print(_table(results[-1]))
     if json_file is not None:
         json_file.parent.mkdir(parents=True, exist_ok=True)

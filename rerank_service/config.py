@@ -179,11 +179,11 @@ class YesNoPrompt(_Config):
     in them. The part with the passage ends with it: a pair that is too long loses tokens there, and the parts that
     come after stay whole."""
 
-    yes: Annotated[str, Field(min_length=1)]
-    """The word for a relevant passage: one token of the model's."""
+    yes_word: Annotated[str, Field(min_length=1)]
+    """The word for a relevant passage: one token of the model's. In YAML quoted: a bare yes is a boolean."""
 
-    no: str | None = None
-    """The word for an irrelevant one. Null: the logit is that of `yes` alone, not how far it is above `no`."""
+    no_word: str | None = None
+    """The word for an irrelevant one. Null: the logit is that of `yes_word` alone, not the difference of the two."""
 
     instruction: str | None = None
     """What stands for `{instruction}` unless the configuration says something else."""
@@ -474,6 +474,10 @@ class LimitsConfig(_Config):
 
     max_body_bytes: PositiveInt = 32 * 1024 * 1024
     """Bytes of a request's body."""
+
+    max_windows_per_passage: PositiveInt = 16
+    """Windows that a request may have one long passage ranked in (`passage_windows`, Cohere's `max_chunks_per_doc`). 1
+    turns windows off."""
 
     request_timeout_s: PositiveFloat = 60.0
     """Longest a request may take; then 504 and its work is dropped. LangChain and Haystack wait 60 s. A client can

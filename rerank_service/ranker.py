@@ -7,10 +7,10 @@ import asyncio
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import replace
 
 from rerank_service.config import RerankConfig
 from rerank_service.errors import RequestTimedOut
+from rerank_service.fitting import Fitting
 from rerank_service.model_router import ModelRouter
 from rerank_service.ranking import Ranked, rank_by_logit
 from rerank_service.shards import Shard, ShardScores, cut_into_shards
@@ -31,24 +31,20 @@ class Ranker:
         model_id: str,
         query: str,
         passages: Sequence[str],
-        truncate: str,
+        fitting: Fitting,
         timeout_s: float | None = None,
-        max_passage_tokens: int | None = None,
         request_id: str | None = None,
     ) -> Ranked:
         """Ranks `passages`; raises `RequestTimedOut` or what a shard raised, and then drops the rest.
 
-        `timeout_s` is the client's own limit: it can shorten the configured one only. A passage of more than
-        `max_passage_tokens` is cut there first. Calls with one `request_id` have one request's share of a device.
+        `timeout_s` is the client's own limit: it can shorten the configured one only. Calls with one `request_id`
+        have one request's share of a device.
         """
         started = time.perf_counter()
         timeout_s = min(self._timeout_s, timeout_s or self._timeout_s)
         shard_tokens = self._shard_tokens[model_id]
         request_id = request_id or uuid.uuid4().hex
-        shards = [
-            replace(shard, max_passage_tokens=max_passage_tokens)
-            for shard in cut_into_shards(request_id, model_id, query, passages, truncate, shard_tokens, timeout_s)
-        ]
+        shards = list(cut_into_shards(request_id, model_id, query, passages, fitting, shard_tokens, timeout_s))
         try:
             async with asyncio.timeout(timeout_s) as deadline:
                 scores = await self._score_all(shards)

@@ -12,6 +12,7 @@ from pydantic_core import ErrorDetails
 
 from rerank_service.config import LimitsConfig
 from rerank_service.errors import FieldProblem, InvalidRequest, Loc
+from rerank_service.fitting import DEFAULT_OVERLAP_TOKENS, MIN_WINDOW_TOKENS
 from rerank_service.validation import without_echoes
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "RankingRequest",
     "RankingResponse",
     "Usage",
+    "WindowOptions",
     "dotted",
     "field_problems",
     "parse_ranking_request",
@@ -50,6 +52,20 @@ class Passage(_Wire):
     """The passage; may be empty."""
 
 
+class WindowOptions(_Wire):
+    """How a passage that does not fit beside the query is ranked: in overlapping windows, the best of which counts."""
+
+    max_per_passage: Annotated[int, Field(ge=1)] | None = None
+    """What stands behind that many windows is cut, or refused under `truncate: NONE`. Null or absent: as many as the
+    service allows."""
+
+    tokens: Annotated[int, Field(ge=MIN_WINDOW_TOKENS)] | None = None
+    """Tokens of the passage in a window. Null or absent: as many as fit."""
+
+    overlap_tokens: Annotated[int, Field(ge=0)] = DEFAULT_OVERLAP_TOKENS
+    """Tokens that a window has in common with the one before, at most half of them."""
+
+
 class RankingRequest(_Wire):
     """A query and the passages to rank for it."""
 
@@ -63,6 +79,9 @@ class RankingRequest(_Wire):
 
     truncate: Literal["NONE", "END"] | None = "END"
     """What to do with a pair longer than the model's window: `END` cuts it at the end, `NONE` refuses it."""
+
+    passage_windows: WindowOptions | None = None
+    """An extension of NVIDIA's API: rank long passages in windows. Null or absent: `truncate` decides alone."""
 
 
 class Ranking(_Wire):
@@ -122,7 +141,20 @@ def parse_ranking_request(body: bytes, limits: LimitsConfig) -> RankingRequest:
         raise InvalidRequest(field_problems(error, _message)) from None
     if len(request.passages) > limits.max_passages:
         raise InvalidRequest([_too_many_passages(len(request.passages), limits.max_passages)])
+    if request.passage_windows:
+        _check_windows(request.passage_windows, limits.max_windows_per_passage)
     return request
+
+
+def _check_windows(wanted: WindowOptions, limit: int) -> None:
+    if limit == 1:
+        message = "passage_windows: this service ranks no passage in windows; leave it out"
+        raise InvalidRequest([FieldProblem(("body", "passage_windows"), message, "windows_turned_off")])
+    if (wanted.max_per_passage or 1) > limit:
+        message = f"passage_windows.max_per_passage is {wanted.max_per_passage}; at most {limit} are allowed"
+        raise InvalidRequest(
+            [FieldProblem(("body", "passage_windows", "max_per_passage"), message, "too_many_windows")]
+        )
 
 
 def _too_many_passages(count: int, limit: int) -> FieldProblem:
@@ -167,7 +199,8 @@ def _message(code: str, loc: Loc, detail: ErrorDetails) -> str:
 
 
 def _accepted_beside(loc: Loc) -> list[str]:
-    owner = {"query": Query, "passages": Passage}.get(str(loc[1])) if len(loc) > 2 else RankingRequest
+    parts: dict[str, type[_Wire]] = {"query": Query, "passages": Passage, "passage_windows": WindowOptions}
+    owner = parts.get(str(loc[1])) if len(loc) > 2 else RankingRequest
     return list((owner or RankingRequest).model_fields)
 
 

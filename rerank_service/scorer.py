@@ -13,13 +13,13 @@ import socket
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 from ray import serve
 
 from rerank_service.config import BatchingConfig, ModelConfig
-from rerank_service.engine import CacheCounts, EncodedPair, Engine, Truncate
+from rerank_service.engine import CacheCounts, Engine
+from rerank_service.engine.windows import EncodedPassages, encode_passages
 from rerank_service.errors import PairTooLong, RequestTimedOut, RequestTooLarge
 from rerank_service.metrics import MetricSink, NoMetrics
 from rerank_service.metrics.reports import record_counts, record_gauges
@@ -37,7 +37,7 @@ _JOB_CHARACTERS = 65_536
 
 
 class _Tokenised(NamedTuple):
-    pairs: list[EncodedPair]
+    passages: EncodedPassages[Any]
     tokenise_s: float
 
 
@@ -107,13 +107,13 @@ class ModelScorer:
             async with asyncio.timeout(shard.timeout_s):  # the ingress may die before it can cancel
                 tokenised = await (await self._collect(shard))
                 left_s = shard.timeout_s and max(0.0, shard.timeout_s - (time.perf_counter() - started))
-                scored = await self.scheduler.submit(shard.request_id, tokenised.pairs, left_s)
+                scored = await self.scheduler.submit(shard.request_id, tokenised.passages.pairs, left_s)
         except TimeoutError:
             raise RequestTimedOut(shard.timeout_s or 0) from None
         return ShardScores(
-            logits=scored.logits,
-            num_tokens=tuple(pair.num_tokens for pair in tokenised.pairs),
-            is_truncated=tuple(pair.is_truncated for pair in tokenised.pairs),
+            logits=tokenised.passages.best(scored.logits),
+            num_tokens=tokenised.passages.num_tokens,
+            is_truncated=tokenised.passages.is_truncated,
             tokenise_s=tokenised.tokenise_s,
             queue_s=scored.queue_s,
             forward_s=scored.forward_s,
@@ -155,29 +155,20 @@ class ModelScorer:
             futures.extend(asyncio.ensure_future(_nth(job, index)) for index in range(len(group)))
         return futures
 
-    def _pairs(self, shard: Shard) -> list[EncodedPair]:
-        passages, limit = shard.passages, shard.max_passage_tokens
-        shortened = passages if limit is None else self._engine.shorten(passages, limit)
-        pairs = self._engine.tokenise(shard.query, shortened, Truncate(shard.truncate))
-        return [
-            pair if text == passage else replace(pair, is_truncated=True)
-            for pair, text, passage in zip(pairs, shortened, passages, strict=True)
-        ]
-
     def _tokenise(self, shards: Sequence[Shard]) -> list[_Tokenised | Exception]:
         """Runs in a tokenising thread. An error is a result, so that it stays with its shard."""
         results: list[_Tokenised | Exception] = []
         for shard in shards:
             started = time.perf_counter()
             try:
-                pairs = self._pairs(shard)
+                passages = encode_passages(self._engine, shard.query, shard.passages, shard.fitting)
             except PairTooLong as error:
                 index = shard.indices[error.index]
                 results.append(PairTooLong(index, error.num_tokens, error.max_tokens))
             except Exception as error:
                 results.append(error)
             else:
-                results.append(_Tokenised(pairs, time.perf_counter() - started))
+                results.append(_Tokenised(passages, time.perf_counter() - started))
         return results
 
 

@@ -6,10 +6,14 @@ Pure; sizes are estimates from text, since the tokenizer lives in the replica.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from rerank_service.fitting import Fitting, PassageWindows
+
 __all__ = ["ReplicaReport", "Shard", "ShardScores", "cut_into_shards", "estimate_tokens", "even_slices"]
 
 _BYTES_PER_TOKEN = 4
 _SPECIAL_TOKENS = 8
+_WINDOW_TOKENS = 256
+"""Of a model whose window only the replica knows; small, so that windows are rather expected than overlooked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,15 +28,13 @@ class Shard:
     passages: tuple[str, ...]
     indices: tuple[int, ...]
     """Index in the request of each passage."""
-    truncate: str
+    fitting: Fitting
     num_tokens: int
     """By estimate."""
     request_tokens: int
     """Of all shards of the request, by estimate."""
     timeout_s: float | None = None
     """Seconds after which nobody waits for the answer any more, counted from when it was sent."""
-    max_passage_tokens: int | None = None
-    """Tokens after which a passage is cut before it is tokenised with the query."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +66,9 @@ class ShardScores:
     logits: tuple[float, ...]
     """One a passage, in the shard's order."""
     num_tokens: tuple[int, ...]
-    """Tokens of each pair, templated and truncated."""
+    """Tokens of each passage's pairs, templated and truncated."""
     is_truncated: tuple[bool, ...]
-    """Which pairs the window cut, or the request's own limit."""
+    """Of which passages a part was not scored."""
     tokenise_s: float
     queue_s: float
     """From the end of tokenising to the start of the first batch with a pair of this shard."""
@@ -77,10 +79,22 @@ class ShardScores:
     report: ReplicaReport | None = None
 
 
-def estimate_tokens(query: str, passage: str) -> int:
-    """About how many tokens a pair has: bytes count, as CJK has about one token a character (three bytes)."""
-    num_bytes = len(query.encode("utf-8", "replace")) + len(passage.encode("utf-8", "replace"))
-    return num_bytes // _BYTES_PER_TOKEN + _SPECIAL_TOKENS
+def estimate_tokens(query: str, passage: str, windows: PassageWindows | None = None) -> int:
+    """About how many tokens a passage's pairs have."""
+    query_tokens, passage_tokens = _num_tokens(query) + _SPECIAL_TOKENS, _num_tokens(passage)
+    if windows is None:
+        return query_tokens + passage_tokens
+    window_tokens = windows.tokens or _WINDOW_TOKENS
+    overlap_tokens = min(windows.overlap_tokens, window_tokens // 2)
+    needed = -(-max(0, passage_tokens - overlap_tokens) // (window_tokens - overlap_tokens)) or 1
+    num_windows = min(needed, windows.max_per_passage)
+    seen_tokens = min(passage_tokens + (num_windows - 1) * overlap_tokens, num_windows * window_tokens)
+    return num_windows * query_tokens + seen_tokens
+
+
+def _num_tokens(text: str) -> int:
+    """Bytes count, as CJK has about one token a character (three bytes)."""
+    return len(text.encode("utf-8", "replace")) // _BYTES_PER_TOKEN
 
 
 def cut_into_shards(
@@ -88,7 +102,7 @@ def cut_into_shards(
     model: str,
     query: str,
     passages: Sequence[str],
-    truncate: str,
+    fitting: Fitting,
     shard_tokens: int,
     timeout_s: float | None = None,
 ) -> Iterator[Shard]:
@@ -101,11 +115,11 @@ def cut_into_shards(
     for index, passage in enumerate(passages):
         distinct.setdefault(passage, index)
     first_indices = list(distinct.values())
-    sizes = [estimate_tokens(query, passages[index]) for index in first_indices]
+    sizes = [estimate_tokens(query, passages[index], fitting.windows) for index in first_indices]
     for start, end in even_slices(sizes, shard_tokens):
         indices = tuple(first_indices[start:end])
         texts = tuple(passages[index] for index in indices)
-        yield Shard(request_id, model, query, texts, indices, truncate, sum(sizes[start:end]), sum(sizes), timeout_s)
+        yield Shard(request_id, model, query, texts, indices, fitting, sum(sizes[start:end]), sum(sizes), timeout_s)
 
 
 def even_slices(sizes: Sequence[int], max_size: int) -> Iterator[tuple[int, int]]:

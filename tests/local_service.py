@@ -7,7 +7,8 @@ from typing import Any
 from fastapi import FastAPI
 
 from rerank_service.config import ModelConfig, RerankConfig
-from rerank_service.engine import Truncate, load_engine
+from rerank_service.engine import load_engine
+from rerank_service.engine.windows import encode_passages
 from rerank_service.errors import PairTooLong
 from rerank_service.ingress.api import build_api
 from rerank_service.model_router import ModelRouter
@@ -30,15 +31,12 @@ class LocalReplica:
 
     async def _score(self, shard: Shard) -> ShardScores:
         try:
-            limit = shard.max_passage_tokens
-            passages = shard.passages if limit is None else self.engine.shorten(shard.passages, limit)
-            pairs = self.engine.tokenise(shard.query, passages, Truncate(shard.truncate))
+            passages = encode_passages(self.engine, shard.query, shard.passages, shard.fitting)
         except PairTooLong as error:
             raise PairTooLong(shard.indices[error.index], error.num_tokens, error.max_tokens) from None
-        scored = await self.scheduler.submit(shard.request_id, pairs)
-        num_tokens = tuple(pair.num_tokens for pair in pairs)
-        is_truncated = tuple(pair.is_truncated for pair in pairs)
-        return ShardScores(scored.logits, num_tokens, is_truncated, 0.0, scored.queue_s, scored.forward_s)
+        scored = await self.scheduler.submit(shard.request_id, passages.pairs)
+        logits, num_tokens = passages.best(scored.logits), passages.num_tokens
+        return ShardScores(logits, num_tokens, passages.is_truncated, 0.0, scored.queue_s, scored.forward_s)
 
 
 def local_api(models: Sequence[ModelConfig], replicas: Mapping[str, Any], **settings: Any) -> FastAPI:

@@ -16,6 +16,7 @@ from rerank_service.bench.cpu_time import process_tree
 from rerank_service.bench.dialects import NIM, PreparedRequest
 from rerank_service.bench.measure import measure_load
 from rerank_service.config import IngressConfig
+from rerank_service.fitting import Fitting
 from rerank_service.shards import cut_into_shards
 
 __all__ = ["cpu_by_role", "measure_costs"]
@@ -68,7 +69,7 @@ def _measure(server: Server, passages: int, passage_bytes: int, shard_tokens: in
     cpu_ms = {role: 1000 * (used[role] - idle[role] / idle_s * took_s) / len(requests) for role in sorted(used)}
     alone, _ = measure_load(server.url + NIM.path, requests[:_ALONE], 1)
     texts = ["x" * passage_bytes] * passages
-    shards = cut_into_shards("", "", _QUERY, [f"{n}{text}" for n, text in enumerate(texts)], "END", shard_tokens)
+    shards = cut_into_shards("", "", _QUERY, [f"{n}{text}" for n, text in enumerate(texts)], Fitting(), shard_tokens)
     kb = len(requests[0].body) / 1000
     return Costs(passages, kb, len(list(shards)), cpu_ms, 1000 * (alone.p50_s or 0.0))
 

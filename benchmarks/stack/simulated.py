@@ -18,7 +18,7 @@ from ray.serve import Application
 
 from rerank_service.app import bind_app
 from rerank_service.config import parse_config
-from rerank_service.engine import CacheCounts, DeviceFacts, EncodedPair, Engine, Truncate
+from rerank_service.engine import CacheCounts, DeviceFacts, EncodedPair, Engine, TokenSpan, Truncate
 from rerank_service.replica import Replica
 from rerank_service.shards import estimate_tokens
 
@@ -75,8 +75,8 @@ class SimulatedEngine:
             for passage in passages
         ]
 
-    def shorten(self, passages: Sequence[str], max_tokens: int) -> list[str]:
-        return list(passages)
+    def token_spans(self, texts: Sequence[str]) -> list[list[TokenSpan]]:
+        return [[] for _ in texts]
 
     def launch(self, pairs: Sequence[_Pair]) -> _Pending:
         num_tokens = sum(pair.num_tokens for pair in pairs)

@@ -16,10 +16,10 @@ __all__ = ["CATALOGUE", "KnownModel", "known_model"]
 
 _PAIR = "as its tokenizer joins a pair"
 _NVIDIA = "question:{query} \\n \\n passage:{passage}"
-_QWEN3 = "Qwen3-Reranker's: system line, <Instruct>, <Query>, <Document>, an empty thought"
+_QWEN3 = "Qwen3-Reranker's chat: instruction, query, document, an empty thought"
 _OWN_LOGIT = "the model's own, unbounded; sigmoid gives a probability"
-_YES_NO = "logit of {} less that of {}; sigmoid is the published score"
-_MXBAI_V2 = "mxbai-rerank-v2's: system line, query:, document:, the task"
+_YES_NO = "logit of {} less that of {}; sigmoid is the softmax over the two"
+_MXBAI_V2 = "mxbai-rerank-v2's chat: query, document, the task"
 _CONTAINER = "NVIDIA's container's"
 _REMOTE_CODE = "needs the code that ships with its files, and code of a checkpoint is never run here"
 _DEBERTA_NOTE = "English; DeBERTa's attention is not packed: pairs of one length run together"
@@ -74,6 +74,9 @@ class KnownModel:
 
     intermediate_size: int | None = None
     """Numbers a token has within a feed-forward block."""
+
+    laid_out_heads: int = 0
+    """Heads whose attention weights stand in memory, pair by pair: DeBERTa's. Others' are never laid out."""
 
     window_tokens: int | None = None
     """Null: its files say it."""
@@ -316,6 +319,7 @@ CATALOGUE = (
         num_parameters=70_830_337,
         hidden_size=384,
         intermediate_size=1536,
+        laid_out_heads=6,
         licence="Apache-2.0",
         note=_DEBERTA_NOTE,
     ),
@@ -332,6 +336,7 @@ CATALOGUE = (
         num_parameters=184_422_913,
         hidden_size=768,
         intermediate_size=3072,
+        laid_out_heads=12,
         licence="Apache-2.0",
         note=_DEBERTA_NOTE,
     ),
@@ -348,6 +353,7 @@ CATALOGUE = (
         num_parameters=435_062_785,
         hidden_size=1024,
         intermediate_size=4096,
+        laid_out_heads=16,
         num_gpus=1,
         dtype=Dtype.BFLOAT16,
         licence="Apache-2.0",
@@ -491,7 +497,7 @@ CATALOGUE = (
         window_tokens=1024,
         num_gpus=1,
         dtype=Dtype.BFLOAT16,
-        template="bge-reranker-v2-gemma's: A:, B:, the question",
+        template="bge-reranker-v2-gemma's: query A, passage B, the question",
         logit="logit of Yes alone; its publisher's normalised score is the sigmoid",
         licence="Apache-2.0, on Google's Gemma",
         note="many languages; its card cuts pairs at 1,024 tokens; its base model has terms of its own",

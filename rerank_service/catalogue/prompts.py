@@ -15,8 +15,8 @@ _QWEN3_RERANKER = YesNoPrompt(
         "<Instruct>: {instruction}\n<Query>: {query}\n<Document>: {passage}",
         "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n",
     ),
-    yes="yes",
-    no="no",
+    yes_word="yes",
+    no_word="no",
     instruction="Given a web search query, retrieve relevant passages that answer the query",
 )
 """Of Qwen/Qwen3-Reranker-0.6B, -4B and -8B: the code on their model cards, as openvinotoolkit/openvino.genai on GitHub
@@ -36,8 +36,8 @@ _MXBAI_RERANK_V2 = YesNoPrompt(
         "relevance judgment (0 for not relevant, 1 for relevant).\nRelevance:",
         "<|im_end|>\n<|im_start|>assistant\n",
     ),
-    yes="1",
-    no="0",
+    yes_word="1",
+    no_word="0",
 )
 """Of mixedbread-ai/mxbai-rerank-base-v2 and -large-v2: github.com/mixedbread-ai/mxbai-rerank at commit 03324ea,
 mxbai_rerank/mxbai_rerank_v2.py, whose `predict` gives our logit. With an instruction its second part would be
@@ -53,7 +53,7 @@ _BGE_RERANKER_V2_GEMMA = YesNoPrompt(
         "Given a query A and a passage B, determine whether the passage contains an answer to the query by providing a "
         "prediction of either 'Yes' or 'No'.",
     ),
-    yes="Yes",
+    yes_word="Yes",
 )
 """Of BAAI/bge-reranker-v2-gemma: github.com/FlagOpen/FlagEmbedding at commit 0dff36c,
 FlagEmbedding/inference/reranker/decoder_only/base.py, which reads the logit of "Yes" and no other."""

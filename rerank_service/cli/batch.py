@@ -15,9 +15,16 @@ from rich.markup import escape
 from rerank_service.cli.console import fail, stdout
 from rerank_service.cli.model_choice import choose_model
 from rerank_service.cli.progress import ProgressBar, report_progress
+from rerank_service.cli.window_options import (
+    DEFAULT_OVERLAP_TOKENS,
+    MaxWindows,
+    OverlapTokens,
+    WindowTokens,
+    passage_windows,
+)
 from rerank_service.config import Dtype
-from rerank_service.engine import Truncate
 from rerank_service.errors import BatchError, CheckpointError
+from rerank_service.fitting import Fitting, Truncate
 from rerank_service.offline.chunk_scorer import ChunkScorer, ScoringTask, peak_memory_bytes
 from rerank_service.offline.job import Job, prepare
 from rerank_service.offline.parts import Parts
@@ -40,6 +47,9 @@ def batch(
     dtype: Dtype | None = typer.Option(None, help="Overrides the configuration's."),
     candidates: Path | None = typer.Option(None, help="With a BEIR folder: TREC run or qrels that name the pairs."),
     truncate: Truncate = typer.Option(Truncate.END, help="What happens to a pair longer than the window."),
+    max_windows: MaxWindows = 1,
+    window_tokens: WindowTokens = None,
+    overlap_tokens: OverlapTokens = DEFAULT_OVERLAP_TOKENS,
     in_process: bool = typer.Option(False, "--in-process", help="Without Ray, in this process."),
     workers: int | None = typer.Option(None, min=1, help="Ray actors; as many as fit if not given."),
     address: str | None = typer.Option(None, help="Ray cluster; a Ray of its own on this machine if not given."),
@@ -58,7 +68,9 @@ def batch(
     chosen = choose_model(model, config, dtype)
     parts = Parts(output)
     task = ScoringTask(
-        InputFiles(input_path.absolute(), candidates and candidates.absolute(), parts.index), chosen, truncate
+        InputFiles(input_path.absolute(), candidates and candidates.absolute(), parts.index),
+        chosen,
+        Fitting(truncate, windows=passage_windows(max_windows, window_tokens, overlap_tokens)),
     )
     job: Job | None = None
     try:

@@ -15,6 +15,13 @@ from rich.text import Text
 from rerank_service.cli.console import fail, stdout
 from rerank_service.cli.model_choice import choose_model
 from rerank_service.cli.progress import report_progress
+from rerank_service.cli.window_options import (
+    DEFAULT_OVERLAP_TOKENS,
+    MaxWindows,
+    OverlapTokens,
+    WindowTokens,
+    passage_windows,
+)
 from rerank_service.config import Dtype
 from rerank_service.errors import BatchError, CheckpointError
 
@@ -38,6 +45,9 @@ def evaluate_command(
     top_k: Annotated[int, typer.Option(min=1, help="Candidates a query.")] = 100,
     recall_at: Annotated[list[int] | None, typer.Option(min=1, help="Cutoffs of recall. Default: 5 and 10.")] = None,
     max_queries: Annotated[int | None, typer.Option(min=1, help="The first ones only.")] = None,
+    max_windows: MaxWindows = 1,
+    window_tokens: WindowTokens = None,
+    overlap_tokens: OverlapTokens = DEFAULT_OVERLAP_TOKENS,
     plot: Annotated[Path | None, typer.Option(help="Quality against speed: .png, .svg or .pdf.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print figures as JSON.")] = False,
 ) -> None:
@@ -55,7 +65,8 @@ def evaluate_command(
     try:
         with report_progress(**{one.id: "pairs" for one in models}) as progress:
             task = prepare_task(read_collection(dataset, qrels, max_queries), top_k, run)
-            evaluation = evaluate(task, models, recall_at or [5, 10], progress)
+            windows = passage_windows(max_windows, window_tokens, overlap_tokens)
+            evaluation = evaluate(task, models, recall_at or [5, 10], progress, windows)
     except (BatchError, CheckpointError) as error:
         raise fail(escape(str(error))) from None
     if plot is not None:

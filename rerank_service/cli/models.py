@@ -27,7 +27,7 @@ ServiceUrl = Annotated[
 ]
 
 
-class Files(StrEnum):
+class _Files(StrEnum):
     """Where a model's files are."""
 
     HERE = "here"
@@ -44,7 +44,7 @@ class Files(StrEnum):
 class _Entry(NamedTuple):
     model: KnownModel
     fit: Fit
-    files: Files
+    files: _Files
 
 
 def models(
@@ -119,7 +119,7 @@ def _explained(entry: _Entry) -> Iterator[str]:
     """What stands between a model and this machine."""
     if entry.fit.place is None:
         yield f"{entry.model.name}: {entry.fit.reason}"
-    elif entry.files is Files.TO_INSTALL and entry.model.package:
+    elif entry.files is _Files.TO_INSTALL and entry.model.package:
         yield f"{entry.model.name}: {PACKAGED_CHECKPOINTS[entry.model.package].install}"
 
 
@@ -148,16 +148,16 @@ def _facts(entry: _Entry) -> dict[str, Any]:
     }
 
 
-def _files(model: KnownModel, models_dir: str) -> Files:
+def _files(model: KnownModel, models_dir: str) -> _Files:
     if model.refusal is not None:
-        return Files.USELESS
+        return _Files.USELESS
     if model.package:
-        return Files.HERE if find_spec(PACKAGED_CHECKPOINTS[model.package].module) else Files.TO_INSTALL
+        return _Files.HERE if find_spec(PACKAGED_CHECKPOINTS[model.package].module) else _Files.TO_INSTALL
     if (Path(models_dir).expanduser() / model.source / "config.json").is_file():
-        return Files.HERE
+        return _Files.HERE
     if model.hub_id is None:
-        return Files.TO_BRING
-    return Files.HERE if _is_in_hub_cache(model.hub_id, model.revision) else Files.TO_PULL
+        return _Files.TO_BRING
+    return _Files.HERE if _is_in_hub_cache(model.hub_id, model.revision) else _Files.TO_PULL
 
 
 def _is_in_hub_cache(hub_id: str, revision: str | None) -> bool:

@@ -11,7 +11,15 @@ from rich.text import Text
 
 from rerank_service.cli.check import checked_config
 from rerank_service.cli.console import Key, Url, fail, stdout, unreachable
+from rerank_service.cli.window_options import (
+    DEFAULT_OVERLAP_TOKENS,
+    MaxWindows,
+    OverlapTokens,
+    WindowTokens,
+    passage_windows,
+)
 from rerank_service.client import Client, ConnectionFailed, RerankClientError
+from rerank_service.fitting import Fitting, PassageWindows
 
 __all__ = ["rank"]
 
@@ -25,13 +33,20 @@ def rank(
     key: Key = None,
     model: str | None = typer.Option(None, help="Model or alias; the default model if not given."),
     top: int | None = typer.Option(None, min=1, help="Show only the best so many."),
+    max_windows: MaxWindows = 1,
+    window_tokens: WindowTokens = None,
+    overlap_tokens: OverlapTokens = DEFAULT_OVERLAP_TOKENS,
     in_process: bool = typer.Option(False, "--in-process", help="Load the model here; no service needed."),
     config: str = typer.Option("serve_config.yaml", help="With --in-process: where the models are configured."),
     as_json: bool = typer.Option(False, "--json", help="Print the ranking as JSON."),
 ) -> None:
     """Rank passages, one a line, for a query."""
     lines = _lines(passages)
-    answer = _rank_here(query, lines, model, config) if in_process else _rank_there(query, lines, model, url, key)
+    windows = passage_windows(max_windows, window_tokens, overlap_tokens)
+    if in_process:
+        answer = _rank_here(query, lines, model, config, windows)
+    else:
+        answer = _rank_there(query, lines, model, url, key, windows)
     answer["rankings"] = answer["rankings"][:top]
     if as_json:
         typer.echo(json.dumps(answer))
@@ -50,11 +65,13 @@ def _lines(source: str) -> list[str]:
     return lines
 
 
-def _rank_there(query: str, passages: list[str], model: str | None, url: str, key: str | None) -> dict[str, Any]:
+def _rank_there(
+    query: str, passages: list[str], model: str | None, url: str, key: str | None, windows: PassageWindows | None
+) -> dict[str, Any]:
     """As the API answers it, also where the passages took several requests."""
     try:
         with Client(url, api_key=key, model=model, timeout_s=_TIMEOUT_S) as client:
-            ranking = client.rank(query, passages)
+            ranking = client.rank(query, passages, windows=windows)
     except ConnectionFailed as error:
         raise unreachable(url, error.cause) from None
     except (RerankClientError, ValueError) as error:
@@ -65,7 +82,9 @@ def _rank_there(query: str, passages: list[str], model: str | None, url: str, ke
     }
 
 
-def _rank_here(query: str, passages: list[str], name: str | None, config: str) -> dict[str, Any]:
+def _rank_here(
+    query: str, passages: list[str], name: str | None, config: str, windows: PassageWindows | None
+) -> dict[str, Any]:
     """The service's answer without a service: same engine, same order."""
     settings = checked_config(config)
     wanted = (name or settings.default_model_id).casefold()
@@ -73,8 +92,9 @@ def _rank_here(query: str, passages: list[str], name: str | None, config: str) -
     if model is None:
         raise fail(f"{config} has no model {name!r}; it has {', '.join(m.id for m in settings.models)}")
 
-    from rerank_service.engine import Truncate, load_engine  # torch takes seconds; only this path pays
+    from rerank_service.engine import load_engine  # torch takes seconds; only this path pays
     from rerank_service.engine.score_all import score_all
+    from rerank_service.engine.windows import encode_passages
     from rerank_service.errors import CheckpointError
     from rerank_service.ranking import rank_by_logit
 
@@ -82,9 +102,10 @@ def _rank_here(query: str, passages: list[str], name: str | None, config: str) -
         engine = load_engine(model)
     except CheckpointError as error:
         raise fail(str(error)) from None
-    pairs = engine.tokenise(query, passages, Truncate.END)
-    logits = score_all(engine, pairs, model.batching.max_batch_tokens or engine.default_batch_tokens)
-    num_tokens = sum(pair.num_tokens for pair in pairs)
+    encoded = encode_passages(engine, query, passages, Fitting(windows=windows))
+    batch_tokens = model.batching.max_batch_tokens or engine.default_batch_tokens
+    logits = encoded.best(score_all(engine, encoded.pairs, batch_tokens))
+    num_tokens = sum(encoded.num_tokens)
     return {
         "rankings": [{"index": index, "logit": logits[index]} for index in rank_by_logit(logits)],
         "usage": {"prompt_tokens": num_tokens, "total_tokens": num_tokens},

@@ -1,6 +1,7 @@
 """The Python client: `Client` and `AsyncClient` over one set of requests, answers, errors and retries.
 
-It speaks HTTP and knows nothing of the service's own modules; what it needs are httpx and tenacity.
+It speaks HTTP and knows nothing of the service's own modules (but for `fitting`, a few lines of plain Python); what it
+needs are httpx and tenacity.
 """
 
 from rerank_service.client.asynchronous import AsyncClient
@@ -18,6 +19,7 @@ from rerank_service.client.errors import (
     ServiceUnavailableError,
 )
 from rerank_service.client.ranking import RankedPassage, Ranking, Usage
+from rerank_service.fitting import PassageWindows
 
 __all__ = [
     "ApiError",
@@ -29,6 +31,7 @@ __all__ = [
     "ErrorDetail",
     "InvalidRequestError",
     "ModelNotFoundError",
+    "PassageWindows",
     "RankedPassage",
     "Ranking",
     "RateLimitedError",

@@ -9,9 +9,10 @@ import httpx
 from tenacity import AsyncRetrying
 
 from rerank_service.client.base import Call, ClientBase
-from rerank_service.client.exchange import Part, PartAnswer, Truncate
+from rerank_service.client.exchange import Options, Part, PartAnswer, Truncate
 from rerank_service.client.ranking import Ranking
 from rerank_service.client.retries import retry_options
+from rerank_service.fitting import PassageWindows
 
 __all__ = ["AsyncClient"]
 
@@ -27,13 +28,15 @@ class AsyncClient(ClientBase[httpx.AsyncClient]):
         model: str | None = None,
         truncate: Truncate = "END",
         top_n: int | None = None,
+        windows: PassageWindows | None = None,
     ) -> Ranking:
         """Passages by relevance to `query`, or the `top_n` best. No passages: an empty ranking, and no request.
+        `windows` ranks a passage that does not fit in the model's window by its best part.
 
         More than `max_passages` go as several requests at a time. Raises `RerankClientError`; if one request fails or
         the call is cancelled, the others are cancelled too, and the service drops what it had not begun.
         """
-        call = self._call(query, passages, model, truncate, top_n)
+        call = self._call(query, passages, Options(model, truncate, windows), top_n)
         slots = asyncio.Semaphore(self._max_concurrent_requests)
         try:
             async with asyncio.TaskGroup() as tasks:

@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 import httpx
 
 from rerank_service.client.errors import ConnectionFailed, DeadlineExceededError
-from rerank_service.client.exchange import Part, PartAnswer, Truncate, cut, put_together, read_answer
+from rerank_service.client.exchange import Options, Part, PartAnswer, cut, put_together, read_answer
 from rerank_service.client.ranking import Ranking
 from rerank_service.client.retries import Deadline
 from rerank_service.version import __version__
@@ -87,12 +87,10 @@ class ClientBase(ABC, Generic[_Http]):
     @abstractmethod
     def _open(self, base_url: str, headers: dict[str, str]) -> _Http: ...
 
-    def _call(
-        self, query: str, passages: Sequence[str], model: str | None, truncate: Truncate, top_n: int | None
-    ) -> Call:
+    def _call(self, query: str, passages: Sequence[str], options: Options, top_n: int | None) -> Call:
         if top_n is not None and top_n < 1:
             raise ValueError("top_n starts at 1; leave it out for all passages")
-        parts = cut(query, passages, model or self._model, truncate, self._max_passages)
+        parts = cut(query, passages, options._replace(model=options.model or self._model), self._max_passages)
         return Call(passages, parts, top_n, uuid.uuid4().hex, self._timeout_s, Deadline(self._timeout_s))
 
     def _request(self, call: Call, part: Part) -> httpx.Request:

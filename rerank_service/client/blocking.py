@@ -9,9 +9,10 @@ import httpx
 from tenacity import Retrying
 
 from rerank_service.client.base import Call, ClientBase
-from rerank_service.client.exchange import Part, PartAnswer, Truncate
+from rerank_service.client.exchange import Options, Part, PartAnswer, Truncate
 from rerank_service.client.ranking import Ranking
 from rerank_service.client.retries import retry_options
+from rerank_service.fitting import PassageWindows
 
 __all__ = ["Client"]
 
@@ -27,13 +28,15 @@ class Client(ClientBase[httpx.Client]):
         model: str | None = None,
         truncate: Truncate = "END",
         top_n: int | None = None,
+        windows: PassageWindows | None = None,
     ) -> Ranking:
         """Passages by relevance to `query`, or the `top_n` best. No passages: an empty ranking, and no request.
+        `windows` ranks a passage that does not fit in the model's window by its best part.
 
         More than `max_passages` go as several requests at a time, from threads, since a request waits. Raises
         `RerankClientError`; if one request fails, those on their way are waited for and the rest is not sent.
         """
-        call = self._call(query, passages, model, truncate, top_n)
+        call = self._call(query, passages, Options(model, truncate, windows), top_n)
         if len(call.parts) <= 1:
             return call.ranking([self._answer(call, part) for part in call.parts])
         with ThreadPoolExecutor(min(self._max_concurrent_requests, len(call.parts))) as threads:

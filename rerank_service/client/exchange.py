@@ -7,10 +7,10 @@ its request, so their answers put together are the ranking that one large reques
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from rerank_service.client.errors import (
     ApiError,
@@ -23,8 +23,9 @@ from rerank_service.client.errors import (
     ServiceUnavailableError,
 )
 from rerank_service.client.ranking import RankedPassage, Ranking, Usage
+from rerank_service.fitting import PassageWindows
 
-__all__ = ["Part", "PartAnswer", "Truncate", "cut", "put_together", "read_answer"]
+__all__ = ["Options", "Part", "PartAnswer", "Truncate", "cut", "put_together", "read_answer"]
 
 Truncate = Literal["NONE", "END"]
 
@@ -39,6 +40,23 @@ _ERROR_OF_STATUS: dict[int, type[ApiError]] = {
     503: ServiceUnavailableError,
     504: DeadlineExceededError,
 }
+
+
+class Options(NamedTuple):
+    """What holds for all parts of a call."""
+
+    model: str | None
+    """Null: the service's default."""
+    truncate: Truncate
+    windows: PassageWindows | None
+
+    def fields(self) -> dict[str, Any]:
+        """As bodies have them."""
+        fields: dict[str, Any] = {} if self.model is None else {"model": self.model}
+        fields["truncate"] = self.truncate
+        if self.windows is not None:
+            fields["passage_windows"] = asdict(self.windows)
+        return fields
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,15 +78,15 @@ class PartAnswer:
     timings_ms: dict[str, float]
 
 
-def cut(query: str, passages: Sequence[str], model: str | None, truncate: Truncate, max_passages: int) -> list[Part]:
+def cut(query: str, passages: Sequence[str], options: Options, max_passages: int) -> list[Part]:
     """At most `max_passages` a part; none for no passages."""
     if isinstance(passages, str):
         raise TypeError("passages is a single string; give a sequence of strings")
-    named = {} if model is None else {"model": model}
+    common = options.fields()
     parts = []
     for first_index in range(0, len(passages), max_passages):
         texts = [{"text": text} for text in passages[first_index : first_index + max_passages]]
-        body = {**named, "query": {"text": query}, "passages": texts, "truncate": truncate}
+        body = {"query": {"text": query}, "passages": texts, **common}
         encoded = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
         parts.append(Part(first_index, len(texts), encoded))
     return parts

@@ -11,6 +11,7 @@ from pydantic_core import from_json
 
 from rerank_service.config import LimitsConfig
 from rerank_service.errors import FieldProblem, InvalidRequest, RerankError
+from rerank_service.fitting import Fitting
 from rerank_service.ranking import Ranked
 
 __all__ = ["Body", "Call", "Dialect", "Fields", "Question", "Refusal", "probability", "top"]
@@ -54,12 +55,10 @@ class Call:
     """Null: the default model."""
     questions: tuple[Question, ...]
     """Nearly always one."""
-    truncate: str
-    """`END` or `NONE`, for pairs beyond the model's window."""
+    fitting: Fitting
+    """For passages beyond the model's window."""
     reply: Callable[[Sequence[Ranked], str], BaseModel]
     """From the questions' rankings and the model's id to the answer."""
-    max_passage_tokens: int | None = None
-    """Tokens after which a passage is cut before it is ranked."""
 
     @property
     def num_passages(self) -> int:

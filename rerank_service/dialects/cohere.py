@@ -23,6 +23,7 @@ from rerank_service.dialects.reading import (
     read,
 )
 from rerank_service.errors import RerankError
+from rerank_service.fitting import Fitting, PassageWindows
 from rerank_service.ranking import Ranked
 
 __all__ = ["V1", "V2", "CohereMeta", "meta_of"]
@@ -43,7 +44,8 @@ class CohereRerankV2Request(Wire):
     top_n: TopN | None = None
     """How many results to return. Null or absent: all."""
     max_tokens_per_doc: Annotated[int, Field(ge=1)] | None = None
-    """A longer document is cut there. Null or absent: 4096, as Cohere does."""
+    """A longer document is cut there; what is sent here is read, in windows where the model's is smaller. Null or
+    absent: cut at 4096, as Cohere does, and at the model's window."""
     return_documents: bool | None = None
     """Whether results carry their document; some clients of version 1 send it."""
     priority: int | None = None
@@ -79,7 +81,8 @@ class CohereRerankV1Request(Wire):
     return_documents: bool | None = None
     """Whether results carry their document. Null or absent: no."""
     max_chunks_per_doc: Annotated[int, Field(ge=1)] | None = None
-    """Only 1: a document that does not fit is cut, not ranked in chunks. Null or absent: the same."""
+    """A document that does not fit is ranked in up to so many windows, the best of which counts; at most the service's
+    `limits.max_windows_per_passage`. Null or absent: 1, it is cut, as Cohere documents."""
     max_tokens_per_doc: Annotated[int, Field(ge=1)] | None = None
     """A longer document is cut there. Null or absent: at the model's window only."""
 
@@ -153,25 +156,30 @@ def meta_of(ranked: Ranked, version: str) -> CohereMeta:
 
 def _read_v2(body: Body, limits: LimitsConfig) -> Call:
     request = read(CohereRerankV2Request, body, limits)
-    max_tokens = request.max_tokens_per_doc or _DEFAULT_TOKENS_PER_DOCUMENT
-    return _call(request, request.documents, "2", max_tokens, limits)
+    max_tokens = request.max_tokens_per_doc
+    max_windows = 1 if max_tokens is None else limits.max_windows_per_passage
+    fitting = _fitting(max_tokens or _DEFAULT_TOKENS_PER_DOCUMENT, max_windows)
+    return _call(request, request.documents, "2", fitting, limits)
 
 
 def _read_v1(body: Body, limits: LimitsConfig) -> Call:
     request = read(CohereRerankV1Request, body, limits)
-    if (request.max_chunks_per_doc or 1) > 1:
-        message = "max_chunks_per_doc: only 1 is supported, a longer document is cut; leave it out or split the text"
-        raise invalid(("max_chunks_per_doc",), message, "unsupported_value")
     fields = request.rank_fields or _DEFAULT_RANK_FIELDS
     texts = [_text(document, fields, index) for index, document in enumerate(request.documents)]
-    return _call(request, texts, "1", request.max_tokens_per_doc, limits)
+    max_windows = min(request.max_chunks_per_doc or 1, limits.max_windows_per_passage)
+    return _call(request, texts, "1", _fitting(request.max_tokens_per_doc, max_windows), limits)
+
+
+def _fitting(max_tokens: int | None, max_windows: int) -> Fitting:
+    windows = PassageWindows(max_windows) if max_windows > 1 else None
+    return Fitting(max_passage_tokens=max_tokens, windows=windows)
 
 
 def _call(
     request: CohereRerankV1Request | CohereRerankV2Request,
     texts: Sequence[str],
     version: str,
-    max_tokens: int | None,
+    fitting: Fitting,
     limits: LimitsConfig,
 ) -> Call:
     check_num_documents("documents", len(texts), limits)
@@ -188,7 +196,7 @@ def _call(
         )
         return CohereRerankResponse(id=str(uuid.uuid4()), results=tuple(results), meta=meta_of(ranked, version))
 
-    return Call(request.model, (Question(request.query, texts),), "END", reply, max_tokens)
+    return Call(request.model, (Question(request.query, texts),), fitting, reply)
 
 
 def _text(document: str | Mapping[str, Any], fields: Sequence[str], index: int) -> str:

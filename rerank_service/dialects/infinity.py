@@ -12,6 +12,7 @@ from rerank_service.config import LimitsConfig
 from rerank_service.dialects.call import Body, Call, Dialect, Fields, Question, Refusal, probability, top
 from rerank_service.dialects.reading import Documents, QueryText, TopN, Wire, check_num_documents, message_of, read
 from rerank_service.errors import InvalidRequest, RerankError
+from rerank_service.fitting import Fitting
 from rerank_service.ranking import Ranked
 from rerank_service.schema import ErrorDetail
 
@@ -110,7 +111,7 @@ def _read(body: Body, limits: LimitsConfig) -> Call:
         )
 
     model = None if request.model == _NO_MODEL else request.model
-    return Call(model, (Question(request.query, request.documents),), "END", reply)
+    return Call(model, (Question(request.query, request.documents),), Fitting(), reply)
 
 
 def _refuse(error: RerankError) -> Refusal:

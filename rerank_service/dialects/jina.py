@@ -16,6 +16,7 @@ from rerank_service.dialects.call import Body, Call, Dialect, Question, Refusal,
 from rerank_service.dialects.cohere import CohereMeta, meta_of
 from rerank_service.dialects.reading import Documents, TopN, Wire, check_num_documents, message_of, read, text_of
 from rerank_service.errors import InvalidRequest, RerankError
+from rerank_service.fitting import Fitting
 from rerank_service.ranking import Ranked
 
 __all__ = ["RERANK"]
@@ -102,7 +103,7 @@ def _read(body: Body, limits: LimitsConfig) -> Call:
         )
 
     question = Question(request.query, request.documents)
-    return Call(request.model, (question,), "END", reply, request.max_tokens_per_doc)
+    return Call(request.model, (question,), Fitting(max_passage_tokens=request.max_tokens_per_doc), reply)
 
 
 def _refuse(error: RerankError) -> Refusal:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from rerank_service.config import LimitsConfig
 from rerank_service.dialects.call import Body, Call, Dialect, Question, Refusal
 from rerank_service.errors import RerankError
+from rerank_service.fitting import Fitting, PassageWindows, Truncate
 from rerank_service.ranking import Ranked
 from rerank_service.schema import (
     ErrorDetail,
@@ -13,6 +14,7 @@ from rerank_service.schema import (
     RankingRequest,
     RankingResponse,
     Usage,
+    WindowOptions,
     parse_ranking_request,
 )
 
@@ -22,7 +24,16 @@ __all__ = ["NIM"]
 def _read(body: Body, limits: LimitsConfig) -> Call:
     request = parse_ranking_request(body.raw, limits)
     passages = [passage.text for passage in request.passages]
-    return Call(request.model, (Question(request.query.text, passages),), request.truncate or "END", _reply)
+    fitting = Fitting(Truncate(request.truncate or Truncate.END), windows=_windows(request.passage_windows, limits))
+    return Call(request.model, (Question(request.query.text, passages),), fitting, _reply)
+
+
+def _windows(wanted: WindowOptions | None, limits: LimitsConfig) -> PassageWindows | None:
+    if wanted is None:
+        return None
+    return PassageWindows(
+        wanted.max_per_passage or limits.max_windows_per_passage, wanted.tokens, wanted.overlap_tokens
+    )
 
 
 def _reply(rankings: Sequence[Ranked], _: str) -> RankingResponse:

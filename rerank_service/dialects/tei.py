@@ -35,6 +35,7 @@ from rerank_service.errors import (
     UnsupportedMediaType,
     WaitTooLong,
 )
+from rerank_service.fitting import Fitting, Truncate
 from rerank_service.ranking import Ranked
 
 __all__ = ["RERANK"]
@@ -99,8 +100,8 @@ def _read(body: Body, limits: LimitsConfig) -> Call:
         )
         return TeiRerankResponse(tuple(ranks))
 
-    truncate = "NONE" if request.truncate is False else "END"
-    return Call(request.model, (Question(request.query, request.texts),), truncate, reply)
+    truncate = Truncate.NONE if request.truncate is False else Truncate.END
+    return Call(request.model, (Question(request.query, request.texts),), Fitting(truncate), reply)
 
 
 _STATUS: dict[ErrorType, int] = {

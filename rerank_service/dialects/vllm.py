@@ -24,6 +24,7 @@ from rerank_service.dialects.reading import (
     read,
 )
 from rerank_service.errors import RerankError
+from rerank_service.fitting import Fitting, Truncate
 from rerank_service.ranking import Ranked
 from rerank_service.schema import dotted
 
@@ -211,8 +212,8 @@ def _questions(request: VllmScoreRequest, limits: LimitsConfig) -> tuple[Questio
 
 
 def _call(request: _VllmRequest, questions: tuple[Question, ...], reply: Any) -> Call:
-    truncate = "NONE" if request.truncate_prompt_tokens is None else "END"
-    return Call(request.model, questions, truncate, reply, request.max_tokens_per_doc or None)
+    truncate = Truncate.NONE if request.truncate_prompt_tokens is None else Truncate.END
+    return Call(request.model, questions, Fitting(truncate, request.max_tokens_per_doc or None), reply)
 
 
 def _score(request: _VllmRequest, logit: float) -> float:

@@ -7,6 +7,7 @@ from rerank_service.config import LimitsConfig
 from rerank_service.dialects.call import Body, Call, Dialect, Question, Refusal, probability, top
 from rerank_service.dialects.reading import Documents, QueryText, TopN, Wire, check_num_documents, message_of, read
 from rerank_service.errors import RerankError
+from rerank_service.fitting import Fitting, Truncate
 from rerank_service.ranking import Ranked
 
 __all__ = ["RERANK"]
@@ -75,8 +76,8 @@ def _read(body: Body, limits: LimitsConfig) -> Call:
             data=tuple(results), model=model_id, usage=VoyageUsage(total_tokens=ranked.num_tokens)
         )
 
-    truncate = "NONE" if request.truncation is False else "END"
-    return Call(request.model, (Question(request.query, request.documents),), truncate, reply)
+    truncate = Truncate.NONE if request.truncation is False else Truncate.END
+    return Call(request.model, (Question(request.query, request.documents),), Fitting(truncate), reply)
 
 
 def _refuse(error: RerankError) -> Refusal:

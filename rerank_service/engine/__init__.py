@@ -3,9 +3,9 @@
 from typing import Any
 
 from rerank_service.config import ModelConfig
-from rerank_service.engine.protocol import CacheCounts, DeviceFacts, EncodedPair, Engine, Truncate
+from rerank_service.engine.protocol import CacheCounts, DeviceFacts, EncodedPair, Engine, TokenSpan, Truncate
 
-__all__ = ["CacheCounts", "DeviceFacts", "EncodedPair", "Engine", "Truncate", "load_engine"]
+__all__ = ["CacheCounts", "DeviceFacts", "EncodedPair", "Engine", "TokenSpan", "Truncate", "load_engine"]
 
 
 def load_engine(model: ModelConfig, num_cpus: float | None = None) -> Engine[Any]:

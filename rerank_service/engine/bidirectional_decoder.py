@@ -30,7 +30,7 @@ from rerank_service.engine.linears import prepare_linears
 from rerank_service.engine.pack import pack
 from rerank_service.engine.pool import pool
 from rerank_service.engine.precision import Precision, resolve_precision
-from rerank_service.engine.protocol import EncodedPair, Truncate
+from rerank_service.engine.protocol import EncodedPair, TokenSpan, Truncate
 from rerank_service.errors import CheckpointError
 
 __all__ = ["DECODER_FAMILIES", "BidirectionalDecoderEngine", "load_bidirectional_decoder"]
@@ -104,8 +104,8 @@ class BidirectionalDecoderEngine(TorchEngine[EncodedPair]):
     def description(self) -> str:
         return f"bidirectional_decoder on {self.device} in {self._precision}"
 
-    def shorten(self, passages: Sequence[str], max_tokens: int) -> list[str]:
-        return tokenise.shorten_texts(self._tokenizer, passages, max_tokens)
+    def token_spans(self, texts: Sequence[str]) -> list[list[TokenSpan]]:
+        return tokenise.token_spans(self._tokenizer, texts)
 
     def tokenise(self, query: str, passages: Sequence[str], truncate: Truncate) -> list[EncodedPair]:
         """The whole templated string at once: the Llama-3 split joins `:` with the first word after it."""

@@ -26,7 +26,7 @@ from rerank_service.engine.linears import prepare_linears
 from rerank_service.engine.pack import PackedSequences, pack
 from rerank_service.engine.pool import mean_pool
 from rerank_service.engine.precision import Precision, resolve_precision
-from rerank_service.engine.protocol import CacheCounts, EncodedPair, TokenIds, Truncate
+from rerank_service.engine.protocol import CacheCounts, EncodedPair, TokenIds, TokenSpan, Truncate
 from rerank_service.errors import CheckpointError
 
 __all__ = ["LateInteractionEngine", "LateInteractionPair", "load_late_interaction"]
@@ -71,8 +71,8 @@ class LateInteractionEngine(TorchEngine[LateInteractionPair]):
     def description(self) -> str:
         return f"late_interaction on {self.device} in {self._precision}"
 
-    def shorten(self, passages: Sequence[str], max_tokens: int) -> list[str]:
-        return tokenise.shorten_texts(self._tokenizer, passages, max_tokens)
+    def token_spans(self, texts: Sequence[str]) -> list[list[TokenSpan]]:
+        return tokenise.token_spans(self._tokenizer, texts)
 
     def tokenise(self, query: str, passages: Sequence[str], truncate: Truncate) -> list[LateInteractionPair]:
         """The window holds for query and passage each; `num_tokens` counts both."""

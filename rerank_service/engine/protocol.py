@@ -5,11 +5,12 @@ The scheduler works with this contract alone. No Ray, no HTTP here or in any eng
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+from rerank_service.fitting import Truncate
 
 __all__ = [
     "BatchScorer",
@@ -20,10 +21,13 @@ __all__ = [
     "PairT",
     "PendingLogits",
     "TokenIds",
+    "TokenSpan",
     "Truncate",
 ]
 
 TokenIds = NDArray[np.int32]  # [L]
+TokenSpan = tuple[int, int]
+"""Where a token begins in its text, and where it ends, in characters."""
 
 
 class CacheCounts(NamedTuple):
@@ -48,23 +52,16 @@ class DeviceFacts(NamedTuple):
         return self.peak_flops and tokens_per_s * self.flops_per_token / self.peak_flops
 
 
-class Truncate(StrEnum):
-    """What happens to a pair longer than the window."""
-
-    NONE = "NONE"
-    END = "END"
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class EncodedPair:
     """A tokenised pair, cut to the window."""
 
     token_ids: TokenIds
-    """Of the templated pair; of the passage alone in a late-interaction engine."""
+    """What the window bounds: of the templated pair; of the passage alone in a late-interaction engine."""
     num_tokens: int
     """Tokens of query and passage with the special ones: what is billed and what a batch is filled by."""
     is_truncated: bool
-    """Whether the window cut it, or the request's own limit."""
+    """Whether the window cut it."""
 
 
 PairT = TypeVar("PairT", bound=EncodedPair)
@@ -137,8 +134,8 @@ class Engine(BatchScorer[PairT], Protocol[PairT]):
         """Pairs in the order of `passages`. Raises `PairTooLong` under `Truncate.NONE`."""
         ...
 
-    def shorten(self, passages: Sequence[str], max_tokens: int) -> list[str]:
-        """Each passage without what follows its first `max_tokens` tokens."""
+    def token_spans(self, texts: Sequence[str]) -> list[list[TokenSpan]]:
+        """Of each text's own tokens, without special ones."""
         ...
 
     def score(self, pairs: Sequence[PairT]) -> list[float]:

@@ -22,7 +22,7 @@ from rerank_service.engine.launch import TorchEngine
 from rerank_service.engine.linears import prepare_linears
 from rerank_service.engine.pack import length_sorted_batches, pack
 from rerank_service.engine.precision import Precision, resolve_precision
-from rerank_service.engine.protocol import EncodedPair, TokenIds, Truncate
+from rerank_service.engine.protocol import EncodedPair, TokenIds, TokenSpan, Truncate
 from rerank_service.errors import CheckpointError, PairTooLong
 
 __all__ = ["ClassifierPair", "SequenceClassifierEngine", "load_sequence_classifier"]
@@ -74,8 +74,8 @@ class SequenceClassifierEngine(TorchEngine[ClassifierPair]):
     def description(self) -> str:
         return f"sequence_classifier on {self.device} in {self._precision}"
 
-    def shorten(self, passages: Sequence[str], max_tokens: int) -> list[str]:
-        return tokenise.shorten_texts(self._tokenizer, passages, max_tokens)
+    def token_spans(self, texts: Sequence[str]) -> list[list[TokenSpan]]:
+        return tokenise.token_spans(self._tokenizer, texts)
 
     def tokenise(self, query: str, passages: Sequence[str], truncate: Truncate) -> list[ClassifierPair]:
         encodings = tokenise.encode_texts(

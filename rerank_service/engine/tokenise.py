@@ -13,7 +13,7 @@ import numpy as np
 from tokenizers import Encoding, Tokenizer
 
 from rerank_service.engine.loading import read_json
-from rerank_service.engine.protocol import TokenIds, Truncate
+from rerank_service.engine.protocol import TokenIds, TokenSpan, Truncate
 from rerank_service.errors import CheckpointError, PairTooLong
 
 __all__ = [
@@ -24,7 +24,7 @@ __all__ = [
     "encode_texts",
     "load_tokenizer",
     "model_max_length",
-    "shorten_texts",
+    "token_spans",
     "truncate_pair_encoding",
 ]
 
@@ -85,15 +85,9 @@ def encode_texts(
     return encodings
 
 
-def shorten_texts(tokenizer: Tokenizer, texts: Sequence[str], max_tokens: int) -> list[str]:
-    """Each text up to the end of its token number `max_tokens`; the texts that have no more are not touched."""
-    shortened = list(texts)
-    candidates = [index for index, text in enumerate(texts) if len(text.encode("utf-8", "replace")) > max_tokens]
-    encodings = tokenizer.encode_batch([texts[index] for index in candidates], add_special_tokens=False)
-    for index, encoding in zip(candidates, encodings, strict=True):
-        if len(encoding.ids) > max_tokens:
-            shortened[index] = texts[index][: encoding.offsets[max_tokens - 1][1]]
-    return shortened
+def token_spans(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[TokenSpan]]:
+    """Where each token of each text stands, special tokens apart."""
+    return [encoding.offsets for encoding in tokenizer.encode_batch(list(texts), add_special_tokens=False)]
 
 
 def cut_to_window(

@@ -24,7 +24,7 @@ from rerank_service.engine.linears import prepare_linears
 from rerank_service.engine.pack import pack
 from rerank_service.engine.precision import Precision, resolve_precision
 from rerank_service.engine.prompt_parts import PromptParts
-from rerank_service.engine.protocol import EncodedPair, Truncate
+from rerank_service.engine.protocol import EncodedPair, TokenSpan, Truncate
 from rerank_service.errors import CheckpointError
 
 __all__ = ["CAUSAL_FAMILIES", "YesNoDecoderEngine", "load_yes_no_decoder"]
@@ -69,8 +69,8 @@ class YesNoDecoderEngine(TorchEngine[EncodedPair]):
     def description(self) -> str:
         return f"yes_no_decoder on {self.device} in {self._precision}"
 
-    def shorten(self, passages: Sequence[str], max_tokens: int) -> list[str]:
-        return tokenise.shorten_texts(self._tokenizer, passages, max_tokens)
+    def token_spans(self, texts: Sequence[str]) -> list[list[TokenSpan]]:
+        return tokenise.token_spans(self._tokenizer, texts)
 
     def tokenise(self, query: str, passages: Sequence[str], truncate: Truncate) -> list[EncodedPair]:
         return self._parts.encode(query, passages, truncate)
@@ -163,8 +163,12 @@ def _direction(folder: Path, config: PreTrainedConfig, tokenizer: Any, prompt: Y
     name = _VOCABULARY_ROWS if loading.has_tensor(folder, _VOCABULARY_ROWS) else _TIED_ROWS
     if name == _TIED_ROWS and not config.tie_word_embeddings:
         raise CheckpointError(f"{folder} has neither {_VOCABULARY_ROWS} nor {_CLASSIFIER_ROW}, nor are they tied")
-    yes = loading.read_rows(folder, name, _token_id(tokenizer, prompt.yes))[0]
-    return yes if prompt.no is None else yes - loading.read_rows(folder, name, _token_id(tokenizer, prompt.no))[0]
+    yes = loading.read_rows(folder, name, _token_id(tokenizer, prompt.yes_word))[0]
+    return (
+        yes
+        if prompt.no_word is None
+        else yes - loading.read_rows(folder, name, _token_id(tokenizer, prompt.no_word))[0]
+    )
 
 
 def _token_id(tokenizer: Any, word: str) -> int:

@@ -11,6 +11,7 @@ from rerank_service.evaluation.collection import Collection
 from rerank_service.evaluation.first_stage import Bm25, choose_candidates, read_run
 from rerank_service.evaluation.measures import Figure, figure, measure
 from rerank_service.evaluation.scoring import by_query, engine_logits, tokenise
+from rerank_service.fitting import PassageWindows
 
 __all__ = ["Evaluation", "ModelFigures", "Task", "evaluate", "prepare_task"]
 
@@ -54,7 +55,7 @@ class ModelFigures:
     """Tokenising included, on this machine, all queries at once: a late-interaction engine encodes a passage once for
     all queries that share it."""
     truncated_pairs: float
-    """Share of the pairs that the window cut."""
+    """Share of the pairs of which a part was not scored."""
 
 
 @dataclass(frozen=True)
@@ -82,13 +83,17 @@ def prepare_task(collection: Collection, top_k: int, run: Path | None = None) ->
 
 
 def evaluate(
-    task: Task, models: Sequence[ModelConfig], recall_at: Sequence[int], progress: Progress = lambda *_: None
+    task: Task,
+    models: Sequence[ModelConfig],
+    recall_at: Sequence[int],
+    progress: Progress = lambda *_: None,
+    windows: PassageWindows | None = None,
 ) -> Evaluation:
-    """The first stage, then each model on the same candidates. Raises `CheckpointError`."""
+    """The first stage, then each model on the same candidates, long passages in `windows`. Raises `CheckpointError`."""
     collection = task.collection
     first = measure(collection.relevance, task.candidates, task.first_stage_scores, recall_at)
     rows = [ModelFigures(task.first_stage, None, {name: figure(row) for name, row in first.items()}, None, 0.0)]
-    rows += [_evaluate_model(task, model, recall_at, progress) for model in models]
+    rows += [_evaluate_model(task, model, recall_at, progress, windows) for model in models]
     return Evaluation(
         collection.name,
         len(task.candidates),
@@ -100,19 +105,23 @@ def evaluate(
     )
 
 
-def _evaluate_model(task: Task, model: ModelConfig, recall_at: Sequence[int], progress: Progress) -> ModelFigures:
+def _evaluate_model(
+    task: Task, model: ModelConfig, recall_at: Sequence[int], progress: Progress, windows: PassageWindows | None
+) -> ModelFigures:
     progress(f"loading {model.id}", 0, 1)
     engine = load_engine(model)
     started = time.perf_counter()
-    pairs = tokenise(engine, task.collection, task.candidates)
+    passages = tokenise(engine, task.collection, task.candidates, windows)
+    pairs = passages.pairs
     batch_tokens = model.batching.max_batch_tokens or engine.default_batch_tokens
     logits = engine_logits(engine, pairs, batch_tokens, lambda done: progress(model.id, done, len(pairs)))
     elapsed_s = time.perf_counter() - started
-    values = measure(task.collection.relevance, task.candidates, by_query(logits, task.candidates), recall_at)
+    scores = by_query(passages.best(logits), task.candidates)
+    values = measure(task.collection.relevance, task.candidates, scores, recall_at)
     return ModelFigures(
         model.id,
         engine.description,
         {name: figure(row) for name, row in values.items()},
-        len(pairs) / elapsed_s,
-        sum(pair.is_truncated for pair in pairs) / len(pairs),
+        task.num_pairs / elapsed_s,
+        sum(passages.is_truncated) / task.num_pairs,
     )

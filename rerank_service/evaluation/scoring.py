@@ -7,20 +7,26 @@ from itertools import islice
 from typing import Any
 
 from rerank_service.engine.pack import token_budget_batches
-from rerank_service.engine.protocol import EncodedPair, Engine, Truncate
+from rerank_service.engine.protocol import EncodedPair, Engine, PairT
+from rerank_service.engine.windows import EncodedPassages, encode_passages
 from rerank_service.evaluation.collection import Collection
 from rerank_service.evaluation.first_stage import Candidates, Scores
+from rerank_service.fitting import Fitting, PassageWindows
 
 __all__ = ["by_query", "engine_logits", "tokenise"]
 
 
-def tokenise(engine: Engine[Any], collection: Collection, candidates: Candidates) -> list[EncodedPair]:
+def tokenise(
+    engine: Engine[PairT], collection: Collection, candidates: Candidates, windows: PassageWindows | None = None
+) -> EncodedPassages[PairT]:
     """All pairs, query by query, in the order of the candidates."""
-    pairs: list[EncodedPair] = []
-    for query_id, passage_ids in candidates.items():
-        passages = [collection.passages[passage_id] for passage_id in passage_ids]
-        pairs += engine.tokenise(collection.queries[query_id], passages, Truncate.END)
-    return pairs
+    fitting = Fitting(windows=windows)
+    return EncodedPassages.joined(
+        [
+            encode_passages(engine, collection.queries[query_id], [collection.passages[one] for one in chosen], fitting)
+            for query_id, chosen in candidates.items()
+        ]
+    )
 
 
 def engine_logits(

@@ -117,9 +117,8 @@ class Answering:
                 model.id,
                 question.query,
                 question.passages,
-                call.truncate,
+                call.fitting,
                 timeout_s,
-                call.max_passage_tokens,
                 request_id,
             )
         except PairTooLong as error:

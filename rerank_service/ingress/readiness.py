@@ -5,6 +5,7 @@ import logging
 from collections.abc import Sequence
 
 from rerank_service.errors import RerankError
+from rerank_service.fitting import Fitting
 from rerank_service.ranker import Ranker
 
 __all__ = ["Readiness"]
@@ -43,7 +44,7 @@ class Readiness:
     async def _probe(self, model_id: str) -> None:
         while model_id in self._waiting:
             try:
-                await self._ranker.rank(model_id, _QUERY, [_PASSAGE], "END")
+                await self._ranker.rank(model_id, _QUERY, [_PASSAGE], Fitting())
             except RerankError as error:
                 logger.warning("not ready model=%s: %s", model_id, error.message)
                 await asyncio.sleep(_RETRY_S)

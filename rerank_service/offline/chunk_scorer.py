@@ -11,8 +11,10 @@ from operator import attrgetter
 from typing import Any, NamedTuple
 
 from rerank_service.config import ModelConfig
-from rerank_service.engine import EncodedPair, Engine, Truncate, load_engine
+from rerank_service.engine import Engine, load_engine
+from rerank_service.engine.windows import EncodedPassages, encode_passages
 from rerank_service.errors import BatchError, PairTooLong
+from rerank_service.fitting import Fitting
 from rerank_service.offline.plan import Chunk, ChunkReader
 from rerank_service.offline.records import Pair
 from rerank_service.offline.sources import InputFiles, open_source
@@ -26,7 +28,7 @@ class ScoringTask:
 
     files: InputFiles
     model: ModelConfig
-    truncate: Truncate
+    fitting: Fitting
 
 
 class ScoredChunk(NamedTuple):
@@ -50,7 +52,7 @@ class ChunkScorer:
     def __init__(self, task: ScoringTask, num_cpus: float | None = None) -> None:
         self._reader = ChunkReader(open_source(task.files))
         self._path = task.files.candidates or task.files.path
-        self._truncate = task.truncate
+        self._fitting = task.fitting
         self._engine: Engine[Any] = load_engine(task.model, num_cpus)
         self._batch_tokens = task.model.batching.max_batch_tokens or self._engine.default_batch_tokens
 
@@ -59,20 +61,21 @@ class ChunkScorer:
         from rerank_service.engine.score_all import score_all  # torch takes seconds; `load_engine` has them by now
 
         pairs = self._reader.read(chunk)
-        encoded = [one for group in _by_query(pairs) for one in self._tokenise(group)]
-        logits = score_all(self._engine, encoded, self._batch_tokens)
+        encoded = EncodedPassages.joined([self._encode(group) for group in _by_query(pairs)])
+        logits = encoded.best(score_all(self._engine, encoded.pairs, self._batch_tokens))
         return ScoredChunk(
             chunk=chunk.index,
             lines=b"".join(self._line(pair, logit) for pair, logit in zip(pairs, logits, strict=True)),
-            num_tokens=sum(one.num_tokens for one in encoded),
-            num_truncated=sum(one.is_truncated for one in encoded),
+            num_tokens=sum(encoded.num_tokens),
+            num_truncated=sum(encoded.is_truncated),
             engine=self._engine.description,
             peak_memory_bytes=peak_memory_bytes(),
         )
 
-    def _tokenise(self, group: Sequence[Pair]) -> list[EncodedPair]:
+    def _encode(self, group: Sequence[Pair]) -> EncodedPassages[Any]:
+        passages = [pair.passage for pair in group]
         try:
-            return self._engine.tokenise(group[0].query, [pair.passage for pair in group], self._truncate)
+            return encode_passages(self._engine, group[0].query, passages, self._fitting)
         except PairTooLong as error:
             number = group[error.index].number
             raise BatchError(f"{self._path}, line {number}: {error.message} (--truncate END cuts it)") from None

@@ -6,7 +6,7 @@ one of an undisturbed run.
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +137,8 @@ def _settings(task: ScoringTask, chunk_pairs: int, files: tuple[Path, ...], prog
         "input": {path.name: _digest(path, progress) for path in files},
         "model": model | engine,
         "checkpoint_files": {path.name: _digest(path, progress) for path in weights},
-        "truncate": task.truncate.value,
+        "truncate": task.fitting.truncate.value,
+        "windows": task.fitting.windows and asdict(task.fitting.windows),
         "chunk_pairs": chunk_pairs,
     }
 

@@ -10,7 +10,7 @@ from ray.serve import Application
 
 from rerank_service.app import bind_app
 from rerank_service.config import parse_config
-from rerank_service.engine import CacheCounts, DeviceFacts, EncodedPair, Engine, Truncate
+from rerank_service.engine import CacheCounts, DeviceFacts, EncodedPair, Engine, TokenSpan, Truncate
 from rerank_service.replica import Replica
 
 __all__ = ["MODEL", "POISON", "build_app", "poison_application"]
@@ -44,8 +44,8 @@ class FragileEngine:
         ids = np.full(1, query == POISON, dtype=np.int32)
         return [EncodedPair(ids, 10, False) for _ in passages]
 
-    def shorten(self, passages: Sequence[str], max_tokens: int) -> list[str]:
-        return list(passages)
+    def token_spans(self, texts: Sequence[str]) -> list[list[TokenSpan]]:
+        return [[] for _ in texts]
 
     def launch(self, pairs: Sequence[EncodedPair]) -> _Pending:
         if any(pair.token_ids[0] for pair in pairs):

@@ -44,6 +44,9 @@ def test_axe_finds_nothing(page: Page, service: Service, scheme: str, size: tupl
     assert_accessible(page)
 
     keyed = Visit(page, service.keyed_url)
+    expect(page.get_by_label("API key")).to_be_focused()
+    assert_accessible(page)
+    page.get_by_role("button", name="Rank", exact=True).click()
     expect(keyed.error_at("key")).to_contain_text("Missing")
     assert_accessible(page)
 

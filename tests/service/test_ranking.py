@@ -6,6 +6,7 @@ from typing import Any
 import httpx
 import pytest
 
+from rerank_service.fitting import Fitting
 from rerank_service.shards import cut_into_shards
 from rerank_service.version import __version__
 from tests.service.running import (
@@ -281,7 +282,7 @@ def _rank(client: httpx.Client, passages: list[str], model: str | None = LLAMA, 
 
 
 def _shards(service: Service, passages: list[str]) -> list[Any]:
-    return list(cut_into_shards("", "", QUERY, passages, "END", service.config.service.ingress.shard_tokens))
+    return list(cut_into_shards("", "", QUERY, passages, Fitting(), service.config.service.ingress.shard_tokens))
 
 
 def _metrics(client: httpx.Client, route: str) -> dict[str, float]:

@@ -98,7 +98,8 @@ BAD_BODIES: list[tuple[str, dict[str, Any], list[str | int], str, str]] = [
     ("too many passages", {"passages": [{"text": "a"}] * 5}, ["passages"], "too_many_passages",
      "passages has 5 entries; at most 4 are allowed, so split the request"),
     ("unknown field", {"top_n": 2}, ["top_n"], "extra_forbidden",
-     "top_n is not a field of this API; accepted here: model, query, passages, truncate"),
+     "top_n is not a field of this API; accepted here: model, query, passages, truncate, "
+     "passage_windows"),
     ("unknown inner field", {"passages": [{"text": "a", "title": "b"}]}, ["passages", 0, "title"], "extra_forbidden",
      "passages[0].title is not a field of this API; accepted here: text"),
     ("unknown truncate", {"truncate": "START"}, ["truncate"], "literal_error",
@@ -470,6 +471,58 @@ async def test_the_documentation_page_needs_no_other_host(client: httpx.AsyncCli
     page = (await client.get("/docs")).text
     assert "://" not in page.replace("http://www.w3.org", "")
     assert (await client.get("/static-offline-docs/swagger-ui-bundle.js")).status_code == 200
+
+
+LONG = " ".join(f"Sentence {number} is about nothing." for number in range(30))
+
+
+async def test_windows_are_off_unless_a_request_wants_them(client: httpx.AsyncClient) -> None:
+    """64 tokens is the window: what two passages have behind it is not seen, unless in windows."""
+    body = BODY | {"passages": [{"text": "short"}, {"text": LONG + " one end"}, {"text": LONG + " another end"}]}
+    cut = (await client.post("/v1/ranking", json=body)).json()
+    none = (await client.post("/v1/ranking", json=body | {"passage_windows": None})).json()
+    response = await client.post("/v1/ranking", json=body | {"passage_windows": {"max_per_passage": 16}})
+
+    assert none == cut
+    assert by_index(cut)[1] == by_index(cut)[2]
+    assert response.status_code == 200
+    in_windows = response.json()
+    assert by_index(in_windows)[0] == by_index(cut)[0]
+    assert in_windows["usage"]["total_tokens"] > 5 * cut["usage"]["total_tokens"]
+
+
+async def test_windows_may_be_refused_under_truncate_none(client: httpx.AsyncClient) -> None:
+    body = BODY | {"passages": [{"text": "short"}, {"text": LONG}], "truncate": "NONE"}
+    few = await client.post("/v1/ranking", json=body | {"passage_windows": {"max_per_passage": 2}})
+    many = await client.post("/v1/ranking", json=body | {"passage_windows": {}})
+
+    assert few.status_code == 400
+    assert few.json()["detail"][0]["loc"] == ["body", "passages", 1, "text"]
+    assert many.status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("options", "limit", "loc", "message"),
+    [
+        ({"max_per_passage": 17}, 16, ["max_per_passage"], "passage_windows.max_per_passage is 17; at most 16 are"),
+        ({}, 1, [], "passage_windows: this service ranks no passage in windows; leave it out"),
+        ({"max_per_passage": 0}, 16, ["max_per_passage"], "passage_windows.max_per_passage: Input should be greater"),
+        ({"tokens": 15}, 16, ["tokens"], "passage_windows.tokens: Input should be greater than or equal to 16"),
+        ({"overlap_tokens": -1}, 16, ["overlap_tokens"], "passage_windows.overlap_tokens: Input should be greater"),
+        ({"stride": 3}, 16, ["stride"], "accepted here: max_per_passage, tokens, overlap_tokens"),
+    ],
+)
+async def test_windows_that_cannot_be_are_refused_by_name(
+    models: list[ModelConfig], options: dict[str, int], limit: int, loc: list[str], message: str
+) -> None:
+    replicas = {model.id: LocalReplica(model) for model in models}
+    async with client_of(local_api(models, replicas, limits={"max_windows_per_passage": limit})) as c:
+        response = await c.post("/v1/ranking", json=BODY | {"passage_windows": options})
+
+    assert response.status_code == 400
+    (problem,) = response.json()["detail"]
+    assert problem["loc"] == ["body", "passage_windows", *loc]
+    assert message in problem["msg"]
 
 
 async def test_a_client_can_shorten_the_time_limit_and_not_lengthen_it(models: list[ModelConfig]) -> None:

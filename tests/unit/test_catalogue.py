@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -23,11 +24,11 @@ from transformers import (
 )
 
 from rerank_service.catalogue import CATALOGUE, KnownModel, known_model
-from rerank_service.catalogue.fit import Gpu, Machine, fit, needed_bytes
+from rerank_service.catalogue.fit import Gpu, Machine, fit, gigabytes, needed_bytes
 from rerank_service.catalogue.prompts import YES_NO_PROMPTS
 from rerank_service.checkpoints.make import Architecture, count_parameters
 from rerank_service.checkpoints.shapes import shape_of
-from rerank_service.config import EngineKind
+from rerank_service.config import EngineConfig, EngineKind
 from rerank_service.engine.machine import _container_bytes, _physical_bytes, this_machine
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
@@ -139,6 +140,7 @@ def test_numbers_are_those_of_the_published_shape(name: str) -> None:
 
     assert known(name).num_parameters == sum(parameter.numel() for parameter in model.parameters())
     assert (known(name).hidden_size, known(name).intermediate_size) == (config.hidden_size, config.intermediate_size)
+    assert known(name).laid_out_heads == (config.num_attention_heads if model_class is DEBERTA else 0)
     assert known(name).architecture.endswith(f"{config.num_hidden_layers} layers of {config.hidden_size}")
 
 
@@ -171,10 +173,13 @@ def test_what_may_not_be_sold_says_so() -> None:
 
 def test_memory_is_weights_activations_and_the_process() -> None:
     model = known("bge-reranker-base")
-    activations = 4_096 * (4 * 768 + 3 * 3072)
+    activations = 4_096 * (12 * 768 + 7 * 3072)
     assert needed_bytes(model, on_gpu=False, is_half=False) == 4 * (278_044_417 + activations) + 1_000_000_000
+    laid_out = known("mxbai-rerank-base-v1")
+    activations = 4_096 * (12 * 768 + 7 * 3072) + 5 * 4_096 * 12 * 512
+    assert needed_bytes(laid_out, on_gpu=False, is_half=False) == 4 * (184_422_913 + activations) + 1_000_000_000
     long = known("Qwen3-Reranker-0.6B")  # one pair of its window is more than a CPU's batch
-    activations = 8_192 * (4 * 1024 + 3 * 3072)
+    activations = 8_192 * (12 * 1024 + 7 * 3072)
     assert needed_bytes(long, on_gpu=False, is_half=True) == 2 * (595_776_512 + activations) + 1_000_000_000
 
 
@@ -212,3 +217,54 @@ def test_a_container_may_use_what_it_is_allowed(tmp_path: Path) -> None:
     limit.write_text("4000000000\n")
     assert _container_bytes(limit) == 4_000_000_000
     assert this_machine().memory_bytes > 0
+
+
+MODELS_HEAD = "| model | engine | parameters | window | memory on a GPU | on a CPU in float32 | licence |"
+SOURCES_HEAD = "| model | files | query and passage | logit | note |"
+
+
+def models_row(model: KnownModel) -> str:
+    engine = model.engine.value.replace("yes_no", "yes/no").replace("_", " ") if model.engine else "none"
+    sized = model.num_parameters is not None and model.hidden_size is not None
+    memory = [gigabytes(needed_bytes(model, on_gpu=gpu, is_half=gpu)) if sized else "" for gpu in (True, False)]
+    parameters = f"{model.num_parameters:,}" if model.num_parameters else ""
+    licence = model.licence if model.is_commercial else f"{model.licence}, **not for commercial use**"
+    cells = [
+        f"`{model.name}`",
+        f"{engine}: {model.architecture}",
+        parameters,
+        f"{model.pair_tokens:,}",
+        *memory,
+        licence,
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def sources_row(model: KnownModel) -> str:
+    commit = f" at `{model.revision}`" if model.revision else ""
+    files = f"`{model.hub_id}`{commit}" if model.hub_id else "no public ones found"
+    logit, template = ("", "") if model.refusal else (model.logit, model.template)
+    return f"| {' | '.join([f'`{model.name}`', files, _code(template), logit, model.refusal or model.note])} |"
+
+
+def _code(template: str) -> str:
+    return f"`{template}`" if "{" in template else template
+
+
+def test_the_page_has_the_tables_of_the_catalogue() -> None:
+    """A failure shows what belongs there."""
+    tables = [
+        [MODELS_HEAD, "|---|---|---|---|---|---|---|", *map(models_row, CATALOGUE)],
+        [SOURCES_HEAD, "|---|---|---|---|---|", *map(sources_row, CATALOGUE)],
+    ]
+    page = PAGE.read_text()
+    for table in tables:
+        assert "\n".join(table) in page, "\n".join(table)
+
+
+def test_the_pages_prompts_are_configurations() -> None:
+    blocks = re.findall(r"```yaml\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    configurations = [EngineConfig.model_validate(one["engine"]) for one in yaml.safe_load_all(blocks[0])]
+    assert len(blocks) == 1
+    assert configurations[0].instruction
+    assert configurations[1].yes_no is not None

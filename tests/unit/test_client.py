@@ -24,6 +24,7 @@ from rerank_service.client import (
     ErrorDetail,
     InvalidRequestError,
     ModelNotFoundError,
+    PassageWindows,
     RankedPassage,
     Ranking,
     RateLimitedError,
@@ -315,6 +316,15 @@ def test_what_goes_over_the_wire(rank: Rank) -> None:
     assert request.headers["content-type"] == "application/json"
     passages = [{"text": "là"}, {"text": "東京"}]
     assert request.body == {"model": "m", "query": {"text": "où?"}, "passages": passages, "truncate": "END"}
+
+
+def test_windows_go_over_the_wire(rank: Rank) -> None:
+    with scripted() as server:
+        rank(server.url, "q", PASSAGES, windows=PassageWindows(8, overlap_tokens=4))
+    assert server.seen[0].body["passage_windows"] == {"max_per_passage": 8, "tokens": None, "overlap_tokens": 4}
+    with scripted() as server:
+        rank(server.url, "q", PASSAGES)
+    assert "passage_windows" not in server.seen[0].body
 
 
 def test_connections_are_used_again() -> None:

@@ -244,8 +244,7 @@ WRONG: list[tuple[str, dict[str, Any], int, str]] = [
     ("cohere v2", {"documents": ["a", 5]}, 400, 'documents[1] must be a string or {"text": "..."}'),
     ("cohere v2", {"relevant_spans": {}}, 400, "relevant_spans is not a field of this API; accepted here: model, "
      "query, documents, top_n, max_tokens_per_doc, return_documents, priority"),
-    ("cohere v1", {"max_chunks_per_doc": 2}, 400, "max_chunks_per_doc: only 1 is supported, a longer document is cut; "
-     "leave it out or split the text"),
+    ("cohere v1", {"max_chunks_per_doc": 0}, 400, "max_chunks_per_doc: Input should be greater than or equal to 1"),
     ("cohere v1", {"documents": [{"title": "a"}]}, 400, "documents[0] must be a string, or an object with text in: "
      "text"),
     ("cohere v1", {"documents": [5]}, 400, "documents has an entry that is neither a string nor an object"),
@@ -347,6 +346,34 @@ async def test_a_document_is_cut_at_its_own_limit(client: httpx.AsyncClient, nam
 
     assert score_of(places(whole)[0]) == pytest.approx(probability((await logits_of(client, [words]))[0]), abs=1e-6)
     assert score_of(places(cut)[0]) != score_of(places(whole)[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "wish"), [("cohere v1", {"max_chunks_per_doc": 16}), ("cohere v2", {"max_tokens_per_doc": 4096})]
+)
+async def test_cohere_ranks_a_long_document_in_windows_when_asked(
+    client: httpx.AsyncClient, name: str, wish: dict[str, int]
+) -> None:
+    body = {"query": {"text": QUERY}, "passages": [{"text": LONG}], "passage_windows": {}}
+    expected = (await client.post("/v1/ranking", json=body)).json()
+    (best,) = expected["rankings"]
+
+    cut = (await ask(client, name, documents=[LONG])).json()
+    in_windows = (await ask(client, name, documents=[LONG], **wish)).json()
+
+    assert score_of(places(in_windows)[0]) == pytest.approx(probability(best["logit"]), abs=1e-9)
+    assert score_of(places(cut)[0]) == pytest.approx(probability((await logits_of(client, [LONG]))[0]), abs=1e-9)
+    assert in_windows["meta"]["tokens"]["input_tokens"] == expected["usage"]["total_tokens"]
+    assert in_windows["meta"]["tokens"]["input_tokens"] > 2 * cut["meta"]["tokens"]["input_tokens"]
+
+
+async def test_cohere_gets_no_more_windows_than_the_service_allows(model: ModelConfig) -> None:
+    api = local_api([model], {model.id: LocalReplica(model)}, limits={"max_windows_per_passage": 1})
+    async with client_of(api) as client:
+        for name, wish in (("cohere v1", {"max_chunks_per_doc": 10}), ("cohere v2", {"max_tokens_per_doc": 4096})):
+            assert (await ask(client, name, documents=[LONG], **wish)).json()["results"] == (
+                await ask(client, name, documents=[LONG])
+            ).json()["results"]
 
 
 async def test_objects_with_text_are_documents(client: httpx.AsyncClient) -> None:

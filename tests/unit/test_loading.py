@@ -6,7 +6,7 @@ import torch
 
 from rerank_service.checkpoints.resolve import resolve_checkpoint
 from rerank_service.config import CheckpointConfig
-from rerank_service.engine import load_engine, loading
+from rerank_service.engine import Truncate, load_engine, loading
 from rerank_service.errors import CheckpointError
 from tests.models import local_model
 
@@ -37,6 +37,25 @@ def test_remote_code_is_refused(checkpoints: dict[str, Path], tmp_path: Path) ->
         load_engine(local_model(tmp_path))
 
     assert not marker.exists()
+
+
+def test_a_native_model_that_names_code_loads_once_its_engine_is_set(
+    checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((checkpoints["bert"] / name).read_bytes())
+    config = json.loads((checkpoints["bert"] / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoConfig": "code.Config"}}))
+    (tmp_path / "code.py").write_text("raise SystemExit('was run')\n")
+
+    with pytest.raises(CheckpointError, match="setting engine.kind tries that"):
+        load_engine(local_model(tmp_path))
+    engine, original = (
+        load_engine(local_model(folder, engine={"kind": "sequence_classifier"}))
+        for folder in (tmp_path, checkpoints["bert"])
+    )
+    pairs = engine.tokenise("a question", ["a passage"], Truncate.END)
+    assert engine.score(pairs) == original.score(pairs)
 
 
 def test_an_unknown_architecture_says_what_can_be_set(checkpoints: dict[str, Path], tmp_path: Path) -> None:

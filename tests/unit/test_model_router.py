@@ -9,6 +9,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from rerank_service.config import RerankConfig
 from rerank_service.errors import PairTooLong, ReplicaUnavailable, UnknownModel
+from rerank_service.fitting import Fitting
 from rerank_service.model_router import ModelRouter
 from rerank_service.shards import Shard, ShardScores
 
@@ -21,7 +22,7 @@ CONFIG = RerankConfig.model_validate(
         "service": {"default_model": "nvidia/mistral"},
     }
 )
-SHARD = Shard("r", "nvidia/mistral", "q", ("p",), (0,), "END", 9, 9)
+SHARD = Shard("r", "nvidia/mistral", "q", ("p",), (0,), Fitting(), 9, 9)
 SCORED = ShardScores((1.5,), (9,), (False,), 0.0, 0.0, 0.0)
 
 

@@ -8,6 +8,7 @@ import pytest
 from rerank_service import pool_replica
 from rerank_service.config import ModelConfig, PoolConfig
 from rerank_service.errors import UnknownModel
+from rerank_service.fitting import Fitting
 from rerank_service.pool_replica import PoolReplica
 from rerank_service.shards import Shard
 
@@ -32,7 +33,7 @@ def _own_logs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def shard(model: str) -> Shard:
-    return Shard("r", model, "q", ("p",), (0,), "END", 10, 10)
+    return Shard("r", model, "q", ("p",), (0,), Fitting(), 10, 10)
 
 
 async def test_a_caller_that_leaves_does_not_take_back_the_load() -> None:

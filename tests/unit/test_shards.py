@@ -1,13 +1,14 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rerank_service.fitting import Fitting, Truncate
 from rerank_service.ranking import rank_by_logit
 from rerank_service.shards import cut_into_shards, estimate_tokens
 
 
 @given(st.lists(st.text(max_size=300), min_size=1, max_size=60), st.integers(50, 5000))
 def test_every_distinct_passage_is_in_one_shard_within_the_size(passages: list[str], shard_tokens: int) -> None:
-    shards = list(cut_into_shards("r", "m", "a query", passages, "END", shard_tokens))
+    shards = list(cut_into_shards("r", "m", "a query", passages, Fitting(), shard_tokens))
 
     assert [passage for shard in shards for passage in shard.passages] == list(dict.fromkeys(passages))
     for shard in shards:
@@ -17,14 +18,19 @@ def test_every_distinct_passage_is_in_one_shard_within_the_size(passages: list[s
 
 
 def test_a_small_request_stays_whole() -> None:
-    (shard,) = cut_into_shards("r", "m", "q", list("abc"), "NONE", 10_000)
+    (shard,) = cut_into_shards("r", "m", "q", list("abc"), Fitting(Truncate.NONE), 10_000)
 
-    assert (shard.request_id, shard.model, shard.indices, shard.truncate) == ("r", "m", (0, 1, 2), "NONE")
+    assert (shard.request_id, shard.model, shard.indices, shard.fitting) == (
+        "r",
+        "m",
+        (0, 1, 2),
+        Fitting(Truncate.NONE),
+    )
 
 
 def test_shards_are_even() -> None:
     """Four replicas finish together, rather than one last and small."""
-    shards = list(cut_into_shards("r", "m", "q", [f"{n:03} " + "word " * 100 for n in range(100)], "END", 3600))
+    shards = list(cut_into_shards("r", "m", "q", [f"{n:03} " + "word " * 100 for n in range(100)], Fitting(), 3600))
 
     sizes = [len(shard.passages) for shard in shards]
     assert len(sizes) == 4

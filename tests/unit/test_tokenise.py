@@ -36,20 +36,6 @@ def test_templates_that_cannot_hold_a_pair_are_refused(template: str) -> None:
         tokenise.checked_template(template)
 
 
-@pytest.mark.parametrize("kind", ["bert", "llama_bidirec"])
-def test_a_text_is_shortened_at_the_end_of_a_token(checkpoints: dict[str, Path], kind: str) -> None:
-    tokenizer = tokenise.load_tokenizer(checkpoints[kind])
-    long, short = "Naïve café, 東京は 🎉 " * 20, "a b"
-
-    shortened, untouched = tokenise.shorten_texts(tokenizer, [long, short], 12)
-
-    (encoding,) = tokenizer.encode_batch([long], add_special_tokens=False)
-    assert untouched == short
-    assert long.startswith(shortened)
-    assert len(shortened) == encoding.offsets[11][1]
-    assert tokenise.shorten_texts(tokenizer, [long], len(encoding.ids)) == [long]
-
-
 def test_cut_to_window() -> None:
     ids, is_cut = tokenise.cut_to_window([1, 2, 3, 4], 3, Truncate.END, 0)
     assert (ids.tolist(), is_cut) == ([1, 2, 3], True)

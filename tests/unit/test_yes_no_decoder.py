@@ -40,7 +40,7 @@ PREFIX = (
 )
 SUFFIX = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
 INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"
-OWN_PROMPT = {"parts": ["q {query}\n", "p {passage}", "\nyes or no: "], "yes": "yes", "no": "no"}
+OWN_PROMPT = {"parts": ["q {query}\n", "p {passage}", "\nyes or no: "], "yes_word": "yes", "no_word": "no"}
 SIZES: dict[str, Any] = {
     "hidden_size": 64,
     "intermediate_size": 128,
@@ -137,7 +137,7 @@ def test_each_family_equals_transformers(
 
 def test_without_a_no_the_logit_is_that_of_yes(tmp_path: Path, checkpoints: dict[str, Path]) -> None:
     folder, tokenizer = checkpoints["qwen3"], tokenizer_of(checkpoints["qwen3"])
-    engine = load_engine(local_model(folder, engine={"yes_no": OWN_PROMPT | {"no": None}}))
+    engine = load_engine(local_model(folder, engine={"yes_no": OWN_PROMPT | {"no_word": None}}))
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
     (logit,) = engine.score(engine.tokenise(QUERY, ["Paris"], Truncate.END))
@@ -230,7 +230,7 @@ def test_an_instruction_takes_the_place_of_the_published_one(checkpoints: dict[s
 def test_what_cannot_be_asked_is_refused(checkpoints: dict[str, Path]) -> None:
     folder = checkpoints["qwen3"]
     for settings, message in [
-        ({"engine": {"yes_no": OWN_PROMPT | {"yes": "certainly not"}}}, "'certainly not' is .* tokens"),
+        ({"engine": {"yes_no": OWN_PROMPT | {"yes_word": "certainly not"}}}, "'certainly not' is .* tokens"),
         ({"engine": {"yes_no": OWN_PROMPT, "instruction": "judge"}}, "no place for one"),
         ({"window_tokens": 64}, r"the prompt alone takes \d+ tokens, and the window is 64"),
     ]:

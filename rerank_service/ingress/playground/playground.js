@@ -376,8 +376,10 @@ function showRefusal(refusal) {
     words.set(field, [...(words.get(field) ?? []), msg]);
     if (field === "passages" && loc[2] in rows) rows[loc[2]].mark.textContent = "refused";
   }
+  const isGreeting = !keyIsWanted(); // nobody has done anything wrong yet: the form itself says what is wanted
   if (words.has("key")) askForKey();
   for (const [field, messages] of words) {
+    if (field === "key" && isGreeting) continue;
     $(`${field}-error`).textContent = messages.join("\n");
     $(field)?.setAttribute("aria-invalid", "true");
   }

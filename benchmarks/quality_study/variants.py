@@ -1,0 +1,104 @@
+"""What is compared with what, and on which sets. Runs nothing."""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from rerank_service.config import Dtype, LateInteractionHead
+from rerank_service.fitting import PassageWindows
+
+__all__ = ["DEFAULT", "SECTIONS", "SETS", "Comparison", "Set", "Variant"]
+
+COSINE = LateInteractionHead(cosine_weight=1, maxsim_weight=0, bias=0)
+DEFAULT_HEAD = LateInteractionHead()
+MAXSIM = LateInteractionHead(cosine_weight=0, maxsim_weight=1, bias=0)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to run the embedded model."""
+
+    label: str = field(compare=False)
+    dtype: Dtype = Dtype.INT8
+    window_tokens: int | None = None
+    """Null: the checkpoint's own, 256."""
+    head: LateInteractionHead = DEFAULT_HEAD
+    windows: PassageWindows | None = None
+    is_shuffled: bool = False
+    """Pairs in random order, in small batches, without a cache."""
+
+
+class Comparison(NamedTuple):
+    """A variant and what it is held against, query by query and pair by pair."""
+
+    variant: Variant
+    base: Variant
+
+
+class Set(NamedTuple):
+    """A collection and how much of it is ranked."""
+
+    name: str
+    top_k: int
+    sections: tuple[str, ...]
+    max_queries: int | None = None
+    joined: int | None = None
+    """Passages of `name` that make one of this set's. Null: it is `name` itself."""
+
+    @property
+    def label(self) -> str:
+        parts = [f"{self.joined} joined"] if self.joined else []
+        return ", ".join([self.name, *parts, *([f"{self.max_queries} queries"] if self.max_queries else [])])
+
+
+SETS = (
+    Set("noveleval", 20, ("scorers", "truncation", "long", "order")),
+    Set("covid-faq", 100, ("scorers", "truncation", "long")),
+    Set("nq-heldout", 20, ("scorers", "truncation")),
+    Set("pubmedqa-l", 20, ("scorers", "truncation", "long")),
+    Set("covid-faq", 27, ("long",), joined=8),
+    Set("nq-heldout", 20, ("long",), max_queries=300, joined=8),
+    Set("covid-faq", 20, ("order",), max_queries=50),
+)
+
+DEFAULT = Variant("the default, int8")
+_BY_DTYPE = {
+    Dtype.FLOAT32: Variant("the default, float32", Dtype.FLOAT32),
+    Dtype.BFLOAT16: Variant("the default, bfloat16", Dtype.BFLOAT16),
+    Dtype.INT8: DEFAULT,
+}
+
+SECTIONS: dict[str, tuple[Comparison, ...]] = {
+    "scorers": tuple(
+        Comparison(variant, DEFAULT)
+        for variant in (
+            Variant("cosine, float32", Dtype.FLOAT32, head=COSINE),
+            Variant("MaxSim, float32", Dtype.FLOAT32, head=MAXSIM),
+            *_BY_DTYPE.values(),
+        )
+    ),
+    "truncation": tuple(
+        Comparison(variant, DEFAULT)
+        for variant in (
+            Variant("cut at 64", window_tokens=64),
+            Variant("cut at 128", window_tokens=128),
+            Variant("cut at 256, the default"),
+            Variant("cut at 512", window_tokens=512),
+        )
+    ),
+    "long": tuple(
+        Comparison(variant, DEFAULT)
+        for variant in (
+            Variant("cut at 256, the default"),
+            Variant("cut at 512", window_tokens=512),
+            Variant("windows of 250, no overlap", windows=PassageWindows(64, overlap_tokens=0)),
+            Variant("windows of 250, overlap 32", windows=PassageWindows(64)),
+            Variant("windows of 250, overlap 125", windows=PassageWindows(64, overlap_tokens=125)),
+            Variant("windows of 128, overlap 32", windows=PassageWindows(64, tokens=128)),
+            Variant("windows of 64, overlap 16", windows=PassageWindows(64, tokens=64, overlap_tokens=16)),
+        )
+    ),
+    "order": tuple(
+        Comparison(Variant(f"{dtype}, shuffled, small batches", dtype, is_shuffled=True), variant)
+        for dtype, variant in _BY_DTYPE.items()
+    ),
+}
