@@ -158,7 +158,7 @@ class _Classifier(Reference):
 
     def encode(self, query: str, passage: str) -> ReferenceTokens:
         if len(self._tokenizer([query], [""])["input_ids"][0]) >= self.window_tokens:
-            raise CheckpointError(f"a window of {self.window_tokens} tokens is too small for the queries asked here")
+            raise _too_small(self.window_tokens)
         return self._tokens([query], [passage], truncation="only_second").of_pair
 
     @torch.inference_mode()
@@ -212,6 +212,8 @@ class _YesNoDecoder(Reference):
         excess = sum(map(len, parts)) - self.window_tokens
         if excess > 0:
             cut = next(place for place, part in enumerate(self._prompt.parts) if "{passage}" in part)
+            if excess > len(parts[cut]):
+                raise _too_small(self.window_tokens)
             parts[cut] = parts[cut][:-excess]
         token_ids = tuple(token for part in parts for token in part)
         inputs = {"input_ids": torch.tensor([token_ids], device=self._model.device)}
@@ -222,8 +224,8 @@ class _YesNoDecoder(Reference):
         logits = self._model(**tokens.inputs[0], use_cache=False).logits  # [1, 1] or [1, L, V]
         if self._is_classifier:  # one that was converted: its row is that of yes less that of no
             return float(logits)
-        yes = float(logits[0, -1, self._word(self._prompt.yes)])
-        return yes if self._prompt.no is None else yes - float(logits[0, -1, self._word(self._prompt.no)])
+        yes = float(logits[0, -1, self._word(self._prompt.yes_word)])
+        return yes if self._prompt.no_word is None else yes - float(logits[0, -1, self._word(self._prompt.no_word)])
 
     def _word(self, word: str) -> int:
         return int(self._tokenizer(word, add_special_tokens=False)["input_ids"][0])
@@ -247,6 +249,10 @@ def load_reference(kind: EngineKind, folder: Path, settings: ModelConfig, device
         return _REFERENCES[kind](folder, settings, device)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise CheckpointError(f"transformers cannot load {folder}: {error}") from error
+
+
+def _too_small(window_tokens: int) -> CheckpointError:
+    return CheckpointError(f"a window of {window_tokens} tokens is too small for the queries asked here")
 
 
 def _load(model_class: Any, folder: Path, device: torch.device, **settings: Any) -> Any:
