@@ -15,6 +15,7 @@ from rerank_service.cli.plan import plan
 from rerank_service.cli.pull import pull_command
 from rerank_service.cli.rank import rank
 from rerank_service.cli.serve import serve
+from rerank_service.cli.verify import verify_command
 from rerank_service.version import __version__
 
 __all__ = ["main"]
@@ -35,6 +36,7 @@ app.command("pull")(pull_command)
 app.command()(rank)
 app.command()(batch)
 app.command("eval")(evaluate_command)
+app.command("verify")(verify_command)
 app.command("make-checkpoint")(make_checkpoint_command)
 app.command()(plan)
 app.add_typer(bench, name="bench")

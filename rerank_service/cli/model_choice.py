@@ -9,7 +9,7 @@ from rerank_service.cli.check import checked_config
 from rerank_service.cli.console import fail
 from rerank_service.config import CheckpointConfig, Dtype, ModelConfig, readable_problems
 
-__all__ = ["choose_model"]
+__all__ = ["choose_model", "is_source"]
 
 
 def choose_model(name: str | None, config: str, dtype: Dtype | None = None) -> ModelConfig:
@@ -18,13 +18,14 @@ def choose_model(name: str | None, config: str, dtype: Dtype | None = None) -> M
     A source is `package:NAME`, a folder (starts with `/`, `.` or `~`), or a hub id or an object store's folder with its
     revision, `organisation/name@COMMIT`. Ends the program for what is none of these.
     """
-    model = _by_source(name) if name is not None and _is_source(name) else _by_name(name, config)
+    model = _by_source(name) if name is not None and is_source(name) else _by_name(name, config)
     if dtype is None:
         return model
     return model.model_copy(update={"engine": model.engine.model_copy(update={"dtype": dtype})})
 
 
-def _is_source(name: str) -> bool:
+def is_source(name: str) -> bool:
+    """Whether it names files rather than a model of the configuration."""
     return name.startswith(("package:", "/", ".", "~")) or "@" in name or "://" in name
 
 

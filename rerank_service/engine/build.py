@@ -22,7 +22,7 @@ from rerank_service.engine.sequence_classifier import SequenceClassifierEngine, 
 from rerank_service.engine.yes_no_decoder import YesNoDecoderEngine, load_yes_no_decoder
 from rerank_service.errors import CheckpointError
 
-__all__ = ["load_engine", "warm_up"]
+__all__ = ["engine_kind", "load_engine", "warm_up"]
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ def load_engine(model: ModelConfig, num_cpus: float | None = None) -> Engine[Any
         os.environ.setdefault(name, capacity)
     torch.set_num_threads(model.engine.num_threads or _threads(num_cpus))
     folder = resolve_checkpoint(model.checkpoint)
-    engine = _LOADERS[_kind(folder, model.engine)](folder, model.engine, model.window_tokens)
+    engine = _LOADERS[engine_kind(folder, model.engine)](folder, model.engine, model.window_tokens)
     engine.flops_per_token = 2.0 * loading.num_linear_weights(folder)
     warm_up(engine)
     if engine.device.type == "cuda":
@@ -78,7 +78,7 @@ def warm_up(engine: Engine[Any]) -> None:
         raise CheckpointError(f"the first pair has logit {logit} ({engine.description}); try dtype: float32")
 
 
-def _kind(folder: Path, options: EngineConfig) -> EngineKind:
+def engine_kind(folder: Path, options: EngineConfig) -> EngineKind:
     if options.kind is not EngineKind.AUTO:
         return options.kind
     return recognise_engine(loading.read_model_config(folder), str(folder))

@@ -7,7 +7,8 @@ import pytest
 from typer.testing import CliRunner
 
 from rerank_service.cli.main import app
-from tests.service.running import KEY, LLAMA, MINILM, Service
+from rerank_service.config import RerankConfig
+from tests.service.running import KEY, LLAMA, MINILM, MISTRAL, Service
 
 runner = CliRunner()
 
@@ -44,3 +45,15 @@ def test_rank_with_a_key(service: Service, passages: str) -> None:
     assert refused.exit_code == 2
     assert "401: Missing API key" in refused.stderr
     assert sorted(ranking["index"] for ranking in json.loads(answered.stdout)["rankings"]) == [0, 1]
+
+
+def test_verify_tells_the_model_from_another(service: Service, config: RerankConfig) -> None:
+    folder = config.models[0].checkpoint.source
+    command = ["verify", folder, "--dtype", "float32", "--url", service.url, "--json"]
+
+    right = runner.invoke(app, [*command, "--served-as", LLAMA])
+    wrong = runner.invoke(app, [*command, "--served-as", MISTRAL])
+
+    assert right.exit_code == 0, right.output
+    assert json.loads(right.stdout)["served"] == f"the service at {service.url}"
+    assert wrong.exit_code == 1, wrong.output

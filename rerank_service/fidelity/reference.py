@@ -1,0 +1,305 @@
+"""The plain run that a served model is held against: transformers' own classes, one pair at a time, in float32.
+
+Nothing is shared with the engines: transformers' tokenizer cuts to the window, transformers' configuration reads
+config.json, attention is its `eager` one (the whole matrix, its mask written out); there is no packing and no padding.
+
+A new kind of engine gets its reference here: a class with `encode` and `logit`, and a line in `_REFERENCES`.
+"""
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import safe_open
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+    MistralConfig,
+    MistralForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
+from transformers.utils import logging as transformers_logging
+
+from rerank_service.catalogue.prompts import YES_NO_PROMPTS
+from rerank_service.config import EngineKind, ModelConfig
+from rerank_service.errors import CheckpointError
+
+__all__ = ["Reference", "ReferenceTokens", "load_reference"]
+
+_NVIDIA_TEMPLATE = "question:{query} \n \n passage:{passage}"
+"""As the model card of nvidia/llama-nemotron-rerank-1b-v2 has it."""
+
+_NO_LIMIT = 1_000_000
+"""Tokenizers that know no window name a number beyond any."""
+
+
+class ReferenceTokens(NamedTuple):
+    """A pair as the model is to see it."""
+
+    token_ids: tuple[int, ...]
+    """Of the pair; of the passage alone where query and passage are read apart."""
+    num_tokens: int
+    """Of query and passage, special tokens included."""
+    is_cut: bool
+    """Whether the window cut it."""
+    inputs: tuple[dict[str, torch.Tensor], ...]
+    """What the model is called with, one call a text, `[1, L]` each."""
+
+
+class _Inputs(NamedTuple):
+    """What the tokenizer makes of a text or a pair of texts."""
+
+    tensors: dict[str, torch.Tensor]
+    token_ids: tuple[int, ...]
+    is_cut: bool
+
+    @property
+    def of_pair(self) -> ReferenceTokens:
+        """Where query and passage are read together."""
+        return ReferenceTokens(self.token_ids, len(self.token_ids), self.is_cut, (self.tensors,))
+
+
+class Reference(ABC):
+    """A model as its publishers run it."""
+
+    def __init__(self, folder: Path, model: Any, tokenizer: Any, window_tokens: int | None) -> None:
+        self._model = model
+        self._tokenizer = tokenizer
+        self.window_tokens = _window(model, tokenizer, window_tokens, folder)
+        self.num_parameters = sum(parameter.numel() for parameter in model.parameters())
+
+    @abstractmethod
+    def encode(self, query: str, passage: str) -> ReferenceTokens:
+        """The pair cut to the window."""
+
+    @abstractmethod
+    def logit(self, tokens: ReferenceTokens) -> float:
+        """Of one pair alone."""
+
+    def _tokens(self, *texts: list[str], truncation: bool | str = True) -> _Inputs:
+        encoded = self._tokenizer(
+            *texts,  # as lists: a single empty passage would count as none at all
+            truncation=truncation,
+            max_length=self.window_tokens,
+            return_tensors="pt",
+            return_token_type_ids=getattr(self._model.config, "type_vocab_size", 0) > 1,
+        )
+        tensors = {name: tensor.to(self._model.device) for name, tensor in encoded.items()}
+        is_cut = bool(encoded.encodings[0].overflowing)
+        return _Inputs(tensors, tuple(encoded["input_ids"][0].tolist()), is_cut)
+
+
+class _Prompt(NamedTuple):
+    """What a decoder checkpoint says of its use beside its weights."""
+
+    template: str
+    pooling: str
+    temperature: float
+
+    @classmethod
+    def of(cls, raw: dict[str, Any], model: ModelConfig) -> "_Prompt":
+        """What the files say stands; a configuration is believed only where they are silent.
+
+        Under the model type `llama_bidirec`, NVIDIA's own, files without a template mean NVIDIA's.
+        """
+        options = model.engine
+        configured = None if raw["model_type"] == "llama_bidirec" else options.prompt_template
+        return cls(
+            raw.get("prompt_template") or configured or _NVIDIA_TEMPLATE,
+            raw.get("pooling") or options.pooling or "avg",
+            float(raw.get("temperature") or options.temperature or 1.0),
+        )
+
+
+class _Decoder(Reference):
+    """`score(pool(states)) / temperature` of the whole templated string, under attention in both directions."""
+
+    def __init__(self, folder: Path, settings: ModelConfig, device: torch.device) -> None:
+        raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        is_llama = raw["model_type"].startswith("llama")
+        config: Any = (LlamaConfig if is_llama else MistralConfig).from_pretrained(folder)
+        config.is_causal = False
+        config.num_labels = 1
+        config.sliding_window = None
+        classes = LlamaForSequenceClassification if is_llama else MistralForSequenceClassification
+        model = _load(classes, folder, device, config=config)
+        super().__init__(folder, model, _tokenizer(folder), settings.window_tokens)
+        self._prompt = _Prompt.of(raw, settings)
+        self._score_bias = _score_bias(folder)
+
+    def encode(self, query: str, passage: str) -> ReferenceTokens:
+        return self._tokens([self._prompt.template.format(query=query, passage=passage)]).of_pair
+
+    @torch.inference_mode()
+    def logit(self, tokens: ReferenceTokens) -> float:
+        # The class's own forward reads the last token, as a causal model must.
+        states = self._model.model(input_ids=tokens.inputs[0]["input_ids"], use_cache=False).last_hidden_state[0]
+        pooled = {
+            "avg": states.mean(0),
+            "weighted_avg": states.sum(0),  # its published formula, whatever its name
+            "cls": states[0],
+            "last": states[-1],
+        }[self._prompt.pooling]
+        return (float(self._model.score(pooled)) + self._score_bias) / self._prompt.temperature
+
+
+class _Classifier(Reference):
+    """The model's one label for the pair that its tokenizer makes."""
+
+    def __init__(self, folder: Path, settings: ModelConfig, device: torch.device) -> None:
+        model = _load(AutoModelForSequenceClassification, folder, device)
+        super().__init__(folder, model, _tokenizer(folder), settings.window_tokens)
+
+    def encode(self, query: str, passage: str) -> ReferenceTokens:
+        if len(self._tokenizer([query], [""])["input_ids"][0]) >= self.window_tokens:
+            raise _too_small(self.window_tokens)
+        return self._tokens([query], [passage], truncation="only_second").of_pair
+
+    @torch.inference_mode()
+    def logit(self, tokens: ReferenceTokens) -> float:
+        return float(self._model(**tokens.inputs[0]).logits)
+
+
+class _LateInteraction(Reference):
+    """`a * cosine + b * maxsim + c` of two texts encoded apart; the three numbers are the configuration's."""
+
+    def __init__(self, folder: Path, settings: ModelConfig, device: torch.device) -> None:
+        window = settings.window_tokens or _sentence_transformers_window(folder)
+        super().__init__(folder, _load(AutoModel, folder, device), _tokenizer(folder), window)
+        self._head = settings.engine.head
+
+    def encode(self, query: str, passage: str) -> ReferenceTokens:
+        of_query, of_passage = self._tokens([query]), self._tokens([passage])
+        return ReferenceTokens(
+            of_passage.token_ids,
+            len(of_query.token_ids) + len(of_passage.token_ids),
+            of_query.is_cut or of_passage.is_cut,
+            (of_query.tensors, of_passage.tensors),
+        )
+
+    @torch.inference_mode()
+    def logit(self, tokens: ReferenceTokens) -> float:
+        query, passage = (self._model(**inputs).last_hidden_state[0] for inputs in tokens.inputs)  # [L, H]
+        words = query[1:-1] if len(query) > 2 else query  # without [CLS] and [SEP]
+        between = torch.cosine_similarity(words[:, None], passage[None], dim=-1)  # [Nq, Np]
+        maxsim = between.max(1).values.mean()
+        cosine = torch.cosine_similarity(query.mean(0), passage.mean(0), dim=0)
+        return float(self._head.cosine_weight * cosine + self._head.maxsim_weight * maxsim + self._head.bias)
+
+
+class _YesNoDecoder(Reference):
+    """By how much the language model's next word is rather yes than no; the prompt's parts are tokenised apart."""
+
+    def __init__(self, folder: Path, settings: ModelConfig, device: torch.device) -> None:
+        raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        self._is_classifier = any(name.endswith("ForSequenceClassification") for name in raw["architectures"])
+        classes = AutoModelForSequenceClassification if self._is_classifier else AutoModelForCausalLM
+        super().__init__(folder, _load(classes, folder, device), _tokenizer(folder), settings.window_tokens)
+        self._prompt = settings.engine.yes_no or YES_NO_PROMPTS[raw["model_type"]]
+        self._instruction = settings.engine.instruction or self._prompt.instruction
+
+    def encode(self, query: str, passage: str) -> ReferenceTokens:
+        texts = [
+            part.format(query=query, passage=passage, instruction=self._instruction) for part in self._prompt.parts
+        ]
+        parts = [self._tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+        excess = sum(map(len, parts)) - self.window_tokens
+        if excess > 0:
+            cut = next(place for place, part in enumerate(self._prompt.parts) if "{passage}" in part)
+            if excess > len(parts[cut]):
+                raise _too_small(self.window_tokens)
+            parts[cut] = parts[cut][:-excess]
+        token_ids = tuple(token for part in parts for token in part)
+        inputs = {"input_ids": torch.tensor([token_ids], device=self._model.device)}
+        return ReferenceTokens(token_ids, len(token_ids), excess > 0, (inputs,))
+
+    @torch.inference_mode()
+    def logit(self, tokens: ReferenceTokens) -> float:
+        logits = self._model(**tokens.inputs[0], use_cache=False).logits  # [1, 1] or [1, L, V]
+        if self._is_classifier:  # one that was converted: its row is that of yes less that of no
+            return float(logits)
+        yes = float(logits[0, -1, self._word(self._prompt.yes_word)])
+        return yes if self._prompt.no_word is None else yes - float(logits[0, -1, self._word(self._prompt.no_word)])
+
+    def _word(self, word: str) -> int:
+        return int(self._tokenizer(word, add_special_tokens=False)["input_ids"][0])
+
+
+_REFERENCES: dict[EngineKind, Callable[[Path, ModelConfig, torch.device], Reference]] = {
+    EngineKind.BIDIRECTIONAL_DECODER: _Decoder,
+    EngineKind.SEQUENCE_CLASSIFIER: _Classifier,
+    EngineKind.LATE_INTERACTION: _LateInteraction,
+    EngineKind.YES_NO_DECODER: _YesNoDecoder,
+}
+
+
+def load_reference(kind: EngineKind, folder: Path, settings: ModelConfig, device: torch.device) -> Reference:
+    """Holds the whole model in float32: let go of it before anything else is loaded. Raises `CheckpointError`."""
+    if kind not in _REFERENCES:
+        raise CheckpointError(f"there is no reference for the engine {kind.value} to verify it against")
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        return _REFERENCES[kind](folder, settings, device)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise CheckpointError(f"transformers cannot load {folder}: {error}") from error
+
+
+def _too_small(window_tokens: int) -> CheckpointError:
+    return CheckpointError(f"a window of {window_tokens} tokens is too small for the queries asked here")
+
+
+def _load(model_class: Any, folder: Path, device: torch.device, **settings: Any) -> Any:
+    model, report = model_class.from_pretrained(
+        folder,
+        dtype=torch.float32,
+        attn_implementation="eager",
+        use_safetensors=True,
+        local_files_only=True,
+        output_loading_info=True,
+        **settings,
+    )
+    if report["missing_keys"]:
+        raise CheckpointError(f"{folder} lacks tensors: {', '.join(sorted(report['missing_keys'])[:3])}")
+    return model.to(device).eval()
+
+
+def _tokenizer(folder: Path) -> Any:
+    return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+
+
+def _window(model: Any, tokenizer: Any, configured: int | None, folder: Path) -> int:
+    known = [tokenizer.model_max_length] if tokenizer.model_max_length < _NO_LIMIT else []
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions is not None:
+        known.append(positions - _first_position(model))
+    if configured is None and not known:
+        raise CheckpointError(f"{folder} does not say how long a pair may be; set window_tokens")
+    return configured or int(min(known))
+
+
+def _first_position(model: Any) -> int:
+    """RoBERTa's table of positions has a padding row, behind which its sequences begin."""
+    table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
+    padding = getattr(table, "padding_idx", None)
+    return 0 if padding is None else int(padding) + 1
+
+
+def _sentence_transformers_window(folder: Path) -> int | None:
+    path = folder / "sentence_bert_config.json"
+    return json.loads(path.read_text(encoding="utf-8")).get("max_seq_length") if path.is_file() else None
+
+
+def _score_bias(folder: Path) -> float:
+    """transformers' classes have no room for it."""
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as tensors:
+            if "score.bias" in tensors.keys():  # noqa: SIM118 - not a dict
+                return float(tensors.get_tensor("score.bias"))
+    return 0.0

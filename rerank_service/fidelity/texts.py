@@ -1,0 +1,93 @@
+"""The questions a model is verified on, written for this project. Must not know models.
+
+Lengths from nothing to 312 words, several scripts, markup that looks like special tokens or like a template, twins that
+differ in a word, and a passage longer than any window.
+"""
+
+from itertools import cycle, islice
+from typing import NamedTuple
+
+__all__ = ["QUESTIONS", "Question", "over_long_question"]
+
+
+class Question(NamedTuple):
+    """A query and the passages it is asked about."""
+
+    query: str
+    passages: tuple[str, ...]
+
+
+_BEES = (
+    "A colony of honey bees does not sleep through the winter. When the days get short, the queen lays fewer eggs "
+    "and the drones are turned out. The workers that hatch in autumn live for six months instead of six weeks: they "
+    "have gathered no nectar and raised no brood, and their bodies are full of protein. Once it is colder than "
+    "about ten degrees outside, the bees draw together into a ball around the queen. Those inside uncouple their "
+    "wings and tremble with their flight muscles, which burns honey and gives off heat; those outside stand close, "
+    "heads inwards, and are the blanket. From time to time they change places. The middle of the ball stays above "
+    "twenty degrees as long as there is no brood, and near thirty-five once there is. A colony eats fifteen to "
+    "twenty kilograms of honey from October to April, and most of it in the last two months, when the queen has "
+    "begun to lay again and nothing is in flower yet. More colonies starve in March than freeze in January."
+)
+_LIGHTHOUSE = (
+    "The lamp of the old lighthouse burnt whale oil, then rape oil, then paraffin, and every four hours the keeper "
+    "wound up the weight that turned the lens. In fog he fired a gun. Ships' captains wrote down the rhythm of the "
+    "light, two flashes and a pause of nine seconds, because no other light on that coast had it, and so they knew "
+    "where they were."
+)
+
+QUESTIONS = (
+    Question(
+        "How do honey bees survive the winter?",
+        (
+            "Honey bees survive the winter by clustering around the queen and shivering to keep warm.",
+            "Honey bees do not survive the winter by clustering around the queen; wasps' queens winter alone.",
+            "Bumblebee colonies die in autumn. Only the young queens live on, each by itself, in a hole in the ground.",
+            _BEES,
+            f"{_LIGHTHOUSE} {_BEES} {_LIGHTHOUSE}",
+            _LIGHTHOUSE,
+            "The winter timetable comes into force on 14 December at 00:01.",
+            "bees",
+            "",
+            "養蜂場では、ミツバチは冬の間、女王蜂を囲んで球状に集まり、筋肉を震わせて体温を保ちます。",
+            "Зимой пчёлы собираются в клуб вокруг матки и греются, сокращая мышцы; корма уходит до двадцати кило.",
+            "🐝🐝❄️ → 🔥? 👩‍🌾 says: “they shiver”",
+        ),
+    ),
+    Question(
+        "東京から大阪まで新幹線で何時間かかりますか。",
+        (
+            "東海道新幹線の「のぞみ」は、東京と新大阪の間をおよそ二時間半で結んでいます。",
+            "大阪城は豊臣秀吉によって築かれ、現在の天守閣は一九三一年に再建されたものです。",
+            "The fastest train from Tokyo to Osaka takes about two and a half hours.",
+            "Tokyo has about fourteen million inhabitants.",
+            "从北京到上海的高铁大约需要四个半小时。",
+        ),
+    ),
+    Question(
+        "TypeError: 'NoneType' object is not iterable",
+        (
+            "for row in cursor.fetchone():  # fetchone() returns None when there is no row left\n    print(row[0])\n",
+            "A function without a return statement returns None, and a for loop over None raises this error.",
+            "{query} and {passage} in braces, %s, <s>[INST] [SEP] [CLS] <|end_of_text|> </s>: text like any other.",
+            "question:what is reranking \n \n passage:a second look at what the first stage found",
+            "\t  leading,   double and trailing   white space \n\n and a line of its own \r\n",
+            "naïve façade, Ω≈ç√∫, ½ + ⅓ = ⅚, zero\u200bwidth, e\u0301 and é",
+        ),
+    ),
+    Question(
+        "Wie kündige ich einen Mietvertrag?",
+        (
+            "Die Kündigung einer Wohnung muss schriftlich erfolgen; die Frist beträgt für Mieter drei Monate.",
+            "Ein Kaufvertrag über ein Grundstück muss notariell beurkundet werden.",
+            "A tenant in Germany gives notice in writing, three months ahead.",
+            "Der Mietwagen ist vollgetankt und sauber zurückzugeben.",
+        ),
+    ),
+)
+"""Short ones beside long ones, so that a batch holds strangers; 1,550 tokens to all-MiniLM-L6-v2."""
+
+
+def over_long_question(window_tokens: int) -> Question:
+    """A passage of more words than a window has tokens: every tokenizer must cut it."""
+    words = islice(cycle(_BEES.split()), window_tokens + 1)
+    return Question("How do bees keep warm?", (" ".join(words),))
