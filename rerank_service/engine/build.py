@@ -81,7 +81,15 @@ def warm_up(engine: Engine[Any]) -> None:
 def engine_kind(folder: Path, options: EngineConfig) -> EngineKind:
     if options.kind is not EngineKind.AUTO:
         return options.kind
-    return recognise_engine(loading.read_model_config(folder), str(folder))
+    raw = loading.read_model_config(folder)
+    kind = recognise_engine(raw, str(folder))
+    if kind is EngineKind.BIDIRECTIONAL_DECODER and "pooling" not in raw and options.pooling is None:
+        logger.warning(
+            "%s says neither how it attends nor how it pools: taken for NVIDIA's, with full attention and average "
+            "pooling. If it is one, set engine.kind: bidirectional_decoder; a causal classifier would rank wrongly",
+            folder,
+        )
+    return kind
 
 
 def _threads(num_cpus: float | None) -> int:

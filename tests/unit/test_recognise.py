@@ -1,10 +1,13 @@
 """What is made of published config.json files; only the keys that decide are given."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rerank_service.config import EngineKind
+from rerank_service.config import EngineConfig, EngineKind
+from rerank_service.engine.build import engine_kind
 from rerank_service.engine.recognise import recognise_engine
 from rerank_service.errors import CheckpointError
 
@@ -64,3 +67,27 @@ def test_what_has_no_engine_is_refused_with_the_reason_and_what_there_is(config:
 
     assert str(caught.value).startswith("some/model ")
     assert "There are engines for sequence classifiers of one label" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_warned"),
+    [({}, True), ({"pooling": "avg"}, False), ({"model_type": "llama_bidirec", "pooling": "avg"}, False)],
+)
+def test_a_decoder_that_may_be_causal_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, settings: dict[str, Any], is_warned: bool
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config_of("LlamaForSequenceClassification", "llama") | settings))
+
+    with caplog.at_level("WARNING"):
+        assert engine_kind(tmp_path, EngineConfig()) is EngineKind.BIDIRECTIONAL_DECODER
+
+    assert ("a causal classifier would rank wrongly" in caplog.text) == is_warned
+
+
+def test_who_names_the_engine_is_not_warned(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config_of("MistralForSequenceClassification", "mistral")))
+
+    assert (
+        engine_kind(tmp_path, EngineConfig(kind=EngineKind.BIDIRECTIONAL_DECODER)) is EngineKind.BIDIRECTIONAL_DECODER
+    )
+    assert caplog.text == ""
