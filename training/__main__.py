@@ -1,10 +1,12 @@
 """`python -m training`: train a candidate, choose its mixing weight on the dev split, judge it on held-out sets."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 import typer
 
@@ -75,43 +77,78 @@ def choose(
         interpolate(model, start, end, mix)
         rows.append({"mix": mix} | _dev_means(model, dev))
         typer.echo(json.dumps(rows[-1]))
-    report = provenance(_PACKAGES) | {"recipe": asdict(RECIPES[recipe]), "num_dev": len(dev), "dev": rows}
-    (out / f"{recipe}-dev.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    _write(out / f"{recipe}-dev.json", {"recipe": asdict(RECIPES[recipe]), "num_dev": len(dev), "dev": rows})
 
 
 @app.command()
 def judge(
     folders: Annotated[list[Path], typer.Argument(exists=True, file_okay=False, help="Held-out sets.")],
-    recipe: Annotated[str, typer.Option(help="The candidate; its default is judged beside it.")],
+    recipe: Annotated[str, typer.Option(help="The candidate's recipe.")],
     out: Out,
-    mix: Annotated[float, typer.Option(min=0, max=1, help="Share of what was learnt, chosen on the dev split.")] = 1.0,
+    mix: Annotated[float, typer.Option(min=0, max=1, help="Share of what was learnt; 0 is the default.")] = 1.0,
     top_k: Annotated[int, typer.Option(min=1, help="BM25's passages a query, unless judged.")] = 100,
     max_queries: Annotated[int | None, typer.Option(min=1, help="The first ones of each set.")] = None,
     threads: Threads = 1,
 ) -> None:
-    """Candidate and default on the same candidates of held-out sets; writes OUT/RECIPE-judged.json."""
+    """nDCG@10 of every query of held-out sets; writes OUT/judged/NAME/SET.json, NAME being `default` or RECIPE-MIX."""
     torch.set_num_threads(threads)
     model = _model(RECIPES[recipe], None)
-    start = learnt(model)
-    load(model, out / f"{recipe}.safetensors")
-    end = learnt(model)
-    default, candidate = {}, {}
+    if mix > 0:
+        start = learnt(model)
+        load(model, out / f"{recipe}.safetensors")
+        interpolate(model, start, learnt(model), mix)
+    name = f"{recipe}-{mix}" if mix > 0 else "default"
     for folder in folders:
         task = prepare_task(read_collection(folder, max_queries=max_queries), top_k)
-        for share, values in ((0.0, default), (mix, candidate)):
-            interpolate(model, start, end, share)
-            values[folder.name] = ndcg_by_query(model, task)
-        typer.echo(f"{folder.name}: {default[folder.name].mean():.4f} {candidate[folder.name].mean():.4f}")
-    report = provenance(_PACKAGES) | {
-        "recipe": asdict(RECIPES[recipe]),
-        "mix": mix,
-        "top_k": top_k,
-        "num_queries": {name: len(values) for name, values in default.items()},
-        "default": {name: float(values.mean()) for name, values in default.items()},
-        "candidate": {name: float(values.mean()) for name, values in candidate.items()},
-        "difference": paired_difference(candidate, default),
-    }
-    (out / f"{recipe}-judged.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        ndcg = ndcg_by_query(model, task)
+        figures = {"candidates": task.chosen_by, "num_queries": len(ndcg), "ndcg": float(ndcg.mean())}
+        typer.echo(f"{name} on {folder.name}: {json.dumps(figures)}")
+        _write(out / "judged" / name / f"{folder.name}.json", figures | {"ndcg_by_query": ndcg.tolist()})
+
+
+@app.command()
+def compare(
+    names: Annotated[list[str], typer.Argument(help="Folders below OUT/judged.")],
+    out: Out,
+    without: Annotated[
+        list[str] | None, typer.Option(help="Sets whose like was trained on: also without them.")
+    ] = None,
+) -> None:
+    """Differences from the default with their paired 95% intervals; writes OUT/comparison.json."""
+    default = _judged(out, "default")
+    report: dict[str, Any] = {"default": {name: figures["ndcg"] for name, figures in default.items()}}
+    for name in names:
+        candidate = _judged(out, name)
+        report[name] = {
+            "ndcg": {name: figures["ndcg"] for name, figures in candidate.items()},
+            "difference": _difference(candidate, default, ()),
+            "difference_without": _difference(candidate, default, without or ()),
+        }
+    typer.echo(json.dumps(report, indent=2))
+    _write(out / "comparison.json", report)
+
+
+def _judged(out: Path, name: str) -> dict[str, dict[str, Any]]:
+    paths = sorted((out / "judged" / name).glob("*.json"))
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in paths}
+
+
+def _difference(
+    candidate: dict[str, dict[str, Any]], default: dict[str, dict[str, Any]], without: Sequence[str]
+) -> dict[str, Any]:
+    """Over the sets that both were judged on. Raises `ValueError` where the candidates of the sets differ."""
+    common = [name for name in candidate if name in default and name not in without]
+    for name in common:
+        if any(candidate[name][key] != default[name][key] for key in ("candidates", "num_queries")):
+            raise ValueError(f"{name} was not judged on the same passages")
+    return paired_difference(
+        *({name: np.array(judged[name]["ndcg_by_query"]) for name in common} for judged in (candidate, default))
+    )
+
+
+def _write(path: Path, report: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(provenance(_PACKAGES) | report, indent=2) + "\n", encoding="utf-8")
 
 
 def _recipe(name: str, steps: int | None) -> Recipe:

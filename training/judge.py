@@ -57,10 +57,10 @@ def _read_apart(model: Scorer, encoded: Encoded, task: Task, queries: Sequence[s
         batch = model.encode([texts[row] for row in rows])
         for place, row in enumerate(rows):
             asking = askers[passages[row]]
-            of_asking = encoded[torch.tensor([query for query, _ in asking])]
+            of_asking = encoded[torch.tensor([asker for asker, _ in asking])]
             logits = model.head.all_pairs(of_asking, batch[place : place + 1])[:, 0].tolist()
-            for (query, position), logit in zip(asking, logits, strict=True):
-                scores[queries[query]][position] = logit
+            for (asker, position), logit in zip(asking, logits, strict=True):
+                scores[queries[asker]][position] = logit
     return scores
 
 

@@ -1,7 +1,8 @@
 """The default's encoder and head with more to learn, all of it absent at step 0, where it scores as the default.
 
-Learnt beside the encoder's upper layers: how much each query token counts, a bonus for tokens found again as they are,
-and, in the cross-encoder, gated attention of passage tokens to the query's. Knows nothing of data or losses.
+Learnt beside the encoder's upper layers: how much each query token counts, bonuses for tokens found again as they are
+and for the passage's best window, and, in the cross-encoder, gated attention of passage tokens to the query's. Knows
+nothing of data or losses.
 """
 
 import math
@@ -24,6 +25,9 @@ __all__ = ["Encoded", "Head", "Scorer"]
 _DEFAULT = LateInteractionHead()
 _IN_FLOAT32 = torch.autocast("cpu", enabled=False)
 """The engine compares states in float32 whatever the encoder's precision; so does the head here."""
+
+
+_WINDOW_TOKENS = 32
 
 
 @dataclass
@@ -50,6 +54,7 @@ class Head(nn.Module):
         self.cosine_weight = nn.Parameter(torch.tensor(_DEFAULT.cosine_weight))
         self.maxsim_weight = nn.Parameter(torch.tensor(_DEFAULT.maxsim_weight))
         self.lexical_weight = nn.Parameter(torch.tensor(0.0))
+        self.window_weight = nn.Parameter(torch.tensor(0.0))
         self.bias = nn.Parameter(torch.tensor(_DEFAULT.bias))
         self.importance = nn.Linear(2 * hidden_size + 1, 2)
         nn.init.zeros_(self.importance.weight)
@@ -64,9 +69,11 @@ class Head(nn.Module):
         sims = sims.view(*q.shape[:2], *p.shape[:2])
         best = sims.masked_fill(~passages.mask, -1.0).amax(-1)  # [Q, Lq, P]
         same = queries.token_ids[:, :, None, None] == passages.token_ids
-        cosine = _means(queries) @ _means(passages).T
+        means = _means(queries)  # [Q, H]
+        cosine = means @ _means(passages).T
+        window = torch.einsum("qh,pwh->qpw", means, _window_means(passages)).amax(-1)  # [Q, P]
         weights = self.token_weights(queries)[:, :, None]  # [Q, Lq, 1, 2]
-        return self._join(cosine, (weights[..., 0] * best).sum(1), (weights[..., 1] * same.any(-1)).sum(1))
+        return self._join(cosine, window, (weights[..., 0] * best).sum(1), (weights[..., 1] * same.any(-1)).sum(1))
 
     @_IN_FLOAT32
     def own_pairs(self, queries: Encoded, passages: Encoded) -> torch.Tensor:
@@ -74,9 +81,11 @@ class Head(nn.Module):
         sims = F.normalize(queries.states, dim=-1) @ F.normalize(passages.states, dim=-1).transpose(1, 2)
         best = sims.masked_fill(~passages.mask[:, None], -1.0).amax(-1)  # [B, Lq]
         same = (queries.token_ids[:, :, None] == passages.token_ids[:, None]).any(-1)
-        cosine = (_means(queries) * _means(passages)).sum(-1)
+        means = _means(queries)  # [B, H]
+        cosine = (means * _means(passages)).sum(-1)
+        window = torch.einsum("bh,bwh->bw", means, _window_means(passages)).amax(-1)  # [B]
         weights = self.token_weights(queries)  # [B, Lq, 2]
-        return self._join(cosine, (weights[..., 0] * best).sum(-1), (weights[..., 1] * same).sum(-1))
+        return self._join(cosine, window, (weights[..., 0] * best).sum(-1), (weights[..., 1] * same).sum(-1))
 
     def token_weights(self, queries: Encoded) -> torch.Tensor:
         """Shares of the query's words in MaxSim and in what is found again, `[Q, Lq, 2]`; equal until learnt.
@@ -93,8 +102,16 @@ class Head(nn.Module):
         scores = self.importance(torch.cat(parts, -1)).masked_fill(~queries.words[..., None], -torch.inf)
         return scores.softmax(1)
 
-    def _join(self, cosine: torch.Tensor, maxsim: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
-        return self.cosine_weight * cosine + self.maxsim_weight * maxsim + self.lexical_weight * found + self.bias
+    def _join(
+        self, cosine: torch.Tensor, window: torch.Tensor, maxsim: torch.Tensor, found: torch.Tensor
+    ) -> torch.Tensor:
+        return (
+            self.cosine_weight * cosine
+            + self.window_weight * window
+            + self.maxsim_weight * maxsim
+            + self.lexical_weight * found
+            + self.bias
+        )
 
 
 class Scorer(nn.Module):
@@ -169,6 +186,16 @@ class Scorer(nn.Module):
 
     def _heads(self, states: torch.Tensor) -> torch.Tensor:
         return states.unflatten(-1, (self._num_heads, -1)).transpose(1, 2)  # [B, heads, L, D]
+
+
+def _window_means(texts: Encoded) -> torch.Tensor:
+    """Unit-length means `[B, W, H]` of windows at every half, each at least half full; zeros beyond a text's end."""
+    half = _WINDOW_TOKENS // 2
+    states = F.pad((texts.states * texts.mask[..., None]).transpose(1, 2), (0, _WINDOW_TOKENS))  # [B, H, L + 32]
+    means = F.avg_pool1d(states, _WINDOW_TOKENS, half).transpose(1, 2)
+    starts = torch.arange(means.size(1)) * half
+    is_full = (starts == 0) | (starts + half <= texts.mask.sum(1, keepdim=True))  # [B, W]
+    return F.normalize(means, dim=-1) * is_full[..., None]
 
 
 def _means(texts: Encoded) -> torch.Tensor:

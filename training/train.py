@@ -69,7 +69,7 @@ def _batches(groups: Sequence[Group], recipe: Recipe) -> Iterator[list[Group]]:
 
 def _parameter_groups(model: Scorer, recipe: Recipe) -> list[dict[str, object]]:
     head = model.head
-    scalars = [head.cosine_weight, head.maxsim_weight, head.lexical_weight, head.bias, model.gates]
+    scalars = [head.cosine_weight, head.maxsim_weight, head.lexical_weight, head.window_weight, head.bias, model.gates]
     return [
         {
             "params": [weight for weight in model.encoder.parameters() if weight.requires_grad],

@@ -25,7 +25,8 @@ QUERY = "What is the capital of France?"
 PASSAGES = [
     "Paris is the capital and largest city of France.",
     "Berlin.",
-    "The French Revolution began in 1789, when the Estates General met at Versailles.",
+    "The French Revolution began in 1789, when the Estates General met at Versailles, and ended in November 1799 with the "
+    "coup of 18 Brumaire; many of its ideas are held to be fundamental to what people now call liberal democracy.",
 ]
 OTHER = "who discovered penicillin"
 
@@ -83,6 +84,18 @@ def test_closed_gates_can_open(late: Scorer) -> None:
     pair_logits(model, queries, model.tokenise(PASSAGES), [0, 0, 0])[0].backward()
 
     assert bool((model.gates.grad != 0).all())
+
+
+def test_what_is_learnt_does_not_see_the_padding() -> None:
+    model = scorer()
+    with torch.no_grad():
+        model.head.window_weight.fill_(5.0)
+        model.head.lexical_weight.fill_(5.0)
+        together = all_logits(model)
+        queries = model.encode(model.tokenise([QUERY]))
+        alone = [model.head.all_pairs(queries, model.encode(model.tokenise([text])))[0, 0] for text in PASSAGES]
+
+    torch.testing.assert_close(together[0], torch.stack(alone), atol=1e-4, rtol=0)
 
 
 def test_token_weights_are_shares_of_the_words(late: Scorer) -> None:
