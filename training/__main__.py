@@ -20,6 +20,7 @@ from training.dev import dev_ndcg
 from training.judge import ndcg_by_query, paired_difference
 from training.model import Scorer
 from training.recipes import RECIPES, Recipe
+from training.speed import pairs_per_second
 from training.train import train
 from training.weights import interpolate, learnt, load
 
@@ -126,6 +127,26 @@ def compare(
         }
     typer.echo(json.dumps(report, indent=2))
     _write(out / "comparison.json", report)
+
+
+@app.command()
+def speed(
+    folder: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="Whose pairs are scored.")],
+    recipe: RecipeName,
+    out: Out,
+    num_queries: Annotated[int, typer.Option(min=1)] = 5,
+    num_rounds: Annotated[int, typer.Option(min=1)] = 7,
+    threads: Threads = 1,
+) -> None:
+    """Pairs per second of the candidate and of the default, in turn, bfloat16; writes OUT/RECIPE-speed.json."""
+    torch.set_num_threads(threads)
+    candidate = _model(RECIPES[recipe], None)
+    load(candidate, out / f"{recipe}.safetensors")
+    default = _model(RECIPES["late"], None)
+    task = prepare_task(read_collection(folder, max_queries=num_queries), 100)
+    figures = pairs_per_second({"default": default, "candidate": candidate}, task, num_rounds)
+    typer.echo(json.dumps(figures))
+    _write(out / f"{recipe}-speed.json", {"num_threads": threads, "num_pairs": task.num_pairs} | figures)
 
 
 def _judged(out: Path, name: str) -> dict[str, dict[str, Any]]:

@@ -25,8 +25,8 @@ QUERY = "What is the capital of France?"
 PASSAGES = [
     "Paris is the capital and largest city of France.",
     "Berlin.",
-    "The French Revolution began in 1789, when the Estates General met at Versailles, and ended in November 1799 with the "
-    "coup of 18 Brumaire; many of its ideas are held to be fundamental to what people now call liberal democracy.",
+    "The French Revolution began in 1789, when the Estates General met at Versailles, and ended in November 1799 with "
+    "the coup of 18 Brumaire; many of its ideas are held to be fundamental to what people now call liberal democracy.",
 ]
 OTHER = "who discovered penicillin"
 
