@@ -44,9 +44,8 @@ bench: $(VENV)/.installed-bench ## engines, the service, then its peers side by 
 train: $(VENV)/.installed-bench ## a candidate for a better embedded default, trained and judged (training/README.md); two hours on two cores
 	$(BIN)/python -m training train $(TRAIN_ON) $(RECIPE) --out $(TRAINED)
 	$(BIN)/python -m training choose $(TRAIN_ON) $(RECIPE) --out $(TRAINED)
-	$(BIN)/python -m training judge $(HELD_OUT) --recipe $(RECIPE) --mix 0 --out $(TRAINED)
-	$(BIN)/python -m training judge $(HELD_OUT) --recipe $(RECIPE) --mix $(MIX) --out $(TRAINED)
-	$(BIN)/python -m training compare $(RECIPE)-$(MIX) --without nq-heldout --out $(TRAINED)
+	$(BIN)/python -m training judge $(HELD_OUT) --model default --model $(RECIPE)@$(MIX) --out $(TRAINED)
+	$(BIN)/python -m training compare $(RECIPE)@$(MIX) --without nq-heldout --out $(TRAINED)
 
 format: $(VENV)/.installed-dev ## rewrite the code the way `make check` wants it
 	$(BIN)/ruff check --fix .

