@@ -12,7 +12,8 @@ __all__ = ["interpolate", "learnt", "load", "save"]
 
 def learnt(model: Scorer) -> dict[str, torch.Tensor]:
     """Copies of all that is trained, by name."""
-    return {name: weight.detach().clone() for name, weight in model.named_parameters() if weight.requires_grad}
+    trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad and weight.numel()}
+    return {name: weight.detach().clone() for name, weight in trained.items()}
 
 
 def save(model: Scorer, path: Path) -> None:
@@ -28,7 +29,8 @@ def load(model: Scorer, path: Path) -> None:
     weights = dict(model.named_parameters())
     with torch.no_grad():
         for name, weight in load_file(path).items():
-            weights[name].copy_(weight)
+            if weight.numel():  # a model without cross layers has no gates
+                weights[name].copy_(weight)
 
 
 def interpolate(model: Scorer, start: dict[str, torch.Tensor], end: dict[str, torch.Tensor], share: float) -> None:
