@@ -9,7 +9,6 @@ RESULTS ?= .bench/results
 
 TRAIN_ON ?= ../shared/data/train/groups.jsonl.gz
 HELD_OUT ?= $(addprefix ../shared/data/,noveleval covid-faq pubmedqa-l nq-heldout)
-RECIPE ?= late
 MIX ?= 0.5
 TRAINED ?= .bench/training
 
@@ -41,11 +40,12 @@ bench: $(VENV)/.installed-bench ## engines, the service, then its peers side by 
 	$(BIN)/python -m benchmarks.service --json $(RESULTS)/service-cpu.json
 	$(BIN)/python -m benchmarks.peers --json $(RESULTS)/peers-cpu.json $(PEERS)
 
-train: $(VENV)/.installed-bench ## a candidate for a better embedded default, trained and judged (training/README.md); two hours on two cores
-	$(BIN)/python -m training train $(TRAIN_ON) $(RECIPE) --out $(TRAINED)
-	$(BIN)/python -m training choose $(TRAIN_ON) $(RECIPE) --out $(TRAINED)
-	$(BIN)/python -m training judge $(HELD_OUT) --model default --model $(RECIPE)@$(MIX) --out $(TRAINED)
-	$(BIN)/python -m training compare $(RECIPE)@$(MIX) --without nq-heldout --out $(TRAINED)
+train: $(VENV)/.installed-bench ## a candidate for a better embedded default (training/README.md); about an hour on two cores
+	$(BIN)/python -m training train $(TRAIN_ON) late --out $(TRAINED)
+	$(BIN)/python -m training train $(TRAIN_ON) later --start $(TRAINED)/late.safetensors --out $(TRAINED)
+	$(BIN)/python -m training choose $(TRAIN_ON) later --out $(TRAINED)
+	$(BIN)/python -m training judge $(HELD_OUT) --model default --model later@$(MIX) --out $(TRAINED)
+	$(BIN)/python -m training compare later@$(MIX) --without nq-heldout --out $(TRAINED)
 
 format: $(VENV)/.installed-dev ## rewrite the code the way `make check` wants it
 	$(BIN)/ruff check --fix .
