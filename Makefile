@@ -9,7 +9,7 @@ RESULTS ?= .bench/results
 
 TRAIN_ON ?= ../shared/data/train/groups.jsonl.gz
 HELD_OUT ?= $(addprefix ../shared/data/,noveleval covid-faq pubmedqa-l nq-heldout)
-MIX ?= 0.5
+MIX ?= 0.75
 TRAINED ?= .bench/training
 
 export RAY_USAGE_STATS_ENABLED = 0
