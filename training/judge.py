@@ -1,6 +1,6 @@
 """nDCG@10 of finished candidates on held-out sets, query by query, and its difference from the default's.
 
-Looked at once, for candidates named beforehand: nothing is chosen by these figures.
+For candidates named beforehand: nothing may be chosen by these figures. The README says where that was not kept.
 """
 
 from collections import defaultdict
