@@ -7,9 +7,14 @@ PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -
 
 RESULTS ?= .bench/results
 
+TRAIN_ON ?= ../shared/data/train/groups.jsonl.gz
+HELD_OUT ?= $(addprefix ../shared/data/,noveleval covid-faq pubmedqa-l nq-heldout)
+MIX ?= 0.75
+TRAINED ?= .bench/training
+
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: serve test clients chaos check bench format clean
+.PHONY: serve test clients chaos check bench train format clean
 
 serve: $(VENV)/.installed ## install, then serve on http://127.0.0.1:8000
 	$(BIN)/rerank-service serve $(CONFIG)
@@ -34,6 +39,13 @@ bench: $(VENV)/.installed-bench ## engines, the service, then its peers side by 
 	$(BIN)/rerank-service bench engine
 	$(BIN)/python -m benchmarks.service --json $(RESULTS)/service-cpu.json
 	$(BIN)/python -m benchmarks.peers --json $(RESULTS)/peers-cpu.json $(PEERS)
+
+train: $(VENV)/.installed-bench ## a candidate for a better embedded default (training/README.md); about an hour on two cores
+	$(BIN)/python -m training train $(TRAIN_ON) late --out $(TRAINED)
+	$(BIN)/python -m training train $(TRAIN_ON) later --start $(TRAINED)/late.safetensors --out $(TRAINED)
+	$(BIN)/python -m training choose $(TRAIN_ON) later --out $(TRAINED)
+	$(BIN)/python -m training judge $(HELD_OUT) --model default --model later@$(MIX) --out $(TRAINED)
+	$(BIN)/python -m training compare later@$(MIX) --without nq-heldout --out $(TRAINED)
 
 format: $(VENV)/.installed-dev ## rewrite the code the way `make check` wants it
 	$(BIN)/ruff check --fix .

@@ -1,0 +1,91 @@
+"""nDCG@10 of finished candidates on held-out sets, query by query, and its difference from the default's.
+
+For candidates named beforehand: nothing may be chosen by these figures. The README says where that was not kept.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from rerank_service.evaluation.evaluate import Task
+from rerank_service.evaluation.first_stage import Scores
+from rerank_service.evaluation.measures import NDCG, measure
+from rerank_service.evaluation.scoring import by_query
+from training.model import Scorer
+from training.ranking import buckets, pair_logits
+
+__all__ = ["ndcg_by_query", "paired_difference"]
+
+_SAMPLES = 10_000
+_SEED = 0
+
+PerQuery = NDArray[np.float64]
+
+
+def ndcg_by_query(models: Mapping[str, Scorer], task: Task) -> dict[str, PerQuery]:
+    """Of each model, in the order of the task's candidates. All models share their frozen layers."""
+    collection = task.collection
+    is_cross = any(model.num_cross_layers for model in models.values())
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        scores = (_read_together if is_cross else _read_apart)(models, task)
+    return {name: measure(collection.relevance, task.candidates, of_model)[NDCG] for name, of_model in scores.items()}
+
+
+def _read_together(models: Mapping[str, Scorer], task: Task) -> dict[str, Scores]:
+    """Every passage anew for every query, as a cross-encoder must."""
+    owners = [row for row, chosen in enumerate(task.candidates.values()) for _ in chosen]
+    passages = [task.collection.passages[passage] for chosen in task.candidates.values() for passage in chosen]
+    queries = [task.collection.queries[query] for query in task.candidates]
+    scores = {}
+    for name, model in models.items():
+        encoded = model.encode(model.tokenise(queries))
+        logits = pair_logits(model, encoded, model.tokenise(passages), owners).tolist()
+        scores[name] = by_query(logits, task.candidates)
+    return scores
+
+
+def _read_apart(models: Mapping[str, Scorer], task: Task) -> dict[str, Scores]:
+    """Each passage is encoded once for all queries that have it as a candidate."""
+    first = next(iter(models.values()))
+    queries = list(task.candidates)
+    askers: dict[str, list[tuple[int, int]]] = defaultdict(list)
+    for row, query in enumerate(queries):
+        for position, passage in enumerate(task.candidates[query]):
+            askers[passage].append((row, position))
+    begun = first.begin(first.tokenise([task.collection.queries[query] for query in queries]))
+    encoded = {name: model.finish(begun) for name, model in models.items()}
+    scores = {name: {query: [0.0] * len(task.candidates[query]) for query in queries} for name in models}
+    passages = list(askers)
+    texts = first.tokenise([task.collection.passages[passage] for passage in passages])
+    for rows in buckets(texts):
+        begun = first.begin([texts[row] for row in rows])
+        for name, model in models.items():
+            batch = model.finish(begun)
+            for place, row in enumerate(rows):
+                asking = askers[passages[row]]
+                of_asking = encoded[name][torch.tensor([asker for asker, _ in asking])]
+                logits = model.head.all_pairs(of_asking, batch[place : place + 1])[:, 0].tolist()
+                for (asker, position), logit in zip(asking, logits, strict=True):
+                    scores[name][queries[asker]][position] = logit
+    return scores
+
+
+def paired_difference(candidate: Mapping[str, PerQuery], default: Mapping[str, PerQuery]) -> dict[str, Any]:
+    """Mean over the sets of the mean difference over their queries, with its 95% bootstrap interval.
+
+    Queries are drawn anew within each set, the same ones for both models.
+    """
+    generator = np.random.default_rng(_SEED)
+    differences = {name: candidate[name] - default[name] for name in candidate}
+    drawn = [generator.choice(values, (_SAMPLES, len(values))).mean(1) for values in differences.values()]
+    low, high = np.quantile(np.mean(drawn, axis=0), [0.025, 0.975])
+    return {
+        "sets": {name: float(values.mean()) for name, values in differences.items()},
+        "mean": float(np.mean([values.mean() for values in differences.values()])),
+        "low": float(low),
+        "high": float(high),
+    }

@@ -1,0 +1,38 @@
+"""Logits of many pairs by a `Scorer`, texts of similar length together. Knows no judgements."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from training.model import Encoded, Scorer
+
+__all__ = ["buckets", "pair_logits", "pool_logits"]
+
+_TEXTS_PER_BATCH = 16
+
+
+def buckets(texts: Sequence[list[int]], size: int = _TEXTS_PER_BATCH) -> Iterator[list[int]]:
+    """Indices of the texts in batches of similar length, so that little is padded."""
+    order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
+    for start in range(0, len(order), size):
+        yield order[start : start + size]
+
+
+def pool_logits(model: Scorer, queries: Encoded, texts: Sequence[list[int]]) -> torch.Tensor:
+    """Logits `[Q, P]` of every query with every passage, by late interaction."""
+    parts, order = [], []
+    for rows in buckets(texts):
+        parts.append(model.head.all_pairs(queries, model.encode([texts[row] for row in rows])))
+        order += rows
+    return torch.cat(parts, 1)[:, torch.tensor(order).argsort()]
+
+
+def pair_logits(model: Scorer, queries: Encoded, texts: Sequence[list[int]], owners: Sequence[int]) -> torch.Tensor:
+    """Logits `[P]` of each passage with the query `owners` gives it, read together if the model does that."""
+    parts, order = [], []
+    for rows in buckets(texts):
+        asked = queries[torch.tensor([owners[row] for row in rows])]
+        context = asked if model.num_cross_layers else None
+        parts.append(model.head.own_pairs(asked, model.encode([texts[row] for row in rows], context)))
+        order += rows
+    return torch.cat(parts)[torch.tensor(order).argsort()]
