@@ -7,8 +7,9 @@ PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -
 
 RESULTS ?= .bench/results
 
-TRAIN_ON ?= ../shared/data/train/groups.jsonl.gz
-HELD_OUT ?= $(addprefix ../shared/data/,noveleval covid-faq pubmedqa-l nq-heldout)
+# of `make train`: a file of groups, and BEIR folders (training/README.md)
+TRAIN_ON ?=
+HELD_OUT ?=
 MIX ?= 0.75
 TRAINED ?= .bench/training
 
@@ -41,6 +42,7 @@ bench: $(VENV)/.installed-bench ## engines, the service, then its peers side by 
 	$(BIN)/python -m benchmarks.peers --json $(RESULTS)/peers-cpu.json $(PEERS)
 
 train: $(VENV)/.installed-bench ## a candidate for a better embedded default (training/README.md); about an hour on two cores
+	@test -n '$(TRAIN_ON)' -a -n '$(HELD_OUT)' || { echo "make train TRAIN_ON=groups.jsonl.gz HELD_OUT='FOLDER ...'"; exit 2; }
 	$(BIN)/python -m training train $(TRAIN_ON) late --out $(TRAINED)
 	$(BIN)/python -m training train $(TRAIN_ON) later --start $(TRAINED)/late.safetensors --out $(TRAINED)
 	$(BIN)/python -m training choose $(TRAIN_ON) later --out $(TRAINED)
