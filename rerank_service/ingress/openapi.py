@@ -132,6 +132,7 @@ def _add(schemas: dict[str, Any], schema: dict[str, Any], name: str) -> None:
 def _with_limits(schema: dict[str, Any], limits: LimitsConfig) -> dict[str, Any]:
     schema = deepcopy(schema)
     schema["properties"]["passages"]["maxItems"] = limits.max_passages
+    _limit_windows(schema, limits.max_windows_per_passage)
     if limits.unknown_fields == "ignore":
         for part in (schema, *schema["$defs"].values()):
             part.pop("additionalProperties", None)
@@ -141,6 +142,14 @@ def _with_limits(schema: dict[str, Any], limits: LimitsConfig) -> dict[str, Any]
         "description": schema["properties"]["truncate"]["description"],
     }
     return schema
+
+
+def _limit_windows(schema: dict[str, Any], limit: int) -> None:
+    if limit == 1:  # turned off
+        del schema["properties"]["passage_windows"], schema["$defs"]["WindowOptions"]
+        return
+    whole, _ = schema["$defs"]["WindowOptions"]["properties"]["max_per_passage"]["anyOf"]
+    whole["maximum"] = limit
 
 
 def _with_max_items(schema: dict[str, Any], limits: LimitsConfig) -> dict[str, Any]:

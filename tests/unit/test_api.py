@@ -579,3 +579,17 @@ class Stuck:
     def remote(self, shard: Shard) -> "asyncio.Future[None]":
         self.shards.append(shard)
         return asyncio.get_running_loop().create_future()
+
+
+async def test_the_published_description_has_the_limit_of_windows(models: list[ModelConfig]) -> None:
+    replicas = {model.id: LocalReplica(model) for model in models}
+    for limit in (1, 9):
+        async with client_of(local_api(models, replicas, limits={"max_windows_per_passage": limit})) as c:
+            schemas = (await c.get("/openapi.json")).json()["components"]["schemas"]
+        request = schemas["RankingRequestDefaultModel"]["properties"]
+        if limit == 1:
+            assert "passage_windows" not in request
+            assert "WindowOptions" not in schemas
+        else:
+            maximum, _ = schemas["WindowOptions"]["properties"]["max_per_passage"]["anyOf"]
+            assert maximum == {"type": "integer", "minimum": 1, "maximum": 9}
