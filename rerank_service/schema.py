@@ -55,14 +55,14 @@ class Passage(_Wire):
 class WindowOptions(_Wire):
     """How a passage that does not fit beside the query is ranked: in overlapping windows, the best of which counts."""
 
-    max_per_passage: Annotated[int, Field(ge=1)] | None = None
+    max_per_passage: Annotated[int, Field(strict=True, ge=1)] | None = None
     """What stands behind that many windows is cut, or refused under `truncate: NONE`. Null or absent: as many as the
     service allows."""
 
-    tokens: Annotated[int, Field(ge=MIN_WINDOW_TOKENS)] | None = None
+    tokens: Annotated[int, Field(strict=True, ge=MIN_WINDOW_TOKENS)] | None = None
     """Tokens of the passage in a window. Null or absent: as many as fit."""
 
-    overlap_tokens: Annotated[int, Field(ge=0)] = DEFAULT_OVERLAP_TOKENS
+    overlap_tokens: Annotated[int, Field(strict=True, ge=0)] = DEFAULT_OVERLAP_TOKENS
     """Tokens that a window has in common with the one before, at most half of them."""
 
 

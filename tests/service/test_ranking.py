@@ -144,7 +144,8 @@ def test_an_unknown_model_is_answered_with_the_served_names(client: httpx.Client
 
 def test_an_unknown_field_is_named_with_the_accepted_ones(client: httpx.Client) -> None:
     error = assert_error(_rank(client, PASSAGES, top_n=3), 400)
-    assert error["message"] == "top_n is not a field of this API; accepted here: model, query, passages, truncate"
+    accepted = "model, query, passages, truncate, passage_windows"
+    assert error["message"] == f"top_n is not a field of this API; accepted here: {accepted}"
 
 
 @pytest.mark.parametrize("chunked", [False, True])

@@ -508,6 +508,8 @@ async def test_windows_may_be_refused_under_truncate_none(client: httpx.AsyncCli
         ({}, 1, [], "passage_windows: this service ranks no passage in windows; leave it out"),
         ({"max_per_passage": 0}, 16, ["max_per_passage"], "passage_windows.max_per_passage: Input should be greater"),
         ({"tokens": 15}, 16, ["tokens"], "passage_windows.tokens: Input should be greater than or equal to 16"),
+        ({"tokens": "64"}, 16, ["tokens"], "passage_windows.tokens: Input should be a valid integer"),
+        ({"overlap_tokens": True}, 16, ["overlap_tokens"], "passage_windows.overlap_tokens: Input should be a valid"),
         ({"overlap_tokens": -1}, 16, ["overlap_tokens"], "passage_windows.overlap_tokens: Input should be greater"),
         ({"stride": 3}, 16, ["stride"], "accepted here: max_per_passage, tokens, overlap_tokens"),
     ],
