@@ -5,10 +5,10 @@ as `InvalidRequest`, which names the field, the limit and the way out, and never
 """
 
 from collections.abc import Callable
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from rerank_service.config import LimitsConfig
 from rerank_service.errors import FieldProblem, InvalidRequest, Loc
@@ -52,17 +52,27 @@ class Passage(_Wire):
     """The passage; may be empty."""
 
 
+def _is_number(value: Any) -> Any:
+    if isinstance(value, bool | str):
+        raise PydanticCustomError("int_type", "Input should be a valid integer")
+    return value
+
+
+_A_NUMBER = BeforeValidator(_is_number)
+"""As JSON has it: 16 and 16.0 are one, "16" and true are none."""
+
+
 class WindowOptions(_Wire):
     """How a passage that does not fit beside the query is ranked: in overlapping windows, the best of which counts."""
 
-    max_per_passage: Annotated[int, Field(strict=True, ge=1)] | None = None
+    max_per_passage: Annotated[int, Field(ge=1), _A_NUMBER] | None = None
     """What stands behind that many windows is cut, or refused under `truncate: NONE`. Null or absent: as many as the
     service allows."""
 
-    tokens: Annotated[int, Field(strict=True, ge=MIN_WINDOW_TOKENS)] | None = None
+    tokens: Annotated[int, Field(ge=MIN_WINDOW_TOKENS), _A_NUMBER] | None = None
     """Tokens of the passage in a window. Null or absent: as many as fit."""
 
-    overlap_tokens: Annotated[int, Field(strict=True, ge=0)] = DEFAULT_OVERLAP_TOKENS
+    overlap_tokens: Annotated[int, Field(ge=0), _A_NUMBER] = DEFAULT_OVERLAP_TOKENS
     """Tokens that a window has in common with the one before, at most half of them."""
 
 
