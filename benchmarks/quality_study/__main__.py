@@ -26,7 +26,7 @@ def measure(
 ) -> None:
     """Measure every variant on every set; half an hour on two cores."""
     console = Console()
-    record: dict[str, Any] = provenance(_PACKAGES)
+    record: dict[str, Any] = provenance(_PACKAGES) | {"command": "python -m benchmarks.quality_study measure DATA"}
     with tempfile.TemporaryDirectory() as scratch:
         record["sets"] = list(measure_sets(data, Path(scratch), console.print))
     json_file.parent.mkdir(parents=True, exist_ok=True)

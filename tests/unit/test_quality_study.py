@@ -1,9 +1,15 @@
 """The study behind `docs/quality.md`: how its sets are made, and that its tables fit the page."""
 
 import json
+import re
 from pathlib import Path
 
 from benchmarks.quality_study.join_passages import join_corpus, join_passages, join_qrels
+from benchmarks.quality_study.tables import TABLES
+from benchmarks.quality_study.variants import SECTIONS, SETS
+from benchmarks.report import replace_sections
+
+ROOT = Path(__file__).parents[2]
 
 ROOT = Path(__file__).parents[2]
 CORPUS = [json.dumps({"_id": f"p{number}", "title": "", "text": f"text {number}"}) for number in range(7)]
@@ -40,3 +46,19 @@ def test_a_joined_folder_is_a_collection(tmp_path: Path) -> None:
     assert len((output / "corpus.jsonl").read_text().splitlines()) == 1
     assert (output / "qrels.tsv").read_text() == "query-id\tcorpus-id\tscore\nq\tjoined-0\t1\n"
     assert (output / "queries.jsonl").read_text() == (folder / "queries.jsonl").read_text()
+
+
+def test_the_page_has_a_place_for_every_table_and_sets_for_every_section() -> None:
+    page = (ROOT / "docs" / "quality.md").read_text(encoding="utf-8")
+
+    assert set(re.findall(r"<!-- generated: ([\w-]+) -->", page)) == set(TABLES)
+    assert {section for one in SETS for section in one.sections} == set(SECTIONS)
+    assert len({one.label for one in SETS}) == len(SETS)
+
+
+def test_the_page_shows_the_record() -> None:
+    """A figure that was measured again is one that the page has."""
+    record = json.loads((ROOT / "benchmarks" / "results" / "quality.json").read_text(encoding="utf-8"))
+    page = (ROOT / "docs" / "quality.md").read_text(encoding="utf-8")
+
+    assert replace_sections(page, {name: table(record) for name, table in TABLES.items()}) == page
