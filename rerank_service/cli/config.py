@@ -1,5 +1,6 @@
 """`rerank-service config`: a Serve configuration for some models, their hardware and their bounds."""
 
+import json
 import re
 import shlex
 from collections import Counter
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, TypeVar
 
 import typer
+import yaml
 from pydantic import ValidationError
 from rich.markup import escape
 
@@ -51,8 +53,9 @@ def config(
     passages_per_minute: Annotated[int | None, typer.Option(help="Passages of one key.")] = None,
     rate_limit_storage: Annotated[str | None, typer.Option(help="redis://... counts for all HTTP replicas.")] = None,
     output: Annotated[Path | None, typer.Option(help="File to write; standard output if not given.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON, which Serve reads as well.")] = False,
 ) -> None:
-    """Write a Serve configuration. Its first line names the command that wrote it."""
+    """Write a Serve configuration. The first line of the YAML names the command that wrote it."""
     known = [_located(text, models_dir) for text in models]
     _refuse_same_applications([model for model, _ in known])
     num_gpus, num_cpus = _by_model("--gpus", gpus, known, _amount), _by_model("--cpus", cpus, known, _amount)
@@ -83,6 +86,8 @@ def config(
         parse_serve_config(text, "this configuration")
     except ConfigError as error:
         raise fail(f"this cannot be served\n{error}") from None
+    if as_json:
+        text = json.dumps(yaml.safe_load(text), indent=2) + "\n"
     if output is None:
         typer.echo(text, nl=False)
     else:

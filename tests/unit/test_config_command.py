@@ -1,5 +1,6 @@
 """`rerank-service config` and `environment`: what they write is what the service, and Ray Serve, read."""
 
+import json
 import os
 import shlex
 import subprocess
@@ -10,6 +11,7 @@ import yaml
 from ray.serve.schema import ServeDeploySchema
 from typer.testing import CliRunner
 
+from rerank_service import node_drain
 from rerank_service.catalogue import CATALOGUE, known_model
 from rerank_service.cli.main import app
 from rerank_service.config import RerankConfig, load_config, parse_serve_config
@@ -138,6 +140,28 @@ def test_names_in_the_catalogue_are_unambiguous() -> None:
     assert len({model.application for model in CATALOGUE}) == len(CATALOGUE)
     assert known_model("NVIDIA/Llama-Nemotron-Rerank-1B-v2") is CATALOGUE[0]
     assert known_model("unheard of") is None
+
+
+def test_json_says_the_same() -> None:
+    arguments = ["config", "all-MiniLM-L6-v2", "--replicas", "1:3"]
+    as_yaml, as_json = (runner.invoke(app, [*arguments, *more]).stdout for more in ([], ["--json"]))
+    assert json.loads(as_json) == yaml.safe_load(as_yaml)
+
+    variables = json.loads(runner.invoke(app, ["environment", "--haproxy", "--json"]).stdout)
+    assert variables == RAY_ENVIRONMENT | HAPROXY_ENVIRONMENT
+
+
+@pytest.mark.parametrize(("num_left", "code"), [(0, 0), (2, 1)])
+def test_drain_says_what_is_left(monkeypatch: pytest.MonkeyPatch, num_left: int, code: int) -> None:
+    monkeypatch.setattr(node_drain, "drain_node", lambda *_: "n1")
+    monkeypatch.setattr(node_drain, "replicas_on", lambda _: num_left)
+
+    told = runner.invoke(app, ["drain", "--deadline-s", "1"])
+    as_json = runner.invoke(app, ["drain", "--deadline-s", "1", "--json"])
+
+    assert (told.exit_code, as_json.exit_code) == (code, code)
+    assert ("no replica left" in told.stdout) == (num_left == 0)
+    assert json.loads(as_json.stdout) == {"node_id": "n1", "replicas_left": num_left}
 
 
 def test_a_shell_reads_the_environment() -> None:
