@@ -162,12 +162,35 @@ def begun(tmp_path: Path, pairs: Path, config: Path) -> Path:
     return output
 
 
+def test_a_long_passage_is_scored_by_its_best_window(tmp_path: Path, config: Path) -> None:
+    settings = json.loads(config.read_text())
+    settings["applications"][0]["args"]["models"][0]["window_tokens"] = 64
+    config.write_text(json.dumps(settings))
+    long = " ".join(f"sentence {number} of a river" for number in range(60))
+    pairs = tmp_path / "long.jsonl"
+    pairs.write_text("".join(json.dumps({"query": "q", "passage": text}) + "\n" for text in ("short", long)))
+
+    cut = run(*command(pairs, tmp_path / "cut.jsonl", config))
+    whole = run(*command(pairs, tmp_path / "whole.jsonl", config, "--max-windows", "99"))
+
+    assert (cut["num_truncated_pairs"], whole["num_truncated_pairs"]) == (1, 0)
+    assert whole["num_tokens"] > 5 * cut["num_tokens"]
+    rows = [
+        [json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
+        for name in ("cut.jsonl", "whole.jsonl")
+    ]
+    assert [row["query_id"] for row in rows[0]] == [row["query_id"] for row in rows[1]] == ["1", "2"]
+    assert rows[0][0] == rows[1][0]
+    assert rows[0][1]["logit"] != rows[1][1]["logit"]
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
         (["--dtype", "bfloat16"], "dtype 'float32' instead of 'bfloat16'"),
         (["--chunk-pairs", "10"], "chunk_pairs 20 instead of 10"),
         (["--truncate", "NONE"], "truncate 'END' instead of 'NONE'"),
+        (["--max-windows", "4"], "windows None instead of {'max_per_passage': 4"),
     ],
 )
 def test_other_settings_are_refused(begun: Path, pairs: Path, config: Path, more: list[str], message: str) -> None:
