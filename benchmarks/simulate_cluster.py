@@ -46,8 +46,8 @@ _PAGE = Path(__file__).parents[1] / "docs" / "capacity.md"
 _STACK_SPEED = ReplicaSpeed(TOKENS_PER_S, shard_tokens=4_096, origin="simulated device")
 _STACK_COSTS = replace(HAPROXY, tokenised_per_s=math.inf)
 """The simulated engine counts bytes."""
-_OPEN_LOADS = ("stack-open-load.json", "stack-open-load-2.json")
-"""Two runs: other work was on the machine during the first."""
+_OPEN_LOADS = ("stack-open-load.json", "stack-open-load-2.json", "stack-open-load-3.json")
+"""Three runs: other work was on the machine during the first."""
 _WARM_UP_S, _MEASURED_S = 5.0, 25.0
 """As in `stack.scaling`."""
 
