@@ -25,7 +25,7 @@ from rerank_service.checkpoints.resolve import resolve_checkpoint
 from rerank_service.config import CheckpointConfig, Dtype, EngineConfig, ModelConfig
 from rerank_service.engine import Engine, Truncate, load_engine
 from rerank_service.engine.cpu_linear import can_pack
-from rerank_service.engine.loading import NOT_MODEL_SETTINGS, read_model_config
+from rerank_service.engine.loading import native_config, read_model_config
 from rerank_service.engine.precision import multiplies_int8
 from rerank_service.engine.score_all import score_all
 from rerank_service.engine.tokenise import load_tokenizer
@@ -140,8 +140,6 @@ def _bare_encoder(folder: Path) -> Any:
 
 
 def _bare_llama(folder: Path) -> Any:
-    raw = read_model_config(folder)
-    config = LlamaConfig(**{key: value for key, value in raw.items() if key not in NOT_MODEL_SETTINGS})
+    config = native_config(LlamaConfig, read_model_config(folder))
     config.is_causal = False
-    config.use_cache = False
     return LlamaModel.from_pretrained(folder, config=config, key_mapping={r"^model\.": ""}).eval()

@@ -6,7 +6,6 @@ Runs transformers' own Llama and Mistral with `is_causal = False`; no remote cod
 """
 
 from collections.abc import Sequence
-from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -172,11 +171,8 @@ def _family(folder: Path, raw: dict[str, Any]) -> _Family:
 
 
 def _native_config(family: _Family, raw: dict[str, Any], has_score_bias: bool) -> PreTrainedConfig:
-    kept = {key: value for key, value in raw.items() if key not in loading.NOT_MODEL_SETTINGS}
-    settings = deepcopy(kept)  # the configuration classes write into the dicts they are given
-    config = family.config_class(**settings)
+    config: PreTrainedConfig = loading.native_config(family.config_class, raw)
     config.is_causal = False  # on the configuration, not per call: a call's change would race between threads
-    config.use_cache = False
     if hasattr(config, "sliding_window"):
         config.sliding_window = None
     config.has_score_bias = has_score_bias

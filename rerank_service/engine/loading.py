@@ -7,6 +7,7 @@ would otherwise load in silence and rank wrongly.
 import json
 import math
 from collections.abc import Iterable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,11 @@ from rerank_service.engine.precision import Precision
 from rerank_service.errors import CheckpointError
 
 __all__ = [
-    "NOT_MODEL_SETTINGS",
     "first_position",
     "has_tensor",
     "load_weights",
     "max_positions",
+    "native_config",
     "num_linear_weights",
     "read_json",
     "read_model_config",
@@ -32,7 +33,7 @@ __all__ = [
     "resolve_window",
 ]
 
-NOT_MODEL_SETTINGS = frozenset(
+_NOT_MODEL_SETTINGS = frozenset(
     {
         "auto_map",
         "architectures",
@@ -50,6 +51,14 @@ NOT_MODEL_SETTINGS = frozenset(
 
 _OFFSET_POSITIONS = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "data2vec-text")
 """Families whose first position is pad_token_id + 1, so that fewer are left for tokens."""
+
+
+def native_config(config_class: Any, raw: dict[str, Any]) -> Any:
+    """A config.json as transformers' own configuration, without a cache of keys and values."""
+    kept = {key: value for key, value in raw.items() if key not in _NOT_MODEL_SETTINGS}
+    config = config_class(**deepcopy(kept))  # the configuration classes write into the dicts they are given
+    config.use_cache = False
+    return config
 
 
 def read_model_config(folder: Path) -> dict[str, Any]:

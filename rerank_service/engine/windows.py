@@ -104,8 +104,9 @@ def split(text: str, spans: Sequence[TokenSpan], tokens: int, windows: PassageWi
         if len(texts) == windows.max_per_passage:
             return texts, False
         start = max(_seam_before(text, spans, end - overlap, start), start + 1)
-    last = _seam_after(text, spans, len(spans) - tokens) if texts else 0
-    return [*texts, text[_begin(spans, last) :].lstrip()], True
+    if texts:  # what stands between `start` and a seam behind it must not be lost
+        start = min(start, _seam_after(text, spans, len(spans) - tokens))
+    return [*texts, text[_begin(spans, start) :].lstrip()], True
 
 
 def _window_pairs(

@@ -7,7 +7,6 @@ classifier hold that difference as `score.weight`. Runs transformers' own classe
 """
 
 from collections.abc import Sequence
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +86,7 @@ def load_yes_no_decoder(folder: Path, options: EngineConfig, window_tokens: int 
     """Reads everything but the prompt from the checkpoint; `options` override the published prompt."""
     raw = loading.read_model_config(folder)
     model_class, prompt = _model_class(folder, raw), _prompt(folder, raw, options)
-    config = _native_config(model_class, raw)
+    config = loading.native_config(model_class.config_class, raw)
     device = loading.resolve_device(options.device)
     precision = resolve_precision(options.dtype, device)
     tokenizer = tokenise.load_tokenizer(folder)
@@ -133,15 +132,6 @@ def _prompt(folder: Path, raw: dict[str, Any], options: EngineConfig) -> YesNoPr
             f"(there is one for {', '.join(YES_NO_PROMPTS)}): give the one it was trained with as engine.yes_no"
         )
     return prompt
-
-
-def _native_config(model_class: Any, raw: dict[str, Any]) -> PreTrainedConfig:
-    kept = {key: value for key, value in raw.items() if key not in loading.NOT_MODEL_SETTINGS}
-    config: PreTrainedConfig = model_class.config_class(
-        **deepcopy(kept)
-    )  # the configuration classes write into the dicts they are given
-    config.use_cache = False
-    return config
 
 
 def _refuse_sliding_attention(config: PreTrainedConfig, window_tokens: int) -> None:
