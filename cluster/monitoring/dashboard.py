@@ -80,8 +80,12 @@ ROWS: dict[str, list[Panel]] = {
         Panel(
             "Pairs cut at the window",
             "percentunit",
-            "Share of pairs that lost their end: passages are too long for the model.",
-            {"{{model}}": f"{_rate('truncated_pairs_total', 'model')} / {_rate('passages_total', 'model')}"},
+            "Share of pairs that lost their end: passages are too long for the model. Not scored: the query left no room "
+            "for any of the passage.",
+            {
+                "{{model}}": f"{_rate('truncated_pairs_total', 'model')} / {_rate('passages_total', 'model')}",
+                "{{model}} not scored": f"{_rate('unscored_pairs_total', 'model')} / {_rate('passages_total', 'model')}",
+            },
         ),
     ],
     "Where the time goes": [

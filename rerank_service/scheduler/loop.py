@@ -16,7 +16,7 @@ from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 from rerank_service.engine.protocol import BatchScorer, PairT, PendingLogits
 from rerank_service.errors import EngineFailed, NonFiniteLogit, QueueFull, RerankError, WaitTooLong
-from rerank_service.scheduler.deadlines import Demand, fits
+from rerank_service.scheduler.deadlines import Demand, lateness
 from rerank_service.scheduler.fair_queue import Drawn, FairQueue
 from rerank_service.scheduler.pace import DrainRate, batch_budget, may_launch
 
@@ -166,9 +166,8 @@ class Scheduler(Generic[PairT]):
             raise QueueFull(queued, self.max_queued_tokens, self._drain.seconds_for(excess))
         now_s = time.perf_counter()
         busy = self._tokens_in_flight + self._budget_tokens
-        if speed and queued and not fits(newcomer, self._queue.demands, busy, now_s, speed):
-            wait_s = (self.outstanding_tokens + newcomer.num_tokens) / speed
-            raise WaitTooLong(round(wait_s, 1), self._drain.seconds_for(self.outstanding_tokens // 2))
+        if speed and queued and (late := lateness(newcomer, self._queue.demands, busy, now_s, speed)):
+            raise WaitTooLong(*late, self._drain.seconds_for(self.outstanding_tokens // 2))
 
     async def _run(self) -> None:
         while True:

@@ -222,7 +222,7 @@ async def test_a_body_over_the_limit_is_413(client: httpx.AsyncClient, is_announ
 
     content: Any = b"x" * 30_000 if is_announced else chunks()
     response = await client.post("/v1/ranking", content=content, headers=JSON)
-    message = "The body is larger than the limit of 20000 bytes; send fewer or shorter passages"
+    message = "The body is larger than the limit of 20000 bytes; send less text in a request"
 
     assert response.status_code == 413
     assert response.json() == {

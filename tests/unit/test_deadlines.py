@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from rerank_service.scheduler.deadlines import Demand, fits, urgent
+from rerank_service.errors import WaitTooLong
+from rerank_service.scheduler.deadlines import Demand, fits, lateness, urgent
 from rerank_service.scheduler.fair_queue import FairQueue
 
 SPEED = 1000.0
@@ -33,6 +34,19 @@ def test_a_newcomer_must_not_cost_anybody_the_deadline() -> None:
 
     assert fits(Demand(5.0, 500), queue, 0, 0.0, SPEED)
     assert not fits(Demand(5.0, 501), queue, 0, 0.0, SPEED)
+
+
+def test_a_refusal_tells_the_numbers_that_decided() -> None:
+    own = lateness(Demand(60.0, 45_300), [Demand(60.0, 3000)], 1000, 0.0, SPEED)
+    another = lateness(Demand(5.0, 1000), [Demand(10.0, 8500)], 0, 0.0, SPEED)
+
+    assert own == pytest.approx((49.3, 60.0, 12.0, False))
+    assert another == pytest.approx((9.5, 10.0, 1.0, True))
+    assert str(WaitTooLong(*own, 7)) == (
+        "The request would take an estimated 49.3 s with everything before it; its deadline is in 60 s, of which 12 s "
+        "are a reserve for a slower device; retry after 7 s"
+    )
+    assert str(WaitTooLong(*another, 7)).startswith("The request would make an accepted one take an estimated 9.5 s")
 
 
 def test_who_is_late_anyway_keeps_nobody_out() -> None:
