@@ -151,6 +151,7 @@ class ModelScorer:
             tokens_per_s=tokens_per_s,
             memory_bytes=facts.memory_bytes,
             mfu=facts.utilisation(tokens_per_s),
+            precision=self._engine.precision,
         )
         record_counts(self._metrics, self._model.id, report)
         record_gauges(self._metrics, self._model.id, report)

@@ -57,6 +57,8 @@ class ReplicaReport:
     memory_bytes: int
     mfu: float | None
     """Model FLOP utilisation while the device has work; null where its peak is not known."""
+    precision: str = ""
+    """What the model computes in, see `Engine.precision`."""
 
 
 @dataclass(frozen=True, slots=True)
