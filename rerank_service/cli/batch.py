@@ -117,7 +117,8 @@ def _sigterm_is_ctrl_c() -> Iterator[None]:
 
 def _stopped(job: Job | None, parts: Parts) -> typer.Exit:
     kept = 0 if job is None else job.summary.num_resumed_pairs + job.summary.num_scored_pairs
-    typer.echo(f"stopped; {kept:,} pairs are kept in {parts.folder}: the same command goes on from there", err=True)
+    where = f"{kept:,} pairs are kept in {parts.folder}: the same command goes on from there"
+    typer.echo(f"stopped; {where if kept else 'no pair has been scored yet'}", err=True)
     return typer.Exit(130)
 
 

@@ -60,7 +60,7 @@ class Service:
 
 @pytest.fixture(scope="session")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """The open application at `/`, with a model that is always busy and one without room, and a keyed one at `/keyed`."""
+    """The open application at `/`, with a model that is always busy and one without room; a keyed one at `/keyed`."""
     hashes = tmp_path_factory.mktemp("keys") / "hashes"
     hashes.write_text(hashlib.sha256(KEY.encode()).hexdigest() + "\n")
     model = embedded_model(aliases=["minilm"])

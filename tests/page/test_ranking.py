@@ -3,7 +3,7 @@
 import pytest
 from playwright.sync_api import BrowserContext, Page, Route, expect
 
-from tests.page.visit import BUSY, LONG, Visit
+from tests.page.visit import BUSY, CROWDED, LONG, Visit
 
 COUNT_ANIMATIONS = """
 window.animated = 0;
