@@ -133,6 +133,7 @@ class ModelScorer:
             forward_s=scored.forward_s,
             started_at=started_at,
             report=self._report(),
+            is_unscored=tokenised.passages.is_unscored,
         )
 
     def _report(self) -> ReplicaReport:
@@ -150,6 +151,7 @@ class ModelScorer:
             tokens_per_s=tokens_per_s,
             memory_bytes=facts.memory_bytes,
             mfu=facts.utilisation(tokens_per_s),
+            precision=self._engine.precision,
         )
         record_counts(self._metrics, self._model.id, report)
         record_gauges(self._metrics, self._model.id, report)

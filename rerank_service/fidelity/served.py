@@ -81,7 +81,7 @@ class EnginePath:
             raise
         device = resolve_device(model.engine.device)
         precision = resolve_precision(model.engine.dtype, device)
-        self.dtype = precision.quantised or Dtype(str(precision))
+        self.dtype = Dtype(precision.name)
         self.must_repeat = device.type == "cpu" and can_pack(precision.states)
 
     @property

@@ -6,7 +6,7 @@ Used by the scheduler and by the simulated replica of `planning`. Pure: no clock
 from typing import Any
 
 from rerank_service.errors import QueueFull, WaitTooLong
-from rerank_service.scheduler.deadlines import Demand, fits
+from rerank_service.scheduler.deadlines import Demand, lateness
 from rerank_service.scheduler.fair_queue import FairQueue
 from rerank_service.scheduler.pace import DrainRate
 
@@ -36,8 +36,6 @@ class Admission:
         if excess > 0:
             return QueueFull(queued, self.max_queued_tokens, self._drain.seconds_for(excess))
         busy = in_flight_tokens + budget_tokens
-        if not speed or fits(newcomer, self._queue.demands, busy, now_s, speed):
+        if not speed or (late := lateness(newcomer, self._queue.demands, busy, now_s, speed)) is None:
             return None
-        outstanding = queued + in_flight_tokens
-        wait_s = (outstanding + newcomer.num_tokens) / speed
-        return WaitTooLong(round(wait_s, 1), self._drain.seconds_for(outstanding // 2))
+        return WaitTooLong(*late, self._drain.seconds_for((queued + in_flight_tokens) // 2))

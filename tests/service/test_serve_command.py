@@ -136,9 +136,7 @@ def test_another_programs_port_is_told_in_a_line(tmp_path: Path) -> None:
 
     assert result.returncode == 2
     (line,) = result.stderr.splitlines()
-    assert line.startswith(
-        f"error: port {port} of 127.0.0.1 is in use by another program (process {os.getpid()}"
-    )
+    assert line.startswith(f"error: port {port} of 127.0.0.1 is in use by another program (process {os.getpid()}")
 
 
 def _wait_until_ready(service: Running) -> None:

@@ -48,7 +48,7 @@ def test_a_wait_that_is_too_long_is_told() -> None:
     refusal = admission([9000], deadline_s=10.0).refusal(Demand(10.0, 500), 500, 100, 0.0)
 
     assert isinstance(refusal, WaitTooLong)
-    assert (refusal.wait_s, refusal.retry_after_s) == (10.0, 5)
+    assert (refusal.expected_s, refusal.retry_after_s) == (pytest.approx(10.1), 5)
 
 
 class VirtualDevice:
