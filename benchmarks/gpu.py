@@ -210,7 +210,7 @@ def product_flops_per_s(device: str) -> float:
         started = time.perf_counter()
         left @ right
         if device.startswith("cuda"):
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(device)
         taken.append(time.perf_counter() - started)
     return 2 * size**3 / min(taken[3:])
 

@@ -272,7 +272,7 @@ class EngineConfig(_Config):
     passage_cache_bytes: PositiveInt | None = None
     """Late interaction: memory of a replica for encodings of passages it has seen, for corpora whose passages
     come again; the least recently used go first. A passage of 128 tokens takes about 100 KB (384 dimensions,
-    bfloat16). Null keeps none."""
+    bfloat16). On a GPU it comes out of what batches may take. Null keeps none."""
 
     @model_validator(mode="after")
     def _template_has_both_slots(self) -> Self:

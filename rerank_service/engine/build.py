@@ -12,7 +12,7 @@ import torch
 
 from rerank_service.checkpoints.resolve import resolve_checkpoint
 from rerank_service.config import EngineConfig, EngineKind, ModelConfig
-from rerank_service.engine import loading
+from rerank_service.engine import cuda, loading
 from rerank_service.engine.bidirectional_decoder import BidirectionalDecoderEngine, load_bidirectional_decoder
 from rerank_service.engine.late_interaction import LateInteractionEngine, load_late_interaction
 from rerank_service.engine.memory import CudaMeter, find_memory_tokens
@@ -54,11 +54,12 @@ def load_engine(model: ModelConfig, num_cpus: float | None = None) -> Engine[Any
         os.environ.setdefault(name, capacity)
     torch.set_num_threads(model.engine.num_threads or _threads(num_cpus))
     folder = resolve_checkpoint(model.checkpoint)
-    engine = _LOADERS[engine_kind(folder, model.engine)](folder, model.engine, model.window_tokens)
-    engine.flops_per_token = 2.0 * loading.num_linear_weights(folder)
-    warm_up(engine)
-    if engine.device.type == "cuda":
-        engine.memory_tokens = find_memory_tokens(engine, CudaMeter(engine.device))
+    with cuda.current(loading.resolve_device(model.engine.device)):
+        engine = _LOADERS[engine_kind(folder, model.engine)](folder, model.engine, model.window_tokens)
+        engine.flops_per_token = 2.0 * loading.num_linear_weights(folder)
+        warm_up(engine)
+        if engine.device.type == "cuda":
+            engine.memory_tokens = find_memory_tokens(engine, CudaMeter(engine.device))
     logger.info(
         "loaded model=%s engine=%s window_tokens=%d memory_tokens=%s num_threads=%d load_s=%.1f",
         *(model.id, engine.description, engine.window_tokens, engine.memory_tokens, torch.get_num_threads()),
@@ -71,7 +72,8 @@ def warm_up(engine: Engine[Any]) -> None:
     """Scores one real pair; raises `CheckpointError` if that fails or gives no finite logit."""
     pairs = engine.tokenise("What is reranking?", ["Sorting passages by relevance to a query."], Truncate.END)
     try:
-        (logit,) = engine.score(pairs)
+        with engine.caches_off():
+            (logit,) = engine.score(pairs)
     except (RuntimeError, NotImplementedError) as error:
         raise CheckpointError(f"the first forward pass failed ({engine.description}): {error}") from error
     if not math.isfinite(logit):

@@ -20,7 +20,7 @@ class PackedSequences:
     position_ids: torch.Tensor  # [1, T] int64, starting anew with each sequence
     lengths: torch.Tensor  # [B] int64
     cu_seqlens: torch.Tensor  # [B + 1] int32, on the device: where each sequence starts
-    bounds: tuple[int, ...]  # the same on the host, so that no layer has to wait for the device
+    bounds: tuple[int, ...]  # the same on the host, so that no layer has to wait for the device; empty in a capture
     max_length: int  # at least the longest's; on a GPU a power of two, so that compiled code fits many batches
     type_ids: torch.Tensor | None = None  # [1, T] int64: query or passage, where the model tells them apart
 
