@@ -1,7 +1,6 @@
 """From a model's configuration to the engine that runs it, scored once before anyone relies on it."""
 
 import logging
-import math
 import os
 import time
 from collections.abc import Callable
@@ -18,9 +17,10 @@ from rerank_service.engine.late_interaction import LateInteractionEngine, load_l
 from rerank_service.engine.memory import CudaMeter, find_memory_tokens
 from rerank_service.engine.protocol import Engine, Truncate
 from rerank_service.engine.recognise import recognise_engine
+from rerank_service.engine.score_all import score_all
 from rerank_service.engine.sequence_classifier import SequenceClassifierEngine, load_sequence_classifier
 from rerank_service.engine.yes_no_decoder import YesNoDecoderEngine, load_yes_no_decoder
-from rerank_service.errors import CheckpointError
+from rerank_service.errors import CheckpointError, NonFiniteLogit
 
 __all__ = ["engine_kind", "load_engine", "warm_up"]
 
@@ -73,11 +73,13 @@ def warm_up(engine: Engine[Any]) -> None:
     pairs = engine.tokenise("What is reranking?", ["Sorting passages by relevance to a query."], Truncate.END)
     try:
         with engine.caches_off():
-            (logit,) = engine.score(pairs)
+            score_all(engine, pairs)
     except (RuntimeError, NotImplementedError) as error:
         raise CheckpointError(f"the first forward pass failed ({engine.description}): {error}") from error
-    if not math.isfinite(logit):
-        raise CheckpointError(f"the first pair has logit {logit} ({engine.description}); try dtype: float32")
+    except NonFiniteLogit:
+        raise CheckpointError(
+            f"the logit of the first pair is not a finite number ({engine.description}); try dtype: float32"
+        ) from None
 
 
 def engine_kind(folder: Path, options: EngineConfig) -> EngineKind:

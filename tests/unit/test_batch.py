@@ -261,7 +261,7 @@ def test_a_pair_that_is_too_long_is_named(tmp_path: Path, config: Path) -> None:
     )
 
     assert result.exit_code == 2
-    assert f"{path}, line 2: Input length" in result.stderr
+    assert f"{path}, line 2: the pair has " in result.stderr
 
 
 def test_a_missing_package_names_its_extra(
