@@ -244,8 +244,8 @@ class EngineConfig(_Config):
     """Threads of a CPU forward. Null takes the replica's num_cpus; outside Ray, this process's CPUs."""
 
     cuda_graphs: bool = True
-    """GPU: replay batches of at most 2,048 tokens as captured CUDA graphs. A graph that fails or whose answers
-    differ turns them off by itself, with a warning."""
+    """GPU, in bfloat16 and float16: replay batches of at most 2,048 tokens as captured CUDA graphs. A graph that fails
+    or whose answers differ turns them off by itself, with a warning."""
 
     compile: bool = False
     """GPU: let torch.compile fuse each layer's elementwise work. Needs Triton; the first start takes about a
