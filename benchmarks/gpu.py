@@ -180,7 +180,7 @@ def run(engine: Engine[Any], pairs: Sequence[EncodedPair], batch_tokens: int) ->
     batch_tokens = min(batch_tokens, engine.memory_tokens or batch_tokens)
     in_flight: deque[Any] = deque()
     started = time.perf_counter()
-    for batch in token_budget_batches([pair.num_tokens for pair in pairs], batch_tokens):
+    for batch in token_budget_batches(pairs, batch_tokens):
         in_flight.append(engine.launch([pairs[index] for index in batch]))
         if len(in_flight) == engine.max_in_flight:
             in_flight.popleft().wait()
@@ -210,7 +210,7 @@ def product_flops_per_s(device: str) -> float:
         started = time.perf_counter()
         left @ right
         if device.startswith("cuda"):
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(device)
         taken.append(time.perf_counter() - started)
     return 2 * size**3 / min(taken[3:])
 

@@ -26,7 +26,7 @@ def provenance(packages: Sequence[str]) -> dict[str, Any]:
         "hardware": {
             "cpu": _cpu_name(),
             "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
         },
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in packages},
     }

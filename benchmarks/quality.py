@@ -40,7 +40,7 @@ from rerank_service.engine.protocol import Engine
 from rerank_service.evaluation.collection import Collection, read_collection
 from rerank_service.evaluation.evaluate import Task, prepare_task
 from rerank_service.evaluation.measures import measure
-from rerank_service.evaluation.scoring import by_query, engine_logits, tokenise
+from rerank_service.evaluation.scoring import score_candidates
 from rerank_service.fitting import PassageWindows
 
 _PACKAGES = ("rerank-service", "torch", "transformers", "tokenizers", "bm25s", "PyStemmer", "pytrec-eval-terrier")
@@ -90,11 +90,10 @@ def evaluate(
 ) -> dict[str, Any]:
     """Figures of BM25 and of every engine on the same candidates."""
     task = prepare_task(collection, top_k)
-    passages = tokenise(next(iter(engines.values())), collection, task.candidates, windows)
     scorers = {task.first_stage: _means(task, task.first_stage_scores)}
     for name, engine in engines.items():
-        logits = passages.best(engine_logits(engine, passages.pairs, batch_tokens))
-        scorers[name] = _means(task, by_query(logits, task.candidates))
+        passages, scores = score_candidates(engine, collection, task.candidates, windows, batch_tokens)
+        scorers[name] = _means(task, scores)
     return {
         "collection": collection.name,
         "num_queries": len(task.candidates),

@@ -244,8 +244,8 @@ class EngineConfig(_Config):
     """Threads of a CPU forward. Null takes the replica's num_cpus; outside Ray, this process's CPUs."""
 
     cuda_graphs: bool = True
-    """GPU: replay batches of at most 2,048 tokens as captured CUDA graphs. A graph that fails or whose answers
-    differ turns them off by itself, with a warning."""
+    """GPU, in bfloat16 and float16: replay batches of at most 2,048 tokens as captured CUDA graphs. A graph that fails
+    or whose answers differ turns them off by itself, with a warning."""
 
     compile: bool = False
     """GPU: let torch.compile fuse each layer's elementwise work. Needs Triton; the first start takes about a
@@ -272,7 +272,7 @@ class EngineConfig(_Config):
     passage_cache_bytes: PositiveInt | None = None
     """Late interaction: memory of a replica for encodings of passages it has seen, for corpora whose passages
     come again; the least recently used go first. A passage of 128 tokens takes about 100 KB (384 dimensions,
-    bfloat16). Null keeps none."""
+    bfloat16). On a GPU it comes out of what batches may take. Null keeps none."""
 
     @model_validator(mode="after")
     def _template_has_both_slots(self) -> Self:

@@ -392,13 +392,18 @@ class NonFiniteLogit(RerankError):
 
     code = "non_finite_logit"
 
-    def __init__(self, num_pairs: int) -> None:
-        super().__init__(num_pairs)
+    def __init__(self, num_pairs: int, first: int = 0) -> None:
+        """`first` is the index of the first such pair, or of its passage, in what the raiser was given."""
+        super().__init__(num_pairs, first)
         self.num_pairs = num_pairs
+        self.first = first
 
     @property
     def message(self) -> str:
-        return f"The model returned no finite logit for {self.num_pairs} pair(s) of this request"
+        return (
+            f"The model returned no finite logit for {self.num_pairs} pair(s) of this request; "
+            "have the operator try dtype: float32"
+        )
 
 
 class EngineFailed(RerankError):

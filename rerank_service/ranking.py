@@ -1,9 +1,12 @@
 """From logits to an order, and what a ranking is. Pure."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["Ranked", "merged", "rank_by_logit"]
+from rerank_service.errors import NonFiniteLogit
+
+__all__ = ["Ranked", "checked_logits", "merged", "rank_by_logit"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +30,22 @@ class Ranked:
     """Passages of which the window left no token: their logits say nothing about them."""
 
 
+def checked_logits(logits: Sequence[float], num_pairs: int) -> Sequence[float]:
+    """`logits` as they are, one finite number a pair; anything else would be sorted in silence, and wrongly.
+
+    Raises `NonFiniteLogit`, and `RuntimeError` if their number is another.
+    """
+    if len(logits) != num_pairs:
+        raise RuntimeError(f"the engine gave {len(logits)} logits for {num_pairs} pairs")
+    if not all(map(math.isfinite, logits)):
+        wrong = [index for index, logit in enumerate(logits) if not math.isfinite(logit)]
+        raise NonFiniteLogit(len(wrong), wrong[0])
+    return logits
+
+
 def rank_by_logit(logits: Sequence[float]) -> list[int]:
-    """Indices by logit, highest first; equal logits by ascending index."""
+    """Indices by logit, highest first; equal logits by ascending index. Raises `NonFiniteLogit`."""
+    checked_logits(logits, len(logits))
     return sorted(range(len(logits)), key=lambda index: -logits[index])  # sorted() is stable
 
 

@@ -13,12 +13,13 @@ from benchmarks.quality_study.variants import DEFAULT, SECTIONS, SETS, Compariso
 from rerank_service.config import CheckpointConfig, EngineConfig, ModelConfig
 from rerank_service.engine.build import load_engine
 from rerank_service.engine.late_interaction import LateInteractionEngine
-from rerank_service.engine.pack import token_budget_batches
 from rerank_service.engine.protocol import EncodedPair
+from rerank_service.engine.score_all import encode_all, score_all
 from rerank_service.evaluation.collection import read_collection
 from rerank_service.evaluation.evaluate import Task, prepare_task
 from rerank_service.evaluation.measures import NDCG, figure, measure
-from rerank_service.evaluation.scoring import by_query, tokenise
+from rerank_service.evaluation.scoring import by_query, questions
+from rerank_service.fitting import Fitting
 
 __all__ = ["measure_sets"]
 
@@ -57,7 +58,8 @@ class Runner:
 
     def _run(self, variant: Variant) -> Ranked:
         engine = self._load(variant)
-        passages = tokenise(engine, self.task.collection, self.task.candidates, variant.windows)
+        asked = questions(self.task.collection, self.task.candidates)
+        passages = encode_all(engine, asked, Fitting(windows=variant.windows))
         logits = list(passages.best(_score(engine, passages.pairs, variant.is_shuffled)))
         truncated = sum(passages.is_truncated) / self.task.num_pairs
         return Ranked(logits, self._ndcg(logits), sum(passages.num_tokens), truncated)
@@ -92,13 +94,9 @@ def _score(engine: LateInteractionEngine, pairs: Sequence[EncodedPair], is_shuff
     order = list(range(len(pairs)))
     if is_shuffled:
         random.Random(_SEED).shuffle(order)  # noqa: S311 - an order, not a secret
-    logits = [0.0] * len(pairs)
-    lengths = [pairs[index].num_tokens for index in order]
-    for batch in token_budget_batches(lengths, _SMALL_BATCH_TOKENS if is_shuffled else _BATCH_TOKENS):
-        chosen = [order[place] for place in batch]
-        for index, logit in zip(chosen, engine.score([pairs[index] for index in chosen]), strict=True):
-            logits[index] = logit
-    return logits
+    batch_tokens = _SMALL_BATCH_TOKENS if is_shuffled else _BATCH_TOKENS
+    logits = score_all(engine, [pairs[index] for index in order], batch_tokens)
+    return [logit for _, logit in sorted(zip(order, logits, strict=True))]
 
 
 def _row(label: str, ranked: Ranked, base: Ranked) -> dict[str, Any]:

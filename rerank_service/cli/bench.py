@@ -8,7 +8,7 @@ from rich.table import Table
 from rerank_service.bench.workload import Lengths
 from rerank_service.cli.bench_service import bench_service_command
 from rerank_service.cli.console import fail, stdout
-from rerank_service.errors import CheckpointError
+from rerank_service.errors import CheckpointError, RerankError
 
 __all__ = ["bench"]
 
@@ -29,7 +29,7 @@ def engine(
 
     try:
         figures = [row._asdict() for row in bench_engines(lengths, num_pairs, repeats, num_threads)]
-    except CheckpointError as error:
+    except (CheckpointError, RerankError) as error:
         raise fail(str(error)) from None
     if as_json:
         typer.echo(

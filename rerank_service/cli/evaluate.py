@@ -23,7 +23,7 @@ from rerank_service.cli.window_options import (
     passage_windows,
 )
 from rerank_service.config import Dtype
-from rerank_service.errors import BatchError, CheckpointError
+from rerank_service.errors import BatchError, CheckpointError, RerankError
 
 if TYPE_CHECKING:
     from rerank_service.evaluation.evaluate import Evaluation, ModelFigures
@@ -67,7 +67,7 @@ def evaluate_command(
             task = prepare_task(read_collection(dataset, qrels, max_queries), top_k, run)
             windows = passage_windows(max_windows, window_tokens, overlap_tokens)
             evaluation = evaluate(task, models, recall_at or [5, 10], progress, windows)
-    except (BatchError, CheckpointError) as error:
+    except (BatchError, CheckpointError, RerankError) as error:
         raise fail(escape(str(error))) from None
     if plot is not None:
         draw(evaluation, plot)

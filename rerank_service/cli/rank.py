@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -97,18 +98,20 @@ def _rank_here(
         raise fail(f"{config} has no model {name!r}; it has {', '.join(m.id for m in settings.models)}")
 
     from rerank_service.engine import load_engine  # torch takes seconds; only this path pays
-    from rerank_service.engine.score_all import score_all
-    from rerank_service.engine.windows import encode_passages
-    from rerank_service.errors import CheckpointError
+    from rerank_service.engine.score_all import score_passages
+    from rerank_service.errors import CheckpointError, NonFiniteLogit, RerankError
     from rerank_service.ranking import rank_by_logit
 
+    fitting, batch_tokens = Fitting(windows=windows), model.batching.max_batch_tokens
     try:
-        engine = load_engine(model)
-    except CheckpointError as error:
-        raise fail(str(error)) from None
-    encoded = encode_passages(engine, query, passages, Fitting(windows=windows))
-    batch_tokens = model.batching.max_batch_tokens or engine.default_batch_tokens
-    logits = encoded.best(score_all(engine, encoded.pairs, batch_tokens))
+        encoded, logits = score_passages(load_engine(model), [(query, passages)], fitting, batch_tokens)
+    except NonFiniteLogit as error:
+        raise fail(
+            f"the logit of passage {error.first} (from 0, blank lines not counted) is not a finite number; "
+            f"set engine.dtype: float32 for {model.id} in {config}"
+        ) from None
+    except (CheckpointError, RerankError) as error:
+        raise fail(escape(str(error))) from None
     num_tokens = sum(encoded.num_tokens)
     answer = {
         "rankings": [{"index": index, "logit": logits[index]} for index in rank_by_logit(logits)],

@@ -1,7 +1,6 @@
 """From a model's configuration to the engine that runs it, scored once before anyone relies on it."""
 
 import logging
-import math
 import os
 import time
 from collections.abc import Callable
@@ -12,15 +11,16 @@ import torch
 
 from rerank_service.checkpoints.resolve import resolve_checkpoint
 from rerank_service.config import EngineConfig, EngineKind, ModelConfig
-from rerank_service.engine import loading
+from rerank_service.engine import cuda, loading
 from rerank_service.engine.bidirectional_decoder import BidirectionalDecoderEngine, load_bidirectional_decoder
 from rerank_service.engine.late_interaction import LateInteractionEngine, load_late_interaction
 from rerank_service.engine.memory import CudaMeter, find_memory_tokens
 from rerank_service.engine.protocol import Engine, Truncate
 from rerank_service.engine.recognise import recognise_engine
+from rerank_service.engine.score_all import score_all
 from rerank_service.engine.sequence_classifier import SequenceClassifierEngine, load_sequence_classifier
 from rerank_service.engine.yes_no_decoder import YesNoDecoderEngine, load_yes_no_decoder
-from rerank_service.errors import CheckpointError
+from rerank_service.errors import CheckpointError, NonFiniteLogit
 
 __all__ = ["engine_kind", "load_engine", "warm_up"]
 
@@ -54,11 +54,12 @@ def load_engine(model: ModelConfig, num_cpus: float | None = None) -> Engine[Any
         os.environ.setdefault(name, capacity)
     torch.set_num_threads(model.engine.num_threads or _threads(num_cpus))
     folder = resolve_checkpoint(model.checkpoint)
-    engine = _LOADERS[engine_kind(folder, model.engine)](folder, model.engine, model.window_tokens)
-    engine.flops_per_token = 2.0 * loading.num_linear_weights(folder)
-    warm_up(engine)
-    if engine.device.type == "cuda":
-        engine.memory_tokens = find_memory_tokens(engine, CudaMeter(engine.device))
+    with cuda.current(loading.resolve_device(model.engine.device)):
+        engine = _LOADERS[engine_kind(folder, model.engine)](folder, model.engine, model.window_tokens)
+        engine.flops_per_token = 2.0 * loading.num_linear_weights(folder)
+        warm_up(engine)
+        if engine.device.type == "cuda":
+            engine.memory_tokens = find_memory_tokens(engine, CudaMeter(engine.device))
     logger.info(
         "loaded model=%s engine=%s window_tokens=%d memory_tokens=%s num_threads=%d load_s=%.1f",
         *(model.id, engine.description, engine.window_tokens, engine.memory_tokens, torch.get_num_threads()),
@@ -71,11 +72,14 @@ def warm_up(engine: Engine[Any]) -> None:
     """Scores one real pair; raises `CheckpointError` if that fails or gives no finite logit."""
     pairs = engine.tokenise("What is reranking?", ["Sorting passages by relevance to a query."], Truncate.END)
     try:
-        (logit,) = engine.score(pairs)
+        with engine.caches_off():
+            score_all(engine, pairs)
     except (RuntimeError, NotImplementedError) as error:
         raise CheckpointError(f"the first forward pass failed ({engine.description}): {error}") from error
-    if not math.isfinite(logit):
-        raise CheckpointError(f"the first pair has logit {logit} ({engine.description}); try dtype: float32")
+    except NonFiniteLogit:
+        raise CheckpointError(
+            f"the logit of the first pair is not a finite number ({engine.description}); try dtype: float32"
+        ) from None
 
 
 def engine_kind(folder: Path, options: EngineConfig) -> EngineKind:

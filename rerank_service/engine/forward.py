@@ -108,6 +108,8 @@ def _one_by_one(
     scaling: float | None,
     sees_later: bool,
 ) -> torch.Tensor:
+    if not packed.bounds:
+        raise RuntimeError("a captured pass needs the variable-length kernel, which takes bfloat16 and float16 only")
     out = torch.empty_like(query.transpose(1, 2))  # [1, T, Hq, D]
     longest = _LONGEST_PRODUCT if sees_later else _LONGEST_CAUSAL_PRODUCT
     longest_product = longest.get(query.dtype, 0) if query.device.type == "cpu" else 0

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 
 from rerank_service.config import EngineConfig
+from rerank_service.engine import cuda
 from rerank_service.engine.forward import hidden_states
 from rerank_service.engine.pack import PackedSequences
 
@@ -37,8 +38,9 @@ BUCKETS = (128, 256, 512, 1024, 2048)
 _LONGEST = 512
 _TOKENS_PER_SEQUENCE = 32
 """A bucket holds one sequence for so many tokens; a captured attention kernel costs time for every place."""
-_TOLERANCE = 0.05
-"""Largest difference of a replayed state from the usual one, as a share of the largest state."""
+_TOLERANCE = 0.25
+"""Largest difference of a token's replayed state from its usual one, as a share of its largest component. Rounding to
+bfloat16 gives up to 4% (all-MiniLM-L6-v2 and a random Llama of 4 layers), the states of another batch 130% (median)."""
 
 
 class CapturedPass(NamedTuple):
@@ -82,17 +84,18 @@ class GraphedStates:
         return next(fitting, None)
 
     def _capture_bucket(self, bucket: int, packed: PackedSequences) -> bool:
-        """Captures and compares with the usual way, once; a wrong or failed graph turns graphs off."""
+        """Captures other content, then compares a replay of `packed` with the usual way; a wrong or failed graph turns
+        graphs off.
+        """
         try:
-            inputs = _empty_inputs(bucket, packed)
-            _lay_into(inputs, packed)
+            inputs = _placeholder(bucket, packed)
             captured = self._capture(self._run, inputs)
+            captured.states.fill_(torch.nan)  # which a replay that writes nothing leaves there
             _lay_into(inputs, packed)
             captured.replay()
-            replayed, expected = captured.states[: packed.bounds[-1]].float(), self._run(packed).float()
-            error = float((replayed - expected).abs().max() / expected.abs().max().clamp_min(1e-6))
+            error = _largest_row_error(captured.states[: packed.bounds[-1]], self._run(packed))
             if not error <= _TOLERANCE:  # a NaN is not
-                raise RuntimeError(f"replayed states differ by {error:.3g} of the largest")
+                raise RuntimeError(f"a token's replayed state differs by {error:.3g} of its largest component")
         except RuntimeError as problem:
             logger.warning("no CUDA graphs from now on (bucket=%d): %s", bucket, problem)
             self._is_off = True
@@ -125,15 +128,7 @@ def compile_layers(model: torch.nn.Module, backend: str = "inductor") -> None:
 
 def capture_cuda_graph(run: StatesOf, inputs: PackedSequences) -> CapturedPass:
     """Records `run` on `inputs`, whose tensors are read anew at every replay."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(2):  # lets cuBLAS and Triton choose their kernels, which must not happen in a capture
-            run(inputs)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        states = run(inputs)
+    graph, states = cuda.capture(inputs.token_ids.device, lambda: run(inputs))
     return CapturedPass(inputs, graph.replay, states)
 
 
@@ -141,14 +136,17 @@ def _places(bucket: int) -> int:
     return max(4, bucket // _TOKENS_PER_SEQUENCE)
 
 
-def _empty_inputs(bucket: int, like: PackedSequences) -> PackedSequences:
+def _placeholder(bucket: int, like: PackedSequences) -> PackedSequences:
+    """Four sequences that fill a bucket: what a pass is captured on, and never asked about."""
     device = like.token_ids.device
+    length = bucket // 4  # at most _LONGEST
+    starts = torch.arange(_places(bucket) + 1, dtype=torch.int32, device=device) * length
     return PackedSequences(
         token_ids=torch.zeros(1, bucket, dtype=torch.int64, device=device),
-        position_ids=torch.zeros(1, bucket, dtype=torch.int64, device=device),
-        lengths=torch.zeros(_places(bucket), dtype=torch.int64, device=device),
-        cu_seqlens=torch.zeros(_places(bucket) + 1, dtype=torch.int32, device=device),
-        bounds=(0, bucket),
+        position_ids=torch.arange(bucket, dtype=torch.int64, device=device)[None] % length,
+        lengths=torch.full((4,), length, dtype=torch.int64, device=device),
+        cu_seqlens=starts.clamp_max(bucket),
+        bounds=(),  # they change with every replay, so that no kernel may be launched by them
         max_length=min(bucket, _LONGEST),
         type_ids=None if like.type_ids is None else torch.zeros(1, bucket, dtype=torch.int64, device=device),
     )
@@ -166,3 +164,10 @@ def _lay_into(inputs: PackedSequences, packed: PackedSequences) -> None:
     inputs.cu_seqlens[num_bounds:].fill_(num_tokens)
     if inputs.type_ids is not None and packed.type_ids is not None:
         inputs.type_ids[:, :num_tokens].copy_(packed.type_ids)
+
+
+def _largest_row_error(states: torch.Tensor, expected: torch.Tensor) -> float:
+    """Of the rows `[T, H]`, the largest difference as a share of the row's largest component; NaN if any is NaN."""
+    expected = expected.float()
+    differences = (states.float() - expected).abs().amax(1)
+    return float((differences / expected.abs().amax(1).clamp_min(1e-6)).max())

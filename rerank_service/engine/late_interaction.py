@@ -5,7 +5,8 @@ query tokens. Query and passages are encoded apart: a query once a request, each
 not at all if it is still in the cache.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -62,7 +63,7 @@ class LateInteractionEngine(TorchEngine[LateInteractionPair]):
         self.window_tokens = window_tokens
         self.head = head
         self._precision = precision
-        self._queries = EncodingCache(_QUERY_CACHE_BYTES)
+        self._queries: EncodingCache | None = EncodingCache(_QUERY_CACHE_BYTES)
         self._passages = None if passage_cache_bytes is None else EncodingCache(passage_cache_bytes)
         self._states = states
         self._tokenizer = tokenizer
@@ -114,6 +115,19 @@ class LateInteractionEngine(TorchEngine[LateInteractionPair]):
         if self._passages is None:
             return CacheCounts(0, 0)
         return CacheCounts(self._passages.hits, self._passages.misses)
+
+    @property
+    def cache_bytes(self) -> int:
+        return sum(cache.max_bytes for cache in (self._queries, self._passages) if cache is not None)
+
+    @contextmanager
+    def caches_off(self) -> Iterator[None]:
+        kept = self._queries, self._passages
+        self._queries = self._passages = None
+        try:
+            yield
+        finally:
+            self._queries, self._passages = kept
 
     def _encode(self, sequences: Sequence[TokenIds], num_queries: int) -> "_TokenStates":
         """Runs the encoder on what no cache has. The first `num_queries` texts are queries."""

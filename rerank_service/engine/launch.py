@@ -6,10 +6,12 @@ What all engines share. Knows nothing of any model.
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Generic
 
 import torch
 
+from rerank_service.engine import cuda
 from rerank_service.engine.memory import held_bytes
 from rerank_service.engine.peak import peak_flops
 from rerank_service.engine.protocol import CacheCounts, DeviceFacts, PairT
@@ -29,8 +31,7 @@ class DeviceLogits:
         if logits.is_cuda:
             self._host = torch.empty(logits.shape, dtype=logits.dtype, pin_memory=True)
             self._host.copy_(logits, non_blocking=True)
-            self._event = torch.cuda.Event()
-            self._event.record()
+            self._event = cuda.recorded_event(logits.device)
 
     @property
     def is_ready(self) -> bool:
@@ -68,6 +69,15 @@ class TorchEngine(ABC, Generic[PairT]):
         return CacheCounts(0, 0)
 
     @property
+    def cache_bytes(self) -> int:
+        """None, unless the engine keeps something."""
+        return 0
+
+    def caches_off(self) -> AbstractContextManager[None]:
+        """Changes nothing, unless the engine keeps something."""
+        return nullcontext()
+
+    @property
     def device_facts(self) -> DeviceFacts:
         """What the device holds now, and could do at most."""
         return DeviceFacts(held_bytes(self.device), self.flops_per_token, peak_flops(self.device))
@@ -78,7 +88,8 @@ class TorchEngine(ABC, Generic[PairT]):
 
         Raises `DeviceMemoryExhausted` if one pair alone does not fit.
         """
-        return DeviceLogits(self._forward_or_halves(pairs))
+        with cuda.current(self.device):
+            return DeviceLogits(self._forward_or_halves(pairs))
 
     def score(self, pairs: Sequence[PairT]) -> list[float]:
         """Logits `[B]` in the order of `pairs`, of one forward pass."""

@@ -162,12 +162,17 @@ def load_weights(
 
 
 def resolve_device(device: str) -> torch.device:
-    """`auto` is CUDA if there is a GPU, else the CPU."""
+    """`auto` is CUDA if there is a GPU, else the CPU; a GPU without a number is the first that is visible."""
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device.startswith("cuda") and not torch.cuda.is_available():
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if not device.startswith("cuda"):
+        return torch.device(device)
+    if not torch.cuda.is_available():
         raise CheckpointError(f"device {device} is configured, but no GPU is visible; set device: auto or cpu")
-    return torch.device(device)
+    index, count = torch.device(device).index or 0, torch.cuda.device_count()
+    if index >= count:
+        raise CheckpointError(f"device {device} is configured, but {count} GPU(s) are visible, numbered from 0")
+    return torch.device("cuda", index)
 
 
 def max_positions(model_config: dict[str, Any]) -> int | None:

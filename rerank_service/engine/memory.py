@@ -4,6 +4,7 @@ With packed sequences and fused attention a forward pass needs memory in proport
 measured pass tells the rest. A bound, not a promise: `launch` halves what does not fit all the same.
 """
 
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,8 @@ import torch
 from rerank_service.engine.protocol import Engine, Truncate
 
 __all__ = ["CudaMeter", "MemoryMeter", "find_memory_tokens", "held_bytes"]
+
+logger = logging.getLogger(__name__)
 
 _PROBE_TOKENS = 8192
 _PROBE_WORDS = 384
@@ -66,10 +69,21 @@ class CudaMeter:
 
 
 def find_memory_tokens(engine: Engine[Any], meter: MemoryMeter) -> int:
-    """Tokens of a batch that `meter`'s device holds; never less than the longest pair, which is then tried."""
+    """Tokens of a batch that `meter`'s device holds beside the engine's caches; never less than the longest pair, which
+    is then tried. The probe runs with the caches off: a pass whose texts were all found there would need no memory.
+    """
     passages = [f"{number} " + "passage " * _PROBE_WORDS for number in range(_PROBE_TOKENS // _PROBE_WORDS)]
     pairs = engine.tokenise("How much memory does a token take?", passages, Truncate.END)
     num_tokens = sum(pair.num_tokens for pair in pairs)
-    engine.score(pairs)  # the first pass also allocates what stays
-    bytes_per_token = max(1.0, meter.peak_bytes(lambda: engine.score(pairs)) / num_tokens)
-    return max(engine.window_tokens, int(_USABLE_SHARE * meter.free_bytes() / bytes_per_token))
+    with engine.caches_off():
+        engine.score(pairs)  # the first pass also allocates what stays
+        bytes_per_token = max(1.0, meter.peak_bytes(lambda: engine.score(pairs)) / num_tokens)
+    free = meter.free_bytes() - engine.cache_bytes
+    tokens = int(_USABLE_SHARE * free / bytes_per_token)
+    if tokens < engine.window_tokens:
+        logger.warning(
+            "device memory holds %d tokens, less than one pair of window_tokens=%d: %d bytes are free beside "
+            "cache_bytes=%d; lower passage_cache_bytes or window_tokens",
+            *(max(0, tokens), engine.window_tokens, max(0, free), engine.cache_bytes),
+        )
+    return max(engine.window_tokens, tokens)

@@ -7,7 +7,7 @@ from itertools import accumulate
 import numpy as np
 import torch
 
-from rerank_service.engine.protocol import TokenIds
+from rerank_service.engine.protocol import EncodedPair, TokenIds
 
 __all__ = ["PackedSequences", "length_sorted_batches", "pack", "token_budget_batches"]
 
@@ -20,7 +20,7 @@ class PackedSequences:
     position_ids: torch.Tensor  # [1, T] int64, starting anew with each sequence
     lengths: torch.Tensor  # [B] int64
     cu_seqlens: torch.Tensor  # [B + 1] int32, on the device: where each sequence starts
-    bounds: tuple[int, ...]  # the same on the host, so that no layer has to wait for the device
+    bounds: tuple[int, ...]  # the same on the host, so that no layer has to wait for the device; empty in a capture
     max_length: int  # at least the longest's; on a GPU a power of two, so that compiled code fits many batches
     type_ids: torch.Tensor | None = None  # [1, T] int64: query or passage, where the model tells them apart
 
@@ -68,16 +68,26 @@ def length_sorted_batches(lengths: Sequence[int], max_padded_tokens: int, max_pa
         yield batch
 
 
-def token_budget_batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
-    """Indices of `lengths` in batches of at most `max_tokens`, longest first, a longer one alone."""
+def token_budget_batches(pairs: Sequence[EncodedPair], max_tokens: int) -> Iterator[list[int]]:
+    """Indices of `pairs` in batches of at most `max_tokens`, longest first, a longer one alone.
+
+    Pairs of one passage adjoin: a late-interaction engine encodes it once a batch, so there its tokens count once.
+    """
+    same_text: dict[bytes, list[int]] = {}
+    for index, pair in enumerate(pairs):
+        same_text.setdefault(pair.token_ids.tobytes(), []).append(index)
     batch: list[int] = []
     num_tokens = 0
-    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
-        if batch and num_tokens + lengths[index] > max_tokens:
-            yield batch
-            batch, num_tokens = [], 0
-        batch.append(index)
-        num_tokens += lengths[index]
+    for group in sorted(same_text.values(), key=lambda group: -len(pairs[group[0]].token_ids)):
+        for place, index in enumerate(group):
+            pair = pairs[index]
+            query_tokens = pair.num_tokens - len(pair.token_ids)  # 0 where query and passage are one text
+            added = query_tokens if place and query_tokens else pair.num_tokens
+            if batch and num_tokens + added > max_tokens:
+                yield batch
+                batch, num_tokens, added = [], 0, pair.num_tokens
+            batch.append(index)
+            num_tokens += added
     if batch:
         yield batch
 

@@ -13,6 +13,7 @@ from rerank_service.errors import CheckpointError
 __all__ = ["Precision", "computes_bfloat16", "multiplies_int8", "resolve_precision"]
 
 _QUANTISED = (Dtype.INT8, Dtype.FLOAT8)
+_BFLOAT16_CAPABILITY = (8, 0)  # Ampere
 _FLOAT8_CAPABILITY = (8, 9)  # Ada; Hopper is 9.0
 
 
@@ -64,7 +65,8 @@ def computes_bfloat16() -> bool:
 
 def _fastest_float(device: torch.device) -> torch.dtype:
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+        has_bfloat16 = torch.cuda.get_device_capability(device) >= _BFLOAT16_CAPABILITY
+        return torch.bfloat16 if has_bfloat16 else torch.float16
     return torch.bfloat16 if computes_bfloat16() else torch.float32
 
 

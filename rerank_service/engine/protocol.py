@@ -4,6 +4,7 @@ The scheduler works with this contract alone. No Ray, no HTTP here or in any eng
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -118,6 +119,15 @@ class Engine(BatchScorer[PairT], Protocol[PairT]):
     @property
     def cache_counts(self) -> CacheCounts:
         """Of the passage cache; zeros where there is none."""
+        ...
+
+    @property
+    def cache_bytes(self) -> int:
+        """Most that its caches may hold on the device."""
+        ...
+
+    def caches_off(self) -> AbstractContextManager[None]:
+        """While it is open, no cache answers, keeps or counts anything."""
         ...
 
     @property

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from rerank_service.config import ModelConfig
@@ -10,7 +11,7 @@ from rerank_service.engine import load_engine
 from rerank_service.evaluation.collection import Collection
 from rerank_service.evaluation.first_stage import Bm25, choose_candidates, read_run
 from rerank_service.evaluation.measures import Figure, figure, measure
-from rerank_service.evaluation.scoring import by_query, engine_logits, tokenise
+from rerank_service.evaluation.scoring import score_candidates
 from rerank_service.fitting import PassageWindows
 
 __all__ = ["Evaluation", "ModelFigures", "Task", "evaluate", "prepare_task"]
@@ -91,7 +92,9 @@ def evaluate(
     progress: Progress = lambda *_: None,
     windows: PassageWindows | None = None,
 ) -> Evaluation:
-    """The first stage, then each model on the same candidates, long passages in `windows`. Raises `CheckpointError`."""
+    """The first stage, then each model on the same candidates, long passages in `windows`. Raises `CheckpointError`,
+    and `BatchError` for a pair whose logit is not finite.
+    """
     collection = task.collection
     first = measure(collection.relevance, task.candidates, task.first_stage_scores, recall_at)
     rows = [ModelFigures(task.first_stage, None, {name: figure(row) for name, row in first.items()}, None, 0.0, 0.0)]
@@ -113,12 +116,9 @@ def _evaluate_model(
     progress(f"loading {model.id}", 0, 1)
     engine = load_engine(model)
     started = time.perf_counter()
-    passages = tokenise(engine, task.collection, task.candidates, windows)
-    pairs = passages.pairs
-    batch_tokens = model.batching.max_batch_tokens or engine.default_batch_tokens
-    logits = engine_logits(engine, pairs, batch_tokens, lambda done: progress(model.id, done, len(pairs)))
+    batch_tokens, on_scored = model.batching.max_batch_tokens, partial(progress, model.id)
+    passages, scores = score_candidates(engine, task.collection, task.candidates, windows, batch_tokens, on_scored)
     elapsed_s = time.perf_counter() - started
-    scores = by_query(passages.best(logits), task.candidates)
     values = measure(task.collection.relevance, task.candidates, scores, recall_at)
     return ModelFigures(
         model.id,

@@ -1,5 +1,6 @@
 """What is to be ranked for each query: BM25's best, a run's, or the judged passages. Knows nothing of models."""
 
+import math
 from itertools import islice
 from pathlib import Path
 
@@ -62,9 +63,12 @@ def read_run(path: Path, collection: Collection, top_k: int) -> tuple[Candidates
         if line.passage_id not in collection.passages:
             raise BatchError(f"{place}: passage {line.passage_id!r} is not in the corpus")
         try:
-            rows[line.query_id][line.passage_id] = float(line.value)
+            score = float(line.value)
         except ValueError:
             raise BatchError(f"{place}: score {line.value!r} is not a number") from None
+        if not math.isfinite(score):
+            raise BatchError(f"{place}: score {line.value!r} is not finite")
+        rows[line.query_id][line.passage_id] = score
     best = {query_id: sorted(row.items(), key=lambda scored: -scored[1])[:top_k] for query_id, row in rows.items()}
     return (
         {query_id: [passage_id for passage_id, _ in row] for query_id, row in best.items()},

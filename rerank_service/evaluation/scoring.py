@@ -1,64 +1,48 @@
 """All pairs of a collection through an engine. Knows nothing of judgements."""
 
-import math
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import Any
 
-from rerank_service.engine.pack import token_budget_batches
-from rerank_service.engine.protocol import EncodedPair, Engine, PairT
-from rerank_service.engine.windows import EncodedPassages, encode_passages
+from rerank_service.engine.protocol import Engine, PairT
+from rerank_service.engine.score_all import Progress, Question, score_passages
+from rerank_service.engine.windows import EncodedPassages
+from rerank_service.errors import BatchError, NonFiniteLogit
 from rerank_service.evaluation.collection import Collection
 from rerank_service.evaluation.first_stage import Candidates, Scores
 from rerank_service.fitting import Fitting, PassageWindows
 
-__all__ = ["by_query", "engine_logits", "tokenise"]
+__all__ = ["by_query", "questions", "score_candidates"]
 
 
-def tokenise(
-    engine: Engine[PairT], collection: Collection, candidates: Candidates, windows: PassageWindows | None = None
-) -> EncodedPassages[PairT]:
-    """All pairs, query by query, in the order of the candidates."""
-    fitting = Fitting(windows=windows)
-    return EncodedPassages.joined(
-        [
-            encode_passages(engine, collection.queries[query_id], [collection.passages[one] for one in chosen], fitting)
-            for query_id, chosen in candidates.items()
-        ]
-    )
+def score_candidates(
+    engine: Engine[PairT],
+    collection: Collection,
+    candidates: Candidates,
+    windows: PassageWindows | None = None,
+    batch_tokens: int | None = None,
+    on_scored: Progress = lambda *_: None,
+) -> tuple[EncodedPassages[PairT], Scores]:
+    """All pairs, query by query in the order of the candidates, and their scores.
 
-
-def engine_logits(
-    engine: Engine[Any],
-    pairs: Sequence[EncodedPair],
-    batch_tokens: int,
-    on_scored: Callable[[int], None] = lambda _: None,
-) -> list[float]:
-    """Logits in the order of `pairs`; `on_scored` hears how many are there."""
-    logits = [math.nan] * len(pairs)
-    num_scored = 0
-    for batch in _passage_batches(pairs, batch_tokens):
-        for index, logit in zip(batch, engine.score([pairs[index] for index in batch]), strict=True):
-            logits[index] = logit
-        num_scored += len(batch)
-        on_scored(num_scored)
-    return logits
-
-
-def _passage_batches(pairs: Sequence[EncodedPair], batch_tokens: int) -> Iterator[list[int]]:
-    """Batches of `batch_tokens` distinct tokens, where the pairs of one passage stay together.
-
-    A late-interaction engine encodes a passage once a batch, so over covid-faq's 21,200 pairs each passage is
-    encoded once; pairs of other engines are distinct anyway.
+    Raises `BatchError` naming the query and the passage of a logit that is not finite.
     """
-    same: dict[bytes, list[int]] = defaultdict(list)
-    for index, pair in enumerate(pairs):
-        same[pair.token_ids.tobytes()].append(index)
-    groups = list(same.values())
-    lengths = [len(pairs[group[0]].token_ids) for group in groups]
-    for batch in token_budget_batches(lengths, batch_tokens):
-        yield [index for group in batch for index in groups[group]]
+    asked = questions(collection, candidates)
+    try:
+        passages, logits = score_passages(engine, asked, Fitting(windows=windows), batch_tokens, on_scored)
+    except NonFiniteLogit as error:
+        pairs = ((query_id, passage_id) for query_id, chosen in candidates.items() for passage_id in chosen)
+        query_id, passage_id = next(islice(pairs, error.first, None))
+        raise BatchError(
+            f"query {query_id!r}, passage {passage_id!r} of {collection.name}: the model's logit is not a finite "
+            f"number ({engine.description}); try --dtype float32"
+        ) from None
+    return passages, by_query(logits, candidates)
+
+
+def questions(collection: Collection, candidates: Candidates) -> Iterator[Question]:
+    """Each query with the texts of its candidates."""
+    for query_id, chosen in candidates.items():
+        yield collection.queries[query_id], [collection.passages[passage_id] for passage_id in chosen]
 
 
 def by_query(logits: Sequence[float], candidates: Candidates) -> Scores:

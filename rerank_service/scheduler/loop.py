@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 from rerank_service.engine.protocol import BatchScorer, PairT, PendingLogits
-from rerank_service.errors import EngineFailed, NonFiniteLogit, RerankError
+from rerank_service.errors import EngineFailed, RerankError
+from rerank_service.ranking import checked_logits
 from rerank_service.scheduler.admission import Admission
 from rerank_service.scheduler.deadlines import Demand
 from rerank_service.scheduler.fair_queue import Drawn, FairQueue
@@ -286,8 +287,6 @@ def _hand_out(batch: _Batch[PairT], logits: Sequence[float]) -> None:
 
 def _scored(job: _Job[PairT]) -> ScoredPairs:
     now = time.perf_counter()
-    num_bad = sum(not math.isfinite(logit) for logit in job.logits)
-    if num_bad:
-        raise NonFiniteLogit(num_bad)
+    logits = checked_logits(job.logits, len(job.pairs))
     started_at = job.started_at or now
-    return ScoredPairs(tuple(job.logits), started_at - job.submitted_at, now - started_at)
+    return ScoredPairs(tuple(logits), started_at - job.submitted_at, now - started_at)

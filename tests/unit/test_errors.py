@@ -149,7 +149,7 @@ ENVELOPES: list[tuple[int, str, list[str | int], str, str]] = [
         "api_error",
         [],
         "non_finite_logit",
-        "The model returned no finite logit for 2 pair(s) of this request",
+        "The model returned no finite logit for 2 pair(s) of this request; have the operator try dtype: float32",
     ),
     (
         500,

@@ -75,6 +75,11 @@ def test_a_run_gives_its_best_passages_of_the_judged_queries(folder: Path, tmp_p
     assert candidates == {"q1": ["paris", "berlin"], "q2": []}
     assert scores == {"q1": [0.7, 0.5], "q2": []}
 
+    for score in ("nan", "inf"):  # which a sort would put anywhere
+        run.write_text(f"q1 Q0 berlin 1 0.5 x\nq1 Q0 paris 2 {score} x\n")
+        with pytest.raises(BatchError, match=f"line 2: score '{score}' is not finite"):
+            read_run(run, collection, top_k=2)
+
     run.write_text("q1 Q0 nowhere 1 0.5 x\n")
     with pytest.raises(BatchError, match="line 1: passage 'nowhere' is not in the corpus"):
         read_run(run, collection, top_k=2)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -11,31 +12,71 @@ from transformers import BertConfig, BertModel
 
 from rerank_service.config import EngineConfig
 from rerank_service.engine.forward import PACKED_ATTENTION, hidden_states
-from rerank_service.engine.graphs import CapturedPass, GraphedStates, StatesOf, states_on
+from rerank_service.engine.graphs import Capture, CapturedPass, GraphedStates, StatesOf, states_on
 from rerank_service.engine.pack import PackedSequences, pack
 
 CPU = torch.device("cpu")
 
 
+def states_of(run: StatesOf, inputs: PackedSequences) -> torch.Tensor:
+    """As the variable-length kernel gives them, which reads the bounds from its inputs and writes no further row."""
+    bounds = tuple(inputs.cu_seqlens.tolist())
+    states = run(dataclasses.replace(inputs, bounds=bounds))
+    states[bounds[-1] :] = torch.nan
+    return states
+
+
 class Recorder:
     """What `capture_cuda_graph` does, on a CPU: reads the same tensors again at every replay."""
 
-    def __init__(self, offset: float = 0.0) -> None:
+    def __init__(self, spoil: Callable[[torch.Tensor], None] = lambda _: None) -> None:
         self.captured: list[int] = []
         self.replayed: list[int] = []
-        self._offset = offset
+        self._spoil = spoil
 
     def __call__(self, run: StatesOf, inputs: PackedSequences) -> CapturedPass:
         bucket = inputs.token_ids.size(1)
         self.captured.append(bucket)
-        states = torch.full((bucket, 32), torch.nan)
+        states = states_of(run, inputs)
 
         def replay() -> None:
             self.replayed.append(bucket)
-            bounds = tuple(inputs.cu_seqlens.tolist())
-            states.copy_(run(dataclasses.replace(inputs, bounds=bounds)) + self._offset)
+            states.copy_(states_of(run, inputs))
+            self._spoil(states)
 
         return CapturedPass(inputs, replay, states)
+
+
+def replays_nothing(run: StatesOf, inputs: PackedSequences) -> CapturedPass:
+    return CapturedPass(inputs, lambda: None, states_of(run, inputs))
+
+
+def replays_what_it_captured(run: StatesOf, inputs: PackedSequences) -> CapturedPass:
+    captured = states_of(run, inputs)
+    states = captured.clone()
+    return CapturedPass(inputs, lambda: states.copy_(captured), states)
+
+
+def replays_captured_bounds(run: StatesOf, inputs: PackedSequences) -> CapturedPass:
+    """The sequences of the capture with the tokens of the replay."""
+    fixed = dataclasses.replace(inputs, cu_seqlens=inputs.cu_seqlens.clone())
+    states = states_of(run, fixed)
+    return CapturedPass(inputs, lambda: states.copy_(states_of(run, fixed)), states)
+
+
+def runs_the_host_bounds(run: StatesOf, inputs: PackedSequences) -> CapturedPass:
+    """What `capture_cuda_graph` records where there is no variable-length kernel: in float32."""
+    states = run(inputs)
+    return CapturedPass(inputs, lambda: states.copy_(run(inputs)), states)
+
+
+def shift_the_last_token(states: torch.Tensor) -> None:
+    last = int(states[:, 0].isfinite().sum()) - 1
+    states[last] = states[last].roll(1)
+
+
+def lose_a_component(states: torch.Tensor) -> None:
+    states[3, 7] = torch.nan
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +89,7 @@ def run() -> StatesOf:
         intermediate_size=64,
         vocab_size=50,
         max_position_embeddings=600,
+        initializer_range=0.3,  # so that a token's state depends on its neighbours as much as in a trained model
     )
     config._attn_implementation = PACKED_ATTENTION
     return partial(hidden_states, BertModel(config).eval().requires_grad_(False))
@@ -85,15 +127,34 @@ def test_what_no_bucket_holds_runs_as_usual(run: StatesOf, bucket: int, lengths:
     assert recorder.captured == []
 
 
-def test_a_graph_with_other_answers_is_never_used(run: StatesOf, caplog: pytest.LogCaptureFixture) -> None:
-    recorder = Recorder(offset=1.0)
-    graphed = GraphedStates(run, recorder, buckets=(64, 128))
+@pytest.mark.parametrize("lengths", [(5, 20), (64,)])
+@pytest.mark.parametrize(
+    "capture",
+    [
+        replays_nothing,
+        replays_what_it_captured,
+        replays_captured_bounds,
+        runs_the_host_bounds,
+        Recorder(shift_the_last_token),
+        Recorder(lose_a_component),
+    ],
+)
+def test_a_graph_with_other_states_is_never_used(
+    run: StatesOf, caplog: pytest.LogCaptureFixture, capture: Capture, lengths: tuple[int, ...]
+) -> None:
+    attempts: list[int] = []
+
+    def counted(run: StatesOf, inputs: PackedSequences) -> CapturedPass:
+        attempts.append(inputs.token_ids.size(1))
+        return capture(run, inputs)
+
+    graphed = GraphedStates(run, counted, buckets=(64, 128))
     with caplog.at_level(logging.WARNING):
-        for lengths in ((5, 20), (100,), (5, 20)):
-            packed = batch(*lengths)
+        for some in (lengths, (100,), lengths):
+            packed = batch(*some)
             assert torch.equal(graphed(packed), run(packed))
 
-    assert recorder.captured == [64]  # and never tried again
+    assert attempts == [64]  # and never tried again
     assert "no CUDA graphs" in caplog.text
 
 

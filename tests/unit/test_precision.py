@@ -26,8 +26,17 @@ def test_fastest_quantises_where_the_processor_can(
 
 
 def test_fastest_on_a_gpu_is_auto(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     assert resolve_precision(Dtype.FASTEST, GPU) == Precision(torch.bfloat16)
+
+
+def test_each_gpu_computes_in_what_it_has_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    capabilities = {torch.device("cuda", 0): (7, 5), torch.device("cuda", 1): (8, 0)}
+    monkeypatch.setattr(torch.cuda, "get_device_capability", capabilities.__getitem__)
+
+    found = [resolve_precision(Dtype.AUTO, device).states for device in capabilities]
+
+    assert found == [torch.float16, torch.bfloat16]
 
 
 def test_int8_is_for_a_cpu() -> None:

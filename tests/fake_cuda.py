@@ -1,0 +1,98 @@
+"""A CUDA runtime of several devices that computes nothing, over torch's own Python: who is current, what is recorded
+where. With `FakeTensorMode`, whose tensors say they are on a GPU, it runs the device code on a machine without one.
+"""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+
+__all__ = ["FakeCuda", "FakeStream"]
+
+
+class FakeStream:
+    """A queue of one device's work."""
+
+    def __init__(self, device: int) -> None:
+        self.device = device
+        self.is_busy = False
+
+    def wait_stream(self, stream: "FakeStream") -> None:
+        assert stream.device == self.device
+
+
+class FakeCuda:
+    """Every thread begins on device 0, as in CUDA."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._thread = threading.local()
+        self._defaults = {index: FakeStream(index) for index in range(2)}
+        self.captured_on: list[FakeStream] = []
+        runtime = self
+
+        class Stream(FakeStream):
+            def __init__(self, device: torch.device | None = None) -> None:
+                super().__init__(runtime.current_device if device is None else device.index)
+
+        class Event:
+            def record(self, stream: FakeStream | None = None) -> None:
+                self._stream = stream or runtime.current_stream()
+
+            def query(self) -> bool:
+                return not self._stream.is_busy
+
+        class CUDAGraph:
+            def capture_begin(self, **_: Any) -> None:
+                runtime.captured_on.append(runtime.current_stream())
+
+            def capture_end(self) -> None:
+                """Nothing was recorded."""
+
+            def replay(self) -> None:
+                """Nothing is run."""
+
+        for name, fake in {
+            "_exchange_device": self._exchange_device,
+            "_maybe_exchange_device": self._exchange_device,
+            "current_stream": self.current_stream,
+            "stream": self._stream,
+            "synchronize": lambda device=None: None,
+            "Stream": Stream,
+            "Event": Event,
+            "CUDAGraph": CUDAGraph,
+        }.items():
+            monkeypatch.setattr(torch.cuda, name, fake)
+        monkeypatch.setattr(torch._C, "_host_emptyCache", lambda: None, raising=False)
+        monkeypatch.setattr(torch.cuda.graph, "default_capture_stream", None)
+
+    @property
+    def current_device(self) -> int:
+        """Of the calling thread."""
+        return getattr(self._thread, "device", 0)
+
+    def current_stream(self, device: torch.device | None = None) -> FakeStream:
+        """Of the calling thread on a device, by default its current one."""
+        index = self.current_device if device is None else device.index
+        return self._streams.get(index, self._defaults[index])
+
+    @property
+    def _streams(self) -> dict[int, FakeStream]:
+        return self._thread.__dict__.setdefault("streams", {})
+
+    def _exchange_device(self, index: int) -> int:
+        before, self._thread.device = self.current_device, index
+        return before
+
+    @contextmanager
+    def _stream(self, stream: FakeStream) -> Iterator[None]:
+        before_device = self._exchange_device(stream.device)
+        before = self._streams.get(stream.device)
+        self._streams[stream.device] = stream
+        try:
+            yield
+        finally:
+            self._exchange_device(before_device)
+            self._streams[stream.device] = before or self._defaults[stream.device]
