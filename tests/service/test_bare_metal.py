@@ -1,6 +1,7 @@
 """The recipe for hosts without Kubernetes, run as it is: a head and two workers on three of this machine's addresses.
 
-A request through it, one worker drained and stopped, another request, all stopped; nothing that it started is left.
+A request through it, one worker drained and stopped, the other not since nothing could take its replicas, another
+request, all stopped; nothing that it started is left.
 """
 
 import os
@@ -47,7 +48,7 @@ class Hosts:
     def run(self, *arguments: str, is_checked: bool = True) -> str:
         """`cluster.sh` with these arguments."""
         command = [str(BARE_METAL / "cluster.sh"), *arguments]
-        result = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=180, check=False)
+        result = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=400, check=False)
         assert result.returncode == 0 or not is_checked, self._told(arguments, result)
         return result.stdout
 
@@ -75,7 +76,7 @@ def hosts() -> Iterator[Hosts]:
         shared = "--object-store-memory 80000000 --num-gpus 0 --dashboard-agent-listen-port"
         (folder / "hosts").write_text(
             f"# the head first\n{HEAD} --num-cpus 0 --temp-dir {folder}/r {shared} {agents[0]}\n"
-            + "".join(f"{host} --num-cpus 2 {shared} {port}\n" for host, port in zip(WORKERS, agents[1:], strict=True))
+            + "".join(f"{host} --num-cpus 3 {shared} {port}\n" for host, port in zip(WORKERS, agents[1:], strict=True))
         )
         environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         environment |= {
@@ -114,7 +115,13 @@ def test_a_cluster_of_three_hosts(hosts: Hosts, config: RerankConfig) -> None:
         with httpx.Client(base_url=hosts.url, timeout=60) as client:
             while not removal.done():
                 assert_ranked(_rank(client), logits)
+    assert "of ingress (application rerank)" in removal.result()
+    assert "nothing of the service is left on it" in removal.result()
     assert f"node {WORKERS[0]} is stopped" in removal.result()
+
+    refused = hosts.run("remove", WORKERS[1], is_checked=False)
+    assert "no other node has room for 2 of the replicas of" in refused
+    assert "is stopped" not in refused
     with httpx.Client(base_url=hosts.url, timeout=60) as client:
         assert_ranked(client.post("/v1/ranking", json=ranking_body(None, "which?", PASSAGES)), logits)
 
@@ -123,7 +130,7 @@ def test_a_cluster_of_three_hosts(hosts: Hosts, config: RerankConfig) -> None:
 
 
 def _write_configuration(path: Path, checkpoint: str, port: int) -> None:
-    """As an operator would: by the command. Two replicas, two ingresses, on two workers of two CPUs."""
+    """As an operator would: by the command. Two replicas, two ingresses, on workers of which one has room for all."""
     command = [
         str(Path(sys.executable).with_name("rerank-service")),
         "config",

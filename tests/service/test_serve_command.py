@@ -94,7 +94,7 @@ def test_its_end(tmp_path: Path, arguments: list[str], number: signal.Signals) -
     with running(tmp_path, arguments) as service:
         if number is signal.SIGTERM:
             _check_that_the_port_is_told(service)
-        body = ranking_body(None, "which?", [f"{index} {long_text(200)}" for index in range(400)])
+        body = ranking_body(None, "which?", [f"{index} {long_text(40)}" for index in range(60)])
         with ThreadPoolExecutor() as pool:
             requests = [pool.submit(_rank, service.url, body) for _ in range(6)]
             wait(requests, return_when=FIRST_COMPLETED)

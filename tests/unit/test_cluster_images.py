@@ -85,6 +85,12 @@ def test_compose_publishes_on_loopback_unless_told_otherwise() -> None:
     assert "ports" not in services["redis"]
 
 
+def test_compose_waits_until_requests_in_flight_are_answered() -> None:
+    for name in ("cpu", "gpu"):
+        service, limits = compose()["services"][name], load_config(CLUSTER / f"compose/serve_config.{name}.yaml").limits
+        assert float(service["stop_grace_period"].removesuffix("s")) > limits.ingress_grace_s
+
+
 @pytest.mark.parametrize(("name", "variant"), [("cpu", "cpu"), ("gpu", "cuda")])
 def test_a_profile_starts_the_image_with_its_configuration(name: str, variant: str) -> None:
     document = compose()
