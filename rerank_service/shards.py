@@ -77,6 +77,8 @@ class ShardScores:
     started_at: float = 0.0
     """Seconds since the epoch, by the replica's clock, when it got the shard."""
     report: ReplicaReport | None = None
+    is_unscored: tuple[bool, ...] = ()
+    """Of which passages the window left no token."""
 
 
 def estimate_tokens(query: str, passage: str, windows: PassageWindows | None = None) -> int:

@@ -106,17 +106,31 @@ class BidirectionalDecoderEngine(TorchEngine[EncodedPair]):
     def token_spans(self, texts: Sequence[str]) -> list[list[TokenSpan]]:
         return tokenise.token_spans(self._tokenizer, texts)
 
+    def passage_room(self, query: str) -> int:
+        (empty,) = self.tokenise(query, [""], Truncate.END)
+        return self.window_tokens - len(empty.token_ids)
+
     def tokenise(self, query: str, passages: Sequence[str], truncate: Truncate) -> list[EncodedPair]:
-        """The whole templated string at once: the Llama-3 split joins `:` with the first word after it."""
-        prompts = [self.prompt_template.format(query=query, passage=passage) for passage in passages]
-        encodings = tokenise.encode_texts(self._tokenizer, prompts, add_special_tokens=False)
+        """The whole templated string at once: the Llama-3 split joins `:` with the first word after it.
+
+        Cut on the right, as published: a query that fills the window leaves nothing of the passage.
+        """
+        whole = self._ids([self.prompt_template.format(query=query, passage=passage) for passage in passages])
+        lead_ids: list[int] = []
+        if any(len(token_ids) > self.window_tokens for token_ids in whole):
+            (lead_ids,) = self._ids([tokenise.up_to_passage(self.prompt_template, query=query)])
         pairs = []
-        for index, encoding in enumerate(encodings):
-            token_ids, is_truncated = tokenise.cut_to_window(
-                [self._bos_id, *encoding.ids], self.window_tokens, truncate, index
+        for index, passage in enumerate(passages):
+            token_ids, is_cut = tokenise.cut_to_window(whole[index], self.window_tokens, truncate, index)
+            is_unscored = is_cut and passage != "" and tokenise.leaves_no_passage(token_ids, lead_ids)
+            pairs.append(
+                EncodedPair(token_ids, len(token_ids), is_cut, is_passage_cut=is_cut, is_unscored=is_unscored)
             )
-            pairs.append(EncodedPair(token_ids, len(token_ids), is_truncated))
         return pairs
+
+    def _ids(self, prompts: Sequence[str]) -> list[list[int]]:
+        encodings = tokenise.encode_texts(self._tokenizer, prompts, add_special_tokens=False)
+        return [[self._bos_id, *encoding.ids] for encoding in encodings]
 
     def forward(self, pairs: Sequence[EncodedPair]) -> torch.Tensor:
         """`score(pool(states)) / temperature`, `[B]`."""

@@ -5,6 +5,7 @@ release the GIL and use the calling thread only, so the caller's thread pool bou
 """
 
 import os
+import secrets
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,14 +23,20 @@ __all__ = [
     "checked_template",
     "cut_to_window",
     "encode_texts",
+    "leaves_no_passage",
     "load_tokenizer",
     "model_max_length",
     "token_spans",
     "truncate_pair_encoding",
+    "truncated_lengths",
+    "up_to_passage",
 ]
 
 DEFAULT_TEMPLATE = "question:{query} \n \n passage:{passage}"
 """The published prompt of the NVIDIA rerankers."""
+
+_NONCE = secrets.token_hex(16)
+"""No text holds it: nobody outside this process can know it."""
 
 _ABSURD_LENGTH = 1_000_000  # transformers writes 1e30 for "unknown"
 
@@ -106,17 +113,47 @@ def cut_to_window(
     return np.asarray(token_ids[:window_tokens], dtype=np.int32), is_too_long
 
 
-def truncate_pair_encoding(encoding: Encoding, window_tokens: int) -> list[int]:
-    """Positions to keep of a pair encoding that is too long, special tokens included.
+def up_to_passage(template: str, **values: str) -> str:
+    """What a prompt template makes of its other values before its passage begins."""
+    return template.format(passage=_NONCE, **values).partition(_NONCE)[0]
 
-    The passage loses its tail first; the query only once no token of the passage is left.
+
+def leaves_no_passage(token_ids: Sequence[int] | TokenIds, lead_ids: Sequence[int]) -> bool:
+    """Whether tokens that were cut at the window are part of `lead_ids`, those of the prompt up to its passage.
+
+    Compared by value: the first word of a passage may share a token with the text before it.
+    """
+    return len(token_ids) <= len(lead_ids) and list(token_ids) == list(lead_ids[: len(token_ids)])
+
+
+def truncated_lengths(query_tokens: int, passage_tokens: int, room: int) -> tuple[int, int]:
+    """How many tokens of each are left of a pair that is longer than `room`, cut longest first.
+
+    The rule of `tokenizers` (`TruncationStrategy::LongestFirst`), which sentence-transformers, TEI and Infinity
+    apply: the longer one is cut down to the other; if that is not enough, they share, and an odd token goes to the
+    longer, or to the passage where both are equally long.
+    """
+    shorter = min(query_tokens, passage_tokens)
+    if 2 * shorter <= room:
+        longer = room - shorter
+    else:
+        shorter, longer = room // 2, room - room // 2
+    return (longer, shorter) if query_tokens > passage_tokens else (shorter, longer)
+
+
+def truncate_pair_encoding(encoding: Encoding, window_tokens: int) -> tuple[list[int], bool]:
+    """Positions to keep of a pair encoding that is too long, and whether any of its passage's were dropped.
+
+    Special tokens stay; query and passage lose tokens at their ends, by `truncated_lengths`.
     """
     sequence_ids = encoding.sequence_ids  # None for special tokens, 0 for the query, 1 for the passage
-    excess = len(sequence_ids) - window_tokens
-    passage = [position for position, sequence in enumerate(sequence_ids) if sequence == 1]
     query = [position for position, sequence in enumerate(sequence_ids) if sequence == 0]
-    dropped = set((query + passage)[-excess:])
-    return [position for position in range(len(sequence_ids)) if position not in dropped]
+    passage = [position for position, sequence in enumerate(sequence_ids) if sequence == 1]
+    room = window_tokens - sequence_ids.count(None)
+    query_tokens, passage_tokens = truncated_lengths(len(query), len(passage), room)
+    dropped = {*query[query_tokens:], *passage[passage_tokens:]}
+    kept = [position for position in range(len(sequence_ids)) if position not in dropped]
+    return kept, passage_tokens < len(passage)
 
 
 def _tokenizer_config(folder: Path) -> dict[str, Any]:

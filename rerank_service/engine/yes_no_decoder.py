@@ -71,6 +71,9 @@ class YesNoDecoderEngine(TorchEngine[EncodedPair]):
     def token_spans(self, texts: Sequence[str]) -> list[list[TokenSpan]]:
         return tokenise.token_spans(self._tokenizer, texts)
 
+    def passage_room(self, query: str) -> int:
+        return self._parts.passage_room(query)
+
     def tokenise(self, query: str, passages: Sequence[str], truncate: Truncate) -> list[EncodedPair]:
         return self._parts.encode(query, passages, truncate)
 

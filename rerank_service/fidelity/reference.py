@@ -82,10 +82,11 @@ class Reference(ABC):
     def logit(self, tokens: ReferenceTokens) -> float:
         """Of one pair alone."""
 
-    def _tokens(self, *texts: list[str], truncation: bool | str = True) -> _Inputs:
+    def _tokens(self, *texts: list[str]) -> _Inputs:
+        """Of one text, or of a pair, which is cut longest first."""
         encoded = self._tokenizer(
             *texts,  # as lists: a single empty passage would count as none at all
-            truncation=truncation,
+            truncation=True,
             max_length=self.window_tokens,
             return_tensors="pt",
             return_token_type_ids=getattr(self._model.config, "type_vocab_size", 0) > 1,
@@ -157,9 +158,7 @@ class _Classifier(Reference):
         super().__init__(folder, model, _tokenizer(folder), settings.window_tokens)
 
     def encode(self, query: str, passage: str) -> ReferenceTokens:
-        if len(self._tokenizer([query], [""])["input_ids"][0]) >= self.window_tokens:
-            raise _too_small(self.window_tokens)
-        return self._tokens([query], [passage], truncation="only_second").of_pair
+        return self._tokens([query], [passage]).of_pair
 
     @torch.inference_mode()
     def logit(self, tokens: ReferenceTokens) -> float:
@@ -209,15 +208,29 @@ class _YesNoDecoder(Reference):
             part.format(query=query, passage=passage, instruction=self._instruction) for part in self._prompt.parts
         ]
         parts = [self._tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
-        excess = sum(map(len, parts)) - self.window_tokens
-        if excess > 0:
-            cut = next(place for place, part in enumerate(self._prompt.parts) if "{passage}" in part)
-            if excess > len(parts[cut]):
-                raise _too_small(self.window_tokens)
-            parts[cut] = parts[cut][:-excess]
+        is_cut = sum(map(len, parts)) > self.window_tokens
+        if is_cut:
+            self._cut(parts)
         token_ids = tuple(token for part in parts for token in part)
         inputs = {"input_ids": torch.tensor([token_ids], device=self._model.device)}
-        return ReferenceTokens(token_ids, len(token_ids), excess > 0, (inputs,))
+        return ReferenceTokens(token_ids, len(token_ids), is_cut, (inputs,))
+
+    def _cut(self, parts: list[list[int]]) -> None:
+        """The part with the passage from the right; before it a query of its own, down to three quarters.
+
+        As mxbai_rerank_v2.py and FlagEmbedding's decoder_only/base.py have it, which cut queries even where the pair
+        fits; here a pair that fits is never cut.
+        """
+        query, passage = (
+            next(place for place, part in enumerate(self._prompt.parts) if slot in part)
+            for slot in ("{query}", "{passage}")
+        )
+        others = sum(len(part) for place, part in enumerate(parts) if place not in (query, passage))
+        if query != passage:
+            between = sum(map(len, parts[min(query, passage) + 1 : max(query, passage)]))
+            parts[query] = parts[query][: (self.window_tokens - others + between) * 3 // 4]
+            others += len(parts[query])
+        parts[passage] = parts[passage][: self.window_tokens - others]
 
     @torch.inference_mode()
     def logit(self, tokens: ReferenceTokens) -> float:
@@ -249,10 +262,6 @@ def load_reference(kind: EngineKind, folder: Path, settings: ModelConfig, device
         return _REFERENCES[kind](folder, settings, device)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise CheckpointError(f"transformers cannot load {folder}: {error}") from error
-
-
-def _too_small(window_tokens: int) -> CheckpointError:
-    return CheckpointError(f"a window of {window_tokens} tokens is too small for the queries asked here")
 
 
 def _load(model_class: Any, folder: Path, device: torch.device, **settings: Any) -> Any:
