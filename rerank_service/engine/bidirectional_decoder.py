@@ -91,7 +91,7 @@ class BidirectionalDecoderEngine(TorchEngine[EncodedPair]):
         self.window_tokens = window_tokens
         self.pooling = pooling
         self.temperature = temperature
-        self.prompt_template = tokenise.checked_template(prompt_template)
+        self._template = tokenise.prompt_text(tokenizer, tokenise.checked_template(prompt_template))
         self._precision = precision
         self._bos_id = bos_id
         self._tokenizer = tokenizer
@@ -115,17 +115,15 @@ class BidirectionalDecoderEngine(TorchEngine[EncodedPair]):
 
         Cut on the right, as published: a query that fills the window leaves nothing of the passage.
         """
-        whole = self._ids([self.prompt_template.format(query=query, passage=passage) for passage in passages])
+        whole = self._ids([self._template.format(query=query, passage=passage) for passage in passages])
         lead_ids: list[int] = []
         if any(len(token_ids) > self.window_tokens for token_ids in whole):
-            (lead_ids,) = self._ids([tokenise.up_to_passage(self.prompt_template, query=query)])
+            (lead_ids,) = self._ids([tokenise.up_to_passage(self._template, query=query)])
         pairs = []
         for index, passage in enumerate(passages):
             token_ids, is_cut = tokenise.cut_to_window(whole[index], self.window_tokens, truncate, index)
             is_unscored = is_cut and passage != "" and tokenise.leaves_no_passage(token_ids, lead_ids)
-            pairs.append(
-                EncodedPair(token_ids, len(token_ids), is_cut, is_passage_cut=is_cut, is_unscored=is_unscored)
-            )
+            pairs.append(EncodedPair(token_ids, len(token_ids), is_cut, is_passage_cut=is_cut, is_unscored=is_unscored))
         return pairs
 
     def _ids(self, prompts: Sequence[str]) -> list[list[int]]:
@@ -149,7 +147,8 @@ def load_bidirectional_decoder(
     family = _family(folder, raw)
     device = loading.resolve_device(options.device)
     precision = resolve_precision(options.dtype, device)
-    tokenizer = tokenise.load_tokenizer(folder)
+    template = options.prompt_template or raw.get("prompt_template") or tokenise.DEFAULT_TEMPLATE
+    tokenizer = tokenise.load_tokenizer(folder, options.special_tokens, [template])
     model = loading.load_weights(
         family.model_class,
         folder,
@@ -165,7 +164,7 @@ def load_bidirectional_decoder(
         states=states_on(model.model, options),
         precision=precision,
         bos_id=tokenise.bos_token_id(folder, tokenizer, raw),
-        prompt_template=options.prompt_template or raw.get("prompt_template") or tokenise.DEFAULT_TEMPLATE,
+        prompt_template=template,
         pooling=options.pooling or _published_pooling(folder, raw),
         temperature=options.temperature or float(raw.get("temperature") or 1.0),
         window_tokens=loading.resolve_window(

@@ -197,7 +197,7 @@ def load_late_interaction(folder: Path, options: EngineConfig, window_tokens: in
     states = states_on(encoder, options)
     engine = LateInteractionEngine(
         states,
-        tokenise.load_tokenizer(folder),
+        tokenise.load_tokenizer(folder, options.special_tokens),
         device,
         precision=precision,
         head=options.head,

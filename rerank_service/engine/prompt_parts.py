@@ -27,8 +27,10 @@ class PromptParts:
             )
         self._tokenizer = tokenizer
         self._window_tokens = window_tokens
-        self._parts = prompt.parts
-        self._instruction = prompt.instruction if instruction is None else instruction
+        self._parts = [tokenise.prompt_text(tokenizer, part) for part in prompt.parts]
+        self._instruction = tokenise.prompt_text(
+            tokenizer, (prompt.instruction if instruction is None else instruction) or ""
+        )
         self._passage_place = next(place for place, part in enumerate(prompt.parts) if "{passage}" in part)
         self._query_place = next(place for place, part in enumerate(prompt.parts) if "{query}" in part)
         variable = (self._passage_place, self._query_place)
@@ -92,7 +94,7 @@ class PromptParts:
 
     def _lead(self, query: str) -> str:
         part = self._parts[self._passage_place]
-        return tokenise.up_to_passage(part, query=query, instruction=self._instruction or "")
+        return tokenise.up_to_passage(part, query=query, instruction=self._instruction)
 
     def _rendered(self, place: int, query: str = "", passage: str = "") -> str:
         return self._parts[place].format(query=query, passage=passage, instruction=self._instruction)

@@ -150,7 +150,7 @@ def load_sequence_classifier(
     raw = loading.read_model_config(folder)
     device = loading.resolve_device(options.device)
     precision = resolve_precision(options.dtype, device)
-    tokenizer = tokenise.load_tokenizer(folder)
+    tokenizer = tokenise.load_tokenizer(folder, options.special_tokens)
     config = _one_label_config(folder)
     model = loading.load_weights(
         AutoModelForSequenceClassification,

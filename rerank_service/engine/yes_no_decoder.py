@@ -92,7 +92,7 @@ def load_yes_no_decoder(folder: Path, options: EngineConfig, window_tokens: int 
     config = loading.native_config(model_class.config_class, raw)
     device = loading.resolve_device(options.device)
     precision = resolve_precision(options.dtype, device)
-    tokenizer = tokenise.load_tokenizer(folder)
+    tokenizer = tokenise.load_tokenizer(folder, options.special_tokens, prompt.parts)
     window = loading.resolve_window(window_tokens, tokenise.model_max_length(folder), loading.max_positions(raw))
     _refuse_sliding_attention(config, window)
     parts = PromptParts(tokenizer, prompt, options.instruction, window)
@@ -165,7 +165,7 @@ def _direction(folder: Path, config: PreTrainedConfig, tokenizer: Any, prompt: Y
 
 
 def _token_id(tokenizer: Any, word: str) -> int:
-    ids: list[int] = tokenizer.encode(word, add_special_tokens=False).ids
+    ids: list[int] = tokenizer.encode(tokenise.prompt_text(tokenizer, word), add_special_tokens=False).ids
     if len(ids) != 1:
         raise CheckpointError(f"the answer {word!r} is {len(ids)} tokens of this tokenizer, not one: see engine.yes_no")
     return ids[0]

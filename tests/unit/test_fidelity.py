@@ -284,6 +284,18 @@ def test_a_yes_no_prompt_with_a_part_for_the_query(folders: dict[str, Path]) -> 
     assert verdict.is_faithful, verdict
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_both_readings_of_special_tokens_are_told_apart(
+    folders: dict[str, Path], reference_of: Callable[[str], ReferenceRun], name: str
+) -> None:
+    parsing = local_model(folders[name], engine={"special_tokens": "parse"})
+
+    faithful, otherwise = served(run_reference(parsing), parsing), served(reference_of(name), parsing)
+
+    assert faithful.is_faithful, faithful
+    assert "tokens" in failed(otherwise), otherwise
+
+
 class PassageFirst(EnginePath):
     """Cuts a classifier's pairs as transformers' `only_second` does, and the query where that is not enough."""
 
@@ -447,7 +459,7 @@ def test_the_embedded_model_is_faithful_as_it_is_configured() -> None:
 
     assert shown.exit_code == 0, shown.output
     assert f"{EMBEDDED}: YES, every check holds" in shown.stdout
-    assert "32 of 32 pairs alike, 6 cut at 256" in shown.stdout
+    assert "37 of 37 pairs alike, 6 cut at 256" in shown.stdout
 
 
 def test_no_is_an_exit_code(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -467,7 +479,7 @@ def test_no_is_an_exit_code(folders: dict[str, Path], tmp_path: Path) -> None:
     assert json.loads(accepted.stdout)["checks"][0] == {
         "name": "tokens",
         "is_passed": True,
-        "found": "32 of 32 pairs alike, 5 cut at 1,024",
+        "found": "37 of 37 pairs alike, 5 cut at 1,024",
         "allowed": "all",
     }
 
@@ -489,7 +501,7 @@ def test_a_running_service(folders: dict[str, Path], service: str) -> None:
 
     assert right.exit_code == 0, right.output
     tokens = json.loads(right.stdout)["tokens"]
-    assert (tokens["unit"], tokens["num_compared"], tokens["num_cut"]) == ("requests", 6, 5)
+    assert (tokens["unit"], tokens["num_compared"], tokens["num_cut"]) == ("requests", 7, 5)
     assert wrong.exit_code == 1
     assert {"largest difference", "mean difference"} <= {
         check["name"] for check in json.loads(wrong.stdout)["checks"] if not check["is_passed"]

@@ -19,11 +19,12 @@ QUERY = "what is the capital of France?"
 ENCODERS = ["bert", "xlm_roberta", "modernbert", "deberta_v2"]
 
 
+@pytest.mark.parametrize("special_tokens", ["text", "parse"])
 @pytest.mark.parametrize("architecture", ENCODERS)
-def test_equals_transformers_one_by_one(checkpoints: dict[str, Path], architecture: str) -> None:
+def test_equals_transformers_one_by_one(checkpoints: dict[str, Path], architecture: str, special_tokens: str) -> None:
     folder = checkpoints[architecture]
-    engine = load_engine(local_model(folder))
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    engine = load_engine(local_model(folder, engine={"special_tokens": special_tokens}))
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, split_special_tokens=special_tokens == "text")
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
 
     pairs = engine.tokenise(QUERY, NASTY_PASSAGES, Truncate.END)
