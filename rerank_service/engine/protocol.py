@@ -5,7 +5,7 @@ The scheduler works with this contract alone. No Ray, no HTTP here or in any eng
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -63,6 +63,10 @@ class EncodedPair:
     """Tokens of query and passage with the special ones: what is billed and what a batch is filled by."""
     is_truncated: bool
     """Whether the window cut it."""
+    is_passage_cut: bool = field(default=False, kw_only=True)
+    """Whether it cut the passage, and not only the query."""
+    is_unscored: bool = field(default=False, kw_only=True)
+    """Whether it left no token of a passage that has some: the logit then says nothing about the passage."""
 
 
 PairT = TypeVar("PairT", bound=EncodedPair)
@@ -147,6 +151,10 @@ class Engine(BatchScorer[PairT], Protocol[PairT]):
 
     def tokenise(self, query: str, passages: Sequence[str], truncate: Truncate) -> list[PairT]:
         """Pairs in the order of `passages`. Raises `PairTooLong` under `Truncate.NONE`."""
+        ...
+
+    def passage_room(self, query: str) -> int:
+        """Tokens of a passage that fit beside this query; 0 where the query fills the window."""
         ...
 
     def token_spans(self, texts: Sequence[str]) -> list[list[TokenSpan]]:
