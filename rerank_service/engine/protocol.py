@@ -4,7 +4,7 @@ The scheduler works with this contract alone. No Ray, no HTTP here or in any eng
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -62,6 +62,10 @@ class EncodedPair:
     """Tokens of query and passage with the special ones: what is billed and what a batch is filled by."""
     is_truncated: bool
     """Whether the window cut it."""
+    is_passage_cut: bool = field(default=False, kw_only=True)
+    """Whether it cut the passage, and not only the query."""
+    is_unscored: bool = field(default=False, kw_only=True)
+    """Whether it left no token of a passage that has some: the logit then says nothing about the passage."""
 
 
 PairT = TypeVar("PairT", bound=EncodedPair)

@@ -30,8 +30,8 @@ class EncodedPassages(Generic[PairT]):
     """Pairs of each passage, one or more."""
     is_truncated: tuple[bool, ...]
     """Whether a part of the passage, or of the query, is in no pair of it."""
-    is_unscored: tuple[bool, ...] = ()
-    """Whether no pair of the passage has a token of it, though it has some."""
+    is_unscored: tuple[bool, ...]
+    """Whether no token of the passage is in any pair of it, though it has some."""
 
     @classmethod
     def joined(cls, parts: Sequence["EncodedPassages[PairT]"]) -> "EncodedPassages[PairT]":
@@ -79,6 +79,7 @@ def encode_passages(
         is_truncated=tuple(
             cut or short != passage for cut, short, passage in zip(is_cut, shortened, passages, strict=True)
         ),
+        is_unscored=tuple(all(pair.is_unscored for pair in group) for group in groups),
     )
 
 
