@@ -80,11 +80,11 @@ ROWS: dict[str, list[Panel]] = {
         Panel(
             "Pairs cut at the window",
             "percentunit",
-            "Share of pairs that lost their end: passages are too long for the model. Not scored: the query left no room "
-            "for any of the passage.",
+            "Share of pairs that lost their end: passages are too long for the model. Not scored: the query left the "
+            "passage no room.",
             {
-                "{{model}}": f"{_rate('truncated_pairs_total', 'model')} / {_rate('passages_total', 'model')}",
-                "{{model}} not scored": f"{_rate('unscored_pairs_total', 'model')} / {_rate('passages_total', 'model')}",
+                f"{{{{model}}}}{which}": f"{_rate(counted, 'model')} / {_rate('passages_total', 'model')}"
+                for which, counted in {"": "truncated_pairs_total", " not scored": "unscored_pairs_total"}.items()
             },
         ),
     ],
