@@ -48,6 +48,7 @@ __all__ = [
     "ReplicaConfig",
     "RerankConfig",
     "ServiceConfig",
+    "SpecialTokens",
     "TracingConfig",
     "YesNoPrompt",
     "load_config",
@@ -107,6 +108,8 @@ class Dtype(StrEnum):
     FLOAT8 = "float8"
     """Linear layers in 8-bit floats (e4m3), on an Ada, Hopper or newer GPU."""
 
+
+SpecialTokens = Literal["text", "parse"]
 
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
 
@@ -250,6 +253,11 @@ class EngineConfig(_Config):
     compile: bool = False
     """GPU: let torch.compile fuse each layer's elementwise work. Needs Triton; the first start takes about a
     minute longer."""
+
+    special_tokens: SpecialTokens = "text"
+    """What becomes of special tokens that a query or a passage spells out, such as `[SEP]` or `<|im_end|>`. `text`
+    reads them as the characters they are, so that no passage can write a part of the prompt; `parse` reads them as
+    special tokens, as transformers does by default. Templates and prompts are always parsed."""
 
     prompt_template: str | None = None
     """Bidirectional decoder: the text of a pair, with `{query}` and `{passage}`."""

@@ -76,6 +76,9 @@ class SimulatedEngine:
             for passage in passages
         ]
 
+    def passage_room(self, query: str) -> int:
+        return self.window_tokens
+
     def token_spans(self, texts: Sequence[str]) -> list[list[TokenSpan]]:
         return [[] for _ in texts]
 

@@ -91,7 +91,7 @@ class BidirectionalDecoderEngine(TorchEngine[EncodedPair]):
         self.window_tokens = window_tokens
         self.pooling = pooling
         self.temperature = temperature
-        self.prompt_template = tokenise.checked_template(prompt_template)
+        self._template = tokenise.prompt_text(tokenizer, tokenise.checked_template(prompt_template))
         self._precision = precision
         self._bos_id = bos_id
         self._tokenizer = tokenizer
@@ -110,17 +110,29 @@ class BidirectionalDecoderEngine(TorchEngine[EncodedPair]):
     def token_spans(self, texts: Sequence[str]) -> list[list[TokenSpan]]:
         return tokenise.token_spans(self._tokenizer, texts)
 
+    def passage_room(self, query: str) -> int:
+        (empty,) = self.tokenise(query, [""], Truncate.END)
+        return self.window_tokens - len(empty.token_ids)
+
     def tokenise(self, query: str, passages: Sequence[str], truncate: Truncate) -> list[EncodedPair]:
-        """The whole templated string at once: the Llama-3 split joins `:` with the first word after it."""
-        prompts = [self.prompt_template.format(query=query, passage=passage) for passage in passages]
-        encodings = tokenise.encode_texts(self._tokenizer, prompts, add_special_tokens=False)
+        """The whole templated string at once: the Llama-3 split joins `:` with the first word after it.
+
+        Cut on the right, as published: a query that fills the window leaves nothing of the passage.
+        """
+        whole = self._ids([self._template.format(query=query, passage=passage) for passage in passages])
+        lead_ids: list[int] = []
+        if any(len(token_ids) > self.window_tokens for token_ids in whole):
+            (lead_ids,) = self._ids([tokenise.up_to_passage(self._template, query=query)])
         pairs = []
-        for index, encoding in enumerate(encodings):
-            token_ids, is_truncated = tokenise.cut_to_window(
-                [self._bos_id, *encoding.ids], self.window_tokens, truncate, index
-            )
-            pairs.append(EncodedPair(token_ids, len(token_ids), is_truncated))
+        for index, passage in enumerate(passages):
+            token_ids, is_cut = tokenise.cut_to_window(whole[index], self.window_tokens, truncate, index)
+            is_unscored = is_cut and passage != "" and tokenise.leaves_no_passage(token_ids, lead_ids)
+            pairs.append(EncodedPair(token_ids, len(token_ids), is_cut, is_passage_cut=is_cut, is_unscored=is_unscored))
         return pairs
+
+    def _ids(self, prompts: Sequence[str]) -> list[list[int]]:
+        encodings = tokenise.encode_texts(self._tokenizer, prompts, add_special_tokens=False)
+        return [[self._bos_id, *encoding.ids] for encoding in encodings]
 
     def forward(self, pairs: Sequence[EncodedPair]) -> torch.Tensor:
         """`score(pool(states)) / temperature`, `[B]`."""
@@ -139,7 +151,8 @@ def load_bidirectional_decoder(
     family = _family(folder, raw)
     device = loading.resolve_device(options.device)
     precision = resolve_precision(options.dtype, device)
-    tokenizer = tokenise.load_tokenizer(folder)
+    template = options.prompt_template or raw.get("prompt_template") or tokenise.DEFAULT_TEMPLATE
+    tokenizer = tokenise.load_tokenizer(folder, options.special_tokens, [template])
     model = loading.load_weights(
         family.model_class,
         folder,
@@ -155,7 +168,7 @@ def load_bidirectional_decoder(
         states=states_on(model.model, options),
         precision=precision,
         bos_id=tokenise.bos_token_id(folder, tokenizer, raw),
-        prompt_template=options.prompt_template or raw.get("prompt_template") or tokenise.DEFAULT_TEMPLATE,
+        prompt_template=template,
         pooling=options.pooling or _published_pooling(folder, raw),
         temperature=options.temperature or float(raw.get("temperature") or 1.0),
         window_tokens=loading.resolve_window(

@@ -78,6 +78,11 @@ class LateInteractionEngine(TorchEngine[LateInteractionPair]):
     def token_spans(self, texts: Sequence[str]) -> list[list[TokenSpan]]:
         return tokenise.token_spans(self._tokenizer, texts)
 
+    def passage_room(self, query: str) -> int:
+        """The same beside any query: they are read apart."""
+        (empty,) = self.tokenise("", [""], Truncate.END)
+        return self.window_tokens - len(empty.token_ids)
+
     def tokenise(self, query: str, passages: Sequence[str], truncate: Truncate) -> list[LateInteractionPair]:
         """The window holds for query and passage each; `num_tokens` counts both."""
         query_encoding, *encodings = tokenise.encode_texts(self._tokenizer, [query, *passages], add_special_tokens=True)
@@ -85,8 +90,8 @@ class LateInteractionEngine(TorchEngine[LateInteractionPair]):
         pairs = []
         for index, encoding in enumerate(encodings):
             token_ids, is_cut = self._cut(encoding, truncate, index)
-            num_tokens = len(query_ids) + len(token_ids)
-            pairs.append(LateInteractionPair(token_ids, num_tokens, query_is_cut or is_cut, query_ids))
+            num_tokens, is_truncated = len(query_ids) + len(token_ids), query_is_cut or is_cut
+            pairs.append(LateInteractionPair(token_ids, num_tokens, is_truncated, query_ids, is_passage_cut=is_cut))
         return pairs
 
     def _cut(self, encoding: Any, truncate: Truncate, index: int) -> tuple[TokenIds, bool]:
@@ -196,7 +201,7 @@ def load_late_interaction(folder: Path, options: EngineConfig, window_tokens: in
     states = states_on(encoder, options)
     engine = LateInteractionEngine(
         states,
-        tokenise.load_tokenizer(folder),
+        tokenise.load_tokenizer(folder, options.special_tokens),
         device,
         precision=precision,
         head=options.head,

@@ -32,14 +32,22 @@ def pack(
     type_ids: Sequence[TokenIds] | None = None,
     first_position: int = 0,
 ) -> PackedSequences:
-    """Lays the sequences end to end; on a GPU the copies are pinned and asynchronous."""
+    """Lays the sequences end to end; on a GPU the copies are pinned and asynchronous.
+
+    Positions begin at `first_position`. Where that is not 0, the token before it is RoBERTa's padding, and keeps that
+    position wherever a text spells it, as in transformers' `create_position_ids_from_input_ids`.
+    """
     lengths = np.fromiter((len(sequence) for sequence in sequences), dtype=np.int64, count=len(sequences))
     bounds = (0, *accumulate(lengths.tolist()))
     starts = np.repeat(np.asarray(bounds[:-1], dtype=np.int64), lengths)
     token_ids = np.concatenate(sequences).astype(np.int64)
+    positions = np.arange(bounds[-1], dtype=np.int64) - starts + first_position
+    if first_position and (is_padding := token_ids == first_position - 1).any():
+        before = np.concatenate([[0], np.cumsum(is_padding)])  # padding up to each token
+        positions = np.where(is_padding, first_position - 1, positions - (before[:-1] - before[starts]))
     return PackedSequences(
         token_ids=_to_device(token_ids, device)[None],
-        position_ids=_to_device(np.arange(bounds[-1], dtype=np.int64) - starts + first_position, device)[None],
+        position_ids=_to_device(positions, device)[None],
         lengths=_to_device(lengths, device),
         cu_seqlens=_to_device(np.asarray(bounds, dtype=np.int32), device),
         bounds=bounds,

@@ -143,6 +143,10 @@ class Engine(BatchScorer[PairT], Protocol[PairT]):
         """Pairs in the order of `passages`. Raises `PairTooLong` under `Truncate.NONE`."""
         ...
 
+    def passage_room(self, query: str) -> int:
+        """Tokens of a passage that fit beside this query; 0 where the query fills the window."""
+        ...
+
     def token_spans(self, texts: Sequence[str]) -> list[list[TokenSpan]]:
         """Of each text's own tokens, without special ones."""
         ...

@@ -81,6 +81,12 @@ class SequenceClassifierEngine(TorchEngine[ClassifierPair]):
     def token_spans(self, texts: Sequence[str]) -> list[list[TokenSpan]]:
         return tokenise.token_spans(self._tokenizer, texts)
 
+    def passage_room(self, query: str) -> int:
+        """At least half of what the special tokens leave: a longer query is cut for a long passage."""
+        (encoding,) = tokenise.encode_texts(self._tokenizer, [(query, "")], add_special_tokens=True)
+        room = self.window_tokens - encoding.sequence_ids.count(None)
+        return max(room - encoding.sequence_ids.count(0), room // 2)
+
     def tokenise(self, query: str, passages: Sequence[str], truncate: Truncate) -> list[ClassifierPair]:
         encodings = tokenise.encode_texts(
             self._tokenizer, [(query, passage) for passage in passages], add_special_tokens=True
@@ -90,13 +96,13 @@ class SequenceClassifierEngine(TorchEngine[ClassifierPair]):
     def _cut(self, encoding: Any, truncate: Truncate, index: int) -> ClassifierPair:
         token_ids = np.asarray(encoding.ids, dtype=np.int32)
         type_ids = np.asarray(encoding.type_ids, dtype=np.int32)
-        is_too_long = len(token_ids) > self.window_tokens
+        is_too_long, is_passage_cut = len(token_ids) > self.window_tokens, False
         if is_too_long:
             if truncate is Truncate.NONE:
                 raise PairTooLong(index, len(token_ids), self.window_tokens)
-            kept = tokenise.truncate_pair_encoding(encoding, self.window_tokens)
+            kept, is_passage_cut = tokenise.truncate_pair_encoding(encoding, self.window_tokens)
             token_ids, type_ids = token_ids[kept], type_ids[kept]
-        return ClassifierPair(token_ids, len(token_ids), is_too_long, type_ids)
+        return ClassifierPair(token_ids, len(token_ids), is_too_long, type_ids, is_passage_cut=is_passage_cut)
 
     def forward(self, pairs: Sequence[ClassifierPair]) -> torch.Tensor:
         """The model's one label, `[B]`."""
@@ -148,7 +154,7 @@ def load_sequence_classifier(
     raw = loading.read_model_config(folder)
     device = loading.resolve_device(options.device)
     precision = resolve_precision(options.dtype, device)
-    tokenizer = tokenise.load_tokenizer(folder)
+    tokenizer = tokenise.load_tokenizer(folder, options.special_tokens)
     config = _one_label_config(folder)
     model = loading.load_weights(
         AutoModelForSequenceClassification,

@@ -117,25 +117,19 @@ def _window_pairs(
     engine: Engine[PairT], query: str, passages: Sequence[str], pairs: Sequence[PairT], windows: PassageWindows
 ) -> dict[int, tuple[list[PairT], bool]]:
     """By index of each passage that needs several: its windows' pairs, and whether anything is left out."""
-    (empty,) = engine.tokenise(query, [""], Truncate.END)
-    room = engine.window_tokens - len(empty.token_ids)
+    room = engine.passage_room(query)
     wanted = min(windows.tokens or room, room - _MARGIN_TOKENS)
     if wanted < MIN_WINDOW_TOKENS:  # the query leaves no room: the passage is cut
         return {}
-    fits = room if windows.tokens is None else min(room, windows.tokens)
-    long = [index for index, pair in enumerate(pairs) if pair.is_truncated or _tokens_beside(pair, empty) > fits]
+    most = windows.tokens or engine.window_tokens
+    long = [index for index, pair in enumerate(pairs) if pair.is_passage_cut or len(pair.token_ids) > most]
     result = {}
     for index, spans in zip(long, engine.token_spans([passages[index] for index in long]), strict=True):
-        if len(spans) > wanted:  # else what was cut is the query
+        if len(spans) > (wanted if pairs[index].is_passage_cut else most):
             texts, is_complete = split(passages[index], spans, wanted, windows)
             group = engine.tokenise(query, texts, Truncate.END)
             result[index] = group, not is_complete or any(pair.is_truncated for pair in group)
     return result
-
-
-def _tokens_beside(pair: PairT, empty: PairT) -> int:
-    """Tokens of the passage in a pair of the same query as `empty`."""
-    return len(pair.token_ids) - len(empty.token_ids)
 
 
 def _seam_before(text: str, spans: Sequence[TokenSpan], token: int, start: int) -> int:
@@ -157,6 +151,11 @@ def _opens_word(text: str, spans: Sequence[TokenSpan], token: int) -> bool:
 def _too_long(
     engine: Engine[PairT], query: str, passages: Sequence[str], index: int, groups: Sequence[Sequence[PairT]]
 ) -> PairTooLong:
+    if any(pair.is_truncated for pair in groups[index]):  # the query alone is too long, or leaves no room for windows
+        try:
+            engine.tokenise(query, [passages[index]], Truncate.NONE)
+        except PairTooLong as error:
+            return PairTooLong(index, error.num_tokens, error.max_tokens)
     (spans,) = engine.token_spans([passages[index]])
     (empty,) = engine.tokenise(query, [""], Truncate.END)
     return PairTooLong(index, empty.num_tokens + len(spans), sum(pair.num_tokens for pair in groups[index]))

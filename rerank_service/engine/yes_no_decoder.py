@@ -75,6 +75,9 @@ class YesNoDecoderEngine(TorchEngine[EncodedPair]):
     def token_spans(self, texts: Sequence[str]) -> list[list[TokenSpan]]:
         return tokenise.token_spans(self._tokenizer, texts)
 
+    def passage_room(self, query: str) -> int:
+        return self._parts.passage_room(query)
+
     def tokenise(self, query: str, passages: Sequence[str], truncate: Truncate) -> list[EncodedPair]:
         return self._parts.encode(query, passages, truncate)
 
@@ -93,7 +96,7 @@ def load_yes_no_decoder(folder: Path, options: EngineConfig, window_tokens: int 
     config = loading.native_config(model_class.config_class, raw)
     device = loading.resolve_device(options.device)
     precision = resolve_precision(options.dtype, device)
-    tokenizer = tokenise.load_tokenizer(folder)
+    tokenizer = tokenise.load_tokenizer(folder, options.special_tokens, prompt.parts)
     window = loading.resolve_window(window_tokens, tokenise.model_max_length(folder), loading.max_positions(raw))
     _refuse_sliding_attention(config, window)
     parts = PromptParts(tokenizer, prompt, options.instruction, window)
@@ -166,7 +169,7 @@ def _direction(folder: Path, config: PreTrainedConfig, tokenizer: Any, prompt: Y
 
 
 def _token_id(tokenizer: Any, word: str) -> int:
-    ids: list[int] = tokenizer.encode(word, add_special_tokens=False).ids
+    ids: list[int] = tokenizer.encode(tokenise.prompt_text(tokenizer, word), add_special_tokens=False).ids
     if len(ids) != 1:
         raise CheckpointError(f"the answer {word!r} is {len(ids)} tokens of this tokenizer, not one: see engine.yes_no")
     return ids[0]

@@ -7,13 +7,15 @@ A new kind of engine gets its reference here: a class with `encode` and `logit`,
 """
 
 import json
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from safetensors import safe_open
+from tokenizers import AddedToken
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -68,10 +70,25 @@ class _Inputs(NamedTuple):
 class Reference(ABC):
     """A model as its publishers run it."""
 
-    def __init__(self, folder: Path, model: Any, tokenizer: Any, window_tokens: int | None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        model: Any,
+        settings: ModelConfig,
+        window_tokens: int | None = None,
+        prompt: Sequence[str] = (),
+    ) -> None:
+        """`window_tokens` is what the checkpoint says beside its tokenizer; a configured window is above it. `prompt`
+        has the texts that are put around query and passage."""
         self._model = model
-        self._tokenizer = tokenizer
-        self.window_tokens = _window(model, tokenizer, window_tokens, folder)
+        self._published = _tokenizer(folder)
+        """As transformers reads a text, special tokens parsed."""
+        self._special_names: set[str] = set()
+        """That a text must not spell; empty if it may."""
+        self._tokenizer = self._published
+        if settings.engine.special_tokens == "text":
+            self._tokenizer, self._special_names = _text_tokenizer(folder, prompt)
+        self.window_tokens = _window(model, self._published, settings.window_tokens or window_tokens, folder)
         self.num_parameters = sum(parameter.numel() for parameter in model.parameters())
 
     @abstractmethod
@@ -82,10 +99,11 @@ class Reference(ABC):
     def logit(self, tokens: ReferenceTokens) -> float:
         """Of one pair alone."""
 
-    def _tokens(self, *texts: list[str], truncation: bool | str = True) -> _Inputs:
+    def _tokens(self, *texts: list[str]) -> _Inputs:
+        """Of one text, or of a pair, which is cut longest first."""
         encoded = self._tokenizer(
             *texts,  # as lists: a single empty passage would count as none at all
-            truncation=truncation,
+            truncation=True,
             max_length=self.window_tokens,
             return_tensors="pt",
             return_token_type_ids=getattr(self._model.config, "type_vocab_size", 0) > 1,
@@ -93,6 +111,22 @@ class Reference(ABC):
         tensors = {name: tensor.to(self._model.device) for name, tensor in encoded.items()}
         is_cut = bool(encoded.encodings[0].overflowing)
         return _Inputs(tensors, tuple(encoded["input_ids"][0].tolist()), is_cut)
+
+    def _ids(self, template: str, **texts: str) -> list[int]:
+        """Of a part of a prompt, whose own special tokens are parsed whatever the texts in it spell."""
+        if not any(f"{{{name}}}" in template for name in texts):
+            return list(self._published(template.format(**texts), add_special_tokens=False)["input_ids"])
+        ids: list[int] = []
+        for piece in _split_at(self._special_names, template):
+            if piece in self._special_names:
+                ids.append(self._published.convert_tokens_to_ids(piece))
+            else:
+                ids += self._tokenizer(piece.format(**texts), add_special_tokens=False)["input_ids"]
+        return ids
+
+    def _of_ids(self, token_ids: Sequence[int], is_cut: bool) -> ReferenceTokens:
+        inputs = {"input_ids": torch.tensor([token_ids], device=self._model.device)}
+        return ReferenceTokens(tuple(token_ids), len(token_ids), is_cut, (inputs,))
 
 
 class _Prompt(NamedTuple):
@@ -129,12 +163,16 @@ class _Decoder(Reference):
         config.sliding_window = None
         classes = LlamaForSequenceClassification if is_llama else MistralForSequenceClassification
         model = _load(classes, folder, device, config=config)
-        super().__init__(folder, model, _tokenizer(folder), settings.window_tokens)
         self._prompt = _Prompt.of(raw, settings)
+        super().__init__(folder, model, settings, prompt=[self._prompt.template])
         self._score_bias = _score_bias(folder)
 
     def encode(self, query: str, passage: str) -> ReferenceTokens:
-        return self._tokens([self._prompt.template.format(query=query, passage=passage)]).of_pair
+        template = self._prompt.template
+        if len(_split_at(self._special_names, template)) == 1:
+            return self._tokens([template.format(query=query, passage=passage)]).of_pair
+        ids = [*self._published("")["input_ids"], *self._ids(template, query=query, passage=passage)]
+        return self._of_ids(ids[: self.window_tokens], len(ids) > self.window_tokens)
 
     @torch.inference_mode()
     def logit(self, tokens: ReferenceTokens) -> float:
@@ -154,12 +192,10 @@ class _Classifier(Reference):
 
     def __init__(self, folder: Path, settings: ModelConfig, device: torch.device) -> None:
         model = _load(AutoModelForSequenceClassification, folder, device)
-        super().__init__(folder, model, _tokenizer(folder), settings.window_tokens)
+        super().__init__(folder, model, settings)
 
     def encode(self, query: str, passage: str) -> ReferenceTokens:
-        if len(self._tokenizer([query], [""])["input_ids"][0]) >= self.window_tokens:
-            raise _too_small(self.window_tokens)
-        return self._tokens([query], [passage], truncation="only_second").of_pair
+        return self._tokens([query], [passage]).of_pair
 
     @torch.inference_mode()
     def logit(self, tokens: ReferenceTokens) -> float:
@@ -170,8 +206,7 @@ class _LateInteraction(Reference):
     """`a * cosine + b * maxsim + c` of two texts encoded apart; the three numbers are the configuration's."""
 
     def __init__(self, folder: Path, settings: ModelConfig, device: torch.device) -> None:
-        window = settings.window_tokens or _sentence_transformers_window(folder)
-        super().__init__(folder, _load(AutoModel, folder, device), _tokenizer(folder), window)
+        super().__init__(folder, _load(AutoModel, folder, device), settings, _sentence_transformers_window(folder))
         self._head = settings.engine.head
 
     def encode(self, query: str, passage: str) -> ReferenceTokens:
@@ -200,24 +235,35 @@ class _YesNoDecoder(Reference):
         raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         self._is_classifier = any(name.endswith("ForSequenceClassification") for name in raw["architectures"])
         classes = AutoModelForSequenceClassification if self._is_classifier else AutoModelForCausalLM
-        super().__init__(folder, _load(classes, folder, device), _tokenizer(folder), settings.window_tokens)
         self._prompt = settings.engine.yes_no or YES_NO_PROMPTS[raw["model_type"]]
+        super().__init__(folder, _load(classes, folder, device), settings, prompt=self._prompt.parts)
         self._instruction = settings.engine.instruction or self._prompt.instruction
 
     def encode(self, query: str, passage: str) -> ReferenceTokens:
-        texts = [
-            part.format(query=query, passage=passage, instruction=self._instruction) for part in self._prompt.parts
-        ]
-        parts = [self._tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
-        excess = sum(map(len, parts)) - self.window_tokens
-        if excess > 0:
-            cut = next(place for place, part in enumerate(self._prompt.parts) if "{passage}" in part)
-            if excess > len(parts[cut]):
-                raise _too_small(self.window_tokens)
-            parts[cut] = parts[cut][:-excess]
-        token_ids = tuple(token for part in parts for token in part)
-        inputs = {"input_ids": torch.tensor([token_ids], device=self._model.device)}
-        return ReferenceTokens(token_ids, len(token_ids), excess > 0, (inputs,))
+        instruction = self._instruction or ""
+        templates = [part.replace("{instruction}", _escaped(instruction)) for part in self._prompt.parts]
+        parts = [self._ids(template, query=query, passage=passage) for template in templates]
+        is_cut = sum(map(len, parts)) > self.window_tokens
+        if is_cut:
+            self._cut(parts)
+        return self._of_ids([token for part in parts for token in part], is_cut)
+
+    def _cut(self, parts: list[list[int]]) -> None:
+        """The part with the passage from the right; before it a query of its own, down to three quarters.
+
+        As mxbai_rerank_v2.py and FlagEmbedding's decoder_only/base.py have it, which cut queries even where the pair
+        fits; here a pair that fits is never cut.
+        """
+        query, passage = (
+            next(place for place, part in enumerate(self._prompt.parts) if slot in part)
+            for slot in ("{query}", "{passage}")
+        )
+        others = sum(len(part) for place, part in enumerate(parts) if place not in (query, passage))
+        if query != passage:
+            between = sum(map(len, parts[min(query, passage) + 1 : max(query, passage)]))
+            parts[query] = parts[query][: (self.window_tokens - others + between) * 3 // 4]
+            others += len(parts[query])
+        parts[passage] = parts[passage][: self.window_tokens - others]
 
     @torch.inference_mode()
     def logit(self, tokens: ReferenceTokens) -> float:
@@ -228,7 +274,7 @@ class _YesNoDecoder(Reference):
         return yes if self._prompt.no_word is None else yes - float(logits[0, -1, self._word(self._prompt.no_word)])
 
     def _word(self, word: str) -> int:
-        return int(self._tokenizer(word, add_special_tokens=False)["input_ids"][0])
+        return int(self._published(word, add_special_tokens=False)["input_ids"][0])
 
 
 _REFERENCES: dict[EngineKind, Callable[[Path, ModelConfig, torch.device], Reference]] = {
@@ -251,10 +297,6 @@ def load_reference(kind: EngineKind, folder: Path, settings: ModelConfig, device
         raise CheckpointError(f"transformers cannot load {folder}: {error}") from error
 
 
-def _too_small(window_tokens: int) -> CheckpointError:
-    return CheckpointError(f"a window of {window_tokens} tokens is too small for the queries asked here")
-
-
 def _load(model_class: Any, folder: Path, device: torch.device, **settings: Any) -> Any:
     model, report = model_class.from_pretrained(
         folder,
@@ -270,8 +312,41 @@ def _load(model_class: Any, folder: Path, device: torch.device, **settings: Any)
     return model.to(device).eval()
 
 
-def _tokenizer(folder: Path) -> Any:
-    return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+def _tokenizer(folder: Path, **settings: Any) -> Any:
+    return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True, **settings)
+
+
+def _text_tokenizer(folder: Path, prompt: Sequence[str]) -> tuple[Any, set[str]]:
+    """A tokenizer to which a text is a text, and the names of the special tokens that it therefore does not find.
+
+    `split_special_tokens` and, beyond it: tags that stand in the prompt count as special, and the vocabulary does not
+    lead to special tokens either, as sentencepiece's never does.
+    """
+    tokenizer = _tokenizer(folder, split_special_tokens=True)
+    backend = tokenizer.backend_tokenizer
+    added = [token.content for token in backend.get_added_tokens_decoder().values()]
+    tags = [name for name in added if name[0] + name[-1] in ("<>", "[]") and any(name in text for text in prompt)]
+    backend.add_special_tokens([AddedToken(name, special=True) for name in tags])
+    names = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
+    model = backend.model
+    state = json.loads(model.__getstate__())
+    if state["type"] == "Unigram":
+        state["vocab"] = [["\0" + piece if piece in names else piece, score] for piece, score in state["vocab"]]
+    elif state["type"] == "BPE":
+        state["merges"] = [merge for merge in state["merges"] if "".join(merge) not in names]
+    model.__setstate__(json.dumps(state).encode())
+    backend.model = model
+    return tokenizer, names
+
+
+def _split_at(names: set[str], template: str) -> list[str]:
+    """Pieces of a template, those that are one of `names` apart."""
+    longest_first = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
+    return [piece for piece in re.split(f"({longest_first})", template) if piece] if names else [template]
+
+
+def _escaped(text: str) -> str:
+    return text.replace("{", "{{").replace("}", "}}")
 
 
 def _window(model: Any, tokenizer: Any, configured: int | None, folder: Path) -> int:

@@ -18,7 +18,7 @@ from rerank_service.engine.loading import resolve_device
 from rerank_service.fidelity.recorded import RecordedLogits
 from rerank_service.fidelity.reference import Reference, load_reference
 from rerank_service.fidelity.served import Answer, PairTokens, ServedPath
-from rerank_service.fidelity.texts import QUESTIONS, Question, over_long_question
+from rerank_service.fidelity.texts import QUESTIONS, Question, over_long_questions
 from rerank_service.fidelity.verdict import RecordedFigures, TokenFigures, Verdict, figures_of, judge
 
 __all__ = ["ReferenceRun", "hold_against", "run_reference", "verify"]
@@ -82,7 +82,7 @@ def verify(
 def run_reference(
     model: ModelConfig, recorded: Sequence[RecordedLogits] = (), on_progress: Progress = _unseen
 ) -> ReferenceRun:
-    """The questions of `texts.py`, those whose logits are recorded, and one that every window cuts."""
+    """The questions of `texts.py`, those whose logits are recorded, and two that every window cuts."""
     on_progress("reference", 0, 1)
     folder = resolve_checkpoint(model.checkpoint)
     kind, device = engine_kind(folder, model.engine), resolve_device(model.engine.device)
@@ -90,7 +90,7 @@ def run_reference(
     if (num_threads := _num_threads(model, reference)) is not None:
         torch.set_num_threads(num_threads)  # the engine sets its own, later
     further = [Question(one.query, one.passages) for one in recorded]
-    questions = [*QUESTIONS, *further, over_long_question(reference.window_tokens)]
+    questions = [*QUESTIONS, *further, *over_long_questions(reference.window_tokens)]
     count = _Count("reference", _num_pairs(questions), on_progress)
     expected = [_expect(reference, question, count) for question in questions]
     description = f"transformers on {device} in float32, one pair at a time ({kind.value})"

@@ -45,6 +45,9 @@ class FragileEngine:
         ids = np.full(1, query == POISON, dtype=np.int32)
         return [EncodedPair(ids, 10, False) for _ in passages]
 
+    def passage_room(self, query: str) -> int:
+        return self.window_tokens
+
     def token_spans(self, texts: Sequence[str]) -> list[list[TokenSpan]]:
         return [[] for _ in texts]
 

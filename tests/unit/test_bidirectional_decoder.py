@@ -25,6 +25,7 @@ def reference_logits(folder: Path, passages: list[str], pooling: str = "avg", te
     config = json.loads((folder / "config.json").read_text())
     tensors = {name: tensor.float() for name, tensor in load_file(folder / "model.safetensors").items()}
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.encode_special_tokens = True  # those that passages spell are text
     logits = []
     for passage in passages:
         ids = tokenizer.encode(f"question:{QUERY} \n \n passage:{passage}", add_special_tokens=False).ids

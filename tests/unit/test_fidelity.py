@@ -4,6 +4,7 @@ import gc
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from typer.testing import CliRunner
 from rerank_service.checkpoints.make import Architecture, make_checkpoint
 from rerank_service.cli.main import app
 from rerank_service.config import Dtype, EngineKind, ModelConfig
-from rerank_service.engine import forward
+from rerank_service.engine import Truncate, forward
 from rerank_service.engine.pack import PackedSequences
 from rerank_service.engine.precision import multiplies_int8
 from rerank_service.errors import CheckpointError
@@ -186,7 +187,7 @@ def test_a_window_of_another_length_is_refused(
     verdict = served(reference_of("bert"), local_model(folders["bert"], window_tokens=500))
 
     assert "tokens" in failed(verdict)
-    assert verdict.tokens.num_different == verdict.tokens.num_cut == 2
+    assert verdict.tokens.num_different == verdict.tokens.num_cut == 6
 
 
 def test_another_late_interaction_head_is_refused(
@@ -267,14 +268,60 @@ def test_what_the_files_say_stands_above_the_configuration(folders: dict[str, Pa
     assert failed(served(run_reference(spoken), spoken)) == {"largest difference", "mean difference"}
 
 
-def test_a_window_that_cuts_queries_too(folders: dict[str, Path]) -> None:
-    """It is cut from the right as anything else, but for pairs, which transformers will not cut so far."""
-    for name in ("llama_bidirec", LATE):
-        model = local_model(folders[name], window_tokens=16)
-        assert served(run_reference(model), model).is_faithful
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "qwen3"])  # whose prompt has 120 tokens
+def test_a_window_that_cuts_queries_too(folders: dict[str, Path], name: str) -> None:
+    model = local_model(folders[name], window_tokens=16)
 
-    with pytest.raises(CheckpointError, match="window of 16 tokens is too small"):
-        run_reference(local_model(folders["bert"], window_tokens=16))
+    assert served(run_reference(model), model).is_faithful
+
+
+def test_a_yes_no_prompt_with_a_part_for_the_query(folders: dict[str, Path]) -> None:
+    prompt = {"parts": ["q {query}", "\n", "p {passage}", "\nyes or no: "], "yes_word": "yes", "no_word": "no"}
+    model = local_model(folders["qwen3"], window_tokens=64, engine={"yes_no": prompt})
+
+    verdict = served(run_reference(model), model)
+
+    assert verdict.is_faithful, verdict
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_both_readings_of_special_tokens_are_told_apart(
+    folders: dict[str, Path], reference_of: Callable[[str], ReferenceRun], name: str
+) -> None:
+    parsing = local_model(folders[name], engine={"special_tokens": "parse"})
+
+    faithful, otherwise = served(run_reference(parsing), parsing), served(reference_of(name), parsing)
+
+    assert faithful.is_faithful, faithful
+    assert "tokens" in failed(otherwise), otherwise
+
+
+class PassageFirst(EnginePath):
+    """Cuts a classifier's pairs as transformers' `only_second` does, and the query where that is not enough."""
+
+    def __init__(self, model: ModelConfig) -> None:
+        super().__init__(model)
+        engine: Any = self._engine
+        self._whole, self._window = engine.tokenise, engine.window_tokens
+        engine.window_tokens = 1_000_000
+        engine.tokenise = self._tokenise
+
+    def _tokenise(self, query: str, passages: Sequence[str], truncate: Truncate) -> list[Any]:
+        return [
+            replace(pair, token_ids=ids, num_tokens=len(ids), type_ids=pair.type_ids[: len(ids)])
+            for pair in self._whole(query, passages, truncate)
+            for ids in [pair.token_ids[: self._window]]
+        ]
+
+
+def test_a_query_that_pushes_passages_out_of_the_window_is_refused(
+    folders: dict[str, Path], reference_of: Callable[[str], ReferenceRun]
+) -> None:
+    path = PassageFirst(local_model(folders["bert"]))
+    verdict = hold_against(reference_of("bert"), path)
+    path.close()
+
+    assert {"tokens", "largest difference"} <= failed(verdict), verdict
 
 
 def test_a_head_with_a_bias(tmp_path: Path) -> None:
@@ -412,7 +459,7 @@ def test_the_embedded_model_is_faithful_as_it_is_configured() -> None:
 
     assert shown.exit_code == 0, shown.output
     assert f"{EMBEDDED}: YES, every check holds" in shown.stdout
-    assert "28 of 28 pairs alike, 2 cut at 256" in shown.stdout
+    assert "37 of 37 pairs alike, 6 cut at 256" in shown.stdout
 
 
 def test_no_is_an_exit_code(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -432,7 +479,7 @@ def test_no_is_an_exit_code(folders: dict[str, Path], tmp_path: Path) -> None:
     assert json.loads(accepted.stdout)["checks"][0] == {
         "name": "tokens",
         "is_passed": True,
-        "found": "28 of 28 pairs alike, 1 cut at 1,024",
+        "found": "37 of 37 pairs alike, 5 cut at 1,024",
         "allowed": "all",
     }
 
@@ -456,7 +503,7 @@ def test_a_running_service(folders: dict[str, Path], service: str) -> None:
 
     assert right.exit_code == 0, right.output
     tokens = json.loads(right.stdout)["tokens"]
-    assert (tokens["unit"], tokens["num_compared"], tokens["num_cut"]) == ("requests", 5, 1)
+    assert (tokens["unit"], tokens["num_compared"], tokens["num_cut"]) == ("requests", 7, 5)
     assert wrong.exit_code == 1
     assert {"largest difference", "mean difference"} <= {
         check["name"] for check in json.loads(wrong.stdout)["checks"] if not check["is_passed"]

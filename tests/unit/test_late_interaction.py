@@ -27,7 +27,9 @@ def engine() -> Engine:
 def reference_logits(query: str, passages: list[str]) -> list[float]:
     """The formula with transformers' BERT as it comes, one text at a time."""
     folder = resolve_checkpoint(embedded_model().checkpoint)
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, tokenizer_file=str(folder / "tokenizer.json"))
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(
+        folder, tokenizer_file=str(folder / "tokenizer.json"), split_special_tokens=True
+    )
     model = BertModel.from_pretrained(folder, add_pooling_layer=False).eval()
 
     @torch.inference_mode()
@@ -49,6 +51,17 @@ def test_equals_the_formula_one_by_one(engine: Engine) -> None:
     logits = engine.score(engine.tokenise(QUERY, NASTY_PASSAGES, Truncate.END))
 
     assert logits == pytest.approx(reference_logits(QUERY, NASTY_PASSAGES), abs=1e-4)
+
+
+def test_beside_a_long_query_passages_keep_their_own_logits(engine: Engine) -> None:
+    """Query and passage have a window each, so that neither takes the other's."""
+    query, passages = "Which city is the capital? " * 200, [NASTY_PASSAGES[2], "bees make honey", "the last train"]
+
+    pairs = engine.tokenise(query, passages, Truncate.END)
+
+    assert engine.score(pairs) == pytest.approx(reference_logits(query, passages), abs=1e-4)
+    assert [(pair.is_truncated, pair.is_passage_cut, pair.is_unscored) for pair in pairs] == [(True, False, False)] * 3
+    assert rank_by_logit(engine.score(pairs))[0] == 0
 
 
 def test_ranks_as_a_person_would(engine: Engine) -> None:

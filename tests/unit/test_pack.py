@@ -3,6 +3,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers.models.xlm_roberta.modeling_xlm_roberta import XLMRobertaEmbeddings
 
 from rerank_service.config import Pooling
 from rerank_service.engine.pack import length_sorted_batches, pack, token_budget_batches
@@ -21,6 +22,19 @@ def test_sequences_lie_end_to_end_with_positions_restarting() -> None:
     assert packed.cu_seqlens.dtype == torch.int32
     assert packed.lengths.tolist() == [2, 1, 3]
     assert packed.max_length == 3
+
+
+def test_positions_count_no_padding_where_they_begin_behind_its_id() -> None:
+    """As transformers numbers RoBERTa's tokens; only a text that is parsed has padding in it."""
+    sequences = [np.array(ids, np.int32) for ids in ([0, 5, 1, 6, 1, 1, 2], [0, 1, 7, 2], [5, 6])]
+
+    packed = pack(sequences, CPU, first_position=2)
+
+    positions = packed.position_ids[0].split(packed.lengths.tolist())
+    for sequence, own in zip(sequences, positions, strict=True):
+        ids = torch.tensor(sequence[None])
+        expected = XLMRobertaEmbeddings.create_position_ids_from_input_ids(ids, 1)
+        assert own.tolist() == expected[0].tolist()
 
 
 @pytest.mark.parametrize(

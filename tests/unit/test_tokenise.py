@@ -1,6 +1,8 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from rerank_service.engine import tokenise
@@ -47,25 +49,36 @@ def test_cut_to_window() -> None:
         tokenise.cut_to_window([1, 2, 3, 4], 3, Truncate.NONE, 7)
 
 
-@pytest.mark.parametrize("architecture", ["bert", "xlm_roberta", "modernbert"])
-@pytest.mark.parametrize("num_dropped", [1, 3, 6, 7, 9])
-def test_a_pair_loses_its_passage_before_its_query(
-    checkpoints: dict[str, Path], architecture: str, num_dropped: int
+@given(query_tokens=st.integers(0, 40), passage_tokens=st.integers(0, 40), window=st.integers(16, 60))
+@example(query_tokens=9, passage_tokens=9, window=16)  # both equally long; with three special tokens an odd room
+@example(query_tokens=10, passage_tokens=9, window=16)
+@example(query_tokens=40, passage_tokens=3, window=20)
+def test_a_pair_is_cut_longest_first_as_tokenizers_does(
+    tokenizers_of: dict[str, tuple[Tokenizer, Tokenizer]], query_tokens: int, passage_tokens: int, window: int
 ) -> None:
-    tokenizer = tokenise.load_tokenizer(checkpoints[architecture])
-    (encoding,) = tokenise.encode_texts(tokenizer, [("u v w x", "a b c d e f")], add_special_tokens=True)
-    sequences = encoding.sequence_ids
-    num_passage, num_query = sequences.count(1), sequences.count(0)
+    for ours, reference in tokenizers_of.values():
+        texts = "a" + " b" * (query_tokens - 1) if query_tokens else "", " c" * passage_tokens
+        (encoding,) = tokenise.encode_texts(ours, [texts], add_special_tokens=True)
+        if len(encoding.ids) > window:
+            reference.enable_truncation(window, strategy="longest_first")
+            kept, is_passage_cut = tokenise.truncate_pair_encoding(encoding, window)
+            expected = reference.encode(*texts)
+            assert [encoding.ids[position] for position in kept] == expected.ids
+            assert is_passage_cut == (expected.sequence_ids.count(1) < passage_tokens)
+            assert expected.sequence_ids.count(1) or not passage_tokens  # so that no pair is left unscored
 
-    kept = tokenise.truncate_pair_encoding(encoding, len(encoding.ids) - num_dropped)
-    kept_sequences = [sequences[position] for position in kept]
 
-    assert kept_sequences.count(None) == sequences.count(None)
-    assert kept_sequences.count(1) == max(0, num_passage - num_dropped)
-    assert kept_sequences.count(0) == num_query - max(0, num_dropped - num_passage)
-    assert [p for p in kept if sequences[p] == 0] == [p for p in range(len(sequences)) if sequences[p] == 0][
-        : kept_sequences.count(0)
-    ]
+@pytest.fixture(scope="module")
+def tokenizers_of(checkpoints: dict[str, Path]) -> dict[str, tuple[Tokenizer, Tokenizer]]:
+    """Of each family of classifiers: as the engine loads it, and as its file says."""
+    families = ("bert", "xlm_roberta", "modernbert", "deberta_v2")
+    return {
+        family: (
+            tokenise.load_tokenizer(checkpoints[family]),
+            Tokenizer.from_file(str(checkpoints[family] / "tokenizer.json")),
+        )
+        for family in families
+    }
 
 
 def test_window_of_a_checkpoint(tmp_path: Path) -> None:

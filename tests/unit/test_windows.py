@@ -104,11 +104,45 @@ def test_shorter_windows_than_the_model_has(engine: Engine) -> None:
     assert encoded.num_windows[1] > encode_passages(engine, QUERY, [LONG], windows()).num_windows[0]
 
 
-def test_a_query_that_fills_the_window_leaves_passages_cut(engine: Engine) -> None:
+def test_beside_a_query_that_fills_the_window_decoders_have_no_windows(engine: Engine) -> None:
     encoded = encode_passages(engine, LONG, ["short", "", LONG], windows())
 
     assert encoded.is_truncated == (True, True, True)
     assert encoded.num_windows[0] == encoded.num_windows[1] == 1
+    assert (encoded.num_windows[2] == 1) == ("decoder" in engine.description)
+
+
+def test_passages_of_which_no_token_is_left_are_told(engine: Engine) -> None:
+    """Decoders are cut on the right, as published; the others keep a part of each passage."""
+    is_cut_on_the_right = "decoder" in engine.description
+    texts = ["Saturn has rings.", "", LONG]
+
+    for fitting in (Fitting(), windows()):
+        encoded = encode_passages(engine, LONG, texts, fitting)
+        assert encoded.is_truncated == (True, True, True)
+        assert encoded.is_unscored == (is_cut_on_the_right, False, is_cut_on_the_right)
+        assert encode_passages(engine, QUERY, texts, fitting).is_unscored == (False, False, False)
+    logits = engine.score(encode_passages(engine, LONG, texts, Fitting()).pairs)
+    assert (len(set(logits)) == 1) == is_cut_on_the_right
+    with pytest.raises(PairTooLong):
+        encode_passages(engine, LONG, texts, Fitting(Truncate.NONE))
+
+
+def test_a_passage_is_scored_from_its_first_token_on(checkpoints: dict[str, Path]) -> None:
+    """Query by query, one token longer each time, until nothing of the passage is left."""
+    for name, window in (("llama_bidirec", 48), ("qwen3", 192)):
+        engine = load_engine(local_model(checkpoints[name], window_tokens=window))
+        whole = load_engine(local_model(checkpoints[name]))
+        seen = set()
+        for length in range(1, window):
+            query = "a" + " b" * length
+            ((one,), (other,), (longer,)) = (
+                engine.tokenise(query, [text], Truncate.END) for text in ("Saturn has rings.", "xyzzy", "Saturn has")
+            )
+            is_same = one.token_ids.tolist() == other.token_ids.tolist()
+            assert one.is_unscored == other.is_unscored == longer.is_unscored == is_same
+            seen.add((whole.tokenise(query, ["Saturn has rings."], Truncate.END)[0].num_tokens > window, is_same))
+        assert seen == {(False, False), (True, False), (True, True)}
 
 
 def test_a_limit_of_its_own_comes_before_windows(engine: Engine) -> None:

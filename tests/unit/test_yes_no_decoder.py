@@ -206,15 +206,27 @@ def test_a_long_passage_is_cut_and_the_end_of_the_prompt_stays(checkpoints: dict
         engine.tokenise(QUERY, ["short", passage], Truncate.NONE)
 
 
-def test_a_query_of_its_own_part_loses_tokens_only_when_no_passage_is_left(checkpoints: dict[str, Path]) -> None:
+def test_a_query_of_its_own_part_leaves_the_passage_a_quarter_of_the_room(checkpoints: dict[str, Path]) -> None:
+    """As mxbai_rerank_v2.py and FlagEmbedding have it; a pair that fits is not cut."""
     folder = checkpoints["qwen3"]
-    engine = load_engine(local_model(folder, window_tokens=32, engine={"yes_no": OWN_PROMPT}))
+    engine = load_engine(local_model(folder, window_tokens=64, engine={"yes_no": OWN_PROMPT}))
     tokenizer = tokenizer_of(folder)
-    query, end = "one two three four " * 20, ids_of(tokenizer, "\nyes or no: ")
+    query, passage, end = "one two three four " * 20, "seen to be scored " * 20, ids_of(tokenizer, "\nyes or no: ")
+    of_query, of_passage = ids_of(tokenizer, f"q {query}\n"), ids_of(tokenizer, f"p {passage}")
+    room = 64 - len(end)
+    at_most = room * 3 // 4
 
-    (pair,) = engine.tokenise(query, ["never seen"], Truncate.END)
+    (pair,) = engine.tokenise(query, [passage], Truncate.END)
+    (short,) = engine.tokenise(query, ["seen"], Truncate.END)
 
-    assert pair.token_ids.tolist() == [*ids_of(tokenizer, f"q {query}\n")[: 32 - len(end)], *end]
+    assert pair.token_ids.tolist() == [*of_query[:at_most], *of_passage[: room - at_most], *end]
+    assert short.token_ids.tolist() == [*of_query[:at_most], *ids_of(tokenizer, "p seen"), *end]
+    assert (pair.is_passage_cut, short.is_passage_cut, pair.is_unscored, short.is_unscored) == (True, *[False] * 3)
+    assert engine.passage_room(query) == room - at_most - len(ids_of(tokenizer, "p "))
+    fits = "one two three four " * 6
+    of_fitting = ids_of(tokenizer, f"q {fits}\n", "p seen")
+    assert at_most < len(of_fitting) <= room
+    assert engine.tokenise(fits, ["seen"], Truncate.NONE)[0].token_ids.tolist() == [*of_fitting, *end]
 
 
 def test_an_instruction_takes_the_place_of_the_published_one(checkpoints: dict[str, Path]) -> None:
