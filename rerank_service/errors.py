@@ -6,7 +6,7 @@ Where each is raised, along a request's path:
     ranker   -> RequestTimedOut
     router   -> ReplicaUnavailable
     replica  -> RequestTooLarge, PairTooLong (tokenise), QueueFull, WaitTooLong (scheduler),
-                NonFiniteLogit, DeviceMemoryExhausted, EngineFailed (forward), RequestTimedOut
+                NonFiniteLogit, DeviceMemoryExhausted, EngineFailed, DeviceFailed (forward), RequestTimedOut
     start-up -> ConfigError, CheckpointError
     offline  -> BatchError
 
@@ -22,6 +22,7 @@ __all__ = [
     "BodyTooLarge",
     "CheckpointError",
     "ConfigError",
+    "DeviceFailed",
     "DeviceMemoryExhausted",
     "EngineFailed",
     "FieldProblem",
@@ -413,6 +414,23 @@ class EngineFailed(RerankError):
     @property
     def message(self) -> str:
         return f"The model failed on this request ({self.cause}); the replica's log has the details"
+
+
+class DeviceFailed(EngineFailed):
+    """The replica's device is lost until its process is replaced. No fault of the request."""
+
+    http_status = 503
+    code = "device_failed"
+    category = "overloaded_error"
+
+    @property
+    def message(self) -> str:
+        return f"A replica's device failed ({self.cause}); it is being replaced, retry after {self.retry_after_s} s"
+
+    @property
+    def retry_after_s(self) -> int:
+        """About what Serve takes to notice."""
+        return 5
 
 
 class DeviceMemoryExhausted(RerankError):

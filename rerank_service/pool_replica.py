@@ -18,9 +18,10 @@ from rerank_service.checkpoints.resolve import resolve_checkpoint
 from rerank_service.collector import Collector
 from rerank_service.config import ModelConfig, PoolConfig
 from rerank_service.engine import Engine, load_engine
-from rerank_service.errors import CheckpointError, EngineFailed, UnknownModel
+from rerank_service.errors import CheckpointError, DeviceFailed, EngineFailed, UnknownModel
 from rerank_service.metrics import REPLICA_METRICS
 from rerank_service.metrics.through_ray import RayMetrics
+from rerank_service.scheduler import Watch
 from rerank_service.scorer import ModelScorer
 from rerank_service.serve_logging import log_through_serve
 from rerank_service.shards import Shard, ShardScores
@@ -28,6 +29,9 @@ from rerank_service.shards import Shard, ShardScores
 __all__ = ["PoolReplica", "pool_replica_class"]
 
 logger = logging.getLogger(__name__)
+
+_LONGEST_LOAD_S = 900.0
+"""The files are on this machine: a 4B model takes a minute, compiling and capturing a few more."""
 
 
 class PoolReplica:
@@ -46,6 +50,8 @@ class PoolReplica:
         self._evicted_tokens = 0  # that models had taken which are gone
         self._counted = (time.perf_counter(), 0)
         self._load_s = 0.0
+        self._loading = Watch()
+        self._lost_device: str | None = None
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Applies live knobs, by model id; Serve calls it at start and whenever `user_config` changes."""
@@ -58,9 +64,19 @@ class PoolReplica:
         self._collectors[model_id].configure(batching)
 
     async def check_health(self) -> None:
-        """Raises once nothing would score what is submitted: Serve then replaces this replica."""
+        """Raises while nothing would score what is submitted: after three times in a row Serve replaces this replica.
+
+        The models share a device: one that loses it, or cannot score a pair that it once could, ends all. A model that
+        cannot be loaded does not.
+        """
+        if self._lost_device is not None:
+            raise DeviceFailed(self._lost_device)
         for scorer in self._loaded.values():
-            scorer.scheduler.check()
+            scorer.check(self._pool.replica.tokeniser_threads)
+        if sum(one.num_stuck_tokenisers for one in self._loaded.values()) >= self._pool.replica.tokeniser_threads:
+            raise EngineFailed("no tokenising thread returns")
+        if self._loading.num_overdue(time.perf_counter()):
+            raise EngineFailed("loading a model does not end")
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """What `autoscaling.TokenPolicy` decides by: of all models together, at the mean of their speeds."""
@@ -80,21 +96,33 @@ class PoolReplica:
         """What `ModelScorer.score` does and raises; `UnknownModel`; `EngineFailed` if the model cannot be loaded."""
         if shard.model not in self._models:
             raise UnknownModel(shard.model, list(self._models))
+        if self._lost_device is not None:
+            raise DeviceFailed(self._lost_device)
         if shard.model not in self._loaded:  # in a task of its own: a caller that leaves does not take back the load
             await asyncio.shield(asyncio.ensure_future(self._place(shard.model)))
         place = await self._place(shard.model)  # without a pause before the call is counted, or it might be evicted
-        return await place.scorer.score(shard)
+        try:
+            return await place.scorer.score(shard)
+        except DeviceFailed as error:
+            self._lost_device = error.cause
+            raise
 
     async def _place(self, model_id: str) -> "_Place":
         raise NotImplementedError("bind what pool_replica_class makes")
 
     async def _load(self, model_id: str) -> "_Place":
         started = time.perf_counter()
+        load = self._loading.begin(_LONGEST_LOAD_S)
         try:
             engine = await asyncio.to_thread(self._load_in_own_thread, self._models[model_id])
+        except DeviceFailed as error:
+            self._lost_device = error.cause
+            raise
         except Exception as error:
             logger.exception("cannot load model=%s", model_id)
             raise EngineFailed(type(error).__name__) from None
+        finally:
+            self._loading.end(load)
         self._load_s = time.perf_counter() - started
         threads, collect = (self._launch_thread, self._tokenisers), self._collectors[model_id].collect
         scorer = ModelScorer(self._models[model_id], engine, *threads, self._metrics, collect)

@@ -43,8 +43,8 @@ class Replica:
         self._collector.configure(self._scorer.reconfigure(user_config))
 
     async def check_health(self) -> None:
-        """Raises once nothing would score what is submitted: Serve then replaces this replica."""
-        self._scorer.scheduler.check()
+        """Raises while nothing would be scored; Serve replaces the replica after three failures in a row."""
+        self._scorer.check(self._model.replica.tokeniser_threads)
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """What `autoscaling.TokenPolicy` decides by; Serve calls it every `metrics_interval_s` or oftener."""

@@ -14,12 +14,12 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeAlias
 
 from rerank_service.config import BatchingConfig, ModelConfig
-from rerank_service.engine import CacheCounts, Engine
+from rerank_service.engine import CacheCounts, Engine, Truncate
 from rerank_service.engine.windows import EncodedPassages, encode_passages
-from rerank_service.errors import PairTooLong, RequestTimedOut, RequestTooLarge
+from rerank_service.errors import EngineFailed, PairTooLong, RequestTimedOut, RequestTooLarge
 from rerank_service.metrics import MetricSink, NoMetrics
 from rerank_service.metrics.reports import record_counts, record_gauges
-from rerank_service.scheduler import Scheduler
+from rerank_service.scheduler import Scheduler, Watch
 from rerank_service.shards import ReplicaReport, Shard, ShardScores
 
 __all__ = ["Collect", "ModelScorer", "StartTokenising", "Tokenised"]
@@ -30,6 +30,11 @@ _PROCESS = f"{socket.gethostname()}:{os.getpid()}"
 
 _JOB_CHARACTERS = 65_536
 """Text of one tokenising job, about 20 ms: small calls share a job, a large one has its own."""
+
+
+_KNOWN_PAIR = ("What is reranking?", ["Sorting passages by relevance to a query."])
+_STUCK_S = 60.0
+"""A tokenising job takes milliseconds; the largest body allowed, a few seconds."""
 
 
 class Tokenised(NamedTuple):
@@ -73,9 +78,15 @@ class ModelScorer:
         self._metrics = metrics or NoMetrics()
         self._reported = engine.cache_counts
         self._tokenisers = tokenisers
+        (known_pair,) = engine.tokenise(*_KNOWN_PAIR, Truncate.END)
         self.scheduler: Scheduler[Any] = Scheduler(
-            engine, engine.default_batch_tokens, model.batching.max_queued_tokens, launch_thread=launch_thread
+            engine,
+            engine.default_batch_tokens,
+            model.batching.max_queued_tokens,
+            launch_thread=launch_thread,
+            known_pair=known_pair,
         )
+        self._tokenising = Watch()
         self._num_calls = 0
         self._no_calls = asyncio.Event()
         self._set_knobs(model.batching)
@@ -92,6 +103,17 @@ class ModelScorer:
         self.scheduler.max_batch_tokens = max_batch_tokens
         self.scheduler.min_batch_tokens = batching.min_batch_tokens or max(1, max_batch_tokens // 4)
         self.scheduler.max_queued_tokens = batching.max_queued_tokens
+
+    def check(self, num_tokenisers: int) -> None:
+        """Raises `EngineFailed` while nothing would score what is sent: `DeviceFailed` if the device is lost."""
+        self.scheduler.check()
+        if self.num_stuck_tokenisers >= num_tokenisers:
+            raise EngineFailed("no tokenising thread returns")
+
+    @property
+    def num_stuck_tokenisers(self) -> int:
+        """Threads that have been at one job for far too long."""
+        return self._tokenising.num_overdue(time.perf_counter())
 
     async def score(self, shard: Shard) -> ShardScores:
         """Logits of a shard's pairs.
@@ -174,7 +196,7 @@ class ModelScorer:
         """Runs in a tokenising thread. An error is a result, so that it stays with its shard."""
         results: list[Tokenised | Exception] = []
         for shard in shards:
-            started = time.perf_counter()
+            started, work = time.perf_counter(), self._tokenising.begin(_STUCK_S)
             try:
                 passages = encode_passages(self._engine, shard.query, shard.passages, shard.fitting)
             except PairTooLong as error:
@@ -184,6 +206,8 @@ class ModelScorer:
                 results.append(error)
             else:
                 results.append(Tokenised(passages, time.perf_counter() - started))
+            finally:
+                self._tokenising.end(work)
         return results
 
 

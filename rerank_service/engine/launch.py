@@ -10,6 +10,7 @@ from typing import Generic
 
 import torch
 
+from rerank_service.engine.device_errors import device_errors
 from rerank_service.engine.memory import held_bytes
 from rerank_service.engine.peak import peak_flops
 from rerank_service.engine.protocol import CacheCounts, DeviceFacts, PairT
@@ -33,10 +34,12 @@ class DeviceLogits:
             self._event.record()
 
     @property
+    @device_errors()
     def is_ready(self) -> bool:
         """Whether `wait` returns at once."""
         return self._event is None or self._event.query()
 
+    @device_errors()
     def wait(self) -> list[float]:
         """The logits, once they are on the host. Other threads run meanwhile."""
         if self._event is not None:
@@ -72,11 +75,12 @@ class TorchEngine(ABC, Generic[PairT]):
         """What the device holds now, and could do at most."""
         return DeviceFacts(held_bytes(self.device), self.flops_per_token, peak_flops(self.device))
 
+    @device_errors()
     @torch.inference_mode()
     def launch(self, pairs: Sequence[PairT]) -> DeviceLogits:
         """Starts a forward pass. A batch that does not fit in memory is halved until it does.
 
-        Raises `DeviceMemoryExhausted` if one pair alone does not fit.
+        Raises `DeviceMemoryExhausted` if one pair alone does not fit, `DeviceFailed` if the device is lost.
         """
         return DeviceLogits(self._forward_or_halves(pairs))
 

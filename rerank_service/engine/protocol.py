@@ -81,7 +81,7 @@ class PendingLogits(Protocol):
         ...
 
     def wait(self) -> list[float]:
-        """Float32 logits `[B]`, unbounded, higher is more relevant."""
+        """Float32 logits `[B]`, unbounded, higher is more relevant. Raises `DeviceFailed` if the device is lost."""
         ...
 
 
@@ -101,7 +101,7 @@ class BatchScorer(Protocol[_PairT_contra]):
     def launch(self, pairs: Sequence[_PairT_contra]) -> PendingLogits:
         """Starts one forward pass's worth of pairs (the caller keeps the token budget), one call at a time.
 
-        Raises `DeviceMemoryExhausted` if a single pair does not fit in memory.
+        Raises `DeviceMemoryExhausted` if a single pair does not fit in memory, `DeviceFailed` if the device is lost.
         """
         ...
 

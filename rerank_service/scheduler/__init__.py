@@ -2,5 +2,6 @@
 
 from rerank_service.scheduler.fair_queue import FairQueue
 from rerank_service.scheduler.loop import FinishedBatch, Scheduler, ScoredPairs
+from rerank_service.scheduler.watch import Watch
 
-__all__ = ["FairQueue", "FinishedBatch", "Scheduler", "ScoredPairs"]
+__all__ = ["FairQueue", "FinishedBatch", "Scheduler", "ScoredPairs", "Watch"]

@@ -15,10 +15,12 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 from rerank_service.engine.protocol import BatchScorer, PairT, PendingLogits
-from rerank_service.errors import EngineFailed, NonFiniteLogit, QueueFull, RerankError, WaitTooLong
-from rerank_service.scheduler.deadlines import Demand, lateness
+from rerank_service.errors import DeviceFailed, EngineFailed, NonFiniteLogit, RerankError
+from rerank_service.scheduler.admission import Admission
+from rerank_service.scheduler.deadlines import Demand
 from rerank_service.scheduler.fair_queue import Drawn, FairQueue
 from rerank_service.scheduler.pace import DrainRate, batch_budget, may_launch
+from rerank_service.scheduler.watch import Watch
 
 __all__ = ["FinishedBatch", "Scheduler", "ScoredPairs"]
 
@@ -26,6 +28,17 @@ logger = logging.getLogger(__name__)
 
 _REMEMBERED_BATCHES = 256
 """If nobody asks for them."""
+
+_SUSPICIOUS_FAILURES = 3
+"""Requests that failed with no success between before a known pair is tried: one or two may be poison, and retried."""
+_KNOWN_TOLERANCE = 0.05
+"""Share of its logit, at least absolute, by which the known pair may differ: far above any precision's noise."""
+
+_HANG_FACTOR = 20.0
+"""Times its expected time that a pass may take: a throttled device, another process on it, is slow and works."""
+_SHORTEST_HANG_S = 30.0
+_FIRST_PASS_S = 300.0
+"""For passes before the speed is known: compiling and capturing may take minutes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,18 +93,22 @@ class Scheduler(Generic[PairT]):
         max_queued_tokens: int,
         min_batch_tokens: int | None = None,
         launch_thread: ThreadPoolExecutor | None = None,
+        known_pair: PairT | None = None,
     ) -> None:
-        """`launch_thread`, of one worker, launches the forward passes; it stays the caller's to shut down. Give the
+        """`known_pair` is scored once at the start, and again when several requests in a row have failed: only if it
+        fails too is the engine at fault, not the requests.
+
+        `launch_thread`, of one worker, launches the forward passes; it stays the caller's to shut down. Give the
         one the engine was loaded in: each thread that computes has OpenMP threads of its own, and with two sets of
         them on the same CPUs none waits actively any more, which costs a quarter of the speed.
         """
         self.max_batch_tokens = max_batch_tokens
         self.min_batch_tokens = min_batch_tokens
         """Null: every batch is filled up to `max_batch_tokens`."""
-        self.max_queued_tokens = max_queued_tokens
         self._engine = engine
         self._queue: FairQueue[_Job[PairT]] = FairQueue()
         self._drain = DrainRate()
+        self._admission = Admission(self._queue, self._drain, max_queued_tokens)
         self._num_in_flight = 0
         self._tokens_in_flight = 0
         self.arrived_tokens = 0
@@ -104,6 +121,23 @@ class Scheduler(Generic[PairT]):
         self._wait_thread = ThreadPoolExecutor(1, thread_name_prefix="wait")
         self._task: asyncio.Task[None] | None = None
         self._deliveries: set[asyncio.Task[None]] = set()
+        self._open: set[_Job[PairT]] = set()
+        self._watch = Watch()
+        self._known_pair = known_pair
+        self._known_logit: float | None = None
+        self._failed_requests: set[str] = set()  # since the last success
+        self._lost_device: str | None = None  # the cause
+        self._known_pair_error: str | None = None
+        self._trial: asyncio.Task[None] | None = None
+
+    @property
+    def max_queued_tokens(self) -> int:
+        """Tokens above which more are refused."""
+        return self._admission.max_queued_tokens
+
+    @max_queued_tokens.setter
+    def max_queued_tokens(self, num_tokens: int) -> None:
+        self._admission.max_queued_tokens = num_tokens
 
     @property
     def queued_tokens(self) -> int:
@@ -121,15 +155,27 @@ class Scheduler(Generic[PairT]):
         return self._drain.tokens_per_s
 
     def check(self) -> None:
-        """Raises `EngineFailed` if the loop has ended, so that nothing would score what is submitted."""
+        """Raises `EngineFailed` while nothing would score what is submitted: `DeviceFailed` if the device is lost.
+
+        A replica's health check calls it, every second or so; time in which nobody called does not count against a
+        pass that is out.
+        """
+        if self._lost_device is not None:
+            raise DeviceFailed(self._lost_device)
         if self._task is not None and self._task.done():
             raise EngineFailed("the scheduler's loop has ended")
+        if self._watch.num_overdue(time.perf_counter()):
+            raise EngineFailed("a forward pass does not return")
+        if self._known_pair_error is not None:
+            self._try_known_pair()  # it may work again
+            raise EngineFailed(f"a known pair fails: {self._known_pair_error}")
 
     async def close(self) -> None:
         """Stops after the batch that is running; what still waits is never answered."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, *self._deliveries, return_exceptions=True)
+        tasks = [task for task in (self._task, self._trial) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, *self._deliveries, return_exceptions=True)
         if self._owns_launch_thread:
             self._launch_thread.shutdown(wait=True)
         self._wait_thread.shutdown(wait=True)
@@ -144,32 +190,29 @@ class Scheduler(Generic[PairT]):
         self.check()
         if self._task is None:  # here, not in __init__: it belongs to the loop that submits
             self._task = asyncio.get_running_loop().create_task(self._run())
+            self._task.add_done_callback(self._fail_what_is_open)
         lengths = [pair.num_tokens for pair in pairs]
         deadline_s = math.inf if timeout_s is None else time.perf_counter() + timeout_s
-        self._admit(Demand(deadline_s, sum(lengths)))
+        newcomer = Demand(deadline_s, sum(lengths))
+        refusal = self._admission.refusal(newcomer, self._tokens_in_flight, self._budget_tokens, time.perf_counter())
+        if refusal is not None:
+            raise refusal
         job = _Job(request_id, pairs, asyncio.get_running_loop().create_future(), [math.nan] * len(pairs), len(pairs))
         if pairs:
             self.arrived_tokens += sum(lengths)
             self._queue.add(request_id, job, lengths, deadline_s)
+            self._open.add(job)
             self._has_changed.set()
             try:
                 await job.done
             finally:
+                self._open.discard(job)
                 self._queue.discard(request_id, job)
         return _scored(job)
 
-    def _admit(self, newcomer: Demand) -> None:
-        """An idle device takes anything."""
-        queued, speed = self._queue.num_tokens, self._drain.tokens_per_s
-        if queued and queued + newcomer.num_tokens > self.max_queued_tokens:
-            excess = queued + newcomer.num_tokens - self.max_queued_tokens
-            raise QueueFull(queued, self.max_queued_tokens, self._drain.seconds_for(excess))
-        now_s = time.perf_counter()
-        busy = self._tokens_in_flight + self._budget_tokens
-        if speed and queued and (late := lateness(newcomer, self._queue.demands, busy, now_s, speed)):
-            raise WaitTooLong(*late, self._drain.seconds_for(self.outstanding_tokens // 2))
-
     async def _run(self) -> None:
+        if self._known_pair is not None:
+            await self._score_known_pair(self._known_pair)
         while True:
             while not self._may_launch():
                 self._has_changed.clear()
@@ -179,7 +222,7 @@ class Scheduler(Generic[PairT]):
             batch = self._queue.take(budget, self._free_at_s, self._drain.tokens_per_s)
             self._tokens_in_flight += _num_tokens(batch)
             pending = await self._launch(batch)
-            if pending is None or pending.is_ready:
+            if pending is None or _is_ready(pending):
                 await self._deliver(batch, budget, pending)
             else:
                 delivery = asyncio.get_running_loop().create_task(self._deliver(batch, budget, pending))
@@ -216,7 +259,7 @@ class Scheduler(Generic[PairT]):
             if pending is not None:
                 logits = await self._logits(pending)
                 self._finish(batch, budget)
-                _hand_out(batch, logits)
+                self._hand_out(batch, logits)
         except Exception as error:
             await self._score_apart(batch, error)
         finally:
@@ -238,26 +281,101 @@ class Scheduler(Generic[PairT]):
         by_job: dict[_Job[PairT], list[Drawn[_Job[PairT]]]] = {}
         for drawn in batch:
             by_job.setdefault(drawn.job, []).append(drawn)
-        if len(by_job) == 1:
+        if len(by_job) == 1 or isinstance(error, DeviceFailed):
             self._fail(batch[0].job, error)
             return
         for job, part in by_job.items():
             if job.done.done():
                 continue
             try:
-                pending = await self._in_thread(self._launch_thread, self._engine.launch, _pairs(part))
-                _hand_out(part, await self._logits(pending))
+                self._hand_out(part, await self._score(_pairs(part)))
             except Exception as own_error:
                 self._fail(job, own_error)
 
+    def _hand_out(self, batch: _Batch[PairT], logits: Sequence[float]) -> None:
+        if len(logits) != len(batch):
+            raise RuntimeError(f"the engine gave {len(logits)} logits for {len(batch)} pairs")
+        if any(map(math.isfinite, logits)):
+            self._failed_requests.clear()
+            self._known_pair_error = None
+        for drawn, logit in zip(batch, logits, strict=True):
+            job = drawn.job
+            job.logits[drawn.position] = logit
+            job.num_open -= 1
+            if not math.isfinite(logit):
+                self._count_failure(job)
+            if job.num_open == 0 and not job.done.done():
+                job.done.set_result(None)
+
+    async def _score(self, pairs: Sequence[PairT]) -> list[float]:
+        pending = await self._in_thread(self._launch_thread, self._engine.launch, pairs)
+        return await self._logits(pending)
+
+    def _count_failure(self, job: _Job[PairT]) -> None:
+        self._failed_requests.add(job.request_id)
+        if len(self._failed_requests) >= _SUSPICIOUS_FAILURES:
+            self._try_known_pair()
+
+    def _try_known_pair(self) -> None:
+        """In a task of its own: a health check that waited for the device would fail for slowness."""
+        if self._known_pair is not None and (self._trial is None or self._trial.done()):
+            self._trial = asyncio.get_running_loop().create_task(self._score_known_pair(self._known_pair))
+
+    async def _score_known_pair(self, pair: PairT) -> None:
+        try:
+            (logit,) = await self._score([pair])
+        except DeviceFailed as error:
+            self._lose_device(error)
+            return
+        except Exception as error:
+            self._known_pair_error = type(error).__name__
+            logger.exception("the known pair failed")
+            return
+        expected = logit if self._known_logit is None else self._known_logit
+        is_right = abs(logit - expected) <= _KNOWN_TOLERANCE * max(1.0, abs(expected))  # not so for NaN
+        self._known_pair_error = None if is_right else f"its logit is {logit}, not {expected}"
+        if is_right:
+            self._known_logit = expected
+            self._failed_requests.clear()
+
+    def _lose_device(self, error: DeviceFailed) -> None:
+        """Nothing is launched any more; whatever is here is scored elsewhere."""
+        if self._lost_device is None:
+            logger.error("device failed num_calls=%d", len(self._open), exc_info=error)
+            self._lost_device = error.cause
+        self._fail_what_is_open()
+
+    def _fail_what_is_open(self, _: object = None) -> None:
+        for job in tuple(self._open):
+            self._queue.discard(job.request_id, job)
+            if not job.done.done():
+                lost = self._lost_device
+                error = EngineFailed("the scheduler's loop has ended") if lost is None else DeviceFailed(lost)
+                job.done.set_exception(error)
+
     async def _in_thread(self, thread: ThreadPoolExecutor, call: Callable[..., ResultT], *arguments: Any) -> ResultT:
-        return await asyncio.get_running_loop().run_in_executor(thread, call, *arguments)
+        work = self._watch.begin(self._hangs_after_s)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(thread, call, *arguments)
+        finally:
+            self._watch.end(work)
+
+    @property
+    def _hangs_after_s(self) -> float:
+        """For a pass that ends once all that is on the device is done."""
+        if not self._drain.tokens_per_s:
+            return _FIRST_PASS_S
+        return max(_SHORTEST_HANG_S, _HANG_FACTOR * self._tokens_in_flight / self._drain.tokens_per_s)
 
     def _fail(self, job: _Job[PairT], error: Exception) -> None:
+        if isinstance(error, DeviceFailed):
+            self._lose_device(error)
+            return
         self._queue.discard(job.request_id, job)
         if job.done.done():
             return
         if not isinstance(error, RerankError):
+            self._count_failure(job)
             logger.error("forward pass failed num_pairs=%d", len(job.pairs), exc_info=error)
             error = EngineFailed(type(error).__name__)
         job.done.set_exception(error)
@@ -271,15 +389,12 @@ def _pairs(batch: _Batch[PairT]) -> list[PairT]:
     return [drawn.job.pairs[drawn.position] for drawn in batch]
 
 
-def _hand_out(batch: _Batch[PairT], logits: Sequence[float]) -> None:
-    if len(logits) != len(batch):
-        raise RuntimeError(f"the engine gave {len(logits)} logits for {len(batch)} pairs")
-    for drawn, logit in zip(batch, logits, strict=True):
-        job = drawn.job
-        job.logits[drawn.position] = logit
-        job.num_open -= 1
-        if job.num_open == 0 and not job.done.done():
-            job.done.set_result(None)
+def _is_ready(pending: PendingLogits) -> bool:
+    """An error counts as ready: the delivery raises it again, where it is dealt with."""
+    try:
+        return pending.is_ready
+    except Exception:
+        return True
 
 
 def _scored(job: _Job[PairT]) -> ScoredPairs:

@@ -28,6 +28,7 @@ EXAMPLES = [
     errors.RequestTimedOut(60.0),
     errors.NonFiniteLogit(2),
     errors.EngineFailed("RuntimeError"),
+    errors.DeviceFailed("AcceleratorError: CUDA error: an illegal memory access was encountered"),
     errors.DeviceMemoryExhausted(8192),
 ]
 
@@ -159,6 +160,14 @@ ENVELOPES: list[tuple[int, str, list[str | int], str, str]] = [
         "The model failed on this request (RuntimeError); the replica's log has the details",
     ),
     (
+        503,
+        "overloaded_error",
+        [],
+        "device_failed",
+        "A replica's device failed (AcceleratorError: CUDA error: an illegal memory access was encountered); "
+        "it is being replaced, retry after 5 s",
+    ),
+    (
         500,
         "api_error",
         [],
@@ -182,6 +191,7 @@ def test_every_error_has_its_exact_envelope(error: RerankError, expected: Any) -
         "replica_unavailable": "1",
         "wait_too_long": "12",
         "rate_limited": "7",
+        "device_failed": "5",
     }.get(code)
     assert response.headers.get("www-authenticate") == ("Bearer" if status == 401 else None)
     assert json.loads(response.body) == {

@@ -1,6 +1,8 @@
 """A pool's replica, less the engines and Serve's cache of models."""
 
 import asyncio
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,7 @@ import pytest
 
 from rerank_service import pool_replica
 from rerank_service.config import CheckpointConfig, ModelConfig, PoolConfig
-from rerank_service.errors import CheckpointError, UnknownModel
+from rerank_service.errors import CheckpointError, DeviceFailed, EngineFailed, UnknownModel
 from rerank_service.fitting import Fitting
 from rerank_service.pool_replica import PoolReplica
 from rerank_service.shards import Shard
@@ -78,3 +80,52 @@ async def test_a_model_of_another_pool_is_not_loaded() -> None:
     with pytest.raises(UnknownModel):
         await pool.score(shard("other"))
     assert pool.placed == []
+
+
+async def test_a_model_that_cannot_be_loaded_leaves_the_replica_well(tmp_path: Path) -> None:
+    model = ModelConfig.model_validate({"id": "gone", "checkpoint": {"source": str(tmp_path)}, "pool": "p"})
+    pool = PoolReplica(PoolConfig(name="p"), [model])
+
+    with pytest.raises(EngineFailed, match="CheckpointError"):
+        await pool._load("gone")
+    await pool.check_health()
+
+
+async def test_a_device_that_one_model_loses_is_lost_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = SlowlyLoading()
+
+    def lose_device(*_: Any) -> Any:
+        raise DeviceFailed("an illegal memory access was encountered")
+
+    monkeypatch.setattr(pool_replica, "load_engine", lose_device)
+    with pytest.raises(DeviceFailed):
+        await pool._load("small")
+
+    with pytest.raises(DeviceFailed):
+        await pool.check_health()
+    with pytest.raises(DeviceFailed):
+        await pool.score(shard("small"))
+
+
+async def test_a_load_that_never_ends_is_unhealthy(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool, now, may_go_on = SlowlyLoading(), [1000.0], threading.Event()
+
+    def never(*_: Any) -> Any:
+        assert may_go_on.wait(60)
+        raise CheckpointError("in the end")
+
+    monkeypatch.setattr(pool_replica, "load_engine", never)
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    load = asyncio.ensure_future(pool._load("small"))
+    await asyncio.sleep(0)
+
+    for _ in range(900):
+        await pool.check_health()
+        now[0] += 1.0
+    now[0] += 1.0
+    with pytest.raises(EngineFailed, match="does not end"):
+        await pool.check_health()
+    may_go_on.set()
+    with pytest.raises(EngineFailed):
+        await load
+    await pool.check_health()

@@ -1,7 +1,9 @@
 """A replica's scorer over a real engine, without Ray."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from rerank_service.engine import load_engine
-from rerank_service.errors import PairTooLong, RequestTimedOut, RequestTooLarge
+from rerank_service.errors import EngineFailed, PairTooLong, RequestTimedOut, RequestTooLarge
 from rerank_service.fitting import Fitting, Truncate
 from rerank_service.scorer import ModelScorer
 from rerank_service.shards import Shard
@@ -55,3 +57,38 @@ async def test_refusals(scorer: ModelScorer) -> None:
         await scorer.score(replace(SMALL, request_tokens=101))
     with pytest.raises(RequestTimedOut):
         await scorer.score(replace(SMALL, timeout_s=0.0))
+
+
+async def test_tokenising_that_never_returns_is_unhealthy_once_no_thread_is_left(
+    scorer: ModelScorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, may_go_on, has_started = [1000.0], threading.Event(), threading.Event()
+
+    class Endless:
+        """A text on which a tokenizer does not come back."""
+
+        def __iter__(self) -> Iterator[str]:
+            has_started.set()
+            assert may_go_on.wait(60)
+            return iter(("a",))
+
+        def __len__(self) -> int:
+            return 1
+
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    shard = replace(SMALL, passages=Endless())  # type: ignore[arg-type]
+    (job,) = scorer.start_tokenising([replace(SMALL, passages=())])
+    await job
+    stuck = asyncio.get_running_loop().run_in_executor(None, scorer._tokenise, [shard])
+    await asyncio.to_thread(has_started.wait, 60)
+
+    for _ in range(60):
+        scorer.check(1)
+        now[0] += 1.0
+    now[0] += 1.0
+    scorer.check(2)  # another thread is left
+    with pytest.raises(EngineFailed, match="no tokenising thread"):
+        scorer.check(1)
+    may_go_on.set()
+    await stuck
+    scorer.check(1)
