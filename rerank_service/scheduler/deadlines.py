@@ -8,7 +8,7 @@ follows it; the rest of the time requests share the device fairly.
 from collections.abc import Sequence
 from typing import NamedTuple
 
-__all__ = ["Demand", "Lateness", "lateness", "urgent"]
+__all__ = ["Demand", "Lateness", "fits", "lateness", "urgent"]
 
 _PROMISED = 0.8
 """Share of its time in which a newcomer must be done: the rest is for a speed that was overrated."""
@@ -33,6 +33,11 @@ class Lateness(NamedTuple):
     """The part of `time_s` that must not be planned."""
     is_another: bool
     """Whether that work is not the newcomer's but another's, accepted before, whose deadline comes later."""
+
+
+def fits(newcomer: Demand, others: Sequence[Demand], busy_tokens: int, now_s: float, tokens_per_s: float) -> bool:
+    """Whether the newcomer would be done in time, and those behind it still would be; see `lateness`."""
+    return lateness(newcomer, others, busy_tokens, now_s, tokens_per_s) is None
 
 
 def lateness(

@@ -7,15 +7,11 @@ from dataclasses import dataclass
 import pytest
 
 from rerank_service.errors import WaitTooLong
-from rerank_service.scheduler.deadlines import Demand, lateness, urgent
+from rerank_service.scheduler.deadlines import Demand, fits, lateness, urgent
 from rerank_service.scheduler.fair_queue import FairQueue
 
 SPEED = 1000.0
 BUDGET = 100
-
-
-def fits(newcomer: Demand, others: list[Demand], busy_tokens: int, now_s: float, tokens_per_s: float) -> bool:
-    return lateness(newcomer, others, busy_tokens, now_s, tokens_per_s) is None
 
 
 def test_a_newcomer_must_fit_into_its_own_time_with_a_margin() -> None:
