@@ -93,8 +93,10 @@ class ModelRouter:
             self._count_outstanding(shard.model, -shard.num_tokens)
 
     async def probe(self, shard: Shard) -> None:
-        """Sends a shard once, without a trace or a count. Raises whatever comes of it."""
-        await self._score_once(shard)
+        """Sends a shard once, without a trace of it or a count of its tokens. Raises whatever comes of it."""
+        scores = await self._score_once(shard)
+        if scores.report is not None:  # it may have counts of others' batches
+            self.metrics.hear(shard.model, scores.report)
 
     def _count_outstanding(self, model: str, num_tokens: int) -> None:
         self._outstanding_tokens[model] += num_tokens

@@ -155,7 +155,6 @@ class ModelScorer:
             forward_s=scored.forward_s,
             started_at=started_at,
             report=self._report(),
-            is_unscored=tokenised.passages.is_unscored,
         )
 
     def _report(self) -> ReplicaReport:

@@ -80,8 +80,7 @@ class ShardScores:
     """Seconds since the epoch, by the replica's clock, when it got the shard."""
     report: ReplicaReport | None = None
     is_unscored: tuple[bool, ...] = ()
-    """For each passage, whether the window left no token of it, so that its logit says nothing about it. Empty: none
-    of them."""
+    """Of which passages the window left no token."""
 
 
 def estimate_tokens(query: str, passage: str, windows: PassageWindows | None = None) -> int:

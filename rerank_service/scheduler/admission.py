@@ -36,6 +36,6 @@ class Admission:
         if excess > 0:
             return QueueFull(queued, self.max_queued_tokens, self._drain.seconds_for(excess))
         busy = in_flight_tokens + budget_tokens
-        if not speed or (late := lateness(newcomer, self._queue.demands, busy, now_s, speed)) is None:
-            return None
-        return WaitTooLong(*late, self._drain.seconds_for((queued + in_flight_tokens) // 2))
+        if speed and (late := lateness(newcomer, self._queue.demands, busy, now_s, speed)):
+            return WaitTooLong(*late, self._drain.seconds_for((queued + in_flight_tokens) // 2))
+        return None

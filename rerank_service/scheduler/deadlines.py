@@ -38,7 +38,7 @@ class Lateness(NamedTuple):
 def lateness(
     newcomer: Demand, others: Sequence[Demand], busy_tokens: int, now_s: float, tokens_per_s: float
 ) -> Lateness | None:
-    """What would be late if the newcomer were taken; null if nothing would.
+    """What would be late if the newcomer were taken: itself, or one behind it; null if nothing would.
 
     `busy_tokens` go before them all: what is on the device, and the batch that each of them ends in. One that is
     late already keeps nobody out.

@@ -79,7 +79,7 @@ def test_passages_that_were_not_scored_are_told_apart(visit: Visit) -> None:
     visit.write("starch", ["one", "two"])
     visit.rank()
     expect(visit.loss).to_have_text(
-        "2 passages were not scored: the query fills the window, so their places say nothing."
+        "2 passages were not scored: the query fills the window, so their ranks mean nothing."
     )
 
 

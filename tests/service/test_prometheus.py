@@ -21,7 +21,7 @@ from tests.service.running import MINILM, Service, ranking_body
 
 FOLDER = Path(__file__).parents[2] / "cluster" / "monitoring"
 PASSAGES = ["one passage", "another passage", "and a third"]
-NEEDS_AN_EVENT = ("shed", "limited", "cancelled", "retried", "mfu", "cache", "truncated")
+NEEDS_AN_EVENT = ("shed", "limited", "cancelled", "retried", "mfu", "cache", "truncated", "unscored")
 """Parts of names of metrics that have no series, or a ratio without a value, until something happens."""
 _LIMIT_S = 120
 _POLL_S = 0.5

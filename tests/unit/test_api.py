@@ -506,6 +506,22 @@ async def test_the_documentation_page_needs_no_other_host(client: httpx.AsyncCli
 LONG = " ".join(f"Sentence {number} is about nothing." for number in range(30))
 
 
+async def test_passages_that_the_query_leaves_no_room_are_counted(client: httpx.AsyncClient) -> None:
+    """NVIDIA's prompt is cut on the right: 64 tokens of query, and nothing of a passage. An empty one loses nothing."""
+    passages = [{"text": "short"}, {"text": ""}, {"text": "short"}]
+    response = await client.post("/v1/ranking", json={"query": {"text": "word " * 200}, "passages": passages})
+    long = await client.post("/v1/ranking", json=BODY | {"passages": [{"text": LONG}]})
+    refused = await client.post(
+        "/v1/ranking", json={"query": {"text": "word " * 200}, "passages": passages, "truncate": "NONE"}
+    )
+
+    counts = [response.headers[f"x-rerank-{what}-passages"] for what in ("truncated", "unscored")]
+    assert counts == ["3", "2"]
+    assert [long.headers[f"x-rerank-{what}-passages"] for what in ("truncated", "unscored")] == ["1", "0"]
+    assert refused.status_code == 400
+    assert "x-rerank-truncated-passages" not in refused.headers
+
+
 async def test_windows_are_off_unless_a_request_wants_them(client: httpx.AsyncClient) -> None:
     """64 tokens is the window: what two passages have behind it is not seen, unless in windows."""
     body = BODY | {"passages": [{"text": "short"}, {"text": LONG + " one end"}, {"text": LONG + " another end"}]}

@@ -184,6 +184,21 @@ def test_a_long_passage_is_scored_by_its_best_window(tmp_path: Path, config: Pat
     assert rows[0][1]["logit"] != rows[1][1]["logit"]
 
 
+def test_pairs_whose_query_fills_the_window_are_counted(tmp_path: Path, config: Path) -> None:
+    settings = json.loads(config.read_text())
+    settings["applications"][0]["args"]["models"][0]["window_tokens"] = 64
+    config.write_text(json.dumps(settings))
+    pairs = tmp_path / "long.jsonl"
+    rows = ({"query": query, "passage": "short"} for query in ("q", "word " * 200))
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    summary = run(*command(pairs, tmp_path / "out.jsonl", config))
+    shown = runner.invoke(app, command(pairs, tmp_path / "out.csv", config))
+
+    assert (summary["num_truncated_pairs"], summary["num_unscored_pairs"]) == (1, 1)
+    assert "1 cut to the window, 1 of them without any of the passage" in shown.stdout
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [

@@ -3,6 +3,7 @@
 import asyncio
 import selectors
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -15,7 +16,7 @@ from rerank_service.errors import QueueFull
 from rerank_service.ingress.api import build_api
 from rerank_service.model_router import ModelRouter
 from rerank_service.ranker import Ranker
-from rerank_service.shards import Shard, ShardScores
+from rerank_service.shards import ReplicaReport, Shard, ShardScores
 from tests.unit.test_api import client_of
 from tests.unit.test_model_router import Response
 
@@ -170,6 +171,20 @@ def test_a_probe_asks_the_replica_for_an_answer_before_it_gives_up() -> None:
     probe = play(scenario)["a"].shards[-1]
     assert probe.timeout_s == 2.0
     assert len(probe.passages) == 1
+
+
+def test_what_a_replica_reports_with_a_probe_is_counted() -> None:
+    """A replica tells each batch once, with whichever answer comes next."""
+    report = ReplicaReport("host:1", ((100, 0.5),), 2.0, 0, 0, 0, 50.0, 0, None, "int8")
+
+    async def scenario(client: httpx.AsyncClient, handles: dict[str, Handle]) -> None:
+        handles["a"].outcome = replace(SCORED, report=report)
+        await asyncio.sleep(4.0)
+        assert 'rerank_batch_tokens_count{model="a"} 1.0' in (await client.get("/metrics")).text
+        models = (await client.get("/v1/metadata")).json()["modelInfo"]
+        assert [model["precision"] for model in models] == ["int8", None]
+
+    play(scenario)
 
 
 def test_a_request_that_is_answered_makes_a_model_reachable_at_once() -> None:

@@ -298,7 +298,7 @@ function showLoss(numCut, numUnscored) {
     sentences.push(`${counted(numCut - numUnscored, "passage")} ${were} cut: with the query, too long for the model's window.`);
   }
   if (numUnscored > 0) {
-    const [were, its] = numUnscored === 1 ? ["was", "its place says"] : ["were", "their places say"];
+    const [were, its] = numUnscored === 1 ? ["was", "its rank means"] : ["were", "their ranks mean"];
     sentences.push(`${counted(numUnscored, "passage")} ${were} not scored: the query fills the window, so ${its} nothing.`);
   }
   $("loss").textContent = sentences.join(" ");
