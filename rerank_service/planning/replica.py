@@ -52,6 +52,11 @@ class SimulatedReplica:
         """Waiting or on the device."""
         return self._queue.num_tokens + self._tokens_in_flight
 
+    @property
+    def retry_after_s(self) -> float:
+        """Seconds that a refused client is told to wait."""
+        return float(self._drain.seconds_for(self.outstanding_tokens // 2))
+
     def submit(self, job: Job, deadline_s: float) -> bool:
         """False if it is refused: the queue is full, or the job could not be done in time."""
         if not self._admits(Demand(deadline_s, job.num_tokens)):
