@@ -171,8 +171,8 @@ class TokenPolicy:
         """`steady_tokens_per_s` and `mean_tokens_per_s`.
 
         The steady rate is the median over the parts of the look-back period: it has followed a step after three of
-        five. What arrives at once is in two of them, since replicas do not record at the same moments, and in three if a
-        record is late: parts of such different size are no step, and the next lower one counts.
+        five. What arrives at once is in two of them, since replicas do not record at the same moments, and in three
+        if a record is late: parts of such different size are no step, and the next lower one counts.
         """
         complete = math.floor((now_s - self._report_interval_s) / self._slot_s)  # every replica has reported until then
         _, low, median, _, high = sorted(arrivals.by_slot.get(complete - age, 0.0) for age in range(1, _SLOTS + 1))
