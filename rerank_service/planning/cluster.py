@@ -17,7 +17,7 @@ from rerank_service.planning.replica import Job, SimulatedReplica
 from rerank_service.planning.speed import ReplicaSpeed
 from rerank_service.planning.workload import Arrival, body_kb
 from rerank_service.replica_choice import OutstandingTokens, fewest_tokens
-from rerank_service.scheduler.deadlines import Demand, fits
+from rerank_service.scheduler.deadlines import Demand, lateness
 from rerank_service.shards import even_slices
 
 __all__ = ["Cluster", "End", "Ended", "Fleet", "percentile", "run"]
@@ -193,7 +193,7 @@ class Cluster:
     def _submit(self, job: Job, replica: _Replica) -> None:
         request: _Request = job.owner[0]
         now_s, deadline_s = self._clock.now_s, request.sent_at_s + self._fleet.timeout_s
-        alone = fits(Demand(deadline_s, job.num_tokens), (), 0, now_s, self._fleet.speed.full_tokens_per_s)
+        alone = lateness(Demand(deadline_s, job.num_tokens), (), 0, now_s, self._fleet.speed.full_tokens_per_s) is None
         is_refused = request.end is None and not replica.device.submit(job, deadline_s)
         if not request.is_counted and (alone or not is_refused):
             replica.offered_tokens += job.num_tokens

@@ -38,6 +38,7 @@ class FragileEngine:
     default_batch_tokens = 1024
     cache_counts = CacheCounts(0, 0)
     device_facts = DeviceFacts(0, 0.0, None)
+    precision = "float32"
     description = "fragile"
 
     def tokenise(self, query: str, passages: Sequence[str], truncate: Truncate) -> list[EncodedPair]:

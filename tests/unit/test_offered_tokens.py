@@ -29,14 +29,6 @@ def shard(num_pairs: int, timeout_s: float | None = None, is_counted: bool = Fal
     return Shard("r", "m", "", passages, tuple(range(num_pairs)), Fitting(), tokens, tokens, timeout_s, is_counted)
 
 
-class Scorer(ModelScorer):
-    """Each shard is tokenised by itself: `@serve.batch` works inside Serve only."""
-
-    async def _collect(self, shard: Shard) -> Any:
-        loop = asyncio.get_running_loop()
-        return loop.run_in_executor(self._tokenisers, lambda: self._tokenise([shard])[0])
-
-
 @pytest.fixture
 def threads() -> Iterator[ThreadPoolExecutor]:
     with ThreadPoolExecutor(1) as threads:
@@ -46,7 +38,7 @@ def threads() -> Iterator[ThreadPoolExecutor]:
 @pytest.fixture
 async def scorer(threads: ThreadPoolExecutor) -> ModelScorer:
     """Of 1,000 tokens a second at most, which it has already shown."""
-    scorer = Scorer(MODEL, SimulatedEngine(1_000.0), threads, threads)
+    scorer = ModelScorer(MODEL, SimulatedEngine(1_000.0), threads, threads)
     await scorer.score(shard(1, is_counted=True))
     assert scorer.offered_tokens == 0
     return scorer
