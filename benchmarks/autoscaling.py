@@ -67,7 +67,7 @@ def simulate(scenario: Scenario) -> Run:
     options = scenario.options
     autoscaler = Autoscaler(options, tokens_per_s=1.0, start_s=scenario.start_s)
     starting: list[float] = []  # when each will be ready
-    running, waiting = options.min_replicas, 0.0
+    running, waiting, offered_tokens = options.min_replicas, 0.0, 0.0
     run = Run(scenario.name, [], [], [])
     for tick in range(round(scenario.duration_s / TICK_S)):
         now = tick * TICK_S
@@ -75,7 +75,8 @@ def simulate(scenario: Scenario) -> Run:
         starting = [ready for ready in starting if ready > now]
         offered = scenario.load(now)
         waiting = max(0.0, waiting + (offered - running) * TICK_S)
-        target = autoscaler.decide(now, offered, waiting, running)
+        offered_tokens += offered * TICK_S
+        target = autoscaler.decide(now, offered_tokens, waiting, running)
         if target > running + len(starting):
             starting += [now + scenario.start_s] * (target - running - len(starting))
         elif target < running + len(starting):
@@ -102,7 +103,7 @@ SCENARIOS = (
         lambda now: 0.2 if now < 10 else 2.8,
         60,
         3.0,
-        AutoscalingConfig(min_replicas=1, max_replicas=4, upscale_delay_s=1.0),
+        AutoscalingConfig(min_replicas=1, max_replicas=4),
     ),
     Scenario(
         "ten noisy minutes; replicas start in 30 s, as a GPU model does",

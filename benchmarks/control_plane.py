@@ -35,7 +35,7 @@ from rich.console import Console
 
 from benchmarks.provenance import provenance
 from rerank_service.app import serve_autoscaling
-from rerank_service.autoscaling import ARRIVING, SPEED, START, WAITING, ModelLoad, TokenPolicy
+from rerank_service.autoscaling import OFFERED, SPEED, START, WAITING, ModelLoad, TokenPolicy
 from rerank_service.config import AutoscalingConfig
 from rerank_service.replica_choice import OutstandingTokens, fewest_tokens
 
@@ -54,7 +54,7 @@ def measure(num_replicas: int, num_handles: int) -> dict[str, float]:
     encoded = autoscaling_metrics_codec.encode(handle_report)
     state = _state(replicas, num_handles)
     policy = TokenPolicy(0.8, 2.0, 300.0, 4.0)
-    load = ModelLoad(5e6, 1e6, 2e5, 60.0, 0.0)
+    load = ModelLoad(5e6, 5e6, 1e6, 2e5, 60.0, 0.0)
     outstanding = OutstandingTokens()
     for number, replica in enumerate(replicas):
         outstanding.send(number, str(number), replica, random.choice([0, 4_000, 12_000]))  # noqa: S311
@@ -101,7 +101,7 @@ def _take_in_handle(state: DeploymentAutoscalingState, report: bytes) -> None:
 
 
 def _replica_report(replica: ReplicaID) -> ReplicaMetricReport:
-    values = {ARRIVING: 5_000.0, WAITING: 8_000.0, SPEED: 2e5, START: 60.0}
+    values = {OFFERED: 5_000.0, WAITING: 8_000.0, SPEED: 2e5, START: 60.0}
     return ReplicaMetricReport(replica, {name: _series(value) for name, value in values.items()}, time.time())
 
 

@@ -131,6 +131,11 @@ def serve_autoscaling(config: AutoscalingConfig) -> dict[str, Any]:
         "max_wait_s": options.pop("max_wait_s"),
         "steady_s": options.pop("downscale_delay_s"),
         "calls_per_replica": options["target_ongoing_requests"],
+        "look_back_s": options["look_back_period_s"],
+        "report_interval_s": options["metrics_interval_s"],
+        "upscale_delay_s": options.pop("upscale_delay_s"),
+        "initial_replicas": options.pop("initial_replicas", None),  # see `TokenPolicy`
     }
-    options |= {"downscale_delay_s": 0, "downscale_to_zero_delay_s": 0}  # the policy itself waits
+    delays = ("upscale_delay_s", "downscale_delay_s", "downscale_to_zero_delay_s")
+    options |= dict.fromkeys(delays, 0)  # the policy itself waits
     return options | {"policy": {"policy_function": _AUTOSCALING_POLICY, "policy_kwargs": policy_kwargs}}

@@ -353,7 +353,8 @@ class AutoscalingConfig(_Config):
     """Most replicas."""
 
     initial_replicas: NonNegativeInt | None = None
-    """Replicas at the start; null takes min_replicas."""
+    """Replicas of a new deployment, kept for downscale_delay_s; null takes min_replicas. Deploying a change keeps the
+    replicas there are."""
 
     target_utilisation: Annotated[float, Field(gt=0, le=1)] = 0.8
     """Share of the time a replica should be busy; the rest is room for bursts."""
@@ -364,8 +365,8 @@ class AutoscalingConfig(_Config):
     target_ongoing_requests: PositiveFloat = 4.0
     """Shards in flight per replica that are aimed at until a replica's speed is known."""
 
-    upscale_delay_s: NonNegativeFloat = 2.0
-    """Time the load must stay high before replicas are added."""
+    upscale_delay_s: NonNegativeFloat = 1.0
+    """Time for which more replicas must have been needed before they are added."""
 
     downscale_delay_s: NonNegativeFloat = 300.0
     """Time for which fewer must have done before replicas are removed; a GPU model is slow to bring back."""
@@ -374,7 +375,8 @@ class AutoscalingConfig(_Config):
     """How often replicas and ingresses report their load."""
 
     look_back_period_s: PositiveFloat = 3.0
-    """Window over which the load is averaged; keep it above metrics_interval_s."""
+    """Tokens count as load if they arrive in most of this time, so that one large request adds no replica; keep it
+    above metrics_interval_s."""
 
     @model_validator(mode="after")
     def _bounds_are_ordered(self) -> Self:

@@ -108,7 +108,8 @@ class ModelRouter:
             left_s = shard.timeout_s and max(0.0, shard.timeout_s - (time.perf_counter() - started))
             try:
                 with self.tracing.shard(shard, attempt) as span:
-                    scores = await self._score_once(replace(shard, timeout_s=left_s))
+                    is_counted = shard.is_counted or attempt > 1
+                    scores = await self._score_once(replace(shard, timeout_s=left_s, is_counted=is_counted))
                     self.tracing.stages(span, scores)
                 if scores.report is not None:
                     self.metrics.hear(shard.model, scores.report)

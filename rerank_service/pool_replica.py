@@ -13,7 +13,7 @@ from typing import Any
 
 from ray import serve
 
-from rerank_service.autoscaling import ARRIVING, SPEED, START, WAITING
+from rerank_service.autoscaling import OFFERED, SPEED, START, WAITING
 from rerank_service.checkpoints.resolve import resolve_checkpoint
 from rerank_service.collector import Collector
 from rerank_service.config import ModelConfig, PoolConfig
@@ -47,8 +47,7 @@ class PoolReplica:
         self._launch_thread = ThreadPoolExecutor(1, thread_name_prefix="launch")
         self._tokenisers = ThreadPoolExecutor(pool.replica.tokeniser_threads, thread_name_prefix="tokenise")
         self._metrics = RayMetrics(REPLICA_METRICS)
-        self._evicted_tokens = 0  # that models had taken which are gone
-        self._counted = (time.perf_counter(), 0)
+        self._evicted_tokens = 0  # offered to models that have been unloaded
         self._load_s = 0.0
         self._loading = Watch()
         self._lost_device: str | None = None
@@ -81,12 +80,9 @@ class PoolReplica:
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """What `autoscaling.TokenPolicy` decides by: of all models together, at the mean of their speeds."""
         schedulers = [scorer.scheduler for scorer in self._loaded.values()]
-        now = time.perf_counter()
-        arrived = self._evicted_tokens + sum(scheduler.arrived_tokens for scheduler in schedulers)
-        (before, arrived_before), self._counted = self._counted, (now, arrived)
         speeds = [scheduler.tokens_per_s for scheduler in schedulers if scheduler.tokens_per_s]
         return {
-            ARRIVING: (arrived - arrived_before) / max(now - before, 1e-3),
+            OFFERED: self._evicted_tokens + sum(scorer.offered_tokens for scorer in self._loaded.values()),
             WAITING: sum(scheduler.outstanding_tokens for scheduler in schedulers),
             SPEED: sum(speeds) / len(speeds) if speeds else 0.0,
             START: self._load_s,
@@ -136,7 +132,7 @@ class PoolReplica:
             return thread.submit(load_engine, model, self._pool.replica.num_cpus).result()
 
     def _forget(self, model_id: str) -> None:
-        self._evicted_tokens += self._loaded.pop(model_id).scheduler.arrived_tokens
+        self._evicted_tokens += self._loaded.pop(model_id).offered_tokens
         logger.info("unloaded model=%s", model_id)
 
 

@@ -6,22 +6,55 @@ Knows neither HTTP nor the engine.
 import asyncio
 import time
 import uuid
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from rerank_service.config import RerankConfig
-from rerank_service.errors import RequestTimedOut
+from rerank_service.errors import QueueFull, RequestTimedOut, WaitTooLong
 from rerank_service.fitting import Fitting
 from rerank_service.model_router import ModelRouter
 from rerank_service.ranking import Ranked, rank_by_logit
 from rerank_service.shards import Shard, ShardScores, cut_into_shards
 
-__all__ = ["Ranked", "Ranker"]
+__all__ = ["Ranked", "Ranker", "RefusedRequests"]
+
+_REMEMBERED_REFUSALS = 10_000
+_REMEMBERED_S = 120.0
+"""A refused client is told to come back after a minute at most."""
+
+
+class RefusedRequests:
+    """Requests that replicas refused a short while ago, so that their retries do not count as load again.
+
+    Each ingress has its own: behind several, a retry that reaches another one counts again.
+    """
+
+    def __init__(self, now_s: Callable[[], float] = time.monotonic) -> None:
+        self._now_s = now_s
+        self._refused_at_s: OrderedDict[int, float] = OrderedDict()  # by a hash: no text is kept
+
+    def add(self, client_id: str, query: str, passages: Sequence[str]) -> None:
+        """Remembers a refused request by its client's id and its texts: a client may cut one call into requests."""
+        key = hash((client_id, query, tuple(passages)))
+        self._refused_at_s[key] = self._now_s()
+        self._refused_at_s.move_to_end(key)
+        if len(self._refused_at_s) > _REMEMBERED_REFUSALS:
+            self._refused_at_s.popitem(last=False)
+
+    def has(self, client_id: str, query: str, passages: Sequence[str]) -> bool:
+        """Whether this is a retry of one of them."""
+        if not self._refused_at_s:  # nearly always: the texts are not hashed
+            return False
+        at_s = self._refused_at_s.get(hash((client_id, query, tuple(passages))))
+        return at_s is not None and self._now_s() - at_s <= _REMEMBERED_S
 
 
 class Ranker:
     """Fan-out over the replicas of one model and the way back."""
 
     def __init__(self, router: ModelRouter, config: RerankConfig) -> None:
+        self._refused = RefusedRequests()
         self._router = router
         self._shard_tokens = {model.id: config.shard_tokens_of(model) for model in config.models}
         self._timeout_s = config.limits.request_timeout_s
@@ -34,20 +67,28 @@ class Ranker:
         fitting: Fitting,
         timeout_s: float | None = None,
         request_id: str | None = None,
+        client_id: str | None = None,
     ) -> Ranked:
         """Ranks `passages`; raises `RequestTimedOut` or what a shard raised, and then drops the rest.
 
         `timeout_s` is the client's own limit: it can shorten the configured one only. Calls with one `request_id`
-        have one request's share of a device.
+        have one request's share of a device. `client_id` is the client's own id of the request, the same in its retries
+        after a refusal: they do not count as load again.
         """
         started = time.perf_counter()
         timeout_s = min(self._timeout_s, timeout_s or self._timeout_s)
         shard_tokens = self._shard_tokens[model_id]
         request_id = request_id or uuid.uuid4().hex
         shards = list(cut_into_shards(request_id, model_id, query, passages, fitting, shard_tokens, timeout_s))
+        if client_id is not None and self._refused.has(client_id, query, passages):
+            shards = [replace(shard, is_counted=True) for shard in shards]
         try:
             async with asyncio.timeout(timeout_s) as deadline:
                 scores = await self._score_all(shards)
+        except (QueueFull, WaitTooLong, asyncio.CancelledError):  # cancelled: a sibling in the same call was refused
+            if client_id is not None:
+                self._refused.add(client_id, query, passages)
+            raise
         except TimeoutError:
             if not deadline.expired():
                 raise

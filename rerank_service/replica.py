@@ -4,7 +4,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from rerank_service.autoscaling import ARRIVING, SPEED, START, WAITING
+from rerank_service.autoscaling import OFFERED, SPEED, START, WAITING
 from rerank_service.collector import Collector
 from rerank_service.config import ModelConfig
 from rerank_service.engine import Engine, load_engine
@@ -31,7 +31,6 @@ class Replica:
         metrics = RayMetrics(REPLICA_METRICS)
         self._collector = Collector()
         self._scorer = ModelScorer(model, engine, launch_thread, tokenisers, metrics, self._collector.collect)
-        self._counted = (time.perf_counter(), 0)
         self._start_s = time.perf_counter() - started
 
     def load(self) -> Engine[Any]:
@@ -49,10 +48,8 @@ class Replica:
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """What `autoscaling.TokenPolicy` decides by; Serve calls it every `metrics_interval_s` or oftener."""
         scheduler = self._scorer.scheduler
-        now, arrived = time.perf_counter(), scheduler.arrived_tokens
-        (before, arrived_before), self._counted = self._counted, (now, arrived)
         return {
-            ARRIVING: (arrived - arrived_before) / max(now - before, 1e-3),
+            OFFERED: self._scorer.offered_tokens,
             WAITING: scheduler.outstanding_tokens,
             SPEED: scheduler.tokens_per_s or 0.0,
             START: self._start_s,

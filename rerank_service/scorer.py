@@ -16,10 +16,18 @@ from typing import Any, NamedTuple, TypeAlias
 from rerank_service.config import BatchingConfig, ModelConfig
 from rerank_service.engine import CacheCounts, Engine, Truncate
 from rerank_service.engine.windows import EncodedPassages, encode_passages
-from rerank_service.errors import EngineFailed, PairTooLong, RequestTimedOut, RequestTooLarge
+from rerank_service.errors import (
+    EngineFailed,
+    PairTooLong,
+    QueueFull,
+    RequestTimedOut,
+    RequestTooLarge,
+    WaitTooLong,
+)
 from rerank_service.metrics import MetricSink, NoMetrics
 from rerank_service.metrics.reports import record_counts, record_gauges
 from rerank_service.scheduler import Scheduler, Watch
+from rerank_service.scheduler.deadlines import Demand, lateness
 from rerank_service.shards import ReplicaReport, Shard, ShardScores
 
 __all__ = ["Collect", "ModelScorer", "StartTokenising", "Tokenised"]
@@ -87,6 +95,8 @@ class ModelScorer:
             known_pair=known_pair,
         )
         self._tokenising = Watch()
+        self.offered_tokens = 0
+        """Tokens of all shards so far that this model should have had the capacity for, refused ones included."""
         self._num_calls = 0
         self._no_calls = asyncio.Event()
         self._set_knobs(model.batching)
@@ -141,11 +151,16 @@ class ModelScorer:
         started_at, started = time.time(), time.perf_counter()
         try:
             async with asyncio.timeout(shard.timeout_s):  # the ingress may die before it can cancel
-                tokenised = await (await self._collect(self.start_tokenising, shard))
+                tokenised = await self._tokenised(shard)
                 left_s = shard.timeout_s and max(0.0, shard.timeout_s - (time.perf_counter() - started))
                 scored = await self.scheduler.submit(shard.request_id, tokenised.passages.pairs, left_s)
         except TimeoutError:
             raise RequestTimedOut(shard.timeout_s or 0) from None
+        except (QueueFull, WaitTooLong):
+            num_tokens, speed = sum(tokenised.passages.num_tokens), self.scheduler.tokens_per_s
+            if left_s is not None and speed and lateness(Demand(left_s, num_tokens), (), 0, 0.0, speed):
+                self._offer(shard, -num_tokens)  # an idle replica would have refused it too: more of them do not help
+            raise
         return ShardScores(
             logits=tokenised.passages.best(scored.logits),
             num_tokens=tokenised.passages.num_tokens,
@@ -155,7 +170,27 @@ class ModelScorer:
             forward_s=scored.forward_s,
             started_at=started_at,
             report=self._report(),
+            is_unscored=tokenised.passages.is_unscored,
         )
+
+    async def _tokenised(self, shard: Shard) -> Tokenised:
+        """Counts the shard as offered.
+
+        One whose caller leaves before that counts by estimate: when a replica refuses a shard, the ingress cancels
+        the request's other shards, and they are as much a part of the load.
+        """
+        try:
+            tokenised = await (await self._collect(self.start_tokenising, shard))
+        except asyncio.CancelledError:
+            most = shard.num_tokens if shard.fitting.windows else len(shard.passages) * self._engine.window_tokens
+            self._offer(shard, min(shard.num_tokens, most))
+            raise
+        self._offer(shard, sum(tokenised.passages.num_tokens))
+        return tokenised
+
+    def _offer(self, shard: Shard, num_tokens: int) -> None:
+        if not shard.is_counted:
+            self.offered_tokens += num_tokens
 
     def _report(self) -> ReplicaReport:
         """Each batch and each look-up in the cache is reported once, in whichever answer comes next."""

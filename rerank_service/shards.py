@@ -35,6 +35,8 @@ class Shard:
     """Of all shards of the request, by estimate."""
     timeout_s: float | None = None
     """Seconds after which nobody waits for the answer any more, counted from when it was sent."""
+    is_counted: bool = False
+    """Whether a replica has counted it as load before: one that was lost, or one that refused the request."""
 
 
 @dataclass(frozen=True, slots=True)

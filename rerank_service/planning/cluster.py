@@ -1,7 +1,7 @@
 """A discrete-event model of the service: ingresses, shards, replicas, deadlines. `Cluster` is one that can be changed
 while it runs; what arrives, and what is asked of the outcome, is its caller's.
 
-Not modelled: processes that fail, retries, the network's own limits, and CPUs that run out.
+Not modelled: processes that fail, the network's own limits, and CPUs that run out.
 """
 
 import math
@@ -17,6 +17,7 @@ from rerank_service.planning.replica import Job, SimulatedReplica
 from rerank_service.planning.speed import ReplicaSpeed
 from rerank_service.planning.workload import Arrival, body_kb
 from rerank_service.replica_choice import OutstandingTokens, fewest_tokens
+from rerank_service.scheduler.deadlines import Demand, lateness
 from rerank_service.shards import even_slices
 
 __all__ = ["Cluster", "End", "Ended", "Fleet", "percentile", "run"]
@@ -75,6 +76,7 @@ class _Replica:
     def __init__(self, number: int, device: SimulatedReplica, num_threads: int) -> None:
         self.number = number
         self.device = device
+        self.offered_tokens = 0
         self._free_at_s = [0.0] * num_threads
 
     def tokenised_at(self, now_s: float, took_s: float) -> float:
@@ -84,12 +86,23 @@ class _Replica:
 
 
 class _Request:
-    __slots__ = ("arrival", "end", "id", "ingress", "jobs", "num_tokens")
+    __slots__ = ("arrival", "end", "id", "ingress", "is_counted", "jobs", "num_tokens", "on_refused", "sent_at_s")
 
-    def __init__(self, number: int, arrival: Arrival, ingress: _Ingress) -> None:
+    def __init__(
+        self,
+        number: int,
+        arrival: Arrival,
+        ingress: _Ingress,
+        sent_at_s: float,
+        is_counted: bool,
+        on_refused: Callable[[float], None],
+    ) -> None:
         self.id = str(number)
         self.arrival = arrival
         self.ingress = ingress
+        self.sent_at_s = sent_at_s
+        self.is_counted = is_counted
+        self.on_refused = on_refused
         self.num_tokens = sum(arrival.lengths)
         self.jobs: dict[Job, _Replica] = {}  # not answered yet
         self.end: End | None = None
@@ -121,9 +134,9 @@ class Cluster:
         return sum(replica.device.outstanding_tokens for replica in self._all)
 
     @property
-    def arrived_tokens(self) -> int:
-        """That replicas have taken so far."""
-        return sum(replica.device.arrived_tokens for replica in self._all)
+    def offered_tokens(self) -> int:
+        """Tokens so far that replicas took, or refused for want of capacity (`ModelScorer.offered_tokens`)."""
+        return sum(replica.offered_tokens for replica in self._all)
 
     @property
     def busy_s(self) -> float:
@@ -141,12 +154,16 @@ class Cluster:
         """The newest gets nothing more, and finishes what it has."""
         self._routed.pop()
 
-    def send(self, arrival: Arrival) -> None:
-        """A client sends a request now."""
+    def send(
+        self, arrival: Arrival, is_counted: bool = False, on_refused: Callable[[float], None] = lambda _: None
+    ) -> None:
+        """A client sends a request now. `is_counted`: as the retry of a refused one, with its id. `on_refused` gets
+        the seconds of `Retry-After`.
+        """
         ingress = min(self._ingresses, key=lambda one: (one.num_open, self._rng.random()))  # HAProxy's `leastconn`
         ingress.num_open += 1
         self._num_requests += 1
-        request = _Request(self._num_requests, arrival, ingress)
+        request = _Request(self._num_requests, arrival, ingress, self._clock.now_s, is_counted, on_refused)
         self._clock.at(self._clock.now_s + self._fleet.costs.front_s, self._parse, request)
         if math.isfinite(self._fleet.timeout_s):
             self._clock.at(self._clock.now_s + self._fleet.timeout_s, self._give_up, request, End.TIMED_OUT)
@@ -175,9 +192,14 @@ class Cluster:
 
     def _submit(self, job: Job, replica: _Replica) -> None:
         request: _Request = job.owner[0]
-        deadline_s = request.arrival.at_s + self._fleet.timeout_s
-        if request.end is None and not replica.device.submit(job, deadline_s):
-            self._clock.at(self._clock.now_s + self._fleet.costs.hop_s, self._give_up, request, End.REFUSED)
+        now_s, deadline_s = self._clock.now_s, request.sent_at_s + self._fleet.timeout_s
+        alone = lateness(Demand(deadline_s, job.num_tokens), (), 0, now_s, self._fleet.speed.full_tokens_per_s) is None
+        is_refused = request.end is None and not replica.device.submit(job, deadline_s)
+        if not request.is_counted and (alone or not is_refused):
+            replica.offered_tokens += job.num_tokens
+        if is_refused:
+            retry_after_s = replica.device.retry_after_s
+            self._clock.at(now_s + self._fleet.costs.hop_s, self._refuse, request, retry_after_s)
 
     def _shard_done(self, job: Job) -> None:
         self._clock.at(self._clock.now_s + self._fleet.costs.hop_s, self._gather, job)
@@ -194,6 +216,11 @@ class Cluster:
         if request.end is None:
             self._close(request, End.ANSWERED)
 
+    def _refuse(self, request: _Request, retry_after_s: float) -> None:
+        if request.end is None:
+            self._give_up(request, End.REFUSED)
+            self._clock.at(self._clock.now_s + self._fleet.costs.front_s, request.on_refused, retry_after_s)
+
     def _give_up(self, request: _Request, end: End) -> None:
         if request.end is not None:
             return
@@ -206,7 +233,7 @@ class Cluster:
         request.end = end
         request.jobs.clear()
         request.ingress.num_open -= 1
-        now_s, at_s = self._clock.now_s, request.arrival.at_s
+        now_s, at_s = self._clock.now_s, request.sent_at_s
         self._on_end(Ended(at_s, now_s - at_s, end, request.num_tokens))
 
 

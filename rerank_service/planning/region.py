@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rerank_service.config import AutoscalingConfig
-from rerank_service.planning.autoscaler import TICK_S, Autoscaler
+from rerank_service.planning.autoscaler import Autoscaler
 from rerank_service.planning.cluster import Cluster, End, Ended, Fleet, percentile
 from rerank_service.planning.events import Clock
 from rerank_service.planning.fleet import Demand, ingresses_for, with_load
+from rerank_service.planning.scaled import ScaledCluster
 from rerank_service.planning.workload import Phase, arrivals
 
 __all__ = ["Loss", "RegionLoss", "lose_region", "replicas_kept"]
@@ -94,16 +95,14 @@ class _Run:
         fleet = Fleet(before, demand.speed, ingresses_for(more), demand.costs, demand.timeout_s)
         self._cluster = Cluster(fleet, self._clock, self._ended.append, demand.seed)
         options = AutoscalingConfig(min_replicas=before, max_replicas=most)
-        self._autoscaler = Autoscaler(options, demand.speed.full_tokens_per_s, loss.start_s)
-        self._num_starting = 0
-        self._arrived = 0
-        self._replicas: list[int] = []
+        autoscaler = Autoscaler(options, demand.speed.full_tokens_per_s, loss.start_s)
+        self._scaled = ScaledCluster(self._cluster, autoscaler, self._clock, loss.start_s, self._until_s)
         phases = [Phase(0.0, demand.rps), Phase(self._lost_at_s + loss.failover_s, more.rps)]
         self._coming = arrivals(demand.mix, phases, demand.burstiness, demand.seed)
 
     def play(self) -> None:
         self._send_next()
-        self._clock.at(0.0, self._tick, 0)
+        self._scaled.start()
         self._clock.run()
 
     def _send_next(self) -> None:
@@ -112,27 +111,8 @@ class _Run:
             self._clock.at(arrival.at_s, self._cluster.send, arrival)
             self._clock.at(arrival.at_s, self._send_next)
 
-    def _tick(self, number: int) -> None:
-        arrived, cluster = self._cluster.arrived_tokens, self._cluster
-        arriving_per_s, self._arrived = (arrived - self._arrived) / TICK_S, arrived
-        now_s = number * TICK_S
-        target = self._autoscaler.decide(now_s, arriving_per_s, cluster.outstanding_tokens, cluster.num_replicas)
-        for _ in range(target - cluster.num_replicas - self._num_starting):
-            self._num_starting += 1
-            self._clock.at(now_s + self._loss.start_s, self._start)
-        for _ in range(cluster.num_replicas - target):
-            cluster.remove_replica()
-        if number % round(1 / TICK_S) == 0:
-            self._replicas.append(cluster.num_replicas)
-        if now_s < self._until_s:
-            self._clock.at((number + 1) * TICK_S, self._tick, number + 1)
-
-    def _start(self) -> None:
-        self._num_starting -= 1
-        self._cluster.add_replica()
-
     def outcome(self) -> RegionLoss:
-        seconds = int(self._until_s)
+        seconds, replicas = int(self._until_s), self._scaled.replicas
         by_second: list[list[Ended]] = [[] for _ in range(seconds)]
         for ended in self._ended:
             by_second[int(ended.at_s)].append(ended)
@@ -143,9 +123,9 @@ class _Run:
         ends_well = not bad or bad[-1] < seconds - _WINDOW_S
         return RegionLoss(
             lost_at_s=self._lost_at_s,
-            replicas_before=self._replicas[0],
-            replicas_after=self._replicas[-1],
-            replicas=self._replicas[:seconds],
+            replicas_before=replicas[0],
+            replicas_after=replicas[-1],
+            replicas=replicas[:seconds],
             p99_s=p99_s,
             refused=refused,
             unreachable=self._demand.rps * self._loss.failover_s,

@@ -46,7 +46,6 @@ class SimulatedReplica:
         self._num_in_flight = 0
         self._tokens_in_flight = 0
         self._free_at_s = 0.0
-        self.arrived_tokens = 0
         self.busy_s = 0.0
 
     @property
@@ -54,12 +53,16 @@ class SimulatedReplica:
         """Waiting or on the device."""
         return self._queue.num_tokens + self._tokens_in_flight
 
+    @property
+    def retry_after_s(self) -> float:
+        """Seconds that a refused client is told to wait."""
+        return float(self._drain.seconds_for(self.outstanding_tokens // 2))
+
     def submit(self, job: Job, deadline_s: float) -> bool:
         """False if it is refused: the queue is full, or the job could not be done in time."""
         newcomer = Demand(deadline_s, job.num_tokens)
         if self._admission.refusal(newcomer, self._tokens_in_flight, self._budget_tokens, self._clock.now_s):
             return False
-        self.arrived_tokens += job.num_tokens
         self._queue.add(job.request_id, job, job.lengths, deadline_s)
         self._launch()
         return True

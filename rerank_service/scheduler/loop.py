@@ -112,8 +112,6 @@ class Scheduler(Generic[PairT]):
         self._admission = Admission(self._queue, self._drain, max_queued_tokens)
         self._num_in_flight = 0
         self._tokens_in_flight = 0
-        self.arrived_tokens = 0
-        """Of all submissions that were taken, so far."""
         self.finished_batches: deque[FinishedBatch] = deque(maxlen=_REMEMBERED_BATCHES)
         """Whoever reports them takes them out."""
         self._has_changed = asyncio.Event()
@@ -200,7 +198,6 @@ class Scheduler(Generic[PairT]):
             raise refusal
         job = _Job(request_id, pairs, asyncio.get_running_loop().create_future(), [math.nan] * len(pairs), len(pairs))
         if pairs:
-            self.arrived_tokens += sum(lengths)
             self._queue.add(request_id, job, lengths, deadline_s)
             self._open.add(job)
             self._has_changed.set()

@@ -82,6 +82,7 @@ def service(config: RerankConfig, keyed_config: RerankConfig) -> Iterator[Servic
     with pytest.MonkeyPatch.context() as environment:
         for name, value in RAY_ENVIRONMENT.items():
             environment.setenv(name, value)
+        environment.setenv("PYTHONPATH", str(Path(__file__).parents[2]))  # replicas load benchmarks.stack.simulated
         environment.delenv(config.auth.keys_env, raising=False)
         ray.init(
             address="local",  # never somebody else's session

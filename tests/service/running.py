@@ -58,16 +58,22 @@ class Service:
     def keyed_url(self) -> str:
         return f"{self.url}/keyed"
 
-    def deploy(self, knobs: dict[str, Any] | None = None, more_models: Sequence[ModelConfig] = ()) -> None:
+    def deploy(
+        self,
+        knobs: dict[str, Any] | None = None,
+        more_models: Sequence[ModelConfig] = (),
+        more_applications: Sequence[dict[str, Any]] = (),
+    ) -> None:
         """Hands Serve the target state of all applications, as `serve run` and `serve deploy` do.
 
         `knobs` is the `user_config` of the keyed model's application; `more_models` are served under `/keyed` too, each
-        from the application it names.
+        from the application it names. `more_applications` are as in a Serve configuration.
         """
         (model,) = self.keyed_config.models
         keyed = self.keyed_config.model_copy(update={"models": (model, *more_models)})
         apart = [_model_application(model, knobs), *(_model_application(more) for more in more_models)]
         applications = [_application("rerank", "/", self.config), _application("keyed", "/keyed", keyed), *apart]
+        applications += more_applications
         serve_client().deploy_apps(ServeDeploySchema.model_validate({"applications": applications}))
 
     def pids(self, application: str, deployment: str) -> set[int]:

@@ -1,0 +1,143 @@
+"""A tenfold load, one large request and a restarted controller, request by request: what the autoscaler makes of them.
+
+    python -m benchmarks.autoscaling_requests [--json benchmarks/results/autoscaling-requests.json]
+
+The service of `rerank_service.planning` on a virtual clock, with clients that come back when they are refused: after
+`Retry-After` and up to a quarter of a second more, at most `_MAX_RETRIES` times, as `rerank_service.client` does.
+"""
+
+import json
+import random
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.provenance import provenance
+from rerank_service.config import AutoscalingConfig
+from rerank_service.planning.autoscaler import Autoscaler
+from rerank_service.planning.cluster import Cluster, End, Ended, Fleet
+from rerank_service.planning.events import Clock
+from rerank_service.planning.scaled import ScaledCluster
+from rerank_service.planning.speed import ReplicaSpeed
+from rerank_service.planning.workload import Arrival, Mix, Phase, arrivals
+
+__all__ = ["Outcome", "controller_restart", "large_request", "step"]
+
+_SPEED = ReplicaSpeed(20_000.0)
+_MIX = Mix({20: 1}, 200)
+_CALM_S = 40.0
+_START_S = 120.0
+_MAX_REPLICAS = 40
+_MAX_RETRIES = 2
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One run."""
+
+    capacity_after_s: int | None
+    """From the step until the replicas score as much as arrives; null if they never do."""
+    most_wanted: int
+    """Highest target after the step."""
+    least_wanted: int
+    """Lowest target after the step."""
+    ends: dict[str, int]
+    """Requests by how they ended; a retry is one of its own."""
+
+
+class _Run:
+    def __init__(self, replicas: int, timeout_s: float, start_s: float, until_s: float) -> None:
+        self.clock = Clock()
+        self._ended: list[Ended] = []
+        self._rng = random.Random("retries")  # noqa: S311 - a simulation
+        self.cluster = Cluster(Fleet(replicas, _SPEED, timeout_s=timeout_s), self.clock, self._ended.append)
+        options = AutoscalingConfig(min_replicas=1, max_replicas=_MAX_REPLICAS, initial_replicas=replicas)
+        self.autoscaler = Autoscaler(options, _SPEED.full_tokens_per_s, start_s)
+        self.scaled = ScaledCluster(self.cluster, self.autoscaler, self.clock, start_s, until_s)
+        self._until_s = until_s
+
+    def send(self, arrival: Arrival, keeps_id: bool, num_retries: int = 0) -> None:
+        def come_back(retry_after_s: float) -> None:
+            if num_retries < _MAX_RETRIES:
+                at_s = self.clock.now_s + retry_after_s + self._rng.uniform(0.0, 0.25)
+                self.clock.at(at_s, self.send, arrival, keeps_id, num_retries + 1)
+
+        self.cluster.send(arrival, num_retries > 0 and keeps_id, come_back)
+
+    def outcome(self, load: float, from_s: float) -> Outcome:
+        first = int(from_s)
+        full_at = next((at for at in range(first, len(self.scaled.replicas)) if self.scaled.replicas[at] >= load), None)
+        targets = self.scaled.targets[first * 10 :]
+        ends = {end.value: sum(one.end is end for one in self._ended) for end in End}
+        return Outcome(None if full_at is None else full_at - first, max(targets), min(targets), ends)
+
+
+def step(timeout_s: float, keeps_id: bool = True) -> Outcome:
+    """From 0.8 of one replica to ten times as much. Retries carry the request's id, or a new one."""
+    until_s = _CALM_S + _START_S + 30.0
+    run = _Run(1, timeout_s, _START_S, until_s)
+    rps = 0.8 * _SPEED.full_tokens_per_s / _MIX.request_tokens
+    for arrival in arrivals(_MIX, [Phase(0.0, rps), Phase(_CALM_S, 10 * rps)]):
+        if arrival.at_s >= until_s:
+            break
+        run.clock.at(arrival.at_s, run.send, arrival, keeps_id)
+    run.scaled.start()
+    run.clock.run()
+    return run.outcome(8.0, _CALM_S)
+
+
+def large_request(start_s: float = _START_S) -> Outcome:
+    """One request of 512 passages of 512 tokens, 13 s of one replica's work, on top of a tenth of what one can do."""
+    until_s = _CALM_S + 60.0
+    run = _Run(1, 60.0, start_s, until_s)
+    rps = 0.1 * _SPEED.full_tokens_per_s / _MIX.request_tokens
+    for arrival in arrivals(_MIX, [Phase(0.0, rps)]):
+        if arrival.at_s >= until_s:
+            break
+        run.clock.at(arrival.at_s, run.send, arrival, True)
+    run.clock.at(_CALM_S, run.send, Arrival(_CALM_S, [512] * 512), True)
+    run.scaled.start()
+    run.clock.run()
+    return run.outcome(1.0, _CALM_S)
+
+
+def controller_restart() -> Outcome:
+    """Four replicas, busy for 0.7 of their time; the controller is killed, and finds them again after 5 s."""
+    until_s = _CALM_S + 60.0
+    run = _Run(4, 60.0, _START_S, until_s)
+    rps = 2.8 * _SPEED.full_tokens_per_s / _MIX.request_tokens
+    for arrival in arrivals(_MIX, [Phase(0.0, rps)]):
+        if arrival.at_s >= until_s:
+            break
+        run.clock.at(arrival.at_s, run.send, arrival, True)
+    run.clock.at(_CALM_S, run.autoscaler.restart, _CALM_S, 5.0)
+    run.scaled.start()
+    run.clock.run()
+    return run.outcome(2.8, _CALM_S)
+
+
+def main(json_path: Annotated[Path | None, typer.Option("--json", help="Where the figures go.")] = None) -> None:
+    """Plays every case."""
+    outcomes = {f"tenfold load, limit {limit:g} s": step(limit) for limit in (2.0, 10.0, 60.0)}
+    outcomes |= {
+        f"tenfold load, limit {limit:g} s, each retry with a new id": step(limit, keeps_id=False)
+        for limit in (2.0, 10.0, 60.0)
+    }
+    outcomes |= {"one request of 262,144 tokens": large_request(), "controller restarted": controller_restart()}
+    table = Table("case", "capacity after s", "target, least", "most", *(end.value for end in End))
+    for name, outcome in outcomes.items():
+        figures = (outcome.capacity_after_s, outcome.least_wanted, outcome.most_wanted, *outcome.ends.values())
+        table.add_row(name, *map(str, figures))
+    Console().print(table)
+    if json_path:
+        results = {name: asdict(outcome) for name, outcome in outcomes.items()}
+        record = provenance(["rerank-service", "ray"]) | {"results": results}
+        json_path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    typer.run(main)
