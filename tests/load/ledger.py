@@ -20,7 +20,7 @@ _HEADS_S = ("longest request", "longest time without an answer")
 
 def record(fault: str, verdicts: Verdicts) -> None:
     """Adds the verdicts on one fault's requests."""
-    entry = {"fault": fault, **asdict(verdicts)}
+    entry = {"fault": fault, **asdict(verdicts), "failed": dict(verdicts.failed)}  # `asdict` breaks a Counter
     print("\n" + _row(entry), flush=True)
     if path := os.environ.get(LEDGER_ENV):
         with Path(path).open("a", encoding="utf-8") as file:

@@ -9,6 +9,7 @@ import random
 import signal
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -93,6 +94,10 @@ class Grid:
         """Processes of the replicas that run."""
         replicas = self.details(application, deployment)["replicas"]
         return [replica["pid"] for replica in replicas if replica["state"] == "RUNNING"]
+
+    def node_ids(self, deployment: str) -> list[str]:
+        """Where the replicas of the application at `/` run."""
+        return [replica["node_id"] for replica in self.details("rerank", deployment)["replicas"]]
 
     @property
     def deployment(self) -> str:
@@ -187,21 +192,21 @@ class _beside:  # noqa: N801 - a context manager
 
 
 def test_no_memory_is_kept(grid: Grid) -> None:
-    """Of 20,000 requests, the second half: in the first, caches of kernels by batch size fill."""
+    """Of 10,000 requests, the second half: in the first, caches of kernels by batch size fill."""
     processes = [psutil.Process(pid) for pid in (*grid.pids(grid.deployment), *grid.pids("ingress"))]
     bodies = [question.body for question in grid.questions if len(question.logits) <= 10]
-    failures = asyncio.run(_send(grid, bodies, 10_000))
+    failures = asyncio.run(_send(grid, bodies, 5_000))
     before = [process.memory_info().rss for process in processes]
-    failures += asyncio.run(_send(grid, bodies, 10_000))
+    failures += asyncio.run(_send(grid, bodies, 5_000))
     growth_mb = [(process.memory_info().rss - rss) / 2**20 for process, rss in zip(processes, before, strict=True)]
 
-    print(f"\nMB that 10,000 requests leave in each process: {', '.join(f'{mb:.1f}' for mb in growth_mb)}")
+    print(f"\nMB that 5,000 requests leave in each process: {', '.join(f'{mb:.1f}' for mb in growth_mb)}")
     assert failures == 0
     assert max(growth_mb) < _MAX_GROWTH_MB
 
 
 _MAX_GROWTH_MB = 10.0
-"""A kilobyte kept of each request."""
+"""Two kilobytes kept of each request; `benchmarks/soak.py` looks longer."""
 
 
 @pytest.mark.parametrize(
@@ -340,14 +345,31 @@ def test_overload_is_refused_in_the_documented_form(grid: Grid) -> None:
 def test_a_nodes_death_costs_one_request_in_a_hundred_at_most(grid: Grid) -> None:
     """The last of this cluster: it has one worker less from then on."""
 
+    node = asyncio.run(_expendable_node(grid))
+
     def kill() -> None:
-        grid.cluster.remove_node(grid.workers.pop(), allow_graceful=False)
+        grid.workers.remove(node)
+        grid.cluster.remove_node(node, allow_graceful=False)
 
     verdicts = asyncio.run(_under_load(grid, "death of a node with its replicas", kill, grid.is_whole))
 
     assert verdicts.wrong == verdicts.doubled == verdicts.hung == 0
     assert verdicts.lost + verdicts.failed.total() <= max(1, verdicts.requests // 100)
     assert verdicts.longest_gap_s <= _RECOVERY_S
+
+
+async def _expendable_node(grid: Grid) -> Any:
+    """A worker with a model replica, while others and an ingress are elsewhere.
+
+    Serve spreads replicas over the nodes as well as it can, but may put all on one; an update moves them.
+    """
+    while True:
+        await _until(grid.is_version_served, _WHOLE_LIMIT_S)
+        nodes = [Counter(grid.node_ids(name)) for name in (grid.deployment, "ingress")]
+        for worker in grid.workers:
+            if nodes[0][worker.node_id] and all(held.total() > held[worker.node_id] for held in nodes):
+                return worker
+        await asyncio.to_thread(grid.update)
 
 
 async def _under_load(
