@@ -12,6 +12,7 @@ from ray.serve.config import RequestRouterConfig
 from rerank_service.autoscaling import TokenPolicy
 from rerank_service.config import (
     AutoscalingConfig,
+    LimitsConfig,
     ModelConfig,
     PoolConfig,
     RerankConfig,
@@ -43,7 +44,7 @@ def bind_app(config: RerankConfig, replica_class: type[Replica] = Replica) -> Ap
     """`build_app` of parsed settings; `replica_class` is for benchmarks and tests that put another engine in."""
     ApiKeys(config.auth)  # a bad key file fails the deployment here, with its own message
     own = [model for model in config.models if model.application is None and model.pool is None]
-    hosts = {model.id: _replicas(model, replica_class) for model in own}
+    hosts = {model.id: _replicas(model, replica_class, config.limits) for model in own}
     for pool in config.pools:
         hosts |= dict.fromkeys((model.id for model in config.models_of(pool)), _pool_replicas(pool, config))
     ingress = config.service.ingress
@@ -52,6 +53,7 @@ def bind_app(config: RerankConfig, replica_class: type[Replica] = Replica) -> Ap
         ray_actor_options={"num_cpus": ingress.num_cpus},
         max_ongoing_requests=ingress.max_ongoing_requests,
         max_queued_requests=ingress.max_queued_requests,
+        graceful_shutdown_timeout_s=config.limits.ingress_grace_s,
         autoscaling_config={
             "min_replicas": ingress.min_replicas,
             "max_replicas": ingress.max_replicas,
@@ -72,7 +74,7 @@ def build_model(args: dict[str, Any]) -> Application:
         # None is ever started: Serve refuses a request router of one's own on an application's first deployment.
         autoscaling_config={"min_replicas": 0, "initial_replicas": 0, "max_replicas": 1},
     )
-    return root(_Root).bind(_replicas(model, Replica))
+    return root(_Root).bind(_replicas(model, Replica, LimitsConfig()))
 
 
 class _Root:
@@ -81,12 +83,12 @@ class _Root:
     def __init__(self, replicas: Any) -> None: ...
 
 
-def _replicas(model: ModelConfig, replica_class: type[Replica]) -> Application:
+def _replicas(model: ModelConfig, replica_class: type[Replica], limits: LimitsConfig) -> Application:
     return serve.deployment(
         name=model.deployment_name,
         user_config=model.batching.model_dump(mode="json"),
         request_router_config=_router(FewestTokensRouter),
-        **_host_options(model),
+        **_host_options(model, limits),
     )(replica_class).bind(model)
 
 
@@ -96,11 +98,11 @@ def _pool_replicas(pool: PoolConfig, config: RerankConfig) -> Application:
         name=pool.deployment_name,
         user_config={model.id: model.batching.model_dump(mode="json") for model in models},
         request_router_config=_router(PoolRouter, spread_above_tokens=pool.spread_above_tokens),
-        **_host_options(pool),
+        **_host_options(pool, config.limits),
     )(pool_replica_class(pool.models_per_replica)).bind(pool, models)
 
 
-def _host_options(host: ModelConfig | PoolConfig) -> dict[str, Any]:
+def _host_options(host: ModelConfig | PoolConfig, limits: LimitsConfig) -> dict[str, Any]:
     replica = host.replica
     return {
         "ray_actor_options": {
@@ -109,7 +111,7 @@ def _host_options(host: ModelConfig | PoolConfig) -> dict[str, Any]:
             "resources": dict(replica.resources),
         },
         "max_ongoing_requests": replica.max_ongoing_requests,
-        "graceful_shutdown_timeout_s": replica.graceful_shutdown_timeout_s,
+        "graceful_shutdown_timeout_s": replica.graceful_shutdown_timeout_s or limits.replica_grace_s,
         "health_check_period_s": replica.health_check_period_s,
         "health_check_timeout_s": replica.health_check_timeout_s,
         "autoscaling_config": serve_autoscaling(host.autoscaling),

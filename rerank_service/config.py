@@ -330,8 +330,9 @@ class ReplicaConfig(_Config):
     health_check_timeout_s: PositiveFloat = 3.0
     """Time it has to answer; after three failures in a row it is replaced, and what it had is scored elsewhere."""
 
-    graceful_shutdown_timeout_s: PositiveFloat = 60.0
-    """Time a replica has to finish its work when it is scaled down or replaced."""
+    graceful_shutdown_timeout_s: PositiveFloat | None = None
+    """Time a replica has to finish its work when it is scaled down or replaced. Null takes 15 s more than
+    `limits.request_timeout_s`, or 75 s for a model with an application of its own, which does not see the limits."""
 
 
 class AutoscalingConfig(_Config):
@@ -491,6 +492,13 @@ class ServiceConfig(_Config):
     """The HTTP side."""
 
 
+_REPLICA_MARGIN_S = 15.0
+"""For the batch that runs at the deadline, and for Serve, which looks every two seconds whether a replica is done."""
+_INGRESS_MARGIN_S = 50.0
+"""For Serve's RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S (30 s unless set), in which a leaving ingress behind
+HAProxy still accepts, the 15 s that http_options.request_timeout_s is above the limit, and 5 s."""
+
+
 class LimitsConfig(_Config):
     """What a request may be; each is named in the error that refuses it."""
 
@@ -510,6 +518,16 @@ class LimitsConfig(_Config):
 
     unknown_fields: Literal["reject", "ignore"] = "reject"
     """What happens to request fields that the API does not have: `reject` answers 400, as NIM 2.x does."""
+
+    @property
+    def replica_grace_s(self) -> float:
+        """Time in which a replica that goes can finish everything it has accepted."""
+        return self.request_timeout_s + _REPLICA_MARGIN_S
+
+    @property
+    def ingress_grace_s(self) -> float:
+        """Time in which an ingress that goes can finish everything it has accepted."""
+        return self.request_timeout_s + _INGRESS_MARGIN_S
 
 
 class RateLimitConfig(_Config):
@@ -643,6 +661,19 @@ class RerankConfig(_Config):
                 f"rate_limits.passages_per_minute {per_minute} is below limits.max_passages {largest}: "
                 "the largest request could never pass"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _models_apart_have_time_to_finish(self) -> Self:
+        limit_s, default_s = self.limits.request_timeout_s, LimitsConfig().replica_grace_s
+        for model in self.models:
+            is_default = model.replica.graceful_shutdown_timeout_s is None
+            if model.application is not None and is_default and limit_s >= default_s:
+                raise ValueError(
+                    f"model {model.id!r} has an application of its own and needs "
+                    f"replica.graceful_shutdown_timeout_s above limits.request_timeout_s {limit_s:g}: a replica that "
+                    f"is replaced would be stopped after {default_s:g} s, and its requests scored again"
+                )
         return self
 
     def models_of(self, pool: PoolConfig) -> tuple[ModelConfig, ...]:

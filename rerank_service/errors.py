@@ -39,9 +39,18 @@ __all__ = [
     "UnknownModel",
     "UnsupportedMediaType",
     "WaitTooLong",
+    "dotted",
 ]
 
 Loc = tuple[str | int, ...]
+
+
+def dotted(loc: Loc) -> str:
+    """A place in a body as people write it: `passages[1].text`."""
+    path = ""
+    for part in loc:
+        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
+    return path
 
 
 class FieldProblem(NamedTuple):
@@ -116,22 +125,35 @@ class PairTooLong(RerankError):
     code = "pair_too_long"
     category = "invalid_request_error"
 
-    def __init__(self, index: int, num_tokens: int, max_tokens: int) -> None:
-        super().__init__(index, num_tokens, max_tokens)
+    def __init__(
+        self,
+        index: int,
+        num_tokens: int,
+        max_tokens: int,
+        passage_at: Loc | None = None,
+        query_at: Loc = ("query", "text"),
+        way_out: str = "truncate: END",
+    ) -> None:
+        """`passage_at` and `query_at` are the texts' places in the request's body; null: passage `index` of NVIDIA's
+        API. `way_out` is what to send to have the pair cut."""
+        super().__init__(index, num_tokens, max_tokens, passage_at, query_at, way_out)
         self.index = index
         self.num_tokens = num_tokens
         self.max_tokens = max_tokens
+        self.passage_at = passage_at or ("passages", index, "text")
+        self.query_at = query_at
+        self.way_out = way_out
 
     @property
     def message(self) -> str:
         return (
             f"Input length {self.num_tokens} exceeds maximum allowed token size {self.max_tokens} "
-            f"(query with passages[{self.index}]); shorten it, or send truncate: END"
+            f"({dotted(self.query_at)} with {dotted(self.passage_at)}); shorten it, or send {self.way_out}"
         )
 
     @property
     def problems(self) -> tuple[FieldProblem, ...]:
-        return (FieldProblem(("body", "passages", self.index, "text"), self.message, self.code),)
+        return (FieldProblem(("body", *self.passage_at), self.message, self.code),)
 
 
 class InvalidApiKey(RerankError):
@@ -190,7 +212,7 @@ class BodyTooLarge(RerankError):
 
     @property
     def message(self) -> str:
-        return f"The body is larger than the limit of {self.max_bytes} bytes; send fewer or shorter passages"
+        return f"The body is larger than the limit of {self.max_bytes} bytes; send less text in a request"
 
     @property
     def problems(self) -> tuple[FieldProblem, ...]:
@@ -204,21 +226,23 @@ class RequestTooLarge(RerankError):
     code = "request_too_large"
     category = "invalid_request_error"
 
-    def __init__(self, num_tokens: int, max_tokens: int) -> None:
-        super().__init__(num_tokens, max_tokens)
+    def __init__(self, num_tokens: int, max_tokens: int, field: str = "passages") -> None:
+        """`field` is the body's name for its passages."""
+        super().__init__(num_tokens, max_tokens, field)
         self.num_tokens = num_tokens
         self.max_tokens = max_tokens
+        self.field = field
 
     @property
     def message(self) -> str:
         return (
             f"The request has about {self.num_tokens} tokens, more than the {self.max_tokens} that may wait "
-            "(batching.max_queued_tokens); send fewer or shorter passages"
+            "(batching.max_queued_tokens); send less text in a request"
         )
 
     @property
     def problems(self) -> tuple[FieldProblem, ...]:
-        return (FieldProblem(("body", "passages"), self.message, self.code),)
+        return (FieldProblem(("body", self.field), self.message, self.code),)
 
 
 class RateLimited(RerankError):
@@ -294,21 +318,30 @@ class QueueFull(RerankError):
 
 
 class WaitTooLong(RerankError):
-    """What waits at a replica already would keep the request past its deadline."""
+    """What waits at a replica already would keep the request past its deadline, or the request another past its own."""
 
     http_status = 503
     code = "wait_too_long"
     category = "overloaded_error"
 
-    def __init__(self, wait_s: float, retry_after_s: int) -> None:
-        super().__init__(wait_s, retry_after_s)
-        self.wait_s = wait_s
+    def __init__(
+        self, expected_s: float, time_s: float, reserve_s: float, is_another: bool, retry_after_s: int
+    ) -> None:
+        """`expected_s` is the estimate that is too long for `time_s` less `reserve_s`: until the request would be
+        answered or, if `is_another`, until one would be that was accepted before."""
+        super().__init__(expected_s, time_s, reserve_s, is_another, retry_after_s)
+        self.expected_s = expected_s
+        self.time_s = time_s
+        self.reserve_s = reserve_s
+        self.is_another = is_another
         self._retry_after_s = retry_after_s
 
     @property
     def message(self) -> str:
+        what = "The request would make an accepted one take" if self.is_another else "The request would take"
         return (
-            f"The request would take {self.wait_s:g} s behind what waits already, too long for its deadline; "
+            f"{what} an estimated {self.expected_s:.3g} s with everything before it; its deadline is in "
+            f"{self.time_s:.3g} s, of which {self.reserve_s:.3g} s are a reserve for a slower device; "
             f"retry after {self.retry_after_s} s"
         )
 
@@ -351,7 +384,7 @@ class RequestTimedOut(RerankError):
 
     @property
     def message(self) -> str:
-        return f"The request was not ready within {self.timeout_s:g} s and was dropped; send fewer passages"
+        return f"The request was not ready within {self.timeout_s:g} s and was dropped; send less text in a request"
 
 
 class NonFiniteLogit(RerankError):
@@ -395,5 +428,5 @@ class DeviceMemoryExhausted(RerankError):
     def message(self) -> str:
         return (
             f"A pair of {self.num_tokens} tokens does not fit in the device's memory; "
-            "send shorter passages, or have the operator lower window_tokens"
+            "shorten it, or have the operator lower window_tokens"
         )

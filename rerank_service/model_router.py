@@ -59,6 +59,8 @@ class ModelRouter:
         self.tracing = tracing or Tracing(config.tracing)
         self._score_methods = score_methods
         self._outstanding_tokens: Counter[str] = Counter()
+        self.answered_at: dict[str, float] = {}
+        """When a replica of each model last answered, on the event loop's clock. A refusal is an answer."""
         self._default = config.default_model_id
         self._by_name = {name.casefold(): model for model in config.models for name in model.names}
         # Reversed, so that of two models with the same slug the one configured first answers.
@@ -89,6 +91,10 @@ class ModelRouter:
             return await self._score_somewhere(shard)
         finally:
             self._count_outstanding(shard.model, -shard.num_tokens)
+
+    async def probe(self, shard: Shard) -> None:
+        """Sends a shard once, without a trace or a count. Raises whatever comes of it."""
+        await self._score_once(shard)
 
     def _count_outstanding(self, model: str, num_tokens: int) -> None:
         self._outstanding_tokens[model] += num_tokens
@@ -121,12 +127,19 @@ class ModelRouter:
             response.cancel()
             raise
         except RayTaskError as error:
-            raise _own_error(error, shard.model) from error
+            own_error = _own_error(error, shard.model)
+            if not isinstance(own_error, _ReplicaLost | ReplicaUnavailable):
+                self._note_answer(shard.model)
+            raise own_error from error
         except (RayActorError, grpc.RpcError) as error:  # the latter under HAProxy, where calls are gRPC
             raise _ReplicaLost from error
         except RayServeException as error:
             raise ReplicaUnavailable(shard.model) from error
+        self._note_answer(shard.model)
         return scores
+
+    def _note_answer(self, model: str) -> None:
+        self.answered_at[model] = asyncio.get_running_loop().time()
 
     def _unknown(self, name: str, loc: Loc) -> UnknownModel:
         return UnknownModel(name, [name for model in self.models for name in model.names], loc)

@@ -15,6 +15,7 @@ from ray import serve
 
 from rerank_service.autoscaling import ARRIVING, SPEED, START, WAITING
 from rerank_service.checkpoints.resolve import resolve_checkpoint
+from rerank_service.collector import Collector
 from rerank_service.config import ModelConfig, PoolConfig
 from rerank_service.engine import Engine, load_engine
 from rerank_service.errors import CheckpointError, EngineFailed, UnknownModel
@@ -38,6 +39,7 @@ class PoolReplica:
         self._models = {model.id: _fetched_now(model) for model in models}
         self._knobs: dict[str, Any] = {}
         self._loaded: dict[str, ModelScorer] = {}
+        self._collectors = {model.id: Collector() for model in models}
         self._launch_thread = ThreadPoolExecutor(1, thread_name_prefix="launch")
         self._tokenisers = ThreadPoolExecutor(pool.replica.tokeniser_threads, thread_name_prefix="tokenise")
         self._metrics = RayMetrics(REPLICA_METRICS)
@@ -48,8 +50,12 @@ class PoolReplica:
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Applies live knobs, by model id; Serve calls it at start and whenever `user_config` changes."""
         self._knobs = user_config
-        for model_id, scorer in self._loaded.items():
-            scorer.reconfigure(user_config.get(model_id, {}))
+        for model_id in self._loaded:
+            self._reconfigure(model_id)
+
+    def _reconfigure(self, model_id: str) -> None:
+        batching = self._loaded[model_id].reconfigure(self._knobs.get(model_id, {}))
+        self._collectors[model_id].configure(batching)
 
     async def check_health(self) -> None:
         """Raises once nothing would score what is submitted: Serve then replaces this replica."""
@@ -90,9 +96,10 @@ class PoolReplica:
             logger.exception("cannot load model=%s", model_id)
             raise EngineFailed(type(error).__name__) from None
         self._load_s = time.perf_counter() - started
-        scorer = ModelScorer(self._models[model_id], engine, self._launch_thread, self._tokenisers, self._metrics)
-        scorer.reconfigure(self._knobs.get(model_id, {}))
+        threads, collect = (self._launch_thread, self._tokenisers), self._collectors[model_id].collect
+        scorer = ModelScorer(self._models[model_id], engine, *threads, self._metrics, collect)
         self._loaded[model_id] = scorer
+        self._reconfigure(model_id)
         return _Place(scorer, asyncio.get_running_loop(), lambda: self._forget(model_id))
 
     def _load_in_own_thread(self, model: ModelConfig) -> Engine[Any]:

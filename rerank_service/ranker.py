@@ -67,9 +67,10 @@ def _assemble(
     passages: Sequence[str], shards: Sequence[Shard], scores: Sequence[ShardScores], total_s: float
 ) -> Ranked:
     """Puts each passage's logit, and its copies', where the request has it."""
-    scored: dict[str, tuple[float, int, bool]] = {}
+    scored: dict[str, tuple[float, int, bool, bool]] = {}
     for shard, answer in zip(shards, scores, strict=True):
-        columns = zip(answer.logits, answer.num_tokens, answer.is_truncated, strict=True)
+        is_unscored = answer.is_unscored or (False,) * len(shard.passages)
+        columns = zip(answer.logits, answer.num_tokens, answer.is_truncated, is_unscored, strict=True)
         scored.update(zip(shard.passages, columns, strict=True))
     logits = [scored[passage][0] for passage in passages]
     return Ranked(
@@ -82,4 +83,5 @@ def _assemble(
         queue_s=max(shard.queue_s for shard in scores),
         forward_s=max(shard.forward_s for shard in scores),
         total_s=total_s,
+        num_unscored=sum(scored[passage][3] for passage in passages),
     )

@@ -16,12 +16,15 @@ class Ranked:
     """One a passage, in the request's order."""
     num_tokens: int
     num_truncated: int
+    """Passages of which a part, or a part of the query beside them, was not scored; those in `num_unscored` too."""
     num_shards: int
     tokenise_s: float
     queue_s: float
     """Each of these is the slowest shard's."""
     forward_s: float
     total_s: float
+    num_unscored: int = 0
+    """Passages of which the window left no token: their logits say nothing about them."""
 
 
 def rank_by_logit(logits: Sequence[float]) -> list[int]:
@@ -44,4 +47,5 @@ def merged(rankings: Sequence[Ranked]) -> Ranked:
         queue_s=max(ranked.queue_s for ranked in rankings),
         forward_s=max(ranked.forward_s for ranked in rankings),
         total_s=max(ranked.total_s for ranked in rankings),
+        num_unscored=sum(ranked.num_unscored for ranked in rankings),
     )

@@ -8,6 +8,7 @@ from collections.abc import MutableMapping
 from pathlib import Path
 
 from rerank_service.ingress.proxy import IMPORT_PATH
+from rerank_service.ingress.proxy_retry import MAX_ATTEMPTS
 
 __all__ = ["HAPROXY_ENVIRONMENT", "RAY_ENVIRONMENT", "set_ray_environment"]
 
@@ -34,7 +35,13 @@ HAPROXY_ENVIRONMENT = {
     # A request whose ingress dies before it has said anything goes to another, as the middleware does elsewhere; for
     # that HAProxy must hold all of it, in a buffer of this size, which our wrapper tells it to.
     "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
+    "RAY_SERVE_HAPROXY_RETRIES": str(MAX_ATTEMPTS - 1),
     "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(256 * 1024),
+    # A HAProxy that a reload has replaced finishes its requests: limits.request_timeout_s may be up to ten minutes.
+    "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "660",
+    # A leaving ingress accepts for this long, until every HAProxy has been reloaded without it. Serve's 30 s are for
+    # load balancers that know the ingresses themselves.
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
     "RAY_SERVE_HAPROXY_BINARY_PATH": str(Path(sys.executable).with_name("rerank-haproxy")),
 }
 """On top of `RAY_ENVIRONMENT`, on every node of a cluster whose front is HAProxy (Linux; the wheel comes with Ray)."""

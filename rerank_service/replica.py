@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from rerank_service.autoscaling import ARRIVING, SPEED, START, WAITING
+from rerank_service.collector import Collector
 from rerank_service.config import ModelConfig
 from rerank_service.engine import Engine, load_engine
 from rerank_service.errors import UnknownModel
@@ -27,7 +28,9 @@ class Replica:
         launch_thread = ThreadPoolExecutor(1, thread_name_prefix="launch")
         engine = launch_thread.submit(self.load).result()
         tokenisers = ThreadPoolExecutor(model.replica.tokeniser_threads, thread_name_prefix="tokenise")
-        self._scorer = ModelScorer(model, engine, launch_thread, tokenisers, RayMetrics(REPLICA_METRICS))
+        metrics = RayMetrics(REPLICA_METRICS)
+        self._collector = Collector()
+        self._scorer = ModelScorer(model, engine, launch_thread, tokenisers, metrics, self._collector.collect)
         self._counted = (time.perf_counter(), 0)
         self._start_s = time.perf_counter() - started
 
@@ -37,7 +40,7 @@ class Replica:
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Applies live knobs; Serve calls it at start and whenever `user_config` changes, without a restart."""
-        self._scorer.reconfigure(user_config)
+        self._collector.configure(self._scorer.reconfigure(user_config))
 
     async def check_health(self) -> None:
         """Raises once nothing would score what is submitted: Serve then replaces this replica."""

@@ -11,7 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from rerank_service.config import LimitsConfig
-from rerank_service.errors import FieldProblem, InvalidRequest, Loc
+from rerank_service.errors import FieldProblem, InvalidRequest, Loc, dotted
 from rerank_service.fitting import DEFAULT_OVERLAP_TOKENS, MIN_WINDOW_TOKENS
 from rerank_service.validation import without_echoes
 
@@ -25,7 +25,6 @@ __all__ = [
     "RankingResponse",
     "Usage",
     "WindowOptions",
-    "dotted",
     "field_problems",
     "parse_ranking_request",
 ]
@@ -212,14 +211,6 @@ def _accepted_beside(loc: Loc) -> list[str]:
     parts: dict[str, type[_Wire]] = {"query": Query, "passages": Passage, "passage_windows": WindowOptions}
     owner = parts.get(str(loc[1])) if len(loc) > 2 else RankingRequest
     return list((owner or RankingRequest).model_fields)
-
-
-def dotted(loc: Loc) -> str:
-    """A place in a body as people write it: `passages[1].text`."""
-    path = ""
-    for part in loc:
-        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
-    return path
 
 
 def _short(part: str | int) -> str | int:

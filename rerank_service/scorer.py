@@ -1,9 +1,7 @@
-"""One model on a device, behind `@serve.batch` and the scheduler. A replica has one; a pool's replica, several.
+"""One model on a device: shards are tokenised in a bounded pool of threads, then scored by the scheduler.
 
-`@serve.batch` only collects: it closes a batch while the device is busy and waits when it is idle, so it
-must not be what decides the forward batches. Its body tokenises the calls it collected in a bounded thread
-pool and gives each call its own future; every call then enters the scheduler by itself, so that its error,
-its cancellation and its wait are its own. Knows nothing of HTTP.
+Every call enters the scheduler by itself, so that its error, its cancellation and its wait are its own. Used by
+replicas behind `collector`, and as it is wherever a model runs in the caller's process. Knows nothing of Ray or HTTP.
 """
 
 import asyncio
@@ -11,11 +9,9 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
-
-from ray import serve
+from typing import Any, NamedTuple, TypeAlias
 
 from rerank_service.config import BatchingConfig, ModelConfig
 from rerank_service.engine import CacheCounts, Engine
@@ -26,7 +22,7 @@ from rerank_service.metrics.reports import record_counts, record_gauges
 from rerank_service.scheduler import Scheduler
 from rerank_service.shards import ReplicaReport, Shard, ShardScores
 
-__all__ = ["ModelScorer"]
+__all__ = ["Collect", "ModelScorer", "StartTokenising", "Tokenised"]
 
 logger = logging.getLogger(__name__)
 
@@ -36,9 +32,23 @@ _JOB_CHARACTERS = 65_536
 """Text of one tokenising job, about 20 ms: small calls share a job, a large one has its own."""
 
 
-class _Tokenised(NamedTuple):
+class Tokenised(NamedTuple):
+    """A shard's pairs."""
+
     passages: EncodedPassages[Any]
     tokenise_s: float
+    """Time it took."""
+
+
+StartTokenising: TypeAlias = Callable[[Sequence[Shard]], "list[asyncio.Future[Tokenised]]"]
+"""Starts tokenising shards together; returns at once, with a future for each."""
+
+Collect: TypeAlias = Callable[[StartTokenising, Shard], Awaitable["asyncio.Future[Tokenised]"]]
+"""Starts tokenising a shard with whatever others arrive at the same time."""
+
+
+async def _alone(start: StartTokenising, shard: Shard) -> "asyncio.Future[Tokenised]":
+    return start([shard])[0]
 
 
 class ModelScorer:
@@ -51,9 +61,14 @@ class ModelScorer:
         launch_thread: ThreadPoolExecutor,
         tokenisers: ThreadPoolExecutor,
         metrics: MetricSink | None = None,
+        collect: Collect = _alone,
     ) -> None:
-        """The threads stay the caller's; `launch_thread` is the one the engine was loaded in (see `Scheduler`)."""
+        """The threads stay the caller's; `launch_thread` is the one the engine was loaded in (see `Scheduler`).
+
+        Without `collect`, each shard is tokenised by itself.
+        """
         self._model = model
+        self._collect = collect
         self._engine = engine
         self._metrics = metrics or NoMetrics()
         self._reported = engine.cache_counts
@@ -65,13 +80,12 @@ class ModelScorer:
         self._no_calls = asyncio.Event()
         self._set_knobs(model.batching)
 
-    def reconfigure(self, knobs: dict[str, Any]) -> None:
-        """Applies live knobs. One that is not given has the value of the model's own `batching`."""
+    def reconfigure(self, knobs: dict[str, Any]) -> BatchingConfig:
+        """Applies live knobs; one that is not given has the value of the model's own `batching`. Gives all of them."""
         batching = BatchingConfig.model_validate(self._model.batching.model_dump() | knobs)
         self._set_knobs(batching)
-        self._collect.set_max_batch_size(batching.collect_max_calls)  # type: ignore[attr-defined]
-        self._collect.set_batch_wait_timeout_s(batching.collect_wait_ms / 1000)  # type: ignore[attr-defined]
         logger.info("reconfigured model=%s %s", self._model.id, batching)
+        return batching
 
     def _set_knobs(self, batching: BatchingConfig) -> None:
         max_batch_tokens = batching.max_batch_tokens or self._engine.default_batch_tokens
@@ -105,7 +119,7 @@ class ModelScorer:
         started_at, started = time.time(), time.perf_counter()
         try:
             async with asyncio.timeout(shard.timeout_s):  # the ingress may die before it can cancel
-                tokenised = await (await self._collect(shard))
+                tokenised = await (await self._collect(self.start_tokenising, shard))
                 left_s = shard.timeout_s and max(0.0, shard.timeout_s - (time.perf_counter() - started))
                 scored = await self.scheduler.submit(shard.request_id, tokenised.passages.pairs, left_s)
         except TimeoutError:
@@ -119,6 +133,7 @@ class ModelScorer:
             forward_s=scored.forward_s,
             started_at=started_at,
             report=self._report(),
+            is_unscored=tokenised.passages.is_unscored,
         )
 
     def _report(self) -> ReplicaReport:
@@ -136,6 +151,7 @@ class ModelScorer:
             tokens_per_s=tokens_per_s,
             memory_bytes=facts.memory_bytes,
             mfu=facts.utilisation(tokens_per_s),
+            precision=self._engine.precision,
         )
         record_counts(self._metrics, self._model.id, report)
         record_gauges(self._metrics, self._model.id, report)
@@ -145,19 +161,18 @@ class ModelScorer:
         before, self._reported = self._reported, self._engine.cache_counts
         return CacheCounts(self._reported.hits - before.hits, self._reported.misses - before.misses)
 
-    @serve.batch(max_batch_size=32, batch_wait_timeout_s=0.0, max_concurrent_batches=8)
-    async def _collect(self, shards: list[Shard]) -> list["asyncio.Future[_Tokenised]"]:
-        """A future of its pairs for each shard; returns at once, so that collecting never waits."""
+    def start_tokenising(self, shards: Sequence[Shard]) -> "list[asyncio.Future[Tokenised]]":
+        """A future for each shard. Small ones share a job of a tokenising thread; an error stays with its shard."""
         loop = asyncio.get_running_loop()
-        futures: list[asyncio.Future[_Tokenised]] = []
+        futures: list[asyncio.Future[Tokenised]] = []
         for group in _group_by_size(shards):
             job = loop.run_in_executor(self._tokenisers, self._tokenise, group)
             futures.extend(asyncio.ensure_future(_nth(job, index)) for index in range(len(group)))
         return futures
 
-    def _tokenise(self, shards: Sequence[Shard]) -> list[_Tokenised | Exception]:
+    def _tokenise(self, shards: Sequence[Shard]) -> list[Tokenised | Exception]:
         """Runs in a tokenising thread. An error is a result, so that it stays with its shard."""
-        results: list[_Tokenised | Exception] = []
+        results: list[Tokenised | Exception] = []
         for shard in shards:
             started = time.perf_counter()
             try:
@@ -168,11 +183,11 @@ class ModelScorer:
             except Exception as error:
                 results.append(error)
             else:
-                results.append(_Tokenised(passages, time.perf_counter() - started))
+                results.append(Tokenised(passages, time.perf_counter() - started))
         return results
 
 
-async def _nth(job: "asyncio.Future[list[_Tokenised | Exception]]", index: int) -> _Tokenised:
+async def _nth(job: "asyncio.Future[list[Tokenised | Exception]]", index: int) -> Tokenised:
     result = (await asyncio.shield(job))[index]
     if isinstance(result, Exception):
         raise result

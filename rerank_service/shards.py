@@ -57,6 +57,8 @@ class ReplicaReport:
     memory_bytes: int
     mfu: float | None
     """Model FLOP utilisation while the device has work; null where its peak is not known."""
+    precision: str = ""
+    """What the model computes in, see `Engine.precision`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,9 @@ class ShardScores:
     started_at: float = 0.0
     """Seconds since the epoch, by the replica's clock, when it got the shard."""
     report: ReplicaReport | None = None
+    is_unscored: tuple[bool, ...] = ()
+    """For each passage, whether the window left no token of it, so that its logit says nothing about it. Empty: none
+    of them."""
 
 
 def estimate_tokens(query: str, passage: str, windows: PassageWindows | None = None) -> int:

@@ -62,6 +62,7 @@ class SimulatedEngine:
     default_batch_tokens = 16_384
     cache_counts = CacheCounts(0, 0)
     device_facts = DeviceFacts(0, 0.0, None)
+    precision = "float32"
     description = "simulated"
 
     def __init__(self, tokens_per_s: float) -> None:

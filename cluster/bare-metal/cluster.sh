@@ -4,7 +4,7 @@
 #   cluster.sh up                starts the head, then the workers
 #   cluster.sh deploy FILE       a Serve configuration, as `rerank-service config` writes it
 #   cluster.sh add HOST          starts one worker of the hosts' file
-#   cluster.sh remove HOST       drains one worker, then stops it
+#   cluster.sh remove HOST       drains one worker, then stops it; --force: even if no other has room for its replicas
 #   cluster.sh down              ends what is deployed, then all nodes, the head last
 #
 # The hosts' file (HOSTS, default: hosts beside this script) has one host a line, the head first, and behind each what else
@@ -54,7 +54,7 @@ deploy() {
 }
 
 remove() {
-    node "$1" drain "$(head_host):$GCS_PORT"
+    node "$1" drain "$(head_host):$GCS_PORT" "${@:2}"
     node "$1" stop
 }
 

@@ -5,7 +5,7 @@
 #   node.sh start worker HEAD:PORT    [options of `ray start`]
 #   node.sh deploy FILE DASHBOARD     a Serve configuration; on the head
 #   node.sh undeploy DASHBOARD        ends what is deployed; on the head
-#   node.sh drain HEAD:PORT           its replicas are started elsewhere and finish what they have
+#   node.sh drain HEAD:PORT [--force] its replicas are started elsewhere and finish what they have
 #   node.sh stop                      ends this node's processes, and no others
 #
 # Environment, each with its default:
@@ -13,7 +13,7 @@
 #   RERANK_BIN        /opt/rerank-service/bin      where the package is installed
 #   RERANK_STATE      ~/.rerank-service            token, log and process id of this node
 #   RERANK_HAPROXY    1                            0 leaves HTTP to Serve's own proxies
-#   RERANK_DRAIN_S    90                           longest that draining may take
+#   RERANK_DRAIN_S    240                          longest that draining may take
 #
 # Ray asks for a token (RERANK_STATE/auth_token): whoever can reach its ports without one could run code here.
 set -euo pipefail
@@ -80,7 +80,7 @@ undeploy_node() {
 
 drain_node() {
     environment
-    "$RERANK_BIN/rerank-service" drain --address "$1" --node-ip "$NODE_IP" --deadline-s "${RERANK_DRAIN_S:-90}"
+    "$RERANK_BIN/rerank-service" drain --address "$1" --node-ip "$NODE_IP" --deadline-s "${RERANK_DRAIN_S:-240}" "${@:2}"
 }
 
 stop_node() {

@@ -31,6 +31,10 @@ def _rate(metric: str, by: str, selector: str = "") -> str:
     return f'sum by ({by}) (rate(M_{metric}{{model=~"$model"{selector}}}[W]))'
 
 
+def _share_of_passages(metric: str) -> str:
+    return f"{_rate(metric, 'model')} / {_rate('passages_total', 'model')}"
+
+
 def _quantile(share: float, metric: str) -> str:
     return f"histogram_quantile({share}, {_rate(f'{metric}_bucket', 'le, model')})"
 
@@ -80,8 +84,12 @@ ROWS: dict[str, list[Panel]] = {
         Panel(
             "Pairs cut at the window",
             "percentunit",
-            "Share of pairs that lost their end: passages are too long for the model.",
-            {"{{model}}": f"{_rate('truncated_pairs_total', 'model')} / {_rate('passages_total', 'model')}"},
+            "Share of pairs that lost their end: passages are too long for the model. Not scored: the query left no "
+            "room for any of the passage.",
+            {
+                "{{model}}": _share_of_passages("truncated_pairs_total"),
+                "{{model}} not scored": _share_of_passages("unscored_pairs_total"),
+            },
         ),
     ],
     "Where the time goes": [

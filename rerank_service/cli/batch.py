@@ -117,7 +117,8 @@ def _sigterm_is_ctrl_c() -> Iterator[None]:
 
 def _stopped(job: Job | None, parts: Parts) -> typer.Exit:
     kept = 0 if job is None else job.summary.num_resumed_pairs + job.summary.num_scored_pairs
-    typer.echo(f"stopped; {kept:,} pairs are kept in {parts.folder}: the same command goes on from there", err=True)
+    where = f"{kept:,} pairs are kept in {parts.folder}: the same command goes on from there"
+    typer.echo(f"stopped; {where if kept else 'no pair has been scored yet'}", err=True)
     return typer.Exit(130)
 
 
@@ -130,5 +131,7 @@ def _report(job: Job, output: Path, wall_s: float, as_json: bool) -> None:
         return
     resumed = f", {summary.num_resumed_pairs:,} of them from before" if summary.num_resumed_pairs else ""
     cut = f"; {summary.num_truncated_pairs:,} cut to the window" if summary.num_truncated_pairs else ""
+    if summary.num_unscored_pairs:
+        cut += f", {summary.num_unscored_pairs:,} of them without any of the passage: their queries fill the window"
     line = f"{output}: {summary.num_pairs:,} pairs{resumed}, {wall_s:.1f} s, {rate:,.0f} pairs/s, {summary.engine}{cut}"
     stdout.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -46,12 +46,20 @@ def _notes(settings: RerankConfig) -> list[str]:
         *(model for model in settings.models if model.pool is None),
         *settings.pools,
     ]
+    limit_s = settings.limits.request_timeout_s
+    notes = [
+        f"replica.graceful_shutdown_timeout_s {grace_s:g} of {host.deployment_name} is not above "
+        f"limits.request_timeout_s {limit_s:g}: a rolling update may score longer requests twice"
+        for host in hosts
+        if (grace_s := host.replica.graceful_shutdown_timeout_s) is not None and grace_s <= limit_s
+    ]
     needed = sum(host.replica.num_cpus * host.autoscaling.min_replicas for host in hosts)
     if needed <= num_cpus:
-        return []
+        return notes
     return [
+        *notes,
         f"the replicas take {needed:g} CPUs and this machine has {num_cpus}: without other nodes some never "
-        "start, and the service is never ready; lower autoscaling.min_replicas or replica.num_cpus"
+        "start, and the service is never ready; lower autoscaling.min_replicas or replica.num_cpus",
     ]
 
 

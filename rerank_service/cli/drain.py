@@ -2,11 +2,14 @@
 
 import json
 import time
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from rerank_service.cli.console import fail, stdout
+
+if TYPE_CHECKING:
+    from rerank_service.node_drain import Cluster, Node, Occupants
 
 __all__ = ["drain"]
 
@@ -14,28 +17,100 @@ _POLL_S = 0.5
 
 
 def drain(
+    node_id: Annotated[
+        str | None,
+        typer.Argument(metavar="[NODE_ID]", help="The node, as `ray list nodes` shows it; its first digits do."),
+    ] = None,
+    node_ip: Annotated[str | None, typer.Option(help="The node, by its address.")] = None,
+    this_node: Annotated[bool, typer.Option("--this-node", help="The node that this machine is.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Drain even what no other node can take.")] = False,
     address: Annotated[str, typer.Option(envvar="RAY_ADDRESS", help="The cluster; auto finds this node's.")] = "auto",
-    node_ip: Annotated[str | None, typer.Option(help="The node; this one if not given.")] = None,
-    deadline_s: Annotated[float, typer.Option(min=1, help="Longest to wait.")] = 90,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the node and what is left on it as JSON.")] = False,
+    deadline_s: Annotated[float, typer.Option(min=1, help="Longest to wait.")] = 240,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print what moves and what is left as one JSON object.")
+    ] = False,
 ) -> None:
-    """Drain a node of a cluster: nothing new is placed there, and this waits until no replica is left.
+    """Drain a node of a cluster: its replicas are started elsewhere, and this waits until none is left on it.
 
-    Exit code 1 if some are left at the deadline. Then stop the node, with `ray stop` there.
+    It says first what is on the node. Where no other node can take a replica, and for the cluster's head, it refuses
+    unless forced. Serve's proxy on the node goes last, half a minute after the replicas. Then stop the node, with
+    `ray stop` there.
+
+    Exit codes: 0 drained; 1 something is left at the deadline; 2 refused, or no such node.
     """
-    from rerank_service.node_drain import drain_node, replicas_on  # Ray takes a second; --help need not
+    if (node_id is not None) + (node_ip is not None) + this_node != 1:
+        raise fail("which node? Give one of NODE_ID (`ray list nodes` shows them), --node-ip ADDRESS or --this-node")
+    from rerank_service.node_drain import Cluster, obstacles  # Ray takes a second; --help need not
 
-    deadline = time.monotonic() + deadline_s
     try:
-        node_id = drain_node(address, node_ip, deadline_s)
+        cluster = Cluster(address)
+        node = cluster.find(node_id, node_ip)
+        occupants = cluster.occupants(node.id)
+        against = obstacles(node, cluster.nodes(), occupants)
+        _tell(node, occupants, against, as_json)
+        if against and not force:
+            if as_json:
+                typer.echo(json.dumps(_as_json(node, occupants, against) | {"drained": False}))
+            raise fail(f"node {node.id} is not drained: {'; '.join(against)}. --force drains it all the same")
+        cluster.drain(node, deadline_s)
     except (ConnectionError, ValueError) as error:
         raise fail(str(error)) from None
-    while (num_left := replicas_on(node_id)) and time.monotonic() < deadline:
-        time.sleep(_POLL_S)
+    left = _wait(cluster, node, deadline_s)
+    is_drained = not (left.replicas or _num_proxies_to_go(node, left))
     if as_json:
-        typer.echo(json.dumps({"node_id": node_id, "replicas_left": num_left}))
-    elif num_left:
-        stdout.print(f"{num_left} replicas are left on node {node_id} after {deadline_s:g} s", highlight=False)
+        result = {"drained": is_drained, "replicas_left": len(left.replicas), "proxies_left": left.num_proxies}
+        typer.echo(json.dumps(_as_json(node, occupants, against) | result))
     else:
-        stdout.print(f"node {node_id} has no replica left", highlight=False)
-    raise typer.Exit(1 if num_left else 0)
+        told = (
+            "nothing of the service is left on it"
+            if is_drained
+            else f"after {deadline_s:g} s it still has {_content(left)}"
+        )
+        stdout.print(f"node {node.id}: {told}", highlight=False, soft_wrap=True)
+    raise typer.Exit(0 if is_drained else 1)
+
+
+def _wait(cluster: "Cluster", node: "Node", deadline_s: float) -> "Occupants":
+    """What is left when all has gone, or at the deadline."""
+    deadline = time.monotonic() + deadline_s
+    while True:
+        left = cluster.occupants(node.id)
+        if not (left.replicas or _num_proxies_to_go(node, left)) or time.monotonic() >= deadline:
+            return left
+        time.sleep(_POLL_S)
+
+
+def _num_proxies_to_go(node: "Node", occupants: "Occupants") -> int:
+    """Serve keeps the head's proxy."""
+    return 0 if node.is_head else occupants.num_proxies
+
+
+def _tell(node: "Node", occupants: "Occupants", against: list[str], as_json: bool) -> None:
+    if as_json:
+        return
+    stdout.print(f"node {node.id} at {node.ip} has {_content(occupants)}", highlight=False, soft_wrap=True)
+    for line in against:
+        stdout.print(f"  but {line}", highlight=False, soft_wrap=True)
+
+
+def _content(occupants: "Occupants") -> str:
+    parts = [
+        f"{number} of {deployment} (application {application})"
+        for (application, deployment), number in sorted(occupants.counts.items())
+    ]
+    parts += [f"{occupants.num_proxies} of Serve's HTTP proxies"] if occupants.num_proxies else []
+    return ", ".join(parts) or "nothing of the service"
+
+
+def _as_json(node: "Node", occupants: "Occupants", against: list[str]) -> dict[str, Any]:
+    moves = [
+        {"application": application, "deployment": deployment, "replicas": number}
+        for (application, deployment), number in sorted(occupants.counts.items())
+    ]
+    return {
+        "node_id": node.id,
+        "node_ip": node.ip,
+        "moves": moves,
+        "proxies": occupants.num_proxies,
+        "against": against,
+    }

@@ -86,6 +86,11 @@ def _show(evaluation: Evaluation, as_json: bool) -> None:
         )
         return
     stdout.print(_table(evaluation))
+    for model in evaluation.models:
+        if model.truncated_pairs:
+            cut = f"{model.model}: {model.truncated_pairs:.1%} of the pairs were cut to the window"
+            unscored = f", {model.unscored_pairs:.1%} without any of the passage" if model.unscored_pairs else ""
+            stdout.print(cut + unscored, highlight=False, markup=False)
     published = Table(
         title="Published, by others, on other corpora and behind other first stages", box=None, title_justify="left"
     )

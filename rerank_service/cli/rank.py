@@ -43,10 +43,13 @@ def rank(
     """Rank passages, one a line, for a query."""
     lines = _lines(passages)
     windows = passage_windows(max_windows, window_tokens, overlap_tokens)
-    if in_process:
-        answer = _rank_here(query, lines, model, config, windows)
-    else:
-        answer = _rank_there(query, lines, model, url, key, windows)
+    answer, num_truncated, num_unscored = (
+        _rank_here(query, lines, model, config, windows)
+        if in_process
+        else _rank_there(query, lines, model, url, key, windows)
+    )
+    if num_truncated:
+        typer.echo(_loss(len(lines), num_truncated, num_unscored or 0), err=True)
     answer["rankings"] = answer["rankings"][:top]
     if as_json:
         typer.echo(json.dumps(answer))
@@ -67,8 +70,8 @@ def _lines(source: str) -> list[str]:
 
 def _rank_there(
     query: str, passages: list[str], model: str | None, url: str, key: str | None, windows: PassageWindows | None
-) -> dict[str, Any]:
-    """As the API answers it, also where the passages took several requests."""
+) -> tuple[dict[str, Any], int | None, int | None]:
+    """As the API answers it, also where the passages took several requests; how many were truncated and unscored."""
     try:
         with Client(url, api_key=key, model=model, timeout_s=_TIMEOUT_S) as client:
             ranking = client.rank(query, passages, windows=windows)
@@ -76,15 +79,16 @@ def _rank_there(
         raise unreachable(url, error.cause) from None
     except (RerankClientError, ValueError) as error:
         raise fail(str(error)) from None
-    return {
+    answer = {
         "rankings": [{"index": passage.index, "logit": passage.logit} for passage in ranking],
         "usage": {"prompt_tokens": ranking.usage.prompt_tokens, "total_tokens": ranking.usage.total_tokens},
     }
+    return answer, ranking.num_truncated, ranking.num_unscored
 
 
 def _rank_here(
     query: str, passages: list[str], name: str | None, config: str, windows: PassageWindows | None
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], int, int]:
     """The service's answer without a service: same engine, same order."""
     settings = checked_config(config)
     wanted = (name or settings.default_model_id).casefold()
@@ -106,10 +110,19 @@ def _rank_here(
     batch_tokens = model.batching.max_batch_tokens or engine.default_batch_tokens
     logits = encoded.best(score_all(engine, encoded.pairs, batch_tokens))
     num_tokens = sum(encoded.num_tokens)
-    return {
+    answer = {
         "rankings": [{"index": index, "logit": logits[index]} for index in rank_by_logit(logits)],
         "usage": {"prompt_tokens": num_tokens, "total_tokens": num_tokens},
     }
+    return answer, sum(encoded.is_truncated), sum(encoded.is_unscored)
+
+
+def _loss(num_passages: int, num_truncated: int, num_unscored: int) -> str:
+    """What the model did not see, in words."""
+    words = f"{num_truncated} of {num_passages} passages were cut to the model's window; --max-windows ranks them whole"
+    if num_unscored:
+        words += f"\n{num_unscored} of them were not scored at all: shorten the query, which leaves no room for them"
+    return words
 
 
 def _table(answer: dict[str, Any], passages: list[str]) -> Table:

@@ -1,14 +1,12 @@
-"""`rerank-service serve`: check the configuration, then hand over to `serve run`."""
+"""`rerank-service serve`: check the configuration, set Ray's environment, run in the foreground."""
 
 import os
-import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from rerank_service.cli.check import checked_config
-from rerank_service.cli.console import ConfigPath, fail
+from rerank_service.cli.console import ConfigPath
 from rerank_service.ray_environment import set_ray_environment
 
 __all__ = ["serve"]
@@ -23,12 +21,12 @@ def serve(
 ) -> None:
     """Start the service in the foreground; Ctrl-C stops it.
 
-    The same as `serve run CONFIG`, except that a wrong configuration ends at once with a readable error
-    (`serve run` would wait for ever after one), and that Ray's processes get what `ray_environment` says.
+    As `serve run CONFIG` does, except that a wrong configuration or a port in use ends it at once with a readable
+    error, that Ray's processes get what `ray_environment` says, and that SIGTERM stops it as Ctrl-C does: requests in
+    flight are answered first.
     """
     checked_config(config)
-    program = Path(sys.executable).with_name("serve")
-    if not program.exists():
-        raise fail(f"{program} is missing; install the package with its dependencies: pip install rerank-service")
     set_ray_environment(os.environ, haproxy=haproxy)
-    os.execv(program, [str(program), "run", config])  # noqa: S606 - our own interpreter's `serve`
+    from rerank_service.cli.foreground import run  # Ray reads the environment when it is imported
+
+    run(config)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -62,10 +62,11 @@ def verify_command(
         num_cpus = chosen.replica.num_cpus if is_configured else None
         open_served: Callable[[], ServedPath] = partial(EnginePath, chosen, num_cpus)
     else:
-        call("GET", url, "/v1/models", key)  # before half a minute of work for a service that is not there
+        served = call("GET", url, "/v1/models", key)["data"]  # before half a minute of work for a service not there
         name = served_as or (chosen.id if is_configured else None)
         client = Client(url, api_key=key, model=name, timeout_s=_TIMEOUT_S)
-        open_served = partial(ServicePath, client, url, chosen.engine.dtype)
+        told = partial(_told_precision, url, served, name) if dtype is None else lambda: None
+        open_served = partial(ServicePath, client, url, chosen.engine.dtype, told)
     try:
         with report_progress(reference="pairs", served="pairs") as progress:
             verdict = verify(chosen, open_served, expected, progress)
@@ -78,6 +79,15 @@ def verify_command(
     else:
         _show(verdict)
     raise typer.Exit(0 if verdict.is_faithful else 1)
+
+
+def _told_precision(url: str, served: Sequence[dict[str, Any]], name: str | None) -> str | None:
+    """What the service computes a model in; null if it does not tell. `served` is its list of models, which has the
+    default first and an alias beside the model's id."""
+    entries = [entry for entry in served if name is None or str(entry.get("id")).casefold() == name.casefold()]
+    model_id = (entries or [{}])[0].get("root")
+    models = call("GET", url, "/v1/metadata", None).get("modelInfo", [])
+    return next((model.get("precision") for model in models if model.get("shortName") == model_id), None)
 
 
 def _recorded(wanted: str | None, model_id: str) -> Sequence[RecordedLogits]:

@@ -76,6 +76,8 @@ class PartAnswer:
     """In the order of the part's passages."""
     usage: Usage
     timings_ms: dict[str, float]
+    num_truncated: int | None
+    num_unscored: int | None
 
 
 def cut(query: str, passages: Sequence[str], options: Options, max_passages: int) -> list[Part]:
@@ -110,7 +112,11 @@ def read_answer(part: Part, status: int, headers: Mapping[str, str], content: by
         message = f"the answer does not rank each of the {part.num_passages} passages once, by a finite logit"
         raise ApiError(status, message, request_id=request_id)
     return PartAnswer(
-        [logits[index] for index in range(part.num_passages)], usage, _timings_ms(headers.get("server-timing", ""))
+        [logits[index] for index in range(part.num_passages)],
+        usage,
+        _timings_ms(headers.get("server-timing", "")),
+        _count(headers.get("x-rerank-truncated-passages")),
+        _count(headers.get("x-rerank-unscored-passages")),
     )
 
 
@@ -126,7 +132,18 @@ def put_together(passages: Sequence[str], answers: Iterable[PartAnswer], request
         ),
         request_id,
         max((answer.timings_ms for answer in answers), key=lambda timings: timings.get("total", 0.0), default={}),
+        _total([answer.num_truncated for answer in answers]),
+        _total([answer.num_unscored for answer in answers]),
     )
+
+
+def _count(header: str | None) -> int | None:
+    return int(header) if header is not None and header.isdecimal() else None
+
+
+def _total(counts: Sequence[int | None]) -> int | None:
+    known = [count for count in counts if count is not None]
+    return sum(known) if len(known) == len(counts) else None
 
 
 def _error(part: Part, status: int, headers: Mapping[str, str], body: Any, request_id: str) -> ApiError:

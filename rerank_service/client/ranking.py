@@ -42,6 +42,12 @@ class Ranking(Sequence[RankedPassage]):
     """Sent with every request of the call; the service's logs have it."""
     timings_ms: Mapping[str, float] = field(default_factory=dict)
     """What the service says its stages took (`Server-Timing`); of several requests, the slowest one's."""
+    num_truncated: int | None = None
+    """Passages of which a part was not scored, whether or not they are among the `top_n`; null if the service does not
+    tell."""
+    num_unscored: int | None = None
+    """Passages, among the truncated ones, of which nothing was scored because the query fills the model's window: their
+    logits say nothing about them. Null if the service does not tell."""
 
     @overload
     def __getitem__(self, place: int) -> RankedPassage: ...

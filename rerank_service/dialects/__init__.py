@@ -10,7 +10,7 @@ from rerank_service.dialects import cohere, infinity, jina, tei, vllm, voyage
 from rerank_service.dialects.call import Body, Call, Dialect, Question, Refusal
 from rerank_service.dialects.nim import NIM
 
-__all__ = ["NIM", "Body", "Call", "Dialect", "Question", "Refusal", "routes_of"]
+__all__ = ["NIM", "RANKING_PATHS", "Body", "Call", "Dialect", "Question", "Refusal", "routes_of"]
 
 _DIALECTS: Mapping[DialectName, Sequence[Dialect]] = {
     DialectName.JINA: (jina.RERANK,),
@@ -30,3 +30,7 @@ def routes_of(names: Sequence[DialectName]) -> dict[str, tuple[Dialect, ...]]:
             for path in dialect.paths:
                 routes[path] = (*routes.get(path, ()), dialect)
     return routes
+
+
+RANKING_PATHS = (*NIM.paths, *routes_of(tuple(DialectName)))
+"""Every path that may rank, as route templates; a configuration's `dialects` choose among them."""

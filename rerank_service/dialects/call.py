@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from pydantic_core import from_json
 
 from rerank_service.config import LimitsConfig
-from rerank_service.errors import FieldProblem, InvalidRequest, RerankError
+from rerank_service.errors import FieldProblem, InvalidRequest, Loc, PairTooLong, RequestTooLarge, RerankError
 from rerank_service.fitting import Fitting
 from rerank_service.ranking import Ranked
 
@@ -59,11 +59,28 @@ class Call:
     """For passages beyond the model's window."""
     reply: Callable[[Sequence[Ranked], str], BaseModel]
     """From the questions' rankings and the model's id to the answer."""
+    passage_at: Callable[[int], Loc]
+    """The place in the body of a passage, by its index in the request."""
+    query_at: Callable[[int], Loc] = lambda _: ("query",)
+    """The place in the body of that passage's query."""
+    way_out: str = ""
+    """What a client sends to have a long pair cut. Empty: pairs are always cut."""
 
     @property
     def num_passages(self) -> int:
         """Of all questions."""
         return sum(len(question.passages) for question in self.questions)
+
+    def in_its_words(self, error: RerankError, question: Question) -> RerankError:
+        """The error with the fields of this request's body in place of NVIDIA's."""
+        match error:
+            case PairTooLong():
+                index = error.index if question.indices is None else question.indices[error.index]
+                places = self.passage_at(index), self.query_at(index)
+                return PairTooLong(index, error.num_tokens, error.max_tokens, *places, self.way_out)
+            case RequestTooLarge():
+                return RequestTooLarge(error.num_tokens, error.max_tokens, str(self.passage_at(0)[0]))
+        return error
 
 
 class Refusal(NamedTuple):

@@ -19,7 +19,6 @@ from rerank_service.dialects.reading import (
     Wire,
     check_num_documents,
     invalid,
-    message_of,
     read,
 )
 from rerank_service.errors import RerankError
@@ -196,7 +195,7 @@ def _call(
         )
         return CohereRerankResponse(id=str(uuid.uuid4()), results=tuple(results), meta=meta_of(ranked, version))
 
-    return Call(request.model, (Question(request.query, texts),), fitting, reply)
+    return Call(request.model, (Question(request.query, texts),), fitting, reply, lambda index: ("documents", index))
 
 
 def _text(document: str | Mapping[str, Any], fields: Sequence[str], index: int) -> str:
@@ -213,7 +212,7 @@ def _text(document: str | Mapping[str, Any], fields: Sequence[str], index: int) 
 
 
 def _refuse(error: RerankError) -> Refusal:
-    return Refusal(error.http_status, CohereError(message=message_of(error, "documents")))
+    return Refusal(error.http_status, CohereError(message=error.message))
 
 
 V1 = Dialect(

@@ -10,7 +10,7 @@ from pydantic import RootModel
 
 from rerank_service.config import LimitsConfig
 from rerank_service.dialects.call import Body, Call, Dialect, Fields, Question, Refusal, probability, top
-from rerank_service.dialects.reading import Documents, QueryText, TopN, Wire, check_num_documents, message_of, read
+from rerank_service.dialects.reading import Documents, QueryText, TopN, Wire, check_num_documents, read
 from rerank_service.errors import InvalidRequest, RerankError
 from rerank_service.fitting import Fitting
 from rerank_service.ranking import Ranked
@@ -111,14 +111,14 @@ def _read(body: Body, limits: LimitsConfig) -> Call:
         )
 
     model = None if request.model == _NO_MODEL else request.model
-    return Call(model, (Question(request.query, request.documents),), Fitting(), reply)
+    question = Question(request.query, request.documents)
+    return Call(model, (question,), Fitting(), reply, lambda index: ("documents", index))
 
 
 def _refuse(error: RerankError) -> Refusal:
     is_of_the_wrong_form = isinstance(error, InvalidRequest)
     status = HTTPStatus.UNPROCESSABLE_ENTITY.value if is_of_the_wrong_form else error.http_status
-    message = message_of(error, "documents")
-    info = InfinityErrorInfo(message=message, type=error.category, param=None, code=status)
+    info = InfinityErrorInfo(message=error.message, type=error.category, param=None, code=status)
     if not is_of_the_wrong_form:
         return Refusal(status, InfinityError(error=info))
     detail = tuple(ErrorDetail(loc=loc, msg=text, type=code) for loc, text, code in error.problems)

@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, Field, WithJsonSchema
 from rerank_service.config import LimitsConfig
 from rerank_service.dialects.call import Body, Call, Dialect, Question, Refusal, probability, top
 from rerank_service.dialects.cohere import CohereMeta, meta_of
-from rerank_service.dialects.reading import Documents, TopN, Wire, check_num_documents, message_of, read, text_of
+from rerank_service.dialects.reading import Documents, TopN, Wire, check_num_documents, read, text_of
 from rerank_service.errors import InvalidRequest, RerankError
 from rerank_service.fitting import Fitting
 from rerank_service.ranking import Ranked
@@ -103,14 +103,14 @@ def _read(body: Body, limits: LimitsConfig) -> Call:
         )
 
     question = Question(request.query, request.documents)
-    return Call(request.model, (question,), Fitting(max_passage_tokens=request.max_tokens_per_doc), reply)
+    fitting = Fitting(max_passage_tokens=request.max_tokens_per_doc)
+    return Call(request.model, (question,), fitting, reply, lambda index: ("documents", index))
 
 
 def _refuse(error: RerankError) -> Refusal:
     is_of_the_wrong_form = isinstance(error, InvalidRequest)
     status = HTTPStatus.UNPROCESSABLE_ENTITY if is_of_the_wrong_form else HTTPStatus(error.http_status)
-    message = message_of(error, "documents")
-    return Refusal(status.value, JinaError(detail=message, message=message))
+    return Refusal(status.value, JinaError(detail=error.message, message=error.message))
 
 
 RERANK = Dialect(

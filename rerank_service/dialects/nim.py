@@ -25,7 +25,15 @@ def _read(body: Body, limits: LimitsConfig) -> Call:
     request = parse_ranking_request(body.raw, limits)
     passages = [passage.text for passage in request.passages]
     fitting = Fitting(Truncate(request.truncate or Truncate.END), windows=_windows(request.passage_windows, limits))
-    return Call(request.model, (Question(request.query.text, passages),), fitting, _reply)
+    return Call(
+        request.model,
+        (Question(request.query.text, passages),),
+        fitting,
+        _reply,
+        passage_at=lambda index: ("passages", index, "text"),
+        query_at=lambda _: ("query", "text"),
+        way_out="truncate: END",
+    )
 
 
 def _windows(wanted: WindowOptions | None, limits: LimitsConfig) -> PassageWindows | None:

@@ -11,10 +11,10 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 
 from rerank_service.config import LimitsConfig
 from rerank_service.dialects.call import Body
-from rerank_service.errors import FieldProblem, InvalidRequest, Loc, PairTooLong, RerankError
-from rerank_service.schema import dotted, field_problems
+from rerank_service.errors import FieldProblem, InvalidRequest, Loc, dotted
+from rerank_service.schema import field_problems
 
-__all__ = ["Documents", "QueryText", "TopN", "Wire", "check_num_documents", "invalid", "message_of", "read", "text_of"]
+__all__ = ["Documents", "QueryText", "TopN", "Wire", "check_num_documents", "invalid", "place_of", "read", "text_of"]
 
 
 class Wire(BaseModel):
@@ -77,13 +77,9 @@ def invalid(loc: Loc, message: str, code: str) -> InvalidRequest:
     return InvalidRequest([FieldProblem(("body", *loc), message, code)])
 
 
-def message_of(error: RerankError, documents: str, way_out: str | None = None) -> str:
-    """The error's message, in the words of a dialect that calls passages `documents` and truncates by `way_out`."""
-    if not isinstance(error, PairTooLong):
-        return error.message
-    what = f"Input length {error.num_tokens} exceeds maximum allowed token size {error.max_tokens}"
-    advice = "shorten it" if way_out is None else f"shorten it, or send {way_out}"
-    return f"{what} (query with {documents}[{error.index}]); {advice}"
+def place_of(body: Body, field: str, index: int) -> Loc:
+    """Where entry `index` of a field is that takes one text or a list of them."""
+    return (field, index) if isinstance(body.fields[field], list) else (field,)
 
 
 def _message(request: type[BaseModel], code: str, loc: Loc, detail: ErrorDetails) -> str:

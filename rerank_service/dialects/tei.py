@@ -18,7 +18,6 @@ from rerank_service.dialects.reading import (
     Wire,
     check_num_documents,
     invalid,
-    message_of,
     read,
 )
 from rerank_service.errors import (
@@ -101,7 +100,14 @@ def _read(body: Body, limits: LimitsConfig) -> Call:
         return TeiRerankResponse(tuple(ranks))
 
     truncate = Truncate.NONE if request.truncate is False else Truncate.END
-    return Call(request.model, (Question(request.query, request.texts),), Fitting(truncate), reply)
+    return Call(
+        request.model,
+        (Question(request.query, request.texts),),
+        Fitting(truncate),
+        reply,
+        passage_at=lambda index: ("texts", index),
+        way_out="truncate: true",
+    )
 
 
 _STATUS: dict[ErrorType, int] = {
@@ -117,8 +123,7 @@ _STATUS: dict[ErrorType, int] = {
 
 def _refuse(error: RerankError) -> Refusal:
     error_type, status = _classify(error)
-    message = message_of(error, "texts", "truncate: true")
-    return Refusal(status, TeiError(error=message, error_type=error_type))
+    return Refusal(status, TeiError(error=error.message, error_type=error_type))
 
 
 def _classify(error: RerankError) -> tuple[ErrorType, int]:

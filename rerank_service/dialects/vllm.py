@@ -6,11 +6,12 @@ model's window is refused, as there.
 
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, WithJsonSchema
+from pydantic import Field, ValidatorFunctionWrapHandler, WithJsonSchema, WrapValidator
+from pydantic_core import PydanticKnownError
 
 from rerank_service.config import LimitsConfig
 from rerank_service.dialects.call import Body, Call, Dialect, Fields, Question, Refusal, probability, top
@@ -20,26 +21,39 @@ from rerank_service.dialects.reading import (
     Wire,
     check_num_documents,
     invalid,
-    message_of,
+    place_of,
     read,
+    text_of,
 )
-from rerank_service.errors import RerankError
+from rerank_service.errors import Loc, RerankError, dotted
 from rerank_service.fitting import Fitting, Truncate
 from rerank_service.ranking import Ranked
-from rerank_service.schema import dotted
 
 __all__ = ["RERANK", "SCORE"]
 
 
-def _as_list(texts: Any) -> Any:
-    return texts if isinstance(texts, list) else [texts]
+def _one_or_many_texts(value: Any, texts: ValidatorFunctionWrapHandler) -> Any:
+    """A single text is checked here rather than as a list of one, so that an error names the field without an index."""
+    return texts(value) if isinstance(value, list) else (text_of(value),)
+
+
+def _one_or_many_queries(value: Any, queries: ValidatorFunctionWrapHandler) -> Any:
+    if isinstance(value, list):
+        return queries(value)
+    if not isinstance(value, str):
+        raise PydanticKnownError("string_type")
+    if not value.strip():
+        raise PydanticKnownError("string_pattern_mismatch", {"pattern": r"\S"})
+    return (value,)
 
 
 _JSON_OF_ONE_OR_MANY = WithJsonSchema(
     {"anyOf": [{"type": "string"}, {"type": "array", "minItems": 1, "items": {"type": "string"}}]}, mode="validation"
 )
-_OneOrMany = Annotated[Documents, BeforeValidator(_as_list), _JSON_OF_ONE_OR_MANY]
-_Queries = Annotated[tuple[QueryText, ...], Field(min_length=1), BeforeValidator(_as_list), _JSON_OF_ONE_OR_MANY]
+_OneOrMany = Annotated[Documents, WrapValidator(_one_or_many_texts), _JSON_OF_ONE_OR_MANY]
+_Queries = Annotated[
+    tuple[QueryText, ...], Field(min_length=1), WrapValidator(_one_or_many_queries), _JSON_OF_ONE_OR_MANY
+]
 
 _FORMS = (("text_1", "text_2"), ("queries", "documents"), ("queries", "items"), ("data_1", "data_2"))
 """Names under which `/score` takes queries and what they are scored with."""
@@ -170,12 +184,14 @@ def _read_rerank(body: Body, limits: LimitsConfig) -> Call:
         usage = VllmUsage(prompt_tokens=ranked.num_tokens, total_tokens=ranked.num_tokens)
         return VllmRerankResponse(id=f"score-{uuid.uuid4().hex}", model=model_id, usage=usage, results=tuple(results))
 
-    return _call(request, (Question(request.query, request.documents),), reply)
+    question = Question(request.query, request.documents)
+    return _call(request, (question,), reply, passage_at=lambda index: place_of(body, "documents", index))
 
 
 def _read_score(body: Body, limits: LimitsConfig) -> Call:
     request = read(VllmScoreRequest, body, limits, ignores_unknown=True)
-    questions = _questions(request, limits)
+    query_field, text_field = _form(request)
+    questions = _questions(getattr(request, query_field), getattr(request, text_field), query_field, text_field, limits)
 
     def reply(rankings: Sequence[Ranked], model_id: str) -> VllmScoreResponse:
         scores: dict[int, float] = {}
@@ -190,17 +206,29 @@ def _read_score(body: Body, limits: LimitsConfig) -> Call:
             usage=VllmUsage(prompt_tokens=num_tokens, total_tokens=num_tokens, completion_tokens=0),
         )
 
-    return _call(request, questions, reply)
+    num_queries = len(getattr(request, query_field))
+    return _call(
+        request,
+        questions,
+        reply,
+        passage_at=lambda index: place_of(body, text_field, index),
+        query_at=lambda index: place_of(body, query_field, index if num_queries > 1 else 0),
+    )
 
 
-def _questions(request: VllmScoreRequest, limits: LimitsConfig) -> tuple[Question, ...]:
-    """One for each distinct query, with the places of its pairs in the request."""
+def _form(request: VllmScoreRequest) -> tuple[str, str]:
+    """The fields of queries and of texts."""
     forms = [form for form in _FORMS if all(getattr(request, field) is not None for field in form)]
     if len(forms) != 1:
         known = ", ".join(" with ".join(form) for form in _FORMS)
         raise invalid((), f"The body needs queries and texts to score, in one of these forms: {known}", "missing")
-    query_field, text_field = forms[0]
-    queries, texts = getattr(request, query_field), getattr(request, text_field)
+    return forms[0]
+
+
+def _questions(
+    queries: Sequence[str], texts: Sequence[str], query_field: str, text_field: str, limits: LimitsConfig
+) -> tuple[Question, ...]:
+    """One for each distinct query, with the places of its pairs in the request."""
     check_num_documents(text_field, len(texts), limits)
     if len(queries) not in (1, len(texts)):
         message = f"{query_field} has {len(queries)} entries and {text_field} {len(texts)}; send one query, or as many"
@@ -211,9 +239,10 @@ def _questions(request: VllmScoreRequest, limits: LimitsConfig) -> tuple[Questio
     return tuple(Question(query, [texts[i] for i in indices], indices) for query, indices in places.items())
 
 
-def _call(request: _VllmRequest, questions: tuple[Question, ...], reply: Any) -> Call:
+def _call(request: _VllmRequest, questions: tuple[Question, ...], reply: Any, **places: Callable[[int], Loc]) -> Call:
     truncate = Truncate.NONE if request.truncate_prompt_tokens is None else Truncate.END
-    return Call(request.model, questions, Fitting(truncate, request.max_tokens_per_doc or None), reply)
+    fitting = Fitting(truncate, request.max_tokens_per_doc or None)
+    return Call(request.model, questions, fitting, reply, **places, way_out="truncate_prompt_tokens: -1")
 
 
 def _score(request: _VllmRequest, logit: float) -> float:
@@ -230,9 +259,9 @@ _TYPES = {
 
 def _refuse(error: RerankError) -> Refusal:
     status = HTTPStatus(error.http_status)
-    param = dotted(error.problems[0].loc[1:]) or None
-    message = message_of(error, "documents", "truncate_prompt_tokens: -1")
-    info = VllmErrorInfo(message=message, type=_TYPES.get(status, status.phrase), param=param, code=status.value)
+    source, *place = error.problems[0].loc or ("",)
+    param = dotted(tuple(place)) if place and source == "body" else None
+    info = VllmErrorInfo(message=error.message, type=_TYPES.get(status, status.phrase), param=param, code=status.value)
     return Refusal(status.value, VllmError(error=info))
 
 

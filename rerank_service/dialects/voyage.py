@@ -5,7 +5,7 @@ from typing import Literal
 
 from rerank_service.config import LimitsConfig
 from rerank_service.dialects.call import Body, Call, Dialect, Question, Refusal, probability, top
-from rerank_service.dialects.reading import Documents, QueryText, TopN, Wire, check_num_documents, message_of, read
+from rerank_service.dialects.reading import Documents, QueryText, TopN, Wire, check_num_documents, read
 from rerank_service.errors import RerankError
 from rerank_service.fitting import Fitting, Truncate
 from rerank_service.ranking import Ranked
@@ -77,11 +77,18 @@ def _read(body: Body, limits: LimitsConfig) -> Call:
         )
 
     truncate = Truncate.NONE if request.truncation is False else Truncate.END
-    return Call(request.model, (Question(request.query, request.documents),), Fitting(truncate), reply)
+    return Call(
+        request.model,
+        (Question(request.query, request.documents),),
+        Fitting(truncate),
+        reply,
+        passage_at=lambda index: ("documents", index),
+        way_out="truncation: true",
+    )
 
 
 def _refuse(error: RerankError) -> Refusal:
-    return Refusal(error.http_status, VoyageError(detail=message_of(error, "documents", "truncation: true")))
+    return Refusal(error.http_status, VoyageError(detail=error.message))
 
 
 RERANK = Dialect(

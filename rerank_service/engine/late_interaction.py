@@ -71,6 +71,10 @@ class LateInteractionEngine(TorchEngine[LateInteractionPair]):
     def description(self) -> str:
         return f"late_interaction on {self.device} in {self._precision}"
 
+    @property
+    def precision(self) -> str:
+        return self._precision.name
+
     def token_spans(self, texts: Sequence[str]) -> list[list[TokenSpan]]:
         return tokenise.token_spans(self._tokenizer, texts)
 

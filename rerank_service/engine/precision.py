@@ -25,6 +25,11 @@ class Precision:
     quantised: Dtype | None = None
     """`int8` or `float8`: what the linear layers of the transformer multiply in. Null: in `states`."""
 
+    @property
+    def name(self) -> str:
+        """The coarsest that is used: what decides how far a logit may be off."""
+        return self.quantised.value if self.quantised else str(self.states).removeprefix("torch.")
+
     def __str__(self) -> str:
         states = str(self.states).removeprefix("torch.")
         return f"{self.quantised.value} with {states} states" if self.quantised else states

@@ -130,6 +130,11 @@ class Engine(BatchScorer[PairT], Protocol[PairT]):
         """Kind, device and precision, for logs."""
         ...
 
+    @property
+    def precision(self) -> str:
+        """What the model computes in on this machine: `float32`, `float16`, `bfloat16`, `int8` or `float8`."""
+        ...
+
     def tokenise(self, query: str, passages: Sequence[str], truncate: Truncate) -> list[PairT]:
         """Pairs in the order of `passages`. Raises `PairTooLong` under `Truncate.NONE`."""
         ...

@@ -74,6 +74,10 @@ class SequenceClassifierEngine(TorchEngine[ClassifierPair]):
     def description(self) -> str:
         return f"sequence_classifier on {self.device} in {self._precision}"
 
+    @property
+    def precision(self) -> str:
+        return self._precision.name
+
     def token_spans(self, texts: Sequence[str]) -> list[list[TokenSpan]]:
         return tokenise.token_spans(self._tokenizer, texts)
 

@@ -30,6 +30,8 @@ class EncodedPassages(Generic[PairT]):
     """Pairs of each passage, one or more."""
     is_truncated: tuple[bool, ...]
     """Whether a part of the passage, or of the query, is in no pair of it."""
+    is_unscored: tuple[bool, ...] = ()
+    """Whether no pair of the passage has a token of it, though it has some."""
 
     @classmethod
     def joined(cls, parts: Sequence["EncodedPassages[PairT]"]) -> "EncodedPassages[PairT]":
@@ -38,6 +40,7 @@ class EncodedPassages(Generic[PairT]):
             [pair for part in parts for pair in part.pairs],
             [count for part in parts for count in part.num_windows],
             tuple(cut for part in parts for cut in part.is_truncated),
+            tuple(unscored for part in parts for unscored in part.is_unscored),
         )
 
     @property

@@ -68,6 +68,10 @@ class YesNoDecoderEngine(TorchEngine[EncodedPair]):
     def description(self) -> str:
         return f"yes_no_decoder on {self.device} in {self._precision}"
 
+    @property
+    def precision(self) -> str:
+        return self._precision.name
+
     def token_spans(self, texts: Sequence[str]) -> list[list[TokenSpan]]:
         return tokenise.token_spans(self._tokenizer, texts)
 

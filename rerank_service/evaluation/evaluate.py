@@ -56,6 +56,8 @@ class ModelFigures:
     all queries that share it."""
     truncated_pairs: float
     """Share of the pairs of which a part was not scored."""
+    unscored_pairs: float
+    """Share of the pairs of which no token of the passage was scored: the query fills the window."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ def evaluate(
     """The first stage, then each model on the same candidates, long passages in `windows`. Raises `CheckpointError`."""
     collection = task.collection
     first = measure(collection.relevance, task.candidates, task.first_stage_scores, recall_at)
-    rows = [ModelFigures(task.first_stage, None, {name: figure(row) for name, row in first.items()}, None, 0.0)]
+    rows = [ModelFigures(task.first_stage, None, {name: figure(row) for name, row in first.items()}, None, 0.0, 0.0)]
     rows += [_evaluate_model(task, model, recall_at, progress, windows) for model in models]
     return Evaluation(
         collection.name,
@@ -124,4 +126,5 @@ def _evaluate_model(
         {name: figure(row) for name, row in values.items()},
         task.num_pairs / elapsed_s,
         sum(passages.is_truncated) / task.num_pairs,
+        sum(passages.is_unscored) / task.num_pairs,
     )

@@ -7,6 +7,7 @@ from rerank_service.client import Client
 from rerank_service.config import Dtype
 from rerank_service.fidelity.served import Answer, PairTokens
 from rerank_service.fidelity.texts import Question
+from rerank_service.fidelity.tolerances import TOLERANCES
 
 __all__ = ["ServicePath"]
 
@@ -22,11 +23,19 @@ class ServicePath:
     must_repeat = False
     """Nobody tells whether it runs on a CPU."""
 
-    def __init__(self, client: Client, url: str, dtype: Dtype) -> None:
-        """`dtype` is what its model is configured with; what the service does not tell is taken for the coarsest."""
+    def __init__(
+        self, client: Client, url: str, dtype: Dtype, told_precision: Callable[[], str | None] = lambda: None
+    ) -> None:
+        """`dtype` is what its model is configured with. It holds, `auto` and `fastest` as the coarsest they may mean,
+        unless the service tells by `told_precision` what it computes in."""
         self._client = client
         self._url = url
-        self.dtype = _COARSEST.get(dtype, dtype)
+        self._dtype = _COARSEST.get(dtype, dtype)
+        self._told_precision = told_precision
+
+    @property
+    def dtype(self) -> Dtype:
+        return self._dtype
 
     @property
     def description(self) -> str:
@@ -45,7 +54,10 @@ class ServicePath:
             return Answer(tuple(logits[index] for index in range(len(logits))), ranking.usage.total_tokens)
 
         with ThreadPoolExecutor(_REQUESTS_AT_ONCE if at_once else 1) as threads:
-            return list(threads.map(ask, questions))
+            answers = list(threads.map(ask, questions))
+        if (precision := self._told_precision()) in TOLERANCES:  # only now: of the replicas that have answered
+            self._dtype = Dtype(precision)
+        return answers
 
     def close(self) -> None:
         self._client.close()

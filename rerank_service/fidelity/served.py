@@ -1,4 +1,4 @@
-"""The path that is verified: the engine behind the scheduler, as a replica runs it. No Ray, no HTTP."""
+"""The path that is verified: a replica's own scorer, in this process. No Ray, no HTTP."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -11,7 +11,9 @@ from rerank_service.engine.cpu_linear import can_pack
 from rerank_service.engine.loading import resolve_device
 from rerank_service.engine.precision import resolve_precision
 from rerank_service.fidelity.texts import Question
-from rerank_service.scheduler import Scheduler
+from rerank_service.fitting import Fitting
+from rerank_service.scorer import ModelScorer
+from rerank_service.shards import Shard, estimate_tokens
 
 __all__ = ["Answer", "EnginePath", "PairTokens", "ServedPath"]
 
@@ -71,6 +73,7 @@ class EnginePath:
         """`num_cpus` are those of a replica; null takes the process's. Raises `CheckpointError`."""
         self._model = model
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="launch")  # one for loading and running, see Scheduler
+        self._tokenisers = ThreadPoolExecutor(model.replica.tokeniser_threads, thread_name_prefix="tokenise")
         try:
             self._engine: Engine[Any] = self._thread.submit(load_engine, model, num_cpus).result()
         except BaseException:
@@ -78,7 +81,7 @@ class EnginePath:
             raise
         device = resolve_device(model.engine.device)
         precision = resolve_precision(model.engine.dtype, device)
-        self.dtype = precision.quantised or Dtype(str(precision))
+        self.dtype = Dtype(precision.name)
         self.must_repeat = device.type == "cpu" and can_pack(precision.states)
 
     @property
@@ -87,6 +90,7 @@ class EnginePath:
 
     def close(self) -> None:
         self._thread.shutdown()
+        self._tokenisers.shutdown()
 
     def tokens(self, question: Question) -> list[PairTokens]:
         pairs = self._engine.tokenise(question.query, question.passages, Truncate.END)
@@ -98,25 +102,24 @@ class EnginePath:
     async def _answer(
         self, questions: Sequence[Question], at_once: bool, on_answered: Callable[[int], None]
     ) -> list[Answer]:
-        batching = self._model.batching
-        max_batch_tokens = batching.max_batch_tokens or self._engine.default_batch_tokens
-        scheduler: Scheduler[Any] = Scheduler(
-            self._engine,
-            max_batch_tokens,
-            batching.max_queued_tokens,
-            batching.min_batch_tokens or max(1, max_batch_tokens // 4),
-            self._thread,
-        )
+        scorer = ModelScorer(self._model, self._engine, self._thread, self._tokenisers)
 
         async def ask(number: int, question: Question) -> Answer:
-            pairs = self._engine.tokenise(question.query, question.passages, Truncate.END)
-            scored = await scheduler.submit(str(number), pairs)
-            on_answered(len(pairs))
-            return Answer(scored.logits, sum(pair.num_tokens for pair in pairs))
+            scores = await scorer.score(_whole(str(number), self._model.id, question))
+            on_answered(len(question.passages))
+            return Answer(scores.logits, sum(scores.num_tokens))
 
         try:
             if at_once:
                 return list(await asyncio.gather(*(ask(*numbered) for numbered in enumerate(questions))))
             return [await ask(*numbered) for numbered in enumerate(questions)]
         finally:
-            await scheduler.close()
+            await scorer.close()
+
+
+def _whole(request_id: str, model_id: str, question: Question) -> Shard:
+    """The question as one shard: its passages in their order, copies and all."""
+    query, passages = question
+    num_tokens = sum(estimate_tokens(query, passage) for passage in passages)
+    indices = tuple(range(len(passages)))
+    return Shard(request_id, model_id, query, passages, indices, Fitting(Truncate.END), num_tokens, num_tokens)

@@ -14,7 +14,7 @@ from fastapi import Request, Response
 
 from rerank_service.config import ModelConfig, RerankConfig
 from rerank_service.dialects import Body, Call, Dialect, Question
-from rerank_service.errors import PairTooLong
+from rerank_service.errors import PairTooLong, RequestTooLarge
 from rerank_service.ingress.auth import ApiKeys
 from rerank_service.ingress.body import read_json_body
 from rerank_service.ingress.deadline import client_timeout_s
@@ -121,10 +121,8 @@ class Answering:
                 timeout_s,
                 request_id,
             )
-        except PairTooLong as error:
-            if question.indices is None:
-                raise
-            raise PairTooLong(question.indices[error.index], error.num_tokens, error.max_tokens) from None
+        except (PairTooLong, RequestTooLarge) as error:
+            raise call.in_its_words(error, question) from None
 
     def _caller(self, request: Request) -> str:
         authorization = request.headers.get("authorization") if self._keys.are_required else None

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
-from rerank_service.config import RerankConfig
+from rerank_service.config import ModelConfig, RerankConfig
 from rerank_service.ingress.answering import Answering
 from rerank_service.ingress.auth import ApiKeys
 from rerank_service.ingress.envelope import add_error_handlers
@@ -34,7 +34,8 @@ def build_api(config: RerankConfig, router: ModelRouter, ranker: Ranker) -> Fast
     keys = ApiKeys(config.auth)
     observer = Observer(config.logs, router.metrics, router.tracing)
     rate_limits = RateLimits(config.rate_limits)
-    readiness = Readiness(ranker, [model.id for model in config.probed_models])
+    probed = {model.id: _of_same_replicas(config, model) for model in config.probed_models}
+    readiness = Readiness(ranker, router, probed)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -61,3 +62,7 @@ def build_api(config: RerankConfig, router: ModelRouter, ranker: Ranker) -> Fast
     add_error_handlers(api)
     add_openapi(api, config, keys_are_required=keys.are_required)
     return api
+
+
+def _of_same_replicas(config: RerankConfig, model: ModelConfig) -> list[str]:
+    return [one.id for one in config.models if one is model or (one.pool is not None and one.pool == model.pool)]

@@ -76,6 +76,8 @@ class Observer:
         response.headers.update(reply_headers)
         if observation.ranked is not None:
             response.headers["Server-Timing"] = _server_timing(observation, observation.ranked)
+            response.headers["x-rerank-truncated-passages"] = str(observation.ranked.num_truncated)
+            response.headers["x-rerank-unscored-passages"] = str(observation.ranked.num_unscored)
         return response
 
     async def _watched(
@@ -124,6 +126,7 @@ class Observer:
         record(definitions.REQUEST_PASSAGES, len(ranked.logits), model)
         record(definitions.TOKENS, ranked.num_tokens, model)
         record(definitions.TRUNCATED_PAIRS, ranked.num_truncated, model)
+        record(definitions.UNSCORED_PAIRS, ranked.num_unscored, model)
         record(definitions.REQUEST_SECONDS, ranked.total_s, model)
         record(definitions.TOKENISE_SECONDS, ranked.tokenise_s, model)
         record(definitions.QUEUE_SECONDS, ranked.queue_s, model)
@@ -149,6 +152,7 @@ def _log_fields(observation: Observation) -> dict[str, Any]:
             "num_passages": len(ranked.logits),
             "num_tokens": ranked.num_tokens,
             "num_truncated": ranked.num_truncated,
+            "num_unscored": ranked.num_unscored,
             "num_shards": ranked.num_shards,
             **{f"{name}_ms": milliseconds for name, milliseconds in _timings(observation, ranked).items()},
         }

@@ -28,6 +28,16 @@ def _error(description: str) -> dict[str, Any]:
     return {"description": description, "content": _json("ErrorEnvelope")}
 
 
+_RANKING_HEADERS: dict[str, Any] = {
+    name: {"description": description, "required": True, "schema": {"type": "integer", "minimum": 0}}
+    for name, description in {
+        "x-rerank-truncated-passages": "Passages of which a part, or a part of the query beside them, was cut off and "
+        "not scored. A passage counts as often as it is in the request.",
+        "x-rerank-unscored-passages": "Passages, among the truncated ones, that were cut off entirely because the "
+        "query fills the model's window. Their scores say nothing about them.",
+    }.items()
+}
+
 RANKING_OPERATION: dict[str, Any] = {
     "requestBody": {
         "required": True,
@@ -43,7 +53,11 @@ RANKING_OPERATION: dict[str, Any] = {
         },
     },
     "responses": {
-        "200": {"description": "Ranked passages with relevance scores.", "content": _json("RankingResponse")},
+        "200": {
+            "description": "Ranked passages with relevance scores.",
+            "headers": _RANKING_HEADERS,
+            "content": _json("RankingResponse"),
+        },
         "400": _error("Invalid request."),
         "401": _error("Missing or invalid API key."),
         "404": _error("Unknown model."),
@@ -60,7 +74,13 @@ RANKING_OPERATION: dict[str, Any] = {
 
 def dialect_operation(dialects: Sequence[Dialect]) -> dict[str, Any]:
     """A path where these are spoken: a body of one of them, an answer and an error to match."""
-    responses = {"200": {"description": "Results in the dialect's own form.", "content": _any_of(dialects, "response")}}
+    responses = {
+        "200": {
+            "description": "Results in the dialect's own form.",
+            "headers": _RANKING_HEADERS,
+            "content": _any_of(dialects, "response"),
+        }
+    }
     for status, description in _DIALECT_ERRORS.items():
         responses[status] = {"description": description, "content": _any_of(dialects, "error")}
     return {"requestBody": {"required": True, "content": _any_of(dialects, "request")}, "responses": responses}

@@ -2,20 +2,33 @@
 
 Serve answers for a dead ingress with an empty 500. Ranking changes nothing, so it is safe to ask again; the client only
 waits longer. Other applications behind the same proxies are left alone.
+
+A proxy does not know the configuration, which may change while it runs. The paths come from the dialects themselves. A
+body needs no limit here: the ingress refuses one above `limits.max_body_bytes` while it comes, which ends the request.
 """
 
+import re
 import time
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from rerank_service.dialects import RANKING_PATHS
 from rerank_service.errors import ReplicaUnavailable, RequestTimedOut
 from rerank_service.ingress.envelope import error_response
 
-__all__ = ["RetryLostIngress"]
+__all__ = ["MAX_ATTEMPTS", "RetryLostIngress"]
 
-_OUR_PATHS = ("/v1/ranking", "/reranking", "/rerank", "/score")
-_LARGEST_KEPT = 32 * 1024 * 1024
+MAX_ATTEMPTS = 2
+"""Ingresses that one request may reach: a body that kills ingresses takes no more than these. HAProxy has the same."""
+
 _TIMED_OUT, _LOST, _UNAVAILABLE = 408, 500, 503
+
+
+def _pattern(path: str) -> str:
+    return "[^/]+".join(re.escape(part) for part in re.split(r"\{\w+\}", path))
+
+
+_RANKING_PATH = re.compile(f"(?:{'|'.join(map(_pattern, RANKING_PATHS))})$")  # behind an application's route prefix
 
 
 class RetryLostIngress:
@@ -25,13 +38,14 @@ class RetryLostIngress:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "POST" or not scope["path"].endswith(_OUR_PATHS):
+        if scope["type"] != "http" or scope["method"] != "POST" or not _RANKING_PATH.search(scope["path"]):
             return await self._app(scope, receive, send)
         started = time.perf_counter()
         kept = _KeptBody(receive)
         status = await self._attempt(scope, kept.read, send)
-        if status == _LOST and kept.is_whole:
-            status = await self._attempt(scope, kept.again(), send)
+        for _ in range(MAX_ATTEMPTS - 1):
+            if status == _LOST and kept.is_whole:
+                status = await self._attempt(scope, kept.again(), send)
         if status is not None and not kept.client_left:
             waited_s = round(time.perf_counter() - started)
             error = RequestTimedOut(waited_s) if status == _TIMED_OUT else ReplicaUnavailable("the HTTP ingress")
@@ -63,11 +77,10 @@ class _KeptBody:
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
         self._messages: list[Message] = []
-        self._num_bytes = 0
 
     @property
     def is_whole(self) -> bool:
-        """Whether all of the body came, was kept, and the client is still there."""
+        """Whether all of the body came and the client is still there."""
         messages = self._messages
         return bool(messages) and messages[-1]["type"] == "http.request" and not messages[-1].get("more_body", False)
 
@@ -78,11 +91,7 @@ class _KeptBody:
 
     async def read(self) -> Message:
         message = await self._receive()
-        self._num_bytes += len(message.get("body", b""))
-        if self._num_bytes <= _LARGEST_KEPT:
-            self._messages.append(message)
-        else:
-            self._messages = []
+        self._messages.append(message)
         return message
 
     def again(self) -> Receive:
@@ -90,7 +99,7 @@ class _KeptBody:
         messages = list(self._messages)
 
         async def replay() -> Message:
-            return messages.pop(0) if messages else await self._receive()
+            return messages.pop(0) if messages else await self.read()
 
         return replay
 

@@ -39,18 +39,31 @@ def service_routes(config: RerankConfig, keys: ApiKeys, readiness: Readiness, me
     @routes.get(
         "/v1/health/ready",
         openapi_extra=_PUBLIC,
-        responses={503: {"description": "Some model has not scored a pair yet."}},
+        responses={503: {"description": "Some model has not scored a pair yet, or no model's replicas answer."}},
     )
     async def ready() -> Response:
-        """Whether every model that is always there has really scored a pair."""
-        return _ready(readiness.waiting_for)
+        """Whether every permanently deployed model has scored a test pair, and the replicas of at least one of them
+        have answered within the last 10 seconds. A model that does not answer while others do is named in
+        `unreachable`."""
+        return _ready(readiness)
 
     @routes.get("/v1/metadata", openapi_extra=_PUBLIC)
     async def metadata() -> dict[str, Any]:
-        """Version and models, in the form of a NIM."""
+        """Version and models, in the form of a NIM.
+
+        `precision` is what a model computes in on its replicas, where they differ the coarsest; null until one of them
+        has answered, and after a minute without an answer.
+        """
         return {
             "version": __version__,
-            "modelInfo": [{"modelUrl": model.checkpoint.source, "shortName": model.id} for model in config.models],
+            "modelInfo": [
+                {
+                    "modelUrl": model.checkpoint.source,
+                    "shortName": model.id,
+                    "precision": _coarsest(metrics.precisions(model.id)),
+                }
+                for model in config.models
+            ],
             "repository_override": "",
             "assetInfo": [],
             "licenseInfo": _LICENSE,
@@ -90,6 +103,13 @@ _METRICS: dict[int | str, dict[str, Any]] = {
 }
 
 
+_BY_COARSENESS = ("float32", "float16", "bfloat16", "int8", "float8")
+
+
+def _coarsest(precisions: set[str]) -> str | None:
+    return max(precisions, key=_BY_COARSENESS.index, default=None)
+
+
 def _default_first(config: RerankConfig) -> list[ModelConfig]:
     """Clients that are given no model take the first of the list."""
     default = config.default_model_id.casefold()
@@ -110,9 +130,14 @@ def _provenance(model: ModelConfig) -> dict[str, str | None]:
     }
 
 
-def _ready(waiting_for: tuple[str, ...]) -> Response:
-    answer = {"object": "health.response"}
-    if waiting_for:
-        message = f"Service is not ready; waiting for: {', '.join(waiting_for)}"
+def _ready(readiness: Readiness) -> Response:
+    answer: dict[str, Any] = {"object": "health.response"}
+    waiting_for, unreachable = readiness.waiting_for, readiness.unreachable
+    if unreachable:
+        answer["unreachable"] = unreachable
+    if not readiness.is_ready:
+        cause = f"waiting for: {', '.join(waiting_for)}" if waiting_for else "no replica of any model answers"
+        message = f"Service is not ready; {cause}"
         return JSONResponse(answer | {"message": message, "status": "not_ready", "ready": False}, 503)
-    return JSONResponse(answer | {"message": "Service is ready.", "status": "ready", "ready": True})
+    message = f"Service is ready, except for: {', '.join(unreachable)}" if unreachable else "Service is ready."
+    return JSONResponse(answer | {"message": message, "status": "ready", "ready": True})

@@ -36,6 +36,7 @@ __all__ = [
     "TOKENISE_SECONDS",
     "TOKENS",
     "TRUNCATED_PAIRS",
+    "UNSCORED_PAIRS",
     "Metric",
     "MetricKind",
     "MetricSink",
@@ -120,6 +121,7 @@ REQUESTS = _counter(
 PASSAGES = _counter("passages", "Passages ranked.")
 TOKENS = _counter("tokens", "Tokens of ranked pairs.")
 TRUNCATED_PAIRS = _counter("truncated_pairs", "Pairs cut at the model's window.")
+UNSCORED_PAIRS = _counter("unscored_pairs", "Pairs whose query left no room in the window for any of the passage.")
 REQUEST_PASSAGES = _histogram("request_passages", "Passages of a request.", _PASSAGES)
 REQUEST_SECONDS = _histogram("request_seconds", "From the parsed body to the ranking.", _SECONDS)
 TOKENISE_SECONDS = _histogram("tokenise_seconds", "Tokenising the slowest shard of a request.", _SECONDS)

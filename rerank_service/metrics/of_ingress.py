@@ -31,6 +31,10 @@ class IngressMetrics:
         record_counts(self._prometheus, model, report)
         self._replicas.hear(model, report)
 
+    def precisions(self, model: str) -> set[str]:
+        """What the model's replicas compute in, of those that answered within the last minute."""
+        return self._replicas.precisions(model)
+
     def exposition(self) -> bytes:
         """Prometheus text, format 0.0.4."""
         self._replicas.record(self._prometheus)

@@ -43,6 +43,12 @@ class KnownReplicas:
         """Remembers it."""
         self._reports[model, report.replica] = (self._clock(), report)
 
+    def precisions(self, model: str) -> set[str]:
+        """What its replicas compute in."""
+        oldest = self._clock() - _HEARD_OF_S
+        heard_of = [report for (name, _), (at, report) in self._reports.items() if name == model and at > oldest]
+        return {report.precision for report in heard_of if report.precision}
+
     def record(self, sink: MetricSink) -> None:
         """Sums over a model's replicas; of the utilisation, the mean. A model nobody has heard of has 0."""
         models = {model for model, _ in self._reports}

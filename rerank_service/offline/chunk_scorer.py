@@ -40,6 +40,9 @@ class ScoredChunk(NamedTuple):
     """One JSON object a pair, in the input's order: query_id, passage_id, logit."""
     num_tokens: int
     num_truncated: int
+    """Pairs of which a part was not scored."""
+    num_unscored: int
+    """Pairs, among the truncated ones, of which no token of the passage was scored."""
     engine: str
     """That scored it: kind, device and precision."""
     peak_memory_bytes: int
@@ -68,6 +71,7 @@ class ChunkScorer:
             lines=b"".join(self._line(pair, logit) for pair, logit in zip(pairs, logits, strict=True)),
             num_tokens=sum(encoded.num_tokens),
             num_truncated=sum(encoded.is_truncated),
+            num_unscored=sum(encoded.is_unscored),
             engine=self._engine.description,
             peak_memory_bytes=peak_memory_bytes(),
         )
@@ -78,7 +82,10 @@ class ChunkScorer:
             return encode_passages(self._engine, group[0].query, passages, self._fitting)
         except PairTooLong as error:
             number = group[error.index].number
-            raise BatchError(f"{self._path}, line {number}: {error.message} (--truncate END cuts it)") from None
+            raise BatchError(
+                f"{self._path}, line {number}: the pair has {error.num_tokens} tokens and the window "
+                f"{error.max_tokens}; --truncate END cuts it"
+            ) from None
 
     def _line(self, pair: Pair, logit: float) -> bytes:
         if not math.isfinite(logit):

@@ -41,6 +41,7 @@ class Summary:
     num_scored_pairs: int = 0
     num_tokens: int = 0
     num_truncated_pairs: int = 0
+    num_unscored_pairs: int = 0
     engine: str | None = None
     peak_worker_memory_bytes: int = 0
 
@@ -68,6 +69,7 @@ class Job:
             summary.num_scored_pairs += self._plan.chunks[scored.chunk].num_pairs
             summary.num_tokens += scored.num_tokens
             summary.num_truncated_pairs += scored.num_truncated
+            summary.num_unscored_pairs += scored.num_unscored
             summary.peak_worker_memory_bytes = max(summary.peak_worker_memory_bytes, scored.peak_memory_bytes)
             progress("scored", summary.num_resumed_pairs + summary.num_scored_pairs, summary.num_pairs)
 

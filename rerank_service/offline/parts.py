@@ -26,11 +26,17 @@ _OURS = re.compile(rf"{_MANIFEST}|{_LOCK}|index\.sqlite(-journal)?|\d{{9}}\.json
 
 
 class Parts:
-    """As a context, it holds the folder's lock: a second job on the same output is refused with `BatchError`."""
+    """As a context, it holds the folder's lock: a second job on the same output is refused with `BatchError`.
+
+    A job that fails before its first chunk is scored leaves nothing, unless it goes on with one that was begun before.
+    """
 
     def __init__(self, output: Path) -> None:
         self.folder = output.with_name(output.name + ".parts")
         self._lock: IO[str] | None = None
+        self._new_folders: list[Path] = []
+        """Folders that this job made, the innermost first."""
+        self._was_begun = False
 
     @property
     def index(self) -> Path:
@@ -39,6 +45,7 @@ class Parts:
 
     def __enter__(self) -> Self:
         try:
+            self._new_folders = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = (self.folder / _LOCK).open("w")
         except OSError as error:
@@ -48,13 +55,25 @@ class Parts:
         except OSError:
             self._lock.close()
             raise BatchError(f"another process is working on {self.folder}") from None
+        self._was_begun = self._is_begun
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._lock is not None:
-            self._lock.close()
+        if self._lock is None:
+            return
+        is_interrupted = isinstance(error, KeyboardInterrupt)  # its plan is kept, if there is one
+        if error and not self._was_begun and not self.done() and not (is_interrupted and self._is_begun):
+            self.remove()
+            for folder in self._new_folders[1:]:
+                if not any(folder.iterdir()):
+                    folder.rmdir()
+        self._lock.close()
+
+    @property
+    def _is_begun(self) -> bool:
+        return (self.folder / _MANIFEST).exists()
 
     def manifest(self) -> dict[str, Any] | None:
         """What the job was begun with; null before that."""

@@ -107,7 +107,7 @@ class _ScoreBatch:
             scored = self._scorer.score(Chunk(**row, start=position))
         except (BatchError, CheckpointError) as error:
             problem = str(error)
-            scored = ScoredChunk(row["index"], b"", 0, 0, "", 0)
+            scored = ScoredChunk(row["index"], b"", 0, 0, 0, "", 0)
         return {name: [value] for name, value in (scored._asdict() | {"problem": problem}).items()}
 
 

@@ -9,7 +9,8 @@ from typing import Any
 from rerank_service.config import BatchingConfig
 from rerank_service.planning.events import Clock
 from rerank_service.planning.speed import ReplicaSpeed
-from rerank_service.scheduler.deadlines import Demand, fits
+from rerank_service.scheduler.admission import Admission
+from rerank_service.scheduler.deadlines import Demand
 from rerank_service.scheduler.fair_queue import Drawn, FairQueue
 from rerank_service.scheduler.pace import DrainRate, batch_budget, may_launch
 
@@ -41,6 +42,7 @@ class SimulatedReplica:
         self._on_done = on_done
         self._queue: FairQueue[Job] = FairQueue()
         self._drain = DrainRate()
+        self._admission = Admission(self._queue, self._drain, _MAX_QUEUED_TOKENS)
         self._num_in_flight = 0
         self._tokens_in_flight = 0
         self._free_at_s = 0.0
@@ -54,7 +56,8 @@ class SimulatedReplica:
 
     def submit(self, job: Job, deadline_s: float) -> bool:
         """False if it is refused: the queue is full, or the job could not be done in time."""
-        if not self._admits(Demand(deadline_s, job.num_tokens)):
+        newcomer = Demand(deadline_s, job.num_tokens)
+        if self._admission.refusal(newcomer, self._tokens_in_flight, self._budget_tokens, self._clock.now_s):
             return False
         self.arrived_tokens += job.num_tokens
         self._queue.add(job.request_id, job, job.lengths, deadline_s)
@@ -64,15 +67,6 @@ class SimulatedReplica:
     def discard(self, job: Job) -> None:
         """Nobody waits for it any more; what is on the device goes on."""
         self._queue.discard(job.request_id, job)
-
-    def _admits(self, newcomer: Demand) -> bool:
-        queued, speed = self._queue.num_tokens, self._drain.tokens_per_s
-        if not queued:
-            return True
-        if queued + newcomer.num_tokens > _MAX_QUEUED_TOKENS:
-            return False
-        busy = self._tokens_in_flight + self._budget_tokens
-        return not speed or fits(newcomer, self._queue.demands, busy, self._clock.now_s, speed)
 
     @property
     def _budget_tokens(self) -> int:

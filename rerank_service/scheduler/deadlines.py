@@ -8,7 +8,7 @@ follows it; the rest of the time requests share the device fairly.
 from collections.abc import Sequence
 from typing import NamedTuple
 
-__all__ = ["Demand", "fits", "urgent"]
+__all__ = ["Demand", "Lateness", "lateness", "urgent"]
 
 _PROMISED = 0.8
 """Share of its time in which a newcomer must be done: the rest is for a speed that was overrated."""
@@ -24,8 +24,21 @@ class Demand(NamedTuple):
     num_tokens: int
 
 
-def fits(newcomer: Demand, others: Sequence[Demand], busy_tokens: int, now_s: float, tokens_per_s: float) -> bool:
-    """Whether the newcomer would be done in time, and those behind it still would be.
+class Lateness(NamedTuple):
+    """Why a newcomer is not taken: work that would be done after `expected_s`, with `time_s` left to its deadline."""
+
+    expected_s: float
+    time_s: float
+    reserve_s: float
+    """The part of `time_s` that must not be planned."""
+    is_another: bool
+    """Whether that work is not the newcomer's but another's, accepted before, whose deadline comes later."""
+
+
+def lateness(
+    newcomer: Demand, others: Sequence[Demand], busy_tokens: int, now_s: float, tokens_per_s: float
+) -> Lateness | None:
+    """What would be late if the newcomer were taken; null if nothing would.
 
     `busy_tokens` go before them all: what is on the device, and the batch that each of them ends in. One that is
     late already keeps nobody out.
@@ -34,14 +47,15 @@ def fits(newcomer: Demand, others: Sequence[Demand], busy_tokens: int, now_s: fl
     behind = sorted(other for other in others if other.deadline_s > newcomer.deadline_s)
     own_s = newcomer.num_tokens / tokens_per_s
     done_s = (busy_tokens + before) / tokens_per_s + own_s
-    if done_s > _PROMISED * (newcomer.deadline_s - now_s):
-        return False
+    time_s = newcomer.deadline_s - now_s
+    if done_s > _PROMISED * time_s:
+        return Lateness(done_s, time_s, (1 - _PROMISED) * time_s, is_another=False)
     for other in behind:
         done_s += other.num_tokens / tokens_per_s
         time_s = other.deadline_s - now_s
         if done_s > _PROTECTED * time_s and done_s - own_s <= time_s:
-            return False
-    return True
+            return Lateness(done_s, time_s, (1 - _PROTECTED) * time_s, is_another=True)
+    return None
 
 
 def urgent(by_deadline: Sequence[Demand], batch_tokens: int, now_s: float, tokens_per_s: float) -> list[int]:

@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 from rerank_service.engine.protocol import BatchScorer, PairT, PendingLogits
-from rerank_service.errors import EngineFailed, NonFiniteLogit, QueueFull, RerankError, WaitTooLong
-from rerank_service.scheduler.deadlines import Demand, fits
+from rerank_service.errors import EngineFailed, NonFiniteLogit, RerankError
+from rerank_service.scheduler.admission import Admission
+from rerank_service.scheduler.deadlines import Demand
 from rerank_service.scheduler.fair_queue import Drawn, FairQueue
 from rerank_service.scheduler.pace import DrainRate, batch_budget, may_launch
 
@@ -88,10 +89,10 @@ class Scheduler(Generic[PairT]):
         self.max_batch_tokens = max_batch_tokens
         self.min_batch_tokens = min_batch_tokens
         """Null: every batch is filled up to `max_batch_tokens`."""
-        self.max_queued_tokens = max_queued_tokens
         self._engine = engine
         self._queue: FairQueue[_Job[PairT]] = FairQueue()
         self._drain = DrainRate()
+        self._admission = Admission(self._queue, self._drain, max_queued_tokens)
         self._num_in_flight = 0
         self._tokens_in_flight = 0
         self.arrived_tokens = 0
@@ -104,6 +105,15 @@ class Scheduler(Generic[PairT]):
         self._wait_thread = ThreadPoolExecutor(1, thread_name_prefix="wait")
         self._task: asyncio.Task[None] | None = None
         self._deliveries: set[asyncio.Task[None]] = set()
+
+    @property
+    def max_queued_tokens(self) -> int:
+        """Tokens above which more are refused."""
+        return self._admission.max_queued_tokens
+
+    @max_queued_tokens.setter
+    def max_queued_tokens(self, num_tokens: int) -> None:
+        self._admission.max_queued_tokens = num_tokens
 
     @property
     def queued_tokens(self) -> int:
@@ -146,7 +156,10 @@ class Scheduler(Generic[PairT]):
             self._task = asyncio.get_running_loop().create_task(self._run())
         lengths = [pair.num_tokens for pair in pairs]
         deadline_s = math.inf if timeout_s is None else time.perf_counter() + timeout_s
-        self._admit(Demand(deadline_s, sum(lengths)))
+        newcomer = Demand(deadline_s, sum(lengths))
+        refusal = self._admission.refusal(newcomer, self._tokens_in_flight, self._budget_tokens, time.perf_counter())
+        if refusal is not None:
+            raise refusal
         job = _Job(request_id, pairs, asyncio.get_running_loop().create_future(), [math.nan] * len(pairs), len(pairs))
         if pairs:
             self.arrived_tokens += sum(lengths)
@@ -157,18 +170,6 @@ class Scheduler(Generic[PairT]):
             finally:
                 self._queue.discard(request_id, job)
         return _scored(job)
-
-    def _admit(self, newcomer: Demand) -> None:
-        """An idle device takes anything."""
-        queued, speed = self._queue.num_tokens, self._drain.tokens_per_s
-        if queued and queued + newcomer.num_tokens > self.max_queued_tokens:
-            excess = queued + newcomer.num_tokens - self.max_queued_tokens
-            raise QueueFull(queued, self.max_queued_tokens, self._drain.seconds_for(excess))
-        now_s = time.perf_counter()
-        busy = self._tokens_in_flight + self._budget_tokens
-        if speed and queued and not fits(newcomer, self._queue.demands, busy, now_s, speed):
-            wait_s = (self.outstanding_tokens + newcomer.num_tokens) / speed
-            raise WaitTooLong(round(wait_s, 1), self._drain.seconds_for(self.outstanding_tokens // 2))
 
     async def _run(self) -> None:
         while True:

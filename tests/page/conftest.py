@@ -18,9 +18,10 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from rerank_service.errors import QueueFull
+from rerank_service.shards import Shard, ShardScores
 from tests.local_service import LocalReplica, local_api
 from tests.models import EMBEDDED, embedded_model
-from tests.page.visit import BUSY, KEY, Visit
+from tests.page.visit import BUSY, CROWDED, KEY, Visit
 
 _CHROMIUMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 _START_LIMIT_S = 120
@@ -37,6 +38,18 @@ class BusyReplica:
         return asyncio.ensure_future(refuse())
 
 
+class CrowdedReplica:
+    """Its window has room for a query and no passage."""
+
+    def remote(self, shard: Shard) -> "asyncio.Task[ShardScores]":
+        async def score() -> ShardScores:
+            count = len(shard.passages)
+            everything = (True,) * count
+            return ShardScores((0.5,) * count, (9,) * count, everything, 0.0, 0.0, 0.0, is_unscored=everything)
+
+        return asyncio.ensure_future(score())
+
+
 @dataclass(frozen=True)
 class Service:
     """Where the open application is and where the keyed one."""
@@ -47,14 +60,15 @@ class Service:
 
 @pytest.fixture(scope="session")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """The open application at `/`, with a second model that is always busy, and a keyed one at `/keyed`."""
+    """The open application at `/`, with a model that is always busy and one without room; a keyed one at `/keyed`."""
     hashes = tmp_path_factory.mktemp("keys") / "hashes"
     hashes.write_text(hashlib.sha256(KEY.encode()).hexdigest() + "\n")
     model = embedded_model(aliases=["minilm"])
     busy = model.model_copy(update={"id": BUSY, "aliases": ()})
-    replicas = {EMBEDDED: LocalReplica(model), BUSY: BusyReplica()}
+    crowded = model.model_copy(update={"id": CROWDED, "aliases": ()})
+    replicas = {EMBEDDED: LocalReplica(model), BUSY: BusyReplica(), CROWDED: CrowdedReplica()}
     keyed = local_api([model], replicas, auth={"key_hashes_file": str(hashes)})
-    routes = [Mount("/keyed", keyed), Mount("/", local_api([model, busy], replicas))]
+    routes = [Mount("/keyed", keyed), Mount("/", local_api([model, busy, crowded], replicas))]
     server = uvicorn.Server(uvicorn.Config(Starlette(routes=routes), port=0, ws="none", log_level="warning"))
     thread = threading.Thread(target=server.run)
     thread.start()

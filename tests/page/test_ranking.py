@@ -3,7 +3,7 @@
 import pytest
 from playwright.sync_api import BrowserContext, Page, Route, expect
 
-from tests.page.visit import BUSY, LONG, Visit
+from tests.page.visit import BUSY, CROWDED, LONG, Visit
 
 COUNT_ANIMATIONS = """
 window.animated = 0;
@@ -59,30 +59,33 @@ def test_rows_glide_unless_motion_is_unwanted(context: BrowserContext, visit: Vi
     assert (page.evaluate("window.animated") > 0) == (motion == "no-preference")
 
 
-def test_exactly_the_cut_passages_are_marked(visit: Visit) -> None:
-    visit.write("starch", ["short", LONG, "also short", f"other {LONG}", LONG])
-    visit.rank()
-
-    expect(visit.summary).to_contain_text("· 3 cut")
-    marks = {row.locator(".index").inner_text(): row.locator(".cut").inner_text() for row in visit.rows.all()}
-    assert {index for index, mark in marks.items() if mark} == {"index 1", "index 3", "index 4"}
-    assert marks["index 1"].endswith("tokens, window 256")
-    assert marks["index 1"] == marks["index 4"]
-
-
-def test_the_search_for_cut_passages_is_bounded(visit: Visit) -> None:
+def test_cut_passages_are_counted_by_the_one_request_that_ranks(visit: Visit) -> None:
     rankings = rankings_asked(visit)
-    visit.write("starch", [f"{number} {LONG}" for number in range(14)])
+    visit.write("starch", [*(f"{number} {LONG}" for number in range(13)), "short", LONG, LONG])
     visit.rank()
 
-    expect(visit.summary).to_contain_text("· at least 12 cut")
-    assert len(rankings) == 13  # the ranking, and one for each that is named
-
-
-def test_what_fits_is_asked_once(visit: Visit) -> None:
-    rankings = rankings_asked(visit)
-    visit.rank()
+    expect(visit.loss).to_have_text("15 passages were cut: with the query, too long for the model's window.")
     assert rankings == [f"{visit.url}v1/ranking"]
+
+    visit.write("starch", ["short", LONG])
+    expect(visit.loss).to_be_visible()  # as long as the ranking it belongs to
+    visit.rank()
+    expect(visit.loss).to_have_text("1 passage was cut: with the query, too long for the model's window.")
+    expect(visit.page.get_by_role("status")).to_contain_text("1 passage was cut")
+
+
+def test_passages_that_were_not_scored_are_told_apart(visit: Visit) -> None:
+    visit.page.get_by_label("Model").select_option(CROWDED)
+    visit.write("starch", ["one", "two"])
+    visit.rank()
+    expect(visit.loss).to_have_text(
+        "2 passages were not scored: the query fills the window, so their places say nothing."
+    )
+
+
+def test_nothing_is_said_of_what_fits(visit: Visit) -> None:
+    visit.rank()
+    expect(visit.loss).to_be_hidden()
 
 
 def test_512_passages(visit: Visit) -> None:
@@ -194,5 +197,5 @@ def test_a_service_that_is_gone_is_told(context: BrowserContext, visit: Visit) -
 
 def test_an_alias_is_shown_as_one(visit: Visit) -> None:
     options = visit.page.get_by_label("Model").locator("option")
-    expect(options).to_have_count(3)
+    expect(options).to_have_count(4)
     assert options.nth(1).inner_text() == "minilm (alias of sentence-transformers/all-MiniLM-L6-v2)"

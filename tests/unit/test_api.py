@@ -14,7 +14,7 @@ from fastapi import FastAPI
 
 from rerank_service.config import ModelConfig
 from rerank_service.errors import NonFiniteLogit, QueueFull, RequestTooLarge
-from rerank_service.shards import Shard
+from rerank_service.shards import ReplicaReport, Shard, ShardScores
 from tests.local_service import LocalReplica, local_api
 from tests.models import local_model
 
@@ -222,7 +222,7 @@ async def test_a_body_over_the_limit_is_413(client: httpx.AsyncClient, is_announ
 
     content: Any = b"x" * 30_000 if is_announced else chunks()
     response = await client.post("/v1/ranking", content=content, headers=JSON)
-    message = "The body is larger than the limit of 20000 bytes; send fewer or shorter passages"
+    message = "The body is larger than the limit of 20000 bytes; send less text in a request"
 
     assert response.status_code == 413
     assert response.json() == {
@@ -402,6 +402,36 @@ async def test_models_lists_the_default_first(models: list[ModelConfig]) -> None
         ("nvidia/llama-3.2-rerank", "nvidia/llama-3.2-rerank"),
         ("nvidia/new-name", "nvidia/llama-3.2-rerank"),
     ]
+
+
+async def test_metadata_tells_the_precision_once_a_replica_has_told_it(models: list[ModelConfig]) -> None:
+    class Reporting:
+        """Replicas that compute in something else each time."""
+
+        precisions = iter(("bfloat16", "int8", "float32"))
+
+        def remote(self, shard: Shard) -> "asyncio.Task[ShardScores]":
+            facts = (f"replica {len(heard)}", (), 0.0, 0, 0, 0, 0.0, 0, None, next(self.precisions))
+            heard.append(shard)
+
+            async def score() -> ShardScores:
+                return ShardScores((1.0,), (9,), (False,), 0.0, 0.0, 0.0, report=ReplicaReport(*facts))
+
+            return asyncio.ensure_future(score())
+
+    heard: list[Shard] = []
+    replicas = {models[0].id: Reporting(), models[1].id: Stuck()}
+    body = BODY | {"passages": [{"text": "one"}]}
+    async with client_of(local_api(models, replicas)) as client:
+        before = (await client.get("/v1/metadata")).json()
+        while not heard:  # readiness asks
+            await asyncio.sleep(0.01)
+        for _ in range(2):
+            await client.post("/v1/ranking", json=body)
+        after = (await client.get("/v1/metadata")).json()
+
+    assert [one["precision"] for one in before["modelInfo"]] == [None, None]
+    assert [one["precision"] for one in after["modelInfo"]] == ["int8", None]
 
 
 async def test_metrics_count_requests_passages_and_tokens(client: httpx.AsyncClient) -> None:

@@ -241,15 +241,29 @@ def test_an_output_that_is_there_is_replaced_only_if_asked(tmp_path: Path, pairs
         (["{pairs}", "{folder}/out.jsonl", "--in-process", "--workers", "2"], "--in-process has no workers"),
         (["{pairs}", "{folder}/out.jsonl", "--model", "org/name@abc"], "needs revision"),
         (["{pairs}", "{folder}/out.jsonl", "--model", "./nowhere", "--in-process"], "nowhere"),
+        (["{pairs}", "{folder}/new/and/deep/out.jsonl", "--model", "./nowhere", "--in-process"], "nowhere"),
     ],
 )
 def test_errors_are_one_line(tmp_path: Path, pairs: Path, config: Path, arguments: list[str], message: str) -> None:
     filled = [argument.format(pairs=pairs, folder=tmp_path) for argument in arguments]
+    before = set(tmp_path.rglob("*"))
     result = runner.invoke(app, ["batch", *filled, "--config", str(config)])
 
     assert result.exit_code == 2
     assert message in result.stderr
     assert "Traceback" not in result.output
+    assert set(tmp_path.rglob("*")) == before  # no folder, no lock
+
+
+def test_a_failed_start_leaves_a_job_that_was_begun(begun: Path, pairs: Path, config: Path) -> None:
+    parts = begun.with_name("begun.jsonl.parts")
+    for path in parts.glob("0*.jsonl"):
+        path.unlink()
+    before = {path: path.read_bytes() for path in parts.iterdir()}
+
+    assert runner.invoke(app, command(pairs, begun, config, "--truncate", "NONE")).exit_code == 2
+
+    assert {path: path.read_bytes() for path in parts.iterdir()} == before
 
 
 def test_a_pair_that_is_too_long_is_named(tmp_path: Path, config: Path) -> None:
@@ -261,7 +275,7 @@ def test_a_pair_that_is_too_long_is_named(tmp_path: Path, config: Path) -> None:
     )
 
     assert result.exit_code == 2
-    assert f"{path}, line 2: Input length" in result.stderr
+    assert f"{path}, line 2: the pair has " in result.stderr
 
 
 def test_a_missing_package_names_its_extra(

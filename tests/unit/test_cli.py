@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from rerank_service.cli.main import app
 from rerank_service.version import __version__
-from tests.http_servers import error, scripted
+from tests.http_servers import error, ranking, scripted
 
 CONFIG = str(Path(__file__).parents[2] / "serve_config.yaml")
 runner = CliRunner()
@@ -84,6 +84,23 @@ def test_rank_takes_more_lines_than_a_request() -> None:
     answer = json.loads(result.stdout)
     assert answer["rankings"] == [{"index": index, "logit": 7.0} for index in (6, 13, 20)]
     assert answer["usage"] == {"prompt_tokens": 6000, "total_tokens": 6000}
+
+
+def test_rank_tells_what_the_model_did_not_see() -> None:
+    headers = {"x-rerank-truncated-passages": "2", "x-rerank-unscored-passages": "1"}
+    with scripted(ranking([1.0, 2.0, 3.0], **headers)) as server:
+        there = runner.invoke(app, ["rank", "q", "--url", server.url, "--json"], input="a\nb\nc")
+    command = ["rank", "q", "--in-process", "--config", CONFIG, "--json"]
+    here = runner.invoke(app, command, input="short\n" + "long " * 400)
+    whole = runner.invoke(app, command, input="short")
+
+    assert there.stderr == (
+        "2 of 3 passages were cut to the model's window; --max-windows ranks them whole\n"
+        "1 of them were not scored at all: shorten the query, which leaves no room for them\n"
+    )
+    assert here.stderr.startswith("1 of 2 passages were cut")
+    assert len(json.loads(here.stdout)["rankings"]) == 2
+    assert whole.stderr == ""
 
 
 def test_rank_tells_what_the_service_said() -> None:

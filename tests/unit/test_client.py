@@ -117,6 +117,26 @@ def test_many_passages_are_several_requests_and_one_ranking(
     assert all(passage.text == passages[passage.index] for passage in ranked)
 
 
+def test_passages_cut_or_not_scored_are_counted_over_all_requests(rank: Rank) -> None:
+    counts = [("2", "1"), ("3", "0")]
+    script = [
+        ranking([1.0], **{"x-rerank-truncated-passages": cut, "x-rerank-unscored-passages": unscored})
+        for cut, unscored in counts
+    ]
+    with scripted(*script) as server:
+        ranked = rank(server.url, "q", ["a", "b"], settings={"max_passages": 1}, top_n=1)
+    with scripted() as server:  # that knows no such headers
+        untold = rank(server.url, "q", ["a"])
+
+    assert (ranked.num_truncated, ranked.num_unscored) == (5, 1)
+    assert (untold.num_truncated, untold.num_unscored) == (None, None)
+
+
+def test_the_service_counts_what_the_window_cut(rank: Rank, url: str) -> None:
+    ranked = rank(url, "q", ["short", "long " * 200, "long " * 200])
+    assert (ranked.num_truncated, ranked.num_unscored) == (2, 0)
+
+
 def test_the_best_few(rank: Rank, url: str) -> None:
     every = rank(url, "q", PASSAGES)
     assert list(rank(url, "q", PASSAGES, top_n=2)) == list(every[:2])

@@ -10,7 +10,7 @@ import yaml
 from ray._private import ray_constants
 from ray.autoscaler._private.kuberay import autoscaling_config
 
-from rerank_service.config import ReplicaConfig, RerankConfig, parse_serve_config
+from rerank_service.config import RerankConfig, parse_serve_config
 from rerank_service.ray_environment import HAPROXY_ENVIRONMENT, RAY_ENVIRONMENT
 from rerank_service.version import __version__
 from tests.manifests import built, kustomize, problems
@@ -110,12 +110,14 @@ def test_every_pod_has_the_environment_that_rays_processes_need(folder: str) -> 
 
 
 def test_pods_have_the_time_that_draining_takes(folder: str) -> None:
-    longest_s = max(model.replica.graceful_shutdown_timeout_s for model in settings(folder).models)
-    assert longest_s == ReplicaConfig().graceful_shutdown_timeout_s
+    limits = settings(folder).limits
+    chosen = [model.replica.graceful_shutdown_timeout_s for model in settings(folder).models]
+    longest_s = max(limits.ingress_grace_s, *(grace_s or limits.replica_grace_s for grace_s in chosen))
     for group in cluster(folder)["workerGroupSpecs"]:
         command = container(group)["lifecycle"]["preStop"]["exec"]["command"][-1]
-        deadline_s = float(command.rpartition(" ")[2])
-        assert longest_s < deadline_s
+        deadline_s = float(command.partition("--deadline-s ")[2].split()[0])
+        # Serve stops a replica this long before the deadline, whether there is another in its place or not.
+        assert deadline_s >= 2 * longest_s
         grace_s = group["template"]["spec"]["terminationGracePeriodSeconds"]
         assert deadline_s + ray_constants.RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S < grace_s
 

@@ -11,7 +11,6 @@ import yaml
 from ray.serve.schema import ServeDeploySchema
 from typer.testing import CliRunner
 
-from rerank_service import node_drain
 from rerank_service.catalogue import CATALOGUE, known_model
 from rerank_service.cli.main import app
 from rerank_service.config import RerankConfig, load_config, parse_serve_config
@@ -149,19 +148,6 @@ def test_json_says_the_same() -> None:
 
     variables = json.loads(runner.invoke(app, ["environment", "--haproxy", "--json"]).stdout)
     assert variables == RAY_ENVIRONMENT | HAPROXY_ENVIRONMENT
-
-
-@pytest.mark.parametrize(("num_left", "code"), [(0, 0), (2, 1)])
-def test_drain_says_what_is_left(monkeypatch: pytest.MonkeyPatch, num_left: int, code: int) -> None:
-    monkeypatch.setattr(node_drain, "drain_node", lambda *_: "n1")
-    monkeypatch.setattr(node_drain, "replicas_on", lambda _: num_left)
-
-    told = runner.invoke(app, ["drain", "--deadline-s", "1"])
-    as_json = runner.invoke(app, ["drain", "--deadline-s", "1", "--json"])
-
-    assert (told.exit_code, as_json.exit_code) == (code, code)
-    assert ("no replica left" in told.stdout) == (num_left == 0)
-    assert json.loads(as_json.stdout) == {"node_id": "n1", "replicas_left": num_left}
 
 
 def test_a_shell_reads_the_environment() -> None:

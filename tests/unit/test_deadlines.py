@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from rerank_service.scheduler.deadlines import Demand, fits, urgent
+from rerank_service.errors import WaitTooLong
+from rerank_service.scheduler.deadlines import Demand, lateness, urgent
 from rerank_service.scheduler.fair_queue import FairQueue
 
 SPEED = 1000.0
@@ -16,31 +17,44 @@ BUDGET = 100
 def test_a_newcomer_must_fit_into_its_own_time_with_a_margin() -> None:
     queue = [Demand(10.0, 3000)]
 
-    assert fits(Demand(10.0, 4000), queue, 1000, 0.0, SPEED)  # done after 8 of 10 s
-    assert not fits(Demand(10.0, 4001), queue, 1000, 0.0, SPEED)
-    assert not fits(Demand(10.0, 4000), queue, 1000, 0.1, SPEED)
+    assert lateness(Demand(10.0, 4000), queue, 1000, 0.0, SPEED) is None  # done after 8 of 10 s
+    assert lateness(Demand(10.0, 4001), queue, 1000, 0.0, SPEED)
+    assert lateness(Demand(10.0, 4000), queue, 1000, 0.1, SPEED)
 
 
 def test_a_newcomer_in_a_hurry_overtakes_those_who_have_time() -> None:
     queue = [Demand(60.0, 30_000)]
 
-    assert fits(Demand(1.0, 500), queue, 0, 0.0, SPEED)
-    assert not fits(Demand(1.0, 500), queue, 301, 0.0, SPEED)  # what runs already is not taken back
+    assert lateness(Demand(1.0, 500), queue, 0, 0.0, SPEED) is None
+    assert lateness(Demand(1.0, 500), queue, 301, 0.0, SPEED)  # what runs already is not taken back
 
 
 def test_a_newcomer_must_not_cost_anybody_the_deadline() -> None:
     queue = [Demand(10.0, 8500)]
 
-    assert fits(Demand(5.0, 500), queue, 0, 0.0, SPEED)
-    assert not fits(Demand(5.0, 501), queue, 0, 0.0, SPEED)
+    assert lateness(Demand(5.0, 500), queue, 0, 0.0, SPEED) is None
+    assert lateness(Demand(5.0, 501), queue, 0, 0.0, SPEED)
+
+
+def test_a_refusal_tells_the_numbers_that_decided() -> None:
+    own = lateness(Demand(60.0, 45_300), [Demand(60.0, 3000)], 1000, 0.0, SPEED)
+    another = lateness(Demand(5.0, 1000), [Demand(10.0, 8500)], 0, 0.0, SPEED)
+
+    assert own == pytest.approx((49.3, 60.0, 12.0, False))
+    assert another == pytest.approx((9.5, 10.0, 1.0, True))
+    assert str(WaitTooLong(*own, 7)) == (
+        "The request would take an estimated 49.3 s with everything before it; its deadline is in 60 s, of which 12 s "
+        "are a reserve for a slower device; retry after 7 s"
+    )
+    assert str(WaitTooLong(*another, 7)).startswith("The request would make an accepted one take an estimated 9.5 s")
 
 
 def test_who_is_late_anyway_keeps_nobody_out() -> None:
-    assert fits(Demand(5.0, 1000), [Demand(10.0, 20_000)], 0, 0.0, SPEED)
+    assert lateness(Demand(5.0, 1000), [Demand(10.0, 20_000)], 0, 0.0, SPEED) is None
 
 
 def test_without_a_deadline_anything_fits() -> None:
-    assert fits(Demand(math.inf, 10**9), [Demand(math.inf, 10**9)], 10**6, 0.0, SPEED)
+    assert lateness(Demand(math.inf, 10**9), [Demand(math.inf, 10**9)], 10**6, 0.0, SPEED) is None
     assert urgent([Demand(math.inf, 10**9)], 0, 0.0, SPEED) == []
 
 
@@ -92,7 +106,7 @@ def test_under_three_times_the_load_the_device_works_for_answers_that_come_in_ti
             lengths = [rng.randint(5, 40) for _ in range(rng.choice([1, 2, 5, 20, 60]))]
             newcomer = Demand(next_s + rng.choice([2.0, 8.0]), sum(lengths))
             busy = int(max(0.0, free_s - next_s) * SPEED) + BUDGET
-            if fits(newcomer, queue.demands, busy, next_s, SPEED):
+            if lateness(newcomer, queue.demands, busy, next_s, SPEED) is None:
                 queue.add(str(number), number, lengths, newcomer.deadline_s)
                 accepted[number] = Accepted(newcomer.deadline_s, newcomer.num_tokens, len(lengths))
             number += 1

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -14,7 +15,8 @@ from jsonschema import Draft202012Validator
 from rerank_service.config import DialectName, ModelConfig
 from rerank_service.dialects import routes_of
 from rerank_service.dialects.call import probability
-from rerank_service.errors import NonFiniteLogit, QueueFull, ReplicaUnavailable
+from rerank_service.errors import NonFiniteLogit, QueueFull, ReplicaUnavailable, RequestTooLarge, dotted
+from rerank_service.shards import Shard, ShardScores
 from tests.local_service import LocalReplica, local_api
 from tests.models import local_model
 from tests.unit.test_api import client_of
@@ -311,7 +313,7 @@ REFUSED: list[tuple[str, dict[str, Any], int, str]] = [
     ("voyage", {"documents": ["short", LONG], "truncation": False}, 400, "or send truncation: true"),
     ("vllm", {"documents": ["short", LONG]}, 400, "(query with documents[1]); shorten it, or send "
      "truncate_prompt_tokens: -1"),
-    ("vllm score", {"text_1": ["a", "b"], "text_2": ["short", LONG]}, 400, "(query with documents[1])"),
+    ("vllm score", {"text_1": ["a", "b"], "text_2": ["short", LONG]}, 400, "(text_1[1] with text_2[1])"),
 ]  # fmt: skip
 
 
@@ -572,3 +574,139 @@ async def test_all_questions_of_a_request_have_one_requests_share(model: ModelCo
     of_the_request = {query: request_id for query, request_id in seen if query in ("a", "b")}
     assert set(of_the_request) == {"a", "b"}
     assert len(set(of_the_request.values())) == 1
+
+
+LOSS_BODIES: dict[str, tuple[str, dict[str, Any]]] = ALL_FORMS | {
+    "nim": ("/v1/ranking", {"query": {"text": QUERY}, "passages": [{"text": text} for text in [*TEXTS, TEXTS[0]]]}),
+    "vllm score of several queries": ("/score", {"queries": ["a", "b", "a"], "documents": TEXTS}),
+}
+
+
+class _Cutting:
+    """Scores nothing of passages that begin with P, and cuts those that begin with A."""
+
+    def remote(self, shard: Shard) -> "asyncio.Task[ShardScores]":
+        unscored = tuple(text.startswith("P") for text in shard.passages)
+        cut = tuple(text[0] in "PA" for text in shard.passages)
+        count = len(shard.passages)
+        scores = ShardScores((1.0,) * count, (9,) * count, cut, 0.0, 0.0, 0.0, is_unscored=unscored)
+
+        async def score() -> ShardScores:
+            return scores
+
+        return asyncio.ensure_future(score())
+
+
+@pytest.mark.parametrize("name", LOSS_BODIES)
+async def test_every_answer_counts_the_passages_that_were_cut_or_not_scored(model: ModelConfig, name: str) -> None:
+    path, body = LOSS_BODIES[name]
+    async with serving(model, _Cutting()) as client:
+        response = await client.post(path, json=body)
+        metrics = (await client.get("/metrics")).text
+
+    num_copies = 2 if name == "nim" else 1  # a copy is scored once, and counts as often as it is sent
+    assert response.status_code == 200
+    assert response.headers["x-rerank-truncated-passages"] == str(num_copies + 1)
+    assert response.headers["x-rerank-unscored-passages"] == str(num_copies)
+    assert f'rerank_unscored_pairs_total{{model="{MODEL}"}} {num_copies}.0' in metrics
+    assert f'rerank_truncated_pairs_total{{model="{MODEL}"}} {num_copies + 1}.0' in metrics
+
+
+@pytest.mark.parametrize("name", LOSS_BODIES)
+async def test_the_counts_are_zero_where_everything_fits(client: httpx.AsyncClient, name: str) -> None:
+    path, body = LOSS_BODIES[name]
+    headers = (await client.post(path, json=body)).headers
+    assert [headers[f"x-rerank-{what}-passages"] for what in ("truncated", "unscored")] == ["0", "0"]
+
+
+async def test_the_counts_are_described_for_every_route_that_ranks(client: httpx.AsyncClient) -> None:
+    paths = (await client.get("/openapi.json")).json()["paths"]
+    ranking = [operation["post"] for operation in paths.values() if "post" in operation]
+    assert len(ranking) == 3 + len({path for path, _ in ALL_FORMS.values()})
+    for operation in ranking:
+        headers = operation["responses"]["200"]["headers"]
+        assert set(headers) == {"x-rerank-truncated-passages", "x-rerank-unscored-passages"}
+        assert all(header["schema"] == {"type": "integer", "minimum": 0} for header in headers.values())
+
+
+class _TooLarge:
+    """Refuses every request for its size."""
+
+    def remote(self, shard: Shard) -> "asyncio.Task[ShardScores]":
+        async def refuse() -> ShardScores:
+            raise RequestTooLarge(shard.request_tokens, 10)
+
+        return asyncio.ensure_future(refuse())
+
+
+LONG_AT_ONE = ["short", LONG]
+NAMED: list[tuple[str, dict[str, Any], str]] = [
+    ("/v1/ranking", {"query": {"text": "q"}, "passages": [{"text": "a"}, {"text": LONG}], "truncate": "NONE"},
+     "query.text with passages[1].text"),
+    ("/rerank", {"query": "q", "texts": LONG_AT_ONE, "truncate": False}, "query with texts[1]"),
+    ("/v1/rerank", {"query": "q", "documents": LONG_AT_ONE, "truncation": False}, "query with documents[1]"),
+    ("/rerank", {"query": "q", "documents": LONG_AT_ONE}, "query with documents[1]"),
+    ("/rerank", {"query": "q", "documents": LONG}, "query with documents"),
+    ("/score", {"text_1": "q", "text_2": LONG_AT_ONE}, "text_1 with text_2[1]"),
+    ("/score", {"text_1": "q", "text_2": LONG}, "text_1 with text_2"),
+    ("/score", {"text_1": ["q"], "text_2": LONG_AT_ONE}, "text_1[0] with text_2[1]"),
+    ("/v1/score", {"queries": ["a", "b", "a"], "documents": ["x", "y", LONG]}, "queries[2] with documents[2]"),
+    ("/v1/score", {"queries": ["a"], "items": [{"text": "x"}, {"text": LONG}]}, "queries[0] with items[1]"),
+    ("/v1/score", {"data_1": "q", "data_2": LONG_AT_ONE}, "data_1 with data_2[1]"),
+    ("/score", {"text_1": "q", "text_2": ["a", 5]}, "text_2[1]"),
+    ("/score", {"text_1": "q", "text_2": 5}, "text_2"),
+    ("/score", {"text_1": " ", "text_2": "a"}, "text_1"),
+    ("/score", {"text_1": ["a", " "], "text_2": ["a", "b"]}, "text_1[1]"),
+    ("/score", {"text_1": 5, "text_2": "a"}, "text_1"),
+    ("/rerank", {"query": "q", "documents": 5, "truncate_prompt_tokens": None}, "documents"),
+    ("/v1/rerank", {"query": "q", "documents": ["a", 5]}, "documents[1]"),
+    ("/v1/rerank", {"query": {"text": " "}, "documents": ["a"]}, "query"),
+    ("/v2/rerank", {"query": "q", "documents": ["a"] * 5}, "documents"),
+    ("/v1/ranking", {"query": {"text": "q"}, "passages": [{"text": "a"}] * 5}, "passages"),
+    ("/v1/ranking", {"query": {"text": "q"}, "passages": [{"text": 5}]}, "passages[0].text"),
+]  # fmt: skip
+FIELDS_OF_TEXTS = r"quer(?:y|ies)|passages|documents|texts|items|text_[12]|data_[12]"
+
+
+def assert_places_exist(body: dict[str, Any], message: str) -> None:
+    """Every field of texts that the message names is in the body, as far as its path goes."""
+    named = re.findall(rf"\b(?:{FIELDS_OF_TEXTS})(?![\w/])(?:\[\d+\]|\.text\b)*", message)
+    for place in named:
+        value: Any = body
+        for part in re.findall(r"\w+", place):
+            value = value[int(part)] if isinstance(value, list) else value[part]
+
+
+def places_named(answer: Any) -> list[str]:
+    """The places that an error names for programs, in the dialects that do."""
+    error, detail = answer.get("error"), answer.get("detail")
+    params = [error["param"]] if isinstance(error, dict) and error["param"] else []
+    return params + [dotted(tuple(one["loc"][1:])) for one in (detail if isinstance(detail, list) else [])]
+
+
+@pytest.mark.parametrize(("path", "body", "place"), NAMED)
+async def test_an_error_names_the_callers_own_fields(
+    client: httpx.AsyncClient, path: str, body: dict[str, Any], place: str
+) -> None:
+    answer = (await client.post(path, json=body)).json()
+
+    message = message_of(answer)
+    assert re.search(rf"(?<![\w.]){re.escape(place)}(?![\w.\[])", message), message
+    assert_places_exist(body, message)
+    assert set(places_named(answer)) <= {place.split(" with ")[-1]}
+
+
+@pytest.mark.parametrize("name", LOSS_BODIES)
+async def test_a_request_too_large_names_the_callers_own_field(model: ModelConfig, name: str) -> None:
+    path, body = LOSS_BODIES[name]
+    async with serving(model, _TooLarge()) as client:
+        answer = (await client.post(path, json=body)).json()
+
+    assert_places_exist(body, message_of(answer))
+    assert set(places_named(answer)) <= set(body)
+
+
+async def test_vllm_calls_no_header_a_parameter(client: httpx.AsyncClient) -> None:
+    answer = (await client.post("/score", json={}, headers={"x-request-timeout-seconds": "soon"})).json()
+    assert "x-request-timeout-seconds" in answer["error"]["message"]
+    assert answer["error"]["param"] is None

@@ -23,7 +23,7 @@ EXAMPLES = [
     errors.RateLimited("passages", 1000, 7),
     errors.UnsupportedMediaType("Content-Type", "text/plain", "send JSON"),
     errors.QueueFull(5, 4, 1),
-    errors.WaitTooLong(70.5, 12),
+    errors.WaitTooLong(70.5, 60.0, 12.0, False, 12),
     errors.ReplicaUnavailable("m"),
     errors.RequestTimedOut(60.0),
     errors.NonFiniteLogit(2),
@@ -74,7 +74,7 @@ ENVELOPES: list[tuple[int, str, list[str | int], str, str]] = [
         "invalid_request_error",
         ["body", "passages", 3, "text"],
         "pair_too_long",
-        "Input length 9000 exceeds maximum allowed token size 8192 (query with passages[3]); "
+        "Input length 9000 exceeds maximum allowed token size 8192 (query.text with passages[3].text); "
         "shorten it, or send truncate: END",
     ),
     (
@@ -97,7 +97,7 @@ ENVELOPES: list[tuple[int, str, list[str | int], str, str]] = [
         "invalid_request_error",
         ["body"],
         "body_too_large",
-        "The body is larger than the limit of 10 bytes; send fewer or shorter passages",
+        "The body is larger than the limit of 10 bytes; send less text in a request",
     ),
     (
         413,
@@ -105,7 +105,7 @@ ENVELOPES: list[tuple[int, str, list[str | int], str, str]] = [
         ["body", "passages"],
         "request_too_large",
         "The request has about 5000 tokens, more than the 4096 that may wait (batching.max_queued_tokens); "
-        "send fewer or shorter passages",
+        "send less text in a request",
     ),
     (
         429,
@@ -127,7 +127,8 @@ ENVELOPES: list[tuple[int, str, list[str | int], str, str]] = [
         "overloaded_error",
         [],
         "wait_too_long",
-        "The request would take 70.5 s behind what waits already, too long for its deadline; retry after 12 s",
+        "The request would take an estimated 70.5 s with everything before it; its deadline is in 60 s, of which 12 s "
+        "are a reserve for a slower device; retry after 12 s",
     ),
     (
         503,
@@ -141,7 +142,7 @@ ENVELOPES: list[tuple[int, str, list[str | int], str, str]] = [
         "timeout_error",
         [],
         "request_timed_out",
-        "The request was not ready within 60 s and was dropped; send fewer passages",
+        "The request was not ready within 60 s and was dropped; send less text in a request",
     ),
     (
         500,
@@ -163,7 +164,7 @@ ENVELOPES: list[tuple[int, str, list[str | int], str, str]] = [
         [],
         "device_memory_exhausted",
         "A pair of 8192 tokens does not fit in the device's memory; "
-        "send shorter passages, or have the operator lower window_tokens",
+        "shorten it, or have the operator lower window_tokens",
     ),
 ]
 

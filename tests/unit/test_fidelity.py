@@ -439,10 +439,12 @@ def test_no_is_an_exit_code(folders: dict[str, Path], tmp_path: Path) -> None:
 
 @pytest.fixture
 def service(folders: dict[str, Path]) -> Iterator[str]:
-    """One model that is what it says, and one that pools another way."""
-    right = local_model(folders["llama_bidirec"], id="right")
+    """One model that is what it says, one that pools another way, and one that is a little off; all in float32."""
+    right = local_model(folders["llama_bidirec"], id="right", aliases=["alias"])
     wrong = local_model(folders["llama_bidirec"], id="wrong", engine={"pooling": "last"})
-    with running(local_api([right, wrong], {one.id: LocalReplica(one) for one in (right, wrong)})) as url:
+    nearly = local_model(folders["llama_bidirec"], id="nearly", engine={"temperature": 1.03})
+    models = (right, wrong, nearly)
+    with running(local_api(models, {one.id: LocalReplica(one) for one in models})) as url:
         yield url
 
 
@@ -459,6 +461,29 @@ def test_a_running_service(folders: dict[str, Path], service: str) -> None:
     assert {"largest difference", "mean difference"} <= {
         check["name"] for check in json.loads(wrong.stdout)["checks"] if not check["is_passed"]
     }
+
+
+@pytest.mark.parametrize("dtype", ["fastest", "auto", "float32"])
+def test_a_running_service_is_held_to_the_precision_it_tells(
+    folders: dict[str, Path], service: str, tmp_path: Path, dtype: str
+) -> None:
+    """What is off by 3% is rounding in int8, and wrong in float32."""
+    config = tmp_path / "serve.yaml"
+    model = {"checkpoint": {"source": str(folders["llama_bidirec"])}, "engine": {"dtype": dtype, "device": "cpu"}}
+    models = [model | {"id": name} for name in ("nearly", "right")]
+    config.write_text(json.dumps({"applications": [{"args": {"models": models}}]}))
+    command = ["verify", "nearly", "--config", str(config), "--url", service, "--json"]
+
+    nearly, right, as_alias, as_said = (
+        runner.invoke(app, [*command, *more])
+        for more in ([], ["--served-as", "right"], ["--served-as", "ALIAS"], ["--dtype", "int8"])
+    )
+
+    assert nearly.exit_code == 1, nearly.output
+    assert "logits are 0.97" in json.loads(nearly.stdout)["reason"]
+    assert [json.loads(one.stdout)["dtype"] for one in (nearly, right, as_alias)] == ["float32"] * 3
+    assert [one.exit_code for one in (right, as_alias)] == [0, 0]
+    assert (as_said.exit_code, json.loads(as_said.stdout)["dtype"]) == (0, "int8")  # the caller's word goes
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,19 @@ def report(replica: str = "host:1", **changes: object) -> ReplicaReport:
     return ReplicaReport(replica=replica, **(facts | changes))  # type: ignore[arg-type]
 
 
+def test_precisions_are_those_of_the_replicas_that_answered_of_late() -> None:
+    now_s = 0.0
+    replicas = KnownReplicas(lambda: now_s)
+    assert replicas.precisions("m") == set()
+    replicas.hear("m", report("host:1", precision="int8"))
+    now_s = 30.0
+    replicas.hear("m", report("host:2", precision="bfloat16"))
+    replicas.hear("other", report("host:3", precision="float32"))
+    assert replicas.precisions("m") == {"int8", "bfloat16"}
+    now_s = 70.0
+    assert replicas.precisions("m") == {"bfloat16"}
+
+
 @pytest.mark.parametrize("metric", ALL_METRICS, ids=lambda metric: metric.name)
 def test_names_follow_prometheus_conventions(metric: definitions.Metric) -> None:
     assert re.fullmatch(r"rerank_[a-z_]+", metric.name)

@@ -1,7 +1,6 @@
 // The playground: a client of the public API. It knows GET v1/models and POST v1/ranking, and nothing else of the service.
 // Text of the user and of the service becomes text nodes only, never markup. Addresses are relative, so a prefix is fine.
 
-const MAX_CUTS_NAMED = 12; // each takes a request of its own to find
 const KEY_NAME = `rerank-service key ${new URL(".", location.href).pathname}`; // two services may share an origin
 const MOVE = { duration: 560, easing: "cubic-bezier(.2, .7, .2, 1)" };
 const FIELDS = ["model", "truncate", "query", "passages"];
@@ -43,7 +42,7 @@ async function ask(path, options = {}) {
     throw new Refusal(0, { message: `The service at ${location.host} did not answer. Is it running?` });
   }
   if (!response.ok) throw new Refusal(response.status, parsed(text));
-  return { answer: parsed(text), timing: response.headers.get("Server-Timing") ?? "" };
+  return { answer: parsed(text), headers: response.headers };
 }
 
 function parsed(text) {
@@ -54,53 +53,17 @@ function parsed(text) {
   }
 }
 
-async function askForRanking(body, signal) {
-  const started = performance.now();
-  const headers = { "Content-Type": "application/json" };
-  const reply = await ask("v1/ranking", { method: "POST", headers, body: JSON.stringify(body), signal });
-  return { ...reply, roundTrip: performance.now() - started };
-}
-
-/**
- * Ranks, and finds out which pairs were cut. An answer does not tell, but a refusal under `truncate: NONE` names one pair.
- * So NONE is asked first: if that is answered, nothing was cut, and END would have answered the same. If it is refused,
- * END is asked for the ranking, and `findOtherCuts` looks for the rest while the ranking is shown already.
- */
 async function rank(body, signal) {
-  const cuts = new Map(); // index of a passage -> what is to be said of it
-  try {
-    return { ...(await askForRanking({ ...body, truncate: "NONE" }, signal)), cuts };
-  } catch (error) {
-    if (body.truncate === "NONE" || !noteCut(error, body.passages, [...body.passages.keys()], cuts)) throw error;
-  }
-  return { ...(await askForRanking(body, signal)), cuts };
-}
-
-/** Asks under NONE for what is not known to be cut, until that is answered. Returns whether all cuts are known. */
-async function findOtherCuts(body, cuts, signal) {
-  for (let named = 1; named < MAX_CUTS_NAMED; named += 1) {
-    const rest = [...body.passages.keys()].filter((index) => !cuts.has(index));
-    if (rest.length === 0) return true;
-    try {
-      await askForRanking({ ...body, passages: rest.map((index) => body.passages[index]), truncate: "NONE" }, signal);
-      return true;
-    } catch (error) {
-      if (error.name === "AbortError") throw error;
-      if (!noteCut(error, body.passages, rest, cuts)) return false;
-    }
-  }
-  return false;
-}
-
-/** Notes the pair that a refusal calls too long, and its copies; false if the refusal is about something else. */
-function noteCut(error, all, asked, cuts) {
-  const problem = error.problems?.find((one) => one.type === "pair_too_long");
-  const named = all[asked[problem?.loc[2]]];
-  if (named === undefined) return false;
-  const [, had, window] = problem.msg.match(/length (\d+) exceeds maximum allowed token size (\d+)/) ?? [];
-  const words = had ? `cut: ${number(had)} tokens, window ${number(window)}` : "cut to the model's window";
-  all.forEach((passage, index) => passage.text === named.text && cuts.set(index, words));
-  return true;
+  const started = performance.now();
+  const options = { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body), signal };
+  const { answer, headers } = await ask("v1/ranking", options);
+  return {
+    answer,
+    timing: headers.get("Server-Timing") ?? "",
+    numCut: Number(headers.get("x-rerank-truncated-passages")),
+    numUnscored: Number(headers.get("x-rerank-unscored-passages")),
+    roundTrip: performance.now() - started,
+  };
 }
 
 // ---- The request, as the form has it
@@ -206,7 +169,7 @@ function makeRow() {
     text: element("p", "text"),
     index: element("span", "index"),
     moved: element("span", "moved"),
-    mark: element("span", "cut"),
+    mark: element("span", "refused"),
     more: element("button", "link more", "Show all"),
     bar: element("div", "bar"),
     fill: element("i", "fill"),
@@ -289,7 +252,7 @@ function showPreview() {
 
 const isShown = (texts) => texts.length === rows.length && texts.every(({ text }, at) => text === rows[at].text.textContent);
 
-function showRanking({ answer, timing, roundTrip, cuts }) {
+function showRanking({ answer, timing, roundTrip, numCut, numUnscored }) {
   const order = answer.rankings.map(({ index }) => index);
   const logits = answer.rankings.map(({ logit }) => logit);
   const low = Math.min(0, ...logits);
@@ -298,6 +261,7 @@ function showRanking({ answer, timing, roundTrip, cuts }) {
   setState("ranked");
   answer.rankings.forEach(({ index, logit }, at) => {
     const parts = rows[index];
+    parts.mark.textContent = "";
     parts.place.textContent = at + 1;
     showMove(parts.moved, index - at);
     parts.logit.textContent = signed(logit);
@@ -307,7 +271,7 @@ function showRanking({ answer, timing, roundTrip, cuts }) {
     parts.fill.style.setProperty("--from", `${(100 * (Math.min(0, logit) - low)) / width}%`);
     parts.fill.style.setProperty("--size", `${(100 * Math.abs(logit)) / width}%`);
   });
-  showCuts(cuts);
+  showLoss(numCut, numUnscored);
   place(order);
   offerWhole();
   const title = $("ranking-title");
@@ -326,8 +290,18 @@ function showMove(moved, by) {
   moved.append(arrow, element("span", "visually-hidden", words));
 }
 
-function showCuts(cuts) {
-  rows.forEach(({ mark }, index) => (mark.textContent = cuts.get(index) ?? ""));
+/** What the model has not seen of the passages. */
+function showLoss(numCut, numUnscored) {
+  const sentences = [];
+  if (numCut > numUnscored) {
+    const were = numCut - numUnscored === 1 ? "was" : "were";
+    sentences.push(`${counted(numCut - numUnscored, "passage")} ${were} cut: with the query, too long for the model's window.`);
+  }
+  if (numUnscored > 0) {
+    const [were, its] = numUnscored === 1 ? ["was", "its place says"] : ["were", "their places say"];
+    sentences.push(`${counted(numUnscored, "passage")} ${were} not scored: the query fills the window, so ${its} nothing.`);
+  }
+  $("loss").textContent = sentences.join(" ");
 }
 
 /** W3C Server Timing, `name;dur=milliseconds, ...`; each stage is the slowest shard's, so they need not add up. */
@@ -346,7 +320,7 @@ function showTiming(header, roundTrip) {
 /** `preview`: passages in the order given. `ranked`. `stale`: ranked, but the form has changed since. */
 function setState(state) {
   list.dataset.state = state;
-  $("columns").hidden = $("timing").hidden = state === "preview";
+  $("columns").hidden = $("timing").hidden = $("loss").hidden = state === "preview";
 }
 
 const summaryOf = (count, tokens) => `${counted(count, "passage")} · ${counted(tokens, "token")}`;
@@ -448,9 +422,8 @@ async function submit() {
   try {
     const ranked = await rank(body, controller.signal);
     const summary = showRanking(ranked);
-    announce(`Ranked ${summary}. First: passage with index ${ranked.answer.rankings[0].index}.`);
-    setBusy(false);
-    await showAllCuts(body, ranked.cuts, summary, controller.signal);
+    $("summary").textContent = summary;
+    announce(`Ranked ${summary}. First: passage with index ${ranked.answer.rankings[0].index}. ${$("loss").textContent}`);
   } catch (error) {
     if (error.name === "AbortError") return;
     if (!(error instanceof Refusal)) throw error;
@@ -459,15 +432,6 @@ async function submit() {
   } finally {
     if (running === controller) setBusy(false);
   }
-}
-
-async function showAllCuts(body, cuts, summary, signal) {
-  $("summary").textContent = summary;
-  if (cuts.size === 0) return;
-  $("summary").textContent = `${summary} · looking for cut passages`;
-  const areAllKnown = await findOtherCuts(body, cuts, signal);
-  showCuts(cuts);
-  $("summary").textContent = `${summary} · ${areAllKnown ? "" : "at least "}${number(cuts.size)} cut`;
 }
 
 function setBusy(isBusy) {

@@ -1,0 +1,118 @@
+"""Whether an address that the service is about to listen on is free, and if not, who has it.
+
+Serve's proxies listen with SO_REUSEPORT: a second service on the same port starts without an error, and the kernel
+deals connections out to both. The probe therefore binds without that option.
+"""
+
+import errno
+import os
+import re
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import httpx
+
+__all__ = ["Endpoint", "problem_of", "reserve"]
+
+_LISTENING = "0A"  # TCP_LISTEN in /proc/net/tcp
+_PROBE_TIMEOUT_S = 2
+_WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - what is asked instead
+
+
+class Endpoint(NamedTuple):
+    """An address to listen on, and the setting that chooses it."""
+
+    host: str
+    port: int
+    setting: str
+
+
+def problem_of(endpoint: Endpoint) -> str | None:
+    """Why nothing could listen there, in one line; null if it is free."""
+    try:
+        with closing(_bound(endpoint, socket.SO_REUSEADDR if sys.platform == "linux" else None)):
+            return None
+    except OSError as error:
+        where = f"port {endpoint.port} of {endpoint.host}"
+        if error.errno == errno.EADDRINUSE:
+            return f"{where} is in use by {_holder(endpoint)}. Stop it, or choose another port: {endpoint.setting}"
+        return f"cannot listen on {where}: {error.strerror or error}. See {endpoint.setting}"
+
+
+def reserve(endpoint: Endpoint) -> None:
+    """Keeps others who probe from finding the port free before the proxies listen, where the system can, until this
+    process ends.
+
+    The socket does not listen, so it gets no connections, and Serve's own socket shares the port with it.
+    """
+    with suppress(OSError, AttributeError):
+        _bound(endpoint, socket.SO_REUSEPORT).detach()
+
+
+def _bound(endpoint: Endpoint, option: int | None) -> socket.socket:
+    """SO_REUSEADDR lets Linux bind while old connections are in TIME_WAIT, and never beside a listener."""
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        endpoint.host, endpoint.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    bound = socket.socket(family, kind, protocol)
+    try:
+        if option is not None:
+            bound.setsockopt(socket.SOL_SOCKET, option, 1)
+        bound.bind(address)
+    except OSError:
+        bound.close()
+        raise
+    return bound
+
+
+def _holder(endpoint: Endpoint) -> str:
+    processes = sorted(set(_listening_processes(endpoint.port)))
+    named = f" ({'; '.join(processes)})" if processes else ""
+    if _is_rerank_service(endpoint):
+        return f"another rerank service{named}"
+    if processes:
+        return f"another program{named}"
+    return "another program, or a service that is just starting"
+
+
+def _is_rerank_service(endpoint: Endpoint) -> bool:
+    host = _WILDCARDS.get(endpoint.host, endpoint.host)
+    url = f"http://{f'[{host}]' if ':' in host else host}:{endpoint.port}/v1/health/live"
+    with suppress(httpx.HTTPError, ValueError, TypeError, KeyError):
+        return str(httpx.get(url, timeout=_PROBE_TIMEOUT_S, trust_env=False).json()["object"]) == "health.response"
+    return False
+
+
+def _listening_processes(port: int) -> Iterator[str]:
+    """Linux: those that this user may see."""
+    links = {f"socket:[{inode}]" for inode in _listening_inodes(port)}
+    for folder in Path("/proc").glob("[0-9]*") if links else ():
+        with suppress(OSError):  # ended meanwhile, or another user's
+            if any(_link(path) in links for path in (folder / "fd").iterdir()):
+                command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                yield f"process {folder.name}: {re.sub(r'[^ -~]', '?', command).strip()[:100]}"
+
+
+def _link(path: Path) -> str:
+    with suppress(OSError):
+        return os.readlink(path)
+    return ""
+
+
+def _listening_inodes(port: int) -> Iterator[str]:
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        with suppress(OSError):
+            for line in Path(table).read_text().splitlines()[1:]:
+                (
+                    _,
+                    local,
+                    _,
+                    state,
+                    *_,
+                ) = fields = line.split()
+                if state == _LISTENING and int(local.rpartition(":")[2], 16) == port:
+                    yield fields[9]

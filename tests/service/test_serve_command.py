@@ -1,0 +1,157 @@
+"""`rerank-service serve` as it is run: a port in use, and its end by Ctrl-C or SIGTERM."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+import yaml
+
+from tests.service.running import CLIENT_TIMEOUT_S, long_text, ranking_body
+
+ROOT = Path(__file__).parents[2]
+_LIMIT_S = 240
+PROGRAM = str(Path(sys.executable).with_name("rerank-service"))
+
+
+@dataclass(frozen=True)
+class Running:
+    """A service in a process group of its own, as a shell starts it."""
+
+    process: subprocess.Popen[bytes]
+    url: str
+    log: Path
+    folder: Path
+
+    def end(self, number: signal.Signals) -> tuple[int, str]:
+        """Exit code, and all that was printed from the signal on; a terminal sends SIGINT to the whole group."""
+        printed = self.log.stat().st_size
+        if number is signal.SIGINT:
+            os.killpg(self.process.pid, number)
+        else:
+            self.process.send_signal(number)
+        code = self.process.wait(_LIMIT_S)
+        return code, self.log.read_text()[printed:]
+
+
+def write_configuration(path: Path, port: int, host: str = "127.0.0.1") -> None:
+    """The shipped one, on another port, with one replica."""
+    document = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
+    document["http_options"] |= {"host": host, "port": port}
+    (model,) = document["applications"][0]["args"]["models"]
+    model["autoscaling"] = {"min_replicas": 1, "max_replicas": 1}
+    path.write_text(yaml.safe_dump(document))
+
+
+@contextmanager
+def running(folder: Path, arguments: Sequence[str]) -> Iterator[Running]:
+    http, *others = (_free_port() for _ in range(4))
+    path, log = folder / "serve.yaml", folder / "log"
+    write_configuration(path, http, "0.0.0.0" if arguments else "127.0.0.1")  # noqa: S104 - HAProxy takes nothing else
+    names = ("HAPROXY_STATS_PORT", "HAPROXY_METRICS_PORT", "FALLBACK_PROXY_HTTP_PORT")
+    variables = {f"RAY_SERVE_{name}": str(port) for name, port in zip(names, others, strict=True)}
+    variables["RAY_SERVE_HAPROXY_CONFIG_FILE_LOC"] = str(folder / "haproxy.cfg")
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            [PROGRAM, "serve", str(path), *arguments],
+            env=os.environ | variables,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    service = Running(process, f"http://127.0.0.1:{http}", log, folder)
+    try:
+        _wait_until_ready(service)
+        yield service
+    finally:
+        tree = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+        for one in (*tree, process):
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "number"),
+    [([], signal.SIGINT), ([], signal.SIGTERM), (["--haproxy"], signal.SIGINT)],
+    ids=["ctrl-c", "sigterm", "haproxy-ctrl-c"],
+)
+def test_its_end(tmp_path: Path, arguments: list[str], number: signal.Signals) -> None:
+    if arguments and sys.platform != "linux":
+        pytest.skip("HAProxy comes with Ray on Linux only")
+    with running(tmp_path, arguments) as service:
+        if number is signal.SIGTERM:
+            _check_that_the_port_is_told(service)
+        body = ranking_body(None, "which?", [f"{index} {long_text(200)}" for index in range(400)])
+        with ThreadPoolExecutor() as pool:
+            requests = [pool.submit(_rank, service.url, body) for _ in range(6)]
+            wait(requests, return_when=FIRST_COMPLETED)
+            assert not all(request.done() for request in requests)
+            code, printed = service.end(number)
+            statuses = [request.result() for request in requests]
+
+    assert code == 0, printed
+    assert statuses == [200] * len(requests)
+    assert "graceful_shutdown" not in printed
+    assert "Traceback" not in printed
+    assert "ERROR" not in printed
+
+
+def _rank(url: str, body: dict[str, Any]) -> int:
+    return httpx.post(f"{url}/v1/ranking", json=body, timeout=CLIENT_TIMEOUT_S).status_code
+
+
+def _check_that_the_port_is_told(service: Running) -> None:
+    """A second service on the same port, and one on all addresses."""
+    port = int(service.url.rpartition(":")[2])
+    for host in ("127.0.0.1", "0.0.0.0"):  # noqa: S104
+        path = service.folder / "second.yaml"
+        write_configuration(path, port, host)
+        second = subprocess.run([PROGRAM, "serve", str(path)], capture_output=True, text=True, timeout=120, check=False)
+        assert second.returncode == 2, second.stderr
+        (line,) = second.stderr.splitlines()
+        assert f"port {port} of {host} is in use by another rerank service" in line
+        assert "ray::ProxyActor" in line
+        assert f"http_options.port in {path}" in line
+
+
+def test_another_programs_port_is_told_in_a_line(tmp_path: Path) -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as holder:
+        port = holder.getsockname()[1]
+        write_configuration(tmp_path / "serve.yaml", port)
+        command = [PROGRAM, "serve", str(tmp_path / "serve.yaml")]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"error: port {port} of 127.0.0.1 is in use by another program (process {os.getpid()}")
+
+
+def _wait_until_ready(service: Running) -> None:
+    deadline = time.monotonic() + _LIMIT_S
+    while True:
+        assert service.process.poll() is None, service.log.read_text()[-2000:]
+        assert time.monotonic() < deadline, service.log.read_text()[-2000:]
+        with suppress(httpx.TransportError):
+            if httpx.get(f"{service.url}/v1/health/ready", timeout=_LIMIT_S).status_code == 200:
+                return
+        time.sleep(0.5)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port

