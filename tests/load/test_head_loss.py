@@ -87,7 +87,7 @@ class Cluster:
         response = httpx.get(url, headers={"authorization": f"Bearer {token}"}, timeout=10)
         response.raise_for_status()
         return {
-            name: {replica["pid"]: replica["state"] for replica in deployment["replicas"]}
+            name: {replica["pid"]: replica["state"] for replica in deployment["replicas"] if replica.get("pid")}
             for application in response.json()["applications"].values()
             for name, deployment in application["deployments"].items()
         }
