@@ -6,6 +6,10 @@ BIN = $(VENV)/bin
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 RESULTS ?= .bench/results
+# of `make chaos`, in a row
+RUNS ?= 1
+# of `make soak`
+MINUTES ?= 60
 
 # of `make train`: a file of groups, and BEIR folders (training/README.md)
 TRAIN_ON ?=
@@ -15,7 +19,7 @@ TRAINED ?= .bench/training
 
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: serve test clients chaos check bench train format clean
+.PHONY: serve test clients chaos soak check bench train format clean
 
 serve: $(VENV)/.installed ## install, then serve on http://127.0.0.1:8000
 	$(BIN)/rerank-service serve $(CONFIG)
@@ -26,8 +30,12 @@ test: $(VENV)/.installed-dev ## install, then run the tests
 clients: $(VENV)/.installed-dev ## every vendor's own client against a running service; installs them once, about 1 GB
 	$(BIN)/python -m tests.clients
 
-chaos: $(VENV)/.installed-dev ## kill replicas, ingresses and a node under load; about nine minutes
-	$(BIN)/python -m pytest tests/load -m load -s
+chaos: $(VENV)/.installed-dev ## break replicas, ingresses, the controller, a node and the head under load; fifteen minutes a run
+	$(BIN)/python -m tests.load --runs $(RUNS)
+
+soak: $(VENV)/.installed-bench ## an hour of mixed traffic: memory, descriptors and metric series must stay flat
+	@mkdir -p $(RESULTS)
+	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES) --json $(RESULTS)/soak.json
 
 check: $(VENV)/.installed-dev ## lint, format, types, import contracts
 	$(BIN)/ruff check .

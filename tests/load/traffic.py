@@ -46,10 +46,6 @@ class Verdicts:
     longest_gap_s: float = 0.0
     """Between two right answers."""
 
-    def as_json(self) -> dict[str, Any]:
-        names = ("requests", "ok", "wrong", "lost", "doubled", "hung", "left")
-        return {name: getattr(self, name) for name in names} | {"failed": dict(self.failed)}
-
 
 class Traffic:
     """Clients that send one question after the other."""
@@ -61,7 +57,7 @@ class Traffic:
         self._headers = headers
 
     @asynccontextmanager
-    async def running(self, num_clients: int, seed: int, leaving_share: float = 0.0) -> Any:
+    async def running(self, num_clients: int, seed: str, leaving_share: float = 0.0) -> Any:
         """Load while the block runs; the verdicts are complete after it, when all that was sent is over."""
         verdicts = Verdicts()
         stop = asyncio.Event()

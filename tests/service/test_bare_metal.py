@@ -11,11 +11,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import httpx
 import psutil
@@ -45,6 +46,34 @@ class Hosts:
     ports: dict[int, int]
     """By the port that is usual."""
 
+    @classmethod
+    def on_this_machine(
+        cls,
+        folder: Path,
+        head_options: Sequence[str],
+        worker_options: Sequence[Sequence[str]],
+        ports: dict[int, int],
+        environment: Mapping[str, str],
+    ) -> Self:
+        """Options are those of `ray start`; `environment` is what differs from this process's, less all of Ray's."""
+        remote = folder / "remote"
+        # What ssh is to other hosts: a shell with that command line, in that host's home.
+        remote.write_text(
+            f'#!/bin/sh\nhost=$1; shift\nmkdir -p "{folder}/$host"; cd "{folder}/$host"\nexec sh -c "$*"\n'
+        )
+        remote.chmod(0o755)
+        hosts = [[HEAD, *head_options], *([host, *more] for host, more in zip(WORKERS, worker_options, strict=True))]
+        (folder / "hosts").write_text("# the head first\n" + "".join(f"{' '.join(host)}\n" for host in hosts))
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        recipe = {
+            "HOSTS": str(folder / "hosts"),
+            "REMOTE": str(remote),
+            "TOKEN": str(folder / "token"),
+            "RERANK_BIN": str(Path(sys.executable).parent),
+            "RERANK_HAPROXY": "0",  # several nodes on one machine cannot all listen on one port of all its interfaces
+        }
+        return cls(folder, inherited | recipe | dict(environment), f"http://127.0.0.1:{ports[8000]}", ports)
+
     def run(self, *arguments: str, is_checked: bool = True) -> str:
         """`cluster.sh` with these arguments."""
         command = [str(BARE_METAL / "cluster.sh"), *arguments]
@@ -66,29 +95,15 @@ class Hosts:
 def hosts() -> Iterator[Hosts]:
     with tempfile.TemporaryDirectory(prefix="rb-", dir="/tmp", ignore_cleanup_errors=True) as name:
         folder = Path(name)  # a short path: Ray's sockets are in it, and theirs may have 107 characters
-        remote = folder / "remote"
-        # What ssh is to other hosts: a shell with that command line, in that host's home.
-        remote.write_text(
-            f'#!/bin/sh\nhost=$1; shift\nmkdir -p "{folder}/$host"; cd "{folder}/$host"\nexec sh -c "$*"\n'
+        gcs, dashboard, http, *agents = (free_port() for _ in range(6))
+        shared = ["--object-store-memory", "80000000", "--num-gpus", "0", "--dashboard-agent-listen-port"]
+        hosts = Hosts.on_this_machine(
+            folder,
+            ["--num-cpus", "0", "--temp-dir", f"{folder}/r", *shared, str(agents[0])],
+            [["--num-cpus", "3", *shared, str(port)] for port in agents[1:]],
+            {8000: http, 8265: dashboard, 52365: agents[0]},
+            {"GCS_PORT": str(gcs), "DASHBOARD_PORT": str(dashboard)},
         )
-        remote.chmod(0o755)
-        gcs, dashboard, http, *agents = (_free_port() for _ in range(6))
-        shared = "--object-store-memory 80000000 --num-gpus 0 --dashboard-agent-listen-port"
-        (folder / "hosts").write_text(
-            f"# the head first\n{HEAD} --num-cpus 0 --temp-dir {folder}/r {shared} {agents[0]}\n"
-            + "".join(f"{host} --num-cpus 3 {shared} {port}\n" for host, port in zip(WORKERS, agents[1:], strict=True))
-        )
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-        environment |= {
-            "HOSTS": str(folder / "hosts"),
-            "REMOTE": str(remote),
-            "TOKEN": str(folder / "token"),
-            "RERANK_BIN": str(Path(sys.executable).parent),
-            "RERANK_HAPROXY": "0",  # several nodes on one machine cannot all listen on one port of all its interfaces
-            "GCS_PORT": str(gcs),
-            "DASHBOARD_PORT": str(dashboard),
-        }
-        hosts = Hosts(folder, environment, f"http://127.0.0.1:{http}", {8000: http, 8265: dashboard, 52365: agents[0]})
         try:
             yield hosts
         finally:
@@ -182,7 +197,7 @@ def _command_line(process: psutil.Process) -> str:
     return ""
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -1,0 +1,46 @@
+"""`make chaos`: the tests of this folder, then what became of the requests, as a table and as one JSON line.
+
+The tests run in a process of their own, so that nothing Ray logs on its way out follows the line.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.load import ledger
+
+HERE = Path(__file__).parent
+
+
+def main() -> None:
+    """Exits with 1 unless every run passed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=1, help="how often in a row; the lines of all follow the last")
+    options, pytest_arguments = parser.parse_known_args()
+    lines = []
+    is_passed = True
+    for _ in range(options.runs):
+        is_run_passed, line = _run(pytest_arguments)
+        is_passed = is_passed and is_run_passed
+        lines.append(line)
+    print("\n".join(lines))
+    sys.exit(not is_passed)
+
+
+def _run(pytest_arguments: list[str]) -> tuple[bool, str]:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "ledger"
+        command = [sys.executable, "-m", "pytest", str(HERE), "-m", "load", "-s", *pytest_arguments]
+        is_passed = (
+            subprocess.run(command, env=os.environ | {ledger.LEDGER_ENV: str(path)}, check=False).returncode == 0
+        )
+        entries = ledger.read(path)
+    print("\n" + ledger.table(entries) + "\n", flush=True)
+    return is_passed, ledger.json_line(entries, is_passed)
+
+
+if __name__ == "__main__":
+    main()
