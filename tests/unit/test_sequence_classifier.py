@@ -68,7 +68,7 @@ def test_beside_a_query_longer_than_the_window_passages_keep_their_own_logits(
         with torch.inference_mode():
             expected.append(float(model(**inputs).logits))
     assert logits == pytest.approx(expected, abs=2e-5)
-    assert min(abs(a - b) for a, b in pairwise(sorted(logits))) > 1e-3
+    assert min(abs(a - b) for a, b in pairwise(sorted(logits))) > 5e-4
     assert (encoded.is_truncated, encoded.is_unscored) == ((True,) * 3, (False,) * 3)
     with pytest.raises(PairTooLong):
         encode_passages(engine, query, passages, Fitting(Truncate.NONE))
