@@ -68,18 +68,20 @@ class Ranker:
         timeout_s: float | None = None,
         request_id: str | None = None,
         client_id: str | None = None,
+        caller: str = "",
     ) -> Ranked:
         """Ranks `passages`; raises `RequestTimedOut` or what a shard raised, and then drops the rest.
 
         `timeout_s` is the client's own limit: it can shorten the configured one only. Calls with one `request_id`
-        have one request's share of a device. `client_id` is the client's own id of the request, the same in its retries
-        after a refusal: they do not count as load again.
+        have one request's share of a device, and all requests of a `caller` together one caller's. `client_id` is the
+        client's own id of the request, the same in its retries after a refusal: they do not count as load again.
         """
         started = time.perf_counter()
         timeout_s = min(self._timeout_s, timeout_s or self._timeout_s)
         shard_tokens = self._shard_tokens[model_id]
         request_id = request_id or uuid.uuid4().hex
-        shards = list(cut_into_shards(request_id, model_id, query, passages, fitting, shard_tokens, timeout_s))
+        cut = cut_into_shards(request_id, model_id, query, passages, fitting, shard_tokens, timeout_s, caller)
+        shards = list(cut)
         if client_id is not None and self._refused.has(client_id, query, passages):
             shards = [replace(shard, is_counted=True) for shard in shards]
         try:

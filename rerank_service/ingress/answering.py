@@ -6,13 +6,13 @@ Knows no dialect by name, and nothing of Ray.
 import asyncio
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from fastapi import Request, Response
 
-from rerank_service.config import ModelConfig, RerankConfig
+from rerank_service.config import RerankConfig
 from rerank_service.dialects import Body, Call, Dialect, Question
 from rerank_service.errors import PairTooLong, RequestTooLarge
 from rerank_service.ingress.auth import ApiKeys
@@ -85,7 +85,16 @@ class Answering:
         model = slug_model if call.model is None and slug_model else self._router.resolve(call.model)
         observation.model_id = model.id
         headers |= await self._rate_limits.take_passages(caller, call.num_passages)
-        rankings = await self._rank_all(model, call, timeout_s, request.headers.get("x-request-id"))
+        rank = partial(
+            self._ranker.rank,
+            model.id,
+            fitting=call.fitting,
+            timeout_s=timeout_s,
+            request_id=uuid.uuid4().hex,
+            client_id=request.headers.get("x-request-id"),
+            caller=caller,
+        )
+        rankings = await _rank_all(call, rank)
         observation.ranked = merged(rankings)
         answer = call.reply(rankings, model.id).model_dump_json(exclude_none=True)
         return Response(answer, headers=headers, media_type="application/json")
@@ -98,41 +107,25 @@ class Answering:
         observation.parse_s = time.perf_counter() - started
         return call
 
-    async def _rank_all(
-        self, model: ModelConfig, call: Call, timeout_s: float | None, client_id: str | None
-    ) -> list[Ranked]:
-        rank = partial(self._rank, uuid.uuid4().hex, client_id, model, call, timeout_s)
-        if len(call.questions) == 1:
-            return [await rank(call.questions[0])]
-        tasks = [asyncio.ensure_future(rank(question)) for question in call.questions]
-        try:
-            return await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
-
-    async def _rank(
-        self,
-        request_id: str,
-        client_id: str | None,
-        model: ModelConfig,
-        call: Call,
-        timeout_s: float | None,
-        question: Question,
-    ) -> Ranked:
-        try:
-            return await self._ranker.rank(
-                model.id,
-                question.query,
-                question.passages,
-                call.fitting,
-                timeout_s,
-                request_id,
-                client_id,
-            )
-        except (PairTooLong, RequestTooLarge) as error:
-            raise call.in_its_words(error, question) from None
-
     def _caller(self, request: Request) -> str:
         authorization = request.headers.get("authorization") if self._keys.are_required else None
         return caller_of(authorization, request.client and request.client.host)
+
+
+async def _rank_all(call: Call, rank: Callable[[str, Sequence[str]], Awaitable[Ranked]]) -> list[Ranked]:
+    """Ranks every question of the request; errors name the fields of its body."""
+
+    async def answer(question: Question) -> Ranked:
+        try:
+            return await rank(question.query, question.passages)
+        except (PairTooLong, RequestTooLarge) as error:
+            raise call.in_its_words(error, question) from None
+
+    if len(call.questions) == 1:
+        return [await answer(call.questions[0])]
+    tasks = [asyncio.ensure_future(answer(question)) for question in call.questions]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()

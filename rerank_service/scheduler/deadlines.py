@@ -81,3 +81,12 @@ def urgent(by_deadline: Sequence[Demand], batch_tokens: int, now_s: float, token
         elif done_s + 2 * batch_s > _PROTECTED * time_s:
             num_urgent = len(kept)
     return kept[:num_urgent]
+
+
+def pushed_out(time_s: float, old_s: float, new_s: float) -> Lateness | None:
+    """Why more work keeps a request from being safely in time: it was done after `old_s` before and is after `new_s`
+    now. Null if it still is in time, or was late before: requests already late do not block newcomers.
+    """
+    if new_s > old_s and new_s > _PROTECTED * time_s and old_s <= time_s:
+        return Lateness(new_s, time_s, (1 - _PROTECTED) * time_s, is_another=True)
+    return None

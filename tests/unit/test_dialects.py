@@ -710,3 +710,21 @@ async def test_vllm_calls_no_header_a_parameter(client: httpx.AsyncClient) -> No
     answer = (await client.post("/score", json={}, headers={"x-request-timeout-seconds": "soon"})).json()
     assert "x-request-timeout-seconds" in answer["error"]["message"]
     assert answer["error"]["param"] is None
+
+
+async def test_replicas_learn_who_asks_and_never_the_key(model: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RERANK_SERVICE_API_KEYS", "first-key,second-key")
+    replica, callers = LocalReplica(model), list[str]()
+
+    class Watching:
+        def remote(self, shard: Any) -> Any:
+            callers.append(shard.caller)
+            return replica.remote(shard)
+
+    async with serving(model, Watching()) as client:
+        for key in ("first-key", "second-key", "first-key"):
+            body = {"query": {"text": QUERY}, "passages": [{"text": "a"}]}
+            await client.post("/v1/ranking", json=body, headers={"authorization": f"Bearer {key}"})
+
+    assert callers[0] == callers[2] != callers[1]
+    assert not any("key" in caller for caller in callers)
