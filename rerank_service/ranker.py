@@ -34,17 +34,19 @@ class Ranker:
         fitting: Fitting,
         timeout_s: float | None = None,
         request_id: str | None = None,
+        caller: str = "",
     ) -> Ranked:
         """Ranks `passages`; raises `RequestTimedOut` or what a shard raised, and then drops the rest.
 
         `timeout_s` is the client's own limit: it can shorten the configured one only. Calls with one `request_id`
-        have one request's share of a device.
+        have one request's share of a device, and all requests of a `caller` together one caller's.
         """
         started = time.perf_counter()
         timeout_s = min(self._timeout_s, timeout_s or self._timeout_s)
         shard_tokens = self._shard_tokens[model_id]
         request_id = request_id or uuid.uuid4().hex
-        shards = list(cut_into_shards(request_id, model_id, query, passages, fitting, shard_tokens, timeout_s))
+        cut = cut_into_shards(request_id, model_id, query, passages, fitting, shard_tokens, timeout_s, caller)
+        shards = list(cut)
         try:
             async with asyncio.timeout(timeout_s) as deadline:
                 scores = await self._score_all(shards)

@@ -143,7 +143,8 @@ class ModelScorer:
             async with asyncio.timeout(shard.timeout_s):  # the ingress may die before it can cancel
                 tokenised = await (await self._collect(self.start_tokenising, shard))
                 left_s = shard.timeout_s and max(0.0, shard.timeout_s - (time.perf_counter() - started))
-                scored = await self.scheduler.submit(shard.request_id, tokenised.passages.pairs, left_s)
+                pairs = tokenised.passages.pairs
+                scored = await self.scheduler.submit(shard.request_id, pairs, left_s, shard.caller)
         except TimeoutError:
             raise RequestTimedOut(shard.timeout_s or 0) from None
         return ShardScores(

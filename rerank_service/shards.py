@@ -35,6 +35,8 @@ class Shard:
     """Of all shards of the request, by estimate."""
     timeout_s: float | None = None
     """Seconds after which nobody waits for the answer any more, counted from when it was sent."""
+    caller: str = ""
+    """Who sent the request: a hash of the key, or an address. Replicas share their device fairly between callers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +107,7 @@ def cut_into_shards(
     fitting: Fitting,
     shard_tokens: int,
     timeout_s: float | None = None,
+    caller: str = "",
 ) -> Iterator[Shard]:
     """Shards of about equal size, none above `shard_tokens` by estimate unless one pair alone is.
 
@@ -119,7 +122,8 @@ def cut_into_shards(
     for start, end in even_slices(sizes, shard_tokens):
         indices = tuple(first_indices[start:end])
         texts = tuple(passages[index] for index in indices)
-        yield Shard(request_id, model, query, texts, indices, fitting, sum(sizes[start:end]), sum(sizes), timeout_s)
+        num_tokens = sum(sizes[start:end])
+        yield Shard(request_id, model, query, texts, indices, fitting, num_tokens, sum(sizes), timeout_s, caller=caller)
 
 
 def even_slices(sizes: Sequence[int], max_size: int) -> Iterator[tuple[int, int]]:

@@ -85,7 +85,7 @@ class Answering:
         model = slug_model if call.model is None and slug_model else self._router.resolve(call.model)
         observation.model_id = model.id
         headers |= await self._rate_limits.take_passages(caller, call.num_passages)
-        rankings = await self._rank_all(model, call, timeout_s)
+        rankings = await self._rank_all(model, call, timeout_s, caller)
         observation.ranked = merged(rankings)
         answer = call.reply(rankings, model.id).model_dump_json(exclude_none=True)
         return Response(answer, headers=headers, media_type="application/json")
@@ -98,8 +98,8 @@ class Answering:
         observation.parse_s = time.perf_counter() - started
         return call
 
-    async def _rank_all(self, model: ModelConfig, call: Call, timeout_s: float | None) -> list[Ranked]:
-        rank = partial(self._rank, uuid.uuid4().hex, model, call, timeout_s)
+    async def _rank_all(self, model: ModelConfig, call: Call, timeout_s: float | None, caller: str) -> list[Ranked]:
+        rank = partial(self._rank, uuid.uuid4().hex, caller, model, call, timeout_s)
         if len(call.questions) == 1:
             return [await rank(call.questions[0])]
         tasks = [asyncio.ensure_future(rank(question)) for question in call.questions]
@@ -110,7 +110,7 @@ class Answering:
                 task.cancel()
 
     async def _rank(
-        self, request_id: str, model: ModelConfig, call: Call, timeout_s: float | None, question: Question
+        self, request_id: str, caller: str, model: ModelConfig, call: Call, timeout_s: float | None, question: Question
     ) -> Ranked:
         try:
             return await self._ranker.rank(
@@ -120,6 +120,7 @@ class Answering:
                 call.fitting,
                 timeout_s,
                 request_id,
+                caller,
             )
         except PairTooLong as error:
             if question.indices is None:

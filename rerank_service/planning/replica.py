@@ -22,11 +22,12 @@ _MAX_QUEUED_TOKENS = BatchingConfig().max_queued_tokens
 class Job:
     """One shard on its way through a replica."""
 
-    __slots__ = ("lengths", "num_open", "num_tokens", "owner", "request_id", "started_at_s")
+    __slots__ = ("caller", "lengths", "num_open", "num_tokens", "owner", "request_id", "started_at_s")
 
-    def __init__(self, request_id: str, owner: Any, lengths: Sequence[int]) -> None:
+    def __init__(self, request_id: str, owner: Any, lengths: Sequence[int], caller: str = "") -> None:
         self.request_id = request_id
         self.owner = owner
+        self.caller = caller
         self.lengths = lengths
         self.num_tokens = sum(lengths)
         self.num_open = len(lengths)
@@ -57,10 +58,12 @@ class SimulatedReplica:
     def submit(self, job: Job, deadline_s: float) -> bool:
         """False if it is refused: the queue is full, or the job could not be done in time."""
         newcomer = Demand(deadline_s, job.num_tokens)
-        if self._admission.refusal(newcomer, self._tokens_in_flight, self._budget_tokens, self._clock.now_s):
+        if self._admission.refusal(
+            newcomer, self._tokens_in_flight, self._budget_tokens, self._clock.now_s, job.caller
+        ):
             return False
         self.arrived_tokens += job.num_tokens
-        self._queue.add(job.request_id, job, job.lengths, deadline_s)
+        self._queue.add(job.request_id, job, job.lengths, deadline_s, job.caller)
         self._launch()
         return True
 

@@ -8,7 +8,7 @@ follows it; the rest of the time requests share the device fairly.
 from collections.abc import Sequence
 from typing import NamedTuple
 
-__all__ = ["Demand", "fits", "urgent"]
+__all__ = ["Demand", "fits", "is_pushed_out", "urgent"]
 
 _PROMISED = 0.8
 """Share of its time in which a newcomer must be done: the rest is for a speed that was overrated."""
@@ -67,3 +67,11 @@ def urgent(by_deadline: Sequence[Demand], batch_tokens: int, now_s: float, token
         elif done_s + 2 * batch_s > _PROTECTED * time_s:
             num_urgent = len(kept)
     return kept[:num_urgent]
+
+
+def is_pushed_out(time_s: float, old_s: float, new_s: float) -> bool:
+    """Whether more work keeps a request, done after `old_s` before and after `new_s` now, from being safely in time.
+
+    One that is late already keeps nobody out.
+    """
+    return new_s > old_s and new_s > _PROTECTED * time_s and old_s <= time_s

@@ -1,9 +1,10 @@
-"""Pending pairs of several requests, drawn in batches of a token budget that requests share fairly.
+"""Pending pairs of several callers' requests, drawn in batches of a token budget that they share fairly.
 
-Start-time fair queueing (Goyal, Vin, Cheng 1996): the request served the fewest tokens so far goes next, and
-a new one starts level with the least served. A 10-passage request therefore shares the next batch with a
-512-passage one, however long that has been waiting. Requests whose deadline is near go before all others, earliest
-deadline first. Pure: no clock, no thread, no engine.
+Start-time fair queueing (Goyal, Vin, Cheng 1996) on two levels: the caller served the fewest tokens so far goes next,
+and of its requests the one served the fewest; a new one starts level with the least served. A 10-passage request
+therefore shares the next batch with a 512-passage one, however long that has been waiting, and a caller with one
+request has the same share as a caller with two hundred. Of each caller's requests, those whose deadline is near go
+first, earliest deadline first; a deadline never takes from another caller. Pure: no clock, no thread, no engine.
 """
 
 import heapq
@@ -11,9 +12,11 @@ import math
 from collections import deque
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Generic, NamedTuple, TypeVar
 
 from rerank_service.scheduler.deadlines import Demand, urgent
+from rerank_service.scheduler.shares import Shares
 
 __all__ = ["Drawn", "FairQueue"]
 
@@ -44,11 +47,34 @@ class _Request(Generic[JobT]):
     """The jobs of one request: its shards that came to this replica."""
 
     request_id: str
+    caller: "_Caller[JobT]"
     served_tokens: int
     deadline_s: float
     num_tokens: int = 0
     """That wait."""
     jobs: deque[_PendingJob[JobT]] = field(default_factory=deque)
+
+    @property
+    def next_length(self) -> int:
+        pending = self.jobs[0]
+        return pending.lengths[pending.position]
+
+
+@dataclass(slots=True)
+class _Caller(Generic[JobT]):
+    """The requests of one caller."""
+
+    name: str
+    served_tokens: int
+    num_tokens: int = 0
+    """That wait."""
+    requests: dict[str, _Request[JobT]] = field(default_factory=dict)
+    heap: list[tuple[int, int, _Request[JobT]]] = field(default_factory=list)  # served tokens, arrival, request
+    virtual_tokens: int = 0  # what its least served request had when it was last drawn from
+
+    @property
+    def by_deadline(self) -> list[_Request[JobT]]:
+        return sorted(self.requests.values(), key=lambda request: request.deadline_s)
 
 
 class FairQueue(Generic[JobT]):
@@ -56,9 +82,10 @@ class FairQueue(Generic[JobT]):
 
     def __init__(self) -> None:
         self._requests: dict[str, _Request[JobT]] = {}
-        self._heap: list[tuple[int, int, _Request[JobT]]] = []  # served tokens, arrival, request
-        self._arrivals = 0
-        self._virtual_tokens = 0  # what the least served request had when it was last drawn from
+        self._callers: dict[str, _Caller[JobT]] = {}
+        self._heap: list[tuple[int, int, _Caller[JobT]]] = []  # served tokens, arrival, caller: one entry each
+        self._arrivals = count()
+        self._virtual_tokens = 0  # what the least served caller had when it was last drawn from
         self.num_tokens = 0
         self.num_pairs = 0
 
@@ -68,20 +95,38 @@ class FairQueue(Generic[JobT]):
     @property
     def demands(self) -> list[Demand]:
         """What each request still waits for."""
-        return [Demand(request.deadline_s, request.num_tokens) for request in self._requests.values()]
+        return [demand for demands in self.demands_by_caller.values() for demand in demands]
 
-    def add(self, request_id: str, job: JobT, lengths: Sequence[int], deadline_s: float = math.inf) -> None:
-        """Appends a job's pairs to its request's. The deadline, on any clock, is the request's first job's."""
+    @property
+    def demands_by_caller(self) -> dict[str, list[Demand]]:
+        """What each request still waits for, of each caller the earliest deadline first."""
+        return {
+            name: [Demand(request.deadline_s, request.num_tokens) for request in caller.by_deadline]
+            for name, caller in self._callers.items()
+        }
+
+    @property
+    def backlogs(self) -> dict[str, int]:
+        """Tokens of each caller that wait."""
+        return {name: caller.num_tokens for name, caller in self._callers.items()}
+
+    def add(
+        self, request_id: str, job: JobT, lengths: Sequence[int], deadline_s: float = math.inf, caller: str = ""
+    ) -> None:
+        """Appends a job's pairs to its request's. Deadline, on any clock, and caller are the request's first job's."""
         if not lengths:
             return
         request = self._requests.get(request_id)
         if request is None:
-            request = self._requests[request_id] = _Request(request_id, self._virtual_tokens, deadline_s)
+            owner = self._callers.get(caller)
+            if owner is None:
+                owner = self._callers[caller] = _Caller(caller, self._virtual_tokens)
+                heapq.heappush(self._heap, (owner.served_tokens, next(self._arrivals), owner))
+            request = _Request(request_id, owner, owner.virtual_tokens, deadline_s)
+            self._requests[request_id] = owner.requests[request_id] = request
             self._push(request)
         request.jobs.append(_PendingJob(job, lengths))
-        request.num_tokens += sum(lengths)
-        self.num_tokens += sum(lengths)
-        self.num_pairs += len(lengths)
+        self._count(request, len(lengths), sum(lengths))
 
     def discard(self, request_id: str, job: JobT) -> int:
         """Drops what is left of a job; returns how many pairs that was."""
@@ -93,12 +138,9 @@ class FairQueue(Generic[JobT]):
         num_pairs = 0
         for pending in left:
             num_pairs += len(pending.lengths) - pending.position
-            num_tokens = sum(pending.lengths[pending.position :])
-            request.num_tokens -= num_tokens
-            self.num_tokens -= num_tokens
+            self._count(request, 0, -sum(pending.lengths[pending.position :]))
         self.num_pairs -= num_pairs
-        if not request.jobs:
-            del self._requests[request_id]  # its heap entry is skipped when it comes up
+        self._forget_if_done(request)
         return num_pairs
 
     def take(self, max_tokens: int, now_s: float = 0.0, tokens_per_s: float | None = None) -> list[Drawn[JobT]]:
@@ -107,68 +149,110 @@ class FairQueue(Generic[JobT]):
         `now_s`, on the clock of the deadlines, is when the batch can start; with the device's speed it tells which
         requests are urgent. Without a speed none is.
         """
-        batch, is_full = self._take_urgent(max_tokens, now_s, tokens_per_s) if tokens_per_s else ([], False)
-        if is_full:
-            return batch
-        room = max_tokens - sum(drawn.num_tokens for drawn in batch)
-        misfits: list[_Request[JobT]] = []
-        while self._heap and len(misfits) < _MAX_MISFITS:
-            served_tokens, _, request = heapq.heappop(self._heap)
-            if self._requests.get(request.request_id) is not request:
-                continue
-            if served_tokens != request.served_tokens:  # it was urgent meanwhile
-                self._push(request)
-                continue
-            length = _next_length(request)
-            if length > room and batch:
-                misfits.append(request)
-                continue
-            if not misfits:
-                self._virtual_tokens = request.served_tokens
-            batch.append(self._draw(request))
-            room -= length
-            if request.jobs:
-                self._push(request)
-        for request in misfits:
-            self._push(request)
-        return batch
+        return _Batch(self, max_tokens, now_s, tokens_per_s).fill()
 
-    def _take_urgent(self, max_tokens: int, now_s: float, tokens_per_s: float) -> tuple[list[Drawn[JobT]], bool]:
-        """What goes first, and whether more of it is left: then nobody else's pair may fill the batch."""
-        by_deadline = sorted(self._requests.values(), key=lambda request: request.deadline_s)
-        demands = [Demand(request.deadline_s, request.num_tokens) for request in by_deadline]
-        batch: list[Drawn[JobT]] = []
-        room = max_tokens
-        for position in urgent(demands, max_tokens, now_s, tokens_per_s):
-            request = by_deadline[position]
-            while request.jobs and (not batch or _next_length(request) <= room):
-                batch.append(self._draw(request))
-                room -= batch[-1].num_tokens
-            if request.jobs:
-                return batch, True
-        return batch, False
+    def _count(self, request: _Request[JobT], num_pairs: int, num_tokens: int) -> None:
+        request.num_tokens += num_tokens
+        request.caller.num_tokens += num_tokens
+        self.num_tokens += num_tokens
+        self.num_pairs += num_pairs
+
+    def _forget_if_done(self, request: _Request[JobT]) -> None:
+        """What is left in the heaps is skipped when it comes up."""
+        if request.jobs:
+            return
+        caller = request.caller
+        del self._requests[request.request_id], caller.requests[request.request_id]
+        if not caller.requests:
+            del self._callers[caller.name]
 
     def _draw(self, request: _Request[JobT]) -> Drawn[JobT]:
-        """The request's next pair. Its place in the heap is the caller's to renew."""
-        pending = request.jobs[0]
-        length = pending.lengths[pending.position]
+        """The request's next pair. Places in the heaps are the caller's to renew."""
+        pending, length = request.jobs[0], request.next_length
         drawn = Drawn(pending.job, pending.position, length)
         pending.position += 1
         request.served_tokens += length
-        request.num_tokens -= length
-        self.num_tokens -= length
-        self.num_pairs -= 1
+        request.caller.served_tokens += length
+        self._count(request, -1, -length)
         if pending.position == len(pending.lengths):
             request.jobs.popleft()
-        if not request.jobs:
-            del self._requests[request.request_id]
+        self._forget_if_done(request)
         return drawn
 
     def _push(self, request: _Request[JobT]) -> None:
-        self._arrivals += 1
-        heapq.heappush(self._heap, (request.served_tokens, self._arrivals, request))
+        heapq.heappush(request.caller.heap, (request.served_tokens, next(self._arrivals), request))
 
 
-def _next_length(request: _Request[JobT]) -> int:
-    pending = request.jobs[0]
-    return pending.lengths[pending.position]
+class _Batch(Generic[JobT]):
+    """One batch while it is filled."""
+
+    def __init__(self, queue: FairQueue[JobT], max_tokens: int, now_s: float, tokens_per_s: float | None) -> None:
+        self._queue = queue
+        self._max_tokens = max_tokens
+        self._now_s = now_s
+        self._tokens_per_s = tokens_per_s
+        self._room = max_tokens
+        self._drawn: list[Drawn[JobT]] = []
+        self._misfits: list[_Request[JobT]] = []
+        self._urgent: dict[str, deque[_Request[JobT]]] = {}
+        self._shares = Shares(queue.backlogs) if tokens_per_s else None
+
+    def fill(self) -> list[Drawn[JobT]]:
+        queue, passed_over = self._queue, list[_Caller[JobT]]()
+        while queue._heap and len(self._misfits) + len(passed_over) < _MAX_MISFITS:
+            _, _, caller = heapq.heappop(queue._heap)
+            if queue._callers.get(caller.name) is not caller:
+                continue
+            request = self._next_of(caller)
+            if request is None:
+                passed_over.append(caller)
+                continue
+            if not passed_over:
+                queue._virtual_tokens = caller.served_tokens
+            self._room -= request.next_length
+            self._drawn.append(queue._draw(request))
+            if caller.requests:
+                heapq.heappush(queue._heap, (caller.served_tokens, next(queue._arrivals), caller))
+        for request in self._misfits:
+            queue._push(request)
+        for caller in passed_over:
+            heapq.heappush(queue._heap, (caller.served_tokens, next(queue._arrivals), caller))
+        return self._drawn
+
+    def _next_of(self, caller: _Caller[JobT]) -> _Request[JobT] | None:
+        """Null where nothing of the caller fits; while something urgent does not, nothing else of it may."""
+        urgent_ones = self._urgent_of(caller)
+        while urgent_ones:
+            if urgent_ones[0].jobs:
+                return urgent_ones[0] if self._fits(urgent_ones[0]) else None
+            urgent_ones.popleft()
+        while caller.heap and len(self._misfits) < _MAX_MISFITS:
+            served_tokens, _, request = caller.heap[0]
+            if caller.requests.get(request.request_id) is not request:
+                heapq.heappop(caller.heap)
+            elif served_tokens != request.served_tokens:  # drawn from since
+                heapq.heapreplace(caller.heap, (request.served_tokens, next(self._queue._arrivals), request))
+            elif not self._fits(request):
+                heapq.heappop(caller.heap)
+                self._misfits.append(request)
+            else:
+                if not self._misfits:
+                    caller.virtual_tokens = request.served_tokens
+                return request
+        return None
+
+    def _fits(self, request: _Request[JobT]) -> bool:
+        return not self._drawn or request.next_length <= self._room
+
+    def _urgent_of(self, caller: _Caller[JobT]) -> deque[_Request[JobT]]:
+        """By the caller's own share of the device: with less of it, its requests must be in a hurry earlier."""
+        if self._shares is None or self._tokens_per_s is None:
+            return deque()
+        found = self._urgent.get(caller.name)
+        if found is None:
+            ordered = caller.by_deadline
+            demands = [Demand(request.deadline_s, request.num_tokens) for request in ordered]
+            demands = self._shares.stretched(caller.name, demands)
+            positions = urgent(demands, self._max_tokens, self._now_s, self._tokens_per_s)
+            found = self._urgent[caller.name] = deque(ordered[position] for position in positions)
+        return found

@@ -180,8 +180,12 @@ class Scheduler(Generic[PairT]):
             self._launch_thread.shutdown(wait=True)
         self._wait_thread.shutdown(wait=True)
 
-    async def submit(self, request_id: str, pairs: Sequence[PairT], timeout_s: float | None = None) -> ScoredPairs:
+    async def submit(
+        self, request_id: str, pairs: Sequence[PairT], timeout_s: float | None = None, caller: str = ""
+    ) -> ScoredPairs:
         """Waits for the logits of `pairs`. Cancelling it drops those that are still pending.
+
+        The device is shared equally between callers, and a caller's share between its requests.
 
         `timeout_s`, after which the caller will cancel it, is a promise: pairs that could be done in time only at the
         price of others' are refused at once. Raises `QueueFull`, `WaitTooLong`, `NonFiniteLogit`, `EngineFailed` or
@@ -194,13 +198,15 @@ class Scheduler(Generic[PairT]):
         lengths = [pair.num_tokens for pair in pairs]
         deadline_s = math.inf if timeout_s is None else time.perf_counter() + timeout_s
         newcomer = Demand(deadline_s, sum(lengths))
-        refusal = self._admission.refusal(newcomer, self._tokens_in_flight, self._budget_tokens, time.perf_counter())
+        refusal = self._admission.refusal(
+            newcomer, self._tokens_in_flight, self._budget_tokens, time.perf_counter(), caller
+        )
         if refusal is not None:
             raise refusal
         job = _Job(request_id, pairs, asyncio.get_running_loop().create_future(), [math.nan] * len(pairs), len(pairs))
         if pairs:
             self.arrived_tokens += sum(lengths)
-            self._queue.add(request_id, job, lengths, deadline_s)
+            self._queue.add(request_id, job, lengths, deadline_s, caller)
             self._open.add(job)
             self._has_changed.set()
             try:

@@ -572,3 +572,22 @@ async def test_all_questions_of_a_request_have_one_requests_share(model: ModelCo
     of_the_request = {query: request_id for query, request_id in seen if query in ("a", "b")}
     assert set(of_the_request) == {"a", "b"}
     assert len(set(of_the_request.values())) == 1
+
+
+async def test_replicas_learn_who_asks_and_never_the_key(model: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RERANK_SERVICE_API_KEYS", "first-key,second-key")
+    replica, callers = LocalReplica(model), list[str]()
+
+    class Watching:
+        def remote(self, shard: Any) -> Any:
+            callers.append(shard.caller)
+            return replica.remote(shard)
+
+    async with serving(model, Watching()) as client:
+        for key in ("first-key", "second-key", "first-key"):
+            body = {"query": {"text": QUERY}, "passages": [{"text": "a"}]}
+            await client.post("/v1/ranking", json=body, headers={"authorization": f"Bearer {key}"})
+
+    first, second, again = (caller for caller in callers if caller)  # the probe of readiness has none
+    assert first == again != second
+    assert not any("key" in caller for caller in callers)
