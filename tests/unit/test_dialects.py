@@ -726,5 +726,6 @@ async def test_replicas_learn_who_asks_and_never_the_key(model: ModelConfig, mon
             body = {"query": {"text": QUERY}, "passages": [{"text": "a"}]}
             await client.post("/v1/ranking", json=body, headers={"authorization": f"Bearer {key}"})
 
-    assert callers[0] == callers[2] != callers[1]
+    first, second, again = (caller for caller in callers if caller)  # the probe of readiness has none
+    assert first == again != second
     assert not any("key" in caller for caller in callers)
