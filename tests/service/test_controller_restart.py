@@ -26,7 +26,7 @@ def test_a_killed_controller_takes_no_replica_away(service: Service) -> None:
     """Nor does a change of live knobs, with which Serve empties the policy's memory too."""
     try:
         _deploy(service)
-        _wait_until(lambda: httpx.get(f"{service.url}/{_APPLICATION}/v1/health/ready").status_code == 200)
+        _wait_until(lambda: _is_ready(service))
         with _Load(service.url) as load:
             _wait_until(lambda: len(_pids(service)) == _REPLICAS)
             pids = _pids(service)
@@ -37,6 +37,11 @@ def test_a_killed_controller_takes_no_replica_away(service: Service) -> None:
             assert not load.failures
     finally:
         service.deploy()
+
+
+def _is_ready(service: Service) -> bool:
+    url = f"{service.url}/{_APPLICATION}/v1/health/ready"
+    return httpx.get(url, timeout=CLIENT_TIMEOUT_S).status_code == 200
 
 
 def _watch(service: Service, pids: set[int]) -> None:
