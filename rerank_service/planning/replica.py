@@ -52,6 +52,11 @@ class SimulatedReplica:
         """Waiting or on the device."""
         return self._queue.num_tokens + self._tokens_in_flight
 
+    @property
+    def drained_per_s(self) -> float:
+        """Tokens a second of late; 0 before the first batch."""
+        return self._drain.tokens_per_s or 0.0
+
     def submit(self, job: Job, deadline_s: float) -> bool:
         """False if it is refused: the queue is full, or the job could not be done in time."""
         if not self._admits(Demand(deadline_s, job.num_tokens)):
