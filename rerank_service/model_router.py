@@ -133,6 +133,7 @@ class ModelRouter:
             if isinstance(answer, Declined):
                 num_declined += 1
                 continue
+            table.add_size(shard.num_tokens, sum(answer.num_tokens))
             if replica is not None:
                 table.mark_answered(replica)
             if answer.report is not None:

@@ -16,7 +16,7 @@ from typing import NamedTuple, TypeVar
 
 from rerank_service.shards import ReplicaLoad
 
-__all__ = ["MAX_DECLINED", "NUM_CHOICES", "Choice", "OutstandingTokens", "ReplicaTable", "table_of"]
+__all__ = ["MAX_DECLINED", "NUM_CHOICES", "OutstandingTokens", "ReplicaTable", "table_of"]
 
 NUM_CHOICES = 3
 """Replicas that are offered for a shard: the first may be full."""
@@ -32,7 +32,7 @@ _NEWEST_SHARE = 0.05
 """Weight of the newest shard in the mean size."""
 _ABOUT_EQUAL = 0.1
 """Share of the shard's own scoring time within which replicas are equally good, and the nearest gets it."""
-_DECLINE_SHARE, _DECLINE_SHARDS, _DECLINE_S = 0.25, 0.3, 0.02
+_DECLINE_SHARE, _DECLINE_SHARDS, _DECLINE_S = 0.1, 0.1, 0.005
 """A replica declines when its backlog exceeds the estimate by this share of it, plus this share of the shard, plus this
 time: below, sending the shard again costs more than it gains."""
 _AVOIDED_S = 5.0
@@ -124,13 +124,6 @@ class _Failure:
 _ReplicaT = TypeVar("_ReplicaT")
 
 
-class Choice(NamedTuple):
-    """How long a replica would take for a shard, and the backlog that this assumes."""
-
-    expected_s: float
-    num_tokens: float
-
-
 class ReplicaTable:
     """One deployment's replicas, by the id that Serve gives them."""
 
@@ -144,6 +137,7 @@ class ReplicaTable:
         self._waiting_tokens = 0  # of all reports
         self._speeds: tuple[float, int] = (0.0, 0)  # sum, and how many are known
         self._shard_tokens = 0.0  # mean
+        self._real_share = 1.0  # tokens for each that a sender estimates
         self._failures: dict[str, _Failure] = {}
         self._routes: dict[int, str] = {}  # by attempt
 
@@ -157,6 +151,11 @@ class ReplicaTable:
                 self._forget_report(load.replica)
             self._known[load.replica] = _Known(load, self._clock())
             self._add_up(load, 1)
+
+    def add_size(self, estimated_tokens: int, num_tokens: int) -> None:
+        """Takes what an answered shard really had: estimates may be far off, as for CJK, and reports are not."""
+        with self.lock:
+            self._real_share += _NEWEST_SHARE * (num_tokens / max(1, estimated_tokens) - self._real_share)
 
     def keep_only(self, replicas: Collection[str]) -> None:
         """Forgets replicas that are gone."""
@@ -189,22 +188,22 @@ class ReplicaTable:
         process's part of it. As the report ages, others' part approaches the mean over all replicas; a replica that
         has reported nothing has the mean.
         """
-        own = self.outstanding[replica]
+        own = self._real_share * self.outstanding[replica]
         mean = self._waiting_tokens / len(self._known) if self._known else 0.0
         known = self._known.get(replica)
         if known is None:
             return own + mean
         reported = known.load.waiting_tokens
-        others = max(0, reported - self.outstanding.sent_before(replica, known.heard_at_s - _ON_THE_WAY_S))
+        mine = self._real_share * self.outstanding.sent_before(replica, known.heard_at_s - _ON_THE_WAY_S)
+        others = max(0.0, reported - mine)
         age_s, memory_s = self._clock() - known.heard_at_s, _MEMORY_SHARDS * self._shard_tokens / self._mean_speed
         weight = math.exp(-age_s / memory_s) if memory_s > 0 else 1.0
         return own + weight * others + (1 - weight) * mean
 
-    def _choice(self, replica: str, num_tokens: int) -> Choice:
+    def _expected_s(self, replica: str, num_tokens: int) -> float:
         known = self._known.get(replica)
         speed = known.load.tokens_per_s if known is not None and known.load.tokens_per_s > 0 else self._mean_speed
-        backlog = self.expected_tokens(replica)
-        return Choice((backlog + num_tokens) / speed, backlog)
+        return (self.expected_tokens(replica) + self._real_share * num_tokens) / speed
 
     def best(
         self,
@@ -221,7 +220,7 @@ class ReplicaTable:
         Not sorted all: over 1,000 replicas that takes twice the time (docs/capacity.md).
         """
         with self.lock:
-            expected = [self._choice(id_of(replica), num_tokens).expected_s for replica in replicas]
+            expected = [self._expected_s(id_of(replica), num_tokens) for replica in replicas]
             equal_s = min(expected, default=0.0) + _ABOUT_EQUAL * num_tokens / self._mean_speed
         keys = (
             (max(took_s, equal_s), distance_of(replica), took_s, tie_break(), index)

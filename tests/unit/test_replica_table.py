@@ -172,3 +172,11 @@ def test_whatever_arrives_the_sums_stay_those_of_the_last_reports(table: Replica
     assert table._waiting_tokens == sum(report.waiting_tokens for report in last.values())
     speeds = [report.tokens_per_s for report in last.values() if report.tokens_per_s]
     assert table._mean_speed == pytest.approx(sum(speeds) / len(speeds))
+
+
+def test_own_tokens_count_as_the_replicas_count_them(table: ReplicaTable) -> None:
+    for _ in range(200):
+        table.add_size(estimated_tokens=100, num_tokens=150)
+    table.send(1, "mine", "a", 1_000)
+
+    assert table.expected_tokens("a") == pytest.approx(1_500, rel=0.01)
