@@ -183,11 +183,13 @@ class ModelRouter:
 
     async def _wait(self, call: "asyncio.Future[Any]", shard: Shard) -> None:
         """Until the call is answered. Serve's router waits for ever where no replica is running; this raises
-        `ReplicaUnavailable` instead. A call that a replica has is left alone, even while that replica is going."""
+        `ReplicaUnavailable` instead. A call that a replica has is left alone, even while that replica is going; one
+        whose replica was lost waits for the replacement."""
         table, num_without = self._tables[shard.model], 0
+        may_wait = bool(shard.avoid) or shard.model in self._from_zero
         while not (await asyncio.wait({call}, timeout=_POLL_S))[0]:
             is_none = table.count_running is not None and table.count_running() == 0
-            is_stranded = is_none and table.route_of(shard.attempt) is None and shard.model not in self._from_zero
+            is_stranded = is_none and not may_wait and table.route_of(shard.attempt) is None
             num_without = num_without + 1 if is_stranded else 0
             if num_without == _POLLS_WITHOUT_REPLICA:
                 raise ReplicaUnavailable(shard.model)

@@ -76,14 +76,14 @@ class PoolReplica:
         """What `ModelScorer.score` does and raises; `UnknownModel`; `EngineFailed` if the model cannot be loaded."""
         if shard.model not in self._models:
             raise UnknownModel(shard.model, list(self._models))
-        if is_declined(shard, load := self._load()):
+        if is_declined(shard, load := self._own_load()):
             return Declined(load)
         if shard.model not in self._loaded:  # in a task of its own: a caller that leaves does not take back the load
             await asyncio.shield(asyncio.ensure_future(self._place(shard.model)))
         place = await self._place(shard.model)  # without a pause before the call is counted, or it might be evicted
-        return replace(await place.scorer.score(shard), load=self._load())
+        return replace(await place.scorer.score(shard), load=self._own_load())
 
-    def _load(self) -> ReplicaLoad:
+    def _own_load(self) -> ReplicaLoad:
         schedulers = [scorer.scheduler for scorer in self._loaded.values()]
         speeds = [scheduler.tokens_per_s for scheduler in schedulers if scheduler.tokens_per_s]
         waiting_tokens = sum(scheduler.outstanding_tokens for scheduler in schedulers)

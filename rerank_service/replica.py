@@ -64,10 +64,10 @@ class Replica:
         """
         if shard.model != self._model.id:
             raise UnknownModel(shard.model, [self._model.id])
-        if is_declined(shard, load := self._load()):
+        if is_declined(shard, load := self._own_load()):
             return Declined(load)
-        return replace(await self._scorer.score(shard), load=self._load())
+        return replace(await self._scorer.score(shard), load=self._own_load())
 
-    def _load(self) -> ReplicaLoad:
+    def _own_load(self) -> ReplicaLoad:
         scheduler = self._scorer.scheduler
         return ReplicaLoad(self._name, scheduler.outstanding_tokens, scheduler.tokens_per_s or 0.0, time.monotonic())

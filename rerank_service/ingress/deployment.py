@@ -26,7 +26,7 @@ class Ingress:
 
     def __init__(self, config: RerankConfig, replicas: Mapping[str, DeploymentHandle[Any]]) -> None:
         """`replicas` has the handle of each model's deployment, by model id, but for models with an application of
-        their own: such a one may come later, or go and come back, and its requests wait for it until their deadline.
+        their own: these may come later, or go and come back.
         """
         log_through_serve(keep_access_log=False)
         self._config = config
