@@ -37,7 +37,8 @@ from benchmarks.provenance import provenance
 from rerank_service.app import serve_autoscaling
 from rerank_service.autoscaling import OFFERED, SPEED, START, WAITING, ModelLoad, TokenPolicy
 from rerank_service.config import AutoscalingConfig
-from rerank_service.replica_choice import OutstandingTokens, fewest_tokens
+from rerank_service.replica_table import ReplicaTable
+from rerank_service.shards import ReplicaLoad
 
 _DEPLOYMENT = DeploymentID("model", "rerank")
 _POINTS = 5
@@ -55,13 +56,14 @@ def measure(num_replicas: int, num_handles: int) -> dict[str, float]:
     state = _state(replicas, num_handles)
     policy = TokenPolicy(0.8, 2.0, 300.0, 4.0)
     load = ModelLoad(5e6, 5e6, 1e6, 2e5, 60.0, 0.0)
-    outstanding = OutstandingTokens()
-    for number, replica in enumerate(replicas):
-        outstanding.send(number, str(number), replica, random.choice([0, 4_000, 12_000]))  # noqa: S311
+    table, names = ReplicaTable(), [replica.unique_id for replica in replicas]
+    for number, name in enumerate(names):
+        table.send(number, str(number), name, random.choice([0, 4_000, 12_000]))  # noqa: S311
+        table.add_report(ReplicaLoad(name, random.choice([0, 4_000, 12_000]), 2e5, 0.0))  # noqa: S311
     return {
         "replicas": num_replicas,
         "handles": num_handles,
-        "route_a_shard_us": _us(lambda: fewest_tokens(outstanding, replicas, lambda replica: replica), 20),
+        "route_a_shard_us": _us(lambda: table.best(names, str, 16_000), 20),
         "take_in_replica_report_us": _us(lambda: _take_in_replica(state, replica_report), 20),
         "encode_handle_report_us": _us(lambda: autoscaling_metrics_codec.encode(handle_report), 3),
         "take_in_handle_report_us": _us(lambda: _take_in_handle(state, encoded), 5),

@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 from ray import serve
@@ -23,8 +24,8 @@ from rerank_service.metrics import REPLICA_METRICS
 from rerank_service.metrics.through_ray import RayMetrics
 from rerank_service.scheduler import Watch
 from rerank_service.scorer import ModelScorer
-from rerank_service.serve_logging import log_through_serve
-from rerank_service.shards import Shard, ShardScores
+from rerank_service.serve_logging import log_through_serve, serve_id
+from rerank_service.shards import Declined, ReplicaLoad, Shard, ShardScores, is_declined
 
 __all__ = ["PoolReplica", "pool_replica_class"]
 
@@ -40,6 +41,7 @@ class PoolReplica:
     def __init__(self, pool: PoolConfig, models: Sequence[ModelConfig]) -> None:
         log_through_serve(keep_access_log=False)
         self._pool = pool
+        self._name = serve_id()
         self._models = {model.id: _fetched_now(model) for model in models}
         self._knobs: dict[str, Any] = {}
         self._loaded: dict[str, ModelScorer] = {}
@@ -88,20 +90,29 @@ class PoolReplica:
             START: self._load_s,
         }
 
-    async def score(self, shard: Shard) -> ShardScores:
+    async def score(self, shard: Shard) -> ShardScores | Declined:
         """What `ModelScorer.score` does and raises; `UnknownModel`; `EngineFailed` if the model cannot be loaded."""
         if shard.model not in self._models:
             raise UnknownModel(shard.model, list(self._models))
         if self._lost_device is not None:
             raise DeviceFailed(self._lost_device)
+        if is_declined(shard, load := self._own_load()):
+            return Declined(load)
         if shard.model not in self._loaded:  # in a task of its own: a caller that leaves does not take back the load
             await asyncio.shield(asyncio.ensure_future(self._place(shard.model)))
         place = await self._place(shard.model)  # without a pause before the call is counted, or it might be evicted
         try:
-            return await place.scorer.score(shard)
+            scores = await place.scorer.score(shard)
         except DeviceFailed as error:
             self._lost_device = error.cause
             raise
+        return replace(scores, load=self._own_load())
+
+    def _own_load(self) -> ReplicaLoad:
+        schedulers = [scorer.scheduler for scorer in self._loaded.values()]
+        speeds = [scheduler.tokens_per_s for scheduler in schedulers if scheduler.tokens_per_s]
+        waiting_tokens = sum(scheduler.outstanding_tokens for scheduler in schedulers)
+        return ReplicaLoad(self._name, waiting_tokens, sum(speeds) / len(speeds) if speeds else 0.0, time.monotonic())
 
     async def _place(self, model_id: str) -> "_Place":
         raise NotImplementedError("bind what pool_replica_class makes")

@@ -2,6 +2,7 @@
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 from rerank_service.autoscaling import OFFERED, SPEED, START, WAITING
@@ -12,8 +13,8 @@ from rerank_service.errors import UnknownModel
 from rerank_service.metrics import REPLICA_METRICS
 from rerank_service.metrics.through_ray import RayMetrics
 from rerank_service.scorer import ModelScorer
-from rerank_service.serve_logging import log_through_serve
-from rerank_service.shards import Shard, ShardScores
+from rerank_service.serve_logging import log_through_serve, serve_id
+from rerank_service.shards import Declined, ReplicaLoad, Shard, ShardScores, is_declined
 
 __all__ = ["Replica"]
 
@@ -25,6 +26,7 @@ class Replica:
         log_through_serve(keep_access_log=False)
         started = time.perf_counter()
         self._model = model
+        self._name = serve_id()
         launch_thread = ThreadPoolExecutor(1, thread_name_prefix="launch")
         engine = launch_thread.submit(self.load).result()
         tokenisers = ThreadPoolExecutor(model.replica.tokeniser_threads, thread_name_prefix="tokenise")
@@ -55,8 +57,17 @@ class Replica:
             START: self._start_s,
         }
 
-    async def score(self, shard: Shard) -> ShardScores:
-        """What `ModelScorer.score` does and raises; `UnknownModel` if the shard is another model's."""
+    async def score(self, shard: Shard) -> ShardScores | Declined:
+        """What `ModelScorer.score` does and raises; `UnknownModel` if the shard is another model's.
+
+        Declines a shard that would wait much longer than its sender assumed.
+        """
         if shard.model != self._model.id:
             raise UnknownModel(shard.model, [self._model.id])
-        return await self._scorer.score(shard)
+        if is_declined(shard, load := self._own_load()):
+            return Declined(load)
+        return replace(await self._scorer.score(shard), load=self._own_load())
+
+    def _own_load(self) -> ReplicaLoad:
+        scheduler = self._scorer.scheduler
+        return ReplicaLoad(self._name, scheduler.outstanding_tokens, scheduler.tokens_per_s or 0.0, time.monotonic())

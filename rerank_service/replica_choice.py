@@ -1,137 +1,109 @@
-"""Which replica a shard goes to: the one with the fewest tokens that this handle has sent and not got back; in a pool,
-first of all one that has the model.
+"""Which replica a shard goes to: the one expected to finish it first; in a pool, first of all one that has the model.
 
 Serve's own choice, the shorter of two random queues, counts calls; a shard may be one short passage or sixteen
-thousand tokens (docs/decisions/0008). Loaded by Serve in every process that holds a handle.
+thousand tokens (docs/decisions/0008). Loaded by Serve in every process that holds a handle; what is known of the
+replicas is in `replica_table`, which the model router shares.
 """
 
-import heapq
-import random
+import asyncio
 import zlib
-from collections import defaultdict
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
+from weakref import WeakKeyDictionary, ref
 
-from ray.serve.request_router import FIFOMixin, PendingRequest, ReplicaID, RequestRouter, RunningReplica
+from ray.serve.request_router import (
+    FIFOMixin,
+    LocalityMixin,
+    PendingRequest,
+    ReplicaID,
+    RequestRouter,
+    RunningReplica,
+)
 
+from rerank_service.replica_table import NUM_CHOICES, table_of
 from rerank_service.shards import Shard
 
-__all__ = ["FewestTokensRouter", "OutstandingTokens", "PoolRouter", "fewest_tokens", "rank_pool"]
-
-_NUM_CHOICES = 3
+__all__ = ["FewestTokensRouter", "PoolRouter", "rank_pool"]
 
 
-class OutstandingTokens:
-    """Tokens sent to each replica and not yet answered.
+class FewestTokensRouter(FIFOMixin, LocalityMixin, RequestRouter):
+    """Serve's request router of a model's deployment.
 
-    A call is claimed when a replica is chosen for it and not when the replica accepts it, so that the shards of one
-    request, chosen one after the other within a millisecond, see each other.
+    `FIFOMixin`: shards of one request share their request id, and Serve would otherwise match a chosen replica to one
+    of them only.
     """
-
-    def __init__(self) -> None:
-        self._by_replica: defaultdict[Hashable, int] = defaultdict(int)
-        self._claims: dict[int, tuple[Hashable, str, int]] = {}  # by call: replica, request id, tokens
-        self._sent: defaultdict[tuple[Hashable, str], list[int]] = defaultdict(list)
-
-    def __getitem__(self, replica: Hashable) -> int:
-        return self._by_replica[replica]
-
-    def claim(self, call: int, request_id: str, replica: Hashable, num_tokens: int) -> None:
-        """`call` will be sent to `replica`; a later claim of the same call replaces this one."""
-        self.release(call)
-        self._claims[call] = (replica, request_id, num_tokens)
-        self._by_replica[replica] += num_tokens
-
-    def release(self, call: int) -> None:
-        """`call` will be sent nowhere; does nothing if it was never claimed, or has been sent."""
-        if (claim := self._claims.pop(call, None)) is not None:
-            self._by_replica[claim[0]] -= claim[2]
-
-    def send(self, call: int, request_id: str, replica: Hashable, num_tokens: int) -> None:
-        """`call` was sent to `replica`, whichever had been claimed."""
-        self.release(call)
-        self._sent[replica, request_id].append(num_tokens)
-        self._by_replica[replica] += num_tokens
-
-    def complete(self, request_id: str, replica: Hashable) -> None:
-        """One call of the request is over on this replica. Calls of one request share their id: which, is not known."""
-        if sent := self._sent.get((replica, request_id)):
-            self._by_replica[replica] -= sent.pop()
-            if not sent:
-                del self._sent[replica, request_id]
-        else:  # it never got there
-            self.release(next((call for call, claim in self._claims.items() if claim[:2] == (replica, request_id)), 0))
-
-    def keep_only(self, replicas: set[Hashable]) -> None:
-        """Forgets replicas that are gone."""
-        for replica in self._by_replica.keys() - replicas:
-            del self._by_replica[replica]
-        for key in [key for key in self._sent if key[0] not in replicas]:
-            del self._sent[key]
-        for call in [call for call, claim in self._claims.items() if claim[0] not in replicas]:
-            del self._claims[call]
-
-
-_ReplicaT = TypeVar("_ReplicaT")
-
-
-def fewest_tokens(
-    outstanding: OutstandingTokens,
-    replicas: Sequence[_ReplicaT],
-    id_of: Callable[[_ReplicaT], Hashable],
-    limit: int = _NUM_CHOICES,
-    tie_break: Callable[[], float] = random.random,
-) -> list[_ReplicaT]:
-    """The replicas with the fewest tokens outstanding, best first; `tie_break` orders equals.
-
-    Not sorted all: over 1,000 replicas that takes twice the time (docs/capacity.md).
-    """
-    return heapq.nsmallest(limit, replicas, key=lambda replica: (outstanding[id_of(replica)], tie_break()))
-
-
-class FewestTokensRouter(FIFOMixin, RequestRouter):
-    """Serve's request router of a model's deployment. `FIFOMixin`: shards of one request share their request id, and
-    Serve would otherwise match a chosen replica to one of them only."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)  # type: ignore[no-untyped-call]
-        self._outstanding = OutstandingTokens()
+        self._table = table_of(self._deployment_id)
+        self._choosing: WeakKeyDictionary[asyncio.Task[Any], PendingRequest] = WeakKeyDictionary()
+        router = ref(self)
+        self._table.count_running = lambda: len(one.curr_replicas) if (one := router()) is not None else 0
 
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
     ) -> list[list[RunningReplica]]:
         """The best replicas, best first; a full one refuses and the next is asked."""
-        ranked = self._ranked(candidate_replicas, pending_request)
+        avoid = [replica for shard in _shards(pending_request) for replica in shard.avoid]
+        usable = self._table.usable(candidate_replicas, _id_of, avoid)
+        ranked = self._ranked(usable, pending_request)
         if ranked and pending_request is not None:
             pending_request.routing_context.should_backoff = True  # else Serve asks again without a pause
-            self._claim(pending_request, ranked[0].replica_id)
-        return [[replica] for replica in ranked[:_NUM_CHOICES]]
+            if (task := asyncio.current_task()) is not None:
+                self._choosing[task] = pending_request
+            self._claim(pending_request, ranked[0], is_only_one=len(candidate_replicas) == 1)
+        return [[replica] for replica in ranked[:NUM_CHOICES]]
 
-    def _ranked(self, replicas: list[RunningReplica], _: PendingRequest | None) -> list[RunningReplica]:
-        return fewest_tokens(self._outstanding, replicas, lambda replica: replica.replica_id)
+    def _ranked(self, replicas: Sequence[RunningReplica], pending: PendingRequest | None) -> list[RunningReplica]:
+        num_tokens = _num_tokens(pending) if pending is not None else 1
+        by_distance = self.rank_replicas_via_locality(list(replicas))  # this node, this zone, elsewhere
+        distances = {_id_of(replica): index for index, group in enumerate(by_distance) for replica in group}
+        return self._table.best(replicas, _id_of, num_tokens, distance_of=lambda one: distances[_id_of(one)])
 
-    def _claim(self, pending: PendingRequest, replica: ReplicaID) -> None:
-        self._outstanding.claim(id(pending), pending.metadata.internal_request_id, replica, _num_tokens(pending))
+    def _claim(self, pending: PendingRequest, replica: RunningReplica, is_only_one: bool) -> None:
+        num_tokens, replica_id = _num_tokens(pending), _id_of(replica)
+        limit = None if is_only_one else self._table.decline_above(replica_id, num_tokens)
+        pending.args = [
+            replace(argument, decline_above=limit if argument.may_decline else None)
+            if isinstance(argument, Shard)
+            else argument
+            for argument in pending.args
+        ]
+        self._table.claim(id(pending), pending.metadata.internal_request_id, replica_id, num_tokens)
         pending.future.add_done_callback(partial(self._release_if_cancelled, id(pending)))
 
     def _release_if_cancelled(self, call: int, future: Any) -> None:
         if future.cancelled():
-            self._outstanding.release(call)
+            self._table.release(call)
+
+    def _fulfill_next_pending_request(self, replica: RunningReplica, request_metadata: Any = None) -> None:
+        """Gives the replica to the request it was chosen for. `FIFOMixin` gives it to the oldest one, which may be a
+        retry that has to go elsewhere."""
+        task = asyncio.current_task()
+        pending = self._choosing.pop(task, None) if task is not None else None
+        if pending is None:
+            super()._fulfill_next_pending_request(replica, request_metadata)
+        elif not pending.future.done():
+            self._record_queue_wait_time(pending)
+            pending.future.set_result(replica)
+            self._remove_pending_request_from_indices(pending)
 
     def on_request_routed(self, pending_request: PendingRequest, replica_id: ReplicaID, result: Any) -> None:
         """Serve calls it when a replica has accepted."""
         request_id = pending_request.metadata.internal_request_id
-        self._outstanding.send(id(pending_request), request_id, replica_id, _num_tokens(pending_request))
+        attempt = max((shard.attempt for shard in _shards(pending_request)), default=0)
+        self._table.send(id(pending_request), request_id, replica_id.unique_id, _num_tokens(pending_request), attempt)
 
     def on_request_completed(self, replica_id: ReplicaID, internal_request_id: str) -> None:
         """Serve calls it once for every call it sent or tried to send."""
-        self._outstanding.complete(internal_request_id, replica_id)
+        self._table.complete(internal_request_id, replica_id.unique_id)
 
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
         """Serve calls it when replicas come and go."""
         super().update_replicas(replicas)
-        self._outstanding.keep_only({replica.replica_id for replica in replicas})
+        self._table.keep_only({_id_of(replica) for replica in replicas})
 
 
 class PoolRouter(FewestTokensRouter):
@@ -141,15 +113,16 @@ class PoolRouter(FewestTokensRouter):
         """Serve calls it with the deployment's `request_router_kwargs`."""
         self._spread_above_tokens: int = options["spread_above_tokens"]
 
-    def _ranked(self, replicas: list[RunningReplica], pending: PendingRequest | None) -> list[RunningReplica]:
-        models = [shard.model for shard in _shards(pending)] if pending else []
+    def _ranked(self, replicas: Sequence[RunningReplica], pending: PendingRequest | None) -> list[RunningReplica]:
+        models = [shard.model for shard in _shards(pending)]
         if not models:
             return super()._ranked(replicas, pending)
-        by_name = {replica.replica_id.unique_id: replica for replica in replicas}
-        states = {
-            name: (self._outstanding[replica.replica_id], models[0] in replica.multiplexed_model_ids)
-            for name, replica in by_name.items()
-        }
+        by_name = {_id_of(replica): replica for replica in replicas}
+        with self._table.lock:
+            states = {
+                name: (round(self._table.expected_tokens(name)), models[0] in replica.multiplexed_model_ids)
+                for name, replica in by_name.items()
+            }
         return [by_name[name] for name in rank_pool(models[0], states, self._spread_above_tokens)]
 
 
@@ -167,8 +140,13 @@ def rank_pool(model: str, replicas: Mapping[str, tuple[int, bool]], spread_above
     return sorted(replicas, key=order)
 
 
-def _shards(pending: PendingRequest) -> list[Shard]:
-    return [argument for argument in pending.args if isinstance(argument, Shard)]
+def _id_of(replica: RunningReplica) -> str:
+    name: str = replica.replica_id.unique_id
+    return name
+
+
+def _shards(pending: PendingRequest | None) -> list[Shard]:
+    return [argument for argument in pending.args if isinstance(argument, Shard)] if pending is not None else []
 
 
 def _num_tokens(pending: PendingRequest) -> int:

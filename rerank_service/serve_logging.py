@@ -1,8 +1,11 @@
-"""Sends this package's log lines the way Ray Serve's own go: its files, its format, its request ids."""
+"""What a replica takes from Serve around it: its log's files, format and request ids, and its own id."""
 
 import logging
 
-__all__ = ["log_through_serve"]
+from ray import serve as ray_serve
+from ray.serve.exceptions import RayServeException
+
+__all__ = ["log_through_serve", "serve_id"]
 
 
 def log_through_serve(*, keep_access_log: bool = True) -> None:
@@ -20,3 +23,12 @@ def log_through_serve(*, keep_access_log: bool = True) -> None:
 
 def _is_not_of_a_call(record: logging.LogRecord) -> bool:
     return not getattr(record, "serve_access_log", False)
+
+
+def serve_id() -> str:
+    """Serve's id of the replica this runs in, as the callers' routers have it; empty outside Serve."""
+    try:
+        name: str = ray_serve.get_replica_context().replica_id.unique_id
+    except RayServeException:
+        return ""
+    return name

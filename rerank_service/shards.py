@@ -4,11 +4,21 @@ Pure; sizes are estimates from text, since the tokenizer lives in the replica.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rerank_service.fitting import Fitting, PassageWindows
 
-__all__ = ["ReplicaReport", "Shard", "ShardScores", "cut_into_shards", "estimate_tokens", "even_slices"]
+__all__ = [
+    "Declined",
+    "ReplicaLoad",
+    "ReplicaReport",
+    "Shard",
+    "ShardScores",
+    "cut_into_shards",
+    "estimate_tokens",
+    "even_slices",
+    "is_declined",
+]
 
 _BYTES_PER_TOKEN = 4
 _SPECIAL_TOKENS = 8
@@ -39,6 +49,35 @@ class Shard:
     """Whether a replica has counted it as load before: one that was lost, or one that refused the request."""
     caller: str = ""
     """Who sent the request: a hash of the key, or an address. Replicas share their device fairly between callers."""
+    attempt: int = field(default=0, compare=False)
+    """Number, unique in the ingress's process, under which it can be asked which replica this was sent to."""
+    avoid: tuple[str, ...] = ()
+    """Replicas, by Serve's id, that failed on it and should not get it again."""
+    may_decline: bool = field(default=False, compare=False)
+    """Whether the replica may hand it back."""
+    decline_above: int | None = field(default=None, compare=False)
+    """A replica with more tokens outstanding hands it back, since the ingress chose by a stale report; null: never."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaLoad:
+    """How busy a replica is, for whoever chooses between replicas."""
+
+    replica: str
+    """Serve's id of it."""
+    waiting_tokens: int
+    """Outstanding, of all its models."""
+    tokens_per_s: float
+    """What its device scores while it has work; 0 before the first batch."""
+    at_s: float
+    """By the replica's own monotonic clock: orders its reports, and nothing else."""
+
+
+@dataclass(frozen=True, slots=True)
+class Declined:
+    """A replica's answer instead of scores: it is busier than the sender assumed."""
+
+    load: ReplicaLoad
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +124,12 @@ class ShardScores:
     report: ReplicaReport | None = None
     is_unscored: tuple[bool, ...] = ()
     """Of which passages the window left no token."""
+    load: ReplicaLoad | None = None
+
+
+def is_declined(shard: Shard, load: ReplicaLoad) -> bool:
+    """Whether a replica with this load hands the shard back."""
+    return shard.decline_above is not None and load.waiting_tokens > shard.decline_above
 
 
 def estimate_tokens(query: str, passage: str, windows: PassageWindows | None = None) -> int:

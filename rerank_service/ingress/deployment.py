@@ -14,6 +14,7 @@ from rerank_service.metrics.of_ingress import IngressMetrics
 from rerank_service.metrics.through_ray import RayMetrics
 from rerank_service.model_router import ModelRouter
 from rerank_service.ranker import Ranker
+from rerank_service.replica_table import table_of
 from rerank_service.serve_logging import log_through_serve
 
 __all__ = ["Ingress"]
@@ -25,7 +26,7 @@ class Ingress:
 
     def __init__(self, config: RerankConfig, replicas: Mapping[str, DeploymentHandle[Any]]) -> None:
         """`replicas` has the handle of each model's deployment, by model id, but for models with an application of
-        their own: such a one may come later, or go and come back, and its requests wait for it until their deadline.
+        their own: these may come later, or go and come back.
         """
         log_through_serve(keep_access_log=False)
         self._config = config
@@ -36,7 +37,9 @@ class Ingress:
         }
         handles = {**replicas, **apart}
         score_methods = {model_id: handle.score for model_id, handle in handles.items()}
-        self._router = ModelRouter(config, score_methods, IngressMetrics([RayMetrics(INGRESS_METRICS)]))
+        tables = {model_id: table_of(handle.deployment_id) for model_id, handle in handles.items()}
+        metrics = IngressMetrics([RayMetrics(INGRESS_METRICS)])
+        self._router = ModelRouter(config, score_methods, metrics, tables=tables)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return build_api(self._config, self._router, Ranker(self._router, self._config))

@@ -7,7 +7,7 @@ Not modelled: processes that fail, the network's own limits, and CPUs that run o
 import math
 import random
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -16,9 +16,9 @@ from rerank_service.planning.events import Clock
 from rerank_service.planning.replica import Job, SimulatedReplica
 from rerank_service.planning.speed import ReplicaSpeed
 from rerank_service.planning.workload import Arrival, body_kb
-from rerank_service.replica_choice import OutstandingTokens, fewest_tokens
+from rerank_service.replica_table import MAX_DECLINED, ReplicaTable
 from rerank_service.scheduler.deadlines import Demand, lateness
-from rerank_service.shards import even_slices
+from rerank_service.shards import ReplicaLoad, even_slices
 
 __all__ = ["Cluster", "End", "Ended", "Fleet", "percentile", "run"]
 
@@ -53,13 +53,15 @@ class Fleet:
     costs: StackCosts = HAPROXY
     timeout_s: float = 60.0
     """As `limits.request_timeout_s`."""
+    slow_replicas: int = 0
+    """How many of the replicas have half the speed."""
 
 
 class _Ingress:
-    """One process: it does one thing at a time, and knows only what it has sent itself."""
+    """One process: it does one thing at a time, and knows what it has sent itself and what its answers reported."""
 
     def __init__(self, clock: Clock) -> None:
-        self.outstanding = OutstandingTokens()
+        self.table = ReplicaTable(lambda: clock.now_s)
         self.num_open = 0
         self._clock = clock
         self._free_at_s = 0.0
@@ -74,10 +76,14 @@ class _Replica:
     """A simulated replica behind its tokenising threads."""
 
     def __init__(self, number: int, device: SimulatedReplica, num_threads: int) -> None:
-        self.number = number
+        self.name = str(number)
         self.device = device
         self.offered_tokens = 0
         self._free_at_s = [0.0] * num_threads
+
+    def load(self, now_s: float) -> ReplicaLoad:
+        """What it reports with an answer."""
+        return ReplicaLoad(self.name, self.device.outstanding_tokens, self.device.drained_per_s, now_s)
 
     def tokenised_at(self, now_s: float, took_s: float) -> float:
         thread = min(range(len(self._free_at_s)), key=self._free_at_s.__getitem__)
@@ -120,6 +126,7 @@ class Cluster:
         self._all: list[_Replica] = []
         self._routed: list[_Replica] = []
         self._num_requests = 0
+        self.num_sent = self.num_declined = 0
         for _ in range(fleet.replicas):
             self.add_replica()
 
@@ -145,7 +152,10 @@ class Cluster:
 
     def add_replica(self) -> None:
         """One more, ready at once."""
-        device = SimulatedReplica(self._clock, self._fleet.speed, self._shard_done)
+        speed = self._fleet.speed
+        if len(self._all) < self._fleet.slow_replicas:
+            speed = replace(speed, tokens_per_s=speed.tokens_per_s / 2)
+        device = SimulatedReplica(self._clock, speed, self._shard_done)
         replica = _Replica(len(self._all), device, self._fleet.costs.num_tokeniser_threads)
         self._all.append(replica)
         self._routed.append(replica)
@@ -178,13 +188,35 @@ class Cluster:
     def _fan_out(self, request: _Request, slices: Sequence[tuple[int, int]], cpu_back_s: float) -> None:
         if request.end is not None:
             return
-        outstanding = request.ingress.outstanding
         for start, stop in slices:
             job = Job(request.id, (request, cpu_back_s), request.arrival.lengths[start:stop])
-            replica = fewest_tokens(outstanding, self._routed, lambda one: one.number, 1, self._rng.random)[0]
-            outstanding.send(id(job), request.id, replica.number, job.num_tokens)
-            request.jobs[job] = replica
-            self._clock.at(self._clock.now_s + self._fleet.costs.hop_s, self._tokenise, job, replica)
+            self._dispatch(job, MAX_DECLINED)
+
+    def _dispatch(self, job: Job, num_declinable: int) -> None:
+        request: _Request = job.owner[0]
+        table = request.ingress.table
+        chosen = table.best(self._routed, _name_of, job.num_tokens, limit=1, tie_break=self._rng.random)[0]
+        limit = table.decline_above(chosen.name, job.num_tokens) if num_declinable and len(self._routed) > 1 else None
+        table.send(id(job), request.id, chosen.name, job.num_tokens)
+        request.jobs[job] = chosen
+        self.num_sent += 1
+        self._clock.at(self._clock.now_s + self._fleet.costs.hop_s, self._take_in, job, chosen, limit, num_declinable)
+
+    def _take_in(self, job: Job, replica: _Replica, limit: int | None, num_declinable: int) -> None:
+        now_s = self._clock.now_s
+        load = replica.load(now_s)
+        if limit is not None and load.waiting_tokens > limit:
+            self.num_declined += 1
+            self._clock.at(now_s + self._fleet.costs.hop_s, self._declined, job, load, num_declinable - 1)
+        else:
+            self._tokenise(job, replica)
+
+    def _declined(self, job: Job, load: ReplicaLoad, num_declinable: int) -> None:
+        request: _Request = job.owner[0]
+        if request.end is None:
+            request.ingress.table.complete(request.id, load.replica)
+            request.ingress.table.add_report(load)
+            self._dispatch(job, num_declinable)
 
     def _tokenise(self, job: Job, replica: _Replica) -> None:
         took_s = job.num_tokens / self._fleet.costs.tokenised_per_s
@@ -202,13 +234,17 @@ class Cluster:
             self._clock.at(now_s + self._fleet.costs.hop_s, self._refuse, request, retry_after_s)
 
     def _shard_done(self, job: Job) -> None:
-        self._clock.at(self._clock.now_s + self._fleet.costs.hop_s, self._gather, job)
+        request: _Request = job.owner[0]
+        if request.end is None:
+            now_s = self._clock.now_s
+            self._clock.at(now_s + self._fleet.costs.hop_s, self._gather, job, request.jobs[job].load(now_s))
 
-    def _gather(self, job: Job) -> None:
+    def _gather(self, job: Job, load: ReplicaLoad) -> None:
         request, cpu_back_s = job.owner
         if request.end is not None:
             return
-        request.ingress.outstanding.complete(request.id, request.jobs.pop(job).number)
+        request.ingress.table.complete(request.id, request.jobs.pop(job).name)
+        request.ingress.table.add_report(load)
         if not request.jobs:
             self._clock.at(request.ingress.work(cpu_back_s) + self._fleet.costs.front_s, self._finish, request)
 
@@ -226,7 +262,7 @@ class Cluster:
             return
         for job, replica in request.jobs.items():
             replica.device.discard(job)
-            request.ingress.outstanding.complete(request.id, replica.number)
+            request.ingress.table.complete(request.id, replica.name)
         self._close(request, end)
 
     def _close(self, request: _Request, end: End) -> None:
@@ -235,6 +271,10 @@ class Cluster:
         request.ingress.num_open -= 1
         now_s, at_s = self._clock.now_s, request.sent_at_s
         self._on_end(Ended(at_s, now_s - at_s, end, request.num_tokens))
+
+
+def _name_of(replica: _Replica) -> str:
+    return replica.name
 
 
 def run(

@@ -59,6 +59,11 @@ class SimulatedReplica:
         """Seconds that a refused client is told to wait."""
         return float(self._drain.seconds_for(self.outstanding_tokens // 2))
 
+    @property
+    def drained_per_s(self) -> float:
+        """Tokens a second of late; 0 before the first batch."""
+        return self._drain.tokens_per_s or 0.0
+
     def submit(self, job: Job, deadline_s: float) -> bool:
         """False if it is refused: the queue is full, or the job could not be done in time."""
         newcomer = Demand(deadline_s, job.num_tokens)

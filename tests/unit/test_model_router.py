@@ -9,10 +9,11 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from rerank_service.config import RerankConfig
-from rerank_service.errors import PairTooLong, ReplicaUnavailable, UnknownModel
+from rerank_service.errors import EngineFailed, PairTooLong, ReplicaUnavailable, UnknownModel
 from rerank_service.fitting import Fitting
 from rerank_service.model_router import ModelRouter
-from rerank_service.shards import Shard, ShardScores
+from rerank_service.replica_table import MAX_DECLINED, ReplicaTable
+from rerank_service.shards import Declined, ReplicaLoad, Shard, ShardScores
 
 CONFIG = RerankConfig.model_validate(
     {
@@ -60,6 +61,31 @@ class Score:
         self.shards.append(shard)
         self.response = Response(self._outcomes.pop(0) if len(self._outcomes) > 1 else self._outcomes[0])
         return self.response
+
+
+class Deployment:
+    """`score` of a deployment whose replicas are chosen as Serve's router does it, from the same table."""
+
+    def __init__(self, replicas: dict[str, Any]) -> None:
+        self.replicas = replicas
+        self.table = ReplicaTable()
+        self.table.count_running = lambda: len(self.replicas)
+        self.sent: list[str] = []
+
+    def remote(self, shard: Shard) -> Response:
+        if not self.replicas:
+            return Response(None)  # Serve's router waits for ever
+        usable = self.table.usable(list(self.replicas), str, shard.avoid)
+        chosen = self.table.best(usable, str, shard.num_tokens, tie_break=lambda: 0.0)[0]
+        self.table.claim(len(self.sent), shard.request_id, chosen, shard.num_tokens)
+        self.table.send(len(self.sent), shard.request_id, chosen, shard.num_tokens, shard.attempt)
+        self.sent.append(chosen)
+        outcome = self.replicas[chosen]
+        self.table.complete(shard.request_id, chosen)
+        return Response(outcome(shard) if callable(outcome) else outcome)
+
+    def router(self, config: RerankConfig = CONFIG) -> ModelRouter:
+        return ModelRouter(config, {"nvidia/mistral": self}, tables={"nvidia/mistral": self.table})
 
 
 def test_names_aliases_default_and_slugs() -> None:
@@ -164,3 +190,104 @@ async def test_cancelling_reaches_the_replica() -> None:
     assert outstanding.format(0.0) in router.metrics.exposition().decode()
     assert score.response is not None
     assert score.response.is_cancelled
+
+
+@pytest.mark.parametrize("is_wrapped", [True, False])
+async def test_what_failed_on_one_replica_is_scored_on_another(is_wrapped: bool) -> None:
+    error = (
+        RayTaskError("score", "", EngineFailed("AcceleratorError")) if is_wrapped else EngineFailed("AcceleratorError")
+    )
+    deployment = Deployment({"broken": error, "sound": SCORED})
+    router = deployment.router()
+
+    for _ in range(20):
+        assert await router.score(SHARD) == SCORED
+
+    assert deployment.sent.count("broken") == 1  # failing fast does not make it the best
+    assert b'rerank_retried_shards_total{model="nvidia/mistral"} 1.0' in router.metrics.exposition()
+
+
+async def test_poison_fails_on_two_replicas_and_condemns_neither() -> None:
+    deployment = Deployment(dict.fromkeys("abc", EngineFailed("IndexError")))
+
+    with pytest.raises(EngineFailed):
+        await deployment.router().score(SHARD)
+
+    assert len(deployment.sent) == len(set(deployment.sent)) == 2
+    assert list(deployment.table.usable("abc", str)) == ["a", "b", "c"]
+
+
+async def test_a_broken_replica_is_not_acquitted_by_poison() -> None:
+    deployment = Deployment({"broken": EngineFailed("AcceleratorError"), "sound": SCORED})
+    router = deployment.router()
+    await router.score(SHARD)
+    deployment.replicas["sound"] = EngineFailed("IndexError")
+    with pytest.raises(EngineFailed):
+        await router.score(SHARD)
+
+    assert list(deployment.table.usable(["broken", "sound"], str)) == ["sound"]
+
+
+async def test_the_only_replica_does_not_get_twice_what_it_failed_on() -> None:
+    deployment = Deployment({"only": EngineFailed("IndexError")})
+
+    with pytest.raises(EngineFailed):
+        await deployment.router().score(SHARD)
+
+    assert deployment.sent == ["only"]
+
+
+async def test_a_lost_replica_and_a_failed_one_share_the_two_tries() -> None:
+    deployment = Deployment({"a": ActorDiedError(), "b": EngineFailed("IndexError"), "c": SCORED})
+
+    with pytest.raises(EngineFailed):
+        await deployment.router().score(SHARD)
+
+    assert deployment.sent == ["a", "b"]
+
+
+async def test_a_busy_replica_hands_a_shard_back_and_the_next_choice_knows_why() -> None:
+    busy = ReplicaLoad("a", 9_000, 1_000.0, 1.0)
+    deployment = Deployment({"a": Declined(busy), "b": SCORED})
+    deployment.table.add_report(ReplicaLoad("b", 100, 1_000.0, 1.0))
+    deployment.table.add_report(ReplicaLoad("a", 0, 1_000.0, 0.0))
+
+    assert await deployment.router().score(SHARD) == SCORED
+    assert deployment.sent == ["a", "b"]
+
+
+async def test_a_shard_is_handed_back_only_so_often() -> None:
+    def busy(shard: Shard) -> Any:
+        return Declined(ReplicaLoad("a", 9_000, 1_000.0, 1.0)) if shard.may_decline else SCORED
+
+    deployment = Deployment({"a": busy})
+
+    assert await deployment.router().score(SHARD) == SCORED
+    assert len(deployment.sent) == MAX_DECLINED + 1
+
+
+async def test_without_a_replica_a_ranking_is_refused_and_not_hung() -> None:
+    deployment = Deployment({})
+    async with asyncio.timeout(30):
+        with pytest.raises(ReplicaUnavailable):
+            await deployment.router().score(SHARD)
+
+
+async def test_a_call_that_a_going_replica_has_is_left_alone() -> None:
+    deployment = Deployment({"a": None})
+    call = asyncio.ensure_future(deployment.router().score(SHARD))
+    await asyncio.sleep(0)
+    deployment.replicas.clear()
+
+    assert not (await asyncio.wait({call}, timeout=3))[0]
+    call.cancel()
+
+
+async def test_a_model_that_scales_from_zero_waits_for_its_start() -> None:
+    models = [model.model_dump() for model in CONFIG.models]
+    models[1]["autoscaling"] |= {"min_replicas": 0}
+    deployment = Deployment({})
+    call = asyncio.ensure_future(deployment.router(RerankConfig.model_validate({"models": models})).score(SHARD))
+
+    assert not (await asyncio.wait({call}, timeout=3))[0]
+    call.cancel()

@@ -4,6 +4,7 @@ import itertools
 import math
 import statistics
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -126,3 +127,28 @@ def test_percentiles_are_nearest_rank() -> None:
     assert percentile([3.0, 1.0, 2.0, 4.0], 0.5) == 2.0
     assert percentile(list(map(float, range(1, 101))), 0.99) == 99.0
     assert percentile([], 0.99) == math.inf
+
+
+def test_many_ingresses_choose_almost_as_well_as_one() -> None:
+    """With each ingress's own counts alone, the p99 with 16 ingresses was four times that with one."""
+    mix = Mix({10: 4, 40: 3, 160: 1}, Lengths.SHORT)
+    requests = load(mix, 0.85 * 24 * FAST.full_tokens_per_s / mix.request_tokens, 2_500)
+    costs = StackCosts(CpuCost(0.0, 0.0, 0.0), NO_COSTS.other, 0.0013, 0.0013, math.inf)
+
+    p99 = {
+        number: percentile(latencies(run(Fleet(24, FAST, number, costs, math.inf), requests))[250:], 0.99)
+        for number in (1, 4, 16)
+    }
+
+    assert p99[4] < 1.15 * p99[1]
+    assert p99[16] < 1.4 * p99[1]
+
+
+def test_a_slow_replica_does_not_hold_everybody_up() -> None:
+    mix = Mix({10: 4, 40: 3, 160: 1}, Lengths.SHORT)
+    requests = load(mix, 0.7 * 7.5 * FAST.full_tokens_per_s / mix.request_tokens, 1_500)
+    mixed = Fleet(8, FAST, 4, NO_COSTS, math.inf, slow_replicas=1)
+
+    p99 = [percentile(latencies(run(fleet, requests)), 0.99) for fleet in (replace(mixed, slow_replicas=0), mixed)]
+
+    assert p99[1] < 1.5 * p99[0]

@@ -3,7 +3,8 @@
 import random
 from collections import Counter
 
-from rerank_service.replica_choice import OutstandingTokens, rank_pool
+from rerank_service.replica_choice import rank_pool
+from rerank_service.replica_table import OutstandingTokens
 
 
 def test_siblings_see_each_other_before_any_is_sent() -> None:
