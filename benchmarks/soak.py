@@ -46,6 +46,7 @@ _PAUSE_S = 1.0
 _MAX_BODY_BYTES = 200_000
 _CLIENT_TIMEOUT_S = 70
 _READY_LIMIT_S = 240
+_READY_ANSWERS = 20
 _WORDS = ["bread", "river", "kidney", "contract", "token", "winter", "harbour", "price", "bridge", "model"]
 
 
@@ -344,12 +345,16 @@ def _deploy(config: RerankConfig) -> None:
 
 
 def _wait_until_ready(url: str) -> None:
+    """Each ingress answers for itself: many answers in a row are of all of them."""
     deadline = time.monotonic() + _READY_LIMIT_S
+    num_ready = 0
     while time.monotonic() < deadline:
         with suppress(httpx.TransportError):
-            if httpx.get(f"{url}/v1/health/ready", timeout=_CLIENT_TIMEOUT_S).status_code == 200:
+            status = httpx.get(f"{url}/v1/health/ready", timeout=_CLIENT_TIMEOUT_S).status_code
+            num_ready = num_ready + 1 if status == 200 else 0
+            if num_ready == _READY_ANSWERS:
                 return
-        time.sleep(0.5)
+        time.sleep(0.1)
     raise RuntimeError(f"{url} is not ready after {_READY_LIMIT_S} s")
 
 
