@@ -142,7 +142,7 @@ def obstacles(node: Node, nodes: Sequence[Node], occupants: Occupants) -> list[s
     for (application, deployment, resources), number in homeless.items():
         lines.append(
             f"no other node has room for {number} of the replicas of {deployment} (application {application}), "
-            f"which {'take' if number > 1 else 'takes'} {resources}"
+            f"each of which takes {resources}"
         )
     return lines
 
