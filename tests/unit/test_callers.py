@@ -76,8 +76,8 @@ def test_nor_do_their_deadlines(at_s: float) -> None:
 
 @pytest.mark.parametrize("timeout_s", [60.0, 8.0])
 def test_a_flood_of_one_caller_has_hardly_a_request_of_another_refused(timeout_s: float) -> None:
-    """Three times what the device can do, for 200 s. Before callers were told apart, most of the other's were refused
-    or waited for nearly their whole time."""
+    """Three times what the device can do, for 200 s. Before callers were told apart, 5 and 8 of the 390 were refused,
+    and half of the others waited for 59.3 of 60 s and for 7.6 of 8 s."""
     rng = random.Random(0)
     contest, at_s = Contest(), 0.0
     while at_s < 200.0:
@@ -89,7 +89,7 @@ def test_a_flood_of_one_caller_has_hardly_a_request_of_another_refused(timeout_s
     contest.clock.run()
 
     assert contest.refused["flood"] > 100
-    assert contest.refused.get("me", 0) <= 4
+    assert contest.refused.get("me", 0) <= 1
     assert contest.late["me"] == 0
     assert max(contest.waited_s["me"]) <= 2 * 0.1 + 2 * BATCH_S
 
