@@ -1,86 +1,97 @@
-"""On real Ray: one of two replicas fails every forward pass, and a model has no replica at all."""
+"""On real Ray: one of two replicas loses its device, and a model has no replica at all."""
 
 import asyncio
-import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 from ray import serve
 from ray.serve.api import RunTarget, _run_many
-from tests.load.poison import FragileEngine
 
-from rerank_service.app import bind_app
 from rerank_service.config import RerankConfig
-from rerank_service.engine import EncodedPair, Engine
-from rerank_service.replica import Replica
-from tests.service.running import CLIENT_TIMEOUT_S, Service, assert_error, ranking_body
+from tests.load.faulty import Fault, break_one, broken_pid, build_app
+from tests.service.running import (
+    CLIENT_TIMEOUT_S,
+    Reference,
+    Service,
+    assert_error,
+    assert_ranked,
+    ranking_body,
+)
 
 APPLICATION = "broken"
-HALF_BROKEN, NOWHERE = "half/broken", "no/where"
+PAIRED, NOWHERE = "broken/paired", "no/where"
 
 
-class _BrokenEngine(FragileEngine):
-    def launch(self, pairs: Sequence[EncodedPair]) -> Any:
-        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+@dataclass(frozen=True)
+class Broken:
+    """The application whose replicas can be broken."""
 
-
-class HalfBroken(Replica):
-    """The first replica that starts is the broken one."""
-
-    def load(self) -> Engine[Any]:
-        try:
-            os.close(os.open(f"{self._model.checkpoint.source}/broken", os.O_CREAT | os.O_EXCL))
-        except FileExistsError:
-            return FragileEngine()
-        return _BrokenEngine()
+    url: str
+    faults: Path
+    source: str
+    """Id of the model whose logits it must answer."""
 
 
 @pytest.fixture(scope="module")
-def url(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder: Path = tmp_path_factory.mktemp("half_broken")
-    checkpoint = {"source": str(folder)}
+def broken(service: Service, config: RerankConfig, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broken]:
+    faults, model = tmp_path_factory.mktemp("faults"), config.models[0].model_dump(mode="json")
+    replica = {"num_cpus": 0.01, "graceful_shutdown_timeout_s": 1}
     models = [
-        {
-            "id": HALF_BROKEN,
-            "checkpoint": checkpoint,
-            "replica": {"num_cpus": 0.01},
-            "autoscaling": {"min_replicas": 2, "max_replicas": 2},
-        },
-        {"id": NOWHERE, "checkpoint": checkpoint, "replica": {"num_cpus": 0.01, "resources": {"missing": 1}}},
+        model
+        | {"id": PAIRED, "aliases": [], "replica": replica, "autoscaling": {"min_replicas": 2, "max_replicas": 2}},
+        model | {"id": NOWHERE, "aliases": [], "replica": replica | {"resources": {"missing": 1}}},
     ]
-    config = RerankConfig.model_validate({"models": models, "service": {"ingress": {"num_cpus": 0.01}}})
-    target = RunTarget(bind_app(config, HalfBroken), name=APPLICATION, route_prefix=f"/{APPLICATION}")
+    settings = {"models": models, "service": {"ingress": {"num_cpus": 0.01}}}
+    application = build_app({"settings": settings, "faults": str(faults), "tokens_per_s": None})
+    target = RunTarget(application, name=APPLICATION, route_prefix=f"/{APPLICATION}")
     _run_many([target], wait_for_ingress_deployment_creation=True, wait_for_applications_running=False)
-    yield f"{service.url}/{APPLICATION}"
+    yield Broken(f"{service.url}/{APPLICATION}", faults, config.models[0].id)
     serve.delete(APPLICATION)
 
 
-async def test_no_request_sees_the_broken_replica(service: Service, url: str) -> None:
-    async with asyncio.timeout(CLIENT_TIMEOUT_S):
-        while len(service.pids(APPLICATION, "half_broken")) < 2 or not service.pids(APPLICATION, "ingress"):
-            await asyncio.sleep(0.2)
+async def test_no_request_sees_the_lost_device(
+    service: Service, broken: Broken, references: dict[str, Reference]
+) -> None:
+    await _until_running(service, "broken_paired", 2)
     statuses: Counter[int] = Counter()
+    passages = ["the bread", "the river"]
+    logits = references[broken.source].logits("which?", passages)
+
     async with httpx.AsyncClient(timeout=CLIENT_TIMEOUT_S) as client:
+
+        async def ask() -> None:
+            answer = await client.post(f"{broken.url}/v1/ranking", json=ranking_body(PAIRED, "which?", passages))
+            statuses[answer.status_code] += 1
+            if answer.status_code == 200:
+                assert_ranked(answer, logits)
+
+        break_one(broken.faults, Fault.STICKY)
+        async with asyncio.timeout(CLIENT_TIMEOUT_S):
+            while broken_pid(broken.faults, Fault.STICKY) is None:
+                await asyncio.gather(*(ask() for _ in range(10)))
         for _ in range(20):
-            bodies = [ranking_body(HALF_BROKEN, "which?", [f"{number}"]) for number in range(10)]
-            answers = await asyncio.gather(*(client.post(f"{url}/v1/ranking", json=body) for body in bodies))
-            statuses.update(answer.status_code for answer in answers)
-        metrics = (await client.get(f"{url}/v1/metrics")).text
+            await asyncio.gather(*(ask() for _ in range(10)))
+        metrics = (await client.get(f"{broken.url}/v1/metrics")).text
 
-    assert statuses == {200: 200}
-    assert "rerank_retried_shards_total" in metrics  # the broken one was asked, and not often
+    assert statuses.keys() == {200}, statuses
+    (retried,) = [line for line in metrics.splitlines() if line.startswith("rerank_retried_shards_total{")]
+    assert float(retried.split()[-1]) >= 1
 
 
-async def test_a_model_without_a_replica_is_refused_and_not_hung(service: Service, url: str) -> None:
-    async with asyncio.timeout(CLIENT_TIMEOUT_S):
-        while not service.pids(APPLICATION, "ingress"):
-            await asyncio.sleep(0.2)
+async def test_a_model_without_a_replica_is_refused_and_not_hung(service: Service, broken: Broken) -> None:
+    await _until_running(service, "ingress", 1)
     async with httpx.AsyncClient(timeout=CLIENT_TIMEOUT_S) as client:
-        answer = await client.post(f"{url}/v1/ranking", json=ranking_body(NOWHERE, "which?", ["this"]))
+        answer = await client.post(f"{broken.url}/v1/ranking", json=ranking_body(NOWHERE, "which?", ["this"]))
 
     assert_error(answer, 503)  # after the limit of the request, which is 60 s, it would be 504
     assert answer.headers["retry-after"] == "1"
+
+
+async def _until_running(service: Service, deployment: str, count: int) -> None:
+    async with asyncio.timeout(CLIENT_TIMEOUT_S):
+        while len(service.pids(APPLICATION, deployment)) < count:
+            await asyncio.sleep(0.2)
