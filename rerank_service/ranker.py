@@ -112,8 +112,7 @@ def _assemble(
     """Puts each passage's logit, and its copies', where the request has it."""
     scored: dict[str, tuple[float, int, bool, bool]] = {}
     for shard, answer in zip(shards, scores, strict=True):
-        is_unscored = answer.is_unscored or (False,) * len(shard.passages)
-        columns = zip(answer.logits, answer.num_tokens, answer.is_truncated, is_unscored, strict=True)
+        columns = zip(answer.logits, answer.num_tokens, answer.is_truncated, answer.is_unscored, strict=True)
         scored.update(zip(shard.passages, columns, strict=True))
     logits = [scored[passage][0] for passage in passages]
     return Ranked(

@@ -166,12 +166,12 @@ class ModelScorer:
             logits=tokenised.passages.best(scored.logits),
             num_tokens=tokenised.passages.num_tokens,
             is_truncated=tokenised.passages.is_truncated,
+            is_unscored=tokenised.passages.is_unscored,
             tokenise_s=tokenised.tokenise_s,
             queue_s=scored.queue_s,
             forward_s=scored.forward_s,
             started_at=started_at,
             report=self._report(),
-            is_unscored=tokenised.passages.is_unscored,
         )
 
     async def _tokenised(self, shard: Shard) -> Tokenised:

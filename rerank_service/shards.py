@@ -113,7 +113,9 @@ class ShardScores:
     num_tokens: tuple[int, ...]
     """Tokens of each passage's pairs, templated and truncated."""
     is_truncated: tuple[bool, ...]
-    """Of which passages a part was not scored."""
+    """Whether a part of each passage was not scored."""
+    is_unscored: tuple[bool, ...]
+    """Whether the window left no token of each passage."""
     tokenise_s: float
     queue_s: float
     """From the end of tokenising to the start of the first batch with a pair of this shard."""
@@ -122,8 +124,6 @@ class ShardScores:
     started_at: float = 0.0
     """Seconds since the epoch, by the replica's clock, when it got the shard."""
     report: ReplicaReport | None = None
-    is_unscored: tuple[bool, ...] = ()
-    """Of which passages the window left no token."""
     load: ReplicaLoad | None = None
 
 

@@ -45,7 +45,7 @@ class CrowdedReplica:
         async def score() -> ShardScores:
             count = len(shard.passages)
             everything = (True,) * count
-            return ShardScores((0.5,) * count, (9,) * count, everything, 0.0, 0.0, 0.0, is_unscored=everything)
+            return ShardScores((0.5,) * count, (9,) * count, everything, everything, 0.0, 0.0, 0.0)
 
         return asyncio.ensure_future(score())
 

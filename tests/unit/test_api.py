@@ -415,7 +415,7 @@ async def test_metadata_tells_the_precision_once_a_replica_has_told_it(models: l
             heard.append(shard)
 
             async def score() -> ShardScores:
-                return ShardScores((1.0,), (9,), (False,), 0.0, 0.0, 0.0, report=ReplicaReport(*facts))
+                return ShardScores((1.0,), (9,), (False,), (False,), 0.0, 0.0, 0.0, report=ReplicaReport(*facts))
 
             return asyncio.ensure_future(score())
 

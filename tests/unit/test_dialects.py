@@ -589,7 +589,7 @@ class _Cutting:
         unscored = tuple(text.startswith("P") for text in shard.passages)
         cut = tuple(text[0] in "PA" for text in shard.passages)
         count = len(shard.passages)
-        scores = ShardScores((1.0,) * count, (9,) * count, cut, 0.0, 0.0, 0.0, is_unscored=unscored)
+        scores = ShardScores((1.0,) * count, (9,) * count, cut, unscored, 0.0, 0.0, 0.0)
 
         async def score() -> ShardScores:
             return scores

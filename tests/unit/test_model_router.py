@@ -25,7 +25,7 @@ CONFIG = RerankConfig.model_validate(
     }
 )
 SHARD = Shard("r", "nvidia/mistral", "q", ("p",), (0,), Fitting(), 9, 9)
-SCORED = ShardScores((1.5,), (9,), (False,), 0.0, 0.0, 0.0)
+SCORED = ShardScores((1.5,), (9,), (False,), (False,), 0.0, 0.0, 0.0)
 
 
 class Response:
@@ -110,7 +110,7 @@ def test_of_two_models_with_one_slug_the_first_answers() -> None:
 
 
 async def test_a_shard_goes_to_its_models_deployment_with_the_models_id() -> None:
-    wrong = ShardScores((-1.5,), (9,), (False,), 0.0, 0.0, 0.0)
+    wrong = ShardScores((-1.5,), (9,), (False,), (False,), 0.0, 0.0, 0.0)
     scores = {"nvidia/llama-3.2-v2": Score(wrong), "nvidia/mistral": Score(SCORED)}
 
     assert await ModelRouter(CONFIG, scores).score(SHARD) == SCORED

@@ -126,7 +126,7 @@ class Refusing:
 
     def remote(self, shard: Shard) -> Any:
         self.shards.append(shard)
-        answer = ShardScores((1.0,) * len(shard.passages), (9,), (False,), 0.0, 0.0, 0.0)
+        answer = ShardScores((1.0,) * len(shard.passages), (9,), (False,), (False,), 0.0, 0.0, 0.0)
         future: asyncio.Future[ShardScores] = asyncio.get_running_loop().create_future()
         if len(self.shards) == 1:
             future.set_exception(WaitTooLong(9.0, 5.0, 1.0, False, 5))

@@ -21,7 +21,7 @@ from tests.unit.test_api import client_of
 from tests.unit.test_model_router import Response
 
 MODELS = ("a", "b")
-SCORED = ShardScores((1.5,), (9,), (False,), 0.0, 0.0, 0.0)
+SCORED = ShardScores((1.5,), (9,), (False,), (False,), 0.0, 0.0, 0.0)
 GONE = {
     "no replica": DeploymentUnavailableError(None),  # type: ignore[arg-type]
     "dead": ActorDiedError(),
