@@ -64,5 +64,5 @@ def test_a_workers_error_is_the_commands(tmp_path: Path, model: Path) -> None:
     result = batch(tmp_path, "out.jsonl", model, "--workers", "1", "--truncate", "NONE")
 
     assert result.returncode == 2
-    assert "pairs.jsonl, line 1: Input length" in result.stderr
+    assert "pairs.jsonl, line 1: the pair has" in result.stderr
     assert "Traceback" not in result.stderr
