@@ -73,7 +73,8 @@ from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig,
 from ray.serve.config import HTTPOptions
 path, front, *ports = sys.argv[1:]
 servers = [ServerConfig(f"s{port}", "127.0.0.1", int(port)) for port in ports]
-settings = HAProxyConfig(http_options=HTTPOptions(host="127.0.0.1", port=int(front)), has_received_routes=True)
+settings = HAProxyConfig(http_options=HTTPOptions(host="127.0.0.1", port=int(front)))
+settings.has_received_routes = settings.has_received_servers = True
 backend = BackendConfig("rerank", "/", app_name="rerank", servers=servers)
 HAProxyApi(settings, {"rerank": backend}, path)._generate_config_file_internal()
 """
@@ -84,6 +85,12 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def _is_up(url: str) -> bool:
+    with suppress(httpx.TransportError):
+        return httpx.get(f"{url}/-/healthz").status_code == 200
+    return False
 
 
 @contextmanager
@@ -103,11 +110,10 @@ def haproxy_before(ports: Sequence[int], folder: Path) -> Iterator[str]:
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         url = f"http://127.0.0.1:{front}"
-        for _ in range(300):
-            with suppress(httpx.TransportError):
-                if httpx.get(f"{url}/-/healthz").status_code == 200:
-                    break
+        deadline = time.monotonic() + 60
+        while not _is_up(url):
             assert process.poll() is None
+            assert time.monotonic() < deadline
             time.sleep(0.1)
         yield url
     finally:

@@ -5,7 +5,7 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 
 import pytest
 from fastapi import FastAPI
@@ -25,6 +25,12 @@ def listener(host: str, *options: int) -> socket.socket:
     holder.bind((host, 0))
     holder.listen()
     return holder
+
+
+def hang_up_on_each(holder: socket.socket) -> None:
+    with suppress(OSError):  # until it is closed
+        while True:
+            holder.accept()[0].close()
 
 
 def at(host: str, holder: socket.socket) -> Endpoint:
@@ -50,6 +56,7 @@ def test_a_port_in_use_is_found_though_it_could_be_shared(held: str, wanted: str
     except OSError:
         pytest.skip("this machine has no IPv6")
     with closing(holder):
+        threading.Thread(target=hang_up_on_each, args=[holder], daemon=True).start()
         endpoint = at(wanted, holder)
         problem = problem_of(endpoint)
         assert problem is not None
