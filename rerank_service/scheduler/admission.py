@@ -1,19 +1,28 @@
 """Whether a replica takes more work, or refuses it with the figures behind the refusal.
 
-Callers share the device equally (`fair_queue`), so each is promised what its own share can keep: one caller's backlog
-does not have another's requests refused, beyond the first request of it. Used by the scheduler and by the simulated
-replica of `planning`. Pure: no clock, no thread, no engine.
+A caller with more waiting than an equal share is promised only the time that active callers leave if they go on as of
+late. A caller with less may also use part of the reserve that every promise holds. So accepted work can be kept, and
+one caller's backlog hardly ever has another's requests refused. Used by the scheduler and by the simulated replica of
+`planning`. Pure: no clock, no thread, no engine.
 """
 
 from typing import Any
 
 from rerank_service.errors import QueueFull, WaitTooLong
-from rerank_service.scheduler.deadlines import Demand, Lateness, lateness, pushed_out
+from rerank_service.scheduler.activity import Activity
+from rerank_service.scheduler.deadlines import PROMISED, Demand, Lateness, lateness
 from rerank_service.scheduler.fair_queue import FairQueue
 from rerank_service.scheduler.pace import DrainRate
-from rerank_service.scheduler.shares import Shares
 
 __all__ = ["Admission"]
+
+_MOST_RESERVED = 0.5
+"""Share of the device that can be kept free for other callers, however many have been active."""
+_EXPECTED = 1.5
+"""Work expected of another caller, as a multiple of what it has offered of late: arrivals are uneven."""
+_QUIET_BONUS = 0.08
+"""Share of the time that a caller below its equal share is promised beyond the others'."""
+_LONGEST_HORIZON_S = 3600.0
 
 
 class Admission:
@@ -23,6 +32,7 @@ class Admission:
         self._queue = queue
         self._drain = drain
         self.max_queued_tokens = max_queued_tokens
+        self._activity = Activity()
 
     def refusal(
         self, newcomer: Demand, in_flight_tokens: int, budget_tokens: int, now_s: float, caller: str = ""
@@ -33,6 +43,8 @@ class Admission:
         deadlines.
         """
         queued, speed = self._queue.num_tokens, self._drain.tokens_per_s
+        offered = self._activity.tokens_per_s(now_s)
+        self._activity.add(caller, newcomer.num_tokens, now_s)
         if not queued:
             return None
         backlogs = self._queue.backlogs
@@ -41,7 +53,7 @@ class Admission:
             excess = queued + newcomer.num_tokens - self.max_queued_tokens
             return QueueFull(queued, self.max_queued_tokens, self._drain.seconds_for(excess))
         busy = in_flight_tokens + budget_tokens
-        if speed and (late := self._broken_promise(newcomer, caller, backlogs, busy, now_s, speed)):
+        if speed and (late := self._broken_promise(newcomer, caller, backlogs, offered, busy, now_s, speed)):
             return WaitTooLong(*late, self._drain.seconds_for((queued + in_flight_tokens) // 2))
         return None
 
@@ -53,24 +65,25 @@ class Admission:
         return not is_quiet or all_tokens > 2 * self.max_queued_tokens
 
     def _broken_promise(
-        self, newcomer: Demand, caller: str, backlogs: dict[str, int], busy: int, now_s: float, speed: float
+        self,
+        newcomer: Demand,
+        caller: str,
+        backlogs: dict[str, int],
+        offered: dict[str, float],
+        busy: int,
+        now_s: float,
+        speed: float,
     ) -> Lateness | None:
-        """What would be late if the newcomer were taken; null if nothing would."""
-        demands = self._queue.demands_by_caller
-        own = demands.pop(caller, [])
-        own_tokens = backlogs.get(caller, 0) + newcomer.num_tokens
-        before, after = Shares(backlogs), Shares(backlogs | {caller: own_tokens})
-        position = sum(one.deadline_s <= newcomer.deadline_s for one in own)
-        stretched = after.stretched(caller, [*own[:position], newcomer, *own[position:]])
-        if late := lateness(stretched.pop(position), stretched, busy, now_s, speed):
-            return late
-        for other, theirs in demands.items():
-            so_far = 0
-            for number, demand in enumerate(theirs):
-                so_far += demand.num_tokens
-                if number and so_far > own_tokens:
-                    break  # beyond its first request, work is safe only from callers that have as much
-                old, new = (busy + shares.tokens_until(other, so_far) for shares in (before, after))
-                if late := pushed_out(demand.deadline_s - now_s, old / speed, new / speed):
-                    return late
-        return None
+        """What would be late if the newcomer were taken; null if nothing would. `offered` is in tokens a second."""
+        horizon_s = PROMISED * min(max(0.0, newcomer.deadline_s - now_s), _LONGEST_HORIZON_S)
+        others = (offered.keys() | backlogs.keys()) - {caller}
+        share = horizon_s * speed / (len(others) + 1)
+        if others and backlogs.get(caller, 0) + newcomer.num_tokens <= share:
+            return lateness(newcomer, self._queue.demands, busy, now_s, speed, _QUIET_BONUS)
+        expected = (
+            min(_EXPECTED * offered.get(other, 0.0) * horizon_s, share)
+            - backlogs.get(other, 0)  # what waits is counted already
+            for other in others
+        )
+        reserved = sum(max(0.0, tokens) for tokens in expected) / max(1.0, horizon_s * speed)
+        return lateness(newcomer, self._queue.demands, busy, now_s, speed * (1 - min(reserved, _MOST_RESERVED)))

@@ -8,9 +8,9 @@ follows it; the rest of the time requests share the device fairly.
 from collections.abc import Sequence
 from typing import NamedTuple
 
-__all__ = ["Demand", "Lateness", "lateness", "urgent"]
+__all__ = ["PROMISED", "Demand", "Lateness", "lateness", "urgent"]
 
-_PROMISED = 0.8
+PROMISED = 0.8
 """Share of its time in which a newcomer must be done: the rest is for a speed that was overrated."""
 _PROTECTED = 0.9
 """Share of their time into which newcomers may push those behind them; beyond it, these must go first."""
@@ -36,25 +36,27 @@ class Lateness(NamedTuple):
 
 
 def lateness(
-    newcomer: Demand, others: Sequence[Demand], busy_tokens: int, now_s: float, tokens_per_s: float
+    newcomer: Demand, others: Sequence[Demand], busy_tokens: int, now_s: float, tokens_per_s: float, bonus: float = 0.0
 ) -> Lateness | None:
     """What would be late if the newcomer were taken: itself, or one behind it; null if nothing would.
 
     `busy_tokens` go before them all: what is on the device, and the batch that each of them ends in. One that is
-    late already keeps nobody out.
+    late already keeps nobody out. `bonus` raises the share of the newcomer's time that may be planned, and half of it
+    that of the others' time.
     """
+    promised, protected = PROMISED + bonus, _PROTECTED + bonus / 2
     before = sum(other.num_tokens for other in others if other.deadline_s <= newcomer.deadline_s)
     behind = sorted(other for other in others if other.deadline_s > newcomer.deadline_s)
     own_s = newcomer.num_tokens / tokens_per_s
     done_s = (busy_tokens + before) / tokens_per_s + own_s
     time_s = newcomer.deadline_s - now_s
-    if done_s > _PROMISED * time_s:
-        return Lateness(done_s, time_s, (1 - _PROMISED) * time_s, is_another=False)
+    if done_s > promised * time_s:
+        return Lateness(done_s, time_s, (1 - promised) * time_s, is_another=False)
     for other in behind:
         done_s += other.num_tokens / tokens_per_s
         time_s = other.deadline_s - now_s
-        if done_s > _PROTECTED * time_s and done_s - own_s <= time_s:
-            return Lateness(done_s, time_s, (1 - _PROTECTED) * time_s, is_another=True)
+        if done_s > protected * time_s and done_s - own_s <= time_s:
+            return Lateness(done_s, time_s, (1 - protected) * time_s, is_another=True)
     return None
 
 
@@ -81,12 +83,3 @@ def urgent(by_deadline: Sequence[Demand], batch_tokens: int, now_s: float, token
         elif done_s + 2 * batch_s > _PROTECTED * time_s:
             num_urgent = len(kept)
     return kept[:num_urgent]
-
-
-def pushed_out(time_s: float, old_s: float, new_s: float) -> Lateness | None:
-    """Why more work keeps a request from being safely in time: it was done after `old_s` before and is after `new_s`
-    now. Null if it still is in time, or was late before: requests already late do not block newcomers.
-    """
-    if new_s > old_s and new_s > _PROTECTED * time_s and old_s <= time_s:
-        return Lateness(new_s, time_s, (1 - _PROTECTED) * time_s, is_another=True)
-    return None

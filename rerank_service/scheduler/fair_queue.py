@@ -3,8 +3,9 @@
 Start-time fair queueing (Goyal, Vin, Cheng 1996) on two levels: the caller served the fewest tokens so far goes next,
 and of its requests the one served the fewest; a new one starts level with the least served. A 10-passage request
 therefore shares the next batch with a 512-passage one, however long that has been waiting, and a caller with one
-request has the same share as a caller with two hundred. Of each caller's requests, those whose deadline is near go
-first, earliest deadline first; a deadline never takes from another caller. Pure: no clock, no thread, no engine.
+request has the same share as a caller with two hundred. Requests whose deadline is near go first, earliest deadline
+first, whoever sent them, except that half of a batch is left to callers with little; `admission` reserves time for
+active callers so that this stays rare. Pure: no clock, no thread, no engine.
 """
 
 import heapq
@@ -16,7 +17,6 @@ from itertools import count
 from typing import Generic, NamedTuple, TypeVar
 
 from rerank_service.scheduler.deadlines import Demand, urgent
-from rerank_service.scheduler.shares import Shares
 
 __all__ = ["Drawn", "FairQueue"]
 
@@ -24,6 +24,10 @@ JobT = TypeVar("JobT", bound=Hashable)
 
 _MAX_MISFITS = 8
 """Requests passed over in search of a pair that still fits; more would cost time for little fill."""
+
+_QUIET_SHARE = 0.03
+"""A caller with less than this part of an equal share of the queue gives way to nobody's deadlines. More makes those
+late, less makes it wait longer (benchmarks/callers.py)."""
 
 
 class Drawn(NamedTuple, Generic[JobT]):
@@ -72,10 +76,6 @@ class _Caller(Generic[JobT]):
     heap: list[tuple[int, int, _Request[JobT]]] = field(default_factory=list)  # served tokens, arrival, request
     virtual_tokens: int = 0  # what its least served request had when it was last drawn from
 
-    @property
-    def by_deadline(self) -> list[_Request[JobT]]:
-        return sorted(self.requests.values(), key=lambda request: request.deadline_s)
-
 
 class FairQueue(Generic[JobT]):
     """Jobs wait here pair by pair. A job is one shard: lengths in tokens, in order."""
@@ -95,15 +95,7 @@ class FairQueue(Generic[JobT]):
     @property
     def demands(self) -> list[Demand]:
         """What each request still waits for."""
-        return [demand for demands in self.demands_by_caller.values() for demand in demands]
-
-    @property
-    def demands_by_caller(self) -> dict[str, list[Demand]]:
-        """What each request still waits for, of each caller the earliest deadline first."""
-        return {
-            name: [Demand(request.deadline_s, request.num_tokens) for request in caller.by_deadline]
-            for name, caller in self._callers.items()
-        }
+        return [Demand(request.deadline_s, request.num_tokens) for request in self._requests.values()]
 
     @property
     def backlogs(self) -> dict[str, int]:
@@ -189,19 +181,52 @@ class _Batch(Generic[JobT]):
     def __init__(self, queue: FairQueue[JobT], max_tokens: int, now_s: float, tokens_per_s: float | None) -> None:
         self._queue = queue
         self._max_tokens = max_tokens
-        self._now_s = now_s
-        self._tokens_per_s = tokens_per_s
         self._room = max_tokens
         self._drawn: list[Drawn[JobT]] = []
         self._misfits: list[_Request[JobT]] = []
-        self._urgent: dict[str, deque[_Request[JobT]]] = {}
-        self._shares = Shares(queue.backlogs) if tokens_per_s else None
+        self._urgent = self._urgent_ones(now_s, tokens_per_s) if tokens_per_s else []
 
     def fill(self) -> list[Drawn[JobT]]:
+        if self._urgent:
+            self._draw_quiet()
+        if self._draw_urgent():
+            self._draw_fairly()
+        for request in self._misfits:
+            self._queue._push(request)
+        return self._drawn
+
+    def _draw_quiet(self) -> None:
+        """Before anything urgent, up to half of the batch, so that another caller's deadlines at most double a wait."""
+        callers = self._queue._callers
+        most_tokens = self._queue.num_tokens * _QUIET_SHARE / len(callers)
+        quiet = [caller for caller in callers.values() if caller.num_tokens <= most_tokens]
+        while quiet and self._room > self._max_tokens // 2:
+            caller = min(quiet, key=lambda one: one.served_tokens)
+            request = self._next_of(caller)
+            if request is None:
+                quiet.remove(caller)
+                continue
+            self._draw(request)
+            if not caller.requests:
+                quiet.remove(caller)
+
+    def _draw_urgent(self) -> bool:
+        """False if one did not fit: filling the rest of the batch with other pairs makes large requests late."""
+        for request in self._urgent:
+            while request.jobs:
+                if not self._fits(request):
+                    return False
+                self._draw(request)
+        return True
+
+    def _draw_fairly(self) -> None:
         queue, passed_over = self._queue, list[_Caller[JobT]]()
         while queue._heap and len(self._misfits) + len(passed_over) < _MAX_MISFITS:
-            _, _, caller = heapq.heappop(queue._heap)
+            served_tokens, _, caller = heapq.heappop(queue._heap)
             if queue._callers.get(caller.name) is not caller:
+                continue
+            if served_tokens != caller.served_tokens:  # drawn from since
+                heapq.heappush(queue._heap, (caller.served_tokens, next(queue._arrivals), caller))
                 continue
             request = self._next_of(caller)
             if request is None:
@@ -209,23 +234,18 @@ class _Batch(Generic[JobT]):
                 continue
             if not passed_over:
                 queue._virtual_tokens = caller.served_tokens
-            self._room -= request.next_length
-            self._drawn.append(queue._draw(request))
+            self._draw(request)
             if caller.requests:
                 heapq.heappush(queue._heap, (caller.served_tokens, next(queue._arrivals), caller))
-        for request in self._misfits:
-            queue._push(request)
         for caller in passed_over:
             heapq.heappush(queue._heap, (caller.served_tokens, next(queue._arrivals), caller))
-        return self._drawn
+
+    def _draw(self, request: _Request[JobT]) -> None:
+        self._room -= request.next_length
+        self._drawn.append(self._queue._draw(request))
 
     def _next_of(self, caller: _Caller[JobT]) -> _Request[JobT] | None:
-        """Null where nothing of the caller fits; while something urgent does not, nothing else of it may."""
-        urgent_ones = self._urgent_of(caller)
-        while urgent_ones:
-            if urgent_ones[0].jobs:
-                return urgent_ones[0] if self._fits(urgent_ones[0]) else None
-            urgent_ones.popleft()
+        """Null where nothing of the caller fits."""
         while caller.heap and len(self._misfits) < _MAX_MISFITS:
             served_tokens, _, request = caller.heap[0]
             if caller.requests.get(request.request_id) is not request:
@@ -244,15 +264,7 @@ class _Batch(Generic[JobT]):
     def _fits(self, request: _Request[JobT]) -> bool:
         return not self._drawn or request.next_length <= self._room
 
-    def _urgent_of(self, caller: _Caller[JobT]) -> deque[_Request[JobT]]:
-        """By the caller's own share of the device: with less of it, its requests must be in a hurry earlier."""
-        if self._shares is None or self._tokens_per_s is None:
-            return deque()
-        found = self._urgent.get(caller.name)
-        if found is None:
-            ordered = caller.by_deadline
-            demands = [Demand(request.deadline_s, request.num_tokens) for request in ordered]
-            demands = self._shares.stretched(caller.name, demands)
-            positions = urgent(demands, self._max_tokens, self._now_s, self._tokens_per_s)
-            found = self._urgent[caller.name] = deque(ordered[position] for position in positions)
-        return found
+    def _urgent_ones(self, now_s: float, tokens_per_s: float) -> list[_Request[JobT]]:
+        ordered = sorted(self._queue._requests.values(), key=lambda request: request.deadline_s)
+        demands = [Demand(request.deadline_s, request.num_tokens) for request in ordered]
+        return [ordered[position] for position in urgent(demands, self._max_tokens, now_s, tokens_per_s)]

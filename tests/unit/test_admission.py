@@ -1,6 +1,7 @@
 """The scheduler and the simulated replica refuse the same work, for the same reasons."""
 
 import asyncio
+import math
 import random
 import threading
 import time
@@ -17,6 +18,7 @@ from rerank_service.planning.events import Clock
 from rerank_service.planning.replica import Job, SimulatedReplica
 from rerank_service.planning.speed import ReplicaSpeed
 from rerank_service.scheduler import FairQueue, Scheduler
+from rerank_service.scheduler.activity import Activity
 from rerank_service.scheduler.admission import Admission
 from rerank_service.scheduler.deadlines import Demand
 from rerank_service.scheduler.pace import DrainRate
@@ -133,3 +135,16 @@ async def test_the_scheduler_and_the_simulator_refuse_the_same(seed: int, monkey
     assert [["taken" if end == "taken" else "refused" for end in burst] for burst in real] == simulated(bursts, 1000.0)
     ends = {end for burst in real for end in burst}
     assert ends == {"taken", "QueueFull", "WaitTooLong"}
+
+
+def test_activity_fades_and_remembers_a_bounded_number_of_callers() -> None:
+    activity = Activity()
+    activity.add("a", 8_000, 0.0)
+    assert activity.tokens_per_s(0.0) == {"a": pytest.approx(1_000.0)}
+    assert activity.tokens_per_s(8.0) == {"a": pytest.approx(1_000.0 / math.e)}
+    assert activity.tokens_per_s(1_000.0) == {}
+
+    for number in range(3_000):
+        activity.add(str(number), 100 + number, 1_000.0)
+    assert len(activity.tokens_per_s(1_000.0)) <= 1_000
+    assert "2999" in activity.tokens_per_s(1_000.0)

@@ -4,6 +4,7 @@ import random
 
 import pytest
 
+from benchmarks.callers import SCENARIOS, Scenario, simulate
 from rerank_service.planning.events import Clock
 from rerank_service.planning.replica import Job, SimulatedReplica
 from rerank_service.planning.speed import ReplicaSpeed
@@ -11,7 +12,6 @@ from rerank_service.scheduler import FairQueue
 from rerank_service.scheduler.admission import Admission
 from rerank_service.scheduler.deadlines import Demand
 from rerank_service.scheduler.pace import DrainRate
-from rerank_service.scheduler.shares import Shares
 
 SPEED = ReplicaSpeed(10_000.0, max_in_flight=1, max_batch_tokens=1_000)
 BATCH_S = SPEED.max_batch_tokens / SPEED.tokens_per_s
@@ -91,7 +91,9 @@ def test_a_flood_of_one_caller_has_hardly_a_request_of_another_refused(timeout_s
     assert contest.refused["flood"] > 100
     assert contest.refused.get("me", 0) <= 1
     assert contest.late["me"] == 0
-    assert max(contest.waited_s["me"]) <= 2 * 0.1 + 2 * BATCH_S
+    waited_s = sorted(contest.waited_s["me"])
+    assert waited_s[len(waited_s) // 2] <= 3 * 0.1 + 2 * BATCH_S
+    assert waited_s[-1] <= (2 * 0.1 + 2 * BATCH_S if timeout_s == 60.0 else timeout_s / 2)  # urgent work goes before
 
 
 def test_a_full_queue_has_room_for_a_caller_with_little_in_it() -> None:
@@ -108,19 +110,12 @@ def test_a_full_queue_has_room_for_a_caller_with_little_in_it() -> None:
     assert admission.refusal(Demand(60.0, 100), 0, 100, 0.0, "me") is not None  # twice the bound, and no more
 
 
-def test_what_others_get_meanwhile() -> None:
-    shares = Shares({"a": 100, "b": 1_000, "c": 10_000})
+@pytest.mark.parametrize("scenario", SCENARIOS[:8], ids=lambda scenario: scenario.name)
+def test_what_is_accepted_is_in_time_whoever_else_sends(scenario: Scenario) -> None:
+    outcome = simulate(scenario, (2.0, 8.0), max_in_flight=1, seed=0)
 
-    assert shares.tokens_until("a", 100) == 300
-    assert shares.tokens_until("b", 500) == 100 + 500 + 500
-    assert shares.tokens_until("c", 10_000) == 11_100
-    assert shares.tokens_until("new", 50) == 200
-    assert [one.num_tokens for one in shares.stretched("b", [Demand(1.0, 50), Demand(2.0, 950)])] == [150, 1_950]
-
-
-def test_one_caller_is_served_as_if_there_were_no_callers() -> None:
-    assert Shares({"a": 1_000}).tokens_until("a", 700) == 700
-    assert Shares({"a": 1_000}).tokens_until("a", 1_700) == 1_700
+    assert outcome.late_tokens <= 0.005
+    assert outcome.goodput >= 0.85
 
 
 def test_a_callers_own_requests_share_its_share() -> None:
