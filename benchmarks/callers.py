@@ -189,9 +189,8 @@ def main(seeds: int = 8, json_path: Annotated[Path | None, typer.Option("--json"
         rows.append(row)
         print(" | ".join(str(value) for value in row.values()), flush=True)
     if json_path:
-        json_path.write_text(
-            json.dumps({"provenance": provenance(["rerank-service"]), "seeds": seeds, "rows": rows}, indent=2) + "\n"
-        )
+        record = provenance(["rerank-service"]) | {"seeds": seeds, "rows": rows}
+        json_path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

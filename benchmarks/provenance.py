@@ -22,7 +22,7 @@ def provenance(packages: Sequence[str]) -> dict[str, Any]:
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": _git("rev-parse", "HEAD"),
         "has_uncommitted_changes": bool(_git("status", "--porcelain")),
-        "command": " ".join(["python", *sys.argv]),
+        "command": _command(),
         "hardware": {
             "cpu": _cpu_name(),
             "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -30,6 +30,15 @@ def provenance(packages: Sequence[str]) -> dict[str, Any]:
         },
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in packages},
     }
+
+
+def _command() -> str:
+    """Without this machine's folders: of `python -m benchmarks.x`, `sys.argv` has the file's whole path."""
+    program, root = Path(sys.argv[0]), Path(__file__).parents[1]
+    if not program.is_absolute() or not program.is_relative_to(root):
+        return " ".join(["python", *sys.argv])
+    module = ".".join(program.relative_to(root).with_suffix("").parts).removesuffix(".__main__")
+    return " ".join(["python", "-m", module, *sys.argv[1:]])
 
 
 def _version(package: str) -> str | None:

@@ -150,7 +150,6 @@ def main(
     Console().print_json(data=results)
     if json_path:
         record = provenance(["rerank-service", "ray"]) | {"replicas": REPLICAS, "results": results}
-        record["command"] = record["command"].replace(str(Path(__file__)), "-m benchmarks.routing")
         json_path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 

@@ -239,7 +239,6 @@ def _finish(results: dict[str, Any], path: Path | None) -> None:
     Console().print_json(text)
     if path:
         record = provenance(["rerank-service", "ray"]) | {"results": _rounded(results)}
-        record["command"] = record["command"].replace(str(Path(__file__)), "-m benchmarks.simulate_cluster")
         path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
