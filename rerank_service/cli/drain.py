@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 __all__ = ["drain"]
 
 _POLL_S = 0.5
+_PROXY_S = 45.0
+"""Longest wait for the proxy once the replicas are gone. Serve keeps it for half a minute and until no request is on
+it: clients that do not follow its health check keep it for good."""
 
 
 def drain(
@@ -33,10 +36,10 @@ def drain(
     """Drain a node of a cluster: its replicas are started elsewhere, and this waits until none is left on it.
 
     It says first what is on the node. Where no other node can take a replica, and for the cluster's head, it refuses
-    unless forced. Serve's proxy on the node goes last, half a minute after the replicas. Then stop the node, with
-    `ray stop` there.
+    unless forced. Serve's proxy on the node goes last, half a minute after the replicas, or stays while clients keep
+    their connections to it. Then stop the node, with `ray stop` there.
 
-    Exit codes: 0 drained; 1 something is left at the deadline; 2 refused, or no such node.
+    Exit codes: 0 no replica is left; 1 some are at the deadline; 2 refused, or no such node.
     """
     if (node_id is not None) + (node_ip is not None) + this_node != 1:
         raise fail("which node? Give one of NODE_ID (`ray list nodes` shows them), --node-ip ADDRESS or --this-node")
@@ -56,26 +59,30 @@ def drain(
     except (ConnectionError, ValueError) as error:
         raise fail(str(error)) from None
     left = _wait(cluster, node, deadline_s)
-    is_drained = not (left.replicas or _num_proxies_to_go(node, left))
+    is_drained = not left.replicas
     if as_json:
         result = {"drained": is_drained, "replicas_left": len(left.replicas), "proxies_left": left.num_proxies}
         typer.echo(json.dumps(_as_json(node, occupants, against) | result))
     else:
-        told = (
-            "nothing of the service is left on it"
-            if is_drained
-            else f"after {deadline_s:g} s it still has {_content(left)}"
-        )
+        if not is_drained:
+            told = f"after {deadline_s:g} s it still has {_content(left)}"
+        elif _num_proxies_to_go(node, left):
+            told = "no replica is left on it; clients of its HTTP proxy will need one retry"
+        else:
+            told = "nothing of the service is left on it"
         stdout.print(f"node {node.id}: {told}", highlight=False, soft_wrap=True)
     raise typer.Exit(0 if is_drained else 1)
 
 
 def _wait(cluster: "Cluster", node: "Node", deadline_s: float) -> "Occupants":
-    """What is left when all has gone, or at the deadline."""
+    """What is left when all has gone, at the deadline, or when only a proxy with clients stays."""
     deadline = time.monotonic() + deadline_s
     while True:
         left = cluster.occupants(node.id)
-        if not (left.replicas or _num_proxies_to_go(node, left)) or time.monotonic() >= deadline:
+        now = time.monotonic()
+        if not left.replicas:
+            deadline = min(deadline, now + _PROXY_S)
+        if not (left.replicas or _num_proxies_to_go(node, left)) or now >= deadline:
             return left
         time.sleep(_POLL_S)
 
