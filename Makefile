@@ -19,13 +19,16 @@ TRAINED ?= .bench/training
 
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: serve test clients chaos soak check bench train format clean
+.PHONY: serve test test-clusters clients chaos soak check bench train format clean
 
 serve: $(VENV)/.installed ## install, then serve on http://127.0.0.1:8000
 	$(BIN)/rerank-service serve $(CONFIG)
 
 test: $(VENV)/.installed-dev ## install, then run the tests
 	$(BIN)/python -m pytest $(PYTEST)
+
+test-clusters: $(VENV)/.installed-dev ## services and clusters started and ended as a whole; about five minutes
+	$(BIN)/python -m pytest -m cluster $(PYTEST)
 
 clients: $(VENV)/.installed-dev ## every vendor's own client against a running service; installs them once, about 1 GB
 	$(BIN)/python -m tests.clients

@@ -33,7 +33,10 @@ HEAD, WORKERS = "127.0.0.1", ["127.0.0.2", "127.0.0.3"]
 _READY_LIMIT_S = 120
 PASSAGES = [f"{number} the bread and the river" for number in range(8)]
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="127.0.0.2 is an address of this machine on Linux only")
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.skipif(sys.platform != "linux", reason="127.0.0.2 is an address of this machine on Linux only"),
+]
 
 
 @dataclass(frozen=True)

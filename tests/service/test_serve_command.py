@@ -11,7 +11,6 @@ from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import httpx
 import psutil
@@ -83,6 +82,7 @@ def running(folder: Path, arguments: Sequence[str]) -> Iterator[Running]:
         process.wait()
 
 
+@pytest.mark.cluster
 @pytest.mark.parametrize(
     ("arguments", "number"),
     [([], signal.SIGINT), ([], signal.SIGTERM), (["--haproxy"], signal.SIGINT)],
@@ -94,9 +94,8 @@ def test_its_end(tmp_path: Path, arguments: list[str], number: signal.Signals) -
     with running(tmp_path, arguments) as service:
         if number is signal.SIGTERM:
             _check_that_the_port_is_told(service)
-        body = ranking_body(None, "which?", [f"{index} {long_text(40)}" for index in range(60)])
         with ThreadPoolExecutor() as pool:
-            requests = [pool.submit(_rank, service.url, body) for _ in range(6)]
+            requests = [pool.submit(_rank, service.url, size) for size in (60, 60, 60, 2)]
             wait(requests, return_when=FIRST_COMPLETED)
             assert not all(request.done() for request in requests)
             code, printed = service.end(number)
@@ -109,7 +108,8 @@ def test_its_end(tmp_path: Path, arguments: list[str], number: signal.Signals) -
     assert "ERROR" not in printed
 
 
-def _rank(url: str, body: dict[str, Any]) -> int:
+def _rank(url: str, num_passages: int) -> int:
+    body = ranking_body(None, "which?", [f"{index} {long_text(40)}" for index in range(num_passages)])
     return httpx.post(f"{url}/v1/ranking", json=body, timeout=CLIENT_TIMEOUT_S).status_code
 
 
