@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rerank_service.config import AutoscalingConfig
-from rerank_service.planning.autoscaler import TICK_S, Autoscaler
+from rerank_service.tools.planning.autoscaler import TICK_S, Autoscaler
 
 __all__ = ["SCENARIOS", "Run", "Scenario", "simulate"]
 
@@ -63,7 +63,7 @@ class Run:
 
 
 def simulate(scenario: Scenario) -> Run:
-    """Plays a scenario; the same every time. Work is a fluid here: `rerank_service.planning` has the requests too."""
+    """Plays a scenario; the same every time. Work is a fluid here: `tools.planning` simulates the requests."""
     options = scenario.options
     autoscaler = Autoscaler(options, tokens_per_s=1.0, start_s=scenario.start_s)
     starting: list[float] = []  # when each will be ready

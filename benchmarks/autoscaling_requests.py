@@ -2,7 +2,7 @@
 
     python -m benchmarks.autoscaling_requests [--json benchmarks/results/autoscaling-requests.json]
 
-The service of `rerank_service.planning` on a virtual clock, with clients that come back when they are refused: after
+The service of `tools.planning` on a virtual clock, with clients that come back when they are refused: after
 `Retry-After` and up to a quarter of a second more, at most `_MAX_RETRIES` times, as `rerank_service.client` does.
 """
 
@@ -18,12 +18,12 @@ from rich.table import Table
 
 from benchmarks.provenance import provenance
 from rerank_service.config import AutoscalingConfig
-from rerank_service.planning.autoscaler import Autoscaler
-from rerank_service.planning.cluster import Cluster, End, Ended, Fleet
-from rerank_service.planning.events import Clock
-from rerank_service.planning.scaled import ScaledCluster
-from rerank_service.planning.speed import ReplicaSpeed
-from rerank_service.planning.workload import Arrival, Mix, Phase, arrivals
+from rerank_service.tools.planning.autoscaler import Autoscaler
+from rerank_service.tools.planning.cluster import Cluster, End, Ended, Fleet
+from rerank_service.tools.planning.events import Clock
+from rerank_service.tools.planning.scaled import ScaledCluster
+from rerank_service.tools.planning.speed import ReplicaSpeed
+from rerank_service.tools.planning.workload import Arrival, Mix, Phase, arrivals
 
 __all__ = ["Outcome", "controller_restart", "large_request", "step"]
 

@@ -24,7 +24,7 @@ import typer
 from provenance import provenance
 
 _PACKAGES = ("rerank-service", "ray", "torch", "transformers", "tokenizers", "pyarrow", "pandas")
-_MAIN = "from rerank_service.cli import main; main()"
+_MAIN = "from rerank_service.tools.cli import main; main()"
 _WORDS = ("the", "of", "capital", "river", "city", "engine", "bridge", "flour", "query", "batch", "north", "sea")
 _QUERY_PAIRS = 100
 _POLL_S = 0.2

@@ -19,9 +19,9 @@ from typing import Annotated
 import typer
 
 from benchmarks.provenance import provenance
-from rerank_service.planning.events import Clock
-from rerank_service.planning.replica import Job, SimulatedReplica
-from rerank_service.planning.speed import ReplicaSpeed
+from rerank_service.tools.planning.events import Clock
+from rerank_service.tools.planning.replica import Job, SimulatedReplica
+from rerank_service.tools.planning.speed import ReplicaSpeed
 
 TOKENS_PER_S = 10_000.0
 DEADLINES: dict[tuple[float, ...], float] = {(2.0, 8.0): 60.0, (60.0,): 240.0}

@@ -35,10 +35,10 @@ from rich.console import Console
 
 from benchmarks.provenance import provenance
 from rerank_service.app import serve_autoscaling
-from rerank_service.autoscaling import OFFERED, SPEED, START, WAITING, ModelLoad, TokenPolicy
 from rerank_service.config import AutoscalingConfig
-from rerank_service.replica_table import ReplicaTable
-from rerank_service.shards import ReplicaLoad
+from rerank_service.messages import OFFERED, SPEED, START, WAITING, ReplicaLoad
+from rerank_service.routing.autoscaling import ModelLoad, TokenPolicy
+from rerank_service.routing.replica_table import ReplicaTable
 
 _DEPLOYMENT = DeploymentID("model", "rerank")
 _POINTS = 5

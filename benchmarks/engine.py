@@ -10,8 +10,8 @@ from typing import Annotated
 import typer
 from provenance import provenance
 
-from rerank_service.bench.engine import bench_engines
-from rerank_service.bench.workload import Lengths
+from rerank_service.tools.bench.engine import bench_engines
+from rerank_service.tools.bench.workload import Lengths
 
 
 def main(

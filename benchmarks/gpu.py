@@ -26,13 +26,13 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))  # runs from a checkout, without installing it
 
 from benchmarks.provenance import provenance
-from rerank_service.bench.workload import QUERY, Lengths, draw_lengths, make_passages
-from rerank_service.checkpoints.make import Architecture, make_checkpoint
 from rerank_service.config import CheckpointConfig, Dtype, EngineConfig, ModelConfig
 from rerank_service.engine import EncodedPair, Engine, Truncate, load_engine
+from rerank_service.engine.device.pack import token_budget_batches
 from rerank_service.engine.loading import read_model_config
-from rerank_service.engine.pack import token_budget_batches
-from rerank_service.engine.tokenise import load_tokenizer
+from rerank_service.engine.text.tokenise import load_tokenizer
+from rerank_service.tools.bench.workload import QUERY, Lengths, draw_lengths, make_passages
+from rerank_service.tools.random_checkpoints.make import Architecture, make_checkpoint
 
 PRODUCT_SIZE = 8192
 """Of the square bfloat16 matrices whose product is the limit; an H100 reaches about 800 of its 989 TFLOP/s in it."""

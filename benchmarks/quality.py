@@ -4,7 +4,7 @@
 
 A folder has `corpus.jsonl` {_id,title,text}, `queries.jsonl` {_id,text} and `qrels.tsv` (query, passage,
 relevance, below a header line), as in BEIR (arXiv 2104.08663). Runs the engine in this process; knows
-nothing of Ray or HTTP. Its figures come from `rerank_service/evaluation/`, as those of `rerank-service eval`. Needs the
+nothing of Ray or HTTP. Its figures come from `tools/evaluation/`, as those of `rerank-service eval`. Needs the
 extra `bench`: `pip install -e '.[embedded,bench]'`.
 """
 
@@ -19,29 +19,22 @@ from provenance import provenance
 from rich.console import Console
 from rich.table import Table
 
-from rerank_service.cli.window_options import (
+from rerank_service.config import CheckpointConfig, Dtype, EngineConfig, LateInteractionHead, ModelConfig, load_config
+from rerank_service.engine.build import load_engine
+from rerank_service.engine.kinds.late_interaction import LateInteractionEngine
+from rerank_service.engine.protocol import Engine
+from rerank_service.messages import PassageWindows
+from rerank_service.tools.cli.window_options import (
     DEFAULT_OVERLAP_TOKENS,
     MaxWindows,
     OverlapTokens,
     WindowTokens,
     passage_windows,
 )
-from rerank_service.config import (
-    CheckpointConfig,
-    Dtype,
-    EngineConfig,
-    LateInteractionHead,
-    ModelConfig,
-    load_config,
-)
-from rerank_service.engine.build import load_engine
-from rerank_service.engine.late_interaction import LateInteractionEngine
-from rerank_service.engine.protocol import Engine
-from rerank_service.evaluation.collection import Collection, read_collection
-from rerank_service.evaluation.evaluate import Task, prepare_task
-from rerank_service.evaluation.measures import measure
-from rerank_service.evaluation.scoring import score_candidates
-from rerank_service.fitting import PassageWindows
+from rerank_service.tools.evaluation.collection import Collection, read_collection
+from rerank_service.tools.evaluation.evaluate import Task, prepare_task
+from rerank_service.tools.evaluation.measures import measure
+from rerank_service.tools.evaluation.scoring import score_candidates
 
 _PACKAGES = ("rerank-service", "torch", "transformers", "tokenizers", "bm25s", "PyStemmer", "pytrec-eval-terrier")
 

@@ -22,15 +22,15 @@ import typer
 from rich.console import Console
 
 from benchmarks.provenance import provenance
-from rerank_service import replica_table
-from rerank_service.bench.workload import Lengths
-from rerank_service.planning.cluster import Cluster, Ended, Fleet, percentile
-from rerank_service.planning.costs import HAPROXY, CpuCost, StackCosts
-from rerank_service.planning.events import Clock
-from rerank_service.planning.speed import ReplicaSpeed
-from rerank_service.planning.workload import Mix, Phase, arrivals
-from rerank_service.replica_table import ReplicaTable
-from rerank_service.shards import ReplicaLoad
+from rerank_service.messages import ReplicaLoad
+from rerank_service.routing import replica_table
+from rerank_service.routing.replica_table import ReplicaTable
+from rerank_service.tools.bench.workload import Lengths
+from rerank_service.tools.planning.cluster import Cluster, Ended, Fleet, percentile
+from rerank_service.tools.planning.costs import HAPROXY, CpuCost, StackCosts
+from rerank_service.tools.planning.events import Clock
+from rerank_service.tools.planning.speed import ReplicaSpeed
+from rerank_service.tools.planning.workload import Mix, Phase, arrivals
 
 REPLICAS = 24
 INGRESSES = (1, 4, 16, 64)
@@ -110,7 +110,7 @@ def simulate(case: Case, num_requests: int, seed: int = 0) -> dict[str, Any]:
     clock, ended = Clock(), list[Ended]()
     random.seed(seed)
     with (
-        mock.patch("rerank_service.planning.cluster.ReplicaTable", table),
+        mock.patch("rerank_service.tools.planning.cluster.ReplicaTable", table),
         mock.patch.object(replica_table, "_MEMORY_SHARDS", memory),
     ):
         cluster = Cluster(fleet, clock, ended.append, seed)

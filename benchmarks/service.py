@@ -16,8 +16,8 @@ from rich.console import Console
 from benchmarks.peers.environments import BENCH_FOLDER, OURS, program
 from benchmarks.peers.processes import Command, free_port, running, stop_on_signals
 from benchmarks.provenance import provenance
-from rerank_service.bench.service import Load, bench_service
-from rerank_service.cli.bench_service import probe_line, service_table
+from rerank_service.tools.bench.service import Load, bench_service
+from rerank_service.tools.cli.bench_service import probe_line, service_table
 
 _SERVE_CONFIG = Path(__file__).parents[1] / "serve_config.yaml"
 

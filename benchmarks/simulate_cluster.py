@@ -28,15 +28,15 @@ from benchmarks.simulated_plots import SECTIONS, plot_all
 from benchmarks.stack.offered import Answered, schedule
 from benchmarks.stack.open_load import TOKENS_PER_S, schedule_of
 from benchmarks.stack.scaling import questions, steady_tokens_per_s
-from rerank_service.bench.workload import Lengths
-from rerank_service.planning.cluster import Cluster, Ended, Fleet, percentile, run
-from rerank_service.planning.costs import HAPROXY, SERVE_PROXY
-from rerank_service.planning.events import Clock
-from rerank_service.planning.fleet import CannotMeet, Demand, measure, smallest
-from rerank_service.planning.limits import Cadence, limits_of
-from rerank_service.planning.region import Loss, lose_region
-from rerank_service.planning.speed import Model, ReplicaSpeed, speed_of
-from rerank_service.planning.workload import Arrival, Mix
+from rerank_service.tools.bench.workload import Lengths
+from rerank_service.tools.planning.cluster import Cluster, Ended, Fleet, percentile, run
+from rerank_service.tools.planning.costs import HAPROXY, SERVE_PROXY
+from rerank_service.tools.planning.events import Clock
+from rerank_service.tools.planning.fleet import CannotMeet, Demand, measure, smallest
+from rerank_service.tools.planning.limits import Cadence, limits_of
+from rerank_service.tools.planning.region import Loss, lose_region
+from rerank_service.tools.planning.speed import Model, ReplicaSpeed, speed_of
+from rerank_service.tools.planning.workload import Arrival, Mix
 
 app = typer.Typer(add_completion=False, help=__doc__)
 Json = Annotated[Path | None, typer.Option("--json", help="Where the figures go.")]

@@ -34,7 +34,7 @@ from rich.table import Table
 from benchmarks.peers.processes import free_port, stop_on_signals
 from benchmarks.provenance import provenance
 from rerank_service.config import RerankConfig, parse_config
-from rerank_service.ray_environment import RAY_ENVIRONMENT
+from rerank_service.tools.deployment.ray_environment import RAY_ENVIRONMENT
 
 __all__ = ["LIMITS", "Limit", "rise_over"]
 

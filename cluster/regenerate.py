@@ -14,7 +14,7 @@ __all__ = ["MARK", "marked_files", "regenerated"]
 
 FOLDER = Path(__file__).parent
 MARK = "# Written by: "
-_COMMAND = [sys.executable, "-c", "from rerank_service.cli import main; main()"]
+_COMMAND = [sys.executable, "-c", "from rerank_service.tools.cli import main; main()"]
 
 
 def marked_files() -> list[Path]:

@@ -1,9 +1,8 @@
 """A self-hosted, drop-in replacement for NVIDIA's NeMo Retriever text reranking API, on Ray Serve.
 
-The folder is the path of a request: `ingress` -> `ranker` -> `model_router` -> `replica` -> `scheduler` ->
-`engine` -> `ranking`. `app.build_app` binds it together; `config` holds every setting.
+The folders are the path of a request: `http` -> `routing` -> `replica` -> `engine`, and back.
 """
 
-from rerank_service.version import __version__
-
 __all__ = ["__version__"]
+
+__version__ = "0.1.0"

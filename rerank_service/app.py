@@ -9,7 +9,6 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.config import RequestRouterConfig
 
-from rerank_service.autoscaling import TokenPolicy
 from rerank_service.config import (
     AutoscalingConfig,
     LimitsConfig,
@@ -19,11 +18,12 @@ from rerank_service.config import (
     parse_config,
     parse_model,
 )
-from rerank_service.ingress.auth import ApiKeys
-from rerank_service.ingress.deployment import Ingress
-from rerank_service.pool_replica import pool_replica_class
-from rerank_service.replica import Replica
-from rerank_service.replica_choice import FewestTokensRouter, PoolRouter
+from rerank_service.http.auth import ApiKeys
+from rerank_service.http.deployment import Ingress
+from rerank_service.replica.pool import pool_replica_class
+from rerank_service.replica.replica import Replica
+from rerank_service.routing.autoscaling import TokenPolicy
+from rerank_service.routing.request_router import FewestTokensRouter, PoolRouter
 
 __all__ = ["bind_app", "build_app", "build_model", "serve_autoscaling"]
 

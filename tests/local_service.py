@@ -1,21 +1,23 @@
 """The HTTP application with its models in this process: no Ray, otherwise the real path."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from typing import Any
 
+import httpx
 from fastapi import FastAPI
 
 from rerank_service.config import ModelConfig, RerankConfig
 from rerank_service.engine import load_engine
-from rerank_service.ingress.api import build_api
-from rerank_service.model_router import ModelRouter
-from rerank_service.ranker import Ranker
-from rerank_service.scorer import ModelScorer
-from rerank_service.shards import Shard, ShardScores
+from rerank_service.http.api import build_api
+from rerank_service.messages import Shard, ShardScores
+from rerank_service.replica.scorer import ModelScorer
+from rerank_service.routing.model_router import ModelRouter
+from rerank_service.routing.ranker import Ranker
 
-__all__ = ["LocalReplica", "local_api"]
+__all__ = ["LocalReplica", "client_of", "local_api"]
 
 
 class LocalReplica:
@@ -35,3 +37,10 @@ def local_api(models: Sequence[ModelConfig], replicas: Mapping[str, Any], **sett
     config = RerankConfig.model_validate({"models": [model.model_dump() for model in models], **settings})
     router = ModelRouter(config, replicas)
     return build_api(config, router, Ranker(router, config))
+
+
+@asynccontextmanager
+async def client_of(api: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
+    transport = httpx.ASGITransport(api, raise_app_exceptions=False)
+    async with api.router.lifespan_context(api), httpx.AsyncClient(transport=transport, base_url="http://rerank") as c:
+        yield c

@@ -13,8 +13,8 @@ import typer
 from benchmarks.provenance import provenance
 from rerank_service.checkpoints.resolve import resolve_checkpoint
 from rerank_service.config import CheckpointConfig
-from rerank_service.evaluation.collection import read_collection
-from rerank_service.evaluation.evaluate import prepare_task
+from rerank_service.tools.evaluation.collection import read_collection
+from rerank_service.tools.evaluation.evaluate import prepare_task
 from training.data import read_groups, split_groups
 from training.dev import dev_ndcg
 from training.judge import ndcg_by_query, paired_difference

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rerank_service.evaluation.evaluate import Task
-from rerank_service.evaluation.first_stage import Scores
-from rerank_service.evaluation.measures import NDCG, measure
-from rerank_service.evaluation.scoring import by_query
+from rerank_service.tools.evaluation.evaluate import Task
+from rerank_service.tools.evaluation.first_stage import Scores
+from rerank_service.tools.evaluation.measures import NDCG, measure
+from rerank_service.tools.evaluation.scoring import by_query
 from training.model import Scorer
 from training.ranking import buckets, pair_logits
 

@@ -17,7 +17,7 @@ from torch import nn
 from transformers import BertModel
 
 from rerank_service.config import LateInteractionHead
-from rerank_service.engine.tokenise import load_tokenizer
+from rerank_service.engine.text.tokenise import load_tokenizer
 
 __all__ = ["Encoded", "Head", "Scorer"]
 

@@ -6,7 +6,7 @@ from statistics import median
 
 import torch
 
-from rerank_service.evaluation.evaluate import Task
+from rerank_service.tools.evaluation.evaluate import Task
 from training.model import Scorer
 from training.ranking import pair_logits
 

@@ -11,9 +11,9 @@ import yaml
 from benchmarks.peers.environments import BENCH_FOLDER, OURS, library, program
 from benchmarks.peers.processes import Command, StartFailed, first_cpus
 from benchmarks.peers.shared_model import Models
-from rerank_service.bench.dialects import INFINITY, NIM, PLAIN, VLLM, Dialect, sigmoid_scores
 from rerank_service.config import parse_config
 from rerank_service.errors import ConfigError
+from rerank_service.tools.bench.dialects import INFINITY, NIM, PLAIN, VLLM, Dialect, sigmoid_scores
 
 __all__ = ["CONTENDERS", "Contender", "Launch"]
 

@@ -19,11 +19,11 @@ from benchmarks.peers.contenders import Contender, Launch
 from benchmarks.peers.environments import BENCH_FOLDER
 from benchmarks.peers.processes import Server, StartFailed, free_port, running
 from benchmarks.peers.shared_model import Models, Workload
-from rerank_service.bench.checkpoint import bare_forward
-from rerank_service.bench.dialects import PreparedRequest
-from rerank_service.bench.load import LoadRun
-from rerank_service.bench.measure import LoadFigures, measure_load
-from rerank_service.bench.probe import BIG_PASSAGES, SmallBehindBig, probe_small_behind_big
+from rerank_service.tools.bench.checkpoint import bare_forward
+from rerank_service.tools.bench.dialects import PreparedRequest
+from rerank_service.tools.bench.load import LoadRun
+from rerank_service.tools.bench.measure import LoadFigures, measure_load
+from rerank_service.tools.bench.probe import BIG_PASSAGES, SmallBehindBig, probe_small_behind_big
 
 __all__ = ["BareFigures", "Figures", "Plan", "Result", "Round", "run_rounds"]
 

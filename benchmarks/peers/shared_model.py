@@ -15,10 +15,10 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import BertForSequenceClassification
 
 from benchmarks.peers.environments import BENCH_FOLDER, InstallFailed, program
-from rerank_service.bench.checkpoint import ENCODER, make_classifier
-from rerank_service.bench.workload import QUERY, make_passages
 from rerank_service.checkpoints.resolve import resolve_checkpoint
 from rerank_service.config import CheckpointConfig
+from rerank_service.tools.bench.checkpoint import ENCODER, make_classifier
+from rerank_service.tools.bench.workload import QUERY, make_passages
 
 __all__ = ["ONNX_ENVIRONMENT", "Models", "Workload", "draw_workload", "export_onnx", "load_bare", "write_classifier"]
 

@@ -12,14 +12,14 @@ from benchmarks.quality_study.join_passages import join_passages
 from benchmarks.quality_study.variants import DEFAULT, SECTIONS, SETS, Comparison, Set, Variant
 from rerank_service.config import CheckpointConfig, EngineConfig, ModelConfig
 from rerank_service.engine.build import load_engine
-from rerank_service.engine.late_interaction import LateInteractionEngine
+from rerank_service.engine.kinds.late_interaction import LateInteractionEngine
 from rerank_service.engine.protocol import EncodedPair
 from rerank_service.engine.score_all import encode_all, score_all
-from rerank_service.evaluation.collection import read_collection
-from rerank_service.evaluation.evaluate import Task, prepare_task
-from rerank_service.evaluation.measures import NDCG, figure, measure
-from rerank_service.evaluation.scoring import by_query, questions
-from rerank_service.fitting import Fitting
+from rerank_service.messages import Fitting
+from rerank_service.tools.evaluation.collection import read_collection
+from rerank_service.tools.evaluation.evaluate import Task, prepare_task
+from rerank_service.tools.evaluation.measures import NDCG, figure, measure
+from rerank_service.tools.evaluation.scoring import by_query, questions
 
 __all__ = ["measure_sets"]
 

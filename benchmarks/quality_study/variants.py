@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from rerank_service.config import Dtype, LateInteractionHead
-from rerank_service.fitting import PassageWindows
+from rerank_service.messages import PassageWindows
 
 __all__ = ["DEFAULT", "SECTIONS", "SETS", "Comparison", "Set", "Variant"]
 

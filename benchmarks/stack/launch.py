@@ -9,7 +9,7 @@ import yaml
 
 from benchmarks.peers.environments import BENCH_FOLDER, OURS, program
 from benchmarks.peers.processes import Command, Server, free_port, running
-from rerank_service.ray_environment import HAPROXY_ENVIRONMENT, RAY_ENVIRONMENT
+from rerank_service.tools.deployment.ray_environment import HAPROXY_ENVIRONMENT, RAY_ENVIRONMENT
 
 __all__ = ["MODEL", "Stack", "started"]
 

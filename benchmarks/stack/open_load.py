@@ -11,7 +11,7 @@ import numpy as np
 from benchmarks.stack.launch import started
 from benchmarks.stack.offered import Question, offer_open, outcomes, schedule
 from benchmarks.stack.scaling import questions
-from rerank_service.bench.dialects import NIM
+from rerank_service.tools.bench.dialects import NIM
 
 __all__ = ["TOKENS_PER_S", "measure_open_load", "schedule_of"]
 

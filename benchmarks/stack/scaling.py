@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.stack.launch import started
 from benchmarks.stack.offered import Answered, Question, draw_question, offer_closed, outcomes
-from rerank_service.bench.dialects import NIM
+from rerank_service.tools.bench.dialects import NIM
 
 __all__ = ["measure_scaling", "steady_tokens_per_s"]
 

@@ -1,1 +1,1 @@
-"""Checkpoint folders: how one is found, and how a randomly initialised one is made."""
+"""Fetching checkpoints: from a model hub or an object store into a folder of this machine, every file verified."""

@@ -10,12 +10,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
+from rerank_service.checkpoints.cache import cache_root, cached_folder
+from rerank_service.checkpoints.manifest import check_against_manifest
+from rerank_service.checkpoints.pull import pull
+from rerank_service.checkpoints.safetensors_files import check_safetensors
 from rerank_service.config import CheckpointConfig
 from rerank_service.errors import CheckpointError
-from rerank_service.fetching.cache import cache_root, cached_folder
-from rerank_service.fetching.manifest import check_against_manifest
-from rerank_service.fetching.pull import pull
-from rerank_service.fetching.safetensors_files import check_safetensors
 
 __all__ = ["PACKAGED_CHECKPOINTS", "PackagedCheckpoint", "resolve_checkpoint"]
 

@@ -4,9 +4,9 @@ It speaks HTTP and knows nothing of the service's own modules (but for `fitting`
 needs are httpx and tenacity.
 """
 
-from rerank_service.client.asynchronous import AsyncClient
-from rerank_service.client.blocking import Client
-from rerank_service.client.errors import (
+from .asynchronous import AsyncClient
+from .blocking import Client
+from .errors import (
     ApiError,
     AuthenticationError,
     ConnectionFailed,
@@ -18,8 +18,7 @@ from rerank_service.client.errors import (
     RerankClientError,
     ServiceUnavailableError,
 )
-from rerank_service.client.ranking import RankedPassage, Ranking, Usage
-from rerank_service.fitting import PassageWindows
+from .ranking import PassageWindows, RankedPassage, Ranking, Usage
 
 __all__ = [
     "ApiError",

@@ -10,13 +10,14 @@ from typing import Generic, TypeVar
 
 import httpx
 
-from rerank_service.client.errors import ConnectionFailed, DeadlineExceededError
-from rerank_service.client.exchange import Options, Part, PartAnswer, cut, put_together, read_answer
-from rerank_service.client.ranking import Ranking
-from rerank_service.client.retries import Deadline
-from rerank_service.version import __version__
+from .errors import ConnectionFailed, DeadlineExceededError
+from .exchange import Options, Part, PartAnswer, cut, put_together, read_answer
+from .ranking import Ranking
+from .retries import Deadline
 
 __all__ = ["API_KEY_ENV", "Call", "ClientBase"]
+
+__version__ = "0.1.0"
 
 API_KEY_ENV = "RERANK_SERVICE_API_KEY"
 

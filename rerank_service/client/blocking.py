@@ -8,11 +8,10 @@ from typing import Self
 import httpx
 from tenacity import Retrying
 
-from rerank_service.client.base import Call, ClientBase
-from rerank_service.client.exchange import Options, Part, PartAnswer, Truncate
-from rerank_service.client.ranking import Ranking
-from rerank_service.client.retries import retry_options
-from rerank_service.fitting import PassageWindows
+from .base import Call, ClientBase
+from .exchange import Options, Part, PartAnswer, Truncate
+from .ranking import PassageWindows, Ranking
+from .retries import retry_options
 
 __all__ = ["Client"]
 

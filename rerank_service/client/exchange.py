@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, Literal, NamedTuple
 
-from rerank_service.client.errors import (
+from .errors import (
     ApiError,
     AuthenticationError,
     DeadlineExceededError,
@@ -22,8 +22,7 @@ from rerank_service.client.errors import (
     RateLimitedError,
     ServiceUnavailableError,
 )
-from rerank_service.client.ranking import RankedPassage, Ranking, Usage
-from rerank_service.fitting import PassageWindows
+from .ranking import PassageWindows, RankedPassage, Ranking, Usage
 
 __all__ = ["Options", "Part", "PartAnswer", "Truncate", "cut", "put_together", "read_answer"]
 

@@ -5,7 +5,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import overload
 
-__all__ = ["RankedPassage", "Ranking", "Usage"]
+__all__ = ["PassageWindows", "RankedPassage", "Ranking", "Usage"]
+
+
+@dataclass(frozen=True, slots=True)
+class PassageWindows:
+    """Scores a long passage in overlapping windows; its logit is the best window's."""
+
+    max_per_passage: int
+    """Text beyond this many windows is truncated, or refused with `truncate="NONE"`."""
+    tokens: int | None = None
+    """Passage tokens in a window. Null: as many as fit beside the query."""
+    overlap_tokens: int = 32
+    """Tokens that consecutive windows share, at most half of `tokens`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from typing import Any
 
 from tenacity import RetryCallState, retry_if_exception, wait_random, wait_random_exponential
 
-from rerank_service.client.errors import ConnectionFailed, RateLimitedError, ServiceUnavailableError
+from .errors import ConnectionFailed, RateLimitedError, ServiceUnavailableError
 
 __all__ = ["Deadline", "retry_options"]
 

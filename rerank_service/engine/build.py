@@ -11,15 +11,16 @@ import torch
 
 from rerank_service.checkpoints.resolve import resolve_checkpoint
 from rerank_service.config import EngineConfig, EngineKind, ModelConfig
-from rerank_service.engine import cuda, loading
-from rerank_service.engine.bidirectional_decoder import BidirectionalDecoderEngine, load_bidirectional_decoder
-from rerank_service.engine.late_interaction import LateInteractionEngine, load_late_interaction
-from rerank_service.engine.memory import CudaMeter, find_memory_tokens
+from rerank_service.engine import loading
+from rerank_service.engine.device import cuda
+from rerank_service.engine.device.memory import CudaMeter, find_memory_tokens
+from rerank_service.engine.kinds.bidirectional_decoder import BidirectionalDecoderEngine, load_bidirectional_decoder
+from rerank_service.engine.kinds.late_interaction import LateInteractionEngine, load_late_interaction
+from rerank_service.engine.kinds.recognise import recognise_engine
+from rerank_service.engine.kinds.sequence_classifier import SequenceClassifierEngine, load_sequence_classifier
+from rerank_service.engine.kinds.yes_no_decoder import YesNoDecoderEngine, load_yes_no_decoder
 from rerank_service.engine.protocol import Engine, Truncate
-from rerank_service.engine.recognise import recognise_engine
 from rerank_service.engine.score_all import score_all
-from rerank_service.engine.sequence_classifier import SequenceClassifierEngine, load_sequence_classifier
-from rerank_service.engine.yes_no_decoder import YesNoDecoderEngine, load_yes_no_decoder
 from rerank_service.errors import CheckpointError, NonFiniteLogit
 
 __all__ = ["engine_kind", "load_engine", "warm_up"]

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedConfig
 from transformers.utils import logging as transformers_logging
 
-from rerank_service.engine.precision import Precision
+from rerank_service.engine.device.precision import Precision
 from rerank_service.errors import CheckpointError
 
 __all__ = [

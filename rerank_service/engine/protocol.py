@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from rerank_service.fitting import Truncate
+from rerank_service.messages import Truncate
 
 __all__ = [
     "BatchScorer",

@@ -5,12 +5,11 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate
 from typing import Any
 
-from rerank_service.engine.pack import token_budget_batches
+from rerank_service.engine.device.pack import token_budget_batches
 from rerank_service.engine.protocol import Engine, PairT
-from rerank_service.engine.windows import EncodedPassages, encode_passages
+from rerank_service.engine.text.windows import EncodedPassages, encode_passages
 from rerank_service.errors import NonFiniteLogit, PairTooLong
-from rerank_service.fitting import Fitting
-from rerank_service.ranking import checked_logits
+from rerank_service.messages import Fitting, checked_logits
 
 __all__ = ["Progress", "Question", "encode_all", "score_all", "score_passages"]
 

@@ -1,1 +1,1 @@
-"""The HTTP side: bodies, keys, errors and routes. `deployment` is its only tie to Ray."""
+"""Former home of `http.proxies`: node environments written for version 0.1 name it."""

@@ -72,7 +72,7 @@ def running_service(folder: Path) -> Iterator[str]:
     model["autoscaling"] = {"min_replicas": 1, "max_replicas": 1}
     path = folder / "serve_config.yaml"
     path.write_text(yaml.safe_dump(config), encoding="utf-8")
-    command = [sys.executable, "-c", "from rerank_service.cli import main; main()", "serve", str(path)]
+    command = [sys.executable, "-c", "from rerank_service.tools.cli import main; main()", "serve", str(path)]
     environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(ROOT)}
     with (folder / "service.log").open("wb") as log:
         service = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=ROOT)

@@ -18,7 +18,7 @@ from ray.serve import Application
 from rerank_service.app import bind_app
 from rerank_service.config import RerankConfig, parse_config
 from rerank_service.engine import Engine, Truncate
-from rerank_service.replica import Replica
+from rerank_service.replica.replica import Replica
 
 __all__ = ["POISON", "Fault", "break_one", "broken_pid", "build_app", "faulty_application"]
 

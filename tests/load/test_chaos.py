@@ -24,10 +24,10 @@ from ray import serve
 from ray.cluster_utils import Cluster
 from ray.serve.schema import ServeDeploySchema
 
-from rerank_service.checkpoints.make import Architecture, make_checkpoint
 from rerank_service.config import RerankConfig
 from rerank_service.engine import load_engine
-from rerank_service.ray_environment import RAY_ENVIRONMENT
+from rerank_service.tools.deployment.ray_environment import RAY_ENVIRONMENT
+from rerank_service.tools.random_checkpoints.make import Architecture, make_checkpoint
 from tests.load import ledger
 from tests.load.faulty import POISON, Fault, break_one, broken_pid, faulty_application
 from tests.load.traffic import Question, Traffic, Verdicts

@@ -22,9 +22,9 @@ import psutil
 import pytest
 import yaml
 
-from rerank_service.checkpoints.make import Architecture, make_checkpoint
 from rerank_service.config import load_config
 from rerank_service.engine import load_engine
+from rerank_service.tools.random_checkpoints.make import Architecture, make_checkpoint
 from tests.load import ledger
 from tests.load.traffic import Question, Traffic, Verdicts
 from tests.service.running import Reference, ranking_body

@@ -18,7 +18,7 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from rerank_service.errors import QueueFull
-from rerank_service.shards import Shard, ShardScores
+from rerank_service.messages import Shard, ShardScores
 from tests.local_service import LocalReplica, local_api
 from tests.models import EMBEDDED, embedded_model
 from tests.page.visit import BUSY, CROWDED, KEY, Visit

@@ -16,10 +16,10 @@ import pytest
 import ray
 from ray import serve
 
-from rerank_service.checkpoints.make import Architecture, make_checkpoint
 from rerank_service.config import RerankConfig
 from rerank_service.engine import load_engine
-from rerank_service.ray_environment import RAY_ENVIRONMENT
+from rerank_service.tools.deployment.ray_environment import RAY_ENVIRONMENT
+from rerank_service.tools.random_checkpoints.make import Architecture, make_checkpoint
 from tests.service.running import (
     APART,
     CLIENT_TIMEOUT_S,

@@ -9,9 +9,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rerank_service.checkpoints.make import Architecture, make_checkpoint
+from rerank_service.tools.random_checkpoints.make import Architecture, make_checkpoint
 
-_MAIN = "from rerank_service.cli import main; main()"
+_MAIN = "from rerank_service.tools.cli import main; main()"
 _LIMIT_S = 240
 _END_S = 60
 _MARK = "RERANK_TEST_FOLDER"

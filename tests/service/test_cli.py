@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from rerank_service.cli.main import app
 from rerank_service.config import RerankConfig
+from rerank_service.tools.cli.main import app
 from tests.service.running import KEY, LLAMA, MINILM, MISTRAL, Service
 
 runner = CliRunner()

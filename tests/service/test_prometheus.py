@@ -16,7 +16,7 @@ import pytest
 import ray
 import yaml
 
-from rerank_service.metrics import ALL_METRICS
+from rerank_service.telemetry.metrics import ALL_METRICS
 from tests.service.running import MINILM, Service, ranking_body
 
 FOLDER = Path(__file__).parents[2] / "cluster" / "monitoring"

@@ -6,9 +6,9 @@ from typing import Any
 import httpx
 import pytest
 
-from rerank_service.fitting import Fitting
-from rerank_service.shards import cut_into_shards
-from rerank_service.version import __version__
+from rerank_service import __version__
+from rerank_service.messages import Fitting
+from rerank_service.routing.shards import cut_into_shards
 from tests.service.running import (
     CLIENT_TIMEOUT_S,
     KEY,

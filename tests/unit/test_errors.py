@@ -9,7 +9,7 @@ import pytest
 
 from rerank_service import errors
 from rerank_service.errors import FieldProblem, RerankError
-from rerank_service.ingress.envelope import error_response
+from rerank_service.http.envelope import error_response
 
 EXAMPLES = [
     RerankError(),

@@ -1,0 +1,1 @@
+"""Memory, streams, graphs and the forward pass of one device."""

@@ -1,0 +1,1 @@
+"""The four kinds of model, one engine each."""

@@ -1,0 +1,67 @@
+"""Linear layers in 8-bit floats (e4m3): weights once per output channel, inputs anew row by row.
+
+For Ada, Hopper and newer GPUs. On a CPU the same numbers are multiplied in float32, row by row the same whatever the
+batch: slow, but it shows the error of a logit without a GPU. Knows nothing of any model.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name everyone knows
+
+from rerank_service.engine.linear.cpu import PackedLinear, can_pack
+
+__all__ = ["Float8Linear", "can_be_float8"]
+
+_FLOAT8 = torch.float8_e4m3fn
+_LARGEST = torch.finfo(_FLOAT8).max  # 448
+_ALIGNMENT = 16  # of rows in bytes: what the tensor cores' product takes
+
+
+def can_be_float8(linear: torch.nn.Linear) -> bool:
+    """Whether a GPU multiplies a layer of this shape in 8 bits."""
+    return linear.in_features % _ALIGNMENT == 0 and linear.out_features % _ALIGNMENT == 0
+
+
+class Float8Linear(torch.nn.Module):
+    """`x @ weight.T + bias` for inference: `[..., K]` to `[..., N]`, in the dtype of the input."""
+
+    def __init__(self, linear: torch.nn.Linear, activation: str = "none") -> None:
+        super().__init__()
+        weight, scales = _quantise_rows(linear.weight.detach())  # [N, K], [N, 1]
+        self._activation = activation
+        self.register_buffer("_weight", weight, persistent=False)
+        self.register_buffer("_scales", scales.T.contiguous(), persistent=False)  # [1, N]
+        self._bias = None if linear.bias is None else linear.bias.detach()
+        self._emulated = None if weight.is_cuda else _float32_product(weight)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        rows = inputs.reshape(-1, inputs.size(-1))
+        outputs = self._multiply(rows).view(*inputs.shape[:-1], -1)
+        return F.gelu(outputs) if self._activation == "gelu" else outputs
+
+    def _multiply(self, rows: torch.Tensor) -> torch.Tensor:
+        weight: Any = self._weight
+        column_scales: Any = self._scales
+        quantised, row_scales = _quantise_rows(rows)
+        outputs: torch.Tensor
+        if self._emulated is not None:
+            outputs = self._emulated(quantised.float()) * row_scales * column_scales
+        else:
+            outputs = torch._scaled_mm(
+                quantised, weight.T, row_scales, column_scales, out_dtype=torch.bfloat16, use_fast_accum=True
+            )
+        return (outputs if self._bias is None else outputs + self._bias).to(rows.dtype)
+
+
+def _float32_product(weight: torch.Tensor) -> torch.nn.Module:
+    """`x @ weight.T` of the unscaled 8-bit numbers."""
+    linear = torch.nn.Linear(weight.size(1), weight.size(0), bias=False).requires_grad_(False)
+    linear.weight.copy_(weight.float())
+    return PackedLinear(linear) if can_pack(torch.float32) else linear
+
+
+def _quantise_rows(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """`[R, K]` to 8-bit floats, and the float32 scale of each row `[R, 1]`."""
+    scales = (rows.abs().amax(1, keepdim=True).float() / _LARGEST).clamp_min(torch.finfo(torch.float32).tiny)
+    return (rows.float() / scales).clamp(-_LARGEST, _LARGEST).to(_FLOAT8), scales

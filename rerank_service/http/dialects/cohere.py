@@ -1,0 +1,227 @@
+"""Cohere's `/v1/rerank` and `/v2/rerank`, as docs.cohere.com and Cohere's own Python client have them.
+
+A score is a probability: Cohere documents 0..1.
+"""
+
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field, WithJsonSchema
+from pydantic_core import PydanticCustomError
+
+from rerank_service.config import LimitsConfig
+from rerank_service.errors import RerankError
+from rerank_service.http.dialects.call import Body, Call, Dialect, Question, Refusal, probability, top
+from rerank_service.http.dialects.reading import Documents, QueryText, TopN, Wire, check_num_documents, invalid, read
+from rerank_service.messages import Fitting, PassageWindows, Ranked
+
+__all__ = ["V1", "V2", "CohereMeta", "meta_of"]
+
+_DOCUMENTS_PER_SEARCH_UNIT = 100
+_DEFAULT_RANK_FIELDS = ("text",)
+_DEFAULT_TOKENS_PER_DOCUMENT = 4096
+
+
+class CohereRerankV2Request(Wire):
+    """Body of Cohere's `/v2/rerank`."""
+
+    model: str | None = None
+    """Name of a model of this service. Null or absent: the default model."""
+    query: QueryText
+    documents: Documents
+    """Texts, or objects with `text`."""
+    top_n: TopN | None = None
+    """How many results to return. Null or absent: all."""
+    max_tokens_per_doc: Annotated[int, Field(ge=1)] | None = None
+    """A longer document is cut there; what is sent here is read, in windows where the model's is smaller. Null or
+    absent: cut at 4096, as Cohere does, and at the model's window."""
+    return_documents: bool | None = None
+    """Whether results carry their document; some clients of version 1 send it."""
+    priority: int | None = None
+    """Accepted and without effect: requests share the device fairly."""
+
+
+def _objects_or_texts(documents: tuple[Any, ...]) -> tuple[str | Mapping[str, Any], ...]:
+    if not all(isinstance(document, str | dict) for document in documents):
+        raise PydanticCustomError("document_type", "has an entry that is neither a string nor an object")
+    return documents
+
+
+class CohereRerankV1Request(Wire):
+    """Body of Cohere's `/v1/rerank`."""
+
+    model: str | None = None
+    """Name of a model of this service. Null or absent: the default model."""
+    query: QueryText
+    documents: Annotated[
+        tuple[Any, ...],
+        Field(min_length=1),
+        AfterValidator(_objects_or_texts),
+        WithJsonSchema(
+            {"type": "array", "minItems": 1, "items": {"anyOf": [{"type": "string"}, {"type": "object"}]}},
+            mode="validation",
+        ),
+    ]
+    """Texts, or objects of which `rank_fields` are ranked."""
+    top_n: TopN | None = None
+    """How many results to return. Null or absent: all."""
+    rank_fields: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """Fields of document objects that are ranked. Null or absent: `text`."""
+    return_documents: bool | None = None
+    """Whether results carry their document. Null or absent: no."""
+    max_chunks_per_doc: Annotated[int, Field(ge=1)] | None = None
+    """A document that does not fit is ranked in up to so many windows, the best of which counts; at most the service's
+    `limits.max_windows_per_passage`. Null or absent: 1, it is cut, as Cohere documents."""
+    max_tokens_per_doc: Annotated[int, Field(ge=1)] | None = None
+    """A longer document is cut there. Null or absent: at the model's window only."""
+
+
+class CohereDocument(Wire):
+    """A document that came back."""
+
+    text: str
+
+
+class CohereResult(Wire):
+    """One document's place."""
+
+    document: CohereDocument | None = None
+    index: int
+    relevance_score: float
+    """0..1: the logistic function of the logit."""
+
+
+class CohereVersion(Wire):
+    """Which API answered."""
+
+    version: str
+    is_experimental: bool = False
+
+
+class CohereBilledUnits(Wire):
+    """As Cohere counts them: a query with up to 100 documents is one."""
+
+    search_units: int
+
+
+class CohereTokens(Wire):
+    """Tokens of all pairs, as the model saw them."""
+
+    input_tokens: int
+    output_tokens: int = 0
+
+
+class CohereMeta(Wire):
+    """What the request took."""
+
+    api_version: CohereVersion
+    billed_units: CohereBilledUnits
+    tokens: CohereTokens
+
+
+class CohereRerankResponse(Wire):
+    """Results, most relevant first."""
+
+    id: str
+    results: tuple[CohereResult, ...]
+    meta: CohereMeta
+
+
+class CohereError(Wire):
+    """Cohere's error body."""
+
+    message: str
+
+
+def meta_of(ranked: Ranked, version: str) -> CohereMeta:
+    """Cohere's account of a request."""
+    search_units = -(-len(ranked.logits) // _DOCUMENTS_PER_SEARCH_UNIT)
+    return CohereMeta(
+        api_version=CohereVersion(version=version),
+        billed_units=CohereBilledUnits(search_units=search_units),
+        tokens=CohereTokens(input_tokens=ranked.num_tokens),
+    )
+
+
+def _read_v2(body: Body, limits: LimitsConfig) -> Call:
+    request = read(CohereRerankV2Request, body, limits)
+    max_tokens = request.max_tokens_per_doc
+    max_windows = 1 if max_tokens is None else limits.max_windows_per_passage
+    fitting = _fitting(max_tokens or _DEFAULT_TOKENS_PER_DOCUMENT, max_windows)
+    return _call(request, request.documents, "2", fitting, limits)
+
+
+def _read_v1(body: Body, limits: LimitsConfig) -> Call:
+    request = read(CohereRerankV1Request, body, limits)
+    fields = request.rank_fields or _DEFAULT_RANK_FIELDS
+    texts = [_text(document, fields, index) for index, document in enumerate(request.documents)]
+    max_windows = min(request.max_chunks_per_doc or 1, limits.max_windows_per_passage)
+    return _call(request, texts, "1", _fitting(request.max_tokens_per_doc, max_windows), limits)
+
+
+def _fitting(max_tokens: int | None, max_windows: int) -> Fitting:
+    windows = PassageWindows(max_windows) if max_windows > 1 else None
+    return Fitting(max_passage_tokens=max_tokens, windows=windows)
+
+
+def _call(
+    request: CohereRerankV1Request | CohereRerankV2Request,
+    texts: Sequence[str],
+    version: str,
+    fitting: Fitting,
+    limits: LimitsConfig,
+) -> Call:
+    check_num_documents("documents", len(texts), limits)
+
+    def reply(rankings: Sequence[Ranked], _: str) -> CohereRerankResponse:
+        (ranked,) = rankings
+        results = (
+            CohereResult(
+                document=CohereDocument(text=texts[index]) if request.return_documents else None,
+                index=index,
+                relevance_score=probability(logit),
+            )
+            for index, logit in top(ranked, request.top_n)
+        )
+        return CohereRerankResponse(id=str(uuid.uuid4()), results=tuple(results), meta=meta_of(ranked, version))
+
+    return Call(request.model, (Question(request.query, texts),), fitting, reply, lambda index: ("documents", index))
+
+
+def _text(document: str | Mapping[str, Any], fields: Sequence[str], index: int) -> str:
+    """What is ranked of a document: with several fields one a line, named, as Cohere advises for structured text."""
+    if isinstance(document, str):
+        return document
+    values = [(field, document[field]) for field in fields if field in document]
+    if not values or not all(isinstance(value, str) for _, value in values):
+        message = f"documents[{index}] must be a string, or an object with text in: {', '.join(fields)[:200]}"
+        raise invalid(("documents", index), message, "document_type")
+    if len(values) == 1:
+        return str(values[0][1])
+    return "\n".join(f"{field}: {value}" for field, value in values)
+
+
+def _refuse(error: RerankError) -> Refusal:
+    return Refusal(error.http_status, CohereError(message=error.message))
+
+
+V1 = Dialect(
+    name="cohere",
+    paths=("/v1/rerank",),
+    request=CohereRerankV1Request,
+    response=CohereRerankResponse,
+    error=CohereError,
+    read=_read_v1,
+    refuse=_refuse,
+    recognises=lambda fields: not fields.keys().isdisjoint(("rank_fields", "max_chunks_per_doc")),
+)
+V2 = Dialect(
+    name="cohere",
+    paths=("/v2/rerank",),
+    request=CohereRerankV2Request,
+    response=CohereRerankResponse,
+    error=CohereError,
+    read=_read_v2,
+    refuse=_refuse,
+)

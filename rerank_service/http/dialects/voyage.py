@@ -1,0 +1,102 @@
+"""Voyage's `/v1/rerank`, as docs.voyageai.com and Voyage's own Python client have it. A score is a probability."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from rerank_service.config import LimitsConfig
+from rerank_service.errors import RerankError
+from rerank_service.http.dialects.call import Body, Call, Dialect, Question, Refusal, probability, top
+from rerank_service.http.dialects.reading import Documents, QueryText, TopN, Wire, check_num_documents, read
+from rerank_service.messages import Fitting, Ranked, Truncate
+
+__all__ = ["RERANK"]
+
+
+class VoyageRerankRequest(Wire):
+    """Body of Voyage's `/v1/rerank`."""
+
+    query: QueryText
+    documents: Documents
+    model: str | None = None
+    """Name of a model of this service. Null or absent: the default model."""
+    top_k: TopN | None = None
+    """How many results to return. Null or absent: all."""
+    return_documents: bool | None = None
+    """Whether results carry their document. Null or absent: no."""
+    truncation: bool | None = None
+    """False refuses a pair beyond the model's window. Null, absent or true: it is cut."""
+
+
+class VoyageResult(Wire):
+    """One document's place."""
+
+    relevance_score: float
+    """0..1: the logistic function of the logit."""
+    index: int
+    document: str | None = None
+
+
+class VoyageUsage(Wire):
+    """Tokens of all pairs, as the model saw them."""
+
+    total_tokens: int
+
+
+class VoyageRerankResponse(Wire):
+    """Results, most relevant first."""
+
+    object: Literal["list"] = "list"
+    data: tuple[VoyageResult, ...]
+    model: str
+    usage: VoyageUsage
+
+
+class VoyageError(Wire):
+    """Voyage's error body."""
+
+    detail: str
+
+
+def _read(body: Body, limits: LimitsConfig) -> Call:
+    request = read(VoyageRerankRequest, body, limits)
+    check_num_documents("documents", len(request.documents), limits)
+
+    def reply(rankings: Sequence[Ranked], model_id: str) -> VoyageRerankResponse:
+        (ranked,) = rankings
+        results = (
+            VoyageResult(
+                relevance_score=probability(logit),
+                index=index,
+                document=request.documents[index] if request.return_documents else None,
+            )
+            for index, logit in top(ranked, request.top_k)
+        )
+        return VoyageRerankResponse(
+            data=tuple(results), model=model_id, usage=VoyageUsage(total_tokens=ranked.num_tokens)
+        )
+
+    truncate = Truncate.NONE if request.truncation is False else Truncate.END
+    return Call(
+        request.model,
+        (Question(request.query, request.documents),),
+        Fitting(truncate),
+        reply,
+        passage_at=lambda index: ("documents", index),
+        way_out="truncation: true",
+    )
+
+
+def _refuse(error: RerankError) -> Refusal:
+    return Refusal(error.http_status, VoyageError(detail=error.message))
+
+
+RERANK = Dialect(
+    name="voyage",
+    paths=("/v1/rerank",),
+    request=VoyageRerankRequest,
+    response=VoyageRerankResponse,
+    error=VoyageError,
+    read=_read,
+    refuse=_refuse,
+    recognises=lambda fields: not fields.keys().isdisjoint(("top_k", "truncation")),
+)

@@ -1,0 +1,87 @@
+"""Every error in one body: a JSON object that all known clients can parse, `detail` never null."""
+
+import logging
+from http import HTTPStatus
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from rerank_service.errors import FieldProblem, RateLimited, RerankError
+from rerank_service.http.dialects import NIM, Dialect
+from rerank_service.http.dialects.nim_schema import ErrorDetail, ErrorEnvelope
+
+__all__ = ["add_error_handlers", "error_response", "rate_limit_headers"]
+
+logger = logging.getLogger(__name__)
+
+
+def add_error_handlers(api: FastAPI) -> None:
+    """Ours, FastAPI's own, and what nobody expected."""
+    api.add_exception_handler(RerankError, _on_rerank_error)
+    api.add_exception_handler(HTTPException, _on_http_exception)
+    api.add_exception_handler(RequestValidationError, _on_validation_error)
+    api.add_exception_handler(Exception, _on_unexpected_error)
+
+
+def error_response(error: RerankError, dialect: Dialect = NIM) -> Response:
+    """Status, headers and body of one of our errors, as `dialect` has it."""
+    headers = {}
+    if error.retry_after_s is not None:
+        headers["Retry-After"] = str(error.retry_after_s)
+    if error.http_status == HTTPStatus.UNAUTHORIZED:
+        headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, RateLimited):
+        headers |= rate_limit_headers(error.what, error.per_minute, 0, error.retry_after_s)
+    refusal = dialect.refuse(error)
+    return Response(refusal.body.model_dump_json(), refusal.status, headers, media_type="application/json")
+
+
+def rate_limit_headers(what: str, per_minute: int, remaining: int, reset_s: int) -> dict[str, str]:
+    """`what` is `requests` or `passages`."""
+    figures = {"Limit": per_minute, "Remaining": remaining, "Reset": reset_s}
+    return {f"X-RateLimit-{name}-{what.title()}": str(figure) for name, figure in figures.items()}
+
+
+def _envelope(
+    status: int, message: str, problems: tuple[FieldProblem, ...], category: str, headers: dict[str, str]
+) -> Response:
+    detail = tuple(ErrorDetail(loc=loc, msg=text, type=code) for loc, text, code in problems)
+    body = ErrorEnvelope(message=message, detail=detail, type=category).model_dump_json()
+    return Response(body, status, headers, media_type="application/json")
+
+
+async def _on_rerank_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RerankError)  # noqa: S101 - registered for this class
+    return error_response(error)
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    """404 and 405 of the framework."""
+    assert isinstance(error, HTTPException)  # noqa: S101 - registered for this class
+    path = request.url.path[:200]
+    message, category = str(error.detail), "invalid_request_error"
+    if error.status_code == HTTPStatus.NOT_FOUND:
+        message, category = f"There is no route {path}; the API is described at /docs", "not_found_error"
+    elif error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        allowed = (error.headers or {}).get("Allow", "another method")
+        message = f"{request.method[:20]} is not allowed on {path}; use {allowed}"
+    code = HTTPStatus(error.status_code).name.lower()
+    problems = (FieldProblem(("path",), message, code),)
+    return _envelope(error.status_code, message, problems, category, dict(error.headers or {}))
+
+
+async def _on_validation_error(_: Request, error: Exception) -> Response:
+    """Parameters that FastAPI validates; bodies are ours."""
+    assert isinstance(error, RequestValidationError)  # noqa: S101 - registered for this class
+    problems = tuple(
+        FieldProblem(tuple(problem["loc"]), f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}", problem["type"])
+        for problem in error.errors()
+    )
+    message = "; ".join(problem.message for problem in problems)
+    return _envelope(HTTPStatus.BAD_REQUEST, message, problems, "invalid_request_error", {})
+
+
+async def _on_unexpected_error(_: Request, error: Exception) -> Response:
+    logger.error("unexpected error type=%s", type(error).__name__, exc_info=error)
+    return error_response(RerankError())

@@ -1,0 +1,192 @@
+"""The published description of the API: the contract's own schema, with this service's limits written in.
+
+The contract requires `model`; real clients also send null or leave it out. Both are stated: `RankingRequest`
+is the contract's, `RankingRequestDefaultModel` what is accepted besides, and a body is either.
+"""
+
+from collections.abc import Sequence
+from copy import deepcopy
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from rerank_service.config import LimitsConfig, RerankConfig
+from rerank_service.http.dialects import Dialect, routes_of
+from rerank_service.http.dialects.nim_schema import ErrorEnvelope, RankingRequest, RankingResponse
+
+__all__ = ["RANKING_OPERATION", "add_openapi", "dialect_operation"]
+
+_REF = "#/components/schemas/{model}"
+
+
+def _json(schema: str) -> dict[str, Any]:
+    return {"application/json": {"schema": {"$ref": _REF.format(model=schema)}}}
+
+
+def _error(description: str) -> dict[str, Any]:
+    return {"description": description, "content": _json("ErrorEnvelope")}
+
+
+_RANKING_HEADERS: dict[str, Any] = {
+    name: {"description": description, "required": True, "schema": {"type": "integer", "minimum": 0}}
+    for name, description in {
+        "x-rerank-truncated-passages": "Passages of which a part, or a part of the query beside them, was cut off and "
+        "not scored. A passage counts as often as it is in the request.",
+        "x-rerank-unscored-passages": "Passages, among the truncated ones, that were cut off entirely because the "
+        "query fills the model's window. Their scores say nothing about them.",
+    }.items()
+}
+
+RANKING_OPERATION: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {
+                    "anyOf": [
+                        {"$ref": _REF.format(model="RankingRequest")},
+                        {"$ref": _REF.format(model="RankingRequestDefaultModel")},
+                    ]
+                }
+            }
+        },
+    },
+    "responses": {
+        "200": {
+            "description": "Ranked passages with relevance scores.",
+            "headers": _RANKING_HEADERS,
+            "content": _json("RankingResponse"),
+        },
+        "400": _error("Invalid request."),
+        "401": _error("Missing or invalid API key."),
+        "404": _error("Unknown model."),
+        "413": _error("The body is over the limit, or has more tokens than may ever wait."),
+        "415": _error("The body is not announced as JSON."),
+        "429": _error("The caller's limit of requests or passages a minute is reached; see Retry-After."),
+        "500": _error("The model failed on this request."),
+        "503": _error("The queue is full or no replica is there; see Retry-After."),
+        "504": _error("Not ready within the service's time limit, or the client's x-request-timeout-seconds."),
+    },
+}
+"""What the ranking routes share; they read their body themselves, so FastAPI cannot infer it."""
+
+
+def dialect_operation(dialects: Sequence[Dialect]) -> dict[str, Any]:
+    """A path where these are spoken: a body of one of them, an answer and an error to match."""
+    responses = {
+        "200": {
+            "description": "Results in the dialect's own form.",
+            "headers": _RANKING_HEADERS,
+            "content": _any_of(dialects, "response"),
+        }
+    }
+    for status, description in _DIALECT_ERRORS.items():
+        responses[status] = {"description": description, "content": _any_of(dialects, "error")}
+    return {"requestBody": {"required": True, "content": _any_of(dialects, "request")}, "responses": responses}
+
+
+_DIALECT_ERRORS = {
+    **{
+        status: response["description"]
+        for status, response in RANKING_OPERATION["responses"].items()
+        if status != "200"
+    },
+    "422": "Invalid request, in the dialects that call it so.",
+    "424": "The model failed on this request, in the dialects that call it so.",
+}
+
+
+def _any_of(dialects: Sequence[Dialect], part: str) -> dict[str, Any]:
+    names = [getattr(dialect, part).__name__ for dialect in dialects]
+    schemas = [{"$ref": _REF.format(model=name)} for name in names]
+    return {"application/json": {"schema": schemas[0] if len(schemas) == 1 else {"anyOf": schemas}}}
+
+
+def add_openapi(api: FastAPI, config: RerankConfig, *, keys_are_required: bool) -> None:
+    """Replaces `api.openapi` by one that writes the contract's schemas."""
+
+    def openapi() -> dict[str, Any]:
+        if api.openapi_schema is None:
+            api.openapi_schema = _describe(api, config, keys_are_required)
+        return api.openapi_schema
+
+    api.openapi = openapi  # type: ignore[method-assign]
+
+
+def _describe(api: FastAPI, config: RerankConfig, keys_are_required: bool) -> dict[str, Any]:
+    document = get_openapi(
+        title=api.title,
+        version=api.version,
+        description=api.description,
+        routes=api.routes,
+        servers=api.servers or None,  # FastAPI puts the route prefix there
+        tags=[
+            {"name": "Reranking", "description": "Cross-encoder reranking operations"},
+            {"name": "Dialects", "description": "The same in other vendors' APIs"},
+        ],
+    )
+    components = document.setdefault("components", {})
+    schemas = components.setdefault("schemas", {})
+    for model in (RankingResponse, ErrorEnvelope):
+        _add(schemas, model.model_json_schema(ref_template=_REF), model.__name__)
+    request = RankingRequest.model_json_schema(ref_template=_REF)
+    _add(schemas, _with_limits(request, config.limits), "RankingRequestDefaultModel")
+    schemas["RankingRequest"] = _contract(schemas["RankingRequestDefaultModel"])
+    for dialect in {id(one): one for spoken in routes_of(config.dialects).values() for one in spoken}.values():
+        for part in (dialect.response, dialect.error):
+            _add(schemas, part.model_json_schema(ref_template=_REF, mode="serialization"), part.__name__)
+        schema = dialect.request.model_json_schema(ref_template=_REF)
+        _add(schemas, _with_max_items(schema, config.limits), dialect.request.__name__)
+    components["securitySchemes"] = {"BearerAuth": {"type": "http", "scheme": "bearer", "bearerFormat": "nvapi-..."}}
+    document["security"] = [{"BearerAuth": []}] if keys_are_required else [{}, {"BearerAuth": []}]
+    return document
+
+
+def _add(schemas: dict[str, Any], schema: dict[str, Any], name: str) -> None:
+    """Puts a pydantic schema and what it refers to among the components."""
+    schemas.update(schema.pop("$defs", {}))
+    schemas[name] = schema | {"title": name}
+
+
+def _with_limits(schema: dict[str, Any], limits: LimitsConfig) -> dict[str, Any]:
+    schema = deepcopy(schema)
+    schema["properties"]["passages"]["maxItems"] = limits.max_passages
+    _limit_windows(schema, limits.max_windows_per_passage)
+    if limits.unknown_fields == "ignore":
+        for part in (schema, *schema["$defs"].values()):
+            part.pop("additionalProperties", None)
+    schema["properties"]["truncate"] = {
+        "anyOf": [{"type": "string", "enum": ["NONE", "END"]}, {"type": "null"}],
+        "default": "END",
+        "description": schema["properties"]["truncate"]["description"],
+    }
+    return schema
+
+
+def _limit_windows(schema: dict[str, Any], limit: int) -> None:
+    if limit == 1:  # turned off
+        del schema["properties"]["passage_windows"], schema["$defs"]["WindowOptions"]
+        return
+    whole, _ = schema["$defs"]["WindowOptions"]["properties"]["max_per_passage"]["anyOf"]
+    whole["maximum"] = limit
+
+
+def _with_max_items(schema: dict[str, Any], limits: LimitsConfig) -> dict[str, Any]:
+    for name in ("documents", "texts"):
+        part = schema["properties"].get(name, {})
+        if part.get("type") == "array":
+            part["maxItems"] = limits.max_passages
+    schema.pop("additionalProperties", None)  # unknown fields are the dialect's and the configuration's matter
+    return schema
+
+
+def _contract(schema: dict[str, Any]) -> dict[str, Any]:
+    """The published contract's form: `model` required and a string, `truncate` one of two words."""
+    schema = deepcopy(schema)
+    properties = schema["properties"]
+    for name in ("model", "truncate"):
+        not_null = properties[name].pop("anyOf")[0]
+        properties[name] = not_null | properties[name]
+    properties["model"].pop("default")
+    return schema | {"title": "RankingRequest", "required": ["model", "query", "passages"]}

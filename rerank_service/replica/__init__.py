@@ -1,0 +1,1 @@
+"""A Ray actor: tokenise, schedule, score."""

@@ -1,0 +1,1 @@
+"""Everything that is not needed to serve."""

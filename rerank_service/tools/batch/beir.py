@@ -1,0 +1,138 @@
+"""A BEIR folder with candidates from a TREC run or from qrels, as an input of pairs.
+
+Passages are found through an index on disk, so that neither corpus nor candidates need fit in memory. Knows nothing
+of models or Ray. The layout is that of BEIR (arXiv 2104.08663): `corpus.jsonl` {_id, title, text}, `queries.jsonl`
+{_id, text}.
+"""
+
+import json
+import sqlite3
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from rerank_service.errors import BatchError
+from rerank_service.tools.batch.records import Position, Record
+from rerank_service.tools.batch.text_files import NumberedLines, json_rows, open_input
+
+__all__ = ["CORPUS", "QUERIES", "BeirCandidates", "Candidate", "build_index", "candidates", "field", "passage_text"]
+
+CORPUS = "corpus.jsonl"
+QUERIES = "queries.jsonl"
+
+_PASSAGE_COLUMN = {3: 1, 4: 2, 6: 2}
+"""Which column names the passage, by the number of columns: BEIR's qrels, TREC's qrels, a TREC run."""
+_HEADERS = ("query-id", "query_id", "qid", "query")
+
+
+class Candidate:
+    """A line of a run or of qrels."""
+
+    __slots__ = ("passage_id", "position", "query_id", "value")
+
+    def __init__(self, position: Position, query_id: str, passage_id: str, value: str) -> None:
+        self.position = position
+        self.query_id = query_id
+        self.passage_id = passage_id
+        self.value = value
+        """The grade in qrels, the score in a run."""
+
+
+def field(row: Mapping[str, Any], name: str, place: str) -> str:
+    """A field of a corpus or of queries. Raises `BatchError`."""
+    value = row.get(name)
+    if not isinstance(value, str):
+        raise BatchError(f"{place}: {name} is {'missing' if value is None else 'not text'}")
+    return value
+
+
+def passage_text(row: Mapping[str, Any], place: str) -> str:
+    """Title and text, as one."""
+    return f"{row.get('title') or ''} {field(row, 'text', place)}".strip()
+
+
+def candidates(path: Path, start: Position | None = None) -> Iterator[Candidate]:
+    """Lines of a TREC run (6 columns) or of qrels (4; or BEIR's 3, below a header)."""
+    with open_input(path) as file:
+        lines = NumberedLines(file, path)
+        lines.seek(start or lines.position)
+        while True:
+            position = lines.position
+            line = next(lines, None)
+            if line is None:
+                return
+            columns = line.split("\t") if line.count("\t") == 2 else line.split()
+            columns = [column.strip() for column in columns]
+            is_header = position.number == 1 and bool(columns) and columns[0] in _HEADERS
+            if is_header or not line.strip():
+                continue
+            where = _PASSAGE_COLUMN.get(len(columns))
+            if where is None:
+                raise BatchError(
+                    f"{path}, line {position.number}: {len(columns)} columns; a TREC run has 6, qrels 4 (BEIR 3)"
+                )
+            value = columns[4] if len(columns) == 6 else columns[-1]
+            yield Candidate(position, columns[0], columns[where], value)
+
+
+def build_index(folder: Path, index: Path) -> None:
+    """Writes where every query and passage starts. Raises `BatchError` for a row without an id of its own."""
+    index.unlink(missing_ok=True)
+    with sqlite3.connect(index) as database:
+        for table, name in (("queries", QUERIES), ("passages", CORPUS)):
+            database.execute(f"CREATE TABLE {table} (id TEXT PRIMARY KEY, place INTEGER, line INTEGER) WITHOUT ROWID")
+            path = folder / name
+            for position, row in json_rows(path):
+                place = f"{path}, line {position.number}"
+                try:
+                    database.execute(f"INSERT INTO {table} VALUES (?, ?, ?)", (field(row, "_id", place), *position))  # noqa: S608
+                except sqlite3.IntegrityError:
+                    raise BatchError(f"{place}: _id {row['_id']!r} was there before") from None
+    database.close()
+
+
+class BeirCandidates:
+    """Pairs of a run or of qrels, in the order of its lines."""
+
+    can_seek = True
+
+    def __init__(self, folder: Path, candidates_path: Path, index: Path) -> None:
+        self._folder = folder
+        self._candidates = candidates_path
+        self._index = index
+        self.files = (folder / CORPUS, folder / QUERIES, candidates_path)
+        self.extent = candidates_path.stat().st_size
+
+    def records(self, start: Position | None = None) -> Iterator[Record]:
+        database = sqlite3.connect(f"file:{self._index}?mode=ro", uri=True)
+        try:
+            with open_input(self._folder / CORPUS) as corpus, open_input(self._folder / QUERIES) as queries:
+                passages = _Table(database, "passages", corpus)
+                asked = _Table(database, "queries", queries)
+                for candidate in candidates(self._candidates, start):
+                    place = f"{self._candidates}, line {candidate.position.number}"
+                    query = field(asked.row(candidate.query_id, f"{place}: query"), "text", str(self._folder / QUERIES))
+                    passage = passages.row(candidate.passage_id, f"{place}: passage")
+                    text = passage_text(passage, str(self._folder / CORPUS))
+                    yield Record(candidate.position, candidate.query_id, query, (candidate.passage_id,), (text,))
+        finally:
+            database.close()
+
+
+class _Table:
+    """Rows of a JSONL file by their ids; the last one is remembered, for candidates come query by query."""
+
+    def __init__(self, database: sqlite3.Connection, name: str, file: BinaryIO) -> None:
+        self._database = database
+        self._statement = f"SELECT place FROM {name} WHERE id = ?"  # noqa: S608 - names are ours
+        self._file = file
+        self._last: tuple[str, dict[str, Any]] | None = None
+
+    def row(self, identifier: str, place: str) -> dict[str, Any]:
+        if self._last is None or self._last[0] != identifier:
+            found = self._database.execute(self._statement, (identifier,)).fetchone()
+            if found is None:
+                raise BatchError(f"{place} {identifier!r} is not in the folder")
+            self._file.seek(found[0])
+            self._last = (identifier, json.loads(self._file.readline().decode("utf-8-sig")))
+        return self._last[1]

@@ -1,0 +1,186 @@
+"""A job from its files to its output: plan or resume, score what is missing, join. Knows no engine and no Ray.
+
+A resumed job goes on only where input, model and settings are those it was begun with, so that its output is the
+one of an undisturbed run.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rerank_service.errors import BatchError
+from rerank_service.tools.batch.beir import build_index
+from rerank_service.tools.batch.chunk_scorer import ScoredChunk, ScoringTask
+from rerank_service.tools.batch.outputs import check_output, write_output
+from rerank_service.tools.batch.parts import Parts, whole_file
+from rerank_service.tools.batch.plan import Chunk, Plan, make_plan
+from rerank_service.tools.batch.records import Position
+from rerank_service.tools.batch.sources import open_source
+
+__all__ = ["Job", "Progress", "Summary", "prepare"]
+
+_FORMAT = 1
+"""Of the manifest and the parts; a job of another one cannot be resumed."""
+_READ_BYTES = 1 << 20
+_MODEL_SETTINGS: Any = {"id": True, "checkpoint": {"source", "revision", "sha256"}, "window_tokens": True}
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is done, how much of it, and how much there is in all."""
+Scorer = Callable[[Iterable[Chunk]], Iterator[ScoredChunk]]
+"""Scores chunks in any order."""
+
+
+@dataclass
+class Summary:
+    """What a run of the command did; what runs before it did is in `num_resumed_pairs`."""
+
+    num_pairs: int
+    num_resumed_pairs: int
+    num_scored_pairs: int = 0
+    num_tokens: int = 0
+    num_truncated_pairs: int = 0
+    num_unscored_pairs: int = 0
+    engine: str | None = None
+    peak_worker_memory_bytes: int = 0
+
+
+class Job:
+    """A planned job whose folder is locked."""
+
+    def __init__(self, output: Path, parts: Parts, plan: Plan, manifest: dict[str, Any]) -> None:
+        self._output = output
+        self._parts = parts
+        self._plan = plan
+        self._manifest = manifest
+        done = parts.done()
+        self.missing = [chunk for chunk in plan.chunks if chunk.index not in done]
+        num_missing = sum(chunk.num_pairs for chunk in self.missing)
+        self.summary = Summary(plan.num_pairs, plan.num_pairs - num_missing, engine=manifest["engine"])
+
+    def score(self, scorer: Scorer, progress: Progress) -> None:
+        """Scores what is missing and keeps each chunk as it comes. Raises `BatchError` for two kinds of engine."""
+        summary = self.summary
+        progress("scored", summary.num_resumed_pairs, summary.num_pairs)
+        for scored in scorer(self.missing):
+            self._same_engine(scored.engine)
+            self._parts.write(scored.chunk, scored.lines)
+            summary.num_scored_pairs += self._plan.chunks[scored.chunk].num_pairs
+            summary.num_tokens += scored.num_tokens
+            summary.num_truncated_pairs += scored.num_truncated
+            summary.num_unscored_pairs += scored.num_unscored
+            summary.peak_worker_memory_bytes = max(summary.peak_worker_memory_bytes, scored.peak_memory_bytes)
+            progress("scored", summary.num_resumed_pairs + summary.num_scored_pairs, summary.num_pairs)
+
+    def finish(self, progress: Progress, keep_parts: bool = False) -> None:
+        """Joins the parts into the output, which appears whole, then removes them."""
+        with whole_file(self._output) as file:
+            write_output(self._output, self._counted(progress), file)
+        if not keep_parts:
+            self._parts.remove()
+
+    def _same_engine(self, engine: str) -> None:
+        if self.summary.engine is None:
+            self.summary.engine = self._manifest["engine"] = engine
+            self._parts.write_manifest(self._manifest)
+        elif engine != self.summary.engine:
+            raise BatchError(
+                f"chunks so far were scored by {self.summary.engine!r}, the next by {engine!r}, whose logits differ: "
+                "name --dtype and a device that all machines of the job have"
+            )
+
+    def _counted(self, progress: Progress) -> Iterator[bytes]:
+        for number, line in enumerate(self._parts.lines(self._plan.chunks), 1):
+            yield line
+            if number % 10_000 == 0 or number == self._plan.num_pairs:
+                progress("joined", number, self._plan.num_pairs)
+
+
+def prepare(
+    task: ScoringTask, output: Path, parts: Parts, chunk_pairs: int, progress: Progress, overwrite: bool = False
+) -> Job:
+    """Plans a job, or finds the one that was begun in `parts`. Raises `BatchError` for an input, output or settings
+    that do not fit."""
+    check_output(output)
+    source = open_source(task.files)
+    settings = _settings(task, chunk_pairs, source.files, progress)
+    manifest = parts.manifest()
+    if manifest is not None:
+        _check_same(manifest["settings"], settings, parts.folder)
+        return Job(output, parts, _plan_from(manifest), manifest)
+    if output.exists() and not overwrite:
+        raise BatchError(f"{output} is there already; --force replaces it")
+    parts.clear()
+    if task.files.path.is_dir():
+        build_index(task.files.path, parts.index)
+    plan = make_plan(source, chunk_pairs, _reports(progress, source.extent))
+    manifest = {"settings": settings, "engine": None, "num_pairs": plan.num_pairs}
+    manifest["chunks"] = [[*chunk.start, chunk.skip_pairs, chunk.num_pairs] for chunk in plan.chunks]
+    parts.write_manifest(manifest)
+    return Job(output, parts, plan, manifest)
+
+
+def _plan_from(manifest: Mapping[str, Any]) -> Plan:
+    chunk_pairs = manifest["settings"]["chunk_pairs"]
+    chunks = (
+        Chunk(index, index * chunk_pairs, num_pairs, Position(offset, number), skip)
+        for index, (offset, number, skip, num_pairs) in enumerate(manifest["chunks"])
+    )
+    return Plan(manifest["num_pairs"], tuple(chunks))
+
+
+def _settings(task: ScoringTask, chunk_pairs: int, files: tuple[Path, ...], progress: Progress) -> dict[str, Any]:
+    model = task.model.model_dump(mode="json", include=_MODEL_SETTINGS)
+    engine = task.model.engine.model_dump(mode="json", exclude={"num_threads", "cuda_graphs", "passage_cache_bytes"})
+    folder = Path(task.model.checkpoint.source).expanduser() if task.model.checkpoint.is_folder else None
+    weights = sorted(path for path in folder.iterdir() if path.is_file()) if folder and folder.is_dir() else []
+    return {
+        "format": _FORMAT,
+        "input": {path.name: _digest(path, progress) for path in files},
+        "model": model | engine,
+        "checkpoint_files": {path.name: _digest(path, progress) for path in weights},
+        "truncate": task.fitting.truncate.value,
+        "windows": task.fitting.windows and asdict(task.fitting.windows),
+        "chunk_pairs": chunk_pairs,
+    }
+
+
+def _digest(path: Path, progress: Progress) -> str:
+    """SHA-256 of a file, read a piece at a time."""
+    digest = hashlib.sha256()
+    try:
+        total = path.stat().st_size
+        with path.open("rb") as file:
+            while piece := file.read(_READ_BYTES):
+                digest.update(piece)
+                progress(f"fingerprint of {path.name}", file.tell(), total)
+    except OSError as error:
+        raise BatchError(f"cannot read {path}: {error.strerror}") from None
+    return digest.hexdigest()
+
+
+def _check_same(begun: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path) -> None:
+    changed = [name for name in wanted if begun.get(name) != wanted[name]]
+    if changed:
+        details = ", ".join(_difference(name, begun.get(name), wanted[name]) for name in changed)
+        raise BatchError(
+            f"{folder} was begun with something else: {details}. Give the command as it was, or delete that folder"
+        )
+
+
+def _difference(name: str, begun: Any, wanted: Any) -> str:
+    if isinstance(begun, dict) and isinstance(wanted, dict):
+        keys = [key for key in wanted | begun if begun.get(key) != wanted.get(key)]
+        if name in ("input", "checkpoint_files"):
+            return f"{name.replace('_', ' ')} ({', '.join(keys)} changed)"
+        return ", ".join(f"{key} {begun.get(key)!r} instead of {wanted.get(key)!r}" for key in keys)
+    return f"{name} {begun!r} instead of {wanted!r}"
+
+
+def _reports(progress: Progress, total: int) -> Callable[[Position], None]:
+    def report(position: Position) -> None:
+        if position.number % 10_000 == 0:
+            progress("read", position.offset, total)
+
+    return report

@@ -1,0 +1,93 @@
+"""Joins scored lines into one file: JSONL, CSV, Parquet or a TREC run. Knows nothing of how they were scored."""
+
+import codecs
+import csv
+import json
+from collections.abc import Callable, Iterator
+from itertools import groupby, islice
+from pathlib import Path
+from typing import IO, Any
+
+from rerank_service.errors import BatchError
+from rerank_service.messages import rank_by_logit
+
+__all__ = ["OUTPUT_SUFFIXES", "check_output", "write_output"]
+
+_COLUMNS = ("query_id", "passage_id", "logit")
+_ROWS_AT_A_TIME = 16_384
+_RUN_TAG = "rerank-service"
+
+Lines = Iterator[bytes]
+
+
+def check_output(path: Path) -> None:
+    """Raises `BatchError` for a suffix that stands for no format, or a folder."""
+    if path.suffix.lower() not in _WRITERS:
+        raise BatchError(f"{path} ends with none of {', '.join(OUTPUT_SUFFIXES)}")
+    if path.is_dir():
+        raise BatchError(f"{path} is a folder")
+    if path.suffix.lower() == ".parquet":
+        import pyarrow  # noqa: F401 - missing, it should be missed now rather than when all is scored
+
+
+def write_output(path: Path, lines: Lines, file: IO[bytes]) -> None:
+    """Writes what the suffix of `path` stands for, in constant memory.
+
+    A run is grouped by query, passages by logit descending; its queries' ids alone are kept in memory.
+    """
+    _WRITERS[path.suffix.lower()](lines, file)
+
+
+def _write_jsonl(lines: Lines, file: IO[bytes]) -> None:
+    for line in lines:
+        file.write(line)
+
+
+def _write_csv(lines: Lines, file: IO[bytes]) -> None:
+    text = codecs.getwriter("utf-8")(file)
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(_COLUMNS)
+    writer.writerows([row[name] for name in _COLUMNS] for row in map(json.loads, lines))
+
+
+def _write_parquet(lines: Lines, file: IO[bytes]) -> None:
+    import pyarrow as pa  # comes with the extra `batch`
+    import pyarrow.parquet as pq
+
+    types = (pa.string(), pa.string(), pa.float64())
+    schema = pa.schema(list(zip(_COLUMNS, types, strict=True)))
+    with pq.ParquetWriter(file, schema) as writer:
+        while rows := [json.loads(line) for line in islice(lines, _ROWS_AT_A_TIME)]:
+            writer.write_table(pa.Table.from_pylist(rows, schema))
+
+
+def _write_run(lines: Lines, file: IO[bytes]) -> None:
+    seen: set[int] = set()
+    for query_id, group in groupby(map(json.loads, lines), key=lambda row: row["query_id"]):
+        if hash(query_id) in seen:
+            raise BatchError(
+                f"query {query_id!r} comes in several places of the input, so a TREC run cannot rank its passages: "
+                "ask for JSONL, or sort the input by query"
+            )
+        seen.add(hash(query_id))
+        rows = list(group)
+        for rank, index in enumerate(rank_by_logit([row["logit"] for row in rows]), 1):
+            file.write(_run_line(query_id, rows[index], rank))
+
+
+def _run_line(query_id: str, row: dict[str, Any], rank: int) -> bytes:
+    for name in (query_id, row["passage_id"]):
+        if not name or any(map(str.isspace, name)):
+            raise BatchError(f"{name!r} has spaces, which a TREC run cannot hold: ask for JSONL")
+    return f"{query_id} Q0 {row['passage_id']} {rank} {row['logit']!r} {_RUN_TAG}\n".encode()
+
+
+_WRITERS: dict[str, Callable[[Lines, IO[bytes]], None]] = {
+    ".jsonl": _write_jsonl,
+    ".ndjson": _write_jsonl,
+    ".csv": _write_csv,
+    ".parquet": _write_parquet,
+    ".trec": _write_run,
+    ".run": _write_run,
+}
+OUTPUT_SUFFIXES = tuple(_WRITERS)

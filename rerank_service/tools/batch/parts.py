@@ -1,0 +1,151 @@
+"""The folder of a job that is under way: its manifest, one file a scored chunk, a lock.
+
+Every file appears whole or not at all: it is written beside its place, flushed to the disk, then renamed. Knows
+nothing of models or Ray.
+"""
+
+import fcntl
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+from rerank_service.errors import BatchError
+from rerank_service.tools.batch.plan import Chunk
+
+__all__ = ["Parts", "whole_file"]
+
+_MANIFEST = "manifest.json"
+_LOCK = "lock"
+_PART = re.compile(r"(\d{9})\.jsonl")
+_OURS = re.compile(rf"{_MANIFEST}|{_LOCK}|index\.sqlite(-journal)?|\d{{9}}\.jsonl|.*\.unfinished")
+
+
+class Parts:
+    """As a context, it holds the folder's lock: a second job on the same output is refused with `BatchError`.
+
+    A job that fails before its first chunk is scored leaves nothing, unless it goes on with one that was begun before.
+    """
+
+    def __init__(self, output: Path) -> None:
+        self.folder = output.with_name(output.name + ".parts")
+        self._lock: IO[str] | None = None
+        self._new_folders: list[Path] = []
+        """Folders that this job made, the innermost first."""
+        self._was_begun = False
+
+    @property
+    def index(self) -> Path:
+        """Of a BEIR folder's passages."""
+        return self.folder / "index.sqlite"
+
+    def __enter__(self) -> Self:
+        try:
+            self._new_folders = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.folder / _LOCK).open("w")
+        except OSError as error:
+            raise BatchError(f"cannot write {self.folder}: {error.strerror}") from None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.close()
+            raise BatchError(f"another process is working on {self.folder}") from None
+        self._was_begun = self._is_begun
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._lock is None:
+            return
+        is_interrupted = isinstance(error, KeyboardInterrupt)  # its plan is kept, if there is one
+        if error and not self._was_begun and not self.done() and not (is_interrupted and self._is_begun):
+            self.remove()
+            for folder in self._new_folders[1:]:
+                if not any(folder.iterdir()):
+                    folder.rmdir()
+        self._lock.close()
+
+    @property
+    def _is_begun(self) -> bool:
+        return (self.folder / _MANIFEST).exists()
+
+    def manifest(self) -> dict[str, Any] | None:
+        """What the job was begun with; null before that."""
+        try:
+            manifest: dict[str, Any] = json.loads((self.folder / _MANIFEST).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise BatchError(f"{self.folder / _MANIFEST} is not what was written there ({error})") from None
+        return manifest
+
+    def write_manifest(self, manifest: dict[str, Any]) -> None:
+        with whole_file(self.folder / _MANIFEST) as file:
+            file.write(json.dumps(manifest).encode())
+
+    def done(self) -> set[int]:
+        """Chunks whose part is there."""
+        return {int(found[1]) for path in self.folder.iterdir() if (found := _PART.fullmatch(path.name))}
+
+    def write(self, index: int, lines: bytes) -> None:
+        """Keeps a scored chunk; after this returns, no crash loses it."""
+        with whole_file(self._part(index)) as file:
+            file.write(lines)
+
+    def lines(self, chunks: Sequence[Chunk]) -> Iterator[bytes]:
+        """Of all parts, in order. Raises `BatchError` unless each has exactly the lines of its chunk."""
+        for chunk in chunks:
+            path = self._part(chunk.index)
+            num_lines = 0
+            with path.open("rb") as file:
+                for line in file:
+                    num_lines += 1
+                    yield line
+            if num_lines != chunk.num_pairs:
+                raise BatchError(
+                    f"{path} has {num_lines} lines instead of {chunk.num_pairs}: delete it and start again"
+                )
+
+    def clear(self) -> None:
+        """Removes what this class and its job wrote, the manifest first: without it the rest is no job."""
+        (self.folder / _MANIFEST).unlink(missing_ok=True)
+        for path in self.folder.iterdir():
+            if _OURS.fullmatch(path.name) and path.name != _LOCK:
+                path.unlink()
+
+    def remove(self) -> None:
+        """`clear`, then the folder itself if nothing else is in it."""
+        self.clear()
+        (self.folder / _LOCK).unlink()
+        if not any(self.folder.iterdir()):
+            self.folder.rmdir()
+
+    def _part(self, index: int) -> Path:
+        return self.folder / f"{index:09d}.jsonl"
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file that takes its place when the block ends without an error, and is on the disk then."""
+    unfinished = path.with_name(path.name + ".unfinished")
+    try:
+        with unfinished.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the rename too
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise BatchError(f"cannot write {path}: {error.strerror or error}") from None
+    finally:
+        unfinished.unlink(missing_ok=True)

@@ -1,0 +1,126 @@
+"""JSONL, CSV and TSV files, read line by line from any record on. Knows nothing of what rows mean."""
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from rerank_service.errors import BatchError
+from rerank_service.tools.batch.records import Position, Record, parse_record
+
+__all__ = ["CsvFile", "JsonlFile", "NumberedLines", "json_rows"]
+
+csv.field_size_limit(1 << 30)  # its own bound of 131,072 characters is less than a long passage
+
+
+class NumberedLines:
+    """Lines of a UTF-8 file, with the position of the next one."""
+
+    def __init__(self, file: BinaryIO, path: Path) -> None:
+        self._file = file
+        self._path = path
+        self.position = Position(0, 1)
+
+    def seek(self, position: Position) -> None:
+        self._file.seek(position.offset)
+        self.position = position
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        raw = self._file.readline()
+        if not raw:
+            raise StopIteration
+        offset, number = self.position
+        self.position = Position(offset + len(raw), number + 1)
+        try:
+            return raw.decode("utf-8-sig" if offset == 0 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise BatchError(f"{self._path}, line {number}: not UTF-8 ({error.reason})") from None
+
+
+def json_rows(path: Path, start: Position | None = None) -> Iterator[tuple[Position, dict[str, Any]]]:
+    """Objects of a JSONL file, each with its position; empty lines are passed over."""
+    with open_input(path) as file:
+        lines = NumberedLines(file, path)
+        lines.seek(start or lines.position)
+        while True:
+            position = lines.position
+            line = next(lines, None)
+            if line is None:
+                return
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise BatchError(f"{path}, line {position.number}: not JSON ({error})") from None
+            if not isinstance(row, dict):
+                raise BatchError(f"{path}, line {position.number}: not a JSON object")
+            yield position, row
+
+
+def open_input(path: Path) -> BinaryIO:
+    """Raises `BatchError` where the operating system refuses."""
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise BatchError(f"cannot read {path}: {error.strerror}") from None
+
+
+class JsonlFile:
+    """One JSON object a line."""
+
+    can_seek = True
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.files = (path,)
+        self.extent = path.stat().st_size
+
+    def records(self, start: Position | None = None) -> Iterator[Record]:
+        for position, row in json_rows(self._path, start):
+            yield parse_record(row, position, self._path)
+
+
+class CsvFile:
+    """A header line, then one pair a row; rows may span lines between quotes."""
+
+    can_seek = True
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+        self.files = (path,)
+        self.extent = path.stat().st_size
+
+    def records(self, start: Position | None = None) -> Iterator[Record]:
+        with open_input(self._path) as file:
+            lines = NumberedLines(file, self._path)
+            _, header = next(self._rows(lines), (None, []))
+            for name in ("query", "passage"):
+                if name not in header:
+                    raise BatchError(f"{self._path}, line 1: no column {name}; it has {', '.join(header) or 'none'}")
+            if start is not None:
+                lines.seek(start)
+            for position, row in self._rows(lines):
+                if len(row) != len(header):
+                    raise BatchError(
+                        f"{self._path}, line {position.number}: {len(row)} columns, and the header has {len(header)}"
+                    )
+                yield parse_record(dict(zip(header, row, strict=True)), position, self._path)
+
+    def _rows(self, lines: NumberedLines) -> Iterator[tuple[Position, list[str]]]:
+        reader = csv.reader(lines, delimiter=self._delimiter, strict=True)
+        while True:
+            position = lines.position
+            try:
+                row = next(reader, None)
+            except csv.Error as error:
+                raise BatchError(f"{self._path}, line {position.number}: {error}") from None
+            if row is None:
+                return
+            if row:
+                yield position, row

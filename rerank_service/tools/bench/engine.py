@@ -1,0 +1,145 @@
+"""Engines against the bare forward pass of the same weights, in CPU-seconds.
+
+Bare is transformers as it comes: float32, length-sorted, padded, batches of 32, the same threads, no tokenising,
+no scoring beyond the model. Repeats of all contenders alternate, so that other work on the machine meets each.
+"""
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from transformers import BertForSequenceClassification, BertModel, LlamaConfig, LlamaModel
+from transformers.utils import logging as transformers_logging
+
+from rerank_service.checkpoints.resolve import resolve_checkpoint
+from rerank_service.config import CheckpointConfig, Dtype, EngineConfig, ModelConfig
+from rerank_service.engine import Engine, Truncate, load_engine
+from rerank_service.engine.device.precision import multiplies_int8
+from rerank_service.engine.linear.cpu import can_pack
+from rerank_service.engine.loading import native_config, read_model_config
+from rerank_service.engine.score_all import score_all
+from rerank_service.engine.text.tokenise import load_tokenizer
+from rerank_service.tools.bench.checkpoint import ENCODER, bare_forward, make_classifier
+from rerank_service.tools.bench.workload import QUERY, Lengths, draw_lengths, make_passages
+from rerank_service.tools.random_checkpoints.make import Architecture, make_checkpoint
+
+__all__ = ["EngineFigures", "bench_engines"]
+
+_BATCH_TOKENS = 4096
+
+
+class EngineFigures(NamedTuple):
+    """One engine in one precision."""
+
+    engine: str
+    dtype: str
+    cpu_s_per_1k_pairs: float
+    bare_cpu_s_per_1k_pairs: float
+    ratio_to_bare: float
+    pairs_per_s: float
+    tokens_per_s: float
+    max_logit_error: float
+    """Largest difference from the same engine in float32."""
+
+
+class _Contender(NamedTuple):
+    name: str
+    source: Path | str
+    bare: Any
+
+
+def bench_engines(lengths: Lengths, num_pairs: int, repeats: int, num_threads: int | None) -> Iterator[EngineFigures]:
+    """Figures of every engine in float32 and, where the processor has them, bfloat16 and int8."""
+    with _contenders() as contenders:
+        for contender in contenders:
+            yield from _bench(contender, lengths, num_pairs, repeats, num_threads)
+
+
+def _bench(
+    contender: _Contender, lengths: Lengths, num_pairs: int, repeats: int, num_threads: int | None
+) -> Iterator[EngineFigures]:
+    dtypes = [Dtype.FLOAT32]
+    dtypes += [Dtype.BFLOAT16] if can_pack(torch.bfloat16) else []
+    dtypes += [Dtype.INT8] if multiplies_int8() else []
+    engines = {dtype: _load(contender, dtype, num_threads) for dtype in dtypes}
+    tokenizer = load_tokenizer(resolve_checkpoint(_checkpoint(contender)))
+    passages = make_passages(tokenizer, draw_lengths(lengths, num_pairs))
+    pairs = engines[Dtype.FLOAT32].tokenise(QUERY, passages, Truncate.END)
+    logits: dict[str, list[float]] = {}
+
+    def run(dtype: Dtype) -> None:
+        logits[dtype] = score_all(engines[dtype], pairs, _BATCH_TOKENS)
+
+    runs: dict[str, Callable[[], None]] = {dtype: partial(run, dtype) for dtype in dtypes}
+    runs["bare"] = partial(bare_forward, contender.bare, [pair.token_ids for pair in pairs])
+    cpu_s, wall_s = _alternate(runs, repeats)
+    num_tokens = sum(pair.num_tokens for pair in pairs)
+    for dtype in dtypes:
+        yield EngineFigures(
+            engine=contender.name,
+            dtype=dtype.value,
+            cpu_s_per_1k_pairs=round(1000 * cpu_s[dtype] / num_pairs, 2),
+            bare_cpu_s_per_1k_pairs=round(1000 * cpu_s["bare"] / num_pairs, 2),
+            ratio_to_bare=round(cpu_s[dtype] / cpu_s["bare"], 3),
+            pairs_per_s=round(num_pairs / wall_s[dtype], 1),
+            tokens_per_s=round(num_tokens / wall_s[dtype]),
+            max_logit_error=float(np.abs(np.subtract(logits[dtype], logits[Dtype.FLOAT32])).max()),
+        )
+
+
+def _alternate(runs: dict[str, Callable[[], None]], repeats: int) -> tuple[dict[str, float], dict[str, float]]:
+    """Median CPU-seconds and wall seconds of each run; the first round only warms up."""
+    cpu_s: dict[str, list[float]] = {name: [] for name in runs}
+    wall_s: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(repeats + 1):
+        for name, run in runs.items():
+            cpu, wall = time.process_time(), time.perf_counter()
+            run()
+            cpu_s[name].append(time.process_time() - cpu)
+            wall_s[name].append(time.perf_counter() - wall)
+    medians = [{name: statistics.median(times[1:]) for name, times in taken.items()} for taken in (cpu_s, wall_s)]
+    return medians[0], medians[1]
+
+
+def _load(contender: _Contender, dtype: Dtype, num_threads: int | None) -> Engine[Any]:
+    options = EngineConfig(device="cpu", dtype=dtype, num_threads=num_threads)
+    return load_engine(ModelConfig(id=contender.name, checkpoint=_checkpoint(contender), engine=options))
+
+
+def _checkpoint(contender: _Contender) -> CheckpointConfig:
+    return CheckpointConfig(source=str(contender.source))
+
+
+@contextmanager
+def _contenders() -> Iterator[list[_Contender]]:
+    """The encoder of the embedded model, alone and with a random head, and a small bidirectional Llama."""
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()  # tensors that a bare model leaves over are no news
+    with tempfile.TemporaryDirectory(prefix="rerank-bench-") as folder:
+        encoder = resolve_checkpoint(CheckpointConfig(source=ENCODER))
+        classifier = make_classifier(encoder, Path(folder) / "classifier")
+        llama = make_checkpoint(Path(folder) / "llama", Architecture.LLAMA_BIDIREC, "small", dtype="float32")
+        yield [
+            _Contender(
+                "sequence_classifier", classifier, BertForSequenceClassification.from_pretrained(classifier).eval()
+            ),
+            _Contender("late_interaction", ENCODER, _bare_encoder(encoder)),
+            _Contender("bidirectional_decoder", llama, _bare_llama(llama)),
+        ]
+
+
+def _bare_encoder(folder: Path) -> Any:
+    return BertModel.from_pretrained(folder, add_pooling_layer=False).eval()
+
+
+def _bare_llama(folder: Path) -> Any:
+    config = native_config(LlamaConfig, read_model_config(folder))
+    config.is_causal = False
+    return LlamaModel.from_pretrained(folder, config=config, key_mapping={r"^model\.": ""}).eval()

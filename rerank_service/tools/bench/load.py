@@ -1,0 +1,111 @@
+"""A closed loop of clients: each sends its next request as soon as the answer to its last is there.
+
+It measures whatever answers HTTP; it knows no dialect and no model.
+"""
+
+import asyncio
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import httpx
+import numpy as np
+
+from rerank_service.tools.bench.dialects import PreparedRequest
+
+__all__ = ["Answer", "LoadRun", "post", "run_load"]
+
+_TIMEOUT_S = 600
+"""Of one request: far above any server's own limit."""
+
+_JSON = {"Content-Type": "application/json"}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What became of one request."""
+
+    num_passages: int
+    status: int | None
+    """Null if the connection failed."""
+
+    latency_s: float
+    body: bytes
+
+    @property
+    def is_ok(self) -> bool:
+        return self.status == 200
+
+
+@dataclass(frozen=True)
+class LoadRun:
+    """All answers of one run, in the order of the requests."""
+
+    answers: list[Answer]
+    wall_s: float
+
+    @property
+    def failures(self) -> dict[str, int]:
+        """Count by status; `no answer` where there was none."""
+        return dict(Counter(str(answer.status or "no answer") for answer in self.answers if not answer.is_ok))
+
+    @property
+    def num_passages(self) -> int:
+        """Of the requests that were answered."""
+        return sum(answer.num_passages for answer in self.answers if answer.is_ok)
+
+    @property
+    def passages_per_s(self) -> float:
+        return self.num_passages / self.wall_s
+
+    def latency_s(self, percentile: float) -> float | None:
+        """Of the requests that were answered; null if none was."""
+        return _percentile([answer.latency_s for answer in self.answers if answer.is_ok], percentile)
+
+    def median_s_by_passages(self) -> dict[int, float]:
+        """Median latency of the answered requests of each size, smallest first."""
+        latencies: dict[int, list[float]] = defaultdict(list)
+        for answer in self.answers:
+            if answer.is_ok:
+                latencies[answer.num_passages].append(answer.latency_s)
+        return {size: float(np.median(latencies[size])) for size in sorted(latencies)}
+
+
+async def run_load(
+    url: str, requests: Sequence[PreparedRequest], num_clients: int, headers: Mapping[str, str] | None = None
+) -> LoadRun:
+    """Sends all requests to `url`, in order, `num_clients` at a time; a failed one is counted, not repeated."""
+    answers: list[Answer | None] = [None] * len(requests)
+    pending = iter(enumerate(requests))
+    limits = httpx.Limits(max_connections=num_clients)
+    async with httpx.AsyncClient(headers=headers, timeout=_TIMEOUT_S, limits=limits) as client:
+        started = time.perf_counter()
+        clients = (_client(client, url, pending, answers) for _ in range(num_clients))
+        await asyncio.gather(*clients)
+        wall_s = time.perf_counter() - started
+    return LoadRun([answer for answer in answers if answer is not None], wall_s)
+
+
+async def post(client: httpx.AsyncClient, url: str, request: PreparedRequest) -> Answer:
+    """One request; a failed connection is an answer too."""
+    started = time.perf_counter()
+    try:
+        response = await client.post(url, content=request.body, headers=_JSON)
+    except httpx.TransportError:
+        return Answer(request.num_passages, None, time.perf_counter() - started, b"")
+    return Answer(request.num_passages, response.status_code, time.perf_counter() - started, response.content)
+
+
+async def _client(
+    client: httpx.AsyncClient,
+    url: str,
+    pending: Iterator[tuple[int, PreparedRequest]],
+    answers: list[Answer | None],
+) -> None:
+    for index, request in pending:
+        answers[index] = await post(client, url, request)
+
+
+def _percentile(values: Sequence[float], percentile: float) -> float | None:
+    return float(np.percentile(values, percentile)) if values else None

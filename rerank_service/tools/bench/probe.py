@@ -1,0 +1,59 @@
+"""How long a small request waits behind a big one.
+
+The big one is sent first, the small one while it is being worked on. A server that takes requests one after the
+other makes the small one wait for nearly all of the big one; a fair one lets it through.
+"""
+
+import asyncio
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import httpx
+
+from rerank_service.tools.bench.dialects import PreparedRequest
+from rerank_service.tools.bench.load import Answer, post
+
+__all__ = ["BIG_PASSAGES", "SmallBehindBig", "probe_small_behind_big"]
+
+BIG_PASSAGES = 300
+_HEAD_START_S = 0.2
+_IDLE_REPEATS = 3
+_TIMEOUT_S = 600
+
+
+@dataclass(frozen=True)
+class SmallBehindBig:
+    """One probe, in seconds."""
+
+    small_alone_s: float
+    """Median latency of the small request while the server is idle."""
+
+    small_s: float
+    big_s: float
+
+    @property
+    def wait_share(self) -> float | None:
+        """Wait of the small request as a share of the big one's time; null if the big one was over before."""
+        if self.big_s <= _HEAD_START_S:
+            return None
+        return max(0.0, self.small_s - self.small_alone_s) / self.big_s
+
+
+async def probe_small_behind_big(
+    url: str, big: PreparedRequest, small: PreparedRequest, headers: Mapping[str, str] | None = None
+) -> SmallBehindBig:
+    """Sends `small` 0.2 s after `big`. Raises `RuntimeError` if either is not answered."""
+    async with httpx.AsyncClient(headers=headers, timeout=_TIMEOUT_S) as client:
+        alone = [_latency_s(await post(client, url, small)) for _ in range(_IDLE_REPEATS)]
+        running = asyncio.create_task(post(client, url, big))
+        await asyncio.sleep(_HEAD_START_S)
+        small_s = _latency_s(await post(client, url, small))
+        big_s = _latency_s(await running)
+    return SmallBehindBig(statistics.median(alone), small_s, big_s)
+
+
+def _latency_s(answer: Answer) -> float:
+    if not answer.is_ok:
+        raise RuntimeError(f"the probe's request of {answer.num_passages} passages was answered {answer.status}")
+    return answer.latency_s

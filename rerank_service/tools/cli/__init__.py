@@ -1,0 +1,5 @@
+"""The `rerank-service` command, one file a subcommand."""
+
+from rerank_service.tools.cli.main import main
+
+__all__ = ["main"]

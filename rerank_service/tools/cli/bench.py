@@ -1,0 +1,54 @@
+"""`rerank-service bench`: how fast this machine is, beside the limit."""
+
+import json
+
+import typer
+from rich.table import Table
+
+from rerank_service.errors import CheckpointError, RerankError
+from rerank_service.tools.bench.workload import Lengths
+from rerank_service.tools.cli.bench_service import bench_service_command
+from rerank_service.tools.cli.console import fail, stdout
+
+__all__ = ["bench"]
+
+bench = typer.Typer(help="Measure speed on this machine.", no_args_is_help=True)
+bench.command("service")(bench_service_command)
+
+
+@bench.command()
+def engine(
+    lengths: Lengths = typer.Option(Lengths.SHORT, help="Distribution of passage lengths."),
+    num_pairs: int = typer.Option(48, "--pairs", min=1, help="Pairs a run."),
+    repeats: int = typer.Option(3, min=1, help="Alternating runs whose median is shown."),
+    num_threads: int | None = typer.Option(None, "--threads", min=1, help="Null: this process's CPUs."),
+    as_json: bool = typer.Option(False, "--json", help="Print one JSON object."),
+) -> None:
+    """Engines on the CPU, each beside the bare forward pass of the same weights."""
+    from rerank_service.tools.bench.engine import bench_engines  # torch takes seconds; --help need not
+
+    try:
+        figures = [row._asdict() for row in bench_engines(lengths, num_pairs, repeats, num_threads)]
+    except (CheckpointError, RerankError) as error:
+        raise fail(str(error)) from None
+    if as_json:
+        typer.echo(
+            json.dumps({"lengths": lengths.value, "num_pairs": num_pairs, "repeats": repeats, "engines": figures})
+        )
+        return
+    table = Table(title=f"{num_pairs} pairs, {lengths.value}; median of {repeats}", box=None)
+    table.add_column("engine", no_wrap=True)
+    table.add_column("dtype", no_wrap=True)
+    for column in ("CPU-s/1k", "bare", "ratio", "pairs/s", "error"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in figures:
+        table.add_row(
+            row["engine"],
+            row["dtype"],
+            f"{row['cpu_s_per_1k_pairs']:.1f}",
+            f"{row['bare_cpu_s_per_1k_pairs']:.1f}",
+            f"{row['ratio_to_bare']:.2f}",
+            f"{row['pairs_per_s']:.0f}",
+            f"{row['max_logit_error']:.2g}",
+        )
+    stdout.print(table)

@@ -1,0 +1,99 @@
+"""`rerank-service bench service`: how a running service does under load."""
+
+import json
+from typing import Any
+
+import typer
+from rich.table import Table
+
+from rerank_service.errors import CheckpointError
+from rerank_service.tools.cli.console import Key, Url, fail, stdout
+
+__all__ = ["bench_service_command", "probe_line", "service_table"]
+
+
+def bench_service_command(
+    url: Url = "http://127.0.0.1:8000",
+    key: Key = None,
+    model: str | None = typer.Option(None, help="Model or alias; the default model if not given."),
+    clients: str = typer.Option("1,16", help="Numbers of clients, comma-separated."),
+    num_requests: int = typer.Option(16, "--requests", min=1, help="Requests of each load."),
+    num_passages: int = typer.Option(100, "--passages", min=1, help="Passages of a request, but for the mixed load."),
+    passage_tokens: int = typer.Option(128, min=3, help="Tokens of a passage, but for the mixed load."),
+    repeats: int = typer.Option(3, min=1, help="Runs of each load whose median is shown."),
+    pid: int | None = typer.Option(None, help="First process of the service: also measure its CPU time."),
+    as_json: bool = typer.Option(False, "--json", help="Print one JSON object."),
+) -> None:
+    """A running service under load: one client, many, mixed sizes, and a small request behind a big one."""
+    from rerank_service.tools.bench.service import Load, bench_service  # torch takes seconds; --help need not
+
+    load = Load(
+        url=url,
+        clients=_numbers(clients),
+        num_requests=num_requests,
+        num_passages=num_passages,
+        passage_tokens=passage_tokens,
+        repeats=repeats,
+        pid=pid,
+        model=model,
+        headers={"Authorization": f"Bearer {key}"} if key else None,
+    )
+    try:
+        figures = bench_service(load).as_json()
+    except (CheckpointError, RuntimeError) as error:
+        raise fail(str(error)) from None
+    except ModuleNotFoundError as error:
+        raise fail(f"{error.name} is missing; install the extra: pip install 'rerank-service[bench]'") from None
+    if as_json:
+        settings = {name: getattr(load, name) for name in ("num_requests", "num_passages", "passage_tokens", "repeats")}
+        typer.echo(json.dumps(settings | figures))
+        return
+    title = f"{num_requests} requests of {num_passages} passages of {passage_tokens} tokens; median of {repeats}"
+    stdout.print(service_table(figures, title))
+    stdout.print(probe_line(figures), highlight=False)
+
+
+def service_table(figures: dict[str, Any], title: str) -> Table:
+    """The loads, one a row."""
+    table = Table(title=title, box=None)
+    table.add_column("load", no_wrap=True)
+    for column in ("p50 s", "p95 s", "p99 s", "passages/s", "CPU-s/1k"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("failures")
+    for name, load in figures["loads"].items():
+        table.add_row(
+            name,
+            *(_shown(load[f"p{percentile}_s"], ".2f") for percentile in (50, 95, 99)),
+            _shown(load["passages_per_s"], ".0f"),
+            _shown(load["cpu_s_per_1k_passages"], ".1f"),
+            ", ".join(f"{count} x {status}" for status, count in load["failures"].items()) or "none",
+        )
+        if name == "mixed":
+            for size, seconds in load["p50_s_by_passages"].items():
+                table.add_row(f"  of {size}", _shown(seconds, ".2f"))
+    return table
+
+
+def probe_line(figures: dict[str, Any]) -> str:
+    """What a small request waited behind a big one, in words."""
+    share = figures["wait_share"]
+    if share is None:
+        return "The big request was over before a small one could come; the wait behind it was not measured."
+    return (
+        f"A request of 1 passage behind one of 300 waits {share:.2f} of the big one's {figures['big_s']:.2f} s "
+        f"({figures['small_behind_big_s']:.2f} s, alone {figures['small_alone_s']:.2f} s)."
+    )
+
+
+def _shown(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or min(numbers) < 1:
+        raise fail(f"--clients {text!r} is not a list of whole numbers from 1, like 1,16")
+    return numbers

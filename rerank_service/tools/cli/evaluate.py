@@ -1,0 +1,125 @@
+"""`rerank-service eval`: quality and speed of models on judged queries. Words and tables; `evaluation/` has figures."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from rerank_service.config import Dtype
+from rerank_service.errors import BatchError, CheckpointError, RerankError
+from rerank_service.tools.cli.console import fail, stdout
+from rerank_service.tools.cli.model_choice import choose_model
+from rerank_service.tools.cli.progress import report_progress
+from rerank_service.tools.cli.window_options import (
+    DEFAULT_OVERLAP_TOKENS,
+    MaxWindows,
+    OverlapTokens,
+    WindowTokens,
+    passage_windows,
+)
+
+if TYPE_CHECKING:
+    from rerank_service.tools.evaluation.evaluate import Evaluation, ModelFigures
+
+__all__ = ["evaluate_command"]
+
+_PLOT_SUFFIXES = (".png", ".svg", ".pdf")
+
+Folder = Annotated[Path, typer.Argument(metavar="DATASET", help="BEIR folder: corpus.jsonl, queries.jsonl, qrels.")]
+
+
+def evaluate_command(
+    dataset: Folder,
+    model: Annotated[list[str] | None, typer.Option(help="As in `batch`; several compare. Default: the first.")] = None,
+    config: Annotated[str, typer.Option(help="Where the models are configured.")] = "serve_config.yaml",
+    dtype: Annotated[Dtype | None, typer.Option(help="Overrides the configuration's.")] = None,
+    qrels: Annotated[Path | None, typer.Option(help="Judgements; else those in the folder.")] = None,
+    run: Annotated[Path | None, typer.Option(help="TREC run with the candidates, in place of BM25.")] = None,
+    top_k: Annotated[int, typer.Option(min=1, help="Candidates a query.")] = 100,
+    recall_at: Annotated[list[int] | None, typer.Option(min=1, help="Cutoffs of recall. Default: 5 and 10.")] = None,
+    max_queries: Annotated[int | None, typer.Option(min=1, help="The first ones only.")] = None,
+    max_windows: MaxWindows = 1,
+    window_tokens: WindowTokens = None,
+    overlap_tokens: OverlapTokens = DEFAULT_OVERLAP_TOKENS,
+    plot: Annotated[Path | None, typer.Option(help="Quality against speed: .png, .svg or .pdf.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print figures as JSON.")] = False,
+) -> None:
+    """Compare models on judged queries: nDCG@10, MRR@10 and recall, beside BM25 and NVIDIA's published figures."""
+    if plot is not None and plot.suffix.lower() not in _PLOT_SUFFIXES:
+        raise fail(f"{plot} ends with none of {', '.join(_PLOT_SUFFIXES)}")
+    models = [choose_model(name, config, dtype) for name in (model or (None,))]
+    try:
+        # Imported late: torch takes seconds, and the rest comes with the extra `eval`.
+        from rerank_service.tools.evaluation.collection import read_collection
+        from rerank_service.tools.evaluation.evaluate import evaluate, prepare_task
+        from rerank_service.tools.evaluation.plot import plot as draw
+    except ImportError as error:
+        raise fail(escape(f"{error.name} is missing: pip install 'rerank-service[eval]'")) from None
+    try:
+        with report_progress(**{one.id: "pairs" for one in models}) as progress:
+            task = prepare_task(read_collection(dataset, qrels, max_queries), top_k, run)
+            windows = passage_windows(max_windows, window_tokens, overlap_tokens)
+            evaluation = evaluate(task, models, recall_at or [5, 10], progress, windows)
+    except (BatchError, CheckpointError, RerankError) as error:
+        raise fail(escape(str(error))) from None
+    if plot is not None:
+        draw(evaluation, plot)
+    _show(evaluation, as_json)
+
+
+def _show(evaluation: Evaluation, as_json: bool) -> None:
+    from rerank_service.tools.evaluation.published import PUBLISHED
+
+    if as_json:
+        others = [row._asdict() for row in PUBLISHED]
+        typer.echo(
+            json.dumps(
+                asdict(evaluation) | {"models": [_as_json(row) for row in evaluation.models], "published": others}
+            )
+        )
+        return
+    stdout.print(_table(evaluation))
+    for model in evaluation.models:
+        if model.truncated_pairs:
+            cut = f"{model.model}: {model.truncated_pairs:.1%} of the pairs were cut to the window"
+            unscored = f", {model.unscored_pairs:.1%} without any of the passage" if model.unscored_pairs else ""
+            stdout.print(cut + unscored, highlight=False, markup=False)
+    published = Table(
+        title="Published, by others, on other corpora and behind other first stages", box=None, title_justify="left"
+    )
+    for column in ("model", "first stage", "measure", "on", "value"):
+        published.add_column(column)
+    for row in PUBLISHED:
+        published.add_row(row.model, row.first_stage, row.measure, f"{row.collections} (mean)", f"{row.value:.4f}")
+    stdout.print()
+    stdout.print(published)
+    for source in dict.fromkeys(row.source for row in PUBLISHED):
+        stdout.print(f"Source: {source}", highlight=False, markup=False)
+
+
+def _table(evaluation: Evaluation) -> Table:
+    title = (
+        f"{evaluation.collection}: {evaluation.num_queries:,} queries, {evaluation.num_passages:,} passages, "
+        f"candidates {evaluation.candidates}; {evaluation.queries_with_a_relevant_candidate:.1%} of the queries have a "
+        "relevant one"
+    )
+    table = Table(title=title, box=None, title_justify="left", caption="mean [95% interval]", caption_justify="left")
+    table.add_column("model", overflow="fold")
+    for name in evaluation.models[0].quality:
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("pairs/s", justify="right")
+    for row in evaluation.models:
+        cells = [f"{mean:.3f} \\[{low:.3f}, {high:.3f}]" for mean, low, high in row.quality.values()]
+        table.add_row(Text(row.model), *cells, "" if row.pairs_per_s is None else f"{row.pairs_per_s:,.0f}")
+    return table
+
+
+def _as_json(row: ModelFigures) -> dict[str, Any]:
+    return asdict(row) | {"quality": {name: one._asdict() for name, one in row.quality.items()}}

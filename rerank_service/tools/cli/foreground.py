@@ -1,0 +1,133 @@
+"""`rerank-service serve`, once Ray's environment is set: starts the applications of a file, and ends them when told to.
+
+`serve run` starts them too, but its end is another: it waits in a call to Serve's controller, which the end kills, so
+that Ray reports a failed call; and it leaves requests in flight unanswered.
+"""
+
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+import ray
+import yaml
+from ray import serve
+from ray._private.services import canonicalize_bootstrap_address
+from ray.serve._private import constants
+from ray.serve._private.client import ServeControllerClient
+from ray.serve.config import ProxyLocation, gRPCOptions
+from ray.serve.context import _get_global_client
+from ray.serve.schema import ServeDeploySchema
+
+from rerank_service.tools.cli.console import fail, progress_console
+from rerank_service.tools.cli.ports import Endpoint, problem_of, reserve
+
+__all__ = ["endpoints_of", "run"]
+
+_POLL_S = 0.2
+
+
+def run(path: str) -> None:
+    """Serves a configuration file until SIGINT or SIGTERM; `SystemExit` with 2 if a port is taken.
+
+    A second signal does not wait for the end: `KeyboardInterrupt`.
+    """
+    config = ServeDeploySchema.model_validate(yaml.safe_load(Path(path).read_text(encoding="utf-8")))
+    _interrupt_on_signals()
+    try:
+        _start(config, path)
+        while True:
+            signal.pause()
+    except KeyboardInterrupt:
+        progress_console.print("stopping once requests in flight are answered; once more stops at once")
+    _stop()
+
+
+def endpoints_of(config: ServeDeploySchema, path: str) -> list[Endpoint]:
+    """Every address with a fixed port that Serve listens on at this machine."""
+    http = config.http_options
+    endpoints = []
+    if config.proxy_location is not ProxyLocation.Disabled:
+        endpoints.append(Endpoint(http.host, http.port, f"http_options.port in {path}"))
+    if config.grpc_options.grpc_servicer_functions:
+        endpoints.append(Endpoint(http.host, config.grpc_options.port, f"grpc_options.port in {path}"))
+    if constants.RAY_SERVE_ENABLE_HA_PROXY:
+        everywhere = "0.0.0.0"  # noqa: S104 - as HAProxy binds them
+        variables = (
+            ("RAY_SERVE_HAPROXY_STATS_PORT", constants.RAY_SERVE_HAPROXY_STATS_PORT),
+            ("RAY_SERVE_HAPROXY_METRICS_PORT", constants.RAY_SERVE_HAPROXY_METRICS_PORT),
+            ("RAY_SERVE_FALLBACK_PROXY_HTTP_PORT", constants.RAY_SERVE_FALLBACK_PROXY_HTTP_PORT),
+        )
+        endpoints += [Endpoint(everywhere, port, f"the environment variable {name}") for name, port in variables]
+    return endpoints
+
+
+def _start(config: ServeDeploySchema, path: str) -> None:
+    endpoints = endpoints_of(config, path)
+    joins_a_cluster = canonicalize_bootstrap_address(None) is not None  # type: ignore[arg-type]  # as ray.init()
+    if not joins_a_cluster:
+        _require_free(endpoints)
+        if not constants.RAY_SERVE_ENABLE_HA_PROXY:  # which listens without SO_REUSEPORT, so it cannot share
+            for endpoint in endpoints:
+                reserve(endpoint)
+    ray.init(namespace=constants.SERVE_NAMESPACE)
+    _interrupt_on_signals()  # ray.init has set its own, which end Ray at once
+    if joins_a_cluster and not _controller_runs():
+        _require_free(endpoints)
+    serve.start(
+        config.proxy_location,
+        config.http_options.model_dump(),
+        gRPCOptions(**config.grpc_options.model_dump()),
+        controller_options=config.controller_options,
+    )
+    _client().deploy_apps(config)
+
+
+def _require_free(endpoints: Sequence[Endpoint]) -> None:
+    for endpoint in endpoints:
+        if problem := problem_of(endpoint):
+            sys.exit(fail(problem).exit_code)
+
+
+def _stop() -> None:
+    """Ends Serve and waits for it.
+
+    The applications with routes go first: Serve's own shutdown kills the proxies at once, and the requests with them.
+    """
+    if ray.is_initialized() and _controller_runs():
+        client = _client()
+        routed = {name for name, one in client.get_serve_details()["applications"].items() if one["route_prefix"]}
+        client.delete_apps(list(routed), blocking=False)
+        while routed & client.get_serve_details()["applications"].keys():
+            time.sleep(_POLL_S)
+        controller = ray.get_actor(constants.SERVE_CONTROLLER_NAME, namespace=constants.SERVE_NAMESPACE)
+        ray.get(controller.graceful_shutdown.remote(wait=False))
+        while _controller_runs():
+            time.sleep(_POLL_S)
+    ray.shutdown()
+
+
+def _client() -> ServeControllerClient:
+    client = _get_global_client()
+    assert client is not None  # noqa: S101 - a controller runs
+    return client
+
+
+def _controller_runs() -> bool:
+    """Asks Ray, not the controller: a call that is under way when it ends would be reported as failed."""
+    try:
+        ray.get_actor(constants.SERVE_CONTROLLER_NAME, namespace=constants.SERVE_NAMESPACE)
+    except ValueError:
+        return False
+    return True
+
+
+def _interrupt_on_signals() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
+
+
+def _interrupt(_: int, __: FrameType | None) -> None:
+    raise KeyboardInterrupt

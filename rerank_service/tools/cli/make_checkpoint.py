@@ -1,0 +1,67 @@
+"""The command that writes a randomly initialised checkpoint; it must not know formats or weights."""
+
+from __future__ import annotations
+
+import json
+import time
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from rerank_service.tools.cli.console import fail, stdout
+from rerank_service.tools.random_checkpoints.shapes import Architecture
+
+__all__ = ["make_checkpoint_command"]
+
+_SMALL_SIZES = {"tiny", "small"}
+
+
+class DType(StrEnum):
+    """The element type of the weights."""
+
+    BFLOAT16 = "bfloat16"
+    FLOAT32 = "float32"
+
+
+def make_checkpoint_command(
+    architecture: Annotated[Architecture, typer.Argument(help="The model family.")],
+    folder: Annotated[Path, typer.Argument(help="Where to write; created if absent.")],
+    size: Annotated[
+        str, typer.Option(help="tiny or small; also 1b for llama_bidirec, 4b for mistral, 0.6b, 4b or 8b for qwen3.")
+    ] = "tiny",
+    seed: Annotated[int, typer.Option(help="The same seed gives the same weights.")] = 0,
+    dtype: Annotated[DType, typer.Option(help="Element type of the weights.")] = DType.BFLOAT16,
+    head_bias: Annotated[bool, typer.Option("--head-bias", help="Add score.bias; mistral only.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace a checkpoint that is there.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Write a randomly initialised reranker checkpoint, for tests and speed measurements."""
+    # Imported late: torch and transformers take seconds, and --help must not.
+    from rerank_service.tools.random_checkpoints.make import count_parameters, make_checkpoint
+
+    started = time.monotonic()
+    try:
+        make_checkpoint(
+            folder,
+            architecture,
+            size,
+            seed=seed,
+            dtype=dtype.value,
+            head_bias=head_bias,
+            overwrite=force,
+            progress=size not in _SMALL_SIZES,
+        )
+    except (ValueError, OSError) as error:
+        raise fail(escape(str(error))) from error
+    num_parameters = count_parameters(architecture, size, head_bias=head_bias)
+    num_bytes = sum(path.stat().st_size for path in folder.iterdir())
+    seconds = time.monotonic() - started
+    if as_json:
+        facts = {"folder": str(folder), "parameters": num_parameters, "bytes": num_bytes, "seconds": round(seconds, 2)}
+        typer.echo(json.dumps(facts))
+        return
+    line = f"{folder}: {num_parameters:,} parameters, {num_bytes:,} bytes, {seconds:.1f} s"
+    stdout.print(line, markup=False, highlight=False, soft_wrap=True)

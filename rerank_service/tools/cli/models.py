@@ -1,0 +1,170 @@
+"""`rerank-service models`: what a running service serves, or which known models this machine can run."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from enum import StrEnum
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import typer
+from rich.markup import escape
+from rich.table import Column, Table
+
+from rerank_service.checkpoints.cache import cached_folder
+from rerank_service.checkpoints.resolve import PACKAGED_CHECKPOINTS
+from rerank_service.tools.catalogue import CATALOGUE, KnownModel
+from rerank_service.tools.catalogue.fit import Fit, Machine, fit, gigabytes
+from rerank_service.tools.cli.console import Key, call, stdout
+
+__all__ = ["models"]
+
+_DEFAULT_URL = "http://127.0.0.1:8000"
+
+ServiceUrl = Annotated[
+    str | None,
+    typer.Option("--url", help="Address of a running service: list what it serves.", envvar="RERANK_SERVICE_URL"),
+]
+
+
+class _Files(StrEnum):
+    """Where a model's files are."""
+
+    HERE = "here"
+    """In a package, in the models' folder, pulled, or in the hub's own cache."""
+    TO_INSTALL = "to install"
+    TO_PULL = "to pull"
+    """From the model hub."""
+    TO_BRING = "to bring"
+    """Not public."""
+    USELESS = "-"
+    """No engine here would run them."""
+
+
+class _Entry(NamedTuple):
+    model: KnownModel
+    fit: Fit
+    files: _Files
+
+
+def models(
+    url: ServiceUrl = None,
+    served: Annotated[
+        bool | None,
+        typer.Option(
+            "--served/--known", help=f"What a service serves ({_DEFAULT_URL} without --url), or what is known."
+        ),
+    ] = None,
+    models_dir: Annotated[str, typer.Option(help="Folder with the known models' folders.")] = "/models",
+    key: Key = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object; of a service, its own.")] = False,
+) -> None:
+    """List known models and which of them this machine can run; with --url, the models of a running service."""
+    if served if served is not None else url is not None:
+        _list_served(url or _DEFAULT_URL, key, as_json)
+    else:
+        _list_known(models_dir, as_json)
+
+
+def _list_served(url: str, key: str | None, as_json: bool) -> None:
+    """The default first."""
+    answer = call("GET", url, "/v1/models", key)
+    if as_json:
+        typer.echo(json.dumps(answer))
+        return
+    aliases: dict[str, list[str]] = {}
+    for entry in answer["data"]:
+        names = aliases.setdefault(entry["root"], [])
+        if entry["id"] != entry["root"]:
+            names.append(entry["id"])
+    table = Table("model", "also called")
+    for model, names in aliases.items():
+        table.add_row(model, "\n".join(names))
+    stdout.print(table)
+
+
+def _list_known(models_dir: str, as_json: bool) -> None:
+    from rerank_service.tools.catalogue.machine import this_machine  # torch, which takes seconds
+
+    machine = this_machine()
+    entries = [_Entry(model, fit(model, machine), _files(model, models_dir)) for model in CATALOGUE]
+    if as_json:
+        typer.echo(json.dumps({"machine": _machine_facts(machine), "models": [_facts(entry) for entry in entries]}))
+        return
+    table = Table(
+        *(Column(name, no_wrap=True) for name in ("model", "runs on")),
+        Column("needs", justify="right", no_wrap=True),
+        Column("files", no_wrap=True),
+        Column("licence", overflow="fold"),
+        box=None,
+        pad_edge=False,
+    )
+    for entry in entries:
+        table.add_row(*map(escape, _row(entry)))
+    stdout.print(table)
+    stdout.print()
+    for line in [*(line for entry in entries for line in _explained(entry)), _summary(machine)]:
+        stdout.print(line, markup=False, highlight=False)
+
+
+def _row(entry: _Entry) -> tuple[str, ...]:
+    model, verdict, files = entry
+    place = verdict.place or "not here"
+    needs = gigabytes(verdict.needed_bytes) if verdict.needed_bytes else ""
+    licence = model.licence if model.is_commercial else f"{model.licence} (not for commercial use)"
+    return model.name, f"{place}, slowly" if verdict.is_slow else place, needs, files.value, licence
+
+
+def _explained(entry: _Entry) -> Iterator[str]:
+    """What stands between a model and this machine."""
+    if entry.fit.place is None:
+        yield f"{entry.model.name}: {entry.fit.reason}"
+    elif entry.files is _Files.TO_INSTALL and entry.model.package:
+        yield f"{entry.model.name}: {PACKAGED_CHECKPOINTS[entry.model.package].install}"
+
+
+def _summary(machine: Machine) -> str:
+    gpus = ", ".join(f"{gpu.name} ({gigabytes(gpu.memory_bytes)})" for gpu in machine.gpus) or "no GPU"
+    return (
+        f"This machine: {gigabytes(machine.memory_bytes)} of memory, {gpus}. "
+        "More on each model: --json, docs/models.md. What a running service serves: --served, or --url."
+    )
+
+
+def _machine_facts(machine: Machine) -> dict[str, Any]:
+    return {**machine._asdict(), "gpus": [gpu._asdict() for gpu in machine.gpus]}
+
+
+def _facts(entry: _Entry) -> dict[str, Any]:
+    model, verdict, files = entry
+    return {
+        **asdict(model),
+        "longest_tokens": model.pair_tokens,
+        "runs_on": verdict.place,
+        "is_slow": verdict.is_slow,
+        "needed_bytes": verdict.needed_bytes,
+        "reason": verdict.reason,
+        "files": files,
+    }
+
+
+def _files(model: KnownModel, models_dir: str) -> _Files:
+    if model.refusal is not None:
+        return _Files.USELESS
+    if model.package:
+        return _Files.HERE if find_spec(PACKAGED_CHECKPOINTS[model.package].module) else _Files.TO_INSTALL
+    if (Path(models_dir).expanduser() / model.source / "config.json").is_file():
+        return _Files.HERE
+    if model.hub_id is None:
+        return _Files.TO_BRING
+    return _Files.HERE if _is_fetched(model.hub_id, model.revision) else _Files.TO_PULL
+
+
+def _is_fetched(hub_id: str, revision: str | None) -> bool:
+    """By `rerank-service pull`, or into the hub's own cache."""
+    if revision is not None and cached_folder(hub_id, revision) is not None:
+        return True
+    from huggingface_hub import try_to_load_from_cache  # half a second that only listings pay
+
+    return isinstance(try_to_load_from_cache(hub_id, "config.json", revision=revision), str)

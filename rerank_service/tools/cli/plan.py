@@ -1,0 +1,206 @@
+"""`rerank-service plan`: how many GPUs a load needs, by simulation."""
+
+import json
+import time
+from collections.abc import Iterator
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+import typer
+from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from rerank_service.tools.bench.workload import Lengths
+from rerank_service.tools.cli.console import fail, progress_console, stdout
+
+if TYPE_CHECKING:
+    from rerank_service.tools.planning.answer import Answer
+    from rerank_service.tools.planning.workload import Mix
+
+__all__ = ["plan"]
+
+_BAR_AFTER_S = 2.0
+
+
+class Model(StrEnum):
+    """As `planning.speed.Model`, which takes seconds to import."""
+
+    LLAMA_1B = "1b"
+    MISTRAL_4B = "4b"
+    EMBEDDED = "embedded"
+
+
+class Front(StrEnum):
+    """What is before the ingresses."""
+
+    HAPROXY = "haproxy"
+    SERVE_PROXY = "serve-proxy"
+
+
+def plan(
+    rps: float = typer.Option(..., min=0.001, help="Requests a second."),
+    passages: str = typer.Option(..., help="Passages of a request; or a mix, SIZE:WEIGHT, like 10:4,100:1."),
+    tokens: str = typer.Option(..., help=f"Tokens of a pair, with its query; or {', '.join(Lengths)}."),
+    p99_ms: float = typer.Option(..., min=1, help="The slowest 1% may take longer than this."),
+    tokens_per_s: float | None = typer.Option(None, min=1, help="Of one replica, measured: benchmarks/gpu.py."),
+    model: Model = typer.Option(Model.LLAMA_1B, help="Whose speed is estimated where none is given."),
+    gpu: str = typer.Option("h100", help="On which GPU it is estimated: h100, h200, a100, l40s, a10, l4 ..."),
+    mfu: float | None = typer.Option(None, min=0.01, max=1, help="Share of the GPU's peak assumed.  [default: 0.4]"),
+    batch_overhead_ms: float | None = typer.Option(None, min=0, help="Of each batch, besides its tokens."),
+    burstiness: float = typer.Option(1.0, min=1, help="Squared variation of the gaps between requests; 1: Poisson."),
+    timeout_s: float = typer.Option(60.0, min=0.1, help="As limits.request_timeout_s."),
+    front: Front = typer.Option(Front.HAPROXY, help="Which proxy is in front."),
+    price_per_gpu_hour: float | None = typer.Option(None, min=0, help="In any currency, for the cost of passages."),
+    regions: int = typer.Option(1, min=1, help="Regions that share the load; from 2 on, one is lost."),
+    start_s: float = typer.Option(60.0, min=0, help="Time a new replica takes to start, when a region is lost."),
+    failover_s: float = typer.Option(10.0, min=0, help="Time until a lost region's clients come to the others."),
+    seed: int = typer.Option(0, help="Of all that is random."),
+    as_json: bool = typer.Option(False, "--json", help="Print one JSON object."),
+) -> None:
+    """How many GPUs a load needs, what limits it, what a lost region does."""
+    from rerank_service.tools.planning.answer import answer  # Serve takes seconds to import; --help need not
+    from rerank_service.tools.planning.costs import HAPROXY, SERVE_PROXY
+    from rerank_service.tools.planning.fleet import CannotMeet, Demand
+    from rerank_service.tools.planning.region import Loss
+    from rerank_service.tools.planning.speed import ASSUMED_MFU, speed_of
+    from rerank_service.tools.planning.speed import Model as PlannedModel
+
+    mix = _mix(passages, tokens)
+    try:
+        speed = speed_of(
+            mix,
+            tokens_per_s=tokens_per_s,
+            model=PlannedModel(model),
+            gpu=gpu.lower(),
+            mfu=ASSUMED_MFU if mfu is None else mfu,
+            batch_overhead_s=None if batch_overhead_ms is None else batch_overhead_ms / 1000,
+        )
+    except ValueError as error:
+        raise fail(str(error)) from None
+    costs = HAPROXY if front is Front.HAPROXY else SERVE_PROXY
+    demand = Demand(mix, rps, p99_ms / 1000, speed, burstiness, costs, timeout_s, seed)
+    loss = Loss(regions, start_s, failover_s) if regions > 1 else None
+    try:
+        with _Trying() as trying:
+            found = answer(demand, loss=loss, price_per_gpu_hour=price_per_gpu_hour, on_try=trying.of)
+    except CannotMeet as cannot:
+        raise fail(_why_not(demand.p99_s, cannot.p99_s)) from None
+    if as_json:
+        typer.echo(json.dumps(found.as_json()))
+        return
+    stdout.print(_table(found, passages, tokens))
+    for line in _notes(found):
+        stdout.print(line, highlight=False, soft_wrap=True)
+
+
+class _Trying:
+    """A spinner on standard error, once the search has taken a while."""
+
+    def __init__(self) -> None:
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+        self._progress = Progress(*columns, console=progress_console, transient=True)
+        self._began = time.monotonic()
+        self._num_tried = 0
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> "_Trying":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def of(self, replicas: int) -> None:
+        """A fleet is about to be simulated."""
+        self._num_tried += 1
+        if time.monotonic() - self._began < _BAR_AFTER_S:
+            return
+        said = f"simulating {replicas:,} replicas (fleet {self._num_tried})"
+        if self._task is None:
+            self._progress.start()
+            self._task = self._progress.add_task(said, total=None)
+        else:
+            self._progress.update(self._task, description=said)
+
+
+def _mix(passages: str, tokens: str) -> "Mix":
+    from rerank_service.tools.planning.workload import Mix
+
+    try:
+        parts = [part.split(":") for part in passages.split(",")]
+        sizes = {int(part[0]): float(part[1]) if len(part) > 1 else 1.0 for part in parts}
+    except (ValueError, IndexError):
+        raise fail(f"--passages {passages!r} is neither a number nor a mix like 10:4,100:1") from None
+    try:
+        return Mix(sizes, Lengths(tokens) if tokens in set(Lengths) else int(tokens))
+    except ValueError:
+        raise fail(
+            f"--passages {passages!r} --tokens {tokens!r}: sizes, weights and tokens must be above 0, and tokens a "
+            f"number or one of {', '.join(Lengths)}"
+        ) from None
+
+
+def _why_not(target_s: float, best_s: float) -> str:
+    return (
+        f"no number of replicas keeps p99 within {_ms(target_s)}: with plenty of them it is {_ms(best_s)}. "
+        "What helps: a faster replica (--tokens-per-s, --gpu), smaller requests, or a longer target."
+    )
+
+
+def _table(found: "Answer", passages: str, tokens: str) -> Table:
+    demand, plan, measured, limits = found.demand, found.plan, found.plan.measured, found.limits
+    title = f"{demand.rps:g} requests/s of {passages} passages of {tokens} tokens, p99 within {_ms(demand.p99_s)}"
+    table = Table(title=title, title_justify="left", box=None, show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(style="bold", no_wrap=True, justify="right")
+    table.add_column(style="dim")
+    spread = f"95%: {_ms(measured.p99_low_s)} to {_ms(measured.p99_high_s)}; p50 {_ms(measured.p50_s)}"
+    table.add_row("replicas", f"{plan.replicas:,}", f"one fewer misses it; {plan.fewest_replicas:,} just keep up")
+    table.add_row("p99", _ms(measured.p99_s), spread)
+    table.add_row("devices busy", f"{measured.utilisation:.2f}", f"the autoscaler would run {found.kept_replicas:,}")
+    table.add_row("one replica", f"{demand.speed.tokens_per_s:,.0f}", f"tokens/s; {demand.speed.origin}")
+    table.add_row(
+        "ingresses", f"{plan.ingresses:,}", f"{limits.ingress_cpus:.1f} CPUs, {limits.other_cpus:.1f} elsewhere"
+    )
+    table.add_row(
+        "controller",
+        f"{limits.controller_cpus:.2f}",
+        f"of its core; {limits.controller_messages_per_s:,.0f} messages/s; enough to {limits.most_replicas:,} replicas",
+    )
+    if found.cost_per_million_passages is not None:
+        table.add_row("cost", f"{found.cost_per_million_passages:.2f}", "for a million passages, replicas alone")
+    if found.region is not None:
+        _add_region(table, found)
+    return table
+
+
+def _add_region(table: Table, found: "Answer") -> None:
+    region = found.region
+    assert region is not None  # noqa: S101 - its caller has looked
+    loss = region.loss
+    recovered = "not within the time watched" if loss.recovered_after_s is None else f"{loss.recovered_after_s:.0f} s"
+    table.add_row(
+        "each region",
+        f"{region.plan.replicas:,}",
+        f"replicas; {region.plan_after_loss.replicas:,} to lose one unnoticed",
+    )
+    table.add_row(
+        "after a loss",
+        recovered,
+        f"until p99 is kept again; {loss.replicas_before:,} to {max(loss.replicas):,} replicas, "
+        f"each {region.assumed.start_s:g} s to start (--start-s)",
+    )
+    table.add_row("", f"{loss.worst_p99_s:.1f} s", f"worst p99 meanwhile; {loss.num_refused:,} refused in each region")
+    table.add_row("", f"{loss.unreachable:,.0f}", "requests fail before the clients are carried over")
+
+
+def _notes(found: "Answer") -> Iterator[str]:
+    if not found.demand.speed.is_measured:
+        yield (
+            "[yellow]The speed is an assumption, not a measurement.[/] Measure yours with `python benchmarks/gpu.py` "
+            "and give it with --tokens-per-s."
+        )
+    yield "A simulation; what it leaves out is in docs/capacity.md."
+
+
+def _ms(seconds: float) -> str:
+    return f"{1000 * seconds:,.0f} ms"

@@ -1,0 +1,139 @@
+"""`rerank-service verify`: is what is served what the checkpoint says? Words and tables; `fidelity/` has figures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from rerank_service.client import Client, ConnectionFailed, RerankClientError
+from rerank_service.config import Dtype
+from rerank_service.errors import CheckpointError, RerankError
+from rerank_service.tools.cli.console import Key, call, fail, stdout, unreachable
+from rerank_service.tools.cli.model_choice import choose_model, is_source
+from rerank_service.tools.cli.progress import report_progress
+
+if TYPE_CHECKING:
+    from rerank_service.tools.verify.recorded import RecordedLogits
+    from rerank_service.tools.verify.served import ServedPath
+    from rerank_service.tools.verify.verdict import Verdict
+
+__all__ = ["verify_command"]
+
+_TIMEOUT_S = 300.0
+_NONE = "none"
+
+Name = Annotated[str | None, typer.Argument(metavar="MODEL", help="As in `batch`; the first configured, if not given.")]
+
+
+def verify_command(
+    model: Name = None,
+    config: Annotated[str, typer.Option(help="Where the models are configured.")] = "serve_config.yaml",
+    dtype: Annotated[Dtype | None, typer.Option(help="Overrides the configuration's.")] = None,
+    url: Annotated[str | None, typer.Option(help="Verify the answers of this running service instead.")] = None,
+    key: Key = None,
+    served_as: Annotated[str | None, typer.Option(help="With --url: what the service calls the model.")] = None,
+    recorded: Annotated[
+        str | None,
+        typer.Option(
+            help="Published model whose recorded logits must come out, or `none`. Default: by the model's name."
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the verdict and its figures as JSON.")] = False,
+) -> None:
+    """Hold a model, as it is served, against a plain run of its checkpoint. Exit code 0: faithful; 1: not."""
+    if served_as is not None and url is None:
+        raise fail("--served-as is for --url")
+    chosen = choose_model(model, config, dtype)
+    is_configured = model is None or not is_source(model)
+    # Imported late: torch and transformers take seconds, and --help must not.
+    from rerank_service.tools.verify.running_service import ServicePath
+    from rerank_service.tools.verify.served import EnginePath
+    from rerank_service.tools.verify.verify import verify
+
+    expected = _recorded(recorded, chosen.id)
+    if url is None:
+        num_cpus = chosen.replica.num_cpus if is_configured else None
+        open_served: Callable[[], ServedPath] = partial(EnginePath, chosen, num_cpus)
+    else:
+        served = call("GET", url, "/v1/models", key)["data"]  # before half a minute of work for a service not there
+        name = served_as or (chosen.id if is_configured else None)
+        client = Client(url, api_key=key, model=name, timeout_s=_TIMEOUT_S)
+        told = partial(_told_precision, url, served, name) if dtype is None else lambda: None
+        open_served = partial(ServicePath, client, url, chosen.engine.dtype, told)
+    try:
+        with report_progress(reference="pairs", served="pairs") as progress:
+            verdict = verify(chosen, open_served, expected, progress)
+    except ConnectionFailed as error:
+        raise unreachable(url or "", error.cause) from None
+    except (CheckpointError, RerankError, RerankClientError) as error:
+        raise fail(escape(str(error))) from None
+    if as_json:
+        typer.echo(json.dumps(asdict(verdict)))
+    else:
+        _show(verdict)
+    raise typer.Exit(0 if verdict.is_faithful else 1)
+
+
+def _told_precision(url: str, served: Sequence[dict[str, Any]], name: str | None) -> str | None:
+    """What the service computes a model in; null if it does not tell. `served` is its list of models, which has the
+    default first and an alias beside the model's id."""
+    entries = [entry for entry in served if name is None or str(entry.get("id")).casefold() == name.casefold()]
+    model_id = (entries or [{}])[0].get("root")
+    models = call("GET", url, "/v1/metadata", None).get("modelInfo", [])
+    return next((model.get("precision") for model in models if model.get("shortName") == model_id), None)
+
+
+def _recorded(wanted: str | None, model_id: str) -> Sequence[RecordedLogits]:
+    from rerank_service.tools.verify.recorded import RECORDED, recorded_of
+
+    found = () if wanted == _NONE else recorded_of(wanted or model_id)
+    if wanted not in (None, _NONE) and not found:
+        known = ", ".join(dict.fromkeys(one.model for one in RECORDED))
+        raise fail(escape(f"no logits of {wanted!r} are recorded here; there are those of {known}"))
+    return found
+
+
+def _show(verdict: Verdict) -> None:
+    for line in (f"served     {verdict.served}", f"reference  {verdict.reference}"):
+        stdout.print(line, markup=False, highlight=False, soft_wrap=True)
+    table = Table(box=None, pad_edge=False, show_edge=False)
+    for column in ("check", "found", "allowed", ""):
+        table.add_column(column)
+    for check in verdict.checks:
+        table.add_row(check.name, check.found, check.allowed, "yes" if check.is_passed else "[bold red]NO[/]")
+    stdout.print()
+    stdout.print(table)
+    stdout.print()
+    for line in _words(verdict):
+        stdout.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _words(verdict: Verdict) -> Iterator[str]:
+    figures = verdict.figures
+    yield (
+        f"{figures.num_pairs} pairs of {figures.num_queries} queries; the reference's logits have size "
+        f"{figures.logit_size:.2f} (root mean square), spread {figures.logit_spread:.2f}; {verdict.dtype.value}'s "
+        "tolerance holds"
+    )
+    of_spread = "no spread" if figures.largest_of_spread is None else f"{figures.largest_of_spread:.2g} of the spread"
+    yield (
+        f"largest difference {of_spread}; {figures.ordered_alike:.1%} of passages ordered alike "
+        f"(tau {figures.kendall_tau:.3f}), the best is the same for {figures.same_best} of {figures.num_queries}"
+    )
+    for one in verdict.recorded:
+        yield f"recorded   {_logits(one.recorded.logits)} ({one.recorded.source})"
+        yield f"reference  {_logits(one.reference)}"
+        yield f"served     {_logits(one.served)}"
+    answer = "YES" if verdict.is_faithful else "NO"
+    yield f"{verdict.model}: {answer}, {verdict.reason}"
+
+
+def _logits(logits: Sequence[float]) -> str:
+    return "  ".join(f"{logit:.4f}" for logit in logits)

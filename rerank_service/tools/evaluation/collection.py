@@ -1,0 +1,71 @@
+"""A folder of judged queries in memory. Knows nothing of models.
+
+`corpus.jsonl`, `queries.jsonl` and qrels as in BEIR (arXiv 2104.08663).
+"""
+
+from collections import defaultdict
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from rerank_service.errors import BatchError
+from rerank_service.tools.batch.beir import CORPUS, QUERIES, candidates, field, passage_text
+from rerank_service.tools.batch.text_files import json_rows
+
+__all__ = ["Collection", "read_collection"]
+
+_QRELS = ("qrels.tsv", "qrels/test.tsv", "qrels.txt", "qrels.trec")
+
+
+@dataclass(frozen=True)
+class Collection:
+    """Judged queries over a corpus; every query has at least one relevant passage."""
+
+    name: str
+    passages: dict[str, str]
+    queries: dict[str, str]
+    relevance: dict[str, dict[str, int]]
+    """Grades, by query id and passage id."""
+
+    @property
+    def brings_candidates(self) -> bool:
+        """Whether the judged passages of each query are what is to be ranked."""
+        return all(len(self.relevance[query_id]) > 1 for query_id in self.queries)
+
+
+def read_collection(folder: Path, qrels: Path | None = None, max_queries: int | None = None) -> Collection:
+    """Reads a folder; `max_queries` keeps the first ones. Raises `BatchError` with file, line and field."""
+    relevance = _read_qrels(qrels or _find_qrels(folder))
+    passages = {
+        field(row, "_id", place): passage_text(row, place)
+        for position, row in json_rows(folder / CORPUS)
+        for place in [f"{folder / CORPUS}, line {position.number}"]
+    }
+    asked = (
+        (field(row, "_id", place), field(row, "text", place))
+        for position, row in json_rows(folder / QUERIES)
+        for place in [f"{folder / QUERIES}, line {position.number}"]
+    )
+    judged = ((query_id, text) for query_id, text in asked if any(g > 0 for g in relevance.get(query_id, {}).values()))
+    queries = dict(islice(judged, max_queries))
+    if not queries:
+        raise BatchError(f"{folder} has no query with a relevant passage: do the ids of queries and qrels agree?")
+    return Collection(folder.resolve().name, passages, queries, relevance)
+
+
+def _find_qrels(folder: Path) -> Path:
+    found = next((folder / name for name in _QRELS if (folder / name).is_file()), None)
+    if found is None:
+        raise BatchError(f"{folder} has none of {', '.join(_QRELS)}; --qrels names another file")
+    return found
+
+
+def _read_qrels(path: Path) -> dict[str, dict[str, int]]:
+    relevance: dict[str, dict[str, int]] = defaultdict(dict)
+    for judgement in candidates(path):
+        try:
+            relevance[judgement.query_id][judgement.passage_id] = int(judgement.value)
+        except ValueError:
+            place = f"{path}, line {judgement.position.number}"
+            raise BatchError(f"{place}: relevance {judgement.value!r} is not a whole number") from None
+    return dict(relevance)

@@ -1,0 +1,130 @@
+"""A collection, its candidates and several models: quality and speed of each. Knows nothing of terminals."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from rerank_service.config import ModelConfig
+from rerank_service.engine import load_engine
+from rerank_service.messages import PassageWindows
+from rerank_service.tools.evaluation.collection import Collection
+from rerank_service.tools.evaluation.first_stage import Bm25, choose_candidates, read_run
+from rerank_service.tools.evaluation.measures import Figure, figure, measure
+from rerank_service.tools.evaluation.scoring import score_candidates
+
+__all__ = ["Evaluation", "ModelFigures", "Task", "evaluate", "prepare_task"]
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Task:
+    """The same for every model that is compared."""
+
+    collection: Collection
+    candidates: dict[str, list[str]]
+    first_stage: str
+    first_stage_scores: dict[str, list[float]]
+    chosen_by: str
+    """How candidates were chosen, in words."""
+
+    @property
+    def num_pairs(self) -> int:
+        return sum(map(len, self.candidates.values()))
+
+    @property
+    def found(self) -> float:
+        """Share of the queries with a relevant passage among their candidates: no model gets above it."""
+        hits = (
+            any(self.collection.relevance[query_id].get(passage_id, 0) > 0 for passage_id in chosen)
+            for query_id, chosen in self.candidates.items()
+        )
+        return sum(hits) / len(self.candidates)
+
+
+@dataclass(frozen=True)
+class ModelFigures:
+    """One row of the table."""
+
+    model: str
+    engine: str | None
+    """Null for the first stage."""
+    quality: dict[str, Figure]
+    pairs_per_s: float | None
+    """Tokenising included, on this machine, all queries at once: a late-interaction engine encodes a passage once for
+    all queries that share it."""
+    truncated_pairs: float
+    """Share of the pairs of which a part was not scored."""
+    unscored_pairs: float
+    """Share of the pairs of which no token of the passage was scored: the query fills the window."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was compared on what."""
+
+    collection: str
+    num_queries: int
+    num_passages: int
+    num_pairs: int
+    candidates: str
+    queries_with_a_relevant_candidate: float
+    models: tuple[ModelFigures, ...]
+
+
+def prepare_task(collection: Collection, top_k: int, run: Path | None = None) -> Task:
+    """Candidates of every query: a run's, the judged ones where each query has several, else BM25's."""
+    if run is not None:
+        candidates, scores = read_run(run, collection, top_k)
+        return Task(collection, candidates, run.name, scores, f"top {top_k} of {run.name}")
+    candidates, scores = choose_candidates(collection, Bm25(collection.passages), top_k)
+    return Task(
+        collection, candidates, "BM25", scores, "judged" if collection.brings_candidates else f"BM25 top {top_k}"
+    )
+
+
+def evaluate(
+    task: Task,
+    models: Sequence[ModelConfig],
+    recall_at: Sequence[int],
+    progress: Progress = lambda *_: None,
+    windows: PassageWindows | None = None,
+) -> Evaluation:
+    """The first stage, then each model on the same candidates, long passages in `windows`. Raises `CheckpointError`,
+    and `BatchError` for a pair whose logit is not finite.
+    """
+    collection = task.collection
+    first = measure(collection.relevance, task.candidates, task.first_stage_scores, recall_at)
+    rows = [ModelFigures(task.first_stage, None, {name: figure(row) for name, row in first.items()}, None, 0.0, 0.0)]
+    rows += [_evaluate_model(task, model, recall_at, progress, windows) for model in models]
+    return Evaluation(
+        collection.name,
+        len(task.candidates),
+        len(collection.passages),
+        task.num_pairs,
+        task.chosen_by,
+        task.found,
+        tuple(rows),
+    )
+
+
+def _evaluate_model(
+    task: Task, model: ModelConfig, recall_at: Sequence[int], progress: Progress, windows: PassageWindows | None
+) -> ModelFigures:
+    progress(f"loading {model.id}", 0, 1)
+    engine = load_engine(model)
+    started = time.perf_counter()
+    batch_tokens, on_scored = model.batching.max_batch_tokens, partial(progress, model.id)
+    passages, scores = score_candidates(engine, task.collection, task.candidates, windows, batch_tokens, on_scored)
+    elapsed_s = time.perf_counter() - started
+    values = measure(task.collection.relevance, task.candidates, scores, recall_at)
+    return ModelFigures(
+        model.id,
+        engine.description,
+        {name: figure(row) for name, row in values.items()},
+        task.num_pairs / elapsed_s,
+        sum(passages.is_truncated) / task.num_pairs,
+        sum(passages.is_unscored) / task.num_pairs,
+    )

@@ -1,0 +1,76 @@
+"""nDCG, reciprocal rank and recall by trec_eval's own code (pytrec_eval), with confidence intervals.
+
+Knows nothing of models: scores in, figures out.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pytrec_eval
+from numpy.typing import NDArray
+
+from rerank_service.messages import rank_by_logit
+from rerank_service.tools.evaluation.first_stage import Candidates, Scores
+
+__all__ = ["NDCG", "RECIPROCAL_RANK", "Figure", "PerQuery", "figure", "measure", "measure_names"]
+
+CUTOFF = 10
+NDCG = f"ndcg@{CUTOFF}"
+RECIPROCAL_RANK = f"mrr@{CUTOFF}"
+
+_SAMPLES = 2_000
+_SEED = 0
+
+PerQuery = dict[str, NDArray[np.float64]]
+"""A measure's values, query by query, by the measure's name."""
+
+
+class Figure(NamedTuple):
+    """A mean over queries with its 95% interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def measure_names(recall_at: Sequence[int]) -> list[str]:
+    """In the order in which they are shown."""
+    return [NDCG, RECIPROCAL_RANK, *(f"recall@{k}" for k in recall_at)]
+
+
+def measure(
+    relevance: dict[str, dict[str, int]], candidates: Candidates, scores: Scores, recall_at: Sequence[int] = ()
+) -> PerQuery:
+    """Of every query of `candidates`. Ties keep the candidates' order; a relevant passage not among them is missed.
+
+    trec_eval breaks ties by passage id and has no cutoff for the reciprocal rank, so it is given ranks for scores, and
+    for that measure the first ten passages alone.
+    """
+    judged = {query_id: relevance[query_id] for query_id in candidates}
+    runs = {query_id: _ranked(chosen, scores[query_id]) for query_id, chosen in candidates.items()}
+    names = {f"ndcg_cut_{CUTOFF}": NDCG} | {f"recall_{k}": f"recall@{k}" for k in recall_at}
+    rows = pytrec_eval.RelevanceEvaluator(judged, set(names)).evaluate(runs)
+    top = {query_id: dict(list(run.items())[:CUTOFF]) for query_id, run in runs.items()}
+    first = pytrec_eval.RelevanceEvaluator(judged, {"recip_rank"}).evaluate(top)
+    values = {name: _column(rows, theirs, candidates) for theirs, name in names.items()}
+    values[RECIPROCAL_RANK] = _column(first, "recip_rank", candidates)
+    return {name: values[name] for name in measure_names(recall_at)}
+
+
+def figure(values: NDArray[np.float64]) -> Figure:
+    """The interval is the percentile bootstrap over queries, with a fixed seed."""
+    generator = np.random.default_rng(_SEED)
+    means = [generator.choice(values, len(values)).mean() for _ in range(_SAMPLES)]
+    low, high = np.quantile(means, [0.025, 0.975])
+    return Figure(float(values.mean()), float(low), float(high))
+
+
+def _ranked(chosen: Sequence[str], scores: Sequence[float]) -> dict[str, float]:
+    """Best first, with the number of passages below for a score."""
+    return {chosen[index]: float(len(chosen) - rank) for rank, index in enumerate(rank_by_logit(scores))}
+
+
+def _column(rows: dict[str, dict[str, float]], name: str, queries: Candidates) -> NDArray[np.float64]:
+    """0 for a query without candidates, which trec_eval leaves out."""
+    return np.array([rows.get(query_id, {}).get(name, 0.0) for query_id in queries])

@@ -1,0 +1,310 @@
+"""A discrete-event model of the service: ingresses, shards, replicas, deadlines. `Cluster` is one that can be changed
+while it runs; what arrives, and what is asked of the outcome, is its caller's.
+
+Not modelled: processes that fail, the network's own limits, and CPUs that run out.
+"""
+
+import math
+import random
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import NamedTuple
+
+from rerank_service.messages import ReplicaLoad
+from rerank_service.replica.scheduler.deadlines import Demand, lateness
+from rerank_service.routing.replica_table import MAX_DECLINED, ReplicaTable
+from rerank_service.routing.shards import even_slices
+from rerank_service.tools.planning.costs import HAPROXY, StackCosts
+from rerank_service.tools.planning.events import Clock
+from rerank_service.tools.planning.replica import Job, SimulatedReplica
+from rerank_service.tools.planning.speed import ReplicaSpeed
+from rerank_service.tools.planning.workload import Arrival, body_kb
+
+__all__ = ["Cluster", "End", "Ended", "Fleet", "percentile", "run"]
+
+
+class End(StrEnum):
+    """How a request ended."""
+
+    ANSWERED = "answered"
+    REFUSED = "refused"
+    """503: a replica could not have scored it in time."""
+    TIMED_OUT = "timed out"
+    """504."""
+
+
+class Ended(NamedTuple):
+    """One request."""
+
+    at_s: float
+    """When the client sent it."""
+    latency_s: float
+    end: End
+    num_tokens: int
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """What there is."""
+
+    replicas: int
+    speed: ReplicaSpeed
+    ingresses: int = 1
+    costs: StackCosts = HAPROXY
+    timeout_s: float = 60.0
+    """As `limits.request_timeout_s`."""
+    slow_replicas: int = 0
+    """How many of the replicas have half the speed."""
+
+
+class _Ingress:
+    """One process: it does one thing at a time, and knows what it has sent itself and what its answers reported."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.table = ReplicaTable(lambda: clock.now_s)
+        self.num_open = 0
+        self._clock = clock
+        self._free_at_s = 0.0
+
+    def work(self, cpu_s: float) -> float:
+        """When this much more work is done."""
+        self._free_at_s = max(self._free_at_s, self._clock.now_s) + cpu_s
+        return self._free_at_s
+
+
+class _Replica:
+    """A simulated replica behind its tokenising threads."""
+
+    def __init__(self, number: int, device: SimulatedReplica, num_threads: int) -> None:
+        self.name = str(number)
+        self.device = device
+        self.offered_tokens = 0
+        self._free_at_s = [0.0] * num_threads
+
+    def load(self, now_s: float) -> ReplicaLoad:
+        """What it reports with an answer."""
+        return ReplicaLoad(self.name, self.device.outstanding_tokens, self.device.drained_per_s, now_s)
+
+    def tokenised_at(self, now_s: float, took_s: float) -> float:
+        thread = min(range(len(self._free_at_s)), key=self._free_at_s.__getitem__)
+        self._free_at_s[thread] = max(self._free_at_s[thread], now_s) + took_s
+        return self._free_at_s[thread]
+
+
+class _Request:
+    __slots__ = ("arrival", "end", "id", "ingress", "is_counted", "jobs", "num_tokens", "on_refused", "sent_at_s")
+
+    def __init__(
+        self,
+        number: int,
+        arrival: Arrival,
+        ingress: _Ingress,
+        sent_at_s: float,
+        is_counted: bool,
+        on_refused: Callable[[float], None],
+    ) -> None:
+        self.id = str(number)
+        self.arrival = arrival
+        self.ingress = ingress
+        self.sent_at_s = sent_at_s
+        self.is_counted = is_counted
+        self.on_refused = on_refused
+        self.num_tokens = sum(arrival.lengths)
+        self.jobs: dict[Job, _Replica] = {}  # not answered yet
+        self.end: End | None = None
+
+
+class Cluster:
+    """The service, from its front to its devices."""
+
+    def __init__(self, fleet: Fleet, clock: Clock, on_end: Callable[[Ended], None], seed: int = 0) -> None:
+        self._fleet = fleet
+        self._clock = clock
+        self._on_end = on_end
+        self._rng = random.Random(f"ties {seed}")  # noqa: S311 - a simulation
+        self._ingresses = [_Ingress(clock) for _ in range(fleet.ingresses)]
+        self._all: list[_Replica] = []
+        self._routed: list[_Replica] = []
+        self._num_requests = 0
+        self.num_sent = self.num_declined = 0
+        for _ in range(fleet.replicas):
+            self.add_replica()
+
+    @property
+    def num_replicas(self) -> int:
+        """That requests are sent to."""
+        return len(self._routed)
+
+    @property
+    def outstanding_tokens(self) -> int:
+        """Waiting or being scored, on all replicas."""
+        return sum(replica.device.outstanding_tokens for replica in self._all)
+
+    @property
+    def offered_tokens(self) -> int:
+        """Tokens so far that replicas took, or refused for want of capacity (`ModelScorer.offered_tokens`)."""
+        return sum(replica.offered_tokens for replica in self._all)
+
+    @property
+    def busy_s(self) -> float:
+        """Of all devices together."""
+        return sum(replica.device.busy_s for replica in self._all)
+
+    def add_replica(self) -> None:
+        """One more, ready at once."""
+        speed = self._fleet.speed
+        if len(self._all) < self._fleet.slow_replicas:
+            speed = replace(speed, tokens_per_s=speed.tokens_per_s / 2)
+        device = SimulatedReplica(self._clock, speed, self._shard_done)
+        replica = _Replica(len(self._all), device, self._fleet.costs.num_tokeniser_threads)
+        self._all.append(replica)
+        self._routed.append(replica)
+
+    def remove_replica(self) -> None:
+        """The newest gets nothing more, and finishes what it has."""
+        self._routed.pop()
+
+    def send(
+        self, arrival: Arrival, is_counted: bool = False, on_refused: Callable[[float], None] = lambda _: None
+    ) -> None:
+        """A client sends a request now. `is_counted`: as the retry of a refused one, with its id. `on_refused` gets
+        the seconds of `Retry-After`.
+        """
+        ingress = min(self._ingresses, key=lambda one: (one.num_open, self._rng.random()))  # HAProxy's `leastconn`
+        ingress.num_open += 1
+        self._num_requests += 1
+        request = _Request(self._num_requests, arrival, ingress, self._clock.now_s, is_counted, on_refused)
+        self._clock.at(self._clock.now_s + self._fleet.costs.front_s, self._parse, request)
+        if math.isfinite(self._fleet.timeout_s):
+            self._clock.at(self._clock.now_s + self._fleet.timeout_s, self._give_up, request, End.TIMED_OUT)
+
+    def _parse(self, request: _Request) -> None:
+        slices = list(even_slices(request.arrival.lengths, self._fleet.speed.shard_tokens))
+        kb = body_kb(len(request.arrival.lengths), request.num_tokens)
+        cpu_s = self._fleet.costs.ingress.of(kb, len(slices))
+        half_s = cpu_s / 2  # the other half when the answer comes back
+        self._clock.at(request.ingress.work(half_s), self._fan_out, request, slices, half_s)
+
+    def _fan_out(self, request: _Request, slices: Sequence[tuple[int, int]], cpu_back_s: float) -> None:
+        if request.end is not None:
+            return
+        for start, stop in slices:
+            job = Job(request.id, (request, cpu_back_s), request.arrival.lengths[start:stop])
+            self._dispatch(job, MAX_DECLINED)
+
+    def _dispatch(self, job: Job, num_declinable: int) -> None:
+        request: _Request = job.owner[0]
+        table = request.ingress.table
+        chosen = table.best(self._routed, _name_of, job.num_tokens, limit=1, tie_break=self._rng.random)[0]
+        limit = table.decline_above(chosen.name, job.num_tokens) if num_declinable and len(self._routed) > 1 else None
+        table.send(id(job), request.id, chosen.name, job.num_tokens)
+        request.jobs[job] = chosen
+        self.num_sent += 1
+        self._clock.at(self._clock.now_s + self._fleet.costs.hop_s, self._take_in, job, chosen, limit, num_declinable)
+
+    def _take_in(self, job: Job, replica: _Replica, limit: int | None, num_declinable: int) -> None:
+        now_s = self._clock.now_s
+        load = replica.load(now_s)
+        if limit is not None and load.waiting_tokens > limit:
+            self.num_declined += 1
+            self._clock.at(now_s + self._fleet.costs.hop_s, self._declined, job, load, num_declinable - 1)
+        else:
+            self._tokenise(job, replica)
+
+    def _declined(self, job: Job, load: ReplicaLoad, num_declinable: int) -> None:
+        request: _Request = job.owner[0]
+        if request.end is None:
+            request.ingress.table.complete(request.id, load.replica)
+            request.ingress.table.add_report(load)
+            self._dispatch(job, num_declinable)
+
+    def _tokenise(self, job: Job, replica: _Replica) -> None:
+        took_s = job.num_tokens / self._fleet.costs.tokenised_per_s
+        self._clock.at(replica.tokenised_at(self._clock.now_s, took_s), self._submit, job, replica)
+
+    def _submit(self, job: Job, replica: _Replica) -> None:
+        request: _Request = job.owner[0]
+        now_s, deadline_s = self._clock.now_s, request.sent_at_s + self._fleet.timeout_s
+        alone = lateness(Demand(deadline_s, job.num_tokens), (), 0, now_s, self._fleet.speed.full_tokens_per_s) is None
+        is_refused = request.end is None and not replica.device.submit(job, deadline_s)
+        if not request.is_counted and (alone or not is_refused):
+            replica.offered_tokens += job.num_tokens
+        if is_refused:
+            retry_after_s = replica.device.retry_after_s
+            self._clock.at(now_s + self._fleet.costs.hop_s, self._refuse, request, retry_after_s)
+
+    def _shard_done(self, job: Job) -> None:
+        request: _Request = job.owner[0]
+        if request.end is None:
+            now_s = self._clock.now_s
+            self._clock.at(now_s + self._fleet.costs.hop_s, self._gather, job, request.jobs[job].load(now_s))
+
+    def _gather(self, job: Job, load: ReplicaLoad) -> None:
+        request, cpu_back_s = job.owner
+        if request.end is not None:
+            return
+        request.ingress.table.complete(request.id, request.jobs.pop(job).name)
+        request.ingress.table.add_report(load)
+        if not request.jobs:
+            self._clock.at(request.ingress.work(cpu_back_s) + self._fleet.costs.front_s, self._finish, request)
+
+    def _finish(self, request: _Request) -> None:
+        if request.end is None:
+            self._close(request, End.ANSWERED)
+
+    def _refuse(self, request: _Request, retry_after_s: float) -> None:
+        if request.end is None:
+            self._give_up(request, End.REFUSED)
+            self._clock.at(self._clock.now_s + self._fleet.costs.front_s, request.on_refused, retry_after_s)
+
+    def _give_up(self, request: _Request, end: End) -> None:
+        if request.end is not None:
+            return
+        for job, replica in request.jobs.items():
+            replica.device.discard(job)
+            request.ingress.table.complete(request.id, replica.name)
+        self._close(request, end)
+
+    def _close(self, request: _Request, end: End) -> None:
+        request.end = end
+        request.jobs.clear()
+        request.ingress.num_open -= 1
+        now_s, at_s = self._clock.now_s, request.sent_at_s
+        self._on_end(Ended(at_s, now_s - at_s, end, request.num_tokens))
+
+
+def _name_of(replica: _Replica) -> str:
+    return replica.name
+
+
+def run(
+    fleet: Fleet, requests: Iterable[Arrival], seed: int = 0, may_stop: Callable[[Ended], bool] | None = None
+) -> list[Ended]:
+    """Every request's end, in the order of the ends. Ends early once `may_stop` says so of an ended one."""
+    clock, ended = Clock(), list[Ended]()
+    coming = iter(requests)
+
+    def on_end(one: Ended) -> None:
+        ended.append(one)
+        clock.is_stopped = may_stop is not None and may_stop(one)
+
+    cluster = Cluster(fleet, clock, on_end, seed)
+
+    def send_next(arrival: Arrival) -> None:
+        cluster.send(arrival)
+        if (following := next(coming, None)) is not None:
+            clock.at(following.at_s, send_next, following)
+
+    if (first := next(coming, None)) is not None:
+        clock.at(first.at_s, send_next, first)
+    clock.run()
+    return ended
+
+
+def percentile(latencies: Sequence[float], share: float) -> float:
+    """The smallest that this share of them does not exceed; infinite where there is none."""
+    if not latencies:
+        return math.inf
+    ordered = sorted(latencies)
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]

@@ -1,0 +1,182 @@
+"""The smallest fleet whose p99 is within a target, found by simulating fleets. Knows nothing of what they cost."""
+
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import NamedTuple
+
+from rerank_service.tools.planning.cluster import Cluster, End, Ended, Fleet, percentile
+from rerank_service.tools.planning.costs import HAPROXY, StackCosts
+from rerank_service.tools.planning.events import Clock
+from rerank_service.tools.planning.speed import ReplicaSpeed
+from rerank_service.tools.planning.workload import Mix, Phase, arrivals
+
+__all__ = ["CannotMeet", "Demand", "Measured", "Plan", "fewest_replicas", "ingresses_for", "measure", "smallest"]
+
+_INGRESS_UTILISATION = 0.6
+_NUM_REQUESTS = 6_000
+"""Sixty of them are beyond the p99."""
+_NUM_COARSE = 1_500
+_NUM_TARGETS = 40
+"""A simulation of `_NUM_REQUESTS` lasts at least so many times the target: large fleets' queues fill slowly."""
+_WARM_UP, _COOL_DOWN = 0.15, 0.05
+"""Shares of the requests that are simulated and not counted."""
+_PLENTY = 4
+"""Times the fewest replicas that can keep up: with so many nobody waits."""
+_NORMAL_95 = 1.96
+
+
+class CannotMeet(Exception):
+    """No number of replicas meets the target; carries the p99 of a fleet in which hardly anyone waits."""
+
+    def __init__(self, p99_s: float) -> None:
+        super().__init__(p99_s)
+        self.p99_s = p99_s
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What is asked for."""
+
+    mix: Mix
+    rps: float
+    p99_s: float
+    speed: ReplicaSpeed
+    burstiness: float = 1.0
+    """Squared coefficient of variation of the time between requests; 1 is Poisson."""
+    costs: StackCosts = HAPROXY
+    timeout_s: float = 60.0
+    seed: int = 0
+
+    @property
+    def tokens_per_s(self) -> float:
+        """That arrive."""
+        return self.rps * self.mix.request_tokens
+
+
+class Measured(NamedTuple):
+    """A fleet under a load. What was refused or late counts as infinitely slow."""
+
+    p50_s: float
+    p99_s: float
+    p99_low_s: float
+    p99_high_s: float
+    """Where the p99 of a longer simulation would be, with 95% confidence, if waits were independent."""
+    utilisation: float
+    """Of the devices."""
+    num_refused: int
+    num_requests: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The answer."""
+
+    replicas: int
+    ingresses: int
+    measured: Measured
+    fewest_replicas: int
+    """That can keep up at all."""
+
+
+def fewest_replicas(demand: Demand) -> int:
+    """That score as much as arrives: with fewer, what waits only grows."""
+    return max(1, math.ceil(demand.tokens_per_s / demand.speed.full_tokens_per_s))
+
+
+def ingresses_for(demand: Demand) -> int:
+    """So many that each is busy for 0.6 of its time."""
+    num_shards = math.ceil(demand.mix.request_tokens / demand.speed.shard_tokens)
+    cpu_s = demand.costs.ingress.of(demand.mix.request_kb, num_shards)
+    return max(1, math.ceil(demand.rps * cpu_s / _INGRESS_UTILISATION))
+
+
+def smallest(demand: Demand, on_try: Callable[[int], None] = lambda replicas: None) -> Plan:
+    """The fewest replicas within the target: with one fewer the same requests miss it. Raises `CannotMeet`.
+
+    `on_try` hears of every fleet before it is simulated.
+    """
+    lowest = fewest_replicas(demand)
+
+    @cache
+    def tried(replicas: int, num_requests: int) -> Measured | None:
+        on_try(replicas)
+        return measure(demand, replicas, num_requests, may_miss=False)
+
+    if tried(_PLENTY * lowest + _PLENTY, _NUM_COARSE) is None:
+        idle = measure(demand, _PLENTY * lowest + _PLENTY, _NUM_COARSE)
+        raise CannotMeet(idle.p99_s if idle else math.inf)
+    about = _first(lambda replicas: tried(replicas, _NUM_COARSE) is not None, lowest, math.ceil(lowest * 1.15))
+    replicas = _first(lambda replicas: tried(replicas, _NUM_REQUESTS) is not None, lowest, about)
+    measured = tried(replicas, _NUM_REQUESTS)
+    assert measured is not None  # noqa: S101 - `_first` has seen it
+    return Plan(replicas, ingresses_for(demand), measured, lowest)
+
+
+def _first(is_enough: Callable[[int], bool], lowest: int, start: int) -> int:
+    """The smallest that is enough, from `lowest` on: steps from `start` that double, then bisection."""
+    step = 1
+    if is_enough(start):
+        enough = start
+        while enough > lowest and is_enough(below := max(lowest, enough - step)):
+            enough, step = below, 2 * step
+        if enough == lowest:
+            return lowest
+        too_few = max(lowest, enough - step)
+    else:
+        too_few = start
+        while not is_enough(enough := too_few + step):
+            too_few, step = enough, 2 * step
+    while enough - too_few > 1:
+        middle = (enough + too_few) // 2
+        enough, too_few = (middle, too_few) if is_enough(middle) else (enough, middle)
+    return enough
+
+
+def measure(demand: Demand, replicas: int, num_requests: int = _NUM_REQUESTS, may_miss: bool = True) -> Measured | None:
+    """One fleet. Unless it `may_miss` the target, null as soon as it is certain that it does."""
+    lasting = demand.rps * demand.p99_s * _NUM_TARGETS * num_requests / _NUM_REQUESTS
+    num_counted = max(num_requests, math.ceil(lasting))
+    first, last = math.ceil(num_counted * _WARM_UP), math.ceil(num_counted * (1 + _WARM_UP))
+    coming = arrivals(demand.mix, [Phase(0.0, demand.rps)], demand.burstiness, demand.seed)
+    requests = list(itertools.islice(coming, math.ceil(num_counted * (1 + _WARM_UP + _COOL_DOWN))))
+    from_s, until_s = requests[first].at_s, requests[last - 1].at_s
+    fleet = Fleet(replicas, demand.speed, ingresses_for(demand), demand.costs, demand.timeout_s)
+    latencies: list[float] = []
+    allowed = num_counted - math.ceil(0.99 * num_counted)
+    num_missed = num_refused = 0
+    clock = Clock()
+
+    def on_end(ended: Ended) -> None:
+        nonlocal num_missed, num_refused
+        if not from_s <= ended.at_s <= until_s:
+            return
+        latency_s = ended.latency_s if ended.end is End.ANSWERED else math.inf
+        latencies.append(latency_s)
+        num_refused += ended.end is not End.ANSWERED
+        num_missed += latency_s > demand.p99_s
+        clock.is_stopped = len(latencies) == num_counted or (not may_miss and num_missed > allowed)
+
+    cluster = Cluster(fleet, clock, on_end, demand.seed)
+    for request in requests:
+        clock.at(request.at_s, cluster.send, request)
+    clock.run()
+    if num_missed > allowed and not may_miss:
+        return None
+    utilisation = cluster.busy_s / (replicas * clock.now_s)
+    return _summary(latencies, utilisation, num_refused)
+
+
+def _summary(latencies: list[float], utilisation: float, num_refused: int) -> Measured:
+    count = len(latencies)
+    spread = _NORMAL_95 * math.sqrt(0.99 * 0.01 / count)
+    p99_low_s, p99_high_s = (percentile(latencies, min(1.0, 0.99 + side * spread)) for side in (-1, 1))
+    p50_s, p99_s = percentile(latencies, 0.5), percentile(latencies, 0.99)
+    return Measured(p50_s, p99_s, p99_low_s, p99_high_s, utilisation, num_refused, count)
+
+
+def with_load(demand: Demand, factor: float) -> Demand:
+    """The same, more often."""
+    return replace(demand, rps=demand.rps * factor)

@@ -1,0 +1,111 @@
+"""One simulated replica: the service's own fair queue, admission and batch sizes around a device of a given speed.
+
+The rules are those of `scheduler.loop`, on a virtual clock. Knows nothing of ingresses or of HTTP.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rerank_service.config import BatchingConfig
+from rerank_service.replica.scheduler.admission import Admission
+from rerank_service.replica.scheduler.deadlines import Demand
+from rerank_service.replica.scheduler.fair_queue import Drawn, FairQueue
+from rerank_service.replica.scheduler.pace import DrainRate, batch_budget, may_launch
+from rerank_service.tools.planning.events import Clock
+from rerank_service.tools.planning.speed import ReplicaSpeed
+
+__all__ = ["Job", "SimulatedReplica"]
+
+_MAX_QUEUED_TOKENS = BatchingConfig().max_queued_tokens
+
+
+class Job:
+    """One shard on its way through a replica."""
+
+    __slots__ = ("caller", "lengths", "num_open", "num_tokens", "owner", "request_id", "started_at_s")
+
+    def __init__(self, request_id: str, owner: Any, lengths: Sequence[int], caller: str = "") -> None:
+        self.request_id = request_id
+        self.owner = owner
+        self.caller = caller
+        self.lengths = lengths
+        self.num_tokens = sum(lengths)
+        self.num_open = len(lengths)
+        self.started_at_s: float | None = None
+
+
+class SimulatedReplica:
+    """Scores jobs; says when each is done."""
+
+    def __init__(self, clock: Clock, speed: ReplicaSpeed, on_done: Callable[[Job], None]) -> None:
+        self._clock = clock
+        self._speed = speed
+        self._on_done = on_done
+        self._queue: FairQueue[Job] = FairQueue()
+        self._drain = DrainRate()
+        self._admission = Admission(self._queue, self._drain, _MAX_QUEUED_TOKENS)
+        self._num_in_flight = 0
+        self._tokens_in_flight = 0
+        self._free_at_s = 0.0
+        self.busy_s = 0.0
+
+    @property
+    def outstanding_tokens(self) -> int:
+        """Waiting or on the device."""
+        return self._queue.num_tokens + self._tokens_in_flight
+
+    @property
+    def retry_after_s(self) -> float:
+        """Seconds that a refused client is told to wait."""
+        return float(self._drain.seconds_for(self.outstanding_tokens // 2))
+
+    @property
+    def drained_per_s(self) -> float:
+        """Tokens a second of late; 0 before the first batch."""
+        return self._drain.tokens_per_s or 0.0
+
+    def submit(self, job: Job, deadline_s: float) -> bool:
+        """False if it is refused: the queue is full, or the job could not be done in time."""
+        newcomer = Demand(deadline_s, job.num_tokens)
+        if self._admission.refusal(
+            newcomer, self._tokens_in_flight, self._budget_tokens, self._clock.now_s, job.caller
+        ):
+            return False
+        self._queue.add(job.request_id, job, job.lengths, deadline_s, job.caller)
+        self._launch()
+        return True
+
+    def discard(self, job: Job) -> None:
+        """Nobody waits for it any more; what is on the device goes on."""
+        self._queue.discard(job.request_id, job)
+
+    @property
+    def _budget_tokens(self) -> int:
+        return batch_budget(self._queue.num_tokens, self._speed.min_batch_tokens, self._speed.max_batch_tokens)
+
+    def _launch(self) -> None:
+        while may_launch(self._num_in_flight, self._speed.max_in_flight, self._queue.num_tokens, self._budget_tokens):
+            now_s, rate = self._clock.now_s, self._drain.tokens_per_s
+            starts_s = now_s + self._tokens_in_flight / rate if rate else now_s
+            batch = self._queue.take(self._budget_tokens, starts_s, rate)
+            for drawn in batch:
+                if drawn.job.started_at_s is None:
+                    drawn.job.started_at_s = now_s
+            num_tokens = sum(drawn.num_tokens for drawn in batch)
+            took_s = self._speed.batch_overhead_s + num_tokens / self._speed.tokens_per_s
+            self._num_in_flight += 1
+            self._tokens_in_flight += num_tokens
+            self.busy_s += took_s
+            self._free_at_s = max(self._free_at_s, now_s) + took_s
+            self._clock.at(self._free_at_s, self._finish, batch, num_tokens)
+
+    def _finish(self, batch: Sequence[Drawn[Job]], num_tokens: int) -> None:
+        now_s = self._clock.now_s
+        self._num_in_flight -= 1
+        self._tokens_in_flight -= num_tokens
+        self._drain.add(num_tokens, min(drawn.job.started_at_s or 0.0 for drawn in batch), now_s)
+        for drawn in batch:
+            drawn.job.num_open -= 1
+            if drawn.job.num_open == 0:
+                self._on_done(drawn.job)
+        self._launch()

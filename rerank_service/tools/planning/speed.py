@@ -1,0 +1,134 @@
+"""What one replica scores a second: measured by the user, by us on a CPU, or estimated from shapes and datasheets.
+
+No GPU has been measured by us: an estimate is the model's floating-point operations against the chip's peak, times a
+share of it that is assumed and says so.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from rerank_service.engine.device.gpus import GPUS
+from rerank_service.tools.bench.workload import Lengths
+from rerank_service.tools.planning.workload import Mix
+from rerank_service.tools.random_checkpoints.shapes import Architecture, Shape, shape_of
+
+__all__ = [
+    "ASSUMED_MFU",
+    "EMBEDDED_TOKENS_PER_S",
+    "PEAK_TFLOPS",
+    "Model",
+    "ReplicaSpeed",
+    "flops_per_token",
+    "speed_of",
+]
+
+ASSUMED_MFU = 0.4
+"""Share of the peak that a forward pass reaches. Never measured here; a large product alone reaches about 0.8 on an
+H100 (docs/decisions/0007), and NVIDIA's published 150 pairs/s of the 4B at 512 tokens are 0.55."""
+
+PEAK_TFLOPS = {gpu.key: gpu.peak_flops / 1e12 for gpu in GPUS}
+
+EMBEDDED_TOKENS_PER_S = {Lengths.SHORT: 9_396.0, Lengths.CHUNKS: 8_050.0, Lengths.LONG_TAIL: 7_317.0}
+"""Of one replica of one core in int8: tokens of a pair by its CPU time, of the late-interaction engine in
+benchmarks/results/engine-cpu.json (AMD EPYC with AVX512-VNNI)."""
+_SHORT_TOKENS = 160
+"""Pairs of a fixed length up to here are as fast as `short` ones."""
+
+_GPU_BATCH_TOKENS, _CPU_BATCH_TOKENS = 16_384, 4_096
+_GPU_SHARD_TOKENS, _CPU_SHARD_TOKENS = 16_384, 4_096
+"""As in `config`."""
+_ASSUMED_BATCH_OVERHEAD_S = 0.002
+
+
+class Model(StrEnum):
+    """Models whose speed can be estimated."""
+
+    LLAMA_1B = "1b"
+    """nvidia/llama-3.2-nv-rerankqa-1b-v2"""
+    MISTRAL_4B = "4b"
+    """nvidia/nv-rerankqa-mistral-4b-v3"""
+    EMBEDDED = "embedded"
+    """The default model, on a CPU."""
+
+
+@dataclass(frozen=True)
+class ReplicaSpeed:
+    """One replica's device."""
+
+    tokens_per_s: float
+    batch_overhead_s: float = 0.0
+    """That each batch takes besides its tokens."""
+    max_in_flight: int = 2
+    """Batches it takes before the first is done."""
+    max_batch_tokens: int = _GPU_BATCH_TOKENS
+    shard_tokens: int = _GPU_SHARD_TOKENS
+    """What a request is cut into for such replicas."""
+    origin: str = "given"
+    """Where the figure comes from, in words."""
+    is_measured: bool = True
+
+    @property
+    def min_batch_tokens(self) -> int:
+        """As the service chooses it."""
+        return max(1, self.max_batch_tokens // 4)
+
+    @property
+    def full_tokens_per_s(self) -> float:
+        """With full batches one after the other: the most there can be."""
+        return self.max_batch_tokens / (self.batch_overhead_s + self.max_batch_tokens / self.tokens_per_s)
+
+
+def speed_of(
+    mix: Mix,
+    *,
+    tokens_per_s: float | None = None,
+    model: Model = Model.LLAMA_1B,
+    gpu: str = "h100",
+    mfu: float = ASSUMED_MFU,
+    batch_overhead_s: float | None = None,
+) -> ReplicaSpeed:
+    """A figure that is given counts; without one the embedded model's is ours and a GPU's is estimated.
+
+    Raises `ValueError` for a GPU that is not in `PEAK_TFLOPS`.
+    """
+    if model is Model.EMBEDDED:
+        measured = tokens_per_s or EMBEDDED_TOKENS_PER_S[_lengths_like(mix)]
+        origin = (
+            "given"
+            if tokens_per_s
+            else "measured on one core of an AMD EPYC, int8 (benchmarks/results/engine-cpu.json)"
+        )
+        return ReplicaSpeed(measured, batch_overhead_s or 0.0, 1, _CPU_BATCH_TOKENS, _CPU_SHARD_TOKENS, origin)
+    overhead_s = _ASSUMED_BATCH_OVERHEAD_S if batch_overhead_s is None else batch_overhead_s
+    if tokens_per_s:
+        return ReplicaSpeed(tokens_per_s, overhead_s)
+    if gpu not in PEAK_TFLOPS:
+        raise ValueError(f"no datasheet figure for GPU {gpu!r}; known: {', '.join(PEAK_TFLOPS)}")
+    flops = flops_per_token(_shape(model), mix.attended_tokens)
+    origin = (
+        f"assumed, not measured: {flops / 1e9:.2f} GFLOP a token of the {model} at {mfu:g} of the "
+        f"{PEAK_TFLOPS[gpu]:g} TFLOP/s of one {gpu}"
+    )
+    return ReplicaSpeed(PEAK_TFLOPS[gpu] * 1e12 * mfu / flops, overhead_s, origin=origin, is_measured=False)
+
+
+def flops_per_token(shape: Shape, attended_tokens: float) -> float:
+    """Of a decoder's forward pass: two for each weight of its linear layers, and attention over the pair."""
+    hidden = shape.hidden_size
+    keys = hidden * (shape.num_kv_heads or shape.num_heads) // shape.num_heads
+    weights = 2 * hidden * hidden + 2 * hidden * keys + 3 * hidden * shape.intermediate_size
+    return shape.num_layers * (2 * weights + 4 * hidden * attended_tokens)
+
+
+def _shape(model: Model) -> Shape:
+    return (
+        shape_of(Architecture.MISTRAL, "4b")
+        if model is Model.MISTRAL_4B
+        else shape_of(Architecture.LLAMA_BIDIREC, "1b")
+    )
+
+
+def _lengths_like(mix: Mix) -> Lengths:
+    if isinstance(mix.tokens, Lengths):
+        return mix.tokens
+    return Lengths.SHORT if mix.tokens <= _SHORT_TOKENS else Lengths.CHUNKS

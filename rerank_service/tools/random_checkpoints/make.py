@@ -1,0 +1,133 @@
+"""Writes a randomly initialised reranker checkpoint in the exact published format of its architecture.
+
+It must not know the engine that will read it: the folder is the contract.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from huggingface_hub import save_torch_state_dict
+from rich.console import Console
+from rich.progress import track
+
+from rerank_service.tools.random_checkpoints.formats import published_config, tensor_shapes
+from rerank_service.tools.random_checkpoints.shapes import Architecture, Shape, shape_of
+from rerank_service.tools.random_checkpoints.tokenizer import special_ids, tokenizer_files, tokenizer_vocab_size
+from rerank_service.tools.random_checkpoints.weights import random_tensor
+
+__all__ = ["Architecture", "DTypeName", "count_parameters", "make_checkpoint"]
+
+DTypeName = Literal["bfloat16", "float32"]
+
+_READABLE = 0o644
+"""safetensors leaves 0600, and the service may run as another user than the one who made the checkpoint."""
+
+_DTYPES: dict[str, torch.dtype] = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+def make_checkpoint(
+    folder: Path,
+    architecture: Architecture,
+    size: str,
+    *,
+    seed: int = 0,
+    dtype: DTypeName = "bfloat16",
+    head_bias: bool = False,
+    overwrite: bool = False,
+    progress: bool = False,
+) -> Path:
+    """Write a checkpoint into `folder` and return it; the same arguments give the same bytes.
+
+    Weights over 5 GB are sharded. `head_bias` adds score.bias (mistral only). `overwrite` replaces a
+    checkpoint, never a folder that holds anything else. The folder appears whole or not at all.
+    Raises ValueError for an unsupported combination, FileExistsError where something is in the way.
+    """
+    architecture = Architecture(architecture)
+    shape = _checked_shape(architecture, size, head_bias)
+    if dtype not in _DTYPES:
+        raise ValueError(f"no dtype {dtype!r}; supported: {', '.join(_DTYPES)}")
+    _refuse_what_is_in_the_way(folder, overwrite=overwrite)
+    config = _config(architecture, shape, dtype)
+    names = tensor_shapes(architecture, config, head_bias=head_bias)
+    with _whole_or_nothing(folder) as partial:
+        _write_json(partial / "config.json", config)
+        for name, text in tokenizer_files(architecture, shape.model_max_length).items():
+            (partial / name).write_text(text, encoding="utf-8")
+        listed = track(names.items(), "making weights", disable=not progress, console=Console(stderr=True))
+        tensors = _random_tensors(listed, _DTYPES[dtype], seed=seed, has_noise=shape.has_noise)
+        save_torch_state_dict(tensors, partial, max_shard_size="5GB", metadata={"format": "pt"})
+    return folder
+
+
+def count_parameters(architecture: Architecture, size: str, *, head_bias: bool = False) -> int:
+    """How many parameters such a checkpoint has, without making one."""
+    shape = _checked_shape(architecture, size, head_bias)
+    names = tensor_shapes(architecture, _config(architecture, shape, "bfloat16"), head_bias=head_bias)
+    return sum(torch.Size(dimensions).numel() for dimensions in names.values())
+
+
+def _checked_shape(architecture: Architecture, size: str, head_bias: bool) -> Shape:
+    if head_bias and architecture is not Architecture.MISTRAL:
+        raise ValueError(f"{architecture} has no optional head bias; supported: {Architecture.MISTRAL}")
+    return shape_of(architecture, size)
+
+
+def _config(architecture: Architecture, shape: Shape, dtype: str) -> dict[str, Any]:
+    vocab_size = shape.vocab_size or tokenizer_vocab_size(architecture)
+    return published_config(architecture, shape, vocab_size, special_ids(architecture), dtype)
+
+
+def _random_tensors(
+    shapes: Iterable[tuple[str, tuple[int, ...]]], dtype: torch.dtype, *, seed: int, has_noise: bool
+) -> dict[str, torch.Tensor]:
+    return {name: random_tensor(name, shape, dtype, seed=seed, has_noise=has_noise) for name, shape in shapes}
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _refuse_what_is_in_the_way(folder: Path, *, overwrite: bool) -> None:
+    if not folder.exists() and not folder.is_symlink():
+        return
+    if folder.is_symlink() or not folder.is_dir():
+        raise FileExistsError(f"{folder} is not a folder")
+    if Path.cwd().is_relative_to(folder.resolve()):
+        # Replaced, it would leave the shell in a deleted folder, where later programs fail to load libraries.
+        raise FileExistsError(f"{folder} is the current folder; make the checkpoint from outside it")
+    present = sorted(path.name for path in folder.iterdir())
+    if present and not overwrite:
+        raise FileExistsError(f"{folder} is not empty; overwrite (--force) replaces a checkpoint")
+    if foreign := [name for name in present if not _is_checkpoint_file(folder / name)]:
+        raise FileExistsError(f"{folder} is left alone, it holds more than a checkpoint: {foreign[0]}")
+
+
+def _is_checkpoint_file(path: Path) -> bool:
+    named = {"config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"}
+    named.add("model.safetensors.index.json")
+    return path.is_file() and (path.name in named or path.suffix == ".safetensors")
+
+
+@contextmanager
+def _whole_or_nothing(folder: Path) -> Iterator[Path]:
+    folder = folder.resolve()  # "a/.." has no name to put a sibling beside
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
+    partial.mkdir()
+    try:
+        yield partial
+        for path in partial.iterdir():
+            path.chmod(_READABLE)
+        if folder.exists():
+            shutil.rmtree(folder)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

@@ -1,0 +1,380 @@
+"""The plain run that a served model is held against: transformers' own classes, one pair at a time, in float32.
+
+Nothing is shared with the engines: transformers' tokenizer cuts to the window, transformers' configuration reads
+config.json, attention is its `eager` one (the whole matrix, its mask written out); there is no packing and no padding.
+
+A new kind of engine gets its reference here: a class with `encode` and `logit`, and a line in `_REFERENCES`.
+"""
+
+import json
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import safe_open
+from tokenizers import AddedToken
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+    MistralConfig,
+    MistralForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
+from transformers.utils import logging as transformers_logging
+
+from rerank_service.config import EngineKind, ModelConfig
+from rerank_service.engine.text.prompts import YES_NO_PROMPTS
+from rerank_service.errors import CheckpointError
+
+__all__ = ["Reference", "ReferenceTokens", "load_reference"]
+
+_NVIDIA_TEMPLATE = "question:{query} \n \n passage:{passage}"
+"""As the model card of nvidia/llama-nemotron-rerank-1b-v2 has it."""
+
+_NO_LIMIT = 1_000_000
+"""Tokenizers that know no window name a number beyond any."""
+
+
+class ReferenceTokens(NamedTuple):
+    """A pair as the model is to see it."""
+
+    token_ids: tuple[int, ...]
+    """Of the pair; of the passage alone where query and passage are read apart."""
+    num_tokens: int
+    """Of query and passage, special tokens included."""
+    is_cut: bool
+    """Whether the window cut it."""
+    inputs: tuple[dict[str, torch.Tensor], ...]
+    """What the model is called with, one call a text, `[1, L]` each."""
+
+
+class _Inputs(NamedTuple):
+    """What the tokenizer makes of a text or a pair of texts."""
+
+    tensors: dict[str, torch.Tensor]
+    token_ids: tuple[int, ...]
+    is_cut: bool
+
+    @property
+    def of_pair(self) -> ReferenceTokens:
+        """Where query and passage are read together."""
+        return ReferenceTokens(self.token_ids, len(self.token_ids), self.is_cut, (self.tensors,))
+
+
+class Reference(ABC):
+    """A model as its publishers run it."""
+
+    def __init__(
+        self,
+        folder: Path,
+        model: Any,
+        settings: ModelConfig,
+        window_tokens: int | None = None,
+        prompt: Sequence[str] = (),
+    ) -> None:
+        """`window_tokens` is what the checkpoint says beside its tokenizer; a configured window is above it. `prompt`
+        has the texts that are put around query and passage."""
+        self._model = model
+        self._published = _tokenizer(folder)
+        """As transformers reads a text, special tokens parsed."""
+        self._special_names: set[str] = set()
+        """That a text must not spell; empty if it may."""
+        self._tokenizer = self._published
+        if settings.engine.special_tokens == "text":
+            self._tokenizer, self._special_names = _text_tokenizer(folder, prompt)
+        self.window_tokens = _window(model, self._published, settings.window_tokens or window_tokens, folder)
+        self.num_parameters = sum(parameter.numel() for parameter in model.parameters())
+
+    @abstractmethod
+    def encode(self, query: str, passage: str) -> ReferenceTokens:
+        """The pair cut to the window."""
+
+    @abstractmethod
+    def logit(self, tokens: ReferenceTokens) -> float:
+        """Of one pair alone."""
+
+    def _tokens(self, *texts: list[str]) -> _Inputs:
+        """Of one text, or of a pair, which is cut longest first."""
+        encoded = self._tokenizer(
+            *texts,  # as lists: a single empty passage would count as none at all
+            truncation=True,
+            max_length=self.window_tokens,
+            return_tensors="pt",
+            return_token_type_ids=getattr(self._model.config, "type_vocab_size", 0) > 1,
+        )
+        tensors = {name: tensor.to(self._model.device) for name, tensor in encoded.items()}
+        is_cut = bool(encoded.encodings[0].overflowing)
+        return _Inputs(tensors, tuple(encoded["input_ids"][0].tolist()), is_cut)
+
+    def _ids(self, template: str, **texts: str) -> list[int]:
+        """Of a part of a prompt, whose own special tokens are parsed whatever the texts in it spell."""
+        if not any(f"{{{name}}}" in template for name in texts):
+            return list(self._published(template.format(**texts), add_special_tokens=False)["input_ids"])
+        ids: list[int] = []
+        for piece in _split_at(self._special_names, template):
+            if piece in self._special_names:
+                ids.append(self._published.convert_tokens_to_ids(piece))
+            else:
+                ids += self._tokenizer(piece.format(**texts), add_special_tokens=False)["input_ids"]
+        return ids
+
+    def _of_ids(self, token_ids: Sequence[int], is_cut: bool) -> ReferenceTokens:
+        inputs = {"input_ids": torch.tensor([token_ids], device=self._model.device)}
+        return ReferenceTokens(tuple(token_ids), len(token_ids), is_cut, (inputs,))
+
+
+class _Prompt(NamedTuple):
+    """What a decoder checkpoint says of its use beside its weights."""
+
+    template: str
+    pooling: str
+    temperature: float
+
+    @classmethod
+    def of(cls, raw: dict[str, Any], model: ModelConfig) -> "_Prompt":
+        """What the files say stands; a configuration is believed only where they are silent.
+
+        Under the model type `llama_bidirec`, NVIDIA's own, files without a template mean NVIDIA's.
+        """
+        options = model.engine
+        configured = None if raw["model_type"] == "llama_bidirec" else options.prompt_template
+        return cls(
+            raw.get("prompt_template") or configured or _NVIDIA_TEMPLATE,
+            raw.get("pooling") or options.pooling or "avg",
+            float(raw.get("temperature") or options.temperature or 1.0),
+        )
+
+
+class _Decoder(Reference):
+    """`score(pool(states)) / temperature` of the whole templated string, under attention in both directions."""
+
+    def __init__(self, folder: Path, settings: ModelConfig, device: torch.device) -> None:
+        raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        is_llama = raw["model_type"].startswith("llama")
+        config: Any = (LlamaConfig if is_llama else MistralConfig).from_pretrained(folder)
+        config.is_causal = False
+        config.num_labels = 1
+        config.sliding_window = None
+        classes = LlamaForSequenceClassification if is_llama else MistralForSequenceClassification
+        model = _load(classes, folder, device, config=config)
+        self._prompt = _Prompt.of(raw, settings)
+        super().__init__(folder, model, settings, prompt=[self._prompt.template])
+        self._score_bias = _score_bias(folder)
+
+    def encode(self, query: str, passage: str) -> ReferenceTokens:
+        template = self._prompt.template
+        if len(_split_at(self._special_names, template)) == 1:
+            return self._tokens([template.format(query=query, passage=passage)]).of_pair
+        ids = [*self._published("")["input_ids"], *self._ids(template, query=query, passage=passage)]
+        return self._of_ids(ids[: self.window_tokens], len(ids) > self.window_tokens)
+
+    @torch.inference_mode()
+    def logit(self, tokens: ReferenceTokens) -> float:
+        # The class's own forward reads the last token, as a causal model must.
+        states = self._model.model(input_ids=tokens.inputs[0]["input_ids"], use_cache=False).last_hidden_state[0]
+        pooled = {
+            "avg": states.mean(0),
+            "weighted_avg": states.sum(0),  # its published formula, whatever its name
+            "cls": states[0],
+            "last": states[-1],
+        }[self._prompt.pooling]
+        return (float(self._model.score(pooled)) + self._score_bias) / self._prompt.temperature
+
+
+class _Classifier(Reference):
+    """The model's one label for the pair that its tokenizer makes."""
+
+    def __init__(self, folder: Path, settings: ModelConfig, device: torch.device) -> None:
+        model = _load(AutoModelForSequenceClassification, folder, device)
+        super().__init__(folder, model, settings)
+
+    def encode(self, query: str, passage: str) -> ReferenceTokens:
+        return self._tokens([query], [passage]).of_pair
+
+    @torch.inference_mode()
+    def logit(self, tokens: ReferenceTokens) -> float:
+        return float(self._model(**tokens.inputs[0]).logits)
+
+
+class _LateInteraction(Reference):
+    """`a * cosine + b * maxsim + c` of two texts encoded apart; the three numbers are the configuration's."""
+
+    def __init__(self, folder: Path, settings: ModelConfig, device: torch.device) -> None:
+        super().__init__(folder, _load(AutoModel, folder, device), settings, _sentence_transformers_window(folder))
+        self._head = settings.engine.head
+
+    def encode(self, query: str, passage: str) -> ReferenceTokens:
+        of_query, of_passage = self._tokens([query]), self._tokens([passage])
+        return ReferenceTokens(
+            of_passage.token_ids,
+            len(of_query.token_ids) + len(of_passage.token_ids),
+            of_query.is_cut or of_passage.is_cut,
+            (of_query.tensors, of_passage.tensors),
+        )
+
+    @torch.inference_mode()
+    def logit(self, tokens: ReferenceTokens) -> float:
+        query, passage = (self._model(**inputs).last_hidden_state[0] for inputs in tokens.inputs)  # [L, H]
+        words = query[1:-1] if len(query) > 2 else query  # without [CLS] and [SEP]
+        between = torch.cosine_similarity(words[:, None], passage[None], dim=-1)  # [Nq, Np]
+        maxsim = between.max(1).values.mean()
+        cosine = torch.cosine_similarity(query.mean(0), passage.mean(0), dim=0)
+        return float(self._head.cosine_weight * cosine + self._head.maxsim_weight * maxsim + self._head.bias)
+
+
+class _YesNoDecoder(Reference):
+    """By how much the language model's next word is rather yes than no; the prompt's parts are tokenised apart."""
+
+    def __init__(self, folder: Path, settings: ModelConfig, device: torch.device) -> None:
+        raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        self._is_classifier = any(name.endswith("ForSequenceClassification") for name in raw["architectures"])
+        classes = AutoModelForSequenceClassification if self._is_classifier else AutoModelForCausalLM
+        self._prompt = settings.engine.yes_no or YES_NO_PROMPTS[raw["model_type"]]
+        super().__init__(folder, _load(classes, folder, device), settings, prompt=self._prompt.parts)
+        self._instruction = settings.engine.instruction or self._prompt.instruction
+
+    def encode(self, query: str, passage: str) -> ReferenceTokens:
+        instruction = self._instruction or ""
+        templates = [part.replace("{instruction}", _escaped(instruction)) for part in self._prompt.parts]
+        parts = [self._ids(template, query=query, passage=passage) for template in templates]
+        is_cut = sum(map(len, parts)) > self.window_tokens
+        if is_cut:
+            self._cut(parts)
+        return self._of_ids([token for part in parts for token in part], is_cut)
+
+    def _cut(self, parts: list[list[int]]) -> None:
+        """The part with the passage from the right; before it a query of its own, down to three quarters.
+
+        As mxbai_rerank_v2.py and FlagEmbedding's decoder_only/base.py have it, which cut queries even where the pair
+        fits; here a pair that fits is never cut.
+        """
+        query, passage = (
+            next(place for place, part in enumerate(self._prompt.parts) if slot in part)
+            for slot in ("{query}", "{passage}")
+        )
+        others = sum(len(part) for place, part in enumerate(parts) if place not in (query, passage))
+        if query != passage:
+            between = sum(map(len, parts[min(query, passage) + 1 : max(query, passage)]))
+            parts[query] = parts[query][: (self.window_tokens - others + between) * 3 // 4]
+            others += len(parts[query])
+        parts[passage] = parts[passage][: self.window_tokens - others]
+
+    @torch.inference_mode()
+    def logit(self, tokens: ReferenceTokens) -> float:
+        logits = self._model(**tokens.inputs[0], use_cache=False).logits  # [1, 1] or [1, L, V]
+        if self._is_classifier:  # one that was converted: its row is that of yes less that of no
+            return float(logits)
+        yes = float(logits[0, -1, self._word(self._prompt.yes_word)])
+        return yes if self._prompt.no_word is None else yes - float(logits[0, -1, self._word(self._prompt.no_word)])
+
+    def _word(self, word: str) -> int:
+        return int(self._published(word, add_special_tokens=False)["input_ids"][0])
+
+
+_REFERENCES: dict[EngineKind, Callable[[Path, ModelConfig, torch.device], Reference]] = {
+    EngineKind.BIDIRECTIONAL_DECODER: _Decoder,
+    EngineKind.SEQUENCE_CLASSIFIER: _Classifier,
+    EngineKind.LATE_INTERACTION: _LateInteraction,
+    EngineKind.YES_NO_DECODER: _YesNoDecoder,
+}
+
+
+def load_reference(kind: EngineKind, folder: Path, settings: ModelConfig, device: torch.device) -> Reference:
+    """Holds the whole model in float32: let go of it before anything else is loaded. Raises `CheckpointError`."""
+    if kind not in _REFERENCES:
+        raise CheckpointError(f"there is no reference for the engine {kind.value} to verify it against")
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        return _REFERENCES[kind](folder, settings, device)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise CheckpointError(f"transformers cannot load {folder}: {error}") from error
+
+
+def _load(model_class: Any, folder: Path, device: torch.device, **settings: Any) -> Any:
+    model, report = model_class.from_pretrained(
+        folder,
+        dtype=torch.float32,
+        attn_implementation="eager",
+        use_safetensors=True,
+        local_files_only=True,
+        output_loading_info=True,
+        **settings,
+    )
+    if report["missing_keys"]:
+        raise CheckpointError(f"{folder} lacks tensors: {', '.join(sorted(report['missing_keys'])[:3])}")
+    return model.to(device).eval()
+
+
+def _tokenizer(folder: Path, **settings: Any) -> Any:
+    return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True, **settings)
+
+
+def _text_tokenizer(folder: Path, prompt: Sequence[str]) -> tuple[Any, set[str]]:
+    """A tokenizer to which a text is a text, and the names of the special tokens that it therefore does not find.
+
+    `split_special_tokens` and, beyond it: tags that stand in the prompt count as special, and the vocabulary does not
+    lead to special tokens either, as sentencepiece's never does.
+    """
+    tokenizer = _tokenizer(folder, split_special_tokens=True)
+    backend = tokenizer.backend_tokenizer
+    added = [token.content for token in backend.get_added_tokens_decoder().values()]
+    tags = [name for name in added if name[0] + name[-1] in ("<>", "[]") and any(name in text for text in prompt)]
+    backend.add_special_tokens([AddedToken(name, special=True) for name in tags])
+    names = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
+    model = backend.model
+    state = json.loads(model.__getstate__())
+    if state["type"] == "Unigram":
+        state["vocab"] = [["\0" + piece if piece in names else piece, score] for piece, score in state["vocab"]]
+    elif state["type"] == "BPE":
+        state["merges"] = [merge for merge in state["merges"] if "".join(merge) not in names]
+    model.__setstate__(json.dumps(state).encode())
+    backend.model = model
+    return tokenizer, names
+
+
+def _split_at(names: set[str], template: str) -> list[str]:
+    """Pieces of a template, those that are one of `names` apart."""
+    longest_first = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
+    return [piece for piece in re.split(f"({longest_first})", template) if piece] if names else [template]
+
+
+def _escaped(text: str) -> str:
+    return text.replace("{", "{{").replace("}", "}}")
+
+
+def _window(model: Any, tokenizer: Any, configured: int | None, folder: Path) -> int:
+    known = [tokenizer.model_max_length] if tokenizer.model_max_length < _NO_LIMIT else []
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions is not None:
+        known.append(positions - _first_position(model))
+    if configured is None and not known:
+        raise CheckpointError(f"{folder} does not say how long a pair may be; set window_tokens")
+    return configured or int(min(known))
+
+
+def _first_position(model: Any) -> int:
+    """RoBERTa's table of positions has a padding row, behind which its sequences begin."""
+    table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
+    padding = getattr(table, "padding_idx", None)
+    return 0 if padding is None else int(padding) + 1
+
+
+def _sentence_transformers_window(folder: Path) -> int | None:
+    path = folder / "sentence_bert_config.json"
+    return json.loads(path.read_text(encoding="utf-8")).get("max_seq_length") if path.is_file() else None
+
+
+def _score_bias(folder: Path) -> float:
+    """transformers' classes have no room for it."""
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as tensors:
+            if "score.bias" in tensors.keys():  # noqa: SIM118 - not a dict
+                return float(tensors.get_tensor("score.bias"))
+    return 0.0

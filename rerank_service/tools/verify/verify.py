@@ -1,0 +1,203 @@
+"""A model run twice, plainly and as it is served, and the verdict. Must not know terminals, nor who serves.
+
+The reference is done before the served path is opened: two copies of a model, one of them in float32, need not fit.
+"""
+
+import gc
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from itertools import cycle
+from typing import NamedTuple, TypeAlias
+
+import torch
+
+from rerank_service.checkpoints.resolve import resolve_checkpoint
+from rerank_service.config import ModelConfig
+from rerank_service.engine.build import engine_kind
+from rerank_service.engine.loading import resolve_device
+from rerank_service.tools.verify.recorded import RecordedLogits
+from rerank_service.tools.verify.reference import Reference, load_reference
+from rerank_service.tools.verify.served import Answer, PairTokens, ServedPath
+from rerank_service.tools.verify.texts import QUESTIONS, Question, over_long_questions
+from rerank_service.tools.verify.verdict import RecordedFigures, TokenFigures, Verdict, figures_of, judge
+
+__all__ = ["ReferenceRun", "hold_against", "run_reference", "verify"]
+
+Progress: TypeAlias = Callable[[str, int, int], None]
+"""What is done, how much of it, of how much."""
+
+_LONGEST_SCORED = 1_024
+"""Tokens of the longest pair whose logit is compared. Of a longer one, the tokens are: a pair of 8,192 would take a CPU
+minutes, and a matrix of `eager` attention is 8.6 GB for the 1B's 32 heads."""
+
+_FEW_PARAMETERS = 50_000_000
+"""Up to here the reference has one thread: several wait for one another longer than they compute. On a machine that was
+busy otherwise all-MiniLM-L6-v2 took two threads 17 CPU-seconds and one 0.9."""
+
+_REQUEST_SIZES = (1, 2, 3)
+"""Passages of the requests in which all are asked about again."""
+
+
+def _unseen(stage: str, done: int, total: int) -> None:
+    """Progress that nobody watches."""
+
+
+class Expected(NamedTuple):
+    """What the reference makes of a question."""
+
+    question: Question
+    tokens: tuple[PairTokens, ...]
+    num_cut: int
+    """Pairs that the window cut."""
+    logits: tuple[float, ...] | None
+    """Null where a pair is too long to be scored."""
+
+
+class ReferenceRun(NamedTuple):
+    """All that the reference had to say."""
+
+    model: str
+    description: str
+    window_tokens: int
+    expected: list[Expected]
+    recorded: tuple[RecordedLogits, ...]
+
+
+def verify(
+    model: ModelConfig,
+    open_served: Callable[[], ServedPath],
+    recorded: Sequence[RecordedLogits] = (),
+    on_progress: Progress = _unseen,
+) -> Verdict:
+    """Raises `CheckpointError`, and whatever the served path raises."""
+    run = run_reference(model, recorded, on_progress)
+    gc.collect()  # the reference's model is let go of before the other is loaded
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    on_progress("served", 0, 1)
+    with closing(open_served()) as served:
+        return hold_against(run, served, on_progress)
+
+
+def run_reference(
+    model: ModelConfig, recorded: Sequence[RecordedLogits] = (), on_progress: Progress = _unseen
+) -> ReferenceRun:
+    """The questions of `texts.py`, those whose logits are recorded, and two that every window cuts."""
+    on_progress("reference", 0, 1)
+    folder = resolve_checkpoint(model.checkpoint)
+    kind, device = engine_kind(folder, model.engine), resolve_device(model.engine.device)
+    reference = load_reference(kind, folder, model, device)
+    if (num_threads := _num_threads(model, reference)) is not None:
+        torch.set_num_threads(num_threads)  # the engine sets its own, later
+    further = [Question(one.query, one.passages) for one in recorded]
+    questions = [*QUESTIONS, *further, *over_long_questions(reference.window_tokens)]
+    count = _Count("reference", _num_pairs(questions), on_progress)
+    expected = [_expect(reference, question, count) for question in questions]
+    description = f"transformers on {device} in float32, one pair at a time ({kind.value})"
+    return ReferenceRun(model.id, description, reference.window_tokens, expected, tuple(recorded))
+
+
+def hold_against(run: ReferenceRun, served: ServedPath, on_progress: Progress = _unseen) -> Verdict:
+    """Asks the served path the same, and compares."""
+    expected = {one.question: one.logits for one in run.expected if one.logits is not None}
+    answers, elsewhere = _ask_twice(served, list(expected), on_progress)
+    figures = figures_of(list(expected.values()), [answer.logits for answer in answers.values()], elsewhere)
+    tokens = _compare_tokens(run, served, answers)
+    recorded = tuple(
+        RecordedFigures(one, expected[question], answers[question].logits)
+        for one in run.recorded
+        for question in [Question(one.query, one.passages)]
+    )
+    checks, reason = judge(figures, tokens, recorded, served.dtype, served.must_repeat)
+    return Verdict(
+        model=run.model,
+        served=served.description,
+        reference=run.description,
+        dtype=served.dtype,
+        is_faithful=all(check.is_passed for check in checks),
+        reason=reason,
+        checks=checks,
+        figures=figures,
+        tokens=tokens,
+        recorded=recorded,
+    )
+
+
+def _expect(reference: Reference, question: Question, count: "_Count") -> Expected:
+    encoded = [reference.encode(question.query, passage) for passage in question.passages]
+    num_cut = sum(one.is_cut for one in encoded)
+    tokens = tuple(PairTokens(one.token_ids, one.num_tokens) for one in encoded)
+    if any(one.num_tokens > _LONGEST_SCORED for one in encoded):
+        return Expected(question, tokens, num_cut, None)
+    logits = []
+    for one in encoded:
+        logits.append(reference.logit(one))
+        count.add(1)
+    return Expected(question, tokens, num_cut, tuple(logits))
+
+
+def _ask_twice(
+    served: ServedPath, questions: Sequence[Question], on_progress: Progress
+) -> tuple[dict[Question, Answer], list[tuple[float, ...]]]:
+    """All at once, in batches of strangers; then backwards in small requests, each behind the one before.
+
+    The second answers are in the order of the first ones.
+    """
+    count = _Count("served", 2 * _num_pairs(questions), on_progress)
+    answers = served.answer(questions, True, count.add)
+    small = list(_small_requests(questions))
+    again = served.answer([question for _, question in small], False, count.add)
+    backwards: list[list[float]] = [[] for _ in questions]
+    for (index, _), answer in zip(small, again, strict=True):
+        backwards[index] += answer.logits
+    return dict(zip(questions, answers, strict=True)), [tuple(logits[::-1]) for logits in backwards]
+
+
+def _small_requests(questions: Sequence[Question]) -> Iterator[tuple[int, Question]]:
+    """The questions from the last to the first, their passages too, a few at a time."""
+    sizes = cycle(_REQUEST_SIZES)
+    for index in reversed(range(len(questions))):
+        passages = questions[index].passages[::-1]
+        while passages:
+            size = next(sizes)
+            yield index, Question(questions[index].query, passages[:size])
+            passages = passages[size:]
+
+
+def _compare_tokens(run: ReferenceRun, served: ServedPath, answers: Mapping[Question, Answer]) -> TokenFigures:
+    """Pair by pair where the served path shows what it reads, else by the number of tokens it says a request had."""
+    alike: list[bool] = []
+    num_cut, unit = 0, "pairs"
+    for expected in run.expected:
+        shown = served.tokens(expected.question)
+        if shown is not None:
+            alike += [one == other for one, other in zip(expected.tokens, shown, strict=True)]
+        elif expected.question in answers:
+            unit = "requests"
+            alike.append(sum(pair.num_tokens for pair in expected.tokens) == answers[expected.question].num_tokens)
+        else:
+            continue
+        num_cut += expected.num_cut
+    return TokenFigures(unit, len(alike), alike.count(False), num_cut, run.window_tokens)
+
+
+class _Count:
+    """Pairs done, for who watches."""
+
+    def __init__(self, stage: str, total: int, on_progress: Progress) -> None:
+        self._stage, self._total, self._on_progress = stage, total, on_progress
+        self._done = 0
+        self.add(0)
+
+    def add(self, num_pairs: int) -> None:
+        self._done += num_pairs
+        self._on_progress(self._stage, self._done, self._total)
+
+
+def _num_threads(model: ModelConfig, reference: Reference) -> int | None:
+    """Null: torch's own choice."""
+    return model.engine.num_threads or (1 if reference.num_parameters < _FEW_PARAMETERS else None)
+
+
+def _num_pairs(questions: Sequence[Question]) -> int:
+    return sum(len(question.passages) for question in questions)

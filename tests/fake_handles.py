@@ -1,0 +1,27 @@
+"""Stand-ins for what a Serve deployment handle returns."""
+
+import asyncio
+from typing import Any
+
+__all__ = ["Response"]
+
+
+class Response:
+    """A deployment response that ends as told."""
+
+    def __init__(self, outcome: Any) -> None:
+        self.is_cancelled = False
+        self._outcome = outcome
+
+    def __await__(self) -> Any:
+        async def wait() -> Any:
+            if self._outcome is None:
+                await asyncio.Event().wait()
+            if isinstance(self._outcome, BaseException):
+                raise self._outcome
+            return self._outcome
+
+        return wait().__await__()
+
+    def cancel(self) -> None:
+        self.is_cancelled = True

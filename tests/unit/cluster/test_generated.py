@@ -1,0 +1,66 @@
+"""What the commands wrote into `cluster/` is still what they write, and is served."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import yaml
+from ray.serve.schema import ServeDeploySchema
+from typer.testing import CliRunner
+
+from rerank_service.config import parse_serve_config
+from rerank_service.tools.cli.main import app
+
+CLUSTER = Path(__file__).parents[3] / "cluster"
+
+
+def _load_script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("regenerate", CLUSTER / "regenerate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+regenerate = _load_script()
+WRITTEN = [path.relative_to(CLUSTER).as_posix() for path in regenerate.marked_files()]
+
+
+def write(words: list[str]) -> str:
+    result = CliRunner().invoke(app, words[1:])
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_the_texts_are_found() -> None:
+    overlays = {f"kuberay/overlays/{name}/rayservice.yaml" for name in ("dev-cpu", "one-gpu", "many-nodes")}
+    assert set(WRITTEN) >= overlays | {"serve_config.gpu.yaml", "kuberay/base/rayservice.yaml"}
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_a_text_is_what_its_command_writes(name: str) -> None:
+    text = (CLUSTER / name).read_text()
+    assert regenerate.regenerated(text, write) == text, "run: python cluster/regenerate.py"
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_a_text_is_a_configuration_of_the_service_and_of_serve(name: str) -> None:
+    texts: list[str] = []
+
+    def keep(words: list[str]) -> str:
+        texts.append(write(words))
+        return texts[-1]
+
+    regenerate.regenerated((CLUSTER / name).read_text(), keep)
+
+    assert texts
+    for text in texts:
+        ServeDeploySchema.model_validate(yaml.safe_load(text))
+        assert parse_serve_config(text, name).models
+
+
+def test_only_the_block_is_replaced() -> None:
+    text = "a: 1\nb: |\n  # Written by: rerank-service config x\n  old\n\n    older\nc: 2\n"
+    assert regenerate.regenerated(text, lambda words: f"{words[-1]}\n\nnew\n") == "a: 1\nb: |\n  x\n\n  new\nc: 2\n"

@@ -1,0 +1,90 @@
+"""Dashboard and rules fit the metrics there are; promtool, where it is installed, runs the rules' own tests."""
+
+import importlib.util
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import yaml
+
+from rerank_service.telemetry.metrics import ALL_METRICS, MetricKind
+
+FOLDER = Path(__file__).parents[3] / "cluster" / "monitoring"
+SERIES = {
+    name
+    for metric in ALL_METRICS
+    for name in (
+        [f"{metric.name}_{part}" for part in ("bucket", "sum", "count")]
+        if metric.kind is MetricKind.HISTOGRAM
+        else [metric.name]
+    )
+}
+promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+
+
+@pytest.fixture(scope="module")
+def dashboard() -> ModuleType:
+    """The script: `cluster` is no package."""
+    spec = importlib.util.spec_from_file_location("dashboard", FOLDER / "dashboard.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["dashboard"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_dashboard_is_what_its_script_writes(dashboard: ModuleType) -> None:
+    assert json.loads((FOLDER / "grafana-dashboard.json").read_text()) == dashboard.dashboard()
+
+
+def test_the_dashboard_shows_every_metric_and_no_other(dashboard: ModuleType) -> None:
+    queries = [dashboard.query(text, "rerank", "5m") for panel in dashboard.PANELS for text in panel.queries.values()]
+    used = {name for text in queries for name in re.findall(r"rerank_\w+", text)}
+    assert used <= SERIES
+    shown = {metric.name for metric in ALL_METRICS if any(name.startswith(metric.name) for name in used)}
+    assert shown == {metric.name for metric in ALL_METRICS}
+
+
+def test_rules_use_metrics_that_exist() -> None:
+    groups = yaml.safe_load((FOLDER / "rules.yaml").read_text())["groups"]
+    rules = [rule for group in groups for rule in group["rules"]]
+    recorded = {rule["record"] for rule in rules if "record" in rule}
+    for rule in rules:
+        assert set(re.findall(r"\bray_(rerank_\w+)", rule["expr"])) <= SERIES
+        assert set(re.findall(r"\brerank:[\w:]+", rule["expr"])) <= recorded
+
+
+def test_every_alert_is_in_the_runbook() -> None:
+    runbook = (FOLDER.parents[1] / "docs" / "operations.md").read_text()
+    alerts = re.findall(r"- alert: (\w+)", (FOLDER / "rules.yaml").read_text())
+    assert [alert for alert in alerts if f"`{alert}`" not in runbook] == []
+
+
+@promtool
+@pytest.mark.parametrize(
+    "arguments",
+    [["check", "rules", "rules.yaml"], ["test", "rules", "rules.test.yaml"], ["check", "config", "prometheus.yaml"]],
+    ids=lambda arguments: " ".join(arguments[:2]),
+)
+def test_promtool_agrees(arguments: list[str]) -> None:
+    done = subprocess.run(["promtool", *arguments], cwd=FOLDER, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_pod_monitor_finds_the_ray_pods() -> None:
+    folder = FOLDER.parent / "kuberay"
+    monitor = yaml.safe_load((folder / "components" / "pod-monitor" / "pod-monitor.yaml").read_text())
+    cluster = yaml.safe_load((folder / "base" / "rayservice.yaml").read_text())["spec"]["rayClusterConfig"]
+    wanted = monitor["spec"]["selector"]["matchLabels"].items()
+    (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+    for group in [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]:
+        template = group["template"]
+        assert wanted <= template["metadata"]["labels"].items()
+        ports = [port for container in template["spec"]["containers"] for port in container["ports"]]
+        assert endpoint["port"] in {port["name"] for port in ports}

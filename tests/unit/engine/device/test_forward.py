@@ -1,0 +1,159 @@
+import dataclasses
+import inspect
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.attention.varlen import varlen_attn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from rerank_service.engine import Truncate, load_engine
+from rerank_service.engine.device import forward
+from rerank_service.engine.device.forward import hidden_states, packed_attention
+from rerank_service.engine.device.graphs import compile_layers
+from rerank_service.engine.device.pack import PackedSequences, pack
+from tests.models import local_model
+
+
+@pytest.mark.parametrize("sees_later", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("lengths", [[3, 1, 5], [128, 129, 2], [512, 513]])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2)])
+def test_each_sequence_attends_to_itself_alone(
+    heads: int, kv_heads: int, lengths: list[int], dtype: torch.dtype, sees_later: bool
+) -> None:
+    torch.manual_seed(0)
+    packed = pack([np.zeros(length, np.int32) for length in lengths], torch.device("cpu"))
+    query = torch.randn(1, heads, sum(lengths), 8).to(dtype)
+    key, value = (torch.randn(1, kv_heads, sum(lengths), 8).to(dtype) for _ in range(2))
+
+    out, _ = packed_attention(
+        torch.nn.Identity(), query, key, value, None, scaling=0.3, packed=packed, sees_later=sees_later
+    )
+
+    assert (out.shape, out.dtype) == ((1, sum(lengths), heads, 8), dtype)
+    tolerance = 1e-5 if dtype is torch.float32 else 0.03
+    for start, end in zip(packed.bounds, packed.bounds[1:], strict=False):
+        for head in range(heads):
+            q = query[0, head, start:end].float()
+            k, v = (t[0, head * kv_heads // heads, start:end].float() for t in (key, value))
+            scores = q @ k.T * 0.3
+            if not sees_later:
+                scores += torch.full_like(scores, -torch.inf).triu(1)
+            expected = scores.softmax(-1) @ v
+            torch.testing.assert_close(out[0, start:end, head].float(), expected, atol=tolerance, rtol=tolerance)
+
+
+def test_a_model_must_be_told_where_its_sequences_end() -> None:
+    states = torch.zeros(1, 2, 3, 4)
+    with pytest.raises(ValueError, match="packed="):
+        packed_attention(torch.nn.Identity(), states, states, states, None)
+
+
+def test_the_gpu_kernel_takes_the_arguments_we_give_it() -> None:
+    """No GPU here: at least the call fits the installed torch's signature."""
+    signature = inspect.signature(varlen_attn)
+    signature.bind(*range(7), scale=None, window_size=(-1, 0), enable_gqa=True, num_splits=1)
+
+
+@torch.library.custom_op("rerank_test::varlen", mutates_args=())
+def varlen_on_a_cpu(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    max_length: int,
+    scale: float,
+    after: int,
+) -> torch.Tensor:
+    """What the GPU's kernel computes, from what it is given."""
+    out = torch.empty_like(q)
+    bounds = cu_seqlens.tolist()
+    for start, end in pairwise(bounds):
+        assert end - start <= max_length
+        heads = (tensor[start:end].transpose(0, 1) for tensor in (q, k, v))
+        attended = torch.nn.functional.scaled_dot_product_attention(
+            *heads, scale=scale, is_causal=after == 0, enable_gqa=True
+        )
+        out[start:end] = attended.transpose(0, 1)
+    return out
+
+
+@varlen_on_a_cpu.register_fake
+def _(q: torch.Tensor, *_: Any) -> torch.Tensor:
+    return torch.empty_like(q)
+
+
+@pytest.fixture
+def gpu_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sends attention the way it goes on a GPU."""
+
+    def kernel(q: Any, k: Any, v: Any, cu_q: Any, cu_k: Any, max_q: int, max_k: int, **options: Any) -> Any:
+        before, after = options["window_size"]
+        assert before == -1
+        return varlen_on_a_cpu(q, k, v, cu_q, max_q, options["scale"], after)
+
+    monkeypatch.setattr(forward, "_has_kernel", lambda query: True)
+    monkeypatch.setattr(forward, "varlen_attn", kernel)
+
+
+def random_batch(rng: np.random.Generator) -> PackedSequences:
+    lengths = rng.integers(2, 40, rng.integers(2, 9))
+    packed = pack([rng.integers(5, 90, length).astype(np.int32) for length in lengths], torch.device("cpu"))
+    return dataclasses.replace(packed, max_length=64)
+
+
+def load_backbone(folder: Path) -> Any:
+    engine: Any = load_engine(local_model(folder))
+    return engine._states.args[0]
+
+
+@pytest.mark.parametrize("name", ["llama_bidirec", "qwen3"])
+def test_what_the_gpu_path_asks_for_gives_the_same_states(
+    checkpoints: dict[str, Path], name: str, request: pytest.FixtureRequest
+) -> None:
+    model, packed = load_backbone(checkpoints[name]), random_batch(np.random.default_rng(0))
+    with torch.inference_mode():
+        expected = hidden_states(model, packed)
+        request.getfixturevalue("gpu_path")
+        torch.testing.assert_close(hidden_states(model, packed), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["llama_bidirec", "mistral", "qwen3"])
+def test_layers_compile_once_for_any_batch(checkpoints: dict[str, Path], name: str, gpu_path: None) -> None:
+    """No graph break, and no recompilation after the first batches: what fusing on a GPU relies on."""
+    model = load_backbone(checkpoints[name])
+    rng = np.random.default_rng(0)
+    batches = [random_batch(rng) for _ in range(12)]
+    with torch.inference_mode():
+        expected = [hidden_states(model, packed) for packed in batches]
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        compile_layers(model, backend="eager")
+        for packed, states in zip(batches, expected, strict=True):
+            torch.testing.assert_close(hidden_states(model, packed), states, atol=1e-5, rtol=1e-5)
+    counters = torch._dynamo.utils.counters
+    assert not counters["graph_break"]
+    assert counters["stats"]["unique_graphs"] <= 2
+
+
+WAITS_FOR_THE_DEVICE = {"aten::_local_scalar_dense", "aten::is_nonzero", "aten::nonzero", "aten::masked_select"}
+
+
+class NoWaiting(TorchDispatchMode):
+    """Refuses operators whose answer the host must have before it can go on."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert func._schema.name not in WAITS_FOR_THE_DEVICE, func
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["llama_bidirec", "mistral", "bert", "xlm_roberta", "qwen3"])
+def test_no_layer_waits_for_the_device(checkpoints: dict[str, Path], name: str) -> None:
+    engine: Any = load_engine(local_model(checkpoints[name]))
+    pairs = engine.tokenise("a question", ["short", "a passage of several words"], Truncate.END)
+    with NoWaiting(), torch.inference_mode():
+        engine.forward(pairs)

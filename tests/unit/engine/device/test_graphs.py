@@ -1,0 +1,171 @@
+"""Buckets, selection and fallback of captured passes, with a recording that needs no GPU."""
+
+import dataclasses
+import logging
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from transformers import BertConfig, BertModel
+
+from rerank_service.config import EngineConfig
+from rerank_service.engine.device.forward import PACKED_ATTENTION, hidden_states
+from rerank_service.engine.device.graphs import Capture, CapturedPass, GraphedStates, StatesOf, states_on
+from rerank_service.engine.device.pack import PackedSequences, pack
+
+CPU = torch.device("cpu")
+
+
+def states_of(run: StatesOf, inputs: PackedSequences) -> torch.Tensor:
+    """As the variable-length kernel gives them, which reads the bounds from its inputs and writes no further row."""
+    bounds = tuple(inputs.cu_seqlens.tolist())
+    states = run(dataclasses.replace(inputs, bounds=bounds))
+    states[bounds[-1] :] = torch.nan
+    return states
+
+
+class Recorder:
+    """What `capture_cuda_graph` does, on a CPU: reads the same tensors again at every replay."""
+
+    def __init__(self, spoil: Callable[[torch.Tensor], None] = lambda _: None) -> None:
+        self.captured: list[int] = []
+        self.replayed: list[int] = []
+        self._spoil = spoil
+
+    def __call__(self, run: StatesOf, inputs: PackedSequences) -> CapturedPass:
+        bucket = inputs.token_ids.size(1)
+        self.captured.append(bucket)
+        states = states_of(run, inputs)
+
+        def replay() -> None:
+            self.replayed.append(bucket)
+            states.copy_(states_of(run, inputs))
+            self._spoil(states)
+
+        return CapturedPass(inputs, replay, states)
+
+
+def replays_nothing(run: StatesOf, inputs: PackedSequences) -> CapturedPass:
+    return CapturedPass(inputs, lambda: None, states_of(run, inputs))
+
+
+def replays_what_it_captured(run: StatesOf, inputs: PackedSequences) -> CapturedPass:
+    captured = states_of(run, inputs)
+    states = captured.clone()
+    return CapturedPass(inputs, lambda: states.copy_(captured), states)
+
+
+def replays_captured_bounds(run: StatesOf, inputs: PackedSequences) -> CapturedPass:
+    """The sequences of the capture with the tokens of the replay."""
+    fixed = dataclasses.replace(inputs, cu_seqlens=inputs.cu_seqlens.clone())
+    states = states_of(run, fixed)
+    return CapturedPass(inputs, lambda: states.copy_(states_of(run, fixed)), states)
+
+
+def runs_the_host_bounds(run: StatesOf, inputs: PackedSequences) -> CapturedPass:
+    """What `capture_cuda_graph` records where there is no variable-length kernel: in float32."""
+    states = run(inputs)
+    return CapturedPass(inputs, lambda: states.copy_(run(inputs)), states)
+
+
+def shift_the_last_token(states: torch.Tensor) -> None:
+    last = int(states[:, 0].isfinite().sum()) - 1
+    states[last] = states[last].roll(1)
+
+
+def lose_a_component(states: torch.Tensor) -> None:
+    states[3, 7] = torch.nan
+
+
+@pytest.fixture(scope="module")
+def run() -> StatesOf:
+    torch.manual_seed(0)
+    config = BertConfig(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        vocab_size=50,
+        max_position_embeddings=600,
+        initializer_range=0.3,  # so that a token's state depends on its neighbours as much as in a trained model
+    )
+    config._attn_implementation = PACKED_ATTENTION
+    return partial(hidden_states, BertModel(config).eval().requires_grad_(False))
+
+
+def batch(*lengths: int, seed: int = 0) -> PackedSequences:
+    rng = np.random.default_rng(seed)
+    sequences = [rng.integers(1, 50, length).astype(np.int32) for length in lengths]
+    types = [rng.integers(0, 2, length).astype(np.int32) for length in lengths]
+    return pack(sequences, CPU, type_ids=types)
+
+
+def test_a_replay_gives_the_states_of_the_batch_whatever_was_there_before(run: StatesOf) -> None:
+    recorder = Recorder()
+    graphed = GraphedStates(run, recorder, buckets=(64, 128))
+    batches = [(5, 20), (60,), (3, 3, 3), (1,), (40, 40), (90, 2), (6, 7), (128,)]
+    for seed, lengths in enumerate(batches):
+        packed = batch(*lengths, seed=seed)
+        torch.testing.assert_close(graphed(packed), run(packed), atol=1e-5, rtol=1e-5)
+
+    assert recorder.captured == [64, 128]
+    assert recorder.replayed == [64, 64, 64, 64, 64, 128, 128, 128, 64, 128]  # a capture is followed by a check
+
+
+@pytest.mark.parametrize(
+    ("bucket", "lengths"),
+    [(64, (40, 40)), (64, (1, 1, 1, 1, 1)), (1024, (513,))],
+    ids=["more tokens than any bucket", "more sequences than its places", "longer than a captured kernel looks"],
+)
+def test_what_no_bucket_holds_runs_as_usual(run: StatesOf, bucket: int, lengths: tuple[int, ...]) -> None:
+    recorder = Recorder()
+    packed = batch(*lengths)
+
+    assert torch.equal(GraphedStates(run, recorder, buckets=(bucket,))(packed), run(packed))
+    assert recorder.captured == []
+
+
+@pytest.mark.parametrize("lengths", [(5, 20), (64,)])
+@pytest.mark.parametrize(
+    "capture",
+    [
+        replays_nothing,
+        replays_what_it_captured,
+        replays_captured_bounds,
+        runs_the_host_bounds,
+        Recorder(shift_the_last_token),
+        Recorder(lose_a_component),
+    ],
+)
+def test_a_graph_with_other_states_is_never_used(
+    run: StatesOf, caplog: pytest.LogCaptureFixture, capture: Capture, lengths: tuple[int, ...]
+) -> None:
+    attempts: list[int] = []
+
+    def counted(run: StatesOf, inputs: PackedSequences) -> CapturedPass:
+        attempts.append(inputs.token_ids.size(1))
+        return capture(run, inputs)
+
+    graphed = GraphedStates(run, counted, buckets=(64, 128))
+    with caplog.at_level(logging.WARNING):
+        for some in (lengths, (100,), lengths):
+            packed = batch(*some)
+            assert torch.equal(graphed(packed), run(packed))
+
+    assert attempts == [64]  # and never tried again
+    assert "no CUDA graphs" in caplog.text
+
+
+def test_a_capture_that_fails_is_no_error(run: StatesOf) -> None:
+    def fail(_: StatesOf, __: PackedSequences) -> CapturedPass:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    packed = batch(5, 20)
+    assert torch.equal(GraphedStates(run, fail)(packed), run(packed))
+
+
+def test_a_cpu_has_no_graphs(run: StatesOf) -> None:
+    model = run.args[0]  # type: ignore[attr-defined]
+    assert not isinstance(states_on(model, EngineConfig()), GraphedStates)

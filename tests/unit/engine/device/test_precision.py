@@ -1,0 +1,56 @@
+import pytest
+import torch
+
+from rerank_service.config import Dtype
+from rerank_service.engine.device import precision
+from rerank_service.engine.device.precision import Precision, resolve_precision
+from rerank_service.errors import CheckpointError
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+def test_what_a_dtype_means() -> None:
+    assert resolve_precision(Dtype.FLOAT32, CPU) == Precision(torch.float32)
+    assert resolve_precision(Dtype.AUTO, CPU).states in (torch.float32, torch.bfloat16)
+    assert resolve_precision(Dtype.FLOAT8, CPU).quantised is Dtype.FLOAT8
+    assert str(Precision(torch.bfloat16, Dtype.INT8)) == "int8 with bfloat16 states"
+    assert str(Precision(torch.float32)) == "float32"
+
+
+@pytest.mark.parametrize(("has_vnni", "expected"), [(True, Dtype.INT8), (False, None)])
+def test_fastest_quantises_where_the_processor_can(
+    monkeypatch: pytest.MonkeyPatch, has_vnni: bool, expected: Dtype | None
+) -> None:
+    monkeypatch.setattr(precision, "multiplies_int8", lambda: has_vnni)
+    assert resolve_precision(Dtype.FASTEST, CPU).quantised is expected
+
+
+def test_fastest_on_a_gpu_is_auto(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    assert resolve_precision(Dtype.FASTEST, GPU) == Precision(torch.bfloat16)
+
+
+def test_each_gpu_computes_in_what_it_has_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    capabilities = {torch.device("cuda", 0): (7, 5), torch.device("cuda", 1): (8, 0)}
+    monkeypatch.setattr(torch.cuda, "get_device_capability", capabilities.__getitem__)
+
+    found = [resolve_precision(Dtype.AUTO, device).states for device in capabilities]
+
+    assert found == [torch.float16, torch.bfloat16]
+
+
+def test_int8_is_for_a_cpu() -> None:
+    with pytest.raises(CheckpointError, match="on a GPU set float8"):
+        resolve_precision(Dtype.INT8, GPU)
+
+
+def test_int8_needs_the_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "multiplies_int8", lambda: False)
+    with pytest.raises(CheckpointError, match="needs a CPU with AVX512-VNNI"):
+        resolve_precision(Dtype.INT8, CPU)
+
+
+def test_float8_needs_a_recent_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
+    with pytest.raises(CheckpointError, match="Ada, Hopper or newer"):
+        resolve_precision(Dtype.FLOAT8, GPU)

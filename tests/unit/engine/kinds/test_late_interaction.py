@@ -1,0 +1,175 @@
+"""The embedded default, on its real weights."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from transformers import BertModel, PreTrainedTokenizerFast
+
+from rerank_service.checkpoints.resolve import resolve_checkpoint
+from rerank_service.engine import Engine, Truncate, load_engine
+from rerank_service.engine.device.pack import PackedSequences
+from rerank_service.errors import PairTooLong
+from rerank_service.messages import rank_by_logit
+from tests.models import NASTY_PASSAGES, embedded_model
+
+QUERY = "What is the capital of France?"
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    return load_engine(embedded_model())
+
+
+def reference_logits(query: str, passages: list[str]) -> list[float]:
+    """The formula with transformers' BERT as it comes, one text at a time."""
+    folder = resolve_checkpoint(embedded_model().checkpoint)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(
+        folder, tokenizer_file=str(folder / "tokenizer.json"), split_special_tokens=True
+    )
+    model = BertModel.from_pretrained(folder, add_pooling_layer=False).eval()
+
+    @torch.inference_mode()
+    def states(text: str) -> torch.Tensor:
+        ids = tokenizer(text, truncation=True, max_length=256, padding=False)["input_ids"]
+        return model(torch.tensor([ids])).last_hidden_state[0]
+
+    q = states(query)
+    logits = []
+    for passage in passages:
+        p = states(passage)
+        cosine = F.cosine_similarity(q.mean(0), p.mean(0), dim=0)
+        maxsim = (F.normalize(q[1:-1], dim=-1) @ F.normalize(p, dim=-1).T).amax(1).mean()
+        logits.append(float(6.42 * cosine + 9.83 * maxsim - 11.00))
+    return logits
+
+
+def test_equals_the_formula_one_by_one(engine: Engine) -> None:
+    logits = engine.score(engine.tokenise(QUERY, NASTY_PASSAGES, Truncate.END))
+
+    assert logits == pytest.approx(reference_logits(QUERY, NASTY_PASSAGES), abs=1e-4)
+
+
+def test_beside_a_long_query_passages_keep_their_own_logits(engine: Engine) -> None:
+    """Query and passage have a window each, so that neither takes the other's."""
+    query, passages = "Which city is the capital? " * 200, [NASTY_PASSAGES[2], "bees make honey", "the last train"]
+
+    pairs = engine.tokenise(query, passages, Truncate.END)
+
+    assert engine.score(pairs) == pytest.approx(reference_logits(query, passages), abs=1e-4)
+    assert [(pair.is_truncated, pair.is_passage_cut, pair.is_unscored) for pair in pairs] == [(True, False, False)] * 3
+    assert rank_by_logit(engine.score(pairs))[0] == 0
+
+
+def test_ranks_as_a_person_would(engine: Engine) -> None:
+    passages = [
+        "A croissant is a buttery, flaky pastry.",
+        "The French Revolution began in 1789.",
+        "Paris is the capital and largest city of France.",
+        "Berlin is the capital of Germany.",
+    ]
+
+    logits = engine.score(engine.tokenise(QUERY, passages, Truncate.END))
+
+    assert rank_by_logit(logits)[0] == 2
+    assert rank_by_logit(logits)[-1] == 0
+    assert logits[2] > 0 > logits[3]
+
+
+def test_pairs_of_several_queries_share_a_batch(engine: Engine) -> None:
+    first = engine.tokenise(QUERY, NASTY_PASSAGES, Truncate.END)
+    second = engine.tokenise("Wie heißt die Hauptstadt?", NASTY_PASSAGES[::-1], Truncate.END)
+    mixed = [pair for pairs in zip(first, second, strict=True) for pair in pairs]
+
+    logits = engine.score(mixed)
+
+    assert logits[0::2] == pytest.approx(engine.score(first), abs=2e-5)
+    assert logits[1::2] == pytest.approx(engine.score(second), abs=2e-5)
+
+
+def test_a_logit_does_not_depend_on_its_batch(engine: Engine) -> None:
+    pairs = engine.tokenise(QUERY, NASTY_PASSAGES, Truncate.END)
+
+    alone = [engine.score([pair])[0] for pair in pairs]
+
+    assert engine.score(pairs * 2) == pytest.approx(alone * 2, abs=2e-5)
+
+
+def test_a_query_of_no_words_is_still_scored(engine: Engine) -> None:
+    logits = engine.score(engine.tokenise("\x00", NASTY_PASSAGES, Truncate.END))
+
+    assert np.isfinite(logits).all()
+
+
+def test_truncation_keeps_the_closing_token(engine: Engine) -> None:
+    (pair,) = engine.tokenise("q", ["word " * 600], Truncate.END)
+
+    assert (len(pair.token_ids), pair.token_ids[0], pair.token_ids[-1]) == (256, 101, 102)
+    assert pair.is_truncated
+    with pytest.raises(PairTooLong, match="Input length 602 exceeds maximum allowed token size 256"):
+        engine.tokenise("q", ["short", "word " * 600], Truncate.NONE)
+
+
+def test_the_window_is_the_checkpoints_own_and_can_be_wider() -> None:
+    assert load_engine(embedded_model()).window_tokens == 256
+    assert load_engine(embedded_model(window_tokens=512)).window_tokens == 512
+
+
+def test_tokens_of_query_and_passage_are_counted(engine: Engine) -> None:
+    (pair,) = engine.tokenise("one two", ["three"], Truncate.END)
+
+    assert pair.num_tokens == (2 + 2) + (1 + 2)
+
+
+def test_tampered_weights_are_refused(tmp_path: Path) -> None:
+    from rerank_service.errors import CheckpointError
+
+    source = resolve_checkpoint(embedded_model().checkpoint)
+    for path in source.glob("*.*"):
+        if path.is_file():
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    weights = bytearray((tmp_path / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (tmp_path / "model.safetensors").write_bytes(weights)
+    digest = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+    model = embedded_model().model_copy(
+        update={
+            "checkpoint": embedded_model().checkpoint.model_copy(update={"source": str(tmp_path), "sha256": digest})
+        }
+    )
+    with pytest.raises(CheckpointError, match="sha256"):
+        load_engine(model)
+
+
+def test_a_cached_passage_has_the_same_logit_to_the_last_bit() -> None:
+    fresh = load_engine(embedded_model())
+    cached = load_engine(embedded_model(engine={"passage_cache_bytes": 10_000_000}))
+    before = cached.cache_counts  # the warm-up's
+    for query in (QUERY, "another question", QUERY):
+        pairs = cached.tokenise(query, NASTY_PASSAGES, Truncate.END)
+        assert cached.score(pairs) == fresh.score(pairs)
+
+    distinct = len({pair.token_ids.tobytes() for pair in pairs})
+    assert cached.cache_counts.hits - before.hits == 2 * distinct
+    assert cached.cache_counts.misses - before.misses == distinct
+    assert fresh.cache_counts == (0, 0)
+
+
+def test_a_query_is_encoded_once_for_all_batches_of_its_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine: Any = load_engine(embedded_model())
+    pairs = engine.tokenise(QUERY, ["one passage", "another"], Truncate.END)
+    encoded: list[int] = []
+    states_of = engine._states
+
+    def counting(packed: PackedSequences) -> torch.Tensor:
+        encoded.append(len(packed.bounds) - 1)
+        return states_of(packed)
+
+    monkeypatch.setattr(engine, "_states", counting)
+    for pair in pairs:
+        engine.score([pair])
+    assert encoded == [2, 1]

@@ -1,0 +1,90 @@
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+
+from rerank_service.engine.protocol import Truncate
+from rerank_service.engine.text import tokenise
+from rerank_service.errors import CheckpointError, PairTooLong
+
+
+def test_the_padding_and_truncation_of_a_tokenizer_file_are_dropped(
+    checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    tokenizer = Tokenizer.from_file(str(checkpoints["bert"] / "tokenizer.json"))
+    tokenizer.enable_truncation(8)
+    tokenizer.enable_padding(length=128)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+
+    loaded = tokenise.load_tokenizer(tmp_path)
+    short, long = tokenise.encode_texts(loaded, ["a", "a b c d e f g h i j k"], add_special_tokens=True)
+
+    assert len(short.ids) == 3
+    assert len(long.ids) > 8
+
+
+def test_a_folder_without_a_tokenizer_file_says_how_to_make_one(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"no tokenizer\.json.*save_pretrained"):
+        tokenise.load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "template", ["{query}", "{passage}", "none", "{query} {passage} {other}", "{query} {passage} {"]
+)
+def test_templates_that_cannot_hold_a_pair_are_refused(template: str) -> None:
+    with pytest.raises(CheckpointError, match="prompt template"):
+        tokenise.checked_template(template)
+
+
+def test_cut_to_window() -> None:
+    ids, is_cut = tokenise.cut_to_window([1, 2, 3, 4], 3, Truncate.END, 0)
+    assert (ids.tolist(), is_cut) == ([1, 2, 3], True)
+
+    ids, is_cut = tokenise.cut_to_window([1, 2, 3], 3, Truncate.NONE, 0)
+    assert (ids.tolist(), is_cut) == ([1, 2, 3], False)
+
+    with pytest.raises(PairTooLong, match="Input length 4 exceeds maximum allowed token size 3"):
+        tokenise.cut_to_window([1, 2, 3, 4], 3, Truncate.NONE, 7)
+
+
+@given(query_tokens=st.integers(0, 40), passage_tokens=st.integers(0, 40), window=st.integers(16, 60))
+@example(query_tokens=9, passage_tokens=9, window=16)  # both equally long; with three special tokens an odd room
+@example(query_tokens=10, passage_tokens=9, window=16)
+@example(query_tokens=40, passage_tokens=3, window=20)
+def test_a_pair_is_cut_longest_first_as_tokenizers_does(
+    tokenizers_of: dict[str, tuple[Tokenizer, Tokenizer]], query_tokens: int, passage_tokens: int, window: int
+) -> None:
+    for ours, reference in tokenizers_of.values():
+        texts = "a" + " b" * (query_tokens - 1) if query_tokens else "", " c" * passage_tokens
+        (encoding,) = tokenise.encode_texts(ours, [texts], add_special_tokens=True)
+        if len(encoding.ids) > window:
+            reference.enable_truncation(window, strategy="longest_first")
+            kept, is_passage_cut = tokenise.truncate_pair_encoding(encoding, window)
+            expected = reference.encode(*texts)
+            assert [encoding.ids[position] for position in kept] == expected.ids
+            assert is_passage_cut == (expected.sequence_ids.count(1) < passage_tokens)
+            assert expected.sequence_ids.count(1) or not passage_tokens  # so that no pair is left unscored
+
+
+@pytest.fixture(scope="module")
+def tokenizers_of(checkpoints: dict[str, Path]) -> dict[str, tuple[Tokenizer, Tokenizer]]:
+    """Of each family of classifiers: as the engine loads it, and as its file says."""
+    families = ("bert", "xlm_roberta", "modernbert", "deberta_v2")
+    return {
+        family: (
+            tokenise.load_tokenizer(checkpoints[family]),
+            Tokenizer.from_file(str(checkpoints[family] / "tokenizer.json")),
+        )
+        for family in families
+    }
+
+
+def test_window_of_a_checkpoint(tmp_path: Path) -> None:
+    config = tmp_path / "tokenizer_config.json"
+    assert tokenise.model_max_length(tmp_path) is None
+    config.write_text('{"model_max_length": 8192}')
+    assert tokenise.model_max_length(tmp_path) == 8192
+    config.write_text('{"model_max_length": 1000000000000000019884624838656}')
+    assert tokenise.model_max_length(tmp_path) is None

@@ -1,0 +1,224 @@
+"""Long passages in windows, on every engine."""
+
+import re
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from rerank_service.engine import Engine, load_engine
+from rerank_service.engine.text.windows import encode_passages, shorten, split
+from rerank_service.errors import PairTooLong
+from rerank_service.messages import Fitting, PassageWindows, Truncate
+from rerank_service.routing.shards import estimate_tokens
+from tests.models import embedded_model, local_model
+
+QUERY = "which planet has rings"
+LONG = " ".join(f"Sentence {number} speaks of naïve cafés, 東京, and of nothing else." for number in range(40))
+PASSAGES = ["Saturn has rings.", LONG, "", LONG + " Saturn has rings."]
+ENGINES = ("bert", "modernbert", "llama_bidirec", "mistral", "qwen3", "embedded")
+PROMPT_TOKENS = {"qwen3": 144}
+"""What the prompt takes of the window, where it is long."""
+
+
+@pytest.fixture(scope="module", params=ENGINES)
+def engine(request: pytest.FixtureRequest, checkpoints: dict[str, Path]) -> Engine:
+    if request.param == "embedded":
+        return load_engine(embedded_model().model_copy(update={"window_tokens": 64}))
+    return load_engine(local_model(checkpoints[request.param], window_tokens=96 + PROMPT_TOKENS.get(request.param, 0)))
+
+
+def windows(max_per_passage: int = 100, tokens: int | None = None, overlap_tokens: int = 8) -> Fitting:
+    return Fitting(windows=PassageWindows(max_per_passage, tokens, overlap_tokens))
+
+
+def logits_of(engine: Engine, passages: list[str], fitting: Fitting) -> tuple[float, ...]:
+    encoded = encode_passages(engine, QUERY, passages, fitting)
+    return encoded.best(engine.score(encoded.pairs))
+
+
+def test_a_passage_that_fits_is_the_same_pair(engine: Engine) -> None:
+    cut = encode_passages(engine, QUERY, PASSAGES, Fitting())
+    in_windows = encode_passages(engine, QUERY, PASSAGES, windows())
+
+    assert cut.is_truncated == (False, True, False, True)
+    assert in_windows.is_truncated == (False, False, False, False)
+    assert in_windows.num_windows[0] == in_windows.num_windows[2] == 1
+    assert cut.pairs[0].token_ids.tolist() == in_windows.pairs[0].token_ids.tolist()
+    assert in_windows.num_windows[1] > 5
+    assert in_windows.num_tokens[1] > 5 * cut.num_tokens[1]
+    assert in_windows.num_tokens[0] == cut.num_tokens[0]
+
+
+def test_a_passage_has_the_logit_of_its_best_window(engine: Engine) -> None:
+    """As if the caller had split it himself."""
+    encoded = encode_passages(engine, QUERY, [LONG], windows())
+    logits = engine.score(encoded.pairs)
+
+    assert encoded.best(logits) == (max(logits),)
+    assert len(set(logits)) > 1
+
+
+def test_what_only_the_end_says_is_seen(engine: Engine) -> None:
+    """Two passages that begin alike are one and the same to who reads their beginnings."""
+    first, second = logits_of(engine, [LONG, LONG + " Saturn has rings, and rings has Saturn."], Fitting())
+    assert first == second
+
+    first = encode_passages(engine, QUERY, [LONG], windows())
+    second = encode_passages(engine, QUERY, [LONG + " Saturn has rings, and rings has Saturn."], windows())
+    assert first.pairs[-1].token_ids.tolist() != second.pairs[-1].token_ids.tolist()
+
+
+def test_the_embedded_model_finds_the_answer_at_the_end() -> None:
+    engine = load_engine(embedded_model().model_copy(update={"window_tokens": 64}))
+    answer, other = PASSAGES[3], "The school went to see a planet film last week."
+
+    assert logits_of(engine, [answer], Fitting()) < logits_of(engine, [other], Fitting())
+    assert logits_of(engine, [answer], windows()) > logits_of(engine, [other], windows())
+
+
+def test_more_windows_than_allowed_are_cut_or_refused(engine: Engine) -> None:
+    two = encode_passages(engine, QUERY, PASSAGES, windows(2))
+    assert list(two.num_windows) == [1, 2, 1, 2]
+    assert two.is_truncated == (False, True, False, True)
+
+    with pytest.raises(PairTooLong) as caught:
+        encode_passages(engine, QUERY, PASSAGES, Fitting(Truncate.NONE, windows=windows(2).windows))
+    assert caught.value.index == 1
+    assert caught.value.num_tokens > caught.value.max_tokens == two.num_tokens[1]
+    encode_passages(engine, QUERY, PASSAGES, Fitting(Truncate.NONE, windows=PassageWindows(100)))
+
+
+def test_one_window_is_no_windows(engine: Engine) -> None:
+    assert logits_of(engine, PASSAGES, windows(1)) == logits_of(engine, PASSAGES, Fitting())
+
+
+def test_shorter_windows_than_the_model_has(engine: Engine) -> None:
+    encoded = encode_passages(engine, QUERY, [PASSAGES[0], LONG], windows(tokens=24))
+    (query_only,) = encode_passages(engine, QUERY, [""], Fitting()).pairs
+
+    assert encoded.num_windows[0] == 1
+    assert all(len(pair.token_ids) <= len(query_only.token_ids) + 24 + 4 for pair in encoded.pairs)
+    assert encoded.num_windows[1] > encode_passages(engine, QUERY, [LONG], windows()).num_windows[0]
+
+
+def test_beside_a_query_that_fills_the_window_decoders_have_no_windows(engine: Engine) -> None:
+    encoded = encode_passages(engine, LONG, ["short", "", LONG], windows())
+
+    assert encoded.is_truncated == (True, True, True)
+    assert encoded.num_windows[0] == encoded.num_windows[1] == 1
+    assert (encoded.num_windows[2] == 1) == ("decoder" in engine.description)
+
+
+def test_passages_of_which_no_token_is_left_are_told(engine: Engine) -> None:
+    """Decoders are cut on the right, as published; the others keep a part of each passage."""
+    is_cut_on_the_right = "decoder" in engine.description
+    texts = ["Saturn has rings.", "", LONG]
+
+    for fitting in (Fitting(), windows()):
+        encoded = encode_passages(engine, LONG, texts, fitting)
+        assert encoded.is_truncated == (True, True, True)
+        assert encoded.is_unscored == (is_cut_on_the_right, False, is_cut_on_the_right)
+        assert encode_passages(engine, QUERY, texts, fitting).is_unscored == (False, False, False)
+    logits = engine.score(encode_passages(engine, LONG, texts, Fitting()).pairs)
+    assert (len(set(logits)) == 1) == is_cut_on_the_right
+    with pytest.raises(PairTooLong):
+        encode_passages(engine, LONG, texts, Fitting(Truncate.NONE))
+
+
+def test_a_passage_is_scored_from_its_first_token_on(checkpoints: dict[str, Path]) -> None:
+    """Query by query, one token longer each time, until nothing of the passage is left."""
+    for name, window in (("llama_bidirec", 48), ("qwen3", 192)):
+        engine = load_engine(local_model(checkpoints[name], window_tokens=window))
+        whole = load_engine(local_model(checkpoints[name]))
+        seen = set()
+        for length in range(1, window):
+            query = "a" + " b" * length
+            ((one,), (other,), (longer,)) = (
+                engine.tokenise(query, [text], Truncate.END) for text in ("Saturn has rings.", "xyzzy", "Saturn has")
+            )
+            is_same = one.token_ids.tolist() == other.token_ids.tolist()
+            assert one.is_unscored == other.is_unscored == longer.is_unscored == is_same
+            seen.add((whole.tokenise(query, ["Saturn has rings."], Truncate.END)[0].num_tokens > window, is_same))
+        assert seen == {(False, False), (True, False), (True, True)}
+
+
+def test_a_limit_of_its_own_comes_before_windows(engine: Engine) -> None:
+    limited = Fitting(max_passage_tokens=120, windows=PassageWindows(100))
+    encoded = encode_passages(engine, QUERY, [LONG], limited)
+
+    assert encoded.is_truncated == (True,)
+    assert 1 < encoded.num_windows[0] < 8
+    assert logits_of(engine, [LONG], limited) == logits_of(engine, shorten(engine, [LONG], 120), limited)
+
+
+def test_a_text_is_shortened_at_the_end_of_a_token(engine: Engine) -> None:
+    long, short = "Naïve café, 東京は 🎉 " * 20, "a b"
+    (spans,) = engine.token_spans([long])
+
+    shortened, untouched = shorten(engine, [long, short], 12)
+
+    assert untouched == short
+    assert long.startswith(shortened)
+    assert len(shortened) == spans[11][1]
+    assert shorten(engine, [long], len(spans)) == [long]
+
+
+@settings(max_examples=400)
+@example(word_lengths=[3, 1], tokens=2, overlap=0, limit=2)  # the last window once began behind the one before
+@given(
+    word_lengths=st.lists(st.integers(1, 12), max_size=60),
+    tokens=st.integers(2, 30),
+    overlap=st.integers(0, 40),
+    limit=st.integers(1, 30),
+)
+def test_windows_cover_the_text_in_order(word_lengths: list[int], tokens: int, overlap: int, limit: int) -> None:
+    """A token here is four digits, its number; a word is so many of them."""
+    numbers = iter(range(10_000))
+    text = " ".join("".join(f"{next(numbers):04}" for _ in range(length)) for length in word_lengths)
+    spans = [match.span() for match in re.finditer(r"\d{4}", text)]
+
+    texts, is_complete = split(text, spans, tokens, PassageWindows(limit, overlap_tokens=overlap))
+
+    assert 1 <= len(texts) <= limit
+    windows = [[int(digits) for digits in re.findall(r"\d{4}", window)] for window in texts]
+    for before, after in pairwise(windows):
+        assert before[0] < after[0] <= before[-1] + 1  # none between them is lost
+    for window in windows:
+        assert window == list(range(window[0], window[0] + len(window))) if window else not text
+        assert len(window) <= tokens
+    seen = windows[-1][-1] + 1 if text else 0
+    assert (seen == sum(word_lengths)) == is_complete
+    assert is_complete or len(texts) == limit
+    assert not text or windows[0][0] == 0
+
+
+def test_windows_begin_at_words_and_the_last_is_a_full_one() -> None:
+    text = "one two three four five six seven"
+    spans = [match.span() for match in re.finditer(r"\w+", text)]
+
+    assert split(text, spans, 4, PassageWindows(9, overlap_tokens=1)) == (
+        ["one two three four", "four five six seven"],
+        True,
+    )
+    assert split(text, spans, 3, PassageWindows(9, overlap_tokens=0)) == (
+        ["one two three", "four five six", "five six seven"],
+        True,
+    )
+    assert split(text, spans, 3, PassageWindows(2, overlap_tokens=0)) == (["one two three", "four five six"], False)
+    assert split(text, spans, 9, PassageWindows(9)) == ([text], True)
+
+
+def test_the_estimate_follows_the_windows(engine: Engine) -> None:
+    """Within a factor of what is scored, a model's own prompt apart: it decides shards and admission."""
+    (prompt,) = engine.tokenise("", [""], Truncate.END)
+    for fitting in (windows(), windows(3), windows(tokens=24)):
+        window_tokens = fitting.windows and (fitting.windows.tokens or engine.window_tokens - prompt.num_tokens)
+        assert fitting.windows is not None
+        known = PassageWindows(fitting.windows.max_per_passage, window_tokens, fitting.windows.overlap_tokens)
+        encoded = encode_passages(engine, QUERY, [LONG], fitting)
+        actual = sum(encoded.num_tokens) - len(encoded.pairs) * prompt.num_tokens
+        assert actual / 3 < estimate_tokens(QUERY, LONG, known) < actual * 3
+    assert estimate_tokens(QUERY, "short", PassageWindows(16)) == estimate_tokens(QUERY, "short")

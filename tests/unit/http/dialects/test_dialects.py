@@ -1,0 +1,730 @@
+"""Other vendors' APIs over plain HTTP: requests, answers, errors, defaults, and who is meant on a shared path."""
+
+import asyncio
+import math
+import re
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from jsonschema import Draft202012Validator
+
+from rerank_service.config import DialectName, ModelConfig
+from rerank_service.errors import NonFiniteLogit, QueueFull, ReplicaUnavailable, RequestTooLarge, dotted
+from rerank_service.http.dialects import routes_of
+from rerank_service.http.dialects.call import probability
+from rerank_service.messages import Shard, ShardScores
+from tests.local_service import LocalReplica, client_of, local_api
+from tests.models import local_model
+
+QUERY = "how can I open a door?"
+TEXTS = ["Push the handle", "Ask for help", "Shout at it"]
+LONG = "long " * 200
+MODEL = "nvidia/llama-3.2-rerank"
+WINDOW_TOKENS = 64
+
+DOCUMENTS: dict[str, Any] = {"query": QUERY, "documents": TEXTS}
+TEI: dict[str, Any] = {"query": QUERY, "texts": TEXTS}
+VOYAGE = DOCUMENTS | {"top_k": None}
+INFINITY = DOCUMENTS | {"raw_scores": False}
+COHERE_V1 = DOCUMENTS | {"max_chunks_per_doc": 1}
+VLLM = DOCUMENTS | {"truncate_prompt_tokens": None}
+
+ALL_FORMS: dict[str, tuple[str, dict[str, Any]]] = {
+    "jina": ("/v1/rerank", DOCUMENTS),
+    "cohere v1": ("/v1/rerank", COHERE_V1),
+    "cohere v2": ("/v2/rerank", DOCUMENTS),
+    "tei": ("/rerank", TEI),
+    "vllm": ("/rerank", DOCUMENTS),
+    "vllm v1": ("/v1/rerank", VLLM),
+    "vllm v2": ("/v2/rerank", VLLM),
+    "vllm score": ("/score", {"text_1": QUERY, "text_2": TEXTS}),
+    "vllm v1 score": ("/v1/score", {"queries": QUERY, "documents": TEXTS}),
+    "infinity": ("/rerank", INFINITY),
+    "voyage": ("/v1/rerank", VOYAGE),
+}
+"""Every dialect with a path and the least of a body that is taken for it."""
+
+
+@pytest.fixture
+def model(checkpoints: dict[str, Path]) -> ModelConfig:
+    llama = local_model(checkpoints["llama_bidirec"], window_tokens=WINDOW_TOKENS)
+    return llama.model_copy(update={"id": MODEL, "aliases": ("rerank-v3.5",)})
+
+
+@pytest.fixture
+async def client(model: ModelConfig) -> AsyncIterator[httpx.AsyncClient]:
+    async with serving(model, limits={"max_passages": 4, "max_body_bytes": 20_000}) as c:
+        yield c
+
+
+def serving(model: ModelConfig, replica: Any = None, **settings: Any) -> AbstractAsyncContextManager[httpx.AsyncClient]:
+    return client_of(local_api([model], {model.id: replica or LocalReplica(model)}, **settings))
+
+
+async def logits_of(client: httpx.AsyncClient, texts: list[str] = TEXTS) -> list[float]:
+    body = {"query": {"text": QUERY}, "passages": [{"text": text} for text in texts]}
+    rankings = (await client.post("/v1/ranking", json=body)).json()["rankings"]
+    return [ranking["logit"] for ranking in sorted(rankings, key=lambda ranking: ranking["index"])]
+
+
+async def ask(client: httpx.AsyncClient, name: str, **changes: Any) -> httpx.Response:
+    path, body = ALL_FORMS[name]
+    return await client.post(path, json=body | changes)
+
+
+def places(answer: Any) -> list[Mapping[str, Any]]:
+    """The results, whatever the dialect calls them."""
+    if isinstance(answer, list):
+        return answer
+    found: list[Mapping[str, Any]] = answer.get("results") or answer["data"]
+    return found
+
+
+def score_of(place: Mapping[str, Any]) -> float:
+    return float(place.get("relevance_score", place.get("score", math.nan)))
+
+
+@pytest.mark.parametrize("name", ALL_FORMS)
+async def test_scores_are_probabilities_of_the_logits_best_first(client: httpx.AsyncClient, name: str) -> None:
+    logits = await logits_of(client)
+
+    response = await ask(client, name)
+
+    assert response.status_code == 200, response.text
+    ranked = places(response.json())
+    assert [score_of(place) for place in ranked] == pytest.approx(
+        [probability(logits[place["index"]]) for place in ranked], abs=1e-6
+    )
+    order = [place["index"] for place in ranked]
+    assert order == ([0, 1, 2] if "score" in name else sorted(range(3), key=lambda index: -logits[index]))
+
+
+def test_a_probability_neither_overflows_nor_leaves_its_range() -> None:
+    assert [probability(logit) for logit in (-1e4, -1.0, 0.0, 1.0, 1e4)] == pytest.approx(
+        [0.0, 1 / (1 + math.e), 0.5, math.e / (1 + math.e), 1.0]
+    )
+
+
+SHAPES: dict[str, tuple[set[str], set[str]]] = {
+    "jina": ({"id", "model", "object", "usage", "results", "meta"}, {"index", "relevance_score"}),
+    "cohere v1": ({"id", "results", "meta"}, {"index", "relevance_score"}),
+    "cohere v2": ({"id", "results", "meta"}, {"index", "relevance_score"}),
+    "vllm": ({"id", "model", "usage", "results"}, {"index", "document", "relevance_score"}),
+    "vllm score": ({"id", "object", "created", "model", "data", "usage"}, {"index", "object", "score"}),
+    "infinity": ({"object", "results", "model", "usage", "id", "created"}, {"index", "relevance_score"}),
+    "voyage": ({"object", "data", "model", "usage"}, {"index", "relevance_score"}),
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+async def test_an_answer_has_the_vendors_keys(client: httpx.AsyncClient, name: str) -> None:
+    answer = (await ask(client, name)).json()
+    keys, result_keys = SHAPES[name]
+    assert set(answer) == keys
+    assert all(set(place) == result_keys for place in places(answer))
+
+
+async def test_tei_answers_a_bare_list(client: httpx.AsyncClient) -> None:
+    answer = (await ask(client, "tei")).json()
+    assert isinstance(answer, list)
+    assert all(set(place) == {"index", "score"} for place in answer)
+
+
+async def test_usage_is_that_of_our_own_api(client: httpx.AsyncClient) -> None:
+    body = {"query": {"text": QUERY}, "passages": [{"text": text} for text in TEXTS]}
+    num_tokens = (await client.post("/v1/ranking", json=body)).json()["usage"]["total_tokens"]
+    answers = {name: (await ask(client, name)).json() for name in SHAPES}
+
+    for name in ("jina", "vllm", "vllm score", "infinity", "voyage"):
+        assert answers[name]["usage"]["total_tokens"] == num_tokens
+    for name in ("jina", "cohere v1", "cohere v2"):
+        assert answers[name]["meta"]["tokens"]["input_tokens"] == num_tokens
+        assert answers[name]["meta"]["billed_units"] == {"search_units": 1}
+    assert answers["cohere v2"]["meta"]["api_version"]["version"] == "2"
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "document"),
+    [
+        ("jina", {"return_documents": True}, {"text": "{}"}),
+        ("cohere v1", {"return_documents": True}, {"text": "{}"}),
+        ("cohere v2", {"return_documents": True}, {"text": "{}"}),
+        ("vllm", {}, {"text": "{}"}),
+        ("infinity", {"return_documents": True}, "{}"),
+        ("voyage", {"return_documents": True}, "{}"),
+        ("tei", {"return_text": True}, "{}"),
+    ],
+)
+async def test_documents_come_back_in_the_vendors_form(
+    client: httpx.AsyncClient, name: str, changes: dict[str, Any], document: Any
+) -> None:
+    for place in places((await ask(client, name, **changes)).json()):
+        text = TEXTS[place["index"]]
+        expected = {"text": text} if isinstance(document, dict) else text
+        assert place.get("document", place.get("text")) == expected
+
+
+@pytest.mark.parametrize("name", ALL_FORMS)
+async def test_only_the_best_come_back_if_so_wanted(client: httpx.AsyncClient, name: str) -> None:
+    if "score" in name:
+        return  # has no such field
+    field = "top_k" if name == "voyage" else "top_n"
+    everything = places((await ask(client, name)).json())
+
+    best = places((await ask(client, name, **{field: 2})).json())
+
+    assert [place["index"] for place in best] == [place["index"] for place in everything[:2]]
+    assert len(places((await ask(client, name, **{field: 50})).json())) == 3
+
+
+async def test_zero_means_all_to_vllm_and_is_wrong_to_the_others(client: httpx.AsyncClient) -> None:
+    assert len(places((await ask(client, "vllm", top_n=0)).json())) == 3
+    assert (await ask(client, "cohere v2", top_n=0)).status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"), [("tei", {"raw_scores": True}), ("infinity", {"raw_scores": True}),
+                          ("vllm", {"use_activation": False}), ("vllm score", {"use_activation": False})],
+)  # fmt: skip
+async def test_logits_on_demand(client: httpx.AsyncClient, name: str, changes: dict[str, Any]) -> None:
+    logits = await logits_of(client)
+    ranked = places((await ask(client, name, **changes)).json())
+    assert [score_of(place) for place in ranked] == pytest.approx(
+        [logits[place["index"]] for place in ranked], abs=1e-5
+    )
+
+
+@pytest.mark.parametrize("name", ALL_FORMS)
+async def test_a_model_is_named_or_not(client: httpx.AsyncClient, name: str) -> None:
+    scores = [score_of(place) for place in places((await ask(client, name)).json())]
+    for model in (None, MODEL, "RERANK-v3.5"):
+        named = places((await ask(client, name, model=model)).json())
+        assert [score_of(place) for place in named] == scores
+
+
+async def test_infinitys_name_for_the_default_model(client: httpx.AsyncClient) -> None:
+    response = await client.post("/rerank", json=DOCUMENTS | {"model": "default/not-specified"})
+    assert response.json()["object"] == "rerank"
+
+
+UNKNOWN = "Unknown model 'nope'; this service has: nvidia/llama-3.2-rerank, rerank-v3.5"
+UNKNOWN_MODEL: dict[str, Any] = {
+    "jina": {"detail": UNKNOWN, "message": UNKNOWN},
+    "cohere v1": {"message": UNKNOWN},
+    "cohere v2": {"message": UNKNOWN},
+    "tei": {"error": UNKNOWN, "error_type": "Validation"},
+    "vllm": {"error": {"message": UNKNOWN, "type": "NotFoundError", "param": "model", "code": 404}},
+    "vllm score": {"error": {"message": UNKNOWN, "type": "NotFoundError", "param": "model", "code": 404}},
+    "infinity": {"error": {"message": UNKNOWN, "type": "not_found_error", "param": None, "code": 404}},
+    "voyage": {"detail": UNKNOWN},
+}
+
+
+@pytest.mark.parametrize("name", UNKNOWN_MODEL)
+async def test_an_unknown_model_is_404_in_the_vendors_form(client: httpx.AsyncClient, name: str) -> None:
+    response = await ask(client, name, model="nope")
+    assert (response.status_code, response.json()) == (404, UNKNOWN_MODEL[name])
+
+
+def message_of(answer: Any) -> str:
+    """Where the dialects have it."""
+    error = answer.get("error")
+    nested = error["message"] if isinstance(error, dict) else error
+    return str(answer.get("message") or nested or answer["detail"])
+
+
+WRONG: list[tuple[str, dict[str, Any], int, str]] = [
+    ("jina", {"query": ...}, 422, "query is required"),
+    ("jina", {"documents": []}, 422, "documents is empty; send at least one text"),
+    ("jina", {"documents": ["a"] * 5}, 422, "documents has 5 entries; at most 4 are allowed, so split the request"),
+    ("cohere v2", {"query": " \n"}, 400, "query is blank; send the question to rank for"),
+    ("cohere v2", {"documents": ["a", 5]}, 400, 'documents[1] must be a string or {"text": "..."}'),
+    ("cohere v2", {"relevant_spans": {}}, 400, "relevant_spans is not a field of this API; accepted here: model, "
+     "query, documents, top_n, max_tokens_per_doc, return_documents, priority"),
+    ("cohere v1", {"max_chunks_per_doc": 0}, 400, "max_chunks_per_doc: Input should be greater than or equal to 1"),
+    ("cohere v1", {"documents": [{"title": "a"}]}, 400, "documents[0] must be a string, or an object with text in: "
+     "text"),
+    ("cohere v1", {"documents": [5]}, 400, "documents has an entry that is neither a string nor an object"),
+    ("tei", {"texts": []}, 400, "texts is empty; send at least one text"),
+    ("tei", {"query": 5}, 422, "query: Input should be a valid string"),
+    ("tei", {"texts": ["a"] * 5}, 413, "texts has 5 entries; at most 4 are allowed, so split the request"),
+    ("tei", {"truncation_direction": "Left"}, 422, "truncation_direction: only Right is supported, the end is what is "
+     "cut; leave it out"),
+    ("vllm", {"top_n": -1}, 400, "top_n: Input should be greater than or equal to 0"),
+    ("vllm", {"truncate_prompt_tokens": 5}, 400, "truncate_prompt_tokens: Input should be -1"),
+    ("vllm score", {"text_2": ...}, 400, "The body needs queries and texts to score, in one of these forms: text_1 "
+     "with text_2, queries with documents, queries with items, data_1 with data_2"),
+    ("vllm score", {"text_1": ["a", "b"]}, 400, "text_1 has 2 entries and text_2 3; send one query, or as many"),
+    ("infinity", {"documents": 5}, 422, "documents must be a list"),
+    ("voyage", {"truncate": True}, 400, "truncate is not a field of this API; accepted here: query, documents, model, "
+     "top_k, return_documents, truncation"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "changes", "status", "message"), WRONG)
+async def test_what_is_wrong_is_named(
+    client: httpx.AsyncClient, name: str, changes: dict[str, Any], status: int, message: str
+) -> None:
+    path, body = ALL_FORMS[name]
+    body = {key: value for key, value in (body | changes).items() if value is not ...}
+
+    response = await client.post(path, json=body)
+
+    assert (response.status_code, message_of(response.json())) == (status, message)
+    assert set(response.json()) >= set(UNKNOWN_MODEL[name])
+
+
+async def test_infinity_also_says_it_as_fastapi_does(client: httpx.AsyncClient) -> None:
+    answer = (await ask(client, "infinity", query=5)).json()
+    assert answer["detail"] == [
+        {"loc": ["body", "query"], "msg": "query: Input should be a valid string", "type": "string_type"}
+    ]
+
+
+@pytest.mark.parametrize("name", ALL_FORMS)
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"null", b"[" * 5000, b'{"query": "\\ud800"}', b'{"query": "\xe9"}']
+)
+async def test_what_is_no_json_object_is_refused(client: httpx.AsyncClient, name: str, content: bytes) -> None:
+    path, _ = ALL_FORMS[name]
+    response = await client.post(path, content=content, headers={"content-type": "application/json"})
+    assert response.status_code in (400, 422)
+    assert message_of(response.json())
+
+
+@pytest.mark.parametrize("name", ALL_FORMS)
+async def test_errors_do_not_repeat_the_users_text(client: httpx.AsyncClient, name: str) -> None:
+    path, body = ALL_FORMS[name]
+    spoiled = {key: {"my secret": ["my secret"]} if key != "documents" else ["my secret", 5] for key in body}
+    response = await client.post(path, json=spoiled)
+    assert response.status_code in (400, 422)
+    assert "my secret" not in response.text
+
+
+CUT_UNLESS_TOLD = ["jina", "cohere v1", "cohere v2", "tei", "infinity", "voyage"]
+REFUSED: list[tuple[str, dict[str, Any], int, str]] = [
+    ("tei", {"texts": ["short", LONG], "truncate": False}, 413, "(query with texts[1]); shorten it, or send "
+     "truncate: true"),
+    ("voyage", {"documents": ["short", LONG], "truncation": False}, 400, "or send truncation: true"),
+    ("vllm", {"documents": ["short", LONG]}, 400, "(query with documents[1]); shorten it, or send "
+     "truncate_prompt_tokens: -1"),
+    ("vllm score", {"text_1": ["a", "b"], "text_2": ["short", LONG]}, 400, "(text_1[1] with text_2[1])"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CUT_UNLESS_TOLD)
+async def test_a_long_document_is_cut_unless_told_otherwise(client: httpx.AsyncClient, name: str) -> None:
+    field = "texts" if name == "tei" else "documents"
+    assert (await ask(client, name, **{field: ["short", LONG]})).status_code == 200
+
+
+@pytest.mark.parametrize(("name", "changes", "status", "message"), REFUSED)
+async def test_a_long_document_is_refused_with_the_way_out(
+    client: httpx.AsyncClient, name: str, changes: dict[str, Any], status: int, message: str
+) -> None:
+    response = await ask(client, name, **changes)
+
+    assert response.status_code == status
+    assert f"exceeds maximum allowed token size {WINDOW_TOKENS}" in message_of(response.json())
+    assert message in message_of(response.json())
+
+
+async def test_vllm_cuts_a_long_document_on_demand(client: httpx.AsyncClient) -> None:
+    assert (await ask(client, "vllm", documents=[LONG], truncate_prompt_tokens=-1)).status_code == 200
+
+
+@pytest.mark.parametrize("name", ["jina", "cohere v1", "cohere v2", "vllm"])
+async def test_a_document_is_cut_at_its_own_limit(client: httpx.AsyncClient, name: str) -> None:
+    words = "one two three four five six seven eight nine ten"
+    path, body = ALL_FORMS[name]
+
+    cut = (await client.post(path, json=body | {"documents": [words], "max_tokens_per_doc": 4})).json()
+    whole = (await client.post(path, json=body | {"documents": [words], "max_tokens_per_doc": 400})).json()
+
+    assert score_of(places(whole)[0]) == pytest.approx(probability((await logits_of(client, [words]))[0]), abs=1e-6)
+    assert score_of(places(cut)[0]) != score_of(places(whole)[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "wish"), [("cohere v1", {"max_chunks_per_doc": 16}), ("cohere v2", {"max_tokens_per_doc": 4096})]
+)
+async def test_cohere_ranks_a_long_document_in_windows_when_asked(
+    client: httpx.AsyncClient, name: str, wish: dict[str, int]
+) -> None:
+    body = {"query": {"text": QUERY}, "passages": [{"text": LONG}], "passage_windows": {}}
+    expected = (await client.post("/v1/ranking", json=body)).json()
+    (best,) = expected["rankings"]
+
+    cut = (await ask(client, name, documents=[LONG])).json()
+    in_windows = (await ask(client, name, documents=[LONG], **wish)).json()
+
+    assert score_of(places(in_windows)[0]) == pytest.approx(probability(best["logit"]), abs=1e-9)
+    assert score_of(places(cut)[0]) == pytest.approx(probability((await logits_of(client, [LONG]))[0]), abs=1e-9)
+    assert in_windows["meta"]["tokens"]["input_tokens"] == expected["usage"]["total_tokens"]
+    assert in_windows["meta"]["tokens"]["input_tokens"] > 2 * cut["meta"]["tokens"]["input_tokens"]
+
+
+async def test_cohere_gets_no_more_windows_than_the_service_allows(model: ModelConfig) -> None:
+    api = local_api([model], {model.id: LocalReplica(model)}, limits={"max_windows_per_passage": 1})
+    async with client_of(api) as client:
+        for name, wish in (("cohere v1", {"max_chunks_per_doc": 10}), ("cohere v2", {"max_tokens_per_doc": 4096})):
+            assert (await ask(client, name, documents=[LONG], **wish)).json()["results"] == (
+                await ask(client, name, documents=[LONG])
+            ).json()["results"]
+
+
+async def test_objects_with_text_are_documents(client: httpx.AsyncClient) -> None:
+    objects = [{"text": text, "id": 7} for text in TEXTS]
+    for name in ("jina", "cohere v1", "cohere v2", "infinity", "voyage"):
+        assert places((await ask(client, name, documents=objects)).json()) == places((await ask(client, name)).json())
+
+
+async def test_cohere_ranks_by_the_fields_it_is_told(client: httpx.AsyncClient) -> None:
+    documents = [{"title": text, "body": "x", "text": "no"} for text in TEXTS]
+
+    one = places((await ask(client, "cohere v1", documents=documents, rank_fields=["title"])).json())
+    two = (
+        await ask(client, "cohere v1", documents=documents, rank_fields=["title", "body"], return_documents=True)
+    ).json()
+
+    assert one == places((await ask(client, "cohere v1")).json())
+    assert {place["document"]["text"] for place in two["results"]} == {f"title: {text}\nbody: x" for text in TEXTS}
+
+
+async def test_pairs_of_several_queries_keep_their_places(client: httpx.AsyncClient) -> None:
+    queries = ["which way?", QUERY, "which way?"]
+    alone = [
+        (await client.post("/score", json={"text_1": query, "text_2": text})).json()["data"][0]["score"]
+        for query, text in zip(queries, TEXTS, strict=True)
+    ]
+
+    answer = (await client.post("/score", json={"queries": queries, "items": TEXTS})).json()
+
+    assert [place["score"] for place in answer["data"]] == pytest.approx(alone, abs=1e-6)
+    assert [place["index"] for place in answer["data"]] == [0, 1, 2]
+    assert answer["usage"]["total_tokens"] > 0
+
+
+async def test_vllm_takes_one_document_by_itself(client: httpx.AsyncClient) -> None:
+    answer = (await client.post("/v1/rerank", json={"query": QUERY, "documents": TEXTS[0]})).json()
+    assert [place["document"] for place in answer["results"]] == [{"text": TEXTS[0]}]
+
+
+CLASHES: list[tuple[str, dict[str, Any], str]] = [
+    ("/rerank", TEI | {"raw_scores": False, "truncation_direction": "Right", "top_n": 2}, "tei"),
+    ("/rerank", DOCUMENTS, "vllm"),
+    ("/rerank", DOCUMENTS | {"return_documents": False}, "infinity"),
+    ("/v1/rerank", DOCUMENTS | {"top_n": 2, "return_documents": True}, "jina"),
+    ("/v1/rerank", DOCUMENTS | {"rank_fields": ["text"]}, "cohere"),
+    ("/v1/rerank", DOCUMENTS | {"top_k": 2}, "voyage"),
+    ("/v1/rerank", DOCUMENTS | {"truncation": True}, "voyage"),
+    ("/v1/rerank", DOCUMENTS | {"truncate_prompt_tokens": -1}, "vllm"),
+    ("/v2/rerank", DOCUMENTS | {"max_tokens_per_doc": 4096}, "cohere"),
+    ("/v2/rerank", DOCUMENTS | {"truncation_side": "right"}, "vllm"),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "dialect"), CLASHES)
+async def test_who_is_taken_for_whom(client: httpx.AsyncClient, path: str, body: dict[str, Any], dialect: str) -> None:
+    assert (await client.post(path, json=body)).status_code == 200
+    requests = [line for line in (await client.get("/metrics")).text.splitlines() if "requests_total{" in line]
+    assert [line for line in requests if 'status="200"' in line and f'dialect="{dialect}"' in line], requests
+
+
+async def test_the_order_of_dialects_decides_where_a_body_does_not(model: ModelConfig) -> None:
+    async with serving(model, dialects=["cohere", "infinity", "vllm", "jina"]) as client:
+        assert set((await client.post("/v1/rerank", json=DOCUMENTS)).json()) == {"id", "results", "meta"}
+        assert (await client.post("/rerank", json=DOCUMENTS)).json()["object"] == "rerank"
+
+
+async def test_a_dialect_can_be_switched_off(model: ModelConfig) -> None:
+    async with serving(model, dialects=["vllm"]) as client:
+        assert set((await client.post("/v2/rerank", json=DOCUMENTS)).json()) == {"id", "model", "usage", "results"}
+        assert (await client.post("/rerank", json=TEI)).status_code == 400
+    async with serving(model, dialects=[]) as client:
+        paths = (await client.get("/openapi.json")).json()["paths"]
+        assert [(await client.post(path, json=DOCUMENTS)).status_code for path in ("/rerank", "/score")] == [404, 404]
+        assert (
+            await client.post("/v1/ranking", json={"query": {"text": "q"}, "passages": [{"text": "p"}]})
+        ).status_code == 200
+    assert not [path for path in paths if path.endswith(("/rerank", "/score"))]
+
+
+@pytest.mark.parametrize("name", ["vllm", "infinity", "tei"])
+async def test_unknown_fields_are_ignored_where_the_vendors_servers_do(client: httpx.AsyncClient, name: str) -> None:
+    assert (await ask(client, name, surprise=1)).status_code == 200
+
+
+async def test_unknown_fields_can_be_ignored_everywhere(model: ModelConfig) -> None:
+    async with serving(model, limits={"unknown_fields": "ignore"}) as client:
+        assert [(await ask(client, name, surprise=1)).status_code for name in ALL_FORMS] == [200] * len(ALL_FORMS)
+
+
+@pytest.mark.parametrize("name", ALL_FORMS)
+async def test_a_key_is_asked_for_in_every_dialect(
+    model: ModelConfig, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("RERANK_SERVICE_API_KEYS", "nvapi-secret")
+    path, body = ALL_FORMS[name]
+    async with serving(model) as client:
+        missing = await client.post(path, json=body)
+        right = await client.post(path, json=body, headers={"authorization": "Bearer nvapi-secret"})
+
+    assert (missing.status_code, missing.headers["www-authenticate"], right.status_code) == (401, "Bearer", 200)
+    assert message_of(missing.json()).startswith("Missing API key")
+
+
+async def test_rate_limits_count_every_dialects_passages(model: ModelConfig) -> None:
+    async with serving(model, rate_limits={"passages_per_minute": 5}, limits={"max_passages": 5}) as client:
+        first, second = await ask(client, "cohere v2"), await ask(client, "tei")
+
+    assert first.headers["x-ratelimit-remaining-passages"] == "2"
+    assert (second.status_code, second.json()["error_type"]) == (429, "Overloaded")
+    assert int(second.headers["retry-after"]) > 0
+
+
+class Failing:
+    """A replica that fails as told."""
+
+    def __init__(self, error: BaseException) -> None:
+        self._error = error
+
+    def remote(self, _: Any) -> "asyncio.Task[None]":
+        async def score() -> None:
+            raise self._error
+
+        return asyncio.ensure_future(score())
+
+
+FAILURES: list[tuple[str, Callable[[], Exception], int, str | None]] = [
+    ("cohere v2", lambda: QueueFull(10, 9), 503, "1"),
+    ("vllm", lambda: QueueFull(10, 9), 503, "1"),
+    ("tei", lambda: QueueFull(10, 9), 429, "1"),
+    ("tei", lambda: ReplicaUnavailable("m"), 503, "1"),
+    ("tei", lambda: NonFiniteLogit(1), 424, None),
+    ("voyage", lambda: NonFiniteLogit(1), 500, None),
+    ("infinity", lambda: ZeroDivisionError("my secret"), 500, None),
+]
+
+
+@pytest.mark.parametrize(("name", "error", "status", "retry_after"), FAILURES)
+async def test_failures_have_the_vendors_status(
+    model: ModelConfig, name: str, error: Callable[[], Exception], status: int, retry_after: str | None
+) -> None:
+    async with serving(model, Failing(error())) as client:
+        response = await ask(client, name)
+        metrics = (await client.get("/metrics")).text
+
+    assert (response.status_code, response.headers.get("retry-after")) == (status, retry_after)
+    assert set(response.json()) == set(UNKNOWN_MODEL[name])
+    assert "secret" not in response.text
+    assert f'dialect="{name.split()[0]}"' in metrics
+    assert f'status="{status}"' in metrics
+
+
+async def test_a_clients_deadline_holds_in_every_dialect(client: httpx.AsyncClient) -> None:
+    path, body = ALL_FORMS["cohere v2"]
+    response = await client.post(path, json=body, headers={"x-request-timeout-seconds": "never"})
+    assert response.status_code == 400
+    assert "positive number of seconds" in response.json()["message"]
+
+
+async def test_the_published_description_holds_for_answers_and_errors(client: httpx.AsyncClient) -> None:
+    document = (await client.get("/openapi.json")).json()
+    for name, (path, body) in ALL_FORMS.items():
+        operation = document["paths"][path]["post"]
+        for changes in ({}, {"model": "nope"}, {"query": 5, "text_1": 5, "queries": 5}):
+            response = await ask(client, name, **changes)
+            schema = operation["responses"][str(response.status_code)]["content"]["application/json"]["schema"]
+            validator(document, schema).validate(response.json())
+        validator(document, operation["requestBody"]["content"]["application/json"]["schema"]).validate(body)
+
+
+def validator(document: dict[str, Any], schema: dict[str, Any]) -> Draft202012Validator:
+    return Draft202012Validator({**schema, "components": document["components"]})
+
+
+def test_every_dialect_has_its_paths() -> None:
+    spoken = {path: [dialect.name for dialect in dialects] for path, dialects in routes_of(list(DialectName)).items()}
+    assert spoken == {
+        "/v1/rerank": ["jina", "cohere", "vllm", "voyage"],
+        "/v2/rerank": ["cohere", "vllm"],
+        "/rerank": ["vllm", "infinity", "tei"],
+        "/score": ["vllm"],
+        "/v1/score": ["vllm"],
+    }
+
+
+async def test_all_questions_of_a_request_have_one_requests_share(model: ModelConfig) -> None:
+    replica, seen = LocalReplica(model), set()
+
+    class Watching:
+        def remote(self, shard: Any) -> Any:
+            seen.add((shard.query, shard.request_id))
+            return replica.remote(shard)
+
+    async with serving(model, Watching()) as client:
+        await client.post("/score", json={"text_1": ["a", "b"], "text_2": ["c", "d"]})
+
+    of_the_request = {query: request_id for query, request_id in seen if query in ("a", "b")}
+    assert set(of_the_request) == {"a", "b"}
+    assert len(set(of_the_request.values())) == 1
+
+
+LOSS_BODIES: dict[str, tuple[str, dict[str, Any]]] = ALL_FORMS | {
+    "nim": ("/v1/ranking", {"query": {"text": QUERY}, "passages": [{"text": text} for text in [*TEXTS, TEXTS[0]]]}),
+    "vllm score of several queries": ("/score", {"queries": ["a", "b", "a"], "documents": TEXTS}),
+}
+
+
+class _Cutting:
+    """Scores nothing of passages that begin with P, and cuts those that begin with A."""
+
+    def remote(self, shard: Shard) -> "asyncio.Task[ShardScores]":
+        unscored = tuple(text.startswith("P") for text in shard.passages)
+        cut = tuple(text[0] in "PA" for text in shard.passages)
+        count = len(shard.passages)
+        scores = ShardScores((1.0,) * count, (9,) * count, cut, unscored, 0.0, 0.0, 0.0)
+
+        async def score() -> ShardScores:
+            return scores
+
+        return asyncio.ensure_future(score())
+
+
+@pytest.mark.parametrize("name", LOSS_BODIES)
+async def test_every_answer_counts_the_passages_that_were_cut_or_not_scored(model: ModelConfig, name: str) -> None:
+    path, body = LOSS_BODIES[name]
+    async with serving(model, _Cutting()) as client:
+        response = await client.post(path, json=body)
+        metrics = (await client.get("/metrics")).text
+
+    num_copies = 2 if name == "nim" else 1  # a copy is scored once, and counts as often as it is sent
+    assert response.status_code == 200
+    assert response.headers["x-rerank-truncated-passages"] == str(num_copies + 1)
+    assert response.headers["x-rerank-unscored-passages"] == str(num_copies)
+    assert f'rerank_unscored_pairs_total{{model="{MODEL}"}} {num_copies}.0' in metrics
+    assert f'rerank_truncated_pairs_total{{model="{MODEL}"}} {num_copies + 1}.0' in metrics
+
+
+@pytest.mark.parametrize("name", LOSS_BODIES)
+async def test_the_counts_are_zero_where_everything_fits(client: httpx.AsyncClient, name: str) -> None:
+    path, body = LOSS_BODIES[name]
+    headers = (await client.post(path, json=body)).headers
+    assert [headers[f"x-rerank-{what}-passages"] for what in ("truncated", "unscored")] == ["0", "0"]
+
+
+async def test_the_counts_are_described_for_every_route_that_ranks(client: httpx.AsyncClient) -> None:
+    paths = (await client.get("/openapi.json")).json()["paths"]
+    ranking = [operation["post"] for operation in paths.values() if "post" in operation]
+    assert len(ranking) == 3 + len({path for path, _ in ALL_FORMS.values()})
+    for operation in ranking:
+        headers = operation["responses"]["200"]["headers"]
+        assert set(headers) == {"x-rerank-truncated-passages", "x-rerank-unscored-passages"}
+        assert all(header["schema"] == {"type": "integer", "minimum": 0} for header in headers.values())
+
+
+class _TooLarge:
+    """Refuses every request for its size."""
+
+    def remote(self, shard: Shard) -> "asyncio.Task[ShardScores]":
+        async def refuse() -> ShardScores:
+            raise RequestTooLarge(shard.request_tokens, 10)
+
+        return asyncio.ensure_future(refuse())
+
+
+LONG_AT_ONE = ["short", LONG]
+NAMED: list[tuple[str, dict[str, Any], str]] = [
+    ("/v1/ranking", {"query": {"text": "q"}, "passages": [{"text": "a"}, {"text": LONG}], "truncate": "NONE"},
+     "query.text with passages[1].text"),
+    ("/rerank", {"query": "q", "texts": LONG_AT_ONE, "truncate": False}, "query with texts[1]"),
+    ("/v1/rerank", {"query": "q", "documents": LONG_AT_ONE, "truncation": False}, "query with documents[1]"),
+    ("/rerank", {"query": "q", "documents": LONG_AT_ONE}, "query with documents[1]"),
+    ("/rerank", {"query": "q", "documents": LONG}, "query with documents"),
+    ("/score", {"text_1": "q", "text_2": LONG_AT_ONE}, "text_1 with text_2[1]"),
+    ("/score", {"text_1": "q", "text_2": LONG}, "text_1 with text_2"),
+    ("/score", {"text_1": ["q"], "text_2": LONG_AT_ONE}, "text_1[0] with text_2[1]"),
+    ("/v1/score", {"queries": ["a", "b", "a"], "documents": ["x", "y", LONG]}, "queries[2] with documents[2]"),
+    ("/v1/score", {"queries": ["a"], "items": [{"text": "x"}, {"text": LONG}]}, "queries[0] with items[1]"),
+    ("/v1/score", {"data_1": "q", "data_2": LONG_AT_ONE}, "data_1 with data_2[1]"),
+    ("/score", {"text_1": "q", "text_2": ["a", 5]}, "text_2[1]"),
+    ("/score", {"text_1": "q", "text_2": 5}, "text_2"),
+    ("/score", {"text_1": " ", "text_2": "a"}, "text_1"),
+    ("/score", {"text_1": ["a", " "], "text_2": ["a", "b"]}, "text_1[1]"),
+    ("/score", {"text_1": 5, "text_2": "a"}, "text_1"),
+    ("/rerank", {"query": "q", "documents": 5, "truncate_prompt_tokens": None}, "documents"),
+    ("/v1/rerank", {"query": "q", "documents": ["a", 5]}, "documents[1]"),
+    ("/v1/rerank", {"query": {"text": " "}, "documents": ["a"]}, "query"),
+    ("/v2/rerank", {"query": "q", "documents": ["a"] * 5}, "documents"),
+    ("/v1/ranking", {"query": {"text": "q"}, "passages": [{"text": "a"}] * 5}, "passages"),
+    ("/v1/ranking", {"query": {"text": "q"}, "passages": [{"text": 5}]}, "passages[0].text"),
+]  # fmt: skip
+FIELDS_OF_TEXTS = r"quer(?:y|ies)|passages|documents|texts|items|text_[12]|data_[12]"
+
+
+def assert_places_exist(body: dict[str, Any], message: str) -> None:
+    """Every field of texts that the message names is in the body, as far as its path goes."""
+    named = re.findall(rf"\b(?:{FIELDS_OF_TEXTS})(?![\w/])(?:\[\d+\]|\.text\b)*", message)
+    for place in named:
+        value: Any = body
+        for part in re.findall(r"\w+", place):
+            value = value[int(part)] if isinstance(value, list) else value[part]
+
+
+def places_named(answer: Any) -> list[str]:
+    """The places that an error names for programs, in the dialects that do."""
+    error, detail = answer.get("error"), answer.get("detail")
+    params = [error["param"]] if isinstance(error, dict) and error["param"] else []
+    return params + [dotted(tuple(one["loc"][1:])) for one in (detail if isinstance(detail, list) else [])]
+
+
+@pytest.mark.parametrize(("path", "body", "place"), NAMED)
+async def test_an_error_names_the_callers_own_fields(
+    client: httpx.AsyncClient, path: str, body: dict[str, Any], place: str
+) -> None:
+    answer = (await client.post(path, json=body)).json()
+
+    message = message_of(answer)
+    assert re.search(rf"(?<![\w.]){re.escape(place)}(?![\w.\[])", message), message
+    assert_places_exist(body, message)
+    assert set(places_named(answer)) <= {place.split(" with ")[-1]}
+
+
+@pytest.mark.parametrize("name", LOSS_BODIES)
+async def test_a_request_too_large_names_the_callers_own_field(model: ModelConfig, name: str) -> None:
+    path, body = LOSS_BODIES[name]
+    async with serving(model, _TooLarge()) as client:
+        answer = (await client.post(path, json=body)).json()
+
+    assert_places_exist(body, message_of(answer))
+    assert set(places_named(answer)) <= set(body)
+
+
+async def test_vllm_calls_no_header_a_parameter(client: httpx.AsyncClient) -> None:
+    answer = (await client.post("/score", json={}, headers={"x-request-timeout-seconds": "soon"})).json()
+    assert "x-request-timeout-seconds" in answer["error"]["message"]
+    assert answer["error"]["param"] is None
+
+
+async def test_replicas_learn_who_asks_and_never_the_key(model: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RERANK_SERVICE_API_KEYS", "first-key,second-key")
+    replica, callers = LocalReplica(model), list[str]()
+
+    class Watching:
+        def remote(self, shard: Any) -> Any:
+            callers.append(shard.caller)
+            return replica.remote(shard)
+
+    async with serving(model, Watching()) as client:
+        for key in ("first-key", "second-key", "first-key"):
+            body = {"query": {"text": QUERY}, "passages": [{"text": "a"}]}
+            await client.post("/v1/ranking", json=body, headers={"authorization": f"Bearer {key}"})
+
+    first, second, again = (caller for caller in callers if caller)  # the probe of readiness has none
+    assert first == again != second
+    assert not any("key" in caller for caller in callers)

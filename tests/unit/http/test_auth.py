@@ -1,0 +1,92 @@
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+
+from rerank_service.config import AuthConfig
+from rerank_service.errors import ConfigError, InvalidApiKey
+from rerank_service.http.auth import ApiKeys
+
+
+def digest(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+@pytest.fixture(autouse=True)
+def _no_keys_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RERANK_SERVICE_API_KEYS", raising=False)
+
+
+@pytest.mark.parametrize("header", [None, "", "Bearer NO_API_KEY_PROVIDED", "Bearer **********", "junk"])
+def test_without_keys_everything_is_accepted(header: str | None) -> None:
+    keys = ApiKeys(AuthConfig())
+    assert not keys.are_required
+    keys.check(header)
+
+
+def test_keys_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RERANK_SERVICE_API_KEYS", "nvapi-one, nvapi-two,,")
+    keys = ApiKeys(AuthConfig())
+
+    keys.check("Bearer nvapi-one")
+    keys.check("bearer  nvapi-two")
+    for header in (None, "", "Bearer", "Bearer ", "Basic nvapi-one", "nvapi-one"):
+        with pytest.raises(InvalidApiKey) as caught:
+            keys.check(header)
+        assert caught.value.is_missing
+    for header in ("Bearer nvapi-on", "Bearer nvapi-one,nvapi-two", "Bearer nvapi-one2", "Bearer \udcff"):
+        with pytest.raises(InvalidApiKey) as caught:
+            keys.check(header)
+        assert not caught.value.is_missing
+
+
+def test_a_file_of_hashes_is_read_again_when_it_changes(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    path.write_text(f"# staff\n{digest('old')}  # until Friday\n\n")
+    keys = ApiKeys(AuthConfig(key_hashes_file=path))
+    keys.check("Bearer old")
+
+    path.write_text(f"{digest('new').upper()}\n")
+    os.utime(path, ns=(1, 1))  # a change within the clock's grain
+
+    keys.check("Bearer new")
+    with pytest.raises(InvalidApiKey):
+        keys.check("Bearer old")
+
+
+def test_a_file_that_goes_wrong_later_keeps_the_last_keys(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    path.write_text(digest("key"))
+    keys = ApiKeys(AuthConfig(key_hashes_file=path))
+
+    path.write_text("half a ha")
+    keys.check("Bearer key")
+    path.unlink()
+    keys.check("Bearer key")
+    with pytest.raises(InvalidApiKey):
+        keys.check("Bearer other")
+
+
+def test_an_empty_file_lets_nobody_in(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    path.write_text("# none yet\n")
+    keys = ApiKeys(AuthConfig(key_hashes_file=path))
+
+    assert keys.are_required
+    with pytest.raises(InvalidApiKey):
+        keys.check("Bearer anything")
+
+
+@pytest.mark.parametrize("content", ["plain-text-key", "0" * 63, digest("a") + "0"])
+def test_a_file_of_something_else_fails_at_start(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "keys"
+    path.write_text(f"{digest('ok')}\n{content}\n")
+    with pytest.raises(ConfigError, match="line 2: not a SHA-256") as caught:
+        ApiKeys(AuthConfig(key_hashes_file=path))
+    assert content not in str(caught.value)
+
+
+def test_a_missing_file_fails_at_start(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        ApiKeys(AuthConfig(key_hashes_file=tmp_path / "nowhere"))

@@ -1,0 +1,150 @@
+"""The scheduler and the simulated replica refuse the same work, for the same reasons."""
+
+import asyncio
+import math
+import random
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rerank_service.engine.protocol import EncodedPair
+from rerank_service.errors import QueueFull, WaitTooLong
+from rerank_service.replica.scheduler import FairQueue, Scheduler
+from rerank_service.replica.scheduler.activity import Activity
+from rerank_service.replica.scheduler.admission import Admission
+from rerank_service.replica.scheduler.deadlines import Demand
+from rerank_service.replica.scheduler.pace import DrainRate
+from rerank_service.tools.planning import replica as planning_replica
+from rerank_service.tools.planning.events import Clock
+from rerank_service.tools.planning.replica import Job, SimulatedReplica
+from rerank_service.tools.planning.speed import ReplicaSpeed
+
+SPEED, BATCH_TOKENS, MAX_QUEUED_TOKENS = 1000.0, 100, 10_000
+
+
+def admission(queued: Sequence[int], deadline_s: float = 60.0) -> Admission:
+    queue: FairQueue[int] = FairQueue()
+    for number, num_tokens in enumerate(queued):
+        queue.add(str(number), number, [num_tokens], deadline_s=deadline_s)
+    drain = DrainRate()
+    drain.add(1000, 0.0, 1000 / SPEED)
+    return Admission(queue, drain, MAX_QUEUED_TOKENS)
+
+
+def test_where_nothing_waits_anything_is_taken() -> None:
+    assert admission([]).refusal(Demand(0.1, 10**9), 500, 100, 0.0) is None
+
+
+def test_a_full_queue_says_how_full_it_is_and_when_there_will_be_room() -> None:
+    refusal = admission([9000]).refusal(Demand(60.0, 4000), 0, 100, 0.0)
+
+    assert isinstance(refusal, QueueFull)
+    assert (refusal.queued_tokens, refusal.max_queued_tokens, refusal.retry_after_s) == (9000, MAX_QUEUED_TOKENS, 3)
+
+
+def test_a_wait_that_is_too_long_is_told() -> None:
+    refusal = admission([9000], deadline_s=10.0).refusal(Demand(10.0, 500), 500, 100, 0.0)
+
+    assert isinstance(refusal, WaitTooLong)
+    assert (refusal.expected_s, refusal.retry_after_s) == (pytest.approx(10.1), 5)
+
+
+class VirtualDevice:
+    """Scores at `SPEED` on a clock that only it moves, once the test lets it."""
+
+    max_in_flight = 1
+    memory_tokens: int | None = None
+    is_ready = True
+
+    def __init__(self, clock: list[float]) -> None:
+        self._clock = clock
+        self._batch: Sequence[EncodedPair] = ()
+        self.has_started = threading.Event()
+        self.may_go_on = threading.Event()
+
+    def launch(self, batch: Sequence[EncodedPair]) -> "VirtualDevice":
+        self._batch = batch
+        self.has_started.set()
+        assert self.may_go_on.wait(60)
+        return self
+
+    def wait(self) -> list[float]:
+        self._clock[0] += sum(pair.num_tokens for pair in self._batch) / SPEED
+        return [0.0] * len(self._batch)
+
+
+async def scheduled(bursts: Sequence[Sequence[tuple[int, float]]], now: list[float]) -> list[list[str]]:
+    device = VirtualDevice(now)
+    scheduler: Scheduler[Any] = Scheduler(device, BATCH_TOKENS, MAX_QUEUED_TOKENS, BATCH_TOKENS // 4)
+    outcomes: list[list[str]] = []
+    for burst in bursts:
+        device.has_started.clear()
+        device.may_go_on.clear()
+        calls: list[asyncio.Future[Any]] = []
+        for number, (num_pairs, timeout_s) in enumerate(burst):
+            request_id = f"{len(outcomes)} {number}"
+            calls.append(asyncio.ensure_future(scheduler.submit(request_id, [_pair()] * num_pairs, timeout_s)))
+            if number == 0:
+                assert await asyncio.to_thread(device.has_started.wait, 60)
+        await asyncio.sleep(0)
+        device.may_go_on.set()
+        ends = await asyncio.gather(*calls, return_exceptions=True)
+        outcomes.append([type(end).__name__ if isinstance(end, Exception) else "taken" for end in ends])
+    await scheduler.close()
+    return outcomes
+
+
+def _pair() -> EncodedPair:
+    return EncodedPair(np.zeros(10, np.int32), 10, False)
+
+
+def simulated(bursts: Sequence[Sequence[tuple[int, float]]], now_s: float) -> list[list[str]]:
+    clock = Clock()
+    clock.now_s = now_s
+    speed = ReplicaSpeed(SPEED, max_in_flight=1, max_batch_tokens=BATCH_TOKENS)
+    replica = SimulatedReplica(clock, speed, lambda _: None)
+    outcomes = []
+    for burst in bursts:
+        taken = [
+            replica.submit(Job(f"{len(outcomes)} {number}", None, [10] * num_pairs), clock.now_s + timeout_s)
+            for number, (num_pairs, timeout_s) in enumerate(burst)
+        ]
+        outcomes.append(["taken" if one else "refused" for one in taken])
+        clock.run()
+    return outcomes
+
+
+@pytest.mark.parametrize("seed", range(5))
+async def test_the_scheduler_and_the_simulator_refuse_the_same(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bursts of calls at one moment, each burst once the device has finished the one before."""
+    now = [1000.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(planning_replica, "_MAX_QUEUED_TOKENS", MAX_QUEUED_TOKENS)
+    rng = random.Random(seed)
+    bursts = [
+        [(rng.choice([1, 5, 40, 200, 700]), rng.choice([0.5, 2.0, 8.0, 20.0])) for _ in range(rng.randint(1, 40))]
+        for _ in range(12)
+    ]
+
+    real = await scheduled(bursts, now)
+
+    assert [["taken" if end == "taken" else "refused" for end in burst] for burst in real] == simulated(bursts, 1000.0)
+    ends = {end for burst in real for end in burst}
+    assert ends == {"taken", "QueueFull", "WaitTooLong"}
+
+
+def test_activity_fades_and_remembers_a_bounded_number_of_callers() -> None:
+    activity = Activity()
+    activity.add("a", 8_000, 0.0)
+    assert activity.tokens_per_s(0.0) == {"a": pytest.approx(1_000.0)}
+    assert activity.tokens_per_s(8.0) == {"a": pytest.approx(1_000.0 / math.e)}
+    assert activity.tokens_per_s(1_000.0) == {}
+
+    for number in range(3_000):
+        activity.add(str(number), 100 + number, 1_000.0)
+    assert len(activity.tokens_per_s(1_000.0)) <= 1_000
+    assert "2999" in activity.tokens_per_s(1_000.0)

@@ -1,0 +1,263 @@
+"""When a replica calls itself unhealthy: its device is lost, a known pair fails, or a pass does not return."""
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+
+import numpy as np
+import pytest
+import torch
+
+from rerank_service.engine.device import launch
+from rerank_service.engine.device.device_errors import is_final
+from rerank_service.engine.device.launch import TorchEngine
+from rerank_service.engine.protocol import EncodedPair
+from rerank_service.errors import DeviceFailed, EngineFailed, NonFiniteLogit
+from rerank_service.replica.scheduler import Scheduler
+
+KNOWN, POISON, LOST = 7, -1, -2
+ILLEGAL = "CUDA error: an illegal memory access was encountered"
+
+
+def pair(value: int) -> EncodedPair:
+    return EncodedPair(np.full(10, value, np.int32), 10, False)
+
+
+class Device(TorchEngine[EncodedPair]):
+    """A pair's logit is its first token. What goes wrong is the test's choice."""
+
+    def __init__(self) -> None:
+        super().__init__(torch.device("cpu"))
+        self.broken: Exception | None = None
+        self.logit: float | None = None
+        self.on_pass: Callable[[], None] = lambda: None
+        self.batches: list[list[int]] = []
+        self.may_go_on = threading.Event()
+        self.may_go_on.set()
+        self.has_started = threading.Event()
+
+    def forward(self, pairs: Sequence[EncodedPair]) -> torch.Tensor:
+        values = [int(one.token_ids[0]) for one in pairs]
+        self.batches.append(values)
+        self.has_started.set()
+        assert self.may_go_on.wait(60)
+        self.on_pass()
+        if LOST in values:
+            self.broken = RuntimeError(ILLEGAL)
+        if self.broken is not None:
+            raise self.broken
+        if POISON in values:
+            raise RuntimeError("an index is out of bounds")
+        return torch.tensor([float(value) if self.logit is None else self.logit for value in values])
+
+
+@pytest.fixture
+def device() -> Device:
+    return Device()
+
+
+@pytest.fixture
+async def scheduler(device: Device) -> AsyncIterator[Scheduler[EncodedPair]]:
+    scheduler = Scheduler(device, max_batch_tokens=100, max_queued_tokens=10_000, known_pair=pair(KNOWN))
+    yield scheduler
+    device.may_go_on.set()
+    await scheduler.close()
+
+
+async def until_unhealthy(scheduler: Scheduler[EncodedPair]) -> EngineFailed:
+    """Looks as Serve does; ends by the test's own timeout if it stays healthy."""
+    while True:
+        try:
+            scheduler.check()
+        except EngineFailed as error:
+            return error
+        await asyncio.sleep(0.001)
+
+
+async def fail(scheduler: Scheduler[EncodedPair], request_id: str, value: int = 1) -> type[Exception]:
+    with pytest.raises((EngineFailed, NonFiniteLogit)) as caught:
+        await scheduler.submit(request_id, [pair(value)])
+    return caught.type
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        ILLEGAL,
+        "CUDA error: device-side assert triggered",
+        "CUDA error: unspecified launch failure",
+        "CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx`",
+        "CUDA error: uncorrectable ECC error encountered",
+        "CUDA error: uncorrectable NVLink error detected during the execution",
+    ],
+)
+def test_errors_after_which_a_device_is_lost(message: str) -> None:
+    assert is_final(RuntimeError(message))
+    if hasattr(torch, "AcceleratorError"):
+        assert is_final(torch.AcceleratorError(message))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("CUDA error: invalid configuration argument"),
+        RuntimeError("The size of tensor a (3) must match the size of tensor b (4)"),
+        ValueError(ILLEGAL),
+    ],
+)
+def test_errors_that_a_device_survives(error: Exception) -> None:
+    assert not is_final(error)
+
+
+async def test_a_lost_device_is_told_at_once_and_gets_no_more_work(
+    scheduler: Scheduler[EncodedPair], device: Device
+) -> None:
+    await scheduler.submit("first", [pair(1)])
+    device.may_go_on.clear()
+    device.has_started.clear()
+    lost = asyncio.ensure_future(scheduler.submit("lost", [pair(LOST)]))
+    await asyncio.to_thread(device.has_started.wait, 60)
+    waiting = [asyncio.ensure_future(scheduler.submit(f"waiting {number}", [pair(1)])) for number in range(5)]
+    await asyncio.sleep(0)
+    device.may_go_on.set()
+
+    for call in (lost, *waiting):
+        with pytest.raises(DeviceFailed, match="illegal memory access"):
+            await call
+    num_batches = len(device.batches)
+    with pytest.raises(DeviceFailed):
+        scheduler.check()
+    assert await fail(scheduler, "later") is DeviceFailed
+    assert len(device.batches) == num_batches
+
+
+async def test_an_error_that_shows_while_asking_for_the_result_does_not_end_the_loop(
+    scheduler: Scheduler[EncodedPair], device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`Event.query` raises what the device has met since the launch."""
+
+    class Event:
+        def query(self) -> bool:
+            raise RuntimeError(ILLEGAL)
+
+        def synchronize(self) -> None:
+            raise RuntimeError(ILLEGAL)
+
+    class Pending(launch.DeviceLogits):
+        def __init__(self, logits: torch.Tensor) -> None:
+            super().__init__(logits)
+            self._event = Event()  # type: ignore[assignment]
+
+    await scheduler.submit("first", [pair(1)])
+    monkeypatch.setattr(launch, "DeviceLogits", Pending)
+
+    assert await fail(scheduler, "r") is DeviceFailed
+
+
+async def test_poison_never_makes_a_replica_unhealthy(scheduler: Scheduler[EncodedPair], device: Device) -> None:
+    for number in range(10):
+        assert await fail(scheduler, f"poison {number}", POISON) is EngineFailed
+        scheduler.check()
+        await asyncio.sleep(0.01)
+        scheduler.check()
+
+    assert [KNOWN] in device.batches[1:]  # it was suspected, and tried
+    assert (await scheduler.submit("good", [pair(3)])).logits == (3.0,)
+
+
+async def test_one_poisonous_request_that_comes_again_is_not_even_suspicious(
+    scheduler: Scheduler[EncodedPair], device: Device
+) -> None:
+    for _ in range(10):
+        await fail(scheduler, "poison", POISON)
+    assert device.batches.count([KNOWN]) == 1
+
+
+@pytest.mark.parametrize("logit", [None, float("nan"), 8.0])
+async def test_an_engine_that_fails_a_known_pair_is_unhealthy_until_it_works_again(
+    scheduler: Scheduler[EncodedPair], device: Device, logit: float | None
+) -> None:
+    """It raises, gives NaN, or something else than before."""
+    await scheduler.submit("first", [pair(1)])
+    device.broken = RuntimeError("something odd") if logit is None else None
+    for number in range(3):
+        if logit == 8.0:
+            await fail(scheduler, f"r{number}", POISON)
+            device.logit = logit
+        else:
+            device.logit = logit
+            await fail(scheduler, f"r{number}")
+
+    assert "a known pair fails" in str(await until_unhealthy(scheduler))
+    assert await fail(scheduler, "another") is EngineFailed
+
+    device.broken, device.logit = None, None
+    while True:
+        try:
+            scheduler.check()
+            break
+        except EngineFailed:
+            await asyncio.sleep(0.001)
+    assert (await scheduler.submit("good", [pair(3)])).logits == (3.0,)
+
+
+async def test_a_pass_that_does_not_return(
+    scheduler: Scheduler[EncodedPair], device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After 30 s, since the pass should take a few milliseconds; and well again if it does return."""
+    now = [1000.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    for number in range(3):
+        await scheduler.submit(f"r{number}", [pair(1)])
+        now[0] += 0.01
+    device.may_go_on.clear()
+    device.has_started.clear()
+    hanging = asyncio.ensure_future(scheduler.submit("hanging", [pair(1)]))
+    await asyncio.to_thread(device.has_started.wait, 60)
+
+    for _ in range(30):
+        scheduler.check()
+        now[0] += 1.0
+    scheduler.check()
+    now[0] += 1.0
+    with pytest.raises(EngineFailed, match="does not return"):
+        scheduler.check()
+    assert await fail(scheduler, "another") is EngineFailed
+
+    device.may_go_on.set()
+    assert (await hanging).logits == (1.0,)
+    scheduler.check()
+
+
+@pytest.mark.parametrize(("batch_s", "limit_s"), [(None, 300), (10.0, 200)])
+async def test_slowness_is_not_taken_for_hanging(
+    scheduler: Scheduler[EncodedPair],
+    device: Device,
+    monkeypatch: pytest.MonkeyPatch,
+    batch_s: float | None,
+    limit_s: int,
+) -> None:
+    """While the speed is not known a pass may compile for minutes; then it may take twenty times its expected time."""
+    now = [1000.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    if batch_s is not None:
+        device.on_pass = lambda: now.__setitem__(0, now[0] + batch_s)
+        await scheduler.submit("slow", [pair(1)] * 10)
+        device.on_pass = lambda: None
+    device.may_go_on.clear()
+    device.has_started.clear()
+    call = asyncio.ensure_future(scheduler.submit("hanging", [pair(1)] * 10))
+    await asyncio.to_thread(device.has_started.wait, 60)
+
+    for _ in range(limit_s):
+        scheduler.check()
+        now[0] += 1.0
+    now[0] += 1.0
+    with pytest.raises(EngineFailed, match="does not return"):
+        scheduler.check()
+    device.may_go_on.set()
+    await call

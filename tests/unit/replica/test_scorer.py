@@ -1,0 +1,93 @@
+"""A replica's scorer over a real engine, without Ray."""
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from rerank_service.engine import load_engine
+from rerank_service.errors import EngineFailed, PairTooLong, RequestTimedOut, RequestTooLarge
+from rerank_service.messages import Fitting, Shard, Truncate
+from rerank_service.replica.scorer import ModelScorer
+from tests.models import local_model
+
+SMALL = Shard("r", "bert", "a query", ("one passage", "another"), (4, 7), Fitting(), 10, 10)
+LONG = "word " * 500
+
+
+@pytest.fixture
+async def scorer(checkpoints: dict[str, Path]) -> AsyncIterator[ModelScorer]:
+    model = local_model(checkpoints["bert"], window_tokens=64)
+    with ThreadPoolExecutor(1) as launch_thread, ThreadPoolExecutor(1) as tokenisers:
+        scorer = ModelScorer(model, launch_thread.submit(load_engine, model).result(), launch_thread, tokenisers)
+        yield scorer
+        await scorer.close()
+
+
+async def test_an_error_stays_with_its_shard_in_a_job_of_several(scorer: ModelScorer) -> None:
+    too_long = replace(SMALL, passages=("fits", LONG), fitting=Fitting(Truncate.NONE))
+
+    first, second, third = scorer.start_tokenising([SMALL, too_long, SMALL])
+
+    assert (await first).passages.num_tokens == (await third).passages.num_tokens
+    with pytest.raises(PairTooLong) as caught:
+        await second
+    assert caught.value.index == 7  # the passage's index in the request, not in the shard
+
+
+async def test_calls_at_once_get_what_they_get_alone(scorer: ModelScorer) -> None:
+    shards = [replace(SMALL, request_id=str(number), query=f"query {number}") for number in range(5)]
+    alone = [(await scorer.score(shard)).logits for shard in shards]
+
+    together = await asyncio.gather(*(scorer.score(shard) for shard in shards))
+
+    assert [scores.logits for scores in together] == alone
+    assert len(set(alone)) == 5
+
+
+async def test_refusals(scorer: ModelScorer) -> None:
+    scorer.reconfigure({"max_queued_tokens": 100})
+    with pytest.raises(RequestTooLarge):
+        await scorer.score(replace(SMALL, request_tokens=101))
+    with pytest.raises(RequestTimedOut):
+        await scorer.score(replace(SMALL, timeout_s=0.0))
+
+
+async def test_tokenising_that_never_returns_is_unhealthy_once_no_thread_is_left(
+    scorer: ModelScorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, may_go_on, has_started = [1000.0], threading.Event(), threading.Event()
+
+    class Endless:
+        """A text on which a tokenizer does not come back."""
+
+        def __iter__(self) -> Iterator[str]:
+            has_started.set()
+            assert may_go_on.wait(60)
+            return iter(("a",))
+
+        def __len__(self) -> int:
+            return 1
+
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    shard = replace(SMALL, passages=Endless())  # type: ignore[arg-type]
+    (job,) = scorer.start_tokenising([replace(SMALL, passages=())])
+    await job
+    stuck = asyncio.get_running_loop().run_in_executor(None, scorer._tokenise, [shard])
+    await asyncio.to_thread(has_started.wait, 60)
+
+    for _ in range(60):
+        scorer.check(1)
+        now[0] += 1.0
+    now[0] += 1.0
+    scorer.check(2)  # another thread is left
+    with pytest.raises(EngineFailed, match="no tokenising thread"):
+        scorer.check(1)
+    may_go_on.set()
+    await stuck
+    scorer.check(1)

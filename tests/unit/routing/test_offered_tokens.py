@@ -1,0 +1,159 @@
+"""What counts as load for the autoscaler: every request once, whether it was taken or refused for want of capacity."""
+
+import asyncio
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from benchmarks.stack.simulated import SimulatedEngine
+from rerank_service.config import ModelConfig, RerankConfig
+from rerank_service.errors import QueueFull, RequestTimedOut, WaitTooLong
+from rerank_service.messages import Fitting, Shard, ShardScores
+from rerank_service.replica.scorer import ModelScorer
+from rerank_service.routing.model_router import ModelRouter
+from rerank_service.routing.ranker import Ranker, RefusedRequests
+
+MODEL = ModelConfig.model_validate({"id": "m", "checkpoint": {"source": "/m"}, "batching": {"max_batch_tokens": 500}})
+TEXT = "x" * 368
+NUM_TOKENS = 100
+"""Of a pair with this text, by the simulated engine's count."""
+
+
+def shard(num_pairs: int, timeout_s: float | None = None, is_counted: bool = False) -> Shard:
+    tokens = num_pairs * NUM_TOKENS
+    passages = (TEXT,) * num_pairs
+    return Shard("r", "m", "", passages, tuple(range(num_pairs)), Fitting(), tokens, tokens, timeout_s, is_counted)
+
+
+@pytest.fixture
+def threads() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(1) as threads:
+        yield threads
+
+
+@pytest.fixture
+async def scorer(threads: ThreadPoolExecutor) -> ModelScorer:
+    """Of 1,000 tokens a second at most, which it has already shown."""
+    scorer = ModelScorer(MODEL, SimulatedEngine(1_000.0), threads, threads)
+    await scorer.score(shard(1, is_counted=True))
+    assert scorer.offered_tokens == 0
+    return scorer
+
+
+async def busy(scorer: ModelScorer) -> "asyncio.Task[ShardScores]":
+    """Fifty seconds of work, not counted and never finished, with a deadline before that of the shards below."""
+    work = asyncio.ensure_future(scorer.score(shard(500, timeout_s=10.0, is_counted=True)))
+    while not scorer.scheduler.queued_tokens:
+        await asyncio.sleep(0)
+    return work
+
+
+async def test_what_is_taken_counts(scorer: ModelScorer) -> None:
+    await scorer.score(shard(3))
+    assert scorer.offered_tokens == 3 * NUM_TOKENS
+
+
+async def test_what_is_refused_for_want_of_capacity_counts_too(scorer: ModelScorer) -> None:
+    work = await busy(scorer)
+    with pytest.raises(WaitTooLong):
+        await scorer.score(shard(1, timeout_s=20.0))
+    scorer.scheduler.max_queued_tokens = 100
+    with pytest.raises(QueueFull):
+        await scorer.score(shard(1))
+    assert scorer.offered_tokens == 2 * NUM_TOKENS
+    work.cancel()
+
+
+async def test_a_deadline_that_an_idle_replica_could_not_meet_does_not_count(scorer: ModelScorer) -> None:
+    work = await busy(scorer)
+    with pytest.raises(WaitTooLong):
+        await scorer.score(shard(200, timeout_s=20.0))  # 20 s of work at least, of which 16 may be promised
+    assert scorer.offered_tokens == 0
+    work.cancel()
+
+
+async def test_a_shard_dropped_before_it_was_tokenised_counts_by_estimate(
+    scorer: ModelScorer, threads: ThreadPoolExecutor
+) -> None:
+    """As when another replica has refused a sibling, and the ingress has cancelled the rest of the request."""
+    is_held = asyncio.Event()
+    held = asyncio.get_running_loop().run_in_executor(threads, asyncio.run, _wait(is_held))
+    call = asyncio.ensure_future(scorer.score(shard(2)))
+    await asyncio.sleep(0.05)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    assert scorer.offered_tokens == 2 * NUM_TOKENS
+    is_held.set()
+    await held
+
+
+async def _wait(event: asyncio.Event) -> None:
+    while not event.is_set():
+        await asyncio.sleep(0.01)
+
+
+async def test_an_estimate_is_not_larger_than_the_models_window(
+    scorer: ModelScorer, threads: ThreadPoolExecutor
+) -> None:
+    is_held = asyncio.Event()
+    held = asyncio.get_running_loop().run_in_executor(threads, asyncio.run, _wait(is_held))
+    long = replace(shard(2), num_tokens=1_000_000)
+    with pytest.raises(RequestTimedOut):
+        await scorer.score(replace(long, timeout_s=0.05))
+    assert scorer.offered_tokens == 2 * SimulatedEngine.window_tokens
+    is_held.set()
+    await held
+
+
+async def test_what_was_counted_elsewhere_does_not_count_again(scorer: ModelScorer) -> None:
+    work = await busy(scorer)
+    with pytest.raises(WaitTooLong):
+        await scorer.score(shard(1, timeout_s=20.0, is_counted=True))
+    assert scorer.offered_tokens == 0
+    work.cancel()
+
+
+class Refusing:
+    """A deployment that refuses its first call and answers the others; keeps what it was asked."""
+
+    def __init__(self) -> None:
+        self.shards: list[Shard] = []
+
+    def remote(self, shard: Shard) -> Any:
+        self.shards.append(shard)
+        answer = ShardScores((1.0,) * len(shard.passages), (9,), (False,), (False,), 0.0, 0.0, 0.0)
+        future: asyncio.Future[ShardScores] = asyncio.get_running_loop().create_future()
+        if len(self.shards) == 1:
+            future.set_exception(WaitTooLong(9.0, 5.0, 1.0, False, 5))
+        else:
+            future.set_result(answer)
+        future.cancel = lambda *_: False  # type: ignore[method-assign]
+        return future
+
+
+@pytest.mark.parametrize(
+    ("client_id", "passage", "is_counted"), [("a", "p", True), ("b", "p", False), ("a", "q", False), (None, "p", False)]
+)
+async def test_a_refused_requests_retry_counts_once(client_id: str | None, passage: str, is_counted: bool) -> None:
+    config = RerankConfig(models=(MODEL,))
+    replica = Refusing()
+    ranker = Ranker(ModelRouter(config, {"m": replica}), config)
+    with pytest.raises(WaitTooLong):
+        await ranker.rank("m", "query", ["p"], Fitting(), client_id="a")
+    await ranker.rank("m", "query", [passage], Fitting(), client_id=client_id)
+    assert [one.is_counted for one in replica.shards] == [False, is_counted]
+
+
+def test_refusals_are_remembered_for_two_minutes_and_no_more_than_ten_thousand() -> None:
+    now_s = 0.0
+    refused = RefusedRequests(lambda: now_s)
+    for number in range(10_001):
+        refused.add(str(number), "q", ["p"])
+    assert not refused.has("0", "q", ["p"])
+    assert refused.has("1", "q", ["p"])
+    now_s = 121.0
+    assert not refused.has("1", "q", ["p"])

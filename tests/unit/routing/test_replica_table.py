@@ -1,0 +1,182 @@
+"""What an ingress knows of replicas: reports and what it sent itself, and which replica failed."""
+
+import random
+from collections import Counter
+
+import pytest
+
+from rerank_service.messages import ReplicaLoad
+from rerank_service.routing.replica_table import ReplicaTable
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def table(clock: Clock) -> ReplicaTable:
+    return ReplicaTable(clock)
+
+
+def load(replica: str, waiting_tokens: int, tokens_per_s: float = 1_000.0, at_s: float = 0.0) -> ReplicaLoad:
+    return ReplicaLoad(replica, waiting_tokens, tokens_per_s, at_s)
+
+
+def best(table: ReplicaTable, replicas: str, num_tokens: int = 100) -> str:
+    return table.best(replicas, str, num_tokens, limit=1)[0]
+
+
+def test_what_others_have_sent_counts(table: ReplicaTable) -> None:
+    table.send(1, "mine", "b", 500)
+    table.add_report(load("a", 2_000))
+    table.add_report(load("b", 500))
+
+    assert best(table, "ab") == "b"
+
+
+def test_a_report_does_not_count_the_senders_own_tokens_twice(table: ReplicaTable, clock: Clock) -> None:
+    table.send(1, "mine", "a", 500)
+    clock.now_s += 1
+    table.add_report(load("a", 700))
+    assert table.expected_tokens("a") == 700
+
+    clock.now_s += 0.001
+    table.send(2, "mine too", "a", 300)  # later than the report
+    assert table.expected_tokens("a") == pytest.approx(1_000, abs=1)
+
+
+def test_an_older_report_that_arrives_late_is_dropped(table: ReplicaTable) -> None:
+    table.add_report(load("a", 900, at_s=7.0))
+    table.add_report(load("a", 0, at_s=6.0))
+
+    assert table.expected_tokens("a") == 900
+
+
+def test_an_old_report_fades_into_the_mean(table: ReplicaTable, clock: Clock) -> None:
+    table.send(1, "mine", "c", 1_000)
+    table.complete("mine", "c")
+    table.add_report(load("a", 0))
+    table.add_report(load("b", 2_000))
+    clock.now_s += 1_000
+
+    assert table.expected_tokens("a") == pytest.approx(1_000)
+    assert table.expected_tokens("b") == pytest.approx(1_000)
+
+
+def test_a_replica_at_half_the_speed_gets_half_the_tokens(table: ReplicaTable) -> None:
+    for replica, tokens_per_s in (("a", 1_000.0), ("b", 1_000.0), ("slow", 500.0)):
+        table.add_report(load(replica, 0, tokens_per_s))
+    for call in range(1, 251):
+        table.send(call, str(call), table.best(["a", "b", "slow"], str, 100, limit=1)[0], 100)
+
+    sent = {replica: table.outstanding[replica] for replica in ("a", "b", "slow")}
+    assert sent["slow"] == pytest.approx(5_000, abs=200)
+    assert sent["a"] == pytest.approx(10_000, abs=200)
+
+
+def test_a_new_replica_gets_its_share_and_no_flood(table: ReplicaTable) -> None:
+    for replica in "abc":
+        table.add_report(load(replica, 1_000))
+    chosen: Counter[str] = Counter()
+    for call in range(1, 401):
+        replica = best(table, "abcn")
+        table.send(call, str(call), replica, 100)
+        chosen[replica] += 1
+
+    assert chosen["n"] == pytest.approx(100, abs=5)
+
+
+def test_of_replicas_about_equal_the_nearest_is_chosen(table: ReplicaTable) -> None:
+    for replica, waiting in (("far", 0), ("near", 5), ("busy", 400)):
+        table.add_report(load(replica, waiting))
+    distances = {"far": 2, "near": 1, "busy": 0}
+
+    ranked = table.best(list(distances), str, 100, distance_of=lambda one: distances[one])
+
+    assert ranked == ["near", "far", "busy"]
+
+
+def test_a_replica_declines_only_what_would_wait_much_longer_than_expected(table: ReplicaTable) -> None:
+    assert table.decline_above("a", 100) is None  # no speed known yet
+    table.add_report(load("a", 1_000))
+    limit = table.decline_above("a", 100)
+
+    assert limit is not None
+    assert 1_100 < limit < 1_500
+
+
+def test_a_replica_that_failed_is_avoided_then_tried_once_and_used_again(table: ReplicaTable, clock: Clock) -> None:
+    table.mark_failed("a")
+    assert table.usable("ab", str) == ["b"]
+    assert table.usable("a", str) == ["a"]  # no other is left
+
+    clock.now_s += 6
+    assert table.usable("ab", str) == ["a", "b"]
+    table.claim(1, "trial", "a", 10)
+    assert table.usable("ab", str) == ["b"]  # one trial at a time
+    table.mark_answered("a")
+    assert list(table.usable("ab", str)) == ["a", "b"]
+
+
+def test_a_failed_trial_avoids_the_replica_again(table: ReplicaTable, clock: Clock) -> None:
+    table.mark_failed("a")
+    table.mark_answered("a")  # of a call from before
+    assert table.usable("ab", str) == ["b"]
+    clock.now_s += 6
+    table.claim(1, "trial", "a", 10)
+    table.mark_failed("a")
+    clock.now_s += 1
+    assert table.usable("ab", str) == ["b"]
+
+
+def test_a_shard_avoids_its_own_replicas_before_those_that_failed_for_others(table: ReplicaTable) -> None:
+    table.mark_failed("b")
+
+    assert table.usable("ab", str, avoid=["a"]) == ["b"]
+    assert list(table.usable("a", str, avoid=["a"])) == ["a"]
+
+
+def test_a_replica_that_is_gone_leaves_nothing(table: ReplicaTable) -> None:
+    table.add_report(load("a", 900))
+    table.add_report(load("b", 100))
+    table.mark_failed("a")
+    table.keep_only({"b"})
+
+    assert table.expected_tokens("a") == 100  # the mean of the others
+    assert list(table.usable("ab", str)) == ["a", "b"]
+
+
+def test_whatever_arrives_the_sums_stay_those_of_the_last_reports(table: ReplicaTable) -> None:
+    rng, last = random.Random(0), dict[str, ReplicaLoad]()
+    for step in range(2_000):
+        report = load(
+            rng.choice("abcde"), rng.randrange(9_000), rng.choice([0.0, 500.0, 1_000.0]), rng.randrange(step + 1)
+        )
+        table.add_report(report)
+        if report.replica not in last or report.at_s >= last[report.replica].at_s:
+            last[report.replica] = report
+        if rng.random() < 0.01:
+            gone = rng.choice("abcde")
+            table.keep_only(set("abcde") - {gone})
+            last.pop(gone, None)
+
+    assert table._waiting_tokens == sum(report.waiting_tokens for report in last.values())
+    speeds = [report.tokens_per_s for report in last.values() if report.tokens_per_s]
+    assert table._mean_speed == pytest.approx(sum(speeds) / len(speeds))
+
+
+def test_own_tokens_count_as_the_replicas_count_them(table: ReplicaTable) -> None:
+    for _ in range(200):
+        table.add_size(estimated_tokens=100, num_tokens=150)
+    table.send(1, "mine", "a", 1_000)
+
+    assert table.expected_tokens("a") == pytest.approx(1_500, rel=0.01)

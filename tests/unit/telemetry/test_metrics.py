@@ -1,0 +1,123 @@
+"""The list of metrics, their publication as text, and replicas' reports put together."""
+
+import re
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from rerank_service.messages import ReplicaReport
+from rerank_service.telemetry.metrics import ALL_METRICS, INGRESS_METRICS, REPLICA_METRICS, MetricKind, definitions
+from rerank_service.telemetry.metrics.of_ingress import IngressMetrics
+from rerank_service.telemetry.metrics.prometheus import PrometheusMetrics
+from rerank_service.telemetry.metrics.reports import KnownReplicas
+
+UNITS = ("_total", "_seconds", "_tokens", "_bytes", "_passages", "_per_second", "_fill", "_mfu")
+
+
+def values(exposition: bytes) -> dict[tuple[str, str], float]:
+    """By the sample's name and its labels' values, in the order of the labels' names."""
+    families = text_string_to_metric_families(exposition.decode())
+    samples = [sample for family in families for sample in family.samples]
+    return {
+        (sample.name, ",".join(sample.labels[name] for name in sorted(sample.labels))): sample.value
+        for sample in samples
+    }
+
+
+def report(replica: str = "host:1", **changes: object) -> ReplicaReport:
+    facts: dict[str, object] = {
+        "batches": ((100, 0.5), (4000, 1.0)),
+        "busy_s": 2.0,
+        "cache_hits": 3,
+        "cache_misses": 4,
+        "waiting_tokens": 70,
+        "tokens_per_s": 1000.0,
+        "memory_bytes": 5_000_000,
+        "mfu": None,
+    }
+    return ReplicaReport(replica=replica, **(facts | changes))  # type: ignore[arg-type]
+
+
+def test_precisions_are_those_of_the_replicas_that_answered_of_late() -> None:
+    now_s = 0.0
+    replicas = KnownReplicas(lambda: now_s)
+    assert replicas.precisions("m") == set()
+    replicas.hear("m", report("host:1", precision="int8"))
+    now_s = 30.0
+    replicas.hear("m", report("host:2", precision="bfloat16"))
+    replicas.hear("other", report("host:3", precision="float32"))
+    assert replicas.precisions("m") == {"int8", "bfloat16"}
+    now_s = 70.0
+    assert replicas.precisions("m") == {"bfloat16"}
+
+
+@pytest.mark.parametrize("metric", ALL_METRICS, ids=lambda metric: metric.name)
+def test_names_follow_prometheus_conventions(metric: definitions.Metric) -> None:
+    assert re.fullmatch(r"rerank_[a-z_]+", metric.name)
+    assert metric.name.endswith(UNITS)
+    assert metric.name.endswith("_total") == (metric.kind is MetricKind.COUNTER)
+    assert bool(metric.buckets) == (metric.kind is MetricKind.HISTOGRAM)
+    assert list(metric.buckets) == sorted(set(metric.buckets))
+    assert metric.documentation.endswith(".")
+
+
+def test_names_are_distinct_and_each_is_published_once_through_ray() -> None:
+    assert len({metric.name for metric in ALL_METRICS}) == len(ALL_METRICS)
+    assert set(INGRESS_METRICS) | set(REPLICA_METRICS) == set(ALL_METRICS)
+    assert not set(INGRESS_METRICS) & set(REPLICA_METRICS)
+
+
+def test_values_are_taken_by_kind() -> None:
+    metrics = PrometheusMetrics(ALL_METRICS)
+    for value in (2, 3):
+        metrics.record(definitions.TOKENS, value, "m")
+        metrics.record(definitions.OUTSTANDING_TOKENS, value, "m")
+        metrics.record(definitions.QUEUE_SECONDS, value, "m")
+    metrics.record(definitions.TOKENS, 1, "another")
+
+    shown = values(metrics.exposition())
+
+    assert shown["rerank_tokens_total", "m"] == 5
+    assert shown["rerank_tokens_total", "another"] == 1
+    assert shown["rerank_outstanding_tokens", "m"] == 3
+    assert shown["rerank_queue_seconds_sum", "m"] == 5
+    assert shown["rerank_queue_seconds_bucket", "2.5,m"] == 1
+
+
+def test_an_ingress_shows_its_replicas_together() -> None:
+    metrics = IngressMetrics()
+    metrics.hear("m", report("host:1", mfu=0.2))
+    metrics.hear("m", report("host:2", mfu=0.4, batches=((64, 0.1),)))
+    metrics.hear("m", report("host:2", mfu=0.6, waiting_tokens=10, batches=()))
+
+    shown = values(metrics.exposition())
+
+    assert shown["rerank_batch_tokens_count", "m"] == 3
+    assert shown["rerank_batch_tokens_sum", "m"] == 4164
+    assert shown["rerank_device_busy_seconds_total", "m"] == 6
+    assert shown["rerank_passage_cache_hits_total", "m"] == 9
+    assert shown["rerank_device_waiting_tokens", "m"] == 80
+    assert shown["rerank_device_memory_bytes", "m"] == 10_000_000
+    assert shown["rerank_device_mfu", "m"] == pytest.approx(0.4)
+
+
+def test_a_replica_not_heard_of_for_a_while_counts_no_more() -> None:
+    now = [0.0]
+    replicas, metrics = KnownReplicas(lambda: now[0]), PrometheusMetrics(ALL_METRICS)
+    replicas.hear("m", report("host:1"))
+    now[0] = 50.0
+    replicas.hear("m", report("host:2"))
+    now[0] = 70.0
+    replicas.record(metrics)
+    assert values(metrics.exposition())["rerank_device_waiting_tokens", "m"] == 70
+
+    now[0] = 200.0
+    replicas.record(metrics)
+
+    assert values(metrics.exposition())["rerank_device_waiting_tokens", "m"] == 0
+
+
+def test_a_cpu_has_no_utilisation_to_show() -> None:
+    metrics = IngressMetrics()
+    metrics.hear("m", report())
+    assert ("rerank_device_mfu", "m") not in values(metrics.exposition())

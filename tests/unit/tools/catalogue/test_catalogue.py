@@ -1,0 +1,270 @@
+"""What the catalogue says of a model, against the model's own shape and the code that would run it."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    BertModel,
+    DebertaV2Config,
+    DebertaV2ForSequenceClassification,
+    GemmaConfig,
+    GemmaForCausalLM,
+    ModernBertConfig,
+    ModernBertForSequenceClassification,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    XLMRobertaConfig,
+    XLMRobertaForSequenceClassification,
+)
+
+from rerank_service.config import EngineConfig, EngineKind
+from rerank_service.engine.text.prompts import YES_NO_PROMPTS
+from rerank_service.tools.catalogue import CATALOGUE, KnownModel, known_model
+from rerank_service.tools.catalogue.fit import Gpu, Machine, fit, gigabytes, needed_bytes
+from rerank_service.tools.catalogue.machine import _container_bytes, _physical_bytes, this_machine
+from rerank_service.tools.random_checkpoints.make import Architecture, count_parameters
+from rerank_service.tools.random_checkpoints.shapes import shape_of
+
+PAGE = Path(__file__).parents[4] / "docs" / "models.md"
+LAPTOP = Machine(16_000_000_000, (), has_bfloat16=False)
+H100 = Machine(128_000_000_000, (Gpu("NVIDIA H100", 80_000_000_000),), has_bfloat16=True)
+
+
+def known(name: str) -> KnownModel:
+    model = known_model(name)
+    assert model is not None
+    return model
+
+
+def bert(layers: int, hidden: int, heads: int) -> BertConfig:
+    return BertConfig(
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=4 * hidden,
+        num_labels=1,
+    )
+
+
+def xlm_roberta(layers: int, hidden: int, heads: int, positions: int) -> XLMRobertaConfig:
+    return XLMRobertaConfig(
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=4 * hidden,
+        max_position_embeddings=positions,
+        vocab_size=250_002,
+        type_vocab_size=1,
+        num_labels=1,
+    )
+
+
+def deberta(layers: int, hidden: int, heads: int) -> DebertaV2Config:
+    return DebertaV2Config(
+        hidden_size=hidden,
+        pooler_hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=4 * hidden,
+        vocab_size=128_100,
+        type_vocab_size=0,
+        relative_attention=True,
+        position_buckets=256,
+        norm_rel_ebd="layer_norm",
+        share_att_key=True,
+        pos_att_type=["p2c", "c2p"],
+        position_biased_input=False,
+        num_labels=1,
+    )
+
+
+def qwen2(layers: int, hidden: int, heads: int, intermediate: int) -> Qwen2Config:
+    return Qwen2Config(
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=2,
+        intermediate_size=intermediate,
+        vocab_size=151_936,
+        tie_word_embeddings=True,
+    )
+
+
+GEMMA_2B = GemmaConfig(
+    hidden_size=2048,
+    num_hidden_layers=18,
+    num_attention_heads=8,
+    num_key_value_heads=1,
+    head_dim=256,
+    intermediate_size=16_384,
+    vocab_size=256_000,
+)
+XLM_R, DEBERTA = XLMRobertaForSequenceClassification, DebertaV2ForSequenceClassification
+SHAPES: dict[str, tuple[Any, Any]] = {
+    "all-MiniLM-L6-v2": (BertModel, bert(6, 384, 12)),
+    "ms-marco-TinyBERT-L2-v2": (BertForSequenceClassification, bert(2, 128, 2)),
+    "ms-marco-MiniLM-L6-v2": (BertForSequenceClassification, bert(6, 384, 12)),
+    "ms-marco-MiniLM-L12-v2": (BertForSequenceClassification, bert(12, 384, 12)),
+    "bge-reranker-base": (XLM_R, xlm_roberta(12, 768, 12, 514)),
+    "bge-reranker-large": (XLM_R, xlm_roberta(24, 1024, 16, 514)),
+    "bge-reranker-v2-m3": (XLM_R, xlm_roberta(24, 1024, 16, 8194)),
+    "mxbai-rerank-xsmall-v1": (DEBERTA, deberta(12, 384, 6)),
+    "mxbai-rerank-base-v1": (DEBERTA, deberta(12, 768, 12)),
+    "mxbai-rerank-large-v1": (DEBERTA, deberta(24, 1024, 16)),
+    "gte-reranker-modernbert-base": (ModernBertForSequenceClassification, ModernBertConfig(num_labels=1)),
+    "mxbai-rerank-base-v2": (Qwen2ForCausalLM, qwen2(24, 896, 14, 4864)),
+    "mxbai-rerank-large-v2": (Qwen2ForCausalLM, qwen2(28, 1536, 12, 8960)),
+    "bge-reranker-v2-gemma": (GemmaForCausalLM, GEMMA_2B),
+}
+MADE = {
+    "llama-3.2-nv-rerankqa-1b-v2": (Architecture.LLAMA_BIDIREC, "1b"),
+    "nv-rerankqa-mistral-4b-v3": (Architecture.MISTRAL, "4b"),
+    "Qwen3-Reranker-0.6B": (Architecture.QWEN3, "0.6b"),
+    "Qwen3-Reranker-4B": (Architecture.QWEN3, "4b"),
+    "Qwen3-Reranker-8B": (Architecture.QWEN3, "8b"),
+}
+UNPUBLISHED = {"llama-nemotron-rerank-500m-v2", "jina-reranker-v1-turbo-en", "jina-reranker-v2-base-multilingual"}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_numbers_are_those_of_the_published_shape(name: str) -> None:
+    model_class, config = SHAPES[name]
+    with torch.device("meta"):
+        model = model_class(config)
+
+    assert known(name).num_parameters == sum(parameter.numel() for parameter in model.parameters())
+    assert (known(name).hidden_size, known(name).intermediate_size) == (config.hidden_size, config.intermediate_size)
+    assert known(name).laid_out_heads == (config.num_attention_heads if model_class is DEBERTA else 0)
+    assert known(name).architecture.endswith(f"{config.num_hidden_layers} layers of {config.hidden_size}")
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_numbers_are_those_of_the_checkpoints_made_here(name: str) -> None:
+    shape = shape_of(*MADE[name])
+    assert known(name).num_parameters == count_parameters(*MADE[name])
+    assert (known(name).hidden_size, known(name).intermediate_size) == (shape.hidden_size, shape.intermediate_size)
+
+
+def test_no_model_is_left_unchecked() -> None:
+    assert {model.name for model in CATALOGUE} == SHAPES.keys() | MADE.keys() | UNPUBLISHED
+
+
+@pytest.mark.parametrize("model", CATALOGUE, ids=lambda model: model.name)
+def test_every_entry_is_whole(model: KnownModel) -> None:
+    assert model.licence
+    assert model.architecture
+    assert (model.engine is None) == (model.refusal is not None)
+    assert model.engine is not EngineKind.AUTO
+    assert model.kind in (EngineKind.AUTO, model.engine)
+    assert model.revision is None or (model.hub_id and re.fullmatch("[0-9a-f]{40}", model.revision))
+    if model.engine is EngineKind.YES_NO_DECODER:
+        assert model.architecture.split(",")[0].lower() in YES_NO_PROMPTS
+
+
+def test_what_may_not_be_sold_says_so() -> None:
+    assert [model.name for model in CATALOGUE if not model.is_commercial] == ["jina-reranker-v2-base-multilingual"]
+
+
+def test_memory_is_weights_activations_and_the_process() -> None:
+    model = known("bge-reranker-base")
+    activations = 4_096 * (12 * 768 + 7 * 3072)
+    assert needed_bytes(model, on_gpu=False, is_half=False) == 4 * (278_044_417 + activations) + 1_000_000_000
+    laid_out = known("mxbai-rerank-base-v1")
+    activations = 4_096 * (12 * 768 + 7 * 3072) + 5 * 4_096 * 12 * 512
+    assert needed_bytes(laid_out, on_gpu=False, is_half=False) == 4 * (184_422_913 + activations) + 1_000_000_000
+    long = known("Qwen3-Reranker-0.6B")  # one pair of its window is more than a CPU's batch
+    activations = 8_192 * (12 * 1024 + 7 * 3072)
+    assert needed_bytes(long, on_gpu=False, is_half=True) == 2 * (595_776_512 + activations) + 1_000_000_000
+
+
+@pytest.mark.parametrize(
+    ("name", "machine", "place", "is_slow", "reason"),
+    [
+        ("all-MiniLM-L6-v2", LAPTOP, "CPU", False, None),
+        ("all-MiniLM-L6-v2", H100, "GPU", False, None),
+        ("llama-3.2-nv-rerankqa-1b-v2", LAPTOP, "CPU", True, None),
+        ("llama-3.2-nv-rerankqa-1b-v2", H100, "GPU", False, None),
+        ("Qwen3-Reranker-8B", LAPTOP, None, False, "16.0 GB of memory, and no GPU; it takes"),
+        (
+            "Qwen3-Reranker-8B",
+            LAPTOP._replace(gpus=(Gpu("T4", 16_000_000_000),)),
+            None,
+            False,
+            "largest GPU has 16.0 GB",
+        ),
+        ("Qwen3-Reranker-8B", H100._replace(gpus=(Gpu("T4", 16_000_000_000),)), "CPU", True, None),
+        ("jina-reranker-v2-base-multilingual", H100, None, False, "never run"),
+        ("llama-nemotron-rerank-500m-v2", H100, None, False, "not published"),
+    ],
+)
+def test_where_a_model_runs(name: str, machine: Machine, place: str | None, is_slow: bool, reason: str | None) -> None:
+    verdict = fit(known(name), machine)
+    assert (verdict.place, verdict.is_slow) == (place, is_slow)
+    assert (verdict.reason is None) if reason is None else reason in (verdict.reason or "")
+
+
+def test_a_container_may_use_what_it_is_allowed(tmp_path: Path) -> None:
+    limit = tmp_path / "memory.max"
+    assert _container_bytes(limit) == _physical_bytes()
+    limit.write_text("max\n")
+    assert _container_bytes(limit) == _physical_bytes()
+    limit.write_text("4000000000\n")
+    assert _container_bytes(limit) == 4_000_000_000
+    assert this_machine().memory_bytes > 0
+
+
+MODELS_HEAD = "| model | engine | parameters | window | memory on a GPU | on a CPU in float32 | licence |"
+SOURCES_HEAD = "| model | files | query and passage | logit | note |"
+
+
+def models_row(model: KnownModel) -> str:
+    engine = model.engine.value.replace("yes_no", "yes/no").replace("_", " ") if model.engine else "none"
+    sized = model.num_parameters is not None and model.hidden_size is not None
+    memory = [gigabytes(needed_bytes(model, on_gpu=gpu, is_half=gpu)) if sized else "" for gpu in (True, False)]
+    parameters = f"{model.num_parameters:,}" if model.num_parameters else ""
+    licence = model.licence if model.is_commercial else f"{model.licence}, **not for commercial use**"
+    cells = [
+        f"`{model.name}`",
+        f"{engine}: {model.architecture}",
+        parameters,
+        f"{model.pair_tokens:,}",
+        *memory,
+        licence,
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def sources_row(model: KnownModel) -> str:
+    commit = f" at `{model.revision}`" if model.revision else ""
+    files = f"`{model.hub_id}`{commit}" if model.hub_id else "no public ones found"
+    logit, template = ("", "") if model.refusal else (model.logit, model.template)
+    return f"| {' | '.join([f'`{model.name}`', files, _code(template), logit, model.refusal or model.note])} |"
+
+
+def _code(template: str) -> str:
+    return f"`{template}`" if "{" in template else template
+
+
+def test_the_page_has_the_tables_of_the_catalogue() -> None:
+    """A failure shows what belongs there."""
+    tables = [
+        [MODELS_HEAD, "|---|---|---|---|---|---|---|", *map(models_row, CATALOGUE)],
+        [SOURCES_HEAD, "|---|---|---|---|---|", *map(sources_row, CATALOGUE)],
+    ]
+    page = PAGE.read_text()
+    for table in tables:
+        assert "\n".join(table) in page, "\n".join(table)
+
+
+def test_the_pages_prompts_are_configurations() -> None:
+    blocks = re.findall(r"```yaml\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    configurations = [EngineConfig.model_validate(one["engine"]) for one in yaml.safe_load_all(blocks[0])]
+    assert len(blocks) == 1
+    assert configurations[0].instruction
+    assert configurations[1].yes_no is not None

@@ -1,0 +1,190 @@
+"""Subcommands that need no running service; `tests/service` runs the others."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from rerank_service import __version__
+from rerank_service.tools.cli.main import app
+from tests.http_servers import error, ranking, scripted
+
+CONFIG = str(Path(__file__).parents[4] / "serve_config.yaml")
+runner = CliRunner()
+
+
+@pytest.fixture
+def passages(tmp_path: Path) -> str:
+    path = tmp_path / "passages.txt"
+    path.write_text("A croissant is a pastry.\n\nParis is the capital of France.\nBerlin is in Germany.\n")
+    return str(path)
+
+
+def test_version_and_help() -> None:
+    assert runner.invoke(app, ["--version"]).stdout.strip() == __version__
+    assert "make-checkpoint" in runner.invoke(app, ["--help"]).stdout
+
+
+def test_check() -> None:
+    good = runner.invoke(app, ["check", CONFIG])
+    assert (good.exit_code, "is valid" in good.stdout) == (0, True)
+
+    bad = runner.invoke(app, ["check", "nowhere.yaml"])
+    assert bad.exit_code == 2
+    assert "cannot read nowhere.yaml" in bad.stderr
+
+
+def test_check_as_json() -> None:
+    good = runner.invoke(app, ["check", CONFIG, "--json"])
+    assert json.loads(good.stdout)["models"] == ["sentence-transformers/all-MiniLM-L6-v2"]
+
+    bad = runner.invoke(app, ["check", "nowhere.yaml", "--json"])
+    assert bad.exit_code == 2
+    assert not json.loads(bad.stdout)["valid"]
+    assert "cannot read nowhere.yaml" in json.loads(bad.stdout)["problems"][0]
+
+
+def test_check_tells_of_a_replica_larger_than_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    result = runner.invoke(app, ["check", CONFIG])
+    assert result.exit_code == 0
+    assert "the replicas take 2 CPUs and this machine has 1" in result.stdout
+
+
+def test_serve_refuses_a_bad_configuration_before_starting_anything(tmp_path: Path) -> None:
+    path = tmp_path / "serve.yaml"
+    path.write_text("applications: [{args: {models: [{id: a, checkpoint: {source: x/y}}]}}]")
+
+    result = runner.invoke(app, ["serve", str(path)])
+
+    assert result.exit_code == 2
+    assert "models.0.checkpoint: hub checkpoint 'x/y' needs revision" in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_rank_in_process(passages: str) -> None:
+    command = ["rank", "What is the capital of France?", passages, "--in-process", "--config", CONFIG, "--top", "2"]
+
+    shown = runner.invoke(app, command)
+    answer = json.loads(runner.invoke(app, [*command, "--json"]).stdout)
+
+    assert shown.exit_code == 0
+    assert shown.stdout.splitlines()[1].endswith("Paris is the capital of France.")
+    assert [ranking["index"] for ranking in answer["rankings"]] == [1, 2]
+    assert answer["usage"]["total_tokens"] > 0
+
+
+def test_rank_takes_more_lines_than_a_request() -> None:
+    lines = "\n".join("x" * (1 + number % 7) for number in range(600))
+    with scripted() as server:
+        result = runner.invoke(app, ["rank", "q", "--url", server.url, "--json", "--top", "3"], input=lines)
+
+    assert sorted(len(request.body["passages"]) for request in server.seen) == [88, 512]
+    answer = json.loads(result.stdout)
+    assert answer["rankings"] == [{"index": index, "logit": 7.0} for index in (6, 13, 20)]
+    assert answer["usage"] == {"prompt_tokens": 6000, "total_tokens": 6000}
+
+
+def test_rank_tells_what_the_model_did_not_see() -> None:
+    headers = {"x-rerank-truncated-passages": "2", "x-rerank-unscored-passages": "1"}
+    with scripted(ranking([1.0, 2.0, 3.0], **headers)) as server:
+        there = runner.invoke(app, ["rank", "q", "--url", server.url, "--json"], input="a\nb\nc")
+    command = ["rank", "q", "--in-process", "--config", CONFIG, "--json"]
+    here = runner.invoke(app, command, input="short\n" + "long " * 400)
+    whole = runner.invoke(app, command, input="short")
+
+    assert there.stderr == (
+        "2 of 3 passages were cut to the model's window; --max-windows ranks them whole\n"
+        "1 of them were not scored at all: shorten the query, which leaves no room for them\n"
+    )
+    assert here.stderr.startswith("1 of 2 passages were cut")
+    assert len(json.loads(here.stdout)["rankings"]) == 2
+    assert whole.stderr == ""
+
+
+def test_rank_tells_what_the_service_said() -> None:
+    with scripted(error(403, "not with this key")) as server:
+        result = runner.invoke(app, ["rank", "q", "--url", server.url], input="a passage")
+
+    assert result.exit_code == 2
+    assert "error: 403: not with this key" in result.stderr
+
+
+def test_rank_reads_standard_input() -> None:
+    command = ["rank", "capital of France", "--in-process", "--config", CONFIG, "--json"]
+
+    answer = json.loads(runner.invoke(app, command, input="a pastry\nParis\n").stdout)
+
+    assert answer["rankings"][0]["index"] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["rank", "q", "nowhere.txt"], "cannot read passages from nowhere.txt"),
+        (["rank", "q", "/dev/null"], "there are no passages"),
+        (["rank", "q", "{passages}", "--url", "http://127.0.0.1:9"], "is it running?"),
+        (["rank", "q", "{passages}", "--url", "not a url"], "is not like http://"),
+        (["models", "--url", "http://127.0.0.1:9"], "is it running?"),
+        (["models", "--url", "not a url"], "cannot reach not a url"),
+        (["rank", "q", "{passages}", "--in-process", "--config", CONFIG, "--model", "nope"], "no model 'nope'"),
+    ],
+)
+def test_errors_are_one_line(passages: str, arguments: list[str], message: str) -> None:
+    result = runner.invoke(app, [argument.replace("{passages}", passages) for argument in arguments])
+
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.output
+
+
+PLAN = ["plan", "--rps", "20", "--passages", "20", "--tokens", "short", "--p99-ms", "500"]
+
+
+def test_plan_prints_the_answer_and_what_it_rests_on() -> None:
+    shown = runner.invoke(app, [*PLAN, "--tokens-per-s", "20000"])
+    assumed = runner.invoke(app, [*PLAN, "--gpu", "l4"])
+
+    assert (shown.exit_code, assumed.exit_code) == (0, 0)
+    assert "an assumption, not a measurement" not in shown.stdout
+    assert "an assumption, not a measurement" in assumed.stdout
+
+
+def test_plan_as_json_is_minimal_and_repeatable() -> None:
+    command = [*PLAN, "--tokens-per-s", "20000", "--price-per-gpu-hour", "2", "--json"]
+
+    first, second = (json.loads(runner.invoke(app, command).stdout) for _ in range(2))
+
+    assert first == second
+    assert first["plan"]["measured"]["p99_s"] <= 0.5
+    assert first["plan"]["fewest_replicas"] <= first["plan"]["replicas"] <= first["kept_replicas"]
+    assert first["cost_per_million_passages"] == pytest.approx(first["plan"]["replicas"] * 2 / (20 * 20 * 3600) * 1e6)
+    assert first["region"] is None
+
+
+def test_plan_with_regions_loses_one() -> None:
+    command = [*PLAN, "--tokens-per-s", "20000", "--regions", "2", "--start-s", "5", "--timeout-s", "5", "--json"]
+
+    region = json.loads(runner.invoke(app, command).stdout)["region"]
+
+    assert region["plan"]["replicas"] < region["plan_after_loss"]["replicas"]
+    assert region["loss"]["recovered_after_s"] is not None
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (["--p99-ms", "5"], "no number of replicas keeps p99 within 5 ms"),
+        (["--gpu", "abacus"], "no datasheet figure for GPU 'abacus'"),
+        (["--passages", "many"], "is neither a number nor a mix"),
+        (["--passages", "0"], "must be above 0"),
+        (["--tokens", "few"], "a number or one of short, chunks, long-tail"),
+    ],
+)
+def test_plan_says_what_is_wrong(changed: list[str], message: str) -> None:
+    result = runner.invoke(app, [*PLAN, *changed])
+
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.output

@@ -1,0 +1,161 @@
+"""`rerank-service config` and `environment`: what they write is what the service, and Ray Serve, read."""
+
+import json
+import os
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+from ray.serve.schema import ServeDeploySchema
+from typer.testing import CliRunner
+
+from rerank_service.config import RerankConfig, load_config, parse_serve_config
+from rerank_service.tools.catalogue import CATALOGUE, known_model
+from rerank_service.tools.cli.main import app
+from rerank_service.tools.deployment.ray_environment import HAPROXY_ENVIRONMENT, RAY_ENVIRONMENT
+
+LLAMA, MISTRAL, MINILM = "llama-3.2-nv-rerankqa-1b-v2", "nv-rerankqa-mistral-4b-v3", "all-MiniLM-L6-v2"
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+ON_A_CLUSTER = ["--replicas", "1:8", "--ingresses", "2:8", "--ingress-cpus", "1", "--pin", "--host", "10.0.0.1"]
+runner = CliRunner()
+
+
+def written(*arguments: str) -> str:
+    result = runner.invoke(app, ["config", *arguments])
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def settings_of(*arguments: str) -> RerankConfig:
+    text = written(*arguments)
+    ServeDeploySchema.model_validate(yaml.safe_load(text))
+    return parse_serve_config(text, "output")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [LLAMA],
+        [MINILM],
+        [LLAMA, MISTRAL, MINILM],
+        [model.name for model in CATALOGUE if model.refusal is None],
+        [LLAMA, MISTRAL, *ON_A_CLUSTER],
+        [LLAMA, "--gpus", "0", "--cpus", "2"],
+        [MINILM, "--gpus", "0.5"],
+        ["my org/model: #1=~/a 'folder' # here", "--gpus", "1", "--pin"],
+        [f"cross/encoder=cross/encoder@{COMMIT}", "--key-hashes", "/etc/keys", "--requests-per-minute", "60"],
+    ],
+)
+def test_what_is_written_can_be_served_and_names_the_command_that_writes_it(arguments: list[str]) -> None:
+    text = written(*arguments)
+    ServeDeploySchema.model_validate(yaml.safe_load(text))
+    parse_serve_config(text, "output")
+
+    program, command, *repeated = shlex.split(text.splitlines()[0].removeprefix("# Written by: "))
+
+    assert (program, command) == ("rerank-service", "config")
+    assert written(*repeated) == text
+
+
+def test_a_model_with_gpus_has_an_application_of_its_own() -> None:
+    settings = settings_of(LLAMA, MINILM, "--replicas", "1:2", "--replicas", f"{LLAMA}=2:8", "--pin")
+
+    llama, minilm = settings.models
+    assert (llama.application, minilm.application) == ("llama-1b", None)
+    assert (llama.autoscaling.min_replicas, llama.autoscaling.max_replicas) == (2, 8)
+    assert (minilm.autoscaling.min_replicas, minilm.autoscaling.max_replicas) == (1, 2)
+    assert llama.replica.resources == {"rerank:llama-1b": 0.001}
+    assert (llama.replica.num_gpus, minilm.replica.num_gpus, minilm.replica.resources) == (1, 0, {})
+    assert settings.default_model_id == llama.id
+
+
+def test_on_other_hardware_the_catalogues_figures_are_left_out() -> None:
+    (on_gpu,) = settings_of(LLAMA).models
+    (on_cpu,) = settings_of(LLAMA, "--gpus", "0").models
+
+    assert (on_gpu.engine.device, on_gpu.engine.dtype, on_gpu.batching.max_batch_tokens) == ("cuda", "bfloat16", 32_768)
+    assert (on_cpu.engine.device, on_cpu.engine.dtype, on_cpu.batching.max_batch_tokens) == ("auto", "auto", None)
+    assert on_cpu.window_tokens == 8192
+
+
+def test_where_files_are() -> None:
+    models = settings_of(LLAMA, f"{MISTRAL}=some/hub-id@{COMMIT}", "x/y=./with@sign", "--models-dir", "/mnt/m/").models
+
+    assert [model.checkpoint.source for model in models] == [
+        "/mnt/m/llama-nemotron-rerank-1b-v2",
+        "some/hub-id",
+        "./with@sign",
+    ]
+    assert [model.checkpoint.revision for model in models] == [None, COMMIT, None]
+    assert models[1].window_tokens == 512
+
+
+def test_limits_and_keys() -> None:
+    options = ["--passages-per-minute", "5000", "--rate-limit-storage", "redis://redis:6379/1", "--key-hashes", "/k"]
+    settings = settings_of(MINILM, *options)
+
+    assert settings.rate_limits.passages_per_minute == 5000
+    assert settings.rate_limits.storage == "redis://redis:6379/1"
+    assert settings.auth.key_hashes_file == Path("/k")
+
+
+def test_to_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "serve.yaml"
+
+    assert written(MINILM, "--output", str(path)) == ""
+
+    assert path.read_text() == written(MINILM)
+    assert load_config(path).models[0].id == "sentence-transformers/all-MiniLM-L6-v2"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nobody/knows"], "say where its files are, nobody/knows=SOURCE[@REVISION]"),
+        (["a=org/name"], "needs revision: its 40-digit commit"),
+        (["jina-reranker-v2-base-multilingual"], "cannot be served: needs the code that ships with its files"),
+        (["a=org/name@main"], "needs revision"),
+        ([LLAMA, f"nvidia/{LLAMA}"], "give each model once"),
+        ([LLAMA, "--replicas", "8"], "'8' is not MIN:MAX"),
+        ([LLAMA, "--replicas", "8:1"], "min_replicas 8 is above max_replicas 1"),
+        ([LLAMA, "--gpus", "one"], "'one' is not a number"),
+        ([LLAMA, "--gpus", f"{MISTRAL}=1"], "is not among the models given"),
+        ([LLAMA, "--passages-per-minute", "3"], "the largest request could never pass"),
+    ],
+)
+def test_what_cannot_be_served_is_refused_in_words(arguments: list[str], message: str) -> None:
+    result = runner.invoke(app, ["config", *arguments])
+
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_names_in_the_catalogue_are_unambiguous() -> None:
+    names = [name for model in CATALOGUE for name in {known.casefold() for known in model.names}]
+    assert len(set(names)) == len(names)
+    assert len({model.application for model in CATALOGUE}) == len(CATALOGUE)
+    assert known_model("NVIDIA/Llama-Nemotron-Rerank-1B-v2") is CATALOGUE[0]
+    assert known_model("unheard of") is None
+
+
+def test_json_says_the_same() -> None:
+    arguments = ["config", "all-MiniLM-L6-v2", "--replicas", "1:3"]
+    as_yaml, as_json = (runner.invoke(app, [*arguments, *more]).stdout for more in ([], ["--json"]))
+    assert json.loads(as_json) == yaml.safe_load(as_yaml)
+
+    variables = json.loads(runner.invoke(app, ["environment", "--haproxy", "--json"]).stdout)
+    assert variables == RAY_ENVIRONMENT | HAPROXY_ENVIRONMENT
+
+
+def test_a_shell_reads_the_environment() -> None:
+    script = runner.invoke(app, ["environment", "--haproxy"]).stdout + "exec env -0"
+    shell = subprocess.run(
+        ["sh", "-c", script], capture_output=True, text=True, check=True, env={"PATH": os.environ["PATH"]}
+    )
+    variables = dict(line.split("=", 1) for line in shell.stdout.split("\0") if line)
+
+    assert variables.items() >= (RAY_ENVIRONMENT | HAPROXY_ENVIRONMENT).items()
+    assert "HAPROXY" not in runner.invoke(app, ["environment"]).stdout

@@ -1,0 +1,554 @@
+"""`verify` says yes to every engine in every precision, and no to models that are wrong as others have been before."""
+
+import gc
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from transformers import (
+    LlamaForSequenceClassification,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3ForSequenceClassification,
+)
+from typer.testing import CliRunner
+
+from rerank_service.config import Dtype, EngineKind, ModelConfig
+from rerank_service.engine import Truncate
+from rerank_service.engine.device import forward
+from rerank_service.engine.device.pack import PackedSequences
+from rerank_service.engine.device.precision import multiplies_int8
+from rerank_service.errors import CheckpointError
+from rerank_service.tools.cli.main import app
+from rerank_service.tools.random_checkpoints.make import Architecture, make_checkpoint
+from rerank_service.tools.verify.recorded import RECORDED, RecordedLogits, recorded_of
+from rerank_service.tools.verify.reference import load_reference
+from rerank_service.tools.verify.served import Answer, EnginePath
+from rerank_service.tools.verify.texts import Question
+from rerank_service.tools.verify.tolerances import TOLERANCES
+from rerank_service.tools.verify.verdict import Verdict, figures_of, half_step
+from rerank_service.tools.verify.verify import ReferenceRun, hold_against, run_reference, verify
+from tests.http_servers import running
+from tests.local_service import LocalReplica, local_api
+from tests.models import EMBEDDED, local_model
+
+LATE = "late_interaction"
+MODELS = [*(architecture.value for architecture in Architecture), LATE]
+CONFIG = str(Path(__file__).parents[4] / "serve_config.yaml")
+runner = CliRunner()
+
+
+@pytest.fixture(scope="module")
+def folders(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A tiny checkpoint for each engine and architecture; the late-interaction one is the BERT without its head."""
+    folder = tmp_path_factory.mktemp("fidelity") / LATE
+    shutil.copytree(checkpoints["bert"], folder)
+    tensors = load_file(folder / "model.safetensors")
+    kept = {name.removeprefix("bert."): tensor for name, tensor in tensors.items() if name.startswith("bert.")}
+    save_file(kept, folder / "model.safetensors", {"format": "pt"})
+    change_config(folder, architectures=["BertModel"])
+    return {**checkpoints, LATE: folder}
+
+
+@pytest.fixture(scope="module")
+def reference_of(folders: dict[str, Path]) -> Callable[[str], ReferenceRun]:
+    return cache(lambda name: run_reference(local_model(folders[name])))
+
+
+def change_config(folder: Path, **changes: Any) -> Path:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    return folder
+
+
+def served(run: ReferenceRun, model: ModelConfig) -> Verdict:
+    path = EnginePath(model)
+    try:
+        return hold_against(run, path)
+    finally:
+        path.close()
+
+
+def failed(verdict: Verdict) -> set[str]:
+    return {check.name for check in verdict.checks if not check.is_passed}
+
+
+@pytest.mark.parametrize("dtype", [*TOLERANCES])
+@pytest.mark.parametrize("name", MODELS)
+def test_every_engine_is_faithful_in_every_precision(
+    folders: dict[str, Path], reference_of: Callable[[str], ReferenceRun], name: str, dtype: Dtype
+) -> None:
+    if dtype is Dtype.INT8 and not multiplies_int8():
+        pytest.skip("this processor does not multiply 8-bit integers")
+    run = reference_of(name)
+
+    verdict = served(run, local_model(folders[name], engine={"dtype": dtype}))
+
+    assert verdict.is_faithful, verdict
+    assert verdict.dtype is dtype
+    assert verdict.tokens.num_cut >= 1
+    assert 0.6 < verdict.figures.ordered_alike <= 1.0
+
+
+def of_another_seed(folders: dict[str, Path], target: Path) -> ModelConfig:
+    return local_model(make_checkpoint(target, Architecture.LLAMA_BIDIREC, "tiny", dtype="float32", seed=1))
+
+
+def with_one_layer_changed(folders: dict[str, Path], target: Path) -> ModelConfig:
+    shutil.copytree(folders["llama_bidirec"], target)
+    tensors = load_file(target / "model.safetensors")
+    tensors["model.layers.0.mlp.down_proj.weight"] *= -1
+    save_file(tensors, target / "model.safetensors", {"format": "pt"})
+    return local_model(target)
+
+
+def with_engine(folders: dict[str, Path], target: Path, **settings: Any) -> ModelConfig:
+    return local_model(folders["llama_bidirec"], engine=settings)
+
+
+MUTANTS: dict[str, tuple[Callable[[dict[str, Path], Path], ModelConfig], str, str]] = {
+    "other weights": (of_another_seed, "largest difference", "same checkpoint"),
+    "one layer's weights": (with_one_layer_changed, "largest difference", "same checkpoint"),
+    "last-token pooling": (partial(with_engine, pooling="last"), "largest difference", "pooling"),
+    "first-token pooling": (partial(with_engine, pooling="cls"), "largest difference", "pooling"),
+    "sum instead of mean": (partial(with_engine, pooling="weighted_avg"), "largest difference", "pooling"),
+    "temperature": (partial(with_engine, temperature=1.1), "mean difference", "logits are 0.9"),
+    "template": (
+        partial(with_engine, prompt_template="question:{query} passage:{passage}"),
+        "tokens",
+        "same tokenizer, template and window",
+    ),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_wrong_decoder_is_refused(
+    folders: dict[str, Path], reference_of: Callable[[str], ReferenceRun], tmp_path: Path, name: str, dtype: str
+) -> None:
+    make, check, words = MUTANTS[name]
+    model = make(folders, tmp_path / "mutant")
+    model = model.model_copy(update={"engine": model.engine.model_copy(update={"dtype": Dtype(dtype)})})
+
+    verdict = served(reference_of("llama_bidirec"), model)
+
+    assert not verdict.is_faithful
+    assert check in failed(verdict), verdict
+    assert words in verdict.reason
+    assert "other company" not in failed(verdict)
+
+
+def causal(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    packed: PackedSequences,
+    scaling: float | None,
+    *_: object,
+) -> torch.Tensor:
+    """In place of `forward._one_by_one`: what is left when `is_causal = False` is lost."""
+    outputs = [
+        torch.nn.functional.scaled_dot_product_attention(
+            *(tensor[:, :, start:end] for tensor in (query, key, value)), is_causal=True, scale=scaling, enable_gqa=True
+        )
+        for start, end in zip(packed.bounds, packed.bounds[1:], strict=False)
+    ]
+    return torch.cat(outputs, dim=2).transpose(1, 2)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["llama_bidirec", "mistral", "bert"])
+def test_a_causal_model_is_refused(
+    folders: dict[str, Path],
+    reference_of: Callable[[str], ReferenceRun],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    dtype: str,
+) -> None:
+    run = reference_of(name)
+    monkeypatch.setattr(forward, "_one_by_one", causal)
+
+    verdict = served(run, local_model(folders[name], engine={"dtype": dtype}))
+
+    assert "largest difference" in failed(verdict), verdict
+    assert "direction of attention" in verdict.reason
+
+
+def test_a_window_of_another_length_is_refused(
+    folders: dict[str, Path], reference_of: Callable[[str], ReferenceRun]
+) -> None:
+    verdict = served(reference_of("bert"), local_model(folders["bert"], window_tokens=500))
+
+    assert "tokens" in failed(verdict)
+    assert verdict.tokens.num_different == verdict.tokens.num_cut == 6
+
+
+def test_another_late_interaction_head_is_refused(
+    folders: dict[str, Path], reference_of: Callable[[str], ReferenceRun]
+) -> None:
+    model = local_model(folders[LATE], engine={"head": {"maxsim_weight": 9.0}})
+
+    assert "largest difference" in failed(served(reference_of(LATE), model))
+
+
+def test_a_yes_no_decoder_asked_something_else_is_refused(
+    folders: dict[str, Path], reference_of: Callable[[str], ReferenceRun]
+) -> None:
+    model = local_model(folders["qwen3"], engine={"instruction": "Find passages that contradict the query"})
+
+    assert {"tokens", "largest difference"} <= failed(served(reference_of("qwen3"), model))
+
+
+def test_a_yes_no_decoder_that_sees_later_tokens_is_refused(
+    folders: dict[str, Path], reference_of: Callable[[str], ReferenceRun], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, one_by_one = reference_of("qwen3"), forward._one_by_one
+    monkeypatch.setattr(forward, "_one_by_one", lambda *inputs: one_by_one(*inputs[:-1], True))
+
+    assert "largest difference" in failed(served(run, local_model(folders["qwen3"])))
+
+
+def test_a_yes_no_decoder_made_a_classifier(
+    folders: dict[str, Path], reference_of: Callable[[str], ReferenceRun], tmp_path: Path
+) -> None:
+    """As tomaarsen/Qwen3-Reranker-0.6B-seq-cls was made; its reference is another class of transformers."""
+    original = run_reference(local_model(folders["qwen3"]))
+    config = Qwen3Config.from_pretrained(folders["qwen3"], num_labels=1, pad_token_id=0)
+    causal_model = Qwen3ForCausalLM.from_pretrained(folders["qwen3"])
+    classifier = Qwen3ForSequenceClassification(config)
+    classifier.model.load_state_dict(causal_model.model.state_dict())
+    tokenizer = Tokenizer.from_file(str(folders["qwen3"] / "tokenizer.json"))
+    yes, no = (causal_model.lm_head.weight[tokenizer.token_to_id(word)] for word in ("yes", "no"))
+    classifier.score.weight.data[0] = yes - no
+    classifier.save_pretrained(tmp_path / "classifier")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(folders["qwen3"] / name, tmp_path / "classifier")
+
+    converted = run_reference(local_model(tmp_path / "classifier"))
+
+    for one, other in zip(original.expected, converted.expected, strict=True):
+        assert one.tokens == other.tokens
+        assert one.logits == pytest.approx(other.logits, abs=1e-5)
+    assert served(converted, local_model(tmp_path / "classifier")).is_faithful
+
+
+class Jumpy(EnginePath):
+    """Logits that depend a little on the batch."""
+
+    def answer(self, questions: Sequence[Question], at_once: bool, on_answered: Callable[[int], None]) -> list[Answer]:
+        answers = super().answer(questions, at_once, on_answered)
+        return [one._replace(logits=tuple(logit + 1e-6 * at_once for logit in one.logits)) for one in answers]
+
+
+def test_a_logit_that_depends_on_its_company_is_refused(
+    folders: dict[str, Path], reference_of: Callable[[str], ReferenceRun]
+) -> None:
+    path = Jumpy(local_model(folders["bert"]))
+    verdict = hold_against(reference_of("bert"), path)
+    path.close()
+
+    assert failed(verdict) == {"other company"}
+    assert "depends on what it is scored with" in verdict.reason
+
+
+def test_what_the_files_say_stands_above_the_configuration(folders: dict[str, Path], tmp_path: Path) -> None:
+    """And where they are silent, as the 4B's are, the configuration is believed."""
+    published = change_config(shutil.copytree(folders["mistral"], tmp_path / "says"), pooling="avg", temperature=1.0)
+    options = {"pooling": "last", "temperature": 2.0, "prompt_template": "{passage}\n{query}"}
+    silent, spoken = (local_model(folder, engine=options) for folder in (folders["mistral"], published))
+
+    assert served(run_reference(silent), silent).is_faithful
+    assert failed(served(run_reference(spoken), spoken)) == {"largest difference", "mean difference"}
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "qwen3"])  # whose prompt has 120 tokens
+def test_a_window_that_cuts_queries_too(folders: dict[str, Path], name: str) -> None:
+    model = local_model(folders[name], window_tokens=16)
+
+    assert served(run_reference(model), model).is_faithful
+
+
+def test_a_yes_no_prompt_with_a_part_for_the_query(folders: dict[str, Path]) -> None:
+    prompt = {"parts": ["q {query}", "\n", "p {passage}", "\nyes or no: "], "yes_word": "yes", "no_word": "no"}
+    model = local_model(folders["qwen3"], window_tokens=64, engine={"yes_no": prompt})
+
+    verdict = served(run_reference(model), model)
+
+    assert verdict.is_faithful, verdict
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_both_readings_of_special_tokens_are_told_apart(
+    folders: dict[str, Path], reference_of: Callable[[str], ReferenceRun], name: str
+) -> None:
+    parsing = local_model(folders[name], engine={"special_tokens": "parse"})
+
+    faithful, otherwise = served(run_reference(parsing), parsing), served(reference_of(name), parsing)
+
+    assert faithful.is_faithful, faithful
+    assert "tokens" in failed(otherwise), otherwise
+
+
+class PassageFirst(EnginePath):
+    """Cuts a classifier's pairs as transformers' `only_second` does, and the query where that is not enough."""
+
+    def __init__(self, model: ModelConfig) -> None:
+        super().__init__(model)
+        engine: Any = self._engine
+        self._whole, self._window = engine.tokenise, engine.window_tokens
+        engine.window_tokens = 1_000_000
+        engine.tokenise = self._tokenise
+
+    def _tokenise(self, query: str, passages: Sequence[str], truncate: Truncate) -> list[Any]:
+        return [
+            replace(pair, token_ids=ids, num_tokens=len(ids), type_ids=pair.type_ids[: len(ids)])
+            for pair in self._whole(query, passages, truncate)
+            for ids in [pair.token_ids[: self._window]]
+        ]
+
+
+def test_a_query_that_pushes_passages_out_of_the_window_is_refused(
+    folders: dict[str, Path], reference_of: Callable[[str], ReferenceRun]
+) -> None:
+    path = PassageFirst(local_model(folders["bert"]))
+    verdict = hold_against(reference_of("bert"), path)
+    path.close()
+
+    assert {"tokens", "largest difference"} <= failed(verdict), verdict
+
+
+def test_a_head_with_a_bias(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "biased", Architecture.MISTRAL, "tiny", dtype="float32", head_bias=True)
+
+    assert served(run_reference(local_model(folder)), local_model(folder)).is_faithful
+
+
+def test_the_reference_is_gone_before_the_served_model_is_loaded(folders: dict[str, Path]) -> None:
+    model = local_model(folders["llama_bidirec"])
+    alive: list[int] = []
+
+    def open_served() -> EnginePath:
+        alive.append(sum(type(one) is LlamaForSequenceClassification for one in gc.get_objects()))
+        return EnginePath(model)
+
+    assert verify(model, open_served).is_faithful
+    assert alive == [0]
+
+
+def test_a_tensor_too_few_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(folders["llama_bidirec"], tmp_path / "incomplete")
+    tensors = load_file(folder / "model.safetensors")
+    save_file({k: v for k, v in tensors.items() if k != "score.weight"}, folder / "model.safetensors", {"format": "pt"})
+
+    with pytest.raises(CheckpointError, match=r"lacks tensors: score\.weight"):
+        run_reference(local_model(folder))
+
+
+def test_every_engine_has_a_reference(folders: dict[str, Path]) -> None:
+    for kind in EngineKind:
+        if kind is EngineKind.AUTO:
+            continue
+        with pytest.raises(CheckpointError, match="transformers cannot load"):
+            load_reference(kind, folders["bert"] / "nowhere", local_model(folders["bert"]), torch.device("cpu"))
+
+
+def recorded_from(question: Question, logits: Sequence[float]) -> RecordedLogits:
+    """As if somebody had written them down in bfloat16."""
+    written = torch.tensor(logits).bfloat16().tolist()
+    return RecordedLogits(
+        "m", question.query, question.passages, tuple(written), Dtype.BFLOAT16, Dtype.BFLOAT16, "this test"
+    )
+
+
+def test_recorded_logits_tell_a_checkpoint_from_another(
+    folders: dict[str, Path], reference_of: Callable[[str], ReferenceRun], tmp_path: Path
+) -> None:
+    right, wrong = local_model(folders["llama_bidirec"]), of_another_seed(folders, tmp_path / "other")
+    run = reference_of("llama_bidirec")
+    recorded = (recorded_from(run.expected[0].question, run.expected[0].logits or ()),)
+
+    yes = served(run._replace(recorded=recorded), right)
+    no = served(run_reference(wrong)._replace(recorded=recorded), wrong)
+
+    assert yes.is_faithful, yes
+    assert yes.recorded[0].served == pytest.approx(yes.recorded[0].reference, abs=1e-4)
+    assert failed(no) == {"recorded in bfloat16, reference", "recorded in bfloat16, served"}
+    assert "not the weights" in no.reason
+
+
+def test_logits_recorded_of_a_causal_run_are_refused(
+    folders: dict[str, Path], reference_of: Callable[[str], ReferenceRun]
+) -> None:
+    """The same weights, run as older remote code runs them under transformers 5."""
+    model, run = local_model(folders["llama_bidirec"]), reference_of("llama_bidirec")
+    kind, question = EngineKind.BIDIRECTIONAL_DECODER, run.expected[0].question
+    causal_run: Any = load_reference(kind, folders["llama_bidirec"], model, torch.device("cpu"))
+    causal_run._model.config.is_causal = True
+    logits = [causal_run.logit(causal_run.encode(question.query, passage)) for passage in question.passages]
+
+    verdict = served(run._replace(recorded=(recorded_from(question, logits),)), model)
+
+    assert failed(verdict) == {"recorded in bfloat16, reference", "recorded in bfloat16, served"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "nvidia/llama-3.2-nv-rerankqa-1b-v2",
+        "nvidia/llama-nemotron-rerank-1b-v2",
+        "llama-nemotron-rerank-1b-v2",
+        "Llama-3.2-NV-RerankQA-1B-v2",
+    ],
+)
+def test_recorded_logits_are_found_by_any_name(name: str) -> None:
+    assert recorded_of(name) == RECORDED
+
+
+def test_other_models_have_none_recorded() -> None:
+    assert recorded_of(EMBEDDED) == recorded_of("nv-rerankqa-mistral-4b-v3") == ()
+
+
+@pytest.mark.parametrize("recorded", RECORDED)
+def test_recorded_logits_are_numbers_of_their_precision(recorded: RecordedLogits) -> None:
+    """To the digits they were written down with."""
+    assert len(recorded.logits) == len(recorded.passages)
+    for logit in recorded.logits:
+        rounded = float(torch.tensor(logit).to(getattr(torch, recorded.dtype.value)))
+        assert rounded == pytest.approx(logit, abs=5e-5)
+
+
+def test_half_a_step_of_a_number_as_it_is_written_down() -> None:
+    for dtype in (Dtype.BFLOAT16, Dtype.FLOAT16):
+        for logit in (20.625, -23.125, 1.0, -0.2617, 7.99):
+            number = torch.tensor(logit).to(getattr(torch, dtype.value)).abs()
+            step = float(torch.nextafter(number, number * 2) - number)
+            assert half_step(dtype, float(number)) == step / 2
+
+
+def test_figures_made_by_hand() -> None:
+    reference, near, far = [[3.0, 1.0, 2.0], [-1.0]], [[3.1, 1.0, 0.9], [-1.0]], [[3.1, 1.0, 0.9], [-1.5]]
+
+    figures = figures_of(reference, near, far)
+
+    assert (figures.num_queries, figures.num_pairs, figures.same_best) == (2, 4, 2)
+    assert figures.logit_size == pytest.approx((15 / 4) ** 0.5)
+    assert figures.largest_difference == pytest.approx(1.1)
+    assert figures.mean_difference == pytest.approx(0.3)
+    assert figures.largest_change == pytest.approx(0.5)
+    assert figures.ordered_alike == pytest.approx(2 / 3)
+    assert figures.kendall_tau == pytest.approx(1 / 3)
+
+
+def test_logits_that_are_all_the_same_have_figures_too() -> None:
+    figures = figures_of([[1.0, 1.0]], [[1.0, 2.0]], [[1.0, 2.0]])
+
+    assert (figures.slope, figures.correlation, figures.largest_of_spread) == (None, None, None)
+    assert figures.ordered_alike == 1.0
+
+
+def test_the_embedded_model_is_faithful_as_it_is_configured() -> None:
+    """In int8, where the processor has it."""
+    shown = runner.invoke(app, ["verify", "--config", CONFIG], env={"COLUMNS": "200"})
+
+    assert shown.exit_code == 0, shown.output
+    assert f"{EMBEDDED}: YES, every check holds" in shown.stdout
+    assert "37 of 37 pairs alike, 6 cut at 256" in shown.stdout
+
+
+def test_no_is_an_exit_code(folders: dict[str, Path], tmp_path: Path) -> None:
+    """A random checkpoint in a folder that has the real one's name."""
+    folder = shutil.copytree(folders["llama_bidirec"], tmp_path / "llama-nemotron-rerank-1b-v2")
+    command = ["verify", str(folder), "--dtype", "float32", "--json"]
+
+    refused = runner.invoke(app, command)
+    accepted = runner.invoke(app, [*command, "--recorded", "none"])
+
+    assert refused.exit_code == 1, refused.output
+    verdict = json.loads(refused.stdout)
+    assert not verdict["is_faithful"]
+    assert "not the weights" in verdict["reason"]
+    assert [one["recorded"]["logits"][0] for one in verdict["recorded"]] == [20.625, -3.697265625]
+    assert accepted.exit_code == 0, accepted.output
+    assert json.loads(accepted.stdout)["checks"][0] == {
+        "name": "tokens",
+        "is_passed": True,
+        "found": "37 of 37 pairs alike, 5 cut at 1,024",
+        "allowed": "all",
+    }
+
+
+@pytest.fixture
+def service(folders: dict[str, Path]) -> Iterator[str]:
+    """One model that is what it says, one that pools another way, and one that is a little off; all in float32."""
+    right = local_model(folders["llama_bidirec"], id="right", aliases=["alias"])
+    wrong = local_model(folders["llama_bidirec"], id="wrong", engine={"pooling": "last"})
+    nearly = local_model(folders["llama_bidirec"], id="nearly", engine={"temperature": 1.03})
+    models = (right, wrong, nearly)
+    with running(local_api(models, {one.id: LocalReplica(one) for one in models})) as url:
+        yield url
+
+
+def test_a_running_service(folders: dict[str, Path], service: str) -> None:
+    command = ["verify", str(folders["llama_bidirec"]), "--dtype", "float32", "--url", service, "--json"]
+
+    right = runner.invoke(app, command)
+    wrong = runner.invoke(app, [*command, "--served-as", "wrong"])
+
+    assert right.exit_code == 0, right.output
+    tokens = json.loads(right.stdout)["tokens"]
+    assert (tokens["unit"], tokens["num_compared"], tokens["num_cut"]) == ("requests", 7, 5)
+    assert wrong.exit_code == 1
+    assert {"largest difference", "mean difference"} <= {
+        check["name"] for check in json.loads(wrong.stdout)["checks"] if not check["is_passed"]
+    }
+
+
+@pytest.mark.parametrize("dtype", ["fastest", "auto", "float32"])
+def test_a_running_service_is_held_to_the_precision_it_tells(
+    folders: dict[str, Path], service: str, tmp_path: Path, dtype: str
+) -> None:
+    """What is off by 3% is rounding in int8, and wrong in float32."""
+    config = tmp_path / "serve.yaml"
+    model = {"checkpoint": {"source": str(folders["llama_bidirec"])}, "engine": {"dtype": dtype, "device": "cpu"}}
+    models = [model | {"id": name} for name in ("nearly", "right")]
+    config.write_text(json.dumps({"applications": [{"args": {"models": models}}]}))
+    command = ["verify", "nearly", "--config", str(config), "--url", service, "--json"]
+
+    nearly, right, as_alias, as_said = (
+        runner.invoke(app, [*command, *more])
+        for more in ([], ["--served-as", "right"], ["--served-as", "ALIAS"], ["--dtype", "int8"])
+    )
+
+    assert nearly.exit_code == 1, nearly.output
+    assert "logits are 0.97" in json.loads(nearly.stdout)["reason"]
+    assert [json.loads(one.stdout)["dtype"] for one in (nearly, right, as_alias)] == ["float32"] * 3
+    assert [one.exit_code for one in (right, as_alias)] == [0, 0]
+    assert (as_said.exit_code, json.loads(as_said.stdout)["dtype"]) == (0, "int8")  # the caller's word goes
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--served-as", "another"], "--served-as is for --url"),
+        (["--recorded", "another"], "no logits of 'another' are recorded here"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(folders: dict[str, Path], options: list[str], words: str) -> None:
+    result = runner.invoke(app, ["verify", str(folders["bert"]), *options])
+
+    assert (result.exit_code, words in result.stderr) == (2, True)
+
+
+def test_a_service_that_is_not_there_is_told_at_once(folders: dict[str, Path]) -> None:
+    result = runner.invoke(app, ["verify", str(folders["bert"]), "--url", "http://127.0.0.1:9"])
+
+    assert result.exit_code == 2
+    assert "cannot reach http://127.0.0.1:9" in result.stderr
