@@ -1,0 +1,67 @@
+"""Counts the files and functions of the package that one ranking enters, in one process: `python -m benchmarks.trace`.
+
+Three passages go through the HTTP application, the ranker, the router and the scorer of a replica into a small
+checkpoint of the bidirectional decoder, as in the service but for Ray. Lambdas, comprehensions and nested functions
+count. The first
+request warms up; the second is traced, in every thread. `--all` lists each function in the order it was entered.
+"""
+
+import asyncio
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any
+
+import rerank_service
+from rerank_service.config import ModelConfig
+from rerank_service.tools.random_checkpoints.make import Architecture, make_checkpoint
+from tests.local_service import LocalReplica, client_of, local_api
+from tests.models import local_model
+
+_FOLDER = str(Path(rerank_service.__file__).parent)
+_BODY = {"query": {"text": "a query"}, "passages": [{"text": f"passage {number}"} for number in range(3)]}
+
+
+class Trace:
+    """Functions entered while `is_on`, in order; installed before the threads of the replica exist."""
+
+    def __init__(self) -> None:
+        self.is_on = False
+        self.functions: dict[CodeType, None] = {}
+
+    def __call__(self, frame: FrameType, event: str, _: Any) -> None:
+        if self.is_on and event == "call" and frame.f_code.co_filename.startswith(_FOLDER):
+            self.functions[frame.f_code] = None
+
+    @property
+    def files(self) -> list[str]:
+        return sorted({str(Path(code.co_filename).relative_to(_FOLDER)) for code in self.functions})
+
+
+async def traced(model: ModelConfig, trace: Trace) -> None:
+    """Ranks twice; the second time is traced."""
+    async with client_of(local_api([model], {model.id: LocalReplica(model)})) as client:
+        for trace.is_on in (False, True):
+            response = await client.post("/v1/ranking", json=_BODY)
+            response.raise_for_status()
+            await asyncio.sleep(0.5)
+        trace.is_on = False
+
+
+def main() -> None:
+    trace = Trace()
+    threading.setprofile(trace)
+    sys.setprofile(trace)
+    with tempfile.TemporaryDirectory() as folder:
+        make_checkpoint(Path(folder), Architecture.LLAMA_BIDIREC, "tiny", overwrite=True)
+        asyncio.run(traced(local_model(Path(folder)), trace))
+    if "--all" in sys.argv:
+        for code in trace.functions:
+            print(f"{Path(code.co_filename).relative_to(_FOLDER)}:{code.co_firstlineno} {code.co_qualname}")
+    print(f"{len(trace.files)} files, {len(trace.functions)} functions")
+
+
+if __name__ == "__main__":
+    main()
