@@ -75,11 +75,13 @@ class RankingEndpoint:
                     dialect = next((one for one in dialects if one.recognises(body.fields)), dialect)
                     observation.dialect = dialect.name
                 call = dialect.read(body, self._limits)
+                num_passages = sum(len(query.passages) for query in call.queries)
+                if num_passages > self._limits.max_passages:
+                    raise call.too_many_passages(num_passages, self._limits.max_passages)
                 observation.parse_s = time.perf_counter() - started_s
 
                 model = slug_model if call.model is None and slug_model else self._router.resolve(call.model)
                 observation.model_id = model.id
-                num_passages = sum(len(query.passages) for query in call.queries)
                 headers |= await self._rate_limits.take("passages", caller, num_passages)
                 deadline = Deadline.after(timeout_s)  # the upload of the body does not count
                 rankings = await self._rank(call, model.id, deadline, caller, request.headers.get("x-request-id"))

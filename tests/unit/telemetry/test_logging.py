@@ -39,13 +39,7 @@ def log_all() -> None:
     SERVE.info("theirs")
 
 
-def test_own_lines_go_where_serves_go(kept: Kept) -> None:
+def test_own_lines_go_where_serves_go_without_its_line_for_each_call(kept: Kept) -> None:
     log_through_serve()
-    log_all()
-    assert kept.messages == ["ours", "CALL score OK 3ms", "theirs"]
-
-
-def test_a_replica_says_nothing_of_each_call(kept: Kept) -> None:
-    log_through_serve(keep_access_log=False)
     log_all()
     assert kept.messages == ["ours", "theirs"]
