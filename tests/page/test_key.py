@@ -8,7 +8,7 @@ from tests.page.visit import KEY, Visit
 def test_the_key_is_asked_for_and_then_it_ranks(keyed_visit: Visit) -> None:
     page = keyed_visit.page
     expect(page.get_by_label("API key")).to_be_focused()
-    expect(page.get_by_text("This service asks for one.")).to_be_visible()
+    expect(page.get_by_text("This service requires an API key.")).to_be_visible()
     expect(keyed_visit.error_at("key")).to_be_empty()  # nobody did anything wrong
     expect(page.get_by_label("API key")).not_to_have_attribute("aria-invalid", "true")
 
@@ -19,7 +19,7 @@ def test_the_key_is_asked_for_and_then_it_ranks(keyed_visit: Visit) -> None:
     expect(keyed_visit.error_at("key")).to_contain_text("Invalid API key")
 
     keyed_visit.use_key("schlüssel")
-    expect(keyed_visit.error_at("key")).to_contain_text("letters, digits and signs")
+    expect(keyed_visit.error_at("key")).to_contain_text("letters, digits and symbols")
 
     keyed_visit.use_key(KEY)
     expect(keyed_visit.query).to_be_focused()

@@ -59,19 +59,19 @@ def test_rows_glide_unless_motion_is_unwanted(context: BrowserContext, visit: Vi
     assert (page.evaluate("window.animated") > 0) == (motion == "no-preference")
 
 
-def test_cut_passages_are_counted_by_the_one_request_that_ranks(visit: Visit) -> None:
+def test_truncated_passages_are_counted_by_the_one_request_that_ranks(visit: Visit) -> None:
     rankings = rankings_asked(visit)
     visit.write("starch", [*(f"{number} {LONG}" for number in range(13)), "short", LONG, LONG])
     visit.rank()
 
-    expect(visit.loss).to_have_text("15 passages were cut: with the query, too long for the model's window.")
+    expect(visit.loss).to_have_text("15 passages were truncated: together with the query, they exceed the model's window.")
     assert rankings == [f"{visit.url}v1/ranking"]
 
     visit.write("starch", ["short", LONG])
     expect(visit.loss).to_be_visible()  # as long as the ranking it belongs to
     visit.rank()
-    expect(visit.loss).to_have_text("1 passage was cut: with the query, too long for the model's window.")
-    expect(visit.page.get_by_role("status")).to_contain_text("1 passage was cut")
+    expect(visit.loss).to_have_text("1 passage was truncated: together with the query, it exceeds the model's window.")
+    expect(visit.page.get_by_role("status")).to_contain_text("1 passage was truncated")
 
 
 def test_passages_that_were_not_scored_are_told_apart(visit: Visit) -> None:
@@ -79,7 +79,7 @@ def test_passages_that_were_not_scored_are_told_apart(visit: Visit) -> None:
     visit.write("starch", ["one", "two"])
     visit.rank()
     expect(visit.loss).to_have_text(
-        "2 passages were not scored: the query fills the window, so their ranks mean nothing."
+        "2 passages were not scored: the query fills the model's window, so their ranks are meaningless."
     )
 
 
@@ -105,10 +105,10 @@ def test_one_passage_too_many_is_said_at_the_passages(visit: Visit) -> None:
     expect(visit.passages).to_be_focused()
 
 
-def test_a_passage_a_line(visit: Visit) -> None:
+def test_passages_can_be_separated_by_line_breaks(visit: Visit) -> None:
     visit.passages.fill("one\n\n  two  \nthree")
     expect(visit.page.locator("#count")).to_have_text("2 passages")
-    visit.page.get_by_label("each line").check()
+    visit.page.get_by_label("line breaks").check()
     expect(visit.page.locator("#count")).to_have_text("3 passages")
     assert visit.page.locator("li .text").all_inner_texts() == ["one", "two", "three"]
 
@@ -117,7 +117,7 @@ def test_a_ranking_does_not_pass_for_that_of_a_changed_request(visit: Visit) -> 
     visit.rank()
     order = visit.order()
     visit.query.fill("something else")
-    expect(visit.summary).to_have_text("of the request before your changes")
+    expect(visit.summary).to_have_text("of the previous request")
     assert visit.order() == order
 
 
@@ -173,7 +173,7 @@ def test_a_blank_query_is_said_at_the_query(visit: Visit) -> None:
 
 
 def test_what_is_refused_for_its_length_is_named(visit: Visit) -> None:
-    visit.page.get_by_label("Pairs over the window").select_option("NONE")
+    visit.page.get_by_label("Long passages").select_option("NONE")
     visit.write("starch", ["short", LONG])
     visit.page.keyboard.press("Control+Enter")
     expect(visit.error_at("passages")).to_contain_text("exceeds maximum allowed token size 256")
