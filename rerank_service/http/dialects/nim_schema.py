@@ -10,8 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from rerank_service.config import LimitsConfig
-from rerank_service.config.settings import without_echoes
+from rerank_service.config import LimitsConfig, without_echoes
 from rerank_service.errors import FieldProblem, InvalidRequest, Loc, dotted
 from rerank_service.messages import DEFAULT_OVERLAP_TOKENS, MIN_WINDOW_TOKENS
 
