@@ -30,7 +30,7 @@ class RerankConfig(Section):
     """Replicas that several models share; see `models[].pool`."""
 
     service: ServiceConfig = ServiceConfig()
-    """The service as a whole."""
+    """Default model, playground, and the replicas that answer HTTP requests."""
 
     limits: LimitsConfig = LimitsConfig()
     """Limits of a single request."""

@@ -136,7 +136,8 @@ class EngineConfig(Section):
 
     cuda_graphs: bool = True
     """GPU, in bfloat16 and float16: run batches of at most 2,048 tokens as captured CUDA graphs, which saves launch
-    time. If a graph fails or changes a score, the engine turns graphs off and logs a warning."""
+    time. If a graph fails or its results differ from an ordinary pass, the engine turns graphs off and logs a
+    warning."""
 
     compile: bool = False
     """GPU: fuse the elementwise operations of each layer with torch.compile. Needs Triton, and adds about a minute to
@@ -172,7 +173,7 @@ class EngineConfig(Section):
     passage_cache_bytes: PositiveInt | None = None
     """Late interaction: memory in bytes in which each replica caches encoded passages; the least recently used are
     dropped first. Set it if the same passages are ranked again and again. A passage of 128 tokens takes about 100 KB
-    (384 dimensions, bfloat16). On a GPU this memory is taken from the batches'. Null: no cache."""
+    (384 dimensions, bfloat16). On a GPU this memory is not available to batches. Null: no cache."""
 
     @model_validator(mode="after")
     def _template_has_both_slots(self) -> Self:

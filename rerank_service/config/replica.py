@@ -24,7 +24,7 @@ class BatchingConfig(Section):
     `user_config`)."""
 
     max_batch_tokens: PositiveInt | None = None
-    """Most tokens in one forward pass. A pair longer than this is scored alone. Null: 16,384 on a GPU and 4,096 on a
+    """Maximum tokens in one forward pass. A pair longer than this is scored alone. Null: 16,384 on a GPU and 4,096 on a
     CPU; larger batches are no faster there. Lower it if the device runs out of memory."""
 
     min_batch_tokens: PositiveInt | None = None
@@ -37,10 +37,10 @@ class BatchingConfig(Section):
     very large number of tiny requests."""
 
     collect_max_calls: PositiveInt = 32
-    """Most calls that are tokenised together."""
+    """Maximum number of calls tokenised together."""
 
     max_queued_tokens: PositiveInt = 4_194_304
-    """Most tokens in a replica's queue. Beyond that, calls are refused with 503; a request that exceeds the limit on
+    """Maximum tokens in a replica's queue. Beyond that, calls are refused with 503; a request that exceeds the limit on
     its own is refused with 413. The default holds 512 pairs of 8,192 tokens."""
 
 
@@ -59,8 +59,8 @@ class ReplicaConfig(Section):
     node with that GPU."""
 
     max_ongoing_requests: PositiveInt = 1_024
-    """Most shards sent to one replica at a time; further shards wait at the ingress. Replicas already limit their queue
-    by tokens and deadlines, so keep this number above what they admit."""
+    """Maximum number of shards sent to one replica at a time; further shards wait at the ingress. Replicas already
+    limit their queue by tokens and deadlines, so keep this number above what they admit."""
 
     tokeniser_threads: PositiveInt = 2
     """Threads that tokenise, in addition to the thread that runs the forward pass."""
@@ -82,10 +82,10 @@ class AutoscalingConfig(Section):
     """How Serve scales the number of a model's replicas."""
 
     min_replicas: NonNegativeInt = 1
-    """Fewest replicas. With 0, an idle model keeps none, and its next request waits for a cold start."""
+    """Minimum number of replicas. With 0, an idle model keeps none, and its next request waits for a cold start."""
 
     max_replicas: PositiveInt = 1
-    """Most replicas."""
+    """Maximum number of replicas."""
 
     initial_replicas: NonNegativeInt | None = None
     """Replicas that a new deployment starts with and keeps for at least `downscale_delay_s`. Null: `min_replicas`.

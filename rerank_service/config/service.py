@@ -24,28 +24,30 @@ class IngressConfig(Section):
     """The ingress: replicas that answer HTTP requests and hand their pairs to the models' replicas."""
 
     min_replicas: PositiveInt = 1
-    """Fewest ingress replicas."""
+    """Minimum number of ingress replicas."""
 
     max_replicas: PositiveInt = 1
-    """Most ingress replicas."""
+    """Maximum number of ingress replicas."""
 
     num_cpus: NonNegativeFloat = 0
     """CPUs reserved for each ingress replica. An ingress parses JSON and otherwise waits: 0 suits a laptop, 1 a
     cluster."""
 
     max_ongoing_requests: PositiveInt = 1_000
-    """Most HTTP requests in flight in one ingress replica; further requests wait in the proxy."""
+    """Maximum number of HTTP requests in flight in one ingress replica; further requests wait in the proxy."""
 
     max_queued_requests: PositiveInt = 1_000
-    """Most requests that wait in one proxy for an ingress replica; further requests are refused with 503."""
+    """Maximum number of requests that wait in one proxy for an ingress replica; further requests are refused with
+    503."""
 
     shard_tokens: PositiveInt | None = None
-    """Most estimated tokens in one shard, the part of a request that a replica scores in one call. A larger request is
-    split over several replicas. Null: 16,384 for a model with GPUs and 4,096 for one without, a full batch there."""
+    """Maximum estimated tokens in one shard, the part of a request that a replica scores in one call. A larger
+    request is split over several replicas. Null: 16,384 for a model with GPUs and 4,096 for one without, which is a
+    full batch on that hardware."""
 
 
 class ServiceConfig(Section):
-    """The service as a whole."""
+    """General settings of the service."""
 
     default_model: str | None = None
     """Model that answers requests without a `model`: an id or an alias. Null: the first of `models`."""
@@ -70,19 +72,19 @@ class LimitsConfig(Section):
     """Limits of a single request. The error that refuses a request names the limit."""
 
     max_passages: PositiveInt = 512
-    """Most passages in a request."""
+    """Maximum number of passages in a request."""
 
     max_body_bytes: PositiveInt = 32 * 1024 * 1024
     """Largest request body, in bytes."""
 
     max_windows_per_passage: PositiveInt = 16
-    """Most windows into which a request may split a long passage (`passage_windows`, or `max_chunks_per_doc` in
-    Cohere's API). 1 turns windows off."""
+    """Maximum number of windows into which a request may split a long passage (`passage_windows`, or
+    `max_chunks_per_doc` in Cohere's API). 1 turns windows off."""
 
     request_timeout_s: PositiveFloat = 60.0
-    """Most seconds a request may take; after that the service answers 504 and drops the remaining work. A client can
-    ask for less with the header `x-request-timeout-seconds`. The default is the timeout of LangChain's and
-    Haystack's clients."""
+    """Maximum time in seconds for a request; after that the service answers 504 and drops the remaining work. A
+    client can ask for less with the header `x-request-timeout-seconds`. The default is the timeout of LangChain's
+    and Haystack's clients."""
 
     unknown_fields: Literal["reject", "ignore"] = "reject"
     """What happens to a request with fields that the API does not have. `reject`: it is refused with 400, as by NIM
@@ -104,11 +106,11 @@ class RateLimitConfig(Section):
     refused with 429."""
 
     requests_per_minute: PositiveInt | None = None
-    """Most requests per minute. Null: unlimited."""
+    """Maximum requests per minute. Null: unlimited."""
 
     passages_per_minute: PositiveInt | None = None
-    """Most passages per minute. Scoring takes time by the passage, so this quota protects the GPUs. It must be at least
-    `limits.max_passages`. Null: unlimited."""
+    """Maximum passages per minute. Cost grows with the number of passages, so this is the quota that protects a GPU.
+    It must be at least `limits.max_passages`. Null: unlimited."""
 
     storage: Annotated[str, Field(pattern=r"^(memory|redis|rediss|redis\+cluster|redis\+sentinel)://")] = "memory://"
     """Where the counts are kept. `memory://`: separately in each ingress replica. `redis://host:6379/0`: in Redis,

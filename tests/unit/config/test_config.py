@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel
 
 from rerank_service import config
-from rerank_service.client import RerankClient
+from rerank_service.client import Client
 from rerank_service.config import LimitsConfig, RerankConfig, load_config, parse_config
 from rerank_service.errors import ConfigError
 
@@ -187,7 +187,7 @@ def test_a_configuration_survives_pickling() -> None:
 
 
 def test_the_client_has_the_limits_of_the_service() -> None:
-    parameters = inspect.signature(RerankClient).parameters
+    parameters = inspect.signature(Client).parameters
     limits = LimitsConfig()
     assert parameters["timeout_s"].default == limits.request_timeout_s
     assert parameters["max_passages"].default == limits.max_passages
