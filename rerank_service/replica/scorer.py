@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeAlias
 
-from rerank_service.config import BatchingConfig, ModelConfig
+from rerank_service.config import BatchingConfig, ModelConfig, default_min_batch_tokens
 from rerank_service.engine import CacheCounts, Engine, Truncate
 from rerank_service.engine.text.windows import EncodedPassages, encode_passages
 from rerank_service.errors import EngineFailed, PairTooLong, QueueFull, RequestTimedOut, RequestTooLarge, WaitTooLong
@@ -103,7 +103,7 @@ class ModelScorer:
     def _set_knobs(self, batching: BatchingConfig) -> None:
         max_batch_tokens = batching.max_batch_tokens or self._engine.default_batch_tokens
         self.scheduler.max_batch_tokens = max_batch_tokens
-        self.scheduler.min_batch_tokens = batching.min_batch_tokens or max(1, max_batch_tokens // 4)
+        self.scheduler.min_batch_tokens = batching.min_batch_tokens or default_min_batch_tokens(max_batch_tokens)
         self.scheduler.max_queued_tokens = batching.max_queued_tokens
 
     def check(self, num_tokenisers: int) -> None:

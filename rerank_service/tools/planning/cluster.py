@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import NamedTuple
 
+from rerank_service.config import LimitsConfig
 from rerank_service.messages import ReplicaLoad
 from rerank_service.replica.scheduler.deadlines import Demand, lateness
 from rerank_service.routing.replica_table import MAX_DECLINED, ReplicaTable
@@ -52,8 +53,7 @@ class Fleet:
     speed: ReplicaSpeed
     ingresses: int = 1
     costs: StackCosts = HAPROXY
-    timeout_s: float = 60.0
-    """As `limits.request_timeout_s`."""
+    timeout_s: float = LimitsConfig().request_timeout_s
     slow_replicas: int = 0
     """How many of the replicas have half the speed."""
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import NamedTuple
 
+from rerank_service.config import LimitsConfig
 from rerank_service.tools.planning.cluster import Cluster, End, Ended, Fleet, percentile
 from rerank_service.tools.planning.costs import HAPROXY, StackCosts
 from rerank_service.tools.planning.events import Clock
@@ -47,7 +48,7 @@ class Demand:
     burstiness: float = 1.0
     """Squared coefficient of variation of the time between requests; 1 is Poisson."""
     costs: StackCosts = HAPROXY
-    timeout_s: float = 60.0
+    timeout_s: float = LimitsConfig().request_timeout_s
     seed: int = 0
 
     @property

@@ -7,6 +7,7 @@ share of it that is assumed and says so.
 from dataclasses import dataclass
 from enum import StrEnum
 
+from rerank_service.config import default_batch_tokens, default_min_batch_tokens
 from rerank_service.engine.device.gpus import GPUS
 from rerank_service.tools.bench.workload import Lengths
 from rerank_service.tools.planning.workload import Mix
@@ -34,9 +35,6 @@ benchmarks/results/engine-cpu.json (AMD EPYC with AVX512-VNNI)."""
 _SHORT_TOKENS = 160
 """Pairs of a fixed length up to here are as fast as `short` ones."""
 
-_GPU_BATCH_TOKENS, _CPU_BATCH_TOKENS = 16_384, 4_096
-_GPU_SHARD_TOKENS, _CPU_SHARD_TOKENS = 16_384, 4_096
-"""As in `config`."""
 _ASSUMED_BATCH_OVERHEAD_S = 0.002
 
 
@@ -60,8 +58,8 @@ class ReplicaSpeed:
     """That each batch takes besides its tokens."""
     max_in_flight: int = 2
     """Batches it takes before the first is done."""
-    max_batch_tokens: int = _GPU_BATCH_TOKENS
-    shard_tokens: int = _GPU_SHARD_TOKENS
+    max_batch_tokens: int = default_batch_tokens(on_gpu=True)
+    shard_tokens: int = default_batch_tokens(on_gpu=True)
     """What a request is cut into for such replicas."""
     origin: str = "given"
     """Where the figure comes from, in words."""
@@ -70,7 +68,7 @@ class ReplicaSpeed:
     @property
     def min_batch_tokens(self) -> int:
         """As the service chooses it."""
-        return max(1, self.max_batch_tokens // 4)
+        return default_min_batch_tokens(self.max_batch_tokens)
 
     @property
     def full_tokens_per_s(self) -> float:
@@ -98,7 +96,8 @@ def speed_of(
             if tokens_per_s
             else "measured on one core of an AMD EPYC, int8 (benchmarks/results/engine-cpu.json)"
         )
-        return ReplicaSpeed(measured, batch_overhead_s or 0.0, 1, _CPU_BATCH_TOKENS, _CPU_SHARD_TOKENS, origin)
+        batch_tokens = default_batch_tokens(on_gpu=False)
+        return ReplicaSpeed(measured, batch_overhead_s or 0.0, 1, batch_tokens, batch_tokens, origin)
     overhead_s = _ASSUMED_BATCH_OVERHEAD_S if batch_overhead_s is None else batch_overhead_s
     if tokens_per_s:
         return ReplicaSpeed(tokens_per_s, overhead_s)
