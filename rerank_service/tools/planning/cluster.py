@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 from rerank_service.config import LimitsConfig
 from rerank_service.messages import ReplicaLoad
-from rerank_service.replica.scheduler.deadlines import Demand, lateness
+from rerank_service.replica.scheduler.admission import lateness
+from rerank_service.replica.scheduler.fair_queue import TokensDue
 from rerank_service.routing.replica_table import MAX_DECLINED, ReplicaTable
 from rerank_service.routing.shards import even_slices
 from rerank_service.tools.planning.costs import HAPROXY, StackCosts
@@ -226,7 +227,8 @@ class Cluster:
     def _submit(self, job: Job, replica: _Replica) -> None:
         request: _Request = job.owner[0]
         now_s, deadline_s = self._clock.now_s, request.sent_at_s + self._fleet.timeout_s
-        alone = lateness(Demand(deadline_s, job.num_tokens), (), 0, now_s, self._fleet.speed.full_tokens_per_s) is None
+        own = TokensDue(deadline_s, job.num_tokens)
+        alone = lateness(own, (), 0, now_s, self._fleet.speed.full_tokens_per_s) is None
         is_refused = request.end is None and not replica.device.submit(job, deadline_s)
         if not request.is_counted and (alone or not is_refused):
             replica.offered_tokens += job.num_tokens

@@ -7,10 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from rerank_service.config import BatchingConfig
-from rerank_service.replica.scheduler.admission import Admission
-from rerank_service.replica.scheduler.deadlines import Demand
-from rerank_service.replica.scheduler.fair_queue import Drawn, FairQueue
-from rerank_service.replica.scheduler.pace import DrainRate, batch_budget, may_launch
+from rerank_service.replica.scheduler.admission import Admission, DrainRate, batch_budget, may_launch
+from rerank_service.replica.scheduler.fair_queue import Drawn, FairQueue, TokensDue
 from rerank_service.tools.planning.events import Clock
 from rerank_service.tools.planning.speed import ReplicaSpeed
 
@@ -66,7 +64,7 @@ class SimulatedReplica:
 
     def submit(self, job: Job, deadline_s: float) -> bool:
         """False if it is refused: the queue is full, or the job could not be done in time."""
-        newcomer = Demand(deadline_s, job.num_tokens)
+        newcomer = TokensDue(deadline_s, job.num_tokens)
         if self._admission.refusal(
             newcomer, self._tokens_in_flight, self._budget_tokens, self._clock.now_s, job.caller
         ):
