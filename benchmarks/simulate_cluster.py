@@ -29,13 +29,13 @@ from benchmarks.stack.offered import Answered, schedule
 from benchmarks.stack.open_load import TOKENS_PER_S, schedule_of
 from benchmarks.stack.scaling import questions, steady_tokens_per_s
 from rerank_service.tools.bench.workload import Lengths
-from rerank_service.tools.planning.cluster import Cluster, Ended, Fleet, percentile, run
+from rerank_service.tools.planning.clock import Clock
+from rerank_service.tools.planning.cluster import FinishedRequest, Fleet, SimulatedCluster, percentile, run
 from rerank_service.tools.planning.costs import HAPROXY, SERVE_PROXY
-from rerank_service.tools.planning.events import Clock
 from rerank_service.tools.planning.fleet import CannotMeet, Demand, measure, smallest
 from rerank_service.tools.planning.limits import Cadence, limits_of
 from rerank_service.tools.planning.region import Loss, lose_region
-from rerank_service.tools.planning.speed import Model, ReplicaSpeed, speed_of
+from rerank_service.tools.planning.speed import PlannedModel, ReplicaSpeed, speed_of
 from rerank_service.tools.planning.workload import Arrival, Mix
 
 app = typer.Typer(add_completion=False, help=__doc__)
@@ -116,12 +116,12 @@ def _simulated_throughput(replicas: int, num_clients: int) -> float:
     def send() -> None:
         cluster.send(Arrival(clock.now_s, next(asked).lengths))
 
-    def on_end(one: Ended) -> None:
+    def on_end(one: FinishedRequest) -> None:
         answers.append(Answered(one.at_s, clock.now_s, "right", one.num_tokens))
         if clock.now_s < _WARM_UP_S + _MEASURED_S:
             send()
 
-    cluster = Cluster(Fleet(replicas, _STACK_SPEED, costs=_STACK_COSTS), clock, on_end)
+    cluster = SimulatedCluster(Fleet(replicas, _STACK_SPEED, costs=_STACK_COSTS), clock, on_end)
     for _ in range(num_clients):
         send()
     clock.run()
@@ -154,7 +154,7 @@ def _asked() -> Iterator[tuple[dict[str, Any], Demand]]:
         yield {"mix": name, "rps": rps, "gpu": gpu}, Demand(mix, rps, P99_S[gpu], speed_of(mix, gpu=gpu))
     for rps in (1.0, 5.0):
         name, mix = next(iter(MIXES.items()))
-        speed = speed_of(mix, model=Model.EMBEDDED)
+        speed = speed_of(mix, model=PlannedModel.EMBEDDED)
         yield {"mix": name, "rps": rps, "gpu": "one core"}, Demand(mix, rps, 2.0, speed)
 
 
@@ -164,7 +164,7 @@ def _changed(demand: Demand) -> Iterator[tuple[dict[str, Any], Demand]]:
         "as asked": demand,
         "half the speed (MFU 0.2)": replace(demand, speed=speed_of(SAMPLE, mfu=0.2)),
         "a quarter faster (MFU 0.5)": replace(demand, speed=speed_of(SAMPLE, mfu=0.5)),
-        "the 4B, p99 within 1 s": replace(demand, p99_s=1.0, speed=speed_of(SAMPLE, model=Model.MISTRAL_4B)),
+        "the 4B, p99 within 1 s": replace(demand, p99_s=1.0, speed=speed_of(SAMPLE, model=PlannedModel.MISTRAL_4B)),
         "p99 within 1 s": replace(demand, p99_s=1.0),
         "p99 within 350 ms": replace(demand, p99_s=0.35),
         "bursts (variation 8)": replace(demand, burstiness=8.0),
