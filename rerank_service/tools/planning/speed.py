@@ -17,7 +17,7 @@ __all__ = [
     "ASSUMED_MFU",
     "EMBEDDED_TOKENS_PER_S",
     "PEAK_TFLOPS",
-    "Model",
+    "PlannedModel",
     "ReplicaSpeed",
     "flops_per_token",
     "speed_of",
@@ -38,7 +38,7 @@ _SHORT_TOKENS = 160
 _ASSUMED_BATCH_OVERHEAD_S = 0.002
 
 
-class Model(StrEnum):
+class PlannedModel(StrEnum):
     """Models whose speed can be estimated."""
 
     LLAMA_1B = "1b"
@@ -80,7 +80,7 @@ def speed_of(
     mix: Mix,
     *,
     tokens_per_s: float | None = None,
-    model: Model = Model.LLAMA_1B,
+    model: PlannedModel = PlannedModel.LLAMA_1B,
     gpu: str = "h100",
     mfu: float = ASSUMED_MFU,
     batch_overhead_s: float | None = None,
@@ -89,7 +89,7 @@ def speed_of(
 
     Raises `ValueError` for a GPU that is not in `PEAK_TFLOPS`.
     """
-    if model is Model.EMBEDDED:
+    if model is PlannedModel.EMBEDDED:
         measured = tokens_per_s or EMBEDDED_TOKENS_PER_S[_lengths_like(mix)]
         origin = (
             "given"
@@ -119,10 +119,10 @@ def flops_per_token(shape: Shape, attended_tokens: float) -> float:
     return shape.num_layers * (2 * weights + 4 * hidden * attended_tokens)
 
 
-def _shape(model: Model) -> Shape:
+def _shape(model: PlannedModel) -> Shape:
     return (
         shape_of(Architecture.MISTRAL, "4b")
-        if model is Model.MISTRAL_4B
+        if model is PlannedModel.MISTRAL_4B
         else shape_of(Architecture.LLAMA_BIDIREC, "1b")
     )
 
