@@ -84,10 +84,9 @@ class ConfigurationReference(SphinxDirective):
     """The page that `rerank_service.config` makes of its docstrings."""
 
     def run(self) -> list[nodes.Node]:
-        import rerank_service.config as config
+        from rerank_service.tools.config_reference import config_reference
 
-        reference = getattr(config, "config_reference", lambda: "To come.")()
-        lines = StringList(reference.splitlines(), source="rerank_service.config")
+        lines = StringList(config_reference().splitlines(), source="rerank_service.config")
         section = nodes.section()
         section.document = self.state.document
         self.state.nested_parse(lines, self.content_offset, section, match_titles=True)
