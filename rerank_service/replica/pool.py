@@ -91,7 +91,7 @@ class PoolReplica:
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """What `autoscaling.TokenPolicy` decides by: of all models together, at the mean of their speeds."""
         schedulers = [scorer.scheduler for scorer in self._loaded.values()]
-        speeds = [scheduler.tokens_per_s for scheduler in schedulers if scheduler.tokens_per_s]
+        speeds = [scheduler.drain.tokens_per_s for scheduler in schedulers if scheduler.drain.tokens_per_s]
         return {
             OFFERED: self._evicted_tokens + sum(scorer.offered_tokens for scorer in self._loaded.values()),
             WAITING: sum(scheduler.outstanding_tokens for scheduler in schedulers),
@@ -119,7 +119,7 @@ class PoolReplica:
 
     def _own_load(self) -> ReplicaLoad:
         schedulers = [scorer.scheduler for scorer in self._loaded.values()]
-        speeds = [scheduler.tokens_per_s for scheduler in schedulers if scheduler.tokens_per_s]
+        speeds = [scheduler.drain.tokens_per_s for scheduler in schedulers if scheduler.drain.tokens_per_s]
         waiting_tokens = sum(scheduler.outstanding_tokens for scheduler in schedulers)
         return ReplicaLoad(self._name, waiting_tokens, sum(speeds) / len(speeds) if speeds else 0.0, time.monotonic())
 

@@ -62,7 +62,7 @@ class Replica:
         return {
             OFFERED: self._scorer.offered_tokens,
             WAITING: scheduler.outstanding_tokens,
-            SPEED: scheduler.tokens_per_s or 0.0,
+            SPEED: scheduler.drain.tokens_per_s or 0.0,
             START: self._start_s,
         }
 
@@ -79,4 +79,6 @@ class Replica:
 
     def _own_load(self) -> ReplicaLoad:
         scheduler = self._scorer.scheduler
-        return ReplicaLoad(self._name, scheduler.outstanding_tokens, scheduler.tokens_per_s or 0.0, time.monotonic())
+        return ReplicaLoad(
+            self._name, scheduler.outstanding_tokens, scheduler.drain.tokens_per_s or 0.0, time.monotonic()
+        )

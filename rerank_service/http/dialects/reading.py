@@ -9,8 +9,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from rerank_service.config import LimitsConfig
-from rerank_service.config.settings import without_echoes
+from rerank_service.config import LimitsConfig, without_echoes
 from rerank_service.errors import FieldProblem, InvalidRequest, Loc, dotted
 from rerank_service.http.dialects.call import Body
 

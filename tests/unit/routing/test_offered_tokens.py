@@ -46,7 +46,7 @@ async def scorer(threads: ThreadPoolExecutor) -> ModelScorer:
 async def busy(scorer: ModelScorer) -> "asyncio.Task[ShardScores]":
     """Fifty seconds of work, not counted and never finished, with a deadline before that of the shards below."""
     work = asyncio.ensure_future(scorer.score(shard(500, timeout_s=10.0, is_counted=True)))
-    while not scorer.scheduler.queued_tokens:
+    while not scorer.scheduler.queue.num_tokens:
         await asyncio.sleep(0)
     return work
 
@@ -60,7 +60,7 @@ async def test_what_is_refused_for_want_of_capacity_counts_too(scorer: ModelScor
     work = await busy(scorer)
     with pytest.raises(WaitTooLong):
         await scorer.score(shard(1, timeout_s=20.0))
-    scorer.scheduler.max_queued_tokens = 100
+    scorer.scheduler.admission.max_queued_tokens = 100
     with pytest.raises(QueueFull):
         await scorer.score(shard(1))
     assert scorer.offered_tokens == 2 * NUM_TOKENS
