@@ -222,7 +222,10 @@ def test_a_pool_is_probed_with_the_model_that_answered_last_and_may_take_long_to
     async def scenario(client: httpx.AsyncClient, handles: dict[str, Handle]) -> None:
         await client.post("/v1/ranking", json={"model": "b", "query": {"text": "q"}, "passages": [{"text": "p"}]})
         await asyncio.sleep(10.0)
-        assert [len(handles[name].shards) for name in MODELS] == [1, 4]  # the test pairs of both, then probes of `b`
+        assert [len(handles[name].shards) for name in MODELS] == [
+            1,
+            4,
+        ]  # `a`: the test pair; `b`: the request, then probes
         handles["b"].outcome = None
         await asyncio.sleep(30.0)
         assert await ready(client) == READY

@@ -66,7 +66,7 @@ def model(checkpoints: dict[str, Path]) -> ModelConfig:
 
 @pytest.fixture
 def ask(collector: Collector, model: ModelConfig) -> Any:
-    """Sends a ranking to a service with tracing. All spans have arrived when it returns, since the service has ended."""
+    """Sends a ranking to a service with tracing, and ends the service, so that all spans arrive."""
 
     async def send(replica: Any, **headers: str) -> httpx.Response:
         api = local_api([model], {model.id: replica}, tracing={"otlp_endpoint": collector.endpoint})
