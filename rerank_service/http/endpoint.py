@@ -59,7 +59,7 @@ class RankingEndpoint:
         self._observer = observer
 
     async def answer(self, request: Request, dialects: Sequence[Dialect], slug: str | None = None) -> Response:
-        """The ranking or the error, in the body's dialect. `dialects` share the path; `slug` is the model in the URL."""
+        """The ranking or the error, in the body's dialect. `dialects` share the path; `slug` is the URL's model."""
         dialect = dialects[0]
         with self._observer.observe(request, dialect.name) as observation:
             try:

@@ -197,7 +197,7 @@ def _text(document: str | Mapping[str, Any], fields: Sequence[str], index: int) 
     values = [(field, document[field]) for field in fields if field in document]
     if not values or not all(isinstance(value, str) for _, value in values):
         message = (
-            f"documents[{index}] must be a string, or an object with strings in the fields: {', '.join(fields)[:200]}"
+            f"documents[{index}] must be a string, or an object with text in the fields: {', '.join(fields)[:200]}"
         )
         raise invalid(("documents", index), message, "document_type")
     if len(values) == 1:
