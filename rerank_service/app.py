@@ -23,7 +23,7 @@ from rerank_service.http.deployment import Ingress
 from rerank_service.replica.pool import pool_replica_class
 from rerank_service.replica.replica import Replica
 from rerank_service.routing.autoscaling import TokenPolicy
-from rerank_service.routing.request_router import FewestTokensRouter, PoolRouter
+from rerank_service.routing.request_router import ExpectedSecondsRouter, PoolRouter
 
 __all__ = ["bind_app", "build_app", "build_model", "serve_autoscaling"]
 
@@ -87,7 +87,7 @@ def _replicas(model: ModelConfig, replica_class: type[Replica], limits: LimitsCo
     return serve.deployment(
         name=model.deployment_name,
         user_config=model.batching.model_dump(mode="json"),
-        request_router_config=_router(FewestTokensRouter),
+        request_router_config=_router(ExpectedSecondsRouter),
         **_host_options(model, limits),
     )(replica_class).bind(model)
 
@@ -118,7 +118,7 @@ def _host_options(host: ModelConfig | PoolConfig, limits: LimitsConfig) -> dict[
     }
 
 
-def _router(router: type[FewestTokensRouter], **options: Any) -> RequestRouterConfig:
+def _router(router: type[ExpectedSecondsRouter], **options: Any) -> RequestRouterConfig:
     path = f"{router.__module__}.{router.__qualname__}"
     return RequestRouterConfig.model_validate({"request_router_class": path, "request_router_kwargs": options})
 

@@ -25,10 +25,10 @@ from ray.serve.request_router import (
 from rerank_service.messages import Shard
 from rerank_service.routing.replica_table import NUM_CHOICES, table_of
 
-__all__ = ["FewestTokensRouter", "PoolRouter", "rank_pool"]
+__all__ = ["ExpectedSecondsRouter", "PoolRouter", "rank_pool"]
 
 
-class FewestTokensRouter(FIFOMixin, LocalityMixin, RequestRouter):
+class ExpectedSecondsRouter(FIFOMixin, LocalityMixin, RequestRouter):
     """Serve's request router of a model's deployment.
 
     `FIFOMixin`: shards of one request share their request id, and Serve would otherwise match a chosen replica to one
@@ -106,7 +106,7 @@ class FewestTokensRouter(FIFOMixin, LocalityMixin, RequestRouter):
         self._table.keep_only({_id_of(replica) for replica in replicas})
 
 
-class PoolRouter(FewestTokensRouter):
+class PoolRouter(ExpectedSecondsRouter):
     """Serve's request router of a pool's deployment."""
 
     def initialize_state(self, **options: Any) -> None:

@@ -10,7 +10,7 @@ from ray.serve.request_router import PendingRequest
 
 from rerank_service.messages import Fitting, ReplicaLoad, Shard
 from rerank_service.routing.replica_table import ReplicaTable, table_of
-from rerank_service.routing.request_router import FewestTokensRouter, PoolRouter
+from rerank_service.routing.request_router import ExpectedSecondsRouter, PoolRouter
 
 SHARD = Shard("r", "model", "q", ("p",), (0,), Fitting(), 100, 100)
 
@@ -33,7 +33,7 @@ class StandIn:
 class Routed:
     """A router, its table, and what Serve's own `assign_request` does with them."""
 
-    def __init__(self, request: pytest.FixtureRequest, router_class: type[FewestTokensRouter], **options: Any) -> None:
+    def __init__(self, request: pytest.FixtureRequest, router_class: type[ExpectedSecondsRouter], **options: Any) -> None:
         self.deployment = DeploymentID(request.node.name, "unit")
         self.table: ReplicaTable = table_of(self.deployment)
         source = DeploymentHandleSource.REPLICA
@@ -63,7 +63,7 @@ class Routed:
 
 @pytest.fixture
 def routed(request: pytest.FixtureRequest) -> Routed:
-    return Routed(request, FewestTokensRouter)
+    return Routed(request, ExpectedSecondsRouter)
 
 
 async def test_siblings_spread_and_their_route_can_be_asked_for(routed: Routed) -> None:
