@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 from rerank_service.messages import ReplicaLoad
 from rerank_service.replica.scheduler.deadlines import Demand, lateness
+from rerank_service.routing.ranker import even_slices
 from rerank_service.routing.replica_table import MAX_DECLINED, ReplicaTable
-from rerank_service.routing.shards import even_slices
 from rerank_service.tools.planning.costs import HAPROXY, StackCosts
 from rerank_service.tools.planning.events import Clock
 from rerank_service.tools.planning.replica import Job, SimulatedReplica

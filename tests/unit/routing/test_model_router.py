@@ -10,7 +10,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from rerank_service.config import RerankConfig
 from rerank_service.errors import EngineFailed, PairTooLong, ReplicaUnavailable, UnknownModel
-from rerank_service.messages import Declined, Fitting, ReplicaLoad, Shard, ShardScores
+from rerank_service.messages import Deadline, Declined, Fitting, ReplicaLoad, Shard, ShardScores
 from rerank_service.routing.model_router import ModelRouter
 from rerank_service.routing.replica_table import MAX_DECLINED, ReplicaTable
 from tests.fake_handles import Response
@@ -26,6 +26,10 @@ CONFIG = RerankConfig.model_validate(
 )
 SHARD = Shard("r", "nvidia/mistral", "q", ("p",), (0,), Fitting(), 9, 9)
 SCORED = ShardScores((1.5,), (9,), (False,), (False,), 0.0, 0.0, 0.0)
+
+
+def soon() -> Deadline:
+    return Deadline.after(60.0)
 
 
 class Score:
@@ -92,7 +96,7 @@ async def test_a_shard_goes_to_its_models_deployment_with_the_models_id() -> Non
     wrong = ShardScores((-1.5,), (9,), (False,), (False,), 0.0, 0.0, 0.0)
     scores = {"nvidia/llama-3.2-v2": Score(wrong), "nvidia/mistral": Score(SCORED)}
 
-    assert await ModelRouter(CONFIG, scores).score(SHARD) == SCORED
+    assert await ModelRouter(CONFIG, scores).score(SHARD, soon()) == SCORED
 
     assert [shard.model for shard in scores["nvidia/mistral"].shards] == ["nvidia/mistral"]
     assert scores["nvidia/llama-3.2-v2"].shards == []
@@ -110,7 +114,7 @@ async def test_a_shard_goes_to_its_models_deployment_with_the_models_id() -> Non
 )
 async def test_a_lost_replica_is_unavailable(outcome: Exception) -> None:
     with pytest.raises(ReplicaUnavailable, match="nvidia/mistral"):
-        await ModelRouter(CONFIG, {"nvidia/mistral": Score(outcome)}).score(SHARD)
+        await ModelRouter(CONFIG, {"nvidia/mistral": Score(outcome)}).score(SHARD, soon())
 
 
 @pytest.mark.parametrize(
@@ -121,15 +125,17 @@ async def test_a_lost_replica_is_unavailable(outcome: Exception) -> None:
 async def test_another_replica_scores_what_a_lost_one_had(loss: Exception) -> None:
     score = Score(loss, SCORED)
     router = ModelRouter(CONFIG, {"nvidia/mistral": score})
-    assert await router.score(SHARD) == SCORED
-    assert score.shards == [SHARD, replace(SHARD, is_counted=True)]  # the first one counted it as load
+    assert await router.score(SHARD, soon()) == SCORED
+    first, second = score.shards
+    assert (first.is_counted, second.is_counted) == (False, True)  # the first replica has counted the shard as load
+    assert replace(second, timeout_s=None, is_counted=False) == SHARD
     assert b'rerank_retried_shards_total{model="nvidia/mistral"} 1.0' in router.metrics.exposition()
 
 
 async def test_what_took_two_replicas_down_is_not_given_to_a_third() -> None:
     score = Score(ActorDiedError())
     with pytest.raises(ReplicaUnavailable):
-        await ModelRouter(CONFIG, {"nvidia/mistral": score}).score(SHARD)
+        await ModelRouter(CONFIG, {"nvidia/mistral": score}).score(SHARD, soon())
     assert len(score.shards) == 2
 
 
@@ -139,7 +145,7 @@ async def test_what_took_two_replicas_down_is_not_given_to_a_third() -> None:
 async def test_an_application_error_is_never_retried(error: Exception) -> None:
     score = Score(error, SCORED)
     with pytest.raises((PairTooLong, ReplicaUnavailable)):
-        await ModelRouter(CONFIG, {"nvidia/mistral": score}).score(SHARD)
+        await ModelRouter(CONFIG, {"nvidia/mistral": score}).score(SHARD, soon())
     assert len(score.shards) == 1
 
 
@@ -149,7 +155,7 @@ async def test_the_replicas_own_error_comes_through(is_wrapped: bool) -> None:
     outcome = RayTaskError("score", "traceback", error).as_instanceof_cause() if is_wrapped else error
 
     with pytest.raises(PairTooLong) as caught:
-        await ModelRouter(CONFIG, {"nvidia/mistral": Score(outcome)}).score(SHARD)
+        await ModelRouter(CONFIG, {"nvidia/mistral": Score(outcome)}).score(SHARD, soon())
 
     assert type(caught.value) is PairTooLong
     assert caught.value.message == error.message
@@ -158,7 +164,7 @@ async def test_the_replicas_own_error_comes_through(is_wrapped: bool) -> None:
 async def test_cancelling_reaches_the_replica() -> None:
     score = Score()
     router = ModelRouter(CONFIG, {"nvidia/mistral": score})
-    call = asyncio.ensure_future(router.score(SHARD))
+    call = asyncio.ensure_future(router.score(SHARD, soon()))
     await asyncio.sleep(0)
     outstanding = 'rerank_outstanding_tokens{{model="nvidia/mistral"}} {}'
     assert outstanding.format(9.0) in router.metrics.exposition().decode()
@@ -180,7 +186,7 @@ async def test_what_failed_on_one_replica_is_scored_on_another(is_wrapped: bool)
     router = deployment.router()
 
     for _ in range(20):
-        assert await router.score(SHARD) == SCORED
+        assert await router.score(SHARD, soon()) == SCORED
 
     assert deployment.sent.count("broken") == 1  # failing fast does not make it the best
     assert b'rerank_retried_shards_total{model="nvidia/mistral"} 1.0' in router.metrics.exposition()
@@ -190,7 +196,7 @@ async def test_poison_fails_on_two_replicas_and_condemns_neither() -> None:
     deployment = Deployment(dict.fromkeys("abc", EngineFailed("IndexError")))
 
     with pytest.raises(EngineFailed):
-        await deployment.router().score(SHARD)
+        await deployment.router().score(SHARD, soon())
 
     assert len(deployment.sent) == len(set(deployment.sent)) == 2
     assert list(deployment.table.usable("abc", str)) == ["a", "b", "c"]
@@ -199,10 +205,10 @@ async def test_poison_fails_on_two_replicas_and_condemns_neither() -> None:
 async def test_a_broken_replica_is_not_acquitted_by_poison() -> None:
     deployment = Deployment({"broken": EngineFailed("AcceleratorError"), "sound": SCORED})
     router = deployment.router()
-    await router.score(SHARD)
+    await router.score(SHARD, soon())
     deployment.replicas["sound"] = EngineFailed("IndexError")
     with pytest.raises(EngineFailed):
-        await router.score(SHARD)
+        await router.score(SHARD, soon())
 
     assert list(deployment.table.usable(["broken", "sound"], str)) == ["sound"]
 
@@ -211,7 +217,7 @@ async def test_the_only_replica_does_not_get_twice_what_it_failed_on() -> None:
     deployment = Deployment({"only": EngineFailed("IndexError")})
 
     with pytest.raises(EngineFailed):
-        await deployment.router().score(SHARD)
+        await deployment.router().score(SHARD, soon())
 
     assert deployment.sent == ["only"]
 
@@ -220,7 +226,7 @@ async def test_a_lost_replica_and_a_failed_one_share_the_two_tries() -> None:
     deployment = Deployment({"a": ActorDiedError(), "b": EngineFailed("IndexError"), "c": SCORED})
 
     with pytest.raises(EngineFailed):
-        await deployment.router().score(SHARD)
+        await deployment.router().score(SHARD, soon())
 
     assert deployment.sent == ["a", "b"]
 
@@ -231,7 +237,7 @@ async def test_a_busy_replica_hands_a_shard_back_and_the_next_choice_knows_why()
     deployment.table.add_report(ReplicaLoad("b", 100, 1_000.0, 1.0))
     deployment.table.add_report(ReplicaLoad("a", 0, 1_000.0, 0.0))
 
-    assert await deployment.router().score(SHARD) == SCORED
+    assert await deployment.router().score(SHARD, soon()) == SCORED
     assert deployment.sent == ["a", "b"]
 
 
@@ -241,7 +247,7 @@ async def test_a_shard_is_handed_back_only_so_often() -> None:
 
     deployment = Deployment({"a": busy})
 
-    assert await deployment.router().score(SHARD) == SCORED
+    assert await deployment.router().score(SHARD, soon()) == SCORED
     assert len(deployment.sent) == MAX_DECLINED + 1
 
 
@@ -249,12 +255,12 @@ async def test_without_a_replica_a_ranking_is_refused_and_not_hung() -> None:
     deployment = Deployment({})
     async with asyncio.timeout(30):
         with pytest.raises(ReplicaUnavailable):
-            await deployment.router().score(SHARD)
+            await deployment.router().score(SHARD, soon())
 
 
 async def test_a_call_that_a_going_replica_has_is_left_alone() -> None:
     deployment = Deployment({"a": None})
-    call = asyncio.ensure_future(deployment.router().score(SHARD))
+    call = asyncio.ensure_future(deployment.router().score(SHARD, soon()))
     await asyncio.sleep(0)
     deployment.replicas.clear()
 
@@ -266,7 +272,9 @@ async def test_a_model_that_scales_from_zero_waits_for_its_start() -> None:
     models = [model.model_dump() for model in CONFIG.models]
     models[1]["autoscaling"] |= {"min_replicas": 0}
     deployment = Deployment({})
-    call = asyncio.ensure_future(deployment.router(RerankConfig.model_validate({"models": models})).score(SHARD))
+    call = asyncio.ensure_future(
+        deployment.router(RerankConfig.model_validate({"models": models})).score(SHARD, soon())
+    )
 
     assert not (await asyncio.wait({call}, timeout=3))[0]
     call.cancel()

@@ -11,7 +11,7 @@ import pytest
 from benchmarks.stack.simulated import SimulatedEngine
 from rerank_service.config import ModelConfig, RerankConfig
 from rerank_service.errors import QueueFull, RequestTimedOut, WaitTooLong
-from rerank_service.messages import Fitting, Shard, ShardScores
+from rerank_service.messages import Deadline, Fitting, Shard, ShardScores
 from rerank_service.replica.scorer import ModelScorer
 from rerank_service.routing.model_router import ModelRouter
 from rerank_service.routing.ranker import Ranker, RefusedRequests
@@ -143,8 +143,8 @@ async def test_a_refused_requests_retry_counts_once(client_id: str | None, passa
     replica = Refusing()
     ranker = Ranker(ModelRouter(config, {"m": replica}), config)
     with pytest.raises(WaitTooLong):
-        await ranker.rank("m", "query", ["p"], Fitting(), client_id="a")
-    await ranker.rank("m", "query", [passage], Fitting(), client_id=client_id)
+        await ranker.rank("m", "query", ["p"], Fitting(), Deadline.after(60.0), client_id="a")
+    await ranker.rank("m", "query", [passage], Fitting(), Deadline.after(60.0), client_id=client_id)
     assert [one.is_counted for one in replica.shards] == [False, is_counted]
 
 

@@ -33,7 +33,9 @@ class StandIn:
 class Routed:
     """A router, its table, and what Serve's own `assign_request` does with them."""
 
-    def __init__(self, request: pytest.FixtureRequest, router_class: type[ExpectedSecondsRouter], **options: Any) -> None:
+    def __init__(
+        self, request: pytest.FixtureRequest, router_class: type[ExpectedSecondsRouter], **options: Any
+    ) -> None:
         self.deployment = DeploymentID(request.node.name, "unit")
         self.table: ReplicaTable = table_of(self.deployment)
         source = DeploymentHandleSource.REPLICA

@@ -2,7 +2,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rerank_service.messages import Fitting, Truncate, rank_by_logit
-from rerank_service.routing.shards import cut_into_shards, estimate_tokens
+from rerank_service.routing.ranker import cut_into_shards, estimate_tokens
 
 
 @given(st.lists(st.text(max_size=300), min_size=1, max_size=60), st.integers(50, 5000))
