@@ -20,8 +20,7 @@ from rerank_service.errors import EngineFailed, PairTooLong, QueueFull, RequestT
 from rerank_service.messages import ReplicaReport, Shard, ShardScores
 from rerank_service.replica.scheduler import Scheduler, Watch
 from rerank_service.replica.scheduler.deadlines import Demand, lateness
-from rerank_service.telemetry.metrics import MetricSink, NoMetrics
-from rerank_service.telemetry.metrics.reports import record_counts, record_gauges
+from rerank_service.telemetry.metrics import MetricSink, NoMetrics, record_counts, record_gauges
 
 __all__ = ["Collect", "ModelScorer", "StartTokenising", "Tokenised"]
 

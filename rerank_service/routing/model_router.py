@@ -20,8 +20,8 @@ from rerank_service.config import ModelConfig, RerankConfig
 from rerank_service.errors import DeviceFailed, EngineFailed, Loc, ReplicaUnavailable, RerankError, UnknownModel
 from rerank_service.messages import Deadline, Declined, Shard, ShardScores
 from rerank_service.routing.replica_table import MAX_DECLINED, ReplicaTable
-from rerank_service.telemetry.metrics import definitions
-from rerank_service.telemetry.metrics.of_ingress import IngressMetrics
+from rerank_service.telemetry.ingress_metrics import IngressMetrics
+from rerank_service.telemetry.metrics import OUTSTANDING_TOKENS, RETRIED_SHARDS
 from rerank_service.telemetry.tracing import Tracing
 
 __all__ = ["ModelRouter", "ScoreMethod"]
@@ -54,14 +54,14 @@ class ModelRouter:
         self,
         config: RerankConfig,
         score_methods: Mapping[str, ScoreMethod],
-        metrics: IngressMetrics | None = None,
-        tracing: Tracing | None = None,
+        metrics: IngressMetrics,
+        tracing: Tracing,
         tables: Mapping[str, ReplicaTable] | None = None,
     ) -> None:
         """`score_methods` and `tables` have one entry per model id; a table holds what is known of its replicas."""
         self.models = config.models
-        self.metrics = metrics or IngressMetrics()
-        self.tracing = tracing or Tracing(config.tracing)
+        self._metrics = metrics
+        self._tracing = tracing
         self._score_methods = score_methods
         self._tables = tables or {model_id: ReplicaTable() for model_id in score_methods}
         pools = {pool.name: pool for pool in config.pools}
@@ -112,10 +112,10 @@ class ModelRouter:
                     is_counted=shard.is_counted or bool(failed),
                 )
                 try:
-                    with self.tracing.shard(attempt, len(failed) + 1) as span:
+                    with self._tracing.shard(attempt, len(failed) + 1) as span:
                         answer = await self._call(attempt)
                         if isinstance(answer, ShardScores):
-                            self.tracing.stages(span, answer)
+                            self._tracing.stages(span, answer)
                 except (_ReplicaLost, EngineFailed) as error:
                     failed.append(table.route_of(attempt.attempt))
                     self._note_failure(shard, failed, error)
@@ -172,7 +172,7 @@ class ModelRouter:
         if answer.load is not None:
             table.add_report(answer.load)
         if isinstance(answer, ShardScores) and answer.report is not None:
-            self.metrics.hear(shard.model, answer.report)
+            self._metrics.add_report(shard.model, answer.report)
         return answer
 
     def _note_failure(self, shard: Shard, failed: list[str | None], error: Exception) -> None:
@@ -180,7 +180,7 @@ class ModelRouter:
         table = self._tables[shard.model]
         is_last = len(failed) == _MAX_REPLICAS
         is_elsewhere = table.count_running is None or table.count_running() > 1 or isinstance(error, _ReplicaLost)
-        self.metrics.record(definitions.RETRIED_SHARDS, not is_last and is_elsewhere, shard.model)
+        self._metrics.record(RETRIED_SHARDS, not is_last and is_elsewhere, shard.model)
         logger.warning(
             "%s model=%s attempt=%d num_pairs=%d",
             "replica lost" if isinstance(error, _ReplicaLost) else "replica failed",
@@ -200,7 +200,7 @@ class ModelRouter:
 
     def _count_outstanding(self, model: str, num_tokens: int) -> None:
         self._outstanding_tokens[model] += num_tokens
-        self.metrics.record(definitions.OUTSTANDING_TOKENS, self._outstanding_tokens[model], model)
+        self._metrics.record(OUTSTANDING_TOKENS, self._outstanding_tokens[model], model)
 
     def _unknown(self, name: str, loc: Loc) -> UnknownModel:
         return UnknownModel(name, [name for model in self.models for name in model.names], loc)

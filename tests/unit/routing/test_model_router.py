@@ -13,7 +13,9 @@ from rerank_service.errors import EngineFailed, PairTooLong, ReplicaUnavailable,
 from rerank_service.messages import Deadline, Declined, Fitting, ReplicaLoad, Shard, ShardScores
 from rerank_service.routing.model_router import ModelRouter
 from rerank_service.routing.replica_table import MAX_DECLINED, ReplicaTable
+from rerank_service.telemetry.ingress_metrics import IngressMetrics
 from tests.fake_handles import Response
+from tests.local_service import local_router
 
 CONFIG = RerankConfig.model_validate(
     {
@@ -67,12 +69,12 @@ class Deployment:
         self.table.complete(shard.request_id, chosen)
         return Response(outcome(shard) if callable(outcome) else outcome)
 
-    def router(self, config: RerankConfig = CONFIG) -> ModelRouter:
-        return ModelRouter(config, {"nvidia/mistral": self}, tables={"nvidia/mistral": self.table})
+    def router(self, config: RerankConfig = CONFIG, metrics: IngressMetrics | None = None) -> ModelRouter:
+        return local_router(config, {"nvidia/mistral": self}, {"nvidia/mistral": self.table}, metrics)
 
 
 def test_names_aliases_default_and_slugs() -> None:
-    router = ModelRouter(CONFIG, {})
+    router = local_router(CONFIG, {})
 
     assert router.resolve("NVIDIA/Llama-3.2-v2").id == "nvidia/llama-3.2-v2"
     assert router.resolve("nvidia/other").id == "nvidia/llama-3.2-v2"
@@ -87,7 +89,7 @@ def test_names_aliases_default_and_slugs() -> None:
 
 def test_of_two_models_with_one_slug_the_first_answers() -> None:
     models = [{"id": f"{organisation}/same", "checkpoint": {"source": "/a"}} for organisation in ("first", "second")]
-    router = ModelRouter(RerankConfig.model_validate({"models": models}), {})
+    router = local_router(RerankConfig.model_validate({"models": models}), {})
 
     assert router.resolve_slug("same").id == "first/same"
 
@@ -96,7 +98,7 @@ async def test_a_shard_goes_to_its_models_deployment_with_the_models_id() -> Non
     wrong = ShardScores((-1.5,), (9,), (False,), (False,), 0.0, 0.0, 0.0)
     scores = {"nvidia/llama-3.2-v2": Score(wrong), "nvidia/mistral": Score(SCORED)}
 
-    assert await ModelRouter(CONFIG, scores).score(SHARD, soon()) == SCORED
+    assert await local_router(CONFIG, scores).score(SHARD, soon()) == SCORED
 
     assert [shard.model for shard in scores["nvidia/mistral"].shards] == ["nvidia/mistral"]
     assert scores["nvidia/llama-3.2-v2"].shards == []
@@ -114,7 +116,7 @@ async def test_a_shard_goes_to_its_models_deployment_with_the_models_id() -> Non
 )
 async def test_a_lost_replica_is_unavailable(outcome: Exception) -> None:
     with pytest.raises(ReplicaUnavailable, match="nvidia/mistral"):
-        await ModelRouter(CONFIG, {"nvidia/mistral": Score(outcome)}).score(SHARD, soon())
+        await local_router(CONFIG, {"nvidia/mistral": Score(outcome)}).score(SHARD, soon())
 
 
 @pytest.mark.parametrize(
@@ -123,19 +125,19 @@ async def test_a_lost_replica_is_unavailable(outcome: Exception) -> None:
     ids=["died", "unreachable", "died, wrapped"],
 )
 async def test_another_replica_scores_what_a_lost_one_had(loss: Exception) -> None:
-    score = Score(loss, SCORED)
-    router = ModelRouter(CONFIG, {"nvidia/mistral": score})
+    score, metrics = Score(loss, SCORED), IngressMetrics()
+    router = local_router(CONFIG, {"nvidia/mistral": score}, metrics=metrics)
     assert await router.score(SHARD, soon()) == SCORED
     first, second = score.shards
     assert (first.is_counted, second.is_counted) == (False, True)  # the first replica has counted the shard as load
     assert replace(second, timeout_s=None, is_counted=False) == SHARD
-    assert b'rerank_retried_shards_total{model="nvidia/mistral"} 1.0' in router.metrics.exposition()
+    assert b'rerank_retried_shards_total{model="nvidia/mistral"} 1.0' in metrics.exposition()
 
 
 async def test_what_took_two_replicas_down_is_not_given_to_a_third() -> None:
     score = Score(ActorDiedError())
     with pytest.raises(ReplicaUnavailable):
-        await ModelRouter(CONFIG, {"nvidia/mistral": score}).score(SHARD, soon())
+        await local_router(CONFIG, {"nvidia/mistral": score}).score(SHARD, soon())
     assert len(score.shards) == 2
 
 
@@ -145,7 +147,7 @@ async def test_what_took_two_replicas_down_is_not_given_to_a_third() -> None:
 async def test_an_application_error_is_never_retried(error: Exception) -> None:
     score = Score(error, SCORED)
     with pytest.raises((PairTooLong, ReplicaUnavailable)):
-        await ModelRouter(CONFIG, {"nvidia/mistral": score}).score(SHARD, soon())
+        await local_router(CONFIG, {"nvidia/mistral": score}).score(SHARD, soon())
     assert len(score.shards) == 1
 
 
@@ -155,24 +157,24 @@ async def test_the_replicas_own_error_comes_through(is_wrapped: bool) -> None:
     outcome = RayTaskError("score", "traceback", error).as_instanceof_cause() if is_wrapped else error
 
     with pytest.raises(PairTooLong) as caught:
-        await ModelRouter(CONFIG, {"nvidia/mistral": Score(outcome)}).score(SHARD, soon())
+        await local_router(CONFIG, {"nvidia/mistral": Score(outcome)}).score(SHARD, soon())
 
     assert type(caught.value) is PairTooLong
     assert caught.value.message == error.message
 
 
 async def test_cancelling_reaches_the_replica() -> None:
-    score = Score()
-    router = ModelRouter(CONFIG, {"nvidia/mistral": score})
+    score, metrics = Score(), IngressMetrics()
+    router = local_router(CONFIG, {"nvidia/mistral": score}, metrics=metrics)
     call = asyncio.ensure_future(router.score(SHARD, soon()))
     await asyncio.sleep(0)
     outstanding = 'rerank_outstanding_tokens{{model="nvidia/mistral"}} {}'
-    assert outstanding.format(9.0) in router.metrics.exposition().decode()
+    assert outstanding.format(9.0) in metrics.exposition().decode()
 
     call.cancel()
     await asyncio.gather(call, return_exceptions=True)
 
-    assert outstanding.format(0.0) in router.metrics.exposition().decode()
+    assert outstanding.format(0.0) in metrics.exposition().decode()
     assert score.response is not None
     assert score.response.is_cancelled
 
@@ -182,14 +184,14 @@ async def test_what_failed_on_one_replica_is_scored_on_another(is_wrapped: bool)
     error = (
         RayTaskError("score", "", EngineFailed("AcceleratorError")) if is_wrapped else EngineFailed("AcceleratorError")
     )
-    deployment = Deployment({"broken": error, "sound": SCORED})
-    router = deployment.router()
+    deployment, metrics = Deployment({"broken": error, "sound": SCORED}), IngressMetrics()
+    router = deployment.router(metrics=metrics)
 
     for _ in range(20):
         assert await router.score(SHARD, soon()) == SCORED
 
     assert deployment.sent.count("broken") == 1  # failing fast does not make it the best
-    assert b'rerank_retried_shards_total{model="nvidia/mistral"} 1.0' in router.metrics.exposition()
+    assert b'rerank_retried_shards_total{model="nvidia/mistral"} 1.0' in metrics.exposition()
 
 
 async def test_poison_fails_on_two_replicas_and_condemns_neither() -> None:
