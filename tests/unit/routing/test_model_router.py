@@ -1,4 +1,4 @@
-"""What goes wrong in Ray comes out as one of our errors. The calls are stand-ins; Ray's exceptions are real."""
+"""Names of models, retries, and Ray's failures as our errors. The calls are stand-ins; Ray's exceptions are real."""
 
 import asyncio
 from dataclasses import replace
@@ -35,7 +35,7 @@ def soon() -> Deadline:
 
 
 class Score:
-    """The `score` method of a handle; each call has the next outcome, the last one again and again."""
+    """The `score` method of a handle. Each call has the next outcome, and the last outcome repeats."""
 
     def __init__(self, *outcomes: Any) -> None:
         self._outcomes = list(outcomes) or [None]
@@ -49,7 +49,7 @@ class Score:
 
 
 class Deployment:
-    """`score` of a deployment whose replicas are chosen as Serve's router does it, from the same table."""
+    """The `score` method of a deployment, with replicas chosen from the table as Serve's router does."""
 
     def __init__(self, replicas: dict[str, Any]) -> None:
         self.replicas = replicas
@@ -59,7 +59,7 @@ class Deployment:
 
     def remote(self, shard: Shard) -> Response:
         if not self.replicas:
-            return Response(None)  # Serve's router waits for ever
+            return Response(None)  # Serve's router waits forever
         usable = self.table.usable(list(self.replicas), str, shard.avoid)
         chosen = self.table.best(usable, str, shard.num_tokens, tie_break=lambda: 0.0)[0]
         self.table.claim(len(self.sent), shard.request_id, chosen, shard.num_tokens)
@@ -124,17 +124,20 @@ async def test_a_lost_replica_is_unavailable(outcome: Exception) -> None:
     [ActorDiedError(), ActorUnavailableError("cannot be reached", None), RayTaskError("score", "", ActorDiedError())],
     ids=["died", "unreachable", "died, wrapped"],
 )
-async def test_another_replica_scores_what_a_lost_one_had(loss: Exception) -> None:
+async def test_another_replica_scores_the_shard_of_a_lost_one(loss: Exception) -> None:
     score, metrics = Score(loss, SCORED), IngressMetrics()
     router = local_router(CONFIG, {"nvidia/mistral": score}, metrics=metrics)
     assert await router.score(SHARD, soon()) == SCORED
     first, second = score.shards
     assert (first.is_counted, second.is_counted) == (False, True)  # the first replica has counted the shard as load
     assert replace(second, timeout_s=None, is_counted=False) == SHARD
+    assert first.timeout_s is not None
+    assert second.timeout_s is not None
+    assert 0.0 < second.timeout_s <= first.timeout_s <= 60.0  # the time left until the same deadline
     assert b'rerank_retried_shards_total{model="nvidia/mistral"} 1.0' in metrics.exposition()
 
 
-async def test_what_took_two_replicas_down_is_not_given_to_a_third() -> None:
+async def test_a_shard_that_took_two_replicas_down_is_not_given_to_a_third() -> None:
     score = Score(ActorDiedError())
     with pytest.raises(ReplicaUnavailable):
         await local_router(CONFIG, {"nvidia/mistral": score}).score(SHARD, soon())
@@ -180,7 +183,7 @@ async def test_cancelling_reaches_the_replica() -> None:
 
 
 @pytest.mark.parametrize("is_wrapped", [True, False])
-async def test_what_failed_on_one_replica_is_scored_on_another(is_wrapped: bool) -> None:
+async def test_a_shard_that_failed_on_one_replica_is_scored_on_another(is_wrapped: bool) -> None:
     error = (
         RayTaskError("score", "", EngineFailed("AcceleratorError")) if is_wrapped else EngineFailed("AcceleratorError")
     )
@@ -190,11 +193,11 @@ async def test_what_failed_on_one_replica_is_scored_on_another(is_wrapped: bool)
     for _ in range(20):
         assert await router.score(SHARD, soon()) == SCORED
 
-    assert deployment.sent.count("broken") == 1  # failing fast does not make it the best
+    assert deployment.sent.count("broken") == 1  # failing fast does not make it the best choice
     assert b'rerank_retried_shards_total{model="nvidia/mistral"} 1.0' in metrics.exposition()
 
 
-async def test_poison_fails_on_two_replicas_and_condemns_neither() -> None:
+async def test_a_shard_that_fails_on_two_replicas_leaves_both_in_use() -> None:
     deployment = Deployment(dict.fromkeys("abc", EngineFailed("IndexError")))
 
     with pytest.raises(EngineFailed):
@@ -204,7 +207,7 @@ async def test_poison_fails_on_two_replicas_and_condemns_neither() -> None:
     assert list(deployment.table.usable("abc", str)) == ["a", "b", "c"]
 
 
-async def test_a_broken_replica_is_not_acquitted_by_poison() -> None:
+async def test_a_failed_replica_stays_avoided_when_a_later_shard_fails_elsewhere() -> None:
     deployment = Deployment({"broken": EngineFailed("AcceleratorError"), "sound": SCORED})
     router = deployment.router()
     await router.score(SHARD, soon())
@@ -215,7 +218,7 @@ async def test_a_broken_replica_is_not_acquitted_by_poison() -> None:
     assert list(deployment.table.usable(["broken", "sound"], str)) == ["sound"]
 
 
-async def test_the_only_replica_does_not_get_twice_what_it_failed_on() -> None:
+async def test_the_only_replica_does_not_get_a_failed_shard_twice() -> None:
     deployment = Deployment({"only": EngineFailed("IndexError")})
 
     with pytest.raises(EngineFailed):
@@ -224,7 +227,7 @@ async def test_the_only_replica_does_not_get_twice_what_it_failed_on() -> None:
     assert deployment.sent == ["only"]
 
 
-async def test_a_lost_replica_and_a_failed_one_share_the_two_tries() -> None:
+async def test_a_lost_replica_and_a_failed_one_count_together() -> None:
     deployment = Deployment({"a": ActorDiedError(), "b": EngineFailed("IndexError"), "c": SCORED})
 
     with pytest.raises(EngineFailed):
@@ -233,7 +236,7 @@ async def test_a_lost_replica_and_a_failed_one_share_the_two_tries() -> None:
     assert deployment.sent == ["a", "b"]
 
 
-async def test_a_busy_replica_hands_a_shard_back_and_the_next_choice_knows_why() -> None:
+async def test_a_declined_shard_goes_to_a_replica_that_is_less_busy() -> None:
     busy = ReplicaLoad("a", 9_000, 1_000.0, 1.0)
     deployment = Deployment({"a": Declined(busy), "b": SCORED})
     deployment.table.add_report(ReplicaLoad("b", 100, 1_000.0, 1.0))
@@ -243,7 +246,7 @@ async def test_a_busy_replica_hands_a_shard_back_and_the_next_choice_knows_why()
     assert deployment.sent == ["a", "b"]
 
 
-async def test_a_shard_is_handed_back_only_so_often() -> None:
+async def test_a_shard_is_declined_twice_at_most() -> None:
     def busy(shard: Shard) -> Any:
         return Declined(ReplicaLoad("a", 9_000, 1_000.0, 1.0)) if shard.may_decline else SCORED
 
@@ -253,14 +256,14 @@ async def test_a_shard_is_handed_back_only_so_often() -> None:
     assert len(deployment.sent) == MAX_DECLINED + 1
 
 
-async def test_without_a_replica_a_ranking_is_refused_and_not_hung() -> None:
+async def test_without_a_replica_a_shard_is_refused() -> None:
     deployment = Deployment({})
     async with asyncio.timeout(30):
         with pytest.raises(ReplicaUnavailable):
             await deployment.router().score(SHARD, soon())
 
 
-async def test_a_call_that_a_going_replica_has_is_left_alone() -> None:
+async def test_a_call_on_a_stopping_replica_is_left_alone() -> None:
     deployment = Deployment({"a": None})
     call = asyncio.ensure_future(deployment.router().score(SHARD, soon()))
     await asyncio.sleep(0)
