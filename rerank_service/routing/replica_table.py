@@ -144,6 +144,7 @@ class ReplicaTable:
         self._real_share = 1.0  # moving average of actual by estimated tokens
         self._failures: dict[str, _Failure] = {}
         self._routes: dict[int, str] = {}  # by attempt
+        self._suspects: dict[int, str] = {}  # replica of each attempt whose shard another replica has failed on
 
     def add_report(self, load: ReplicaLoad) -> None:
         """Stores a replica's report, unless a newer one has already arrived."""
@@ -235,12 +236,20 @@ class ReplicaTable:
     def usable(
         self, replicas: Sequence[_ReplicaT], id_of: Callable[[_ReplicaT], str], avoid: Collection[str] = ()
     ) -> Sequence[_ReplicaT]:
-        """The replicas without those in `avoid` and without those that failed recently, unless none would be left."""
+        """The replicas without those in `avoid` and without those that failed recently, unless none would be left.
+
+        A shard that avoids a replica may be what broke it, or may only have been beside the shard that did. Both are
+        retried, on different replicas, so that the harmless one does not lose its second replica to the other.
+        """
         if not avoid and not self._failures:
             return replicas
         with self.lock:
             others = [replica for replica in replicas if id_of(replica) not in avoid] or replicas
-            return [replica for replica in others if not self._is_avoided(id_of(replica))] or others
+            sound = [replica for replica in others if not self._is_avoided(id_of(replica))] or others
+            if not avoid:
+                return sound
+            shared = set(self._suspects.values())
+            return [replica for replica in sound if id_of(replica) not in shared] or sound
 
     def _is_avoided(self, replica: str) -> bool:
         failure = self._failures.get(replica)
@@ -258,9 +267,14 @@ class ReplicaTable:
             margin = _DECLINE_SHARE * backlog + _DECLINE_SHARDS * num_tokens + _DECLINE_S * self._mean_speed
             return round(backlog + margin)
 
-    def claim(self, call: int, request_id: str, replica: str, num_tokens: int) -> None:
-        """Counts a call on the replica chosen for it. If the replica has failed before, the call is its trial."""
+    def claim(self, call: int, request_id: str, replica: str, num_tokens: int, suspect: int | None = None) -> None:
+        """Counts a call on the replica chosen for it. If the replica has failed before, the call is its trial.
+
+        `suspect` is the attempt of a shard that another replica has failed on.
+        """
         with self.lock:
+            if suspect is not None:
+                self._suspects[suspect] = replica
             self.outstanding.claim(call, request_id, replica, num_tokens)
             if (failure := self._failures.get(replica)) is not None and not self._is_avoided(replica):
                 failure.trial_since_s = self._clock()
@@ -278,6 +292,8 @@ class ReplicaTable:
             self._shard_tokens = mean + _NEWEST_SHARE * (num_tokens - mean)
             if attempt:
                 self._routes[attempt] = replica
+            if attempt in self._suspects:
+                self._suspects[attempt] = replica
 
     def complete(self, request_id: str, replica: str) -> None:
         """Ends one call of the request on this replica."""
@@ -290,6 +306,7 @@ class ReplicaTable:
 
     def end_attempt(self, attempt: int) -> str | None:
         """Forgets an attempt, and returns its route."""
+        self._suspects.pop(attempt, None)
         return self._routes.pop(attempt, None)
 
     def mark_failed(self, replica: str) -> None:

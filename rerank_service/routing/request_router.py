@@ -71,7 +71,8 @@ class ExpectedSecondsRouter(FIFOMixin, LocalityMixin, RequestRouter):
             else argument
             for argument in pending.args
         ]
-        self._table.claim(id(pending), pending.metadata.internal_request_id, replica_id, num_tokens)
+        suspect = next((shard.attempt for shard in _shards(pending) if shard.avoid), None)
+        self._table.claim(id(pending), pending.metadata.internal_request_id, replica_id, num_tokens, suspect)
         pending.future.add_done_callback(partial(self._release_if_cancelled, id(pending)))
 
     def _release_if_cancelled(self, call: int, future: Any) -> None:

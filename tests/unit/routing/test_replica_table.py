@@ -145,6 +145,19 @@ def test_a_shard_avoids_its_own_replicas_before_those_that_failed_for_others(tab
     assert list(table.usable("a", str, avoid=["a"])) == ["a"]
 
 
+def test_shards_that_were_on_a_failed_replica_are_retried_apart(table: ReplicaTable) -> None:
+    """One of them broke it; the other would lose its second replica, too, on the same one."""
+    table.claim(1, "poison", "b", 10, suspect=7)
+    assert table.usable("abc", str, avoid=["a"]) == ["c"]
+    assert table.usable("ab", str, avoid=["a"]) == ["b"]  # no other is left
+    assert list(table.usable("abc", str)) == ["a", "b", "c"]  # new shards are no suspects
+
+    table.send(1, "poison", "c", 10, attempt=7)  # b was full
+    assert table.usable("abc", str, avoid=["a"]) == ["b"]
+    table.end_attempt(7)
+    assert table.usable("abc", str, avoid=["a"]) == ["b", "c"]
+
+
 def test_a_replica_that_is_gone_leaves_nothing(table: ReplicaTable) -> None:
     table.add_report(load("a", 900))
     table.add_report(load("b", 100))
