@@ -16,7 +16,16 @@ from typing import Any, NamedTuple
 from rerank_service.errors import QueueFull, WaitTooLong
 from rerank_service.replica.scheduler.fair_queue import PROTECTED, FairQueue, TokensDue
 
-__all__ = ["Activity", "Admission", "DrainRate", "Lateness", "batch_budget", "lateness", "may_launch"]
+__all__ = [
+    "Activity",
+    "Admission",
+    "DrainRate",
+    "Lateness",
+    "batch_budget",
+    "default_min_batch_tokens",
+    "lateness",
+    "may_launch",
+]
 
 _PROMISED = 0.8
 """Share of its time in which a new request must be done. The rest is a reserve in case the speed was overestimated."""
@@ -68,6 +77,11 @@ class DrainRate:
         if self.tokens_per_s is None:
             return 1
         return min(_LONGEST_RETRY_S, max(1, math.ceil(num_tokens / self.tokens_per_s)))
+
+
+def default_min_batch_tokens(max_batch_tokens: int) -> int:
+    """The smallest batch budget unless configured (`batching.min_batch_tokens`): a quarter of the largest."""
+    return max(1, max_batch_tokens // 4)
 
 
 def batch_budget(queued_tokens: int, fewest_tokens: int | None, most_tokens: int) -> int:

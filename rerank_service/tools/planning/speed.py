@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from rerank_service.engine.device.gpus import GPUS
+from rerank_service.replica.scheduler.admission import default_min_batch_tokens
 from rerank_service.tools.bench.workload import Lengths
 from rerank_service.tools.planning.workload import Mix
 from rerank_service.tools.random_checkpoints.shapes import Architecture, Shape, shape_of
@@ -70,7 +71,7 @@ class ReplicaSpeed:
     @property
     def min_batch_tokens(self) -> int:
         """As the service chooses it."""
-        return max(1, self.max_batch_tokens // 4)
+        return default_min_batch_tokens(self.max_batch_tokens)
 
     @property
     def full_tokens_per_s(self) -> float:
