@@ -15,7 +15,7 @@ from rerank_service.replica.collector import Collector
 from rerank_service.replica.scorer import ModelScorer
 from rerank_service.telemetry.logging import log_through_serve, serve_id
 from rerank_service.telemetry.metrics import REPLICA_METRICS
-from rerank_service.telemetry.metrics.through_ray import RayMetrics
+from rerank_service.telemetry.ray_metrics import RayMetrics
 
 __all__ = ["BaseReplica"]
 
@@ -24,7 +24,7 @@ class BaseReplica(ABC):
     """A Ray actor with one device and the models loaded on it. Subclasses decide which models are loaded, and when."""
 
     def __init__(self, settings: ReplicaConfig, models: Sequence[ModelConfig]) -> None:
-        log_through_serve(keep_access_log=False)
+        log_through_serve()
         self._name = serve_id()
         self._num_tokenisers = settings.tokeniser_threads
         self._models = {model.id: model for model in models}

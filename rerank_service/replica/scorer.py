@@ -14,16 +14,15 @@ from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeAlias
 
-from rerank_service.config import BatchingConfig, ModelConfig
+from rerank_service.config import BatchingConfig, ModelConfig, default_min_batch_tokens
 from rerank_service.engine import Engine, Truncate
 from rerank_service.engine.text.windows import EncodedPassages, encode_passages
 from rerank_service.errors import PairTooLong, QueueFull, RequestTimedOut, RequestTooLarge, WaitTooLong
 from rerank_service.messages import ReplicaReport, Shard, ShardScores
 from rerank_service.replica.scheduler import Scheduler, Watch
-from rerank_service.replica.scheduler.admission import default_min_batch_tokens, lateness
+from rerank_service.replica.scheduler.admission import lateness
 from rerank_service.replica.scheduler.fair_queue import TokensDue
-from rerank_service.telemetry.metrics import MetricSink, NoMetrics
-from rerank_service.telemetry.metrics.reports import record_counts, record_gauges
+from rerank_service.telemetry.metrics import MetricSink, NoMetrics, record_counts, record_gauges
 
 __all__ = ["Collect", "ModelScorer", "StartTokenising", "Tokenised"]
 

@@ -22,7 +22,6 @@ __all__ = [
     "DrainRate",
     "Lateness",
     "batch_budget",
-    "default_min_batch_tokens",
     "lateness",
     "may_launch",
 ]
@@ -77,11 +76,6 @@ class DrainRate:
         if self.tokens_per_s is None:
             return 1
         return min(_LONGEST_RETRY_S, max(1, math.ceil(num_tokens / self.tokens_per_s)))
-
-
-def default_min_batch_tokens(max_batch_tokens: int) -> int:
-    """The smallest batch budget unless configured (`batching.min_batch_tokens`): a quarter of the largest."""
-    return max(1, max_batch_tokens // 4)
 
 
 def batch_budget(queued_tokens: int, fewest_tokens: int | None, most_tokens: int) -> int:

@@ -17,8 +17,8 @@ from rerank_service.replica.scheduler import FairQueue, Scheduler
 from rerank_service.replica.scheduler.admission import Activity, Admission, DrainRate
 from rerank_service.replica.scheduler.fair_queue import TokensDue
 from rerank_service.tools.planning import replica as planning_replica
-from rerank_service.tools.planning.events import Clock
-from rerank_service.tools.planning.replica import Job, SimulatedReplica
+from rerank_service.tools.planning.clock import Clock
+from rerank_service.tools.planning.replica import SimulatedReplica, SimulatedShard
 from rerank_service.tools.planning.speed import ReplicaSpeed
 
 SPEED, BATCH_TOKENS, MAX_QUEUED_TOKENS = 1000.0, 100, 10_000
@@ -108,7 +108,7 @@ def simulated(bursts: Sequence[Sequence[tuple[int, float]]], now_s: float) -> li
     outcomes = []
     for burst in bursts:
         taken = [
-            replica.submit(Job(f"{len(outcomes)} {number}", None, [10] * num_pairs), clock.now_s + timeout_s)
+            replica.submit(SimulatedShard(f"{len(outcomes)} {number}", None, [10] * num_pairs), clock.now_s + timeout_s)
             for number, (num_pairs, timeout_s) in enumerate(burst)
         ]
         outcomes.append(["taken" if one else "refused" for one in taken])

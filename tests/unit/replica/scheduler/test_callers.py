@@ -8,8 +8,8 @@ from benchmarks.callers import SCENARIOS, Scenario, simulate
 from rerank_service.replica.scheduler import FairQueue
 from rerank_service.replica.scheduler.admission import Admission, DrainRate
 from rerank_service.replica.scheduler.fair_queue import TokensDue
-from rerank_service.tools.planning.events import Clock
-from rerank_service.tools.planning.replica import Job, SimulatedReplica
+from rerank_service.tools.planning.clock import Clock
+from rerank_service.tools.planning.replica import SimulatedReplica, SimulatedShard
 from rerank_service.tools.planning.speed import ReplicaSpeed
 
 SPEED = ReplicaSpeed(10_000.0, max_in_flight=1, max_batch_tokens=1_000)
@@ -33,11 +33,11 @@ class Contest:
     def _send(self, caller: str, lengths: list[int], timeout_s: float) -> None:
         now_s = self.clock.now_s
         self._number += 1
-        job = Job(str(self._number), (now_s, now_s + timeout_s), lengths, caller)
+        job = SimulatedShard(str(self._number), (now_s, now_s + timeout_s), lengths, caller)
         if not self.replica.submit(job, now_s + timeout_s):
             self.refused[caller] = self.refused.get(caller, 0) + 1
 
-    def _done(self, job: Job) -> None:
+    def _done(self, job: SimulatedShard) -> None:
         sent_s, deadline_s = job.owner
         self.waited_s.setdefault(job.caller, []).append(self.clock.now_s - sent_s)
         self.late[job.caller] = self.late.get(job.caller, 0) + (self.clock.now_s > deadline_s)
