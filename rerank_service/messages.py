@@ -29,7 +29,6 @@ __all__ = [
     "ShardScores",
     "Truncate",
     "checked_logits",
-    "is_declined",
     "rank_by_logit",
 ]
 
@@ -189,11 +188,6 @@ class ShardScores:
     """Seconds since the epoch, by the replica's clock, when it got the shard."""
     report: ReplicaReport | None = None
     load: ReplicaLoad | None = None
-
-
-def is_declined(shard: Shard, load: ReplicaLoad) -> bool:
-    """Whether a replica with this load hands the shard back."""
-    return shard.decline_above is not None and load.waiting_tokens > shard.decline_above
 
 
 OFFERED = "offered_tokens"
