@@ -35,7 +35,7 @@ async def test_an_error_stays_with_its_shard_in_a_job_of_several(scorer: ModelSc
     assert (await first).passages.num_tokens == (await third).passages.num_tokens
     with pytest.raises(PairTooLong) as caught:
         await second
-    assert caught.value.index == 7  # the passage's index in the request, not in the shard
+    assert caught.value.index == 7  # index of the passage in the request, not in the shard
 
 
 async def test_concurrent_calls_get_the_same_logits_as_single_ones(scorer: ModelScorer) -> None:
