@@ -29,7 +29,6 @@ __all__ = [
     "ShardScores",
     "Truncate",
     "checked_logits",
-    "is_declined",
     "rank_by_logit",
 ]
 
@@ -188,11 +187,6 @@ class ShardScores:
     """Seconds since the epoch when the replica received the shard, by the replica's clock."""
     report: ReplicaReport | None = None
     load: ReplicaLoad | None = None
-
-
-def is_declined(shard: Shard, load: ReplicaLoad) -> bool:
-    """Whether a replica with this load should hand the shard back."""
-    return shard.decline_above is not None and load.waiting_tokens > shard.decline_above
 
 
 OFFERED = "offered_tokens"
