@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 from rerank_service.config import ModelConfig
 from rerank_service.engine import Engine, load_engine
 from rerank_service.engine.score_all import encode_all, score_all, score_passages
-from rerank_service.engine.text.prompts import YES_NO_PROMPTS
 from rerank_service.engine.text.tokenise import load_tokenizer
+from rerank_service.engine.text.yes_no_prompts import YES_NO_PROMPTS
 from rerank_service.errors import CheckpointError, NonFiniteLogit, PairTooLong
 from rerank_service.messages import Fitting, PassageWindows, Truncate, checked_logits, rank_by_logit
 from rerank_service.tools.cli.main import app

@@ -6,8 +6,7 @@ from hypothesis import strategies as st
 from transformers.models.xlm_roberta.modeling_xlm_roberta import XLMRobertaEmbeddings
 
 from rerank_service.config import Pooling
-from rerank_service.engine.device.pack import length_sorted_batches, pack, token_budget_batches
-from rerank_service.engine.device.pool import pool
+from rerank_service.engine.device.pack import length_sorted_batches, pack, pool, token_budget_batches
 from rerank_service.engine.protocol import EncodedPair
 
 CPU = torch.device("cpu")
