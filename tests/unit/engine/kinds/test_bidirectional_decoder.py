@@ -200,7 +200,7 @@ def test_truncation_cuts_the_passage_from_the_right(checkpoints: dict[str, Path]
 
 
 def test_the_window_is_exact(checkpoints: dict[str, Path]) -> None:
-    folder, query, passage = checkpoints["llama_bidirec"], "q", "one two three"
+    folder, query, passage = checkpoints["llama_bidirec"], "q", "one two three four five six seven eight"
     (whole,) = load_engine(local_model(folder)).tokenise(query, [passage], Truncate.END)
     exact = load_engine(local_model(folder, window_tokens=whole.num_tokens))
     shorter = load_engine(local_model(folder, window_tokens=whole.num_tokens - 1))
