@@ -61,7 +61,7 @@ class SimulatedEngine:
     window_tokens = 8192
     default_batch_tokens = 16_384
     cache_counts = CacheCounts(0, 0)
-    device_facts = DeviceFacts(0, 0.0, None)
+    device_facts = DeviceFacts(0, None)
     precision = "float32"
     description = "simulated"
 

@@ -1,13 +1,12 @@
-"""The text the small tokenizers are trained on: prose on several subjects, code, numbers, other scripts.
+"""Text to calibrate 8-bit layers with and to train the tokenizers of random checkpoints on.
 
-Written for this project; a change to it changes every tokenizer made from it.
+Prose on several subjects, code, numbers and several scripts, written for this project. Changing it changes every
+tokenizer trained on it, and the scales of every calibrated model.
 """
 
-from __future__ import annotations
+__all__ = ["SAMPLE_TEXT"]
 
-__all__ = ["TRAINING_TEXT"]
-
-TRAINING_TEXT = """\
+SAMPLE_TEXT = """\
 A search engine first collects a few hundred passages that might answer the query, and then a second model
 reads each passage together with the query and says how well the two fit. The first step must be fast,
 because it looks at everything; the second step may be slow, because it looks at little. Most of the

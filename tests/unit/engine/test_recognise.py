@@ -8,7 +8,7 @@ import pytest
 
 from rerank_service.config import EngineConfig, EngineKind
 from rerank_service.engine.build import engine_kind
-from rerank_service.engine.kinds.recognise import recognise_engine
+from rerank_service.engine.recognise import recognise_engine
 from rerank_service.errors import CheckpointError
 
 

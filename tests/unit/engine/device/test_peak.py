@@ -2,7 +2,7 @@
 
 import pytest
 
-from rerank_service.engine.device.gpus import GPUS, gpu_called
+from rerank_service.engine.device.peak import GPU_PEAKS, gpu_peak
 
 
 @pytest.mark.parametrize(
@@ -21,14 +21,14 @@ from rerank_service.engine.device.gpus import GPUS, gpu_called
     ],
 )
 def test_by_its_drivers_name(name: str, key: str) -> None:
-    gpu = gpu_called(name)
+    gpu = gpu_peak(name)
     assert gpu is not None
     assert gpu.key == key
 
 
 def test_an_unknown_one_is_not_guessed() -> None:
-    assert gpu_called("NVIDIA GeForce RTX 4090") is None
+    assert gpu_peak("NVIDIA GeForce RTX 4090") is None
 
 
 def test_every_entry_can_be_reached_by_its_own_name() -> None:
-    assert [gpu_called(f"NVIDIA {gpu.name_part}") for gpu in GPUS] == list(GPUS)
+    assert [gpu_peak(f"NVIDIA {gpu.name_part}") for gpu in GPU_PEAKS] == list(GPU_PEAKS)

@@ -9,10 +9,10 @@ from transformers import BertConfig, BertModel
 
 from rerank_service.config import Dtype
 from rerank_service.engine.device.precision import Precision, multiplies_int8
-from rerank_service.engine.linear.choose import prepare_linears
-from rerank_service.engine.linear.cpu import PackedLinear, can_pack
 from rerank_service.engine.linear.float8 import Float8Linear, can_be_float8
 from rerank_service.engine.linear.int8 import Int8Linear
+from rerank_service.engine.linear.packed import PackedLinear, can_pack
+from rerank_service.engine.linear.prepare import prepare_linears
 
 needs_int8 = pytest.mark.skipif(not multiplies_int8(), reason="this processor does not multiply 8-bit integers")
 SHAPES = [(64, 128), (384, 1536), (1536, 384), (384, 1)]

@@ -1,6 +1,6 @@
-"""Which engine runs a checkpoint, by its config.json alone; a refusal says why and what can be done.
+"""Chooses the engine of a checkpoint from its config.json alone; a refusal says why, and what to do.
 
-Nothing is loaded or executed. It must not know tensors: the loaders hold those against the configuration.
+Reads no tensors, which the engines check against the configuration, and executes nothing.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from transformers import CONFIG_MAPPING
 from rerank_service.config import EngineKind
 from rerank_service.engine.kinds.bidirectional_decoder import DECODER_FAMILIES
 from rerank_service.engine.kinds.yes_no_decoder import CAUSAL_FAMILIES
-from rerank_service.engine.text.prompts import YES_NO_PROMPTS
+from rerank_service.engine.text.yes_no_prompts import YES_NO_PROMPTS
 from rerank_service.errors import CheckpointError
 
 __all__ = ["SUPPORTED", "recognise_engine"]
@@ -23,11 +23,11 @@ SUPPORTED = (
     f"{', '.join(sorted(CAUSAL_FAMILIES.keys() - YES_NO_PROMPTS.keys()))}); encoders such as all-MiniLM-L6-v2, by late "
     "interaction"
 )
-"""What there is an engine for, in words."""
+"""The models there is an engine for, for messages."""
 
 
 def recognise_engine(config: Mapping[str, Any], name: str) -> EngineKind:
-    """The engine for a checkpoint with this config.json; raises `CheckpointError`, which calls it `name`."""
+    """The engine for a checkpoint with this config.json. Raises `CheckpointError`, which refers to it as `name`."""
     architectures = [str(one) for one in config.get("architectures") or []]
     family = str(config.get("model_type"))
     is_classifier = any(one.endswith("ForSequenceClassification") for one in architectures)

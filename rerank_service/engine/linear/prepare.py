@@ -1,6 +1,6 @@
-"""Which linear layers a loaded model gets: quantised ones, oneDNN's on a CPU, or torch's own.
+"""Replaces the linear layers of a loaded model: by quantised ones, by oneDNN's on a CPU, or not at all.
 
-Works on any transformers model; a transformer's layers are what stands in a `ModuleList`.
+Works on any transformers model; its transformer layers are those in a `ModuleList`.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,9 +13,9 @@ from rerank_service.config import Dtype
 from rerank_service.engine.device.precision import Precision
 from rerank_service.engine.linear.calibrated_int8 import CalibratedInt8Linear, quantise_feed_forward
 from rerank_service.engine.linear.calibration import observe_inputs
-from rerank_service.engine.linear.cpu import PackedLinear, can_pack
 from rerank_service.engine.linear.float8 import Float8Linear, can_be_float8
 from rerank_service.engine.linear.int8 import Int8Linear
+from rerank_service.engine.linear.packed import PackedLinear, can_pack
 
 __all__ = ["prepare_linears"]
 
@@ -24,10 +24,10 @@ __all__ = ["prepare_linears"]
 def prepare_linears(
     model: torch.nn.Module, precision: Precision, run_calibration: Callable[[], object] | None = None
 ) -> None:
-    """Replaces the linear layers of `model`, in place, and brings its other parameters to `precision.states`.
+    """Replaces the linear layers of `model` in place, and converts its other parameters to `precision.states`.
 
-    Only the transformer's own layers are quantised: a pooler or a head is small and decides the logit. int8 takes
-    fixed scales for the layers that `run_calibration` calls, and measures every row in the others.
+    Only transformer layers are quantised: a pooler or a head is small and decides the logit. In int8, the layers that
+    `run_calibration` calls get fixed scales; the others scale each row anew.
     """
     layers = [layer for layer in model.modules() if isinstance(layer, torch.nn.ModuleList)]
     if precision.quantised is Dtype.INT8:
@@ -39,7 +39,8 @@ def prepare_linears(
         for owner, name, linear in _linears(layers):
             if can_be_float8(linear):
                 setattr(owner, name, Float8Linear(linear, _take_activation(owner, name)))
-    for parameter in model.parameters():  # not buffers: rotary frequencies stay float32
+    # After quantising, which reads the published weights. Buffers keep their type: rotary frequencies stay float32.
+    for parameter in model.parameters():
         parameter.data = parameter.data.to(precision.states)
     if next(model.parameters()).device.type == "cpu" and can_pack(precision.states):
         for owner, name, linear in _linears([model]):
@@ -60,14 +61,14 @@ def _calibrate(layers: list[Any], states: torch.dtype, run: Callable[[], object]
 
 
 def _is_bert_feed_forward(block: Any) -> bool:
-    """Whether `block` goes from `intermediate.dense` over GELU, and nothing else, to `output.dense`."""
+    """Whether `block` is `intermediate.dense`, then GELU and nothing else, then `output.dense`."""
     first, second = getattr(block, "intermediate", None), getattr(block, "output", None)
     has_gelu = isinstance(getattr(first, "intermediate_act_fn", None), GELUActivation)
     return has_gelu and all(isinstance(getattr(half, "dense", None), torch.nn.Linear) for half in (first, second))
 
 
 def _linears(roots: list[Any]) -> Iterator[tuple[Any, str, torch.nn.Linear]]:
-    """Every linear layer below `roots` with its owner and its name there; it may be replaced meanwhile."""
+    """Each linear layer below `roots`, with its owner and its name there; the caller may replace it at once."""
     for root in roots:
         for owner in list(root.modules()):
             for name, child in list(owner.named_children()):
@@ -76,7 +77,7 @@ def _linears(roots: list[Any]) -> Iterator[tuple[Any, str, torch.nn.Linear]]:
 
 
 def _take_activation(owner: Any, name: str) -> Literal["none", "gelu"]:
-    """GELU, if `owner` is a BERT-like feed-forward that applies it to this layer's output; it then no longer does."""
+    """Removes GELU from a BERT-like feed-forward that applies it to this layer's output, and names it; else `none`."""
     if name == "dense" and isinstance(getattr(owner, "intermediate_act_fn", None), GELUActivation):
         owner.intermediate_act_fn = torch.nn.Identity()
         return "gelu"

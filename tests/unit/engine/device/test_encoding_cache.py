@@ -1,7 +1,7 @@
 import numpy as np
 import torch
 
-from rerank_service.engine.kinds.encoding_cache import EncodingCache
+from rerank_service.engine.device.encoding_cache import EncodingCache
 
 
 def text(number: int) -> np.ndarray:
