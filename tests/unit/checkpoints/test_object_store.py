@@ -1,4 +1,4 @@
-"""Object stores, as fsspec's memory and local file systems stand in for them."""
+"""Pulls from object stores, for which fsspec's memory and local file systems stand in."""
 
 import hashlib
 from collections.abc import Iterator
@@ -10,9 +10,9 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from rerank_service.checkpoints import object_store
-from rerank_service.checkpoints.manifest import MANIFEST_FILE
 from rerank_service.checkpoints.pull import pull
 from rerank_service.checkpoints.resolve import resolve_checkpoint
+from rerank_service.checkpoints.verification import MANIFEST_FILE
 from rerank_service.config import CheckpointConfig
 from rerank_service.errors import CheckpointError
 from tests.fetching import contents, isolated_environment, record_pauses
@@ -22,10 +22,10 @@ WEIGHTS = "model.safetensors"
 
 
 class Bucket(MemoryFileSystem):  # type: ignore[misc]
-    """A store in memory whose reads can fail."""
+    """A store in memory whose reads fail on demand."""
 
     protocol = "bucket"
-    store: dict[str, Any] = {}  # noqa: RUF012 - of the class, as in its parent
+    store: dict[str, Any] = {}  # noqa: RUF012 - a class attribute, as in its parent
     pseudo_dirs = [""]  # noqa: RUF012
     failures = 0
     ranges: list[tuple[str, int, int]] = []  # noqa: RUF012
@@ -67,7 +67,7 @@ def upload(store: MemoryFileSystem, files: dict[str, bytes], folder: str = "mode
         store.pipe_file(f"{folder}/{name}", content)
 
 
-def test_a_pulled_path_has_a_revision_that_sha256sum_can_make(
+def test_the_revision_of_a_path_can_be_computed_with_sha256sum(
     bucket: MemoryFileSystem, files: dict[str, bytes], tmp_path: Path
 ) -> None:
     fetched = pull(URL)
@@ -79,7 +79,7 @@ def test_a_pulled_path_has_a_revision_that_sha256sum_can_make(
     assert {record.checked_against for record in fetched.manifest.files.values()} == {None}
 
 
-def test_what_is_unchanged_is_not_fetched_again_and_what_changed_is_another_revision(
+def test_an_unchanged_folder_is_not_fetched_again_and_a_changed_one_has_another_revision(
     bucket: MemoryFileSystem, files: dict[str, bytes]
 ) -> None:
     before = pull(URL + "/")
@@ -92,7 +92,7 @@ def test_what_is_unchanged_is_not_fetched_again_and_what_changed_is_another_revi
     assert (before.folder / "config.json").read_bytes() == files["config.json"]
 
 
-def test_a_folder_that_was_pulled_and_uploaded_is_verified(
+def test_an_uploaded_copy_of_a_pulled_folder_is_verified(
     bucket: MemoryFileSystem, files: dict[str, bytes], tmp_path: Path
 ) -> None:
     first = pull(URL, to=tmp_path / "copy")
@@ -105,11 +105,11 @@ def test_a_folder_that_was_pulled_and_uploaded_is_verified(
     damaged = bytearray(files[WEIGHTS])
     damaged[-1] ^= 1
     upload(bucket, {WEIGHTS: bytes(damaged)}, "models/uploaded")
-    with pytest.raises(CheckpointError, match=r"model\.safetensors of .* came with other bytes"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors of .* does not match its digest"):
         pull("bucket://models/uploaded", to=tmp_path / "again")
 
 
-def test_a_stalled_range_is_asked_for_again(
+def test_a_failed_range_is_requested_again(
     bucket: MemoryFileSystem, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     record_pauses(monkeypatch)
@@ -127,12 +127,12 @@ def test_a_change_during_the_fetch_is_refused(
     def on_progress(stage: str, done: int, total: int) -> None:
         upload(bucket, {"vocab.txt": b"late"})
 
-    with pytest.raises(CheckpointError, match="was changed while it was fetched"):
+    with pytest.raises(CheckpointError, match="changed while it was fetched"):
         pull(URL, progress=on_progress)
     assert not [path for path in (tmp_path / "cache" / "objects").glob("*/*") if path.is_dir()]
 
 
-def test_a_replica_takes_the_pinned_revision_and_no_other(
+def test_a_replica_loads_only_the_pinned_revision(
     bucket: MemoryFileSystem, files: dict[str, bytes], tmp_path: Path
 ) -> None:
     revision = pull(URL, to=tmp_path / "elsewhere").manifest.revision
@@ -141,12 +141,12 @@ def test_a_replica_takes_the_pinned_revision_and_no_other(
     assert folder.name == revision
 
     upload(bucket, {"config.json": b"{ }"})
-    assert resolve_checkpoint(checkpoint) == folder  # what is here needs no store
-    with pytest.raises(CheckpointError, match=f"is at revision .* now, and not at {'0' * 64}"):
+    assert resolve_checkpoint(checkpoint) == folder  # files on this machine need no store
+    with pytest.raises(CheckpointError, match=f"is now at revision .*, not at {'0' * 64}"):
         resolve_checkpoint(CheckpointConfig(source=URL, revision="0" * 64))
 
 
-def test_a_file_path_is_a_store_too(
+def test_a_file_url_is_an_object_store(
     checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     isolated_environment(monkeypatch, tmp_path, "http://127.0.0.1:9")
@@ -154,7 +154,7 @@ def test_a_file_path_is_a_store_too(
     assert (fetched.folder / WEIGHTS).read_bytes() == (checkpoints["bert"] / WEIGHTS).read_bytes()
 
 
-def test_what_is_not_there_and_what_is_not_installed(bucket: MemoryFileSystem, tmp_path: Path) -> None:
+def test_errors_for_a_missing_folder_and_a_missing_package(bucket: MemoryFileSystem, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="bucket://models/none does not exist"):
         pull("bucket://models/none")
     with pytest.raises(CheckpointError, match="cannot read nosuchstore://models: Protocol not known"):

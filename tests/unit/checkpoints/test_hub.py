@@ -1,4 +1,4 @@
-"""Pulls from a real HTTP server that speaks the hub's protocol, and breaks it."""
+"""Pulls from a real HTTP server with the hub's protocol, with and without faults."""
 
 import hashlib
 import json
@@ -10,8 +10,8 @@ import pytest
 from huggingface_hub import snapshot_download
 
 from rerank_service import __version__
-from rerank_service.checkpoints.manifest import MANIFEST_FILE
 from rerank_service.checkpoints.pull import pull
+from rerank_service.checkpoints.verification import MANIFEST_FILE
 from rerank_service.errors import CheckpointError
 from tests.fake_hub import FakeHub, Fault
 from tests.fetching import ID, contents, hub_with, isolated_environment, record_pauses
@@ -44,7 +44,7 @@ def commit_at(hub: FakeHub, branch: str = "main") -> str:
     return hub.repositories[ID].branches[branch]
 
 
-def test_the_hub_of_these_tests_is_one_to_the_hubs_own_client(
+def test_the_fake_hub_serves_the_client_of_huggingface_hub(
     hub: FakeHub, files: dict[str, bytes], tmp_path: Path
 ) -> None:
     folder = snapshot_download(ID, endpoint=hub.url, cache_dir=tmp_path / "theirs", revision=commit_at(hub))
@@ -52,7 +52,9 @@ def test_the_hub_of_these_tests_is_one_to_the_hubs_own_client(
     assert {request.method for request in hub.asked_for("resolve")} == {"HEAD", "GET"}
 
 
-def test_every_byte_arrives_and_is_on_record(hub: FakeHub, files: dict[str, bytes], tmp_path: Path) -> None:
+def test_every_byte_arrives_and_is_recorded_in_the_manifest(
+    hub: FakeHub, files: dict[str, bytes], tmp_path: Path
+) -> None:
     fetched = pull(ID)
 
     assert fetched.folder == tmp_path / "cache" / "hub" / "org--tiny" / commit_at(hub)
@@ -98,7 +100,7 @@ def test_a_listing_in_pages_is_read_to_its_end(hub: FakeHub, files: dict[str, by
     assert fetched_files(pull(ID).folder) == files
 
 
-def test_a_moved_branch_is_another_folder_and_only_what_changed_is_fetched(
+def test_a_moved_branch_gets_its_own_folder_and_only_changed_files_are_fetched(
     hub: FakeHub, files: dict[str, bytes]
 ) -> None:
     before = pull(ID)
@@ -106,12 +108,12 @@ def test_a_moved_branch_is_another_folder_and_only_what_changed_is_fetched(
     after = pull(ID, "main")
 
     assert before.manifest.revision != after.manifest.revision == commit_at(hub)
-    assert fetched_files(before.folder) == files  # who was pinned to it goes on
+    assert fetched_files(before.folder) == files  # replicas pinned to it keep working
     assert len(hub.asked_for(f"?name={WEIGHTS}")) == 1
     assert after.received_bytes < 50_000 < before.received_bytes
 
 
-def test_what_the_hubs_own_cache_has_is_not_fetched_again(hub: FakeHub, files: dict[str, bytes]) -> None:
+def test_files_in_the_cache_of_huggingface_hub_are_not_fetched_again(hub: FakeHub, files: dict[str, bytes]) -> None:
     snapshot_download(ID, endpoint=hub.url, revision=commit_at(hub))
     hub.seen.clear()
 
@@ -120,7 +122,7 @@ def test_what_the_hubs_own_cache_has_is_not_fetched_again(hub: FakeHub, files: d
     assert not hub.asked_for("resolve")
 
 
-def test_damaged_bytes_in_the_hubs_own_cache_are_fetched_and_left_as_they_are(
+def test_damaged_files_in_the_cache_of_huggingface_hub_are_fetched_and_left_unchanged(
     hub: FakeHub, files: dict[str, bytes], tmp_path: Path
 ) -> None:
     blob = tmp_path / "hf" / "hub" / "models--org--tiny" / "blobs" / hashlib.sha256(files[WEIGHTS]).hexdigest()
@@ -132,7 +134,7 @@ def test_damaged_bytes_in_the_hubs_own_cache_are_fetched_and_left_as_they_are(
     assert blob.read_bytes() == damaged
 
 
-def test_a_cut_transfer_goes_on_where_it_was(hub: FakeHub, files: dict[str, bytes], pauses: list[float]) -> None:
+def test_an_interrupted_transfer_resumes(hub: FakeHub, files: dict[str, bytes], pauses: list[float]) -> None:
     hub.faults = [
         Fault(f"?name={WEIGHTS}", cut_after_bytes=200_000),
         Fault(f"?name={WEIGHTS}", cut_after_bytes=100_000),
@@ -146,12 +148,12 @@ def test_a_cut_transfer_goes_on_where_it_was(hub: FakeHub, files: dict[str, byte
     assert asked == [None, "bytes=200000-", "bytes=300000-"]
 
 
-def test_what_came_before_giving_up_is_kept(hub: FakeHub, files: dict[str, bytes], pauses: list[float]) -> None:
+def test_bytes_received_before_giving_up_are_kept(hub: FakeHub, files: dict[str, bytes], pauses: list[float]) -> None:
     hub.faults = [
         Fault(f"?name={WEIGHTS}", cut_after_bytes=300_000),
         Fault(f"?name={WEIGHTS}", cut_after_bytes=0, times=9),
     ]
-    with pytest.raises(CheckpointError, match=r"cannot fetch model\.safetensors of org/tiny.*goes on from there"):
+    with pytest.raises(CheckpointError, match=r"cannot fetch model\.safetensors of org/tiny.*resumes from there"):
         pull(ID)
     assert pauses == sorted(pauses)
     hub.faults = []
@@ -161,7 +163,9 @@ def test_what_came_before_giving_up_is_kept(hub: FakeHub, files: dict[str, bytes
     assert fetched.received_bytes <= sum(map(len, files.values())) - 300_000
 
 
-def test_a_mirror_without_ranges_starts_a_file_over(hub: FakeHub, files: dict[str, bytes], pauses: list[float]) -> None:
+def test_a_file_starts_over_if_the_mirror_does_not_support_ranges(
+    hub: FakeHub, files: dict[str, bytes], pauses: list[float]
+) -> None:
     hub.faults = [
         Fault(f"?name={WEIGHTS}", cut_after_bytes=200_000),
         Fault(f"?name={WEIGHTS}", ignores_range=True),
@@ -170,15 +174,15 @@ def test_a_mirror_without_ranges_starts_a_file_over(hub: FakeHub, files: dict[st
 
 
 @pytest.mark.parametrize("name", [WEIGHTS, "tokenizer.json", "config.json"])
-def test_corrupt_bytes_are_found_and_not_kept(hub: FakeHub, files: dict[str, bytes], name: str) -> None:
+def test_corrupt_bytes_are_detected_and_not_kept(hub: FakeHub, files: dict[str, bytes], name: str) -> None:
     hub.faults = [Fault(f"name={name}" if name == WEIGHTS else name, corrupts=True)]
-    with pytest.raises(CheckpointError, match=f"{name} of org/tiny came with other bytes than its digest says"):
+    with pytest.raises(CheckpointError, match=f"{name} of org/tiny does not match its digest"):
         pull(ID)
 
     assert fetched_files(pull(ID).folder) == files
 
 
-def test_a_bad_remainder_of_an_earlier_pull_is_thrown_away(hub: FakeHub, files: dict[str, bytes]) -> None:
+def test_wrong_bytes_left_by_an_earlier_pull_are_discarded(hub: FakeHub, files: dict[str, bytes]) -> None:
     stage = pull(ID).folder
     weights = stage / WEIGHTS
     weights.write_bytes(b"x" * 1000)
@@ -187,7 +191,7 @@ def test_a_bad_remainder_of_an_earlier_pull_is_thrown_away(hub: FakeHub, files: 
     assert fetched_files(pull(ID).folder) == files
 
 
-def test_pulling_again_checks_every_byte_and_mends(
+def test_pulling_again_checks_every_byte_and_repairs_the_files(
     hub: FakeHub, files: dict[str, bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = pull(ID).folder
@@ -201,11 +205,11 @@ def test_pulling_again_checks_every_byte_and_mends(
 
     assert fetched_files(folder) == files
     assert again.received_bytes == len(files[WEIGHTS]) + len(files["tokenizer.json"])
-    assert "damaged, fetched again" in caplog.text
+    assert "damaged, fetching it again" in caplog.text
     assert not list(folder.parent.glob(".*.partial"))
 
 
-def test_a_commit_that_is_here_needs_no_network_until_a_byte_is_wrong(hub: FakeHub, files: dict[str, bytes]) -> None:
+def test_a_complete_commit_needs_no_network_unless_a_byte_is_wrong(hub: FakeHub, files: dict[str, bytes]) -> None:
     first = pull(ID)
     hub.seen.clear()
     assert pull(ID, commit_at(hub)) == first._replace(received_bytes=0)
@@ -217,25 +221,25 @@ def test_a_commit_that_is_here_needs_no_network_until_a_byte_is_wrong(hub: FakeH
     assert fetched_files(first.folder) == files
 
 
-def test_429_and_503_are_waited_out(hub: FakeHub, files: dict[str, bytes], pauses: list[float]) -> None:
+def test_429_and_503_are_retried_after_a_pause(hub: FakeHub, files: dict[str, bytes], pauses: list[float]) -> None:
     hub.faults = [
         Fault("/revision/", status=429, headers={"Retry-After": "7"}),
         Fault("/tree/", status=503),
         Fault(f"?name={WEIGHTS}", status=503, headers={"Retry-After": "3"}),
     ]
     assert fetched_files(pull(ID).folder) == files
-    assert pauses == [8.0, 1, 4.0]  # the hub's library adds a second to what it was told
+    assert pauses == [8.0, 1, 4.0]  # huggingface_hub adds a second to Retry-After
 
 
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        (Fault("/revision/", status=429, times=9), r"rate limit is used up \(429\).*HF_TOKEN"),
+        (Fault("/revision/", status=429, times=9), r"rate limit is exhausted \(429\).*HF_TOKEN"),
         (Fault("/revision/", status=500, times=9), r"the hub failed on org/tiny \(500\)"),
-        (Fault("/revision/", status=401), r"the hub shows org/tiny to nobody with no token \(401\).*HF_TOKEN"),
+        (Fault("/revision/", status=401), r"org/tiny is not found or private \(401, with no token\).*HF_TOKEN"),
         (Fault("/revision/", status=403), r"the hub refuses org/tiny with no token \(403\).*HF_TOKEN"),
-        (Fault("/revision/", status=200), "names no commit for org/tiny; is it a model hub"),
-        (Fault("/tree/", status=200), "does not answer as a model hub does"),
+        (Fault("/revision/", status=200), "returns no commit for org/tiny; is it a model hub"),
+        (Fault("/tree/", status=200), "does not answer like a model hub"),
     ],
 )
 def test_refusals_say_what_to_do(hub: FakeHub, pauses: list[float], fault: Fault, message: str) -> None:
@@ -245,13 +249,13 @@ def test_refusals_say_what_to_do(hub: FakeHub, pauses: list[float], fault: Fault
 
 
 def test_an_unknown_model_and_an_unknown_revision(hub: FakeHub) -> None:
-    with pytest.raises(CheckpointError, match=r"shows org/nowhere to nobody with no token \(401\)"):
+    with pytest.raises(CheckpointError, match=r"org/nowhere is not found or private \(401, with no token\)"):
         pull("org/nowhere")
-    with pytest.raises(CheckpointError, match=r"there is no org/tiny at v9: no branch, tag or commit.*commits/main"):
+    with pytest.raises(CheckpointError, match=r"org/tiny at v9 does not exist: no branch, tag or commit.*commits/main"):
         pull(ID, "v9")
-    with pytest.raises(CheckpointError, match="there is no org/tiny at 0000"):
+    with pytest.raises(CheckpointError, match=r"org/tiny at 0000.* does not exist"):
         pull(ID, "0" * 40)
-    with pytest.raises(CheckpointError, match="no hub id ORGANISATION/NAME"):
+    with pytest.raises(CheckpointError, match="neither a hub id ORGANISATION/NAME nor"):
         pull("../tiny")
 
 
@@ -260,15 +264,15 @@ def test_a_pull_request_of_the_hub_is_a_revision(hub: FakeHub, files: dict[str, 
     assert pull(ID, "refs/pr/1").manifest.revision == commit != commit_at(hub)
 
 
-def test_a_gated_model_names_its_page_and_the_token(
+def test_the_error_of_a_gated_model_names_its_page_and_the_token(
     files: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with hub_with(files, token="hf_right", is_gated=True) as (hub, _):
         isolated_environment(monkeypatch, tmp_path, hub.url)
-        with pytest.raises(CheckpointError, match=f"org/tiny is gated, and no token opens it.*{hub.url}/org/tiny"):
+        with pytest.raises(CheckpointError, match=f"org/tiny is gated, and no token is set.*{hub.url}/org/tiny"):
             pull(ID)
         monkeypatch.setenv("HF_TOKEN", "hf_wrong")
-        with pytest.raises(CheckpointError, match="is gated, and the token given opens it") as caught:
+        with pytest.raises(CheckpointError, match="is gated, and the given token has no access") as caught:
             pull(ID)
         assert "hf_wrong" not in str(caught.value)
         monkeypatch.setenv("HF_TOKEN", "hf_right")
@@ -287,26 +291,30 @@ def test_only_pickled_weights_are_refused_before_anything_is_fetched(hub: FakeHu
     assert not hub.asked_for("resolve")
 
 
-def test_weights_that_are_no_safetensors_are_refused(hub: FakeHub, files: dict[str, bytes]) -> None:
+def test_weights_that_are_not_safetensors_are_refused(hub: FakeHub, files: dict[str, bytes]) -> None:
     commit = hub.put(ID, files | {WEIGHTS: b"no safetensors" * 10_000})
     with pytest.raises(CheckpointError, match=r"model\.safetensors is damaged"):
         pull(ID, commit)
 
 
-def test_no_network_says_how_to_do_without(hub: FakeHub, pauses: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_without_network_says_how_to_copy_the_files(
+    hub: FakeHub, pauses: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(CheckpointError, match=r"cannot reach http://127\.0\.0\.1:9.*--to FOLDER.*give it as source"):
+    with pytest.raises(CheckpointError, match=r"cannot reach http://127\.0\.0\.1:9.*--to FOLDER.*use it as source"):
         pull(ID)
 
 
-def test_offline_mode_asks_nobody(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_mode_sends_no_request(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(CheckpointError, match="HF_HUB_OFFLINE forbids fetching it"):
         pull(ID)
     assert not hub.seen
 
 
-def test_no_space_is_told_before_it_runs_out(hub: FakeHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_disk_space_is_reported_before_the_download(
+    hub: FakeHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
     with pytest.raises(CheckpointError, match=r"no space left: org/tiny needs .* more.*RERANK_SERVICE_CACHE"):
         pull(ID)
@@ -314,7 +322,7 @@ def test_no_space_is_told_before_it_runs_out(hub: FakeHub, monkeypatch: pytest.M
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
-def test_a_full_disk_is_one_sentence(hub: FakeHub, tmp_path: Path) -> None:
+def test_a_full_disk_is_a_readable_error(hub: FakeHub, tmp_path: Path) -> None:
     stage = tmp_path / "disk" / ".tiny.partial"
     stage.mkdir(parents=True)
     (stage / WEIGHTS).symlink_to("/dev/full")
@@ -322,17 +330,17 @@ def test_a_full_disk_is_one_sentence(hub: FakeHub, tmp_path: Path) -> None:
         pull(ID, to=tmp_path / "disk" / "tiny")
 
 
-def test_into_a_folder_of_ones_own(hub: FakeHub, files: dict[str, bytes], tmp_path: Path) -> None:
+def test_pulling_into_a_given_folder(hub: FakeHub, files: dict[str, bytes], tmp_path: Path) -> None:
     target = tmp_path / "models" / "tiny"
     assert pull(ID, to=target).folder == target
     assert fetched_files(target) == files
 
     commit = hub.put(ID, files | {"config.json": files["config.json"] + b" "})
-    with pytest.raises(CheckpointError, match=r"holds org/tiny at .*; name another folder"):
+    with pytest.raises(CheckpointError, match=r"holds org/tiny at .*: choose another folder"):
         pull(ID, commit, to=target)
 
 
-def test_a_folder_with_something_else_is_left_alone(hub: FakeHub, tmp_path: Path) -> None:
+def test_a_folder_with_other_files_is_left_alone(hub: FakeHub, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("irreplaceable")
     with pytest.raises(CheckpointError, match="left alone"):
@@ -354,10 +362,10 @@ def test_sharded_weights_come_with_their_index(hub: FakeHub, files: dict[str, by
     assert set(fetched_files(pull(ID, commit).folder)) == {*sharded, "model.safetensors.index.json"}
 
 
-def test_an_index_that_leads_out_of_the_folder_is_refused(hub: FakeHub, files: dict[str, bytes]) -> None:
+def test_an_index_with_a_path_outside_the_folder_is_refused(hub: FakeHub, files: dict[str, bytes]) -> None:
     index = json.dumps({"weight_map": {"a": "../../secret.safetensors"}}).encode()
     shards = {"model-00001-of-00001.safetensors": files[WEIGHTS], "model.safetensors.index.json": index}
     commit = hub.put(ID, {"config.json": files["config.json"]} | shards)
 
-    with pytest.raises(CheckpointError, match=r"names '\.\./\.\./secret\.safetensors', which is no file of its own"):
+    with pytest.raises(CheckpointError, match=r"names '\.\./\.\./secret\.safetensors', which is not a file of its own"):
         pull(ID, commit)
