@@ -1,4 +1,4 @@
-"""One process's part of a job: an engine and an open input, chunk in, scored lines out. No Ray, no output."""
+"""Scores chunks of a job in one process: an engine and an open input; a chunk in, scored lines out."""
 
 import json
 import resource
@@ -22,7 +22,7 @@ __all__ = ["ChunkScorer", "ScoredChunk", "ScoringTask", "peak_memory_bytes"]
 
 @dataclass(frozen=True)
 class ScoringTask:
-    """All that a process needs to score chunks of a job."""
+    """Everything a process needs to score chunks of a job."""
 
     files: InputFiles
     model: ModelConfig
@@ -30,25 +30,25 @@ class ScoringTask:
 
 
 class ScoredChunk(NamedTuple):
-    """What a chunk has become."""
+    """A chunk's scores."""
 
     chunk: int
-    """Its index."""
+    """Index of the chunk."""
     lines: bytes
-    """One JSON object a pair, in the input's order: query_id, passage_id, logit."""
+    """One JSON object per pair, in the order of the input: query_id, passage_id, logit."""
     num_tokens: int
     num_truncated: int
-    """Pairs of which a part was not scored."""
+    """Pairs longer than the window, part of which was not scored."""
     num_unscored: int
-    """Pairs, among the truncated ones, of which no token of the passage was scored."""
+    """Truncated pairs whose query fills the window, so that no token of the passage was scored."""
     engine: str
-    """That scored it: kind, device and precision."""
+    """Kind, device and precision of the engine."""
     peak_memory_bytes: int
-    """Of the process, so far."""
+    """Peak memory of the process so far."""
 
 
 class ChunkScorer:
-    """Loads the model when made. Raises `CheckpointError`, and `BatchError` for an input it cannot open."""
+    """Loads the model in its constructor. Raises `CheckpointError`, and `BatchError` for an unreadable input."""
 
     def __init__(self, task: ScoringTask, num_cpus: float | None = None) -> None:
         self._reader = ChunkReader(open_source(task.files))
@@ -58,8 +58,10 @@ class ChunkScorer:
         self._batch_tokens = task.model.batching.max_batch_tokens
 
     def score(self, chunk: Chunk) -> ScoredChunk:
-        """Raises `BatchError` naming the line of a pair that cannot be scored."""
-        from rerank_service.engine.score_all import score_passages  # torch takes seconds; `load_engine` has them by now
+        """Raises `BatchError` with the line of a pair that cannot be scored."""
+        from rerank_service.engine.score_all import (
+            score_passages,  # imports torch, which `load_engine` has loaded by now
+        )
 
         pairs = self._reader.read(chunk)
         try:
@@ -67,8 +69,8 @@ class ChunkScorer:
         except PairTooLong as error:
             number = pairs[error.index].number
             raise BatchError(
-                f"{self._path}, line {number}: the pair has {error.num_tokens} tokens and the window "
-                f"{error.max_tokens}; --truncate END cuts it"
+                f"{self._path}, line {number}: the pair has {error.num_tokens} tokens, the window has "
+                f"{error.max_tokens}; use --truncate END to truncate it"
             ) from None
         except NonFiniteLogit as error:
             number = pairs[error.first].number
@@ -89,9 +91,9 @@ class ChunkScorer:
 
 
 def peak_memory_bytes() -> int:
-    """Most memory this process has held so far."""
+    """Peak memory of this process so far."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS reports bytes, Linux KiB
 
 
 def _by_query(pairs: Sequence[TextPair]) -> Iterator[tuple[str, list[str]]]:
