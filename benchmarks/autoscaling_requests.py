@@ -18,10 +18,9 @@ from rich.table import Table
 
 from benchmarks.provenance import provenance
 from rerank_service.config import AutoscalingConfig
-from rerank_service.tools.planning.autoscaler import Autoscaler
+from rerank_service.tools.planning.autoscaler import Autoscaler, ScaledCluster
 from rerank_service.tools.planning.clock import Clock
 from rerank_service.tools.planning.cluster import End, FinishedRequest, Fleet, SimulatedCluster
-from rerank_service.tools.planning.scaled import ScaledCluster
 from rerank_service.tools.planning.speed import ReplicaSpeed
 from rerank_service.tools.planning.workload import Arrival, Mix, Phase, arrivals
 

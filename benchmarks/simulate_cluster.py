@@ -179,13 +179,13 @@ def _smallest(demand: Demand) -> dict[str, Any]:
         plan = smallest(demand)
     except CannotMeet as cannot:
         return {"replicas": None, "best_p99_s": cannot.p99_s}
-    return {"replicas": plan.replicas, "measured": plan.measured._asdict()}
+    return {"replicas": plan.replicas, "measured": asdict(plan.measured)}
 
 
 def _point(demand: Demand, replicas: int) -> dict[str, Any]:
     measured = measure(demand, replicas, 3_000)
     assert measured is not None
-    return {"replicas": replicas} | measured._asdict()
+    return {"replicas": replicas} | asdict(measured)
 
 
 def _region(demand: Demand, timeout_s: float) -> dict[str, Any]:
