@@ -6,6 +6,7 @@ python -m benchmarks.service [--json benchmarks/results/service-cpu.json]
 import json
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -35,7 +36,7 @@ def main(
     log = BENCH_FOLDER / "logs" / "service.log"
     with running(_command(port), port, len(os.sched_getaffinity(0)), log) as server:
         load = Load(server.url, (1, num_clients), num_requests, num_passages, 128, repeats, server.pid)
-        figures = bench_service(load).as_json()
+        figures = asdict(bench_service(load))
     console = Console()
     console.print(service_table(figures, f"{num_requests} requests; median of {repeats}"))
     console.print(probe_line(figures), highlight=False)

@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import psutil
 
-from rerank_service.tools.bench.cpu_time import process_tree
+from rerank_service.tools.bench.measure import process_tree
 
 __all__ = ["Command", "Server", "StartFailed", "first_cpus", "free_port", "running", "stop_on_signals"]
 

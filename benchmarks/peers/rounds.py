@@ -20,7 +20,7 @@ from benchmarks.peers.environments import BENCH_FOLDER
 from benchmarks.peers.processes import Server, StartFailed, free_port, running
 from benchmarks.peers.shared_model import SharedModels, Workload
 from rerank_service.tools.bench.apis import PreparedRequest
-from rerank_service.tools.bench.checkpoint import bare_forward
+from rerank_service.tools.bench.engine import bare_forward
 from rerank_service.tools.bench.load import LoadRun
 from rerank_service.tools.bench.measure import LoadFigures, measure_load
 from rerank_service.tools.bench.probe import BIG_PASSAGES, SmallBehindBig, probe_small_behind_big

@@ -17,8 +17,8 @@ from transformers import BertForSequenceClassification
 from benchmarks.peers.environments import BENCH_FOLDER, InstallFailed, program
 from rerank_service.checkpoints.resolve import resolve_checkpoint
 from rerank_service.config import CheckpointConfig
-from rerank_service.tools.bench.checkpoint import ENCODER, make_classifier
-from rerank_service.tools.bench.workload import QUERY, make_passages
+from rerank_service.tools.bench.engine import make_classifier
+from rerank_service.tools.bench.workload import ENCODER, QUERY, make_passages
 
 __all__ = [
     "ONNX_ENVIRONMENT",
