@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rerank_service.tools.bench.apis import PreparedRequest
 from rerank_service.tools.bench.load import LoadRun, run_load
@@ -68,7 +68,7 @@ def median_figures(repeats: Sequence[LoadFigures]) -> LoadFigures:
     for figures in repeats:
         failures.update(figures.failures)
     sizes = sorted({size for figures in repeats for size in figures.p50_s_by_passages})
-    medians = {
+    medians: dict[str, Any] = {
         name: _median([getattr(figures, name) for figures in repeats])
         for name in ("p50_s", "p95_s", "p99_s", "passages_per_s", "cpu_s_per_1k_passages")
     }
