@@ -3,7 +3,6 @@
 import json
 import resource
 import sys
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from operator import attrgetter
@@ -59,13 +58,13 @@ class ChunkScorer:
 
     def score(self, chunk: Chunk) -> ScoredChunk:
         """Raises `BatchError` with the line of a pair that cannot be scored."""
-        from rerank_service.engine.score_all import (
-            score_passages,  # imports torch, which `load_engine` has loaded by now
-        )
+        # Imported here because it imports torch, which only the loaded engine has paid for.
+        from rerank_service.engine.score_all import score_passages
 
         pairs = self._reader.read(chunk)
+        by_query = ((query, [pair.passage for pair in group]) for query, group in groupby(pairs, attrgetter("query")))
         try:
-            encoded, logits = score_passages(self._engine, _by_query(pairs), self._fitting, self._batch_tokens)
+            encoded, logits = score_passages(self._engine, by_query, self._fitting, self._batch_tokens)
         except PairTooLong as error:
             number = pairs[error.index].number
             raise BatchError(
@@ -94,11 +93,6 @@ def peak_memory_bytes() -> int:
     """Peak memory of this process so far."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # macOS reports bytes, Linux KiB
-
-
-def _by_query(pairs: Sequence[TextPair]) -> Iterator[tuple[str, list[str]]]:
-    for query, group in groupby(pairs, key=attrgetter("query")):
-        yield query, [pair.passage for pair in group]
 
 
 def _line(pair: TextPair, logit: float) -> bytes:

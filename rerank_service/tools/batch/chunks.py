@@ -9,6 +9,9 @@ from rerank_service.tools.batch.records import Position, Source, TextPair, pairs
 
 __all__ = ["Chunk", "ChunkPlan", "ChunkReader", "plan_chunks"]
 
+_REPORTED_RECORDS = 10_000
+"""Records between two reports of progress."""
+
 
 @dataclass(frozen=True)
 class Chunk:
@@ -32,7 +35,9 @@ class ChunkPlan:
     chunks: tuple[Chunk, ...]
 
 
-def plan_chunks(source: Source, chunk_pairs: int, on_record: Callable[[Position], None] = lambda _: None) -> ChunkPlan:
+def plan_chunks(
+    source: Source, chunk_pairs: int, on_progress: Callable[[Position], None] = lambda _: None
+) -> ChunkPlan:
     """Reads and checks the whole input once. Raises `BatchError` for the first invalid row, or for an empty input."""
     starts: list[tuple[Position, int]] = []
     num_pairs = 0
@@ -41,7 +46,8 @@ def plan_chunks(source: Source, chunk_pairs: int, on_record: Callable[[Position]
         for first in range(-(-num_pairs // chunk_pairs) * chunk_pairs, end, chunk_pairs):
             starts.append((record.position, first - num_pairs))
         num_pairs = end
-        on_record(record.position)
+        if record.position.number % _REPORTED_RECORDS == 0:
+            on_progress(record.position)
     if num_pairs == 0:
         raise BatchError(f"{source.files[-1]} has no pairs")
     chunks = (

@@ -63,7 +63,14 @@ class BatchJob:
         summary = self.summary
         progress("scored", summary.num_resumed_pairs, summary.num_pairs)
         for scored in scorer(self.missing):
-            self._same_engine(scored.engine)
+            if summary.engine is None:
+                summary.engine = self._manifest["engine"] = scored.engine
+                self._parts.write_manifest(self._manifest)
+            elif scored.engine != summary.engine:
+                raise BatchError(
+                    f"earlier chunks were scored by {summary.engine!r}, this one by {scored.engine!r}, whose logits "
+                    "differ: set --dtype and use a device that every machine of the job has"
+                )
             self._parts.write(scored.chunk, scored.lines)
             summary.num_scored_pairs += self._plan.chunks[scored.chunk].num_pairs
             summary.num_tokens += scored.num_tokens
@@ -78,16 +85,6 @@ class BatchJob:
             write_output(self._output, self._counted(progress), file)
         if not keep_parts:
             self._parts.remove()
-
-    def _same_engine(self, engine: str) -> None:
-        if self.summary.engine is None:
-            self.summary.engine = self._manifest["engine"] = engine
-            self._parts.write_manifest(self._manifest)
-        elif engine != self.summary.engine:
-            raise BatchError(
-                f"earlier chunks were scored by {self.summary.engine!r}, this one by {engine!r}, whose logits differ: "
-                "set --dtype and use a device that every machine of the job has"
-            )
 
     def _counted(self, progress: ReportProgress) -> Iterator[bytes]:
         for number, line in enumerate(self._parts.lines(self._plan.chunks), 1):
@@ -107,26 +104,21 @@ def prepare(
     manifest = parts.manifest()
     if manifest is not None:
         _check_same(manifest["settings"], settings, parts.folder)
-        return BatchJob(output, parts, _plan_from(manifest), manifest)
+        chunks = (
+            Chunk(index, index * chunk_pairs, num_pairs, Position(offset, number), skip)
+            for index, (offset, number, skip, num_pairs) in enumerate(manifest["chunks"])
+        )
+        return BatchJob(output, parts, ChunkPlan(manifest["num_pairs"], tuple(chunks)), manifest)
     if output.exists() and not overwrite:
         raise BatchError(f"{output} already exists; --force replaces it")
     parts.clear()
     if task.files.path.is_dir():
         build_index(task.files.path, parts.index)
-    plan = plan_chunks(source, chunk_pairs, _reports(progress, source.extent))
+    plan = plan_chunks(source, chunk_pairs, lambda position: progress("read", position.offset, source.extent))
     manifest = {"settings": settings, "engine": None, "num_pairs": plan.num_pairs}
     manifest["chunks"] = [[*chunk.start, chunk.skip_pairs, chunk.num_pairs] for chunk in plan.chunks]
     parts.write_manifest(manifest)
     return BatchJob(output, parts, plan, manifest)
-
-
-def _plan_from(manifest: Mapping[str, Any]) -> ChunkPlan:
-    chunk_pairs = manifest["settings"]["chunk_pairs"]
-    chunks = (
-        Chunk(index, index * chunk_pairs, num_pairs, Position(offset, number), skip)
-        for index, (offset, number, skip, num_pairs) in enumerate(manifest["chunks"])
-    )
-    return ChunkPlan(manifest["num_pairs"], tuple(chunks))
 
 
 def _settings(task: ScoringTask, chunk_pairs: int, files: tuple[Path, ...], progress: ReportProgress) -> dict[str, Any]:
@@ -175,11 +167,3 @@ def _difference(name: str, begun: Any, wanted: Any) -> str:
             return f"{name.replace('_', ' ')} ({', '.join(keys)} changed)"
         return ", ".join(f"{key} {begun.get(key)!r} instead of {wanted.get(key)!r}" for key in keys)
     return f"{name} {begun!r} instead of {wanted!r}"
-
-
-def _reports(progress: ReportProgress, total: int) -> Callable[[Position], None]:
-    def report(position: Position) -> None:
-        if position.number % 10_000 == 0:
-            progress("read", position.offset, total)
-
-    return report

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from itertools import groupby, islice
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from rerank_service.errors import BatchError
 from rerank_service.messages import rank_by_logit
@@ -73,14 +73,13 @@ def _write_run(lines: Lines, file: IO[bytes]) -> None:
         seen.add(hash(query_id))
         rows = list(group)
         for rank, index in enumerate(rank_by_logit([row["logit"] for row in rows]), 1):
-            file.write(_run_line(query_id, rows[index], rank))
-
-
-def _run_line(query_id: str, row: dict[str, Any], rank: int) -> bytes:
-    for name in (query_id, row["passage_id"]):
-        if not name or any(map(str.isspace, name)):
-            raise BatchError(f"{name!r} contains spaces, which a TREC run cannot represent: write JSONL instead")
-    return f"{query_id} Q0 {row['passage_id']} {rank} {row['logit']!r} {_RUN_TAG}\n".encode()
+            passage_id, logit = rows[index]["passage_id"], rows[index]["logit"]
+            for name in (query_id, passage_id):
+                if len(name.split()) != 1 or name != name.strip():
+                    raise BatchError(
+                        f"{name!r} contains spaces, which a TREC run cannot represent: write JSONL instead"
+                    )
+            file.write(f"{query_id} Q0 {passage_id} {rank} {logit!r} {_RUN_TAG}\n".encode())
 
 
 _WRITERS: dict[str, Callable[[Lines, IO[bytes]], None]] = {

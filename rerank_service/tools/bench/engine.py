@@ -126,17 +126,14 @@ def _contenders() -> Iterator[list[_BenchedEngine]]:
         encoder = resolve_checkpoint(CheckpointConfig(source=ENCODER))
         classifier = make_classifier(encoder, Path(folder) / "classifier")
         llama = make_checkpoint(Path(folder) / "llama", Architecture.LLAMA_BIDIREC, "small", dtype="float32")
+        bare_encoder = BertModel.from_pretrained(encoder, add_pooling_layer=False).eval()
         yield [
             _BenchedEngine(
                 "sequence_classifier", classifier, BertForSequenceClassification.from_pretrained(classifier).eval()
             ),
-            _BenchedEngine("late_interaction", ENCODER, _bare_encoder(encoder)),
+            _BenchedEngine("late_interaction", ENCODER, bare_encoder),
             _BenchedEngine("bidirectional_decoder", llama, _bare_llama(llama)),
         ]
-
-
-def _bare_encoder(folder: Path) -> Any:
-    return BertModel.from_pretrained(folder, add_pooling_layer=False).eval()
 
 
 def _bare_llama(folder: Path) -> Any:

@@ -12,7 +12,6 @@ from rerank_service.checkpoints.resolve import resolve_checkpoint
 from rerank_service.config import CheckpointConfig
 from rerank_service.engine.text.tokenise import load_tokenizer
 from rerank_service.tools.bench.apis import NIM, PreparedRequest
-from rerank_service.tools.bench.load import Reply
 from rerank_service.tools.bench.measure import LoadFigures, measure_load, median_figures
 from rerank_service.tools.bench.probe import BIG_PASSAGES, SmallBehindBig, probe_small_behind_big
 from rerank_service.tools.bench.workload import ENCODER, QUERY, Lengths, draw_lengths, make_passages
@@ -114,10 +113,6 @@ def _prepared(load: Load, passages: Sequence[str]) -> PreparedRequest:
 def _warm_up(load: Load, url: str, tokenizer: Tokenizer) -> None:
     _, run = measure_load(url, [_request(load, tokenizer, load.num_passages, seed=0)], 1, headers=load.headers)
     if not run.answers[0].is_ok:
-        raise RuntimeError(f"{url} does not answer a ranking request: {_reason(run.answers[0])}")
-
-
-def _reason(answer: Reply) -> str:
-    if answer.status is None:
-        return "no connection"
-    return f"{answer.status} {answer.body[:300].decode(errors='replace')}"
+        reply = run.answers[0]
+        reason = f"{reply.status} {reply.body[:300].decode(errors='replace')}" if reply.status else "no connection"
+        raise RuntimeError(f"{url} does not answer a ranking request: {reason}")

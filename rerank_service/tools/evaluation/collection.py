@@ -2,7 +2,6 @@
 
 from collections import defaultdict
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 from rerank_service.errors import BatchError
@@ -32,31 +31,24 @@ class Collection:
 
 def read_collection(folder: Path, qrels: Path | None = None, max_queries: int | None = None) -> Collection:
     """Reads a folder, and at most `max_queries` queries. Raises `BatchError` with file, line and field."""
-    relevance = _read_qrels(qrels or _find_qrels(folder))
-    passages = {
-        field(row, "_id", place): passage_text(row, place)
-        for position, row in json_rows(folder / CORPUS)
-        for place in [f"{folder / CORPUS}, line {position.number}"]
-    }
-    asked = (
-        (field(row, "_id", place), field(row, "text", place))
-        for position, row in json_rows(folder / QUERIES)
-        for place in [f"{folder / QUERIES}, line {position.number}"]
-    )
-    judged = ((query_id, text) for query_id, text in asked if any(g > 0 for g in relevance.get(query_id, {}).values()))
-    queries = dict(islice(judged, max_queries))
+    present = [folder / name for name in _QRELS if (folder / name).is_file()]
+    if qrels is None and not present:
+        raise BatchError(f"{folder} has none of {', '.join(_QRELS)}; use --qrels to name another file")
+    relevance = _read_qrels(qrels or present[0])
+    passages, queries = {}, {}
+    for position, row in json_rows(folder / CORPUS):
+        place = f"{folder / CORPUS}, line {position.number}"
+        passages[field(row, "_id", place)] = passage_text(row, place)
+    for position, row in json_rows(folder / QUERIES):
+        place = f"{folder / QUERIES}, line {position.number}"
+        query_id, text = field(row, "_id", place), field(row, "text", place)
+        if max(relevance.get(query_id, {}).values(), default=0) > 0 and len(queries) != max_queries:
+            queries[query_id] = text
     if not queries:
         raise BatchError(
             f"{folder} has no query with a relevant passage: check that queries and qrels use the same ids"
         )
     return Collection(folder.resolve().name, passages, queries, relevance)
-
-
-def _find_qrels(folder: Path) -> Path:
-    found = next((folder / name for name in _QRELS if (folder / name).is_file()), None)
-    if found is None:
-        raise BatchError(f"{folder} has none of {', '.join(_QRELS)}; use --qrels to name another file")
-    return found
 
 
 def _read_qrels(path: Path) -> dict[str, dict[str, int]]:

@@ -9,6 +9,7 @@ import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from operator import attrgetter
 from typing import NamedTuple
 
 from rerank_service.messages import ReplicaLoad
@@ -191,7 +192,7 @@ class SimulatedCluster:
     def _dispatch(self, shard: SimulatedShard, num_declinable: int) -> None:
         request: _SimulatedRequest = shard.owner[0]
         table = request.ingress.table
-        chosen = table.best(self._routed, _name_of, shard.num_tokens, limit=1, tie_break=self._rng.random)[0]
+        chosen = table.best(self._routed, attrgetter("name"), shard.num_tokens, limit=1, tie_break=self._rng.random)[0]
         limit = table.decline_above(chosen.name, shard.num_tokens) if num_declinable and len(self._routed) > 1 else None
         table.send(id(shard), request.id, chosen.name, shard.num_tokens)
         request.shards[shard] = chosen
@@ -205,7 +206,8 @@ class SimulatedCluster:
             self.num_declined += 1
             self._clock.at(now_s + self._fleet.costs.hop_s, self._declined, shard, load, num_declinable - 1)
         else:
-            self._tokenise(shard, replica)
+            took_s = shard.num_tokens / self._fleet.costs.tokenised_per_s
+            self._clock.at(replica.tokenised_at(now_s, took_s), self._submit, shard, replica)
 
     def _declined(self, shard: SimulatedShard, load: ReplicaLoad, num_declinable: int) -> None:
         request: _SimulatedRequest = shard.owner[0]
@@ -213,10 +215,6 @@ class SimulatedCluster:
             request.ingress.table.complete(request.id, load.replica)
             request.ingress.table.add_report(load)
             self._dispatch(shard, num_declinable)
-
-    def _tokenise(self, shard: SimulatedShard, replica: _ReplicaProcess) -> None:
-        took_s = shard.num_tokens / self._fleet.costs.tokenised_per_s
-        self._clock.at(replica.tokenised_at(self._clock.now_s, took_s), self._submit, shard, replica)
 
     def _submit(self, shard: SimulatedShard, replica: _ReplicaProcess) -> None:
         request: _SimulatedRequest = shard.owner[0]
@@ -269,10 +267,6 @@ class SimulatedCluster:
         request.ingress.num_open -= 1
         now_s, at_s = self._clock.now_s, request.sent_at_s
         self._on_end(FinishedRequest(at_s, now_s - at_s, end, request.num_tokens))
-
-
-def _name_of(replica: _ReplicaProcess) -> str:
-    return replica.name
 
 
 def run(

@@ -79,9 +79,7 @@ def lose_region(demand: Demand, planned: int, loss: Loss) -> RegionLoss:
     more = replace(demand, rps=demand.rps * loss.regions / (loss.regions - 1))
     before = replicas_kept(demand, planned, AutoscalingConfig().target_utilisation)
     most = loss.max_replicas or 4 * replicas_kept(more, planned, AutoscalingConfig().target_utilisation)
-    run = _SurvivorSimulation(demand, more, before, max(before, most), loss)
-    run.play()
-    return run.outcome()
+    return _SurvivorSimulation(demand, more, before, max(before, most), loss).run()
 
 
 class _SurvivorSimulation:
@@ -101,10 +99,11 @@ class _SurvivorSimulation:
         phases = [Phase(0.0, demand.rps), Phase(self._lost_at_s + loss.failover_s, more.rps)]
         self._coming = arrivals(demand.mix, phases, demand.burstiness, demand.seed)
 
-    def play(self) -> None:
+    def run(self) -> RegionLoss:
         self._send_next()
         self._scaled.start()
         self._clock.run()
+        return self._outcome()
 
     def _send_next(self) -> None:
         arrival = next(self._coming)
@@ -112,7 +111,7 @@ class _SurvivorSimulation:
             self._clock.at(arrival.at_s, self._cluster.send, arrival)
             self._clock.at(arrival.at_s, self._send_next)
 
-    def outcome(self) -> RegionLoss:
+    def _outcome(self) -> RegionLoss:
         seconds, replicas = int(self._until_s), self._scaled.replicas
         by_second: list[list[FinishedRequest]] = [[] for _ in range(seconds)]
         for ended in self._ended:

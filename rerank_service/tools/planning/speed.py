@@ -101,7 +101,9 @@ def speed_of(
         return ReplicaSpeed(tokens_per_s, overhead_s)
     if gpu not in PEAK_TFLOPS:
         raise ValueError(f"no datasheet figure for GPU {gpu!r}; known GPUs: {', '.join(PEAK_TFLOPS)}")
-    flops = flops_per_token(_shape(model), mix.attended_tokens)
+    is_4b = model is PlannedModel.MISTRAL_4B
+    shape = shape_of(Architecture.MISTRAL, "4b") if is_4b else shape_of(Architecture.LLAMA_BIDIREC, "1b")
+    flops = flops_per_token(shape, mix.attended_tokens)
     origin = (
         f"assumed, not measured: {flops / 1e9:.2f} GFLOP per token of the {model} at {mfu:g} of the "
         f"{PEAK_TFLOPS[gpu]:g} TFLOP/s of one {gpu}"
@@ -115,14 +117,6 @@ def flops_per_token(shape: Shape, attended_tokens: float) -> float:
     keys = hidden * (shape.num_kv_heads or shape.num_heads) // shape.num_heads
     weights = 2 * hidden * hidden + 2 * hidden * keys + 3 * hidden * shape.intermediate_size
     return shape.num_layers * (2 * weights + 4 * hidden * attended_tokens)
-
-
-def _shape(model: PlannedModel) -> Shape:
-    return (
-        shape_of(Architecture.MISTRAL, "4b")
-        if model is PlannedModel.MISTRAL_4B
-        else shape_of(Architecture.LLAMA_BIDIREC, "1b")
-    )
 
 
 def _lengths_like(mix: Mix) -> Lengths:

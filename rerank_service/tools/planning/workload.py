@@ -94,29 +94,17 @@ def arrivals(mix: Mix, phases: Sequence[Phase], burstiness: float = 1.0, seed: i
     `burstiness` is the squared coefficient of variation of the time between requests. 1 is a Poisson process; above 1,
     gaps are hyperexponential with balanced means.
     """
-    sizes, gaps = random.Random(f"sizes {seed}"), random.Random(f"gaps {seed}")  # noqa: S311 - a simulation
-    draw = _PairSampler(mix, sizes)
+    size_rng, gap_rng = random.Random(f"sizes {seed}"), random.Random(f"gaps {seed}")  # noqa: S311 - a simulation
+    sizes, weights, pool = list(mix.passages), list(mix.passages.values()), mix.pool()
+    repeated = pool * (2 + max(sizes) // len(pool))  # long enough for a slice from any start
     now_s, phase = 0.0, 0
     while True:
         while phase + 1 < len(phases) and phases[phase + 1].from_s <= now_s:
             phase += 1
-        now_s += _gap(gaps, burstiness) / phases[phase].rps
-        yield Arrival(now_s, draw())
-
-
-class _PairSampler:
-    """Draws the pair lengths of request after request."""
-
-    def __init__(self, mix: Mix, rng: random.Random) -> None:
-        self._sizes, self._weights = list(mix.passages), list(mix.passages.values())
-        self._pool = mix.pool()
-        self._rng = rng
-        self._wrapped = self._pool * (2 + max(self._sizes) // len(self._pool))
-
-    def __call__(self) -> Sequence[int]:
-        size = self._sizes[0] if len(self._sizes) == 1 else self._rng.choices(self._sizes, self._weights)[0]
-        start = self._rng.randrange(len(self._pool))
-        return self._wrapped[start : start + size]
+        now_s += _gap(gap_rng, burstiness) / phases[phase].rps
+        size = sizes[0] if len(sizes) == 1 else size_rng.choices(sizes, weights)[0]
+        start = size_rng.randrange(len(pool))
+        yield Arrival(now_s, repeated[start : start + size])
 
 
 def _gap(rng: random.Random, burstiness: float) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +26,15 @@ DTypeName = Literal["bfloat16", "float32"]
 
 _READABLE = 0o644
 """safetensors writes mode 0600, but the service may run as another user than the one who made the checkpoint."""
+
+_FILES = {
+    "config.json",
+    "model.safetensors.index.json",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+}
+"""Files of a checkpoint besides its weights."""
 
 _DTYPES: dict[str, torch.dtype] = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -51,15 +60,19 @@ def make_checkpoint(
     shape = _checked_shape(architecture, size, head_bias)
     if dtype not in _DTYPES:
         raise ValueError(f"no dtype {dtype!r}; supported: {', '.join(_DTYPES)}")
-    _refuse_what_is_in_the_way(folder, overwrite=overwrite)
+    _check_replaceable(folder, overwrite=overwrite)
     config = _config(architecture, shape, dtype)
     names = tensor_shapes(architecture, config, head_bias=head_bias)
     with _whole_or_nothing(folder) as partial:
-        _write_json(partial / "config.json", config)
+        content = json.dumps(config, indent=2, sort_keys=True) + "\n"
+        (partial / "config.json").write_text(content, encoding="utf-8")
         for name, text in tokenizer_files(architecture, shape.model_max_length).items():
             (partial / name).write_text(text, encoding="utf-8")
         listed = track(names.items(), "making weights", disable=not progress, console=Console(stderr=True))
-        tensors = _random_tensors(listed, _DTYPES[dtype], seed=seed, has_noise=shape.has_noise)
+        tensors = {
+            name: random_tensor(name, size_of, _DTYPES[dtype], seed=seed, has_noise=shape.has_noise)
+            for name, size_of in listed
+        }
         save_torch_state_dict(tensors, partial, max_shard_size="5GB", metadata={"format": "pt"})
     return folder
 
@@ -82,17 +95,7 @@ def _config(architecture: Architecture, shape: Shape, dtype: str) -> dict[str, A
     return published_config(architecture, shape, vocab_size, special_ids(architecture), dtype)
 
 
-def _random_tensors(
-    shapes: Iterable[tuple[str, tuple[int, ...]]], dtype: torch.dtype, *, seed: int, has_noise: bool
-) -> dict[str, torch.Tensor]:
-    return {name: random_tensor(name, shape, dtype, seed=seed, has_noise=has_noise) for name, shape in shapes}
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _refuse_what_is_in_the_way(folder: Path, *, overwrite: bool) -> None:
+def _check_replaceable(folder: Path, *, overwrite: bool) -> None:
     if not folder.exists() and not folder.is_symlink():
         return
     if folder.is_symlink() or not folder.is_dir():
@@ -103,16 +106,10 @@ def _refuse_what_is_in_the_way(folder: Path, *, overwrite: bool) -> None:
     present = sorted(path.name for path in folder.iterdir())
     if present and not overwrite:
         raise FileExistsError(f"{folder} is not empty; overwrite (--force) replaces a checkpoint")
-    if foreign := [name for name in present if not _is_checkpoint_file(folder / name)]:
+    if foreign := [name for name in present if name not in _FILES and not name.endswith(".safetensors")]:
         raise FileExistsError(
             f"{folder} contains a file that does not belong to a checkpoint and is not replaced: {foreign[0]}"
         )
-
-
-def _is_checkpoint_file(path: Path) -> bool:
-    named = {"config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"}
-    named.add("model.safetensors.index.json")
-    return path.is_file() and (path.name in named or path.suffix == ".safetensors")
 
 
 @contextmanager

@@ -35,39 +35,19 @@ def random_tensor(
     Matrices keep the scale of their input, so that attention is far from uniform and a wrong mask or rotation changes
     the logits; the head spreads logits over a few units. Without `has_noise`, norm weights are one and biases zero.
     """
-    mean = 1.0 if _is_norm(name, shape) else 0.0
-    std = _std(name, shape, has_noise)
-    if std == 0.0:
+    is_vector = len(shape) == 1
+    mean = 1.0 if is_vector and not name.endswith(".bias") else 0.0
+    if is_vector and not has_noise:
         return torch.full(shape, mean, dtype=dtype)
-    return _normal(shape, dtype, mean, std, _generator(name, seed))
-
-
-def _is_norm(name: str, shape: tuple[int, ...]) -> bool:
-    return len(shape) == 1 and not name.endswith(".bias")
-
-
-def _std(name: str, shape: tuple[int, ...], has_noise: bool) -> float:
-    if len(shape) == 1:
-        return _NOISE_STD if has_noise else 0.0
-    if "embed" in name:
-        return _EMBEDDING_STD
-    return _gain(name, shape) / math.sqrt(shape[1])
-
-
-def _gain(name: str, shape: tuple[int, ...]) -> float:
-    if shape[0] > 1:
-        return 1.0
-    return _SCORE_GAIN if name == "score.weight" else _CLASSIFIER_GAIN
-
-
-def _generator(name: str, seed: int) -> torch.Generator:
+    if is_vector:
+        std = _NOISE_STD
+    elif "embed" in name:
+        std = _EMBEDDING_STD
+    else:
+        head_gain = _SCORE_GAIN if name == "score.weight" else _CLASSIFIER_GAIN
+        std = (1.0 if shape[0] > 1 else head_gain) / math.sqrt(shape[1])
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big"))
-
-
-def _normal(
-    shape: tuple[int, ...], dtype: torch.dtype, mean: float, std: float, generator: torch.Generator
-) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big"))
     tensor = torch.empty(shape, dtype=dtype)
     flat = tensor.view(-1)
     drawn = torch.empty(min(_CHUNK, flat.numel()), dtype=torch.float32)

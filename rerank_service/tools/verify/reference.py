@@ -241,8 +241,8 @@ class _YesNoDecoder(Reference):
         self._instruction = settings.engine.instruction or self._prompt.instruction
 
     def encode(self, query: str, passage: str) -> ReferenceTokens:
-        instruction = self._instruction or ""
-        templates = [part.replace("{instruction}", _escaped(instruction)) for part in self._prompt.parts]
+        instruction = (self._instruction or "").replace("{", "{{").replace("}", "}}")
+        templates = [part.replace("{instruction}", instruction) for part in self._prompt.parts]
         parts = [self._ids(template, query=query, passage=passage) for template in templates]
         is_cut = sum(map(len, parts)) > self.window_tokens
         if is_cut:
@@ -344,10 +344,6 @@ def _split_at(names: set[str], template: str) -> list[str]:
     """Pieces of a template; each of `names` is a piece of its own."""
     longest_first = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
     return [piece for piece in re.split(f"({longest_first})", template) if piece] if names else [template]
-
-
-def _escaped(text: str) -> str:
-    return text.replace("{", "{{").replace("}", "}}")
 
 
 def _window(model: Any, tokenizer: Any, configured: int | None, folder: Path) -> int:

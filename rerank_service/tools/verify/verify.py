@@ -81,7 +81,7 @@ def run_reference(
     folder = resolve_checkpoint(model.checkpoint)
     kind, device = engine_kind(folder, model.engine), resolve_device(model.engine.device)
     reference = load_reference(kind, folder, model, device)
-    if (num_threads := _num_threads(model, reference)) is not None:
+    if num_threads := model.engine.num_threads or (1 if reference.num_parameters < _FEW_PARAMETERS else None):
         torch.set_num_threads(num_threads)  # the engine sets its own number later
     further = [VerificationQuery(one.query, one.passages) for one in recorded]
     questions = [*VERIFICATION_QUERIES, *further, *over_long_queries(reference.window_tokens)]
@@ -187,11 +187,6 @@ class _Count:
     def add(self, num_pairs: int) -> None:
         self._done += num_pairs
         self._on_progress(self._stage, self._done, self._total)
-
-
-def _num_threads(model: ModelConfig, reference: Reference) -> int | None:
-    """Threads of the reference; null leaves the choice to torch."""
-    return model.engine.num_threads or (1 if reference.num_parameters < _FEW_PARAMETERS else None)
 
 
 def _num_pairs(questions: Sequence[VerificationQuery]) -> int:
