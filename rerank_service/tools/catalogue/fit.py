@@ -18,6 +18,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+from rerank_service.config import default_batch_tokens
 from rerank_service.tools.catalogue.models import KnownModel
 
 __all__ = ["Fit", "Gpu", "Machine", "fit", "gigabytes", "needed_bytes", "this_machine"]
@@ -27,7 +28,6 @@ _PROCESS_BYTES = 1_000_000_000
 _LAID_OUT_COPIES = 5
 """Measured: 5.1 matrices `[heads, L, L]` at once, for DeBERTa-v2 of 4 layers in float32 with pairs of 512 tokens."""
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
-_GPU_BATCH_TOKENS, _CPU_BATCH_TOKENS = 16_384, 4_096
 
 
 class Gpu(NamedTuple):
@@ -99,9 +99,8 @@ def needed_bytes(model: KnownModel, *, on_gpu: bool, is_half: bool) -> int:
     if model.num_parameters is None or model.hidden_size is None or model.intermediate_size is None:
         raise ValueError(f"the size of {model.name} is unknown")
     width = _HALF_BYTES if is_half else _FULL_BYTES
-    default_tokens = _GPU_BATCH_TOKENS if on_gpu else _CPU_BATCH_TOKENS
     chosen_tokens = model.max_batch_tokens if on_gpu == bool(model.num_gpus) else None
-    batch_tokens = max(chosen_tokens or default_tokens, model.pair_tokens)
+    batch_tokens = max(chosen_tokens or default_batch_tokens(on_gpu=on_gpu), model.pair_tokens)
     activations = batch_tokens * (12 * model.hidden_size + 7 * model.intermediate_size)
     attention = _LAID_OUT_COPIES * batch_tokens * model.laid_out_heads * model.pair_tokens
     return width * (model.num_parameters + activations + attention) + _PROCESS_BYTES

@@ -12,8 +12,10 @@ from enum import StrEnum
 from operator import attrgetter
 from typing import NamedTuple
 
+from rerank_service.config import LimitsConfig
 from rerank_service.messages import ReplicaLoad
-from rerank_service.replica.scheduler.deadlines import Demand, lateness
+from rerank_service.replica.scheduler.admission import lateness
+from rerank_service.replica.scheduler.fair_queue import TokensDue
 from rerank_service.routing.replica_table import MAX_DECLINED, ReplicaTable
 from rerank_service.routing.shards import even_slices
 from rerank_service.tools.planning.clock import Clock
@@ -53,8 +55,7 @@ class Fleet:
     speed: ReplicaSpeed
     ingresses: int = 1
     costs: StackCosts = HAPROXY
-    timeout_s: float = 60.0
-    """As `limits.request_timeout_s`."""
+    timeout_s: float = LimitsConfig().request_timeout_s
     slow_replicas: int = 0
     """Number of replicas with half the speed."""
 
@@ -219,9 +220,8 @@ class SimulatedCluster:
     def _submit(self, shard: SimulatedShard, replica: _ReplicaProcess) -> None:
         request: _SimulatedRequest = shard.owner[0]
         now_s, deadline_s = self._clock.now_s, request.sent_at_s + self._fleet.timeout_s
-        alone = (
-            lateness(Demand(deadline_s, shard.num_tokens), (), 0, now_s, self._fleet.speed.full_tokens_per_s) is None
-        )
+        own = TokensDue(deadline_s, shard.num_tokens)
+        alone = lateness(own, (), 0, now_s, self._fleet.speed.full_tokens_per_s) is None
         is_refused = request.end is None and not replica.device.submit(shard, deadline_s)
         if not request.is_counted and (alone or not is_refused):
             replica.offered_tokens += shard.num_tokens

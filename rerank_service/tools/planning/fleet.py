@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
+from rerank_service.config import LimitsConfig
 from rerank_service.tools.planning.clock import Clock
 from rerank_service.tools.planning.cluster import End, FinishedRequest, Fleet, SimulatedCluster, percentile
 from rerank_service.tools.planning.costs import HAPROXY, StackCosts
@@ -57,7 +58,7 @@ class Demand:
     burstiness: float = 1.0
     """Squared coefficient of variation of the time between requests; 1 is Poisson."""
     costs: StackCosts = HAPROXY
-    timeout_s: float = 60.0
+    timeout_s: float = LimitsConfig().request_timeout_s
     seed: int = 0
 
     @property

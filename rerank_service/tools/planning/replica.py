@@ -8,10 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rerank_service.config import BatchingConfig
-from rerank_service.replica.scheduler.admission import Admission
-from rerank_service.replica.scheduler.deadlines import Demand
-from rerank_service.replica.scheduler.fair_queue import Drawn, FairQueue
-from rerank_service.replica.scheduler.pace import DrainRate, batch_budget, may_launch
+from rerank_service.replica.scheduler.admission import Admission, DrainRate, batch_budget, may_launch
+from rerank_service.replica.scheduler.fair_queue import Drawn, FairQueue, TokensDue
 from rerank_service.tools.planning.clock import Clock
 from rerank_service.tools.planning.speed import ReplicaSpeed
 
@@ -70,7 +68,7 @@ class SimulatedReplica:
 
     def submit(self, shard: SimulatedShard, deadline_s: float) -> bool:
         """Queues a shard. False if it is refused: the queue is full, or the shard cannot meet its deadline."""
-        newcomer = Demand(deadline_s, shard.num_tokens)
+        newcomer = TokensDue(deadline_s, shard.num_tokens)
         if self._admission.refusal(
             newcomer, self._tokens_in_flight, self._budget_tokens, self._clock.now_s, shard.caller
         ):

@@ -7,6 +7,7 @@ floating-point operations per token, and are labelled as assumptions.
 from dataclasses import dataclass
 from enum import StrEnum
 
+from rerank_service.config import default_batch_tokens, default_min_batch_tokens
 from rerank_service.engine.device.gpus import GPUS
 from rerank_service.tools.bench.workload import Lengths
 from rerank_service.tools.planning.workload import Mix
@@ -34,9 +35,6 @@ benchmarks/results/engine-cpu.json (AMD EPYC with AVX512-VNNI)."""
 _SHORT_TOKENS = 160
 """Fixed pair length up to which the speed of `short` applies."""
 
-_GPU_BATCH_TOKENS, _CPU_BATCH_TOKENS = 16_384, 4_096
-_GPU_SHARD_TOKENS, _CPU_SHARD_TOKENS = 16_384, 4_096
-"""Defaults of the configuration."""
 _ASSUMED_BATCH_OVERHEAD_S = 0.002
 
 
@@ -60,8 +58,8 @@ class ReplicaSpeed:
     """Fixed time per batch, in addition to its tokens."""
     max_in_flight: int = 2
     """Batches that the device accepts at the same time."""
-    max_batch_tokens: int = _GPU_BATCH_TOKENS
-    shard_tokens: int = _GPU_SHARD_TOKENS
+    max_batch_tokens: int = default_batch_tokens(on_gpu=True)
+    shard_tokens: int = default_batch_tokens(on_gpu=True)
     """Size of the shards that requests are split into."""
     origin: str = "given"
     """Source of the figure, as text."""
@@ -70,7 +68,7 @@ class ReplicaSpeed:
     @property
     def min_batch_tokens(self) -> int:
         """Smallest batch that the service launches next to another one, by its default."""
-        return max(1, self.max_batch_tokens // 4)
+        return default_min_batch_tokens(self.max_batch_tokens)
 
     @property
     def full_tokens_per_s(self) -> float:
@@ -95,7 +93,8 @@ def speed_of(
         measured = tokens_per_s or EMBEDDED_TOKENS_PER_S[_lengths_like(mix)]
         on_cpu = "measured on one core of an AMD EPYC, int8 (benchmarks/results/engine-cpu.json)"
         origin = "given" if tokens_per_s else on_cpu
-        return ReplicaSpeed(measured, batch_overhead_s or 0.0, 1, _CPU_BATCH_TOKENS, _CPU_SHARD_TOKENS, origin)
+        batch_tokens = default_batch_tokens(on_gpu=False)
+        return ReplicaSpeed(measured, batch_overhead_s or 0.0, 1, batch_tokens, batch_tokens, origin)
     overhead_s = _ASSUMED_BATCH_OVERHEAD_S if batch_overhead_s is None else batch_overhead_s
     if tokens_per_s:
         return ReplicaSpeed(tokens_per_s, overhead_s)

@@ -6,9 +6,8 @@ import pytest
 
 from benchmarks.callers import SCENARIOS, Scenario, simulate
 from rerank_service.replica.scheduler import FairQueue
-from rerank_service.replica.scheduler.admission import Admission
-from rerank_service.replica.scheduler.deadlines import Demand
-from rerank_service.replica.scheduler.pace import DrainRate
+from rerank_service.replica.scheduler.admission import Admission, DrainRate
+from rerank_service.replica.scheduler.fair_queue import TokensDue
 from rerank_service.tools.planning.clock import Clock
 from rerank_service.tools.planning.replica import SimulatedReplica, SimulatedShard
 from rerank_service.tools.planning.speed import ReplicaSpeed
@@ -102,12 +101,12 @@ def test_a_full_queue_has_room_for_a_caller_with_little_in_it() -> None:
         queue.add(str(number), number, [100] * 10, caller="flood")
     admission = Admission(queue, DrainRate(), 9_000)
 
-    assert admission.refusal(Demand(60.0, 1_000), 0, 100, 0.0, "flood") is not None
-    assert admission.refusal(Demand(60.0, 1_000), 0, 100, 0.0, "me") is None
-    assert admission.refusal(Demand(60.0, 4_501), 0, 100, 0.0, "me") is not None  # more than half of the bound
+    assert admission.refusal(TokensDue(60.0, 1_000), 0, 100, 0.0, "flood") is not None
+    assert admission.refusal(TokensDue(60.0, 1_000), 0, 100, 0.0, "me") is None
+    assert admission.refusal(TokensDue(60.0, 4_501), 0, 100, 0.0, "me") is not None  # more than half of the bound
     for number in range(9, 18):
         queue.add(str(number), number, [100] * 10, caller=f"caller {number}")
-    assert admission.refusal(Demand(60.0, 100), 0, 100, 0.0, "me") is not None  # twice the bound, and no more
+    assert admission.refusal(TokensDue(60.0, 100), 0, 100, 0.0, "me") is not None  # twice the bound, and no more
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS[:8], ids=lambda scenario: scenario.name)
