@@ -1,6 +1,7 @@
 """`rerank-service bench service`: how a running service does under load."""
 
 import json
+from dataclasses import asdict
 from typing import Any
 
 import typer
@@ -39,7 +40,7 @@ def bench_service_command(
         headers={"Authorization": f"Bearer {key}"} if key else None,
     )
     try:
-        figures = bench_service(load).as_json()
+        figures = asdict(bench_service(load))
     except (CheckpointError, RuntimeError) as error:
         raise fail(str(error)) from None
     except ModuleNotFoundError as error:

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -85,7 +86,7 @@ def plan(
     except CannotMeet as cannot:
         raise fail(_why_not(demand.p99_s, cannot.p99_s)) from None
     if as_json:
-        typer.echo(json.dumps(found.as_json()))
+        typer.echo(json.dumps(asdict(found)))
         return
     stdout.print(_table(found, passages, tokens))
     for line in _notes(found):
