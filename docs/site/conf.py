@@ -17,7 +17,7 @@ _ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(_ROOT))
 
 project = "Rerank service"
-copyright = "its authors, Apache License 2.0"  # noqa: A001 - Sphinx's name
+copyright = "its authors, Apache License 2.0"
 extensions = ["myst_parser", "sphinx.ext.autodoc"]
 root_doc = "README"
 source_suffix = {".md": "markdown"}
