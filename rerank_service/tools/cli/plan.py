@@ -14,7 +14,7 @@ from rerank_service.tools.bench.workload import Lengths
 from rerank_service.tools.cli.console import fail, progress_console, stdout
 
 if TYPE_CHECKING:
-    from rerank_service.tools.planning.answer import Answer
+    from rerank_service.tools.planning.capacity import CapacityReport
     from rerank_service.tools.planning.workload import Mix
 
 __all__ = ["plan"]
@@ -22,8 +22,8 @@ __all__ = ["plan"]
 _BAR_AFTER_S = 2.0
 
 
-class Model(StrEnum):
-    """As `planning.speed.Model`, which takes seconds to import."""
+class ModelChoice(StrEnum):
+    """As `planning.speed.PlannedModel`, which takes seconds to import."""
 
     LLAMA_1B = "1b"
     MISTRAL_4B = "4b"
@@ -43,7 +43,7 @@ def plan(
     tokens: str = typer.Option(..., help=f"Tokens of a pair, with its query; or {', '.join(Lengths)}."),
     p99_ms: float = typer.Option(..., min=1, help="The slowest 1% may take longer than this."),
     tokens_per_s: float | None = typer.Option(None, min=1, help="Of one replica, measured: benchmarks/gpu.py."),
-    model: Model = typer.Option(Model.LLAMA_1B, help="Whose speed is estimated where none is given."),
+    model: ModelChoice = typer.Option(ModelChoice.LLAMA_1B, help="Whose speed is estimated where none is given."),
     gpu: str = typer.Option("h100", help="On which GPU it is estimated: h100, h200, a100, l40s, a10, l4 ..."),
     mfu: float | None = typer.Option(None, min=0.01, max=1, help="Share of the GPU's peak assumed.  [default: 0.4]"),
     batch_overhead_ms: float | None = typer.Option(None, min=0, help="Of each batch, besides its tokens."),
@@ -58,12 +58,11 @@ def plan(
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object."),
 ) -> None:
     """How many GPUs a load needs, what limits it, what a lost region does."""
-    from rerank_service.tools.planning.answer import answer  # Serve takes seconds to import; --help need not
+    from rerank_service.tools.planning.capacity import plan_capacity  # Serve takes seconds to import; --help need not
     from rerank_service.tools.planning.costs import HAPROXY, SERVE_PROXY
     from rerank_service.tools.planning.fleet import CannotMeet, Demand
     from rerank_service.tools.planning.region import Loss
-    from rerank_service.tools.planning.speed import ASSUMED_MFU, speed_of
-    from rerank_service.tools.planning.speed import Model as PlannedModel
+    from rerank_service.tools.planning.speed import ASSUMED_MFU, PlannedModel, speed_of
 
     mix = _mix(passages, tokens)
     try:
@@ -82,7 +81,7 @@ def plan(
     loss = Loss(regions, start_s, failover_s) if regions > 1 else None
     try:
         with _Trying() as trying:
-            found = answer(demand, loss=loss, price_per_gpu_hour=price_per_gpu_hour, on_try=trying.of)
+            found = plan_capacity(demand, loss=loss, price_per_gpu_hour=price_per_gpu_hour, on_try=trying.of)
     except CannotMeet as cannot:
         raise fail(_why_not(demand.p99_s, cannot.p99_s)) from None
     if as_json:
@@ -146,7 +145,7 @@ def _why_not(target_s: float, best_s: float) -> str:
     )
 
 
-def _table(found: "Answer", passages: str, tokens: str) -> Table:
+def _table(found: "CapacityReport", passages: str, tokens: str) -> Table:
     demand, plan, measured, limits = found.demand, found.plan, found.plan.measured, found.limits
     title = f"{demand.rps:g} requests/s of {passages} passages of {tokens} tokens, p99 within {_ms(demand.p99_s)}"
     table = Table(title=title, title_justify="left", box=None, show_header=False)
@@ -173,7 +172,7 @@ def _table(found: "Answer", passages: str, tokens: str) -> Table:
     return table
 
 
-def _add_region(table: Table, found: "Answer") -> None:
+def _add_region(table: Table, found: "CapacityReport") -> None:
     region = found.region
     assert region is not None  # noqa: S101 - its caller has looked
     loss = region.loss
@@ -193,7 +192,7 @@ def _add_region(table: Table, found: "Answer") -> None:
     table.add_row("", f"{loss.unreachable:,.0f}", "requests fail before the clients are carried over")
 
 
-def _notes(found: "Answer") -> Iterator[str]:
+def _notes(found: "CapacityReport") -> Iterator[str]:
     if not found.demand.speed.is_measured:
         yield (
             "[yellow]The speed is an assumption, not a measurement.[/] Measure yours with `python benchmarks/gpu.py` "

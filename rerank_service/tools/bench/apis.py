@@ -1,6 +1,6 @@
 """How reranking servers are asked, and how their scores are read back as logits in the request's order.
 
-Knows nothing of connections: a dialect makes bodies and reads answers.
+Knows nothing of connections: a `RankingApi` makes bodies and reads replies.
 """
 
 import json
@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["INFINITY", "NIM", "PLAIN", "VLLM", "Dialect", "PreparedRequest", "sigmoid_scores"]
+__all__ = ["INFINITY", "NIM", "PLAIN", "VLLM", "PreparedRequest", "RankingApi", "sigmoid_scores"]
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class PreparedRequest:
 
 
 @dataclass(frozen=True)
-class Dialect:
+class RankingApi:
     """One way to ask for a ranking."""
 
     path: str
@@ -44,20 +44,20 @@ class Dialect:
         try:
             rows = sorted(self.read(json.loads(answer)))
         except (KeyError, TypeError) as error:
-            raise ValueError(f"not an answer of this dialect: {answer[:200]!r}") from error
+            raise ValueError(f"not a reply of this API: {answer[:200]!r}") from error
         if [index for index, _ in rows] != list(range(num_passages)):
             raise ValueError(f"{len(rows)} scores for {num_passages} passages, or some twice")
         return [logit for _, logit in rows]
 
 
-def sigmoid_scores(dialect: Dialect) -> Dialect:
-    """The same dialect of a server that answers probabilities."""
+def sigmoid_scores(api: RankingApi) -> RankingApi:
+    """The same API for a server that returns probabilities."""
 
     def read(answer: dict[str, Any]) -> list[tuple[int, float]]:
-        return [(index, _inverse_sigmoid(score)) for index, score in dialect.read(answer)]
+        return [(index, _inverse_sigmoid(score)) for index, score in api.read(answer)]
 
     note = "answers probabilities; logits are their inverse sigmoid"
-    return Dialect(dialect.path, dialect.fields, read, note)
+    return RankingApi(api.path, api.fields, read, note)
 
 
 def _inverse_sigmoid(score: float) -> float:
@@ -99,14 +99,14 @@ def _plain_rows(answer: dict[str, Any]) -> list[tuple[int, float]]:
     return list(enumerate(answer["logits"]))
 
 
-NIM = Dialect("/v1/ranking", _nim_fields, _nim_rows)
+NIM = RankingApi("/v1/ranking", _nim_fields, _nim_rows)
 """This service, and NVIDIA's."""
 
-INFINITY = Dialect("/rerank", _infinity_fields, _cohere_rows)
+INFINITY = RankingApi("/rerank", _infinity_fields, _cohere_rows)
 """infinity-emb, asked for raw scores."""
 
-VLLM = Dialect("/rerank", _vllm_fields, _cohere_rows)
+VLLM = RankingApi("/rerank", _vllm_fields, _cohere_rows)
 """vLLM, asked for raw scores."""
 
-PLAIN = Dialect("/rank", _plain_fields, _plain_rows)
+PLAIN = RankingApi("/rank", _plain_fields, _plain_rows)
 """The small servers in `benchmarks/peers/servers`."""

@@ -1,32 +1,10 @@
-"""A client's own time limit, and the headers that must not reach Serve's proxy."""
+"""Headers that must not reach Serve's proxy."""
 
 import pytest
 from starlette.types import Message, Scope
 
-from rerank_service.errors import InvalidRequest
-from rerank_service.http.deadline import client_timeout_s
 from rerank_service.http.proxies.headers import IMPORT_PATH, DefuseHeaders, proxy_middlewares
 from rerank_service.http.proxies.retry import RetryLostIngress
-
-
-@pytest.mark.parametrize(
-    ("headers", "seconds"),
-    [
-        ({}, None),
-        ({"x-request-timeout-seconds": "2.5"}, 2.5),
-        ({"x-rerank-timeout-seconds": "3"}, 3.0),
-        ({"x-rerank-timeout-seconds": "3", "x-request-timeout-seconds": "900"}, 3.0),
-    ],
-)
-def test_reads_seconds(headers: dict[str, str], seconds: float | None) -> None:
-    assert client_timeout_s(headers) == seconds
-
-
-@pytest.mark.parametrize("value", ["", "soon", "0", "-1", "nan", "inf"])
-def test_refuses_what_is_no_time(value: str) -> None:
-    with pytest.raises(InvalidRequest, match="x-request-timeout-seconds must be a positive number") as caught:
-        client_timeout_s({"x-request-timeout-seconds": value})
-    assert caught.value.problems[0].loc == ("header", "x-request-timeout-seconds")
 
 
 async def seen_behind(headers: list[tuple[bytes, bytes]], kind: str = "http") -> list[tuple[bytes, bytes]]:

@@ -5,35 +5,35 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from rerank_service.config import AutoscalingConfig
-from rerank_service.tools.planning.fleet import Demand, Plan, smallest
+from rerank_service.tools.planning.fleet import Demand, FleetPlan, smallest
 from rerank_service.tools.planning.limits import Cadence, Limits, limits_of
 from rerank_service.tools.planning.region import Loss, RegionLoss, lose_region, replicas_kept
 
-__all__ = ["Answer", "RegionAnswer", "answer", "cost_per_million_passages"]
+__all__ = ["CapacityReport", "RegionReport", "cost_per_million_passages", "plan_capacity"]
 
 
 @dataclass(frozen=True)
-class RegionAnswer:
+class RegionReport:
     """Of each region, all alike."""
 
-    plan: Plan
+    plan: FleetPlan
     """For its share of the load."""
-    plan_after_loss: Plan
+    plan_after_loss: FleetPlan
     """For its share once one region is gone: with so many from the start nothing happens."""
     assumed: Loss
     loss: RegionLoss
 
 
 @dataclass(frozen=True)
-class Answer:
+class CapacityReport:
     """To `Demand`."""
 
     demand: Demand
-    plan: Plan
+    plan: FleetPlan
     kept_replicas: int
     """That the autoscaler keeps at its `target_utilisation`, if those are more than the plan's."""
     limits: Limits
-    region: RegionAnswer | None
+    region: RegionReport | None
     cost_per_million_passages: float | None
     """In the currency of the price; null without one."""
 
@@ -48,18 +48,18 @@ class Answer:
         return shown
 
 
-def answer(
+def plan_capacity(
     demand: Demand,
     *,
     loss: Loss | None = None,
     cadence: Cadence | None = None,
     price_per_gpu_hour: float | None = None,
     on_try: Callable[[int], None] = lambda replicas: None,
-) -> Answer:
+) -> CapacityReport:
     """Raises `CannotMeet`. With a `loss` the load is spread over its regions; without one there is one region."""
     plan = smallest(demand, on_try)
     price = price_per_gpu_hour
-    return Answer(
+    return CapacityReport(
         demand=demand,
         plan=plan,
         kept_replicas=replicas_kept(demand, plan.replicas, AutoscalingConfig().target_utilisation),
@@ -75,8 +75,8 @@ def cost_per_million_passages(demand: Demand, replicas: int, price_per_gpu_hour:
     return replicas * price_per_gpu_hour / passages_per_hour * 1e6
 
 
-def _region(demand: Demand, loss: Loss, on_try: Callable[[int], None]) -> RegionAnswer:
+def _region(demand: Demand, loss: Loss, on_try: Callable[[int], None]) -> RegionReport:
     share = replace(demand, rps=demand.rps / loss.regions)
     plan = smallest(share, on_try)
     after = smallest(replace(demand, rps=demand.rps / (loss.regions - 1)), on_try)
-    return RegionAnswer(plan, after, loss, lose_region(share, plan.replicas, loss))
+    return RegionReport(plan, after, loss, lose_region(share, plan.replicas, loss))

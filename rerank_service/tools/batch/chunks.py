@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from itertools import islice
 
 from rerank_service.errors import BatchError
-from rerank_service.tools.batch.records import Pair, Position, Source, pairs_of
+from rerank_service.tools.batch.records import Position, Source, TextPair, pairs_of
 
-__all__ = ["Chunk", "ChunkReader", "Plan", "make_plan"]
+__all__ = ["Chunk", "ChunkPlan", "ChunkReader", "plan_chunks"]
 
 
 @dataclass(frozen=True)
@@ -25,14 +25,14 @@ class Chunk:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ChunkPlan:
     """All chunks of an input, in its order."""
 
     num_pairs: int
     chunks: tuple[Chunk, ...]
 
 
-def make_plan(source: Source, chunk_pairs: int, on_record: Callable[[Position], None] = lambda _: None) -> Plan:
+def plan_chunks(source: Source, chunk_pairs: int, on_record: Callable[[Position], None] = lambda _: None) -> ChunkPlan:
     """Reads and checks the whole input once. Raises `BatchError` for the first row that is wrong, or for no row."""
     starts: list[tuple[Position, int]] = []
     num_pairs = 0
@@ -48,7 +48,7 @@ def make_plan(source: Source, chunk_pairs: int, on_record: Callable[[Position], 
         Chunk(index, index * chunk_pairs, min(chunk_pairs, num_pairs - index * chunk_pairs), start, skip)
         for index, (start, skip) in enumerate(starts)
     )
-    return Plan(num_pairs, tuple(chunks))
+    return ChunkPlan(num_pairs, tuple(chunks))
 
 
 class ChunkReader:
@@ -56,10 +56,10 @@ class ChunkReader:
 
     def __init__(self, source: Source) -> None:
         self._source = source
-        self._pairs: Iterator[Pair] = iter(())
+        self._pairs: Iterator[TextPair] = iter(())
         self._next_pair: int | None = None
 
-    def read(self, chunk: Chunk) -> list[Pair]:
+    def read(self, chunk: Chunk) -> list[TextPair]:
         """Raises `BatchError` if the input has become shorter."""
         ahead = None if self._next_pair is None else chunk.first_pair - self._next_pair
         if ahead is None or ahead < 0 or (ahead > 0 and self._source.can_seek):
