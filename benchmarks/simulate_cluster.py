@@ -74,13 +74,14 @@ def validate(json_path: Json = None) -> None:
 
 def _compare_router() -> dict[str, Any]:
     """The earlier run for the routers: four replicas behind Serve's own proxy."""
-    recorded = next(row for row in recorded("stack-router.json")["results"] if row["router"] == "fewest tokens")
+    routers = recorded("stack-router.json")["results"]
+    earlier = next(row for row in routers if row["router"] == "fewest tokens")
     coming = schedule(questions(0), 0.7 * 4 * TOKENS_PER_S, 60.0, random.Random(0))  # noqa: S311 - as `stack.router`
     requests = [Arrival(at_s, question.lengths) for at_s, question in coming]
     costs = replace(SERVE_PROXY, tokenised_per_s=math.inf)
     took = [one.latency_s for one in run(Fleet(4, _STACK_SPEED, costs=costs), requests)]
     return {"replicas": 4, "requests": len(took)} | {
-        name: _pair(recorded[name], percentile(took, share))
+        name: _pair(earlier[name], percentile(took, share))
         for name, share in (("p50_s", 0.5), ("p95_s", 0.95), ("p99_s", 0.99))
     }
 
