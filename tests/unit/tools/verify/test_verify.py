@@ -537,8 +537,8 @@ def test_a_running_service_is_held_to_the_precision_it_tells(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--served-as", "another"], "--served-as is for --url"),
-        (["--recorded", "another"], "no logits of 'another' are recorded here"),
+        (["--served-as", "another"], "--served-as needs --url"),
+        (["--recorded", "another"], "no logits of 'another' are recorded"),
     ],
 )
 def test_options_that_would_do_nothing_are_refused(folders: dict[str, Path], options: list[str], words: str) -> None:
