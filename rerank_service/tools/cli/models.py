@@ -107,7 +107,7 @@ def _list_known(models_dir: str, as_json: bool) -> None:
     stdout.print(table)
     stdout.print()
     for line in [*(line for entry in entries for line in _explained(entry)), _summary(machine)]:
-        typer.echo(line)
+        stdout.print(line, markup=False, highlight=False)
 
 
 def _row(entry: _Entry) -> tuple[str, ...]:
