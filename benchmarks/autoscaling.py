@@ -23,11 +23,11 @@ from rich.table import Table
 from rerank_service.config import AutoscalingConfig
 from rerank_service.tools.planning.autoscaler import TICK_S, Autoscaler
 
-__all__ = ["SCENARIOS", "Run", "Scenario", "simulate"]
+__all__ = ["SCENARIOS", "LoadScenario", "ScalingRun", "simulate"]
 
 
 @dataclass(frozen=True)
-class Scenario:
+class LoadScenario:
     """A load, and what it meets."""
 
     name: str
@@ -40,7 +40,7 @@ class Scenario:
 
 
 @dataclass(frozen=True)
-class Run:
+class ScalingRun:
     """One value a second."""
 
     name: str
@@ -62,13 +62,13 @@ class Run:
         return next((second for second, running in enumerate(self.replicas) if running >= num_replicas), None)
 
 
-def simulate(scenario: Scenario) -> Run:
+def simulate(scenario: LoadScenario) -> ScalingRun:
     """Plays a scenario; the same every time. Work is a fluid here: `tools.planning` simulates the requests."""
     options = scenario.options
     autoscaler = Autoscaler(options, tokens_per_s=1.0, start_s=scenario.start_s)
     starting: list[float] = []  # when each will be ready
     running, waiting, offered_tokens = options.min_replicas, 0.0, 0.0
-    run = Run(scenario.name, [], [], [])
+    run = ScalingRun(scenario.name, [], [], [])
     for tick in range(round(scenario.duration_s / TICK_S)):
         now = tick * TICK_S
         running += sum(ready <= now for ready in starting)
@@ -98,14 +98,14 @@ def _noisy(seed: int) -> Callable[[float], float]:
 
 
 SCENARIOS = (
-    Scenario(
+    LoadScenario(
         "step from idle to 2.8 replicas' worth; replicas start in 3 s",
         lambda now: 0.2 if now < 10 else 2.8,
         60,
         3.0,
         AutoscalingConfig(min_replicas=1, max_replicas=4),
     ),
-    Scenario(
+    LoadScenario(
         "ten noisy minutes; replicas start in 30 s, as a GPU model does",
         _noisy(seed=7),
         600,
@@ -132,7 +132,7 @@ def main(
         _plot(runs, plot_path)
 
 
-def _plot(runs: Sequence[Run], path: Path) -> None:
+def _plot(runs: Sequence[ScalingRun], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(len(runs), 1, figsize=(8, 2.9 * len(runs)), layout="constrained")

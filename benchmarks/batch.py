@@ -33,7 +33,7 @@ _STEADY_S = 60.0
 
 
 @dataclass
-class Outcome:
+class JobResult:
     """Of one job, all its runs together."""
 
     num_pairs: int
@@ -69,7 +69,7 @@ def start(command: list[str], log: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log.open("a"), text=True)
 
 
-def run_job(command: list[str], source: Path, output: Path, num_pairs: int, kills: int) -> Outcome:
+def run_job(command: list[str], source: Path, output: Path, num_pairs: int, kills: int) -> JobResult:
     """Kills the job at random moments, each when it has got further; then lets it end, and counts."""
     generator = random.Random(kills)  # noqa: S311 - seeded moments
     folder = output.with_name(output.name + ".parts")
@@ -96,7 +96,7 @@ def run_job(command: list[str], source: Path, output: Path, num_pairs: int, kill
         raise SystemExit(f"the job failed: {output.with_suffix('.log').read_text()[-2000:]}")
     summary = json.loads(answer.splitlines()[-1])
     lost, doubled, out_of_order = count_faults(output, num_pairs)
-    return Outcome(
+    return JobResult(
         num_pairs,
         source.stat().st_size,
         kills,

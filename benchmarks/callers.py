@@ -19,8 +19,8 @@ from typing import Annotated
 import typer
 
 from benchmarks.provenance import provenance
-from rerank_service.tools.planning.events import Clock
-from rerank_service.tools.planning.replica import Job, SimulatedReplica
+from rerank_service.tools.planning.clock import Clock
+from rerank_service.tools.planning.replica import SimulatedReplica, SimulatedShard
 from rerank_service.tools.planning.speed import ReplicaSpeed
 
 TOKENS_PER_S = 10_000.0
@@ -95,9 +95,9 @@ class Contest:
         self.replica = SimulatedReplica(self.clock, self.speed, self._done)
         self.waited_s: dict[str, list[float]] = {}
         self.refused: Counter[str] = Counter()
-        self.accepted: list[Job] = []
-        self.ends: list[tuple[Job, float, bool]] = []
-        """Job, when it was done, whether in time."""
+        self.accepted: list[SimulatedShard] = []
+        self.ends: list[tuple[SimulatedShard, float, bool]] = []
+        """SimulatedShard, when it was done, whether in time."""
         self._numbers = itertools.count()
 
     def send(self, at_s: float, caller: str, lengths: list[int], timeout_s: float = 60.0) -> None:
@@ -106,20 +106,20 @@ class Contest:
 
     def _send(self, caller: str, lengths: list[int], timeout_s: float) -> None:
         now_s = self.clock.now_s
-        job = Job(str(next(self._numbers)), (now_s, now_s + timeout_s), lengths, caller)
+        job = SimulatedShard(str(next(self._numbers)), (now_s, now_s + timeout_s), lengths, caller)
         if self.replica.submit(job, now_s + timeout_s):
             self.accepted.append(job)
             self.clock.at(now_s + timeout_s, self._give_up, job)
         else:
             self.refused[caller] += 1
 
-    def _done(self, job: Job) -> None:
+    def _done(self, job: SimulatedShard) -> None:
         sent_s, deadline_s = job.owner
         if self.clock.now_s <= deadline_s:
             self.waited_s.setdefault(job.caller, []).append(self.clock.now_s - sent_s)
             self.ends.append((job, self.clock.now_s, True))
 
-    def _give_up(self, job: Job) -> None:
+    def _give_up(self, job: SimulatedShard) -> None:
         """As the service does after the caller's deadline."""
         if job.num_open:
             self.replica.discard(job)

@@ -49,7 +49,7 @@ REFERENCE_PAIRS = 16
 
 
 @dataclass(frozen=True)
-class Variant:
+class EngineVariant:
     """One way to run a model."""
 
     name: str
@@ -59,15 +59,15 @@ class Variant:
 
 
 VARIANTS = (
-    Variant("bfloat16, kernels launched one by one", Dtype.BFLOAT16, cuda_graphs=False),
-    Variant("bfloat16, graphs", Dtype.BFLOAT16),
-    Variant("bfloat16, graphs, compiled", Dtype.BFLOAT16, compile=True),
-    Variant("float8, graphs, compiled", Dtype.FLOAT8, compile=True),
+    EngineVariant("bfloat16, kernels launched one by one", Dtype.BFLOAT16, cuda_graphs=False),
+    EngineVariant("bfloat16, graphs", Dtype.BFLOAT16),
+    EngineVariant("bfloat16, graphs, compiled", Dtype.BFLOAT16, compile=True),
+    EngineVariant("float8, graphs, compiled", Dtype.FLOAT8, compile=True),
 )
 
 
 @dataclass(frozen=True)
-class Row:
+class GpuFigures:
     """A line of the table."""
 
     model: str
@@ -114,7 +114,7 @@ def _parse_options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def bench_model(size: str, checkpoint: Path, options: argparse.Namespace, limit: float) -> Iterator[Row]:
+def bench_model(size: str, checkpoint: Path, options: argparse.Namespace, limit: float) -> Iterator[GpuFigures]:
     """Every variant of one model over every distribution of lengths."""
     config = read_model_config(checkpoint)
     reference = reference_logits(checkpoint, options.device)
@@ -132,7 +132,7 @@ def bench_model(size: str, checkpoint: Path, options: argparse.Namespace, limit:
             pairs = draw_pairs(engine, checkpoint, lengths, options.pairs)
             seconds = statistics.median(run(engine, pairs, options.batch_tokens) for _ in range(options.repeats + 1))
             num_tokens = sum(pair.num_tokens for pair in pairs)
-            yield Row(
+            yield GpuFigures(
                 model=size,
                 variant=variant.name,
                 lengths=lengths,
@@ -148,7 +148,7 @@ def bench_model(size: str, checkpoint: Path, options: argparse.Namespace, limit:
             torch.cuda.empty_cache()
 
 
-def load(checkpoint: Path, variant: Variant, device: str) -> Engine[Any]:
+def load(checkpoint: Path, variant: EngineVariant, device: str) -> Engine[Any]:
     """The engine as a replica would have it."""
     options = EngineConfig(device=device, dtype=variant.dtype, cuda_graphs=variant.cuda_graphs, compile=variant.compile)
     model = ModelConfig(id="bench", checkpoint=CheckpointConfig(source=str(checkpoint)), engine=options)
@@ -157,7 +157,7 @@ def load(checkpoint: Path, variant: Variant, device: str) -> Engine[Any]:
 
 def reference_logits(checkpoint: Path, device: str) -> list[float]:
     """Of a few pairs, in float32."""
-    engine = load(checkpoint, Variant("reference", Dtype.FLOAT32, cuda_graphs=False), device)
+    engine = load(checkpoint, EngineVariant("reference", Dtype.FLOAT32, cuda_graphs=False), device)
     return engine.score(reference_pairs(engine, checkpoint))
 
 
@@ -225,7 +225,7 @@ def flops(config: dict[str, Any], lengths: Sequence[int]) -> float:
     return float(config["num_hidden_layers"] * (per_token * sum(lengths) + attention))
 
 
-def table(rows: Sequence[Row]) -> str:
+def table(rows: Sequence[GpuFigures]) -> str:
     """Markdown, one line a row."""
     heads = ("model", "how", "pairs of", "pairs/s", "tokens/s", "MFU", "one pair, ms", "logit error (std)")
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]

@@ -26,9 +26,9 @@ from rerank_service.messages import ReplicaLoad
 from rerank_service.routing import replica_table
 from rerank_service.routing.replica_table import ReplicaTable
 from rerank_service.tools.bench.workload import Lengths
-from rerank_service.tools.planning.cluster import Cluster, Ended, Fleet, percentile
+from rerank_service.tools.planning.clock import Clock
+from rerank_service.tools.planning.cluster import FinishedRequest, Fleet, SimulatedCluster, percentile
 from rerank_service.tools.planning.costs import HAPROXY, CpuCost, StackCosts
-from rerank_service.tools.planning.events import Clock
 from rerank_service.tools.planning.speed import ReplicaSpeed
 from rerank_service.tools.planning.workload import Mix, Phase, arrivals
 
@@ -107,13 +107,13 @@ def simulate(case: Case, num_requests: int, seed: int = 0) -> dict[str, Any]:
     rps = case.load * (REPLICAS - case.slow_replicas / 2) / service_s
     table, memory = RULES[case.rule]
     fleet = Fleet(REPLICAS, SPEED, case.ingresses, COSTS, math.inf, case.slow_replicas)
-    clock, ended = Clock(), list[Ended]()
+    clock, ended = Clock(), list[FinishedRequest]()
     random.seed(seed)
     with (
         mock.patch("rerank_service.tools.planning.cluster.ReplicaTable", table),
         mock.patch.object(replica_table, "_MEMORY_SHARDS", memory),
     ):
-        cluster = Cluster(fleet, clock, ended.append, seed)
+        cluster = SimulatedCluster(fleet, clock, ended.append, seed)
         for request in itertools.islice(arrivals(mix, [Phase(0.0, rps)], seed=seed), num_requests):
             clock.at(request.at_s, cluster.send, request)
         clock.run()

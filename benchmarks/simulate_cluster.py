@@ -23,30 +23,27 @@ import typer
 from rich.console import Console
 
 from benchmarks.provenance import provenance
-from benchmarks.report import replace_sections
-from benchmarks.simulated_plots import SECTIONS, plot_all
 from benchmarks.stack.offered import Answered, schedule
 from benchmarks.stack.open_load import TOKENS_PER_S, schedule_of
 from benchmarks.stack.scaling import questions, steady_tokens_per_s
 from rerank_service.tools.bench.workload import Lengths
-from rerank_service.tools.planning.cluster import Cluster, Ended, Fleet, percentile, run
+from rerank_service.tools.planning.clock import Clock
+from rerank_service.tools.planning.cluster import FinishedRequest, Fleet, SimulatedCluster, percentile, run
 from rerank_service.tools.planning.costs import HAPROXY, SERVE_PROXY
-from rerank_service.tools.planning.events import Clock
 from rerank_service.tools.planning.fleet import CannotMeet, Demand, measure, smallest
 from rerank_service.tools.planning.limits import Cadence, limits_of
 from rerank_service.tools.planning.region import Loss, lose_region
-from rerank_service.tools.planning.speed import Model, ReplicaSpeed, speed_of
+from rerank_service.tools.planning.speed import PlannedModel, ReplicaSpeed, speed_of
 from rerank_service.tools.planning.workload import Arrival, Mix
 
 app = typer.Typer(add_completion=False, help=__doc__)
 Json = Annotated[Path | None, typer.Option("--json", help="Where the figures go.")]
 RESULTS = Path(__file__).parent / "results"
-_PAGE = Path(__file__).parents[1] / "docs" / "capacity.md"
 
 _STACK_SPEED = ReplicaSpeed(TOKENS_PER_S, shard_tokens=4_096, origin="simulated device")
 _STACK_COSTS = replace(HAPROXY, tokenised_per_s=math.inf)
 """The simulated engine counts bytes."""
-_OPEN_LOADS = ("stack-open-load.json", "stack-open-load-2.json", "stack-open-load-3.json")
+OPEN_LOADS = ("stack-open-load.json", "stack-open-load-2.json", "stack-open-load-3.json")
 """Three runs: other work was on the machine during the first."""
 _WARM_UP_S, _MEASURED_S = 5.0, 25.0
 """As in `stack.scaling`."""
@@ -69,21 +66,22 @@ SIZES = (10, 100, 300, 1_000, 3_000)
 @app.command()
 def validate(json_path: Json = None) -> None:
     """The simulation beside the recorded figures of the real stack."""
-    throughput = {row["replicas"]: row for row in _recorded("stack-scaling.json")["results"]}
-    waits = [row for file in _OPEN_LOADS for row in _recorded(file)["results"]]
-    rows = [_compared(row["replicas"], throughput[row["replicas"]], row) for row in waits]
-    _finish({"rows": rows, "router": _compared_router()}, json_path)
+    throughput = {row["replicas"]: row for row in recorded("stack-scaling.json")["results"]}
+    waits = [row for file in OPEN_LOADS for row in recorded(file)["results"]]
+    rows = [compare(row["replicas"], throughput[row["replicas"]], row) for row in waits]
+    _finish({"rows": rows, "router": _compare_router()}, json_path)
 
 
-def _compared_router() -> dict[str, Any]:
+def _compare_router() -> dict[str, Any]:
     """The earlier run for the routers: four replicas behind Serve's own proxy."""
-    recorded = next(row for row in _recorded("stack-router.json")["results"] if row["router"] == "fewest tokens")
+    routers = recorded("stack-router.json")["results"]
+    earlier = next(row for row in routers if row["router"] == "fewest tokens")
     coming = schedule(questions(0), 0.7 * 4 * TOKENS_PER_S, 60.0, random.Random(0))  # noqa: S311 - as `stack.router`
     requests = [Arrival(at_s, question.lengths) for at_s, question in coming]
     costs = replace(SERVE_PROXY, tokenised_per_s=math.inf)
     took = [one.latency_s for one in run(Fleet(4, _STACK_SPEED, costs=costs), requests)]
     return {"replicas": 4, "requests": len(took)} | {
-        name: _pair(recorded[name], percentile(took, share))
+        name: _pair(earlier[name], percentile(took, share))
         for name, share in (("p50_s", 0.5), ("p95_s", 0.95), ("p99_s", 0.99))
     }
 
@@ -92,7 +90,7 @@ def _pair(measured: float, simulated: float) -> dict[str, float]:
     return {"measured": measured, "simulated": simulated, "ratio": simulated / measured}
 
 
-def _compared(replicas: int, saturated: dict[str, Any], open_load: dict[str, Any]) -> dict[str, Any]:
+def compare(replicas: int, saturated: dict[str, Any], open_load: dict[str, Any]) -> dict[str, Any]:
     simulated = _simulated_waits(replicas)
     tokens_per_s = _simulated_throughput(replicas, saturated["clients"])
     pairs = {"tokens_per_s": (saturated["tokens_per_s"], tokens_per_s)}
@@ -116,12 +114,12 @@ def _simulated_throughput(replicas: int, num_clients: int) -> float:
     def send() -> None:
         cluster.send(Arrival(clock.now_s, next(asked).lengths))
 
-    def on_end(one: Ended) -> None:
+    def on_end(one: FinishedRequest) -> None:
         answers.append(Answered(one.at_s, clock.now_s, "right", one.num_tokens))
         if clock.now_s < _WARM_UP_S + _MEASURED_S:
             send()
 
-    cluster = Cluster(Fleet(replicas, _STACK_SPEED, costs=_STACK_COSTS), clock, on_end)
+    cluster = SimulatedCluster(Fleet(replicas, _STACK_SPEED, costs=_STACK_COSTS), clock, on_end)
     for _ in range(num_clients):
         send()
     clock.run()
@@ -154,7 +152,7 @@ def _asked() -> Iterator[tuple[dict[str, Any], Demand]]:
         yield {"mix": name, "rps": rps, "gpu": gpu}, Demand(mix, rps, P99_S[gpu], speed_of(mix, gpu=gpu))
     for rps in (1.0, 5.0):
         name, mix = next(iter(MIXES.items()))
-        speed = speed_of(mix, model=Model.EMBEDDED)
+        speed = speed_of(mix, model=PlannedModel.EMBEDDED)
         yield {"mix": name, "rps": rps, "gpu": "one core"}, Demand(mix, rps, 2.0, speed)
 
 
@@ -164,7 +162,7 @@ def _changed(demand: Demand) -> Iterator[tuple[dict[str, Any], Demand]]:
         "as asked": demand,
         "half the speed (MFU 0.2)": replace(demand, speed=speed_of(SAMPLE, mfu=0.2)),
         "a quarter faster (MFU 0.5)": replace(demand, speed=speed_of(SAMPLE, mfu=0.5)),
-        "the 4B, p99 within 1 s": replace(demand, p99_s=1.0, speed=speed_of(SAMPLE, model=Model.MISTRAL_4B)),
+        "the 4B, p99 within 1 s": replace(demand, p99_s=1.0, speed=speed_of(SAMPLE, model=PlannedModel.MISTRAL_4B)),
         "p99 within 1 s": replace(demand, p99_s=1.0),
         "p99 within 350 ms": replace(demand, p99_s=0.35),
         "bursts (variation 8)": replace(demand, burstiness=8.0),
@@ -220,16 +218,7 @@ def _controller() -> Iterator[dict[str, Any]]:
         yield {"replicas": replicas} | cpus
 
 
-@app.command()
-def report() -> None:
-    """Rewrites the sections and the plots of docs/capacity.md from the recorded figures."""
-    records = {file: _recorded(file) for file, _ in SECTIONS.values()}
-    contents = {name: shown(records[file]) for name, (file, shown) in SECTIONS.items()}
-    _PAGE.write_text(replace_sections(_PAGE.read_text(encoding="utf-8"), contents), encoding="utf-8")
-    plot_all(records, _PAGE.parent / "images")
-
-
-def _recorded(file: str) -> dict[str, Any]:
+def recorded(file: str) -> dict[str, Any]:
     record: dict[str, Any] = json.loads((RESULTS / file).read_text(encoding="utf-8"))
     return record
 

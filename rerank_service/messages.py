@@ -4,6 +4,7 @@ Plain values that pickle; they know neither Ray nor HTTP.
 """
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -17,6 +18,7 @@ __all__ = [
     "SPEED",
     "START",
     "WAITING",
+    "Deadline",
     "Declined",
     "Fitting",
     "PassageWindows",
@@ -44,6 +46,25 @@ class Truncate(StrEnum):
 
     NONE = "NONE"
     END = "END"
+
+
+@dataclass(frozen=True, slots=True)
+class Deadline:
+    """When the answer to a request is due, on this process's monotonic clock. It cannot travel to another process."""
+
+    timeout_s: float
+    """Time limit the request started with, for error messages."""
+    at_s: float
+    """`time.monotonic()` at which the limit ends."""
+
+    @classmethod
+    def after(cls, timeout_s: float) -> "Deadline":
+        """The deadline `timeout_s` seconds from now."""
+        return cls(timeout_s, time.monotonic() + timeout_s)
+
+    def remaining_s(self) -> float:
+        """Seconds left, 0 once the deadline has passed."""
+        return max(0.0, self.at_s - time.monotonic())
 
 
 @dataclass(frozen=True, slots=True)

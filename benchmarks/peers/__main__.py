@@ -17,10 +17,10 @@ from transformers.utils import logging as transformers_logging
 from benchmarks.peers.contenders import CONTENDERS, Contender
 from benchmarks.peers.environments import InstallFailed, install, is_installed, versions
 from benchmarks.peers.processes import stop_on_signals
-from benchmarks.peers.rounds import BareFigures, Plan, Result, run_rounds
+from benchmarks.peers.rounds import BareFigures, Result, RoundSettings, run_rounds
 from benchmarks.peers.shared_model import (
     ONNX_ENVIRONMENT,
-    Models,
+    SharedModels,
     draw_workload,
     export_onnx,
     load_bare,
@@ -47,12 +47,12 @@ def main(
     _install(results, install_only, console)
     if install_only:
         return
-    models = Models()
+    models = SharedModels()
     _prepare_models(results, models, console)
     threads = num_threads or len(os.sched_getaffinity(0))
     torch.set_num_threads(threads)
     bare = load_bare(models)
-    plan = Plan(
+    plan = RoundSettings(
         models=models,
         workload=draw_workload(models, bare, num_requests, num_passages),
         bare=bare,
@@ -101,7 +101,7 @@ def _install(results: Sequence[Result], again: bool, console: Console) -> None:
             result.versions = versions(environment)
 
 
-def _prepare_models(results: Sequence[Result], models: Models, console: Console) -> None:
+def _prepare_models(results: Sequence[Result], models: SharedModels, console: Console) -> None:
     write_classifier(models)
     if not any(result.contender.needs_onnx for result in results):
         return
@@ -114,7 +114,7 @@ def _prepare_models(results: Sequence[Result], models: Models, console: Console)
                 result.error = result.error or str(error)
 
 
-def _run(results: Sequence[Result], plan: Plan, console: Console) -> list[BareFigures]:
+def _run(results: Sequence[Result], plan: RoundSettings, console: Console) -> list[BareFigures]:
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f}"))
     steps = len(results) * plan.num_rounds
     with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
@@ -130,7 +130,7 @@ def _run(results: Sequence[Result], plan: Plan, console: Console) -> list[BareFi
     return bare
 
 
-def _table(results: Sequence[Result], bare: Sequence[BareFigures], plan: Plan) -> Table:
+def _table(results: Sequence[Result], bare: Sequence[BareFigures], plan: RoundSettings) -> Table:
     workload = plan.workload
     title = (
         f"{len(workload.requests)} requests, {workload.num_pairs} pairs of {workload.mean_tokens:.0f} tokens; "
@@ -163,7 +163,7 @@ def _cells(result: Result) -> list[str]:
     ]
 
 
-def _write(path: Path, results: Sequence[Result], bare: Sequence[BareFigures], plan: Plan) -> None:
+def _write(path: Path, results: Sequence[Result], bare: Sequence[BareFigures], plan: RoundSettings) -> None:
     record = provenance(["rerank-service", "ray", "torch", "transformers"])
     record["command"] = " ".join(["python -m benchmarks.peers", *sys.argv[1:]])
     record["settings"] = {

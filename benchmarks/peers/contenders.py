@@ -10,10 +10,10 @@ import yaml
 
 from benchmarks.peers.environments import BENCH_FOLDER, OURS, library, program
 from benchmarks.peers.processes import Command, StartFailed, first_cpus
-from benchmarks.peers.shared_model import Models
+from benchmarks.peers.shared_model import SharedModels
 from rerank_service.config import parse_config
 from rerank_service.errors import ConfigError
-from rerank_service.tools.bench.dialects import INFINITY, NIM, PLAIN, VLLM, Dialect, sigmoid_scores
+from rerank_service.tools.bench.apis import INFINITY, NIM, PLAIN, VLLM, RankingApi, sigmoid_scores
 
 __all__ = ["CONTENDERS", "Contender", "Launch"]
 
@@ -29,7 +29,7 @@ class Launch:
 
     port: int
     num_threads: int
-    models: Models
+    models: SharedModels
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Contender:
 
     name: str
     environment: str
-    dialect: Dialect
+    api: RankingApi
     command: Callable[[Launch], Command]
     needs_onnx: bool = False
     fields: dict[str, Any] = field(default_factory=dict)
@@ -81,7 +81,7 @@ def _serve_config(dtype: str, launch: Launch) -> dict[str, Any]:
     return document
 
 
-def _infinity(name: str, engine: str, folder: Callable[[Models], Path], *notes: str) -> Contender:
+def _infinity(name: str, engine: str, folder: Callable[[SharedModels], Path], *notes: str) -> Contender:
     def command(launch: Launch) -> Command:
         # Both take the folder as `.`: infinity 0.0.78 finds an ONNX file only by a relative path.
         arguments = [program("infinity", "infinity_emb"), "v2", "--model-id", ".", "--served-model-name", "classifier"]
@@ -99,7 +99,7 @@ def _infinity(name: str, engine: str, folder: Callable[[Models], Path], *notes: 
 
 
 def _small_server(
-    name: str, environment: str, folder: Callable[[Models], Path], dialect: Dialect = PLAIN, *notes: str
+    name: str, environment: str, folder: Callable[[SharedModels], Path], api: RankingApi = PLAIN, *notes: str
 ) -> Contender:
     def command(launch: Launch) -> Command:
         script = _HERE / "servers" / f"serve_{environment.replace('-', '_')}.py"
@@ -108,7 +108,7 @@ def _small_server(
         return Command(arguments, "/health")
 
     needs_onnx = environment != "sentence-transformers"
-    return Contender(name, environment, dialect, command, needs_onnx, notes=notes)
+    return Contender(name, environment, api, command, needs_onnx, notes=notes)
 
 
 def _vllm(launch: Launch) -> Command:
@@ -125,19 +125,19 @@ def _vllm(launch: Launch) -> Command:
     return Command(arguments, "/health", variables)
 
 
-def _classifier(models: Models) -> Path:
+def _classifier(models: SharedModels) -> Path:
     return models.classifier
 
 
-def _onnx(models: Models) -> Path:
+def _onnx(models: SharedModels) -> Path:
     return models.onnx
 
 
-def _onnx_int8(models: Models) -> Path:
+def _onnx_int8(models: SharedModels) -> Path:
     return models.onnx_int8
 
 
-def _named_for_flashrank(models: Models) -> Path:
+def _named_for_flashrank(models: SharedModels) -> Path:
     """A folder with a name and a file name that flashrank knows."""
     folder = BENCH_FOLDER / "models" / "flashrank" / "ms-marco-MiniLM-L-12-v2"
     folder.mkdir(parents=True, exist_ok=True)

@@ -18,14 +18,14 @@ import numpy as np
 from benchmarks.peers.contenders import Contender, Launch
 from benchmarks.peers.environments import BENCH_FOLDER
 from benchmarks.peers.processes import Server, StartFailed, free_port, running
-from benchmarks.peers.shared_model import Models, Workload
+from benchmarks.peers.shared_model import SharedModels, Workload
+from rerank_service.tools.bench.apis import PreparedRequest
 from rerank_service.tools.bench.checkpoint import bare_forward
-from rerank_service.tools.bench.dialects import PreparedRequest
 from rerank_service.tools.bench.load import LoadRun
 from rerank_service.tools.bench.measure import LoadFigures, measure_load
 from rerank_service.tools.bench.probe import BIG_PASSAGES, SmallBehindBig, probe_small_behind_big
 
-__all__ = ["BareFigures", "Figures", "Plan", "Result", "Round", "run_rounds"]
+__all__ = ["BareFigures", "ContenderFigures", "Result", "Round", "RoundSettings", "run_rounds"]
 
 _WARM_UP_REQUESTS = 2
 _BARE_PAIRS = 400
@@ -58,7 +58,7 @@ _Turn = tuple[LoadFigures, LoadFigures, SmallBehindBig, float]
 
 
 @dataclass(frozen=True)
-class Figures:
+class ContenderFigures:
     """Medians over the rounds, in the order in which they are shown."""
 
     cpu_s_per_1k_pairs: float
@@ -90,14 +90,14 @@ class Result:
     rounds: list[Round] = field(default_factory=list)
 
     @property
-    def figures(self) -> Figures | None:
+    def figures(self) -> ContenderFigures | None:
         """Null without a round."""
         if not self.rounds:
             return None
         cpu_s = [_cpu_s(done) for done in self.rounds]
         shares = [done.small_behind_big.wait_share for done in self.rounds]
         known_shares = [share for share in shares if share is not None]
-        return Figures(
+        return ContenderFigures(
             cpu_s_per_1k_pairs=statistics.median(cpu_s),
             ratio_to_bare=statistics.median(
                 cpu / done.bare.cpu_s_per_1k_pairs for cpu, done in zip(cpu_s, self.rounds, strict=True)
@@ -111,7 +111,7 @@ class Result:
 
     def as_json(self) -> dict[str, Any]:
         figures = self.figures
-        notes = (*self.contender.notes, self.contender.dialect.note)
+        notes = (*self.contender.notes, self.contender.api.note)
         return {
             "name": self.contender.name,
             "versions": self.versions,
@@ -123,10 +123,10 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Plan:
+class RoundSettings:
     """How it is measured."""
 
-    models: Models
+    models: SharedModels
     workload: Workload
     bare: Any
     num_rounds: int
@@ -134,7 +134,7 @@ class Plan:
     num_threads: int
 
 
-def run_rounds(results: Sequence[Result], plan: Plan, progress: Callable[[str], None]) -> list[BareFigures]:
+def run_rounds(results: Sequence[Result], plan: RoundSettings, progress: Callable[[str], None]) -> list[BareFigures]:
     """Fills in the rounds of all results without an error, and returns every run of the bare forward."""
     bare = [_measure_bare(plan)]
     for number in range(1, plan.num_rounds + 1):
@@ -149,14 +149,14 @@ def run_rounds(results: Sequence[Result], plan: Plan, progress: Callable[[str], 
 
 
 @contextmanager
-def _server(contender: Contender, plan: Plan) -> Iterator[Server]:
+def _server(contender: Contender, plan: RoundSettings) -> Iterator[Server]:
     launch = Launch(free_port(), plan.num_threads, plan.models)
     log = BENCH_FOLDER / "logs" / f"{contender.name}.log"
     with running(contender.command(launch), launch.port, plan.num_threads, log) as server:
         yield server
 
 
-def _take_turn(result: Result, plan: Plan) -> _Turn | None:
+def _take_turn(result: Result, plan: RoundSettings) -> _Turn | None:
     """One turn; whatever goes wrong is its own error, and the others go on."""
     try:
         with _server(result.contender, plan) as server:
@@ -167,14 +167,14 @@ def _take_turn(result: Result, plan: Plan) -> _Turn | None:
         return None
 
 
-def _warm_up(contender: Contender, server: Server, plan: Plan) -> None:
+def _warm_up(contender: Contender, server: Server, plan: RoundSettings) -> None:
     requests = _requests(contender, plan.workload)[:_WARM_UP_REQUESTS]
-    _, run = measure_load(server.url + contender.dialect.path, requests, 1)
+    _, run = measure_load(server.url + contender.api.path, requests, 1)
     _max_logit_error(contender, plan.workload, run)
 
 
-def _measure(contender: Contender, server: Server, plan: Plan) -> _Turn:
-    url = server.url + contender.dialect.path
+def _measure(contender: Contender, server: Server, plan: RoundSettings) -> _Turn:
+    url = server.url + contender.api.path
     requests = _requests(contender, plan.workload)
     one, one_run = measure_load(url, requests, 1, server.pid)
     many, many_run = measure_load(url, requests, plan.num_clients, server.pid)
@@ -183,7 +183,7 @@ def _measure(contender: Contender, server: Server, plan: Plan) -> _Turn:
     return one, many, asyncio.run(probe_small_behind_big(url, big, small)), max(errors)
 
 
-def _measure_bare(plan: Plan) -> BareFigures:
+def _measure_bare(plan: RoundSettings) -> BareFigures:
     sequences = plan.workload.sample(_BARE_PAIRS)
     cpu, wall = time.process_time(), time.perf_counter()
     bare_forward(plan.bare, sequences)
@@ -198,14 +198,14 @@ def _mean(runs: Sequence[BareFigures]) -> BareFigures:
 
 
 def _requests(contender: Contender, workload: Workload) -> list[PreparedRequest]:
-    return [contender.dialect.request(workload.query, passages, **contender.fields) for passages in workload.requests]
+    return [contender.api.request(workload.query, passages, **contender.fields) for passages in workload.requests]
 
 
 def _request_of(contender: Contender, workload: Workload, num_passages: int) -> PreparedRequest:
     """Passages of the workload, over and over if it has too few; then each is made different."""
     passages = [passage for request in workload.requests for passage in request]
     chosen = [f"{index} {passages[index % len(passages)]}" for index in range(num_passages)]
-    return contender.dialect.request(workload.query, chosen, **contender.fields)
+    return contender.api.request(workload.query, chosen, **contender.fields)
 
 
 def _max_logit_error(contender: Contender, workload: Workload, run: LoadRun) -> float:
@@ -215,7 +215,7 @@ def _max_logit_error(contender: Contender, workload: Workload, run: LoadRun) -> 
     if not answered:
         raise RuntimeError(f"no request was answered: {run.failures}; {run.answers[0].body[:200]!r}")
     return max(
-        float(np.abs(contender.dialect.logits(answer.body, answer.num_passages) - logits).max())
+        float(np.abs(contender.api.logits(answer.body, answer.num_passages) - logits).max())
         for answer, logits in answered
     )
 

@@ -20,7 +20,15 @@ from rerank_service.config import CheckpointConfig
 from rerank_service.tools.bench.checkpoint import ENCODER, make_classifier
 from rerank_service.tools.bench.workload import QUERY, make_passages
 
-__all__ = ["ONNX_ENVIRONMENT", "Models", "Workload", "draw_workload", "export_onnx", "load_bare", "write_classifier"]
+__all__ = [
+    "ONNX_ENVIRONMENT",
+    "SharedModels",
+    "Workload",
+    "draw_workload",
+    "export_onnx",
+    "load_bare",
+    "write_classifier",
+]
 
 ONNX_ENVIRONMENT = "infinity"
 """Where torch and ONNX Runtime are installed together."""
@@ -32,7 +40,7 @@ _REFERENCE_BATCH = 32
 
 
 @dataclass(frozen=True)
-class Models:
+class SharedModels:
     """The folders of one checkpoint."""
 
     classifier: Path = BENCH_FOLDER / "models" / "classifier"
@@ -71,7 +79,7 @@ class Workload:
         return [np.array(pair.ids) for pair in sorted(self.pairs, key=len)[::step]]
 
 
-def write_classifier(models: Models) -> None:
+def write_classifier(models: SharedModels) -> None:
     """The checkpoint in safetensors, if it is not there yet.
 
     The encoder's own tokenizer file cuts and pads to 128 tokens; some peers would obey it and score something
@@ -90,7 +98,7 @@ def write_classifier(models: Models) -> None:
     (models.classifier / "special_tokens_map.json").write_text(json.dumps(special), encoding="utf-8")
 
 
-def export_onnx(models: Models) -> None:
+def export_onnx(models: SharedModels) -> None:
     """Its ONNX forms, if they are not there yet; `InstallFailed` if that does not work."""
     if (models.onnx_int8 / "model.onnx").exists():
         return
@@ -103,12 +111,12 @@ def export_onnx(models: Models) -> None:
         raise InstallFailed(f"the export to ONNX failed: {result.stderr.strip()[-500:]}")
 
 
-def load_bare(models: Models) -> Any:
+def load_bare(models: SharedModels) -> Any:
     """The checkpoint in transformers, as it comes."""
     return BertForSequenceClassification.from_pretrained(models.classifier).eval()
 
 
-def draw_workload(models: Models, bare: Any, num_requests: int, num_passages: int) -> Workload:
+def draw_workload(models: SharedModels, bare: Any, num_requests: int, num_passages: int) -> Workload:
     """Seeded requests, all passages distinct."""
     tokenizer = Tokenizer.from_file(str(models.classifier / "tokenizer.json"))
     overhead = len(tokenizer.encode(QUERY, "").ids)

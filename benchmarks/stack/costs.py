@@ -15,8 +15,8 @@ from benchmarks.stack.launch import started
 from rerank_service.config import IngressConfig
 from rerank_service.messages import Fitting
 from rerank_service.routing.shards import cut_into_shards
+from rerank_service.tools.bench.apis import NIM, PreparedRequest
 from rerank_service.tools.bench.cpu_time import process_tree
-from rerank_service.tools.bench.dialects import NIM, PreparedRequest
 from rerank_service.tools.bench.measure import measure_load
 
 __all__ = ["cpu_by_role", "measure_costs"]

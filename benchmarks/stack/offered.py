@@ -13,7 +13,7 @@ import httpx
 from benchmarks.stack.simulated import simulated_logit
 from rerank_service.routing.shards import estimate_tokens
 
-__all__ = ["Answered", "Question", "draw_question", "offer_closed", "offer_open", "outcomes", "schedule"]
+__all__ = ["Answered", "OfferedRequest", "draw_question", "offer_closed", "offer_open", "outcomes", "schedule"]
 
 _QUERY = "Which replica is the fastest?"
 _FILLER = "word " * 60
@@ -22,7 +22,7 @@ _SIZES = {1: 4, 5: 3, 20: 4, 100: 2, 300: 1}
 
 
 @dataclass(frozen=True)
-class Question:
+class OfferedRequest:
     """A request and its answer."""
 
     body: bytes
@@ -48,11 +48,11 @@ class Answered:
 
 
 @dataclass
-class _Record:
+class _AnswerLog:
     url: str
     answers: list[Answered] = field(default_factory=list)
 
-    async def ask(self, client: httpx.AsyncClient, question: Question) -> None:
+    async def ask(self, client: httpx.AsyncClient, question: OfferedRequest) -> None:
         sent_at = time.perf_counter()
         try:
             response = await client.post(self.url, content=question.body, headers={"content-type": "application/json"})
@@ -63,14 +63,14 @@ class _Record:
         self.answers.append(Answered(sent_at, time.perf_counter(), outcome, question.num_tokens))
 
 
-def _judge(response: httpx.Response, question: Question) -> str:
+def _judge(response: httpx.Response, question: OfferedRequest) -> str:
     if response.status_code != 200:
         return str(response.status_code)
     order = tuple(ranking["index"] for ranking in json.loads(response.content)["rankings"])
     return "right" if order == question.order else "wrong"
 
 
-def draw_question(rng: random.Random) -> Question:
+def draw_question(rng: random.Random) -> OfferedRequest:
     """Mostly small, some large, passages of 40 to 300 bytes."""
     size = rng.choices(list(_SIZES), weights=list(_SIZES.values()))[0]
     lengths = rng.choices([40, 120, 300], k=size)
@@ -78,7 +78,7 @@ def draw_question(rng: random.Random) -> Question:
     logits = [simulated_logit(_QUERY, passage) for passage in passages]
     order = tuple(sorted(range(size), key=lambda index: (-logits[index], index)))
     body = json.dumps({"query": {"text": _QUERY}, "passages": [{"text": passage} for passage in passages]}).encode()
-    return Question(body, order, tuple(estimate_tokens(_QUERY, passage) for passage in passages))
+    return OfferedRequest(body, order, tuple(estimate_tokens(_QUERY, passage) for passage in passages))
 
 
 def _client(num_connections: int) -> httpx.AsyncClient:
@@ -86,9 +86,11 @@ def _client(num_connections: int) -> httpx.AsyncClient:
     return httpx.AsyncClient(timeout=600, limits=limits)
 
 
-async def offer_closed(url: str, questions: Iterator[Question], num_clients: int, duration_s: float) -> list[Answered]:
+async def offer_closed(
+    url: str, questions: Iterator[OfferedRequest], num_clients: int, duration_s: float
+) -> list[Answered]:
     """Each client sends its next request when the last is answered."""
-    record = _Record(url)
+    record = _AnswerLog(url)
     stop_at = time.perf_counter() + duration_s
 
     async def ask_on(client: httpx.AsyncClient) -> None:
@@ -101,8 +103,8 @@ async def offer_closed(url: str, questions: Iterator[Question], num_clients: int
 
 
 def schedule(
-    questions: Iterator[Question], tokens_per_s: float, duration_s: float, rng: random.Random
-) -> Iterator[tuple[float, Question]]:
+    questions: Iterator[OfferedRequest], tokens_per_s: float, duration_s: float, rng: random.Random
+) -> Iterator[tuple[float, OfferedRequest]]:
     """When which request is sent; the last is the first one due after `duration_s`."""
     due_s = 0.0
     while due_s < duration_s:
@@ -112,10 +114,10 @@ def schedule(
 
 
 async def offer_open(
-    url: str, questions: Iterator[Question], tokens_per_s: float, duration_s: float, rng: random.Random
+    url: str, questions: Iterator[OfferedRequest], tokens_per_s: float, duration_s: float, rng: random.Random
 ) -> list[Answered]:
     """Requests come when they come (Poisson), so many tokens a second on average, answered or not."""
-    record = _Record(url)
+    record = _AnswerLog(url)
     tasks: set[asyncio.Task[None]] = set()
     started_at = time.perf_counter()
     async with _client(2_000) as client:

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.stack.launch import started
-from benchmarks.stack.offered import Question, offer_open, outcomes, schedule
+from benchmarks.stack.offered import OfferedRequest, offer_open, outcomes, schedule
 from benchmarks.stack.scaling import questions
-from rerank_service.tools.bench.dialects import NIM
+from rerank_service.tools.bench.apis import NIM
 
 __all__ = ["TOKENS_PER_S", "measure_open_load", "schedule_of"]
 
@@ -37,7 +37,7 @@ class OpenLoad:
     outcomes: dict[str, int]
 
 
-def schedule_of(num_replicas: int) -> tuple[float, Iterator[tuple[float, Question]]]:
+def schedule_of(num_replicas: int) -> tuple[float, Iterator[tuple[float, OfferedRequest]]]:
     """How long the run is, and when which request is sent in it: the same every time."""
     load = _UTILISATION * num_replicas * TOKENS_PER_S
     duration_s = _REQUESTS * _MEAN_TOKENS / load

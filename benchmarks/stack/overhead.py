@@ -8,8 +8,8 @@ from typing import Any
 
 from benchmarks.peers.processes import Server
 from benchmarks.stack.launch import started
+from rerank_service.tools.bench.apis import NIM, PreparedRequest
 from rerank_service.tools.bench.cpu_time import cpu_seconds
-from rerank_service.tools.bench.dialects import NIM, PreparedRequest
 from rerank_service.tools.bench.measure import measure_load
 
 __all__ = ["measure_overhead"]

@@ -10,7 +10,7 @@ import numpy as np
 from benchmarks.stack.launch import started
 from benchmarks.stack.offered import offer_closed, offer_open, outcomes
 from benchmarks.stack.scaling import questions, steady_tokens_per_s
-from rerank_service.tools.bench.dialects import NIM
+from rerank_service.tools.bench.apis import NIM
 
 __all__ = ["measure_overload"]
 

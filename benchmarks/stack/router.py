@@ -10,7 +10,7 @@ import numpy as np
 from benchmarks.stack.launch import MODEL, started
 from benchmarks.stack.offered import offer_open, outcomes
 from benchmarks.stack.scaling import questions
-from rerank_service.tools.bench.dialects import NIM
+from rerank_service.tools.bench.apis import NIM
 
 __all__ = ["measure_routers"]
 

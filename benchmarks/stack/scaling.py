@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from benchmarks.stack.launch import started
-from benchmarks.stack.offered import Answered, Question, draw_question, offer_closed, outcomes
-from rerank_service.tools.bench.dialects import NIM
+from benchmarks.stack.offered import Answered, OfferedRequest, draw_question, offer_closed, outcomes
+from rerank_service.tools.bench.apis import NIM
 
 __all__ = ["measure_scaling", "steady_tokens_per_s"]
 
@@ -45,7 +45,7 @@ def _measure(num_replicas: int, haproxy: bool) -> Scaling:
     return Scaling(num_replicas, num_clients, tokens_per_s, efficiency, outcomes(answers))
 
 
-def questions(seed: int) -> Iterator[Question]:
+def questions(seed: int) -> Iterator[OfferedRequest]:
     """The same ones for the same seed, without end."""
     rng = random.Random(seed)  # noqa: S311
     while True:

@@ -33,7 +33,7 @@ def simulated_logit(query: str, passage: str) -> float:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Pair(EncodedPair):
+class _SimulatedPair(EncodedPair):
     logit: float
 
 
@@ -70,9 +70,9 @@ class SimulatedEngine:
         self._tokens_per_s = tokens_per_s
         self._free_at = 0.0
 
-    def tokenise(self, query: str, passages: Sequence[str], truncate: Truncate) -> list[_Pair]:
+    def tokenise(self, query: str, passages: Sequence[str], truncate: Truncate) -> list[_SimulatedPair]:
         return [
-            _Pair(_NO_TOKENS, estimate_tokens(query, passage), False, simulated_logit(query, passage))
+            _SimulatedPair(_NO_TOKENS, estimate_tokens(query, passage), False, simulated_logit(query, passage))
             for passage in passages
         ]
 
@@ -82,12 +82,12 @@ class SimulatedEngine:
     def token_spans(self, texts: Sequence[str]) -> list[list[TokenSpan]]:
         return [[] for _ in texts]
 
-    def launch(self, pairs: Sequence[_Pair]) -> _Pending:
+    def launch(self, pairs: Sequence[_SimulatedPair]) -> _Pending:
         num_tokens = sum(pair.num_tokens for pair in pairs)
         self._free_at = max(self._free_at, time.perf_counter()) + num_tokens / self._tokens_per_s
         return _Pending([pair.logit for pair in pairs], self._free_at)
 
-    def score(self, pairs: Sequence[_Pair]) -> list[float]:
+    def score(self, pairs: Sequence[_SimulatedPair]) -> list[float]:
         return self.launch(pairs).wait()
 
 

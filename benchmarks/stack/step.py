@@ -14,7 +14,7 @@ import psutil
 from benchmarks.stack.launch import started
 from benchmarks.stack.offered import Answered, offer_closed, outcomes
 from benchmarks.stack.scaling import questions
-from rerank_service.tools.bench.dialects import NIM
+from rerank_service.tools.bench.apis import NIM
 
 __all__ = ["measure_step"]
 

@@ -34,7 +34,7 @@ from rerank_service.replica.scheduler import Watch
 from rerank_service.replica.scorer import ModelScorer
 from rerank_service.telemetry.logging import log_through_serve, serve_id
 from rerank_service.telemetry.metrics import REPLICA_METRICS
-from rerank_service.telemetry.metrics.through_ray import RayMetrics
+from rerank_service.telemetry.ray_metrics import RayMetrics
 
 __all__ = ["PoolReplica", "pool_replica_class"]
 
@@ -48,7 +48,7 @@ class PoolReplica:
     """Scores shards of any model of its pool. Bound as what `pool_replica_class` makes of it."""
 
     def __init__(self, pool: PoolConfig, models: Sequence[ModelConfig]) -> None:
-        log_through_serve(keep_access_log=False)
+        log_through_serve()
         self._pool = pool
         self._name = serve_id()
         self._models = {model.id: _fetched_now(model) for model in models}
@@ -91,7 +91,7 @@ class PoolReplica:
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """What `autoscaling.TokenPolicy` decides by: of all models together, at the mean of their speeds."""
         schedulers = [scorer.scheduler for scorer in self._loaded.values()]
-        speeds = [scheduler.tokens_per_s for scheduler in schedulers if scheduler.tokens_per_s]
+        speeds = [scheduler.drain.tokens_per_s for scheduler in schedulers if scheduler.drain.tokens_per_s]
         return {
             OFFERED: self._evicted_tokens + sum(scorer.offered_tokens for scorer in self._loaded.values()),
             WAITING: sum(scheduler.outstanding_tokens for scheduler in schedulers),
@@ -119,7 +119,7 @@ class PoolReplica:
 
     def _own_load(self) -> ReplicaLoad:
         schedulers = [scorer.scheduler for scorer in self._loaded.values()]
-        speeds = [scheduler.tokens_per_s for scheduler in schedulers if scheduler.tokens_per_s]
+        speeds = [scheduler.drain.tokens_per_s for scheduler in schedulers if scheduler.drain.tokens_per_s]
         waiting_tokens = sum(scheduler.outstanding_tokens for scheduler in schedulers)
         return ReplicaLoad(self._name, waiting_tokens, sum(speeds) / len(speeds) if speeds else 0.0, time.monotonic())
 

@@ -23,7 +23,7 @@ from rerank_service.replica.collector import Collector
 from rerank_service.replica.scorer import ModelScorer
 from rerank_service.telemetry.logging import log_through_serve, serve_id
 from rerank_service.telemetry.metrics import REPLICA_METRICS
-from rerank_service.telemetry.metrics.through_ray import RayMetrics
+from rerank_service.telemetry.ray_metrics import RayMetrics
 
 __all__ = ["Replica"]
 
@@ -32,7 +32,7 @@ class Replica:
     """Scores shards of one model."""
 
     def __init__(self, model: ModelConfig) -> None:
-        log_through_serve(keep_access_log=False)
+        log_through_serve()
         started = time.perf_counter()
         self._model = model
         self._name = serve_id()
@@ -62,7 +62,7 @@ class Replica:
         return {
             OFFERED: self._scorer.offered_tokens,
             WAITING: scheduler.outstanding_tokens,
-            SPEED: scheduler.tokens_per_s or 0.0,
+            SPEED: scheduler.drain.tokens_per_s or 0.0,
             START: self._start_s,
         }
 
@@ -79,4 +79,6 @@ class Replica:
 
     def _own_load(self) -> ReplicaLoad:
         scheduler = self._scorer.scheduler
-        return ReplicaLoad(self._name, scheduler.outstanding_tokens, scheduler.tokens_per_s or 0.0, time.monotonic())
+        return ReplicaLoad(
+            self._name, scheduler.outstanding_tokens, scheduler.drain.tokens_per_s or 0.0, time.monotonic()
+        )

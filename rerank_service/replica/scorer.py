@@ -13,15 +13,15 @@ from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeAlias
 
-from rerank_service.config import BatchingConfig, ModelConfig
+from rerank_service.config import BatchingConfig, ModelConfig, default_min_batch_tokens
 from rerank_service.engine import CacheCounts, Engine, Truncate
 from rerank_service.engine.text.windows import EncodedPassages, encode_passages
 from rerank_service.errors import EngineFailed, PairTooLong, QueueFull, RequestTimedOut, RequestTooLarge, WaitTooLong
 from rerank_service.messages import ReplicaReport, Shard, ShardScores
 from rerank_service.replica.scheduler import Scheduler, Watch
-from rerank_service.replica.scheduler.deadlines import Demand, lateness
-from rerank_service.telemetry.metrics import MetricSink, NoMetrics
-from rerank_service.telemetry.metrics.reports import record_counts, record_gauges
+from rerank_service.replica.scheduler.admission import lateness
+from rerank_service.replica.scheduler.fair_queue import TokensDue
+from rerank_service.telemetry.metrics import MetricSink, NoMetrics, record_counts, record_gauges
 
 __all__ = ["Collect", "ModelScorer", "StartTokenising", "Tokenised"]
 
@@ -104,8 +104,8 @@ class ModelScorer:
     def _set_knobs(self, batching: BatchingConfig) -> None:
         max_batch_tokens = batching.max_batch_tokens or self._engine.default_batch_tokens
         self.scheduler.max_batch_tokens = max_batch_tokens
-        self.scheduler.min_batch_tokens = batching.min_batch_tokens or max(1, max_batch_tokens // 4)
-        self.scheduler.max_queued_tokens = batching.max_queued_tokens
+        self.scheduler.min_batch_tokens = batching.min_batch_tokens or default_min_batch_tokens(max_batch_tokens)
+        self.scheduler.admission.max_queued_tokens = batching.max_queued_tokens
 
     def check(self, num_tokenisers: int) -> None:
         """Raises `EngineFailed` while nothing would score what is sent: `DeviceFailed` if the device is lost."""
@@ -139,8 +139,8 @@ class ModelScorer:
         await self.scheduler.close()
 
     async def _score(self, shard: Shard) -> ShardScores:
-        if shard.request_tokens > self.scheduler.max_queued_tokens:
-            raise RequestTooLarge(shard.request_tokens, self.scheduler.max_queued_tokens)
+        if shard.request_tokens > self.scheduler.admission.max_queued_tokens:
+            raise RequestTooLarge(shard.request_tokens, self.scheduler.admission.max_queued_tokens)
         started_at, started = time.time(), time.perf_counter()
         try:
             async with asyncio.timeout(shard.timeout_s):  # the ingress may die before it can cancel
@@ -151,8 +151,8 @@ class ModelScorer:
         except TimeoutError:
             raise RequestTimedOut(shard.timeout_s or 0) from None
         except (QueueFull, WaitTooLong):
-            num_tokens, speed = sum(tokenised.passages.num_tokens), self.scheduler.tokens_per_s
-            if left_s is not None and speed and lateness(Demand(left_s, num_tokens), (), 0, 0.0, speed):
+            num_tokens, speed = sum(tokenised.passages.num_tokens), self.scheduler.drain.tokens_per_s
+            if left_s is not None and speed and lateness(TokensDue(left_s, num_tokens), (), 0, 0.0, speed):
                 self._offer(shard, -num_tokens)  # an idle replica would have refused it too: more of them do not help
             raise
         return ShardScores(
@@ -190,7 +190,7 @@ class ModelScorer:
         """Each batch and each look-up in the cache is reported once, in whichever answer comes next."""
         finished = [self.scheduler.finished_batches.popleft() for _ in range(len(self.scheduler.finished_batches))]
         cache = self._new_cache_counts()
-        facts, tokens_per_s = self._engine.device_facts, self.scheduler.tokens_per_s or 0.0
+        facts, tokens_per_s = self._engine.device_facts, self.scheduler.drain.tokens_per_s or 0.0
         report = ReplicaReport(
             replica=_PROCESS,
             batches=tuple((batch.num_tokens, round(batch.fill, 3)) for batch in finished),

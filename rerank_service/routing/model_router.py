@@ -22,8 +22,8 @@ from rerank_service.config import ModelConfig, RerankConfig
 from rerank_service.errors import DeviceFailed, EngineFailed, Loc, ReplicaUnavailable, RerankError, UnknownModel
 from rerank_service.messages import Declined, Shard, ShardScores
 from rerank_service.routing.replica_table import MAX_DECLINED, ReplicaTable
-from rerank_service.telemetry.metrics import definitions
-from rerank_service.telemetry.metrics.of_ingress import IngressMetrics
+from rerank_service.telemetry.ingress_metrics import IngressMetrics
+from rerank_service.telemetry.metrics import OUTSTANDING_TOKENS, RETRIED_SHARDS
 from rerank_service.telemetry.tracing import Tracing
 
 __all__ = ["ModelRouter", "ScoreMethod"]
@@ -56,14 +56,14 @@ class ModelRouter:
         self,
         config: RerankConfig,
         score_methods: Mapping[str, ScoreMethod],
-        metrics: IngressMetrics | None = None,
-        tracing: Tracing | None = None,
+        metrics: IngressMetrics,
+        tracing: Tracing,
         tables: Mapping[str, ReplicaTable] | None = None,
     ) -> None:
         """`score_methods` has one entry a model, by id, and so have `tables`: what is known of its replicas."""
         self.models = config.models
-        self.metrics = metrics or IngressMetrics()
-        self.tracing = tracing or Tracing(config.tracing)
+        self._metrics = metrics
+        self._tracing = tracing
         self._score_methods = score_methods
         self._tables = tables or {model_id: ReplicaTable() for model_id in score_methods}
         pools = {pool.name: pool for pool in config.pools}
@@ -109,11 +109,11 @@ class ModelRouter:
         """Sends a shard once, without a trace of it or a count of its tokens. Raises whatever comes of it."""
         answer = await self._score_once(shard)
         if isinstance(answer, ShardScores) and answer.report is not None:  # it may have counts of others' batches
-            self.metrics.hear(shard.model, answer.report)
+            self._metrics.add_report(shard.model, answer.report)
 
     def _count_outstanding(self, model: str, num_tokens: int) -> None:
         self._outstanding_tokens[model] += num_tokens
-        self.metrics.record(definitions.OUTSTANDING_TOKENS, self._outstanding_tokens[model], model)
+        self._metrics.record(OUTSTANDING_TOKENS, self._outstanding_tokens[model], model)
 
     async def _score_somewhere(self, shard: Shard) -> ShardScores:
         started, table = time.perf_counter(), self._tables[shard.model]
@@ -132,10 +132,10 @@ class ModelRouter:
                 is_counted=shard.is_counted or bool(failed),
             )
             try:
-                with self.tracing.shard(attempt, len(failed) + 1) as span:
+                with self._tracing.shard(attempt, len(failed) + 1) as span:
                     answer = await self._score_once(attempt)
                     if isinstance(answer, ShardScores):
-                        self.tracing.stages(span, answer)
+                        self._tracing.stages(span, answer)
             except (_ReplicaLost, EngineFailed) as error:
                 failed.append(table.route_of(number))
                 self._refuse_poison(shard, failed, error)
@@ -152,7 +152,7 @@ class ModelRouter:
             if replica is not None:
                 table.mark_answered(replica)
             if answer.report is not None:
-                self.metrics.hear(shard.model, answer.report)
+                self._metrics.add_report(shard.model, answer.report)
             return answer
 
     def _refuse_poison(self, shard: Shard, failed: list[str | None], error: Exception) -> None:
@@ -160,7 +160,7 @@ class ModelRouter:
         table = self._tables[shard.model]
         is_last = len(failed) == _MAX_REPLICAS
         is_elsewhere = table.count_running is None or table.count_running() > 1 or isinstance(error, _ReplicaLost)
-        self.metrics.record(definitions.RETRIED_SHARDS, not is_last and is_elsewhere, shard.model)
+        self._metrics.record(RETRIED_SHARDS, not is_last and is_elsewhere, shard.model)
         logger.warning(
             "%s model=%s attempt=%d num_pairs=%d",
             "replica lost" if isinstance(error, _ReplicaLost) else "replica failed",

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from rerank_service.config import RerankConfig
 from rerank_service.errors import QueueFull, RequestTimedOut, WaitTooLong
-from rerank_service.messages import Fitting, Ranked, Shard, ShardScores, rank_by_logit
+from rerank_service.messages import Deadline, Fitting, Ranked, Shard, ShardScores, rank_by_logit
 from rerank_service.routing.model_router import ModelRouter
 from rerank_service.routing.shards import cut_into_shards
 
@@ -56,7 +56,6 @@ class Ranker:
         self._refused = RefusedRequests()
         self._router = router
         self._shard_tokens = {model.id: config.shard_tokens_of(model) for model in config.models}
-        self._timeout_s = config.limits.request_timeout_s
 
     async def rank(
         self,
@@ -64,36 +63,37 @@ class Ranker:
         query: str,
         passages: Sequence[str],
         fitting: Fitting,
-        timeout_s: float | None = None,
+        deadline: Deadline,
         request_id: str | None = None,
         client_id: str | None = None,
         caller: str = "",
     ) -> Ranked:
         """Ranks `passages`; raises `RequestTimedOut` or what a shard raised, and then drops the rest.
 
-        `timeout_s` is the client's own limit: it can shorten the configured one only. Calls with one `request_id`
+        Calls with one `request_id`
         have one request's share of a device, and all requests of a `caller` together one caller's. `client_id` is the
         client's own id of the request, the same in its retries after a refusal: they do not count as load again.
         """
         started = time.perf_counter()
-        timeout_s = min(self._timeout_s, timeout_s or self._timeout_s)
         shard_tokens = self._shard_tokens[model_id]
         request_id = request_id or uuid.uuid4().hex
-        cut = cut_into_shards(request_id, model_id, query, passages, fitting, shard_tokens, timeout_s, caller)
+        cut = cut_into_shards(
+            request_id, model_id, query, passages, fitting, shard_tokens, deadline.remaining_s(), caller
+        )
         shards = list(cut)
         if client_id is not None and self._refused.has(client_id, query, passages):
             shards = [replace(shard, is_counted=True) for shard in shards]
         try:
-            async with asyncio.timeout(timeout_s) as deadline:
+            async with asyncio.timeout(deadline.remaining_s()) as timer:
                 scores = await self._score_all(shards)
         except (QueueFull, WaitTooLong, asyncio.CancelledError):  # cancelled: a sibling in the same call was refused
             if client_id is not None:
                 self._refused.add(client_id, query, passages)
             raise
         except TimeoutError:
-            if not deadline.expired():
+            if not timer.expired():
                 raise
-            raise RequestTimedOut(timeout_s) from None
+            raise RequestTimedOut(deadline.timeout_s) from None
         return _assemble(passages, shards, scores, time.perf_counter() - started)
 
     async def _score_all(self, shards: Sequence[Shard]) -> list[ShardScores]:

@@ -11,6 +11,7 @@ from typing import Generic
 
 import torch
 
+from rerank_service.config import default_batch_tokens
 from rerank_service.engine.device import cuda
 from rerank_service.engine.device.device_errors import device_errors
 from rerank_service.engine.device.memory import held_bytes
@@ -56,7 +57,7 @@ class TorchEngine(ABC, Generic[PairT]):
         self.device = device
         self.max_in_flight = 2 if device.type == "cuda" else 1
         """On a GPU the next batch is laid out and launched while one runs; one stream keeps them in order."""
-        self.default_batch_tokens = 16_384 if device.type == "cuda" else 4_096
+        self.default_batch_tokens = default_batch_tokens(on_gpu=device.type == "cuda")
         self.memory_tokens: int | None = None
         """Tokens of a batch that fit in the device's memory; null: unknown or no matter."""
         self.flops_per_token = 0.0

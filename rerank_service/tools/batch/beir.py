@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from rerank_service.errors import BatchError
-from rerank_service.tools.batch.records import Position, Record
+from rerank_service.tools.batch.records import Position, QueryRecord
 from rerank_service.tools.batch.text_files import NumberedLines, json_rows, open_input
 
 __all__ = ["CORPUS", "QUERIES", "BeirCandidates", "Candidate", "build_index", "candidates", "field", "passage_text"]
@@ -103,7 +103,7 @@ class BeirCandidates:
         self.files = (folder / CORPUS, folder / QUERIES, candidates_path)
         self.extent = candidates_path.stat().st_size
 
-    def records(self, start: Position | None = None) -> Iterator[Record]:
+    def records(self, start: Position | None = None) -> Iterator[QueryRecord]:
         database = sqlite3.connect(f"file:{self._index}?mode=ro", uri=True)
         try:
             with open_input(self._folder / CORPUS) as corpus, open_input(self._folder / QUERIES) as queries:
@@ -114,7 +114,7 @@ class BeirCandidates:
                     query = field(asked.row(candidate.query_id, f"{place}: query"), "text", str(self._folder / QUERIES))
                     passage = passages.row(candidate.passage_id, f"{place}: passage")
                     text = passage_text(passage, str(self._folder / CORPUS))
-                    yield Record(candidate.position, candidate.query_id, query, (candidate.passage_id,), (text,))
+                    yield QueryRecord(candidate.position, candidate.query_id, query, (candidate.passage_id,), (text,))
         finally:
             database.close()
 

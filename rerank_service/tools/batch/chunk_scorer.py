@@ -13,8 +13,8 @@ from rerank_service.config import ModelConfig
 from rerank_service.engine import Engine, load_engine
 from rerank_service.errors import BatchError, NonFiniteLogit, PairTooLong, RerankError
 from rerank_service.messages import Fitting
-from rerank_service.tools.batch.plan import Chunk, ChunkReader
-from rerank_service.tools.batch.records import Pair
+from rerank_service.tools.batch.chunks import Chunk, ChunkReader
+from rerank_service.tools.batch.records import TextPair
 from rerank_service.tools.batch.sources import InputFiles, open_source
 
 __all__ = ["ChunkScorer", "ScoredChunk", "ScoringTask", "peak_memory_bytes"]
@@ -94,11 +94,11 @@ def peak_memory_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _by_query(pairs: Sequence[Pair]) -> Iterator[tuple[str, list[str]]]:
+def _by_query(pairs: Sequence[TextPair]) -> Iterator[tuple[str, list[str]]]:
     for query, group in groupby(pairs, key=attrgetter("query")):
         yield query, [pair.passage for pair in group]
 
 
-def _line(pair: Pair, logit: float) -> bytes:
+def _line(pair: TextPair, logit: float) -> bytes:
     row = {"query_id": pair.query_id, "passage_id": pair.passage_id, "logit": logit}
     return json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"

@@ -13,13 +13,13 @@ from typing import Any
 from rerank_service.errors import BatchError
 from rerank_service.tools.batch.beir import build_index
 from rerank_service.tools.batch.chunk_scorer import ScoredChunk, ScoringTask
+from rerank_service.tools.batch.chunks import Chunk, ChunkPlan, plan_chunks
 from rerank_service.tools.batch.outputs import check_output, write_output
 from rerank_service.tools.batch.parts import Parts, whole_file
-from rerank_service.tools.batch.plan import Chunk, Plan, make_plan
 from rerank_service.tools.batch.records import Position
 from rerank_service.tools.batch.sources import open_source
 
-__all__ = ["Job", "Progress", "Summary", "prepare"]
+__all__ = ["BatchJob", "Progress", "Summary", "prepare"]
 
 _FORMAT = 1
 """Of the manifest and the parts; a job of another one cannot be resumed."""
@@ -28,7 +28,7 @@ _MODEL_SETTINGS: Any = {"id": True, "checkpoint": {"source", "revision", "sha256
 
 Progress = Callable[[str, int, int], None]
 """Called with what is done, how much of it, and how much there is in all."""
-Scorer = Callable[[Iterable[Chunk]], Iterator[ScoredChunk]]
+ScoreChunks = Callable[[Iterable[Chunk]], Iterator[ScoredChunk]]
 """Scores chunks in any order."""
 
 
@@ -46,10 +46,10 @@ class Summary:
     peak_worker_memory_bytes: int = 0
 
 
-class Job:
+class BatchJob:
     """A planned job whose folder is locked."""
 
-    def __init__(self, output: Path, parts: Parts, plan: Plan, manifest: dict[str, Any]) -> None:
+    def __init__(self, output: Path, parts: Parts, plan: ChunkPlan, manifest: dict[str, Any]) -> None:
         self._output = output
         self._parts = parts
         self._plan = plan
@@ -59,7 +59,7 @@ class Job:
         num_missing = sum(chunk.num_pairs for chunk in self.missing)
         self.summary = Summary(plan.num_pairs, plan.num_pairs - num_missing, engine=manifest["engine"])
 
-    def score(self, scorer: Scorer, progress: Progress) -> None:
+    def score(self, scorer: ScoreChunks, progress: Progress) -> None:
         """Scores what is missing and keeps each chunk as it comes. Raises `BatchError` for two kinds of engine."""
         summary = self.summary
         progress("scored", summary.num_resumed_pairs, summary.num_pairs)
@@ -99,7 +99,7 @@ class Job:
 
 def prepare(
     task: ScoringTask, output: Path, parts: Parts, chunk_pairs: int, progress: Progress, overwrite: bool = False
-) -> Job:
+) -> BatchJob:
     """Plans a job, or finds the one that was begun in `parts`. Raises `BatchError` for an input, output or settings
     that do not fit."""
     check_output(output)
@@ -108,26 +108,26 @@ def prepare(
     manifest = parts.manifest()
     if manifest is not None:
         _check_same(manifest["settings"], settings, parts.folder)
-        return Job(output, parts, _plan_from(manifest), manifest)
+        return BatchJob(output, parts, _plan_from(manifest), manifest)
     if output.exists() and not overwrite:
         raise BatchError(f"{output} is there already; --force replaces it")
     parts.clear()
     if task.files.path.is_dir():
         build_index(task.files.path, parts.index)
-    plan = make_plan(source, chunk_pairs, _reports(progress, source.extent))
+    plan = plan_chunks(source, chunk_pairs, _reports(progress, source.extent))
     manifest = {"settings": settings, "engine": None, "num_pairs": plan.num_pairs}
     manifest["chunks"] = [[*chunk.start, chunk.skip_pairs, chunk.num_pairs] for chunk in plan.chunks]
     parts.write_manifest(manifest)
-    return Job(output, parts, plan, manifest)
+    return BatchJob(output, parts, plan, manifest)
 
 
-def _plan_from(manifest: Mapping[str, Any]) -> Plan:
+def _plan_from(manifest: Mapping[str, Any]) -> ChunkPlan:
     chunk_pairs = manifest["settings"]["chunk_pairs"]
     chunks = (
         Chunk(index, index * chunk_pairs, num_pairs, Position(offset, number), skip)
         for index, (offset, number, skip, num_pairs) in enumerate(manifest["chunks"])
     )
-    return Plan(manifest["num_pairs"], tuple(chunks))
+    return ChunkPlan(manifest["num_pairs"], tuple(chunks))
 
 
 def _settings(task: ScoringTask, chunk_pairs: int, files: tuple[Path, ...], progress: Progress) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rerank_service.errors import BatchError
-from rerank_service.tools.batch.records import FIELDS, Position, Record, parse_record
+from rerank_service.tools.batch.records import FIELDS, Position, QueryRecord, parse_record
 
 __all__ = ["ParquetFile"]
 
@@ -29,7 +29,7 @@ class ParquetFile:
         except (OSError, pa.ArrowException) as error:
             raise BatchError(f"cannot read {path}: {error}") from None
 
-    def records(self, start: Position | None = None) -> Iterator[Record]:
+    def records(self, start: Position | None = None) -> Iterator[QueryRecord]:
         first_row = 0 if start is None else start.offset
         for row_number, row in enumerate(self._rows(first_row), first_row):
             yield parse_record(row, Position(row_number, row_number + 1), self._path)

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 from rerank_service.errors import BatchError
-from rerank_service.tools.batch.plan import Chunk
+from rerank_service.tools.batch.chunks import Chunk
 
 __all__ = ["Parts", "whole_file"]
 

@@ -17,7 +17,7 @@ from ray.data import ActorPoolStrategy, DataContext
 
 from rerank_service.errors import BatchError, CheckpointError
 from rerank_service.tools.batch.chunk_scorer import ChunkScorer, ScoredChunk, ScoringTask
-from rerank_service.tools.batch.plan import Chunk
+from rerank_service.tools.batch.chunks import Chunk
 from rerank_service.tools.batch.records import Position
 from rerank_service.tools.deployment.ray_environment import set_ray_environment
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 from rerank_service.errors import BatchError
 
-__all__ = ["FIELDS", "Pair", "Position", "Record", "Source", "pairs_of", "parse_record"]
+__all__ = ["FIELDS", "Position", "QueryRecord", "Source", "TextPair", "pairs_of", "parse_record"]
 
 FIELDS = ("query_id", "query", "passage_id", "passage", "passage_ids", "passages")
 """Everything a row may tell; its other columns are left alone."""
@@ -26,7 +26,7 @@ class Position(NamedTuple):
     """Line of a text file, row of a Parquet file, from 1."""
 
 
-class Record(NamedTuple):
+class QueryRecord(NamedTuple):
     """A query with at least one passage."""
 
     position: Position
@@ -36,7 +36,7 @@ class Record(NamedTuple):
     passages: tuple[str, ...]
 
 
-class Pair(NamedTuple):
+class TextPair(NamedTuple):
     """A query with one passage."""
 
     number: int
@@ -65,32 +65,32 @@ class Source(Protocol):
         """Of the file that is read in order: what `Position.offset` comes to at its end."""
         ...
 
-    def records(self, start: Position | None = None) -> Iterator[Record]:
+    def records(self, start: Position | None = None) -> Iterator[QueryRecord]:
         """In the order of the input, from `start` on. Raises `BatchError` with file, line and field."""
         ...
 
 
-def pairs_of(records: Iterator[Record]) -> Iterator[Pair]:
+def pairs_of(records: Iterator[QueryRecord]) -> Iterator[TextPair]:
     """One at a time, in order."""
     for position, query_id, query, passage_ids, passages in records:
         for passage_id, passage in zip(passage_ids, passages, strict=True):
-            yield Pair(position.number, query_id, query, passage_id, passage)
+            yield TextPair(position.number, query_id, query, passage_id, passage)
 
 
-def parse_record(row: Mapping[str, Any], position: Position, path: Path) -> Record:
+def parse_record(row: Mapping[str, Any], position: Position, path: Path) -> QueryRecord:
     """A row of either shape. Without a `query_id`, the query goes by its row's number; without ids, passages by
     their index from 0, as in the API."""
-    parse = _Row(row, f"{path}, line {position.number}")
+    parse = _RowParser(row, f"{path}, line {position.number}")
     query_id = parse.identifier("query_id", str(position.number))
     query = parse.text("query")
     if row.get("passages") is not None:
         texts, ids = parse.passages()
     else:
         texts, ids = [parse.text("passage")], [parse.identifier("passage_id", "0")]
-    return Record(position, query_id, query, tuple(ids), tuple(texts))
+    return QueryRecord(position, query_id, query, tuple(ids), tuple(texts))
 
 
-class _Row:
+class _RowParser:
     def __init__(self, row: Mapping[str, Any], place: str) -> None:
         self._row = row
         self._place = place

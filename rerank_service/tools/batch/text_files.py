@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from rerank_service.errors import BatchError
-from rerank_service.tools.batch.records import Position, Record, parse_record
+from rerank_service.tools.batch.records import Position, QueryRecord, parse_record
 
 __all__ = ["CsvFile", "JsonlFile", "NumberedLines", "json_rows"]
 
@@ -80,7 +80,7 @@ class JsonlFile:
         self.files = (path,)
         self.extent = path.stat().st_size
 
-    def records(self, start: Position | None = None) -> Iterator[Record]:
+    def records(self, start: Position | None = None) -> Iterator[QueryRecord]:
         for position, row in json_rows(self._path, start):
             yield parse_record(row, position, self._path)
 
@@ -96,7 +96,7 @@ class CsvFile:
         self.files = (path,)
         self.extent = path.stat().st_size
 
-    def records(self, start: Position | None = None) -> Iterator[Record]:
+    def records(self, start: Position | None = None) -> Iterator[QueryRecord]:
         with open_input(self._path) as file:
             lines = NumberedLines(file, self._path)
             _, header = next(self._rows(lines), (None, []))

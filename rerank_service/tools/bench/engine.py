@@ -49,7 +49,7 @@ class EngineFigures(NamedTuple):
     """Largest difference from the same engine in float32."""
 
 
-class _Contender(NamedTuple):
+class _BenchedEngine(NamedTuple):
     name: str
     source: Path | str
     bare: Any
@@ -63,7 +63,7 @@ def bench_engines(lengths: Lengths, num_pairs: int, repeats: int, num_threads: i
 
 
 def _bench(
-    contender: _Contender, lengths: Lengths, num_pairs: int, repeats: int, num_threads: int | None
+    contender: _BenchedEngine, lengths: Lengths, num_pairs: int, repeats: int, num_threads: int | None
 ) -> Iterator[EngineFigures]:
     dtypes = [Dtype.FLOAT32]
     dtypes += [Dtype.BFLOAT16] if can_pack(torch.bfloat16) else []
@@ -108,17 +108,17 @@ def _alternate(runs: dict[str, Callable[[], None]], repeats: int) -> tuple[dict[
     return medians[0], medians[1]
 
 
-def _load(contender: _Contender, dtype: Dtype, num_threads: int | None) -> Engine[Any]:
+def _load(contender: _BenchedEngine, dtype: Dtype, num_threads: int | None) -> Engine[Any]:
     options = EngineConfig(device="cpu", dtype=dtype, num_threads=num_threads)
     return load_engine(ModelConfig(id=contender.name, checkpoint=_checkpoint(contender), engine=options))
 
 
-def _checkpoint(contender: _Contender) -> CheckpointConfig:
+def _checkpoint(contender: _BenchedEngine) -> CheckpointConfig:
     return CheckpointConfig(source=str(contender.source))
 
 
 @contextmanager
-def _contenders() -> Iterator[list[_Contender]]:
+def _contenders() -> Iterator[list[_BenchedEngine]]:
     """The encoder of the embedded model, alone and with a random head, and a small bidirectional Llama."""
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()  # tensors that a bare model leaves over are no news
@@ -127,11 +127,11 @@ def _contenders() -> Iterator[list[_Contender]]:
         classifier = make_classifier(encoder, Path(folder) / "classifier")
         llama = make_checkpoint(Path(folder) / "llama", Architecture.LLAMA_BIDIREC, "small", dtype="float32")
         yield [
-            _Contender(
+            _BenchedEngine(
                 "sequence_classifier", classifier, BertForSequenceClassification.from_pretrained(classifier).eval()
             ),
-            _Contender("late_interaction", ENCODER, _bare_encoder(encoder)),
-            _Contender("bidirectional_decoder", llama, _bare_llama(llama)),
+            _BenchedEngine("late_interaction", ENCODER, _bare_encoder(encoder)),
+            _BenchedEngine("bidirectional_decoder", llama, _bare_llama(llama)),
         ]
 
 

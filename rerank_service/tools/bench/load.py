@@ -1,6 +1,6 @@
 """A closed loop of clients: each sends its next request as soon as the answer to its last is there.
 
-It measures whatever answers HTTP; it knows no dialect and no model.
+It measures whatever answers HTTP; it knows no API and no model.
 """
 
 import asyncio
@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import httpx
 import numpy as np
 
-from rerank_service.tools.bench.dialects import PreparedRequest
+from rerank_service.tools.bench.apis import PreparedRequest
 
-__all__ = ["Answer", "LoadRun", "post", "run_load"]
+__all__ = ["LoadRun", "Reply", "post", "run_load"]
 
 _TIMEOUT_S = 600
 """Of one request: far above any server's own limit."""
@@ -23,7 +23,7 @@ _JSON = {"Content-Type": "application/json"}
 
 
 @dataclass(frozen=True)
-class Answer:
+class Reply:
     """What became of one request."""
 
     num_passages: int
@@ -42,7 +42,7 @@ class Answer:
 class LoadRun:
     """All answers of one run, in the order of the requests."""
 
-    answers: list[Answer]
+    answers: list[Reply]
     wall_s: float
 
     @property
@@ -76,7 +76,7 @@ async def run_load(
     url: str, requests: Sequence[PreparedRequest], num_clients: int, headers: Mapping[str, str] | None = None
 ) -> LoadRun:
     """Sends all requests to `url`, in order, `num_clients` at a time; a failed one is counted, not repeated."""
-    answers: list[Answer | None] = [None] * len(requests)
+    answers: list[Reply | None] = [None] * len(requests)
     pending = iter(enumerate(requests))
     limits = httpx.Limits(max_connections=num_clients)
     async with httpx.AsyncClient(headers=headers, timeout=_TIMEOUT_S, limits=limits) as client:
@@ -87,21 +87,21 @@ async def run_load(
     return LoadRun([answer for answer in answers if answer is not None], wall_s)
 
 
-async def post(client: httpx.AsyncClient, url: str, request: PreparedRequest) -> Answer:
+async def post(client: httpx.AsyncClient, url: str, request: PreparedRequest) -> Reply:
     """One request; a failed connection is an answer too."""
     started = time.perf_counter()
     try:
         response = await client.post(url, content=request.body, headers=_JSON)
     except httpx.TransportError:
-        return Answer(request.num_passages, None, time.perf_counter() - started, b"")
-    return Answer(request.num_passages, response.status_code, time.perf_counter() - started, response.content)
+        return Reply(request.num_passages, None, time.perf_counter() - started, b"")
+    return Reply(request.num_passages, response.status_code, time.perf_counter() - started, response.content)
 
 
 async def _client(
     client: httpx.AsyncClient,
     url: str,
     pending: Iterator[tuple[int, PreparedRequest]],
-    answers: list[Answer | None],
+    answers: list[Reply | None],
 ) -> None:
     for index, request in pending:
         answers[index] = await post(client, url, request)

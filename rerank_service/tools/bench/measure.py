@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from rerank_service.tools.bench.dialects import PreparedRequest
+from rerank_service.tools.bench.apis import PreparedRequest
 from rerank_service.tools.bench.load import LoadRun, run_load
 
 __all__ = ["LoadFigures", "measure_load", "median_figures"]

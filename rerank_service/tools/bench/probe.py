@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import httpx
 
-from rerank_service.tools.bench.dialects import PreparedRequest
-from rerank_service.tools.bench.load import Answer, post
+from rerank_service.tools.bench.apis import PreparedRequest
+from rerank_service.tools.bench.load import Reply, post
 
 __all__ = ["BIG_PASSAGES", "SmallBehindBig", "probe_small_behind_big"]
 
@@ -53,7 +53,7 @@ async def probe_small_behind_big(
     return SmallBehindBig(statistics.median(alone), small_s, big_s)
 
 
-def _latency_s(answer: Answer) -> float:
+def _latency_s(answer: Reply) -> float:
     if not answer.is_ok:
         raise RuntimeError(f"the probe's request of {answer.num_passages} passages was answered {answer.status}")
     return answer.latency_s

@@ -1,6 +1,6 @@
 """A running service under load: one client, many, mixed sizes, and a small request behind a big one.
 
-Speaks the API's own dialect to whatever answers it; knows nothing of what runs behind.
+Sends requests to `/v1/ranking` and knows nothing about the server behind it.
 """
 
 import asyncio
@@ -15,9 +15,9 @@ from tokenizers import Tokenizer
 from rerank_service.checkpoints.resolve import resolve_checkpoint
 from rerank_service.config import CheckpointConfig
 from rerank_service.engine.text.tokenise import load_tokenizer
+from rerank_service.tools.bench.apis import NIM, PreparedRequest
 from rerank_service.tools.bench.checkpoint import ENCODER
-from rerank_service.tools.bench.dialects import NIM, PreparedRequest
-from rerank_service.tools.bench.load import Answer
+from rerank_service.tools.bench.load import Reply
 from rerank_service.tools.bench.measure import LoadFigures, measure_load, median_figures
 from rerank_service.tools.bench.probe import BIG_PASSAGES, SmallBehindBig, probe_small_behind_big
 from rerank_service.tools.bench.workload import QUERY, Lengths, draw_lengths, make_passages
@@ -125,7 +125,7 @@ def _warm_up(load: Load, url: str, tokenizer: Tokenizer) -> None:
         raise RuntimeError(f"{url} does not answer a ranking: {_reason(run.answers[0])}")
 
 
-def _reason(answer: Answer) -> str:
+def _reason(answer: Reply) -> str:
     if answer.status is None:
         return "no connection"
     return f"{answer.status} {answer.body[:300].decode(errors='replace')}"

@@ -15,7 +15,7 @@ from rerank_service.config import Dtype
 from rerank_service.errors import BatchError, CheckpointError
 from rerank_service.messages import Fitting, Truncate
 from rerank_service.tools.batch.chunk_scorer import ChunkScorer, ScoringTask, peak_memory_bytes
-from rerank_service.tools.batch.job import Job, prepare
+from rerank_service.tools.batch.job import BatchJob, prepare
 from rerank_service.tools.batch.parts import Parts
 from rerank_service.tools.batch.sources import InputFiles
 from rerank_service.tools.cli.console import fail
@@ -71,7 +71,7 @@ def batch(
     files = InputFiles(input_path.absolute(), candidates and candidates.absolute(), parts.index)
     windows = passage_windows(max_windows, window_tokens, overlap_tokens)
     task = ScoringTask(files, choose_model(model, config, dtype), Fitting(truncate, windows=windows))
-    job: Job | None = None
+    job: BatchJob | None = None
     try:
         with _interrupt_on_sigterm(), parts, ProgressBar(scored="pairs", joined="pairs") as progress:
             job = prepare(task, output, parts, chunk_pairs, progress, overwrite=force)
@@ -86,7 +86,7 @@ def batch(
 
 
 def _score(
-    job: Job, task: ScoringTask, progress: ProgressBar, in_process: bool, address: str | None, workers: int | None
+    job: BatchJob, task: ScoringTask, progress: ProgressBar, in_process: bool, address: str | None, workers: int | None
 ) -> None:
     is_small = sum(chunk.num_pairs for chunk in job.missing) <= _SMALL_PAIRS
     if in_process or (is_small and address is None and workers is None):
@@ -111,14 +111,14 @@ def _interrupt_on_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _stopped(job: Job | None, parts: Parts) -> typer.Exit:
+def _stopped(job: BatchJob | None, parts: Parts) -> typer.Exit:
     kept = 0 if job is None else job.summary.num_resumed_pairs + job.summary.num_scored_pairs
     where = f"{kept:,} pairs are kept in {parts.folder}: the same command resumes from there"
     typer.echo(f"stopped; {where if kept else 'no pair has been scored yet'}", err=True)
     return typer.Exit(130)
 
 
-def _report(job: Job, output: Path, wall_s: float, as_json: bool) -> None:
+def _report(job: BatchJob, output: Path, wall_s: float, as_json: bool) -> None:
     summary = job.summary
     rate = summary.num_scored_pairs / wall_s
     if as_json:

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict
 from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
@@ -87,7 +86,7 @@ def _list_served(url: str, key: str | None, as_json: bool) -> None:
 
 
 def _list_known(models_dir: str, as_json: bool) -> None:
-    from rerank_service.tools.catalogue.machine import this_machine  # imports torch, which takes seconds
+    from rerank_service.tools.catalogue.fit import this_machine
 
     machine = this_machine()
     entries = [_Entry(model, fit(model, machine), _files(model, models_dir)) for model in CATALOGUE]
@@ -141,7 +140,7 @@ def _machine_facts(machine: Machine) -> dict[str, Any]:
 def _facts(entry: _Entry) -> dict[str, Any]:
     model, verdict, files = entry
     return {
-        **asdict(model),
+        **model.model_dump(mode="json"),
         "longest_tokens": model.pair_tokens,
         "runs_on": verdict.place,
         "is_slow": verdict.is_slow,

@@ -13,11 +13,11 @@ from rich.table import Table
 
 from rerank_service.tools.bench.workload import Lengths
 from rerank_service.tools.cli.console import fail, stderr, stdout
-from rerank_service.tools.planning.speed import ASSUMED_MFU, Model, speed_of
+from rerank_service.tools.planning.speed import ASSUMED_MFU, PlannedModel, speed_of
 from rerank_service.tools.planning.workload import Mix
 
 if TYPE_CHECKING:
-    from rerank_service.tools.planning.answer import Answer
+    from rerank_service.tools.planning.capacity import CapacityReport
     from rerank_service.tools.planning.fleet import Demand
     from rerank_service.tools.planning.region import Loss
 
@@ -39,7 +39,9 @@ def plan(
     tokens: str = typer.Option(..., help=f"Tokens per pair, query included; or {', '.join(Lengths)}."),
     p99_ms: float = typer.Option(..., min=1, help="Target for the 99th percentile of latency."),
     tokens_per_s: float | None = typer.Option(None, min=1, help="Measured for one replica: benchmarks/gpu.py."),
-    model: Model = typer.Option(Model.LLAMA_1B, help="Model to estimate the speed of, without --tokens-per-s."),
+    model: PlannedModel = typer.Option(
+        PlannedModel.LLAMA_1B, help="Model to estimate the speed of, without --tokens-per-s."
+    ),
     gpu: str = typer.Option("h100", help="GPU to estimate for: h100, h200, a100, l40s, a10, l4 ..."),
     mfu: float = typer.Option(ASSUMED_MFU, min=0.01, max=1, help="Share of the GPU's peak throughput assumed."),
     batch_overhead_ms: float | None = typer.Option(None, min=0, help="Fixed time per batch, on top of its tokens."),
@@ -80,13 +82,13 @@ def plan(
     stdout.print(*_notes(found), sep="\n", highlight=False, soft_wrap=True)
 
 
-def _search(demand: "Demand", loss: "Loss | None", price_per_gpu_hour: float | None) -> "Answer":
-    from rerank_service.tools.planning.answer import answer
+def _search(demand: "Demand", loss: "Loss | None", price_per_gpu_hour: float | None) -> "CapacityReport":
+    from rerank_service.tools.planning.capacity import plan_capacity
     from rerank_service.tools.planning.fleet import CannotMeet
 
     try:
         with _SearchSpinner() as spinner:
-            return answer(demand, loss=loss, price_per_gpu_hour=price_per_gpu_hour, on_try=spinner.show)
+            return plan_capacity(demand, loss=loss, price_per_gpu_hour=price_per_gpu_hour, on_try=spinner.show)
     except CannotMeet as error:
         raise fail(
             f"no number of replicas keeps p99 within {_ms(demand.p99_s)}: at best it is {_ms(error.p99_s)}. "
@@ -138,7 +140,7 @@ def _mix(passages: str, tokens: str) -> Mix:
         ) from None
 
 
-def _table(found: "Answer", passages: str, tokens: str) -> Table:
+def _table(found: "CapacityReport", passages: str, tokens: str) -> Table:
     demand, plan, measured, limits = found.demand, found.plan, found.plan.measured, found.limits
     title = f"{demand.rps:g} requests/s of {passages} passages of {tokens} tokens, p99 within {_ms(demand.p99_s)}"
     table = Table(title=title, title_justify="left", box=None, show_header=False)
@@ -169,7 +171,7 @@ def _table(found: "Answer", passages: str, tokens: str) -> Table:
     return table
 
 
-def _add_region(table: Table, found: "Answer") -> None:
+def _add_region(table: Table, found: "CapacityReport") -> None:
     region = found.region
     assert region is not None  # noqa: S101 - checked by the caller
     loss = region.loss
@@ -189,7 +191,7 @@ def _add_region(table: Table, found: "Answer") -> None:
     table.add_row("", f"{loss.unreachable:,.0f}", "requests fail before their clients reach another region")
 
 
-def _notes(found: "Answer") -> Iterator[str]:
+def _notes(found: "CapacityReport") -> Iterator[str]:
     if not found.demand.speed.is_measured:
         yield (
             "[yellow]The speed is an assumption, not a measurement.[/] Measure yours with `python benchmarks/gpu.py` "

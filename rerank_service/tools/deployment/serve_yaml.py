@@ -78,8 +78,8 @@ def serve_yaml(models: Sequence[ServedModel], layout: Layout, command: str) -> s
     settings = {"logging_config": {"encoding": "JSON", "log_level": "INFO"}}
     text = [
         f"# Written by: {command}",
-        "# On one machine: `rerank-service serve FILE --haproxy`. On a Ray cluster: `serve deploy FILE`, if every node ran",
-        '# `eval "$(rerank-service environment --haproxy)"` before `ray start`. docs/configuration.md explains the settings.',
+        "# On one machine: `rerank-service serve FILE --haproxy`. On a Ray cluster: `serve deploy FILE`, if every node",
+        '# ran `eval "$(rerank-service environment --haproxy)"` and then `ray start`. Settings: docs/configuration.md',
         *_lines({"proxy_location": "EveryNode", "http_options": _http_options(layout)} | settings),
         "applications:",
     ]

@@ -19,7 +19,7 @@ _RECORDS = 5
 """That a replica makes in a look-back period, unless it reports more often."""
 
 
-class _Point(NamedTuple):
+class _TimedValue(NamedTuple):
     """A record, as Serve's `TimeStampedValue`."""
 
     timestamp: float
@@ -36,7 +36,7 @@ class _Context:
     capacity_adjusted_min_replicas: int
     config: ServeAutoscalingConfig
     policy_state: dict[str, Any]
-    raw_metrics: dict[str, dict[str, list[_Point]]]
+    raw_metrics: dict[str, dict[str, list[_TimedValue]]]
     total_num_requests: float = 0.0
 
 
@@ -51,8 +51,8 @@ class Autoscaler:
         self._policy = self._options.policy.get_policy()(**self._options.policy.policy_kwargs)
         self._constant = {SPEED: tokens_per_s, START: start_s}
         self._record_s = min(self._options.look_back_period_s / _RECORDS, self._options.metrics_interval_s)
-        self._records: dict[str, deque[_Point]] = {OFFERED: deque(), WAITING: deque()}
-        self._reported: dict[str, dict[str, list[_Point]]] = {}
+        self._records: dict[str, deque[_TimedValue]] = {OFFERED: deque(), WAITING: deque()}
+        self._reported: dict[str, dict[str, list[_TimedValue]]] = {}
         self._reported_at_s = self._recorded_at_s = float("-inf")
         self._policy_state: dict[str, Any] = {}
         self._delays: dict[Any, Any] = {}
@@ -84,10 +84,10 @@ class Autoscaler:
             self._recorded_at_s = now_s
             for name, value in ((OFFERED, offered_tokens), (WAITING, waiting_tokens)):
                 points = self._records[name]
-                points.append(_Point(now_s, value))
+                points.append(_TimedValue(now_s, value))
                 while points[0].timestamp < now_s - self._options.look_back_period_s:
                     points.popleft()
         if now_s - self._reported_at_s > self._options.metrics_interval_s - is_due:
             self._reported_at_s = now_s
             self._reported = {name: {"all": list(points)} for name, points in self._records.items()}
-            self._reported |= {name: {"all": [_Point(now_s, value)]} for name, value in self._constant.items()}
+            self._reported |= {name: {"all": [_TimedValue(now_s, value)]} for name, value in self._constant.items()}

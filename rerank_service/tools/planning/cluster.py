@@ -11,17 +11,19 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import NamedTuple
 
+from rerank_service.config import LimitsConfig
 from rerank_service.messages import ReplicaLoad
-from rerank_service.replica.scheduler.deadlines import Demand, lateness
+from rerank_service.replica.scheduler.admission import lateness
+from rerank_service.replica.scheduler.fair_queue import TokensDue
 from rerank_service.routing.replica_table import MAX_DECLINED, ReplicaTable
 from rerank_service.routing.shards import even_slices
+from rerank_service.tools.planning.clock import Clock
 from rerank_service.tools.planning.costs import HAPROXY, StackCosts
-from rerank_service.tools.planning.events import Clock
-from rerank_service.tools.planning.replica import Job, SimulatedReplica
+from rerank_service.tools.planning.replica import SimulatedReplica, SimulatedShard
 from rerank_service.tools.planning.speed import ReplicaSpeed
 from rerank_service.tools.planning.workload import Arrival, body_kb
 
-__all__ = ["Cluster", "End", "Ended", "Fleet", "percentile", "run"]
+__all__ = ["End", "FinishedRequest", "Fleet", "SimulatedCluster", "percentile", "run"]
 
 
 class End(StrEnum):
@@ -34,7 +36,7 @@ class End(StrEnum):
     """504."""
 
 
-class Ended(NamedTuple):
+class FinishedRequest(NamedTuple):
     """One request."""
 
     at_s: float
@@ -52,13 +54,12 @@ class Fleet:
     speed: ReplicaSpeed
     ingresses: int = 1
     costs: StackCosts = HAPROXY
-    timeout_s: float = 60.0
-    """As `limits.request_timeout_s`."""
+    timeout_s: float = LimitsConfig().request_timeout_s
     slow_replicas: int = 0
     """How many of the replicas have half the speed."""
 
 
-class _Ingress:
+class _SimulatedIngress:
     """One process: it does one thing at a time, and knows what it has sent itself and what its answers reported."""
 
     def __init__(self, clock: Clock) -> None:
@@ -73,7 +74,7 @@ class _Ingress:
         return self._free_at_s
 
 
-class _Replica:
+class _ReplicaProcess:
     """A simulated replica behind its tokenising threads."""
 
     def __init__(self, number: int, device: SimulatedReplica, num_threads: int) -> None:
@@ -92,14 +93,14 @@ class _Replica:
         return self._free_at_s[thread]
 
 
-class _Request:
-    __slots__ = ("arrival", "end", "id", "ingress", "is_counted", "jobs", "num_tokens", "on_refused", "sent_at_s")
+class _SimulatedRequest:
+    __slots__ = ("arrival", "end", "id", "ingress", "is_counted", "num_tokens", "on_refused", "sent_at_s", "shards")
 
     def __init__(
         self,
         number: int,
         arrival: Arrival,
-        ingress: _Ingress,
+        ingress: _SimulatedIngress,
         sent_at_s: float,
         is_counted: bool,
         on_refused: Callable[[float], None],
@@ -111,21 +112,21 @@ class _Request:
         self.is_counted = is_counted
         self.on_refused = on_refused
         self.num_tokens = sum(arrival.lengths)
-        self.jobs: dict[Job, _Replica] = {}  # not answered yet
+        self.shards: dict[SimulatedShard, _ReplicaProcess] = {}  # not answered yet
         self.end: End | None = None
 
 
-class Cluster:
+class SimulatedCluster:
     """The service, from its front to its devices."""
 
-    def __init__(self, fleet: Fleet, clock: Clock, on_end: Callable[[Ended], None], seed: int = 0) -> None:
+    def __init__(self, fleet: Fleet, clock: Clock, on_end: Callable[[FinishedRequest], None], seed: int = 0) -> None:
         self._fleet = fleet
         self._clock = clock
         self._on_end = on_end
         self._rng = random.Random(f"ties {seed}")  # noqa: S311 - a simulation
-        self._ingresses = [_Ingress(clock) for _ in range(fleet.ingresses)]
-        self._all: list[_Replica] = []
-        self._routed: list[_Replica] = []
+        self._ingresses = [_SimulatedIngress(clock) for _ in range(fleet.ingresses)]
+        self._all: list[_ReplicaProcess] = []
+        self._routed: list[_ReplicaProcess] = []
         self._num_requests = 0
         self.num_sent = self.num_declined = 0
         for _ in range(fleet.replicas):
@@ -157,7 +158,7 @@ class Cluster:
         if len(self._all) < self._fleet.slow_replicas:
             speed = replace(speed, tokens_per_s=speed.tokens_per_s / 2)
         device = SimulatedReplica(self._clock, speed, self._shard_done)
-        replica = _Replica(len(self._all), device, self._fleet.costs.num_tokeniser_threads)
+        replica = _ReplicaProcess(len(self._all), device, self._fleet.costs.num_tokeniser_threads)
         self._all.append(replica)
         self._routed.append(replica)
 
@@ -174,122 +175,123 @@ class Cluster:
         ingress = min(self._ingresses, key=lambda one: (one.num_open, self._rng.random()))  # HAProxy's `leastconn`
         ingress.num_open += 1
         self._num_requests += 1
-        request = _Request(self._num_requests, arrival, ingress, self._clock.now_s, is_counted, on_refused)
+        request = _SimulatedRequest(self._num_requests, arrival, ingress, self._clock.now_s, is_counted, on_refused)
         self._clock.at(self._clock.now_s + self._fleet.costs.front_s, self._parse, request)
         if math.isfinite(self._fleet.timeout_s):
             self._clock.at(self._clock.now_s + self._fleet.timeout_s, self._give_up, request, End.TIMED_OUT)
 
-    def _parse(self, request: _Request) -> None:
+    def _parse(self, request: _SimulatedRequest) -> None:
         slices = list(even_slices(request.arrival.lengths, self._fleet.speed.shard_tokens))
         kb = body_kb(len(request.arrival.lengths), request.num_tokens)
         cpu_s = self._fleet.costs.ingress.of(kb, len(slices))
         half_s = cpu_s / 2  # the other half when the answer comes back
         self._clock.at(request.ingress.work(half_s), self._fan_out, request, slices, half_s)
 
-    def _fan_out(self, request: _Request, slices: Sequence[tuple[int, int]], cpu_back_s: float) -> None:
+    def _fan_out(self, request: _SimulatedRequest, slices: Sequence[tuple[int, int]], cpu_back_s: float) -> None:
         if request.end is not None:
             return
         for start, stop in slices:
-            job = Job(request.id, (request, cpu_back_s), request.arrival.lengths[start:stop])
-            self._dispatch(job, MAX_DECLINED)
+            shard = SimulatedShard(request.id, (request, cpu_back_s), request.arrival.lengths[start:stop])
+            self._dispatch(shard, MAX_DECLINED)
 
-    def _dispatch(self, job: Job, num_declinable: int) -> None:
-        request: _Request = job.owner[0]
+    def _dispatch(self, shard: SimulatedShard, num_declinable: int) -> None:
+        request: _SimulatedRequest = shard.owner[0]
         table = request.ingress.table
-        chosen = table.best(self._routed, _name_of, job.num_tokens, limit=1, tie_break=self._rng.random)[0]
-        limit = table.decline_above(chosen.name, job.num_tokens) if num_declinable and len(self._routed) > 1 else None
-        table.send(id(job), request.id, chosen.name, job.num_tokens)
-        request.jobs[job] = chosen
+        chosen = table.best(self._routed, _name_of, shard.num_tokens, limit=1, tie_break=self._rng.random)[0]
+        limit = table.decline_above(chosen.name, shard.num_tokens) if num_declinable and len(self._routed) > 1 else None
+        table.send(id(shard), request.id, chosen.name, shard.num_tokens)
+        request.shards[shard] = chosen
         self.num_sent += 1
-        self._clock.at(self._clock.now_s + self._fleet.costs.hop_s, self._take_in, job, chosen, limit, num_declinable)
+        self._clock.at(self._clock.now_s + self._fleet.costs.hop_s, self._take_in, shard, chosen, limit, num_declinable)
 
-    def _take_in(self, job: Job, replica: _Replica, limit: int | None, num_declinable: int) -> None:
+    def _take_in(self, shard: SimulatedShard, replica: _ReplicaProcess, limit: int | None, num_declinable: int) -> None:
         now_s = self._clock.now_s
         load = replica.load(now_s)
         if limit is not None and load.waiting_tokens > limit:
             self.num_declined += 1
-            self._clock.at(now_s + self._fleet.costs.hop_s, self._declined, job, load, num_declinable - 1)
+            self._clock.at(now_s + self._fleet.costs.hop_s, self._declined, shard, load, num_declinable - 1)
         else:
-            self._tokenise(job, replica)
+            self._tokenise(shard, replica)
 
-    def _declined(self, job: Job, load: ReplicaLoad, num_declinable: int) -> None:
-        request: _Request = job.owner[0]
+    def _declined(self, shard: SimulatedShard, load: ReplicaLoad, num_declinable: int) -> None:
+        request: _SimulatedRequest = shard.owner[0]
         if request.end is None:
             request.ingress.table.complete(request.id, load.replica)
             request.ingress.table.add_report(load)
-            self._dispatch(job, num_declinable)
+            self._dispatch(shard, num_declinable)
 
-    def _tokenise(self, job: Job, replica: _Replica) -> None:
-        took_s = job.num_tokens / self._fleet.costs.tokenised_per_s
-        self._clock.at(replica.tokenised_at(self._clock.now_s, took_s), self._submit, job, replica)
+    def _tokenise(self, shard: SimulatedShard, replica: _ReplicaProcess) -> None:
+        took_s = shard.num_tokens / self._fleet.costs.tokenised_per_s
+        self._clock.at(replica.tokenised_at(self._clock.now_s, took_s), self._submit, shard, replica)
 
-    def _submit(self, job: Job, replica: _Replica) -> None:
-        request: _Request = job.owner[0]
+    def _submit(self, shard: SimulatedShard, replica: _ReplicaProcess) -> None:
+        request: _SimulatedRequest = shard.owner[0]
         now_s, deadline_s = self._clock.now_s, request.sent_at_s + self._fleet.timeout_s
-        alone = lateness(Demand(deadline_s, job.num_tokens), (), 0, now_s, self._fleet.speed.full_tokens_per_s) is None
-        is_refused = request.end is None and not replica.device.submit(job, deadline_s)
+        own = TokensDue(deadline_s, shard.num_tokens)
+        alone = lateness(own, (), 0, now_s, self._fleet.speed.full_tokens_per_s) is None
+        is_refused = request.end is None and not replica.device.submit(shard, deadline_s)
         if not request.is_counted and (alone or not is_refused):
-            replica.offered_tokens += job.num_tokens
+            replica.offered_tokens += shard.num_tokens
         if is_refused:
             retry_after_s = replica.device.retry_after_s
             self._clock.at(now_s + self._fleet.costs.hop_s, self._refuse, request, retry_after_s)
 
-    def _shard_done(self, job: Job) -> None:
-        request: _Request = job.owner[0]
+    def _shard_done(self, shard: SimulatedShard) -> None:
+        request: _SimulatedRequest = shard.owner[0]
         if request.end is None:
             now_s = self._clock.now_s
-            self._clock.at(now_s + self._fleet.costs.hop_s, self._gather, job, request.jobs[job].load(now_s))
+            self._clock.at(now_s + self._fleet.costs.hop_s, self._gather, shard, request.shards[shard].load(now_s))
 
-    def _gather(self, job: Job, load: ReplicaLoad) -> None:
-        request, cpu_back_s = job.owner
+    def _gather(self, shard: SimulatedShard, load: ReplicaLoad) -> None:
+        request, cpu_back_s = shard.owner
         if request.end is not None:
             return
-        request.ingress.table.complete(request.id, request.jobs.pop(job).name)
+        request.ingress.table.complete(request.id, request.shards.pop(shard).name)
         request.ingress.table.add_report(load)
-        if not request.jobs:
+        if not request.shards:
             self._clock.at(request.ingress.work(cpu_back_s) + self._fleet.costs.front_s, self._finish, request)
 
-    def _finish(self, request: _Request) -> None:
+    def _finish(self, request: _SimulatedRequest) -> None:
         if request.end is None:
             self._close(request, End.ANSWERED)
 
-    def _refuse(self, request: _Request, retry_after_s: float) -> None:
+    def _refuse(self, request: _SimulatedRequest, retry_after_s: float) -> None:
         if request.end is None:
             self._give_up(request, End.REFUSED)
             self._clock.at(self._clock.now_s + self._fleet.costs.front_s, request.on_refused, retry_after_s)
 
-    def _give_up(self, request: _Request, end: End) -> None:
+    def _give_up(self, request: _SimulatedRequest, end: End) -> None:
         if request.end is not None:
             return
-        for job, replica in request.jobs.items():
-            replica.device.discard(job)
+        for shard, replica in request.shards.items():
+            replica.device.discard(shard)
             request.ingress.table.complete(request.id, replica.name)
         self._close(request, end)
 
-    def _close(self, request: _Request, end: End) -> None:
+    def _close(self, request: _SimulatedRequest, end: End) -> None:
         request.end = end
-        request.jobs.clear()
+        request.shards.clear()
         request.ingress.num_open -= 1
         now_s, at_s = self._clock.now_s, request.sent_at_s
-        self._on_end(Ended(at_s, now_s - at_s, end, request.num_tokens))
+        self._on_end(FinishedRequest(at_s, now_s - at_s, end, request.num_tokens))
 
 
-def _name_of(replica: _Replica) -> str:
+def _name_of(replica: _ReplicaProcess) -> str:
     return replica.name
 
 
 def run(
-    fleet: Fleet, requests: Iterable[Arrival], seed: int = 0, may_stop: Callable[[Ended], bool] | None = None
-) -> list[Ended]:
+    fleet: Fleet, requests: Iterable[Arrival], seed: int = 0, may_stop: Callable[[FinishedRequest], bool] | None = None
+) -> list[FinishedRequest]:
     """Every request's end, in the order of the ends. Ends early once `may_stop` says so of an ended one."""
-    clock, ended = Clock(), list[Ended]()
+    clock, ended = Clock(), list[FinishedRequest]()
     coming = iter(requests)
 
-    def on_end(one: Ended) -> None:
+    def on_end(one: FinishedRequest) -> None:
         ended.append(one)
         clock.is_stopped = may_stop is not None and may_stop(one)
 
-    cluster = Cluster(fleet, clock, on_end, seed)
+    cluster = SimulatedCluster(fleet, clock, on_end, seed)
 
     def send_next(arrival: Arrival) -> None:
         cluster.send(arrival)

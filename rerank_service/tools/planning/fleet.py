@@ -7,13 +7,14 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import NamedTuple
 
-from rerank_service.tools.planning.cluster import Cluster, End, Ended, Fleet, percentile
+from rerank_service.config import LimitsConfig
+from rerank_service.tools.planning.clock import Clock
+from rerank_service.tools.planning.cluster import End, FinishedRequest, Fleet, SimulatedCluster, percentile
 from rerank_service.tools.planning.costs import HAPROXY, StackCosts
-from rerank_service.tools.planning.events import Clock
 from rerank_service.tools.planning.speed import ReplicaSpeed
 from rerank_service.tools.planning.workload import Mix, Phase, arrivals
 
-__all__ = ["CannotMeet", "Demand", "Measured", "Plan", "fewest_replicas", "ingresses_for", "measure", "smallest"]
+__all__ = ["CannotMeet", "Demand", "FleetPlan", "Measured", "fewest_replicas", "ingresses_for", "measure", "smallest"]
 
 _INGRESS_UTILISATION = 0.6
 _NUM_REQUESTS = 6_000
@@ -47,7 +48,7 @@ class Demand:
     burstiness: float = 1.0
     """Squared coefficient of variation of the time between requests; 1 is Poisson."""
     costs: StackCosts = HAPROXY
-    timeout_s: float = 60.0
+    timeout_s: float = LimitsConfig().request_timeout_s
     seed: int = 0
 
     @property
@@ -71,7 +72,7 @@ class Measured(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Plan:
+class FleetPlan:
     """The answer."""
 
     replicas: int
@@ -93,7 +94,7 @@ def ingresses_for(demand: Demand) -> int:
     return max(1, math.ceil(demand.rps * cpu_s / _INGRESS_UTILISATION))
 
 
-def smallest(demand: Demand, on_try: Callable[[int], None] = lambda replicas: None) -> Plan:
+def smallest(demand: Demand, on_try: Callable[[int], None] = lambda replicas: None) -> FleetPlan:
     """The fewest replicas within the target: with one fewer the same requests miss it. Raises `CannotMeet`.
 
     `on_try` hears of every fleet before it is simulated.
@@ -112,7 +113,7 @@ def smallest(demand: Demand, on_try: Callable[[int], None] = lambda replicas: No
     replicas = _first(lambda replicas: tried(replicas, _NUM_REQUESTS) is not None, lowest, about)
     measured = tried(replicas, _NUM_REQUESTS)
     assert measured is not None  # noqa: S101 - `_first` has seen it
-    return Plan(replicas, ingresses_for(demand), measured, lowest)
+    return FleetPlan(replicas, ingresses_for(demand), measured, lowest)
 
 
 def _first(is_enough: Callable[[int], bool], lowest: int, start: int) -> int:
@@ -149,7 +150,7 @@ def measure(demand: Demand, replicas: int, num_requests: int = _NUM_REQUESTS, ma
     num_missed = num_refused = 0
     clock = Clock()
 
-    def on_end(ended: Ended) -> None:
+    def on_end(ended: FinishedRequest) -> None:
         nonlocal num_missed, num_refused
         if not from_s <= ended.at_s <= until_s:
             return
@@ -159,7 +160,7 @@ def measure(demand: Demand, replicas: int, num_requests: int = _NUM_REQUESTS, ma
         num_missed += latency_s > demand.p99_s
         clock.is_stopped = len(latencies) == num_counted or (not may_miss and num_missed > allowed)
 
-    cluster = Cluster(fleet, clock, on_end, demand.seed)
+    cluster = SimulatedCluster(fleet, clock, on_end, demand.seed)
     for request in requests:
         clock.at(request.at_s, cluster.send, request)
     clock.run()

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from rerank_service.config import AutoscalingConfig
 from rerank_service.tools.planning.autoscaler import Autoscaler
-from rerank_service.tools.planning.cluster import Cluster, End, Ended, Fleet, percentile
-from rerank_service.tools.planning.events import Clock
+from rerank_service.tools.planning.clock import Clock
+from rerank_service.tools.planning.cluster import End, FinishedRequest, Fleet, SimulatedCluster, percentile
 from rerank_service.tools.planning.fleet import Demand, ingresses_for, with_load
 from rerank_service.tools.planning.scaled import ScaledCluster
 from rerank_service.tools.planning.workload import Phase, arrivals
@@ -78,22 +78,22 @@ def lose_region(demand: Demand, planned: int, loss: Loss) -> RegionLoss:
     more = with_load(demand, loss.regions / (loss.regions - 1))
     before = replicas_kept(demand, planned, AutoscalingConfig().target_utilisation)
     most = loss.max_replicas or 4 * replicas_kept(more, planned, AutoscalingConfig().target_utilisation)
-    run = _Run(demand, more, before, max(before, most), loss)
+    run = _SurvivorSimulation(demand, more, before, max(before, most), loss)
     run.play()
     return run.outcome()
 
 
-class _Run:
+class _SurvivorSimulation:
     """One survivor from before the loss to the end of what is watched."""
 
     def __init__(self, demand: Demand, more: Demand, before: int, most: int, loss: Loss) -> None:
         self._demand, self._loss = demand, loss
         self._lost_at_s = _CALM_S
         self._until_s = _CALM_S + loss.watched_s
-        self._ended: list[Ended] = []
+        self._ended: list[FinishedRequest] = []
         self._clock = Clock()
         fleet = Fleet(before, demand.speed, ingresses_for(more), demand.costs, demand.timeout_s)
-        self._cluster = Cluster(fleet, self._clock, self._ended.append, demand.seed)
+        self._cluster = SimulatedCluster(fleet, self._clock, self._ended.append, demand.seed)
         options = AutoscalingConfig(min_replicas=before, max_replicas=most)
         autoscaler = Autoscaler(options, demand.speed.full_tokens_per_s, loss.start_s)
         self._scaled = ScaledCluster(self._cluster, autoscaler, self._clock, loss.start_s, self._until_s)
@@ -113,7 +113,7 @@ class _Run:
 
     def outcome(self) -> RegionLoss:
         seconds, replicas = int(self._until_s), self._scaled.replicas
-        by_second: list[list[Ended]] = [[] for _ in range(seconds)]
+        by_second: list[list[FinishedRequest]] = [[] for _ in range(seconds)]
         for ended in self._ended:
             by_second[int(ended.at_s)].append(ended)
         refused = [sum(one.end is not End.ANSWERED for one in ended) for ended in by_second]
@@ -133,6 +133,6 @@ class _Run:
         )
 
 
-def _p99(seconds: Sequence[Sequence[Ended]]) -> float:
+def _p99(seconds: Sequence[Sequence[FinishedRequest]]) -> float:
     latencies = [one.latency_s for ended in seconds for one in ended if one.end is End.ANSWERED]
     return percentile(latencies, 0.99) if latencies else 0.0

@@ -7,19 +7,17 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from rerank_service.config import BatchingConfig
-from rerank_service.replica.scheduler.admission import Admission
-from rerank_service.replica.scheduler.deadlines import Demand
-from rerank_service.replica.scheduler.fair_queue import Drawn, FairQueue
-from rerank_service.replica.scheduler.pace import DrainRate, batch_budget, may_launch
-from rerank_service.tools.planning.events import Clock
+from rerank_service.replica.scheduler.admission import Admission, DrainRate, batch_budget, may_launch
+from rerank_service.replica.scheduler.fair_queue import Drawn, FairQueue, TokensDue
+from rerank_service.tools.planning.clock import Clock
 from rerank_service.tools.planning.speed import ReplicaSpeed
 
-__all__ = ["Job", "SimulatedReplica"]
+__all__ = ["SimulatedReplica", "SimulatedShard"]
 
 _MAX_QUEUED_TOKENS = BatchingConfig().max_queued_tokens
 
 
-class Job:
+class SimulatedShard:
     """One shard on its way through a replica."""
 
     __slots__ = ("caller", "lengths", "num_open", "num_tokens", "owner", "request_id", "started_at_s")
@@ -35,13 +33,13 @@ class Job:
 
 
 class SimulatedReplica:
-    """Scores jobs; says when each is done."""
+    """Scores shards; says when each is done."""
 
-    def __init__(self, clock: Clock, speed: ReplicaSpeed, on_done: Callable[[Job], None]) -> None:
+    def __init__(self, clock: Clock, speed: ReplicaSpeed, on_done: Callable[[SimulatedShard], None]) -> None:
         self._clock = clock
         self._speed = speed
         self._on_done = on_done
-        self._queue: FairQueue[Job] = FairQueue()
+        self._queue: FairQueue[SimulatedShard] = FairQueue()
         self._drain = DrainRate()
         self._admission = Admission(self._queue, self._drain, _MAX_QUEUED_TOKENS)
         self._num_in_flight = 0
@@ -64,20 +62,20 @@ class SimulatedReplica:
         """Tokens a second of late; 0 before the first batch."""
         return self._drain.tokens_per_s or 0.0
 
-    def submit(self, job: Job, deadline_s: float) -> bool:
-        """False if it is refused: the queue is full, or the job could not be done in time."""
-        newcomer = Demand(deadline_s, job.num_tokens)
+    def submit(self, shard: SimulatedShard, deadline_s: float) -> bool:
+        """False if it is refused: the queue is full, or the shard could not be done in time."""
+        newcomer = TokensDue(deadline_s, shard.num_tokens)
         if self._admission.refusal(
-            newcomer, self._tokens_in_flight, self._budget_tokens, self._clock.now_s, job.caller
+            newcomer, self._tokens_in_flight, self._budget_tokens, self._clock.now_s, shard.caller
         ):
             return False
-        self._queue.add(job.request_id, job, job.lengths, deadline_s, job.caller)
+        self._queue.add(shard.request_id, shard, shard.lengths, deadline_s, shard.caller)
         self._launch()
         return True
 
-    def discard(self, job: Job) -> None:
+    def discard(self, shard: SimulatedShard) -> None:
         """Nobody waits for it any more; what is on the device goes on."""
-        self._queue.discard(job.request_id, job)
+        self._queue.discard(shard.request_id, shard)
 
     @property
     def _budget_tokens(self) -> int:
@@ -99,7 +97,7 @@ class SimulatedReplica:
             self._free_at_s = max(self._free_at_s, now_s) + took_s
             self._clock.at(self._free_at_s, self._finish, batch, num_tokens)
 
-    def _finish(self, batch: Sequence[Drawn[Job]], num_tokens: int) -> None:
+    def _finish(self, batch: Sequence[Drawn[SimulatedShard]], num_tokens: int) -> None:
         now_s = self._clock.now_s
         self._num_in_flight -= 1
         self._tokens_in_flight -= num_tokens

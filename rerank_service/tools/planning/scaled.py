@@ -1,8 +1,8 @@
 """A simulated cluster whose autoscaler adds and removes replicas while it runs. Knows nothing of what arrives."""
 
 from rerank_service.tools.planning.autoscaler import TICK_S, Autoscaler
-from rerank_service.tools.planning.cluster import Cluster
-from rerank_service.tools.planning.events import Clock
+from rerank_service.tools.planning.clock import Clock
+from rerank_service.tools.planning.cluster import SimulatedCluster
 
 __all__ = ["ScaledCluster"]
 
@@ -11,7 +11,7 @@ class ScaledCluster:
     """Ten times a second, what Serve's controller does."""
 
     def __init__(
-        self, cluster: Cluster, autoscaler: Autoscaler, clock: Clock, replica_start_s: float, until_s: float
+        self, cluster: SimulatedCluster, autoscaler: Autoscaler, clock: Clock, replica_start_s: float, until_s: float
     ) -> None:
         self.replicas: list[int] = []
         """Running ones, second by second."""

@@ -7,6 +7,7 @@ share of it that is assumed and says so.
 from dataclasses import dataclass
 from enum import StrEnum
 
+from rerank_service.config import default_batch_tokens, default_min_batch_tokens
 from rerank_service.engine.device.gpus import GPUS
 from rerank_service.tools.bench.workload import Lengths
 from rerank_service.tools.planning.workload import Mix
@@ -16,7 +17,7 @@ __all__ = [
     "ASSUMED_MFU",
     "EMBEDDED_TOKENS_PER_S",
     "PEAK_TFLOPS",
-    "Model",
+    "PlannedModel",
     "ReplicaSpeed",
     "flops_per_token",
     "speed_of",
@@ -34,13 +35,10 @@ benchmarks/results/engine-cpu.json (AMD EPYC with AVX512-VNNI)."""
 _SHORT_TOKENS = 160
 """Pairs of a fixed length up to here are as fast as `short` ones."""
 
-_GPU_BATCH_TOKENS, _CPU_BATCH_TOKENS = 16_384, 4_096
-_GPU_SHARD_TOKENS, _CPU_SHARD_TOKENS = 16_384, 4_096
-"""As in `config`."""
 _ASSUMED_BATCH_OVERHEAD_S = 0.002
 
 
-class Model(StrEnum):
+class PlannedModel(StrEnum):
     """Models whose speed can be estimated."""
 
     LLAMA_1B = "1b"
@@ -60,8 +58,8 @@ class ReplicaSpeed:
     """That each batch takes besides its tokens."""
     max_in_flight: int = 2
     """Batches it takes before the first is done."""
-    max_batch_tokens: int = _GPU_BATCH_TOKENS
-    shard_tokens: int = _GPU_SHARD_TOKENS
+    max_batch_tokens: int = default_batch_tokens(on_gpu=True)
+    shard_tokens: int = default_batch_tokens(on_gpu=True)
     """What a request is cut into for such replicas."""
     origin: str = "given"
     """Where the figure comes from, in words."""
@@ -70,7 +68,7 @@ class ReplicaSpeed:
     @property
     def min_batch_tokens(self) -> int:
         """As the service chooses it."""
-        return max(1, self.max_batch_tokens // 4)
+        return default_min_batch_tokens(self.max_batch_tokens)
 
     @property
     def full_tokens_per_s(self) -> float:
@@ -82,7 +80,7 @@ def speed_of(
     mix: Mix,
     *,
     tokens_per_s: float | None = None,
-    model: Model = Model.LLAMA_1B,
+    model: PlannedModel = PlannedModel.LLAMA_1B,
     gpu: str = "h100",
     mfu: float = ASSUMED_MFU,
     batch_overhead_s: float | None = None,
@@ -91,14 +89,15 @@ def speed_of(
 
     Raises `ValueError` for a GPU that is not in `PEAK_TFLOPS`.
     """
-    if model is Model.EMBEDDED:
+    if model is PlannedModel.EMBEDDED:
         measured = tokens_per_s or EMBEDDED_TOKENS_PER_S[_lengths_like(mix)]
         origin = (
             "given"
             if tokens_per_s
             else "measured on one core of an AMD EPYC, int8 (benchmarks/results/engine-cpu.json)"
         )
-        return ReplicaSpeed(measured, batch_overhead_s or 0.0, 1, _CPU_BATCH_TOKENS, _CPU_SHARD_TOKENS, origin)
+        batch_tokens = default_batch_tokens(on_gpu=False)
+        return ReplicaSpeed(measured, batch_overhead_s or 0.0, 1, batch_tokens, batch_tokens, origin)
     overhead_s = _ASSUMED_BATCH_OVERHEAD_S if batch_overhead_s is None else batch_overhead_s
     if tokens_per_s:
         return ReplicaSpeed(tokens_per_s, overhead_s)
@@ -120,10 +119,10 @@ def flops_per_token(shape: Shape, attended_tokens: float) -> float:
     return shape.num_layers * (2 * weights + 4 * hidden * attended_tokens)
 
 
-def _shape(model: Model) -> Shape:
+def _shape(model: PlannedModel) -> Shape:
     return (
         shape_of(Architecture.MISTRAL, "4b")
-        if model is Model.MISTRAL_4B
+        if model is PlannedModel.MISTRAL_4B
         else shape_of(Architecture.LLAMA_BIDIREC, "1b")
     )
 

@@ -95,7 +95,7 @@ def arrivals(mix: Mix, phases: Sequence[Phase], burstiness: float = 1.0, seed: i
     (hyperexponential with balanced means).
     """
     sizes, gaps = random.Random(f"sizes {seed}"), random.Random(f"gaps {seed}")  # noqa: S311 - a simulation
-    draw = _Lengths(mix, sizes)
+    draw = _PairSampler(mix, sizes)
     now_s, phase = 0.0, 0
     while True:
         while phase + 1 < len(phases) and phases[phase + 1].from_s <= now_s:
@@ -104,7 +104,7 @@ def arrivals(mix: Mix, phases: Sequence[Phase], burstiness: float = 1.0, seed: i
         yield Arrival(now_s, draw())
 
 
-class _Lengths:
+class _PairSampler:
     """Draws the pairs of one request after the other."""
 
     def __init__(self, mix: Mix, rng: random.Random) -> None:

@@ -5,8 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 from rerank_service.client import Client
 from rerank_service.config import Dtype
-from rerank_service.tools.verify.served import Answer, PairTokens
-from rerank_service.tools.verify.texts import Question
+from rerank_service.tools.verify.served import PairTokens, ServedLogits
+from rerank_service.tools.verify.texts import VerificationQuery
 from rerank_service.tools.verify.tolerances import TOLERANCES
 
 __all__ = ["ServicePath"]
@@ -41,17 +41,19 @@ class ServicePath:
     def description(self) -> str:
         return f"the service at {self._url}"
 
-    def tokens(self, question: Question) -> list[PairTokens] | None:
+    def tokens(self, question: VerificationQuery) -> list[PairTokens] | None:
         return None
 
-    def answer(self, questions: Sequence[Question], at_once: bool, on_answered: Callable[[int], None]) -> list[Answer]:
+    def answer(
+        self, questions: Sequence[VerificationQuery], at_once: bool, on_answered: Callable[[int], None]
+    ) -> list[ServedLogits]:
         """Raises `RerankClientError`."""
 
-        def ask(question: Question) -> Answer:
+        def ask(question: VerificationQuery) -> ServedLogits:
             ranking = self._client.rank(question.query, question.passages)
             logits = {passage.index: passage.logit for passage in ranking}
             on_answered(len(logits))
-            return Answer(tuple(logits[index] for index in range(len(logits))), ranking.usage.total_tokens)
+            return ServedLogits(tuple(logits[index] for index in range(len(logits))), ranking.usage.total_tokens)
 
         with ThreadPoolExecutor(_REQUESTS_AT_ONCE if at_once else 1) as threads:
             answers = list(threads.map(ask, questions))

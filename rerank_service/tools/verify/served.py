@@ -13,12 +13,12 @@ from rerank_service.engine.loading import resolve_device
 from rerank_service.messages import Fitting, Shard
 from rerank_service.replica.scorer import ModelScorer
 from rerank_service.routing.shards import estimate_tokens
-from rerank_service.tools.verify.texts import Question
+from rerank_service.tools.verify.texts import VerificationQuery
 
-__all__ = ["Answer", "EnginePath", "PairTokens", "ServedPath"]
+__all__ = ["EnginePath", "PairTokens", "ServedLogits", "ServedPath"]
 
 
-class Answer(NamedTuple):
+class ServedLogits(NamedTuple):
     """What a question got."""
 
     logits: tuple[float, ...]
@@ -52,11 +52,13 @@ class ServedPath(Protocol):
         """Whether a pair's logit is promised to be the same, to the last bit, in any company."""
         ...
 
-    def tokens(self, question: Question) -> list[PairTokens] | None:
+    def tokens(self, question: VerificationQuery) -> list[PairTokens] | None:
         """Of each pair; null where nobody tells."""
         ...
 
-    def answer(self, questions: Sequence[Question], at_once: bool, on_answered: Callable[[int], None]) -> list[Answer]:
+    def answer(
+        self, questions: Sequence[VerificationQuery], at_once: bool, on_answered: Callable[[int], None]
+    ) -> list[ServedLogits]:
         """Each question as a request: all together, or each after the one before. `on_answered` hears of each
         request the number of its passages."""
         ...
@@ -92,22 +94,24 @@ class EnginePath:
         self._thread.shutdown()
         self._tokenisers.shutdown()
 
-    def tokens(self, question: Question) -> list[PairTokens]:
+    def tokens(self, question: VerificationQuery) -> list[PairTokens]:
         pairs = self._engine.tokenise(question.query, question.passages, Truncate.END)
         return [PairTokens(tuple(pair.token_ids.tolist()), pair.num_tokens) for pair in pairs]
 
-    def answer(self, questions: Sequence[Question], at_once: bool, on_answered: Callable[[int], None]) -> list[Answer]:
+    def answer(
+        self, questions: Sequence[VerificationQuery], at_once: bool, on_answered: Callable[[int], None]
+    ) -> list[ServedLogits]:
         return asyncio.run(self._answer(questions, at_once, on_answered))
 
     async def _answer(
-        self, questions: Sequence[Question], at_once: bool, on_answered: Callable[[int], None]
-    ) -> list[Answer]:
+        self, questions: Sequence[VerificationQuery], at_once: bool, on_answered: Callable[[int], None]
+    ) -> list[ServedLogits]:
         scorer = ModelScorer(self._model, self._engine, self._thread, self._tokenisers)
 
-        async def ask(number: int, question: Question) -> Answer:
+        async def ask(number: int, question: VerificationQuery) -> ServedLogits:
             scores = await scorer.score(_whole(str(number), self._model.id, question))
             on_answered(len(question.passages))
-            return Answer(scores.logits, sum(scores.num_tokens))
+            return ServedLogits(scores.logits, sum(scores.num_tokens))
 
         try:
             if at_once:
@@ -117,7 +121,7 @@ class EnginePath:
             await scorer.close()
 
 
-def _whole(request_id: str, model_id: str, question: Question) -> Shard:
+def _whole(request_id: str, model_id: str, question: VerificationQuery) -> Shard:
     """The question as one shard: its passages in their order, copies and all."""
     query, passages = question
     num_tokens = sum(estimate_tokens(query, passage) for passage in passages)

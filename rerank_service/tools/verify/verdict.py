@@ -10,7 +10,7 @@ from rerank_service.config import Dtype
 from rerank_service.tools.verify.recorded import RecordedLogits
 from rerank_service.tools.verify.tolerances import TOLERANCES
 
-__all__ = ["Check", "Figures", "RecordedFigures", "TokenFigures", "Verdict", "figures_of", "judge"]
+__all__ = ["Check", "LogitFigures", "RecordedFigures", "TokenFigures", "Verdict", "figures_of", "judge"]
 
 LogitsByQuery = Sequence[Sequence[float]]
 
@@ -19,7 +19,7 @@ _PROPORTIONAL = 0.999
 
 
 @dataclass(frozen=True, slots=True)
-class Figures:
+class LogitFigures:
     """How far served logits are from the reference's."""
 
     num_queries: int
@@ -101,7 +101,7 @@ class Verdict:
     is_faithful: bool
     reason: str
     checks: tuple[Check, ...]
-    figures: Figures
+    figures: LogitFigures
     tokens: TokenFigures
     recorded: tuple[RecordedFigures, ...]
 
@@ -112,13 +112,13 @@ def half_step(dtype: Dtype, logit: float) -> float:
     return math.ldexp(1.0, math.frexp(logit)[1] - significand_bits - 1)
 
 
-def figures_of(reference: LogitsByQuery, served: LogitsByQuery, elsewhere: LogitsByQuery) -> Figures:
+def figures_of(reference: LogitsByQuery, served: LogitsByQuery, elsewhere: LogitsByQuery) -> LogitFigures:
     """All three query by query in the same order; `elsewhere` are the served ones in other company."""
     expected, found = (list(_flat(logits)) for logits in (reference, served))
     differences, spread = _differences(reference, served), pstdev(expected)
     ordered_alike = _ordered_alike(reference, served)
     slope, agreement = _line(expected, found)
-    return Figures(
+    return LogitFigures(
         num_queries=len(reference),
         num_pairs=len(expected),
         logit_size=_size(expected),
@@ -136,7 +136,7 @@ def figures_of(reference: LogitsByQuery, served: LogitsByQuery, elsewhere: Logit
 
 
 def judge(
-    figures: Figures, tokens: TokenFigures, recorded: Sequence[RecordedFigures], dtype: Dtype, must_repeat: bool
+    figures: LogitFigures, tokens: TokenFigures, recorded: Sequence[RecordedFigures], dtype: Dtype, must_repeat: bool
 ) -> tuple[tuple[Check, ...], str]:
     """What must be so, and the verdict's reason. `must_repeat`: other company must not change a bit."""
     tolerance, size = TOLERANCES[dtype], figures.logit_size
@@ -164,7 +164,7 @@ def _share_check(name: str, difference: float, share: float, size: float) -> Che
     return Check(name, difference <= share * size, found, f"{share:g} of size")
 
 
-def _company_check(figures: Figures, share: float) -> Check:
+def _company_check(figures: LogitFigures, share: float) -> Check:
     found = "bit-equal" if figures.largest_change == 0 else f"changes by {figures.largest_change:.2g}"
     allowed = "bit-equal" if share == 0 else f"{share:g} of size"
     return Check("other company", figures.largest_change <= share * figures.logit_size, found, allowed)
@@ -178,7 +178,7 @@ def _recorded_checks(recorded: RecordedFigures, dtype: Dtype) -> Iterator[Check]
         yield Check(name, difference <= allowed, f"{difference:.2g} off", f"{allowed:.2g}")
 
 
-def _likely_cause(figures: Figures, tokens: TokenFigures, checks: Sequence[Check]) -> str:
+def _likely_cause(figures: LogitFigures, tokens: TokenFigures, checks: Sequence[Check]) -> str:
     by_name = {check.name: check.is_passed for check in checks}
     agrees = by_name["largest difference"] and by_name["mean difference"]
     if tokens.num_different:

@@ -17,8 +17,8 @@ from rerank_service.engine.build import engine_kind
 from rerank_service.engine.loading import resolve_device
 from rerank_service.tools.verify.recorded import RecordedLogits
 from rerank_service.tools.verify.reference import Reference, load_reference
-from rerank_service.tools.verify.served import Answer, PairTokens, ServedPath
-from rerank_service.tools.verify.texts import QUESTIONS, Question, over_long_questions
+from rerank_service.tools.verify.served import PairTokens, ServedLogits, ServedPath
+from rerank_service.tools.verify.texts import VERIFICATION_QUERIES, VerificationQuery, over_long_queries
 from rerank_service.tools.verify.verdict import RecordedFigures, TokenFigures, Verdict, figures_of, judge
 
 __all__ = ["ReferenceRun", "hold_against", "run_reference", "verify"]
@@ -45,7 +45,7 @@ def _unseen(stage: str, done: int, total: int) -> None:
 class Expected(NamedTuple):
     """What the reference makes of a question."""
 
-    question: Question
+    question: VerificationQuery
     tokens: tuple[PairTokens, ...]
     num_cut: int
     """Pairs that the window cut."""
@@ -89,8 +89,8 @@ def run_reference(
     reference = load_reference(kind, folder, model, device)
     if (num_threads := _num_threads(model, reference)) is not None:
         torch.set_num_threads(num_threads)  # the engine sets its own, later
-    further = [Question(one.query, one.passages) for one in recorded]
-    questions = [*QUESTIONS, *further, *over_long_questions(reference.window_tokens)]
+    further = [VerificationQuery(one.query, one.passages) for one in recorded]
+    questions = [*VERIFICATION_QUERIES, *further, *over_long_queries(reference.window_tokens)]
     count = _Count("reference", _num_pairs(questions), on_progress)
     expected = [_expect(reference, question, count) for question in questions]
     description = f"transformers on {device} in float32, one pair at a time ({kind.value})"
@@ -106,7 +106,7 @@ def hold_against(run: ReferenceRun, served: ServedPath, on_progress: Progress = 
     recorded = tuple(
         RecordedFigures(one, expected[question], answers[question].logits)
         for one in run.recorded
-        for question in [Question(one.query, one.passages)]
+        for question in [VerificationQuery(one.query, one.passages)]
     )
     checks, reason = judge(figures, tokens, recorded, served.dtype, served.must_repeat)
     return Verdict(
@@ -123,7 +123,7 @@ def hold_against(run: ReferenceRun, served: ServedPath, on_progress: Progress = 
     )
 
 
-def _expect(reference: Reference, question: Question, count: "_Count") -> Expected:
+def _expect(reference: Reference, question: VerificationQuery, count: "_Count") -> Expected:
     encoded = [reference.encode(question.query, passage) for passage in question.passages]
     num_cut = sum(one.is_cut for one in encoded)
     tokens = tuple(PairTokens(one.token_ids, one.num_tokens) for one in encoded)
@@ -137,8 +137,8 @@ def _expect(reference: Reference, question: Question, count: "_Count") -> Expect
 
 
 def _ask_twice(
-    served: ServedPath, questions: Sequence[Question], on_progress: Progress
-) -> tuple[dict[Question, Answer], list[tuple[float, ...]]]:
+    served: ServedPath, questions: Sequence[VerificationQuery], on_progress: Progress
+) -> tuple[dict[VerificationQuery, ServedLogits], list[tuple[float, ...]]]:
     """All at once, in batches of strangers; then backwards in small requests, each behind the one before.
 
     The second answers are in the order of the first ones.
@@ -153,18 +153,20 @@ def _ask_twice(
     return dict(zip(questions, answers, strict=True)), [tuple(logits[::-1]) for logits in backwards]
 
 
-def _small_requests(questions: Sequence[Question]) -> Iterator[tuple[int, Question]]:
+def _small_requests(questions: Sequence[VerificationQuery]) -> Iterator[tuple[int, VerificationQuery]]:
     """The questions from the last to the first, their passages too, a few at a time."""
     sizes = cycle(_REQUEST_SIZES)
     for index in reversed(range(len(questions))):
         passages = questions[index].passages[::-1]
         while passages:
             size = next(sizes)
-            yield index, Question(questions[index].query, passages[:size])
+            yield index, VerificationQuery(questions[index].query, passages[:size])
             passages = passages[size:]
 
 
-def _compare_tokens(run: ReferenceRun, served: ServedPath, answers: Mapping[Question, Answer]) -> TokenFigures:
+def _compare_tokens(
+    run: ReferenceRun, served: ServedPath, answers: Mapping[VerificationQuery, ServedLogits]
+) -> TokenFigures:
     """Pair by pair where the served path shows what it reads, else by the number of tokens it says a request had."""
     alike: list[bool] = []
     num_cut, unit = 0, "pairs"
@@ -199,5 +201,5 @@ def _num_threads(model: ModelConfig, reference: Reference) -> int | None:
     return model.engine.num_threads or (1 if reference.num_parameters < _FEW_PARAMETERS else None)
 
 
-def _num_pairs(questions: Sequence[Question]) -> int:
+def _num_pairs(questions: Sequence[VerificationQuery]) -> int:
     return sum(len(question.passages) for question in questions)

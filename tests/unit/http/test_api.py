@@ -542,7 +542,7 @@ async def test_windows_may_be_refused_under_truncate_none(client: httpx.AsyncCli
     ("options", "limit", "loc", "message"),
     [
         ({"max_per_passage": 17}, 16, ["max_per_passage"], "passage_windows.max_per_passage is 17; at most 16 are"),
-        ({}, 1, [], "passage_windows: this service ranks no passage in windows; leave it out"),
+        ({}, 1, [], "passage_windows is turned off on this service; leave it out"),
         ({"max_per_passage": 0}, 16, ["max_per_passage"], "passage_windows.max_per_passage: Input should be greater"),
         ({"tokens": 15}, 16, ["tokens"], "passage_windows.tokens: Input should be greater than or equal to 16"),
         ({"tokens": "64"}, 16, ["tokens"], "passage_windows.tokens: Input should be a valid integer"),
@@ -576,7 +576,7 @@ async def test_a_client_can_shorten_the_time_limit_and_not_lengthen_it(models: l
     assert "within 0.05 s" in shortened.json()["message"]
     assert "within 0.2 s" in lengthened.json()["message"]
     asked = [shard.timeout_s for shard in stuck.shards if shard.query == "a query"]  # and not for readiness
-    assert asked == pytest.approx([0.05, 0.2], rel=0.1)
+    assert 0 < asked[0] <= 0.05 < asked[1] <= 0.2
     assert wrong.status_code == 400
     assert wrong.json()["detail"][0]["loc"] == ["header", "x-request-timeout-seconds"]
 

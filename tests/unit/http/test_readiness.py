@@ -13,12 +13,9 @@ from ray.serve.exceptions import DeploymentUnavailableError
 
 from rerank_service.config import RerankConfig
 from rerank_service.errors import QueueFull
-from rerank_service.http.api import build_api
 from rerank_service.messages import ReplicaReport, Shard, ShardScores
-from rerank_service.routing.model_router import ModelRouter
-from rerank_service.routing.ranker import Ranker
 from tests.fake_handles import Response
-from tests.local_service import client_of
+from tests.local_service import api_over, client_of
 
 MODELS = ("a", "b")
 SCORED = ShardScores((1.5,), (9,), (False,), (False,), 0.0, 0.0, 0.0)
@@ -80,8 +77,7 @@ def play(scenario: Scenario, **settings: Any) -> dict[str, Handle]:
     handles = {model.id: Handle() for model in config.models}
 
     async def run() -> None:
-        router = ModelRouter(config, handles)
-        async with client_of(build_api(config, router, Ranker(router, config))) as client:
+        async with client_of(api_over(config, handles)) as client:
             await asyncio.sleep(0.1)
             await scenario(client, handles)
 

@@ -14,6 +14,7 @@ from rerank_service.messages import Declined, Fitting, ReplicaLoad, Shard, Shard
 from rerank_service.routing.model_router import ModelRouter
 from rerank_service.routing.replica_table import MAX_DECLINED, ReplicaTable
 from tests.fake_handles import Response
+from tests.local_service import local_router
 
 CONFIG = RerankConfig.model_validate(
     {
@@ -64,11 +65,11 @@ class Deployment:
         return Response(outcome(shard) if callable(outcome) else outcome)
 
     def router(self, config: RerankConfig = CONFIG) -> ModelRouter:
-        return ModelRouter(config, {"nvidia/mistral": self}, tables={"nvidia/mistral": self.table})
+        return local_router(config, {"nvidia/mistral": self}, tables={"nvidia/mistral": self.table})
 
 
 def test_names_aliases_default_and_slugs() -> None:
-    router = ModelRouter(CONFIG, {})
+    router = local_router(CONFIG, {})
 
     assert router.resolve("NVIDIA/Llama-3.2-v2").id == "nvidia/llama-3.2-v2"
     assert router.resolve("nvidia/other").id == "nvidia/llama-3.2-v2"
@@ -83,7 +84,7 @@ def test_names_aliases_default_and_slugs() -> None:
 
 def test_of_two_models_with_one_slug_the_first_answers() -> None:
     models = [{"id": f"{organisation}/same", "checkpoint": {"source": "/a"}} for organisation in ("first", "second")]
-    router = ModelRouter(RerankConfig.model_validate({"models": models}), {})
+    router = local_router(RerankConfig.model_validate({"models": models}), {})
 
     assert router.resolve_slug("same").id == "first/same"
 
@@ -92,7 +93,7 @@ async def test_a_shard_goes_to_its_models_deployment_with_the_models_id() -> Non
     wrong = ShardScores((-1.5,), (9,), (False,), (False,), 0.0, 0.0, 0.0)
     scores = {"nvidia/llama-3.2-v2": Score(wrong), "nvidia/mistral": Score(SCORED)}
 
-    assert await ModelRouter(CONFIG, scores).score(SHARD) == SCORED
+    assert await local_router(CONFIG, scores).score(SHARD) == SCORED
 
     assert [shard.model for shard in scores["nvidia/mistral"].shards] == ["nvidia/mistral"]
     assert scores["nvidia/llama-3.2-v2"].shards == []
@@ -110,7 +111,7 @@ async def test_a_shard_goes_to_its_models_deployment_with_the_models_id() -> Non
 )
 async def test_a_lost_replica_is_unavailable(outcome: Exception) -> None:
     with pytest.raises(ReplicaUnavailable, match="nvidia/mistral"):
-        await ModelRouter(CONFIG, {"nvidia/mistral": Score(outcome)}).score(SHARD)
+        await local_router(CONFIG, {"nvidia/mistral": Score(outcome)}).score(SHARD)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +121,7 @@ async def test_a_lost_replica_is_unavailable(outcome: Exception) -> None:
 )
 async def test_another_replica_scores_what_a_lost_one_had(loss: Exception) -> None:
     score = Score(loss, SCORED)
-    router = ModelRouter(CONFIG, {"nvidia/mistral": score})
+    router = local_router(CONFIG, {"nvidia/mistral": score})
     assert await router.score(SHARD) == SCORED
     assert score.shards == [SHARD, replace(SHARD, is_counted=True)]  # the first one counted it as load
     assert b'rerank_retried_shards_total{model="nvidia/mistral"} 1.0' in router.metrics.exposition()
@@ -129,7 +130,7 @@ async def test_another_replica_scores_what_a_lost_one_had(loss: Exception) -> No
 async def test_what_took_two_replicas_down_is_not_given_to_a_third() -> None:
     score = Score(ActorDiedError())
     with pytest.raises(ReplicaUnavailable):
-        await ModelRouter(CONFIG, {"nvidia/mistral": score}).score(SHARD)
+        await local_router(CONFIG, {"nvidia/mistral": score}).score(SHARD)
     assert len(score.shards) == 2
 
 
@@ -139,7 +140,7 @@ async def test_what_took_two_replicas_down_is_not_given_to_a_third() -> None:
 async def test_an_application_error_is_never_retried(error: Exception) -> None:
     score = Score(error, SCORED)
     with pytest.raises((PairTooLong, ReplicaUnavailable)):
-        await ModelRouter(CONFIG, {"nvidia/mistral": score}).score(SHARD)
+        await local_router(CONFIG, {"nvidia/mistral": score}).score(SHARD)
     assert len(score.shards) == 1
 
 
@@ -149,7 +150,7 @@ async def test_the_replicas_own_error_comes_through(is_wrapped: bool) -> None:
     outcome = RayTaskError("score", "traceback", error).as_instanceof_cause() if is_wrapped else error
 
     with pytest.raises(PairTooLong) as caught:
-        await ModelRouter(CONFIG, {"nvidia/mistral": Score(outcome)}).score(SHARD)
+        await local_router(CONFIG, {"nvidia/mistral": Score(outcome)}).score(SHARD)
 
     assert type(caught.value) is PairTooLong
     assert caught.value.message == error.message
@@ -157,7 +158,7 @@ async def test_the_replicas_own_error_comes_through(is_wrapped: bool) -> None:
 
 async def test_cancelling_reaches_the_replica() -> None:
     score = Score()
-    router = ModelRouter(CONFIG, {"nvidia/mistral": score})
+    router = local_router(CONFIG, {"nvidia/mistral": score})
     call = asyncio.ensure_future(router.score(SHARD))
     await asyncio.sleep(0)
     outstanding = 'rerank_outstanding_tokens{{model="nvidia/mistral"}} {}'

@@ -11,10 +11,10 @@ import pytest
 from benchmarks.stack.simulated import SimulatedEngine
 from rerank_service.config import ModelConfig, RerankConfig
 from rerank_service.errors import QueueFull, RequestTimedOut, WaitTooLong
-from rerank_service.messages import Fitting, Shard, ShardScores
+from rerank_service.messages import Deadline, Fitting, Shard, ShardScores
 from rerank_service.replica.scorer import ModelScorer
-from rerank_service.routing.model_router import ModelRouter
 from rerank_service.routing.ranker import Ranker, RefusedRequests
+from tests.local_service import local_router
 
 MODEL = ModelConfig.model_validate({"id": "m", "checkpoint": {"source": "/m"}, "batching": {"max_batch_tokens": 500}})
 TEXT = "x" * 368
@@ -46,7 +46,7 @@ async def scorer(threads: ThreadPoolExecutor) -> ModelScorer:
 async def busy(scorer: ModelScorer) -> "asyncio.Task[ShardScores]":
     """Fifty seconds of work, not counted and never finished, with a deadline before that of the shards below."""
     work = asyncio.ensure_future(scorer.score(shard(500, timeout_s=10.0, is_counted=True)))
-    while not scorer.scheduler.queued_tokens:
+    while not scorer.scheduler.queue.num_tokens:
         await asyncio.sleep(0)
     return work
 
@@ -60,7 +60,7 @@ async def test_what_is_refused_for_want_of_capacity_counts_too(scorer: ModelScor
     work = await busy(scorer)
     with pytest.raises(WaitTooLong):
         await scorer.score(shard(1, timeout_s=20.0))
-    scorer.scheduler.max_queued_tokens = 100
+    scorer.scheduler.admission.max_queued_tokens = 100
     with pytest.raises(QueueFull):
         await scorer.score(shard(1))
     assert scorer.offered_tokens == 2 * NUM_TOKENS
@@ -141,10 +141,10 @@ class Refusing:
 async def test_a_refused_requests_retry_counts_once(client_id: str | None, passage: str, is_counted: bool) -> None:
     config = RerankConfig(models=(MODEL,))
     replica = Refusing()
-    ranker = Ranker(ModelRouter(config, {"m": replica}), config)
+    ranker = Ranker(local_router(config, {"m": replica}), config)
     with pytest.raises(WaitTooLong):
-        await ranker.rank("m", "query", ["p"], Fitting(), client_id="a")
-    await ranker.rank("m", "query", [passage], Fitting(), client_id=client_id)
+        await ranker.rank("m", "query", ["p"], Fitting(), Deadline.after(30.0), client_id="a")
+    await ranker.rank("m", "query", [passage], Fitting(), Deadline.after(30.0), client_id=client_id)
     assert [one.is_counted for one in replica.shards] == [False, is_counted]
 
 

@@ -252,13 +252,14 @@ WRONG: list[tuple[str, dict[str, Any], int, str]] = [
     ("tei", {"texts": []}, 400, "texts is empty; send at least one text"),
     ("tei", {"query": 5}, 422, "query: Input should be a valid string"),
     ("tei", {"texts": ["a"] * 5}, 413, "texts has 5 entries; at most 4 are allowed, so split the request"),
-    ("tei", {"truncation_direction": "Left"}, 422, "truncation_direction: only Right is supported, the end is what is "
-     "cut; leave it out"),
+    ("tei", {"truncation_direction": "Left"}, 422, "truncation_direction must be Right, which truncates the end; "
+     "leave it out"),
     ("vllm", {"top_n": -1}, 400, "top_n: Input should be greater than or equal to 0"),
     ("vllm", {"truncate_prompt_tokens": 5}, 400, "truncate_prompt_tokens: Input should be -1"),
-    ("vllm score", {"text_2": ...}, 400, "The body needs queries and texts to score, in one of these forms: text_1 "
-     "with text_2, queries with documents, queries with items, data_1 with data_2"),
-    ("vllm score", {"text_1": ["a", "b"]}, 400, "text_1 has 2 entries and text_2 3; send one query, or as many"),
+    ("vllm score", {"text_2": ...}, 400, "The body needs queries and texts in one of these pairs of fields: "
+     "text_1 with text_2, queries with documents, queries with items, data_1 with data_2"),
+    ("vllm score", {"text_1": ["a", "b"]}, 400, "text_1 has 2 entries and text_2 3; send one query, "
+     "or one for each text"),
     ("infinity", {"documents": 5}, 422, "documents must be a list"),
     ("voyage", {"truncate": True}, 400, "truncate is not a field of this API; accepted here: query, documents, model, "
      "top_k, return_documents, truncation"),

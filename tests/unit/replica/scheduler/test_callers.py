@@ -6,11 +6,10 @@ import pytest
 
 from benchmarks.callers import SCENARIOS, Scenario, simulate
 from rerank_service.replica.scheduler import FairQueue
-from rerank_service.replica.scheduler.admission import Admission
-from rerank_service.replica.scheduler.deadlines import Demand
-from rerank_service.replica.scheduler.pace import DrainRate
-from rerank_service.tools.planning.events import Clock
-from rerank_service.tools.planning.replica import Job, SimulatedReplica
+from rerank_service.replica.scheduler.admission import Admission, DrainRate
+from rerank_service.replica.scheduler.fair_queue import TokensDue
+from rerank_service.tools.planning.clock import Clock
+from rerank_service.tools.planning.replica import SimulatedReplica, SimulatedShard
 from rerank_service.tools.planning.speed import ReplicaSpeed
 
 SPEED = ReplicaSpeed(10_000.0, max_in_flight=1, max_batch_tokens=1_000)
@@ -34,11 +33,11 @@ class Contest:
     def _send(self, caller: str, lengths: list[int], timeout_s: float) -> None:
         now_s = self.clock.now_s
         self._number += 1
-        job = Job(str(self._number), (now_s, now_s + timeout_s), lengths, caller)
+        job = SimulatedShard(str(self._number), (now_s, now_s + timeout_s), lengths, caller)
         if not self.replica.submit(job, now_s + timeout_s):
             self.refused[caller] = self.refused.get(caller, 0) + 1
 
-    def _done(self, job: Job) -> None:
+    def _done(self, job: SimulatedShard) -> None:
         sent_s, deadline_s = job.owner
         self.waited_s.setdefault(job.caller, []).append(self.clock.now_s - sent_s)
         self.late[job.caller] = self.late.get(job.caller, 0) + (self.clock.now_s > deadline_s)
@@ -102,12 +101,12 @@ def test_a_full_queue_has_room_for_a_caller_with_little_in_it() -> None:
         queue.add(str(number), number, [100] * 10, caller="flood")
     admission = Admission(queue, DrainRate(), 9_000)
 
-    assert admission.refusal(Demand(60.0, 1_000), 0, 100, 0.0, "flood") is not None
-    assert admission.refusal(Demand(60.0, 1_000), 0, 100, 0.0, "me") is None
-    assert admission.refusal(Demand(60.0, 4_501), 0, 100, 0.0, "me") is not None  # more than half of the bound
+    assert admission.refusal(TokensDue(60.0, 1_000), 0, 100, 0.0, "flood") is not None
+    assert admission.refusal(TokensDue(60.0, 1_000), 0, 100, 0.0, "me") is None
+    assert admission.refusal(TokensDue(60.0, 4_501), 0, 100, 0.0, "me") is not None  # more than half of the bound
     for number in range(9, 18):
         queue.add(str(number), number, [100] * 10, caller=f"caller {number}")
-    assert admission.refusal(Demand(60.0, 100), 0, 100, 0.0, "me") is not None  # twice the bound, and no more
+    assert admission.refusal(TokensDue(60.0, 100), 0, 100, 0.0, "me") is not None  # twice the bound, and no more
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS[:8], ids=lambda scenario: scenario.name)

@@ -153,11 +153,11 @@ async def test_a_cancelled_request_leaves_the_queue(scheduler: Scheduler[Encoded
     gone = asyncio.ensure_future(scheduler.submit("gone", pairs(200, 1)))
     kept = asyncio.ensure_future(scheduler.submit("kept", pairs(4, 2)))
     await settle()
-    assert scheduler.queued_tokens == 2040
+    assert scheduler.queue.num_tokens == 2040
 
     gone.cancel()
     await settle()
-    assert scheduler.queued_tokens == 40
+    assert scheduler.queue.num_tokens == 40
 
     device.is_free.set()
     await asyncio.gather(blocker, kept)
@@ -191,7 +191,7 @@ async def test_an_error_fails_its_own_request_alone(scheduler: Scheduler[Encoded
     with pytest.raises(EngineFailed, match="RuntimeError"):
         await bad
     assert [(await task).logits for task in good] == [(0.0, 0.0), (1.0, 1.0)]
-    assert scheduler.queued_tokens == 0
+    assert scheduler.queue.num_tokens == 0
     assert (await scheduler.submit("after", pairs(1, 5))).logits == (5.0,)
 
 
@@ -222,7 +222,7 @@ async def test_the_queue_is_bounded_but_an_empty_one_takes_anything(
     blocker = await device.hold(scheduler)
     large = asyncio.ensure_future(scheduler.submit("large", pairs(1500, 1)))
     await settle()
-    assert scheduler.queued_tokens == 15_000
+    assert scheduler.queue.num_tokens == 15_000
 
     with pytest.raises(QueueFull) as caught:
         await scheduler.submit("late", pairs(1))
@@ -403,7 +403,7 @@ async def test_what_would_be_late_is_refused_at_once(slow: Device) -> None:
     assert late.retry_after_s == 13  # half of 510 tokens
     assert late.expected_s > late.time_s - late.reserve_s  # the numbers that decided
     assert late.reserve_s == pytest.approx(0.2 * late.time_s)
-    assert scheduler.queued_tokens == 600
+    assert scheduler.queue.num_tokens == 600
     slow.is_free.set()
     await asyncio.gather(blocker, waiting, hurried)
     await scheduler.close()

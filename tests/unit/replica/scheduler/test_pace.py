@@ -2,7 +2,7 @@
 
 import pytest
 
-from rerank_service.replica.scheduler.pace import DrainRate, batch_budget, may_launch
+from rerank_service.replica.scheduler.admission import DrainRate, batch_budget, may_launch
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Work that never comes back, by a clock of the test's own."""
 
-from rerank_service.replica.scheduler.watch import Watch
+from rerank_service.replica.scheduler import Watch
 
 
 def looks(watch: Watch, times: list[float]) -> list[int]:

@@ -9,8 +9,8 @@ import pytest
 
 from rerank_service.errors import BatchError
 from rerank_service.tools.batch.beir import build_index
-from rerank_service.tools.batch.plan import ChunkReader, make_plan
-from rerank_service.tools.batch.records import Pair, pairs_of
+from rerank_service.tools.batch.chunks import ChunkReader, plan_chunks
+from rerank_service.tools.batch.records import TextPair, pairs_of
 from rerank_service.tools.batch.sources import InputFiles, open_source
 from tests.models import NASTY_PASSAGES
 
@@ -21,7 +21,7 @@ def files(path: Path, candidates: Path | None = None) -> InputFiles:
     return InputFiles(path, candidates, path.parent / "index.sqlite")
 
 
-def read(path: Path) -> list[Pair]:
+def read(path: Path) -> list[TextPair]:
     return list(pairs_of(open_source(files(path)).records()))
 
 
@@ -52,11 +52,11 @@ def test_json_rows_of_both_shapes_and_of_the_api(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace("\n", "\n\n", 1))  # an empty line counts, and is passed over
 
     assert read(path) == [
-        Pair(1, "q", "a?", "7", "b"),
-        Pair(3, "3", "c?", "x", "d"),
-        Pair(3, "3", "c?", "y", "e"),
-        Pair(4, "4", "f?", "0", "g"),
-        Pair(4, "4", "f?", "z", "h"),
+        TextPair(1, "q", "a?", "7", "b"),
+        TextPair(3, "3", "c?", "x", "d"),
+        TextPair(3, "3", "c?", "y", "e"),
+        TextPair(4, "4", "f?", "0", "g"),
+        TextPair(4, "4", "f?", "z", "h"),
     ]
 
 
@@ -106,7 +106,7 @@ def test_every_chunk_can_be_read_alone(tmp_path: Path, beir: Path, suffix: str, 
     source = open_source(asked)
     whole = list(pairs_of(source.records()))
 
-    plan = make_plan(source, chunk_pairs)
+    plan = plan_chunks(source, chunk_pairs)
     in_order = [pair for reader in [ChunkReader(source)] for chunk in plan.chunks for pair in reader.read(chunk)]
     alone = [pair for chunk in reversed(plan.chunks) for pair in reversed(ChunkReader(source).read(chunk))][::-1]
     alternate = ChunkReader(source)
@@ -168,7 +168,7 @@ def test_errors_name_file_line_and_field(tmp_path: Path, name: str, text: str, m
     path.write_text(text)
 
     with pytest.raises(BatchError) as caught:
-        make_plan(open_source(files(path)), 10)
+        plan_chunks(open_source(files(path)), 10)
 
     assert message in str(caught.value)
     assert str(path) in str(caught.value)
@@ -179,7 +179,7 @@ def test_bytes_that_are_no_text(tmp_path: Path) -> None:
     path.write_bytes(b'{"query": "q", "passage": "\xff"}\n')
 
     with pytest.raises(BatchError, match="line 1: not UTF-8"):
-        make_plan(open_source(files(path)), 10)
+        plan_chunks(open_source(files(path)), 10)
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ def test_candidates_that_cannot_be_looked_up(tmp_path: Path, beir: Path, run: st
     build_index(beir, asked.index)
 
     with pytest.raises(BatchError, match=message):
-        make_plan(open_source(asked), 10)
+        plan_chunks(open_source(asked), 10)
 
 
 def test_an_id_that_comes_twice(tmp_path: Path, beir: Path) -> None:
@@ -211,7 +211,7 @@ def test_an_id_that_comes_twice(tmp_path: Path, beir: Path) -> None:
 def test_an_input_that_has_become_shorter(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "in.jsonl", [{"query": "q", "passage": "p"}] * 6)
     source = open_source(files(path))
-    plan = make_plan(source, 4)
+    plan = plan_chunks(source, 4)
     write_jsonl(path, [{"query": "q", "passage": "p"}] * 5)
 
     with pytest.raises(BatchError, match="has changed: chunk 1 is not all there"):

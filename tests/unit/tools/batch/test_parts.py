@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from rerank_service.errors import BatchError
+from rerank_service.tools.batch.chunks import Chunk
 from rerank_service.tools.batch.parts import Parts, whole_file
-from rerank_service.tools.batch.plan import Chunk
 from rerank_service.tools.batch.records import Position
 
 CHUNKS = [Chunk(0, 0, 2, Position(0, 1), 0), Chunk(1, 2, 1, Position(9, 3), 0)]

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from rerank_service.tools.bench.apis import INFINITY, NIM, PLAIN, VLLM, PreparedRequest, RankingApi, sigmoid_scores
 from rerank_service.tools.bench.cpu_time import cpu_seconds, process_tree
-from rerank_service.tools.bench.dialects import INFINITY, NIM, PLAIN, VLLM, Dialect, PreparedRequest, sigmoid_scores
 from rerank_service.tools.bench.load import run_load
 from rerank_service.tools.bench.measure import measure_load, median_figures
 from rerank_service.tools.bench.probe import probe_small_behind_big
@@ -115,7 +115,7 @@ def test_medians_keep_what_no_repeat_knows_as_null_and_add_failures_up(url: str)
 
 
 @pytest.mark.parametrize(
-    ("dialect", "answer"),
+    ("api", "answer"),
     [
         (NIM, {"rankings": [{"index": i, "logit": _SCORES[i]} for i in (2, 0, 1)]}),
         (INFINITY, {"results": [{"index": i, "relevance_score": _SCORES[i]} for i in (2, 0, 1)]}),
@@ -124,8 +124,8 @@ def test_medians_keep_what_no_repeat_knows_as_null_and_add_failures_up(url: str)
         (sigmoid_scores(PLAIN), {"logits": [1 / (1 + math.exp(-score)) for score in _SCORES]}),
     ],
 )
-def test_logits_come_back_in_the_order_of_the_request(dialect: Dialect, answer: dict[str, Any]) -> None:
-    assert dialect.logits(json.dumps(answer).encode(), 3) == pytest.approx(_SCORES)
+def test_logits_come_back_in_the_order_of_the_request(api: RankingApi, answer: dict[str, Any]) -> None:
+    assert api.logits(json.dumps(answer).encode(), 3) == pytest.approx(_SCORES)
 
 
 @pytest.mark.parametrize("indices", [(0, 1), (0, 1, 1), (0, 1, 3)])

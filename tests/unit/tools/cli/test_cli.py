@@ -59,7 +59,7 @@ def test_serve_refuses_a_bad_configuration_before_starting_anything(tmp_path: Pa
     result = runner.invoke(app, ["serve", str(path)])
 
     assert result.exit_code == 2
-    assert "models.0.checkpoint: hub checkpoint 'x/y' needs revision" in result.stderr
+    assert "models[0].checkpoint: hub checkpoint 'x/y' needs revision" in result.stderr
     assert "Traceback" not in result.output
 
 

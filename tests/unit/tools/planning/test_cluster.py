@@ -9,9 +9,9 @@ from dataclasses import replace
 import pytest
 
 from rerank_service.tools.bench.workload import Lengths
-from rerank_service.tools.planning.cluster import Cluster, End, Ended, Fleet, percentile, run
+from rerank_service.tools.planning.clock import Clock
+from rerank_service.tools.planning.cluster import End, FinishedRequest, Fleet, SimulatedCluster, percentile, run
 from rerank_service.tools.planning.costs import HAPROXY, NO_COSTS, CpuCost, StackCosts
-from rerank_service.tools.planning.events import Clock
 from rerank_service.tools.planning.speed import ReplicaSpeed
 from rerank_service.tools.planning.workload import Arrival, Mix, Phase, arrivals
 
@@ -25,7 +25,7 @@ def load(mix: Mix, rps: float, count: int, seed: int = 0, burstiness: float = 1.
     return list(itertools.islice(arrivals(mix, [Phase(0, rps)], burstiness, seed), count))
 
 
-def latencies(ended: list[Ended]) -> list[float]:
+def latencies(ended: list[FinishedRequest]) -> list[float]:
     return [one.latency_s for one in ended]
 
 
@@ -112,8 +112,8 @@ def test_an_ingress_that_is_too_busy_is_what_everybody_waits_for() -> None:
 
 
 def test_a_replica_that_is_removed_finishes_what_it_has_and_gets_nothing_more() -> None:
-    clock, ended = Clock(), list[Ended]()
-    cluster = Cluster(Fleet(2, FAST, costs=HAPROXY), clock, ended.append)
+    clock, ended = Clock(), list[FinishedRequest]()
+    cluster = SimulatedCluster(Fleet(2, FAST, costs=HAPROXY), clock, ended.append)
     for number in range(40):
         clock.at(number * 0.05, cluster.send, Arrival(number * 0.05, [100] * 40))
     clock.at(1.0, cluster.remove_replica)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from rerank_service.tools.planning import limits as planned
-from rerank_service.tools.planning.answer import cost_per_million_passages
+from rerank_service.tools.planning.capacity import cost_per_million_passages
 from rerank_service.tools.planning.costs import HAPROXY, SERVE_PROXY, StackCosts
 from rerank_service.tools.planning.fleet import Demand
 from rerank_service.tools.planning.limits import CONTROLLER_SHARE, Cadence, limits_of, most_replicas

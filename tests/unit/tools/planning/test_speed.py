@@ -6,7 +6,13 @@ from pathlib import Path
 import pytest
 
 from rerank_service.tools.bench.workload import Lengths
-from rerank_service.tools.planning.speed import EMBEDDED_TOKENS_PER_S, Model, ReplicaSpeed, flops_per_token, speed_of
+from rerank_service.tools.planning.speed import (
+    EMBEDDED_TOKENS_PER_S,
+    PlannedModel,
+    ReplicaSpeed,
+    flops_per_token,
+    speed_of,
+)
 from rerank_service.tools.planning.workload import Mix
 from rerank_service.tools.random_checkpoints.shapes import Architecture, shape_of
 
@@ -49,7 +55,7 @@ def test_an_unknown_gpu_is_refused_with_those_known() -> None:
 
 def test_longer_pairs_are_slower_and_larger_gpus_faster() -> None:
     assert speed_of(Mix({1: 1}, 8192)).tokens_per_s < speed_of(MIX).tokens_per_s
-    assert speed_of(MIX, model=Model.MISTRAL_4B).tokens_per_s < speed_of(MIX).tokens_per_s
+    assert speed_of(MIX, model=PlannedModel.MISTRAL_4B).tokens_per_s < speed_of(MIX).tokens_per_s
 
 
 def test_full_batches_pay_their_overhead_once() -> None:
@@ -71,4 +77,4 @@ def test_the_embedded_models_speed_is_the_one_measured(lengths: Lengths) -> None
     measured = 1000 * tokens_a_pair / row["cpu_s_per_1k_pairs"]
 
     assert EMBEDDED_TOKENS_PER_S[lengths] == pytest.approx(measured, rel=0.001)
-    assert speed_of(Mix({1: 1}, lengths), model=Model.EMBEDDED).tokens_per_s == EMBEDDED_TOKENS_PER_S[lengths]
+    assert speed_of(Mix({1: 1}, lengths), model=PlannedModel.EMBEDDED).tokens_per_s == EMBEDDED_TOKENS_PER_S[lengths]

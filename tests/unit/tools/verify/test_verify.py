@@ -31,8 +31,8 @@ from rerank_service.tools.cli.main import app
 from rerank_service.tools.random_checkpoints.make import Architecture, make_checkpoint
 from rerank_service.tools.verify.recorded import RECORDED, RecordedLogits, recorded_of
 from rerank_service.tools.verify.reference import load_reference
-from rerank_service.tools.verify.served import Answer, EnginePath
-from rerank_service.tools.verify.texts import Question
+from rerank_service.tools.verify.served import EnginePath, ServedLogits
+from rerank_service.tools.verify.texts import VerificationQuery
 from rerank_service.tools.verify.tolerances import TOLERANCES
 from rerank_service.tools.verify.verdict import Verdict, figures_of, half_step
 from rerank_service.tools.verify.verify import ReferenceRun, hold_against, run_reference, verify
@@ -243,7 +243,9 @@ def test_a_yes_no_decoder_made_a_classifier(
 class Jumpy(EnginePath):
     """Logits that depend a little on the batch."""
 
-    def answer(self, questions: Sequence[Question], at_once: bool, on_answered: Callable[[int], None]) -> list[Answer]:
+    def answer(
+        self, questions: Sequence[VerificationQuery], at_once: bool, on_answered: Callable[[int], None]
+    ) -> list[ServedLogits]:
         answers = super().answer(questions, at_once, on_answered)
         return [one._replace(logits=tuple(logit + 1e-6 * at_once for logit in one.logits)) for one in answers]
 
@@ -360,7 +362,7 @@ def test_every_engine_has_a_reference(folders: dict[str, Path]) -> None:
             load_reference(kind, folders["bert"] / "nowhere", local_model(folders["bert"]), torch.device("cpu"))
 
 
-def recorded_from(question: Question, logits: Sequence[float]) -> RecordedLogits:
+def recorded_from(question: VerificationQuery, logits: Sequence[float]) -> RecordedLogits:
     """As if somebody had written them down in bfloat16."""
     written = torch.tensor(logits).bfloat16().tolist()
     return RecordedLogits(
