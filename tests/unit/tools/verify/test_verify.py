@@ -541,8 +541,8 @@ def test_a_running_service_is_verified_in_the_precision_it_reports(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--served-as", "another"], "--served-as is for --url"),
-        (["--recorded", "another"], "no logits of 'another' are recorded here"),
+        (["--served-as", "another"], "--served-as needs --url"),
+        (["--recorded", "another"], "no logits of 'another' are recorded"),
     ],
 )
 def test_options_without_effect_are_errors(folders: dict[str, Path], options: list[str], words: str) -> None:
