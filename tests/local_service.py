@@ -49,10 +49,13 @@ def api_over(config: RerankConfig, replicas: Mapping[str, Any]) -> FastAPI:
 
 
 def local_router(
-    config: RerankConfig, replicas: Mapping[str, Any], tables: Mapping[str, ReplicaTable] | None = None
+    config: RerankConfig,
+    replicas: Mapping[str, Any],
+    tables: Mapping[str, ReplicaTable] | None = None,
+    metrics: IngressMetrics | None = None,
 ) -> ModelRouter:
-    """A router with metrics of its own and no tracing."""
-    return ModelRouter(config, replicas, IngressMetrics(), Tracing(config.tracing), tables)
+    """A router without tracing."""
+    return ModelRouter(config, replicas, metrics or IngressMetrics(), Tracing(config.tracing), tables)
 
 
 @asynccontextmanager
