@@ -578,6 +578,32 @@ async def test_all_queries_of_a_request_share_one_request_id(model: ModelConfig)
     assert len(set(of_the_request.values())) == 1
 
 
+async def test_a_failed_query_cancels_the_others_and_its_error_is_the_answer(model: ModelConfig) -> None:
+    class FailingOnce:
+        """Fails for the query `a` once that for `b` has arrived, and never answers `b`."""
+
+        def __init__(self) -> None:
+            self.has_arrived = asyncio.Event()
+            self.pending: asyncio.Future[ShardScores] = asyncio.get_running_loop().create_future()
+
+        def remote(self, shard: Shard) -> "asyncio.Future[ShardScores]":
+            if shard.query == "b":
+                self.has_arrived.set()
+                return self.pending
+            return asyncio.ensure_future(self.fail())
+
+        async def fail(self) -> ShardScores:
+            await self.has_arrived.wait()
+            raise QueueFull(10, 9)
+
+    replica = FailingOnce()
+    async with serving(model, replica) as client:
+        response = await client.post("/score", json={"text_1": ["a", "b"], "text_2": ["c", "d"]})
+
+    assert (response.status_code, response.json()["error"]["code"]) == (503, 503)
+    assert replica.pending.cancelled()
+
+
 LOSS_BODIES: dict[str, tuple[str, dict[str, Any]]] = ALL_FORMS | {
     "nim": ("/v1/ranking", {"query": {"text": QUERY}, "passages": [{"text": text} for text in [*TEXTS, TEXTS[0]]]}),
     "vllm score of several queries": ("/score", {"queries": ["a", "b", "a"], "documents": TEXTS}),
