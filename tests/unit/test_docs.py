@@ -75,6 +75,12 @@ def test_every_page_is_in_the_index() -> None:
     assert {*PAGES, *OTHERS} - indexed - {index} == set()
 
 
+def test_the_list_of_decisions_has_their_titles() -> None:
+    folder = ROOT / "docs/decisions"
+    titles = [page.read_text(encoding="utf-8").splitlines()[0][2:] for page in sorted(folder.glob("0*.md"))]
+    assert re.findall(r"^- \[(.+)\]\(\d", (folder / "README.md").read_text(encoding="utf-8"), re.MULTILINE) == titles
+
+
 @pytest.mark.parametrize("page", [*PAGES, *OTHERS], ids=page_name)
 def test_every_named_path_of_the_package_exists(page: Path) -> None:
     named = {path.rstrip("/.") for path in PATH_IN_PACKAGE.findall(page.read_text(encoding="utf-8"))}
