@@ -101,5 +101,5 @@ def test_redis_without_its_package_is_refused(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_limit_below_the_largest_request_is_refused() -> None:
     model = {"id": "m", "checkpoint": {"source": "/nowhere"}}
-    with pytest.raises(ValueError, match=r"passages_per_minute 100 is below limits\.max_passages 512"):
+    with pytest.raises(ValueError, match=r"passages_per_minute 100 is less than limits\.max_passages 512"):
         RerankConfig.model_validate({"models": [model], "rate_limits": {"passages_per_minute": 100}})
