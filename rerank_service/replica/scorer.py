@@ -1,8 +1,8 @@
 """One model on a device: shards are tokenised in a bounded pool of threads, then scored by the scheduler.
 
-Each call enters the scheduler on its own, so that it has its own error, cancellation and queue time. Replicas collect
-calls in front of it (`collector`); elsewhere a model in the caller's process uses it directly. Independent of Ray and
-HTTP.
+Each call enters the scheduler on its own, so that it has its own error, cancellation and queue time. Replicas put a
+`collector` in front of the scorer; `verify`, which has the model in its own process, calls it directly. Independent of
+Ray and HTTP.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ from rerank_service.replica.scheduler.admission import lateness
 from rerank_service.replica.scheduler.fair_queue import TokensDue
 from rerank_service.telemetry.metrics import MetricSink, NoMetrics, record_counts, record_gauges
 
-__all__ = ["Collect", "ModelScorer", "StartTokenising", "Tokenised"]
+__all__ = ["Collect", "ModelScorer", "StartTokenising", "Tokenised", "TokenisedFuture"]
 
 logger = logging.getLogger(__name__)
 
