@@ -6,7 +6,7 @@ wait of zero by default, and its body returns at once (docs/decisions/0001). Ind
 
 from itertools import groupby
 from operator import itemgetter
-from typing import Any
+from typing import Any, cast
 
 from ray import serve
 
@@ -31,7 +31,7 @@ class Collector:
                 futures += start([shard for _, shard in group])
             return futures
 
-        self._batched: Any = collect  # Serve's annotations know batches of one argument only
+        self._batched = cast(Any, collect)  # Serve's annotations know batches of one argument only
         self.collect: Collect = self._batched
         """Starts tokenising a shard together with others that arrive at the same time."""
 
