@@ -165,8 +165,8 @@ class ModelScorer:
                 future = await self._collect(self.start_tokenising, shard)
             return await future
         except asyncio.CancelledError:
-            # When a replica refuses a shard, the ingress cancels the request's other shards. They are as much a part
-            # of the load, and count by estimate.
+            # When a replica refuses a shard, the ingress cancels the other shards of the request. They are part of the
+            # load all the same, and count by estimate.
             if not shard.is_counted:
                 most = shard.num_tokens if shard.fitting.windows else len(shard.passages) * self._engine.window_tokens
                 self.offered_tokens += min(shard.num_tokens, most)
@@ -197,7 +197,7 @@ class ModelScorer:
             try:
                 passages = encode_passages(self._engine, shard.query, shard.passages, shard.fitting)
                 result = Tokenised(passages, time.perf_counter() - started)
-            except PairTooLong as error:  # its index is the passage's in the shard, not yet in the request
+            except PairTooLong as error:  # counts passages in the shard; callers count in the request
                 result = PairTooLong(shard.indices[error.index], error.num_tokens, error.max_tokens)
             except Exception as error:
                 result = error
@@ -234,7 +234,7 @@ class ModelScorer:
 
 
 def _resolve(future: TokenisedFuture, result: Tokenised | Exception) -> None:
-    if future.done():  # its caller has left
+    if future.done():  # cancelled by its caller
         return
     if isinstance(result, Exception):
         future.set_exception(result)

@@ -232,7 +232,7 @@ class FairQueue(Generic[JobT]):
         return None
 
     def _draw(self, batch: _Batch[JobT], request: _Request[JobT]) -> None:
-        """Moves the next pair of a request into the batch. The heaps are not updated; stale entries are recognised."""
+        """Moves the next pair of a request into the batch. Heap entries become stale and are renewed when popped."""
         drawn = request.pairs.popleft()
         batch.drawn.append(drawn)
         batch.room -= drawn.num_tokens

@@ -149,7 +149,7 @@ class Scheduler(Generic[PairT]):
         """
         self.max_batch_tokens = max_batch_tokens
         self.min_batch_tokens = min_batch_tokens
-        """Lower bound of the budget of a batch; null: the budget is always `max_batch_tokens`."""
+        """Smallest token budget of a batch; null: the budget is always `max_batch_tokens`."""
         self.queue: FairQueue[_Job[PairT]] = FairQueue()
         self.drain = DrainRate()
         self.admission = Admission(self.queue, self.drain, max_queued_tokens)
