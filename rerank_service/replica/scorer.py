@@ -225,7 +225,7 @@ class ModelScorer:
             waiting_tokens=scheduler.outstanding_tokens,
             tokens_per_s=tokens_per_s,
             memory_bytes=facts.memory_bytes,
-            mfu=facts.utilisation(tokens_per_s),
+            mfu=facts.peak_tokens_per_s and tokens_per_s / facts.peak_tokens_per_s,
             precision=engine.precision,
         )
         record_counts(self._metrics, self._model.id, report)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rerank_service.engine.device import launch
-from rerank_service.engine.device.device_errors import is_final
+from rerank_service.engine.device.cuda import is_final
 from rerank_service.engine.device.launch import TorchEngine
 from rerank_service.engine.protocol import EncodedPair
 from rerank_service.errors import DeviceFailed, EngineFailed, NonFiniteLogit
