@@ -1,35 +1,46 @@
-"""Configuration: every setting, checked, and the loading of its file."""
+"""Every setting of the service with its default, documentation and validation, and the loading of a configuration.
 
-from rerank_service.config.settings import (
-    MODEL_IMPORT_PATH,
-    AuthConfig,
-    AutoscalingConfig,
-    BatchingConfig,
-    CheckpointConfig,
+Attribute docstrings are the documentation and the JSON schema. This package must not import Ray, torch or HTTP: the
+command line, the engine and the head node of a cluster all read it.
+"""
+
+from rerank_service.config.application import RerankConfig
+from rerank_service.config.checkpoint import CheckpointConfig
+from rerank_service.config.engine import (
     Device,
-    DialectName,
     Dtype,
     EngineConfig,
     EngineKind,
-    IngressConfig,
     LateInteractionHead,
-    LimitsConfig,
-    LogConfig,
-    ModelConfig,
-    PoolConfig,
     Pooling,
-    RateLimitConfig,
-    ReplicaConfig,
-    RerankConfig,
-    ServiceConfig,
     SpecialTokens,
-    TracingConfig,
     YesNoPrompt,
+)
+from rerank_service.config.loading import (
+    MODEL_IMPORT_PATH,
     load_config,
     parse_config,
     parse_model,
     parse_serve_config,
-    readable_problems,
+)
+from rerank_service.config.model import ModelConfig, PoolConfig
+from rerank_service.config.replica import (
+    AutoscalingConfig,
+    BatchingConfig,
+    ReplicaConfig,
+    default_batch_tokens,
+    default_min_batch_tokens,
+)
+from rerank_service.config.section import readable_problems, without_echoes
+from rerank_service.config.service import (
+    AuthConfig,
+    DialectName,
+    IngressConfig,
+    LimitsConfig,
+    LogConfig,
+    RateLimitConfig,
+    ServiceConfig,
+    TracingConfig,
 )
 
 __all__ = [
@@ -57,9 +68,12 @@ __all__ = [
     "SpecialTokens",
     "TracingConfig",
     "YesNoPrompt",
+    "default_batch_tokens",
+    "default_min_batch_tokens",
     "load_config",
     "parse_config",
     "parse_model",
     "parse_serve_config",
     "readable_problems",
+    "without_echoes",
 ]

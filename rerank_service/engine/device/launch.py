@@ -13,6 +13,7 @@ from typing import Generic
 
 import torch
 
+from rerank_service.config import default_batch_tokens
 from rerank_service.engine.device import cuda
 from rerank_service.engine.protocol import CacheCounts, DeviceFacts, PairT
 from rerank_service.errors import DeviceMemoryExhausted
@@ -57,7 +58,7 @@ class TorchEngine(ABC, Generic[PairT]):
         self.device = device
         self.max_in_flight = 2 if device.type == "cuda" else 1
         """On a GPU, one batch is packed and launched while another runs; a single stream keeps them in order."""
-        self.default_batch_tokens = 16_384 if device.type == "cuda" else 4_096
+        self.default_batch_tokens = default_batch_tokens(on_gpu=device.type == "cuda")
         self.memory_tokens: int | None = None
         """Tokens of a batch that fit in the device's memory; null: unknown."""
         self.flops_per_token = 0.0

@@ -1,4 +1,4 @@
-"""All pairs of a collection through an engine. Knows nothing of judgements."""
+"""Scores all candidates of a collection with an engine."""
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -22,9 +22,9 @@ def score_candidates(
     batch_tokens: int | None = None,
     on_scored: OnScored = lambda *_: None,
 ) -> tuple[EncodedPassages[PairT], Scores]:
-    """All pairs, query by query in the order of the candidates, and their scores.
+    """The encoded passages, query by query in the order of the candidates, and their scores.
 
-    Raises `BatchError` naming the query and the passage of a logit that is not finite.
+    Raises `BatchError` with the query and the passage of a logit that is not finite.
     """
     asked = questions(collection, candidates)
     try:
@@ -46,6 +46,6 @@ def questions(collection: Collection, candidates: Candidates) -> Iterator[QueryP
 
 
 def by_query(logits: Sequence[float], candidates: Candidates) -> Scores:
-    """A flat list of logits, cut up query by query."""
+    """A flat list of logits, split by query."""
     remaining = iter(logits)
     return {query_id: list(islice(remaining, len(chosen))) for query_id, chosen in candidates.items()}

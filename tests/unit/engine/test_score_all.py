@@ -26,7 +26,7 @@ from rerank_service.errors import CheckpointError, NonFiniteLogit, PairTooLong
 from rerank_service.messages import Fitting, PassageWindows, Truncate, checked_logits, rank_by_logit
 from rerank_service.tools.cli.main import app
 from rerank_service.tools.verify.served import EnginePath
-from rerank_service.tools.verify.texts import Question
+from rerank_service.tools.verify.texts import VerificationQuery
 from tests.local_service import LocalReplica, local_api
 from tests.models import local_model
 
@@ -182,7 +182,7 @@ def test_what_verify_asks(poisoned: Callable[[str], Path]) -> None:
     path = EnginePath(local_model(poisoned(LLAMA)))
     try:
         with pytest.raises(NonFiniteLogit):
-            path.answer([Question(QUERY, tuple(PASSAGES))], True, lambda _: None)
+            path.answer([VerificationQuery(QUERY, tuple(PASSAGES))], True, lambda _: None)
     finally:
         path.close()
 

@@ -21,7 +21,7 @@ from rerank_service.engine.text.windows import encode_passages
 from rerank_service.engine.text.yes_no_prompts import YES_NO_PROMPTS, PromptParts
 from rerank_service.messages import Fitting
 from rerank_service.tools.verify.served import EnginePath
-from rerank_service.tools.verify.verify import hold_against, run_reference
+from rerank_service.tools.verify.verify import compare_served, run_reference
 from tests.models import NASTY_PASSAGES, embedded_model, local_model
 
 QUERY = "does a passage answer for itself?"
@@ -285,7 +285,7 @@ def test_unigram_vocabularies_equal_transformers(
 def _is_faithful(model: ModelConfig) -> bool:
     run, path = run_reference(model), EnginePath(model)
     try:
-        verdict = hold_against(run, path)
+        verdict = compare_served(run, path)
     finally:
         path.close()
     assert verdict.is_faithful, verdict

@@ -1,0 +1,137 @@
+"""The whole configuration, and the rules that hold between its sections."""
+
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+
+from rerank_service.config.model import ModelConfig, PoolConfig
+from rerank_service.config.replica import ReplicaConfig, default_batch_tokens
+from rerank_service.config.section import Section
+from rerank_service.config.service import (
+    AuthConfig,
+    DialectName,
+    LimitsConfig,
+    LogConfig,
+    RateLimitConfig,
+    ServiceConfig,
+    TracingConfig,
+)
+
+__all__ = ["RerankConfig"]
+
+
+class RerankConfig(Section):
+    """The whole configuration: the `args` of the Serve application `rerank_service.app:build_app`."""
+
+    models: Annotated[tuple[ModelConfig, ...], Field(min_length=1)]
+    """The models to serve, at least one."""
+
+    pools: tuple[PoolConfig, ...] = ()
+    """Replicas that several models share; see `models[].pool`."""
+
+    service: ServiceConfig = ServiceConfig()
+    """Default model, playground, and the replicas that answer HTTP requests."""
+
+    limits: LimitsConfig = LimitsConfig()
+    """Limits of a single request."""
+
+    auth: AuthConfig = AuthConfig()
+    """Authentication."""
+
+    rate_limits: RateLimitConfig = RateLimitConfig()
+    """Quotas per minute."""
+
+    dialects: tuple[DialectName, ...] = tuple(DialectName)
+    """Compatible APIs of other vendors to serve, in order of preference. The default is all of them. If several APIs
+    share a path and a request matches more than one, the first in this list answers."""
+
+    logs: LogConfig = LogConfig()
+    """Access log."""
+
+    tracing: TracingConfig = TracingConfig()
+    """Traces."""
+
+    @model_validator(mode="after")
+    def _names_are_unambiguous(self) -> Self:
+        owners: dict[str, str] = {}
+        for model in self.models:
+            for name in model.names:
+                owner = owners.setdefault(name.casefold(), model.id)
+                if owner != model.id:
+                    raise ValueError(f"name {name!r} belongs to both {owner!r} and {model.id!r}; rename one")
+        if len({model.id for model in self.models}) < len(self.models):
+            raise ValueError("two models have the same id; rename one")
+        hosts: tuple[ModelConfig | PoolConfig, ...] = (*self.models, *self.pools)
+        if len({host.deployment_name for host in hosts}) < len(hosts):
+            raise ValueError("the names of two models or pools give the same deployment name; rename one")
+        default = self.service.default_model
+        if default is not None and default.casefold() not in owners:
+            raise ValueError(f"service.default_model {default!r} is not among models: {sorted(owners)}")
+        return self
+
+    @model_validator(mode="after")
+    def _dialects_are_listed_once(self) -> Self:
+        if len(set(self.dialects)) < len(self.dialects):
+            raise ValueError("dialects lists an API twice; remove one")
+        return self
+
+    @model_validator(mode="after")
+    def _pools_exist_and_are_used(self) -> Self:
+        known, used = {pool.name for pool in self.pools}, {model.pool for model in self.models if model.pool}
+        if missing := used - known:
+            raise ValueError(f"models name a pool that is missing from pools: {', '.join(sorted(missing))}")
+        if unused := known - used:
+            raise ValueError(f"pools has a pool that no model uses: {', '.join(sorted(unused))}")
+        return self
+
+    @model_validator(mode="after")
+    def _largest_request_is_within_the_quota(self) -> Self:
+        per_minute, largest = self.rate_limits.passages_per_minute, self.limits.max_passages
+        if per_minute is not None and per_minute < largest:
+            raise ValueError(
+                f"rate_limits.passages_per_minute {per_minute} is less than limits.max_passages {largest}: "
+                "the largest request could never pass; raise the quota or lower the limit"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _models_apart_have_time_to_finish(self) -> Self:
+        limit_s, default_s = self.limits.request_timeout_s, LimitsConfig().replica_grace_s
+        for model in self.models:
+            is_default = model.replica.graceful_shutdown_timeout_s is None
+            if model.application is not None and is_default and limit_s >= default_s:
+                raise ValueError(
+                    f"model {model.id!r} has its own application and needs replica.graceful_shutdown_timeout_s above "
+                    f"limits.request_timeout_s {limit_s:g}: otherwise a replaced replica is stopped after "
+                    f"{default_s:g} s, and its requests are scored again"
+                )
+        return self
+
+    def models_of(self, pool: PoolConfig) -> tuple[ModelConfig, ...]:
+        """The models that the pool's replicas load."""
+        return tuple(model for model in self.models if model.pool == pool.name)
+
+    @property
+    def probed_models(self) -> tuple[ModelConfig, ...]:
+        """The models that must score a pair before the service is ready.
+
+        They are all models with permanent replicas, and one model of each pool with permanent replicas. All others are
+        started or loaded on demand.
+        """
+        own = [model for model in self.models if model.pool is None and model.autoscaling.min_replicas]
+        pooled = [self.models_of(pool)[0] for pool in self.pools if pool.autoscaling.min_replicas]
+        return (*own, *pooled)
+
+    def replica_of(self, model: ModelConfig) -> ReplicaConfig:
+        """Resources of the replicas that score a model: its own or its pool's."""
+        return next((pool.replica for pool in self.pools if pool.name == model.pool), model.replica)
+
+    def shard_tokens_of(self, model: ModelConfig) -> int:
+        """`service.ingress.shard_tokens`, or the default for the model's hardware."""
+        on_gpu = self.replica_of(model).num_gpus > 0
+        return self.service.ingress.shard_tokens or default_batch_tokens(on_gpu=on_gpu)
+
+    @property
+    def default_model_id(self) -> str:
+        """Name of the model that answers requests without a `model`."""
+        return self.service.default_model or self.models[0].id

@@ -1,0 +1,183 @@
+"""Settings that say how a checkpoint is run: the engine, its device and precision, and what each engine kind needs."""
+
+import re
+from enum import StrEnum
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from rerank_service.config.section import Section
+
+__all__ = [
+    "Device",
+    "Dtype",
+    "EngineConfig",
+    "EngineKind",
+    "LateInteractionHead",
+    "Pooling",
+    "SpecialTokens",
+    "YesNoPrompt",
+]
+
+
+class EngineKind(StrEnum):
+    """How a checkpoint turns a pair into a logit."""
+
+    AUTO = "auto"
+    BIDIRECTIONAL_DECODER = "bidirectional_decoder"
+    SEQUENCE_CLASSIFIER = "sequence_classifier"
+    LATE_INTERACTION = "late_interaction"
+    YES_NO_DECODER = "yes_no_decoder"
+
+
+class Pooling(StrEnum):
+    """How a bidirectional decoder reduces its token states to one vector. The published checkpoints use these names."""
+
+    AVG = "avg"
+    WEIGHTED_AVG = "weighted_avg"
+    CLS = "cls"
+    LAST = "last"
+
+
+class Dtype(StrEnum):
+    """Precision of the forward pass. Pooling and the head always run in float32."""
+
+    AUTO = "auto"
+    FASTEST = "fastest"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+    INT8 = "int8"
+    FLOAT8 = "float8"
+
+
+SpecialTokens = Literal["text", "parse"]
+
+Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
+
+
+class LateInteractionHead(Section):
+    """Linear head of a late-interaction model: `logit = cosine_weight * cosine + maxsim_weight * maxsim + bias`.
+
+    The defaults were fitted for all-MiniLM-L6-v2, pointwise, on public groups of a question and its passages. Fit your
+    own for any other encoder.
+    """
+
+    cosine_weight: float = 6.42
+    """Weight of the cosine between the mean-pooled vectors of query and passage."""
+
+    maxsim_weight: float = 9.83
+    """Weight of MaxSim: for each query token the best cosine with any passage token, averaged over the query tokens."""
+
+    bias: float = -11.00
+    """Constant added to the weighted sum. It shifts all logits alike and never changes a ranking."""
+
+
+_PROMPT_SLOT = re.compile(r"\{[^{}]*\}")
+
+
+class YesNoPrompt(Section):
+    """The prompt that asks a yes/no decoder about a pair, and the words it answers with."""
+
+    parts: Annotated[tuple[str, ...], Field(min_length=1)]
+    """The prompt, in parts that are tokenised separately. Together they contain `{query}` once, `{passage}` once, and
+    optionally `{instruction}`. The part with `{passage}` must end with it: a pair that is too long is truncated there,
+    and the parts after it stay whole."""
+
+    yes_word: Annotated[str, Field(min_length=1)]
+    """The answer for a relevant passage. It must be a single token of the model. Quote it in YAML, where a bare yes
+    is a boolean."""
+
+    no_word: str | None = None
+    """The answer for an irrelevant passage; the score is the logit of `yes_word` minus that of `no_word`. Null: the
+    score is the logit of `yes_word` alone."""
+
+    instruction: str | None = None
+    """Text inserted for `{instruction}` when `engine.instruction` is null. Required if `parts` contain
+    `{instruction}`."""
+
+    @model_validator(mode="after")
+    def _slots_are_in_their_places(self) -> Self:
+        slots = _PROMPT_SLOT.findall("\n".join(self.parts))
+        if unknown := set(slots) - {"{query}", "{passage}", "{instruction}"}:
+            raise ValueError(
+                f"parts contain {', '.join(sorted(unknown))}; allowed are {{query}}, {{passage}} and {{instruction}}"
+            )
+        if slots.count("{query}") != 1 or slots.count("{passage}") != 1:
+            raise ValueError("parts must contain {query} once and {passage} once")
+        if not any(part.endswith("{passage}") for part in self.parts):
+            raise ValueError("the part with {passage} must end with it; move the text after {passage} to the next part")
+        if "{instruction}" in slots and self.instruction is None:
+            raise ValueError("parts contain {instruction}, so instruction must give its default text")
+        return self
+
+
+class EngineConfig(Section):
+    """How the checkpoint is run. Null settings take their value from the checkpoint's own files."""
+
+    kind: EngineKind = EngineKind.AUTO
+    """Engine that runs the checkpoint. `auto` recognises it by the checkpoint's `config.json`. Set a kind only if that
+    fails or the service logs that it guessed."""
+
+    device: Device = "auto"
+    """Device of the forward pass: `cpu`, `cuda`, or `cuda:N`. `auto` takes a GPU if the replica has one, else the
+    CPU."""
+
+    dtype: Dtype = Dtype.AUTO
+    """Precision of the forward pass; pooling and the head always run in float32. `auto`: bfloat16 where the hardware
+    computes in it (a GPU; a CPU with AVX512-BF16 or AMX), otherwise float32 on a CPU and float16 on a GPU. `int8`:
+    linear layers in 8-bit integers, on a CPU with AVX512-VNNI; encoders are calibrated at load on text that ships
+    with the service, and decoders measure each row instead. `float8`: linear layers in 8-bit floats (e4m3), on an
+    Ada, Hopper or newer GPU. `fastest`: int8 where the CPU supports it, else `auto`. Measure the effect of `int8`,
+    `float8` and `fastest` on your rankings first."""
+
+    num_threads: PositiveInt | None = None
+    """CPU threads of a forward pass. Null: the replica's `num_cpus`, or outside Ray all CPUs of the process."""
+
+    cuda_graphs: bool = True
+    """GPU, in bfloat16 and float16: run batches of at most 2,048 tokens as captured CUDA graphs, which saves launch
+    time. If a graph fails or its results differ from an ordinary pass, the engine turns graphs off and logs a
+    warning."""
+
+    compile: bool = False
+    """GPU: fuse the elementwise operations of each layer with torch.compile. Needs Triton, and adds about a minute to
+    the first start."""
+
+    special_tokens: SpecialTokens = "text"
+    """How special tokens that a query or passage spells out, such as `[SEP]` or `<|im_end|>`, are read. `text`: as
+    plain characters, so that a passage cannot write part of the prompt. `parse`: as special tokens, the default of
+    transformers. Templates and prompts are always parsed."""
+
+    prompt_template: str | None = None
+    """Bidirectional decoder: text of a pair, with `{query}` and `{passage}`. Null: the template in the
+    checkpoint's `config.json`, or that of NVIDIA's published rerankers."""
+
+    pooling: Pooling | None = None
+    """Bidirectional decoder: how the token states of a pair are reduced to one vector. Null: as the checkpoint's
+    `config.json` says, else `avg`."""
+
+    temperature: PositiveFloat | None = None
+    """Bidirectional decoder: the score is divided by this number. Null: as the checkpoint's `config.json` says, else
+    1."""
+
+    yes_no: YesNoPrompt | None = None
+    """Yes/no decoder: its prompt and its two answers. Null: those published with the model's family."""
+
+    instruction: str | None = None
+    """Yes/no decoder: the criterion by which passages are judged, if the prompt contains `{instruction}`. Null: the
+    prompt's default."""
+
+    head: LateInteractionHead = LateInteractionHead()
+    """Late interaction: weights of the linear head."""
+
+    passage_cache_bytes: PositiveInt | None = None
+    """Late interaction: memory in bytes in which each replica caches encoded passages; the least recently used are
+    dropped first. Set it if the same passages are ranked again and again. A passage of 128 tokens takes about 100 KB
+    (384 dimensions, bfloat16). On a GPU this memory is not available to batches. Null: no cache."""
+
+    @model_validator(mode="after")
+    def _template_has_both_slots(self) -> Self:
+        template = self.prompt_template
+        if template is not None and not ("{query}" in template and "{passage}" in template):
+            raise ValueError("prompt_template must contain both {query} and {passage}")
+        return self

@@ -1,0 +1,77 @@
+"""Loading of the configuration: from a Serve configuration file, or from the `args` of a Serve application."""
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import ValidationError
+
+from rerank_service.config.application import RerankConfig
+from rerank_service.config.model import ModelConfig
+from rerank_service.config.section import Section, readable_problems
+from rerank_service.errors import ConfigError
+
+__all__ = ["MODEL_IMPORT_PATH", "load_config", "parse_config", "parse_model", "parse_serve_config"]
+
+MODEL_IMPORT_PATH = "rerank_service.app:build_model"
+"""Import path of a Serve application that has one model's replicas and nothing else."""
+
+_SectionT = TypeVar("_SectionT", bound=Section)
+
+
+def load_config(path: Path) -> RerankConfig:
+    """Reads the configuration from a Serve configuration file.
+
+    Raises `ConfigError` if the file cannot be read or its content is wrong.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read {path}: {error}") from None
+    return parse_serve_config(text, str(path))
+
+
+def parse_serve_config(text: str, source: str) -> RerankConfig:
+    """Reads the configuration from the YAML text of a Serve configuration.
+
+    Models with an application of their own must have the same settings there. `source` names the text in messages.
+    Raises `ConfigError`.
+    """
+    try:
+        applications = yaml.safe_load(text)["applications"]
+        apart = {one["name"]: one["args"] for one in applications if one.get("import_path") == MODEL_IMPORT_PATH}
+        args = next(one["args"] for one in applications if one.get("import_path") != MODEL_IMPORT_PATH)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"cannot read {source}: {error}") from None
+    except (AttributeError, KeyError, StopIteration, TypeError):
+        raise ConfigError(f"{source} is not a Serve configuration: it has no application with args") from None
+    config = parse_config(args)
+    models_apart = {name: parse_model(model) for name, model in apart.items()}
+    for model in config.models:
+        if model.application is None:
+            continue
+        if models_apart.pop(model.application, None) != model.model_copy(update={"application": None}):
+            raise ConfigError(
+                f"model {model.id!r}: application {model.application!r} must be in this file, with the import path "
+                f"{MODEL_IMPORT_PATH} and the same settings as the model (a YAML anchor keeps them equal)"
+            )
+    if models_apart:
+        raise ConfigError(f"no model names the application {', '.join(sorted(models_apart))}: set models[].application")
+    return config
+
+
+def parse_config(args: dict[str, Any]) -> RerankConfig:
+    """Validates the `args` of the ingress's application. Raises `ConfigError` with one line for each problem."""
+    return _parse(RerankConfig, args)
+
+
+def parse_model(args: dict[str, Any]) -> ModelConfig:
+    """Validates the `args` of a model's own application. Raises `ConfigError` with one line for each problem."""
+    return _parse(ModelConfig, args)
+
+
+def _parse(section: type[_SectionT], args: dict[str, Any]) -> _SectionT:
+    try:
+        return section.model_validate(args)
+    except ValidationError as error:
+        raise ConfigError(readable_problems(error)) from None

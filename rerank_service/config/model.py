@@ -1,0 +1,97 @@
+"""Settings of one model, and of a pool of replicas that several models share."""
+
+import re
+from typing import Annotated, Self
+
+from pydantic import Field, PositiveInt, model_validator
+
+from rerank_service.config.checkpoint import CheckpointConfig
+from rerank_service.config.engine import EngineConfig
+from rerank_service.config.replica import AutoscalingConfig, BatchingConfig, ReplicaConfig
+from rerank_service.config.section import Section
+
+__all__ = ["ModelConfig", "PoolConfig"]
+
+_ModelName = Annotated[str, Field(min_length=1, max_length=200)]
+
+
+class ModelConfig(Section):
+    """A model: the name that clients send, its checkpoint, and its replicas."""
+
+    id: _ModelName
+    """Name that clients send as `model`, for instance `nvidia/llama-3.2-nv-rerankqa-1b-v2`."""
+
+    aliases: tuple[_ModelName, ...] = ()
+    """Other names for the same model. Names are matched case-insensitively."""
+
+    checkpoint: CheckpointConfig
+    """The model's files."""
+
+    window_tokens: Annotated[int, Field(ge=16)] | None = None
+    """Maximum tokens of a pair; anything beyond it is truncated, or refused under `truncate: NONE`. Null: the
+    tokenizer's `model_max_length` or the model's number of positions. Lower it to save memory and time."""
+
+    engine: EngineConfig = EngineConfig()
+    """How the model runs."""
+
+    batching: BatchingConfig = BatchingConfig()
+    """How each replica forms batches; applied without a restart."""
+
+    replica: ReplicaConfig = ReplicaConfig()
+    """Resources of each replica."""
+
+    autoscaling: AutoscalingConfig = AutoscalingConfig()
+    """Number of replicas."""
+
+    application: str | None = None
+    """Name of the Serve application that has this model's replicas (import path `rerank_service.app:build_model`).
+    With one of its own, the model is added, changed or removed without restarting any other. Null: the replicas
+    belong to the ingress's application."""
+
+    pool: str | None = None
+    """Name of a pool whose replicas load this model on demand. The model then has no replicas of its own. Null: it has
+    its own replicas."""
+
+    @model_validator(mode="after")
+    def _pooled_models_have_no_replicas(self) -> Self:
+        defaults = {"replica": ReplicaConfig(), "autoscaling": AutoscalingConfig(), "application": None}
+        own = [name for name, default in defaults.items() if getattr(self, name) != default]
+        if self.pool is not None and own:
+            raise ValueError(f"a model in a pool cannot set {' or '.join(own)}: set them on the pool {self.pool!r}")
+        return self
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The id, then the aliases."""
+        return (self.id, *self.aliases)
+
+    @property
+    def deployment_name(self) -> str:
+        """Name of the model's Serve deployment. It depends on the id alone, so that YAML can refer to it."""
+        return re.sub(r"[^A-Za-z0-9_.-]+", "_", self.id)
+
+
+class PoolConfig(Section):
+    """Replicas shared by many rarely used models. Each replica loads models on demand."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$", max_length=100)]
+    """Name by which models refer to the pool in `models[].pool`."""
+
+    models_per_replica: PositiveInt = 4
+    """Models that one replica keeps loaded; the least recently used is unloaded first. The replica's memory must hold
+    this many models, including the one being loaded."""
+
+    spread_above_tokens: PositiveInt = 65_536
+    """A model is loaded on another replica only while each replica that has it has more outstanding tokens than this.
+    Raise it if models are reloaded too often, lower it if a popular model queues while other replicas are idle."""
+
+    replica: ReplicaConfig = ReplicaConfig()
+    """Resources of each replica."""
+
+    autoscaling: AutoscalingConfig = AutoscalingConfig()
+    """Number of replicas."""
+
+    @property
+    def deployment_name(self) -> str:
+        """Name of the pool's Serve deployment."""
+        return f"pool_{self.name}"

@@ -1,0 +1,127 @@
+"""Settings of a model's replicas: how they batch, what Ray gives them, and how many there are."""
+
+from typing import Annotated, Self
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from rerank_service.config.section import Section
+
+__all__ = ["AutoscalingConfig", "BatchingConfig", "ReplicaConfig", "default_batch_tokens", "default_min_batch_tokens"]
+
+
+def default_batch_tokens(*, on_gpu: bool) -> int:
+    """Tokens of a full batch, and of a shard, unless configured: larger batches are no faster on such a device."""
+    return 16_384 if on_gpu else 4_096
+
+
+def default_min_batch_tokens(max_batch_tokens: int) -> int:
+    """`batching.min_batch_tokens` unless configured."""
+    return max(1, max_batch_tokens // 4)
+
+
+class BatchingConfig(Section):
+    """How a replica forms batches. These settings are applied to running replicas without a restart (Serve's
+    `user_config`)."""
+
+    max_batch_tokens: PositiveInt | None = None
+    """Maximum tokens in one forward pass. A pair longer than this is scored alone. Null: 16,384 on a GPU and 4,096 on a
+    CPU; larger batches are no faster there. Lower it if the device runs out of memory."""
+
+    min_batch_tokens: PositiveInt | None = None
+    """Batch size in tokens while the queue is short. Batches grow with the queue from this to `max_batch_tokens`, so
+    that a small request does not wait long behind a large one. Null: a quarter of `max_batch_tokens`."""
+
+    collect_wait_ms: NonNegativeFloat = 0.0
+    """Longest time in milliseconds that a call waits before tokenisation so that others can join it. At the default
+    of 0 only calls that arrive together are collected; all pairs are batched again in the queue. Raise it only for a
+    very large number of tiny requests."""
+
+    collect_max_calls: PositiveInt = 32
+    """Maximum number of calls tokenised together."""
+
+    max_queued_tokens: PositiveInt = 4_194_304
+    """Maximum tokens in a replica's queue. Beyond that, calls are refused with 503; a request that exceeds the limit on
+    its own is refused with 413. The default holds 512 pairs of 8,192 tokens."""
+
+
+class ReplicaConfig(Section):
+    """Resources that Ray reserves for each replica of a model, and how Serve supervises it."""
+
+    num_cpus: NonNegativeFloat = 1
+    """CPUs reserved for each replica. It is also the number of threads of a CPU forward pass, unless
+    `engine.num_threads` is set."""
+
+    num_gpus: NonNegativeFloat = 0
+    """GPUs reserved for each replica. A fraction such as 0.5 lets several replicas share a GPU."""
+
+    resources: dict[str, PositiveFloat] = {}  # noqa: RUF012 - pydantic copies the default
+    """Custom Ray resources reserved for each replica, for instance `{"accelerator_type:H100": 0.01}` to place it on a
+    node with that GPU."""
+
+    max_ongoing_requests: PositiveInt = 1_024
+    """Maximum number of shards sent to one replica at a time; further shards wait at the ingress. Replicas already
+    limit their queue by tokens and deadlines, so keep this number above what they admit."""
+
+    tokeniser_threads: PositiveInt = 2
+    """Threads that tokenise, in addition to the thread that runs the forward pass."""
+
+    health_check_period_s: PositiveFloat = 1.0
+    """Seconds between two health checks of a replica."""
+
+    health_check_timeout_s: PositiveFloat = 3.0
+    """Seconds a replica has to answer a health check. After three failures in a row Serve replaces the replica, and its
+    work is scored on another."""
+
+    graceful_shutdown_timeout_s: PositiveFloat | None = None
+    """Seconds a replica has to finish its work before it is stopped, when it is scaled down or replaced. Null: 15 s
+    more than `limits.request_timeout_s`, or 75 s for a model with its own application, which does not see the
+    limits."""
+
+
+class AutoscalingConfig(Section):
+    """How Serve scales the number of a model's replicas."""
+
+    min_replicas: NonNegativeInt = 1
+    """Minimum number of replicas. With 0, an idle model keeps none, and its next request waits for a cold start."""
+
+    max_replicas: PositiveInt = 1
+    """Maximum number of replicas."""
+
+    initial_replicas: NonNegativeInt | None = None
+    """Replicas that a new deployment starts with and keeps for at least `downscale_delay_s`. Null: `min_replicas`.
+    Deploying a change keeps the current number."""
+
+    target_utilisation: Annotated[float, Field(gt=0, le=1)] = 0.8
+    """Share of the time that a replica should be busy. The rest is headroom for bursts: lower it for a lower latency,
+    raise it for fewer replicas."""
+
+    max_wait_s: PositiveFloat = 2.0
+    """Target time in seconds to clear the backlog once new replicas are up. Raise it for fewer replicas in a burst."""
+
+    target_ongoing_requests: PositiveFloat = 4.0
+    """Shards in flight per replica that the autoscaler aims at until it knows a replica's speed."""
+
+    upscale_delay_s: NonNegativeFloat = 1.0
+    """Seconds for which more replicas must be needed before they are added."""
+
+    downscale_delay_s: NonNegativeFloat = 300.0
+    """Seconds for which fewer replicas must suffice before some are removed. Keep it long for a GPU model, which starts
+    slowly."""
+
+    metrics_interval_s: PositiveFloat = 1.0
+    """Seconds between two load reports of a replica or an ingress."""
+
+    look_back_period_s: PositiveFloat = 3.0
+    """Seconds over which the arrival rate is measured. Tokens count as load only if they arrive during most of this
+    period, so that a single large request adds no replica. Must be greater than `metrics_interval_s`."""
+
+    @model_validator(mode="after")
+    def _bounds_are_ordered(self) -> Self:
+        if self.min_replicas > self.max_replicas:
+            raise ValueError(f"min_replicas {self.min_replicas} is greater than max_replicas {self.max_replicas}")
+        if self.look_back_period_s <= self.metrics_interval_s:
+            raise ValueError(
+                f"look_back_period_s {self.look_back_period_s:g} must be greater than metrics_interval_s "
+                f"{self.metrics_interval_s:g}, or the number of replicas oscillates"
+            )
+        return self

@@ -1,0 +1,162 @@
+"""Settings of the service around its models: HTTP, limits, keys, rate limits, compatible APIs, logs and traces."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+
+from rerank_service.config.section import Section
+
+__all__ = [
+    "AuthConfig",
+    "DialectName",
+    "IngressConfig",
+    "LimitsConfig",
+    "LogConfig",
+    "RateLimitConfig",
+    "ServiceConfig",
+    "TracingConfig",
+]
+
+
+class IngressConfig(Section):
+    """The ingress: replicas that answer HTTP requests and hand their pairs to the models' replicas."""
+
+    min_replicas: PositiveInt = 1
+    """Minimum number of ingress replicas."""
+
+    max_replicas: PositiveInt = 1
+    """Maximum number of ingress replicas."""
+
+    num_cpus: NonNegativeFloat = 0
+    """CPUs reserved for each ingress replica. An ingress parses JSON and otherwise waits: 0 suits a laptop, 1 a
+    cluster."""
+
+    max_ongoing_requests: PositiveInt = 1_000
+    """Maximum number of HTTP requests in flight in one ingress replica; further requests wait in the proxy."""
+
+    max_queued_requests: PositiveInt = 1_000
+    """Maximum number of requests that wait in one proxy for an ingress replica; further requests are refused with
+    503."""
+
+    shard_tokens: PositiveInt | None = None
+    """Maximum estimated tokens in one shard, the part of a request that a replica scores in one call. A larger
+    request is split over several replicas. Null: 16,384 for a model with GPUs and 4,096 for one without, which is a
+    full batch on that hardware."""
+
+
+class ServiceConfig(Section):
+    """General settings of the service."""
+
+    default_model: str | None = None
+    """Model that answers requests without a `model`: an id or an alias. Null: the first of `models`."""
+
+    playground: bool = True
+    """Whether `/` serves a web page on which to try the models. The page uses the API like any client, with the
+    caller's own key."""
+
+    ingress: IngressConfig = IngressConfig()
+    """The replicas that answer HTTP requests."""
+
+
+_REPLICA_MARGIN_S = 15.0
+"""For the batch that runs at the deadline, and because Serve checks only every two seconds whether a replica is
+idle."""
+_INGRESS_MARGIN_S = 50.0
+"""A leaving ingress behind HAProxy accepts requests for RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S (30 s unless
+set); http_options.request_timeout_s is 15 s above the limit; 5 s are spare."""
+
+
+class LimitsConfig(Section):
+    """Limits of a single request. The error that refuses a request names the limit."""
+
+    max_passages: PositiveInt = 512
+    """Maximum number of passages in a request."""
+
+    max_body_bytes: PositiveInt = 32 * 1024 * 1024
+    """Largest request body, in bytes."""
+
+    max_windows_per_passage: PositiveInt = 16
+    """Maximum number of windows into which a request may split a long passage (`passage_windows`, or
+    `max_chunks_per_doc` in Cohere's API). 1 turns windows off."""
+
+    request_timeout_s: PositiveFloat = 60.0
+    """Maximum time in seconds for a request; after that the service answers 504 and drops the remaining work. A
+    client can ask for less with the header `x-request-timeout-seconds`. The default is the timeout of LangChain's
+    and Haystack's clients."""
+
+    unknown_fields: Literal["reject", "ignore"] = "reject"
+    """What happens to a request with fields that the API does not have. `reject`: it is refused with 400, as by NIM
+    2.x. `ignore`: the fields are dropped."""
+
+    @property
+    def replica_grace_s(self) -> float:
+        """Seconds a stopping replica needs at most to finish all it has accepted."""
+        return self.request_timeout_s + _REPLICA_MARGIN_S
+
+    @property
+    def ingress_grace_s(self) -> float:
+        """Seconds a stopping ingress needs at most to finish all it has accepted."""
+        return self.request_timeout_s + _INGRESS_MARGIN_S
+
+
+class RateLimitConfig(Section):
+    """Per-minute quotas of each API key, or of each client address where no key is required. Requests over a quota are
+    refused with 429."""
+
+    requests_per_minute: PositiveInt | None = None
+    """Maximum requests per minute. Null: unlimited."""
+
+    passages_per_minute: PositiveInt | None = None
+    """Maximum passages per minute. Cost grows with the number of passages, so this is the quota that protects a GPU.
+    It must be at least `limits.max_passages`. Null: unlimited."""
+
+    storage: Annotated[str, Field(pattern=r"^(memory|redis|rediss|redis\+cluster|redis\+sentinel)://")] = "memory://"
+    """Where the counts are kept. `memory://`: separately in each ingress replica. `redis://host:6379/0`: in Redis,
+    shared by all of them; needs the extra `redis`."""
+
+
+class AuthConfig(Section):
+    """API keys that clients send as bearer tokens. Without any, the service answers everyone."""
+
+    keys_env: str = "RERANK_SERVICE_API_KEYS"
+    """Environment variable that holds the accepted keys, separated by commas; read at start. If it is unset or
+    empty, it adds no keys."""
+
+    key_hashes_file: Path | None = None
+    """File with the accepted keys' SHA-256 digests in hex, one per line; `#` starts a comment. It is read again
+    whenever it changes. While it is set, every request needs a key, even if the file is empty. Null: no file."""
+
+
+class DialectName(StrEnum):
+    """A compatible reranking API that is served besides NVIDIA's; docs/dialects.md lists the routes and fields."""
+
+    JINA = "jina"
+    COHERE = "cohere"
+    VLLM = "vllm"
+    INFINITY = "infinity"
+    TEI = "tei"
+    VOYAGE = "voyage"
+
+
+class LogConfig(Section):
+    """Access log of the ingress. It records sizes, times and codes, never text."""
+
+    access_sample_ratio: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Share of successful rankings that are logged, from 0 to 1. Refused and failed requests are always logged."""
+
+
+class TracingConfig(Section):
+    """OpenTelemetry traces; needs the extra `tracing`."""
+
+    otlp_endpoint: Annotated[str, Field(pattern=r"^https?://")] | None = None
+    """URL at which a collector accepts OTLP over HTTP, for instance `http://127.0.0.1:4318/v1/traces`. Headers such
+    as a key come from the environment variable OTEL_EXPORTER_OTLP_HEADERS. Null: no traces."""
+
+    sample_ratio: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Share of requests that are traced, from 0 to 1. A request with a W3C `traceparent` header follows the header's
+    flag instead."""
+
+    service_name: Annotated[str, Field(min_length=1)] = "rerank-service"
+    """Service name in the traces."""
