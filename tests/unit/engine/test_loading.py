@@ -51,7 +51,7 @@ def test_a_native_model_that_names_code_loads_once_its_engine_is_set(
     (tmp_path / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoConfig": "code.Config"}}))
     (tmp_path / "code.py").write_text("raise SystemExit('was run')\n")
 
-    with pytest.raises(CheckpointError, match=r"setting engine\.kind tries that"):
+    with pytest.raises(CheckpointError, match=r"set engine\.kind to try it"):
         load_engine(local_model(tmp_path))
     engine, original = (
         load_engine(local_model(folder, engine={"kind": "sequence_classifier"}))
