@@ -1,12 +1,11 @@
-"""The simulation behind `rerank-service plan`: held against the real stack, and asked what docs/capacity.md answers.
+"""Validates the simulation behind `rerank-service plan` against the real stack, and computes docs/capacity.md with it.
 
     python -m benchmarks.simulate_cluster validate [--json benchmarks/results/plan-validation.json]
     python -m benchmarks.simulate_cluster tables [--json benchmarks/results/plan-tables.json]
     python -m benchmarks.simulate_cluster limits [--json benchmarks/results/plan-limits.json]
-    python -m benchmarks.simulate_cluster report
 
-`validate` simulates what `python -m benchmarks.stack scaling` and `open-load` have measured: the same requests, sent at
-the same times to as many replicas of the same speed. `report` rewrites the tables and plots of docs/capacity.md.
+`validate` simulates the measurements of `python -m benchmarks.stack scaling` and `open-load`: the same requests at the
+same times, with as many replicas of the same speed. `python -m benchmarks.report` writes the figures into the page.
 """
 
 import itertools
@@ -23,33 +22,30 @@ import typer
 from rich.console import Console
 
 from benchmarks.provenance import provenance
-from benchmarks.report import replace_sections
-from benchmarks.simulated_plots import SECTIONS, plot_all
 from benchmarks.stack.offered import Answered, schedule
 from benchmarks.stack.open_load import TOKENS_PER_S, schedule_of
 from benchmarks.stack.scaling import questions, steady_tokens_per_s
 from rerank_service.tools.bench.workload import Lengths
-from rerank_service.tools.planning.cluster import Cluster, Ended, Fleet, percentile, run
+from rerank_service.tools.planning.clock import Clock
+from rerank_service.tools.planning.cluster import FinishedRequest, Fleet, SimulatedCluster, percentile, run
 from rerank_service.tools.planning.costs import HAPROXY, SERVE_PROXY
-from rerank_service.tools.planning.events import Clock
 from rerank_service.tools.planning.fleet import CannotMeet, Demand, measure, smallest
 from rerank_service.tools.planning.limits import Cadence, limits_of
 from rerank_service.tools.planning.region import Loss, lose_region
-from rerank_service.tools.planning.speed import Model, ReplicaSpeed, speed_of
+from rerank_service.tools.planning.speed import PlannedModel, ReplicaSpeed, speed_of
 from rerank_service.tools.planning.workload import Arrival, Mix
 
 app = typer.Typer(add_completion=False, help=__doc__)
-Json = Annotated[Path | None, typer.Option("--json", help="Where the figures go.")]
+Json = Annotated[Path | None, typer.Option("--json", help="File for the figures.")]
 RESULTS = Path(__file__).parent / "results"
-_PAGE = Path(__file__).parents[1] / "docs" / "capacity.md"
 
 _STACK_SPEED = ReplicaSpeed(TOKENS_PER_S, shard_tokens=4_096, origin="simulated device")
 _STACK_COSTS = replace(HAPROXY, tokenised_per_s=math.inf)
-"""The simulated engine counts bytes."""
-_OPEN_LOADS = ("stack-open-load.json", "stack-open-load-2.json", "stack-open-load-3.json")
-"""Three runs: other work was on the machine during the first."""
+"""Costs without tokenising, since the simulated engine counts bytes."""
+OPEN_LOADS = ("stack-open-load.json", "stack-open-load-2.json", "stack-open-load-3.json")
+"""Three runs; the machine was also doing other work during the first."""
 _WARM_UP_S, _MEASURED_S = 5.0, 25.0
-"""As in `stack.scaling`."""
+"""The same as in `stack.scaling`."""
 
 SAMPLE = Mix({100: 1.0}, 256)
 MIXES = {
@@ -61,29 +57,29 @@ MIXES = {
 RATES = (10.0, 50.0, 200.0)
 GPUS = ("h100", "l4")
 P99_S = {"h100": 0.5, "l4": 2.0}
-"""A request of 100 x 256 tokens alone takes an L4 half a second on two replicas."""
+"""The L4 has a longer target: a single request of 100 x 256 tokens takes half a second on two L4 replicas."""
 _CURVE = (28, 29, 30, 31, 32, 36, 42, 52, 64)
 SIZES = (10, 100, 300, 1_000, 3_000)
 
 
 @app.command()
 def validate(json_path: Json = None) -> None:
-    """The simulation beside the recorded figures of the real stack."""
-    throughput = {row["replicas"]: row for row in _recorded("stack-scaling.json")["results"]}
-    waits = [row for file in _OPEN_LOADS for row in _recorded(file)["results"]]
-    rows = [_compared(row["replicas"], throughput[row["replicas"]], row) for row in waits]
-    _finish({"rows": rows, "router": _compared_router()}, json_path)
+    """Simulates the recorded runs of the real stack."""
+    throughput = {row["replicas"]: row for row in recorded("stack-scaling.json")["results"]}
+    waits = [row for file in OPEN_LOADS for row in recorded(file)["results"]]
+    rows = [compare(row["replicas"], throughput[row["replicas"]], row) for row in waits]
+    _finish({"rows": rows, "router": _compare_router()}, json_path)
 
 
-def _compared_router() -> dict[str, Any]:
-    """The earlier run for the routers: four replicas behind Serve's own proxy."""
-    recorded = next(row for row in _recorded("stack-router.json")["results"] if row["router"] == "fewest tokens")
+def _compare_router() -> dict[str, Any]:
+    """The run that measured routers: four replicas behind Serve's own proxy."""
+    measured = next(row for row in recorded("stack-router.json")["results"] if row["router"] == "fewest tokens")
     coming = schedule(questions(0), 0.7 * 4 * TOKENS_PER_S, 60.0, random.Random(0))  # noqa: S311 - as `stack.router`
     requests = [Arrival(at_s, question.lengths) for at_s, question in coming]
     costs = replace(SERVE_PROXY, tokenised_per_s=math.inf)
     took = [one.latency_s for one in run(Fleet(4, _STACK_SPEED, costs=costs), requests)]
     return {"replicas": 4, "requests": len(took)} | {
-        name: _pair(recorded[name], percentile(took, share))
+        name: _pair(measured[name], percentile(took, share))
         for name, share in (("p50_s", 0.5), ("p95_s", 0.95), ("p99_s", 0.99))
     }
 
@@ -92,7 +88,7 @@ def _pair(measured: float, simulated: float) -> dict[str, float]:
     return {"measured": measured, "simulated": simulated, "ratio": simulated / measured}
 
 
-def _compared(replicas: int, saturated: dict[str, Any], open_load: dict[str, Any]) -> dict[str, Any]:
+def compare(replicas: int, saturated: dict[str, Any], open_load: dict[str, Any]) -> dict[str, Any]:
     simulated = _simulated_waits(replicas)
     tokens_per_s = _simulated_throughput(replicas, saturated["clients"])
     pairs = {"tokens_per_s": (saturated["tokens_per_s"], tokens_per_s)}
@@ -110,18 +106,18 @@ def _simulated_waits(replicas: int) -> list[float]:
 
 
 def _simulated_throughput(replicas: int, num_clients: int) -> float:
-    """A closed loop: each client sends its next request when the last is answered."""
+    """Throughput of a closed loop: each client sends its next request when the previous one is answered."""
     clock, asked, answers = Clock(), questions(0), list[Answered]()
 
     def send() -> None:
         cluster.send(Arrival(clock.now_s, next(asked).lengths))
 
-    def on_end(one: Ended) -> None:
+    def on_end(one: FinishedRequest) -> None:
         answers.append(Answered(one.at_s, clock.now_s, "right", one.num_tokens))
         if clock.now_s < _WARM_UP_S + _MEASURED_S:
             send()
 
-    cluster = Cluster(Fleet(replicas, _STACK_SPEED, costs=_STACK_COSTS), clock, on_end)
+    cluster = SimulatedCluster(Fleet(replicas, _STACK_SPEED, costs=_STACK_COSTS), clock, on_end)
     for _ in range(num_clients):
         send()
     clock.run()
@@ -130,7 +126,7 @@ def _simulated_throughput(replicas: int, num_clients: int) -> float:
 
 @app.command()
 def tables(json_path: Json = None) -> None:
-    """Everything in docs/capacity.md that is simulated; minutes."""
+    """Computes the simulated figures of docs/capacity.md; takes minutes."""
     demand = Demand(SAMPLE, 200.0, 0.5, speed_of(SAMPLE))
     with ProcessPoolExecutor() as pool:
         found = {
@@ -145,7 +141,7 @@ def tables(json_path: Json = None) -> None:
 
 @app.command()
 def limits(json_path: Json = None) -> None:
-    """What clusters of several sizes ask of everything but their devices; computed."""
+    """Computes the load on ingresses and controller for clusters of several sizes."""
     _finish({"limits": list(map(_limits, SIZES)), "controller": list(_controller())}, json_path)
 
 
@@ -154,21 +150,21 @@ def _asked() -> Iterator[tuple[dict[str, Any], Demand]]:
         yield {"mix": name, "rps": rps, "gpu": gpu}, Demand(mix, rps, P99_S[gpu], speed_of(mix, gpu=gpu))
     for rps in (1.0, 5.0):
         name, mix = next(iter(MIXES.items()))
-        speed = speed_of(mix, model=Model.EMBEDDED)
+        speed = speed_of(mix, model=PlannedModel.EMBEDDED)
         yield {"mix": name, "rps": rps, "gpu": "one core"}, Demand(mix, rps, 2.0, speed)
 
 
 def _changed(demand: Demand) -> Iterator[tuple[dict[str, Any], Demand]]:
-    """The sample question, one assumption changed at a time."""
+    """The example load with one assumption changed at a time."""
     changed = {
-        "as asked": demand,
+        "baseline": demand,
         "half the speed (MFU 0.2)": replace(demand, speed=speed_of(SAMPLE, mfu=0.2)),
         "a quarter faster (MFU 0.5)": replace(demand, speed=speed_of(SAMPLE, mfu=0.5)),
-        "the 4B, p99 within 1 s": replace(demand, p99_s=1.0, speed=speed_of(SAMPLE, model=Model.MISTRAL_4B)),
+        "the 4B, p99 within 1 s": replace(demand, p99_s=1.0, speed=speed_of(SAMPLE, model=PlannedModel.MISTRAL_4B)),
         "p99 within 1 s": replace(demand, p99_s=1.0),
         "p99 within 350 ms": replace(demand, p99_s=0.35),
-        "bursts (variation 8)": replace(demand, burstiness=8.0),
-        "batches cost 10 ms more": replace(demand, speed=replace(demand.speed, batch_overhead_s=0.012)),
+        "bursts (squared variation 8)": replace(demand, burstiness=8.0),
+        "10 ms more overhead per batch": replace(demand, speed=replace(demand.speed, batch_overhead_s=0.012)),
     }
     yield from (({"change": name}, asked) for name, asked in changed.items())
 
@@ -182,17 +178,17 @@ def _smallest(demand: Demand) -> dict[str, Any]:
         plan = smallest(demand)
     except CannotMeet as cannot:
         return {"replicas": None, "best_p99_s": cannot.p99_s}
-    return {"replicas": plan.replicas, "measured": plan.measured._asdict()}
+    return {"replicas": plan.replicas, "measured": asdict(plan.measured)}
 
 
 def _point(demand: Demand, replicas: int) -> dict[str, Any]:
     measured = measure(demand, replicas, 3_000)
     assert measured is not None
-    return {"replicas": replicas} | measured._asdict()
+    return {"replicas": replicas} | asdict(measured)
 
 
 def _region(demand: Demand, timeout_s: float) -> dict[str, Any]:
-    """The sample question in three regions, one of which is lost."""
+    """The example load in three regions, one of which is lost."""
     share = replace(demand, rps=demand.rps / 3, timeout_s=timeout_s)
     plan, after = smallest(share), smallest(replace(share, rps=demand.rps / 2))
     loss = lose_region(share, plan.replicas, Loss(regions=3, start_s=60.0, watched_s=240.0))
@@ -201,7 +197,7 @@ def _region(demand: Demand, timeout_s: float) -> dict[str, Any]:
 
 
 def _limits(replicas: int) -> dict[str, Any]:
-    """A cluster of so many replicas that are busy for 0.8 of their time with the sample's requests."""
+    """Load of a cluster whose replicas are 80% busy with the example's requests."""
     demand = Demand(SAMPLE, 1.0, 0.5, speed_of(SAMPLE))
     rps = 0.8 * replicas * demand.speed.full_tokens_per_s / SAMPLE.request_tokens
     demand = replace(demand, rps=rps)
@@ -220,16 +216,7 @@ def _controller() -> Iterator[dict[str, Any]]:
         yield {"replicas": replicas} | cpus
 
 
-@app.command()
-def report() -> None:
-    """Rewrites the sections and the plots of docs/capacity.md from the recorded figures."""
-    records = {file: _recorded(file) for file, _ in SECTIONS.values()}
-    contents = {name: shown(records[file]) for name, (file, shown) in SECTIONS.items()}
-    _PAGE.write_text(replace_sections(_PAGE.read_text(encoding="utf-8"), contents), encoding="utf-8")
-    plot_all(records, _PAGE.parent / "images")
-
-
-def _recorded(file: str) -> dict[str, Any]:
+def recorded(file: str) -> dict[str, Any]:
     record: dict[str, Any] = json.loads((RESULTS / file).read_text(encoding="utf-8"))
     return record
 
@@ -243,7 +230,7 @@ def _finish(results: dict[str, Any], path: Path | None) -> None:
 
 
 def _rounded(value: Any) -> Any:
-    """Four digits; null for what is infinite, which JSON has not."""
+    """Rounded to four digits; null for infinity, which JSON cannot represent."""
     if isinstance(value, dict):
         return {key: _rounded(one) for key, one in value.items()}
     if isinstance(value, list | tuple):

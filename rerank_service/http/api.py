@@ -1,7 +1,7 @@
-"""The HTTP API: a FastAPI application over a `Ranker`. It puts the parts together and knows nothing of Ray.
+"""The HTTP API: a FastAPI application over a `Ranker`, without Ray.
 
-Built anew in each ingress replica by `build_api`, so that routes close over live objects and the OpenAPI
-document states the limits in force.
+Each ingress replica builds its own, so that routes close over live objects and the OpenAPI document states the limits
+in force.
 """
 
 import asyncio
@@ -14,28 +14,31 @@ from fastapi_offline import FastAPIOffline
 from rerank_service import __version__
 from rerank_service.config import ModelConfig, RerankConfig
 from rerank_service.http.auth import ApiKeys
-from rerank_service.http.endpoint import Answering
+from rerank_service.http.endpoint import RankingEndpoint, ranking_routes
 from rerank_service.http.envelope import add_error_handlers
 from rerank_service.http.openapi import add_openapi
 from rerank_service.http.playground.routes import playground_routes
-from rerank_service.http.ranking_routes import ranking_routes
 from rerank_service.http.rate_limits import RateLimits
 from rerank_service.http.readiness import Readiness
 from rerank_service.http.service_routes import service_routes
 from rerank_service.routing.model_router import ModelRouter
 from rerank_service.routing.ranker import Ranker
+from rerank_service.telemetry.ingress_metrics import IngressMetrics
 from rerank_service.telemetry.observation import Observer
+from rerank_service.telemetry.tracing import Tracing
 
 __all__ = ["build_api"]
 
 
-def build_api(config: RerankConfig, router: ModelRouter, ranker: Ranker) -> FastAPI:
-    """The application, ready to serve; raises `ConfigError` if the keys cannot be read."""
+def build_api(
+    config: RerankConfig, router: ModelRouter, ranker: Ranker, metrics: IngressMetrics, tracing: Tracing
+) -> FastAPI:
+    """The application, ready to serve. Raises `ConfigError` if the API keys cannot be read."""
     keys = ApiKeys(config.auth)
-    observer = Observer(config.logs, router.metrics, router.tracing)
+    observer = Observer(config.logs, metrics, tracing)
     rate_limits = RateLimits(config.rate_limits)
-    probed = {model.id: _of_same_replicas(config, model) for model in config.probed_models}
-    readiness = Readiness(ranker, router, probed)
+    probed = {model.id: _models_on_same_replicas(config, model) for model in config.probed_models}
+    readiness = Readiness(ranker, router, probed, config.limits.request_timeout_s)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -43,20 +46,20 @@ def build_api(config: RerankConfig, router: ModelRouter, ranker: Ranker) -> Fast
         yield
         readiness.stop()
         await rate_limits.close()
-        await asyncio.to_thread(router.tracing.close)
+        await asyncio.to_thread(tracing.close)
 
-    api = FastAPIOffline(  # /docs without a third-party host: clusters are often cut off
+    api = FastAPIOffline(  # serves /docs without a third-party host: many clusters have no internet access
         title="Rerank service",
         version=__version__,
-        description="Scores passages against a query with a cross-encoder, most relevant first. "
-        "Speaks the NVIDIA NIM reranking API, and those of other vendors.",
+        description="Ranks passages by their relevance to a query with a cross-encoder. "
+        "Compatible with the NVIDIA NIM reranking API and those of other vendors.",
         lifespan=lifespan,
         redirect_slashes=False,
         redoc_url=None,
     )
-    answering = Answering(config, keys, rate_limits, router, ranker, observer)
-    api.include_router(ranking_routes(answering, config.dialects))
-    api.include_router(service_routes(config, keys, readiness, router.metrics))
+    endpoint = RankingEndpoint(config, keys, rate_limits, router, ranker, observer)
+    api.include_router(ranking_routes(endpoint, config.dialects))
+    api.include_router(service_routes(config, keys, readiness, metrics))
     if config.service.playground:
         api.router.routes.extend(playground_routes())
     add_error_handlers(api)
@@ -64,5 +67,5 @@ def build_api(config: RerankConfig, router: ModelRouter, ranker: Ranker) -> Fast
     return api
 
 
-def _of_same_replicas(config: RerankConfig, model: ModelConfig) -> list[str]:
+def _models_on_same_replicas(config: RerankConfig, model: ModelConfig) -> list[str]:
     return [one.id for one in config.models if one is model or (one.pool is not None and one.pool == model.pool)]

@@ -1,4 +1,4 @@
-"""Bearer keys: who may rank. Keys are compared as SHA-256 digests, in constant time."""
+"""Authentication by bearer keys. Keys are compared as SHA-256 digests, in constant time."""
 
 import hashlib
 import hmac
@@ -18,10 +18,10 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 class ApiKeys:
-    """The accepted keys. The file of hashes is read again when it changes; the environment is read once."""
+    """The accepted keys. A changed file of hashes is read again; the environment is read once."""
 
     def __init__(self, config: AuthConfig) -> None:
-        """Raises `ConfigError` if the file is configured and cannot be read or holds something else."""
+        """Raises `ConfigError` if a file of hashes is configured and is unreadable or malformed."""
         keys = (key.strip() for key in os.environ.get(config.keys_env, "").split(","))
         self._from_environment = frozenset(_digest(key) for key in keys if key)
         self._file = config.key_hashes_file
@@ -29,35 +29,37 @@ class ApiKeys:
         self._from_file: frozenset[bytes] = frozenset()
         if self._file is not None:
             self._read(self._file)
+        self.are_required = bool(self._from_environment) or self._file is not None
+        """Whether requests need a key. A configured file requires one even while it holds no hash."""
 
-    @property
-    def are_required(self) -> bool:
-        """Whether a request needs a key: one is in the environment, or a file is configured at all."""
-        return bool(self._from_environment) or self._file is not None
+    def authenticate(self, authorization: str | None, address: str | None = None) -> str:
+        """The caller, whose requests are counted together: a digest of the key, or the address if no key is required.
 
-    def check(self, authorization: str | None) -> None:
-        """Raises `InvalidApiKey` unless the header carries an accepted key or none is required."""
-        if not self.are_required:
-            return  # clients without a key send junk such as 'Bearer NO_API_KEY_PROVIDED'
+        Raises `InvalidApiKey` unless the header carries an accepted key or none is required.
+        """
+        if not self.are_required:  # a key is ignored then: clients without one send junk such as NO_API_KEY_PROVIDED
+            return f"address {address or 'unknown'}"
         scheme, _, key = (authorization or "").partition(" ")
         if scheme.lower() != "bearer" or not key.strip():
             raise InvalidApiKey(is_missing=True)
-        self._refresh()
+        if self._file is not None:
+            self._reload(self._file)
         offered = _digest(key.strip())
-        matches = [hmac.compare_digest(offered, known) for known in self._from_environment | self._from_file]
-        if not any(matches):
+        is_accepted = False
+        for known in self._from_environment | self._from_file:
+            is_accepted |= hmac.compare_digest(offered, known)  # no early exit: the time must not depend on the key
+        if not is_accepted:
             raise InvalidApiKey(is_missing=False)
+        return offered.hex()[:32]
 
-    def _refresh(self) -> None:
-        """Re-reads a changed file; keeps the last good keys while it is missing or wrong."""
-        if self._file is None:
-            return
+    def _reload(self, path: Path) -> None:
+        """Reads a changed file again. The last good keys stay in force while the file is missing or malformed."""
         try:
-            if _version(self._file) != self._file_version:
-                self._read(self._file)
-                logger.info("read API keys file=%s num_keys=%d", self._file, len(self._from_file))
+            if _version(path) != self._file_version:
+                self._read(path)
+                logger.info("read API keys file=%s num_keys=%d", path, len(self._from_file))
         except (ConfigError, OSError) as error:
-            logger.warning("kept the last API keys: %s", error)
+            logger.warning("cannot reload API keys, the previous ones stay in force: %s", error)
 
     def _read(self, path: Path) -> None:
         try:

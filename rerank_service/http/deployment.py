@@ -1,4 +1,4 @@
-"""The Serve deployment of the HTTP API: it ties Ray's handles to the application and nothing else."""
+"""The Serve deployment of the HTTP API. It composes the application from Ray's handles."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,34 +12,37 @@ from rerank_service.http.api import build_api
 from rerank_service.routing.model_router import ModelRouter
 from rerank_service.routing.ranker import Ranker
 from rerank_service.routing.replica_table import table_of
+from rerank_service.telemetry.ingress_metrics import IngressMetrics
 from rerank_service.telemetry.logging import log_through_serve
 from rerank_service.telemetry.metrics import INGRESS_METRICS
-from rerank_service.telemetry.metrics.of_ingress import IngressMetrics
-from rerank_service.telemetry.metrics.through_ray import RayMetrics
+from rerank_service.telemetry.ray_metrics import RayMetrics
+from rerank_service.telemetry.tracing import Tracing
 
 __all__ = ["Ingress"]
 
 
 @serve.ingress()
 class Ingress:
-    """An ASGI application per replica, built when the replica starts."""
+    """An ASGI application per ingress replica, built when the replica starts."""
 
     def __init__(self, config: RerankConfig, replicas: Mapping[str, DeploymentHandle[Any]]) -> None:
-        """`replicas` has the handle of each model's deployment, by model id, but for models with an application of
-        their own: these may come later, or go and come back.
+        """`replicas` has the handle of each model's deployment by model id, except models with their own application,
+        which may start later or be redeployed.
         """
-        log_through_serve(keep_access_log=False)
+        log_through_serve()
         self._config = config
-        apart = {
+        own_applications = {
             model.id: DeploymentHandle[Any](model.deployment_name, model.application)
             for model in config.models
             if model.application is not None
         }
-        handles = {**replicas, **apart}
+        handles = {**replicas, **own_applications}
         score_methods = {model_id: handle.score for model_id, handle in handles.items()}
         tables = {model_id: table_of(handle.deployment_id) for model_id, handle in handles.items()}
-        metrics = IngressMetrics([RayMetrics(INGRESS_METRICS)])
-        self._router = ModelRouter(config, score_methods, metrics, tables=tables)
+        self._metrics = IngressMetrics(RayMetrics(INGRESS_METRICS))
+        self._tracing = Tracing(config.tracing)
+        self._router = ModelRouter(config, score_methods, self._metrics, self._tracing, tables)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return build_api(self._config, self._router, Ranker(self._router, self._config))
+        ranker = Ranker(self._router, self._config)
+        return build_api(self._config, self._router, ranker, self._metrics, self._tracing)

@@ -1,51 +1,45 @@
-"""The one path of every ranking request, whatever API it came by: key, rates, deadline, body, model, ranking, answer.
+"""The ranking endpoint: its routes, and the path of every ranking request, whichever API it comes by.
 
-Knows no dialect by name, and nothing of Ray.
+Authenticate, apply rate limits, read the body, parse it, route to a model, rank, reply.
 """
 
 import asyncio
+import math
+import re
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
 
-from fastapi import Request, Response
+from fastapi import APIRouter, Request, Response
+from starlette.requests import ClientDisconnect
 
-from rerank_service.config import RerankConfig
-from rerank_service.errors import PairTooLong, RequestTooLarge
+from rerank_service.config import DialectName, RerankConfig
+from rerank_service.errors import (
+    BodyTooLarge,
+    FieldProblem,
+    InvalidRequest,
+    PairTooLong,
+    RequestTooLarge,
+    UnsupportedMediaType,
+)
 from rerank_service.http.auth import ApiKeys
-from rerank_service.http.body import read_json_body
-from rerank_service.http.deadline import client_timeout_s
-from rerank_service.http.dialects import Body, Call, Dialect, Question
+from rerank_service.http.dialects import NIM, Body, Dialect, RankingCall, RankingQuery, routes_of
 from rerank_service.http.envelope import error_response
-from rerank_service.http.rate_limits import RateLimits, caller_of
-from rerank_service.messages import Ranked
-from rerank_service.routing.merged import merged
+from rerank_service.http.openapi import RANKING_OPERATION, dialect_operation
+from rerank_service.http.proxies.headers import FORWARDED_TIMEOUT_HEADER, TIMEOUT_HEADER
+from rerank_service.http.rate_limits import RateLimits
+from rerank_service.messages import Deadline, Ranked
 from rerank_service.routing.model_router import ModelRouter
 from rerank_service.routing.ranker import Ranker
-from rerank_service.telemetry.observation import Observation, Observer
+from rerank_service.telemetry.observation import CLIENT_DISCONNECTED, Observer
 
-__all__ = ["Answering"]
+__all__ = ["RankingEndpoint", "ranking_routes", "request_timeout_s"]
 
-
-@dataclass(slots=True)
-class _Exchange:
-    """A request and the dialect it is answered in: the path's first, until its body tells."""
-
-    request: Request
-    dialects: Sequence[Dialect]
-    slug: str | None
-    dialect: Dialect
-
-    def recognise(self, body: Body) -> None:
-        """Where several dialects share a path, the one that only such a body can be of."""
-        if len(self.dialects) > 1:
-            fields = body.fields
-            self.dialect = next((one for one in self.dialects if one.recognises(fields)), self.dialect)
+_JSON = re.compile(r"application/(json|.*\+json)")
 
 
-class Answering:
+class RankingEndpoint:
     """Answers ranking requests."""
 
     def __init__(
@@ -58,75 +52,177 @@ class Answering:
         observer: Observer,
     ) -> None:
         self._limits = config.limits
-        self._rate_limits = rate_limits
         self._keys = keys
+        self._rate_limits = rate_limits
         self._router = router
         self._ranker = ranker
         self._observer = observer
 
     async def answer(self, request: Request, dialects: Sequence[Dialect], slug: str | None = None) -> Response:
-        """The answer, or the refusal, in one of `dialects`; `slug` is the model that a hosted URL names."""
-        exchange = _Exchange(request, dialects, slug, dialects[0])
-        return await self._observer.answer(
-            request,
-            exchange.dialect.name,
-            partial(self._answer, exchange),
-            lambda error: error_response(error, exchange.dialect),
-        )
+        """The ranking or the error, in the one of `dialects` that the body is in. `slug` is the model in the URL."""
+        dialect = dialects[0]
+        with self._observer.observe(request, dialect.name) as observation:
+            try:
+                address = request.client and request.client.host
+                caller = self._keys.authenticate(request.headers.get("authorization"), address)
+                headers = await self._rate_limits.take("requests", caller, 1)
+                timeout_s = request_timeout_s(request.headers, self._limits.request_timeout_s)
+                slug_model = None if slug is None else self._router.resolve_slug(slug)
+                body = await read_json_body(request, self._limits.max_body_bytes)
 
-    async def _answer(self, exchange: _Exchange, observation: Observation) -> Response:
-        request = exchange.request
-        self._keys.check(request.headers.get("authorization"))
-        caller = self._caller(request)
-        headers = await self._rate_limits.take_request(caller)
-        timeout_s = client_timeout_s(request.headers)
-        slug_model = None if exchange.slug is None else self._router.resolve_slug(exchange.slug)
-        raw = await read_json_body(request, self._limits.max_body_bytes)
-        call = self._read(exchange, Body(raw), observation)
-        model = slug_model if call.model is None and slug_model else self._router.resolve(call.model)
-        observation.model_id = model.id
-        headers |= await self._rate_limits.take_passages(caller, call.num_passages)
-        rank = partial(
-            self._ranker.rank,
-            model.id,
-            fitting=call.fitting,
-            timeout_s=timeout_s,
-            request_id=uuid.uuid4().hex,
-            client_id=request.headers.get("x-request-id"),
-            caller=caller,
-        )
-        rankings = await _rank_all(call, rank)
-        observation.ranked = merged(rankings)
-        answer = call.reply(rankings, model.id).model_dump_json(exclude_none=True)
-        return Response(answer, headers=headers, media_type="application/json")
+                started_s = time.perf_counter()
+                if len(dialects) > 1:  # the path is shared: a body with fields of only one dialect is in that one
+                    dialect = next((one for one in dialects if one.recognises(body.fields)), dialect)
+                    observation.dialect = dialect.name
+                call = dialect.read(body, self._limits)
+                num_passages = sum(len(query.passages) for query in call.queries)
+                if num_passages > self._limits.max_passages:
+                    raise call.too_many_passages(num_passages, self._limits.max_passages)
+                observation.parse_s = time.perf_counter() - started_s
 
-    def _read(self, exchange: _Exchange, body: Body, observation: Observation) -> Call:
-        started = time.perf_counter()
-        exchange.recognise(body)
-        observation.dialect = exchange.dialect.name
-        call = exchange.dialect.read(body, self._limits)
-        observation.parse_s = time.perf_counter() - started
-        return call
+                model = slug_model if call.model is None and slug_model else self._router.resolve(call.model)
+                observation.model_id = model.id
+                headers |= await self._rate_limits.take("passages", caller, num_passages)
+                deadline = Deadline.after(timeout_s)  # the upload of the body does not count
+                rankings = await self._rank(call, model.id, deadline, caller, request.headers.get("x-request-id"))
+                observation.add_rankings(rankings)
+                reply = call.reply(rankings, model.id).model_dump_json(exclude_none=True)
+                response = Response(reply, headers=headers, media_type="application/json")
+            except ClientDisconnect:
+                response = Response(status_code=CLIENT_DISCONNECTED)
+            except Exception as error:
+                response = error_response(observation.fail(error), dialect)
+            observation.status = response.status_code
+        response.headers.update(observation.reply_headers)
+        return response
 
-    def _caller(self, request: Request) -> str:
-        authorization = request.headers.get("authorization") if self._keys.are_required else None
-        return caller_of(authorization, request.client and request.client.host)
+    async def _rank(
+        self, call: RankingCall, model_id: str, deadline: Deadline, caller: str, client_id: str | None
+    ) -> list[Ranked]:
+        """The ranking of each query. Errors name the fields of the request's own body."""
+        request_id = uuid.uuid4().hex
 
+        async def rank(query: RankingQuery) -> Ranked:
+            try:
+                return await self._ranker.rank(
+                    model_id,
+                    query.text,
+                    query.passages,
+                    call.fitting,
+                    deadline,
+                    request_id=request_id,
+                    client_id=client_id,
+                    caller=caller,
+                )
+            except (PairTooLong, RequestTooLarge) as error:
+                raise call.with_own_fields(error, query) from None
 
-async def _rank_all(call: Call, rank: Callable[[str, Sequence[str]], Awaitable[Ranked]]) -> list[Ranked]:
-    """Ranks every question of the request; errors name the fields of its body."""
-
-    async def answer(question: Question) -> Ranked:
+        if len(call.queries) == 1:  # nearly always
+            return [await rank(call.queries[0])]
         try:
-            return await rank(question.query, question.passages)
-        except (PairTooLong, RequestTooLarge) as error:
-            raise call.in_its_words(error, question) from None
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(rank(query)) for query in call.queries]
+        except ExceptionGroup as failures:
+            raise failures.exceptions[0] from None  # the first failure cancelled the other queries
+        return [task.result() for task in tasks]
 
-    if len(call.questions) == 1:
-        return [await answer(call.questions[0])]
-    tasks = [asyncio.ensure_future(answer(question)) for question in call.questions]
+
+def request_timeout_s(headers: Mapping[str, str], limit_s: float) -> float:
+    """Time limit of a request: the client's own, if it sends one, but at most `limit_s`.
+
+    Raises `InvalidRequest` unless the header is a positive number.
+    """
+    value = headers.get(FORWARDED_TIMEOUT_HEADER, headers.get(TIMEOUT_HEADER))
+    if value is None:
+        return limit_s
     try:
-        return await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
+        timeout_s = float(value)
+    except ValueError:
+        timeout_s = math.nan
+    if not 0 < timeout_s < math.inf:
+        message = f"{TIMEOUT_HEADER} must be a positive number of seconds; leave it out to use the service's limit"
+        raise InvalidRequest([FieldProblem(("header", TIMEOUT_HEADER), message, "invalid_timeout")])
+    return min(timeout_s, limit_s)
+
+
+async def read_json_body(request: Request, max_bytes: int) -> Body:
+    """The body, which must be uncompressed; its Content-Type must be JSON or absent.
+
+    Raises `UnsupportedMediaType`, and `BodyTooLarge` as soon as more than `max_bytes` arrive, with or without a
+    Content-Length.
+    """
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type and not _JSON.fullmatch(media_type):
+        raise UnsupportedMediaType("Content-Type", media_type, "send 'Content-Type: application/json'")
+    encoding = request.headers.get("content-encoding", "").strip().lower()
+    if encoding not in ("", "identity"):
+        raise UnsupportedMediaType("Content-Encoding", encoding, "send the body uncompressed")
+    announced = request.headers.get("content-length", "")
+    if announced.isdecimal() and int(announced) > max_bytes:
+        raise BodyTooLarge(max_bytes)
+    raw = bytearray()
+    async for chunk in request.stream():
+        raw += chunk
+        if len(raw) > max_bytes:
+            raise BodyTooLarge(max_bytes)
+    return Body(bytes(raw).removeprefix(b"\xef\xbb\xbf"))  # .NET clients send a byte order mark
+
+
+def ranking_routes(endpoint: RankingEndpoint, dialects: Sequence[DialectName]) -> APIRouter:
+    """NVIDIA's routes, and those of the enabled dialects."""
+    routes = APIRouter()
+
+    async def rank_at_slug(slug: str, request: Request) -> Response:
+        return await endpoint.answer(request, (NIM,), slug)
+
+    def add(path: str, rank: Callable[..., Awaitable[Response]], tag: str, **options: Any) -> None:
+        routes.add_api_route(path, rank, methods=["POST"], tags=[tag], response_class=Response, **options)
+
+    for path, (operation_id, summary, description) in _NIM_ROUTES.items():
+        add(
+            path,
+            rank_at_slug if "{slug}" in path else _route(endpoint, (NIM,)),
+            "Reranking",
+            operation_id=operation_id,
+            summary=summary,
+            description=description,
+            openapi_extra=RANKING_OPERATION,
+        )
+    for path, spoken in routes_of(dialects).items():
+        add(
+            path,
+            _route(endpoint, spoken),
+            "Dialects",
+            operation_id="rank" + path.replace("/", "_"),
+            summary=f"Rank, in the dialect of {', '.join(dialect.name for dialect in spoken)}",
+            description=_DIALECTS_DESCRIPTION,
+            openapi_extra=dialect_operation(spoken),
+        )
+    return routes
+
+
+_NIM_ROUTES = {
+    "/v1/ranking": (
+        "rankPassages",
+        "Rank Candidate Passages",
+        "Score candidate passages against a query using a NeMo Retriever reranker.",
+    ),
+    "/v1/retrieval/nvidia/reranking": ("rankPassagesHosted", "Rank, at the hosted URL", None),
+    "/v1/retrieval/nvidia/{slug}/reranking": (
+        "rankPassagesHostedModel",
+        "Rank, at the hosted URL of a model",
+        "The slug is the model's name with `_` for `.`. A model named in the body takes precedence.",
+    ),
+}
+"""Operation id, summary and description for each path."""
+_DIALECTS_DESCRIPTION = (
+    "If several dialects share the path, the body's fields decide between them. "
+    "If the fields do not decide, the first dialect listed applies."
+)
+
+
+def _route(endpoint: RankingEndpoint, dialects: Sequence[Dialect]) -> Callable[[Request], Awaitable[Response]]:
+    async def rank(request: Request) -> Response:
+        return await endpoint.answer(request, dialects)
+
+    return rank

@@ -1,4 +1,4 @@
-"""Every error in one body: a JSON object that all known clients can parse, `detail` never null."""
+"""Error responses. All errors share one JSON body that every known client can parse; `detail` is never null."""
 
 import logging
 from http import HTTPStatus
@@ -9,7 +9,7 @@ from starlette.exceptions import HTTPException
 
 from rerank_service.errors import FieldProblem, RateLimited, RerankError
 from rerank_service.http.dialects import NIM, Dialect
-from rerank_service.http.dialects.nim_schema import ErrorDetail, ErrorEnvelope
+from rerank_service.http.dialects.nim import ErrorDetail, ErrorEnvelope
 
 __all__ = ["add_error_handlers", "error_response", "rate_limit_headers"]
 
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 def add_error_handlers(api: FastAPI) -> None:
-    """Ours, FastAPI's own, and what nobody expected."""
+    """Handlers for this service's errors, for FastAPI's own, and for unexpected ones."""
     api.add_exception_handler(RerankError, _on_rerank_error)
     api.add_exception_handler(HTTPException, _on_http_exception)
     api.add_exception_handler(RequestValidationError, _on_validation_error)
@@ -25,7 +25,7 @@ def add_error_handlers(api: FastAPI) -> None:
 
 
 def error_response(error: RerankError, dialect: Dialect = NIM) -> Response:
-    """Status, headers and body of one of our errors, as `dialect` has it."""
+    """The response for one of this service's errors, in the form of `dialect`."""
     headers = {}
     if error.retry_after_s is not None:
         headers["Retry-After"] = str(error.retry_after_s)
@@ -38,7 +38,7 @@ def error_response(error: RerankError, dialect: Dialect = NIM) -> Response:
 
 
 def rate_limit_headers(what: str, per_minute: int, remaining: int, reset_s: int) -> dict[str, str]:
-    """`what` is `requests` or `passages`."""
+    """`X-RateLimit-*` headers; `what` is `requests` or `passages`."""
     figures = {"Limit": per_minute, "Remaining": remaining, "Reset": reset_s}
     return {f"X-RateLimit-{name}-{what.title()}": str(figure) for name, figure in figures.items()}
 
@@ -57,7 +57,7 @@ async def _on_rerank_error(_: Request, error: Exception) -> Response:
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
-    """404 and 405 of the framework."""
+    """Errors of the framework: 404 and 405."""
     assert isinstance(error, HTTPException)  # noqa: S101 - registered for this class
     path = request.url.path[:200]
     message, category = str(error.detail), "invalid_request_error"
@@ -72,7 +72,7 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
 
 
 async def _on_validation_error(_: Request, error: Exception) -> Response:
-    """Parameters that FastAPI validates; bodies are ours."""
+    """Invalid path or query parameters. Bodies are validated by the dialects."""
     assert isinstance(error, RequestValidationError)  # noqa: S101 - registered for this class
     problems = tuple(
         FieldProblem(tuple(problem["loc"]), f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}", problem["type"])

@@ -1,7 +1,7 @@
-"""The published description of the API: the contract's own schema, with this service's limits written in.
+"""The published OpenAPI document: NVIDIA's schema of the API, with this service's limits filled in.
 
-The contract requires `model`; real clients also send null or leave it out. Both are stated: `RankingRequest`
-is the contract's, `RankingRequestDefaultModel` what is accepted besides, and a body is either.
+NVIDIA's schema requires `model`, but real clients also send null or omit it. So a body is either `RankingRequest`,
+which is NVIDIA's schema, or `RankingRequestDefaultModel`, which leaves the model to the service.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from fastapi.openapi.utils import get_openapi
 
 from rerank_service.config import LimitsConfig, RerankConfig
 from rerank_service.http.dialects import Dialect, routes_of
-from rerank_service.http.dialects.nim_schema import ErrorEnvelope, RankingRequest, RankingResponse
+from rerank_service.http.dialects.nim import ErrorEnvelope, RankingRequest, RankingResponse
 
 __all__ = ["RANKING_OPERATION", "add_openapi", "dialect_operation"]
 
@@ -31,10 +31,10 @@ def _error(description: str) -> dict[str, Any]:
 _RANKING_HEADERS: dict[str, Any] = {
     name: {"description": description, "required": True, "schema": {"type": "integer", "minimum": 0}}
     for name, description in {
-        "x-rerank-truncated-passages": "Passages of which a part, or a part of the query beside them, was cut off and "
-        "not scored. A passage counts as often as it is in the request.",
-        "x-rerank-unscored-passages": "Passages, among the truncated ones, that were cut off entirely because the "
-        "query fills the model's window. Their scores say nothing about them.",
+        "x-rerank-truncated-passages": "Number of passages that were truncated, or whose query was. "
+        "Repeated passages count each time.",
+        "x-rerank-unscored-passages": "Number of truncated passages of which nothing was scored, because the query "
+        "fills the model's window. Their scores are meaningless.",
     }.items()
 }
 
@@ -61,22 +61,22 @@ RANKING_OPERATION: dict[str, Any] = {
         "400": _error("Invalid request."),
         "401": _error("Missing or invalid API key."),
         "404": _error("Unknown model."),
-        "413": _error("The body is over the limit, or has more tokens than may ever wait."),
-        "415": _error("The body is not announced as JSON."),
-        "429": _error("The caller's limit of requests or passages a minute is reached; see Retry-After."),
+        "413": _error("The body exceeds the size limit, or the request has more tokens than a replica's queue holds."),
+        "415": _error("The Content-Type is not JSON, or the body is compressed."),
+        "429": _error("The caller's per-minute quota of requests or passages is exhausted; see Retry-After."),
         "500": _error("The model failed on this request."),
-        "503": _error("The queue is full or no replica is there; see Retry-After."),
-        "504": _error("Not ready within the service's time limit, or the client's x-request-timeout-seconds."),
+        "503": _error("The service is overloaded, or no replica of the model is available; see Retry-After."),
+        "504": _error("No answer within the service's time limit, or the client's x-request-timeout-seconds."),
     },
 }
-"""What the ranking routes share; they read their body themselves, so FastAPI cannot infer it."""
+"""Operation of NVIDIA's routes. They parse the body themselves, so FastAPI cannot infer its schema."""
 
 
 def dialect_operation(dialects: Sequence[Dialect]) -> dict[str, Any]:
-    """A path where these are spoken: a body of one of them, an answer and an error to match."""
+    """Operation of a path that these dialects share: any one's body, answer and error."""
     responses = {
         "200": {
-            "description": "Results in the dialect's own form.",
+            "description": "Results in the form of the body's dialect.",
             "headers": _RANKING_HEADERS,
             "content": _any_of(dialects, "response"),
         }
@@ -92,8 +92,8 @@ _DIALECT_ERRORS = {
         for status, response in RANKING_OPERATION["responses"].items()
         if status != "200"
     },
-    "422": "Invalid request, in the dialects that call it so.",
-    "424": "The model failed on this request, in the dialects that call it so.",
+    "422": "Invalid request, in dialects that use this status for it.",
+    "424": "The model failed on this request, in dialects that use this status for it.",
 }
 
 
@@ -104,7 +104,7 @@ def _any_of(dialects: Sequence[Dialect], part: str) -> dict[str, Any]:
 
 
 def add_openapi(api: FastAPI, config: RerankConfig, *, keys_are_required: bool) -> None:
-    """Replaces `api.openapi` by one that writes the contract's schemas."""
+    """Makes `api.openapi` publish these schemas instead of those that FastAPI infers."""
 
     def openapi() -> dict[str, Any]:
         if api.openapi_schema is None:
@@ -120,10 +120,10 @@ def _describe(api: FastAPI, config: RerankConfig, keys_are_required: bool) -> di
         version=api.version,
         description=api.description,
         routes=api.routes,
-        servers=api.servers or None,  # FastAPI puts the route prefix there
+        servers=api.servers or None,  # FastAPI puts the route prefix here
         tags=[
             {"name": "Reranking", "description": "Cross-encoder reranking operations"},
-            {"name": "Dialects", "description": "The same in other vendors' APIs"},
+            {"name": "Dialects", "description": "Reranking through other vendors' APIs"},
         ],
     )
     components = document.setdefault("components", {})
@@ -144,7 +144,7 @@ def _describe(api: FastAPI, config: RerankConfig, keys_are_required: bool) -> di
 
 
 def _add(schemas: dict[str, Any], schema: dict[str, Any], name: str) -> None:
-    """Puts a pydantic schema and what it refers to among the components."""
+    """Adds a pydantic schema and its definitions to the components."""
     schemas.update(schema.pop("$defs", {}))
     schemas[name] = schema | {"title": name}
 
@@ -177,12 +177,14 @@ def _with_max_items(schema: dict[str, Any], limits: LimitsConfig) -> dict[str, A
         part = schema["properties"].get(name, {})
         if part.get("type") == "array":
             part["maxItems"] = limits.max_passages
-    schema.pop("additionalProperties", None)  # unknown fields are the dialect's and the configuration's matter
+    schema.pop(
+        "additionalProperties", None
+    )  # whether unknown fields are refused depends on the dialect and the configuration
     return schema
 
 
 def _contract(schema: dict[str, Any]) -> dict[str, Any]:
-    """The published contract's form: `model` required and a string, `truncate` one of two words."""
+    """NVIDIA's form: `model` is required and a string, `truncate` is not nullable."""
     schema = deepcopy(schema)
     properties = schema["properties"]
     for name in ("model", "truncate"):

@@ -1,4 +1,4 @@
-"""What a replica takes from Serve around it: its log's files, format and request ids, and its own id."""
+"""Logging of a Serve replica: its own log lines go through Serve's handlers, with Serve's format and request ids."""
 
 import logging
 
@@ -8,25 +8,24 @@ from ray.serve.exceptions import RayServeException
 __all__ = ["log_through_serve", "serve_id"]
 
 
-def log_through_serve(*, keep_access_log: bool = True) -> None:
-    """Call it in a replica's constructor; Serve has set its handlers up by then.
+def log_through_serve() -> None:
+    """Call it in a replica's constructor, after Serve has set up its handlers.
 
-    `keep_access_log=False` drops Serve's own line a call: of a shard, which the ingress tells of with its request.
+    Serve's own line for each call is dropped: the ingress logs one line for each request.
     """
     serve, own = logging.getLogger("ray.serve"), logging.getLogger("rerank_service")
     own.handlers = list(serve.handlers)
     own.setLevel(serve.level)
     own.propagate = False
-    if not keep_access_log:
-        serve.addFilter(_is_not_of_a_call)
+    serve.addFilter(_is_not_access_log)
 
 
-def _is_not_of_a_call(record: logging.LogRecord) -> bool:
+def _is_not_access_log(record: logging.LogRecord) -> bool:
     return not getattr(record, "serve_access_log", False)
 
 
 def serve_id() -> str:
-    """Serve's id of the replica this runs in, as the callers' routers have it; empty outside Serve."""
+    """Serve's id of the replica this code runs in, as the request routers know it; empty outside Serve."""
     try:
         name: str = ray_serve.get_replica_context().replica_id.unique_id
     except RayServeException:

@@ -1,180 +1,178 @@
-"""What is seen of each ranking request, whatever its answer: metrics, a line in the log, a span, headers of the reply.
+"""Observes each ranking request, whatever its answer: metrics, a log line, a span, and headers of the reply.
 
-Sizes, times and codes, never text. Knows no dialect and no model.
+Sizes, times and codes, never text.
 """
 
 import asyncio
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from fastapi import Request, Response
+from fastapi import Request
 from opentelemetry.trace import Span
-from starlette.requests import ClientDisconnect
 
 from rerank_service.config import LogConfig
 from rerank_service.errors import QueueFull, RateLimited, RequestTooLarge, RerankError, WaitTooLong
 from rerank_service.messages import Ranked
-from rerank_service.telemetry.metrics import definitions
-from rerank_service.telemetry.metrics.of_ingress import IngressMetrics
-from rerank_service.telemetry.tracing import Tracing, mark_error, trace_id, traceparent
+from rerank_service.telemetry import metrics
+from rerank_service.telemetry.ingress_metrics import IngressMetrics
+from rerank_service.telemetry.tracing import Tracing, mark_error, traceparent
 
-__all__ = ["Observation", "Observer"]
+__all__ = ["CLIENT_DISCONNECTED", "Observation", "Observer"]
 
 logger = logging.getLogger(__name__)
 
-_CLIENT_LEFT = 499
-"""nginx's status of a request whose client hung up; nobody reads it but the metrics."""
+CLIENT_DISCONNECTED = 499
+"""nginx's status for a request whose client disconnected. Only metrics and logs show it."""
 _SHED = (QueueFull, WaitTooLong, RequestTooLarge)
+_SERVER_TIMING = (
+    "parse;dur={parse_ms}, tokenise;dur={tokenise_ms}, queue;dur={queue_ms}, forward;dur={forward_ms}, "
+    "total;dur={total_ms}"
+)
+"""W3C Server Timing, which browsers and proxies display."""
+
+
+@dataclass(slots=True)
+class _Totals:
+    """Sums over the rankings of a request's queries; times are those of the slowest."""
+
+    num_passages: int = 0
+    num_tokens: int = 0
+    num_truncated: int = 0
+    num_unscored: int = 0
+    num_shards: int = 0
+    tokenise_s: float = 0.0
+    queue_s: float = 0.0
+    forward_s: float = 0.0
+    total_s: float = 0.0
 
 
 @dataclass(slots=True)
 class Observation:
-    """One request; whoever answers it fills in what it learns."""
+    """What is known about one request. The endpoint fills it in as it learns more."""
 
+    span: Span
+    reply_headers: dict[str, str]
+    """Headers of the reply, whether it is an answer or an error."""
     dialect: str
-    """Until the body is read, the one that the path's first dialect has."""
+    """Until the body is read: the path's first dialect."""
     model_id: str = "unknown"
-    """Until the model is known: the client's text is no label."""
-    ranked: Ranked | None = None
+    """Set once the model is resolved: a client's text must not become a label."""
     parse_s: float = 0.0
+    totals: _Totals | None = None
+    """Null unless the request was ranked."""
+    timings_ms: dict[str, float] = field(default_factory=dict)
+    """Time spent in each stage of a ranked request, in their order."""
     status: int = 500
-    code: str | None = None
-    """Of our error, if it ended in one."""
-    started: float = field(default_factory=time.perf_counter)
+    error: RerankError | None = None
+    started_s: float = field(default_factory=time.perf_counter)
+
+    def add_rankings(self, rankings: Sequence[Ranked]) -> None:
+        """Takes the rankings of the request's queries, and adds the headers about them."""
+        totals = self.totals = _Totals()
+        for ranked in rankings:
+            totals.num_passages += len(ranked.logits)
+            totals.num_tokens += ranked.num_tokens
+            totals.num_truncated += ranked.num_truncated
+            totals.num_unscored += ranked.num_unscored
+            totals.num_shards += ranked.num_shards
+            totals.tokenise_s = max(totals.tokenise_s, ranked.tokenise_s)
+            totals.queue_s = max(totals.queue_s, ranked.queue_s)
+            totals.forward_s = max(totals.forward_s, ranked.forward_s)
+            totals.total_s = max(totals.total_s, ranked.total_s)
+        self.timings_ms = {
+            "parse_ms": round(1000 * self.parse_s, 1),
+            "tokenise_ms": round(1000 * totals.tokenise_s, 1),
+            "queue_ms": round(1000 * totals.queue_s, 1),
+            "forward_ms": round(1000 * totals.forward_s, 1),
+            "total_ms": round(1000 * totals.total_s, 1),
+        }
+        self.reply_headers["Server-Timing"] = _SERVER_TIMING.format_map(self.timings_ms)
+        self.reply_headers["x-rerank-truncated-passages"] = str(totals.num_truncated)
+        self.reply_headers["x-rerank-unscored-passages"] = str(totals.num_unscored)
+
+    def fail(self, error: Exception) -> RerankError:
+        """Notes the error that ended the request. Returns the error to tell the client."""
+        mark_error(self.span, error)
+        if isinstance(error, RerankError):
+            self.error = error
+            return error
+        logger.error("unexpected error type=%s", type(error).__name__, exc_info=error)
+        return RerankError()
 
 
 class Observer:
-    """Watches over the answering of requests."""
+    """Reports requests to the metrics, the log and the traces."""
 
     def __init__(self, config: LogConfig, metrics: IngressMetrics, tracing: Tracing) -> None:
         self._sample_ratio = config.access_sample_ratio
         self._metrics = metrics
         self._tracing = tracing
 
-    async def answer(
-        self,
-        request: Request,
-        dialect: str,
-        respond: Callable[[Observation], Awaitable[Response]],
-        refuse: Callable[[RerankError], Response],
-    ) -> Response:
-        """What `respond` answers or, if that fails, what `refuse` makes of the error; with headers of ours."""
-        observation = Observation(dialect)
-        attributes = {"http.request.method": request.method, "http.route": _route(request)}
-        with self._tracing.request(f"{request.method} {_route(request)}", request.headers, attributes) as span:
-            reply_headers = traceparent()
+    @contextmanager
+    def observe(self, request: Request, dialect: str) -> Iterator[Observation]:
+        """An observation of `request`, reported when the block ends."""
+        route = str(getattr(request.scope.get("route"), "path", ""))  # as declared: a client's path may hold anything
+        attributes = {"http.request.method": request.method, "http.route": route}
+        with self._tracing.span(f"{request.method} {route}", attributes, request.headers) as span:
+            observation = Observation(span, traceparent(), dialect)
             try:
-                response = await self._watched(observation, span, respond, refuse)
+                yield observation
+            except asyncio.CancelledError:
+                observation.status = CLIENT_DISCONNECTED
+                raise
             finally:
                 span.set_attribute("rerank.dialect", observation.dialect)
                 span.set_attribute("http.response.status_code", observation.status)
-                self._tell(observation)
-        response.headers.update(reply_headers)
-        if observation.ranked is not None:
-            response.headers["Server-Timing"] = _server_timing(observation, observation.ranked)
-            response.headers["x-rerank-truncated-passages"] = str(observation.ranked.num_truncated)
-            response.headers["x-rerank-unscored-passages"] = str(observation.ranked.num_unscored)
-        return response
+                self._record(observation)
+                if observation.totals is None or random.random() < self._sample_ratio:  # noqa: S311 - no secret
+                    self._log(observation)
 
-    async def _watched(
-        self,
-        observation: Observation,
-        span: Span,
-        respond: Callable[[Observation], Awaitable[Response]],
-        refuse: Callable[[RerankError], Response],
-    ) -> Response:
-        try:
-            response = await respond(observation)
-        except RerankError as error:
-            observation.code = error.code
-            if isinstance(error, RateLimited):
-                self._metrics.record(definitions.LIMITED_REQUESTS, 1, error.what)
-            elif isinstance(error, _SHED):
-                self._metrics.record(definitions.SHED_REQUESTS, 1, observation.model_id, error.code)
-            mark_error(span, error)
-            response = refuse(error)
-        except ClientDisconnect:
-            response = Response(status_code=_CLIENT_LEFT)
-        except asyncio.CancelledError:
-            observation.status = _CLIENT_LEFT
-            raise
-        except Exception as error:
-            logger.exception("unexpected error type=%s", type(error).__name__)
-            mark_error(span, error)
-            response = refuse(RerankError())
-        observation.status = response.status_code
-        return response
+    def _record(self, observation: Observation) -> None:
+        record, model, error = self._metrics.record, observation.model_id, observation.error
+        record(metrics.REQUESTS, 1, model, str(observation.status), observation.dialect)
+        if observation.status == CLIENT_DISCONNECTED:
+            record(metrics.CANCELLED_REQUESTS, 1, model)
+        elif isinstance(error, RateLimited):
+            record(metrics.LIMITED_REQUESTS, 1, error.what)
+        elif isinstance(error, _SHED):
+            record(metrics.SHED_REQUESTS, 1, model, error.code)
+        if (totals := observation.totals) is not None:
+            record(metrics.PASSAGES, totals.num_passages, model)
+            record(metrics.REQUEST_PASSAGES, totals.num_passages, model)
+            record(metrics.TOKENS, totals.num_tokens, model)
+            record(metrics.TRUNCATED_PAIRS, totals.num_truncated, model)
+            record(metrics.UNSCORED_PAIRS, totals.num_unscored, model)
+            record(metrics.REQUEST_SECONDS, totals.total_s, model)
+            record(metrics.TOKENISE_SECONDS, totals.tokenise_s, model)
+            record(metrics.QUEUE_SECONDS, totals.queue_s, model)
+            record(metrics.FORWARD_SECONDS, totals.forward_s, model)
 
-    def _tell(self, observation: Observation) -> None:
-        model, status = observation.model_id, observation.status
-        self._metrics.record(definitions.REQUESTS, 1, model, str(status), observation.dialect)
-        if status == _CLIENT_LEFT:
-            self._metrics.record(definitions.CANCELLED_REQUESTS, 1, model)
-        if observation.ranked is not None:
-            self._record(model, observation.ranked)
-        if observation.ranked is None or random.random() < self._sample_ratio:  # noqa: S311 - no secret
-            fields = _log_fields(observation)
-            logger.info("request %s", " ".join(f"{name}={value}" for name, value in fields.items()), extra=fields)
-
-    def _record(self, model: str, ranked: Ranked) -> None:
-        record = self._metrics.record
-        record(definitions.PASSAGES, len(ranked.logits), model)
-        record(definitions.REQUEST_PASSAGES, len(ranked.logits), model)
-        record(definitions.TOKENS, ranked.num_tokens, model)
-        record(definitions.TRUNCATED_PAIRS, ranked.num_truncated, model)
-        record(definitions.UNSCORED_PAIRS, ranked.num_unscored, model)
-        record(definitions.REQUEST_SECONDS, ranked.total_s, model)
-        record(definitions.TOKENISE_SECONDS, ranked.tokenise_s, model)
-        record(definitions.QUEUE_SECONDS, ranked.queue_s, model)
-        record(definitions.FORWARD_SECONDS, ranked.forward_s, model)
-
-
-def _route(request: Request) -> str:
-    """As it was declared: a path may hold anything."""
-    return str(getattr(request.scope.get("route"), "path", ""))
-
-
-def _log_fields(observation: Observation) -> dict[str, Any]:
-    """The line of a request: what JSON logs have as fields."""
-    fields: dict[str, Any] = {
-        "status": observation.status,
-        "dialect": observation.dialect,
-        "model": observation.model_id,
-    }
-    if observation.code is not None:
-        fields["code"] = observation.code
-    if (ranked := observation.ranked) is not None:
-        fields |= {
-            "num_passages": len(ranked.logits),
-            "num_tokens": ranked.num_tokens,
-            "num_truncated": ranked.num_truncated,
-            "num_unscored": ranked.num_unscored,
-            "num_shards": ranked.num_shards,
-            **{f"{name}_ms": milliseconds for name, milliseconds in _timings(observation, ranked).items()},
+    def _log(self, observation: Observation) -> None:
+        """One line per request; JSON logs have the same values as fields."""
+        fields: dict[str, Any] = {
+            "status": observation.status,
+            "dialect": observation.dialect,
+            "model": observation.model_id,
         }
-    else:
-        fields["total_ms"] = round(1000 * (time.perf_counter() - observation.started), 1)
-    if (trace := trace_id()) is not None:
-        fields["trace_id"] = trace
-    return fields
-
-
-def _timings(observation: Observation, ranked: Ranked) -> dict[str, float]:
-    """Milliseconds, in the order of a request's way."""
-    seconds = {
-        "parse": observation.parse_s,
-        "tokenise": ranked.tokenise_s,
-        "queue": ranked.queue_s,
-        "forward": ranked.forward_s,
-        "total": ranked.total_s,
-    }
-    return {name: round(1000 * value, 1) for name, value in seconds.items()}
-
-
-def _server_timing(observation: Observation, ranked: Ranked) -> str:
-    """W3C Server Timing: browsers' and proxies' tools show it."""
-    return ", ".join(f"{name};dur={value}" for name, value in _timings(observation, ranked).items())
+        if observation.error is not None:
+            fields["code"] = observation.error.code
+        if (totals := observation.totals) is None:
+            fields["total_ms"] = round(1000 * (time.perf_counter() - observation.started_s), 1)
+        else:
+            fields["num_passages"] = totals.num_passages
+            fields["num_tokens"] = totals.num_tokens
+            fields["num_truncated"] = totals.num_truncated
+            fields["num_unscored"] = totals.num_unscored
+            fields["num_shards"] = totals.num_shards
+            fields |= observation.timings_ms
+        if observation.span.is_recording():
+            fields["trace_id"] = f"{observation.span.get_span_context().trace_id:032x}"
+        line = "request"
+        for name, value in fields.items():
+            line += f" {name}={value}"
+        logger.info("%s", line, extra=fields)

@@ -1,23 +1,22 @@
-"""OpenTelemetry traces: a span a request, one a shard, and what its replica did with it.
+"""OpenTelemetry traces: one span per request, one per shard, and one per stage of the replica's work.
 
-All spans are made in the ingress, from what replicas answer: a replica needs no exporter, and one that dies leaves a
-span that says so. Off unless a collector is configured; then the extra `tracing` is needed. Spans carry sizes, times
-and error codes, never text. Knows neither HTTP nor Ray.
+All spans are made in the ingress, from the replicas' answers: a replica needs no exporter, and a replica that dies
+leaves a span with the error. Off unless a collector is configured; the extra `tracing` is needed then. Spans carry
+sizes, times and error codes, never text.
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
-from opentelemetry.context import Context
-from opentelemetry.trace import NoOpTracer, Span, SpanKind, StatusCode, Tracer, get_current_span
+from opentelemetry.trace import NoOpTracer, Span, SpanKind, StatusCode, Tracer
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from rerank_service.config import TracingConfig
 from rerank_service.errors import ConfigError, RerankError
 from rerank_service.messages import Shard, ShardScores
 
-__all__ = ["Tracing", "mark_error", "trace_id", "traceparent"]
+__all__ = ["Tracing", "mark_error", "traceparent"]
 
 _NAME = "rerank_service"
 _W3C = TraceContextTextMapPropagator()
@@ -25,33 +24,45 @@ _EXPORT_TIMEOUT_S = 5.0
 
 
 class Tracing:
-    """Makes spans, and sends them to the collector in a thread of its own."""
+    """Makes spans, and exports them to the collector in a thread of its own."""
 
     def __init__(self, config: TracingConfig) -> None:
-        """Raises `ConfigError` where the exporter is not installed."""
+        """Raises `ConfigError` if a collector is configured and the exporter is not installed."""
         self._provider = None if config.otlp_endpoint is None else _provider(config)
         self._tracer: Tracer = self._provider.get_tracer(_NAME) if self._provider else NoOpTracer()
 
     @contextmanager
-    def request(self, name: str, headers: Mapping[str, str], attributes: Mapping[str, Any]) -> Iterator[Span]:
-        """A request from outside, continuing the trace that its W3C `traceparent` header names."""
-        with self._span(name, SpanKind.SERVER, attributes, _W3C.extract(headers)) as span:
-            yield span
+    def span(
+        self, name: str, attributes: Mapping[str, Any], headers: Mapping[str, str] | None = None
+    ) -> Iterator[Span]:
+        """A child of the current span. With the `headers` of a client's request, it continues the client's own trace,
+        named by the W3C header `traceparent`."""
+        with self._tracer.start_as_current_span(
+            name,
+            None if headers is None else _W3C.extract(headers),
+            SpanKind.CLIENT if headers is None else SpanKind.SERVER,
+            dict(attributes),
+            record_exception=False,  # an exception's message may hold the client's text
+            set_status_on_exception=False,
+        ) as span:
+            try:
+                yield span
+            except BaseException as error:
+                mark_error(span, error)
+                raise
 
-    @contextmanager
-    def shard(self, shard: Shard, attempt: int) -> Iterator[Span]:
-        """One call of a replica, below the request that is being answered."""
+    def shard(self, shard: Shard, attempt: int) -> AbstractContextManager[Span]:
+        """The span of one call to a replica, a child of the current request's span."""
         attributes = {
             "rerank.model": shard.model,
             "rerank.num_pairs": len(shard.passages),
             "rerank.estimated_tokens": shard.num_tokens,
             "rerank.attempt": attempt,
         }
-        with self._span("score shard", SpanKind.CLIENT, attributes) as span:
-            yield span
+        return self.span("score shard", attributes)
 
     def stages(self, span: Span, scores: ShardScores) -> None:
-        """What the replica did with the shard, by its own clock, one after the other."""
+        """Adds the replica's stages to the shard's `span`, one after the other, by the replica's clock."""
         if not span.is_recording():
             return
         if scores.report is not None:
@@ -68,47 +79,23 @@ class Tracing:
             started_ns = ended_ns
 
     def close(self) -> None:
-        """Sends what is left; waits for the collector some seconds at most."""
+        """Exports the remaining spans; blocks for a few seconds at most."""
         if self._provider is not None:
             self._provider.force_flush(int(1000 * _EXPORT_TIMEOUT_S))
             self._provider.shutdown()
 
-    @contextmanager
-    def _span(
-        self, name: str, kind: SpanKind, attributes: Mapping[str, Any], context: Context | None = None
-    ) -> Iterator[Span]:
-        with self._tracer.start_as_current_span(
-            name,
-            context,
-            kind,
-            dict(attributes),
-            record_exception=False,  # its message may have the client's text
-            set_status_on_exception=False,
-        ) as span:
-            try:
-                yield span
-            except BaseException as error:
-                mark_error(span, error)
-                raise
-
 
 def mark_error(span: Span, error: BaseException) -> None:
-    """What is told of a failure: its code or its class, never its message."""
+    """Marks the span as failed, with the error's code or class; the message is left out."""
     span.set_attribute("error.type", error.code if isinstance(error, RerankError) else type(error).__name__)
     span.set_status(StatusCode.ERROR)
 
 
 def traceparent() -> dict[str, str]:
-    """The W3C header of the span that is current; empty where none is."""
+    """The W3C header `traceparent` of the current span; empty without one."""
     headers: dict[str, str] = {}
     _W3C.inject(headers)
     return headers
-
-
-def trace_id() -> str | None:
-    """Of the trace that is current, in hex, as logs have it; null where none is recorded."""
-    context = get_current_span().get_span_context()
-    return f"{context.trace_id:032x}" if context.is_valid and context.trace_flags.sampled else None
 
 
 def _provider(config: TracingConfig) -> Any:

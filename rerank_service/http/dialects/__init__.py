@@ -1,16 +1,17 @@
-"""Other vendors' reranking APIs as thin adapters: a body in, a `Call` of the core out, and the way back.
+"""Reranking APIs as thin adapters: a body in, a `RankingCall` out, and the ranking back in the API's own form.
 
-One file an API. None knows HTTP beyond a status, none knows models or replicas; `ingress/answering.py` does the work.
+One file per API. A dialect knows nothing of models or replicas, and of HTTP only the status; `http/endpoint.py` does
+the work.
 """
 
 from collections.abc import Mapping, Sequence
 
 from rerank_service.config import DialectName
 from rerank_service.http.dialects import cohere, infinity, jina, tei, vllm, voyage
-from rerank_service.http.dialects.call import Body, Call, Dialect, Question, Refusal
+from rerank_service.http.dialects.call import Body, Dialect, RankingCall, RankingQuery, Refusal
 from rerank_service.http.dialects.nim import NIM
 
-__all__ = ["NIM", "RANKING_PATHS", "Body", "Call", "Dialect", "Question", "Refusal", "routes_of"]
+__all__ = ["NIM", "RANKING_PATHS", "Body", "Dialect", "RankingCall", "RankingQuery", "Refusal", "routes_of"]
 
 _DIALECTS: Mapping[DialectName, Sequence[Dialect]] = {
     DialectName.JINA: (jina.RERANK,),
@@ -23,7 +24,7 @@ _DIALECTS: Mapping[DialectName, Sequence[Dialect]] = {
 
 
 def routes_of(names: Sequence[DialectName]) -> dict[str, tuple[Dialect, ...]]:
-    """The paths of these dialects, each with those that are spoken there in the order of `names`."""
+    """The paths of these dialects, and on each path the dialects spoken there, in the order of `names`."""
     routes: dict[str, tuple[Dialect, ...]] = {}
     for name in names:
         for dialect in _DIALECTS[name]:
@@ -33,4 +34,4 @@ def routes_of(names: Sequence[DialectName]) -> dict[str, tuple[Dialect, ...]]:
 
 
 RANKING_PATHS = (*NIM.paths, *routes_of(tuple(DialectName)))
-"""Every path that may rank, as route templates; a configuration's `dialects` choose among them."""
+"""Route templates of all ranking paths. The configuration's `dialects` enable some of them."""

@@ -1,4 +1,4 @@
-"""What every dialect is made of, and what it hands to the core. Pure; knows no dialect."""
+"""The parts of every dialect, and the ranking call that a dialect makes of a body. Pure; knows no single dialect."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -13,21 +13,21 @@ from rerank_service.config import LimitsConfig
 from rerank_service.errors import FieldProblem, InvalidRequest, Loc, PairTooLong, RequestTooLarge, RerankError
 from rerank_service.messages import Fitting, Ranked
 
-__all__ = ["Body", "Call", "Dialect", "Fields", "Question", "Refusal", "probability", "top"]
+__all__ = ["Body", "Dialect", "Fields", "RankingCall", "RankingQuery", "Refusal", "probability", "top"]
 
 Fields = Mapping[str, Any]
-"""A body's top level."""
+"""The top level of a body."""
 
 
+@dataclass(frozen=True)
 class Body:
-    """A request's body, parsed when somebody asks."""
+    """A request's body."""
 
-    def __init__(self, raw: bytes) -> None:
-        self.raw = raw.removeprefix(b"\xef\xbb\xbf")  # .NET clients send a byte order mark
+    raw: bytes
 
     @cached_property
     def fields(self) -> Fields:
-        """Raises `InvalidRequest` unless the body is a JSON object."""
+        """The body, parsed on first use. Raises `InvalidRequest` unless it is a JSON object."""
         try:
             fields = from_json(self.raw, cache_strings="keys")
         except ValueError as error:
@@ -37,44 +37,45 @@ class Body:
         return fields
 
 
-class Question(NamedTuple):
-    """A query and what is ranked for it."""
+class RankingQuery(NamedTuple):
+    """A query and the passages to rank for it."""
 
-    query: str
+    text: str
     passages: Sequence[str]
     indices: Sequence[int] | None = None
-    """Where the request has these passages; null: in the same places."""
+    """Index in the request of each passage. Null: the passages are all of the request's, in its order."""
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
-    """A request, whatever API it came by."""
+class RankingCall:
+    """A request, independent of the API it came by."""
 
     model: str | None
     """Null: the default model."""
-    questions: tuple[Question, ...]
-    """Nearly always one."""
+    queries: tuple[RankingQuery, ...]
+    """Nearly always one; some dialects pair several queries with passages."""
     fitting: Fitting
-    """For passages beyond the model's window."""
+    """How passages longer than the model's window are handled."""
     reply: Callable[[Sequence[Ranked], str], BaseModel]
-    """From the questions' rankings and the model's id to the answer."""
+    """Makes the answer of the queries' rankings and the model's id."""
     passage_at: Callable[[int], Loc]
-    """The place in the body of a passage, by its index in the request."""
+    """Path in the body of the passage with an index."""
     query_at: Callable[[int], Loc] = lambda _: ("query",)
-    """The place in the body of that passage's query."""
+    """Path in the body of the query for the passage with an index."""
     way_out: str = ""
-    """What a client sends to have a long pair cut. Empty: pairs are always cut."""
+    """The field and value that would truncate a pair which is too long. Empty: pairs are always truncated."""
 
-    @property
-    def num_passages(self) -> int:
-        """Of all questions."""
-        return sum(len(question.passages) for question in self.questions)
+    def too_many_passages(self, count: int, limit: int) -> InvalidRequest:
+        """The error for a request with more passages than `limit`."""
+        field = str(self.passage_at(0)[0])
+        message = f"{field} has {count} entries; at most {limit} are allowed, so split the request"
+        return InvalidRequest([FieldProblem(("body", field), message, "too_many_passages")])
 
-    def in_its_words(self, error: RerankError, question: Question) -> RerankError:
+    def with_own_fields(self, error: RerankError, query: RankingQuery) -> RerankError:
         """The error with the fields of this request's body in place of NVIDIA's."""
         match error:
             case PairTooLong():
-                index = error.index if question.indices is None else question.indices[error.index]
+                index = error.index if query.indices is None else query.indices[error.index]
                 places = self.passage_at(index), self.query_at(index)
                 return PairTooLong(index, error.num_tokens, error.max_tokens, *places, self.way_out)
             case RequestTooLarge():
@@ -83,7 +84,7 @@ class Call:
 
 
 class Refusal(NamedTuple):
-    """An error in an API's own form."""
+    """An error in the form of a dialect."""
 
     status: int
     body: BaseModel
@@ -91,23 +92,23 @@ class Refusal(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """An API on the routes where it is spoken."""
+    """A vendor's API on its paths."""
 
     name: str
-    """Label of metrics, logs and traces."""
+    """Label in metrics, logs and traces."""
     paths: tuple[str, ...]
     request: type[BaseModel]
     response: type[BaseModel]
     error: type[BaseModel]
-    read: Callable[[Body, LimitsConfig], Call]
-    """Raises `InvalidRequest`."""
+    read: Callable[[Body, LimitsConfig], RankingCall]
+    """Parses and validates a body. Raises `InvalidRequest`."""
     refuse: Callable[[RerankError], Refusal]
     recognises: Callable[[Fields], bool] = lambda _: False
-    """Whether a body can only be of this dialect, among those that share a path."""
+    """Whether a body has fields that no other dialect on a shared path has."""
 
 
 def probability(logit: float) -> float:
-    """The logistic function, which does not overflow."""
+    """The logistic function, written so that `exp` cannot overflow."""
     if logit >= 0:
         return 1 / (1 + math.exp(-logit))
     grown = math.exp(logit)
@@ -115,7 +116,7 @@ def probability(logit: float) -> float:
 
 
 def top(ranked: Ranked, limit: int | None) -> list[tuple[int, float]]:
-    """Index and logit of the best passages; all of them without a limit."""
+    """Index and logit of the `limit` best passages, or of all."""
     return [(index, ranked.logits[index]) for index in ranked.order[:limit]]
 
 

@@ -1,6 +1,6 @@
-"""Cohere's `/v1/rerank` and `/v2/rerank`, as docs.cohere.com and Cohere's own Python client have them.
+"""Cohere's `/v1/rerank` and `/v2/rerank`, as specified at docs.cohere.com and used by Cohere's own Python client.
 
-A score is a probability: Cohere documents 0..1.
+Scores are probabilities: Cohere documents the range 0 to 1.
 """
 
 import uuid
@@ -12,8 +12,8 @@ from pydantic_core import PydanticCustomError
 
 from rerank_service.config import LimitsConfig
 from rerank_service.errors import RerankError
-from rerank_service.http.dialects.call import Body, Call, Dialect, Question, Refusal, probability, top
-from rerank_service.http.dialects.reading import Documents, QueryText, TopN, Wire, check_num_documents, invalid, read
+from rerank_service.http.dialects.call import Body, Dialect, RankingCall, RankingQuery, Refusal, probability, top
+from rerank_service.http.dialects.reading import Documents, QueryText, TopN, Wire, invalid, read
 from rerank_service.messages import Fitting, PassageWindows, Ranked
 
 __all__ = ["V1", "V2", "CohereMeta", "meta_of"]
@@ -27,19 +27,19 @@ class CohereRerankV2Request(Wire):
     """Body of Cohere's `/v2/rerank`."""
 
     model: str | None = None
-    """Name of a model of this service. Null or absent: the default model."""
+    """Name of a model this service has. Null or absent: the default model."""
     query: QueryText
     documents: Documents
-    """Texts, or objects with `text`."""
+    """Strings, or objects with `text`."""
     top_n: TopN | None = None
     """How many results to return. Null or absent: all."""
     max_tokens_per_doc: Annotated[int, Field(ge=1)] | None = None
-    """A longer document is cut there; what is sent here is read, in windows where the model's is smaller. Null or
-    absent: cut at 4096, as Cohere does, and at the model's window."""
+    """Longer documents are truncated to this many tokens; a document that still exceeds the model's window is ranked
+    in several windows. Null or absent: documents are truncated to 4096 tokens, as Cohere does, and to the window."""
     return_documents: bool | None = None
-    """Whether results carry their document; some clients of version 1 send it."""
+    """Whether to return the documents with their scores. Part of version 1 only, but some clients send it here."""
     priority: int | None = None
-    """Accepted and without effect: requests share the device fairly."""
+    """Accepted and ignored: requests share the device fairly."""
 
 
 def _objects_or_texts(documents: tuple[Any, ...]) -> tuple[str | Mapping[str, Any], ...]:
@@ -52,7 +52,7 @@ class CohereRerankV1Request(Wire):
     """Body of Cohere's `/v1/rerank`."""
 
     model: str | None = None
-    """Name of a model of this service. Null or absent: the default model."""
+    """Name of a model this service has. Null or absent: the default model."""
     query: QueryText
     documents: Annotated[
         tuple[Any, ...],
@@ -63,57 +63,58 @@ class CohereRerankV1Request(Wire):
             mode="validation",
         ),
     ]
-    """Texts, or objects of which `rank_fields` are ranked."""
+    """Strings, or objects whose `rank_fields` are ranked."""
     top_n: TopN | None = None
     """How many results to return. Null or absent: all."""
     rank_fields: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
-    """Fields of document objects that are ranked. Null or absent: `text`."""
+    """The fields to rank of documents that are objects. Null or absent: `text`."""
     return_documents: bool | None = None
-    """Whether results carry their document. Null or absent: no."""
+    """Whether to return the documents with their scores. Null or absent: no."""
     max_chunks_per_doc: Annotated[int, Field(ge=1)] | None = None
-    """A document that does not fit is ranked in up to so many windows, the best of which counts; at most the service's
-    `limits.max_windows_per_passage`. Null or absent: 1, it is cut, as Cohere documents."""
+    """Maximum number of windows in which a document longer than the model's window is ranked; the best window's score
+    counts. Capped by the service's `limits.max_windows_per_passage`. Null or absent: 1, so that the document is
+    truncated, as Cohere documents."""
     max_tokens_per_doc: Annotated[int, Field(ge=1)] | None = None
-    """A longer document is cut there. Null or absent: at the model's window only."""
+    """Longer documents are truncated to this many tokens. Null or absent: only to the model's window."""
 
 
 class CohereDocument(Wire):
-    """A document that came back."""
+    """A document, returned on request."""
 
     text: str
 
 
 class CohereResult(Wire):
-    """One document's place."""
+    """The score of one document."""
 
     document: CohereDocument | None = None
     index: int
     relevance_score: float
-    """0..1: the logistic function of the logit."""
+    """Between 0 and 1: the logistic function of the logit."""
 
 
 class CohereVersion(Wire):
-    """Which API answered."""
+    """Version of the API."""
 
     version: str
     is_experimental: bool = False
 
 
 class CohereBilledUnits(Wire):
-    """As Cohere counts them: a query with up to 100 documents is one."""
+    """Billing units as Cohere counts them: one for a query with up to 100 documents."""
 
     search_units: int
 
 
 class CohereTokens(Wire):
-    """Tokens of all pairs, as the model saw them."""
+    """Tokens of all query-document pairs, with the model's prompt, after truncation."""
 
     input_tokens: int
     output_tokens: int = 0
 
 
 class CohereMeta(Wire):
-    """What the request took."""
+    """Usage of the request."""
 
     api_version: CohereVersion
     billed_units: CohereBilledUnits
@@ -135,7 +136,7 @@ class CohereError(Wire):
 
 
 def meta_of(ranked: Ranked, version: str) -> CohereMeta:
-    """Cohere's account of a request."""
+    """A request's usage in Cohere's form."""
     search_units = -(-len(ranked.logits) // _DOCUMENTS_PER_SEARCH_UNIT)
     return CohereMeta(
         api_version=CohereVersion(version=version),
@@ -144,20 +145,20 @@ def meta_of(ranked: Ranked, version: str) -> CohereMeta:
     )
 
 
-def _read_v2(body: Body, limits: LimitsConfig) -> Call:
+def _read_v2(body: Body, limits: LimitsConfig) -> RankingCall:
     request = read(CohereRerankV2Request, body, limits)
     max_tokens = request.max_tokens_per_doc
     max_windows = 1 if max_tokens is None else limits.max_windows_per_passage
     fitting = _fitting(max_tokens or _DEFAULT_TOKENS_PER_DOCUMENT, max_windows)
-    return _call(request, request.documents, "2", fitting, limits)
+    return _call(request, request.documents, "2", fitting)
 
 
-def _read_v1(body: Body, limits: LimitsConfig) -> Call:
+def _read_v1(body: Body, limits: LimitsConfig) -> RankingCall:
     request = read(CohereRerankV1Request, body, limits)
     fields = request.rank_fields or _DEFAULT_RANK_FIELDS
     texts = [_text(document, fields, index) for index, document in enumerate(request.documents)]
     max_windows = min(request.max_chunks_per_doc or 1, limits.max_windows_per_passage)
-    return _call(request, texts, "1", _fitting(request.max_tokens_per_doc, max_windows), limits)
+    return _call(request, texts, "1", _fitting(request.max_tokens_per_doc, max_windows))
 
 
 def _fitting(max_tokens: int | None, max_windows: int) -> Fitting:
@@ -170,9 +171,7 @@ def _call(
     texts: Sequence[str],
     version: str,
     fitting: Fitting,
-    limits: LimitsConfig,
-) -> Call:
-    check_num_documents("documents", len(texts), limits)
+) -> RankingCall:
 
     def reply(rankings: Sequence[Ranked], _: str) -> CohereRerankResponse:
         (ranked,) = rankings
@@ -186,11 +185,13 @@ def _call(
         )
         return CohereRerankResponse(id=str(uuid.uuid4()), results=tuple(results), meta=meta_of(ranked, version))
 
-    return Call(request.model, (Question(request.query, texts),), fitting, reply, lambda index: ("documents", index))
+    return RankingCall(
+        request.model, (RankingQuery(request.query, texts),), fitting, reply, lambda index: ("documents", index)
+    )
 
 
 def _text(document: str | Mapping[str, Any], fields: Sequence[str], index: int) -> str:
-    """What is ranked of a document: with several fields one a line, named, as Cohere advises for structured text."""
+    """Text of a document to rank. Several fields become one line each, with their names, as Cohere advises."""
     if isinstance(document, str):
         return document
     values = [(field, document[field]) for field in fields if field in document]

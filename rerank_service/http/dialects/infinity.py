@@ -1,4 +1,4 @@
-"""Infinity's `/rerank`, as infinity_emb's server has it. A score is a probability, or the logit with `raw_scores`."""
+"""Infinity's `/rerank`, following infinity_emb's server. Scores are probabilities, or logits with `raw_scores`."""
 
 import time
 import uuid
@@ -10,34 +10,43 @@ from pydantic import RootModel
 
 from rerank_service.config import LimitsConfig
 from rerank_service.errors import InvalidRequest, RerankError
-from rerank_service.http.dialects.call import Body, Call, Dialect, Fields, Question, Refusal, probability, top
-from rerank_service.http.dialects.nim_schema import ErrorDetail
-from rerank_service.http.dialects.reading import Documents, QueryText, TopN, Wire, check_num_documents, read
+from rerank_service.http.dialects.call import (
+    Body,
+    Dialect,
+    Fields,
+    RankingCall,
+    RankingQuery,
+    Refusal,
+    probability,
+    top,
+)
+from rerank_service.http.dialects.nim import ErrorDetail
+from rerank_service.http.dialects.reading import Documents, QueryText, TopN, Wire, read
 from rerank_service.messages import Fitting, Ranked
 
 __all__ = ["RERANK"]
 
 _NO_MODEL = "default/not-specified"
-"""What Infinity's clients send for the default model."""
+"""Infinity's clients send this name for the default model."""
 
 
 class InfinityRerankRequest(Wire):
-    """Body of Infinity's `/rerank`. Fields it does not have are ignored, as there."""
+    """Body of Infinity's `/rerank`. Unknown fields are ignored, as by the original."""
 
     query: QueryText
     documents: Documents
     return_documents: bool = False
-    """Whether results carry their document."""
+    """Whether to return the documents with their scores."""
     raw_scores: bool = False
-    """Whether scores are logits rather than probabilities."""
+    """Whether scores are logits instead of probabilities."""
     model: str | None = _NO_MODEL
-    """Name of a model of this service. `default/not-specified`, null or absent: the default model."""
+    """Name of a model this service has. `default/not-specified`, null or absent: the default model."""
     top_n: TopN | None = None
     """How many results to return. Null or absent: all."""
 
 
 class InfinityResult(Wire):
-    """One document's place."""
+    """The score of one document."""
 
     relevance_score: float
     index: int
@@ -45,7 +54,7 @@ class InfinityResult(Wire):
 
 
 class InfinityUsage(Wire):
-    """Tokens of all pairs, as the model saw them."""
+    """Tokens of all query-document pairs, with the model's prompt, after truncation."""
 
     prompt_tokens: int
     total_tokens: int
@@ -63,7 +72,7 @@ class InfinityRerankResponse(Wire):
 
 
 class InfinityErrorInfo(Wire):
-    """What went wrong."""
+    """Details of the error."""
 
     message: str
     type: str
@@ -78,18 +87,17 @@ class InfinityError(Wire):
 
 
 class InfinityValidationError(InfinityError):
-    """Of a request of the wrong form: with FastAPI's `detail`, which is all that Infinity answers there."""
+    """Body of a validation error. Infinity itself answers with FastAPI's `detail` only."""
 
     detail: tuple[ErrorDetail, ...]
 
 
 class InfinityErrorBody(RootModel[InfinityValidationError | InfinityError]):
-    """Either of the two."""
+    """An error body of Infinity, with `detail` for a validation error."""
 
 
-def _read(body: Body, limits: LimitsConfig) -> Call:
+def _read(body: Body, limits: LimitsConfig) -> RankingCall:
     request = read(InfinityRerankRequest, body, limits, ignores_unknown=True)
-    check_num_documents("documents", len(request.documents), limits)
 
     def reply(rankings: Sequence[Ranked], model_id: str) -> InfinityRerankResponse:
         (ranked,) = rankings
@@ -110,22 +118,22 @@ def _read(body: Body, limits: LimitsConfig) -> Call:
         )
 
     model = None if request.model == _NO_MODEL else request.model
-    question = Question(request.query, request.documents)
-    return Call(model, (question,), Fitting(), reply, lambda index: ("documents", index))
+    query = RankingQuery(request.query, request.documents)
+    return RankingCall(model, (query,), Fitting(), reply, lambda index: ("documents", index))
 
 
 def _refuse(error: RerankError) -> Refusal:
-    is_of_the_wrong_form = isinstance(error, InvalidRequest)
-    status = HTTPStatus.UNPROCESSABLE_ENTITY.value if is_of_the_wrong_form else error.http_status
+    is_validation_error = isinstance(error, InvalidRequest)
+    status = HTTPStatus.UNPROCESSABLE_ENTITY.value if is_validation_error else error.http_status
     info = InfinityErrorInfo(message=error.message, type=error.category, param=None, code=status)
-    if not is_of_the_wrong_form:
+    if not is_validation_error:
         return Refusal(status, InfinityError(error=info))
     detail = tuple(ErrorDetail(loc=loc, msg=text, type=code) for loc, text, code in error.problems)
     return Refusal(status, InfinityValidationError(error=info, detail=detail))
 
 
 def _recognises(fields: Fields) -> bool:
-    if "texts" in fields:  # those of text-embeddings-inference, which has `raw_scores` too
+    if "texts" in fields:  # a body of text-embeddings-inference, which has `raw_scores` too
         return False
     return "raw_scores" in fields or "return_documents" in fields or fields.get("model") == _NO_MODEL
 

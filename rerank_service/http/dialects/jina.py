@@ -1,7 +1,7 @@
-"""Jina's `/v1/rerank`, as api.jina.ai has it. A score is a probability.
+"""Jina's `/v1/rerank`, as specified at api.jina.ai. Scores are probabilities.
 
-Cohere's version 1 sends the same fields to the same path. Who sent them cannot be told then, so this answer also
-carries what Cohere's client reads: `id`, `meta`, and `message` in an error.
+Cohere's version 1 sends the same fields to the same path, and such a body could be from either client. So this answer
+also has the fields that Cohere's client reads: `id`, `meta`, and `message` in an error.
 """
 
 import uuid
@@ -13,9 +13,9 @@ from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from rerank_service.config import LimitsConfig
 from rerank_service.errors import InvalidRequest, RerankError
-from rerank_service.http.dialects.call import Body, Call, Dialect, Question, Refusal, probability, top
+from rerank_service.http.dialects.call import Body, Dialect, RankingCall, RankingQuery, Refusal, probability, top
 from rerank_service.http.dialects.cohere import CohereMeta, meta_of
-from rerank_service.http.dialects.reading import Documents, TopN, Wire, check_num_documents, read, text_of
+from rerank_service.http.dialects.reading import Documents, TopN, Wire, read, text_of
 from rerank_service.messages import Fitting, Ranked
 
 __all__ = ["RERANK"]
@@ -25,37 +25,38 @@ class JinaRerankRequest(Wire):
     """Body of Jina's `/v1/rerank`."""
 
     model: str | None = None
-    """Name of a model of this service. Null or absent: the default model."""
+    """Name of a model this service has. Null or absent: the default model."""
     query: Annotated[
         str, Field(pattern=r"\S"), BeforeValidator(text_of), WithJsonSchema({"type": "string"}, mode="validation")
     ]
     documents: Documents
-    """Texts, or objects with `text`."""
+    """Strings, or objects with `text`."""
     top_n: TopN | None = None
     """How many results to return. Null or absent: all."""
     return_documents: bool | None = None
-    """Whether results carry their document. Null or absent: no."""
+    """Whether to return the documents with their scores. Null or absent: no."""
     max_tokens_per_doc: Annotated[int, Field(ge=1)] | None = None
-    """A longer document is cut there; Cohere's clients may send it. Null or absent: at the model's window only."""
+    """Longer documents are truncated to this many tokens; Cohere's clients may send it. Null or absent: only to the
+    model's window."""
 
 
 class JinaDocument(Wire):
-    """A document that came back."""
+    """A document, returned on request."""
 
     text: str
 
 
 class JinaResult(Wire):
-    """One document's place."""
+    """The score of one document."""
 
     index: int
     relevance_score: float
-    """0..1: the logistic function of the logit."""
+    """Between 0 and 1: the logistic function of the logit."""
     document: JinaDocument | None = None
 
 
 class JinaUsage(Wire):
-    """Tokens of all pairs, as the model saw them."""
+    """Tokens of all query-document pairs, with the model's prompt, after truncation."""
 
     total_tokens: int
     prompt_tokens: int
@@ -73,15 +74,14 @@ class JinaRerankResponse(Wire):
 
 
 class JinaError(Wire):
-    """Jina's error body, and Cohere's."""
+    """Error body of both Jina and Cohere."""
 
     detail: str
     message: str
 
 
-def _read(body: Body, limits: LimitsConfig) -> Call:
+def _read(body: Body, limits: LimitsConfig) -> RankingCall:
     request = read(JinaRerankRequest, body, limits)
-    check_num_documents("documents", len(request.documents), limits)
 
     def reply(rankings: Sequence[Ranked], model_id: str) -> JinaRerankResponse:
         (ranked,) = rankings
@@ -101,15 +101,14 @@ def _read(body: Body, limits: LimitsConfig) -> Call:
             meta=meta_of(ranked, "1"),
         )
 
-    question = Question(request.query, request.documents)
+    query = RankingQuery(request.query, request.documents)
     fitting = Fitting(max_passage_tokens=request.max_tokens_per_doc)
-    return Call(request.model, (question,), fitting, reply, lambda index: ("documents", index))
+    return RankingCall(request.model, (query,), fitting, reply, lambda index: ("documents", index))
 
 
 def _refuse(error: RerankError) -> Refusal:
-    is_of_the_wrong_form = isinstance(error, InvalidRequest)
-    status = HTTPStatus.UNPROCESSABLE_ENTITY if is_of_the_wrong_form else HTTPStatus(error.http_status)
-    return Refusal(status.value, JinaError(detail=error.message, message=error.message))
+    status = HTTPStatus.UNPROCESSABLE_ENTITY.value if isinstance(error, InvalidRequest) else error.http_status
+    return Refusal(status, JinaError(detail=error.message, message=error.message))
 
 
 RERANK = Dialect(

@@ -1,33 +1,159 @@
-"""NVIDIA's own API: `/v1/ranking` and the hosted URLs of the same. Its bodies are in `nim_schema`."""
+"""NVIDIA's own API: `/v1/ranking` and its hosted URLs.
+
+Bodies are parsed from bytes in one pass, without intermediate Python objects. Errors name the field, the limit and
+the way out, and never repeat the user's text.
+"""
 
 from collections.abc import Sequence
+from operator import attrgetter
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from rerank_service.config import LimitsConfig
-from rerank_service.errors import RerankError
-from rerank_service.http.dialects.call import Body, Call, Dialect, Question, Refusal
-from rerank_service.http.dialects.nim_schema import (
-    ErrorDetail,
-    ErrorEnvelope,
-    Ranking,
-    RankingRequest,
-    RankingResponse,
-    Usage,
-    WindowOptions,
-    parse_ranking_request,
+from rerank_service.errors import InvalidRequest, Loc, RerankError, dotted
+from rerank_service.http.dialects.call import Body, Dialect, RankingCall, RankingQuery, Refusal
+from rerank_service.http.dialects.reading import (
+    QueryText,
+    Wire,
+    field_message,
+    field_problems,
+    invalid,
 )
-from rerank_service.messages import Fitting, PassageWindows, Ranked, Truncate
+from rerank_service.messages import (
+    DEFAULT_OVERLAP_TOKENS,
+    MIN_WINDOW_TOKENS,
+    Fitting,
+    PassageWindows,
+    Ranked,
+    Truncate,
+)
 
-__all__ = ["NIM"]
+__all__ = ["NIM", "ErrorDetail", "ErrorEnvelope", "RankingRequest", "RankingResponse"]
 
 
-def _read(body: Body, limits: LimitsConfig) -> Call:
-    request = parse_ranking_request(body.raw, limits)
-    passages = [passage.text for passage in request.passages]
-    fitting = Fitting(Truncate(request.truncate or Truncate.END), windows=_windows(request.passage_windows, limits))
-    return Call(
+class Query(Wire):
+    """The query that passages are ranked for."""
+
+    text: QueryText
+    """Text of the query; must not be blank."""
+
+
+class Passage(Wire):
+    """A candidate passage."""
+
+    text: str
+    """Text of the passage; may be empty."""
+
+
+def _reject_non_numbers(value: Any) -> Any:
+    if isinstance(value, bool | str):
+        raise PydanticCustomError("int_type", "Input should be a valid integer")
+    return value
+
+
+_JSON_NUMBER = BeforeValidator(_reject_non_numbers)
+"""A JSON number, such as 16 or 16.0; not "16" or true."""
+
+
+class WindowOptions(Wire):
+    """How a passage too long for the model's window is ranked: in overlapping windows, by the best window's logit."""
+
+    max_per_passage: Annotated[int, Field(ge=1), _JSON_NUMBER] | None = None
+    """Maximum number of windows per passage. Text beyond them is truncated, or the request is refused under
+    `truncate: NONE`. Null or absent: the service's own limit."""
+
+    tokens: Annotated[int, Field(ge=MIN_WINDOW_TOKENS), _JSON_NUMBER] | None = None
+    """Passage tokens per window. Null or absent: as many as fit beside the query."""
+
+    overlap_tokens: Annotated[int, Field(ge=0), _JSON_NUMBER] = DEFAULT_OVERLAP_TOKENS
+    """Tokens shared by neighbouring windows; limited to half a window."""
+
+
+class RankingRequest(Wire):
+    """A query and the passages to rank for it."""
+
+    model: str | None = None
+    """e.g. `nvidia/llama-3.2-nv-rerankqa-1b-v2`, `nvidia/nv-rerankqa-mistral-4b-v3`. Null or absent: the
+    service's default model."""
+
+    query: Query
+    passages: Annotated[tuple[Passage, ...], Field(min_length=1)]
+    """Candidate passages."""
+
+    truncate: Literal["NONE", "END"] | None = "END"
+    """How to handle a query and passage longer than the model's window: `END` truncates them, `NONE` refuses the
+    request."""
+
+    passage_windows: WindowOptions | None = None
+    """An extension of NVIDIA's API: rank long passages in windows. Null or absent: long passages are handled as
+    `truncate` says."""
+
+
+class PassageLogit(Wire):
+    """A passage's relevance to the query."""
+
+    __qualname__ = "Ranking"  # the schema's name in the published document
+    model_config = ConfigDict(title="Ranking")
+
+    index: int
+    """Original index in the request `passages` array."""
+    logit: float
+    """Raw cross-encoder relevance logit (higher = more relevant)."""
+
+
+class Usage(Wire):
+    """Tokens of the request."""
+
+    prompt_tokens: int
+    """Tokens of all query-passage pairs, with the model's prompt, after truncation."""
+    total_tokens: int
+    """Same as `prompt_tokens`: a reranker generates no tokens."""
+
+
+class RankingResponse(Wire):
+    """All passages, most relevant first."""
+
+    rankings: tuple[PassageLogit, ...]
+    usage: Usage
+
+
+class ErrorDetail(Wire):
+    """One problem with the request."""
+
+    loc: tuple[str | int, ...]
+    """Location: `body`, `header` or `path`, then the path to the field."""
+    msg: str
+    """What is wrong and how to fix it."""
+    type: str
+    """Machine-readable code."""
+
+
+class ErrorEnvelope(Wire):
+    """The body of every error."""
+
+    object: Literal["error"] = "error"
+    message: str
+    """Human-readable summary."""
+    detail: tuple[ErrorDetail, ...]
+    """The individual problems."""
+    type: str
+    """Kind of error, for instance `invalid_request_error`."""
+
+
+def _read(body: Body, limits: LimitsConfig) -> RankingCall:
+    try:
+        extra: Literal["forbid", "ignore"] = "forbid" if limits.unknown_fields == "reject" else "ignore"
+        request = RankingRequest.model_validate_json(body.raw, extra=extra)
+    except ValidationError as error:
+        raise InvalidRequest(field_problems(error, _message)) from None
+    wanted = request.passage_windows
+    windows = None if wanted is None else _windows(wanted, limits.max_windows_per_passage)
+    return RankingCall(
         request.model,
-        (Question(request.query.text, passages),),
-        fitting,
+        (RankingQuery(request.query.text, list(map(attrgetter("text"), request.passages))),),
+        Fitting(Truncate(request.truncate or Truncate.END), windows=windows),
         _reply,
         passage_at=lambda index: ("passages", index, "text"),
         query_at=lambda _: ("query", "text"),
@@ -35,20 +161,41 @@ def _read(body: Body, limits: LimitsConfig) -> Call:
     )
 
 
-def _windows(wanted: WindowOptions | None, limits: LimitsConfig) -> PassageWindows | None:
-    if wanted is None:
-        return None
-    return PassageWindows(
-        wanted.max_per_passage or limits.max_windows_per_passage, wanted.tokens, wanted.overlap_tokens
-    )
+def _windows(wanted: WindowOptions, limit: int) -> PassageWindows:
+    if limit == 1:
+        message = "passage_windows is turned off on this service; leave it out"
+        raise invalid(("passage_windows",), message, "windows_turned_off")
+    if (wanted.max_per_passage or 1) > limit:
+        message = f"passage_windows.max_per_passage is {wanted.max_per_passage}; at most {limit} are allowed"
+        raise invalid(("passage_windows", "max_per_passage"), message, "too_many_windows")
+    return PassageWindows(wanted.max_per_passage or limit, wanted.tokens, wanted.overlap_tokens)
+
+
+def _message(code: str, loc: Loc, detail: ErrorDetails) -> str:
+    field = dotted(loc[1:])
+    match code:
+        case "json_invalid":
+            return f"The body is not valid JSON: {detail['msg'].removeprefix('Invalid JSON: ')}"
+        case "model_type" if not field:
+            return "The body must be a JSON object with query and passages"
+        case "model_type":
+            return f'{field} must be an object: {{"text": "..."}}'
+        case "extra_forbidden":
+            parts: dict[str, type[Wire]] = {"query": Query, "passages": Passage, "passage_windows": WindowOptions}
+            owner = parts.get(str(loc[1]), RankingRequest) if len(loc) > 2 else RankingRequest
+            return f"{field} is not a field of this API; accepted here: {', '.join(owner.model_fields)}"
+        case "too_short":
+            return f"{field} is empty; send at least one passage"
+    return field_message(code, field, detail)
 
 
 def _reply(rankings: Sequence[Ranked], _: str) -> RankingResponse:
     (ranked,) = rankings
-    return RankingResponse(
-        rankings=tuple(Ranking(index=index, logit=ranked.logits[index]) for index in ranked.order),
-        usage=Usage(prompt_tokens=ranked.num_tokens, total_tokens=ranked.num_tokens),
-    )
+    passages = []
+    for index in ranked.order:
+        passages.append(PassageLogit(index=index, logit=ranked.logits[index]))
+    usage = Usage(prompt_tokens=ranked.num_tokens, total_tokens=ranked.num_tokens)
+    return RankingResponse(rankings=tuple(passages), usage=usage)
 
 
 def _refuse(error: RerankError) -> Refusal:

@@ -1,24 +1,39 @@
-"""What the dialects' requests have in common: texts, limits, and messages that name the dialect's own fields.
+"""Parsing and validation shared by the dialects: texts, limits, and error messages that name the dialect's own fields.
 
-Knows no dialect. Messages never repeat the user's text.
+Knows no single dialect. Messages never repeat the user's text.
 """
 
-from functools import partial
+from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from rerank_service.config import LimitsConfig
+from rerank_service.config import LimitsConfig, without_echoes
 from rerank_service.errors import FieldProblem, InvalidRequest, Loc, dotted
 from rerank_service.http.dialects.call import Body
-from rerank_service.http.dialects.nim_schema import field_problems
 
-__all__ = ["Documents", "QueryText", "TopN", "Wire", "check_num_documents", "invalid", "place_of", "read", "text_of"]
+__all__ = [
+    "Documents",
+    "QueryText",
+    "TopN",
+    "Wire",
+    "field_message",
+    "field_problems",
+    "invalid",
+    "place_of",
+    "read",
+    "text_of",
+]
+
+_MAX_PROBLEMS = 10
+"""Problems listed in one error; a request can have one per passage."""
+_MAX_FIELD_CHARACTERS = 80
+"""A field's name comes from the client; longer ones are cut in error messages."""
 
 
 class Wire(BaseModel):
-    """Base of the dialects' bodies. Fields that a dialect does not have are dealt with in `read`."""
+    """Base class of all bodies. `read` decides whether unknown fields are refused."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True, regex_engine="python-re", protected_namespaces=()
@@ -28,13 +43,13 @@ class Wire(BaseModel):
 _WireT = TypeVar("_WireT", bound=Wire)
 
 QueryText = Annotated[str, Field(pattern=r"\S")]
-"""Not blank."""
+"""A text that is not blank."""
 
 TopN = Annotated[int, Field(ge=1)]
 
 
 def text_of(document: Any) -> Any:
-    """A document's text, of a string or of an object with `text`; raises what pydantic takes for an error."""
+    """The text of a document, which is a string or an object with `text`. Raises an error that pydantic reports."""
     text = document.get("text") if isinstance(document, dict) else document
     if not isinstance(text, str):
         raise PydanticCustomError("document_type", 'must be a string or {"text": "..."}')
@@ -47,53 +62,63 @@ _DocumentText = Annotated[
 ]
 
 Documents = Annotated[tuple[_DocumentText, ...], Field(min_length=1)]
-"""Texts; objects with `text` are accepted and come out as their texts."""
+"""Texts. Objects with `text` are accepted and replaced by their text."""
 
 
 def read(request: type[_WireT], body: Body, limits: LimitsConfig, *, ignores_unknown: bool = False) -> _WireT:
-    """The body as `request`. Raises `InvalidRequest` with every problem, up to ten.
+    """The body as `request`. Raises `InvalidRequest` with all problems, up to ten.
 
-    Unknown fields are ignored where the dialect's own servers do so, or the configuration says so.
+    Unknown fields are ignored if `ignores_unknown`, as the vendor's own server does, or if the configuration says so.
     """
     extra = "ignore" if ignores_unknown or limits.unknown_fields == "ignore" else "forbid"
+
+    def message(code: str, loc: Loc, detail: ErrorDetails) -> str:
+        field = dotted(loc[1:])
+        if code == "extra_forbidden":
+            return f"{field} is not a field of this API; accepted here: {', '.join(request.model_fields)}"
+        return field_message(code, field, detail)
+
     try:
         return request.model_validate(body.fields, extra=extra)  # type: ignore[arg-type]
     except ValidationError as error:
-        raise InvalidRequest(field_problems(error, partial(_message, request))) from None
-
-
-def check_num_documents(field: str, count: int, limits: LimitsConfig) -> None:
-    """Raises `InvalidRequest` if a request has more than `limits.max_passages`."""
-    if count > limits.max_passages:
-        raise invalid(
-            (field,),
-            f"{field} has {count} entries; at most {limits.max_passages} are allowed, so split the request",
-            "too_many_passages",
-        )
+        raise InvalidRequest(field_problems(error, message)) from None
 
 
 def invalid(loc: Loc, message: str, code: str) -> InvalidRequest:
-    """One problem, at `loc` in the body."""
+    """An error with one problem, at `loc` in the body."""
     return InvalidRequest([FieldProblem(("body", *loc), message, code)])
 
 
 def place_of(body: Body, field: str, index: int) -> Loc:
-    """Where entry `index` of a field is that takes one text or a list of them."""
+    """Path of entry `index` in a field that takes one text or a list of them."""
     return (field, index) if isinstance(body.fields[field], list) else (field,)
 
 
-def _message(request: type[BaseModel], code: str, loc: Loc, detail: ErrorDetails) -> str:
-    field = dotted(loc[1:])
-    if code == "missing":
-        return f"{field} is required"
-    if code == "extra_forbidden":
-        return f"{field} is not a field of this API; accepted here: {', '.join(request.model_fields)}"
-    if code == "string_pattern_mismatch":
-        return f"{field} is blank; send the question to rank for"
-    if code == "too_short":
-        return f"{field} is empty; send at least one text"
-    if code == "tuple_type":
-        return f"{field} must be a list"
-    if code == "document_type":
-        return f"{field} {detail['msg']}"
+def field_problems(error: ValidationError, message: Callable[[str, Loc, ErrorDetails], str]) -> list[FieldProblem]:
+    """The first ten problems of `error`. `message` words one, given its code, its path from `body` and the details."""
+    details = without_echoes(error.errors(include_url=False, include_input=False))
+    problems = []
+    for detail in details[:_MAX_PROBLEMS]:
+        path = (part[:_MAX_FIELD_CHARACTERS] if isinstance(part, str) else part for part in detail["loc"])
+        loc, code = ("body", *path), detail["type"]
+        problems.append(FieldProblem(loc, message(code, loc, detail), code))
+    if len(details) > _MAX_PROBLEMS:
+        more = len(details) - _MAX_PROBLEMS
+        problems.append(FieldProblem(("body",), f"and {more} more problems of this kind", "too_many_problems"))
+    return problems
+
+
+def field_message(code: str, field: str, detail: ErrorDetails) -> str:
+    """What is wrong with `field`, in words that fit every dialect."""
+    match code:
+        case "missing":
+            return f"{field} is required"
+        case "string_pattern_mismatch":
+            return f"{field} is blank; send the question to rank for"
+        case "too_short":
+            return f"{field} is empty; send at least one text"
+        case "tuple_type":
+            return f"{field} must be a list"
+        case "document_type":
+            return f"{field} {detail['msg']}"
     return f"{field}: {detail['msg']}"

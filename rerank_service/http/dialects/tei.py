@@ -1,6 +1,6 @@
-"""`/rerank` of Hugging Face's text-embeddings-inference, as its router's source has it.
+"""`/rerank` of Hugging Face's text-embeddings-inference, following its router's source.
 
-A score is a probability, or the logit with `raw_scores`.
+Scores are probabilities, or logits with `raw_scores`.
 """
 
 from collections.abc import Sequence
@@ -24,8 +24,8 @@ from rerank_service.errors import (
     UnsupportedMediaType,
     WaitTooLong,
 )
-from rerank_service.http.dialects.call import Body, Call, Dialect, Question, Refusal, probability, top
-from rerank_service.http.dialects.reading import Documents, QueryText, TopN, Wire, check_num_documents, invalid, read
+from rerank_service.http.dialects.call import Body, Dialect, RankingCall, RankingQuery, Refusal, probability, top
+from rerank_service.http.dialects.reading import Documents, QueryText, TopN, Wire, invalid, read
 from rerank_service.messages import Fitting, Ranked, Truncate
 
 __all__ = ["RERANK"]
@@ -34,26 +34,29 @@ ErrorType = Literal["Unhealthy", "Backend", "Overloaded", "Validation", "Tokeniz
 
 
 class TeiRerankRequest(Wire):
-    """Body of text-embeddings-inference's `/rerank`. Fields it does not have are ignored, as there."""
+    """Body of text-embeddings-inference's `/rerank`. Unknown fields are ignored, as by the original."""
 
     query: QueryText
     texts: Documents
     truncate: bool | None = None
-    """False refuses a pair beyond the model's window. Null, absent or true: it is cut."""
+    """Whether to truncate a query and text longer than the model's window; false refuses the request. Null or absent:
+    true."""
     truncation_direction: str = "Right"
-    """Only `Right`: what is cut is the end."""
+    """Only `Right` is supported: the end is truncated."""
     raw_scores: bool = False
-    """Whether scores are logits rather than probabilities."""
+    """Whether scores are logits instead of probabilities."""
     return_text: bool = False
-    """Whether results carry their text."""
+    """Whether to return the texts with their scores."""
     top_n: TopN | None = None
-    """How many results to return; text-embeddings-inference ignores it, though its clients send it. Null: all."""
+    """How many results to return. Null or absent: all. Some clients send it, but text-embeddings-inference ignores
+    it."""
     model: str | None = None
-    """Name of a model of this service, which text-embeddings-inference has only one of. Null: the default model."""
+    """Name of a model this service has. Null or absent: the default model. An extension: text-embeddings-inference
+    serves a single model."""
 
 
 class TeiRank(Wire):
-    """One text's place."""
+    """The score of one text."""
 
     index: int
     text: str | None = None
@@ -71,12 +74,11 @@ class TeiError(Wire):
     error_type: Annotated[ErrorType, Field(description="Kind of error.")]
 
 
-def _read(body: Body, limits: LimitsConfig) -> Call:
+def _read(body: Body, limits: LimitsConfig) -> RankingCall:
     request = read(TeiRerankRequest, body, limits, ignores_unknown=True)
     if request.truncation_direction.lower() != "right":
-        message = "truncation_direction: only Right is supported, the end is what is cut; leave it out"
+        message = "truncation_direction must be Right, which truncates the end; leave it out"
         raise invalid(("truncation_direction",), message, "unsupported_value")
-    check_num_documents("texts", len(request.texts), limits)
 
     def reply(rankings: Sequence[Ranked], _: str) -> TeiRerankResponse:
         (ranked,) = rankings
@@ -91,9 +93,9 @@ def _read(body: Body, limits: LimitsConfig) -> Call:
         return TeiRerankResponse(tuple(ranks))
 
     truncate = Truncate.NONE if request.truncate is False else Truncate.END
-    return Call(
+    return RankingCall(
         request.model,
-        (Question(request.query, request.texts),),
+        (RankingQuery(request.query, request.texts),),
         Fitting(truncate),
         reply,
         passage_at=lambda index: ("texts", index),
@@ -109,7 +111,7 @@ _STATUS: dict[ErrorType, int] = {
     "Empty": HTTPStatus.BAD_REQUEST,
     "Tokenizer": HTTPStatus.UNPROCESSABLE_ENTITY,
 }
-"""Of text-embeddings-inference."""
+"""Statuses of text-embeddings-inference."""
 
 
 def _refuse(error: RerankError) -> Refusal:
@@ -118,7 +120,7 @@ def _refuse(error: RerankError) -> Refusal:
 
 
 def _classify(error: RerankError) -> tuple[ErrorType, int]:
-    """Its status where it has one for such a case, ours where it has not."""
+    """Error type and status: its own where text-embeddings-inference has such an error, otherwise this service's."""
     error_type: ErrorType
     match error:
         case InvalidRequest():

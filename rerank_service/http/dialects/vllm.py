@@ -1,7 +1,7 @@
-"""vLLM's `/rerank` and `/score`, under all their paths, as vLLM's own server has them.
+"""vLLM's `/rerank` and `/score`, under all their paths, following vLLM's own server.
 
-A score is a probability, or the logit with `use_activation: false`. Without `truncate_prompt_tokens` a pair beyond the
-model's window is refused, as there.
+Scores are probabilities, or logits with `use_activation: false`. Without `truncate_prompt_tokens` a pair longer than
+the model's window is refused, as by vLLM.
 """
 
 import time
@@ -15,12 +15,20 @@ from pydantic_core import PydanticKnownError
 
 from rerank_service.config import LimitsConfig
 from rerank_service.errors import Loc, RerankError, dotted
-from rerank_service.http.dialects.call import Body, Call, Dialect, Fields, Question, Refusal, probability, top
+from rerank_service.http.dialects.call import (
+    Body,
+    Dialect,
+    Fields,
+    RankingCall,
+    RankingQuery,
+    Refusal,
+    probability,
+    top,
+)
 from rerank_service.http.dialects.reading import (
     Documents,
     QueryText,
     Wire,
-    check_num_documents,
     invalid,
     place_of,
     read,
@@ -32,7 +40,7 @@ __all__ = ["RERANK", "SCORE"]
 
 
 def _one_or_many_texts(value: Any, texts: ValidatorFunctionWrapHandler) -> Any:
-    """A single text is checked here rather than as a list of one, so that an error names the field without an index."""
+    """Checks a single text by itself, not as a list of one, so that an error names the field without an index."""
     return texts(value) if isinstance(value, list) else (text_of(value),)
 
 
@@ -55,42 +63,43 @@ _Queries = Annotated[
 ]
 
 _FORMS = (("text_1", "text_2"), ("queries", "documents"), ("queries", "items"), ("data_1", "data_2"))
-"""Names under which `/score` takes queries and what they are scored with."""
+"""Pairs of fields in which `/score` takes the queries and the texts to score."""
 
 
 class _VllmRequest(Wire):
     model: str | None = None
-    """Name of a model of this service. Null or absent: the default model."""
+    """Name of a model this service has. Null or absent: the default model."""
     truncate_prompt_tokens: Literal[-1] | None = None
-    """-1 cuts a pair at the model's window. Null or absent: a longer pair is refused. No other length is supported."""
+    """-1: a query and document longer than the model's window are truncated. Null or absent: they are refused. No other
+    value is supported."""
     truncation_side: Literal["right"] | None = None
-    """Only `right`: what is cut is the end."""
+    """Only `right` is supported: the end is truncated."""
     max_tokens_per_doc: Annotated[int, Field(ge=0)] = 0
-    """A longer document is cut there. 0: at the model's window only."""
+    """Longer documents are truncated to this many tokens. 0: only to the model's window."""
     max_tokens_per_query: Literal[0] = 0
     """Not supported."""
     use_activation: bool | None = None
-    """False makes scores logits rather than probabilities."""
+    """Whether scores are probabilities; false returns logits. Null or absent: true."""
     priority: Literal[0] = 0
     """Not supported."""
     instruction: None = None
-    """Not supported: the prompt is the model's own."""
+    """Not supported: the prompt is fixed for each model."""
     chat_template_kwargs: None = None
     """Not supported."""
 
 
 class VllmRerankRequest(_VllmRequest):
-    """Body of vLLM's `/rerank`. Fields it does not have are ignored, as there."""
+    """Body of vLLM's `/rerank`. Unknown fields are ignored, as by vLLM."""
 
     query: QueryText
     documents: _OneOrMany
-    """A text or several."""
+    """One document or several."""
     top_n: Annotated[int, Field(ge=0)] = 0
-    """How many results to return; 0: all."""
+    """How many results to return. 0: all."""
 
 
 class VllmScoreRequest(_VllmRequest):
-    """Body of vLLM's `/score`: one query with several texts, or as many queries as texts."""
+    """Body of vLLM's `/score`: one query for all texts, or one query for each text."""
 
     text_1: _Queries | None = None
     text_2: _OneOrMany | None = None
@@ -102,13 +111,13 @@ class VllmScoreRequest(_VllmRequest):
 
 
 class VllmDocument(Wire):
-    """A document that came back."""
+    """A document, returned on request."""
 
     text: str
 
 
 class VllmResult(Wire):
-    """One document's place."""
+    """The score of one document."""
 
     index: int
     document: VllmDocument
@@ -116,7 +125,7 @@ class VllmResult(Wire):
 
 
 class VllmUsage(Wire):
-    """Tokens of all pairs, as the model saw them."""
+    """Tokens of all query-document pairs, with the model's prompt, after truncation."""
 
     prompt_tokens: int
     total_tokens: int
@@ -133,7 +142,7 @@ class VllmRerankResponse(Wire):
 
 
 class VllmScore(Wire):
-    """One pair's score."""
+    """The score of one pair."""
 
     index: int
     object: Literal["score"] = "score"
@@ -141,7 +150,7 @@ class VllmScore(Wire):
 
 
 class VllmScoreResponse(Wire):
-    """Scores in the request's order."""
+    """Scores in the order of the request."""
 
     id: str
     object: Literal["list"] = "list"
@@ -152,7 +161,7 @@ class VllmScoreResponse(Wire):
 
 
 class VllmErrorInfo(Wire):
-    """What went wrong."""
+    """Details of the error."""
 
     message: str
     type: str
@@ -166,9 +175,8 @@ class VllmError(Wire):
     error: VllmErrorInfo
 
 
-def _read_rerank(body: Body, limits: LimitsConfig) -> Call:
+def _read_rerank(body: Body, limits: LimitsConfig) -> RankingCall:
     request = read(VllmRerankRequest, body, limits, ignores_unknown=True)
-    check_num_documents("documents", len(request.documents), limits)
 
     def reply(rankings: Sequence[Ranked], model_id: str) -> VllmRerankResponse:
         (ranked,) = rankings
@@ -183,19 +191,31 @@ def _read_rerank(body: Body, limits: LimitsConfig) -> Call:
         usage = VllmUsage(prompt_tokens=ranked.num_tokens, total_tokens=ranked.num_tokens)
         return VllmRerankResponse(id=f"score-{uuid.uuid4().hex}", model=model_id, usage=usage, results=tuple(results))
 
-    question = Question(request.query, request.documents)
-    return _call(request, (question,), reply, passage_at=lambda index: place_of(body, "documents", index))
+    query = RankingQuery(request.query, request.documents)
+    return _call(request, (query,), reply, passage_at=lambda index: place_of(body, "documents", index))
 
 
-def _read_score(body: Body, limits: LimitsConfig) -> Call:
+def _read_score(body: Body, limits: LimitsConfig) -> RankingCall:
     request = read(VllmScoreRequest, body, limits, ignores_unknown=True)
     query_field, text_field = _form(request)
-    questions = _questions(getattr(request, query_field), getattr(request, text_field), query_field, text_field, limits)
+    query_texts, texts = getattr(request, query_field), getattr(request, text_field)
+    if len(query_texts) not in (1, len(texts)):
+        message = (
+            f"{query_field} has {len(query_texts)} entries and {text_field} {len(texts)}; "
+            "send one query, or one for each text"
+        )
+        raise invalid((query_field,), message, "lengths_differ")
+    indices_of: dict[str, list[int]] = {}
+    for index in range(len(texts)):
+        indices_of.setdefault(query_texts[0 if len(query_texts) == 1 else index], []).append(index)
+    queries = tuple(
+        RankingQuery(query, [texts[index] for index in indices], indices) for query, indices in indices_of.items()
+    )
 
     def reply(rankings: Sequence[Ranked], model_id: str) -> VllmScoreResponse:
         scores: dict[int, float] = {}
-        for question, ranked in zip(questions, rankings, strict=True):
-            scores.update(zip(question.indices or (), ranked.logits, strict=True))
+        for query, ranked in zip(queries, rankings, strict=True):
+            scores.update(zip(query.indices or (), ranked.logits, strict=True))
         num_tokens = sum(ranked.num_tokens for ranked in rankings)
         return VllmScoreResponse(
             id=f"score-{uuid.uuid4().hex}",
@@ -205,43 +225,30 @@ def _read_score(body: Body, limits: LimitsConfig) -> Call:
             usage=VllmUsage(prompt_tokens=num_tokens, total_tokens=num_tokens, completion_tokens=0),
         )
 
-    num_queries = len(getattr(request, query_field))
     return _call(
         request,
-        questions,
+        queries,
         reply,
         passage_at=lambda index: place_of(body, text_field, index),
-        query_at=lambda index: place_of(body, query_field, index if num_queries > 1 else 0),
+        query_at=lambda index: place_of(body, query_field, index if len(query_texts) > 1 else 0),
     )
 
 
 def _form(request: VllmScoreRequest) -> tuple[str, str]:
-    """The fields of queries and of texts."""
+    """Names of the fields with the queries and with the texts."""
     forms = [form for form in _FORMS if all(getattr(request, field) is not None for field in form)]
     if len(forms) != 1:
         known = ", ".join(" with ".join(form) for form in _FORMS)
-        raise invalid((), f"The body needs queries and texts to score, in one of these forms: {known}", "missing")
+        raise invalid((), f"The body needs queries and texts in one of these pairs of fields: {known}", "missing")
     return forms[0]
 
 
-def _questions(
-    queries: Sequence[str], texts: Sequence[str], query_field: str, text_field: str, limits: LimitsConfig
-) -> tuple[Question, ...]:
-    """One for each distinct query, with the places of its pairs in the request."""
-    check_num_documents(text_field, len(texts), limits)
-    if len(queries) not in (1, len(texts)):
-        message = f"{query_field} has {len(queries)} entries and {text_field} {len(texts)}; send one query, or as many"
-        raise invalid((query_field,), message, "lengths_differ")
-    places: dict[str, list[int]] = {}
-    for index in range(len(texts)):
-        places.setdefault(queries[0 if len(queries) == 1 else index], []).append(index)
-    return tuple(Question(query, [texts[i] for i in indices], indices) for query, indices in places.items())
-
-
-def _call(request: _VllmRequest, questions: tuple[Question, ...], reply: Any, **places: Callable[[int], Loc]) -> Call:
+def _call(
+    request: _VllmRequest, queries: tuple[RankingQuery, ...], reply: Any, **places: Callable[[int], Loc]
+) -> RankingCall:
     truncate = Truncate.NONE if request.truncate_prompt_tokens is None else Truncate.END
     fitting = Fitting(truncate, request.max_tokens_per_doc or None)
-    return Call(request.model, questions, fitting, reply, **places, way_out="truncate_prompt_tokens: -1")
+    return RankingCall(request.model, queries, fitting, reply, **places, way_out="truncate_prompt_tokens: -1")
 
 
 def _score(request: _VllmRequest, logit: float) -> float:
@@ -253,7 +260,7 @@ _TYPES = {
     HTTPStatus.NOT_FOUND: "NotFoundError",
     HTTPStatus.INTERNAL_SERVER_ERROR: "InternalServerError",
 }
-"""vLLM's names; its other errors carry the status's own words."""
+"""vLLM's error types; other statuses have their own phrase as the type."""
 
 
 def _refuse(error: RerankError) -> Refusal:
@@ -277,7 +284,7 @@ _OWN_FIELDS = frozenset(
         "use_activation",
     )
 )
-"""That no other dialect of the shared paths has."""
+"""Fields that no other dialect on the shared paths has."""
 
 
 def _recognises(fields: Fields) -> bool:

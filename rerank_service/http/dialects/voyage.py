@@ -1,12 +1,12 @@
-"""Voyage's `/v1/rerank`, as docs.voyageai.com and Voyage's own Python client have it. A score is a probability."""
+"""Voyage's `/v1/rerank`, as specified at docs.voyageai.com. Scores are probabilities."""
 
 from collections.abc import Sequence
 from typing import Literal
 
 from rerank_service.config import LimitsConfig
 from rerank_service.errors import RerankError
-from rerank_service.http.dialects.call import Body, Call, Dialect, Question, Refusal, probability, top
-from rerank_service.http.dialects.reading import Documents, QueryText, TopN, Wire, check_num_documents, read
+from rerank_service.http.dialects.call import Body, Dialect, RankingCall, RankingQuery, Refusal, probability, top
+from rerank_service.http.dialects.reading import Documents, QueryText, TopN, Wire, read
 from rerank_service.messages import Fitting, Ranked, Truncate
 
 __all__ = ["RERANK"]
@@ -18,26 +18,27 @@ class VoyageRerankRequest(Wire):
     query: QueryText
     documents: Documents
     model: str | None = None
-    """Name of a model of this service. Null or absent: the default model."""
+    """Name of a model this service has. Null or absent: the default model."""
     top_k: TopN | None = None
     """How many results to return. Null or absent: all."""
     return_documents: bool | None = None
-    """Whether results carry their document. Null or absent: no."""
+    """Whether to return the documents with their scores. Null or absent: no."""
     truncation: bool | None = None
-    """False refuses a pair beyond the model's window. Null, absent or true: it is cut."""
+    """Whether to truncate a query and document longer than the model's window; false refuses the request. Null or
+    absent: true."""
 
 
 class VoyageResult(Wire):
-    """One document's place."""
+    """The score of one document."""
 
     relevance_score: float
-    """0..1: the logistic function of the logit."""
+    """Between 0 and 1: the logistic function of the logit."""
     index: int
     document: str | None = None
 
 
 class VoyageUsage(Wire):
-    """Tokens of all pairs, as the model saw them."""
+    """Tokens of all query-document pairs, with the model's prompt, after truncation."""
 
     total_tokens: int
 
@@ -57,9 +58,8 @@ class VoyageError(Wire):
     detail: str
 
 
-def _read(body: Body, limits: LimitsConfig) -> Call:
+def _read(body: Body, limits: LimitsConfig) -> RankingCall:
     request = read(VoyageRerankRequest, body, limits)
-    check_num_documents("documents", len(request.documents), limits)
 
     def reply(rankings: Sequence[Ranked], model_id: str) -> VoyageRerankResponse:
         (ranked,) = rankings
@@ -76,9 +76,9 @@ def _read(body: Body, limits: LimitsConfig) -> Call:
         )
 
     truncate = Truncate.NONE if request.truncation is False else Truncate.END
-    return Call(
+    return RankingCall(
         request.model,
-        (Question(request.query, request.documents),),
+        (RankingQuery(request.query, request.documents),),
         Fitting(truncate),
         reply,
         passage_at=lambda index: ("documents", index),

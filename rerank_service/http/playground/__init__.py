@@ -1,1 +1,1 @@
-"""The playground page."""
+"""The playground: a web page for trying rankings."""

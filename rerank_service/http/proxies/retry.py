@@ -1,10 +1,11 @@
-"""In Serve's proxies: a ranking whose ingress died is sent to another one, and what the proxy itself says has our form.
+"""Middleware for Serve's proxies: retries a ranking whose ingress died, and gives the proxy's own errors our JSON form.
 
-Serve answers for a dead ingress with an empty 500. Ranking changes nothing, so it is safe to ask again; the client only
-waits longer. Other applications behind the same proxies are left alone.
+Serve answers for a dead ingress with an empty 500. A ranking changes no state, so it is safe to send it again; the
+client only waits longer. Other applications behind the same proxies are not affected.
 
-A proxy does not know the configuration, which may change while it runs. The paths come from the dialects themselves. A
-body needs no limit here: the ingress refuses one above `limits.max_body_bytes` while it comes, which ends the request.
+A proxy does not know the configuration, which may change while the proxy runs, so the paths come from the dialects. The
+body needs no limit here: the ingress refuses a body above `limits.max_body_bytes` during the upload, which ends the
+request.
 """
 
 import re
@@ -19,7 +20,7 @@ from rerank_service.http.envelope import error_response
 __all__ = ["MAX_ATTEMPTS", "RetryLostIngress"]
 
 MAX_ATTEMPTS = 2
-"""Ingresses that one request may reach: a body that kills ingresses takes no more than these. HAProxy has the same."""
+"""Ingresses that one request may reach, so that a body which crashes them crashes no more. HAProxy's limit too."""
 
 _TIMED_OUT, _LOST, _UNAVAILABLE = 408, 500, 503
 
@@ -28,11 +29,12 @@ def _pattern(path: str) -> str:
     return "[^/]+".join(re.escape(part) for part in re.split(r"\{\w+\}", path))
 
 
-_RANKING_PATH = re.compile(f"(?:{'|'.join(map(_pattern, RANKING_PATHS))})$")  # behind an application's route prefix
+# Not anchored at the start: an application may have a route prefix.
+_RANKING_PATH = re.compile(f"(?:{'|'.join(map(_pattern, RANKING_PATHS))})$")
 
 
 class RetryLostIngress:
-    """ASGI middleware."""
+    """ASGI middleware in front of Serve's proxy."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -40,53 +42,53 @@ class RetryLostIngress:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] != "POST" or not _RANKING_PATH.search(scope["path"]):
             return await self._app(scope, receive, send)
-        started = time.perf_counter()
-        kept = _KeptBody(receive)
-        status = await self._attempt(scope, kept.read, send)
+        started_s = time.perf_counter()
+        body = _RecordedBody(receive)
+        status = await self._attempt(scope, body.read, send)
         for _ in range(MAX_ATTEMPTS - 1):
-            if status == _LOST and kept.is_whole:
-                status = await self._attempt(scope, kept.again(), send)
-        if status is not None and not kept.client_left:
-            waited_s = round(time.perf_counter() - started)
-            error = RequestTimedOut(waited_s) if status == _TIMED_OUT else ReplicaUnavailable("the HTTP ingress")
+            if status == _LOST and body.is_complete:
+                status = await self._attempt(scope, body.replay(), send)
+        if status is not None and not body.has_disconnected:
+            elapsed_s = round(time.perf_counter() - started_s)
+            error = RequestTimedOut(elapsed_s) if status == _TIMED_OUT else ReplicaUnavailable("the HTTP ingress")
             await error_response(error)(scope, receive, send)
         return None
 
     async def _attempt(self, scope: Scope, receive: Receive, send: Send) -> int | None:
-        """The status that the proxy answered with by itself, which is not passed on; null if the ingress answered."""
-        withheld: int | None = _LOST  # until somebody says something
+        """Status of an answer that the proxy made itself, which is held back; null if the ingress answered."""
+        withheld: int | None = _LOST  # stays so if there is no answer at all
 
         async def pass_on(message: Message) -> None:
             nonlocal withheld
             if message["type"] == "http.response.start":
-                withheld = message["status"] if _is_the_proxys(message) else None
+                withheld = message["status"] if _is_by_proxy(message) else None
             if withheld is None:
                 await send(message)
 
         try:
             await self._app(dict(scope), receive, pass_on)
         except Exception:
-            if withheld is None:  # the answer had begun
+            if withheld is None:  # part of the answer has already been sent
                 raise
         return withheld
 
 
-class _KeptBody:
-    """A request's messages, kept while they pass."""
+class _RecordedBody:
+    """Passes on a request's messages and keeps them for a retry."""
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
         self._messages: list[Message] = []
 
     @property
-    def is_whole(self) -> bool:
-        """Whether all of the body came and the client is still there."""
+    def is_complete(self) -> bool:
+        """Whether the whole body has arrived and the client is still connected."""
         messages = self._messages
         return bool(messages) and messages[-1]["type"] == "http.request" and not messages[-1].get("more_body", False)
 
     @property
-    def client_left(self) -> bool:
-        """Nobody is there to be told anything."""
+    def has_disconnected(self) -> bool:
+        """Whether the client has closed the connection."""
         return bool(self._messages) and self._messages[-1]["type"] == "http.disconnect"
 
     async def read(self) -> Message:
@@ -94,18 +96,18 @@ class _KeptBody:
         self._messages.append(message)
         return message
 
-    def again(self) -> Receive:
-        """The same messages, then whatever else comes."""
+    def replay(self) -> Receive:
+        """A channel with the kept messages, then any new ones."""
         messages = list(self._messages)
 
-        async def replay() -> Message:
+        async def receive() -> Message:
             return messages.pop(0) if messages else await self.read()
 
-        return replay
+        return receive
 
 
-def _is_the_proxys(start: Message) -> bool:
-    """The service answers errors in JSON, always."""
+def _is_by_proxy(start: Message) -> bool:
+    """The service always answers errors in JSON, so a plain-text error is the proxy's own."""
     headers = dict(start.get("headers", []))
-    by_itself = start["status"] in (_TIMED_OUT, _LOST, _UNAVAILABLE)
-    return by_itself and not headers.get(b"content-type", b"").startswith(b"application/")
+    is_error = start["status"] in (_TIMED_OUT, _LOST, _UNAVAILABLE)
+    return is_error and not headers.get(b"content-type", b"").startswith(b"application/")

@@ -1,7 +1,6 @@
-"""The replica's pending pairs: `fair_queue` decides who is next (pure), `loop` feeds the device."""
+"""From a replica's queue to its device: `fair_queue` picks the next pairs, `admission` refuses work, `loop` scores."""
 
 from rerank_service.replica.scheduler.fair_queue import FairQueue
-from rerank_service.replica.scheduler.loop import FinishedBatch, Scheduler, ScoredPairs
-from rerank_service.replica.scheduler.watch import Watch
+from rerank_service.replica.scheduler.loop import FinishedBatch, Scheduler, ScoredPairs, Watch
 
 __all__ = ["FairQueue", "FinishedBatch", "Scheduler", "ScoredPairs", "Watch"]

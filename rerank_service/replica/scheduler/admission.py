@@ -1,32 +1,175 @@
-"""Whether a replica takes more work, or refuses it with the figures behind the refusal.
+"""Admission: whether a replica accepts more work or refuses it, with the figures behind the refusal.
 
-A caller with more waiting than an equal share is promised only the time that active callers leave if they go on as of
-late. A caller with less may also use part of the reserve that every promise holds. So accepted work can be kept, and
-one caller's backlog hardly ever has another's requests refused. Used by the scheduler and by the simulated replica of
-`planning`. Pure: no clock, no thread, no engine.
+The rules rest on a measured speed and on deadlines. A caller whose backlog is above an equal share is promised only the
+time that remains if the other active callers go on as they did lately. A caller below its share may also use part of
+the reserve that every promise holds. So accepted work finishes in time, and the backlog of one caller hardly ever
+causes requests of another to be refused. The scheduler and the simulated replica of `planning` share these rules.
+Pure: no clock, no thread, no engine.
 """
 
-from typing import Any
+import heapq
+import math
+from collections.abc import Iterable
+from operator import attrgetter, itemgetter
+from typing import Any, NamedTuple
 
 from rerank_service.errors import QueueFull, WaitTooLong
-from rerank_service.replica.scheduler.activity import Activity
-from rerank_service.replica.scheduler.deadlines import PROMISED, Demand, Lateness, lateness
-from rerank_service.replica.scheduler.fair_queue import FairQueue
-from rerank_service.replica.scheduler.pace import DrainRate
+from rerank_service.replica.scheduler.fair_queue import PROTECTED, FairQueue, TokensDue
 
-__all__ = ["Admission"]
+__all__ = [
+    "Activity",
+    "Admission",
+    "DrainRate",
+    "Lateness",
+    "batch_budget",
+    "lateness",
+    "may_launch",
+]
 
+_PROMISED = 0.8
+"""Share of its time in which a new request must be done. The rest is a reserve in case the speed was overestimated."""
 _MOST_RESERVED = 0.5
-"""Share of the device that can be kept free for other callers, however many have been active."""
+"""Largest share of the device kept free for other callers, however many have been active."""
 _EXPECTED = 1.5
-"""Work expected of another caller, as a multiple of what it has offered of late: arrivals are uneven."""
+"""Work expected from another caller, as a multiple of its recent rate: arrivals are uneven."""
 _QUIET_BONUS = 0.08
-"""Share of the time that a caller below its equal share is promised beyond the others'."""
+"""Share of its time that a caller below its equal share is promised beyond `_PROMISED`."""
 _LONGEST_HORIZON_S = 3600.0
+
+_NEWEST_WEIGHT = 0.2
+"""Weight of the newest batch in the drain rate."""
+_LONGEST_RETRY_S = 60
+
+_BATCHES_IN_QUEUE = 24
+"""Batches into which the queue is cut. A new request waits for the running batch and shares the next one, which takes
+about 1.5/24 of the time that the queue had left."""
+
+_MEMORY_S = 8.0
+"""Time after which a token counts for 1/e in a caller's rate."""
+_MAX_CALLERS = 500
+"""Callers remembered. At twice as many, those with the lowest rates are forgotten."""
+
+
+class DrainRate:
+    """Recent speed of a replica's device, in tokens a second of busy time."""
+
+    def __init__(self) -> None:
+        self.tokens_per_s: float | None = None
+        """Null before the first batch."""
+        self._last_at_s = 0.0
+
+    def add(self, num_tokens: int, started_at_s: float, now_s: float) -> float:
+        """Counts a finished batch and returns the seconds it kept the device busy.
+
+        Idle time is left out: the batch counts from its own start, or from the end of the batch before it if that is
+        later.
+        """
+        busy_s = now_s - max(self._last_at_s, started_at_s)
+        self._last_at_s = now_s
+        rate = num_tokens / max(busy_s, 1e-6)
+        before = self.tokens_per_s
+        self.tokens_per_s = rate if before is None else before + _NEWEST_WEIGHT * (rate - before)
+        return busy_s
+
+    def seconds_for(self, num_tokens: int) -> int:
+        """Whole seconds it takes to score `num_tokens`, from 1 to 60; 1 while the speed is unknown."""
+        if self.tokens_per_s is None:
+            return 1
+        return min(_LONGEST_RETRY_S, max(1, math.ceil(num_tokens / self.tokens_per_s)))
+
+
+def batch_budget(queued_tokens: int, fewest_tokens: int | None, most_tokens: int) -> int:
+    """Token budget of the next batch: a small share of the queue, between two bounds.
+
+    So batches are full under load, and short when a single large request is all there is and a small one may follow.
+    Without `fewest_tokens`, the budget is always `most_tokens`.
+    """
+    if fewest_tokens is None:
+        return most_tokens
+    return min(most_tokens, max(fewest_tokens, queued_tokens // _BATCHES_IN_QUEUE))
+
+
+def may_launch(num_in_flight: int, max_in_flight: int, queued_tokens: int, budget_tokens: int) -> bool:
+    """Whether to launch a batch now: anything on an idle device, only a full batch on a busy one."""
+    if num_in_flight == 0:
+        return queued_tokens > 0
+    return num_in_flight < max_in_flight and queued_tokens >= budget_tokens
+
+
+class Activity:
+    """Recent token rate of each caller: exponentially decayed counts of the tokens it offered."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, tuple[float, float]] = {}  # tokens, and the time to which they are decayed
+
+    def add(self, caller: str, num_tokens: int, now_s: float) -> None:
+        """Counts tokens that a caller offered, whether they are accepted or not."""
+        before, at_s = self._counts.get(caller, (0.0, now_s))
+        self._counts[caller] = before * math.exp((at_s - now_s) / _MEMORY_S) + num_tokens, now_s
+        if len(self._counts) > 2 * _MAX_CALLERS:
+            self.tokens_per_s(now_s)
+            self._counts = dict(heapq.nlargest(_MAX_CALLERS, self._counts.items(), key=itemgetter(1)))
+
+    def tokens_per_s(self, now_s: float) -> dict[str, float]:
+        """The rate of each recently active caller; forgets the others."""
+        rates: dict[str, float] = {}
+        for caller, (num_tokens, at_s) in list(self._counts.items()):
+            decayed = num_tokens * math.exp((at_s - now_s) / _MEMORY_S)
+            if decayed > 1.0:
+                self._counts[caller] = decayed, now_s
+                rates[caller] = decayed / _MEMORY_S
+            else:
+                del self._counts[caller]
+        return rates
+
+
+class Lateness(NamedTuple):
+    """Why a new request is refused: some work would be done only after `expected_s`, and is due in `time_s`."""
+
+    expected_s: float
+    time_s: float
+    reserve_s: float
+    """Part of `time_s` that is kept in reserve."""
+    is_another: bool
+    """Whether the late work is an accepted request with a later deadline, rather than the new one."""
+
+
+def lateness(
+    newcomer: TokensDue,
+    others: Iterable[TokensDue],
+    busy_tokens: int,
+    now_s: float,
+    tokens_per_s: float,
+    bonus: float = 0.0,
+) -> Lateness | None:
+    """The work that would be late if the newcomer were accepted: itself or a later one of `others`; null if none.
+
+    Work is done earliest deadline first. `busy_tokens` come before all of it: the tokens on the device, and the batch
+    with which each request ends. Requests already late do not block newcomers. `bonus` raises the share of the
+    newcomer's time that may be promised, and by half as much the share of the others' time.
+    """
+    promised, protected = _PROMISED + bonus, PROTECTED + bonus / 2
+    later, earlier_tokens = [], 0
+    for other in others:
+        if other.deadline_s > newcomer.deadline_s:
+            later.append(other)
+        else:
+            earlier_tokens += other.num_tokens
+    own_s = newcomer.num_tokens / tokens_per_s
+    done_s = (busy_tokens + earlier_tokens) / tokens_per_s + own_s
+    time_s = newcomer.deadline_s - now_s
+    if done_s > promised * time_s:
+        return Lateness(done_s, time_s, (1 - promised) * time_s, is_another=False)
+    for other in sorted(later, key=attrgetter("deadline_s", "num_tokens")):
+        done_s += other.num_tokens / tokens_per_s
+        time_s = other.deadline_s - now_s
+        if done_s > protected * time_s and done_s - own_s <= time_s:
+            return Lateness(done_s, time_s, (1 - protected) * time_s, is_another=True)
+    return None
 
 
 class Admission:
-    """The rule of one replica, over its queue and the speed it has been seen to have."""
+    """The admission rule of one replica, based on its queue and its measured speed."""
 
     def __init__(self, queue: FairQueue[Any], drain: DrainRate, max_queued_tokens: int) -> None:
         self._queue = queue
@@ -35,55 +178,43 @@ class Admission:
         self._activity = Activity()
 
     def refusal(
-        self, newcomer: Demand, in_flight_tokens: int, budget_tokens: int, now_s: float, caller: str = ""
+        self, newcomer: TokensDue, in_flight_tokens: int, budget_tokens: int, now_s: float, caller: str = ""
     ) -> QueueFull | WaitTooLong | None:
-        """Why a newcomer must be refused; null if it is taken, as it always is by a replica where nothing waits.
+        """Why a new request must be refused; null if it is accepted, as it always is with an empty queue.
 
-        `in_flight_tokens` are on the device, `budget_tokens` are the next batch's; `now_s` is on the clock of the
-        deadlines.
+        `in_flight_tokens` are on the device, `budget_tokens` is the size of the next batch, and `now_s` is on the clock
+        of the deadlines.
         """
-        queued, speed = self._queue.num_tokens, self._drain.tokens_per_s
-        offered = self._activity.tokens_per_s(now_s)
         self._activity.add(caller, newcomer.num_tokens, now_s)
+        queued, backlogs = self._queue.num_tokens, self._queue.backlogs
         if not queued:
             return None
-        backlogs = self._queue.backlogs
-        own_tokens = backlogs.get(caller, 0) + newcomer.num_tokens
-        if self._is_full(own_tokens, queued + newcomer.num_tokens, len(backlogs.keys() | {caller})):
-            excess = queued + newcomer.num_tokens - self.max_queued_tokens
-            return QueueFull(queued, self.max_queued_tokens, self._drain.seconds_for(excess))
-        busy = in_flight_tokens + budget_tokens
-        if speed and (late := self._broken_promise(newcomer, caller, backlogs, offered, busy, now_s, speed)):
+        own_tokens, all_tokens = backlogs.get(caller, 0) + newcomer.num_tokens, queued + newcomer.num_tokens
+        if all_tokens > self.max_queued_tokens:
+            # A caller with no more than an equal share of the bound is accepted above it, up to twice the bound.
+            equal_share = self.max_queued_tokens // len(backlogs.keys() | {caller})
+            if own_tokens > equal_share or all_tokens > 2 * self.max_queued_tokens:
+                retry_after_s = self._drain.seconds_for(all_tokens - self.max_queued_tokens)
+                return QueueFull(queued, self.max_queued_tokens, retry_after_s)
+        speed = self._drain.tokens_per_s
+        busy_tokens = in_flight_tokens + budget_tokens
+        if speed and (late := self._broken_promise(newcomer, caller, own_tokens, busy_tokens, now_s, speed)):
             return WaitTooLong(*late, self._drain.seconds_for((queued + in_flight_tokens) // 2))
         return None
 
-    def _is_full(self, own_tokens: int, all_tokens: int, num_callers: int) -> bool:
-        """A caller that holds no more than an equal share of the bound is taken above it, up to twice the bound."""
-        if all_tokens <= self.max_queued_tokens:
-            return False
-        is_quiet = own_tokens <= self.max_queued_tokens // num_callers
-        return not is_quiet or all_tokens > 2 * self.max_queued_tokens
-
     def _broken_promise(
-        self,
-        newcomer: Demand,
-        caller: str,
-        backlogs: dict[str, int],
-        offered: dict[str, float],
-        busy: int,
-        now_s: float,
-        speed: float,
+        self, newcomer: TokensDue, caller: str, own_tokens: int, busy_tokens: int, now_s: float, speed: float
     ) -> Lateness | None:
-        """What would be late if the newcomer were taken; null if nothing would. `offered` is in tokens a second."""
-        horizon_s = PROMISED * min(max(0.0, newcomer.deadline_s - now_s), _LONGEST_HORIZON_S)
-        others = (offered.keys() | backlogs.keys()) - {caller}
+        """The work that would be late if the newcomer were accepted and other callers went on as lately."""
+        horizon_s = _PROMISED * min(max(0.0, newcomer.deadline_s - now_s), _LONGEST_HORIZON_S)
+        rates, backlogs = self._activity.tokens_per_s(now_s), self._queue.backlogs
+        others = (rates.keys() | backlogs.keys()) - {caller}
         share = horizon_s * speed / (len(others) + 1)
-        if others and backlogs.get(caller, 0) + newcomer.num_tokens <= share:
-            return lateness(newcomer, self._queue.demands, busy, now_s, speed, _QUIET_BONUS)
-        expected = (
-            min(_EXPECTED * offered.get(other, 0.0) * horizon_s, share)
-            - backlogs.get(other, 0)  # what waits is counted already
-            for other in others
-        )
-        reserved = sum(max(0.0, tokens) for tokens in expected) / max(1.0, horizon_s * speed)
-        return lateness(newcomer, self._queue.demands, busy, now_s, speed * (1 - min(reserved, _MOST_RESERVED)))
+        if others and own_tokens <= share:
+            return lateness(newcomer, self._queue.requests, busy_tokens, now_s, speed, _QUIET_BONUS)
+        reserved_tokens = 0.0
+        for other in others:
+            expected = min(_EXPECTED * rates.get(other, 0.0) * horizon_s, share)
+            reserved_tokens += max(0.0, expected - backlogs.get(other, 0))  # the backlog is counted by `lateness`
+        reserved = min(reserved_tokens / max(1.0, horizon_s * speed), _MOST_RESERVED)
+        return lateness(newcomer, self._queue.requests, busy_tokens, now_s, speed * (1 - reserved))

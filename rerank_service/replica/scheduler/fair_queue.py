@@ -1,33 +1,38 @@
-"""Pending pairs of several callers' requests, drawn in batches of a token budget that they share fairly.
+"""Queued pairs of all callers' requests, drawn in batches of a token budget that callers share fairly.
 
-Start-time fair queueing (Goyal, Vin, Cheng 1996) on two levels: the caller served the fewest tokens so far goes next,
-and of its requests the one served the fewest; a new one starts level with the least served. A 10-passage request
-therefore shares the next batch with a 512-passage one, however long that has been waiting, and a caller with one
-request has the same share as a caller with two hundred. Requests whose deadline is near go first, earliest deadline
-first, whoever sent them, except that half of a batch is left to callers with little; `admission` reserves time for
-active callers so that this stays rare. Pure: no clock, no thread, no engine.
+Start-time fair queueing (Goyal, Vin, Cheng 1996) on two levels: the next pair belongs to the caller with the fewest
+tokens served, and to the request with the fewest tokens served among that caller's requests. New callers and new
+requests start level with the least served one. A request of 10 passages therefore shares the next batch with a request
+of 512 passages, however long that has been queued, and a caller with one request has the same share as a caller with
+two hundred.
+
+Requests close to their deadline are the exception: they go first, earliest deadline first, whichever caller sent them.
+Half of such a batch is still reserved for callers with little in the queue, and `admission` keeps time free for active
+callers so that urgent requests are rare. Pure: no clock, no thread, no engine.
 """
 
 import heapq
 import math
 from collections import deque
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
+from operator import attrgetter
 from typing import Generic, NamedTuple, TypeVar
 
-from rerank_service.replica.scheduler.deadlines import Demand, urgent
-
-__all__ = ["Drawn", "FairQueue"]
+__all__ = ["PROTECTED", "Drawn", "FairQueue", "TokensDue", "urgent"]
 
 JobT = TypeVar("JobT", bound=Hashable)
 
+PROTECTED = 0.9
+"""Share of the time to a deadline that other work may use up. Beyond it, a request is urgent."""
+
 _MAX_MISFITS = 8
-"""Requests passed over in search of a pair that still fits; more would cost time for little fill."""
+"""Requests skipped while looking for a pair that still fits. Looking further costs time and hardly fills the batch."""
 
 _QUIET_SHARE = 0.03
-"""A caller with less than this part of an equal share of the queue gives way to nobody's deadlines. More makes those
-late, less makes it wait longer (benchmarks/callers.py)."""
+"""A caller whose backlog is below this part of an equal share of the queue is served before urgent requests. A higher
+value makes urgent requests late, a lower one makes small callers wait longer (benchmarks/callers.py)."""
 
 
 class Drawn(NamedTuple, Generic[JobT]):
@@ -35,57 +40,62 @@ class Drawn(NamedTuple, Generic[JobT]):
 
     job: JobT
     position: int
-    """Of the pair in its job."""
+    """Position of the pair in its job."""
     num_tokens: int
 
 
-@dataclass(slots=True)
-class _PendingJob(Generic[JobT]):
-    job: JobT
-    lengths: Sequence[int]
-    position: int = 0
+@dataclass(eq=False, slots=True)
+class TokensDue:
+    """Tokens that must be scored before a deadline."""
+
+    deadline_s: float
+    """On the caller's clock; infinite without a deadline."""
+    num_tokens: int
 
 
-@dataclass(slots=True)
-class _Request(Generic[JobT]):
-    """The jobs of one request: its shards that came to this replica."""
+@dataclass(eq=False, slots=True)
+class _Request(TokensDue, Generic[JobT]):
+    """The queued pairs of one request: one job for each of its shards that this replica received."""
 
     request_id: str
     caller: "_Caller[JobT]"
     served_tokens: int
-    deadline_s: float
-    num_tokens: int = 0
-    """That wait."""
-    jobs: deque[_PendingJob[JobT]] = field(default_factory=deque)
-
-    @property
-    def next_length(self) -> int:
-        pending = self.jobs[0]
-        return pending.lengths[pending.position]
+    pairs: deque[Drawn[JobT]] = field(default_factory=deque)
 
 
-@dataclass(slots=True)
+@dataclass(eq=False, slots=True)
 class _Caller(Generic[JobT]):
-    """The requests of one caller."""
+    """The queued requests of one caller."""
 
     name: str
     served_tokens: int
-    num_tokens: int = 0
-    """That wait."""
     requests: dict[str, _Request[JobT]] = field(default_factory=dict)
     heap: list[tuple[int, int, _Request[JobT]]] = field(default_factory=list)  # served tokens, arrival, request
-    virtual_tokens: int = 0  # what its least served request had when it was last drawn from
+    virtual_tokens: int = 0  # tokens served to the least served request when it was last drawn from
+
+
+@dataclass(eq=False, slots=True)
+class _Batch(Generic[JobT]):
+    """A batch that is being filled."""
+
+    room: int
+    """Tokens left of the budget."""
+    drawn: list[Drawn[JobT]] = field(default_factory=list)
+    misfits: list[_Request[JobT]] = field(default_factory=list)
+    """Requests skipped because their next pair is longer than `room`."""
 
 
 class FairQueue(Generic[JobT]):
-    """Jobs wait here pair by pair. A job is one shard: lengths in tokens, in order."""
+    """Jobs wait here pair by pair. A job is one shard: the length of each pair in tokens, in order."""
 
     def __init__(self) -> None:
         self._requests: dict[str, _Request[JobT]] = {}
         self._callers: dict[str, _Caller[JobT]] = {}
-        self._heap: list[tuple[int, int, _Caller[JobT]]] = []  # served tokens, arrival, caller: one entry each
+        self._heap: list[tuple[int, int, _Caller[JobT]]] = []  # served tokens, arrival, caller: one entry a caller
         self._arrivals = count()
-        self._virtual_tokens = 0  # what the least served caller had when it was last drawn from
+        self._virtual_tokens = 0  # tokens served to the least served caller when it was last drawn from
+        self.backlogs: dict[str, int] = {}
+        """Queued tokens of each caller."""
         self.num_tokens = 0
         self.num_pairs = 0
 
@@ -93,19 +103,17 @@ class FairQueue(Generic[JobT]):
         return self.num_pairs > 0
 
     @property
-    def demands(self) -> list[Demand]:
-        """What each request still waits for."""
-        return [Demand(request.deadline_s, request.num_tokens) for request in self._requests.values()]
-
-    @property
-    def backlogs(self) -> dict[str, int]:
-        """Tokens of each caller that wait."""
-        return {name: caller.num_tokens for name, caller in self._callers.items()}
+    def requests(self) -> Collection[TokensDue]:
+        """Queued tokens of each request, with its deadline."""
+        return self._requests.values()
 
     def add(
         self, request_id: str, job: JobT, lengths: Sequence[int], deadline_s: float = math.inf, caller: str = ""
     ) -> None:
-        """Appends a job's pairs to its request's. Deadline, on any clock, and caller are the request's first job's."""
+        """Queues a job's pairs behind those of the same request.
+
+        The first job of a request sets its caller and its deadline, which may be on any clock.
+        """
         if not lengths:
             return
         request = self._requests.get(request_id)
@@ -113,158 +121,161 @@ class FairQueue(Generic[JobT]):
             owner = self._callers.get(caller)
             if owner is None:
                 owner = self._callers[caller] = _Caller(caller, self._virtual_tokens)
+                self.backlogs[caller] = 0
                 heapq.heappush(self._heap, (owner.served_tokens, next(self._arrivals), owner))
-            request = _Request(request_id, owner, owner.virtual_tokens, deadline_s)
+            request = _Request(deadline_s, 0, request_id, owner, owner.virtual_tokens)
             self._requests[request_id] = owner.requests[request_id] = request
-            self._push(request)
-        request.jobs.append(_PendingJob(job, lengths))
-        self._count(request, len(lengths), sum(lengths))
+            heapq.heappush(owner.heap, (request.served_tokens, next(self._arrivals), request))
+        for position, length in enumerate(lengths):
+            request.pairs.append(Drawn(job, position, length))
+        num_tokens = sum(lengths)
+        request.num_tokens += num_tokens
+        self.backlogs[request.caller.name] += num_tokens
+        self.num_tokens += num_tokens
+        self.num_pairs += len(lengths)
 
     def discard(self, request_id: str, job: JobT) -> int:
-        """Drops what is left of a job; returns how many pairs that was."""
+        """Drops a job's queued pairs and returns their number."""
         request = self._requests.get(request_id)
         if request is None:
             return 0
-        left = [pending for pending in request.jobs if pending.job == job]
-        request.jobs = deque(pending for pending in request.jobs if pending.job != job)
-        num_pairs = 0
-        for pending in left:
-            num_pairs += len(pending.lengths) - pending.position
-            self._count(request, 0, -sum(pending.lengths[pending.position :]))
-        self.num_pairs -= num_pairs
-        self._forget_if_done(request)
+        kept: deque[Drawn[JobT]] = deque()
+        num_tokens = 0
+        for pair in request.pairs:
+            if pair.job == job:
+                num_tokens += pair.num_tokens
+            else:
+                kept.append(pair)
+        num_pairs = len(request.pairs) - len(kept)
+        request.pairs = kept
+        self._subtract(request, num_pairs, num_tokens)
         return num_pairs
 
     def take(self, max_tokens: int, now_s: float = 0.0, tokens_per_s: float | None = None) -> list[Drawn[JobT]]:
-        """The next batch: at most `max_tokens`, except that a longer pair comes alone.
+        """Draws the next batch: at most `max_tokens`, unless a single pair is longer than that.
 
-        `now_s`, on the clock of the deadlines, is when the batch can start; with the device's speed it tells which
-        requests are urgent. Without a speed none is.
+        `now_s` is the time at which the batch can start, on the clock of the deadlines. Together with the device's
+        speed it decides which requests are urgent; with an unknown speed none is.
         """
-        return _Batch(self, max_tokens, now_s, tokens_per_s).fill()
+        batch: _Batch[JobT] = _Batch(max_tokens)
+        is_blocked = False
+        if tokens_per_s:
+            by_deadline = sorted(self._requests.values(), key=attrgetter("deadline_s"))
+            first = urgent(by_deadline, max_tokens, now_s, tokens_per_s)
+            if first:
+                self._draw_quiet(batch)
+            for request in first:
+                while request.pairs and (not batch.drawn or request.pairs[0].num_tokens <= batch.room):
+                    self._draw(batch, request)
+                if request.pairs:  # filling the batch with other pairs instead would make large requests late
+                    is_blocked = True
+                    break
+        if not is_blocked:
+            self._draw_fairly(batch)
+        for request in batch.misfits:
+            heapq.heappush(request.caller.heap, (request.served_tokens, next(self._arrivals), request))
+        return batch.drawn
 
-    def _count(self, request: _Request[JobT], num_pairs: int, num_tokens: int) -> None:
-        request.num_tokens += num_tokens
-        request.caller.num_tokens += num_tokens
-        self.num_tokens += num_tokens
-        self.num_pairs += num_pairs
+    def _draw_quiet(self, batch: _Batch[JobT]) -> None:
+        """Draws from callers with a small backlog, up to half of an empty batch.
 
-    def _forget_if_done(self, request: _Request[JobT]) -> None:
-        """What is left in the heaps is skipped when it comes up."""
-        if request.jobs:
-            return
-        caller = request.caller
-        del self._requests[request.request_id], caller.requests[request.request_id]
-        if not caller.requests:
-            del self._callers[caller.name]
-
-    def _draw(self, request: _Request[JobT]) -> Drawn[JobT]:
-        """The request's next pair. Places in the heaps are the caller's to renew."""
-        pending, length = request.jobs[0], request.next_length
-        drawn = Drawn(pending.job, pending.position, length)
-        pending.position += 1
-        request.served_tokens += length
-        request.caller.served_tokens += length
-        self._count(request, -1, -length)
-        if pending.position == len(pending.lengths):
-            request.jobs.popleft()
-        self._forget_if_done(request)
-        return drawn
-
-    def _push(self, request: _Request[JobT]) -> None:
-        heapq.heappush(request.caller.heap, (request.served_tokens, next(self._arrivals), request))
-
-
-class _Batch(Generic[JobT]):
-    """One batch while it is filled."""
-
-    def __init__(self, queue: FairQueue[JobT], max_tokens: int, now_s: float, tokens_per_s: float | None) -> None:
-        self._queue = queue
-        self._max_tokens = max_tokens
-        self._room = max_tokens
-        self._drawn: list[Drawn[JobT]] = []
-        self._misfits: list[_Request[JobT]] = []
-        self._urgent = self._urgent_ones(now_s, tokens_per_s) if tokens_per_s else []
-
-    def fill(self) -> list[Drawn[JobT]]:
-        if self._urgent:
-            self._draw_quiet()
-        if self._draw_urgent():
-            self._draw_fairly()
-        for request in self._misfits:
-            self._queue._push(request)
-        return self._drawn
-
-    def _draw_quiet(self) -> None:
-        """Before anything urgent, up to half of the batch, so that another caller's deadlines at most double a wait."""
-        callers = self._queue._callers
-        most_tokens = self._queue.num_tokens * _QUIET_SHARE / len(callers)
-        quiet = [caller for caller in callers.values() if caller.num_tokens <= most_tokens]
-        while quiet and self._room > self._max_tokens // 2:
-            caller = min(quiet, key=lambda one: one.served_tokens)
-            request = self._next_of(caller)
-            if request is None:
-                quiet.remove(caller)
-                continue
-            self._draw(request)
-            if not caller.requests:
+        With half of each batch reserved for them, another caller's deadlines at most double their wait.
+        """
+        reserved = batch.room // 2
+        most_tokens = self.num_tokens * _QUIET_SHARE / len(self._callers)
+        quiet = [caller for name, caller in self._callers.items() if self.backlogs[name] <= most_tokens]
+        while quiet and batch.room > reserved:
+            caller = min(quiet, key=attrgetter("served_tokens"))
+            request = self._next_of(batch, caller)
+            if request is not None:
+                self._draw(batch, request)
+            if request is None or not caller.requests:
                 quiet.remove(caller)
 
-    def _draw_urgent(self) -> bool:
-        """False if one did not fit: filling the rest of the batch with other pairs makes large requests late."""
-        for request in self._urgent:
-            while request.jobs:
-                if not self._fits(request):
-                    return False
-                self._draw(request)
-        return True
-
-    def _draw_fairly(self) -> None:
-        queue, passed_over = self._queue, list[_Caller[JobT]]()
-        while queue._heap and len(self._misfits) + len(passed_over) < _MAX_MISFITS:
-            served_tokens, _, caller = heapq.heappop(queue._heap)
-            if queue._callers.get(caller.name) is not caller:
+    def _draw_fairly(self, batch: _Batch[JobT]) -> None:
+        """Draws from the least served caller until nothing else fits."""
+        skipped: list[_Caller[JobT]] = []
+        while self._heap and len(batch.misfits) + len(skipped) < _MAX_MISFITS:
+            served_tokens, _, caller = heapq.heappop(self._heap)
+            if self._callers.get(caller.name) is not caller:  # its last request has left the queue
                 continue
-            if served_tokens != caller.served_tokens:  # drawn from since
-                heapq.heappush(queue._heap, (caller.served_tokens, next(queue._arrivals), caller))
-                continue
-            request = self._next_of(caller)
-            if request is None:
-                passed_over.append(caller)
-                continue
-            if not passed_over:
-                queue._virtual_tokens = caller.served_tokens
-            self._draw(request)
-            if caller.requests:
-                heapq.heappush(queue._heap, (caller.served_tokens, next(queue._arrivals), caller))
-        for caller in passed_over:
-            heapq.heappush(queue._heap, (caller.served_tokens, next(queue._arrivals), caller))
+            if served_tokens == caller.served_tokens:  # otherwise the entry is older than its last draw
+                request = self._next_of(batch, caller)
+                if request is None:
+                    skipped.append(caller)
+                    continue
+                if not skipped:
+                    self._virtual_tokens = caller.served_tokens
+                self._draw(batch, request)
+                if not caller.requests:
+                    continue
+            heapq.heappush(self._heap, (caller.served_tokens, next(self._arrivals), caller))
+        for caller in skipped:
+            heapq.heappush(self._heap, (caller.served_tokens, next(self._arrivals), caller))
 
-    def _draw(self, request: _Request[JobT]) -> None:
-        self._room -= request.next_length
-        self._drawn.append(self._queue._draw(request))
-
-    def _next_of(self, caller: _Caller[JobT]) -> _Request[JobT] | None:
-        """Null where nothing of the caller fits."""
-        while caller.heap and len(self._misfits) < _MAX_MISFITS:
+    def _next_of(self, batch: _Batch[JobT], caller: _Caller[JobT]) -> _Request[JobT] | None:
+        """The least served request of a caller whose next pair fits; null if none does."""
+        while caller.heap and len(batch.misfits) < _MAX_MISFITS:
             served_tokens, _, request = caller.heap[0]
-            if caller.requests.get(request.request_id) is not request:
+            if caller.requests.get(request.request_id) is not request:  # it has left the queue
                 heapq.heappop(caller.heap)
-            elif served_tokens != request.served_tokens:  # drawn from since
-                heapq.heapreplace(caller.heap, (request.served_tokens, next(self._queue._arrivals), request))
-            elif not self._fits(request):
+            elif served_tokens != request.served_tokens:  # the entry is older than its last draw
+                heapq.heapreplace(caller.heap, (request.served_tokens, next(self._arrivals), request))
+            elif batch.drawn and request.pairs[0].num_tokens > batch.room:
                 heapq.heappop(caller.heap)
-                self._misfits.append(request)
+                batch.misfits.append(request)
             else:
-                if not self._misfits:
+                if not batch.misfits:
                     caller.virtual_tokens = request.served_tokens
                 return request
         return None
 
-    def _fits(self, request: _Request[JobT]) -> bool:
-        return not self._drawn or request.next_length <= self._room
+    def _draw(self, batch: _Batch[JobT], request: _Request[JobT]) -> None:
+        """Moves the next pair of a request into the batch. The heaps are not updated; stale entries are recognised."""
+        drawn = request.pairs.popleft()
+        batch.drawn.append(drawn)
+        batch.room -= drawn.num_tokens
+        request.served_tokens += drawn.num_tokens
+        request.caller.served_tokens += drawn.num_tokens
+        self._subtract(request, 1, drawn.num_tokens)
 
-    def _urgent_ones(self, now_s: float, tokens_per_s: float) -> list[_Request[JobT]]:
-        ordered = sorted(self._queue._requests.values(), key=lambda request: request.deadline_s)
-        demands = [Demand(request.deadline_s, request.num_tokens) for request in ordered]
-        return [ordered[position] for position in urgent(demands, self._max_tokens, now_s, tokens_per_s)]
+    def _subtract(self, request: _Request[JobT], num_pairs: int, num_tokens: int) -> None:
+        """Counts pairs that have left the queue, and forgets the request, and its caller, after the last one."""
+        caller = request.caller
+        request.num_tokens -= num_tokens
+        self.backlogs[caller.name] -= num_tokens
+        self.num_tokens -= num_tokens
+        self.num_pairs -= num_pairs
+        if not request.pairs:
+            del self._requests[request.request_id], caller.requests[request.request_id]
+            if not caller.requests:
+                del self._callers[caller.name], self.backlogs[caller.name]
+
+
+DueT = TypeVar("DueT", bound=TokensDue)
+
+
+def urgent(by_deadline: Sequence[DueT], batch_tokens: int, now_s: float, tokens_per_s: float) -> list[DueT]:
+    """The requests that must go first, in this order; usually none. `by_deadline` has the earliest deadline first.
+
+    Earliest deadline first is optimal on one device (Liu and Layland, 1973): if it misses a deadline, so does any other
+    order. A request left out here waits for one batch of `batch_tokens` and finishes with its own last batch. If not
+    all deadlines can be met any more, the longest requests are given up to save the others (Moore, 1968) and get the
+    time that is left.
+    """
+    kept: list[DueT] = []
+    batch_s = batch_tokens / tokens_per_s
+    done_s = 0.0
+    num_urgent = 0
+    for request in by_deadline:
+        kept.append(request)
+        done_s += request.num_tokens / tokens_per_s
+        time_s = request.deadline_s - now_s
+        if done_s > time_s:
+            given_up = max(kept, key=attrgetter("num_tokens"))
+            kept.remove(given_up)
+            done_s -= given_up.num_tokens / tokens_per_s
+            num_urgent = len(kept)
+        elif done_s + 2 * batch_s > PROTECTED * time_s:
+            num_urgent = len(kept)
+    return kept[:num_urgent]

@@ -1,7 +1,7 @@
-"""Feeds the device: one batch at a time from the fair queue, each time the device gets free.
+"""The scheduler's loop: takes a batch from the fair queue whenever the device is free, and hands out its logits.
 
-A thin asyncio shell. One thread launches forward passes and one waits for their logits; everything else runs on
-the loop that submits. Knows the engine's contract, not which engine, and nothing of Ray or HTTP.
+One thread launches forward passes and another waits for their logits. Everything else runs on the event loop of the
+callers. Depends on the engine's contract alone, not on Ray or HTTP.
 """
 
 import asyncio
@@ -12,34 +12,34 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
+from operator import attrgetter
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from rerank_service.engine.protocol import BatchScorer, PairT, PendingLogits
 from rerank_service.errors import DeviceFailed, EngineFailed, RerankError
 from rerank_service.messages import checked_logits
-from rerank_service.replica.scheduler.admission import Admission
-from rerank_service.replica.scheduler.deadlines import Demand
-from rerank_service.replica.scheduler.fair_queue import Drawn, FairQueue
-from rerank_service.replica.scheduler.pace import DrainRate, batch_budget, may_launch
-from rerank_service.replica.scheduler.watch import Watch
+from rerank_service.replica.scheduler.admission import Admission, DrainRate, batch_budget, may_launch
+from rerank_service.replica.scheduler.fair_queue import Drawn, FairQueue, TokensDue
 
-__all__ = ["FinishedBatch", "Scheduler", "ScoredPairs"]
+__all__ = ["FinishedBatch", "Scheduler", "ScoredPairs", "Watch"]
 
 logger = logging.getLogger(__name__)
 
 _REMEMBERED_BATCHES = 256
-"""If nobody asks for them."""
-
+"""Batches kept for the metrics; older ones are dropped if nothing collects them."""
 _SUSPICIOUS_FAILURES = 3
-"""Requests that failed with no success between before a known pair is tried: one or two may be poison, and retried."""
+"""Failed requests without a success in between before the known pair is tried. One or two may be poison, retried."""
 _KNOWN_TOLERANCE = 0.05
-"""Share of its logit, at least absolute, by which the known pair may differ: far above any precision's noise."""
-
+"""Deviation allowed for the known pair's logit, relative and at least absolute: far above any precision's noise."""
 _HANG_FACTOR = 20.0
-"""Times its expected time that a pass may take: a throttled device, another process on it, is slow and works."""
+"""Multiple of its expected time after which a pass counts as hanging. A throttled or shared device is only slow."""
 _SHORTEST_HANG_S = 30.0
 _FIRST_PASS_S = 300.0
-"""For passes before the speed is known: compiling and capturing may take minutes."""
+"""Limit for passes before the speed is known: compiling and capturing graphs may take minutes."""
+_LONGEST_STEP_S = 10.0
+"""Most that one health check adds to the time a call has been out; replicas are checked about every second."""
+
+ResultT = TypeVar("ResultT")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,35 +56,79 @@ class FinishedBatch(NamedTuple):
 
     num_tokens: int
     fill: float
-    """Share of its budget that is; 1 for a pair longer than the budget."""
+    """Used share of the token budget; 1 for a pair longer than the budget."""
     busy_s: float
-    """Time the device had it, less what it had the batch before for."""
+    """Time the device spent on this batch, without the time it spent on the batch before."""
+
+
+@dataclass(eq=False, slots=True)
+class _Work:
+    limit_s: float
+    seen_s: float | None = None  # time it has been out since the first check that saw it
+
+
+class Watch:
+    """Notices calls that never return. `begin` and `end` may be called from any thread.
+
+    Only time between checks counts, and only a little of it: after a process has been stopped (SIGSTOP, a suspended
+    machine), its clock is ahead by minutes in which no call could have returned.
+    """
+
+    def __init__(self) -> None:
+        self._out: dict[_Work, None] = {}
+        self._checked_at_s: float | None = None
+
+    def begin(self, limit_s: float) -> _Work:
+        """Registers a call that counts as lost after `limit_s`."""
+        work = _Work(limit_s)
+        self._out[work] = None
+        return work
+
+    def end(self, work: _Work) -> None:
+        """Notes that a call has returned."""
+        self._out.pop(work, None)
+
+    def num_overdue(self, now_s: float) -> int:
+        """Checks all calls that are out; returns how many are lost."""
+        step_s = 0.0 if self._checked_at_s is None else min(max(0.0, now_s - self._checked_at_s), _LONGEST_STEP_S)
+        self._checked_at_s = now_s
+        num_overdue = 0
+        for work in list(self._out):  # a copy: other threads add and remove calls
+            work.seen_s = 0.0 if work.seen_s is None else work.seen_s + step_s
+            num_overdue += work.seen_s > work.limit_s
+        return num_overdue
 
 
 @dataclass(eq=False, slots=True)
 class _Job(Generic[PairT]):
+    """One submission."""
+
     request_id: str
     pairs: Sequence[PairT]
     done: "asyncio.Future[None]"
     logits: list[float]
     num_open: int
-    submitted_at: float = field(default_factory=time.perf_counter)
-    started_at: float | None = None
+    started_at: float = math.inf  # launch of the first batch with one of its pairs
 
 
-_Batch: TypeAlias = Sequence[Drawn[_Job[PairT]]]
+@dataclass(eq=False, slots=True)
+class _Pass(Generic[PairT]):
+    """A forward pass: one batch on its way through the device."""
 
-
-ResultT = TypeVar("ResultT")
+    drawn: Sequence[Drawn[_Job[PairT]]]
+    budget_tokens: int
+    pairs: list[PairT] = field(default_factory=list)
+    num_tokens: int = 0
+    started_at: float = math.inf  # earliest start of its jobs
 
 
 class Scheduler(Generic[PairT]):
     """Continuous batching over an engine.
 
-    Where the device takes a second batch before the first is done, it gets one only once the queue fills it:
-    a pair waits for company while the device is busy, and a small request behind as few tokens as can be. For the
-    same reason a batch is a small share of what waits, between `min_batch_tokens` and `max_batch_tokens`: full
-    batches under load, short ones where one large request is all there is and the next may be small.
+    A device that accepts a second batch before the first is done gets it only once the queue fills that batch: pairs
+    wait for company while the device is busy, and a small request waits behind as few tokens as possible. For the same
+    reason a batch is a small share of the queue, between `min_batch_tokens` and `max_batch_tokens`: full under load,
+    short when a single large request is all there is and a small one may follow.
     """
 
     def __init__(
@@ -96,24 +140,24 @@ class Scheduler(Generic[PairT]):
         launch_thread: ThreadPoolExecutor | None = None,
         known_pair: PairT | None = None,
     ) -> None:
-        """`known_pair` is scored once at the start, and again when several requests in a row have failed: only if it
-        fails too is the engine at fault, not the requests.
+        """`known_pair` is scored at the start, and again after several requests in a row have failed. Only if it fails
+        too is the engine at fault, and not the requests.
 
-        `launch_thread`, of one worker, launches the forward passes; it stays the caller's to shut down. Give the
-        one the engine was loaded in: each thread that computes has OpenMP threads of its own, and with two sets of
-        them on the same CPUs none waits actively any more, which costs a quarter of the speed.
+        `launch_thread`, with one worker, launches the forward passes; the caller shuts it down. Pass the thread that
+        loaded the engine: each computing thread has its own OpenMP threads, and two sets of them on the same CPUs stop
+        spinning while they wait, which costs a quarter of the speed.
         """
         self.max_batch_tokens = max_batch_tokens
         self.min_batch_tokens = min_batch_tokens
         """Null: every batch is filled up to `max_batch_tokens`."""
+        self.queue: FairQueue[_Job[PairT]] = FairQueue()
+        self.drain = DrainRate()
+        self.admission = Admission(self.queue, self.drain, max_queued_tokens)
+        self.finished_batches: deque[FinishedBatch] = deque(maxlen=_REMEMBERED_BATCHES)
+        """Batches not yet reported; the reporter removes them."""
         self._engine = engine
-        self._queue: FairQueue[_Job[PairT]] = FairQueue()
-        self._drain = DrainRate()
-        self._admission = Admission(self._queue, self._drain, max_queued_tokens)
         self._num_in_flight = 0
         self._tokens_in_flight = 0
-        self.finished_batches: deque[FinishedBatch] = deque(maxlen=_REMEMBERED_BATCHES)
-        """Whoever reports them takes them out."""
         self._has_changed = asyncio.Event()
         self._launch_thread = launch_thread or ThreadPoolExecutor(1, thread_name_prefix="launch")
         self._owns_launch_thread = launch_thread is None
@@ -124,40 +168,21 @@ class Scheduler(Generic[PairT]):
         self._watch = Watch()
         self._known_pair = known_pair
         self._known_logit: float | None = None
+        self._known_pair_error: str | None = None
+        self._known_pair_trial: asyncio.Task[None] | None = None
         self._failed_requests: set[str] = set()  # since the last success
         self._lost_device: str | None = None  # the cause
-        self._known_pair_error: str | None = None
-        self._trial: asyncio.Task[None] | None = None
-
-    @property
-    def max_queued_tokens(self) -> int:
-        """Tokens above which more are refused."""
-        return self._admission.max_queued_tokens
-
-    @max_queued_tokens.setter
-    def max_queued_tokens(self, num_tokens: int) -> None:
-        self._admission.max_queued_tokens = num_tokens
-
-    @property
-    def queued_tokens(self) -> int:
-        """Tokens that wait for the device."""
-        return self._queue.num_tokens
 
     @property
     def outstanding_tokens(self) -> int:
-        """Tokens that wait for the device or are on it."""
-        return self._queue.num_tokens + self._tokens_in_flight
-
-    @property
-    def tokens_per_s(self) -> float | None:
-        """What the device has scored a second of late, while it had work; null before the first batch."""
-        return self._drain.tokens_per_s
+        """Tokens in the queue or on the device."""
+        return self.queue.num_tokens + self._tokens_in_flight
 
     def check(self) -> None:
-        """Raises `EngineFailed` while nothing would score what is submitted: `DeviceFailed` if the device is lost.
+        """Raises `EngineFailed` while submitted pairs would not be scored: `DeviceFailed` if the device is lost.
 
-        A replica's health check calls it, every second or so; time in which nobody called does not count against a
-        pass that is out.
+        Called by the replica's health check about every second. The time between two calls counts only in part against
+        a running pass (see `Watch`).
         """
         if self._lost_device is not None:
             raise DeviceFailed(self._lost_device)
@@ -166,12 +191,12 @@ class Scheduler(Generic[PairT]):
         if self._watch.num_overdue(time.perf_counter()):
             raise EngineFailed("a forward pass does not return")
         if self._known_pair_error is not None:
-            self._try_known_pair()  # it may work again
+            self._try_known_pair()  # the engine may have recovered
             raise EngineFailed(f"a known pair fails: {self._known_pair_error}")
 
     async def close(self) -> None:
-        """Stops after the batch that is running; what still waits is never answered."""
-        tasks = [task for task in (self._task, self._trial) if task is not None]
+        """Stops after the running batch. Pairs still in the queue are never scored."""
+        tasks = [task for task in (self._task, self._known_pair_trial) if task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, *self._deliveries, return_exceptions=True)
@@ -182,138 +207,145 @@ class Scheduler(Generic[PairT]):
     async def submit(
         self, request_id: str, pairs: Sequence[PairT], timeout_s: float | None = None, caller: str = ""
     ) -> ScoredPairs:
-        """Waits for the logits of `pairs`. Cancelling it drops those that are still pending.
+        """Scores `pairs`. Cancelling the call drops the pairs that are still queued.
 
-        The device is shared equally between callers, and a caller's share between its requests.
+        Callers share the device equally, and the requests of a caller share its part equally. `timeout_s` is a promise:
+        pairs that could only be done in time by making other requests late are refused at once.
 
-        `timeout_s`, after which the caller will cancel it, is a promise: pairs that could be done in time only at the
-        price of others' are refused at once. Raises `QueueFull`, `WaitTooLong`, `NonFiniteLogit`, `EngineFailed` or
-        what the engine raised for these pairs.
+        Raises `QueueFull`, `WaitTooLong`, `NonFiniteLogit`, `EngineFailed` or the engine's own error for these pairs.
         """
         self.check()
-        if self._task is None:  # here, not in __init__: it belongs to the loop that submits
-            self._task = asyncio.get_running_loop().create_task(self._run())
-            self._task.add_done_callback(self._fail_what_is_open)
-        lengths = [pair.num_tokens for pair in pairs]
-        deadline_s = math.inf if timeout_s is None else time.perf_counter() + timeout_s
-        newcomer = Demand(deadline_s, sum(lengths))
-        refusal = self._admission.refusal(
-            newcomer, self._tokens_in_flight, self._budget_tokens, time.perf_counter(), caller
-        )
+        loop, now = asyncio.get_running_loop(), time.perf_counter()
+        if self._task is None:  # not in __init__: the task needs the loop of its callers
+            self._task = loop.create_task(self._run())
+            self._task.add_done_callback(self._fail_open_jobs)
+        lengths = list(map(attrgetter("num_tokens"), pairs))
+        newcomer = TokensDue(math.inf if timeout_s is None else now + timeout_s, sum(lengths))
+        refusal = self.admission.refusal(newcomer, self._tokens_in_flight, self._budget_tokens, now, caller)
         if refusal is not None:
             raise refusal
-        job = _Job(request_id, pairs, asyncio.get_running_loop().create_future(), [math.nan] * len(pairs), len(pairs))
-        if pairs:
-            self._queue.add(request_id, job, lengths, deadline_s, caller)
-            self._open.add(job)
-            self._has_changed.set()
-            try:
-                await job.done
-            finally:
-                self._open.discard(job)
-                self._queue.discard(request_id, job)
-        return _scored(job)
+        if not pairs:
+            return ScoredPairs((), 0.0, 0.0)
+        job = _Job(request_id, pairs, loop.create_future(), [math.nan] * len(pairs), len(pairs))
+        self.queue.add(request_id, job, lengths, newcomer.deadline_s, caller)
+        self._open.add(job)
+        self._has_changed.set()
+        try:
+            await job.done
+        finally:
+            self._open.discard(job)
+            if job.num_open:
+                self.queue.discard(request_id, job)
+        logits = tuple(checked_logits(job.logits, len(pairs)))
+        return ScoredPairs(logits, job.started_at - now, time.perf_counter() - job.started_at)
 
     async def _run(self) -> None:
         if self._known_pair is not None:
             await self._score_known_pair(self._known_pair)
         while True:
-            while not self._may_launch():
+            budget = self._budget_tokens
+            if not may_launch(self._num_in_flight, self._engine.max_in_flight, self.queue.num_tokens, budget):
                 self._has_changed.clear()
                 await self._has_changed.wait()
-            self._num_in_flight += 1
-            budget = self._budget_tokens
-            batch = self._queue.take(budget, self._free_at_s, self._drain.tokens_per_s)
-            self._tokens_in_flight += _num_tokens(batch)
-            pending = await self._launch(batch)
-            if pending is None or _is_ready(pending):
-                await self._deliver(batch, budget, pending)
-            else:
-                delivery = asyncio.get_running_loop().create_task(self._deliver(batch, budget, pending))
+                continue
+            batch = self._next_pass(budget)
+            try:
+                pending = await self._in_thread(self._launch_thread, self._engine.launch, batch.pairs)
+                is_ready = pending.is_ready
+            except Exception as error:
+                await self._score_apart(batch.drawn, error)
+                self._release(batch)
+                continue
+            if is_ready:
+                await self._finish(batch, pending, is_ready)
+            else:  # in a task: another batch may be launched meanwhile
+                delivery = asyncio.get_running_loop().create_task(self._finish(batch, pending, is_ready))
                 self._deliveries.add(delivery)
                 delivery.add_done_callback(self._deliveries.discard)
 
     @property
     def _budget_tokens(self) -> int:
         largest = min(self.max_batch_tokens, self._engine.memory_tokens or self.max_batch_tokens)
-        return batch_budget(self._queue.num_tokens, self.min_batch_tokens, largest)
+        return batch_budget(self.queue.num_tokens, self.min_batch_tokens, largest)
 
-    @property
-    def _free_at_s(self) -> float:
-        """When the device will be done with what it has."""
-        return time.perf_counter() + self._tokens_in_flight / (self._drain.tokens_per_s or math.inf)
+    def _next_pass(self, budget_tokens: int) -> _Pass[PairT]:
+        now, speed = time.perf_counter(), self.drain.tokens_per_s
+        free_at = now + self._tokens_in_flight / speed if speed else now  # end of the passes in flight
+        batch = _Pass(self.queue.take(budget_tokens, free_at, speed), budget_tokens)
+        for job, position, num_tokens in batch.drawn:
+            if job.started_at > now:
+                job.started_at = now
+            if job.started_at < batch.started_at:
+                batch.started_at = job.started_at
+            batch.pairs.append(job.pairs[position])
+            batch.num_tokens += num_tokens
+        self._num_in_flight += 1
+        self._tokens_in_flight += batch.num_tokens
+        return batch
 
-    def _may_launch(self) -> bool:
-        queued, max_in_flight = self._queue.num_tokens, self._engine.max_in_flight
-        return may_launch(self._num_in_flight, max_in_flight, queued, self._budget_tokens)
-
-    async def _launch(self, batch: _Batch[PairT]) -> PendingLogits | None:
-        """Null if the pass failed and its jobs have been scored apart."""
-        now = time.perf_counter()
-        for drawn in batch:
-            drawn.job.started_at = drawn.job.started_at or now
+    async def _finish(self, batch: _Pass[PairT], pending: PendingLogits, is_ready: bool) -> None:
         try:
-            return await self._in_thread(self._launch_thread, self._engine.launch, _pairs(batch))
+            logits = pending.wait() if is_ready else await self._in_thread(self._wait_thread, pending.wait)
+            busy_s = self.drain.add(batch.num_tokens, batch.started_at, time.perf_counter())
+            fill = min(1.0, batch.num_tokens / batch.budget_tokens)
+            self.finished_batches.append(FinishedBatch(batch.num_tokens, fill, busy_s))
+            self._hand_out(batch.drawn, logits)
         except Exception as error:
-            await self._score_apart(batch, error)
-            return None
+            await self._score_apart(batch.drawn, error)
+        self._release(batch)
 
-    async def _deliver(self, batch: _Batch[PairT], budget: int, pending: PendingLogits | None) -> None:
-        try:
-            if pending is not None:
-                logits = await self._logits(pending)
-                self._finish(batch, budget)
-                self._hand_out(batch, logits)
-        except Exception as error:
-            await self._score_apart(batch, error)
-        finally:
-            self._num_in_flight -= 1
-            self._tokens_in_flight -= _num_tokens(batch)
-            self._has_changed.set()
+    def _release(self, batch: _Pass[PairT]) -> None:
+        self._num_in_flight -= 1
+        self._tokens_in_flight -= batch.num_tokens
+        self._has_changed.set()
 
-    def _finish(self, batch: _Batch[PairT], budget: int) -> None:
-        """Counts a batch that is done."""
-        num_tokens, now = _num_tokens(batch), time.perf_counter()
-        busy_s = self._drain.add(num_tokens, min(drawn.job.started_at or now for drawn in batch), now)
-        self.finished_batches.append(FinishedBatch(num_tokens, min(1.0, num_tokens / budget), busy_s))
-
-    async def _logits(self, pending: PendingLogits) -> list[float]:
-        return pending.wait() if pending.is_ready else await self._in_thread(self._wait_thread, pending.wait)
-
-    async def _score_apart(self, batch: _Batch[PairT], error: Exception) -> None:
-        """After a failed batch: each job's pairs alone, so that only the jobs at fault fail."""
-        by_job: dict[_Job[PairT], list[Drawn[_Job[PairT]]]] = {}
-        for drawn in batch:
-            by_job.setdefault(drawn.job, []).append(drawn)
-        if len(by_job) == 1 or isinstance(error, DeviceFailed):
-            self._fail(batch[0].job, error)
-            return
-        for job, part in by_job.items():
-            if job.done.done():
-                continue
-            try:
-                self._hand_out(part, await self._score(_pairs(part)))
-            except Exception as own_error:
-                self._fail(job, own_error)
-
-    def _hand_out(self, batch: _Batch[PairT], logits: Sequence[float]) -> None:
-        if len(logits) != len(batch):
-            raise RuntimeError(f"the engine gave {len(logits)} logits for {len(batch)} pairs")
-        if any(map(math.isfinite, logits)):
+    def _hand_out(self, drawn: Sequence[Drawn[_Job[PairT]]], logits: Sequence[float]) -> None:
+        if len(logits) != len(drawn):
+            raise RuntimeError(f"the engine gave {len(logits)} logits for {len(drawn)} pairs")
+        if any(map(math.isfinite, logits)):  # the engine works
             self._failed_requests.clear()
             self._known_pair_error = None
-        for drawn, logit in zip(batch, logits, strict=True):
-            job = drawn.job
-            job.logits[drawn.position] = logit
+        for (job, position, _), logit in zip(drawn, logits, strict=True):
+            job.logits[position] = logit
             job.num_open -= 1
             if not math.isfinite(logit):
                 self._count_failure(job)
             if job.num_open == 0 and not job.done.done():
                 job.done.set_result(None)
 
+    async def _score_apart(self, drawn: Sequence[Drawn[_Job[PairT]]], error: Exception) -> None:
+        """Scores the pairs of each job alone after their batch has failed, so that only the jobs at fault fail."""
+        by_job: dict[_Job[PairT], list[Drawn[_Job[PairT]]]] = {}
+        for pair in drawn:
+            by_job.setdefault(pair.job, []).append(pair)
+        if len(by_job) == 1 or isinstance(error, DeviceFailed):
+            self._fail(drawn[0].job, error)
+            return
+        for job, part in by_job.items():
+            if job.done.done():
+                continue
+            try:
+                self._hand_out(part, await self._score([job.pairs[pair.position] for pair in part]))
+            except Exception as own_error:
+                self._fail(job, own_error)
+
     async def _score(self, pairs: Sequence[PairT]) -> list[float]:
+        """One forward pass outside the queue."""
         pending = await self._in_thread(self._launch_thread, self._engine.launch, pairs)
-        return await self._logits(pending)
+        return await self._in_thread(self._wait_thread, pending.wait)
+
+    def _fail(self, job: _Job[PairT], error: Exception) -> None:
+        if isinstance(error, DeviceFailed):
+            self._lose_device(error)
+            return
+        self.queue.discard(job.request_id, job)
+        if job.done.done():
+            return
+        if not isinstance(error, RerankError):
+            self._count_failure(job)
+            logger.error("forward pass failed num_pairs=%d", len(job.pairs), exc_info=error)
+            error = EngineFailed(type(error).__name__)
+        job.done.set_exception(error)
 
     def _count_failure(self, job: _Job[PairT]) -> None:
         self._failed_requests.add(job.request_id)
@@ -321,9 +353,9 @@ class Scheduler(Generic[PairT]):
             self._try_known_pair()
 
     def _try_known_pair(self) -> None:
-        """In a task of its own: a health check that waited for the device would fail for slowness."""
-        if self._known_pair is not None and (self._trial is None or self._trial.done()):
-            self._trial = asyncio.get_running_loop().create_task(self._score_known_pair(self._known_pair))
+        """Starts a task: a health check that waited for the device would fail whenever the device is slow."""
+        if self._known_pair is not None and (self._known_pair_trial is None or self._known_pair_trial.done()):
+            self._known_pair_trial = asyncio.get_running_loop().create_task(self._score_known_pair(self._known_pair))
 
     async def _score_known_pair(self, pair: PairT) -> None:
         try:
@@ -336,73 +368,32 @@ class Scheduler(Generic[PairT]):
             logger.exception("the known pair failed")
             return
         expected = logit if self._known_logit is None else self._known_logit
-        is_right = abs(logit - expected) <= _KNOWN_TOLERANCE * max(1.0, abs(expected))  # not so for NaN
+        is_right = abs(logit - expected) <= _KNOWN_TOLERANCE * max(1.0, abs(expected))  # false for NaN
         self._known_pair_error = None if is_right else f"its logit is {logit}, not {expected}"
         if is_right:
             self._known_logit = expected
             self._failed_requests.clear()
 
     def _lose_device(self, error: DeviceFailed) -> None:
-        """Nothing is launched any more; whatever is here is scored elsewhere."""
+        """Nothing is launched from now on. Every open job fails, and is scored on another replica."""
         if self._lost_device is None:
             logger.error("device failed num_calls=%d", len(self._open), exc_info=error)
             self._lost_device = error.cause
-        self._fail_what_is_open()
+        self._fail_open_jobs()
 
-    def _fail_what_is_open(self, _: object = None) -> None:
+    def _fail_open_jobs(self, _: object = None) -> None:
+        cause = self._lost_device
         for job in tuple(self._open):
-            self._queue.discard(job.request_id, job)
+            self.queue.discard(job.request_id, job)
             if not job.done.done():
-                lost = self._lost_device
-                error = EngineFailed("the scheduler's loop has ended") if lost is None else DeviceFailed(lost)
-                job.done.set_exception(error)
+                job.done.set_exception(DeviceFailed(cause) if cause else EngineFailed("the scheduler's loop has ended"))
 
     async def _in_thread(self, thread: ThreadPoolExecutor, call: Callable[..., ResultT], *arguments: Any) -> ResultT:
-        work = self._watch.begin(self._hangs_after_s)
+        """Runs a call in a thread, watched: its limit allows for all tokens on the device."""
+        speed = self.drain.tokens_per_s
+        limit_s = max(_SHORTEST_HANG_S, _HANG_FACTOR * self._tokens_in_flight / speed) if speed else _FIRST_PASS_S
+        work = self._watch.begin(limit_s)
         try:
             return await asyncio.get_running_loop().run_in_executor(thread, call, *arguments)
         finally:
             self._watch.end(work)
-
-    @property
-    def _hangs_after_s(self) -> float:
-        """For a pass that ends once all that is on the device is done."""
-        if not self._drain.tokens_per_s:
-            return _FIRST_PASS_S
-        return max(_SHORTEST_HANG_S, _HANG_FACTOR * self._tokens_in_flight / self._drain.tokens_per_s)
-
-    def _fail(self, job: _Job[PairT], error: Exception) -> None:
-        if isinstance(error, DeviceFailed):
-            self._lose_device(error)
-            return
-        self._queue.discard(job.request_id, job)
-        if job.done.done():
-            return
-        if not isinstance(error, RerankError):
-            self._count_failure(job)
-            logger.error("forward pass failed num_pairs=%d", len(job.pairs), exc_info=error)
-            error = EngineFailed(type(error).__name__)
-        job.done.set_exception(error)
-
-
-def _num_tokens(batch: _Batch[Any]) -> int:
-    return sum(drawn.num_tokens for drawn in batch)
-
-
-def _pairs(batch: _Batch[PairT]) -> list[PairT]:
-    return [drawn.job.pairs[drawn.position] for drawn in batch]
-
-
-def _is_ready(pending: PendingLogits) -> bool:
-    """An error counts as ready: the delivery raises it again, where it is dealt with."""
-    try:
-        return pending.is_ready
-    except Exception:
-        return True
-
-
-def _scored(job: _Job[PairT]) -> ScoredPairs:
-    now = time.perf_counter()
-    logits = checked_logits(job.logits, len(job.pairs))
-    started_at = job.started_at or now
-    return ScoredPairs(tuple(logits), started_at - job.submitted_at, now - started_at)

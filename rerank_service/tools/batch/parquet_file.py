@@ -1,4 +1,4 @@
-"""Parquet files, read a part of a row group at a time. Knows nothing of what rows mean; needs pyarrow."""
+"""Parquet files, read in parts of a row group. Needs pyarrow, of the extra `batch`."""
 
 from collections.abc import Iterator
 from itertools import accumulate
@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rerank_service.errors import BatchError
-from rerank_service.tools.batch.records import FIELDS, Position, Record, parse_record
+from rerank_service.tools.batch.records import FIELDS, Position, QueryRecord, parse_record
 
 __all__ = ["ParquetFile"]
 
@@ -17,9 +17,9 @@ _ROWS_AT_A_TIME = 1_024
 
 
 class ParquetFile:
-    """Columns of text, or a column with lists of it."""
+    """Columns of text, or a column of lists of text."""
 
-    can_seek = False  # rows before a position are decoded with it
+    can_seek = False  # the rows before a position in its row group are decoded as well
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -29,7 +29,7 @@ class ParquetFile:
         except (OSError, pa.ArrowException) as error:
             raise BatchError(f"cannot read {path}: {error}") from None
 
-    def records(self, start: Position | None = None) -> Iterator[Record]:
+    def records(self, start: Position | None = None) -> Iterator[QueryRecord]:
         first_row = 0 if start is None else start.offset
         for row_number, row in enumerate(self._rows(first_row), first_row):
             yield parse_record(row, Position(row_number, row_number + 1), self._path)

@@ -1,4 +1,4 @@
-"""What is known of published rerankers, and which of them a machine can run. No torch, no network, no files."""
+"""Published rerankers, and which of them a machine can run."""
 
 from rerank_service.tools.catalogue.models import CATALOGUE, KnownModel, known_model
 

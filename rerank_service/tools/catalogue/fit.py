@@ -1,29 +1,33 @@
-"""How much memory a known model needs, and whether a machine has it (pure).
+"""How much memory a known model needs, and whether this machine has it.
 
-    weights      parameters x 2 bytes on a GPU or a CPU that computes in bfloat16, x 4 elsewhere
-    activations  tokens of a batch x (12 hidden + 7 intermediate) x the same bytes; a batch is never less than the
-                 longest pair
-    attention    only where its weights are laid out (DeBERTa): 5 x tokens x heads x longest pair x the same bytes
-    process      1 GB: Python, torch and transformers took 0.4 GB, the rest is set aside for Ray's worker; or for a
-                 GPU's context, not measured
+    weights      parameters x 2 bytes on a GPU or on a CPU that computes in bfloat16, x 4 otherwise
+    activations  tokens of a batch x (12 hidden + 7 intermediate) x the same bytes; a batch holds at least the longest
+                 pair
+    attention    only where attention weights are stored as matrices (DeBERTa): 5 x tokens x heads x longest pair x the
+                 same bytes
+    process      1 GB: Python, torch and transformers took 0.4 GB; the rest is for Ray's worker, or for a GPU context,
+                 which was not measured
 
 Batches of 3,584 tokens on a CPU took 0.47 to 0.95 of the two middle lines (Qwen3 of the 0.6B's shape in bfloat16 and
-float32; Qwen3, XLM-RoBERTa and DeBERTa of 4 layers). While a model loads, the pages of its file come on top, which the
-system takes back.
-An estimate to choose by. What a GPU really holds is measured when a replica starts (`engine/memory.py`).
+float32; Qwen3, XLM-RoBERTa and DeBERTa of 4 layers). While a model loads, the page cache of its file adds to this; the
+system reclaims it. The estimate helps to choose a model; a starting replica measures its GPU
+(`engine/device/memory.py`).
 """
 
+import os
+from pathlib import Path
 from typing import NamedTuple
 
 from rerank_service.config import default_batch_tokens
 from rerank_service.tools.catalogue.models import KnownModel
 
-__all__ = ["Fit", "Gpu", "Machine", "fit", "gigabytes", "needed_bytes"]
+__all__ = ["Fit", "Gpu", "Machine", "fit", "gigabytes", "needed_bytes", "this_machine"]
 
 _HALF_BYTES, _FULL_BYTES = 2, 4
 _PROCESS_BYTES = 1_000_000_000
 _LAID_OUT_COPIES = 5
-"""Measured: 5.1 of `[heads, L, L]` at once, for DeBERTa-v2 of 4 layers in float32 with pairs of 512 tokens."""
+"""Measured: 5.1 matrices `[heads, L, L]` at once, for DeBERTa-v2 of 4 layers in float32 with pairs of 512 tokens."""
+_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 class Gpu(NamedTuple):
@@ -34,34 +38,50 @@ class Gpu(NamedTuple):
 
 
 class Machine(NamedTuple):
-    """What decides whether a model runs here."""
+    """Hardware that decides whether a model runs."""
 
     memory_bytes: int
-    """Of the whole machine, or what this container may use of it."""
+    """Memory of the machine, or the limit of this container."""
     gpus: tuple[Gpu, ...]
     has_bfloat16: bool
-    """Whether its CPU computes in it."""
+    """Whether the CPU computes in bfloat16."""
 
 
 class Fit(NamedTuple):
     """Whether a model runs on a machine, and where."""
 
     place: str | None
-    """`GPU` or `CPU`; null: nowhere here."""
+    """`GPU` or `CPU`; null if the model does not fit."""
     needed_bytes: int | None
-    """Of that place's memory, or of the CPU's where it fits nowhere; null: its size is not known."""
+    """Memory needed there, or on the CPU if the model does not fit; null if its size is unknown."""
     reason: str | None = None
-    """Why nowhere."""
+    """Why the model does not fit."""
     is_slow: bool = False
-    """Whether it is made for better hardware."""
+    """Whether the model runs on a CPU but is made for a GPU."""
+
+
+def this_machine(cgroup_limit: Path = _CGROUP_LIMIT) -> Machine:
+    """Memory, GPUs and CPU precision of this machine. `cgroup_limit` contains the memory limit of a container."""
+    import torch  # seconds to import, and the rest of this file needs only arithmetic
+
+    from rerank_service.engine.device.precision import computes_bfloat16
+
+    memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limit = cgroup_limit.read_text().strip() if cgroup_limit.is_file() else "max"
+    gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    return Machine(
+        memory_bytes=min(memory_bytes, int(limit)) if limit.isdecimal() else memory_bytes,
+        gpus=tuple(Gpu(gpu.name, gpu.total_memory) for gpu in gpus),
+        has_bfloat16=computes_bfloat16(),
+    )
 
 
 def fit(model: KnownModel, machine: Machine) -> Fit:
-    """The best place that `machine` has for `model`."""
+    """The best place for `model` on `machine`."""
     if model.refusal is not None:
         return Fit(None, None, model.refusal)
     if model.num_parameters is None:
-        return Fit(None, None, "its size is not published, nor are its files: with its folder, try it")
+        return Fit(None, None, "its size is not published and no public files were found; if you have them, try it")
     on_gpu = needed_bytes(model, on_gpu=True, is_half=True)
     largest = max(machine.gpus, key=lambda gpu: gpu.memory_bytes, default=None)
     if largest is not None and largest.memory_bytes >= on_gpu:
@@ -71,13 +91,13 @@ def fit(model: KnownModel, machine: Machine) -> Fit:
         return Fit("CPU", on_cpu, is_slow=bool(model.num_gpus))
     gpu = "no GPU" if largest is None else f"its largest GPU has {gigabytes(largest.memory_bytes)}"
     here = f"this machine has {gigabytes(machine.memory_bytes)} of memory, and {gpu}"
-    return Fit(None, on_cpu, f"{here}; it takes {gigabytes(on_cpu)}, or {gigabytes(on_gpu)} of a GPU")
+    return Fit(None, on_cpu, f"{here}; the model needs {gigabytes(on_cpu)}, or {gigabytes(on_gpu)} of GPU memory")
 
 
 def needed_bytes(model: KnownModel, *, on_gpu: bool, is_half: bool) -> int:
-    """Memory of one replica, by the formula above; ValueError for a model whose size is not known."""
+    """Memory of one replica, by the formula above. Raises `ValueError` if the model's size is unknown."""
     if model.num_parameters is None or model.hidden_size is None or model.intermediate_size is None:
-        raise ValueError(f"the size of {model.name} is not known")
+        raise ValueError(f"the size of {model.name} is unknown")
     width = _HALF_BYTES if is_half else _FULL_BYTES
     chosen_tokens = model.max_batch_tokens if on_gpu == bool(model.num_gpus) else None
     batch_tokens = max(chosen_tokens or default_batch_tokens(on_gpu=on_gpu), model.pair_tokens)
@@ -87,5 +107,5 @@ def needed_bytes(model: KnownModel, *, on_gpu: bool, is_half: bool) -> int:
 
 
 def gigabytes(num_bytes: int) -> str:
-    """As people read it, in units of 10^9."""
+    """For people, in units of 10^9 bytes."""
     return f"{num_bytes / 1e9:.1f} GB"

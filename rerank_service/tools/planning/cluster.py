@@ -1,28 +1,30 @@
-"""A discrete-event model of the service: ingresses, shards, replicas, deadlines. `Cluster` is one that can be changed
-while it runs; what arrives, and what is asked of the outcome, is its caller's.
+"""Discrete-event simulation of the service: ingresses, shards, replicas, deadlines.
 
-Not modelled: processes that fail, the network's own limits, and CPUs that run out.
+`SimulatedCluster` can be scaled while it runs; its callers send the requests and evaluate the results. Not modelled:
+failing processes, network limits, and exhausted CPUs other than those of ingresses and tokenisers.
 """
 
 import math
 import random
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from operator import attrgetter
 from typing import NamedTuple
 
 from rerank_service.config import LimitsConfig
 from rerank_service.messages import ReplicaLoad
-from rerank_service.replica.scheduler.deadlines import Demand, lateness
+from rerank_service.replica.scheduler.admission import lateness
+from rerank_service.replica.scheduler.fair_queue import TokensDue
+from rerank_service.routing.ranker import even_slices
 from rerank_service.routing.replica_table import MAX_DECLINED, ReplicaTable
-from rerank_service.routing.shards import even_slices
+from rerank_service.tools.planning.clock import Clock
 from rerank_service.tools.planning.costs import HAPROXY, StackCosts
-from rerank_service.tools.planning.events import Clock
-from rerank_service.tools.planning.replica import Job, SimulatedReplica
+from rerank_service.tools.planning.replica import SimulatedReplica, SimulatedShard
 from rerank_service.tools.planning.speed import ReplicaSpeed
 from rerank_service.tools.planning.workload import Arrival, body_kb
 
-__all__ = ["Cluster", "End", "Ended", "Fleet", "percentile", "run"]
+__all__ = ["End", "FinishedRequest", "Fleet", "SimulatedCluster", "percentile", "run"]
 
 
 class End(StrEnum):
@@ -30,16 +32,16 @@ class End(StrEnum):
 
     ANSWERED = "answered"
     REFUSED = "refused"
-    """503: a replica could not have scored it in time."""
+    """503: no replica could score it in time."""
     TIMED_OUT = "timed out"
     """504."""
 
 
-class Ended(NamedTuple):
-    """One request."""
+class FinishedRequest(NamedTuple):
+    """A request that has ended."""
 
     at_s: float
-    """When the client sent it."""
+    """Time at which the client sent it."""
     latency_s: float
     end: End
     num_tokens: int
@@ -47,7 +49,7 @@ class Ended(NamedTuple):
 
 @dataclass(frozen=True)
 class Fleet:
-    """What there is."""
+    """The simulated deployment."""
 
     replicas: int
     speed: ReplicaSpeed
@@ -55,11 +57,11 @@ class Fleet:
     costs: StackCosts = HAPROXY
     timeout_s: float = LimitsConfig().request_timeout_s
     slow_replicas: int = 0
-    """How many of the replicas have half the speed."""
+    """Number of replicas with half the speed."""
 
 
-class _Ingress:
-    """One process: it does one thing at a time, and knows what it has sent itself and what its answers reported."""
+class _SimulatedIngress:
+    """One ingress process. It does one thing at a time and has its own table of replicas."""
 
     def __init__(self, clock: Clock) -> None:
         self.table = ReplicaTable(lambda: clock.now_s)
@@ -68,12 +70,12 @@ class _Ingress:
         self._free_at_s = 0.0
 
     def work(self, cpu_s: float) -> float:
-        """When this much more work is done."""
+        """Adds work, and returns the time at which it is done."""
         self._free_at_s = max(self._free_at_s, self._clock.now_s) + cpu_s
         return self._free_at_s
 
 
-class _Replica:
+class _ReplicaProcess:
     """A simulated replica behind its tokenising threads."""
 
     def __init__(self, number: int, device: SimulatedReplica, num_threads: int) -> None:
@@ -83,7 +85,7 @@ class _Replica:
         self._free_at_s = [0.0] * num_threads
 
     def load(self, now_s: float) -> ReplicaLoad:
-        """What it reports with an answer."""
+        """The load that it reports with each reply."""
         return ReplicaLoad(self.name, self.device.outstanding_tokens, self.device.drained_per_s, now_s)
 
     def tokenised_at(self, now_s: float, took_s: float) -> float:
@@ -92,40 +94,30 @@ class _Replica:
         return self._free_at_s[thread]
 
 
-class _Request:
-    __slots__ = ("arrival", "end", "id", "ingress", "is_counted", "jobs", "num_tokens", "on_refused", "sent_at_s")
-
-    def __init__(
-        self,
-        number: int,
-        arrival: Arrival,
-        ingress: _Ingress,
-        sent_at_s: float,
-        is_counted: bool,
-        on_refused: Callable[[float], None],
-    ) -> None:
-        self.id = str(number)
-        self.arrival = arrival
-        self.ingress = ingress
-        self.sent_at_s = sent_at_s
-        self.is_counted = is_counted
-        self.on_refused = on_refused
-        self.num_tokens = sum(arrival.lengths)
-        self.jobs: dict[Job, _Replica] = {}  # not answered yet
-        self.end: End | None = None
+@dataclass(eq=False, slots=True)
+class _SimulatedRequest:
+    id: str
+    arrival: Arrival
+    ingress: _SimulatedIngress
+    sent_at_s: float
+    is_counted: bool
+    on_refused: Callable[[float], None]
+    num_tokens: int
+    shards: dict[SimulatedShard, _ReplicaProcess] = field(default_factory=dict)  # shards without a reply
+    end: End | None = None
 
 
-class Cluster:
-    """The service, from its front to its devices."""
+class SimulatedCluster:
+    """The service, from its proxy to its devices."""
 
-    def __init__(self, fleet: Fleet, clock: Clock, on_end: Callable[[Ended], None], seed: int = 0) -> None:
+    def __init__(self, fleet: Fleet, clock: Clock, on_end: Callable[[FinishedRequest], None], seed: int = 0) -> None:
         self._fleet = fleet
         self._clock = clock
         self._on_end = on_end
         self._rng = random.Random(f"ties {seed}")  # noqa: S311 - a simulation
-        self._ingresses = [_Ingress(clock) for _ in range(fleet.ingresses)]
-        self._all: list[_Replica] = []
-        self._routed: list[_Replica] = []
+        self._ingresses = [_SimulatedIngress(clock) for _ in range(fleet.ingresses)]
+        self._all: list[_ReplicaProcess] = []
+        self._routed: list[_ReplicaProcess] = []
         self._num_requests = 0
         self.num_sent = self.num_declined = 0
         for _ in range(fleet.replicas):
@@ -133,163 +125,162 @@ class Cluster:
 
     @property
     def num_replicas(self) -> int:
-        """That requests are sent to."""
+        """Replicas that receive requests."""
         return len(self._routed)
 
     @property
     def outstanding_tokens(self) -> int:
-        """Waiting or being scored, on all replicas."""
+        """Tokens queued or being scored, on all replicas."""
         return sum(replica.device.outstanding_tokens for replica in self._all)
 
     @property
     def offered_tokens(self) -> int:
-        """Tokens so far that replicas took, or refused for want of capacity (`ModelScorer.offered_tokens`)."""
+        """Tokens that replicas have accepted, or refused for lack of capacity (`ModelScorer.offered_tokens`)."""
         return sum(replica.offered_tokens for replica in self._all)
 
     @property
     def busy_s(self) -> float:
-        """Of all devices together."""
+        """Busy time of all devices together."""
         return sum(replica.device.busy_s for replica in self._all)
 
     def add_replica(self) -> None:
-        """One more, ready at once."""
+        """Adds a replica that is ready at once."""
         speed = self._fleet.speed
         if len(self._all) < self._fleet.slow_replicas:
             speed = replace(speed, tokens_per_s=speed.tokens_per_s / 2)
         device = SimulatedReplica(self._clock, speed, self._shard_done)
-        replica = _Replica(len(self._all), device, self._fleet.costs.num_tokeniser_threads)
+        replica = _ReplicaProcess(len(self._all), device, self._fleet.costs.num_tokeniser_threads)
         self._all.append(replica)
         self._routed.append(replica)
 
     def remove_replica(self) -> None:
-        """The newest gets nothing more, and finishes what it has."""
+        """Drains the newest replica: it receives no more requests and finishes those it has."""
         self._routed.pop()
 
     def send(
         self, arrival: Arrival, is_counted: bool = False, on_refused: Callable[[float], None] = lambda _: None
     ) -> None:
-        """A client sends a request now. `is_counted`: as the retry of a refused one, with its id. `on_refused` gets
-        the seconds of `Retry-After`.
+        """A client sends a request now.
+
+        `is_counted` marks a retry with the id of a refused request, which does not count as offered again. `on_refused`
+        is called with the seconds of `Retry-After`.
         """
         ingress = min(self._ingresses, key=lambda one: (one.num_open, self._rng.random()))  # HAProxy's `leastconn`
         ingress.num_open += 1
         self._num_requests += 1
-        request = _Request(self._num_requests, arrival, ingress, self._clock.now_s, is_counted, on_refused)
+        now_s, num_tokens = self._clock.now_s, sum(arrival.lengths)
+        request = _SimulatedRequest(
+            str(self._num_requests), arrival, ingress, now_s, is_counted, on_refused, num_tokens
+        )
         self._clock.at(self._clock.now_s + self._fleet.costs.front_s, self._parse, request)
         if math.isfinite(self._fleet.timeout_s):
             self._clock.at(self._clock.now_s + self._fleet.timeout_s, self._give_up, request, End.TIMED_OUT)
 
-    def _parse(self, request: _Request) -> None:
+    def _parse(self, request: _SimulatedRequest) -> None:
         slices = list(even_slices(request.arrival.lengths, self._fleet.speed.shard_tokens))
         kb = body_kb(len(request.arrival.lengths), request.num_tokens)
         cpu_s = self._fleet.costs.ingress.of(kb, len(slices))
-        half_s = cpu_s / 2  # the other half when the answer comes back
+        half_s = cpu_s / 2  # the other half is spent on the reply
         self._clock.at(request.ingress.work(half_s), self._fan_out, request, slices, half_s)
 
-    def _fan_out(self, request: _Request, slices: Sequence[tuple[int, int]], cpu_back_s: float) -> None:
+    def _fan_out(self, request: _SimulatedRequest, slices: Sequence[tuple[int, int]], cpu_back_s: float) -> None:
         if request.end is not None:
             return
         for start, stop in slices:
-            job = Job(request.id, (request, cpu_back_s), request.arrival.lengths[start:stop])
-            self._dispatch(job, MAX_DECLINED)
+            shard = SimulatedShard(request.id, (request, cpu_back_s), request.arrival.lengths[start:stop])
+            self._dispatch(shard, MAX_DECLINED)
 
-    def _dispatch(self, job: Job, num_declinable: int) -> None:
-        request: _Request = job.owner[0]
+    def _dispatch(self, shard: SimulatedShard, num_declinable: int) -> None:
+        request: _SimulatedRequest = shard.owner[0]
         table = request.ingress.table
-        chosen = table.best(self._routed, _name_of, job.num_tokens, limit=1, tie_break=self._rng.random)[0]
-        limit = table.decline_above(chosen.name, job.num_tokens) if num_declinable and len(self._routed) > 1 else None
-        table.send(id(job), request.id, chosen.name, job.num_tokens)
-        request.jobs[job] = chosen
+        chosen = table.best(self._routed, attrgetter("name"), shard.num_tokens, limit=1, tie_break=self._rng.random)[0]
+        limit = table.decline_above(chosen.name, shard.num_tokens) if num_declinable and len(self._routed) > 1 else None
+        table.send(id(shard), request.id, chosen.name, shard.num_tokens)
+        request.shards[shard] = chosen
         self.num_sent += 1
-        self._clock.at(self._clock.now_s + self._fleet.costs.hop_s, self._take_in, job, chosen, limit, num_declinable)
+        self._clock.at(self._clock.now_s + self._fleet.costs.hop_s, self._take_in, shard, chosen, limit, num_declinable)
 
-    def _take_in(self, job: Job, replica: _Replica, limit: int | None, num_declinable: int) -> None:
+    def _take_in(self, shard: SimulatedShard, replica: _ReplicaProcess, limit: int | None, num_declinable: int) -> None:
         now_s = self._clock.now_s
         load = replica.load(now_s)
         if limit is not None and load.waiting_tokens > limit:
             self.num_declined += 1
-            self._clock.at(now_s + self._fleet.costs.hop_s, self._declined, job, load, num_declinable - 1)
+            self._clock.at(now_s + self._fleet.costs.hop_s, self._declined, shard, load, num_declinable - 1)
         else:
-            self._tokenise(job, replica)
+            took_s = shard.num_tokens / self._fleet.costs.tokenised_per_s
+            self._clock.at(replica.tokenised_at(now_s, took_s), self._submit, shard, replica)
 
-    def _declined(self, job: Job, load: ReplicaLoad, num_declinable: int) -> None:
-        request: _Request = job.owner[0]
+    def _declined(self, shard: SimulatedShard, load: ReplicaLoad, num_declinable: int) -> None:
+        request: _SimulatedRequest = shard.owner[0]
         if request.end is None:
             request.ingress.table.complete(request.id, load.replica)
             request.ingress.table.add_report(load)
-            self._dispatch(job, num_declinable)
+            self._dispatch(shard, num_declinable)
 
-    def _tokenise(self, job: Job, replica: _Replica) -> None:
-        took_s = job.num_tokens / self._fleet.costs.tokenised_per_s
-        self._clock.at(replica.tokenised_at(self._clock.now_s, took_s), self._submit, job, replica)
-
-    def _submit(self, job: Job, replica: _Replica) -> None:
-        request: _Request = job.owner[0]
+    def _submit(self, shard: SimulatedShard, replica: _ReplicaProcess) -> None:
+        request: _SimulatedRequest = shard.owner[0]
         now_s, deadline_s = self._clock.now_s, request.sent_at_s + self._fleet.timeout_s
-        alone = lateness(Demand(deadline_s, job.num_tokens), (), 0, now_s, self._fleet.speed.full_tokens_per_s) is None
-        is_refused = request.end is None and not replica.device.submit(job, deadline_s)
+        own = TokensDue(deadline_s, shard.num_tokens)
+        alone = lateness(own, (), 0, now_s, self._fleet.speed.full_tokens_per_s) is None
+        is_refused = request.end is None and not replica.device.submit(shard, deadline_s)
         if not request.is_counted and (alone or not is_refused):
-            replica.offered_tokens += job.num_tokens
+            replica.offered_tokens += shard.num_tokens
         if is_refused:
             retry_after_s = replica.device.retry_after_s
             self._clock.at(now_s + self._fleet.costs.hop_s, self._refuse, request, retry_after_s)
 
-    def _shard_done(self, job: Job) -> None:
-        request: _Request = job.owner[0]
+    def _shard_done(self, shard: SimulatedShard) -> None:
+        request: _SimulatedRequest = shard.owner[0]
         if request.end is None:
             now_s = self._clock.now_s
-            self._clock.at(now_s + self._fleet.costs.hop_s, self._gather, job, request.jobs[job].load(now_s))
+            self._clock.at(now_s + self._fleet.costs.hop_s, self._gather, shard, request.shards[shard].load(now_s))
 
-    def _gather(self, job: Job, load: ReplicaLoad) -> None:
-        request, cpu_back_s = job.owner
+    def _gather(self, shard: SimulatedShard, load: ReplicaLoad) -> None:
+        request, cpu_back_s = shard.owner
         if request.end is not None:
             return
-        request.ingress.table.complete(request.id, request.jobs.pop(job).name)
+        request.ingress.table.complete(request.id, request.shards.pop(shard).name)
         request.ingress.table.add_report(load)
-        if not request.jobs:
+        if not request.shards:
             self._clock.at(request.ingress.work(cpu_back_s) + self._fleet.costs.front_s, self._finish, request)
 
-    def _finish(self, request: _Request) -> None:
+    def _finish(self, request: _SimulatedRequest) -> None:
         if request.end is None:
             self._close(request, End.ANSWERED)
 
-    def _refuse(self, request: _Request, retry_after_s: float) -> None:
+    def _refuse(self, request: _SimulatedRequest, retry_after_s: float) -> None:
         if request.end is None:
             self._give_up(request, End.REFUSED)
             self._clock.at(self._clock.now_s + self._fleet.costs.front_s, request.on_refused, retry_after_s)
 
-    def _give_up(self, request: _Request, end: End) -> None:
+    def _give_up(self, request: _SimulatedRequest, end: End) -> None:
         if request.end is not None:
             return
-        for job, replica in request.jobs.items():
-            replica.device.discard(job)
+        for shard, replica in request.shards.items():
+            replica.device.discard(shard)
             request.ingress.table.complete(request.id, replica.name)
         self._close(request, end)
 
-    def _close(self, request: _Request, end: End) -> None:
+    def _close(self, request: _SimulatedRequest, end: End) -> None:
         request.end = end
-        request.jobs.clear()
+        request.shards.clear()
         request.ingress.num_open -= 1
         now_s, at_s = self._clock.now_s, request.sent_at_s
-        self._on_end(Ended(at_s, now_s - at_s, end, request.num_tokens))
-
-
-def _name_of(replica: _Replica) -> str:
-    return replica.name
+        self._on_end(FinishedRequest(at_s, now_s - at_s, end, request.num_tokens))
 
 
 def run(
-    fleet: Fleet, requests: Iterable[Arrival], seed: int = 0, may_stop: Callable[[Ended], bool] | None = None
-) -> list[Ended]:
-    """Every request's end, in the order of the ends. Ends early once `may_stop` says so of an ended one."""
-    clock, ended = Clock(), list[Ended]()
+    fleet: Fleet, requests: Iterable[Arrival], seed: int = 0, may_stop: Callable[[FinishedRequest], bool] | None = None
+) -> list[FinishedRequest]:
+    """Simulates the requests, and returns them as they end. Stops early once `may_stop` is true for one of them."""
+    clock, ended = Clock(), list[FinishedRequest]()
     coming = iter(requests)
 
-    def on_end(one: Ended) -> None:
+    def on_end(one: FinishedRequest) -> None:
         ended.append(one)
         clock.is_stopped = may_stop is not None and may_stop(one)
 
-    cluster = Cluster(fleet, clock, on_end, seed)
+    cluster = SimulatedCluster(fleet, clock, on_end, seed)
 
     def send_next(arrival: Arrival) -> None:
         cluster.send(arrival)
@@ -303,7 +294,7 @@ def run(
 
 
 def percentile(latencies: Sequence[float], share: float) -> float:
-    """The smallest that this share of them does not exceed; infinite where there is none."""
+    """Nearest-rank percentile: the smallest value that `share` of them do not exceed; infinite if there are none."""
     if not latencies:
         return math.inf
     ordered = sorted(latencies)

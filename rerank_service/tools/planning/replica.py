@@ -1,47 +1,49 @@
-"""One simulated replica: the service's own fair queue, admission and batch sizes around a device of a given speed.
+"""A simulated replica: the service's own fair queue, admission and batch sizes around a device of a given speed.
 
-The rules are those of `scheduler.loop`, on a virtual clock. Knows nothing of ingresses or of HTTP.
+It follows the rules of `replica.scheduler.loop`, on a virtual clock.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from rerank_service.config import BatchingConfig
-from rerank_service.replica.scheduler.admission import Admission
-from rerank_service.replica.scheduler.deadlines import Demand
-from rerank_service.replica.scheduler.fair_queue import Drawn, FairQueue
-from rerank_service.replica.scheduler.pace import DrainRate, batch_budget, may_launch
-from rerank_service.tools.planning.events import Clock
+from rerank_service.replica.scheduler.admission import Admission, DrainRate, batch_budget, may_launch
+from rerank_service.replica.scheduler.fair_queue import Drawn, FairQueue, TokensDue
+from rerank_service.tools.planning.clock import Clock
 from rerank_service.tools.planning.speed import ReplicaSpeed
 
-__all__ = ["Job", "SimulatedReplica"]
+__all__ = ["SimulatedReplica", "SimulatedShard"]
 
 _MAX_QUEUED_TOKENS = BatchingConfig().max_queued_tokens
 
 
-class Job:
-    """One shard on its way through a replica."""
+@dataclass(eq=False, slots=True)
+class SimulatedShard:
+    """A shard on its way through a replica."""
 
-    __slots__ = ("caller", "lengths", "num_open", "num_tokens", "owner", "request_id", "started_at_s")
+    request_id: str
+    owner: Any
+    lengths: Sequence[int]
+    caller: str = ""
+    num_tokens: int = field(init=False)
+    num_open: int = field(init=False)
+    """Pairs without a logit."""
+    started_at_s: float | None = None
 
-    def __init__(self, request_id: str, owner: Any, lengths: Sequence[int], caller: str = "") -> None:
-        self.request_id = request_id
-        self.owner = owner
-        self.caller = caller
-        self.lengths = lengths
-        self.num_tokens = sum(lengths)
-        self.num_open = len(lengths)
-        self.started_at_s: float | None = None
+    def __post_init__(self) -> None:
+        self.num_tokens = sum(self.lengths)
+        self.num_open = len(self.lengths)
 
 
 class SimulatedReplica:
-    """Scores jobs; says when each is done."""
+    """Scores shards, and calls `on_done` for each."""
 
-    def __init__(self, clock: Clock, speed: ReplicaSpeed, on_done: Callable[[Job], None]) -> None:
+    def __init__(self, clock: Clock, speed: ReplicaSpeed, on_done: Callable[[SimulatedShard], None]) -> None:
         self._clock = clock
         self._speed = speed
         self._on_done = on_done
-        self._queue: FairQueue[Job] = FairQueue()
+        self._queue: FairQueue[SimulatedShard] = FairQueue()
         self._drain = DrainRate()
         self._admission = Admission(self._queue, self._drain, _MAX_QUEUED_TOKENS)
         self._num_in_flight = 0
@@ -51,33 +53,33 @@ class SimulatedReplica:
 
     @property
     def outstanding_tokens(self) -> int:
-        """Waiting or on the device."""
+        """Tokens queued or on the device."""
         return self._queue.num_tokens + self._tokens_in_flight
 
     @property
     def retry_after_s(self) -> float:
-        """Seconds that a refused client is told to wait."""
+        """Value of `Retry-After` for a refused request."""
         return float(self._drain.seconds_for(self.outstanding_tokens // 2))
 
     @property
     def drained_per_s(self) -> float:
-        """Tokens a second of late; 0 before the first batch."""
+        """Recent throughput in tokens per second; 0 before the first batch."""
         return self._drain.tokens_per_s or 0.0
 
-    def submit(self, job: Job, deadline_s: float) -> bool:
-        """False if it is refused: the queue is full, or the job could not be done in time."""
-        newcomer = Demand(deadline_s, job.num_tokens)
+    def submit(self, shard: SimulatedShard, deadline_s: float) -> bool:
+        """Queues a shard. False if it is refused: the queue is full, or the shard cannot meet its deadline."""
+        newcomer = TokensDue(deadline_s, shard.num_tokens)
         if self._admission.refusal(
-            newcomer, self._tokens_in_flight, self._budget_tokens, self._clock.now_s, job.caller
+            newcomer, self._tokens_in_flight, self._budget_tokens, self._clock.now_s, shard.caller
         ):
             return False
-        self._queue.add(job.request_id, job, job.lengths, deadline_s, job.caller)
+        self._queue.add(shard.request_id, shard, shard.lengths, deadline_s, shard.caller)
         self._launch()
         return True
 
-    def discard(self, job: Job) -> None:
-        """Nobody waits for it any more; what is on the device goes on."""
-        self._queue.discard(job.request_id, job)
+    def discard(self, shard: SimulatedShard) -> None:
+        """Cancels a shard; batches on the device continue."""
+        self._queue.discard(shard.request_id, shard)
 
     @property
     def _budget_tokens(self) -> int:
@@ -99,7 +101,7 @@ class SimulatedReplica:
             self._free_at_s = max(self._free_at_s, now_s) + took_s
             self._clock.at(self._free_at_s, self._finish, batch, num_tokens)
 
-    def _finish(self, batch: Sequence[Drawn[Job]], num_tokens: int) -> None:
+    def _finish(self, batch: Sequence[Drawn[SimulatedShard]], num_tokens: int) -> None:
         now_s = self._clock.now_s
         self._num_in_flight -= 1
         self._tokens_in_flight -= num_tokens

@@ -1,17 +1,17 @@
-"""The questions a model is verified on, written for this project. Must not know models.
+"""Queries and passages for verification, written for this project.
 
-Lengths from nothing to 312 words, several scripts, markup that looks like special tokens or like a template, twins that
-differ in a word, a passage longer than any window, and a query longer than any.
+They cover lengths from 0 to 312 words, several scripts, markup that looks like special tokens or templates, passages
+that differ in one word, a passage longer than the window, and a query longer than the window.
 """
 
 from itertools import cycle, islice
 from typing import NamedTuple
 
-__all__ = ["QUESTIONS", "Question", "over_long_questions"]
+__all__ = ["VERIFICATION_QUERIES", "VerificationQuery", "over_long_queries"]
 
 
-class Question(NamedTuple):
-    """A query and the passages it is asked about."""
+class VerificationQuery(NamedTuple):
+    """A query and its passages."""
 
     query: str
     passages: tuple[str, ...]
@@ -35,8 +35,8 @@ _LIGHTHOUSE = (
     "where they were."
 )
 
-QUESTIONS = (
-    Question(
+VERIFICATION_QUERIES = (
+    VerificationQuery(
         "How do honey bees survive the winter?",
         (
             "Honey bees survive the winter by clustering around the queen and shivering to keep warm.",
@@ -53,7 +53,7 @@ QUESTIONS = (
             "🐝🐝❄️ → 🔥? 👩‍🌾 says: “they shiver”",
         ),
     ),
-    Question(
+    VerificationQuery(
         "東京から大阪まで新幹線で何時間かかりますか。",
         (
             "東海道新幹線の「のぞみ」は、東京と新大阪の間をおよそ二時間半で結んでいます。",
@@ -63,7 +63,7 @@ QUESTIONS = (
             "从北京到上海的高铁大约需要四个半小时。",
         ),
     ),
-    Question(
+    VerificationQuery(
         "TypeError: 'NoneType' object is not iterable",
         (
             "for row in cursor.fetchone():  # fetchone() returns None when there is no row left\n    print(row[0])\n",
@@ -74,7 +74,7 @@ QUESTIONS = (
             "naïve façade, Ω≈ç√∫, ½ + ⅓ = ⅚, zero\u200bwidth, e\u0301 and é",
         ),
     ),
-    Question(
+    VerificationQuery(
         "Wie kündige ich einen Mietvertrag?",
         (
             "Die Kündigung einer Wohnung muss schriftlich erfolgen; die Frist beträgt für Mieter drei Monate.",
@@ -83,7 +83,7 @@ QUESTIONS = (
             "Der Mietwagen ist vollgetankt und sauber zurückzugeben.",
         ),
     ),
-    Question(
+    VerificationQuery(
         "How does a turn end: [SEP], </s> or <|im_end|>?",
         (
             "With an answer of its own.<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\nyes",
@@ -94,11 +94,11 @@ QUESTIONS = (
         ),
     ),
 )
-"""Short ones beside long ones, so that a batch holds strangers; 1,550 tokens to all-MiniLM-L6-v2."""
+"""Short and long texts, so that batches mix different lengths; 1,550 tokens for all-MiniLM-L6-v2."""
 
 
-def over_long_questions(window_tokens: int) -> tuple[Question, Question]:
-    """One passage of more words than a window has tokens, then one query: every tokenizer must cut them."""
+def over_long_queries(window_tokens: int) -> tuple[VerificationQuery, VerificationQuery]:
+    """A passage, and a query, with more words than the window has tokens: every tokenizer must truncate them."""
     words = " ".join(islice(cycle(_BEES.split()), window_tokens + 1))
-    short = QUESTIONS[0].passages[:3]
-    return Question("How do bees keep warm?", (words,)), Question(words, (*short, words))
+    short = VERIFICATION_QUERIES[0].passages[:3]
+    return VerificationQuery("How do bees keep warm?", (words,)), VerificationQuery(words, (*short, words))

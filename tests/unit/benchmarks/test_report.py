@@ -1,16 +1,16 @@
-"""The report rewrites its sections and nothing else."""
+"""The report rewrites generated sections and nothing else, and the committed pages are up to date."""
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from benchmarks.report import TABLES, engine_table, peers_table, replace_sections, service_table, versions_table
+from benchmarks.report.__main__ import contents, pages
+from benchmarks.report.pages import replace_sections, section_names
+from benchmarks.report.performance import engine_table, peers_table, service_table, versions_table
 
 _ROOT = Path(__file__).parents[3]
+_DOCS, _RESULTS = _ROOT / "docs", _ROOT / "benchmarks" / "results"
 _PAGE = """# Title
 
 <!-- generated: first -->
@@ -53,13 +53,13 @@ def _contender(name: str, ratio: float | None) -> dict[str, Any]:
     return {"name": name, "versions": {"x": "1"}, "note": None, "error": error, "figures": figures if ratio else None}
 
 
-def test_only_the_section_named_changes() -> None:
+def test_only_the_named_section_changes() -> None:
     page = replace_sections(_PAGE, {"first": "new"})
 
     assert page == _PAGE.replace("\nold\n", "\n\nnew\n\n")
 
 
-def test_replacing_twice_is_replacing_once() -> None:
+def test_replacing_is_idempotent() -> None:
     contents = {"first": "| a |\n| --- |\n| \\1 |", "second": "b"}
 
     once = replace_sections(_PAGE, contents)
@@ -68,33 +68,40 @@ def test_replacing_twice_is_replacing_once() -> None:
     assert "Prose stays." in once
 
 
-def test_a_table_without_a_place_is_refused() -> None:
-    with pytest.raises(KeyError, match="third"):
-        replace_sections(_PAGE, {"third": "c"})
+def test_every_section_is_on_exactly_one_page() -> None:
+    names = [name for page in sorted(_DOCS.rglob("*.md")) for name in section_names(page.read_text(encoding="utf-8"))]
+
+    assert sorted(names) == sorted(contents(_RESULTS))
 
 
-def test_the_page_has_a_section_for_every_table_and_no_other() -> None:
-    page = (_ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+def test_the_pages_show_the_recorded_measurements() -> None:
+    for page, text in pages(_DOCS, contents(_RESULTS)):
+        assert page.read_text(encoding="utf-8") == text, f"{page} is stale: run python -m benchmarks.report"
 
-    assert sorted(re.findall(r"<!-- generated: ([\w-]+) -->", page)) == sorted(TABLES)
+
+def test_every_plot_exists() -> None:
+    for page in _DOCS.rglob("*.md"):
+        for image in re.findall(r"\]\(((?:\.\./)*images/[\w-]+\.svg)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / image).is_file(), f"{page}: {image}"
 
 
-@pytest.mark.parametrize(("file", "shown"), TABLES.values(), ids=list(TABLES))
-def test_figures_that_are_committed_can_be_shown(file: str, shown: Callable[[Any], str]) -> None:
-    record = json.loads((_ROOT / "benchmarks" / "results" / file).read_text(encoding="utf-8"))
+def test_plots_are_reachable_from_a_page_in_a_subfolder(tmp_path: Path) -> None:
+    page = tmp_path / "appendix" / "page.md"
+    page.parent.mkdir()
+    page.write_text("<!-- generated: plot -->\n<!-- end -->\n")
 
-    assert shown(record).startswith(("| ", "!["))
+    ((_, text),) = pages(tmp_path, {"plot": "![a plot](images/plot.svg)"})
+
+    assert "![a plot](../images/plot.svg)" in text
 
 
 def test_every_engine_has_its_row() -> None:
-    record = json.loads((_ROOT / "benchmarks" / "results" / "engine-cpu.json").read_text(encoding="utf-8"))
+    result = json.loads((_RESULTS / "engine-cpu.json").read_text(encoding="utf-8"))
 
-    table = engine_table(record)
-
-    assert table.count("\n| ") == 1 + len(record["results"])
+    assert engine_table(result).count("\n| ") == 1 + len(result["results"])
 
 
-def test_peers_are_listed_cheapest_first_and_those_not_measured_last() -> None:
+def test_peers_are_sorted_by_cost_and_unmeasured_ones_come_last() -> None:
     settings = {"num_clients": 16, "num_pairs": 1600, "mean_pair_tokens": 126.0, "num_rounds": 3, "num_threads": 2}
     record = _ORIGIN | {
         "settings": settings | {"logit_range": 0.5},
@@ -105,7 +112,7 @@ def test_peers_are_listed_cheapest_first_and_those_not_measured_last() -> None:
     rows = peers_table(record).splitlines()[2:6]
 
     assert [row.split(" | ")[0] for row in rows] == [
-        "| bare float32 forward, no server",
+        "| bare float32 forward pass, no server",
         "| **ours-float32**",
         "| slow",
         "| broken",
@@ -113,10 +120,10 @@ def test_peers_are_listed_cheapest_first_and_those_not_measured_last() -> None:
     assert "| broken | x 1 | not measured: did not start: no room |" in versions_table(record)
 
 
-def test_what_was_not_measured_is_left_empty() -> None:
+def test_missing_figures_leave_their_cell_empty() -> None:
     probe = {"small_alone_s": 0.1, "small_behind_big_s": 0.1, "big_s": 0.1, "wait_share": None}
 
     table = service_table(_ORIGIN | {"results": {"loads": {"1 client": _LOAD}, **probe}})
 
     assert "| 1 client |  | 2.00 | 3.00 | 4 |  | 2 x 503 |" in table
-    assert "was over too soon" in table
+    assert "no wait was measured" in table

@@ -1,3 +1,5 @@
+"""Accepted keys, the file of hashes, and the caller of a request."""
+
 import hashlib
 import os
 from pathlib import Path
@@ -22,64 +24,78 @@ def _no_keys_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_keys_everything_is_accepted(header: str | None) -> None:
     keys = ApiKeys(AuthConfig())
     assert not keys.are_required
-    keys.check(header)
+    assert keys.authenticate(header, "1.1.1.1") == keys.authenticate(None, "1.1.1.1")
+
+
+def test_without_keys_callers_are_addresses() -> None:
+    keys = ApiKeys(AuthConfig())
+    assert keys.authenticate(None, "1.1.1.1") != keys.authenticate(None, "2.2.2.2")
+    assert keys.authenticate("Bearer one", "1.1.1.1") == keys.authenticate("Bearer two", "1.1.1.1")
+
+
+def test_callers_are_keys_and_keys_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RERANK_SERVICE_API_KEYS", "one,two")
+    keys = ApiKeys(AuthConfig())
+    one = keys.authenticate("Bearer one", "1.1.1.1")
+    assert one == keys.authenticate("bearer one ", "2.2.2.2") != keys.authenticate("Bearer two", None)
+    assert "one" not in one
 
 
 def test_keys_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RERANK_SERVICE_API_KEYS", "nvapi-one, nvapi-two,,")
     keys = ApiKeys(AuthConfig())
 
-    keys.check("Bearer nvapi-one")
-    keys.check("bearer  nvapi-two")
+    keys.authenticate("Bearer nvapi-one")
+    keys.authenticate("bearer  nvapi-two")
     for header in (None, "", "Bearer", "Bearer ", "Basic nvapi-one", "nvapi-one"):
         with pytest.raises(InvalidApiKey) as caught:
-            keys.check(header)
+            keys.authenticate(header)
         assert caught.value.is_missing
     for header in ("Bearer nvapi-on", "Bearer nvapi-one,nvapi-two", "Bearer nvapi-one2", "Bearer \udcff"):
         with pytest.raises(InvalidApiKey) as caught:
-            keys.check(header)
+            keys.authenticate(header)
         assert not caught.value.is_missing
 
 
-def test_a_file_of_hashes_is_read_again_when_it_changes(tmp_path: Path) -> None:
+def test_a_changed_file_of_hashes_is_read_again(tmp_path: Path) -> None:
     path = tmp_path / "keys"
     path.write_text(f"# staff\n{digest('old')}  # until Friday\n\n")
     keys = ApiKeys(AuthConfig(key_hashes_file=path))
-    keys.check("Bearer old")
+    keys.authenticate("Bearer old")
 
     path.write_text(f"{digest('new').upper()}\n")
-    os.utime(path, ns=(1, 1))  # a change within the clock's grain
+    os.utime(path, ns=(1, 1))  # even if the clock is too coarse to show the change
 
-    keys.check("Bearer new")
+    keys.authenticate("Bearer new")
     with pytest.raises(InvalidApiKey):
-        keys.check("Bearer old")
+        keys.authenticate("Bearer old")
 
 
-def test_a_file_that_goes_wrong_later_keeps_the_last_keys(tmp_path: Path) -> None:
+def test_the_last_keys_stay_in_force_while_the_file_is_malformed_or_missing(tmp_path: Path) -> None:
     path = tmp_path / "keys"
     path.write_text(digest("key"))
     keys = ApiKeys(AuthConfig(key_hashes_file=path))
 
     path.write_text("half a ha")
-    keys.check("Bearer key")
+    keys.authenticate("Bearer key")
     path.unlink()
-    keys.check("Bearer key")
+    keys.authenticate("Bearer key")
     with pytest.raises(InvalidApiKey):
-        keys.check("Bearer other")
+        keys.authenticate("Bearer other")
 
 
-def test_an_empty_file_lets_nobody_in(tmp_path: Path) -> None:
+def test_an_empty_file_accepts_no_key(tmp_path: Path) -> None:
     path = tmp_path / "keys"
     path.write_text("# none yet\n")
     keys = ApiKeys(AuthConfig(key_hashes_file=path))
 
     assert keys.are_required
     with pytest.raises(InvalidApiKey):
-        keys.check("Bearer anything")
+        keys.authenticate("Bearer anything")
 
 
 @pytest.mark.parametrize("content", ["plain-text-key", "0" * 63, digest("a") + "0"])
-def test_a_file_of_something_else_fails_at_start(tmp_path: Path, content: str) -> None:
+def test_a_malformed_file_fails_at_start(tmp_path: Path, content: str) -> None:
     path = tmp_path / "keys"
     path.write_text(f"{digest('ok')}\n{content}\n")
     with pytest.raises(ConfigError, match="line 2: not a SHA-256") as caught:

@@ -1,4 +1,4 @@
-"""Requests and passages a minute: who shares a count, what is told, and what happens when the storage fails."""
+"""Requests and passages per minute: callers, headers, shared storage, and a storage that fails."""
 
 import asyncio
 import shutil
@@ -13,47 +13,47 @@ import pytest
 
 from rerank_service.config import RateLimitConfig, RerankConfig
 from rerank_service.errors import ConfigError, RateLimited
-from rerank_service.http.rate_limits import RateLimits, caller_of
+from rerank_service.http.rate_limits import RateLimits
 
 
 async def test_counts_requests_of_each_caller() -> None:
     limits = RateLimits(RateLimitConfig(requests_per_minute=2))
-    first = await limits.take_request("a")
+    first = await limits.take("requests", "a", 1)
     assert first["X-RateLimit-Limit-Requests"] == "2"
     assert first["X-RateLimit-Remaining-Requests"] == "1"
     assert 1 <= int(first["X-RateLimit-Reset-Requests"]) <= 60
-    await limits.take_request("a")
+    await limits.take("requests", "a", 1)
     with pytest.raises(RateLimited, match="quota of 2 requests per minute is exhausted; retry after") as caught:
-        await limits.take_request("a")
+        await limits.take("requests", "a", 1)
     assert 1 <= caught.value.retry_after_s <= 60
-    assert (await limits.take_request("b"))["X-RateLimit-Remaining-Requests"] == "1"
+    assert (await limits.take("requests", "b", 1))["X-RateLimit-Remaining-Requests"] == "1"
 
 
-async def test_counts_passages_and_takes_none_of_a_refused_request() -> None:
+async def test_passages_of_a_refused_request_do_not_count() -> None:
     limits = RateLimits(RateLimitConfig(passages_per_minute=1000))
-    await limits.take_passages("a", 512)
+    await limits.take("passages", "a", 512)
     with pytest.raises(RateLimited, match="1000 passages"):
-        await limits.take_passages("a", 512)
-    assert (await limits.take_passages("a", 400))["X-RateLimit-Remaining-Passages"] == "88"
+        await limits.take("passages", "a", 512)
+    assert (await limits.take("passages", "a", 400))["X-RateLimit-Remaining-Passages"] == "88"
 
 
-async def test_without_limits_nothing_is_said() -> None:
+async def test_without_limits_there_are_no_headers() -> None:
     limits = RateLimits(RateLimitConfig())
-    assert await limits.take_request("a") == {}
-    assert await limits.take_passages("a", 512) == {}
+    assert await limits.take("requests", "a", 1) == {}
+    assert await limits.take("passages", "a", 512) == {}
 
 
-async def test_a_storage_that_fails_stops_nobody(caplog: pytest.LogCaptureFixture) -> None:
+async def test_requests_pass_while_the_storage_fails(caplog: pytest.LogCaptureFixture) -> None:
     pytest.importorskip("redis")
     limits = RateLimits(RateLimitConfig(requests_per_minute=1, storage="redis://127.0.0.1:1/0"))
     for _ in range(3):
-        assert await limits.take_request("a") == {}
-    assert "rate limits do not count" in caplog.text
+        assert await limits.take("requests", "a", 1) == {}
+    assert "rate limits are not enforced" in caplog.text
 
 
 @pytest.fixture
 def redis_url(tmp_path: Path) -> Iterator[str]:
-    """A real Redis, where there is one to start (Debian: redis-server)."""
+    """A real Redis, if one is installed (Debian: redis-server)."""
     program = shutil.which("redis-server")
     if program is None:
         pytest.skip("redis-server is not installed")
@@ -83,26 +83,20 @@ async def test_ingresses_share_their_counts_in_redis(redis_url: str) -> None:
     one, other = RateLimits(config), RateLimits(config)
 
     for ingress in (one, other, one):
-        await ingress.take_request("a")
+        await ingress.take("requests", "a", 1)
     with pytest.raises(RateLimited):
-        await other.take_request("a")
-    assert (await other.take_request("b"))["X-RateLimit-Remaining-Requests"] == "2"
-    await one.take_passages("a", 512)
+        await other.take("requests", "a", 1)
+    assert (await other.take("requests", "b", 1))["X-RateLimit-Remaining-Requests"] == "2"
+    await one.take("passages", "a", 512)
     with pytest.raises(RateLimited):
-        await other.take_passages("a", 100)
+        await other.take("passages", "a", 100)
     await asyncio.gather(one.close(), other.close())
 
 
-def test_a_storage_without_its_package_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_redis_without_its_package_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "redis", None)
     with pytest.raises(ConfigError, match=r"rerank-service\[redis\]"):
         RateLimits(RateLimitConfig(requests_per_minute=1, storage="redis://127.0.0.1:6379/0"))
-
-
-def test_callers_are_keys_or_addresses_and_keys_are_not_kept() -> None:
-    assert caller_of("Bearer one", "1.1.1.1") == caller_of("bearer one ", "2.2.2.2") != caller_of("Bearer two", None)
-    assert "one" not in caller_of("Bearer one", None)
-    assert caller_of(None, "1.1.1.1") != caller_of(None, "2.2.2.2")
 
 
 def test_a_limit_below_the_largest_request_is_refused() -> None:

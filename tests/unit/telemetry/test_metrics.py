@@ -1,4 +1,4 @@
-"""The list of metrics, their publication as text, and replicas' reports put together."""
+"""The list of metrics, their exposition as text, and the aggregation of replicas' reports."""
 
 import re
 
@@ -6,16 +6,23 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from rerank_service.messages import ReplicaReport
-from rerank_service.telemetry.metrics import ALL_METRICS, INGRESS_METRICS, REPLICA_METRICS, MetricKind, definitions
-from rerank_service.telemetry.metrics.of_ingress import IngressMetrics
-from rerank_service.telemetry.metrics.prometheus import PrometheusMetrics
-from rerank_service.telemetry.metrics.reports import KnownReplicas
+from rerank_service.telemetry.ingress_metrics import IngressMetrics
+from rerank_service.telemetry.metrics import (
+    ALL_METRICS,
+    INGRESS_METRICS,
+    OUTSTANDING_TOKENS,
+    QUEUE_SECONDS,
+    REPLICA_METRICS,
+    TOKENS,
+    Metric,
+    MetricKind,
+)
 
 UNITS = ("_total", "_seconds", "_tokens", "_bytes", "_passages", "_per_second", "_fill", "_mfu")
 
 
 def values(exposition: bytes) -> dict[tuple[str, str], float]:
-    """By the sample's name and its labels' values, in the order of the labels' names."""
+    """Values by the sample's name and its label values, ordered by label name."""
     families = text_string_to_metric_families(exposition.decode())
     samples = [sample for family in families for sample in family.samples]
     return {
@@ -38,21 +45,21 @@ def report(replica: str = "host:1", **changes: object) -> ReplicaReport:
     return ReplicaReport(replica=replica, **(facts | changes))  # type: ignore[arg-type]
 
 
-def test_precisions_are_those_of_the_replicas_that_answered_of_late() -> None:
+def test_precisions_are_those_of_recently_heard_replicas() -> None:
     now_s = 0.0
-    replicas = KnownReplicas(lambda: now_s)
-    assert replicas.precisions("m") == set()
-    replicas.hear("m", report("host:1", precision="int8"))
+    metrics = IngressMetrics(clock=lambda: now_s)
+    assert metrics.precisions("m") == set()
+    metrics.add_report("m", report("host:1", precision="int8"))
     now_s = 30.0
-    replicas.hear("m", report("host:2", precision="bfloat16"))
-    replicas.hear("other", report("host:3", precision="float32"))
-    assert replicas.precisions("m") == {"int8", "bfloat16"}
+    metrics.add_report("m", report("host:2", precision="bfloat16"))
+    metrics.add_report("other", report("host:3", precision="float32"))
+    assert metrics.precisions("m") == {"int8", "bfloat16"}
     now_s = 70.0
-    assert replicas.precisions("m") == {"bfloat16"}
+    assert metrics.precisions("m") == {"bfloat16"}
 
 
 @pytest.mark.parametrize("metric", ALL_METRICS, ids=lambda metric: metric.name)
-def test_names_follow_prometheus_conventions(metric: definitions.Metric) -> None:
+def test_names_follow_prometheus_conventions(metric: Metric) -> None:
     assert re.fullmatch(r"rerank_[a-z_]+", metric.name)
     assert metric.name.endswith(UNITS)
     assert metric.name.endswith("_total") == (metric.kind is MetricKind.COUNTER)
@@ -67,13 +74,13 @@ def test_names_are_distinct_and_each_is_published_once_through_ray() -> None:
     assert not set(INGRESS_METRICS) & set(REPLICA_METRICS)
 
 
-def test_values_are_taken_by_kind() -> None:
-    metrics = PrometheusMetrics(ALL_METRICS)
+def test_values_are_recorded_by_kind() -> None:
+    metrics = IngressMetrics()
     for value in (2, 3):
-        metrics.record(definitions.TOKENS, value, "m")
-        metrics.record(definitions.OUTSTANDING_TOKENS, value, "m")
-        metrics.record(definitions.QUEUE_SECONDS, value, "m")
-    metrics.record(definitions.TOKENS, 1, "another")
+        metrics.record(TOKENS, value, "m")
+        metrics.record(OUTSTANDING_TOKENS, value, "m")
+        metrics.record(QUEUE_SECONDS, value, "m")
+    metrics.record(TOKENS, 1, "another")
 
     shown = values(metrics.exposition())
 
@@ -84,11 +91,30 @@ def test_values_are_taken_by_kind() -> None:
     assert shown["rerank_queue_seconds_bucket", "2.5,m"] == 1
 
 
-def test_an_ingress_shows_its_replicas_together() -> None:
+class KeptValues:
+    """Stands in for Ray."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def record(self, metric: Metric, value: float, *labels: str) -> None:
+        self.names.append(metric.name)
+
+
+def test_ray_receives_the_ingresss_own_values_and_no_replicas_report() -> None:
+    ray = KeptValues()
+    metrics = IngressMetrics(ray)
+    metrics.record(TOKENS, 5, "m")
+    metrics.add_report("m", report())
+    metrics.exposition()
+    assert ray.names == [TOKENS.name]
+
+
+def test_an_ingress_aggregates_its_replicas() -> None:
     metrics = IngressMetrics()
-    metrics.hear("m", report("host:1", mfu=0.2))
-    metrics.hear("m", report("host:2", mfu=0.4, batches=((64, 0.1),)))
-    metrics.hear("m", report("host:2", mfu=0.6, waiting_tokens=10, batches=()))
+    metrics.add_report("m", report("host:1", mfu=0.2))
+    metrics.add_report("m", report("host:2", mfu=0.4, batches=((64, 0.1),)))
+    metrics.add_report("m", report("host:2", mfu=0.6, waiting_tokens=10, batches=()))
 
     shown = values(metrics.exposition())
 
@@ -101,23 +127,21 @@ def test_an_ingress_shows_its_replicas_together() -> None:
     assert shown["rerank_device_mfu", "m"] == pytest.approx(0.4)
 
 
-def test_a_replica_not_heard_of_for_a_while_counts_no_more() -> None:
+def test_a_replica_without_recent_answers_is_left_out() -> None:
     now = [0.0]
-    replicas, metrics = KnownReplicas(lambda: now[0]), PrometheusMetrics(ALL_METRICS)
-    replicas.hear("m", report("host:1"))
+    metrics = IngressMetrics(clock=lambda: now[0])
+    metrics.add_report("m", report("host:1"))
     now[0] = 50.0
-    replicas.hear("m", report("host:2"))
+    metrics.add_report("m", report("host:2"))
     now[0] = 70.0
-    replicas.record(metrics)
     assert values(metrics.exposition())["rerank_device_waiting_tokens", "m"] == 70
 
     now[0] = 200.0
-    replicas.record(metrics)
 
     assert values(metrics.exposition())["rerank_device_waiting_tokens", "m"] == 0
 
 
-def test_a_cpu_has_no_utilisation_to_show() -> None:
+def test_a_cpu_has_no_utilisation() -> None:
     metrics = IngressMetrics()
-    metrics.hear("m", report())
+    metrics.add_report("m", report())
     assert ("rerank_device_mfu", "m") not in values(metrics.exposition())

@@ -46,7 +46,7 @@ def url() -> Iterator[str]:
 @pytest.fixture
 def small_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine(8_000_000_000, (), has_bfloat16=False)
-    monkeypatch.setattr("rerank_service.tools.catalogue.machine.this_machine", lambda: machine)
+    monkeypatch.setattr("rerank_service.tools.catalogue.fit.this_machine", lambda: machine)
 
 
 def test_without_a_service_every_known_model_is_listed(small_machine: None) -> None:
@@ -59,8 +59,8 @@ def test_without_a_service_every_known_model_is_listed(small_machine: None) -> N
     assert "CPU, slowly" in rows["Qwen3-Reranker-0.6B"]
     assert "not here" in rows["Qwen3-Reranker-8B"]
     text = " ".join(result.stdout.split())
-    assert "Qwen3-Reranker-8B: this machine has 8.0 GB of memory, and no GPU; it takes" in text
-    assert "jina-reranker-v2-base-multilingual: needs the code that ships with its files" in text
+    assert "Qwen3-Reranker-8B: this machine has 8.0 GB of memory, and no GPU; the model needs" in text
+    assert "jina-reranker-v2-base-multilingual: its files need Python code of their own" in text
     assert "not for commercial use" in text
     assert all(len(line) <= 80 for line in result.stdout.splitlines())
 

@@ -1,0 +1,45 @@
+"""Rewrites the generated sections and plots of `docs/`; see `python -m benchmarks.report --help`."""
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from benchmarks.report import capacity, models, performance, quality
+from benchmarks.report.pages import read_result, replace_sections, section_names
+
+__all__ = ["contents", "pages"]
+
+_ROOT = Path(__file__).parents[2]
+
+
+def contents(results: Path) -> dict[str, str]:
+    """Markdown of every generated section, by name."""
+    measured = performance.SECTIONS | capacity.SECTIONS | quality.SECTIONS
+    made = {name: table(read_result(results, file)) for name, (file, table) in measured.items()}
+    return made | {name: table() for name, table in models.SECTIONS.items()}
+
+
+def pages(docs: Path, made: Mapping[str, str]) -> Iterator[tuple[Path, str]]:
+    """Every page with generated sections, and its text with new contents in them."""
+    for page in sorted(docs.rglob("*.md")):
+        text = page.read_text(encoding="utf-8")
+        if section_names(text):
+            yield page, replace_sections(text, made, os.path.relpath(docs / "images", page.parent))
+
+
+def main(
+    results: Annotated[Path, typer.Option(help="Folder with the measurements.")] = _ROOT / "benchmarks" / "results",
+    docs: Annotated[Path, typer.Option(help="Folder with the pages.")] = _ROOT / "docs",
+) -> None:
+    """Rewrites the generated sections of every page under `docs`, and the plots."""
+    for page, text in pages(docs, contents(results)):
+        page.write_text(text, encoding="utf-8")
+    performance.draw(results, docs / "images")
+    capacity.draw(results, docs / "images")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,99 @@
+"""Generated sections of Markdown pages, and what every table and plot shares.
+
+A section is the text between `<!-- generated: NAME -->` and `<!-- end -->`; the rest of a page is left alone.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+__all__ = [
+    "GREY",
+    "INK",
+    "RED",
+    "PageSection",
+    "ResultFile",
+    "markdown_table",
+    "origin",
+    "read_result",
+    "replace_sections",
+    "save_figure",
+    "section_names",
+    "svg_plots",
+]
+
+RED, GREY, INK = "#d1495b", "#9aa0a6", "#3c4043"
+"""Colours of every plot; readable on light and on dark pages, since plots have a white background."""
+
+_SECTION = re.compile(r"(<!-- generated: (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_ESCAPED_BAR = "\\|"
+
+ResultFile = Mapping[str, Any]
+"""Content of one file in `benchmarks/results`."""
+PageSection = tuple[str, Callable[[ResultFile], str]]
+"""The result file of a section, and the function that turns it into Markdown."""
+
+
+def read_result(folder: Path, file: str) -> ResultFile:
+    """One file of `benchmarks/results`."""
+    result: ResultFile = json.loads((folder / file).read_text(encoding="utf-8"))
+    return result
+
+
+def section_names(text: str) -> list[str]:
+    """Names of the sections of a page, in order."""
+    return [match["name"] for match in _SECTION.finditer(text)]
+
+
+def replace_sections(text: str, contents: Mapping[str, str], images: str = "images") -> str:
+    """The page with new contents in the sections that `contents` names; sections without contents stay as they are.
+
+    `images` is the way from the page to the folder of the plots.
+    """
+
+    def replaced(match: re.Match[str]) -> str:
+        content = contents.get(match["name"])
+        if content is None:
+            return match[0]
+        return f"{match[1]}\n{content.replace('](images/', f']({images}/')}\n\n{match[3]}"
+
+    return _SECTION.sub(replaced, text)
+
+
+def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]], num_names: int = 1) -> str:
+    """A table whose first `num_names` columns contain words and whose other columns contain numbers."""
+    rule = ["---"] * num_names + ["---:"] * (len(heads) - num_names)
+    return "\n".join(
+        f"| {' | '.join(cell.replace('|', _ESCAPED_BAR) for cell in cells)} |" for cells in (heads, rule, *rows)
+    )
+
+
+def origin(result: ResultFile) -> str:
+    """Hardware, date, commit and command of a measurement."""
+    hardware = result["hardware"]
+    commit = (result["commit"] or "unknown")[:12] + (" with changes" if result["has_uncommitted_changes"] else "")
+    return (
+        f"{hardware['cpu']}, {hardware['cores']} cores; {result['date'][:10]}, commit {commit}; `{result['command']}`."
+    )
+
+
+def svg_plots() -> Any:
+    """matplotlib's `pyplot`, set up so that equal figures give equal files. Comes with the extra `bench`."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    mpl.rcParams["svg.hashsalt"] = "rerank-service"
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """Writes a figure without its frame's upper and right edges and without a date."""
+    for axes in figure.axes:
+        axes.spines[["top", "right"]].set_visible(False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={"Date": None})
+    svg_plots().close(figure)

@@ -1,0 +1,166 @@
+"""Every metric of the service, with its labels. Names and units follow Prometheus's conventions.
+
+Label values come from the configuration, from our error codes and from status codes, so their number is bounded.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from rerank_service.messages import ReplicaReport
+
+__all__ = [
+    "ALL_METRICS",
+    "BATCH_FILL",
+    "BATCH_TOKENS",
+    "CACHE_HITS",
+    "CACHE_MISSES",
+    "CANCELLED_REQUESTS",
+    "DEVICE_BUSY_SECONDS",
+    "DEVICE_MEMORY_BYTES",
+    "DEVICE_MFU",
+    "DEVICE_TOKENS_PER_SECOND",
+    "DEVICE_WAITING_TOKENS",
+    "FORWARD_SECONDS",
+    "INGRESS_METRICS",
+    "LIMITED_REQUESTS",
+    "OUTSTANDING_TOKENS",
+    "PASSAGES",
+    "QUEUE_SECONDS",
+    "REPLICA_METRICS",
+    "REQUESTS",
+    "REQUEST_PASSAGES",
+    "REQUEST_SECONDS",
+    "RETRIED_SHARDS",
+    "SHED_REQUESTS",
+    "TOKENISE_SECONDS",
+    "TOKENS",
+    "TRUNCATED_PAIRS",
+    "UNSCORED_PAIRS",
+    "Metric",
+    "MetricKind",
+    "MetricSink",
+    "NoMetrics",
+    "record_counts",
+    "record_gauges",
+]
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+_PASSAGES = (1, 2, 5, 10, 20, 50, 100, 200, 512, 1024)
+_TOKENS = (64, 256, 1024, 2048, 4096, 8192, 16_384, 32_768, 65_536)
+_SHARES = (0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
+
+
+class MetricKind(StrEnum):
+    """What happens to a recorded value. The enum's value is the method's name in prometheus_client and Ray."""
+
+    COUNTER = "inc"
+    """The value is added to the previous ones."""
+    GAUGE = "set"
+    """The value replaces the previous one."""
+    HISTOGRAM = "observe"
+    """The value is counted in the first bucket that holds it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A name, with one time series for each combination of label values."""
+
+    name: str
+    """Ray's exporter adds the prefix `ray_`."""
+    kind: MetricKind
+    documentation: str
+    labels: tuple[str, ...] = ("model",)
+    buckets: tuple[float, ...] = ()
+    """Upper bounds of a histogram's buckets."""
+    by_replica: bool = False
+    """Whether a model's replica measures it. An ingress learns such values from the replica's answers."""
+
+
+class MetricSink(Protocol):
+    """Receives values."""
+
+    def record(self, metric: Metric, value: float, *labels: str) -> None:
+        """`labels` are the values of `metric.labels`, in the same order."""
+        ...
+
+
+class NoMetrics:
+    """Discards all values, for benchmarks and tests of single parts."""
+
+    def record(self, metric: Metric, value: float, *labels: str) -> None:
+        """Does nothing."""
+
+
+def _counter(name: str, documentation: str, *labels: str, by_replica: bool = False) -> Metric:
+    return Metric(f"rerank_{name}_total", MetricKind.COUNTER, documentation, labels or ("model",), (), by_replica)
+
+
+def _histogram(name: str, documentation: str, buckets: tuple[float, ...], *, by_replica: bool = False) -> Metric:
+    return Metric(f"rerank_{name}", MetricKind.HISTOGRAM, documentation, ("model",), buckets, by_replica)
+
+
+def _gauge(name: str, documentation: str, *, by_replica: bool = True) -> Metric:
+    return Metric(f"rerank_{name}", MetricKind.GAUGE, documentation, ("model",), (), by_replica)
+
+
+REQUESTS = _counter(
+    "requests", "Ranking requests answered; status 499: the client disconnected.", "model", "status", "dialect"
+)
+PASSAGES = _counter("passages", "Passages ranked.")
+TOKENS = _counter("tokens", "Tokens of ranked pairs.")
+TRUNCATED_PAIRS = _counter("truncated_pairs", "Pairs truncated to the model's window.")
+UNSCORED_PAIRS = _counter("unscored_pairs", "Pairs whose query fills the window, leaving no room for the passage.")
+REQUEST_PASSAGES = _histogram("request_passages", "Passages per request.", _PASSAGES)
+REQUEST_SECONDS = _histogram("request_seconds", "Time from the parsed body to the ranking.", _SECONDS)
+TOKENISE_SECONDS = _histogram("tokenise_seconds", "Tokenisation time of a request's slowest shard.", _SECONDS)
+QUEUE_SECONDS = _histogram("queue_seconds", "Longest time a shard of a request is queued for the device.", _SECONDS)
+FORWARD_SECONDS = _histogram(
+    "forward_seconds", "Time from a shard's first batch to its last logit; a request's slowest shard.", _SECONDS
+)
+OUTSTANDING_TOKENS = _gauge(
+    "outstanding_tokens", "Estimated tokens in flight from this ingress to replicas.", by_replica=False
+)
+SHED_REQUESTS = _counter("shed_requests", "Requests refused because of overload, by error code.", "model", "code")
+LIMITED_REQUESTS = _counter("limited_requests", "Requests refused by a caller's per-minute limit.", "limit")
+CANCELLED_REQUESTS = _counter("cancelled_requests", "Requests whose client disconnected before the answer.")
+RETRIED_SHARDS = _counter("retried_shards", "Shards sent to another replica after a replica died or failed.")
+CACHE_HITS = _counter("passage_cache_hits", "Passages whose encoding was in a replica's cache.", by_replica=True)
+CACHE_MISSES = _counter(
+    "passage_cache_misses", "Passages whose encoding was not in a replica's cache.", by_replica=True
+)
+BATCH_TOKENS = _histogram("batch_tokens", "Tokens per forward pass.", _TOKENS, by_replica=True)
+BATCH_FILL = _histogram("batch_fill", "Share of a batch's token budget that is used.", _SHARES, by_replica=True)
+DEVICE_BUSY_SECONDS = _counter("device_busy_seconds", "Time the device was running batches.", by_replica=True)
+DEVICE_WAITING_TOKENS = _gauge("device_waiting_tokens", "Tokens queued for a device or being scored on it.")
+DEVICE_TOKENS_PER_SECOND = _gauge("device_tokens_per_second", "Throughput of a device while it has work.")
+DEVICE_MEMORY_BYTES = _gauge("device_memory_bytes", "GPU memory reserved by torch; on a CPU, the process's memory.")
+DEVICE_MFU = _gauge(
+    "device_mfu",
+    "Estimated model FLOP utilisation while a device has work: linear layers over the GPU's dense peak.",
+)
+
+ALL_METRICS = tuple(value for value in list(globals().values()) if isinstance(value, Metric))
+"""In the order above."""
+
+REPLICA_METRICS = tuple(metric for metric in ALL_METRICS if metric.by_replica)
+INGRESS_METRICS = tuple(metric for metric in ALL_METRICS if not metric.by_replica)
+
+
+def record_counts(sink: MetricSink, model: str, report: ReplicaReport) -> None:
+    """Records the counters and histograms of a replica's report: everything since its previous one."""
+    for num_tokens, fill in report.batches:
+        sink.record(BATCH_TOKENS, num_tokens, model)
+        sink.record(BATCH_FILL, fill, model)
+    sink.record(DEVICE_BUSY_SECONDS, report.busy_s, model)
+    sink.record(CACHE_HITS, report.cache_hits, model)
+    sink.record(CACHE_MISSES, report.cache_misses, model)
+
+
+def record_gauges(sink: MetricSink, model: str, report: ReplicaReport) -> None:
+    """Records the current values in a replica's report."""
+    sink.record(DEVICE_WAITING_TOKENS, report.waiting_tokens, model)
+    sink.record(DEVICE_TOKENS_PER_SECOND, report.tokens_per_s, model)
+    sink.record(DEVICE_MEMORY_BYTES, report.memory_bytes, model)
+    if report.mfu is not None:
+        sink.record(DEVICE_MFU, report.mfu, model)

@@ -1,0 +1,71 @@
+"""A complete capacity plan: fleet, ingresses, controller, loss of a region, cost."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from rerank_service.config import AutoscalingConfig
+from rerank_service.tools.planning.fleet import Demand, FleetPlan, smallest
+from rerank_service.tools.planning.limits import Cadence, Limits, limits_of
+from rerank_service.tools.planning.region import Loss, RegionLoss, lose_region, replicas_kept
+
+__all__ = ["CapacityReport", "RegionReport", "cost_per_million_passages", "plan_capacity"]
+
+
+@dataclass(frozen=True)
+class RegionReport:
+    """Plan of each region; all regions are alike."""
+
+    plan: FleetPlan
+    """Fleet for the region's share of the load."""
+    plan_after_loss: FleetPlan
+    """Fleet for its share after the loss of one region; with this fleet from the start, a loss goes unnoticed."""
+    assumed: Loss
+    loss: RegionLoss
+
+
+@dataclass(frozen=True)
+class CapacityReport:
+    """The plan for a `Demand`."""
+
+    demand: Demand
+    plan: FleetPlan
+    kept_replicas: int
+    """Replicas that the autoscaler keeps at its `target_utilisation`, or those of the plan if these are more."""
+    limits: Limits
+    region: RegionReport | None
+    cost_per_million_passages: float | None
+    """In the currency of the price; null without a price."""
+
+
+def plan_capacity(
+    demand: Demand,
+    *,
+    loss: Loss | None = None,
+    cadence: Cadence | None = None,
+    price_per_gpu_hour: float | None = None,
+    on_try: Callable[[int], None] = lambda replicas: None,
+) -> CapacityReport:
+    """Plans a fleet. With `loss`, the load is spread over its regions. Raises `CannotMeet`."""
+    plan = smallest(demand, on_try)
+    price = price_per_gpu_hour
+    return CapacityReport(
+        demand=demand,
+        plan=plan,
+        kept_replicas=replicas_kept(demand, plan.replicas, AutoscalingConfig().target_utilisation),
+        limits=limits_of(demand, plan.replicas, cadence),
+        region=_region(demand, loss, on_try) if loss else None,
+        cost_per_million_passages=None if price is None else cost_per_million_passages(demand, plan.replicas, price),
+    )
+
+
+def cost_per_million_passages(demand: Demand, replicas: int, price_per_gpu_hour: float) -> float:
+    """Cost of the devices per million ranked passages, at the given load."""
+    passages_per_hour = demand.rps * demand.mix.mean_passages * 3600
+    return replicas * price_per_gpu_hour / passages_per_hour * 1e6
+
+
+def _region(demand: Demand, loss: Loss, on_try: Callable[[int], None]) -> RegionReport:
+    share = replace(demand, rps=demand.rps / loss.regions)
+    plan = smallest(share, on_try)
+    after = smallest(replace(demand, rps=demand.rps / (loss.regions - 1)), on_try)
+    return RegionReport(plan, after, loss, lose_region(share, plan.replicas, loss))
