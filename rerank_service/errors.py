@@ -220,8 +220,8 @@ class RequestTooLarge(RerankError):
         self.max_tokens = max_tokens
         self.loc = ("body", field)
         self.message = (
-            f"The {field} have about {num_tokens} tokens with the query; the limit is {max_tokens} "
-            "(batching.max_queued_tokens); split them into smaller requests"
+            f"The request has about {num_tokens} tokens, more than the limit of {max_tokens} "
+            f"(batching.max_queued_tokens); split {field} over several requests"
         )
 
 

@@ -105,8 +105,8 @@ ENVELOPES: list[tuple[int, str, list[str | int], str, str]] = [
         "invalid_request_error",
         ["body", "passages"],
         "request_too_large",
-        "The passages have about 5000 tokens with the query; the limit is 4096 (batching.max_queued_tokens); "
-        "split them into smaller requests",
+        "The request has about 5000 tokens, more than the limit of 4096 (batching.max_queued_tokens); "
+        "split passages over several requests",
     ),
     (
         429,
