@@ -23,7 +23,7 @@ async def test_counts_requests_of_each_caller() -> None:
     assert first["X-RateLimit-Remaining-Requests"] == "1"
     assert 1 <= int(first["X-RateLimit-Reset-Requests"]) <= 60
     await limits.take("requests", "a", 1)
-    with pytest.raises(RateLimited, match="limit of 2 requests a minute is reached; retry after") as caught:
+    with pytest.raises(RateLimited, match="quota of 2 requests per minute is exhausted; retry after") as caught:
         await limits.take("requests", "a", 1)
     assert 1 <= caught.value.retry_after_s <= 60
     assert (await limits.take("requests", "b", 1))["X-RateLimit-Remaining-Requests"] == "1"
