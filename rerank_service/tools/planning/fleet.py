@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -142,10 +143,8 @@ def first_enough(is_enough: Callable[[int], bool], lowest: int, start: int) -> i
         too_few = start
         while not is_enough(enough := too_few + step):
             too_few, step = enough, 2 * step
-    while enough - too_few > 1:
-        middle = (enough + too_few) // 2
-        enough, too_few = (middle, too_few) if is_enough(middle) else (enough, middle)
-    return enough
+    between = range(too_few + 1, enough)
+    return too_few + 1 + bisect_left(between, True, key=is_enough)
 
 
 def measure(demand: Demand, replicas: int, num_requests: int = _NUM_REQUESTS, may_miss: bool = True) -> Measured | None:
