@@ -67,6 +67,16 @@ class Demand:
         """Tokens that arrive per second."""
         return self.rps * self.mix.request_tokens
 
+    @property
+    def num_shards(self) -> int:
+        """Shards of a mean request."""
+        return math.ceil(self.mix.request_tokens / self.speed.shard_tokens)
+
+    @property
+    def ingress_cpu_s(self) -> float:
+        """CPU-seconds of an ingress per request."""
+        return self.costs.ingress.of(self.mix.request_kb, self.num_shards)
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -101,9 +111,7 @@ def fewest_replicas(demand: Demand) -> int:
 
 def ingresses_for(demand: Demand) -> int:
     """Number of ingresses at which each is busy 60% of its time."""
-    num_shards = math.ceil(demand.mix.request_tokens / demand.speed.shard_tokens)
-    cpu_s = demand.costs.ingress.of(demand.mix.request_kb, num_shards)
-    return max(1, math.ceil(demand.rps * cpu_s / _INGRESS_UTILISATION))
+    return max(1, math.ceil(demand.rps * demand.ingress_cpu_s / _INGRESS_UTILISATION))
 
 
 def smallest(demand: Demand, on_try: Callable[[int], None] = lambda replicas: None) -> FleetPlan:
