@@ -29,8 +29,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # runs from a checkout, with
 from benchmarks.provenance import provenance
 from rerank_service.config import CheckpointConfig, Dtype, EngineConfig, ModelConfig
 from rerank_service.engine import EncodedPair, Engine, Truncate, load_engine
-from rerank_service.engine.device.pack import token_budget_batches
 from rerank_service.engine.loading import read_model_config
+from rerank_service.engine.score_all import token_budget_batches
 from rerank_service.engine.text.tokenise import load_tokenizer
 from rerank_service.tools.bench.workload import QUERY, Lengths, draw_lengths, make_passages
 from rerank_service.tools.random_checkpoints.make import Architecture, make_checkpoint

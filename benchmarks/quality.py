@@ -23,7 +23,7 @@ from rerank_service.engine.build import load_engine
 from rerank_service.engine.kinds.late_interaction import LateInteractionEngine
 from rerank_service.engine.protocol import Engine
 from rerank_service.messages import PassageWindows
-from rerank_service.tools.cli.window_options import (
+from rerank_service.tools.cli.options import (
     DEFAULT_OVERLAP_TOKENS,
     MaxWindows,
     OverlapTokens,

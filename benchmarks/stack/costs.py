@@ -14,7 +14,7 @@ from benchmarks.peers.processes import Server
 from benchmarks.stack.launch import started
 from rerank_service.config import IngressConfig
 from rerank_service.messages import Fitting
-from rerank_service.routing.shards import cut_into_shards
+from rerank_service.routing.ranker import cut_into_shards
 from rerank_service.tools.bench.apis import NIM, PreparedRequest
 from rerank_service.tools.bench.measure import measure_load, process_tree
 

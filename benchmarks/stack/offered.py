@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import httpx
 
 from benchmarks.stack.simulated import simulated_logit
-from rerank_service.routing.shards import estimate_tokens
+from rerank_service.routing.ranker import estimate_tokens
 
 __all__ = ["Answered", "OfferedRequest", "draw_request", "offer_closed", "offer_open", "outcomes", "schedule"]
 

@@ -20,7 +20,7 @@ from rerank_service.app import bind_app
 from rerank_service.config import parse_config
 from rerank_service.engine import CacheCounts, DeviceFacts, EncodedPair, Engine, TokenSpan, Truncate
 from rerank_service.replica.replica import Replica
-from rerank_service.routing.shards import estimate_tokens
+from rerank_service.routing.ranker import estimate_tokens
 
 __all__ = ["SimulatedEngine", "build_app", "simulated_logit"]
 
@@ -61,7 +61,7 @@ class SimulatedEngine:
     window_tokens = 8192
     default_batch_tokens = 16_384
     cache_counts = CacheCounts(0, 0)
-    device_facts = DeviceFacts(0, 0.0, None)
+    device_facts = DeviceFacts(0, None)
     precision = "float32"
     description = "simulated"
 

@@ -1,10 +1,11 @@
-"""The Python client: `Client` and `AsyncClient` over one set of requests, answers, errors and retries.
+"""The Python client of the rerank service: `Client` and, for asyncio, `AsyncClient`.
 
-It speaks HTTP and knows nothing of the service's own modules (but for `fitting`, a few lines of plain Python); what it
-needs are httpx and tenacity.
+It needs httpx and tenacity and none of the service's modules. The same files are a distribution of their own,
+`rerank-service-client`, imported as `rerank_service_client`; imports in here are therefore relative.
 """
 
 from .asynchronous import AsyncClient
+from .base import __version__
 from .blocking import Client
 from .errors import (
     ApiError,
@@ -37,4 +38,5 @@ __all__ = [
     "RerankClientError",
     "ServiceUnavailableError",
     "Usage",
+    "__version__",
 ]

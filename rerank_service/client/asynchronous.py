@@ -1,4 +1,4 @@
-"""The client for asyncio; a part is sent here, everything else is shared."""
+"""The client for asyncio. Only sending differs from the blocking client."""
 
 import asyncio
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from typing import Self
 import httpx
 from tenacity import AsyncRetrying
 
-from .base import Call, ClientBase
+from .base import ClientBase, RankCall
 from .exchange import Options, Part, PartAnswer, Truncate
 from .ranking import PassageWindows, Ranking
 from .retries import retry_options
@@ -17,7 +17,7 @@ __all__ = ["AsyncClient"]
 
 
 class AsyncClient(ClientBase[httpx.AsyncClient]):
-    """Ranks passages by a running service. Tasks of one event loop may share one."""
+    """Ranks passages with a running service. Tasks of one event loop may share a client."""
 
     async def rank(
         self,
@@ -29,24 +29,25 @@ class AsyncClient(ClientBase[httpx.AsyncClient]):
         top_n: int | None = None,
         windows: PassageWindows | None = None,
     ) -> Ranking:
-        """Passages by relevance to `query`, or the `top_n` best. No passages: an empty ranking, and no request.
-        `windows` ranks a passage that does not fit in the model's window by its best part.
+        """Ranks `passages` by relevance to `query` and returns all of them, or the `top_n` best.
 
-        More than `max_passages` go as several requests at a time. Raises `RerankClientError`; if one request fails or
-        the call is cancelled, the others are cancelled too, and the service drops what it had not begun.
+        Without passages the ranking is empty and no request is sent. `windows` scores a passage that is longer than the
+        model's window by its best part. More than `max_passages` are sent as several concurrent requests. Raises
+        `RerankClientError`. If one request fails or the call is cancelled, the others are cancelled too, and the
+        service drops the passages it has not started to score.
         """
         call = self._call(query, passages, Options(model, truncate, windows), top_n)
         slots = asyncio.Semaphore(self._max_concurrent_requests)
         try:
             async with asyncio.TaskGroup() as tasks:
-                asked = [tasks.create_task(self._answer(call, part, slots)) for part in call.parts]
+                sent = [tasks.create_task(self._answer(call, part, slots)) for part in call.parts]
         except ExceptionGroup as failed:
             first = failed.exceptions[0]
             raise first from first.__cause__
-        return call.ranking([task.result() for task in asked])
+        return call.ranking([task.result() for task in sent])
 
     async def aclose(self) -> None:
-        """Gives the connections back; the client is of no use afterwards."""
+        """Closes the connections. The client cannot be used afterwards."""
         await self._http.aclose()
 
     async def __aenter__(self) -> Self:
@@ -60,12 +61,12 @@ class AsyncClient(ClientBase[httpx.AsyncClient]):
     def _open(self, base_url: str, headers: dict[str, str]) -> httpx.AsyncClient:
         return httpx.AsyncClient(base_url=base_url, headers=headers)
 
-    async def _answer(self, call: Call, part: Part, slots: asyncio.Semaphore) -> PartAnswer:
+    async def _answer(self, call: RankCall, part: Part, slots: asyncio.Semaphore) -> PartAnswer:
         async with slots:
             retrying = AsyncRetrying(**retry_options(self._max_retries, call.deadline))
             return await retrying(self._send, call, part)
 
-    async def _send(self, call: Call, part: Part) -> PartAnswer:
+    async def _send(self, call: RankCall, part: Part) -> PartAnswer:
         with self._failures(call):
             async with asyncio.timeout(call.deadline.left_s()):
                 response = await self._http.send(self._request(call, part))

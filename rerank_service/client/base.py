@@ -1,4 +1,6 @@
-"""What both clients are: their settings, the requests of a call, and failures to reach the service. Sends nothing."""
+"""The part that both clients share: settings, the requests of a call, and failures to reach the service.
+
+It sends nothing."""
 
 import os
 import uuid
@@ -11,25 +13,26 @@ from typing import Generic, TypeVar
 import httpx
 
 from .errors import ConnectionFailed, DeadlineExceededError
-from .exchange import Options, Part, PartAnswer, cut, put_together, read_answer
+from .exchange import Options, Part, PartAnswer, combine, cut, read_answer
 from .ranking import Ranking
 from .retries import Deadline
 
-__all__ = ["API_KEY_ENV", "Call", "ClientBase"]
+__all__ = ["API_KEY_ENV", "ClientBase", "RankCall", "__version__"]
 
 __version__ = "0.1.0"
+"""Equal to the version of the service's package; a literal, since setuptools reads it without an import."""
 
 API_KEY_ENV = "RERANK_SERVICE_API_KEY"
 
 _CONNECT_TIMEOUT_S = 5.0
-"""Whatever the deadline: an address where nobody answers is given up earlier."""
+"""Limit for opening a connection, so that an address where nothing answers fails before a long deadline."""
 
 _Http = TypeVar("_Http", httpx.Client, httpx.AsyncClient)
 
 
 @dataclass(frozen=True)
-class Call:
-    """One call of `rank`."""
+class RankCall:
+    """One call of `rank`: its requests, and how their responses become a ranking."""
 
     passages: Sequence[str]
     parts: list[Part]
@@ -39,22 +42,20 @@ class Call:
     deadline: Deadline
 
     def read(self, part: Part, response: httpx.Response) -> PartAnswer:
-        """A part's logits; raises `ApiError`."""
+        """The answer for one part. Raises `ApiError`."""
         return read_answer(part, response.status_code, response.headers, response.content, self.request_id)
 
     def ranking(self, answers: Sequence[PartAnswer]) -> Ranking:
-        """Of the answers to all parts, in their order."""
-        return put_together(self.passages, answers, self.request_id, self.top_n)
+        """The ranking made of the answers for all parts, given in the parts' order."""
+        return combine(self.passages, answers, self.request_id, self.top_n)
 
     def overdue(self) -> DeadlineExceededError:
-        """The client's own clock ran out."""
-        return DeadlineExceededError(
-            None, f"there was no answer within {self.timeout_s:g} s", request_id=self.request_id
-        )
+        """The error for a call that reaches its deadline in the client."""
+        return DeadlineExceededError(None, f"no answer within {self.timeout_s:g} s", request_id=self.request_id)
 
 
 class ClientBase(ABC, Generic[_Http]):
-    """Settings of a client. Connections are kept and used again until it is closed."""
+    """Settings of a client. Connections are kept open and reused until the client is closed."""
 
     def __init__(
         self,
@@ -67,10 +68,16 @@ class ClientBase(ABC, Generic[_Http]):
         max_passages: int = 512,
         max_concurrent_requests: int = 4,
     ) -> None:
-        """`base_url` may end in `/v1`, as other clients want it. `api_key`: null takes the environment variable
-        RERANK_SERVICE_API_KEY. `model`: null lets the service choose its default. `timeout_s` is the time of a whole
-        call of `rank`, its retries included; the default is the service's own limit. `max_passages` of a request:
-        the API's limit. `max_concurrent_requests`: of one call with more passages than that.
+        """Opens no connection yet. Raises `ValueError` for an invalid argument.
+
+        Args:
+            base_url: Address of the service; a trailing `/v1` is accepted.
+            api_key: None takes the environment variable RERANK_SERVICE_API_KEY.
+            model: None takes the service's default model.
+            timeout_s: Deadline of a whole call of `rank`, retries included. The default is the service's own limit.
+            max_retries: How often a request is repeated after status 429 or 503.
+            max_passages: Passages per request; the default is the API's limit.
+            max_concurrent_requests: Requests in flight at once, for a call with more than `max_passages`.
         """
         if min(max_passages, max_concurrent_requests) < 1 or max_retries < 0 or timeout_s <= 0:
             raise ValueError("max_passages and max_concurrent_requests start at 1, max_retries at 0, timeout_s above 0")
@@ -88,24 +95,24 @@ class ClientBase(ABC, Generic[_Http]):
     @abstractmethod
     def _open(self, base_url: str, headers: dict[str, str]) -> _Http: ...
 
-    def _call(self, query: str, passages: Sequence[str], options: Options, top_n: int | None) -> Call:
+    def _call(self, query: str, passages: Sequence[str], options: Options, top_n: int | None) -> RankCall:
         if top_n is not None and top_n < 1:
             raise ValueError("top_n starts at 1; leave it out for all passages")
         parts = cut(query, passages, options._replace(model=options.model or self._model), self._max_passages)
-        return Call(passages, parts, top_n, uuid.uuid4().hex, self._timeout_s, Deadline(self._timeout_s))
+        return RankCall(passages, parts, top_n, uuid.uuid4().hex, self._timeout_s, Deadline(self._timeout_s))
 
-    def _request(self, call: Call, part: Part) -> httpx.Request:
+    def _request(self, call: RankCall, part: Part) -> httpx.Request:
         """Raises `DeadlineExceededError` if no time is left."""
         left_s = call.deadline.left_s()
-        if left_s < 0.001:  # what the header can say
+        if left_s < 0.001:  # the resolution of the header
             raise call.overdue()
         headers = {"x-request-id": call.request_id, "x-request-timeout-seconds": f"{left_s:.3f}"}
         timeout = httpx.Timeout(left_s, connect=min(left_s, _CONNECT_TIMEOUT_S))
         return self._http.build_request("POST", "/v1/ranking", content=part.body, headers=headers, timeout=timeout)
 
     @contextmanager
-    def _failures(self, call: Call) -> Iterator[None]:
-        """Turns what the HTTP library and the clock raise into errors of ours."""
+    def _failures(self, call: RankCall) -> Iterator[None]:
+        """Turns errors of httpx and timeouts into `RerankClientError`."""
         try:
             yield
         except (httpx.TimeoutException, TimeoutError) as error:

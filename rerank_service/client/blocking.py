@@ -1,4 +1,4 @@
-"""The client for code without an event loop; a part is sent here, everything else is shared."""
+"""The client for code without an event loop. Only sending differs from the asyncio client."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -8,7 +8,7 @@ from typing import Self
 import httpx
 from tenacity import Retrying
 
-from .base import Call, ClientBase
+from .base import ClientBase, RankCall
 from .exchange import Options, Part, PartAnswer, Truncate
 from .ranking import PassageWindows, Ranking
 from .retries import retry_options
@@ -17,7 +17,7 @@ __all__ = ["Client"]
 
 
 class Client(ClientBase[httpx.Client]):
-    """Ranks passages by a running service. Threads may share one."""
+    """Ranks passages with a running service. Threads may share a client."""
 
     def rank(
         self,
@@ -29,11 +29,11 @@ class Client(ClientBase[httpx.Client]):
         top_n: int | None = None,
         windows: PassageWindows | None = None,
     ) -> Ranking:
-        """Passages by relevance to `query`, or the `top_n` best. No passages: an empty ranking, and no request.
-        `windows` ranks a passage that does not fit in the model's window by its best part.
+        """Ranks `passages` by relevance to `query` and returns all of them, or the `top_n` best.
 
-        More than `max_passages` go as several requests at a time, from threads, since a request waits. Raises
-        `RerankClientError`; if one request fails, those on their way are waited for and the rest is not sent.
+        Without passages the ranking is empty and no request is sent. `windows` scores a passage that is longer than the
+        model's window by its best part. More than `max_passages` are sent as several concurrent requests, from threads.
+        Raises `RerankClientError`. If one request fails, the call waits for the requests in flight and sends no others.
         """
         call = self._call(query, passages, Options(model, truncate, windows), top_n)
         if len(call.parts) <= 1:
@@ -42,7 +42,7 @@ class Client(ClientBase[httpx.Client]):
             return call.ranking(list(threads.map(lambda part: self._answer(call, part), call.parts)))
 
     def close(self) -> None:
-        """Gives the connections back; the client is of no use afterwards."""
+        """Closes the connections. The client cannot be used afterwards."""
         self._http.close()
 
     def __enter__(self) -> Self:
@@ -54,13 +54,13 @@ class Client(ClientBase[httpx.Client]):
         self.close()
 
     def _open(self, base_url: str, headers: dict[str, str]) -> httpx.Client:
-        # Connections are as many as the caller's threads want: a wait for one would come on top of the deadline.
+        # No limit on connections, only on idle ones: waiting for a free connection would count against the deadline.
         return httpx.Client(base_url=base_url, headers=headers, limits=httpx.Limits(max_keepalive_connections=100))
 
-    def _answer(self, call: Call, part: Part) -> PartAnswer:
+    def _answer(self, call: RankCall, part: Part) -> PartAnswer:
         return Retrying(**retry_options(self._max_retries, call.deadline))(self._send, call, part)
 
-    def _send(self, call: Call, part: Part) -> PartAnswer:
+    def _send(self, call: RankCall, part: Part) -> PartAnswer:
         with self._failures(call):
             response = self._http.send(self._request(call, part))
         return call.read(part, response)

@@ -1,16 +1,16 @@
-"""Every way in which a call of the client fails. Knows no HTTP beyond a number.
+"""The errors of the client.
 
     RerankClientError
-    ├── ConnectionFailed              the service was not reached, or broke the connection off, twice
+    ├── ConnectionFailed              the service was not reached, or closed the connection, twice
     └── ApiError                      the service answered with an error
-        ├── InvalidRequestError       400, 413, 415, 422: the request has to change
+        ├── InvalidRequestError       400, 413, 415, 422: the request must be changed
         ├── AuthenticationError       401, 403
-        ├── ModelNotFoundError        404 for the model; the message lists those that are served
-        ├── RateLimitedError          429, and no retry was left or in time
-        ├── ServiceUnavailableError   503, and no retry was left or in time
-        └── DeadlineExceededError     504, or the client's own `timeout_s` is over
+        ├── ModelNotFoundError        404 for the model; the message lists the served models
+        ├── RateLimitedError          429, and no retries or no time left
+        ├── ServiceUnavailableError   503, and no retries or no time left
+        └── DeadlineExceededError     504, or the client's own `timeout_s` has passed
 
-A message is what the service said. It never holds a query or a passage.
+A message is the text of the service's error. It never contains a query or a passage.
 """
 
 from typing import NamedTuple
@@ -30,7 +30,7 @@ __all__ = [
 
 
 class ErrorDetail(NamedTuple):
-    """One thing that is wrong with a request: where it is, in words, and a code for programs."""
+    """One problem of a request: the path of the field, a message, and a code for programs."""
 
     loc: tuple[str | int, ...]
     message: str
@@ -38,11 +38,11 @@ class ErrorDetail(NamedTuple):
 
 
 class RerankClientError(Exception):
-    """A ranking did not come about."""
+    """Base class: a ranking failed."""
 
 
 class ConnectionFailed(RerankClientError):
-    """The service was not reached, or it broke the connection off."""
+    """The service was not reached, or it closed the connection before it answered."""
 
     def __init__(self, base_url: str, cause: str) -> None:
         super().__init__(base_url, cause)
@@ -54,7 +54,7 @@ class ConnectionFailed(RerankClientError):
 
 
 class ApiError(RerankClientError):
-    """The service answered, but not with a ranking."""
+    """The service answered with an error, or with something other than a ranking."""
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class ApiError(RerankClientError):
     ) -> None:
         super().__init__(status, message, details, request_id, retry_after_s)
         self.status = status
-        """Null if there was no answer in time."""
+        """None if there was no answer in time."""
         self.message = message
         self.details = details
         self.request_id = request_id
@@ -77,24 +77,24 @@ class ApiError(RerankClientError):
 
 
 class InvalidRequestError(ApiError):
-    """The request has not the API's form, or is over a limit; `details` name the fields."""
+    """The request is malformed or over a limit; `details` name the fields."""
 
 
 class AuthenticationError(ApiError):
-    """The service asks for a key, and this one is missing or wrong."""
+    """The service requires an API key, and the key is missing or invalid."""
 
 
 class ModelNotFoundError(ApiError):
-    """No model of that name is served."""
+    """The service has no model of that name."""
 
 
 class RateLimitedError(ApiError):
-    """The key has used up what a minute allows."""
+    """The key's per-minute quota is exhausted."""
 
 
 class ServiceUnavailableError(ApiError):
-    """The service has no room, or lost who worked on the request."""
+    """The service is at capacity, or lost the replica that worked on the request."""
 
 
 class DeadlineExceededError(ApiError):
-    """There was no answer in time."""
+    """The deadline passed before the service answered."""

@@ -1,7 +1,7 @@
-"""A call of `rank` as bodies of requests, and their answers as one ranking. Sends nothing; knows no HTTP library.
+"""Turns a call of `rank` into bodies of requests, and the responses into one ranking. It sends nothing.
 
-More passages than a request may have become several requests. A pair's logit does not depend on the other pairs of
-its request, so their answers put together are the ranking that one large request would get.
+A call with more passages than a request may have becomes several requests. The logit of a pair does not depend on the
+other pairs of its request, so the combined answers are the ranking of one large request.
 """
 
 import json
@@ -24,7 +24,7 @@ from .errors import (
 )
 from .ranking import PassageWindows, RankedPassage, Ranking, Usage
 
-__all__ = ["Options", "Part", "PartAnswer", "Truncate", "cut", "put_together", "read_answer"]
+__all__ = ["Options", "Part", "PartAnswer", "Truncate", "combine", "cut", "read_answer"]
 
 Truncate = Literal["NONE", "END"]
 
@@ -42,15 +42,15 @@ _ERROR_OF_STATUS: dict[int, type[ApiError]] = {
 
 
 class Options(NamedTuple):
-    """What holds for all parts of a call."""
+    """Options shared by all parts of a call."""
 
     model: str | None
-    """Null: the service's default."""
+    """None: the service's default."""
     truncate: Truncate
     windows: PassageWindows | None
 
     def fields(self) -> dict[str, Any]:
-        """As bodies have them."""
+        """The fields of a request's body."""
         fields: dict[str, Any] = {} if self.model is None else {"model": self.model}
         fields["truncate"] = self.truncate
         if self.windows is not None:
@@ -60,7 +60,7 @@ class Options(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Consecutive passages that travel in one request."""
+    """Consecutive passages sent in one request."""
 
     first_index: int
     num_passages: int
@@ -69,7 +69,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class PartAnswer:
-    """What the service said of a part."""
+    """The service's answer for one part."""
 
     logits: list[float]
     """In the order of the part's passages."""
@@ -80,7 +80,7 @@ class PartAnswer:
 
 
 def cut(query: str, passages: Sequence[str], options: Options, max_passages: int) -> list[Part]:
-    """At most `max_passages` a part; none for no passages."""
+    """Splits a call into parts of at most `max_passages`. Without passages there are no parts."""
     if isinstance(passages, str):
         raise TypeError("passages is a single string; give a sequence of strings")
     common = options.fields()
@@ -94,9 +94,7 @@ def cut(query: str, passages: Sequence[str], options: Options, max_passages: int
 
 
 def read_answer(part: Part, status: int, headers: Mapping[str, str], content: bytes, request_id: str) -> PartAnswer:
-    """The logits of a part. Raises the `ApiError` that the status stands for; an answer that is no ranking of this
-    part's passages is an `ApiError` too.
-    """
+    """Reads a response. Raises `ApiError` for an error status, and if the body does not rank this part's passages."""
     body = _parsed(content)
     if status != 200:
         raise _error(part, status, headers, body, request_id)
@@ -108,7 +106,7 @@ def read_answer(part: Part, status: int, headers: Mapping[str, str], content: by
         raise ApiError(status, message, request_id=request_id) from None
     is_complete = sorted(logits) == list(range(part.num_passages)) and len(body["rankings"]) == part.num_passages
     if not is_complete or not all(map(math.isfinite, logits.values())):
-        message = f"the answer does not rank each of the {part.num_passages} passages once, by a finite logit"
+        message = f"the answer does not have one finite logit for each of the {part.num_passages} passages"
         raise ApiError(status, message, request_id=request_id)
     return PartAnswer(
         [logits[index] for index in range(part.num_passages)],
@@ -119,8 +117,8 @@ def read_answer(part: Part, status: int, headers: Mapping[str, str], content: by
     )
 
 
-def put_together(passages: Sequence[str], answers: Iterable[PartAnswer], request_id: str, top_n: int | None) -> Ranking:
-    """One ranking of all parts, whose answers come in the parts' order; the `top_n` best of it."""
+def combine(passages: Sequence[str], answers: Iterable[PartAnswer], request_id: str, top_n: int | None) -> Ranking:
+    """Combines the answers, given in the parts' order, into one ranking of the `top_n` best (None: of all)."""
     answers = list(answers)
     logits = [logit for answer in answers for logit in answer.logits]
     order = sorted(range(len(logits)), key=lambda index: -logits[index])[:top_n]  # stable: equal logits by index
@@ -153,12 +151,12 @@ def _error(part: Part, status: int, headers: Mapping[str, str], body: Any, reque
         error_class = ModelNotFoundError
     message = str(envelope.get("message") or "the service gave no reason")
     if part.first_index and "passages[" in message:
-        message += f" (counted from passages[{part.first_index}], where this request of several begins)"
+        message += f" (counted from passages[{part.first_index}], the first passage of this request)"
     return error_class(status, message, details, request_id, _retry_after_s(headers.get("retry-after")))
 
 
 def _details(problems: Any, part: Part) -> tuple[ErrorDetail, ...]:
-    """With the indices of the caller's passages, not of the part's."""
+    """The problems of an error body. Indices are those of the caller's passages, not of the part's."""
     if not isinstance(problems, list):
         return ()
     details = []
@@ -172,7 +170,7 @@ def _details(problems: Any, part: Part) -> tuple[ErrorDetail, ...]:
 
 
 def _retry_after_s(value: str | None) -> float | None:
-    """Seconds, or a date, which some proxies send."""
+    """Reads `Retry-After`, in seconds or, as some proxies send it, as a date."""
     if value is None:
         return None
     try:
@@ -187,7 +185,7 @@ def _retry_after_s(value: str | None) -> float | None:
 
 
 def _timings_ms(header: str) -> dict[str, float]:
-    """`parse;dur=0.1, total;dur=12.5` as a dict."""
+    """Reads a `Server-Timing` header like `parse;dur=0.1, total;dur=12.5`."""
     timings = {}
     for entry in header.split(","):
         name, *parameters = (word.strip() for word in entry.split(";"))
@@ -201,5 +199,5 @@ def _timings_ms(header: str) -> dict[str, float]:
 def _parsed(content: bytes) -> Any:
     try:
         return json.loads(content)
-    except ValueError:  # an intermediary's page
+    except ValueError:  # an HTML page of a proxy
         return None

@@ -1,4 +1,4 @@
-"""What `rank` returns; knows neither HTTP nor where it comes from."""
+"""The values that `rank` takes and returns."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,17 +15,17 @@ class PassageWindows:
     max_per_passage: int
     """Text beyond this many windows is truncated, or refused with `truncate="NONE"`."""
     tokens: int | None = None
-    """Passage tokens in a window. Null: as many as fit beside the query."""
+    """Passage tokens in a window. None: as many as fit beside the query."""
     overlap_tokens: int = 32
     """Tokens that consecutive windows share, at most half of `tokens`."""
 
 
 @dataclass(frozen=True, slots=True)
 class RankedPassage:
-    """One passage's place."""
+    """One passage of a ranking."""
 
     index: int
-    """Where it was among the passages asked about."""
+    """Position in the list passed to `rank`."""
     text: str
     logit: float
     """Raw and unbounded; higher is more relevant."""
@@ -38,7 +38,7 @@ class RankedPassage:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens of all pairs, as the model saw them."""
+    """Tokens of all pairs after templating and truncation."""
 
     prompt_tokens: int = 0
     total_tokens: int = 0
@@ -46,20 +46,19 @@ class Usage:
 
 @dataclass(frozen=True)
 class Ranking(Sequence[RankedPassage]):
-    """Passages by logit, the most relevant first; equal logits by index. A sequence of `RankedPassage`."""
+    """Passages by descending logit; equal logits by index. A sequence of `RankedPassage`."""
 
     passages: tuple[RankedPassage, ...]
     usage: Usage
     request_id: str
-    """Sent with every request of the call; the service's logs have it."""
+    """Sent with every request of the call and logged by the service."""
     timings_ms: Mapping[str, float] = field(default_factory=dict)
-    """What the service says its stages took (`Server-Timing`); of several requests, the slowest one's."""
+    """Duration of each stage in the service (`Server-Timing`); of several requests, those of the slowest."""
     num_truncated: int | None = None
-    """Passages of which a part was not scored, whether or not they are among the `top_n`; null if the service does not
-    tell."""
+    """Passages that were truncated, in the whole request and not only the `top_n`. None if the service does not say."""
     num_unscored: int | None = None
-    """Passages, among the truncated ones, of which nothing was scored because the query fills the model's window: their
-    logits say nothing about them. Null if the service does not tell."""
+    """Truncated passages of which no token was scored, because the query fills the model's window: their logits are
+    meaningless. None if the service does not say."""
 
     @overload
     def __getitem__(self, place: int) -> RankedPassage: ...

@@ -1,4 +1,4 @@
-"""When a request is sent again, and how long all of it may take; knows nothing of HTTP."""
+"""When a request is retried, and the deadline of a call."""
 
 import time
 from typing import Any
@@ -10,33 +10,33 @@ from .errors import ConnectionFailed, RateLimitedError, ServiceUnavailableError
 __all__ = ["Deadline", "retry_options"]
 
 _BACKOFF = wait_random_exponential(multiplier=0.25, max=8)
-"""Seconds; anything from 0 up to a bound that doubles."""
+"""Seconds: random between 0 and a bound that doubles with each attempt."""
 _SPREAD = wait_random(0, 0.25)
-"""Seconds on top of the service's own `Retry-After`, so that those it refused together do not come back together."""
+"""Random seconds added to `Retry-After`, so that clients refused together do not retry together."""
 _MAX_BROKEN_CONNECTIONS = 1
-"""A load balancer may close a kept connection just as a request goes out: once is no news, twice is."""
+"""One is normal: a load balancer may close an idle connection just as a request is sent on it."""
 
 
 class Deadline:
-    """The end of a call, on a clock that nobody sets."""
+    """The deadline of a call, on the monotonic clock."""
 
     def __init__(self, timeout_s: float) -> None:
         self._ends = time.monotonic() + timeout_s
 
     def left_s(self) -> float:
-        """Seconds until then, never negative."""
+        """Seconds left, never negative."""
         return max(0.0, self._ends - time.monotonic())
 
 
 def retry_options(max_retries: int, deadline: Deadline) -> dict[str, Any]:
-    """What tenacity's `Retrying` and `AsyncRetrying` are told for one request; not to be used for a second.
+    """Arguments of tenacity's `Retrying` or `AsyncRetrying` for one request; they keep state, so use them once.
 
-    Only what a retry can mend is sent again: 429, 503, and one broken connection. Never past the deadline: the
-    error that a wait could not mend in time is raised at once.
+    A request is retried after 429, 503 and one broken connection. If the next wait would pass the deadline, the error
+    is raised at once.
     """
     retries = _Retries(max_retries, deadline)
     return {
-        "retry": retry_if_exception(retries.can_mend),
+        "retry": retry_if_exception(retries.is_retryable),
         "wait": retries.wait_s,
         "stop": retries.is_over,
         "reraise": True,
@@ -49,7 +49,7 @@ class _Retries:
         self._deadline = deadline
         self._num_broken_connections = 0
 
-    def can_mend(self, error: BaseException) -> bool:
+    def is_retryable(self, error: BaseException) -> bool:
         if isinstance(error, ConnectionFailed):
             self._num_broken_connections += 1
             return self._num_broken_connections <= _MAX_BROKEN_CONNECTIONS

@@ -22,7 +22,7 @@ from rerank_service.checkpoints.resolve import resolve_checkpoint
 from rerank_service.config import CheckpointConfig, Dtype, EngineConfig, ModelConfig
 from rerank_service.engine import Engine, Truncate, load_engine
 from rerank_service.engine.device.precision import multiplies_int8
-from rerank_service.engine.linear.cpu import can_pack
+from rerank_service.engine.linear.packed import can_pack
 from rerank_service.engine.loading import native_config, read_model_config
 from rerank_service.engine.score_all import score_all
 from rerank_service.engine.text.tokenise import load_tokenizer

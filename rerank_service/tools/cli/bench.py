@@ -1,4 +1,4 @@
-"""`rerank-service bench`: how fast this machine is, beside the limit."""
+"""`rerank-service bench`: measures the engines on this machine, or a running service."""
 
 import json
 
@@ -12,29 +12,30 @@ from rerank_service.tools.cli.console import fail, stdout
 
 __all__ = ["bench"]
 
-bench = typer.Typer(help="Measure speed on this machine.", no_args_is_help=True)
+bench = typer.Typer(help="Measure speed on this machine.", no_args_is_help=True, add_completion=False)
 bench.command("service")(bench_service_command)
 
 
 @bench.command()
 def engine(
     lengths: Lengths = typer.Option(Lengths.SHORT, help="Distribution of passage lengths."),
-    num_pairs: int = typer.Option(48, "--pairs", min=1, help="Pairs a run."),
-    repeats: int = typer.Option(3, min=1, help="Alternating runs whose median is shown."),
-    num_threads: int | None = typer.Option(None, "--threads", min=1, help="Null: this process's CPUs."),
+    num_pairs: int = typer.Option(48, "--pairs", min=1, help="Pairs per run."),
+    repeats: int = typer.Option(3, min=1, help="Alternating runs; the median is shown."),
+    num_threads: int | None = typer.Option(
+        None, "--threads", min=1, help="Threads; all CPUs of this process if not given."
+    ),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object."),
 ) -> None:
-    """Engines on the CPU, each beside the bare forward pass of the same weights."""
-    from rerank_service.tools.bench.engine import bench_engines  # torch takes seconds; --help need not
+    """Compare the CPU engines with a bare forward pass of the same weights."""
+    from rerank_service.tools.bench.engine import bench_engines  # torch takes seconds to import
 
     try:
         figures = [row._asdict() for row in bench_engines(lengths, num_pairs, repeats, num_threads)]
     except (CheckpointError, RerankError) as error:
         raise fail(str(error)) from None
     if as_json:
-        typer.echo(
-            json.dumps({"lengths": lengths.value, "num_pairs": num_pairs, "repeats": repeats, "engines": figures})
-        )
+        settings = {"lengths": lengths.value, "num_pairs": num_pairs, "repeats": repeats}
+        typer.echo(json.dumps(settings | {"engines": figures}))
         return
     table = Table(title=f"{num_pairs} pairs, {lengths.value}; median of {repeats}", box=None)
     table.add_column("engine", no_wrap=True)

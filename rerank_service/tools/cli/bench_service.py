@@ -1,4 +1,4 @@
-"""`rerank-service bench service`: how a running service does under load."""
+"""`rerank-service bench service`: measures a running service under load."""
 
 import json
 from dataclasses import asdict
@@ -17,16 +17,19 @@ def bench_service_command(
     url: Url = "http://127.0.0.1:8000",
     key: Key = None,
     model: str | None = typer.Option(None, help="Model or alias; the default model if not given."),
-    clients: str = typer.Option("1,16", help="Numbers of clients, comma-separated."),
-    num_requests: int = typer.Option(16, "--requests", min=1, help="Requests of each load."),
-    num_passages: int = typer.Option(100, "--passages", min=1, help="Passages of a request, but for the mixed load."),
-    passage_tokens: int = typer.Option(128, min=3, help="Tokens of a passage, but for the mixed load."),
-    repeats: int = typer.Option(3, min=1, help="Runs of each load whose median is shown."),
+    clients: str = typer.Option("1,16", help="Numbers of clients to measure, comma-separated."),
+    num_requests: int = typer.Option(16, "--requests", min=1, help="Requests per load."),
+    num_passages: int = typer.Option(100, "--passages", min=1, help="Passages per request, except in the mixed load."),
+    passage_tokens: int = typer.Option(128, min=3, help="Tokens per passage, except in the mixed load."),
+    repeats: int = typer.Option(3, min=1, help="Runs of each load; the median is shown."),
     pid: int | None = typer.Option(None, help="First process of the service: also measure its CPU time."),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object."),
 ) -> None:
-    """A running service under load: one client, many, mixed sizes, and a small request behind a big one."""
-    from rerank_service.tools.bench.service import Load, bench_service  # torch takes seconds; --help need not
+    """Measure a running service under load.
+
+    Loads are one client, many clients, requests of mixed sizes, and a small request behind a large one.
+    """
+    from rerank_service.tools.bench.service import Load, bench_service  # torch takes seconds to import
 
     load = Load(
         url=url,
@@ -43,8 +46,6 @@ def bench_service_command(
         figures = asdict(bench_service(load))
     except (CheckpointError, RuntimeError) as error:
         raise fail(str(error)) from None
-    except ModuleNotFoundError as error:
-        raise fail(f"{error.name} is missing; install the extra: pip install 'rerank-service[bench]'") from None
     if as_json:
         settings = {name: getattr(load, name) for name in ("num_requests", "num_passages", "passage_tokens", "repeats")}
         typer.echo(json.dumps(settings | figures))
@@ -55,7 +56,7 @@ def bench_service_command(
 
 
 def service_table(figures: dict[str, Any], title: str) -> Table:
-    """The loads, one a row."""
+    """One row per load."""
     table = Table(title=title, box=None)
     table.add_column("load", no_wrap=True)
     for column in ("p50 s", "p95 s", "p99 s", "passages/s", "CPU-s/1k"):
@@ -76,12 +77,12 @@ def service_table(figures: dict[str, Any], title: str) -> Table:
 
 
 def probe_line(figures: dict[str, Any]) -> str:
-    """What a small request waited behind a big one, in words."""
+    """How long a small request waits behind a large one, in a sentence."""
     share = figures["wait_share"]
     if share is None:
-        return "The big request was over before a small one could come; the wait behind it was not measured."
+        return "The large request ended before a small one could be sent; the wait behind it was not measured."
     return (
-        f"A request of 1 passage behind one of 300 waits {share:.2f} of the big one's {figures['big_s']:.2f} s "
+        f"A request of 1 passage behind one of 300 waits {share:.2f} of the large one's {figures['big_s']:.2f} s "
         f"({figures['small_behind_big_s']:.2f} s, alone {figures['small_alone_s']:.2f} s)."
     )
 
@@ -96,5 +97,5 @@ def _numbers(text: str) -> list[int]:
     except ValueError:
         numbers = []
     if not numbers or min(numbers) < 1:
-        raise fail(f"--clients {text!r} is not a list of whole numbers from 1, like 1,16")
+        raise fail(f"--clients {text!r} is not a list of positive whole numbers, like 1,16")
     return numbers

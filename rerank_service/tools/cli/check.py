@@ -1,4 +1,4 @@
-"""`rerank-service check`: is this configuration one that can be served?"""
+"""`rerank-service check`: validates a configuration file."""
 
 import json
 import os
@@ -9,27 +9,23 @@ import typer
 
 from rerank_service.config import ModelConfig, PoolConfig, RerankConfig, load_config
 from rerank_service.errors import ConfigError
-from rerank_service.tools.cli.console import ConfigPath, fail, stdout
+from rerank_service.tools.cli.options import ConfigPath, checked_config, config_file
 
-__all__ = ["check", "checked_config"]
+__all__ = ["check"]
 
 
 def check(
-    config: ConfigPath = "serve_config.yaml",
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for a wrong file too.")] = False,
+    config: ConfigPath = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for an invalid file too.")] = False,
 ) -> None:
     """Check a configuration file without starting anything."""
-    if as_json:
-        _check_as_json(config)
+    path = config_file(config)
+    if not as_json:
+        settings = checked_config(path)
+        typer.echo(f"{path} is valid; it serves {', '.join(model.id for model in settings.models)}")
+        for note in _notes(settings):
+            typer.echo(f"note: {note}")
         return
-    settings = checked_config(config)
-    names = ", ".join(model.id for model in settings.models)
-    stdout.print(f"{config} is valid; it serves {names}", highlight=False, soft_wrap=True)
-    for note in _notes(settings):
-        stdout.print(f"note: {note}", highlight=False, soft_wrap=True)
-
-
-def _check_as_json(path: str) -> None:
     try:
         settings = load_config(Path(path))
     except ConfigError as error:
@@ -40,7 +36,7 @@ def _check_as_json(path: str) -> None:
 
 
 def _notes(settings: RerankConfig) -> list[str]:
-    """What is lawful, and yet not going to work on this machine alone."""
+    """Settings that are valid but will not work well, or not on this machine alone."""
     num_cpus = os.cpu_count() or 1
     hosts: list[ModelConfig | PoolConfig] = [
         *(model for model in settings.models if model.pool is None),
@@ -54,18 +50,9 @@ def _notes(settings: RerankConfig) -> list[str]:
         if (grace_s := host.replica.graceful_shutdown_timeout_s) is not None and grace_s <= limit_s
     ]
     needed = sum(host.replica.num_cpus * host.autoscaling.min_replicas for host in hosts)
-    if needed <= num_cpus:
-        return notes
-    return [
-        *notes,
-        f"the replicas take {needed:g} CPUs and this machine has {num_cpus}: without other nodes some never "
-        "start, and the service is never ready; lower autoscaling.min_replicas or replica.num_cpus",
-    ]
-
-
-def checked_config(path: str) -> RerankConfig:
-    """The settings of a file; ends the program with every problem if they are wrong."""
-    try:
-        return load_config(Path(path))
-    except ConfigError as error:
-        raise fail(f"{path} cannot be served\n{error}") from None
+    if needed > num_cpus:
+        notes.append(
+            f"the replicas need {needed:g} CPUs and this machine has {num_cpus}: without other nodes some never start "
+            "and the service never becomes ready; lower autoscaling.min_replicas or replica.num_cpus"
+        )
+    return notes

@@ -1,4 +1,4 @@
-"""`rerank-service config`: a Serve configuration for some models, their hardware and their bounds."""
+"""`rerank-service config`: writes a Serve configuration for given models, hardware and bounds."""
 
 import json
 import re
@@ -11,7 +11,6 @@ from typing import Annotated, TypeVar
 import typer
 import yaml
 from pydantic import ValidationError
-from rich.markup import escape
 
 from rerank_service.config import CheckpointConfig, parse_serve_config, readable_problems
 from rerank_service.errors import ConfigError
@@ -29,8 +28,11 @@ _GPU_MODEL_CPUS = 4.0
 Models = Annotated[
     list[str],
     typer.Argument(
-        metavar="MODEL...", help=f"One known here ({_KNOWN}), or ID=SOURCE[@REVISION]. The first is the default."
+        metavar="MODEL...", help=f"A known model ({_KNOWN}), or ID=SOURCE[@REVISION]. The first is the default."
     ),
+]
+Pin = Annotated[
+    bool, typer.Option("--pin", help="Place replicas with GPUs only on nodes with the resource rerank:APPLICATION.")
 ]
 
 
@@ -38,43 +40,28 @@ def config(
     context: typer.Context,
     models: Models,
     models_dir: Annotated[str, typer.Option(help="Folder with the known models' folders.")] = "/models",
-    replicas: Annotated[list[str] | None, typer.Option(metavar="[MODEL=]MIN:MAX", help="Bounds of replicas.")] = None,
-    gpus: Annotated[list[str] | None, typer.Option(metavar="[MODEL=]N", help="GPUs of a replica; 0.5: half.")] = None,
-    cpus: Annotated[list[str] | None, typer.Option(metavar="[MODEL=]N", help="CPUs of a replica.")] = None,
-    ingresses: Annotated[str, typer.Option(metavar="MIN:MAX", help="Bounds of HTTP replicas.")] = "1:1",
-    ingress_cpus: Annotated[float, typer.Option(min=0, help="CPUs set aside for an HTTP replica.")] = 0,
-    pin: Annotated[
-        bool, typer.Option("--pin", help="Replicas with GPUs only on nodes with the resource rerank:APPLICATION.")
-    ] = False,
+    replicas: Annotated[list[str] | None, typer.Option(metavar="[MODEL=]MIN:MAX", help="Bounds for replicas.")] = None,
+    gpus: Annotated[list[str] | None, typer.Option(metavar="[MODEL=]N", help="GPUs per replica; 0.5: half.")] = None,
+    cpus: Annotated[list[str] | None, typer.Option(metavar="[MODEL=]N", help="CPUs per replica.")] = None,
+    ingresses: Annotated[str, typer.Option(metavar="MIN:MAX", help="Bounds for HTTP replicas.")] = "1:1",
+    ingress_cpus: Annotated[float, typer.Option(min=0, help="CPUs reserved for each HTTP replica.")] = 0,
+    pin: Pin = False,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for other machines.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
-    key_hashes: Annotated[str | None, typer.Option(help="File with SHA-256 hashes of keys, one a line.")] = None,
-    requests_per_minute: Annotated[int | None, typer.Option(help="Requests of one key.")] = None,
-    passages_per_minute: Annotated[int | None, typer.Option(help="Passages of one key.")] = None,
+    key_hashes: Annotated[str | None, typer.Option(help="File with SHA-256 hashes of keys, one per line.")] = None,
+    requests_per_minute: Annotated[int | None, typer.Option(help="Limit for each key.")] = None,
+    passages_per_minute: Annotated[int | None, typer.Option(help="Limit for each key.")] = None,
     rate_limit_storage: Annotated[str | None, typer.Option(help="redis://... counts for all HTTP replicas.")] = None,
     output: Annotated[Path | None, typer.Option(help="File to write; standard output if not given.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON, which Serve reads as well.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Write JSON, which Serve reads as well.")] = False,
 ) -> None:
-    """Write a Serve configuration. The first line of the YAML names the command that wrote it."""
-    known = [_located(text, models_dir) for text in models]
-    _refuse_same_applications([model for model, _ in known])
-    num_gpus, num_cpus = _by_model("--gpus", gpus, known, _amount), _by_model("--cpus", cpus, known, _amount)
-    bounds = _by_model("--replicas", replicas, known, _bounds)
-    served = [
-        ServedModel(
-            model,
-            checkpoint,
-            model_gpus := num_gpus(model, model.num_gpus),
-            num_cpus(model, _GPU_MODEL_CPUS if model_gpus else 1.0),
-            bounds(model, Bounds(1, 1)),
-        )
-        for model, checkpoint in known
-    ]
+    """Write a Serve configuration. Its first line names the command that wrote it."""
+    served = _served_models(models, models_dir, replicas, gpus, cpus)
     layout = Layout(
-        host=host,
-        port=port,
-        ingresses=_bounds(ingresses),
-        ingress_cpus=ingress_cpus,
+        host,
+        port,
+        _bounds(ingresses),
+        ingress_cpus,
         is_pinned=pin,
         key_hashes_file=key_hashes,
         requests_per_minute=requests_per_minute,
@@ -85,7 +72,7 @@ def config(
     try:
         parse_serve_config(text, "this configuration")
     except ConfigError as error:
-        raise fail(f"this cannot be served\n{error}") from None
+        raise fail(f"this configuration cannot be served\n{error}") from None
     if as_json:
         text = json.dumps(yaml.safe_load(text), indent=2) + "\n"
     if output is None:
@@ -94,34 +81,50 @@ def config(
         output.write_text(text, encoding="utf-8")
 
 
+def _served_models(
+    names: Sequence[str],
+    models_dir: str,
+    replicas: Sequence[str] | None,
+    gpus: Sequence[str] | None,
+    cpus: Sequence[str] | None,
+) -> list[ServedModel]:
+    known = [_located(name, models_dir) for name in names]
+    counts = Counter(model.application for model, _ in known)
+    if repeated := [name for name, count in counts.items() if count > 1]:
+        raise fail(f"two models would be the application {', '.join(repeated)}; give each model once")
+    num_gpus, num_cpus = _by_model("--gpus", gpus, known, _amount), _by_model("--cpus", cpus, known, _amount)
+    bounds = _by_model("--replicas", replicas, known, _bounds)
+    return [
+        ServedModel(
+            model,
+            checkpoint,
+            model_gpus := num_gpus(model, model.num_gpus),
+            num_cpus(model, _GPU_MODEL_CPUS if model_gpus else 1.0),
+            bounds(model, Bounds(1, 1)),
+        )
+        for model, checkpoint in known
+    ]
+
+
 def _located(text: str, models_dir: str) -> tuple[KnownModel, CheckpointConfig]:
-    """A model, and where its files are."""
+    """A model and its checkpoint, from `MODEL` or `ID=SOURCE[@REVISION]`."""
     name, has_source, source = text.partition("=")
     known = known_model(name)
     if known is not None and known.refusal is not None:
-        raise fail(escape(f"{known.name} cannot be served: {known.refusal}"))
+        raise fail(f"{known.name} cannot be served: {known.refusal}")
     if not has_source:
         if known is None:
-            wanted = f"{name!r} is not known here ({_KNOWN}): say where its files are, {name}=SOURCE[@REVISION]"
-            raise fail(escape(wanted))
+            raise fail(f"{name!r} is not a known model ({_KNOWN}): add where its files are, {name}=SOURCE[@REVISION]")
         source = known.source if known.source.startswith("package:") else f"{models_dir.rstrip('/')}/{known.source}"
     source, _, revision = (source, "", "") if source.startswith(_PLACES) else source.partition("@")
     try:
         checkpoint = CheckpointConfig(source=source, revision=revision or None)
     except ValidationError as error:
         raise fail(f"{text}: {readable_problems(error)}") from None
-    return known or _unknown(name), checkpoint
-
-
-def _unknown(model_id: str) -> KnownModel:
-    slug = re.sub(r"[^a-z0-9]+", "-", model_id.rpartition("/")[2].lower()).strip("-")
-    return KnownModel(name=model_id, id=model_id, application=slug or "model", source="")
-
-
-def _refuse_same_applications(models: Sequence[KnownModel]) -> None:
-    counts = Counter(model.application for model in models)
-    if doubled := [name for name, count in counts.items() if count > 1]:
-        raise fail(f"two models would be the application {', '.join(doubled)}; give each model once")
+    if known is None:
+        slug = re.sub(r"[^a-z0-9]+", "-", name.rpartition("/")[2].lower()).strip("-")
+        known = KnownModel(name=name, id=name, application=slug or "model", source="")
+    return known, checkpoint
 
 
 def _by_model(
@@ -130,7 +133,7 @@ def _by_model(
     models: Sequence[tuple[KnownModel, CheckpointConfig]],
     parse: Callable[[str], _Value],
 ) -> Callable[[KnownModel, _Value], _Value]:
-    """Reads `[MODEL=]VALUE`; what comes back tells a model's value, or the default it is given."""
+    """Reads values of `[MODEL=]VALUE`. The result returns the value for a model, or the default passed to it."""
     for_all: list[_Value] = []
     for_one: dict[str, _Value] = {}
     for text in texts or ():
@@ -165,7 +168,7 @@ def _amount(text: str) -> float:
 
 
 def _command(context: typer.Context) -> str:
-    """What was asked for, less defaults and where it is written to."""
+    """The command line that writes this configuration, without defaults and `--output`."""
     parts = ["rerank-service", "config"]
     for parameter in context.command.params:
         name = str(parameter.name)

@@ -1,4 +1,4 @@
-"""`rerank-service drain`: a node's replicas are started elsewhere and finish what they have, before the node goes."""
+"""`rerank-service drain`: moves a node's replicas to other nodes before the node is stopped."""
 
 import json
 import time
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rerank_service.tools.cli.console import fail, stdout
+from rerank_service.tools.cli.console import fail
 
 if TYPE_CHECKING:
     from rerank_service.tools.deployment.node_drain import Cluster, Node, Occupants
@@ -15,67 +15,62 @@ __all__ = ["drain"]
 
 _POLL_S = 0.5
 _PROXY_S = 45.0
-"""Longest wait for the proxy once the replicas are gone. Serve keeps it for half a minute and until no request is on
-it: clients that do not follow its health check keep it for good."""
+"""Longest wait for the proxy once the replicas are gone. Serve keeps it for half a minute and while it has requests:
+clients that ignore its health check can keep it forever."""
+
+
+NodeId = Annotated[
+    str | None, typer.Argument(metavar="[NODE_ID]", help="The node's id in `ray list nodes`, or its first digits.")
+]
 
 
 def drain(
-    node_id: Annotated[
-        str | None,
-        typer.Argument(metavar="[NODE_ID]", help="The node, as `ray list nodes` shows it; its first digits do."),
-    ] = None,
-    node_ip: Annotated[str | None, typer.Option(help="The node, by its address.")] = None,
-    this_node: Annotated[bool, typer.Option("--this-node", help="The node that this machine is.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Drain even what no other node can take.")] = False,
-    address: Annotated[str, typer.Option(envvar="RAY_ADDRESS", help="The cluster; auto finds this node's.")] = "auto",
-    deadline_s: Annotated[float, typer.Option(min=1, help="Longest to wait.")] = 240,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print what moves and what is left as one JSON object.")
-    ] = False,
+    node_id: NodeId = None,
+    node_ip: Annotated[str | None, typer.Option(help="The node's address.")] = None,
+    this_node: Annotated[bool, typer.Option("--this-node", help="The node on this machine.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Drain even if no other node has room for a replica.")] = False,
+    address: Annotated[str, typer.Option(envvar="RAY_ADDRESS", help="The cluster; auto: this machine's.")] = "auto",
+    deadline_s: Annotated[float, typer.Option(min=1, help="Longest time to wait.")] = 240,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what moves and what is left as JSON.")] = False,
 ) -> None:
-    """Drain a node of a cluster: its replicas are started elsewhere, and this waits until none is left on it.
+    """Move a node's replicas to other nodes, and wait until none is left on it.
 
-    It says first what is on the node. Where no other node can take a replica, and for the cluster's head, it refuses
-    unless forced. Serve's proxy on the node goes last, half a minute after the replicas, or stays while clients keep
-    their connections to it. Then stop the node, with `ray stop` there.
+    It first lists what is on the node. It refuses to drain the cluster's head, or a node with a replica that no other
+    node has room for, unless forced. Serve's proxy on the node ends last, half a minute after the replicas, or stays
+    while clients keep their connections to it. Afterwards, stop the node with `ray stop` there.
 
-    Exit codes: 0 no replica is left; 1 some are at the deadline; 2 refused, or no such node.
+    Exit codes: 0 no replica is left; 1 some are left at the deadline; 2 refused, or no such node.
     """
     if (node_id is not None) + (node_ip is not None) + this_node != 1:
         raise fail("which node? Give one of NODE_ID (`ray list nodes` shows them), --node-ip ADDRESS or --this-node")
-    from rerank_service.tools.deployment.node_drain import Cluster, obstacles  # Ray takes a second; --help need not
+    from rerank_service.tools.deployment.node_drain import Cluster, obstacles  # Ray takes a second to import
 
     try:
         cluster = Cluster(address)
         node = cluster.find(node_id, node_ip)
         occupants = cluster.occupants(node.id)
         against = obstacles(node, cluster.nodes(), occupants)
-        _tell(node, occupants, against, as_json)
+        facts = _facts(node, occupants, against)
+        if not as_json:
+            typer.echo("\n  but ".join([f"node {node.id} at {node.ip} has {_content(occupants)}", *against]))
         if against and not force:
             if as_json:
-                typer.echo(json.dumps(_as_json(node, occupants, against) | {"drained": False}))
+                typer.echo(json.dumps(facts | {"drained": False}))
             raise fail(f"node {node.id} is not drained: {'; '.join(against)}. --force drains it all the same")
         cluster.drain(node, deadline_s)
     except (ConnectionError, ValueError) as error:
         raise fail(str(error)) from None
     left = _wait(cluster, node, deadline_s)
-    is_drained = not left.replicas
     if as_json:
-        result = {"drained": is_drained, "replicas_left": len(left.replicas), "proxies_left": left.num_proxies}
-        typer.echo(json.dumps(_as_json(node, occupants, against) | result))
+        result = {"drained": not left.replicas, "replicas_left": len(left.replicas), "proxies_left": left.num_proxies}
+        typer.echo(json.dumps(facts | result))
     else:
-        if not is_drained:
-            told = f"after {deadline_s:g} s it still has {_content(left)}"
-        elif _num_proxies_to_go(node, left):
-            told = "no replica is left on it; clients of its HTTP proxy will need one retry"
-        else:
-            told = "nothing of the service is left on it"
-        stdout.print(f"node {node.id}: {told}", highlight=False, soft_wrap=True)
-    raise typer.Exit(0 if is_drained else 1)
+        typer.echo(f"node {node.id}: {_outcome(node, left, deadline_s)}")
+    raise typer.Exit(1 if left.replicas else 0)
 
 
 def _wait(cluster: "Cluster", node: "Node", deadline_s: float) -> "Occupants":
-    """What is left when all has gone, at the deadline, or when only a proxy with clients stays."""
+    """Waits until the node is empty, the deadline passes, or only a proxy with clients stays. Returns what is left."""
     deadline = time.monotonic() + deadline_s
     while True:
         left = cluster.occupants(node.id)
@@ -88,16 +83,16 @@ def _wait(cluster: "Cluster", node: "Node", deadline_s: float) -> "Occupants":
 
 
 def _num_proxies_to_go(node: "Node", occupants: "Occupants") -> int:
-    """Serve keeps the head's proxy."""
+    """Proxies that will still end. Serve never ends the head's."""
     return 0 if node.is_head else occupants.num_proxies
 
 
-def _tell(node: "Node", occupants: "Occupants", against: list[str], as_json: bool) -> None:
-    if as_json:
-        return
-    stdout.print(f"node {node.id} at {node.ip} has {_content(occupants)}", highlight=False, soft_wrap=True)
-    for line in against:
-        stdout.print(f"  but {line}", highlight=False, soft_wrap=True)
+def _outcome(node: "Node", left: "Occupants", deadline_s: float) -> str:
+    if left.replicas:
+        return f"after {deadline_s:g} s it still has {_content(left)}"
+    if _num_proxies_to_go(node, left):
+        return "no replica is left on it; clients of its HTTP proxy will need one retry"
+    return "nothing of the service is left on it"
 
 
 def _content(occupants: "Occupants") -> str:
@@ -109,7 +104,7 @@ def _content(occupants: "Occupants") -> str:
     return ", ".join(parts) or "nothing of the service"
 
 
-def _as_json(node: "Node", occupants: "Occupants", against: list[str]) -> dict[str, Any]:
+def _facts(node: "Node", occupants: "Occupants", against: list[str]) -> dict[str, Any]:
     moves = [
         {"application": application, "deployment": deployment, "replicas": number}
         for (application, deployment), number in sorted(occupants.counts.items())

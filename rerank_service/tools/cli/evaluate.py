@@ -1,4 +1,5 @@
-"""`rerank-service eval`: quality and speed of models on judged queries. Words and tables; `evaluation/` has figures."""
+"""`rerank-service eval`: quality and speed of models on judged queries. Options and tables; the rest is in
+`tools.evaluation`."""
 
 from __future__ import annotations
 
@@ -8,22 +9,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from rerank_service.config import Dtype
 from rerank_service.errors import BatchError, CheckpointError, RerankError
 from rerank_service.tools.cli.console import fail, stdout
-from rerank_service.tools.cli.model_choice import choose_model
-from rerank_service.tools.cli.progress import report_progress
-from rerank_service.tools.cli.window_options import (
+from rerank_service.tools.cli.options import (
     DEFAULT_OVERLAP_TOKENS,
+    ConfigOption,
     MaxWindows,
     OverlapTokens,
     WindowTokens,
+    choose_model,
     passage_windows,
 )
+from rerank_service.tools.cli.progress import ProgressBar
 
 if TYPE_CHECKING:
     from rerank_service.tools.evaluation.evaluate import Evaluation, ModelFigures
@@ -37,38 +38,41 @@ Folder = Annotated[Path, typer.Argument(metavar="DATASET", help="BEIR folder: co
 
 def evaluate_command(
     dataset: Folder,
-    model: Annotated[list[str] | None, typer.Option(help="As in `batch`; several compare. Default: the first.")] = None,
-    config: Annotated[str, typer.Option(help="Where the models are configured.")] = "serve_config.yaml",
+    model: Annotated[
+        list[str] | None, typer.Option(help="As in `batch`; repeat to compare several. Default: the first configured.")
+    ] = None,
+    config: ConfigOption = None,
     dtype: Annotated[Dtype | None, typer.Option(help="Overrides the configuration's.")] = None,
-    qrels: Annotated[Path | None, typer.Option(help="Judgements; else those in the folder.")] = None,
-    run: Annotated[Path | None, typer.Option(help="TREC run with the candidates, in place of BM25.")] = None,
-    top_k: Annotated[int, typer.Option(min=1, help="Candidates a query.")] = 100,
+    qrels: Annotated[Path | None, typer.Option(help="Judgements; those in the folder if not given.")] = None,
+    run: Annotated[Path | None, typer.Option(help="TREC run with the candidates, instead of BM25.")] = None,
+    top_k: Annotated[int, typer.Option(min=1, help="Candidates per query.")] = 100,
     recall_at: Annotated[list[int] | None, typer.Option(min=1, help="Cutoffs of recall. Default: 5 and 10.")] = None,
-    max_queries: Annotated[int | None, typer.Option(min=1, help="The first ones only.")] = None,
+    max_queries: Annotated[int | None, typer.Option(min=1, help="Use only this many queries, from the start.")] = None,
     max_windows: MaxWindows = 1,
     window_tokens: WindowTokens = None,
     overlap_tokens: OverlapTokens = DEFAULT_OVERLAP_TOKENS,
     plot: Annotated[Path | None, typer.Option(help="Quality against speed: .png, .svg or .pdf.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print figures as JSON.")] = False,
 ) -> None:
-    """Compare models on judged queries: nDCG@10, MRR@10 and recall, beside BM25 and NVIDIA's published figures."""
+    """Compare models on judged queries.
+
+    Measures are nDCG@10, MRR@10 and recall, shown beside those of BM25 and NVIDIA's published figures.
+    """
     if plot is not None and plot.suffix.lower() not in _PLOT_SUFFIXES:
-        raise fail(f"{plot} ends with none of {', '.join(_PLOT_SUFFIXES)}")
+        raise fail(f"{plot} must end in one of {', '.join(_PLOT_SUFFIXES)}")
     models = [choose_model(name, config, dtype) for name in (model or (None,))]
+    # torch takes seconds to import, and the rest needs the extra `tools`.
+    from rerank_service.tools.evaluation.collection import read_collection
+    from rerank_service.tools.evaluation.evaluate import evaluate, prepare_task
+    from rerank_service.tools.evaluation.plot import plot as draw
+
     try:
-        # Imported late: torch takes seconds, and the rest comes with the extra `eval`.
-        from rerank_service.tools.evaluation.collection import read_collection
-        from rerank_service.tools.evaluation.evaluate import evaluate, prepare_task
-        from rerank_service.tools.evaluation.plot import plot as draw
-    except ImportError as error:
-        raise fail(escape(f"{error.name} is missing: pip install 'rerank-service[eval]'")) from None
-    try:
-        with report_progress(**{one.id: "pairs" for one in models}) as progress:
+        with ProgressBar(**{one.id: "pairs" for one in models}) as progress:
             task = prepare_task(read_collection(dataset, qrels, max_queries), top_k, run)
             windows = passage_windows(max_windows, window_tokens, overlap_tokens)
             evaluation = evaluate(task, models, recall_at or [5, 10], progress, windows)
     except (BatchError, CheckpointError, RerankError) as error:
-        raise fail(escape(str(error))) from None
+        raise fail(str(error)) from None
     if plot is not None:
         draw(evaluation, plot)
     _show(evaluation, as_json)
@@ -88,20 +92,19 @@ def _show(evaluation: Evaluation, as_json: bool) -> None:
     stdout.print(_table(evaluation))
     for model in evaluation.models:
         if model.truncated_pairs:
-            cut = f"{model.model}: {model.truncated_pairs:.1%} of the pairs were cut to the window"
-            unscored = f", {model.unscored_pairs:.1%} without any of the passage" if model.unscored_pairs else ""
-            stdout.print(cut + unscored, highlight=False, markup=False)
+            truncated = f"{model.model}: {model.truncated_pairs:.1%} of the pairs were truncated to the window"
+            unscored = f", {model.unscored_pairs:.1%} without any token of the passage" if model.unscored_pairs else ""
+            typer.echo(truncated + unscored)
     published = Table(
-        title="Published, by others, on other corpora and behind other first stages", box=None, title_justify="left"
+        title="Published by others, on other corpora and with other first stages", box=None, title_justify="left"
     )
     for column in ("model", "first stage", "measure", "on", "value"):
         published.add_column(column)
     for row in PUBLISHED:
         published.add_row(row.model, row.first_stage, row.measure, f"{row.collections} (mean)", f"{row.value:.4f}")
-    stdout.print()
-    stdout.print(published)
+    stdout.print("", published, sep="\n")
     for source in dict.fromkeys(row.source for row in PUBLISHED):
-        stdout.print(f"Source: {source}", highlight=False, markup=False)
+        typer.echo(f"Source: {source}")
 
 
 def _table(evaluation: Evaluation) -> Table:

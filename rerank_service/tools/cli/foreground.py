@@ -1,7 +1,7 @@
-"""`rerank-service serve`, once Ray's environment is set: starts the applications of a file, and ends them when told to.
+"""Runs the applications of a configuration file in the foreground, for `rerank-service serve`.
 
-`serve run` starts them too, but its end is another: it waits in a call to Serve's controller, which the end kills, so
-that Ray reports a failed call; and it leaves requests in flight unanswered.
+`serve run` starts them in the same way but stops differently: it kills the controller while it waits for an answer from
+it, so that Ray reports a failed call, and requests in flight get no answer.
 """
 
 import signal
@@ -21,7 +21,7 @@ from ray.serve.config import ProxyLocation, gRPCOptions
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
 
-from rerank_service.tools.cli.console import fail, progress_console
+from rerank_service.tools.cli.console import fail, stderr
 from rerank_service.tools.cli.ports import Endpoint, problem_of, reserve
 
 __all__ = ["endpoints_of", "run"]
@@ -30,9 +30,9 @@ _POLL_S = 0.2
 
 
 def run(path: str) -> None:
-    """Serves a configuration file until SIGINT or SIGTERM; `SystemExit` with 2 if a port is taken.
+    """Serves a configuration file until SIGINT or SIGTERM. Raises `SystemExit(2)` if a port is in use.
 
-    A second signal does not wait for the end: `KeyboardInterrupt`.
+    A second signal raises `KeyboardInterrupt`, which stops at once.
     """
     config = ServeDeploySchema.model_validate(yaml.safe_load(Path(path).read_text(encoding="utf-8")))
     _interrupt_on_signals()
@@ -41,12 +41,12 @@ def run(path: str) -> None:
         while True:
             signal.pause()
     except KeyboardInterrupt:
-        progress_console.print("stopping once requests in flight are answered; once more stops at once")
+        stderr.print("stopping after the requests in flight; press Ctrl-C again to stop at once")
     _stop()
 
 
 def endpoints_of(config: ServeDeploySchema, path: str) -> list[Endpoint]:
-    """Every address with a fixed port that Serve listens on at this machine."""
+    """The addresses that Serve will listen on here, with the setting that chooses each."""
     http = config.http_options
     endpoints = []
     if config.proxy_location is not ProxyLocation.Disabled:
@@ -54,7 +54,7 @@ def endpoints_of(config: ServeDeploySchema, path: str) -> list[Endpoint]:
     if config.grpc_options.grpc_servicer_functions:
         endpoints.append(Endpoint(http.host, config.grpc_options.port, f"grpc_options.port in {path}"))
     if constants.RAY_SERVE_ENABLE_HA_PROXY:
-        everywhere = "0.0.0.0"  # noqa: S104 - as HAProxy binds them
+        everywhere = "0.0.0.0"  # noqa: S104 - where HAProxy listens
         variables = (
             ("RAY_SERVE_HAPROXY_STATS_PORT", constants.RAY_SERVE_HAPROXY_STATS_PORT),
             ("RAY_SERVE_HAPROXY_METRICS_PORT", constants.RAY_SERVE_HAPROXY_METRICS_PORT),
@@ -69,11 +69,13 @@ def _start(config: ServeDeploySchema, path: str) -> None:
     joins_a_cluster = canonicalize_bootstrap_address(None) is not None  # type: ignore[arg-type]  # as ray.init()
     if not joins_a_cluster:
         _require_free(endpoints)
-        if not constants.RAY_SERVE_ENABLE_HA_PROXY:  # which listens without SO_REUSEPORT, so it cannot share
+        if (
+            not constants.RAY_SERVE_ENABLE_HA_PROXY
+        ):  # HAProxy listens without SO_REUSEPORT: it cannot share a reserved port
             for endpoint in endpoints:
                 reserve(endpoint)
     ray.init(namespace=constants.SERVE_NAMESPACE)
-    _interrupt_on_signals()  # ray.init has set its own, which end Ray at once
+    _interrupt_on_signals()  # ray.init has installed its own handlers, which end Ray at once
     if joins_a_cluster and not _controller_runs():
         _require_free(endpoints)
     serve.start(
@@ -92,9 +94,10 @@ def _require_free(endpoints: Sequence[Endpoint]) -> None:
 
 
 def _stop() -> None:
-    """Ends Serve and waits for it.
+    """Shuts Serve down and waits until it has ended.
 
-    The applications with routes go first: Serve's own shutdown kills the proxies at once, and the requests with them.
+    Applications with routes are deleted first, which lets their requests finish: Serve's own shutdown kills the proxies
+    at once.
     """
     if ray.is_initialized() and _controller_runs():
         client = _client()
@@ -116,7 +119,7 @@ def _client() -> ServeControllerClient:
 
 
 def _controller_runs() -> bool:
-    """Asks Ray, not the controller: a call that is under way when it ends would be reported as failed."""
+    """Asks Ray and not the controller: Ray would report a call as failed if the controller ended meanwhile."""
     try:
         ray.get_actor(constants.SERVE_CONTROLLER_NAME, namespace=constants.SERVE_NAMESPACE)
     except ValueError:

@@ -1,45 +1,84 @@
-"""Puts the subcommands together."""
+"""The command tree. It knows each subcommand's name and one line of help, and imports its module when it is called.
+
+So `--help`, `--version` and shell completion load neither FastAPI nor torch, which take seconds.
+"""
+
+from importlib import import_module
+from typing import Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from rerank_service import __version__
-from rerank_service.tools.cli.batch import batch
-from rerank_service.tools.cli.bench import bench
-from rerank_service.tools.cli.check import check
-from rerank_service.tools.cli.config import config
-from rerank_service.tools.cli.drain import drain
-from rerank_service.tools.cli.environment import environment
-from rerank_service.tools.cli.evaluate import evaluate_command
-from rerank_service.tools.cli.make_checkpoint import make_checkpoint_command
-from rerank_service.tools.cli.models import models
-from rerank_service.tools.cli.plan import plan
-from rerank_service.tools.cli.pull import pull_command
-from rerank_service.tools.cli.rank import rank
-from rerank_service.tools.cli.serve import serve
-from rerank_service.tools.cli.verify import verify_command
 
-__all__ = ["main"]
+__all__ = ["SUBCOMMANDS", "TOOLS_MODULES", "app", "main"]
+
+SUBCOMMANDS = {
+    "serve": ("serve:serve", "Start the service in the foreground; Ctrl-C stops it."),
+    "check": ("check:check", "Check a configuration file without starting anything."),
+    "config": ("config:config", "Write a Serve configuration. Its first line names the command that wrote it."),
+    "environment": ("serve:environment", "Print the environment variables for a node's Ray processes."),
+    "drain": ("drain:drain", "Move a node's replicas to other nodes, and wait until none is left on it."),
+    "models": ("models:models", "List the known models, or the models of a running service."),
+    "pull": ("pull:pull_command", "Fetch a model's files and check every byte."),
+    "rank": ("rank:rank", "Rank passages, one a line, for a query."),
+    "batch": ("batch:batch", "Score a file of queries and passages, of any size."),
+    "eval": ("evaluate:evaluate_command", "Compare models on judged queries."),
+    "verify": ("verify:verify_command", "Check that a served model scores as its checkpoint does."),
+    "make-checkpoint": ("make_checkpoint:make_checkpoint_command", "Write a randomly initialised reranker checkpoint."),
+    "plan": ("plan:plan", "Estimate how many GPUs a load needs, by simulation."),
+    "bench": ("bench:bench", "Measure speed on this machine."),
+}
+"""By name: `module:attribute` in this package, and the first paragraph of the subcommand's own help."""
+
+TOOLS_MODULES = frozenset({"Stemmer", "bm25s", "matplotlib", "pandas", "psutil", "pyarrow", "pytrec_eval"})
+"""Modules that a plain installation lacks and the extra `tools` installs."""
+
+
+class _LazySubcommand(TyperCommand):
+    """Stands in for a subcommand until it is called; the real one parses the arguments."""
+
+    def __init__(self, name: str, target: str, help: str) -> None:
+        super().__init__(name, help=help)
+        self._target = target
+
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        return self.load().make_context(*args, **kwargs)
+
+    def load(self) -> Any:
+        """The subcommand with its arguments and options."""
+        module, _, attribute = self._target.partition(":")
+        subcommand = getattr(import_module(f"rerank_service.tools.cli.{module}"), attribute)
+        if not isinstance(subcommand, typer.Typer):
+            function, subcommand = subcommand, typer.Typer(add_completion=False)
+            subcommand.command(self.name)(function)
+        return typer.main.get_command(subcommand)
+
+
+class _CommandTree(TyperGroup):
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        for name, (target, help_line) in SUBCOMMANDS.items():
+            self.add_command(_LazySubcommand(name, target, help_line))
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ImportError as error:
+            if (error.name or "").partition(".")[0] not in TOOLS_MODULES:
+                raise
+            from rerank_service.tools.cli.console import fail
+
+            raise fail(f"{error.name} is not installed: pip install 'rerank-service[tools]'") from None
+
 
 app = typer.Typer(
+    cls=_CommandTree,
     name="rerank-service",
     help="Self-hosted reranking: a query and passages in, passages by relevance out.",
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,  # locals hold users' texts
 )
-app.command()(serve)
-app.command()(check)
-app.command()(config)
-app.command()(environment)
-app.command()(drain)
-app.command()(models)
-app.command("pull")(pull_command)
-app.command()(rank)
-app.command()(batch)
-app.command("eval")(evaluate_command)
-app.command("verify")(verify_command)
-app.command("make-checkpoint")(make_checkpoint_command)
-app.command()(plan)
-app.add_typer(bench, name="bench")
 
 
 @app.callback(invoke_without_command=True)

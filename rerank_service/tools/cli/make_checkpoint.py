@@ -1,4 +1,4 @@
-"""The command that writes a randomly initialised checkpoint; it must not know formats or weights."""
+"""`rerank-service make-checkpoint`: writes a randomly initialised checkpoint."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
-from rerank_service.tools.cli.console import fail, stdout
+from rerank_service.tools.cli.console import fail
 from rerank_service.tools.random_checkpoints.shapes import Architecture
 
 __all__ = ["make_checkpoint_command"]
@@ -28,18 +27,21 @@ class DType(StrEnum):
 
 def make_checkpoint_command(
     architecture: Annotated[Architecture, typer.Argument(help="The model family.")],
-    folder: Annotated[Path, typer.Argument(help="Where to write; created if absent.")],
+    folder: Annotated[Path, typer.Argument(help="Folder to write to; created if absent.")],
     size: Annotated[
         str, typer.Option(help="tiny or small; also 1b for llama_bidirec, 4b for mistral, 0.6b, 4b or 8b for qwen3.")
     ] = "tiny",
     seed: Annotated[int, typer.Option(help="The same seed gives the same weights.")] = 0,
     dtype: Annotated[DType, typer.Option(help="Element type of the weights.")] = DType.BFLOAT16,
     head_bias: Annotated[bool, typer.Option("--head-bias", help="Add score.bias; mistral only.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace a checkpoint that is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing checkpoint.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Write a randomly initialised reranker checkpoint, for tests and speed measurements."""
-    # Imported late: torch and transformers take seconds, and --help must not.
+    """Write a randomly initialised reranker checkpoint.
+
+    For tests and measurements of speed.
+    """
+    # torch and transformers take seconds to import, which --help need not wait for.
     from rerank_service.tools.random_checkpoints.make import count_parameters, make_checkpoint
 
     started = time.monotonic()
@@ -55,7 +57,7 @@ def make_checkpoint_command(
             progress=size not in _SMALL_SIZES,
         )
     except (ValueError, OSError) as error:
-        raise fail(escape(str(error))) from error
+        raise fail(str(error)) from error
     num_parameters = count_parameters(architecture, size, head_bias=head_bias)
     num_bytes = sum(path.stat().st_size for path in folder.iterdir())
     seconds = time.monotonic() - started
@@ -63,5 +65,4 @@ def make_checkpoint_command(
         facts = {"folder": str(folder), "parameters": num_parameters, "bytes": num_bytes, "seconds": round(seconds, 2)}
         typer.echo(json.dumps(facts))
         return
-    line = f"{folder}: {num_parameters:,} parameters, {num_bytes:,} bytes, {seconds:.1f} s"
-    stdout.print(line, markup=False, highlight=False, soft_wrap=True)
+    typer.echo(f"{folder}: {num_parameters:,} parameters, {num_bytes:,} bytes, {seconds:.1f} s")

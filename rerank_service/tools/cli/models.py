@@ -1,4 +1,4 @@
-"""`rerank-service models`: what a running service serves, or which known models this machine can run."""
+"""`rerank-service models`: lists the models of a running service, or the known models and where each can run."""
 
 import json
 from collections.abc import Iterator
@@ -11,11 +11,11 @@ import typer
 from rich.markup import escape
 from rich.table import Column, Table
 
-from rerank_service.checkpoints.cache import cached_folder
+from rerank_service.checkpoints.pull import cached_folder
 from rerank_service.checkpoints.resolve import PACKAGED_CHECKPOINTS
 from rerank_service.tools.catalogue import CATALOGUE, KnownModel
 from rerank_service.tools.catalogue.fit import Fit, Machine, fit, gigabytes
-from rerank_service.tools.cli.console import Key, call, stdout
+from rerank_service.tools.cli.console import Key, get_json, stdout
 
 __all__ = ["models"]
 
@@ -28,17 +28,17 @@ ServiceUrl = Annotated[
 
 
 class _Files(StrEnum):
-    """Where a model's files are."""
+    """State of a model's files on this machine."""
 
     HERE = "here"
-    """In a package, in the models' folder, pulled, or in the hub's own cache."""
+    """Installed as a package, in the models' folder, pulled, or in the hub's own cache."""
     TO_INSTALL = "to install"
     TO_PULL = "to pull"
-    """From the model hub."""
+    """Published on the model hub."""
     TO_BRING = "to bring"
-    """Not public."""
+    """Not public: the user has to provide them."""
     USELESS = "-"
-    """No engine here would run them."""
+    """No engine runs this model."""
 
 
 class _Entry(NamedTuple):
@@ -52,14 +52,17 @@ def models(
     served: Annotated[
         bool | None,
         typer.Option(
-            "--served/--known", help=f"What a service serves ({_DEFAULT_URL} without --url), or what is known."
+            "--served/--known", help=f"Models of a service ({_DEFAULT_URL} without --url), or the known ones."
         ),
     ] = None,
     models_dir: Annotated[str, typer.Option(help="Folder with the known models' folders.")] = "/models",
     key: Key = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object; of a service, its own.")] = False,
 ) -> None:
-    """List known models and which of them this machine can run; with --url, the models of a running service."""
+    """List the known models, or the models of a running service.
+
+    Of the known models it says which this machine can run, and where their files are.
+    """
     if served if served is not None else url is not None:
         _list_served(url or _DEFAULT_URL, key, as_json)
     else:
@@ -67,8 +70,7 @@ def models(
 
 
 def _list_served(url: str, key: str | None, as_json: bool) -> None:
-    """The default first."""
-    answer = call("GET", url, "/v1/models", key)
+    answer = get_json(url, "/v1/models", key)
     if as_json:
         typer.echo(json.dumps(answer))
         return
@@ -116,7 +118,7 @@ def _row(entry: _Entry) -> tuple[str, ...]:
 
 
 def _explained(entry: _Entry) -> Iterator[str]:
-    """What stands between a model and this machine."""
+    """Why a model does not run here, or how to install its package."""
     if entry.fit.place is None:
         yield f"{entry.model.name}: {entry.fit.reason}"
     elif entry.files is _Files.TO_INSTALL and entry.model.package:
@@ -127,7 +129,7 @@ def _summary(machine: Machine) -> str:
     gpus = ", ".join(f"{gpu.name} ({gigabytes(gpu.memory_bytes)})" for gpu in machine.gpus) or "no GPU"
     return (
         f"This machine: {gigabytes(machine.memory_bytes)} of memory, {gpus}. "
-        "More on each model: --json, docs/models.md. What a running service serves: --served, or --url."
+        "More about each model: --json, docs/models.md. Models of a running service: --served or --url."
     )
 
 
@@ -161,9 +163,9 @@ def _files(model: KnownModel, models_dir: str) -> _Files:
 
 
 def _is_fetched(hub_id: str, revision: str | None) -> bool:
-    """By `rerank-service pull`, or into the hub's own cache."""
+    """Whether the files were fetched by `rerank-service pull` or into the hub's own cache."""
     if revision is not None and cached_folder(hub_id, revision) is not None:
         return True
-    from huggingface_hub import try_to_load_from_cache  # half a second that only listings pay
+    from huggingface_hub import try_to_load_from_cache  # takes half a second to import
 
     return isinstance(try_to_load_from_cache(hub_id, "config.json", revision=revision), str)

@@ -1,4 +1,5 @@
-"""`rerank-service plan`: how many GPUs a load needs, by simulation."""
+"""`rerank-service plan`: estimates how many GPUs a load needs, by simulation. Options and tables; `tools.planning`
+simulates."""
 
 import json
 import time
@@ -12,105 +13,108 @@ from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElaps
 from rich.table import Table
 
 from rerank_service.tools.bench.workload import Lengths
-from rerank_service.tools.cli.console import fail, progress_console, stdout
+from rerank_service.tools.cli.console import fail, stderr, stdout
+from rerank_service.tools.planning.speed import ASSUMED_MFU, PlannedModel, speed_of
+from rerank_service.tools.planning.workload import Mix
 
 if TYPE_CHECKING:
     from rerank_service.tools.planning.capacity import CapacityReport
-    from rerank_service.tools.planning.workload import Mix
+    from rerank_service.tools.planning.fleet import Demand
+    from rerank_service.tools.planning.region import Loss
 
 __all__ = ["plan"]
 
 _BAR_AFTER_S = 2.0
 
 
-class ModelChoice(StrEnum):
-    """As `planning.speed.PlannedModel`, which takes seconds to import."""
-
-    LLAMA_1B = "1b"
-    MISTRAL_4B = "4b"
-    EMBEDDED = "embedded"
-
-
 class Front(StrEnum):
-    """What is before the ingresses."""
+    """The proxy in front of the ingresses."""
 
     HAPROXY = "haproxy"
     SERVE_PROXY = "serve-proxy"
 
 
 def plan(
-    rps: float = typer.Option(..., min=0.001, help="Requests a second."),
-    passages: str = typer.Option(..., help="Passages of a request; or a mix, SIZE:WEIGHT, like 10:4,100:1."),
-    tokens: str = typer.Option(..., help=f"Tokens of a pair, with its query; or {', '.join(Lengths)}."),
-    p99_ms: float = typer.Option(..., min=1, help="The slowest 1% may take longer than this."),
-    tokens_per_s: float | None = typer.Option(None, min=1, help="Of one replica, measured: benchmarks/gpu.py."),
-    model: ModelChoice = typer.Option(ModelChoice.LLAMA_1B, help="Whose speed is estimated where none is given."),
-    gpu: str = typer.Option("h100", help="On which GPU it is estimated: h100, h200, a100, l40s, a10, l4 ..."),
-    mfu: float | None = typer.Option(None, min=0.01, max=1, help="Share of the GPU's peak assumed.  [default: 0.4]"),
-    batch_overhead_ms: float | None = typer.Option(None, min=0, help="Of each batch, besides its tokens."),
+    rps: float = typer.Option(..., min=0.001, help="Requests per second."),
+    passages: str = typer.Option(..., help="Passages per request; or a mix, SIZE:WEIGHT, like 10:4,100:1."),
+    tokens: str = typer.Option(..., help=f"Tokens per pair, query included; or {', '.join(Lengths)}."),
+    p99_ms: float = typer.Option(..., min=1, help="Target for the 99th percentile of latency."),
+    tokens_per_s: float | None = typer.Option(None, min=1, help="Measured for one replica: benchmarks/gpu.py."),
+    model: PlannedModel = typer.Option(
+        PlannedModel.LLAMA_1B, help="Model to estimate the speed of, without --tokens-per-s."
+    ),
+    gpu: str = typer.Option("h100", help="GPU to estimate for: h100, h200, a100, l40s, a10, l4 ..."),
+    mfu: float = typer.Option(ASSUMED_MFU, min=0.01, max=1, help="Share of the GPU's peak throughput assumed."),
+    batch_overhead_ms: float | None = typer.Option(None, min=0, help="Fixed time per batch, on top of its tokens."),
     burstiness: float = typer.Option(1.0, min=1, help="Squared variation of the gaps between requests; 1: Poisson."),
-    timeout_s: float = typer.Option(60.0, min=0.1, help="As limits.request_timeout_s."),
-    front: Front = typer.Option(Front.HAPROXY, help="Which proxy is in front."),
-    price_per_gpu_hour: float | None = typer.Option(None, min=0, help="In any currency, for the cost of passages."),
+    timeout_s: float = typer.Option(60.0, min=0.1, help="limits.request_timeout_s of the service."),
+    front: Front = typer.Option(Front.HAPROXY, help="Proxy in front of the service."),
+    price_per_gpu_hour: float | None = typer.Option(None, min=0, help="In any currency: adds the cost."),
     regions: int = typer.Option(1, min=1, help="Regions that share the load; from 2 on, one is lost."),
-    start_s: float = typer.Option(60.0, min=0, help="Time a new replica takes to start, when a region is lost."),
-    failover_s: float = typer.Option(10.0, min=0, help="Time until a lost region's clients come to the others."),
-    seed: int = typer.Option(0, help="Of all that is random."),
+    start_s: float = typer.Option(60.0, min=0, help="Time a new replica takes to start, after a region is lost."),
+    failover_s: float = typer.Option(10.0, min=0, help="Time until a lost region's clients reach the others."),
+    seed: int = typer.Option(0, help="Seed of the simulation."),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object."),
 ) -> None:
-    """How many GPUs a load needs, what limits it, what a lost region does."""
-    from rerank_service.tools.planning.capacity import plan_capacity  # Serve takes seconds to import; --help need not
-    from rerank_service.tools.planning.costs import HAPROXY, SERVE_PROXY
-    from rerank_service.tools.planning.fleet import CannotMeet, Demand
+    """Estimate how many GPUs a load needs, by simulation.
+
+    Also shows what limits the fleet, what it costs, and what the loss of a region does.
+    """
+    from rerank_service.tools.planning.costs import HAPROXY, SERVE_PROXY  # imports Serve, which takes seconds
+    from rerank_service.tools.planning.fleet import Demand
     from rerank_service.tools.planning.region import Loss
-    from rerank_service.tools.planning.speed import ASSUMED_MFU, PlannedModel, speed_of
 
     mix = _mix(passages, tokens)
+    batch_s = None if batch_overhead_ms is None else batch_overhead_ms / 1000
     try:
         speed = speed_of(
-            mix,
-            tokens_per_s=tokens_per_s,
-            model=PlannedModel(model),
-            gpu=gpu.lower(),
-            mfu=ASSUMED_MFU if mfu is None else mfu,
-            batch_overhead_s=None if batch_overhead_ms is None else batch_overhead_ms / 1000,
+            mix, tokens_per_s=tokens_per_s, model=model, gpu=gpu.lower(), mfu=mfu, batch_overhead_s=batch_s
         )
     except ValueError as error:
         raise fail(str(error)) from None
     costs = HAPROXY if front is Front.HAPROXY else SERVE_PROXY
     demand = Demand(mix, rps, p99_ms / 1000, speed, burstiness, costs, timeout_s, seed)
     loss = Loss(regions, start_s, failover_s) if regions > 1 else None
-    try:
-        with _Trying() as trying:
-            found = plan_capacity(demand, loss=loss, price_per_gpu_hour=price_per_gpu_hour, on_try=trying.of)
-    except CannotMeet as cannot:
-        raise fail(_why_not(demand.p99_s, cannot.p99_s)) from None
+    found = _search(demand, loss, price_per_gpu_hour)
     if as_json:
         typer.echo(json.dumps(asdict(found)))
         return
     stdout.print(_table(found, passages, tokens))
-    for line in _notes(found):
-        stdout.print(line, highlight=False, soft_wrap=True)
+    stdout.print(*_notes(found), sep="\n", highlight=False, soft_wrap=True)
 
 
-class _Trying:
-    """A spinner on standard error, once the search has taken a while."""
+def _search(demand: "Demand", loss: "Loss | None", price_per_gpu_hour: float | None) -> "CapacityReport":
+    from rerank_service.tools.planning.capacity import plan_capacity
+    from rerank_service.tools.planning.fleet import CannotMeet
+
+    try:
+        with _SearchSpinner() as spinner:
+            return plan_capacity(demand, loss=loss, price_per_gpu_hour=price_per_gpu_hour, on_try=spinner.show)
+    except CannotMeet as error:
+        raise fail(
+            f"no number of replicas keeps p99 within {_ms(demand.p99_s)}: at best it is {_ms(error.p99_s)}. "
+            "What helps: a faster replica (--tokens-per-s, --gpu), smaller requests, or a longer target."
+        ) from None
+
+
+class _SearchSpinner:
+    """A spinner on standard error, once the search has taken two seconds."""
 
     def __init__(self) -> None:
         columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-        self._progress = Progress(*columns, console=progress_console, transient=True)
+        self._progress = Progress(*columns, console=stderr, transient=True)
         self._began = time.monotonic()
         self._num_tried = 0
         self._task: TaskID | None = None
 
-    def __enter__(self) -> "_Trying":
+    def __enter__(self) -> "_SearchSpinner":
         return self
 
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
-    def of(self, replicas: int) -> None:
-        """A fleet is about to be simulated."""
+    def show(self, replicas: int) -> None:
+        """Called before a fleet of this size is simulated."""
         self._num_tried += 1
         if time.monotonic() - self._began < _BAR_AFTER_S:
             return
@@ -122,9 +126,7 @@ class _Trying:
             self._progress.update(self._task, description=said)
 
 
-def _mix(passages: str, tokens: str) -> "Mix":
-    from rerank_service.tools.planning.workload import Mix
-
+def _mix(passages: str, tokens: str) -> Mix:
     try:
         parts = [part.split(":") for part in passages.split(",")]
         sizes = {int(part[0]): float(part[1]) if len(part) > 1 else 1.0 for part in parts}
@@ -139,13 +141,6 @@ def _mix(passages: str, tokens: str) -> "Mix":
         ) from None
 
 
-def _why_not(target_s: float, best_s: float) -> str:
-    return (
-        f"no number of replicas keeps p99 within {_ms(target_s)}: with plenty of them it is {_ms(best_s)}. "
-        "What helps: a faster replica (--tokens-per-s, --gpu), smaller requests, or a longer target."
-    )
-
-
 def _table(found: "CapacityReport", passages: str, tokens: str) -> Table:
     demand, plan, measured, limits = found.demand, found.plan, found.plan.measured, found.limits
     title = f"{demand.rps:g} requests/s of {passages} passages of {tokens} tokens, p99 within {_ms(demand.p99_s)}"
@@ -154,9 +149,13 @@ def _table(found: "CapacityReport", passages: str, tokens: str) -> Table:
     table.add_column(style="bold", no_wrap=True, justify="right")
     table.add_column(style="dim")
     spread = f"95%: {_ms(measured.p99_low_s)} to {_ms(measured.p99_high_s)}; p50 {_ms(measured.p50_s)}"
-    table.add_row("replicas", f"{plan.replicas:,}", f"one fewer misses it; {plan.fewest_replicas:,} just keep up")
+    table.add_row(
+        "replicas",
+        f"{plan.replicas:,}",
+        f"one fewer misses the target; {plan.fewest_replicas:,} just keep up with the load",
+    )
     table.add_row("p99", _ms(measured.p99_s), spread)
-    table.add_row("devices busy", f"{measured.utilisation:.2f}", f"the autoscaler would run {found.kept_replicas:,}")
+    table.add_row("devices busy", f"{measured.utilisation:.2f}", f"the autoscaler would keep {found.kept_replicas:,}")
     table.add_row("one replica", f"{demand.speed.tokens_per_s:,.0f}", f"tokens/s; {demand.speed.origin}")
     table.add_row(
         "ingresses", f"{plan.ingresses:,}", f"{limits.ingress_cpus:.1f} CPUs, {limits.other_cpus:.1f} elsewhere"
@@ -167,7 +166,7 @@ def _table(found: "CapacityReport", passages: str, tokens: str) -> Table:
         f"of its core; {limits.controller_messages_per_s:,.0f} messages/s; enough to {limits.most_replicas:,} replicas",
     )
     if found.cost_per_million_passages is not None:
-        table.add_row("cost", f"{found.cost_per_million_passages:.2f}", "for a million passages, replicas alone")
+        table.add_row("cost", f"{found.cost_per_million_passages:.2f}", "per million passages, replicas alone")
     if found.region is not None:
         _add_region(table, found)
     return table
@@ -175,31 +174,31 @@ def _table(found: "CapacityReport", passages: str, tokens: str) -> Table:
 
 def _add_region(table: Table, found: "CapacityReport") -> None:
     region = found.region
-    assert region is not None  # noqa: S101 - its caller has looked
+    assert region is not None  # noqa: S101 - checked by the caller
     loss = region.loss
     recovered = "not within the time watched" if loss.recovered_after_s is None else f"{loss.recovered_after_s:.0f} s"
     table.add_row(
         "each region",
         f"{region.plan.replicas:,}",
-        f"replicas; {region.plan_after_loss.replicas:,} to lose one unnoticed",
+        f"replicas; with {region.plan_after_loss.replicas:,} the loss of one goes unnoticed",
     )
     table.add_row(
         "after a loss",
         recovered,
-        f"until p99 is kept again; {loss.replicas_before:,} to {max(loss.replicas):,} replicas, "
+        f"until p99 is within the target again; {loss.replicas_before:,} to {max(loss.replicas):,} replicas, "
         f"each {region.assumed.start_s:g} s to start (--start-s)",
     )
     table.add_row("", f"{loss.worst_p99_s:.1f} s", f"worst p99 meanwhile; {loss.num_refused:,} refused in each region")
-    table.add_row("", f"{loss.unreachable:,.0f}", "requests fail before the clients are carried over")
+    table.add_row("", f"{loss.unreachable:,.0f}", "requests fail before their clients reach another region")
 
 
 def _notes(found: "CapacityReport") -> Iterator[str]:
     if not found.demand.speed.is_measured:
         yield (
             "[yellow]The speed is an assumption, not a measurement.[/] Measure yours with `python benchmarks/gpu.py` "
-            "and give it with --tokens-per-s."
+            "and pass it as --tokens-per-s."
         )
-    yield "A simulation; what it leaves out is in docs/capacity.md."
+    yield "This is a simulation; docs/capacity.md lists what it leaves out."
 
 
 def _ms(seconds: float) -> str:

@@ -1,7 +1,7 @@
-"""Whether an address that the service is about to listen on is free, and if not, who has it.
+"""Checks before the start that the service's ports are free, and names the process that holds one.
 
-Serve's proxies listen with SO_REUSEPORT: a second service on the same port starts without an error, and the kernel
-deals connections out to both. The probe therefore binds without that option.
+Serve's proxies listen with SO_REUSEPORT: a second service on the same port would start without an error, and the kernel
+would distribute connections over both. The check therefore binds without that option.
 """
 
 import errno
@@ -20,7 +20,7 @@ __all__ = ["Endpoint", "problem_of", "reserve"]
 
 _LISTENING = "0A"  # TCP_LISTEN in /proc/net/tcp
 _PROBE_TIMEOUT_S = 2
-_WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - what is asked instead
+_WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - where to ask instead
 
 
 class Endpoint(NamedTuple):
@@ -32,7 +32,7 @@ class Endpoint(NamedTuple):
 
 
 def problem_of(endpoint: Endpoint) -> str | None:
-    """Why nothing could listen there, in one line; null if it is free."""
+    """Why the service cannot listen there, in one line; None if it can."""
     try:
         with closing(_bound(endpoint, socket.SO_REUSEADDR if sys.platform == "linux" else None)):
             return None
@@ -44,17 +44,17 @@ def problem_of(endpoint: Endpoint) -> str | None:
 
 
 def reserve(endpoint: Endpoint) -> None:
-    """Keeps others who probe from finding the port free before the proxies listen, where the system can, until this
-    process ends.
+    """Makes `problem_of` in other processes find the port in use from now on, before the proxies listen.
 
-    The socket does not listen, so it gets no connections, and Serve's own socket shares the port with it.
+    The socket does not listen, so it receives no connections, and Serve's own socket can share the port with it. It is
+    held until this process ends. Systems without SO_REUSEPORT reserve nothing.
     """
     with suppress(OSError, AttributeError):
         _bound(endpoint, socket.SO_REUSEPORT).detach()
 
 
 def _bound(endpoint: Endpoint, option: int | None) -> socket.socket:
-    """SO_REUSEADDR lets Linux bind while old connections are in TIME_WAIT, and never beside a listener."""
+    """On Linux, SO_REUSEADDR binds despite old connections in TIME_WAIT, but never beside a listener."""
     family, kind, protocol, _, address = socket.getaddrinfo(
         endpoint.host, endpoint.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )[0]
@@ -72,26 +72,20 @@ def _bound(endpoint: Endpoint, option: int | None) -> socket.socket:
 def _holder(endpoint: Endpoint) -> str:
     processes = sorted(set(_listening_processes(endpoint.port)))
     named = f" ({'; '.join(processes)})" if processes else ""
-    if _is_rerank_service(endpoint):
-        return f"another rerank service{named}"
-    if processes:
-        return f"another program{named}"
-    return "another program, or a service that is just starting"
-
-
-def _is_rerank_service(endpoint: Endpoint) -> bool:
     host = _WILDCARDS.get(endpoint.host, endpoint.host)
     url = f"http://{f'[{host}]' if ':' in host else host}:{endpoint.port}/v1/health/live"
     with suppress(httpx.HTTPError, ValueError, TypeError, KeyError):
-        return str(httpx.get(url, timeout=_PROBE_TIMEOUT_S, trust_env=False).json()["object"]) == "health.response"
-    return False
+        answer = httpx.get(url, timeout=_PROBE_TIMEOUT_S, trust_env=False).json()
+        if answer["object"] == "health.response":
+            return f"another rerank service{named}"
+    return f"another program{named}" if processes else "another program, or a service that is just starting"
 
 
 def _listening_processes(port: int) -> Iterator[str]:
-    """Linux: those that this user may see."""
+    """Processes of this user that listen on a port. Linux only."""
     links = {f"socket:[{inode}]" for inode in _listening_inodes(port)}
     for folder in Path("/proc").glob("[0-9]*") if links else ():
-        with suppress(OSError):  # ended meanwhile, or another user's
+        with suppress(OSError):  # the process has ended, or is another user's
             if any(_link(path) in links for path in (folder / "fd").iterdir()):
                 command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
                 yield f"process {folder.name}: {re.sub(r'[^ -~]', '?', command).strip()[:100]}"
@@ -107,12 +101,7 @@ def _listening_inodes(port: int) -> Iterator[str]:
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         with suppress(OSError):
             for line in Path(table).read_text().splitlines()[1:]:
-                (
-                    _,
-                    local,
-                    _,
-                    state,
-                    *_,
-                ) = fields = line.split()
-                if state == _LISTENING and int(local.rpartition(":")[2], 16) == port:
-                    yield fields[9]
+                fields = line.split()
+                local_port, state, inode = fields[1].rpartition(":")[2], fields[3], fields[9]
+                if state == _LISTENING and int(local_port, 16) == port:
+                    yield inode

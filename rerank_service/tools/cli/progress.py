@@ -1,27 +1,29 @@
-"""How far a long command is: a bar on a terminal, a line now and then elsewhere. It must not know what is done."""
+"""Progress of a long command: a bar on a terminal, elsewhere a line every 15 seconds."""
 
 import time
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-__all__ = ["ProgressBar", "report_progress"]
+__all__ = ["ProgressBar"]
 
 _SILENT_S = 2.0
-"""What takes less is not worth a word."""
+"""A stage that takes less, and has no unit, is not shown."""
 _LINE_EVERY_S = 15.0
 _WINDOW_S = 60.0
+"""Time over which the rate is averaged."""
 
 
 class ProgressBar:
-    """One bar at a time, by what is being done; `unit` names what is counted in the stages it is given for."""
+    """Shows one stage at a time. Call it with the stage, the amount done and the total.
 
-    def __init__(self, units: dict[str, str]) -> None:
+    `ProgressBar(scored="pairs")` shows amount and rate for the stage `scored`, and only a percentage for the others.
+    """
+
+    def __init__(self, **units: str) -> None:
         console = Console(stderr=True)
         self._units = units
         self._bar = Progress(
@@ -48,7 +50,7 @@ class ProgressBar:
         self._bar.stop()
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        """`done` of `total` are done; what was done at a stage's first call does not count for the rate."""
+        """Reports `done` of `total`. The amount at a stage's first call does not count for the rate."""
         now = time.monotonic()
         if stage != self._stage:
             self._stage, self._started, self._spoke = stage, now, now
@@ -65,7 +67,7 @@ class ProgressBar:
             self._console.print(f"{stage} {done / max(1, total):.0%}  {words}", highlight=False, soft_wrap=True)
 
     def _rate(self, now: float, done: int) -> float:
-        """A second, over the last minute: a job's first seconds, when models load, say nothing of the rest."""
+        """Per second, over the last minute: the first seconds, in which models load, would distort a mean over all."""
         self._seen.append((now, done))
         while len(self._seen) > 2 and now - self._seen[1][0] > _WINDOW_S:
             self._seen.popleft()
@@ -76,13 +78,6 @@ class ProgressBar:
         unit = self._units.get(self._stage)
         left = f"{_duration((total - done) / rate)} left" if rate > 0 else "just started"
         return left if unit is None else f"{done:,} of {total:,} {unit}  {rate:,.0f} {unit}/s  {left}"
-
-
-@contextmanager
-def report_progress(**units: str) -> Iterator[ProgressBar]:
-    """`report_progress(scored="pairs")`: rate and amount are shown for the stages named, the rest in percent."""
-    with ProgressBar(units) as bar:
-        yield bar
 
 
 def _duration(seconds: float) -> str:

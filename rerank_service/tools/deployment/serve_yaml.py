@@ -1,6 +1,6 @@
-"""Writes Serve configurations: models, their hardware and bounds in, YAML with its comments out.
+"""Writes a Serve configuration as YAML with comments, from models, their hardware and bounds.
 
-Cluster manifests embed what comes out. It must not know who asked, nor start anything.
+The manifests in `cluster/` embed its output.
 """
 
 import json
@@ -16,21 +16,21 @@ from rerank_service.tools.catalogue import KnownModel
 __all__ = ["Bounds", "Layout", "ServedModel", "group_resource", "serve_yaml"]
 
 _PIN_AMOUNT = 0.001
-"""Of a worker group's resource: it says where a replica may be, and limits nothing. Ray's own `accelerator_type:...` is
-used so."""
+"""Amount of a worker group's resource per replica. It selects the node and is small enough never to limit the number of
+replicas; Ray uses 0.001 of `accelerator_type:...` in the same way."""
 _PROXY_MARGIN_S = 15.0
-"""The proxy's time limit above the service's own, which is to answer first."""
+"""Difference between the proxy's time limit and the service's own, which has to answer first."""
 
 
 class Bounds(NamedTuple):
-    """Fewest and most replicas."""
+    """Minimum and maximum number of replicas."""
 
     min_replicas: int
     max_replicas: int
 
 
 class ServedModel(NamedTuple):
-    """One model, where its files are and what its replicas get."""
+    """One model, the place of its files, and the hardware of its replicas."""
 
     known: KnownModel
     checkpoint: CheckpointConfig
@@ -40,19 +40,19 @@ class ServedModel(NamedTuple):
 
     @property
     def suits_its_hardware(self) -> bool:
-        """Whether it gets the kind of hardware that the catalogue's figures are for."""
+        """Whether the replicas have the kind of hardware that the catalogue's settings are for."""
         return bool(self.num_gpus) == bool(self.known.num_gpus)
 
 
 class Layout(NamedTuple):
-    """What is not one model's."""
+    """Settings that apply to all models."""
 
     host: str = "127.0.0.1"
     port: int = 8000
     ingresses: Bounds = Bounds(1, 1)
     ingress_cpus: float = 0
     is_pinned: bool = False
-    """Whether each model with GPUs keeps to the nodes that have its `group_resource`."""
+    """Whether the replicas of a model with GPUs are placed only on nodes with its `group_resource`."""
     key_hashes_file: str | None = None
     requests_per_minute: int | None = None
     passages_per_minute: int | None = None
@@ -60,7 +60,7 @@ class Layout(NamedTuple):
 
 
 class _Noted(NamedTuple):
-    """A value with a comment behind it, or before it where it is longer than a few words."""
+    """A value with a comment, on the same line or, if `is_above`, on the line before."""
 
     value: Any
     note: str
@@ -68,24 +68,23 @@ class _Noted(NamedTuple):
 
 
 def group_resource(application: str) -> str:
-    """Ray resource that the nodes of a model's worker group have."""
+    """Name of the Ray resource on the nodes of a model's worker group."""
     return f"rerank:{application}"
 
 
 def serve_yaml(models: Sequence[ServedModel], layout: Layout, command: str) -> str:
-    """The configuration; `command` is named in its first line as what wrote it."""
+    """The configuration. Its first line names `command` as the command that wrote it."""
     apart = [model for model in models if model.num_gpus]
     settings = {"logging_config": {"encoding": "JSON", "log_level": "INFO"}}
     text = [
         f"# Written by: {command}",
-        "# `rerank-service serve FILE --haproxy` starts it on one machine, `serve deploy FILE` on a Ray cluster, on",
-        '# whose nodes `eval "$(rerank-service environment --haproxy)"` came before `ray start`. Every setting is',
-        "# explained in rerank_service/config.py.",
+        "# On one machine: `rerank-service serve FILE --haproxy`. On a Ray cluster: `serve deploy FILE`, if every node",
+        '# ran `eval "$(rerank-service environment --haproxy)"` and then `ray start`. Settings: docs/configuration.md',
         *_lines({"proxy_location": "EveryNode", "http_options": _http_options(layout)} | settings),
         "applications:",
     ]
     if apart:
-        text.append("  # Each model is an application of its own: changing one leaves the others' replicas alone.")
+        text.append("  # Each model is its own application: changing one does not restart the others' replicas.")
     for model in apart:
         text += [*_indented(_model_application(model, layout), "  "), ""]
     text += _indented(_ingress_application(models, layout), "  ")
@@ -93,10 +92,10 @@ def serve_yaml(models: Sequence[ServedModel], layout: Layout, command: str) -> s
 
 
 def _http_options(layout: Layout) -> dict[str, Any]:
-    open_note = "other machines reach it: set keys first"
+    open_note = "other machines can reach it: set API keys"
     host = layout.host if layout.host.startswith("127.") else _Noted(layout.host, open_note)
     timeout_s = LimitsConfig().request_timeout_s + _PROXY_MARGIN_S
-    backstop = _Noted(timeout_s, "a backstop above limits.request_timeout_s, which answers first")
+    backstop = _Noted(timeout_s, "above limits.request_timeout_s, so that the service answers first")
     return {"host": host, "port": layout.port, "request_timeout_s": backstop}
 
 
@@ -104,7 +103,7 @@ def _model_application(model: ServedModel, layout: Layout) -> list[str]:
     name = model.known.application
     return [
         f"- name: {_scalar(name)}",
-        "  route_prefix: null # asked by the ingress below only",
+        "  route_prefix: null # called only by the ingress below",
         f"  import_path: {MODEL_IMPORT_PATH}",
         f"  args: &{_anchor(name)}",
         *_indented(_lines(_model(model, layout)), "    "),
@@ -134,7 +133,7 @@ def _ingress_application(models: Sequence[ServedModel], layout: Layout) -> list[
 
 
 _KEYS_HINT = (
-    "# Keys: the environment variable RERANK_SERVICE_API_KEYS of the ingresses, or a file of SHA-256 hashes:",
+    "# API keys: the environment variable RERANK_SERVICE_API_KEYS of the ingresses, or a file of SHA-256 hashes:",
     "# auth:",
     "#   key_hashes_file: /etc/rerank-service/key-hashes",
 )
@@ -174,7 +173,7 @@ def _checkpoint(model: ServedModel) -> dict[str, Any]:
     checkpoint = model.checkpoint
     settings = {"source": checkpoint.source, "revision": checkpoint.revision}
     if checkpoint.is_folder:
-        fetched = f"a folder that every node with this model sees; or, from the hub: {model.known.name}=ORG/NAME@COMMIT"
+        fetched = f"a folder on every node with this model; or, from the hub: {model.known.name}=ORG/NAME@COMMIT"
         settings["source"] = _Noted(checkpoint.source, fetched, is_above=True)  # type: ignore[assignment]
     return {name: value for name, value in settings.items() if value is not None}
 
@@ -200,12 +199,12 @@ def _replica(model: ServedModel, layout: Layout) -> dict[str, Any]:
     }
     if not layout.is_pinned:
         return settings
-    pin = _Noted(_PIN_AMOUNT, "only on nodes that have this resource; the amount limits nothing")
+    pin = _Noted(_PIN_AMOUNT, "places replicas on nodes with this resource; the amount limits nothing")
     return settings | {"resources": {group_resource(model.known.application): pin}}
 
 
 def _lines(settings: Mapping[str, Any]) -> Iterator[str]:
-    """Block YAML of mappings, lists of scalars and scalars."""
+    """Formats mappings, lists of scalars and scalars as block YAML."""
     for key, noted in settings.items():
         value, note, is_above = noted if isinstance(noted, _Noted) else (noted, "", False)
         behind = f" # {note}" if note and not is_above else ""
@@ -226,12 +225,12 @@ def _indented(lines: Sequence[str] | Iterator[str], indent: str) -> list[str]:
 
 
 def _scalar(value: str | float) -> str:
-    """One value as YAML reads it back, whatever is in it."""
+    """One scalar, quoted if YAML would read it back as another value."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     plain = str(value)
     is_plain = yaml.safe_load(f"[{plain}]") == [value] if _PLAIN.fullmatch(plain) else False
-    return plain if is_plain else json.dumps(value)  # JSON's scalars are YAML's
+    return plain if is_plain else json.dumps(value)  # a JSON scalar is a YAML scalar
 
 
 _PLAIN = re.compile(r"[A-Za-z0-9/~.][A-Za-z0-9_./:~-]*")

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 
 from rerank_service.engine.protocol import Engine, PairT
-from rerank_service.engine.score_all import Progress, Question, score_passages
+from rerank_service.engine.score_all import OnScored, QueryPassages, score_passages
 from rerank_service.engine.text.windows import EncodedPassages
 from rerank_service.errors import BatchError, NonFiniteLogit
 from rerank_service.messages import Fitting, PassageWindows
@@ -20,7 +20,7 @@ def score_candidates(
     candidates: Candidates,
     windows: PassageWindows | None = None,
     batch_tokens: int | None = None,
-    on_scored: Progress = lambda *_: None,
+    on_scored: OnScored = lambda *_: None,
 ) -> tuple[EncodedPassages[PairT], Scores]:
     """The encoded passages, query by query in the order of the candidates, and their scores.
 
@@ -39,7 +39,7 @@ def score_candidates(
     return passages, by_query(logits, candidates)
 
 
-def questions(collection: Collection, candidates: Candidates) -> Iterator[Question]:
+def questions(collection: Collection, candidates: Candidates) -> Iterator[QueryPassages]:
     """Each query with the texts of its candidates."""
     for query_id, chosen in candidates.items():
         yield collection.queries[query_id], [collection.passages[passage_id] for passage_id in chosen]

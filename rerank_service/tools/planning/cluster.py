@@ -16,8 +16,8 @@ from rerank_service.config import LimitsConfig
 from rerank_service.messages import ReplicaLoad
 from rerank_service.replica.scheduler.admission import lateness
 from rerank_service.replica.scheduler.fair_queue import TokensDue
+from rerank_service.routing.ranker import even_slices
 from rerank_service.routing.replica_table import MAX_DECLINED, ReplicaTable
-from rerank_service.routing.shards import even_slices
 from rerank_service.tools.planning.clock import Clock
 from rerank_service.tools.planning.costs import HAPROXY, StackCosts
 from rerank_service.tools.planning.replica import SimulatedReplica, SimulatedShard

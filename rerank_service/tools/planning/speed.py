@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from rerank_service.config import default_batch_tokens, default_min_batch_tokens
-from rerank_service.engine.device.gpus import GPUS
+from rerank_service.engine.device.peak import GPU_PEAKS
 from rerank_service.tools.bench.workload import Lengths
 from rerank_service.tools.planning.workload import Mix
 from rerank_service.tools.random_checkpoints.shapes import Architecture, Shape, shape_of
@@ -27,7 +27,7 @@ ASSUMED_MFU = 0.4
 """Assumed share of the peak that a forward pass reaches; not measured. A large matrix product alone reaches about 0.8
 on an H100 (docs/decisions/0007), and NVIDIA's published 150 pairs/s of the 4B at 512 tokens correspond to 0.55."""
 
-PEAK_TFLOPS = {gpu.key: gpu.peak_flops / 1e12 for gpu in GPUS}
+PEAK_TFLOPS = {gpu.key: gpu.flops_per_s / 1e12 for gpu in GPU_PEAKS}
 
 EMBEDDED_TOKENS_PER_S = {Lengths.SHORT: 9_396.0, Lengths.CHUNKS: 8_050.0, Lengths.LONG_TAIL: 7_317.0}
 """One replica on one core in int8: tokens of a pair divided by its CPU time, for the late-interaction engine in

@@ -11,7 +11,7 @@ from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from rerank_service.engine.linear.calibration_text import TRAINING_TEXT
+from rerank_service.engine.linear.sample_text import SAMPLE_TEXT
 from rerank_service.tools.random_checkpoints.shapes import Architecture
 
 __all__ = ["special_ids", "tokenizer_files", "tokenizer_vocab_size"]
@@ -125,7 +125,7 @@ def _trained(architecture: Architecture) -> str:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     )
     answers = _ANSWERS if architecture is Architecture.QWEN3 else []
-    tokenizer.train_from_iterator([*TRAINING_TEXT.splitlines(keepends=True), *answers], trainer)
+    tokenizer.train_from_iterator([*SAMPLE_TEXT.splitlines(keepends=True), *answers], trainer)
     tokenizer.post_processor = _post_processor(architecture)
     return tokenizer.to_str(pretty=True)
 

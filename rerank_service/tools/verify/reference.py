@@ -30,7 +30,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from rerank_service.config import EngineKind, ModelConfig
-from rerank_service.engine.text.prompts import YES_NO_PROMPTS
+from rerank_service.engine.text.yes_no_prompts import YES_NO_PROMPTS
 from rerank_service.errors import CheckpointError
 
 __all__ = ["Reference", "ReferenceTokens", "load_reference"]

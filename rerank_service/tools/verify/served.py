@@ -8,11 +8,11 @@ from typing import Any, NamedTuple, Protocol
 from rerank_service.config import Dtype, ModelConfig
 from rerank_service.engine import Engine, Truncate, load_engine
 from rerank_service.engine.device.precision import resolve_precision
-from rerank_service.engine.linear.cpu import can_pack
+from rerank_service.engine.linear.packed import can_pack
 from rerank_service.engine.loading import resolve_device
 from rerank_service.messages import Fitting, Shard
 from rerank_service.replica.scorer import ModelScorer
-from rerank_service.routing.shards import estimate_tokens
+from rerank_service.routing.ranker import estimate_tokens
 from rerank_service.tools.verify.texts import VerificationQuery
 
 __all__ = ["EnginePath", "PairTokens", "ServedLogits", "ServedPath"]

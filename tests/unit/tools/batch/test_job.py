@@ -146,7 +146,7 @@ def test_a_stopped_job_reports_the_pairs_it_kept(
     summary = run(*command(pairs, output, config))
 
     assert stopped.exit_code == 130
-    assert f"stopped; {3 * CHUNK_PAIRS} pairs are kept in {output}.parts: the same command goes on" in stopped.stderr
+    assert f"stopped; {3 * CHUNK_PAIRS} pairs are kept in {output}.parts: the same command resumes" in stopped.stderr
     assert summary["num_resumed_pairs"] == 3 * CHUNK_PAIRS
 
 
@@ -195,7 +195,7 @@ def test_pairs_whose_query_fills_the_window_are_counted(tmp_path: Path, config: 
     shown = runner.invoke(app, command(pairs, tmp_path / "out.csv", config))
 
     assert (summary["num_truncated_pairs"], summary["num_unscored_pairs"]) == (1, 1)
-    assert "1 cut to the window, 1 of them without any of the passage" in shown.stdout
+    assert "1 truncated to the window, 1 of them without any token of the passage" in shown.stdout
 
 
 @pytest.mark.parametrize(
@@ -304,4 +304,4 @@ def test_a_missing_package_names_its_extra(
     result = runner.invoke(app, command(pairs, tmp_path / "out.parquet", config))
 
     assert result.exit_code == 2
-    assert "pyarrow is missing: pip install 'rerank-service[batch]'" in result.stderr
+    assert "pyarrow is not installed: pip install 'rerank-service[tools]'" in result.stderr

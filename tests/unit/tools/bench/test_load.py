@@ -219,4 +219,4 @@ def test_numbers_of_clients_are_checked(clients: str) -> None:
     result = CliRunner().invoke(app, ["bench", "service", "--clients", clients])
 
     assert result.exit_code == 2
-    assert "is not a list of whole numbers" in result.stderr
+    assert "is not a list of positive whole numbers" in result.stderr

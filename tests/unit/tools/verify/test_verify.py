@@ -19,11 +19,12 @@ from transformers import (
     Qwen3ForCausalLM,
     Qwen3ForSequenceClassification,
 )
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from typer.testing import CliRunner
 
 from rerank_service.config import Dtype, EngineKind, ModelConfig
 from rerank_service.engine import Truncate
-from rerank_service.engine.device import forward
+from rerank_service.engine.device.forward import PACKED_ATTENTION, PACKED_CAUSAL_ATTENTION, packed_attention
 from rerank_service.engine.device.pack import PackedSequences
 from rerank_service.engine.device.precision import multiplies_int8
 from rerank_service.errors import CheckpointError
@@ -146,21 +147,23 @@ def test_a_wrong_decoder_is_rejected(
 
 
 def causal(
+    module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    packed: PackedSequences,
+    mask: None,
     scaling: float | None,
-    *_: object,
-) -> torch.Tensor:
-    """Replaces `forward._one_by_one`: attention as it would be without `is_causal = False`."""
+    packed: PackedSequences,
+    **_: object,
+) -> tuple[torch.Tensor, None]:
+    """The attention of a model that has lost its `is_causal = False`."""
     outputs = [
         torch.nn.functional.scaled_dot_product_attention(
             *(tensor[:, :, start:end] for tensor in (query, key, value)), is_causal=True, scale=scaling, enable_gqa=True
         )
         for start, end in zip(packed.bounds, packed.bounds[1:], strict=False)
     ]
-    return torch.cat(outputs, dim=2).transpose(1, 2)
+    return torch.cat(outputs, dim=2).transpose(1, 2), None
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -173,7 +176,7 @@ def test_a_causal_model_is_rejected(
     dtype: str,
 ) -> None:
     run = reference_of(name)
-    monkeypatch.setattr(forward, "_one_by_one", causal)
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, PACKED_ATTENTION, causal)
 
     verdict = served(run, local_model(folders[name], engine={"dtype": dtype}))
 
@@ -209,8 +212,8 @@ def test_another_instruction_of_a_yes_no_decoder_is_rejected(
 def test_a_yes_no_decoder_that_sees_later_tokens_is_rejected(
     folders: dict[str, Path], reference_of: Callable[[str], ReferenceRun], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, one_by_one = reference_of("qwen3"), forward._one_by_one
-    monkeypatch.setattr(forward, "_one_by_one", lambda *inputs: one_by_one(*inputs[:-1], True))
+    run = reference_of("qwen3")
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, PACKED_CAUSAL_ATTENTION, packed_attention)
 
     assert "largest difference" in failed(served(run, local_model(folders["qwen3"])))
 
@@ -538,8 +541,8 @@ def test_a_running_service_is_verified_in_the_precision_it_reports(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--served-as", "another"], "--served-as is for --url"),
-        (["--recorded", "another"], "no logits of 'another' are recorded here"),
+        (["--served-as", "another"], "--served-as needs --url"),
+        (["--recorded", "another"], "no logits of 'another' are recorded"),
     ],
 )
 def test_options_without_effect_are_errors(folders: dict[str, Path], options: list[str], words: str) -> None:
