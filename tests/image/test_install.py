@@ -29,7 +29,7 @@ def test_what_the_image_is_built_from_installs_and_ranks(tmp_path: Path) -> None
         assert result.returncode == 0, result.stdout + result.stderr
         return result.stdout
 
-    run("cluster/install.sh", str(venv), "cpu", "redis,embedded")
+    run("cluster/install.sh", str(venv), "cpu", "redis")
     shutil.copy(ROOT / "serve_config.yaml", context)
     (context / "passages.txt").write_text("\n".join(PASSAGES))
     ask = ["rank", "What is the capital of France?", "passages.txt", "--in-process", "--json"]

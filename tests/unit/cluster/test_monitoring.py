@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 import yaml
 
 from rerank_service.telemetry.metrics import ALL_METRICS, MetricKind
+from tests.programs import needs_program
 
 FOLDER = Path(__file__).parents[3] / "cluster" / "monitoring"
 SERIES = {
@@ -24,7 +24,6 @@ SERIES = {
         else [metric.name]
     )
 }
-promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +65,7 @@ def test_every_alert_is_in_the_runbook() -> None:
     assert [alert for alert in alerts if f"`{alert}`" not in runbook] == []
 
 
-@promtool
+@needs_program("promtool", "prometheus")
 @pytest.mark.parametrize(
     "arguments",
     [["check", "rules", "rules.yaml"], ["test", "rules", "rules.test.yaml"], ["check", "config", "prometheus.yaml"]],

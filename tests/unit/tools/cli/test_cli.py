@@ -35,6 +35,20 @@ def test_check() -> None:
     assert "cannot read nowhere.yaml" in bad.stderr
 
 
+def test_without_a_file_the_packaged_configuration_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    packaged, named = runner.invoke(app, ["check"]), runner.invoke(app, ["check", "serve_config.yaml"])
+
+    assert packaged.exit_code == 0
+    assert packaged.stderr.startswith("no serve_config.yaml here: using /")
+    assert "it serves sentence-transformers/all-MiniLM-L6-v2" in packaged.stdout
+    assert named.exit_code == 2
+    assert "cannot read serve_config.yaml" in named.stderr
+
+    (tmp_path / "serve_config.yaml").write_text(Path(CONFIG).read_text())
+    assert runner.invoke(app, ["check"]).stderr == ""
+
+
 def test_check_as_json() -> None:
     good = runner.invoke(app, ["check", CONFIG, "--json"])
     assert json.loads(good.stdout)["models"] == ["sentence-transformers/all-MiniLM-L6-v2"]
