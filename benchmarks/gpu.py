@@ -1,11 +1,12 @@
-"""Engines on one GPU beside what the chip could do: one table, from one command.
+"""Speed of the engines on one GPU, relative to the speed of the chip, as one table.
 
     python benchmarks/gpu.py [--json benchmarks/results/gpu.json]
 
-Needs torch and transformers only, no Ray and no installation of this package. Writes random checkpoints of the real
-shapes to a temporary folder (10 GB for both) and loads them the way the service does. MFU: floating-point operations
-of the forward pass over time, as a share of what a large bfloat16 product reaches on this chip in this run; in float8
-too, so that rows compare.
+Needs only torch and transformers: neither Ray nor an installation of this package. Writes random checkpoints of the
+published shapes to a temporary folder (10 GB for both) and loads them like the service. MFU is the rate of
+floating-point operations of the forward pass, as a share of the rate of a large bfloat16 matrix product in the same
+run;
+float8 uses the same reference, so that rows are comparable.
 """
 
 import argparse
@@ -23,19 +24,19 @@ from typing import Any
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # runs from a checkout, without installing it
+sys.path.insert(0, str(Path(__file__).parents[1]))  # runs from a checkout, without an installation
 
 from benchmarks.provenance import provenance
 from rerank_service.config import CheckpointConfig, Dtype, EngineConfig, ModelConfig
 from rerank_service.engine import EncodedPair, Engine, Truncate, load_engine
-from rerank_service.engine.device.pack import token_budget_batches
 from rerank_service.engine.loading import read_model_config
+from rerank_service.engine.score_all import token_budget_batches
 from rerank_service.engine.text.tokenise import load_tokenizer
 from rerank_service.tools.bench.workload import QUERY, Lengths, draw_lengths, make_passages
 from rerank_service.tools.random_checkpoints.make import Architecture, make_checkpoint
 
 PRODUCT_SIZE = 8192
-"""Of the square bfloat16 matrices whose product is the limit; an H100 reaches about 800 of its 989 TFLOP/s in it."""
+"""Size of the square bfloat16 matrices of the reference product; an H100 reaches about 800 of its 989 TFLOP/s."""
 
 SIZES = {
     "1b": (Architecture.LLAMA_BIDIREC, "1b"),
@@ -50,7 +51,7 @@ REFERENCE_PAIRS = 16
 
 @dataclass(frozen=True)
 class EngineVariant:
-    """One way to run a model."""
+    """Settings of an engine."""
 
     name: str
     dtype: Dtype
@@ -68,7 +69,7 @@ VARIANTS = (
 
 @dataclass(frozen=True)
 class GpuFigures:
-    """A line of the table."""
+    """A row of the table."""
 
     model: str
     variant: str
@@ -76,20 +77,20 @@ class GpuFigures:
     pairs_per_s: float
     tokens_per_s: float
     mfu: float
-    """Share of the large product's speed."""
+    """Share of the speed of the reference product."""
     one_pair_ms: float
-    """A pair of about 128 tokens alone, median."""
+    """Median time of a single pair of about 128 tokens."""
     max_logit_error: float
-    """Against the same weights in float32, over a few pairs."""
+    """Largest difference from the same weights in float32, over a few pairs."""
     logit_std: float
 
 
 def main() -> None:
-    """Measures what the options say and prints one table."""
+    """Measures the chosen models and prints a table."""
     options = _parse_options()
     rows = []
     limit = product_flops_per_s(options.device)
-    print(f"a large bfloat16 product: {limit / 1e12:.1f} TFLOP/s", file=sys.stderr)
+    print(f"large bfloat16 matrix product: {limit / 1e12:.1f} TFLOP/s", file=sys.stderr)
     with tempfile.TemporaryDirectory(prefix="rerank-gpu-") as folder:
         for size in options.sizes.split(","):
             architecture, shape = SIZES[size]
@@ -107,7 +108,7 @@ def _parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", default="1b,4b", help=f"of {', '.join(SIZES)}")
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--pairs", type=int, default=512, help="a run")
+    parser.add_argument("--pairs", type=int, default=512, help="pairs per run")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--batch-tokens", type=int, default=16_384)
     parser.add_argument("--json", type=Path)
@@ -115,14 +116,14 @@ def _parse_options() -> argparse.Namespace:
 
 
 def bench_model(size: str, checkpoint: Path, options: argparse.Namespace, limit: float) -> Iterator[GpuFigures]:
-    """Every variant of one model over every distribution of lengths."""
+    """Figures of every variant of a model on every distribution of lengths."""
     config = read_model_config(checkpoint)
     reference = reference_logits(checkpoint, options.device)
     for variant in VARIANTS if options.device.startswith("cuda") else VARIANTS[:1]:
         print(f"{size}: {variant.name}", file=sys.stderr)
         try:
             engine = load(checkpoint, variant, options.device)
-        except Exception as problem:  # one variant that cannot run here must not hide the others
+        except Exception as problem:  # a variant that cannot run here must not stop the others
             print(f"{size}: {variant.name} does not run here: {problem}", file=sys.stderr)
             continue
         logits = engine.score(reference_pairs(engine, checkpoint))
@@ -149,25 +150,25 @@ def bench_model(size: str, checkpoint: Path, options: argparse.Namespace, limit:
 
 
 def load(checkpoint: Path, variant: EngineVariant, device: str) -> Engine[Any]:
-    """The engine as a replica would have it."""
+    """The engine, loaded like in a replica."""
     options = EngineConfig(device=device, dtype=variant.dtype, cuda_graphs=variant.cuda_graphs, compile=variant.compile)
     model = ModelConfig(id="bench", checkpoint=CheckpointConfig(source=str(checkpoint)), engine=options)
     return load_engine(model.model_copy(update={"window_tokens": _window(checkpoint)}))
 
 
 def reference_logits(checkpoint: Path, device: str) -> list[float]:
-    """Of a few pairs, in float32."""
+    """Logits of a few pairs in float32."""
     engine = load(checkpoint, EngineVariant("reference", Dtype.FLOAT32, cuda_graphs=False), device)
     return engine.score(reference_pairs(engine, checkpoint))
 
 
 def reference_pairs(engine: Engine[Any], checkpoint: Path) -> list[EncodedPair]:
-    """The same for every variant."""
+    """A few pairs, the same for every variant."""
     return draw_pairs(engine, checkpoint, Lengths.SHORT.value, REFERENCE_PAIRS)
 
 
 def draw_pairs(engine: Engine[Any], checkpoint: Path, lengths: str, count: int) -> list[EncodedPair]:
-    """Seeded pairs of a distribution; those of `FULL` are cut at 512 tokens."""
+    """Seeded pairs of a distribution; those of `FULL` are truncated to 512 tokens."""
     drawn = [600] * count if lengths == FULL else draw_lengths(Lengths(lengths), count)
     pairs: list[EncodedPair] = engine.tokenise(QUERY, make_passages(load_tokenizer(checkpoint), drawn), Truncate.END)
     if lengths != FULL:
@@ -176,7 +177,7 @@ def draw_pairs(engine: Engine[Any], checkpoint: Path, lengths: str, count: int) 
 
 
 def run(engine: Engine[Any], pairs: Sequence[EncodedPair], batch_tokens: int) -> float:
-    """Seconds for all pairs, with as many batches in flight as the scheduler would have."""
+    """Seconds for all pairs, with as many batches in flight as in the scheduler."""
     batch_tokens = min(batch_tokens, engine.memory_tokens or batch_tokens)
     in_flight: deque[Any] = deque()
     started = time.perf_counter()
@@ -190,7 +191,7 @@ def run(engine: Engine[Any], pairs: Sequence[EncodedPair], batch_tokens: int) ->
 
 
 def one_pair_ms(engine: Engine[Any], checkpoint: Path) -> float:
-    """Milliseconds for one pair of about 128 tokens, alone on the device; median of 20."""
+    """Milliseconds for a single pair of about 128 tokens; median of 20."""
     passages = make_passages(load_tokenizer(checkpoint), [112])
     pairs = engine.tokenise(QUERY, passages, Truncate.END)
     taken = []
@@ -202,7 +203,7 @@ def one_pair_ms(engine: Engine[Any], checkpoint: Path) -> float:
 
 
 def product_flops_per_s(device: str) -> float:
-    """What a large bfloat16 product reaches, the best of ten."""
+    """Operations per second of a large bfloat16 matrix product, the best of ten."""
     size = PRODUCT_SIZE if device.startswith("cuda") else 512
     left, right = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
     taken = []
@@ -216,7 +217,8 @@ def product_flops_per_s(device: str) -> float:
 
 
 def flops(config: dict[str, Any], lengths: Sequence[int]) -> float:
-    """Of one forward pass over sequences of these lengths: matrix products only, a multiply-add counts as two."""
+    """Operations of a forward pass over sequences of these lengths: matrix products only, a multiply-add counts as
+    two."""
     hidden, inner = config["hidden_size"], config["intermediate_size"]
     query = config["num_attention_heads"] * (config.get("head_dim") or hidden // config["num_attention_heads"])
     key = query * config["num_key_value_heads"] // config["num_attention_heads"]
@@ -226,7 +228,7 @@ def flops(config: dict[str, Any], lengths: Sequence[int]) -> float:
 
 
 def table(rows: Sequence[GpuFigures]) -> str:
-    """Markdown, one line a row."""
+    """A Markdown table."""
     heads = ("model", "how", "pairs of", "pairs/s", "tokens/s", "MFU", "one pair, ms", "logit error (std)")
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for row in rows:

@@ -1,4 +1,4 @@
-"""What makes a measured figure repeatable: commit, hardware, versions, command."""
+"""Provenance of a measurement: commit, hardware, versions, command."""
 
 import os
 import platform
@@ -17,7 +17,7 @@ __all__ = ["provenance"]
 
 
 def provenance(packages: Sequence[str]) -> dict[str, Any]:
-    """Goes to the top of every file in `results/`; `packages` are those whose versions matter."""
+    """The head of every file in `results/`. `packages` are those whose versions are recorded."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": _git("rev-parse", "HEAD"),
@@ -33,7 +33,7 @@ def provenance(packages: Sequence[str]) -> dict[str, Any]:
 
 
 def _command() -> str:
-    """Without this machine's folders: of `python -m benchmarks.x`, `sys.argv` has the file's whole path."""
+    """The command without absolute paths: for `python -m benchmarks.x`, `sys.argv` contains the path of the file."""
     program, root = Path(sys.argv[0]), Path(__file__).parents[1]
     if not program.is_absolute() or not program.is_relative_to(root):
         return " ".join(["python", *sys.argv])
@@ -42,7 +42,7 @@ def _command() -> str:
 
 
 def _version(package: str) -> str | None:
-    """Null for what runs from a folder and is not installed."""
+    """Version of a package; null if it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -50,7 +50,7 @@ def _version(package: str) -> str | None:
 
 
 def _git(*arguments: str) -> str | None:
-    """Null outside a repository, in one without a commit, and where there is no git."""
+    """Output of a git command; null without git, a repository or a commit."""
     if shutil.which("git") is None:
         return None
     result = subprocess.run(

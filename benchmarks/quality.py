@@ -1,11 +1,10 @@
-"""Ranking quality of a model beside BM25: nDCG@10 and MRR@10 over folders of judged queries.
+"""Ranking quality of a model and of BM25: nDCG@10 and MRR@10 on folders of judged queries.
 
-    python benchmarks/quality.py FOLDER... [--dtype float32] [--json benchmarks/results/NAME.json]
+    python -m benchmarks.quality FOLDER... [--dtype float32] [--json benchmarks/results/NAME.json]
 
-A folder has `corpus.jsonl` {_id,title,text}, `queries.jsonl` {_id,text} and `qrels.tsv` (query, passage,
-relevance, below a header line), as in BEIR (arXiv 2104.08663). Runs the engine in this process; knows
-nothing of Ray or HTTP. Its figures come from `tools/evaluation/`, as those of `rerank-service eval`. Needs the
-extra `bench`: `pip install -e '.[embedded,bench]'`.
+A folder contains `corpus.jsonl` {_id,title,text}, `queries.jsonl` {_id,text} and `qrels.tsv` (query, passage,
+relevance, below a header line), as in BEIR (arXiv 2104.08663). The engine runs in this process; the figures are
+computed by `tools/evaluation/`, as for `rerank-service eval`. Needs the extra `bench`.
 """
 
 import json
@@ -15,10 +14,10 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from provenance import provenance
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.provenance import provenance
 from rerank_service.config import CheckpointConfig, Dtype, EngineConfig, LateInteractionHead, ModelConfig, load_config
 from rerank_service.engine.build import load_engine
 from rerank_service.engine.kinds.late_interaction import LateInteractionEngine
@@ -47,11 +46,11 @@ PARTS = {
     "cosine": LateInteractionHead(cosine_weight=1.0, maxsim_weight=0.0, bias=0.0),
     "maxsim": LateInteractionHead(cosine_weight=0.0, maxsim_weight=1.0, bias=0.0),
 }
-"""What a late-interaction engine joins, each alone."""
+"""Each part of the late-interaction score, alone."""
 
 
 def choose_model(config: Path | None, dtype: Dtype | None, window: int | None) -> ModelConfig:
-    """The default model of a Serve configuration, or the embedded one, with the options given on top."""
+    """The default model of a Serve configuration, or the embedded model, with the given options."""
     model = EMBEDDED
     if config is not None:
         service = load_config(config)
@@ -62,7 +61,7 @@ def choose_model(config: Path | None, dtype: Dtype | None, window: int | None) -
 
 
 def load_engines(model: ModelConfig, with_parts: bool = True) -> dict[str, Engine[Any]]:
-    """The model's engine, last; before it, if it is a late-interaction engine, its parts."""
+    """Engines to compare: the parts of a late-interaction score, if there are any, then the model."""
     engine = load_engine(model)
     if not with_parts or not isinstance(engine, LateInteractionEngine):
         return {model.id: engine}
@@ -127,17 +126,19 @@ def _table(result: dict[str, Any]) -> Table:
 
 def main(
     folders: Annotated[list[Path], typer.Argument(exists=True, file_okay=False)],
-    model_config: Annotated[Path | None, typer.Option(help="Serve configuration; else embedded.")] = None,
-    dtype: Annotated[Dtype | None, typer.Option(help="Overrides the configuration's.")] = None,
-    window: Annotated[int | None, typer.Option(min=16, help="Overrides the configuration's tokens.")] = None,
-    top_k: Annotated[int, typer.Option(min=1, help="BM25's passages a query, unless judged.")] = 100,
-    max_queries: Annotated[int | None, typer.Option(min=1, help="The first ones of each folder.")] = None,
+    model_config: Annotated[Path | None, typer.Option(help="Serve configuration; default: the embedded model.")] = None,
+    dtype: Annotated[Dtype | None, typer.Option(help="Overrides the configured precision.")] = None,
+    window: Annotated[int | None, typer.Option(min=16, help="Overrides the configured window.")] = None,
+    top_k: Annotated[int, typer.Option(min=1, help="Candidates per query from BM25.")] = 100,
+    max_queries: Annotated[int | None, typer.Option(min=1, help="Maximum number of queries per folder.")] = None,
     max_windows: MaxWindows = 1,
     window_tokens: WindowTokens = None,
     overlap_tokens: OverlapTokens = DEFAULT_OVERLAP_TOKENS,
     batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens of one forward pass.")] = 16_384,
-    with_parts: Annotated[bool, typer.Option("--parts/--no-parts", help="Also what a late interaction joins.")] = True,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Where the figures go.")] = None,
+    with_parts: Annotated[
+        bool, typer.Option("--parts/--no-parts", help="Also measure the parts of a late-interaction score.")
+    ] = True,
+    json_file: Annotated[Path | None, typer.Option("--json", help="File for the figures.")] = None,
 ) -> None:
     """Measures nDCG@10 and MRR@10 of BM25 and of a model on folders of judged queries."""
     console = Console()

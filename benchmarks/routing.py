@@ -1,10 +1,10 @@
-"""Choosing a replica with many ingresses, simulated with the service's own routing code in virtual time.
+"""Simulates the choice of a replica with many ingresses, with the service's own routing code in virtual time.
 
     python -m benchmarks.routing [--json benchmarks/results/routing.json] [--requests 6000]
 
-Compared with it: `own tokens`, what each ingress has sent and not got back (the rule before); `reports`, backlogs
-reported with answers and never forgotten; `fading reports`, which approach the mean; the best of two or four random
-replicas by the same estimate. `fading + declines` is what the service does.
+`fading + declines` is the service's rule. The others are: `own tokens`, tokens that an ingress has in flight itself;
+`reports`, backlogs reported with replies and kept until the next report; `fading reports`, which decay towards the
+mean; and the best of two or of four random replicas by the same estimate.
 """
 
 import itertools
@@ -38,25 +38,25 @@ LOADS = (0.5, 0.7, 0.85, 0.95)
 SPEED = ReplicaSpeed(tokens_per_s=100_000.0, batch_overhead_s=0.002)
 MIXES = {"skewed": Mix({10: 4, 40: 3, 160: 1}, Lengths.SHORT), "even": Mix({40: 1}, 128)}
 COSTS = StackCosts(CpuCost(0.0, 0.0, 0.0), HAPROXY.other, 0.0013, 0.0013, 1e9, 8)
-"""The way there and back, and ingresses and tokenisers that are never short of CPU: what is left is the choice."""
+"""Costs of transport only; ingresses and tokenisers never run out of CPU, so that only the routing differs."""
 
 
 class OwnTokens(ReplicaTable):
-    """Without reports."""
+    """The rule without reports."""
 
     def add_report(self, load: ReplicaLoad) -> None:
-        """Drops it."""
+        """Ignores the report."""
 
 
 class Declining(ReplicaTable):
-    """As the service."""
+    """The service's rule."""
 
 
 class Reports(ReplicaTable):
-    """With reports, without declines."""
+    """The rule with reports but without declines."""
 
     def decline_above(self, replica: str, num_tokens: int) -> int | None:
-        """Never."""
+        """No limit, so a replica never declines."""
         return None
 
 
@@ -64,17 +64,17 @@ class _OfRandom(Reports):
     candidates = 2
 
     def best(self, replicas: Sequence[Any], id_of: Callable[[Any], str], num_tokens: int, **options: Any) -> list[Any]:
-        """Of a few drawn at random."""
+        """The best of a few random replicas."""
         drawn = random.sample(list(replicas), self.candidates)
         return super().best(drawn, id_of, num_tokens, **options)
 
 
 class PowerOfTwo(_OfRandom):
-    """The better of two random ones, by the same estimate."""
+    """The better of two random replicas."""
 
 
 class PowerOfFour(_OfRandom):
-    """The best of four random ones."""
+    """The best of four random replicas."""
 
     candidates = 4
 
@@ -91,7 +91,7 @@ RULES: dict[str, tuple[type[ReplicaTable], float]] = {
 
 @dataclass(frozen=True)
 class Case:
-    """One simulation."""
+    """Settings of a simulation."""
 
     rule: str
     ingresses: int
@@ -101,7 +101,7 @@ class Case:
 
 
 def simulate(case: Case, num_requests: int, seed: int = 0) -> dict[str, Any]:
-    """Latencies in units of the time that one replica alone scores the mean request in."""
+    """Latencies, in units of the time in which one idle replica scores the mean request."""
     mix = MIXES[case.mix]
     service_s = mix.request_tokens / SPEED.full_tokens_per_s
     rps = case.load * (REPLICAS - case.slow_replicas / 2) / service_s
@@ -139,11 +139,11 @@ def _cases() -> list[Case]:
 
 
 def main(
-    json_path: Annotated[Path | None, typer.Option("--json", help="Where the figures go.")] = None,
-    requests: Annotated[int, typer.Option(help="Of one simulation; the first tenth is not counted.")] = 6_000,
-    seeds: Annotated[int, typer.Option(help="Simulations of a case; medians are shown.")] = 3,
+    json_path: Annotated[Path | None, typer.Option("--json", help="File for the figures.")] = None,
+    requests: Annotated[int, typer.Option(help="Requests per simulation; the first tenth is not counted.")] = 6_000,
+    seeds: Annotated[int, typer.Option(help="Simulations per case; medians are shown.")] = 3,
 ) -> None:
-    """All cases."""
+    """Simulates all cases."""
     cases = _cases()
     with ProcessPoolExecutor(2) as pool:
         results = list(pool.map(_median, cases, itertools.repeat(requests), itertools.repeat(seeds)))

@@ -1,4 +1,4 @@
-"""Starts the service as the repository configures it, and measures it under load.
+"""Starts the service with the configuration of the repository, and measures it under load.
 
 python -m benchmarks.service [--json benchmarks/results/service-cpu.json]
 """
@@ -6,6 +6,7 @@ python -m benchmarks.service [--json benchmarks/results/service-cpu.json]
 import json
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -25,17 +26,17 @@ _SERVE_CONFIG = Path(__file__).parents[1] / "serve_config.yaml"
 def main(
     num_requests: Annotated[int, typer.Option("--requests", min=1)] = 16,
     num_passages: Annotated[int, typer.Option("--passages", min=1)] = 100,
-    num_clients: Annotated[int, typer.Option("--clients", min=2, help="Besides one.")] = 16,
+    num_clients: Annotated[int, typer.Option("--clients", min=2, help="Number of clients of the second load.")] = 16,
     repeats: Annotated[int, typer.Option(min=1)] = 3,
-    json_path: Annotated[Path | None, typer.Option("--json", help="Where the figures go.")] = None,
+    json_path: Annotated[Path | None, typer.Option("--json", help="File for the figures.")] = None,
 ) -> None:
-    """What `rerank-service bench service` measures, of a service that is alone on the machine."""
+    """Runs `rerank-service bench service` against a service started for it."""
     stop_on_signals()
     port = free_port()
     log = BENCH_FOLDER / "logs" / "service.log"
     with running(_command(port), port, len(os.sched_getaffinity(0)), log) as server:
         load = Load(server.url, (1, num_clients), num_requests, num_passages, 128, repeats, server.pid)
-        figures = bench_service(load).as_json()
+        figures = asdict(bench_service(load))
     console = Console()
     console.print(service_table(figures, f"{num_requests} requests; median of {repeats}"))
     console.print(probe_line(figures), highlight=False)
@@ -48,7 +49,7 @@ def main(
 
 
 def _command(port: int) -> Command:
-    """`serve run` with the repository's configuration, on another port."""
+    """`serve run` with the repository's configuration, on a free port."""
     document = yaml.safe_load(_SERVE_CONFIG.read_text(encoding="utf-8"))
     document["http_options"]["port"] = port
     path = BENCH_FOLDER / "configs" / "service.yaml"

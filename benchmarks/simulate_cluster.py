@@ -1,12 +1,11 @@
-"""The simulation behind `rerank-service plan`: held against the real stack, and asked what docs/capacity.md answers.
+"""Validates the simulation behind `rerank-service plan` against the real stack, and computes docs/capacity.md with it.
 
     python -m benchmarks.simulate_cluster validate [--json benchmarks/results/plan-validation.json]
     python -m benchmarks.simulate_cluster tables [--json benchmarks/results/plan-tables.json]
     python -m benchmarks.simulate_cluster limits [--json benchmarks/results/plan-limits.json]
-    python -m benchmarks.simulate_cluster report
 
-`validate` simulates what `python -m benchmarks.stack scaling` and `open-load` have measured: the same requests, sent at
-the same times to as many replicas of the same speed. `report` rewrites the tables and plots of docs/capacity.md.
+`validate` simulates the measurements of `python -m benchmarks.stack scaling` and `open-load`: the same requests at the
+same times, with as many replicas of the same speed. `python -m benchmarks.report` writes the figures into the page.
 """
 
 import itertools
@@ -37,16 +36,16 @@ from rerank_service.tools.planning.speed import PlannedModel, ReplicaSpeed, spee
 from rerank_service.tools.planning.workload import Arrival, Mix
 
 app = typer.Typer(add_completion=False, help=__doc__)
-Json = Annotated[Path | None, typer.Option("--json", help="Where the figures go.")]
+Json = Annotated[Path | None, typer.Option("--json", help="File for the figures.")]
 RESULTS = Path(__file__).parent / "results"
 
 _STACK_SPEED = ReplicaSpeed(TOKENS_PER_S, shard_tokens=4_096, origin="simulated device")
 _STACK_COSTS = replace(HAPROXY, tokenised_per_s=math.inf)
-"""The simulated engine counts bytes."""
+"""Costs without tokenising, since the simulated engine counts bytes."""
 OPEN_LOADS = ("stack-open-load.json", "stack-open-load-2.json", "stack-open-load-3.json")
-"""Three runs: other work was on the machine during the first."""
+"""Three runs; the machine was also doing other work during the first."""
 _WARM_UP_S, _MEASURED_S = 5.0, 25.0
-"""As in `stack.scaling`."""
+"""The same as in `stack.scaling`."""
 
 SAMPLE = Mix({100: 1.0}, 256)
 MIXES = {
@@ -58,14 +57,14 @@ MIXES = {
 RATES = (10.0, 50.0, 200.0)
 GPUS = ("h100", "l4")
 P99_S = {"h100": 0.5, "l4": 2.0}
-"""A request of 100 x 256 tokens alone takes an L4 half a second on two replicas."""
+"""The L4 has a longer target: a single request of 100 x 256 tokens takes half a second on two L4 replicas."""
 _CURVE = (28, 29, 30, 31, 32, 36, 42, 52, 64)
 SIZES = (10, 100, 300, 1_000, 3_000)
 
 
 @app.command()
 def validate(json_path: Json = None) -> None:
-    """The simulation beside the recorded figures of the real stack."""
+    """Simulates the recorded runs of the real stack."""
     throughput = {row["replicas"]: row for row in recorded("stack-scaling.json")["results"]}
     waits = [row for file in OPEN_LOADS for row in recorded(file)["results"]]
     rows = [compare(row["replicas"], throughput[row["replicas"]], row) for row in waits]
@@ -73,15 +72,14 @@ def validate(json_path: Json = None) -> None:
 
 
 def _compare_router() -> dict[str, Any]:
-    """The earlier run for the routers: four replicas behind Serve's own proxy."""
-    routers = recorded("stack-router.json")["results"]
-    earlier = next(row for row in routers if row["router"] == "fewest tokens")
+    """The run that measured routers: four replicas behind Serve's own proxy."""
+    measured = next(row for row in recorded("stack-router.json")["results"] if row["router"] == "fewest tokens")
     coming = schedule(questions(0), 0.7 * 4 * TOKENS_PER_S, 60.0, random.Random(0))  # noqa: S311 - as `stack.router`
     requests = [Arrival(at_s, question.lengths) for at_s, question in coming]
     costs = replace(SERVE_PROXY, tokenised_per_s=math.inf)
     took = [one.latency_s for one in run(Fleet(4, _STACK_SPEED, costs=costs), requests)]
     return {"replicas": 4, "requests": len(took)} | {
-        name: _pair(earlier[name], percentile(took, share))
+        name: _pair(measured[name], percentile(took, share))
         for name, share in (("p50_s", 0.5), ("p95_s", 0.95), ("p99_s", 0.99))
     }
 
@@ -108,7 +106,7 @@ def _simulated_waits(replicas: int) -> list[float]:
 
 
 def _simulated_throughput(replicas: int, num_clients: int) -> float:
-    """A closed loop: each client sends its next request when the last is answered."""
+    """Throughput of a closed loop: each client sends its next request when the previous one is answered."""
     clock, asked, answers = Clock(), questions(0), list[Answered]()
 
     def send() -> None:
@@ -128,7 +126,7 @@ def _simulated_throughput(replicas: int, num_clients: int) -> float:
 
 @app.command()
 def tables(json_path: Json = None) -> None:
-    """Everything in docs/capacity.md that is simulated; minutes."""
+    """Computes the simulated figures of docs/capacity.md; takes minutes."""
     demand = Demand(SAMPLE, 200.0, 0.5, speed_of(SAMPLE))
     with ProcessPoolExecutor() as pool:
         found = {
@@ -143,7 +141,7 @@ def tables(json_path: Json = None) -> None:
 
 @app.command()
 def limits(json_path: Json = None) -> None:
-    """What clusters of several sizes ask of everything but their devices; computed."""
+    """Computes the load on ingresses and controller for clusters of several sizes."""
     _finish({"limits": list(map(_limits, SIZES)), "controller": list(_controller())}, json_path)
 
 
@@ -157,16 +155,16 @@ def _asked() -> Iterator[tuple[dict[str, Any], Demand]]:
 
 
 def _changed(demand: Demand) -> Iterator[tuple[dict[str, Any], Demand]]:
-    """The sample question, one assumption changed at a time."""
+    """The example load with one assumption changed at a time."""
     changed = {
-        "as asked": demand,
+        "baseline": demand,
         "half the speed (MFU 0.2)": replace(demand, speed=speed_of(SAMPLE, mfu=0.2)),
         "a quarter faster (MFU 0.5)": replace(demand, speed=speed_of(SAMPLE, mfu=0.5)),
         "the 4B, p99 within 1 s": replace(demand, p99_s=1.0, speed=speed_of(SAMPLE, model=PlannedModel.MISTRAL_4B)),
         "p99 within 1 s": replace(demand, p99_s=1.0),
         "p99 within 350 ms": replace(demand, p99_s=0.35),
-        "bursts (variation 8)": replace(demand, burstiness=8.0),
-        "batches cost 10 ms more": replace(demand, speed=replace(demand.speed, batch_overhead_s=0.012)),
+        "bursts (squared variation 8)": replace(demand, burstiness=8.0),
+        "10 ms more overhead per batch": replace(demand, speed=replace(demand.speed, batch_overhead_s=0.012)),
     }
     yield from (({"change": name}, asked) for name, asked in changed.items())
 
@@ -180,17 +178,17 @@ def _smallest(demand: Demand) -> dict[str, Any]:
         plan = smallest(demand)
     except CannotMeet as cannot:
         return {"replicas": None, "best_p99_s": cannot.p99_s}
-    return {"replicas": plan.replicas, "measured": plan.measured._asdict()}
+    return {"replicas": plan.replicas, "measured": asdict(plan.measured)}
 
 
 def _point(demand: Demand, replicas: int) -> dict[str, Any]:
     measured = measure(demand, replicas, 3_000)
     assert measured is not None
-    return {"replicas": replicas} | measured._asdict()
+    return {"replicas": replicas} | asdict(measured)
 
 
 def _region(demand: Demand, timeout_s: float) -> dict[str, Any]:
-    """The sample question in three regions, one of which is lost."""
+    """The example load in three regions, one of which is lost."""
     share = replace(demand, rps=demand.rps / 3, timeout_s=timeout_s)
     plan, after = smallest(share), smallest(replace(share, rps=demand.rps / 2))
     loss = lose_region(share, plan.replicas, Loss(regions=3, start_s=60.0, watched_s=240.0))
@@ -199,7 +197,7 @@ def _region(demand: Demand, timeout_s: float) -> dict[str, Any]:
 
 
 def _limits(replicas: int) -> dict[str, Any]:
-    """A cluster of so many replicas that are busy for 0.8 of their time with the sample's requests."""
+    """Load of a cluster whose replicas are 80% busy with the example's requests."""
     demand = Demand(SAMPLE, 1.0, 0.5, speed_of(SAMPLE))
     rps = 0.8 * replicas * demand.speed.full_tokens_per_s / SAMPLE.request_tokens
     demand = replace(demand, rps=rps)
@@ -232,7 +230,7 @@ def _finish(results: dict[str, Any], path: Path | None) -> None:
 
 
 def _rounded(value: Any) -> Any:
-    """Four digits; null for what is infinite, which JSON has not."""
+    """Rounded to four digits; null for infinity, which JSON cannot represent."""
     if isinstance(value, dict):
         return {key: _rounded(one) for key, one in value.items()}
     if isinstance(value, list | tuple):

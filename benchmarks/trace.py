@@ -1,9 +1,11 @@
 """Counts the files and functions of the package that one ranking enters, in one process: `python -m benchmarks.trace`.
 
 Three passages go through the HTTP application, the ranker, the router and the scorer of a replica into a small
-checkpoint of the bidirectional decoder, as in the service but for Ray. Lambdas, comprehensions and nested functions
-count. The first
-request warms up; the second is traced, in every thread. `--all` lists each function in the order it was entered.
+checkpoint of the bidirectional decoder, as in the service but without Ray. Lambdas, comprehensions, generator
+expressions and nested functions count, in every thread. The first request is a warm-up and the second is traced.
+`--all` lists the functions in the order they were entered.
+
+Counts so far: 30 files and 145 functions at 127c9e3; 42 and 210 at 6a875ae, before the folders were simplified.
 """
 
 import asyncio
@@ -25,7 +27,7 @@ _BODY = {"query": {"text": "a query"}, "passages": [{"text": f"passage {number}"
 
 
 class Trace:
-    """Functions entered while `is_on`, in order; installed before the threads of the replica exist."""
+    """Functions entered while `is_on`, in order. Install it before the threads of the replica start."""
 
     def __init__(self) -> None:
         self.is_on = False
@@ -41,7 +43,7 @@ class Trace:
 
 
 async def traced(model: ModelConfig, trace: Trace) -> None:
-    """Ranks twice; the second time is traced."""
+    """Ranks twice and traces the second ranking."""
     async with client_of(local_api([model], {model.id: LocalReplica(model)})) as client:
         for trace.is_on in (False, True):
             response = await client.post("/v1/ranking", json=_BODY)

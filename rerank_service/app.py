@@ -1,6 +1,6 @@
-"""Binds the deployments. The only place where Serve options are chosen.
+"""Binds the Serve deployments; the only module that chooses their options.
 
-`serve_config.yaml` names `build_app` as its import path; a model's own application is `build_model`.
+`serve_config.yaml` names `build_app` as its import path. `build_model` is the import path of a model's own application.
 """
 
 from typing import Any
@@ -23,33 +23,33 @@ from rerank_service.http.deployment import Ingress
 from rerank_service.replica.pool import pool_replica_class
 from rerank_service.replica.replica import Replica
 from rerank_service.routing.autoscaling import TokenPolicy
-from rerank_service.routing.request_router import FewestTokensRouter, PoolRouter
+from rerank_service.routing.request_router import ExpectedSecondsRouter, PoolRouter
 
 __all__ = ["bind_app", "build_app", "build_model", "serve_autoscaling"]
 
-INGRESS_NAME = "ingress"
-_AUTOSCALING_POLICY = f"{TokenPolicy.__module__}:{TokenPolicy.__qualname__}"
-
 
 def build_app(args: dict[str, Any]) -> Application:
-    """The application: an ingress, and an autoscaled deployment for each model variant and each pool.
+    """The service: an ingress, and an autoscaled deployment for each model and each pool.
 
-    `args` are the settings, a `RerankConfig` as a dict: Serve would validate an annotated model itself, but
-    tell what is wrong less readably. Raises `ConfigError`.
+    `args` are the settings of `RerankConfig` as a dict, because Serve's own validation of a typed parameter reports
+    problems less readably. Raises `ConfigError`.
     """
     return bind_app(parse_config(args))
 
 
 def bind_app(config: RerankConfig, replica_class: type[Replica] = Replica) -> Application:
-    """`build_app` of parsed settings; `replica_class` is for benchmarks and tests that put another engine in."""
+    """`build_app` with parsed settings. Benchmarks and tests replace the engine with their own `replica_class`."""
     ApiKeys(config.auth)  # a bad key file fails the deployment here, with its own message
-    own = [model for model in config.models if model.application is None and model.pool is None]
-    hosts = {model.id: _replicas(model, replica_class, config.limits) for model in own}
+    replicas = {
+        model.id: _bind_replicas(model, replica_class, config.limits)
+        for model in config.models
+        if model.application is None and model.pool is None
+    }
     for pool in config.pools:
-        hosts |= dict.fromkeys((model.id for model in config.models_of(pool)), _pool_replicas(pool, config))
+        replicas |= dict.fromkeys((model.id for model in config.models_of(pool)), _bind_pool(pool, config))
     ingress = config.service.ingress
     return serve.deployment(
-        name=INGRESS_NAME,
+        name="ingress",
         ray_actor_options={"num_cpus": ingress.num_cpus},
         max_ongoing_requests=ingress.max_ongoing_requests,
         max_queued_requests=ingress.max_queued_requests,
@@ -59,50 +59,51 @@ def bind_app(config: RerankConfig, replica_class: type[Replica] = Replica) -> Ap
             "max_replicas": ingress.max_replicas,
             "target_ongoing_requests": max(1, ingress.max_ongoing_requests // 4),
         },
-        max_surge_percent=100,  # a new ingress before the old one goes: no gap in a rolling update
-    )(Ingress).bind(config, hosts)
+        max_surge_percent=100,  # a rolling update starts the new ingress before it stops the old one
+    )(Ingress).bind(config, replicas)
 
 
 def build_model(args: dict[str, Any]) -> Application:
-    """One model's replicas as an application of their own, for `models[].application`: it can be added, changed and
-    removed while the other models' replicas go on. `args` are a `ModelConfig` as a dict. Raises `ConfigError`.
+    """The replicas of one model as an application of its own, for `models[].application`.
+
+    It can be added, changed and removed while the replicas of other models keep running. `args` are the settings of
+    `ModelConfig` as a dict. Raises `ConfigError`.
     """
     model = parse_model(args)
     root = serve.deployment(
         name="root",
         ray_actor_options={"num_cpus": 0},
-        # None is ever started: Serve refuses a request router of one's own on an application's first deployment.
         autoscaling_config={"min_replicas": 0, "initial_replicas": 0, "max_replicas": 1},
     )
-    return root(_Root).bind(_replicas(model, Replica, LimitsConfig()))
+    return root(_Root).bind(_bind_replicas(model, Replica, LimitsConfig()))
 
 
 class _Root:
-    """Nobody calls it."""
+    """Placeholder root; never started. Serve refuses a custom request router on an application's root deployment."""
 
     def __init__(self, replicas: Any) -> None: ...
 
 
-def _replicas(model: ModelConfig, replica_class: type[Replica], limits: LimitsConfig) -> Application:
+def _bind_replicas(model: ModelConfig, replica_class: type[Replica], limits: LimitsConfig) -> Application:
     return serve.deployment(
         name=model.deployment_name,
         user_config=model.batching.model_dump(mode="json"),
-        request_router_config=_router(FewestTokensRouter),
-        **_host_options(model, limits),
+        request_router_config=_router_config(ExpectedSecondsRouter),
+        **_replica_options(model, limits),
     )(replica_class).bind(model)
 
 
-def _pool_replicas(pool: PoolConfig, config: RerankConfig) -> Application:
+def _bind_pool(pool: PoolConfig, config: RerankConfig) -> Application:
     models = config.models_of(pool)
     return serve.deployment(
         name=pool.deployment_name,
         user_config={model.id: model.batching.model_dump(mode="json") for model in models},
-        request_router_config=_router(PoolRouter, spread_above_tokens=pool.spread_above_tokens),
-        **_host_options(pool, config.limits),
+        request_router_config=_router_config(PoolRouter, spread_above_tokens=pool.spread_above_tokens),
+        **_replica_options(pool, config.limits),
     )(pool_replica_class(pool.models_per_replica)).bind(pool, models)
 
 
-def _host_options(host: ModelConfig | PoolConfig, limits: LimitsConfig) -> dict[str, Any]:
+def _replica_options(host: ModelConfig | PoolConfig, limits: LimitsConfig) -> dict[str, Any]:
     replica = host.replica
     return {
         "ray_actor_options": {
@@ -118,13 +119,13 @@ def _host_options(host: ModelConfig | PoolConfig, limits: LimitsConfig) -> dict[
     }
 
 
-def _router(router: type[FewestTokensRouter], **options: Any) -> RequestRouterConfig:
+def _router_config(router: type[ExpectedSecondsRouter], **options: Any) -> RequestRouterConfig:
     path = f"{router.__module__}.{router.__qualname__}"
     return RequestRouterConfig.model_validate({"request_router_class": path, "request_router_kwargs": options})
 
 
 def serve_autoscaling(config: AutoscalingConfig) -> dict[str, Any]:
-    """Serve's own options, and our policy with what it takes."""
+    """Serve's `autoscaling_config`: its own options, and our policy with its arguments."""
     options = {key: value for key, value in config.model_dump().items() if value is not None}
     policy_kwargs = {
         "target_utilisation": options.pop("target_utilisation"),
@@ -134,8 +135,9 @@ def serve_autoscaling(config: AutoscalingConfig) -> dict[str, Any]:
         "look_back_s": options["look_back_period_s"],
         "report_interval_s": options["metrics_interval_s"],
         "upscale_delay_s": options.pop("upscale_delay_s"),
-        "initial_replicas": options.pop("initial_replicas", None),  # see `TokenPolicy`
+        "initial_replicas": options.pop("initial_replicas", None),
     }
-    delays = ("upscale_delay_s", "downscale_delay_s", "downscale_to_zero_delay_s")
-    options |= dict.fromkeys(delays, 0)  # the policy itself waits
-    return options | {"policy": {"policy_function": _AUTOSCALING_POLICY, "policy_kwargs": policy_kwargs}}
+    # The policy applies the delays itself: Serve's delays would come after the policy's memory.
+    options |= dict.fromkeys(("upscale_delay_s", "downscale_delay_s", "downscale_to_zero_delay_s"), 0)
+    policy = f"{TokenPolicy.__module__}:{TokenPolicy.__qualname__}"
+    return options | {"policy": {"policy_function": policy, "policy_kwargs": policy_kwargs}}

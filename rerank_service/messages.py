@@ -1,6 +1,6 @@
-"""Messages between HTTP, routing and replicas: what a request asks, its shards, their scores, and the ranking.
+"""The messages between HTTP, routing and replicas: the options of a request, its shards, their scores, the ranking.
 
-Plain values that pickle; they know neither Ray nor HTTP.
+Plain values that can be pickled.
 """
 
 import math
@@ -29,20 +29,18 @@ __all__ = [
     "ShardScores",
     "Truncate",
     "checked_logits",
-    "is_declined",
     "rank_by_logit",
 ]
 
-
 DEFAULT_OVERLAP_TOKENS = 32
-"""Of two windows: about two sentences, so that what stands on a seam stands whole in one of them."""
+"""Overlap of two windows. About two sentences: a sentence at the edge of one window is whole in the other."""
 
 MIN_WINDOW_TOKENS = 16
-"""Of a passage, beside the query: less is no window."""
+"""Smallest number of passage tokens that a window may have next to the query."""
 
 
 class Truncate(StrEnum):
-    """What happens to a pair longer than the window."""
+    """What to do with a pair that is longer than the model's window: refuse the request, or cut the end."""
 
     NONE = "NONE"
     END = "END"
@@ -69,169 +67,164 @@ class Deadline:
 
 @dataclass(frozen=True, slots=True)
 class PassageWindows:
-    """A long passage as overlapping windows, whose best logit is the passage's: MaxP (arXiv 1905.09217)."""
+    """Scores a long passage in overlapping windows and keeps the best logit: MaxP (arXiv 1905.09217)."""
 
     max_per_passage: int
-    """What stands behind that many windows is cut, or refused under `Truncate.NONE`."""
+    """Number of windows after which the passage is truncated, or refused under `Truncate.NONE`."""
     tokens: int | None = None
-    """Tokens of the passage in a window. Null: as many as fit beside the query."""
+    """Tokens of the passage in a window. Null: as many as fit next to the query."""
     overlap_tokens: int = DEFAULT_OVERLAP_TOKENS
-    """Tokens that a window has in common with the one before; at most half of them are."""
+    """Tokens that a window shares with the one before it; limited to half of a window."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fitting:
-    """What a request wants done with long passages."""
+    """How a request wants long passages to be fitted into the model's window."""
 
     truncate: Truncate = Truncate.END
     max_passage_tokens: int | None = None
-    """A longer passage is cut there before anything else. Null: no limit but the window."""
+    """Passages are cut to this length first. Null: only the window limits them."""
     windows: PassageWindows | None = None
-    """Null: a passage that does not fit is cut, or refused."""
+    """Null: one window per passage; a passage that does not fit is cut or refused, by `truncate`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """A slice of one request's pairs, scored by one replica in one call."""
+    """A slice of the pairs of one request, scored by one replica in one call."""
 
     request_id: str
     """The same for all shards of a request: replicas share their device fairly between requests."""
     model: str
-    """Id of the model that must score it."""
+    """Id of the model that must score the shard."""
     query: str
     passages: tuple[str, ...]
     indices: tuple[int, ...]
-    """Index in the request of each passage."""
+    """Index of each passage in the request."""
     fitting: Fitting
     num_tokens: int
-    """By estimate."""
+    """Estimated tokens of the shard."""
     request_tokens: int
-    """Of all shards of the request, by estimate."""
+    """Estimated tokens of all shards of the request."""
     timeout_s: float | None = None
-    """Seconds after which nobody waits for the answer any more, counted from when it was sent."""
+    """Seconds from sending until the caller stops waiting for the answer. Null: no limit."""
     is_counted: bool = False
-    """Whether a replica has counted it as load before: one that was lost, or one that refused the request."""
+    """Whether a replica has already counted the shard as load: one that was lost, or one that refused the request."""
     caller: str = ""
-    """Who sent the request: a hash of the key, or an address. Replicas share their device fairly between callers."""
+    """Hash of the caller's key, or the caller's address: replicas share their device fairly between callers."""
     attempt: int = field(default=0, compare=False)
-    """Number, unique in the ingress's process, under which it can be asked which replica this was sent to."""
+    """Number of this attempt, unique in the ingress's process. `ReplicaTable.route_of` finds its replica; 0: none."""
     avoid: tuple[str, ...] = ()
-    """Replicas, by Serve's id, that failed on it and should not get it again."""
+    """Replicas that failed on the shard and should not get it again, by Serve's id."""
     may_decline: bool = field(default=False, compare=False)
-    """Whether the replica may hand it back."""
+    """Whether the replica may hand the shard back."""
     decline_above: int | None = field(default=None, compare=False)
-    """A replica with more tokens outstanding hands it back, since the ingress chose by a stale report; null: never."""
+    """Outstanding tokens above which the replica hands the shard back, because the ingress chose it by a stale report.
+    Null: never."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReplicaLoad:
-    """How busy a replica is, for whoever chooses between replicas."""
+    """How busy a replica is: the basis for choosing between replicas."""
 
     replica: str
-    """Serve's id of it."""
+    """Serve's id of the replica."""
     waiting_tokens: int
-    """Outstanding, of all its models."""
+    """Outstanding tokens of all its models."""
     tokens_per_s: float
-    """What its device scores while it has work; 0 before the first batch."""
+    """Throughput of its device while it has work; 0 before the first batch."""
     at_s: float
-    """By the replica's own monotonic clock: orders its reports, and nothing else."""
+    """Time by the replica's own monotonic clock. It only orders the reports of one replica."""
 
 
 @dataclass(frozen=True, slots=True)
 class Declined:
-    """A replica's answer instead of scores: it is busier than the sender assumed."""
+    """Answer of a replica that hands a shard back because it is busier than the sender assumed."""
 
     load: ReplicaLoad
 
 
 @dataclass(frozen=True, slots=True)
 class ReplicaReport:
-    """How the replica fares, for the metrics. What is counted, is counted since the last report to anybody."""
+    """State of a replica, for the metrics. Counters cover the time since its previous report to any ingress."""
 
     replica: str
-    """Its name; any two differ."""
+    """Unique name of the replica."""
     batches: tuple[tuple[int, float], ...]
-    """Tokens of each batch, and the share of its budget that is."""
+    """Tokens of each batch, and their share of the batch's budget."""
     busy_s: float
-    """Time its device had a batch."""
+    """Time during which the device had a batch."""
     cache_hits: int
-    """Passages that its cache had."""
+    """Passages found in the replica's cache."""
     cache_misses: int
     waiting_tokens: int
-    """For its device or on it, now."""
+    """Tokens queued for the device or on it, now."""
     tokens_per_s: float
-    """What the device scores while it has work; 0 before the first batch."""
+    """Throughput of the device while it has work; 0 before the first batch."""
     memory_bytes: int
     mfu: float | None
-    """Model FLOP utilisation while the device has work; null where its peak is not known."""
+    """Model FLOP utilisation while the device has work; null if the device's peak is unknown."""
     precision: str = ""
-    """What the model computes in, see `Engine.precision`."""
+    """Precision of the model's computation, as in `Engine.precision`."""
 
 
 @dataclass(frozen=True, slots=True)
 class ShardScores:
-    """What a replica answers."""
+    """Answer of a replica to a shard: one entry per passage, in the shard's order, and the time of each stage."""
 
     logits: tuple[float, ...]
-    """One a passage, in the shard's order."""
     num_tokens: tuple[int, ...]
-    """Tokens of each passage's pairs, templated and truncated."""
+    """Tokens of the passage's pairs, after the template and after truncation."""
     is_truncated: tuple[bool, ...]
-    """Whether a part of each passage was not scored."""
+    """Whether a part of the passage was not scored."""
     is_unscored: tuple[bool, ...]
-    """Whether the window left no token of each passage."""
+    """Whether the window left no token of the passage."""
     tokenise_s: float
     queue_s: float
     """From the end of tokenising to the start of the first batch with a pair of this shard."""
     forward_s: float
-    """From there to the last logit."""
+    """From the start of that batch to the last logit."""
     started_at: float = 0.0
-    """Seconds since the epoch, by the replica's clock, when it got the shard."""
+    """Seconds since the epoch when the replica received the shard, by the replica's clock."""
     report: ReplicaReport | None = None
     load: ReplicaLoad | None = None
 
 
-def is_declined(shard: Shard, load: ReplicaLoad) -> bool:
-    """Whether a replica with this load hands the shard back."""
-    return shard.decline_above is not None and load.waiting_tokens > shard.decline_above
-
-
 OFFERED = "offered_tokens"
-"""Counter since the replica's start: tokens taken, and tokens refused for want of capacity."""
+"""Counter since the replica's start: tokens accepted, and tokens refused for lack of capacity."""
 WAITING = "waiting_tokens"
 SPEED = "tokens_per_s"
 START = "start_s"
-"""Keys of what replicas report (`Replica.record_autoscaling_stats`)."""
+"""Keys of the statistics that replicas report to Serve's autoscaler (`Replica.record_autoscaling_stats`)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ranked:
-    """A request's answer and what it took."""
+    """The ranking of one query's passages, with its sizes and times."""
 
     order: list[int]
     """Passage indices, most relevant first."""
     logits: list[float]
-    """One a passage, in the request's order."""
+    """One logit per passage, in the request's order."""
     num_tokens: int
     num_truncated: int
-    """Passages of which a part, or a part of the query beside them, was not scored; those in `num_unscored` too."""
+    """Passages not scored in full, or scored with a truncated query; includes those in `num_unscored`."""
     num_shards: int
     tokenise_s: float
+    """Tokenising time of the slowest shard; `queue_s` and `forward_s` likewise."""
     queue_s: float
-    """Each of these is the slowest shard's."""
     forward_s: float
     total_s: float
     num_unscored: int = 0
-    """Passages of which the window left no token: their logits say nothing about them."""
+    """Passages of which the window left no token, so that their logits mean nothing."""
 
 
 def checked_logits(logits: Sequence[float], num_pairs: int) -> Sequence[float]:
-    """`logits` as they are, one finite number a pair; anything else would be sorted in silence, and wrongly.
+    """Returns `logits` unchanged if they are one finite number per pair: NaN would sort silently, and wrongly.
 
-    Raises `NonFiniteLogit`, and `RuntimeError` if their number is another.
+    Raises `NonFiniteLogit`, and `RuntimeError` if their number is not `num_pairs`.
     """
     if len(logits) != num_pairs:
-        raise RuntimeError(f"the engine gave {len(logits)} logits for {num_pairs} pairs")
+        raise RuntimeError(f"the engine returned {len(logits)} logits for {num_pairs} pairs")
     if not all(map(math.isfinite, logits)):
         wrong = [index for index, logit in enumerate(logits) if not math.isfinite(logit)]
         raise NonFiniteLogit(len(wrong), wrong[0])
@@ -239,6 +232,6 @@ def checked_logits(logits: Sequence[float], num_pairs: int) -> Sequence[float]:
 
 
 def rank_by_logit(logits: Sequence[float]) -> list[int]:
-    """Indices by logit, highest first; equal logits by ascending index. Raises `NonFiniteLogit`."""
+    """Indices by descending logit; equal logits by ascending index. Raises `NonFiniteLogit`."""
     checked_logits(logits, len(logits))
-    return sorted(range(len(logits)), key=lambda index: -logits[index])  # sorted() is stable
+    return sorted(range(len(logits)), key=logits.__getitem__, reverse=True)  # stable in reverse too

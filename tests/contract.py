@@ -1,6 +1,6 @@
-"""The ranking API's contract as JSON Schema, written by hand: what the service's own schemas are held against.
+"""The ranking API's contract as JSON Schema, written by hand, to check the service's own schemas against.
 
-It must not import the service: two independent statements of the same contract, or a test of one proves nothing.
+It must not import the service: only two independent statements of a contract can test each other.
 """
 
 from collections.abc import Mapping
@@ -50,7 +50,7 @@ _COUNT = {"type": "integer", "minimum": 1}
 
 RANKING_RESPONSE: dict[str, Any] = {
     "type": "object",
-    "required": ["rankings", "usage"],  # further top-level keys would break nobody
+    "required": ["rankings", "usage"],  # clients ignore further top-level keys
     "properties": {
         "rankings": {
             "type": "array",
@@ -70,7 +70,7 @@ RANKING_RESPONSE: dict[str, Any] = {
         },
     },
 }
-"""What known clients need beyond the published schema."""
+"""Requirements of known clients beyond the published schema."""
 
 ERROR_ENVELOPE: dict[str, Any] = {
     "type": "object",
@@ -96,16 +96,16 @@ ERROR_ENVELOPE: dict[str, Any] = {
         "type": {"type": "string", "pattern": "_error$"},
     },
 }
-"""The one body of every error."""
+"""The body of every error."""
 
 
 def assert_valid_request(body: Any) -> None:
-    """The body is what the published schema calls a request."""
+    """The body is a request of the published schema."""
     _assert_valid(SEED_RANKING_REQUEST, body)
 
 
 def assert_valid_response(body: Any, num_passages: int) -> None:
-    """The schema holds, every passage is there once, logits descend and equal ones are in the request's order."""
+    """The body matches the schema, has every passage once, by descending logit, ties in the request's order."""
     _assert_valid(SEED_RANKING_RESPONSE, body)
     _assert_valid(RANKING_RESPONSE, body)
     places = [(-ranking["logit"], ranking["index"]) for ranking in body["rankings"]]

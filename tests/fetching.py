@@ -55,5 +55,5 @@ def record_pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
             return getattr(time, name)
 
     monkeypatch.setattr("huggingface_hub.utils._http.time", Clock())
-    monkeypatch.setattr("rerank_service.checkpoints.transfer.time", Clock())
+    monkeypatch.setattr("rerank_service.checkpoints.fetch.time", Clock())
     return pauses

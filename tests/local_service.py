@@ -1,4 +1,4 @@
-"""The HTTP application with its models in this process: no Ray, otherwise the real path."""
+"""The HTTP application with its models in this process: without Ray, otherwise the real path."""
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -24,7 +24,7 @@ __all__ = ["LocalReplica", "api_over", "client_of", "local_api", "local_router"]
 
 
 class LocalReplica:
-    """Stands where a deployment handle's `score` stands, over the scorer of a replica."""
+    """Takes the place of a deployment handle's `score`, over the scorer of a replica."""
 
     def __init__(self, model: ModelConfig) -> None:
         launch_thread = ThreadPoolExecutor(1)
@@ -36,7 +36,7 @@ class LocalReplica:
 
 
 def local_api(models: Sequence[ModelConfig], replicas: Mapping[str, Any], **settings: Any) -> FastAPI:
-    """The application; `replicas` by model id have a `remote` method."""
+    """The application of these models. `replicas`, by model id, have a `remote` method."""
     config = RerankConfig.model_validate({"models": [model.model_dump() for model in models], **settings})
     return api_over(config, replicas)
 
@@ -49,10 +49,13 @@ def api_over(config: RerankConfig, replicas: Mapping[str, Any]) -> FastAPI:
 
 
 def local_router(
-    config: RerankConfig, replicas: Mapping[str, Any], tables: Mapping[str, ReplicaTable] | None = None
+    config: RerankConfig,
+    replicas: Mapping[str, Any],
+    tables: Mapping[str, ReplicaTable] | None = None,
+    metrics: IngressMetrics | None = None,
 ) -> ModelRouter:
-    """A router with metrics of its own and no tracing."""
-    return ModelRouter(config, replicas, IngressMetrics(), Tracing(config.tracing), tables)
+    """A router without tracing."""
+    return ModelRouter(config, replicas, metrics or IngressMetrics(), Tracing(config.tracing), tables)
 
 
 @asynccontextmanager

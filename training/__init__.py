@@ -1,1 +1,1 @@
-"""How the candidates for a better embedded default were trained and judged; nothing here is shipped or imported."""
+"""Training and evaluation of candidates for a better embedded model. Nothing here is shipped or imported."""

@@ -1,4 +1,4 @@
-"""`python -m training`: train a candidate, choose its mixing weight on the dev split, judge it on held-out sets."""
+"""`python -m training`: train a candidate, choose its mixing weight on the dev split, evaluate it on held-out sets."""
 
 import json
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ _PACKAGES = ("rerank-service", "torch", "transformers", "tokenizers", "bm25s", "
 
 Groups = Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="groups.jsonl.gz")]
 RecipeName = Annotated[str, typer.Argument(help=", ".join(RECIPES))]
-Out = Annotated[Path, typer.Option(file_okay=False, help="Where weights and logs go.")]
+Out = Annotated[Path, typer.Option(file_okay=False, help="Folder for weights and logs.")]
 Threads = Annotated[int, typer.Option(min=1)]
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -45,9 +45,9 @@ def train_command(
     groups: Groups,
     recipe: RecipeName,
     out: Out,
-    start: Annotated[Path | None, typer.Option(help="Weights to start from, else the default's.")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Instead of the recipe's.")] = None,
-    pause_file: Annotated[Path | None, typer.Option(help="While it exists, nothing runs.")] = None,
+    start: Annotated[Path | None, typer.Option(help="Initial weights; default: those of the embedded model.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Overrides the recipe.")] = None,
+    pause_file: Annotated[Path | None, typer.Option(help="Training pauses while this file exists.")] = None,
     threads: Threads = 1,
 ) -> None:
     """Trains one recipe; writes OUT/RECIPE.safetensors and OUT/RECIPE.jsonl."""
@@ -67,11 +67,11 @@ def choose(
     groups: Groups,
     recipe: RecipeName,
     out: Out,
-    mixes: Annotated[list[float] | None, typer.Option("--mix", help="Shares of what was learnt.")] = None,
+    mixes: Annotated[list[float] | None, typer.Option("--mix", help="Shares of the trained weights.")] = None,
     dev_per_source: Annotated[int, typer.Option(min=1, max=_DEV_PER_SOURCE)] = _DEV_PER_SOURCE,
     threads: Threads = 1,
 ) -> None:
-    """nDCG@10 on the dev split for several mixtures of the default and what was learnt; writes OUT/RECIPE-dev.json."""
+    """nDCG@10 on the dev split for mixtures of default and trained weights; writes OUT/RECIPE-dev.json."""
     torch.set_num_threads(threads)
     _, dev = split_groups(read_groups(groups, _DEV_SOURCES), dev_per_source)
     models = {f"{recipe}@{mix}": _candidate(f"{recipe}@{mix}", out) for mix in mixes or _MIXES}
@@ -85,8 +85,8 @@ def judge(
     folders: Annotated[list[Path], typer.Argument(exists=True, file_okay=False, help="Held-out sets.")],
     names: Annotated[list[str], typer.Option("--model", help="`default`, or RECIPE@MIX such as late@0.5.")],
     out: Out,
-    top_k: Annotated[int, typer.Option(min=1, help="BM25's passages a query, unless judged.")] = 100,
-    max_queries: Annotated[int | None, typer.Option(min=1, help="The first ones of each set.")] = None,
+    top_k: Annotated[int, typer.Option(min=1, help="Candidates per query from BM25.")] = 100,
+    max_queries: Annotated[int | None, typer.Option(min=1, help="Maximum number of queries per set.")] = None,
     threads: Threads = 1,
 ) -> None:
     """nDCG@10 of every query of held-out sets; writes OUT/judged/MODEL/SET.json."""
@@ -105,7 +105,8 @@ def compare(
     names: Annotated[list[str], typer.Argument(help="RECIPE@MIX, already judged.")],
     out: Out,
     without: Annotated[
-        list[str] | None, typer.Option(help="Sets whose like was trained on: also without them.")
+        list[str] | None,
+        typer.Option(help="Sets similar to the training data; differences are also shown without them."),
     ] = None,
 ) -> None:
     """Differences from the default with their paired 95% intervals; writes OUT/comparison.json."""
@@ -124,14 +125,14 @@ def compare(
 
 @app.command()
 def speed(
-    folder: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="Whose pairs are scored.")],
+    folder: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="Set whose pairs are scored.")],
     recipe: RecipeName,
     out: Out,
     num_queries: Annotated[int, typer.Option(min=1)] = 5,
     num_rounds: Annotated[int, typer.Option(min=1)] = 7,
     threads: Threads = 1,
 ) -> None:
-    """Pairs per second of the candidate and of the default, in turn, bfloat16; writes OUT/RECIPE-speed.json."""
+    """Pairs per second of candidate and default, alternating, in bfloat16; writes OUT/RECIPE-speed.json."""
     torch.set_num_threads(threads)
     models = {name: _candidate(name, out) for name in ("default", f"{recipe}@1.0")}
     task = prepare_task(read_collection(folder, max_queries=num_queries), 100)
@@ -148,11 +149,11 @@ def _judged(out: Path, name: str) -> dict[str, dict[str, Any]]:
 def _difference(
     candidate: dict[str, dict[str, Any]], default: dict[str, dict[str, Any]], without: Sequence[str]
 ) -> dict[str, Any]:
-    """Over the sets that both were judged on. Raises `ValueError` where the candidates of the sets differ."""
+    """Difference over the common sets. Raises `ValueError` if the candidates of a set differ."""
     common = [name for name in candidate if name in default and name not in without]
     for name in common:
         if any(candidate[name][key] != default[name][key] for key in ("candidates", "num_queries")):
-            raise ValueError(f"{name} was not judged on the same passages")
+            raise ValueError(f"{name} was judged on different passages")
     return paired_difference(
         *({name: np.array(judged[name]["ndcg_by_query"]) for name in common} for judged in (candidate, default))
     )
@@ -169,7 +170,7 @@ def _recipe(name: str, steps: int | None) -> Recipe:
 
 
 def _model(recipe: Recipe) -> Scorer:
-    """The default, free to learn what the recipe allows."""
+    """The default model, with the weights trainable that the recipe allows."""
     return Scorer(
         resolve_checkpoint(_DEFAULT),
         window_tokens=recipe.window_tokens,
@@ -179,7 +180,8 @@ def _model(recipe: Recipe) -> Scorer:
 
 
 def _candidate(name: str, out: Path) -> Scorer:
-    """`default` or RECIPE@MIX. Its lower three layers are the default's, and count as frozen whatever the recipe."""
+    """A model by name, `default` or RECIPE@MIX. Its lower three layers always count as frozen, since all recipes keep
+    them."""
     recipe, _, mix = name.partition("@")
     model = _model(replace(RECIPES[recipe if mix else "late"], num_frozen_layers=_SHARED_LAYERS))
     if mix:
@@ -190,7 +192,7 @@ def _candidate(name: str, out: Path) -> Scorer:
 
 
 def _worth(by_source: dict[str, float]) -> float:
-    """The unseen domain counts as much as all that was trained on."""
+    """Selection criterion: the unseen domain weighs as much as all trained domains together."""
     seen = [by_source[source] for source in RECIPES["late"].shares]
     return (sum(seen) / len(seen) + by_source[_UNSEEN]) / 2
 

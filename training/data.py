@@ -1,4 +1,4 @@
-"""Training groups: a query, the passage that answers it and hard negatives. Knows nothing of models."""
+"""Training groups: a query, the passage that answers it, and hard negatives."""
 
 import gzip
 import hashlib
@@ -12,21 +12,21 @@ from pathlib import Path
 __all__ = ["Group", "batches", "lengthen", "read_groups", "split_groups"]
 
 _DEV_BUCKETS = 20
-"""One passage in twenty may be drawn for the dev split, its queries with it."""
+"""One in twenty passages, with its queries, may be drawn for the dev split."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """What one query is trained on."""
+    """Training data of one query."""
 
     source: str
     query: str
     passages: tuple[str, ...]
-    """The positive first, then its hard negatives."""
+    """The positive passage, then hard negatives."""
 
 
 def read_groups(path: Path, sources: Sequence[str]) -> list[Group]:
-    """Lines `{"src", "q", "pos", "negs"}` of a gzipped file, in its order, of the sources asked for."""
+    """Groups of the given sources, from a gzipped file with lines `{"src", "q", "pos", "negs"}`, in order."""
     with gzip.open(path, "rt", encoding="utf-8") as lines:
         rows = map(json.loads, lines)
         return [
@@ -37,7 +37,7 @@ def read_groups(path: Path, sources: Sequence[str]) -> list[Group]:
 
 
 def split_groups(groups: Sequence[Group], dev_per_source: int) -> tuple[list[Group], list[Group]]:
-    """Training and dev groups. No passage answers a query of both: it is the positive's hash that decides."""
+    """Training and dev groups, separated by the hash of the positive: no passage answers queries of both."""
     dev: dict[str, list[Group]] = defaultdict(list)
     train = []
     for group in groups:
@@ -55,9 +55,9 @@ def _bucket(passage: str) -> int:
 def batches(
     groups: Sequence[Group], shares: Mapping[str, float], num_groups: int, num_passages: int, seed: int
 ) -> Iterator[list[Group]]:
-    """Endless batches, each source drawn by its share and gone through in a shuffled order.
+    """Endless batches. Sources are drawn by their shares, their groups in shuffled order.
 
-    Of a group's negatives `num_passages - 1` are drawn anew each time.
+    Each time, `num_passages - 1` negatives of a group are drawn anew.
     """
     generator = random.Random(seed)  # noqa: S311 - not for secrets
     of_source = {source: _shuffled([g for g in groups if g.source == source], generator) for source in shares}
@@ -78,10 +78,10 @@ def _fewer_negatives(group: Group, num_passages: int, generator: random.Random) 
 
 
 def lengthen(batch: Sequence[Group], share: float, generator: random.Random) -> list[Group]:
-    """Gives every passage of some groups a stranger before or after it.
+    """Joins every passage of some groups with an unrelated passage, before or after it.
 
-    What is trained on is 70 words long, what is ranked later 100 to 250: the answer must be found inside. A stranger
-    is a negative of some other group, so that nothing in the batch comes to contain another query's answer.
+    Training passages have 70 words, those ranked later 100 to 250: the model must find the answer inside. Unrelated
+    passages are negatives of other groups, so that no passage in the batch contains the answer of another query.
     """
     strangers = [group.passages[-1] for group in batch]
     return [_joined(group, strangers, generator) if generator.random() < share else group for group in batch]

@@ -1,4 +1,4 @@
-"""Quality on the dev split, by which mixtures are chosen. Knows nothing of the held-out sets."""
+"""Quality on the dev split, for choosing mixtures."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -13,9 +13,9 @@ __all__ = ["dev_ndcg", "ndcg_of_rank"]
 
 
 def dev_ndcg(models: Mapping[str, Scorer], groups: Sequence[Group]) -> dict[str, dict[str, float]]:
-    """Mean nDCG@10 of each model by source, every query ranking its source's whole pool of passages.
+    """Mean nDCG@10 of each model by source. Each query ranks all passages of its source.
 
-    Cross-encoders rank the query's own group alone. All models share their frozen layers.
+    Cross-encoders rank only the passages of the query's own group. All models share their frozen layers.
     """
     of_source: dict[str, list[Group]] = defaultdict(list)
     for group in groups:
@@ -32,7 +32,7 @@ def dev_ndcg(models: Mapping[str, Scorer], groups: Sequence[Group]) -> dict[str,
 
 
 def ndcg_of_rank(ranks: torch.Tensor) -> list[float]:
-    """Of queries with one relevant passage, by how many passages are above it."""
+    """nDCG@10 of queries with one relevant passage, given the number of passages above it."""
     gains: list[float] = torch.where(ranks < 10, 1 / (ranks + 2.0).log2(), 0.0).tolist()
     return gains
 

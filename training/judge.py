@@ -1,6 +1,6 @@
-"""nDCG@10 of finished candidates on held-out sets, query by query, and its difference from the default's.
+"""nDCG@10 of finished candidates on held-out sets, query by query, and its difference from the default.
 
-For candidates named beforehand: nothing may be chosen by these figures. The README says where that was not kept.
+Candidates must be fixed beforehand, since nothing may be chosen by these figures. The README lists exceptions.
 """
 
 from collections import defaultdict
@@ -27,7 +27,7 @@ PerQuery = NDArray[np.float64]
 
 
 def ndcg_by_query(models: Mapping[str, Scorer], task: Task) -> dict[str, PerQuery]:
-    """Of each model, in the order of the task's candidates. All models share their frozen layers."""
+    """nDCG@10 of each model, in the order of the task's queries. All models share their frozen layers."""
     collection = task.collection
     is_cross = any(model.num_cross_layers for model in models.values())
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
@@ -36,7 +36,7 @@ def ndcg_by_query(models: Mapping[str, Scorer], task: Task) -> dict[str, PerQuer
 
 
 def _read_together(models: Mapping[str, Scorer], task: Task) -> dict[str, Scores]:
-    """Every passage anew for every query, as a cross-encoder must."""
+    """Scores by a cross-encoder, which encodes every passage again for every query."""
     owners = [row for row, chosen in enumerate(task.candidates.values()) for _ in chosen]
     passages = [task.collection.passages[passage] for chosen in task.candidates.values() for passage in chosen]
     queries = [task.collection.queries[query] for query in task.candidates]
@@ -49,7 +49,7 @@ def _read_together(models: Mapping[str, Scorer], task: Task) -> dict[str, Scores
 
 
 def _read_apart(models: Mapping[str, Scorer], task: Task) -> dict[str, Scores]:
-    """Each passage is encoded once for all queries that have it as a candidate."""
+    """Scores by late interaction, which encodes each passage once for all queries that rank it."""
     first = next(iter(models.values()))
     queries = list(task.candidates)
     askers: dict[str, list[tuple[int, int]]] = defaultdict(list)
@@ -77,7 +77,7 @@ def _read_apart(models: Mapping[str, Scorer], task: Task) -> dict[str, Scores]:
 def paired_difference(candidate: Mapping[str, PerQuery], default: Mapping[str, PerQuery]) -> dict[str, Any]:
     """Mean over the sets of the mean difference over their queries, with its 95% bootstrap interval.
 
-    Queries are drawn anew within each set, the same ones for both models.
+    Queries are resampled within each set, the same ones for both models.
     """
     generator = np.random.default_rng(_SEED)
     differences = {name: candidate[name] - default[name] for name in candidate}

@@ -1,4 +1,4 @@
-"""The list-wise loss: one softmax over all passages of a batch for each query. Knows nothing of models."""
+"""List-wise loss: for each query, a softmax over all passages of the batch."""
 
 from collections.abc import Sequence
 
@@ -11,9 +11,9 @@ __all__ = ["listwise_loss", "targets_and_rivals"]
 
 
 def targets_and_rivals(groups: Sequence[Group]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where the passages, laid end to end, have each query's positive `[Q]`, and what competes with it `[Q, P]`.
+    """Index of each query's positive among all passages `[Q]`, and the mask of the passages it competes with `[Q, P]`.
 
-    A passage with the positive's own text is no rival of it, in whichever group it stands.
+    A passage with the same text as the positive does not compete with it.
     """
     passages = [passage for group in groups for passage in group.passages]
     lengths = torch.tensor([0, *(len(group.passages) for group in groups)])
@@ -24,5 +24,5 @@ def targets_and_rivals(groups: Sequence[Group]) -> tuple[torch.Tensor, torch.Ten
 
 
 def listwise_loss(logits: torch.Tensor, targets: torch.Tensor, rivals: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of the positives under a softmax over their rivals: `[Q, P]`, `[Q]`, `[Q, P]` to a scalar."""
+    """Cross-entropy of the positives under a softmax over their rivals: `[Q, P]`, `[Q]`, `[Q, P]` -> scalar."""
     return F.cross_entropy(logits.masked_fill(~rivals, -torch.inf), targets)

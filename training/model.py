@@ -1,8 +1,7 @@
-"""The default's encoder and head with more to learn, all of it absent at step 0, where it scores as the default.
+"""The default's encoder and head, with additional weights that are neutral at step 0: untrained, it scores like it.
 
-Learnt beside the encoder's upper layers: how much each query token counts, bonuses for tokens found again as they are
-and for the passage's best window, and, in the cross-encoder, gated attention of passage tokens to the query's. Knows
-nothing of data or losses.
+Besides the encoder's upper layers, it learns the weight of each query token, bonuses for exact token matches and for
+the passage's best window, and, as a cross-encoder, gated attention of passage tokens to query tokens.
 """
 
 import math
@@ -23,7 +22,7 @@ __all__ = ["Encoded", "Head", "Scorer"]
 
 _DEFAULT = LateInteractionHead()
 _IN_FLOAT32 = torch.autocast("cpu", enabled=False)
-"""The engine compares states in float32 whatever the encoder's precision; so does the head here."""
+"""The engine compares states in float32 in every precision of the encoder, and so does this head."""
 
 
 _NUM_LAYERS = 6
@@ -32,14 +31,14 @@ _WINDOW_TOKENS = 32
 
 @dataclass
 class Encoded:
-    """B texts of one length or padded to it."""
+    """B texts, padded to one length."""
 
     token_ids: torch.Tensor  # [B, L]
     mask: torch.Tensor  # [B, L] bool, False where padded
-    words: torch.Tensor  # [B, L] bool, neither padding nor CLS nor SEP
-    embeddings: torch.Tensor  # [B, L, H]: of the tokens alone
+    words: torch.Tensor  # [B, L] bool, without padding, CLS and SEP
+    embeddings: torch.Tensor  # [B, L, H]: token embeddings
     states: torch.Tensor  # [B, L, H] float32: final
-    below: list[torch.Tensor] = field(default_factory=list)  # [B, L, H] each: what enters each cross layer
+    below: list[torch.Tensor] = field(default_factory=list)  # [B, L, H] each: inputs of the cross layers
 
     def __getitem__(self, rows: Any) -> "Encoded":
         tensors = (self.token_ids, self.mask, self.words, self.embeddings, self.states)
@@ -47,7 +46,7 @@ class Encoded:
 
 
 class Head(nn.Module):
-    """From token states to a logit: cosine of the means, MaxSim by each token's weight, share of tokens found again."""
+    """Logit from token states: cosine of the means, weighted MaxSim, and share of exactly matched tokens."""
 
     def __init__(self, hidden_size: int, vocabulary_size: int) -> None:
         super().__init__()
@@ -88,7 +87,7 @@ class Head(nn.Module):
         return self._join(cosine, window, (weights[..., 0] * best).sum(-1), (weights[..., 1] * same).sum(-1))
 
     def token_weights(self, queries: Encoded) -> torch.Tensor:
-        """Shares of the query's words in MaxSim and in what is found again, `[Q, Lq, 2]`; equal until learnt.
+        """Shares of the query's words in MaxSim and in exact matches, `[Q, Lq, 2]`; equal before training.
 
         BERT's vocabulary is sorted by frequency, so the logarithm of a token's id says how rare it is.
         """
@@ -115,18 +114,18 @@ class Head(nn.Module):
 
 
 class Scorer(nn.Module):
-    """An encoder with a head; with `num_cross_layers` above 0 a cross-encoder."""
+    """An encoder with a head; a cross-encoder if `num_cross_layers` is above 0."""
 
     def __init__(self, folder: Path, *, window_tokens: int, num_frozen_layers: int, num_cross_layers: int) -> None:
         super().__init__()
         if num_cross_layers > _NUM_LAYERS - num_frozen_layers:
-            raise ValueError(f"{num_cross_layers} cross layers reach into the {num_frozen_layers} frozen ones")
+            raise ValueError(f"{num_cross_layers} cross layers overlap the {num_frozen_layers} frozen layers")
         self.window_tokens = window_tokens
         self.num_cross_layers = num_cross_layers
         self.num_frozen_layers = num_frozen_layers
         self._tokenizer = load_tokenizer(folder)
         self.encoder = BertModel.from_pretrained(folder, add_pooling_layer=False, local_files_only=True)
-        self.encoder.eval()  # no dropout: there is little to overfit in one epoch, and much to disturb
+        self.encoder.eval()  # no dropout: one epoch hardly overfits, and dropout would disturb trained weights
         config = self.encoder.config
         self._num_heads = config.num_attention_heads
         self.head = Head(config.hidden_size, config.vocab_size)
@@ -135,19 +134,19 @@ class Scorer(nn.Module):
             part.requires_grad_(False)
 
     def tokenise(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids with CLS and SEP, cut to the window."""
+        """Token ids with CLS and SEP, truncated to the window."""
         ids = [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts))]
         return [
             text if len(text) <= self.window_tokens else [*text[: self.window_tokens - 1], text[-1]] for text in ids
         ]
 
     def encode(self, texts: Sequence[list[int]], context: Encoded | None = None) -> Encoded:
-        """States of texts; with `context`, its row b read by text b in the cross layers."""
+        """States of texts. In the cross layers, text b also attends to row b of `context`."""
         return self.finish(self.begin(texts), context)
 
     @torch.no_grad()
     def begin(self, texts: Sequence[list[int]]) -> Encoded:
-        """States after the frozen layers, which all models with as many of them share."""
+        """States after the frozen layers, which models with equally many frozen layers share."""
         token_ids = nn.utils.rnn.pad_sequence([torch.tensor(text) for text in texts], batch_first=True)
         lengths = torch.tensor([len(text) for text in texts])[:, None]
         positions = torch.arange(token_ids.size(1))
@@ -160,7 +159,7 @@ class Scorer(nn.Module):
         return Encoded(token_ids, mask, words, embeddings, states)
 
     def finish(self, begun: Encoded, context: Encoded | None = None) -> Encoded:
-        """The other layers, by this model's own weights."""
+        """States after the remaining layers, with this model's own weights."""
         states, below = begun.states, []
         layers = self.encoder.encoder.layer
         first_cross = len(layers) - self.num_cross_layers
@@ -180,7 +179,7 @@ class Scorer(nn.Module):
         mask: torch.Tensor,
         reads: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None,
     ) -> torch.Tensor:
-        """BERT's layer, its attention joined by the gate's share of attention to another text."""
+        """A BERT layer, with gated attention to another text added to its own attention."""
         project, query = layer.attention.self, self._heads(layer.attention.self.query(states))
         attended = self._attend(query, project, states, mask)
         if reads is not None:
@@ -199,7 +198,8 @@ class Scorer(nn.Module):
 
 
 def _window_means(texts: Encoded) -> torch.Tensor:
-    """Unit-length means `[B, W, H]` of windows at every half, each at least half full; zeros beyond a text's end."""
+    """Normalised means `[B, W, H]` of half-overlapping windows that are at least half full; zeros beyond a text's
+    end."""
     half = _WINDOW_TOKENS // 2
     states = F.pad((texts.states * texts.mask[..., None]).transpose(1, 2), (0, _WINDOW_TOKENS))  # [B, H, L + 32]
     means = F.avg_pool1d(states, _WINDOW_TOKENS, half).transpose(1, 2)

@@ -1,32 +1,32 @@
-"""What was trained, by name: three candidates of growing freedom, and what each starts from."""
+"""Training recipes by name, with an increasing number of trainable weights."""
 
 from dataclasses import dataclass, field
 
 __all__ = ["RECIPES", "Recipe"]
 
 _SHARES = {"squad": 0.5, "medquad": 0.3, "nq": 0.2}
-"""QAMR is left out for its questions without context; Debian, to be the dev split's unseen domain."""
+"""QAMR is left out because its questions lack context, and Debian to serve as the unseen domain of the dev split."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides a training run, beside the data and the weights it starts from."""
+    """Settings of a training run, apart from data and initial weights."""
 
     num_steps: int
     num_frozen_layers: int
-    """Of the encoder's six, from below. The embeddings are always frozen."""
+    """Frozen layers of the encoder's six, from below. Embeddings are always frozen."""
 
     num_cross_layers: int = 0
-    """Upper layers whose passage tokens also read the query's. 0: late interaction."""
+    """Upper layers in which passage tokens attend to the query; 0: late interaction."""
 
     encoder_rate: float = 3e-5
     head_rate: float = 2e-3
     scalar_rate: float = 2e-2
-    """Of the head's weights of cosine, MaxSim and found tokens, which are of order 1 to 10, and of the gates."""
+    """Learning rate of the gates and of the head's weights for cosine, MaxSim and matches, which are about 1 to 10."""
 
     num_groups: int = 8
     num_passages: int = 4
-    """Of a group in a step: the positive and hard negatives drawn anew."""
+    """Passages of a group per step: the positive, and hard negatives drawn anew."""
 
     lengthened_share: float = 0.25
     window_tokens: int = 256
@@ -40,4 +40,5 @@ RECIPES = {
     "later": Recipe(num_steps=240, num_frozen_layers=3, encoder_rate=4e-5, seed=8),
     "cross": Recipe(num_steps=80, num_frozen_layers=3, num_cross_layers=3, num_passages=6),
 }
-"""The head alone; the head with the upper layers; the same for longer, from `late`; as a cross-encoder, from `late`."""
+"""`head` trains the head alone, `late` the upper layers as well. `later` continues `late`; `cross` starts from it, as a
+cross-encoder."""

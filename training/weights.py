@@ -1,4 +1,4 @@
-"""What was learnt, on disk and between two models; frozen weights stay in the package they come from."""
+"""Trained weights: saving, loading and interpolation. Frozen weights are not saved."""
 
 from pathlib import Path
 
@@ -11,13 +11,13 @@ __all__ = ["interpolate", "learnt", "load", "save"]
 
 
 def learnt(model: Scorer) -> dict[str, torch.Tensor]:
-    """Copies of all that is trained, by name."""
+    """Copies of all trainable weights, by name."""
     trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad and weight.numel()}
     return {name: weight.detach().clone() for name, weight in trained.items()}
 
 
 def save(model: Scorer, path: Path) -> None:
-    """Writes beside, then renames: a run that is stopped leaves no half of a file."""
+    """Saves trained weights atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     save_file({name: weight.contiguous() for name, weight in learnt(model).items()}, partial)
@@ -25,7 +25,7 @@ def save(model: Scorer, path: Path) -> None:
 
 
 def load(model: Scorer, path: Path) -> None:
-    """Puts a file's weights into a model; what the file does not have stays as it is. Raises `KeyError`."""
+    """Loads weights from a file; weights that the file lacks keep their values. Raises `KeyError`."""
     weights = dict(model.named_parameters())
     with torch.no_grad():
         for name, weight in load_file(path).items():
@@ -34,7 +34,7 @@ def load(model: Scorer, path: Path) -> None:
 
 
 def interpolate(model: Scorer, start: dict[str, torch.Tensor], end: dict[str, torch.Tensor], share: float) -> None:
-    """Sets the weights to `(1 - share) * start + share * end`, as WiSE-FT does (arXiv 2109.01903)."""
+    """Sets the weights to `(1 - share) * start + share * end`, as in WiSE-FT (arXiv 2109.01903)."""
     weights = dict(model.named_parameters())
     with torch.no_grad():
         for name, weight in end.items():

@@ -1,7 +1,7 @@
-"""This service and others like it, side by side: one checkpoint, one machine, one load, in turn.
+"""Compares this service with other rerankers: one checkpoint, one machine, one load, alternating.
 
 python -m benchmarks.peers [--only NAME,NAME] [--rounds N] [--json benchmarks/results/peers-cpu.json]
 
-`contenders.py` says how each is started, `environments.py` installs it, `processes.py` keeps it running,
-`shared_model.py` makes what all of them load and are sent, `rounds.py` measures.
+`contenders.py` defines how each contender is started, `environments.py` installs it, `processes.py` runs it,
+`shared_model.py` makes the shared checkpoint and requests, and `rounds.py` measures.
 """

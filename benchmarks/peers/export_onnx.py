@@ -2,8 +2,8 @@
 
     python export_onnx.py CLASSIFIER FLOAT32_FOLDER INT8_FOLDER
 
-Runs in infinity's environment, the one that has torch, transformers and ONNX. The int8 model is what ONNX
-Runtime's dynamic quantisation makes by default: weights in int8 per tensor, activations as they come.
+Runs in infinity's environment, which has torch, transformers and ONNX. The int8 model uses the defaults of ONNX
+Runtime's dynamic quantisation: int8 weights per tensor, activations quantised at run time.
 """
 
 import shutil
@@ -19,7 +19,7 @@ _OPSET = 17
 
 
 def export(classifier: Path, folder: Path) -> Path:
-    """Writes model.onnx, with free batch and length, and the files around it."""
+    """Writes model.onnx, with dynamic batch size and length, and the files it needs."""
     model = BertForSequenceClassification.from_pretrained(classifier, attn_implementation="eager").eval()
     tokenizer = AutoTokenizer.from_pretrained(classifier)
     example = tokenizer(
@@ -41,14 +41,14 @@ def export(classifier: Path, folder: Path) -> Path:
 
 
 def copy_files(classifier: Path, folder: Path) -> None:
-    """Configuration and tokenizer, as the hub's ONNX models have them."""
+    """Copies configuration and tokenizer."""
     folder.mkdir(parents=True, exist_ok=True)
     for path in classifier.glob("*.json"):
         shutil.copy(path, folder)
 
 
 def main() -> None:
-    """Both models."""
+    """Exports both models."""
     classifier, float32, int8 = map(Path, sys.argv[1:])
     model = export(classifier, float32)
     copy_files(classifier, int8)

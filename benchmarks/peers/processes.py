@@ -1,4 +1,4 @@
-"""Servers as child processes: started, ready, stopped; none is left behind."""
+"""Servers as child processes: started, awaited, and stopped with all their children."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import psutil
 
-from rerank_service.tools.bench.cpu_time import process_tree
+from rerank_service.tools.bench.measure import process_tree
 
 __all__ = ["Command", "Server", "StartFailed", "first_cpus", "free_port", "running", "stop_on_signals"]
 
@@ -23,24 +23,24 @@ _POLL_S = 0.5
 
 
 class StartFailed(Exception):
-    """A server ended, or was not ready in time; carries the end of its log."""
+    """A server ended, or was not ready in time. Carries the end of its log."""
 
 
 @dataclass(frozen=True)
 class Command:
-    """How a server is started."""
+    """Command line and environment of a server."""
 
     arguments: list[str]
     health_path: str
     variables: dict[str, str | None] = field(default_factory=dict)
-    """Of the environment; null takes one away."""
+    """Environment variables; null removes one."""
 
     folder: Path | None = None
 
 
 @dataclass(frozen=True)
 class Server:
-    """A server that is ready."""
+    """A running server."""
 
     url: str
     pid: int
@@ -48,7 +48,7 @@ class Server:
 
 @contextmanager
 def running(command: Command, port: int, num_threads: int, log: Path) -> Iterator[Server]:
-    """A server on a loopback port, with so many CPUs; `StartFailed` if it does not come up."""
+    """Runs a server on a loopback port, limited to `num_threads` CPUs. Raises `StartFailed`."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w", encoding="utf-8") as output:
         process = subprocess.Popen(
@@ -58,7 +58,7 @@ def running(command: Command, port: int, num_threads: int, log: Path) -> Iterato
             stderr=subprocess.STDOUT,
             env=_variables(command, num_threads),
             cwd=command.folder,
-            start_new_session=True,  # Ctrl-C is ours to pass on
+            start_new_session=True,  # Ctrl-C reaches this process only, which stops the server
         )
     try:
         url = f"http://127.0.0.1:{port}"
@@ -69,7 +69,7 @@ def running(command: Command, port: int, num_threads: int, log: Path) -> Iterato
 
 
 def free_port() -> int:
-    """A loopback port that nobody listens on now."""
+    """A free loopback port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -77,22 +77,21 @@ def free_port() -> int:
 
 
 def stop_on_signals() -> None:
-    """SIGTERM ends this process as Ctrl-C does, by way of every `finally`.
+    """Makes SIGTERM end this process like Ctrl-C, so that every `finally` runs.
 
-    A shell that starts a job in the background has it ignore SIGINT, and its children inherit that; with a handler
-    here they do not.
+    A shell makes background jobs ignore SIGINT, which children would inherit; setting a handler prevents that.
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def first_cpus(count: int) -> list[int]:
-    """Of those that this process may use."""
+    """The first CPUs that this process may use."""
     return sorted(os.sched_getaffinity(0))[:count]
 
 
 def _on_cpus(num_threads: int) -> list[str]:
-    """Holds the whole process tree to the first CPUs, where that is fewer than all."""
+    """Prefix that limits the process tree to the first CPUs; empty if all are used."""
     if num_threads >= len(os.sched_getaffinity(0)):
         return []
     return ["taskset", "--cpu-list", ",".join(map(str, first_cpus(num_threads)))]
@@ -118,7 +117,7 @@ def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> 
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Politely, then by force; its children too."""
+    """Interrupts a server, then kills what is left of its process tree."""
     tree = process_tree(process.pid)
     if process.poll() is None:
         process.send_signal(signal.SIGINT)

@@ -1,8 +1,8 @@
-"""Interleaved rounds: every contender in turn, each between two runs of the bare forward.
+"""Interleaved rounds: every contender in turn, each between two runs of the bare forward pass.
 
-A shared machine is faster in one minute than in the next. What a contender is held against is therefore the mean of
-the bare forward just before and just after its turn. Each server is started for its turn and stopped after it: idle
-ones are not free (a Ray session takes 0.12 of a core, three of them a sixth of a machine with two).
+The speed of a shared machine varies from minute to minute. Each contender is therefore compared with the mean of the
+bare forward passes just before and just after its turn. Servers run only during their turn, because idle servers use
+CPU: a Ray session takes 0.12 of a core, so three of them take a sixth of a machine with two cores.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from benchmarks.peers.environments import BENCH_FOLDER
 from benchmarks.peers.processes import Server, StartFailed, free_port, running
 from benchmarks.peers.shared_model import SharedModels, Workload
 from rerank_service.tools.bench.apis import PreparedRequest
-from rerank_service.tools.bench.checkpoint import bare_forward
+from rerank_service.tools.bench.engine import bare_forward
 from rerank_service.tools.bench.load import LoadRun
 from rerank_service.tools.bench.measure import LoadFigures, measure_load
 from rerank_service.tools.bench.probe import BIG_PASSAGES, SmallBehindBig, probe_small_behind_big
@@ -29,12 +29,12 @@ __all__ = ["BareFigures", "ContenderFigures", "Result", "Round", "RoundSettings"
 
 _WARM_UP_REQUESTS = 2
 _BARE_PAIRS = 400
-"""Pairs of one run of the bare forward: ten seconds on two cores."""
+"""Pairs of one run of the bare forward pass, which takes ten seconds on two cores."""
 
 
 @dataclass(frozen=True)
 class BareFigures:
-    """The bare float32 forward in this process."""
+    """Figures of the bare float32 forward pass in this process."""
 
     cpu_s_per_1k_pairs: float
     pairs_per_s: float
@@ -42,10 +42,10 @@ class BareFigures:
 
 @dataclass(frozen=True)
 class Round:
-    """One contender in one round."""
+    """Figures of a contender in one round."""
 
     bare: BareFigures
-    """Of before and after this turn."""
+    """Mean of the runs before and after this turn."""
 
     one_client: LoadFigures
     many_clients: LoadFigures
@@ -54,44 +54,44 @@ class Round:
 
 
 _Turn = tuple[LoadFigures, LoadFigures, SmallBehindBig, float]
-"""A round without its bare forward."""
+"""A round without its bare forward pass."""
 
 
 @dataclass(frozen=True)
 class ContenderFigures:
-    """Medians over the rounds, in the order in which they are shown."""
+    """Medians over the rounds, in display order."""
 
     cpu_s_per_1k_pairs: float
     ratio_to_bare: float
-    """Of CPU-seconds; median of the ratios within a round."""
+    """Ratio of CPU-seconds; the median of the ratios within a round."""
 
     pairs_per_s: float
-    """With many clients."""
+    """Throughput with many clients."""
 
     p50_s: float
-    """With one client."""
+    """Median latency with one client."""
 
     wait_share: float | None
     max_logit_error: float
-    """Over all rounds."""
+    """Largest difference from float32 transformers in all rounds."""
 
     failures: dict[str, int]
 
 
 @dataclass
 class Result:
-    """What became of one contender; filled in as the rounds go."""
+    """Results of a contender, added round by round."""
 
     contender: Contender
     versions: dict[str, str] = field(default_factory=dict)
     error: str | None = None
-    """Why it could not be measured to the end."""
+    """Why the measurement stopped."""
 
     rounds: list[Round] = field(default_factory=list)
 
     @property
     def figures(self) -> ContenderFigures | None:
-        """Null without a round."""
+        """Medians over the rounds; null without a round."""
         if not self.rounds:
             return None
         cpu_s = [_cpu_s(done) for done in self.rounds]
@@ -124,7 +124,7 @@ class Result:
 
 @dataclass(frozen=True)
 class RoundSettings:
-    """How it is measured."""
+    """Settings of all rounds."""
 
     models: SharedModels
     workload: Workload
@@ -135,7 +135,7 @@ class RoundSettings:
 
 
 def run_rounds(results: Sequence[Result], plan: RoundSettings, progress: Callable[[str], None]) -> list[BareFigures]:
-    """Fills in the rounds of all results without an error, and returns every run of the bare forward."""
+    """Runs the rounds of all results without an error, and returns every run of the bare forward pass."""
     bare = [_measure_bare(plan)]
     for number in range(1, plan.num_rounds + 1):
         for result in results:
@@ -157,7 +157,7 @@ def _server(contender: Contender, plan: RoundSettings) -> Iterator[Server]:
 
 
 def _take_turn(result: Result, plan: RoundSettings) -> _Turn | None:
-    """One turn; whatever goes wrong is its own error, and the others go on."""
+    """One turn of a contender. An error ends its measurement, but not that of the others."""
     try:
         with _server(result.contender, plan) as server:
             _warm_up(result.contender, server, plan)
@@ -202,15 +202,15 @@ def _requests(contender: Contender, workload: Workload) -> list[PreparedRequest]
 
 
 def _request_of(contender: Contender, workload: Workload, num_passages: int) -> PreparedRequest:
-    """Passages of the workload, over and over if it has too few; then each is made different."""
+    """A request with passages of the workload, repeated if there are too few; a number makes each unique."""
     passages = [passage for request in workload.requests for passage in request]
     chosen = [f"{index} {passages[index % len(passages)]}" for index in range(num_passages)]
     return contender.api.request(workload.query, chosen, **contender.fields)
 
 
 def _max_logit_error(contender: Contender, workload: Workload, run: LoadRun) -> float:
-    """Largest difference from float32 transformers. `RuntimeError` if nothing was answered."""
-    sent = zip(run.answers, workload.logits, strict=False)  # a warm-up sends only the first ones
+    """Largest difference from float32 transformers. Raises `RuntimeError` if nothing was answered."""
+    sent = zip(run.answers, workload.logits, strict=False)  # a warm-up sends only the first requests
     answered = [(answer, logits) for answer, logits in sent if answer.is_ok]
     if not answered:
         raise RuntimeError(f"no request was answered: {run.failures}; {run.answers[0].body[:200]!r}")
@@ -226,7 +226,7 @@ def _cpu_s(done: Round) -> float:
 
 def _known(value: float | None) -> float:
     if value is None:
-        raise RuntimeError("a round without one answered request was kept")
+        raise RuntimeError("a round without an answered request was kept")
     return value
 
 

@@ -1,4 +1,4 @@
-"""What all contenders load and are sent: one checkpoint in three forms, and seeded requests with their logits."""
+"""Checkpoint of all contenders, in three formats, and seeded requests with their expected logits."""
 
 import json
 import shutil
@@ -17,8 +17,8 @@ from transformers import BertForSequenceClassification
 from benchmarks.peers.environments import BENCH_FOLDER, InstallFailed, program
 from rerank_service.checkpoints.resolve import resolve_checkpoint
 from rerank_service.config import CheckpointConfig
-from rerank_service.tools.bench.checkpoint import ENCODER, make_classifier
-from rerank_service.tools.bench.workload import QUERY, make_passages
+from rerank_service.tools.bench.engine import make_classifier
+from rerank_service.tools.bench.workload import ENCODER, QUERY, make_passages
 
 __all__ = [
     "ONNX_ENVIRONMENT",
@@ -31,17 +31,17 @@ __all__ = [
 ]
 
 ONNX_ENVIRONMENT = "infinity"
-"""Where torch and ONNX Runtime are installed together."""
+"""Environment with both torch and ONNX Runtime."""
 
 _MEAN_TOKENS, _DEVIATION, _FEWEST, _MOST = 126, 28, 72, 184
-"""Tokens of a pair."""
+"""Distribution of the tokens of a pair."""
 
 _REFERENCE_BATCH = 32
 
 
 @dataclass(frozen=True)
 class SharedModels:
-    """The folders of one checkpoint."""
+    """Folders of the checkpoint, by format."""
 
     classifier: Path = BENCH_FOLDER / "models" / "classifier"
     onnx: Path = BENCH_FOLDER / "models" / "onnx"
@@ -50,15 +50,15 @@ class SharedModels:
 
 @dataclass(frozen=True)
 class Workload:
-    """Requests, and what is right for them."""
+    """Requests and their expected logits."""
 
     query: str
     requests: list[list[str]]
     pairs: list[Encoding]
-    """Of all requests, one after the other."""
+    """Pairs of all requests, in order."""
 
     logits: list[np.ndarray[Any, np.dtype[np.float32]]]
-    """Of each request, from transformers in float32."""
+    """Logits of each request, from transformers in float32."""
 
     @property
     def num_pairs(self) -> int:
@@ -70,20 +70,20 @@ class Workload:
 
     @property
     def logit_range(self) -> float:
-        """Between the lowest and the highest logit: what an error is to be seen beside."""
+        """Range between the lowest and the highest logit, for judging errors."""
         return float(np.ptp(np.concatenate(self.logits)))
 
     def sample(self, num_pairs: int) -> list[np.ndarray[Any, np.dtype[np.int64]]]:
-        """Token ids of about so many pairs, with the same mix of lengths as all."""
+        """Token ids of about `num_pairs` pairs, with the same mix of lengths."""
         step = max(1, self.num_pairs // num_pairs)
         return [np.array(pair.ids) for pair in sorted(self.pairs, key=len)[::step]]
 
 
 def write_classifier(models: SharedModels) -> None:
-    """The checkpoint in safetensors, if it is not there yet.
+    """Writes the checkpoint in safetensors, unless it exists.
 
-    The encoder's own tokenizer file cuts and pads to 128 tokens; some peers would obey it and score something
-    else, so neither is in the shared one.
+    The encoder's own tokenizer file truncates and pads to 128 tokens. Some peers would follow it and get other scores,
+    so both settings are removed.
     """
     if (models.classifier / "special_tokens_map.json").exists():
         return
@@ -99,7 +99,7 @@ def write_classifier(models: SharedModels) -> None:
 
 
 def export_onnx(models: SharedModels) -> None:
-    """Its ONNX forms, if they are not there yet; `InstallFailed` if that does not work."""
+    """Exports the checkpoint to ONNX, unless the files exist. Raises `InstallFailed`."""
     if (models.onnx_int8 / "model.onnx").exists():
         return
     script = str(Path(__file__).with_name("export_onnx.py"))
@@ -112,12 +112,12 @@ def export_onnx(models: SharedModels) -> None:
 
 
 def load_bare(models: SharedModels) -> Any:
-    """The checkpoint in transformers, as it comes."""
+    """The checkpoint in unmodified transformers."""
     return BertForSequenceClassification.from_pretrained(models.classifier).eval()
 
 
 def draw_workload(models: SharedModels, bare: Any, num_requests: int, num_passages: int) -> Workload:
-    """Seeded requests, all passages distinct."""
+    """Seeded requests with distinct passages."""
     tokenizer = Tokenizer.from_file(str(models.classifier / "tokenizer.json"))
     overhead = len(tokenizer.encode(QUERY, "").ids)
     rng = np.random.default_rng(0)

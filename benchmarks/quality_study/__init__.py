@@ -1,1 +1,1 @@
-"""What `docs/quality.md` shows: the embedded default beside simpler scorers, and what changes its ranking."""
+"""The study behind `docs/quality.md`: the embedded model compared with simpler scorers, truncations and windows."""

@@ -1,4 +1,4 @@
-"""Runs every variant on every set, in this process. Knows no table."""
+"""Runs every variant on every set, in this process."""
 
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +29,7 @@ _SEED = 7
 
 
 class VariantScores(NamedTuple):
-    """What a variant made of a set."""
+    """Scores of a variant on a set."""
 
     logits: list[float]
     ndcg: NDArray[np.float64]
@@ -38,7 +38,7 @@ class VariantScores(NamedTuple):
 
 
 class Runner:
-    """Runs variants on one set. What differs in its head alone shares an engine and its cache of encodings."""
+    """Runs variants on one set. Variants that differ only in the head share an engine and its cache of encodings."""
 
     def __init__(self, task: Task) -> None:
         self.task = task
@@ -46,13 +46,13 @@ class Runner:
         self._ranked: dict[ScorerVariant, VariantScores] = {}
 
     def run(self, variant: ScorerVariant) -> VariantScores:
-        """Scores all pairs of the set, once."""
+        """Scores all pairs of the set, once per variant."""
         if variant not in self._ranked:
             self._ranked[variant] = self._run(variant)
         return self._ranked[variant]
 
     def first_stage(self) -> VariantScores:
-        """BM25's scores as they are."""
+        """The scores of BM25."""
         scores = [score for query_id in self.task.candidates for score in self.task.first_stage_scores[query_id]]
         return VariantScores(scores, self._ndcg(scores), 0, 0.0)
 
@@ -71,7 +71,7 @@ class Runner:
     def _load(self, variant: ScorerVariant) -> LateInteractionEngine:
         key = variant.dtype, variant.window_tokens, variant.is_shuffled
         if self._engine is None or self._engine[0] != key:
-            self._engine = None  # the old one's cache goes before the new one's comes
+            self._engine = None  # frees the old cache before the new one is filled
             cache_bytes = None if variant.is_shuffled else _CACHE_BYTES
             engine = load_engine(_model(variant, cache_bytes))
             assert isinstance(engine, LateInteractionEngine)
@@ -90,7 +90,7 @@ def _model(variant: ScorerVariant, cache_bytes: int | None) -> ModelConfig:
 
 
 def _score(engine: LateInteractionEngine, pairs: Sequence[EncodedPair], is_shuffled: bool) -> list[float]:
-    """Logits in the order of `pairs`, in whatever order they are scored."""
+    """Logits in the order of `pairs`, which may be scored in another order."""
     order = list(range(len(pairs)))
     if is_shuffled:
         random.Random(_SEED).shuffle(order)  # noqa: S311 - an order, not a secret
@@ -100,7 +100,7 @@ def _score(engine: LateInteractionEngine, pairs: Sequence[EncodedPair], is_shuff
 
 
 def _row(label: str, ranked: VariantScores, base: VariantScores) -> dict[str, Any]:
-    """nDCG@10 with its interval, and the difference to `base`, paired by query."""
+    """nDCG@10 with its interval, and its difference from `base`, paired by query."""
     mean, low, high = figure(ranked.ndcg)
     difference = figure(ranked.ndcg - base.ndcg)
     return {
@@ -145,7 +145,7 @@ def _measure_set(task: Task, one: StudySet, progress: Callable[[str], None]) -> 
 
 
 def measure_sets(data: Path, scratch: Path, progress: Callable[[str], None]) -> Iterator[dict[str, Any]]:
-    """Figures of each set of `SETS`; `data` has a BEIR folder for each name, `scratch` takes the joined ones."""
+    """Figures of each set in `SETS`. `data` contains a BEIR folder per name; joined sets are written to `scratch`."""
     for one in SETS:
         folder = data / one.name
         if one.joined is not None:

@@ -1,4 +1,4 @@
-"""What is compared with what, and on which sets. Runs nothing."""
+"""Variants of the study, the comparisons between them, and the sets."""
 
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -15,34 +15,34 @@ MAXSIM = LateInteractionHead(cosine_weight=0, maxsim_weight=1, bias=0)
 
 @dataclass(frozen=True)
 class ScorerVariant:
-    """One way to run the embedded model."""
+    """Settings of the embedded model."""
 
     label: str = field(compare=False)
     dtype: Dtype = Dtype.INT8
     window_tokens: int | None = None
-    """Null: the checkpoint's own, 256."""
+    """Null: the checkpoint's own window, 256."""
     head: LateInteractionHead = DEFAULT_HEAD
     windows: PassageWindows | None = None
     is_shuffled: bool = False
-    """Pairs in random order, in small batches, without a cache."""
+    """Whether pairs are scored in random order, in small batches, without a cache."""
 
 
 class Comparison(NamedTuple):
-    """A variant and what it is held against, query by query and pair by pair."""
+    """A variant and the variant it is compared with."""
 
     variant: ScorerVariant
     base: ScorerVariant
 
 
 class StudySet(NamedTuple):
-    """A collection and how much of it is ranked."""
+    """A collection and the part of it that is ranked."""
 
     name: str
     top_k: int
     sections: tuple[str, ...]
     max_queries: int | None = None
     joined: int | None = None
-    """Passages of `name` that make one of this set's. Null: it is `name` itself."""
+    """Number of passages joined into one; null: the passages are not joined."""
 
     @property
     def label(self) -> str:

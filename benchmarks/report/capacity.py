@@ -8,8 +8,8 @@ from benchmarks.report.pages import (
     GREY,
     INK,
     RED,
+    PageSection,
     ResultFile,
-    Section,
     markdown_table,
     origin,
     read_result,
@@ -145,7 +145,7 @@ def limits_table(result: ResultFile) -> str:
     return markdown_table(heads, rows)
 
 
-SECTIONS: Mapping[str, Section] = {
+SECTIONS: Mapping[str, PageSection] = {
     "plan-validation": (_VALIDATION, validation_table),
     "plans": (_TABLES, plans_table),
     "plans-embedded": (_TABLES, embedded_table),

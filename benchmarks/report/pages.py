@@ -13,8 +13,8 @@ __all__ = [
     "GREY",
     "INK",
     "RED",
+    "PageSection",
     "ResultFile",
-    "Section",
     "markdown_table",
     "origin",
     "read_result",
@@ -32,7 +32,7 @@ _ESCAPED_BAR = "\\|"
 
 ResultFile = Mapping[str, Any]
 """Content of one file in `benchmarks/results`."""
-Section = tuple[str, Callable[[ResultFile], str]]
+PageSection = tuple[str, Callable[[ResultFile], str]]
 """The result file of a section, and the function that turns it into Markdown."""
 
 

@@ -7,8 +7,8 @@ from benchmarks.report.pages import (
     GREY,
     INK,
     RED,
+    PageSection,
     ResultFile,
-    Section,
     markdown_table,
     origin,
     read_result,
@@ -182,7 +182,7 @@ def _outcomes(outcomes: Mapping[str, int]) -> str:
     return ", ".join(f"{count:,} {outcome}" for outcome, count in outcomes.items())
 
 
-SECTIONS: Mapping[str, Section] = {
+SECTIONS: Mapping[str, PageSection] = {
     "engine": ("engine-cpu.json", engine_table),
     "service": ("service-cpu.json", service_table),
     "peers": ("peers-cpu.json", peers_table),

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from benchmarks.report.pages import ResultFile, Section
+from benchmarks.report.pages import PageSection, ResultFile
 
 __all__ = ["SECTIONS"]
 
@@ -30,7 +30,7 @@ def _stability(row: _Row, _: _Row) -> str:
     return f"{row['largest_logit_difference']:.1g}; {row['queries_that_changed']} queries"
 
 
-def _table(section: str, cell: Callable[[_Row, _Row], str]) -> Section:
+def _table(section: str, cell: Callable[[_Row, _Row], str]) -> PageSection:
     """A row per variant, a column per set."""
 
     def table(study: ResultFile) -> str:
@@ -63,7 +63,7 @@ def _origin(study: ResultFile) -> str:
     )
 
 
-SECTIONS: Mapping[str, Section] = {
+SECTIONS: Mapping[str, PageSection] = {
     "quality-sets": (_RESULTS, _sets),
     "quality-scorers": _table("scorers", _with_interval),
     "quality-truncation": _table("truncation", _with_difference),

@@ -1,4 +1,4 @@
-"""The whole real stack, from HTTP to the replicas, around a device that is simulated: it costs time and no CPU.
+"""Measures the real stack, from HTTP to the replicas, around simulated devices that take time but no CPU.
 
-What is left to measure is the stack itself. `python -m benchmarks.stack --help`.
+See `python -m benchmarks.stack --help`.
 """

@@ -1,4 +1,4 @@
-"""The stack around simulated devices: one subcommand a question.
+"""The stack around simulated devices: one subcommand per measurement.
 
 python -m benchmarks.stack overhead|scaling|router|overload|step|costs|control|open-load [--json FILE]
 """
@@ -23,55 +23,55 @@ from benchmarks.stack.scaling import measure_scaling
 from benchmarks.stack.step import measure_step
 
 app = typer.Typer(add_completion=False, help="The stack around simulated devices.")
-Json = Annotated[Path | None, typer.Option("--json", help="Where the figures go.")]
-HaProxy = Annotated[bool, typer.Option("--haproxy/--serve-proxy", help="Which proxy is in front.")]
+Json = Annotated[Path | None, typer.Option("--json", help="File for the figures.")]
+HaProxy = Annotated[bool, typer.Option("--haproxy/--serve-proxy", help="Proxy in front of the ingresses.")]
 
 
 @app.command()
 def overhead(repeats: Annotated[int, typer.Option(min=1)] = 3, json_path: Json = None) -> None:
-    """CPU-milliseconds a request, around a null engine."""
+    """CPU-milliseconds per request, around a null engine."""
     _finish(measure_overhead(repeats), json_path)
 
 
 @app.command()
 def scaling(haproxy: HaProxy = False, replicas: str = "1,2,4,8", json_path: Json = None) -> None:
-    """Share of the devices' speed that comes out, by replicas."""
+    """Throughput as a share of device throughput, by number of replicas."""
     _finish(measure_scaling([int(count) for count in replicas.split(",")], haproxy), json_path)
 
 
 @app.command()
 def overload(haproxy: HaProxy = False, json_path: Json = None) -> None:
-    """Goodput under three times the capacity."""
+    """Goodput at three times the capacity."""
     _finish(measure_overload(haproxy), json_path)
 
 
 @app.command()
 def router(rounds: Annotated[int, typer.Option(min=1)] = 2, json_path: Json = None) -> None:
-    """Waits under the service's choice of a replica, and under Serve's own."""
+    """Latency under the service's request router and under Serve's own."""
     _finish(measure_routers(rounds), json_path)
 
 
 @app.command()
 def step(haproxy: HaProxy = False, json_path: Json = None) -> None:
-    """One replica to four and back."""
+    """Autoscaling from one replica to four and back."""
     _finish(measure_step(haproxy), json_path)
 
 
 @app.command()
 def costs(haproxy: HaProxy = False, json_path: Json = None) -> None:
-    """CPU-milliseconds of a request by process, size and shards."""
+    """CPU-milliseconds per request by process, size and number of shards."""
     _finish(measure_costs(haproxy), json_path)
 
 
 @app.command()
 def control(json_path: Json = None) -> None:
-    """CPU of Serve's controller by replicas, behind HAProxy."""
+    """CPU of Serve's controller by number of replicas, behind HAProxy."""
     _finish(measure_control(), json_path)
 
 
 @app.command()
 def open_load(haproxy: HaProxy = False, replicas: str = "1,2,4,8", json_path: Json = None) -> None:
-    """Waits at 70% of what the devices can do, by replicas: what the simulation is held against."""
+    """Latency at 70% load by number of replicas, for validating the simulation."""
     _finish(measure_open_load([int(count) for count in replicas.split(",")], haproxy), json_path)
 
 

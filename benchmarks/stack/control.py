@@ -1,4 +1,4 @@
-"""What Serve's controller spends on replicas that do nothing but report and be checked, each second or each ten."""
+"""CPU of Serve's controller for idle replicas that send reports and answer health checks."""
 
 import time
 from dataclasses import asdict, dataclass
@@ -16,17 +16,17 @@ _SETTLE_S, _MEASURED_S = 8.0, 20.0
 
 @dataclass(frozen=True)
 class Control:
-    """An idle service."""
+    """Figures of an idle service."""
 
     replicas: int
     interval_s: float
-    """Of reports and of checks."""
+    """Interval of reports and of health checks."""
     cpus: dict[str, float]
-    """Busy ones, by kind of process."""
+    """Busy CPUs by kind of process."""
 
 
 def measure_control() -> dict[str, Any]:
-    """By replicas and interval, and what one more replica costs the controller: the slopes."""
+    """Figures by number of replicas and interval, and the controller's cost per additional replica."""
     rows = [_measure(count, interval_s) for interval_s in _INTERVALS_S for count in _COUNTS]
     us_a_replica, idle_cpus = {}, {}
     for interval_s in _INTERVALS_S:

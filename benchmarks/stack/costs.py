@@ -1,4 +1,4 @@
-"""What a request costs by process, size and shards, and what the idle stack's way there and back takes."""
+"""CPU cost of a request by process, size and number of shards, and latency of an idle stack."""
 
 import statistics
 import time
@@ -14,16 +14,15 @@ from benchmarks.peers.processes import Server
 from benchmarks.stack.launch import started
 from rerank_service.config import IngressConfig
 from rerank_service.messages import Fitting
-from rerank_service.routing.shards import cut_into_shards
+from rerank_service.routing.ranker import cut_into_shards
 from rerank_service.tools.bench.apis import NIM, PreparedRequest
-from rerank_service.tools.bench.cpu_time import process_tree
-from rerank_service.tools.bench.measure import measure_load
+from rerank_service.tools.bench.measure import measure_load, process_tree
 
 __all__ = ["cpu_by_role", "measure_costs"]
 
 _QUERY = "What does the service itself cost?"
 _SIZES = ((1, 500), (20, 500), (100, 1_000))
-"""Passages, and bytes of each."""
+"""Passages per request, and bytes per passage."""
 _ONE_SHARD_TOKENS = 1_000_000
 _CLIENTS = 8
 _REQUESTS, _ALONE = 600, 60
@@ -39,19 +38,19 @@ _ROLES = {
 
 @dataclass(frozen=True)
 class Costs:
-    """Of one kind of request."""
+    """Costs of one kind of request."""
 
     passages: int
     kb: float
     shards: int
     cpu_ms: dict[str, float]
-    """By process, less what it takes when idle."""
+    """CPU by process, minus its CPU when idle."""
     alone_p50_ms: float
-    """One client."""
+    """Median latency with one client."""
 
 
 def measure_costs(haproxy: bool) -> dict[str, Any]:
-    """Each kind of request, and the straight lines through them."""
+    """Costs of each kind of request, and linear fits through them."""
     rows = []
     for shard_tokens in (4_096, _ONE_SHARD_TOKENS):
         ingress = IngressConfig(shard_tokens=shard_tokens).model_dump()
@@ -83,7 +82,7 @@ def _used(server: Server, call: Any) -> Counter[str]:
 
 
 def cpu_by_role(pid: int) -> Counter[str]:
-    """CPU-seconds so far of the ingress, the replicas, the controller, the proxies, and the rest of Ray."""
+    """CPU-seconds so far of ingress, replicas, controller, proxies, and the rest of Ray."""
     seconds: Counter[str] = Counter(dict.fromkeys(["ingress", "replica", "controller", "proxy", "ray"], 0))
     for process in process_tree(pid):
         with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
@@ -102,7 +101,7 @@ def _requests(passages: int, passage_bytes: int, count: int) -> list[PreparedReq
 
 
 def _fit(rows: list[Costs]) -> dict[str, Any]:
-    """CPU-ms of the ingress, and of everything else, as a constant, a share of each KB and of each shard."""
+    """CPU-ms of the ingress and of everything else: per request, per KB and per shard."""
     inputs = np.array([[1.0, row.kb, row.shards] for row in rows])
     ingress = np.array([row.cpu_ms["ingress"] for row in rows])
     other = np.array([sum(row.cpu_ms.values()) - row.cpu_ms["ingress"] for row in rows])

@@ -1,4 +1,4 @@
-"""Starts the stack with simulated devices, under Serve's own proxy or under HAProxy."""
+"""Starts the stack with simulated devices, behind Serve's own proxy or HAProxy."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ _ROOT = Path(__file__).parents[2]
 _CPUS = 2
 
 Stack = dict[str, Any]
-"""`args` of `simulated.build_app`, less the settings that `started` fills in."""
+"""`args` of `simulated.build_app`, without the settings that `started` adds."""
 
 
 @contextmanager
@@ -31,8 +31,8 @@ def started(
     overrides: Sequence[dict[str, Any]] = (),
     **settings: Any,
 ) -> Iterator[Server]:
-    """The service, ready. `replicas` is fewest and most, `model` adds to the model's settings, `settings` to all;
-    `overrides` are Serve's own options of deployments.
+    """The running service. `replicas` are minimum and maximum; `model` extends the settings of the model, `settings`
+    those of the service; `overrides` are Serve's options of deployments.
     """
     port = free_port()
     path = BENCH_FOLDER / "configs" / "stack.yaml"

@@ -1,4 +1,4 @@
-"""Load on the stack, closed or open, with every answer held against the one right one."""
+"""Closed-loop and open-loop load on the stack; every ranking is checked against the expected one."""
 
 import asyncio
 import json
@@ -11,39 +11,39 @@ from dataclasses import dataclass, field
 import httpx
 
 from benchmarks.stack.simulated import simulated_logit
-from rerank_service.routing.shards import estimate_tokens
+from rerank_service.routing.ranker import estimate_tokens
 
-__all__ = ["Answered", "OfferedRequest", "draw_question", "offer_closed", "offer_open", "outcomes", "schedule"]
+__all__ = ["Answered", "OfferedRequest", "draw_request", "offer_closed", "offer_open", "outcomes", "schedule"]
 
 _QUERY = "Which replica is the fastest?"
 _FILLER = "word " * 60
 _SIZES = {1: 4, 5: 3, 20: 4, 100: 2, 300: 1}
-"""Passages of a request, and how often."""
+"""Weight of each number of passages per request."""
 
 
 @dataclass(frozen=True)
 class OfferedRequest:
-    """A request and its answer."""
+    """A request and its expected ranking."""
 
     body: bytes
     order: tuple[int, ...]
     lengths: tuple[int, ...]
-    """Tokens of each pair, as the simulated engine counts them."""
+    """Tokens of each pair, as counted by the simulated engine."""
 
     @property
     def num_tokens(self) -> int:
-        """Of all pairs."""
+        """Tokens of all pairs."""
         return sum(self.lengths)
 
 
 @dataclass(frozen=True)
 class Answered:
-    """One request's end."""
+    """A request that has ended."""
 
     sent_at: float
     done_at: float
     outcome: str
-    """`right`, `wrong`, or the status."""
+    """`right`, `wrong`, or the HTTP status or error."""
     num_tokens: int
 
 
@@ -70,8 +70,8 @@ def _judge(response: httpx.Response, question: OfferedRequest) -> str:
     return "right" if order == question.order else "wrong"
 
 
-def draw_question(rng: random.Random) -> OfferedRequest:
-    """Mostly small, some large, passages of 40 to 300 bytes."""
+def draw_request(rng: random.Random) -> OfferedRequest:
+    """A random request: mostly small, sometimes large, with passages of 40 to 300 bytes."""
     size = rng.choices(list(_SIZES), weights=list(_SIZES.values()))[0]
     lengths = rng.choices([40, 120, 300], k=size)
     passages = [f"{rng.getrandbits(64):x} {_FILLER}"[:length] for length in lengths]
@@ -89,7 +89,7 @@ def _client(num_connections: int) -> httpx.AsyncClient:
 async def offer_closed(
     url: str, questions: Iterator[OfferedRequest], num_clients: int, duration_s: float
 ) -> list[Answered]:
-    """Each client sends its next request when the last is answered."""
+    """Closed loop: each client sends its next request when the previous one is answered."""
     record = _AnswerLog(url)
     stop_at = time.perf_counter() + duration_s
 
@@ -105,7 +105,7 @@ async def offer_closed(
 def schedule(
     questions: Iterator[OfferedRequest], tokens_per_s: float, duration_s: float, rng: random.Random
 ) -> Iterator[tuple[float, OfferedRequest]]:
-    """When which request is sent; the last is the first one due after `duration_s`."""
+    """Requests and the times at which they are sent (Poisson); the last one is due after `duration_s`."""
     due_s = 0.0
     while due_s < duration_s:
         question = next(questions)
@@ -116,7 +116,7 @@ def schedule(
 async def offer_open(
     url: str, questions: Iterator[OfferedRequest], tokens_per_s: float, duration_s: float, rng: random.Random
 ) -> list[Answered]:
-    """Requests come when they come (Poisson), so many tokens a second on average, answered or not."""
+    """Open loop: requests arrive at a mean rate of `tokens_per_s`, whether or not earlier ones are answered."""
     record = _AnswerLog(url)
     tasks: set[asyncio.Task[None]] = set()
     started_at = time.perf_counter()
@@ -131,5 +131,5 @@ async def offer_open(
 
 
 def outcomes(answers: Sequence[Answered]) -> dict[str, int]:
-    """How many ended how."""
+    """Number of requests by outcome."""
     return dict(Counter(answer.outcome for answer in answers))

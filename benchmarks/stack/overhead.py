@@ -1,4 +1,4 @@
-"""What the service itself costs: requests to a null engine, under Serve's proxy and under HAProxy."""
+"""Cost of the service itself: requests to a null engine, behind Serve's proxy and behind HAProxy."""
 
 import statistics
 import time
@@ -9,8 +9,7 @@ from typing import Any
 from benchmarks.peers.processes import Server
 from benchmarks.stack.launch import started
 from rerank_service.tools.bench.apis import NIM, PreparedRequest
-from rerank_service.tools.bench.cpu_time import cpu_seconds
-from rerank_service.tools.bench.measure import measure_load
+from rerank_service.tools.bench.measure import cpu_seconds, measure_load
 
 __all__ = ["measure_overhead"]
 
@@ -25,17 +24,17 @@ class Overhead:
     """Medians over the repeats, per request of 20 passages and 10 KB."""
 
     cpu_ms: float
-    """Of all processes of the service, less what they take when idle."""
+    """CPU of all processes of the service, minus their CPU when idle."""
     requests_per_s: float
     p50_ms: float
     p99_ms: float
     idle_cpus: float
-    """CPUs that the idle service takes."""
+    """Busy CPUs of the idle service."""
     failures: int
 
 
 def measure_overhead(repeats: int) -> dict[str, Any]:
-    """By front: `serve proxy` and `haproxy`."""
+    """Figures by proxy: `serve proxy` and `haproxy`."""
     return {name: asdict(_measure(haproxy, repeats)) for name, haproxy in (("serve proxy", False), ("haproxy", True))}
 
 

@@ -1,4 +1,4 @@
-"""Three times what the devices can do, for a while: what is still answered, and is it answered in time?"""
+"""Overload: load at three times the capacity, and what is still answered within the deadline."""
 
 import asyncio
 import random
@@ -23,26 +23,26 @@ _WARM_UP_S, _MEASURED_S = 10.0, 40.0
 
 @dataclass(frozen=True)
 class Overload:
-    """Of one run."""
+    """Figures of a run."""
 
     capacity_tokens_per_s: float
-    """Answered a second by the same service under a closed loop of enough clients."""
+    """Throughput of the same service under a saturating closed loop."""
     offered_tokens_per_s: float
     goodput_tokens_per_s: float
-    """Answered rightly and in time."""
+    """Throughput of correct answers within the deadline."""
     goodput_share: float
-    """Of the capacity."""
+    """Goodput as a share of the capacity."""
     outcomes: dict[str, int]
     accepted_p50_s: float
     accepted_p99_s: float
     accepted_longest_s: float
     deadline_s: float
     refused_p99_s: float
-    """How soon one that is refused hears of it."""
+    """Time until a refused request gets its reply."""
 
 
 def measure_overload(haproxy: bool) -> dict[str, Any]:
-    """Capacity first, then the overload, on one running service."""
+    """Measures the capacity, then the overload, of one running service."""
     limits = {"request_timeout_s": _DEADLINE_S}
     stack = {"tokens_per_s": _TOKENS_PER_S}
     with started(stack, replicas=(_REPLICAS, _REPLICAS), haproxy=haproxy, limits=limits) as server:

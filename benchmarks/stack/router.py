@@ -1,4 +1,4 @@
-"""The service's choice of a replica against Serve's own, on requests of very different sizes."""
+"""The service's request router compared with Serve's own, on requests of very different sizes."""
 
 import asyncio
 import random
@@ -24,19 +24,19 @@ _SMALL_TOKENS = 500
 
 @dataclass(frozen=True)
 class Routed:
-    """Seconds from request to answer."""
+    """Latencies in seconds."""
 
     router: str
     p50_s: float
     p95_s: float
     p99_s: float
     small_p99_s: float
-    """Of requests under 500 tokens."""
+    """p99 of requests under 500 tokens."""
     outcomes: dict[str, int]
 
 
 def measure_routers(rounds: int) -> list[dict[str, Any]]:
-    """Both on the same requests at the same times, in turn."""
+    """Measures both routers on the same requests at the same times, alternating."""
     return [asdict(_measure(router, seed)) for seed in range(rounds) for router in ("fewest tokens", "power of two")]
 
 

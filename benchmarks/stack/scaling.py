@@ -1,4 +1,4 @@
-"""How much of what the devices could do the whole stack makes of them, with one replica, two, four and eight."""
+"""Throughput of the stack as a share of device throughput, with one, two, four and eight replicas."""
 
 import asyncio
 import random
@@ -7,31 +7,31 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from benchmarks.stack.launch import started
-from benchmarks.stack.offered import Answered, OfferedRequest, draw_question, offer_closed, outcomes
+from benchmarks.stack.offered import Answered, OfferedRequest, draw_request, offer_closed, outcomes
 from rerank_service.tools.bench.apis import NIM
 
 __all__ = ["measure_scaling", "steady_tokens_per_s"]
 
 _TOKENS_PER_S = 10_000.0
-"""Of one replica: slow enough that eight of them leave two CPUs room for the stack."""
+"""Speed of one replica, low enough for two CPUs to carry the stack around eight of them."""
 _CLIENTS_PER_REPLICA = 6
 _WARM_UP_S, _MEASURED_S = 5.0, 25.0
 
 
 @dataclass(frozen=True)
 class Scaling:
-    """With so many replicas."""
+    """Figures of one size."""
 
     replicas: int
     clients: int
     tokens_per_s: float
     efficiency: float
-    """Tokens answered a second as a share of what the devices can do."""
+    """Throughput as a share of device throughput."""
     outcomes: dict[str, int]
 
 
 def measure_scaling(replica_counts: Sequence[int], haproxy: bool) -> list[dict[str, Any]]:
-    """A service of each size under a closed loop of skewed requests."""
+    """Measures a service of each size under a closed loop with skewed request sizes."""
     return [asdict(_measure(count, haproxy)) for count in replica_counts]
 
 
@@ -46,14 +46,14 @@ def _measure(num_replicas: int, haproxy: bool) -> Scaling:
 
 
 def questions(seed: int) -> Iterator[OfferedRequest]:
-    """The same ones for the same seed, without end."""
+    """An endless sequence of requests, determined by the seed."""
     rng = random.Random(seed)  # noqa: S311
     while True:
-        yield draw_question(rng)
+        yield draw_request(rng)
 
 
 def steady_tokens_per_s(answers: Sequence[Answered], from_s: float, to_s: float) -> float:
-    """Tokens of right answers in a window of the run; of a request half in it, half."""
+    """Throughput of correct answers in a window of the run; requests partly inside count proportionally."""
     start = min(answer.sent_at for answer in answers)
     total = 0.0
     for answer in answers:

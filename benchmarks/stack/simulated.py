@@ -1,7 +1,7 @@
-"""A device of a fixed speed behind the service's real replica, and the application with it.
+"""An application with the service's real replicas around a simulated device of fixed speed.
 
-Everything else is the product's own: HTTP, router, shards, collector, tokenising threads, scheduler. The simulated
-engine counts tokens by bytes and answers logits that depend on the text alone.
+HTTP, router, shards, collector, tokenising threads and scheduler are the service's own. The simulated engine counts
+tokens by bytes and returns logits that depend only on the text.
 """
 
 import math
@@ -20,7 +20,7 @@ from rerank_service.app import bind_app
 from rerank_service.config import parse_config
 from rerank_service.engine import CacheCounts, DeviceFacts, EncodedPair, Engine, TokenSpan, Truncate
 from rerank_service.replica.replica import Replica
-from rerank_service.routing.shards import estimate_tokens
+from rerank_service.routing.ranker import estimate_tokens
 
 __all__ = ["SimulatedEngine", "build_app", "simulated_logit"]
 
@@ -28,7 +28,7 @@ _NO_TOKENS = np.empty(0, dtype=np.int32)
 
 
 def simulated_logit(query: str, passage: str) -> float:
-    """Between -8 and 8; the same in every process."""
+    """A logit between -8 and 8, equal in every process."""
     return zlib.crc32(f"{query}\n{passage}".encode()) % 16_001 / 1000 - 8
 
 
@@ -54,19 +54,19 @@ class _Pending:
 
 
 class SimulatedEngine:
-    """Takes two batches in flight as a GPU does, and works on one at a time."""
+    """Accepts two batches in flight, like a GPU, and processes one at a time."""
 
     max_in_flight = 2
     memory_tokens: int | None = None
     window_tokens = 8192
     default_batch_tokens = 16_384
     cache_counts = CacheCounts(0, 0)
-    device_facts = DeviceFacts(0, 0.0, None)
+    device_facts = DeviceFacts(0, None)
     precision = "float32"
     description = "simulated"
 
     def __init__(self, tokens_per_s: float) -> None:
-        """Infinite: a null engine, all that is measured is what is around it."""
+        """An infinite speed makes a null engine, for measuring only the stack around it."""
         self._tokens_per_s = tokens_per_s
         self._free_at = 0.0
 
@@ -94,8 +94,9 @@ class SimulatedEngine:
 def build_app(args: dict[str, Any]) -> Application:
     """The application with simulated replicas.
 
-    `args` has `settings`, a `RerankConfig` as a dict; `tokens_per_s` of a replica, null for a null engine; `start_s`
-    that it takes to start; and `ready_folder`, where each replica leaves a file of its process id when it is ready.
+    `args` contains `settings`, a `RerankConfig` as a dict; `tokens_per_s` of a replica, null for a null engine;
+    `start_s`, its startup time; and `ready_folder`, where each replica creates a file named by its process id once it
+    is ready.
     """
     tokens_per_s = args["tokens_per_s"] or math.inf
     start_s, ready_folder = args.get("start_s", 0.0), args.get("ready_folder")

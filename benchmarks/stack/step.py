@@ -1,4 +1,4 @@
-"""A step of load on a service that scales itself: replicas and answers, second by second."""
+"""A step of load on an autoscaled service: replicas and answers, second by second."""
 
 import asyncio
 import tempfile
@@ -23,27 +23,27 @@ _START_S = 1.0
 _CALM_S, _LOADED_S, _AFTER_S = 6.0, 40.0, 45.0
 _CLIENTS = 24
 _AUTOSCALING = {"upscale_delay_s": 1.0, "downscale_delay_s": 15.0}
-"""For GPUs the defaults are slower on the way down: see `config.AutoscalingConfig`."""
+"""Faster than the defaults, which scale down slowly for the sake of GPUs (`config.AutoscalingConfig`)."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """One value a second, from the beginning of the run."""
+    """Figures of a run; lists contain one value per second."""
 
     replicas: list[int]
-    """Ready ones."""
+    """Ready replicas."""
     answered_tokens_per_s: list[float]
     step_at_s: float
     end_at_s: float
     full_after_s: float | None
-    """From the step to the last of the four replicas being ready."""
+    """Time from the step until all four replicas are ready."""
     one_after_s: float | None
-    """From the end of the load to one replica being left."""
+    """Time from the end of the load until one replica is left."""
     outcomes: dict[str, int]
 
 
 def measure_step(haproxy: bool) -> dict[str, Any]:
-    """One replica, then four times its load, then none."""
+    """A low load, a load for four replicas, then no load."""
     with tempfile.TemporaryDirectory() as folder:
         stack = {"tokens_per_s": _TOKENS_PER_S, "start_s": _START_S, "ready_folder": folder}
         model = {"autoscaling": {"min_replicas": 1, "max_replicas": 4, **_AUTOSCALING}}

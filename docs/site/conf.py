@@ -5,6 +5,7 @@ relative link works in the site as it does in the repository. Links to files tha
 """
 
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -45,8 +46,9 @@ suppress_warnings = ["misc.highlighting_failure"]  # a command over several line
 
 default_role = "code"  # docstrings are Markdown; `name` in them is code
 autodoc_member_order = "bysource"
-autodoc_typehints = "description"
-autodoc_typehints_description_target = "documented_params"
+autodoc_typehints_format = "short"
+add_module_names = False
+python_use_unqualified_type_names = True
 autodoc_preserve_defaults = True
 nitpick_ignore_regex = [(r"py:.*", r".*")]  # types of other packages; links between pages stay strict
 
@@ -93,9 +95,16 @@ class ConfigurationReference(SphinxDirective):
         return section.children
 
 
+def _write_index(app: Sphinx, error: Exception | None) -> None:
+    """The README is also what a web server shows for the folder."""
+    if error is None:
+        shutil.copyfile(Path(app.outdir) / "README.html", Path(app.outdir) / "index.html")
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Sphinx's hook."""
     app.connect("source-read", _unlink_folders)
     app.connect("source-read", _navigation)
+    app.connect("build-finished", _write_index)
     app.add_directive("configuration-reference", ConfigurationReference)
     return {"parallel_read_safe": True}

@@ -1,1 +1,4 @@
-"""Fetching checkpoints: from a model hub or an object store into a folder of this machine, every file verified."""
+"""Checkpoints: from the name of a source to a folder on this machine with verified weights.
+
+`resolve` takes a configured source; `pull` fetches from a model hub or an object store into this machine's cache.
+"""

@@ -1,6 +1,6 @@
-"""A folder of an object store (`s3://`, `gs://`, whatever fsspec knows) as a place to fetch from.
+"""A folder of an object store (`s3://`, `gs://`, any store that fsspec supports) as a place to fetch from.
 
-Credentials are those of the environment, as each store's own tools take them. It must not know local folders.
+Credentials come from the environment, as for each store's own tools. This module must not know local folders.
 """
 
 import hashlib
@@ -11,9 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rerank_service.checkpoints.files import Digest, RemoteFile, choose_files
-from rerank_service.checkpoints.manifest import MANIFEST_FILE, Manifest, content_revision
-from rerank_service.checkpoints.origin import CutOff
+from rerank_service.checkpoints.origin import CutOff, Digest, RemoteFile, choose_files
+from rerank_service.checkpoints.verification import MANIFEST_FILE, Manifest, content_revision
 from rerank_service.errors import CheckpointError
 
 __all__ = ["ObjectStoreCheckpoint"]
@@ -28,42 +27,53 @@ class ObjectStoreCheckpoint:
     """The files of one folder. An `Origin`."""
 
     def __init__(self, url: str) -> None:
-        """Lists them, and reads the manifest that a pulled folder brings along. Raises `CheckpointError`."""
+        """Lists the files and reads the manifest, which an uploaded copy of a pulled folder has.
+
+        Raises `CheckpointError`.
+        """
         self.source = url.rstrip("/")
-        with _told_readably(self.source):
-            self._store, self._folder = _open(self.source)
+        with _readable_errors(self.source):
+            from fsspec.core import url_to_fs
+
+            self._store, folder = url_to_fs(self.source)
+            self._folder = folder.rstrip("/")
             listing = self._listing()
+            manifest = self._manifest(listing)
         self.fingerprint = _fingerprint(self.source, listing)
-        manifest = self._manifest(listing)
-        digests = {name: Digest("sha256", record.sha256) for name, record in manifest.files.items()} if manifest else {}
-        entries = (RemoteFile(name, int(entry["size"]), digests.get(name)) for name, entry in listing.items())
+        records = manifest.files if manifest else {}
+        entries = []
+        for name, entry in listing.items():
+            digest = Digest("sha256", records[name].sha256) if name in records else None
+            entries.append(RemoteFile(name, int(entry["size"]), digest))
         self.files = choose_files(entries, self.source)
-        self.revision = _revision_by(manifest, self.files)
+        self.revision: str | None = None
+        if all(file.name in records for file in self.files):
+            self.revision = content_revision({file.name: records[file.name] for file in self.files})
 
     def read(self, file: RemoteFile, offset: int) -> Iterator[tuple[int, bytes]]:
-        """In ranges, so that a store's own time limits are for one of them."""
+        """Pieces of a file, each by a request for a range, so that a store's time limit applies to one range."""
         path = f"{self._folder}/{file.name}"
         for start in range(offset, file.size_bytes, _RANGE_BYTES):
             end = min(start + _RANGE_BYTES, file.size_bytes)
-            with _told_readably(self.source, is_mended=True):
+            with _readable_errors(self.source, is_retried=True):
                 piece = self._store.cat_file(path, start=start, end=end)
             yield start, piece
             if len(piece) < end - start:
-                raise CutOff(f"{len(piece)} of {end - start} bytes came")
+                raise CutOff(f"received {len(piece)} of {end - start} bytes")
 
     def at_hand(self, file: RemoteFile) -> Path | None:
-        """Never: an object store has no cache of its own."""
+        """Always null: object stores have no cache of their own."""
         return None
 
     def check_unchanged(self) -> None:
         """Lists the folder again."""
-        with _told_readably(self.source):
+        with _readable_errors(self.source):
             listing = self._listing()
         if _fingerprint(self.source, listing) != self.fingerprint:
-            raise CheckpointError(f"{self.source} was changed while it was fetched; fetch it again once it is complete")
+            raise CheckpointError(f"{self.source} changed while it was fetched; fetch it again once it is complete")
 
     def _listing(self) -> dict[str, Mapping[str, Any]]:
-        self._store.invalidate_cache()  # libraries keep listings
+        self._store.invalidate_cache()  # stores' libraries cache listings
         entries = self._store.ls(self._folder, detail=True)
         return {entry["name"].rpartition("/")[2]: entry for entry in entries if entry["type"] == "file"}
 
@@ -71,19 +81,11 @@ class ObjectStoreCheckpoint:
         entry = listing.get(MANIFEST_FILE)
         if entry is None or entry["size"] > _MANIFEST_BYTES:
             return None
-        with _told_readably(self.source):
-            return Manifest.model_validate_json(self._store.cat_file(f"{self._folder}/{MANIFEST_FILE}"))
-
-
-def _open(url: str) -> tuple[Any, str]:
-    from fsspec.core import url_to_fs
-
-    store, folder = url_to_fs(url)
-    return store, folder.rstrip("/")
+        return Manifest.model_validate_json(self._store.cat_file(f"{self._folder}/{MANIFEST_FILE}"))
 
 
 def _fingerprint(source: str, listing: Mapping[str, Mapping[str, Any]]) -> str:
-    """Of names, sizes and what the store says of versions; reading a file changes none of them."""
+    """Digest of the names, sizes and versions that the store states. Reading a file changes none of them."""
     facts = {
         name: [entry["size"], *(str(entry[key]) for key in _VERSION_KEYS if key in entry)]
         for name, entry in listing.items()
@@ -91,26 +93,22 @@ def _fingerprint(source: str, listing: Mapping[str, Mapping[str, Any]]) -> str:
     return hashlib.sha256(json.dumps([source, facts], sort_keys=True).encode()).hexdigest()
 
 
-def _revision_by(manifest: Manifest | None, files: tuple[RemoteFile, ...]) -> str | None:
-    """Known beforehand where the manifest names every file."""
-    if manifest is None or any(file.name not in manifest.files for file in files):
-        return None
-    return content_revision({file.name: manifest.files[file.name] for file in files})
-
-
 @contextmanager
-def _told_readably(url: str, *, is_mended: bool = False) -> Iterator[None]:
-    """Every store's library has errors of its own. `is_mended`: what may pass by itself is a `CutOff`."""
+def _readable_errors(url: str, *, is_retried: bool = False) -> Iterator[None]:
+    """Turns errors into a `CheckpointError`. `is_retried` turns errors that may pass into a `CutOff`.
+
+    It catches every exception, since each store's library has its own.
+    """
     try:
         yield
     except ImportError as error:
         raise CheckpointError(f"{url} needs a package that is not installed: {_INSTALL} ({error})") from error
     except FileNotFoundError as error:
-        raise CheckpointError(f"{url} does not exist, or holds no files") from error
+        raise CheckpointError(f"{url} does not exist, or has no files") from error
     except PermissionError as error:
-        raise CheckpointError(f"{url} may not be read with the credentials of this environment: {error}") from error
+        raise CheckpointError(f"{url} is not readable with the credentials of this environment: {error}") from error
     except Exception as error:
         reason = re.sub(r"\s+", " ", str(error))[:300] or type(error).__name__
-        if is_mended:
+        if is_retried:
             raise CutOff(reason) from error
         raise CheckpointError(f"cannot read {url}: {reason}") from error

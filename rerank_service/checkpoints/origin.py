@@ -1,45 +1,117 @@
-"""What a place to fetch from must be able to do. It must not know any such place, nor where files go."""
+"""The interface of a place to fetch checkpoints from, and the choice of files to fetch.
 
-from collections.abc import Iterator
+Only safetensors, tokenizer and configuration files in the top folder are fetched. This module must not know any actual
+place, where files go, or what is in them.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, NamedTuple, Protocol
 
-from rerank_service.checkpoints.files import RemoteFile
+from rerank_service.errors import CheckpointError
 
-__all__ = ["CutOff", "Origin"]
+__all__ = ["SAFETENSORS_INDEX", "CutOff", "Digest", "Origin", "RemoteFile", "choose_files"]
+
+SAFETENSORS_INDEX = "model.safetensors.index.json"
+_SINGLE = "model.safetensors"
+_SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
+_SETTINGS = frozenset(
+    {
+        "added_tokens.json",
+        "config.json",
+        "config_sentence_transformers.json",
+        "generation_config.json",
+        "merges.txt",
+        "modules.json",
+        "sentence_bert_config.json",
+        "special_tokens_map.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "vocab.json",
+        "vocab.txt",
+    }
+)
+_NAME = re.compile(r"\w[\w.-]*", re.ASCII)
+"""Plain file names: none can lead out of the folder, and none is hidden."""
+_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+
+
+class Digest(NamedTuple):
+    """Expected digest of a file."""
+
+    algorithm: Literal["sha256", "git-sha1"]
+    """`git-sha1` is git's digest: SHA-1 of the header `blob SIZE\\0` followed by the content."""
+
+    hexdigest: str
+
+
+class RemoteFile(NamedTuple):
+    """A file at its source."""
+
+    name: str
+    size_bytes: int
+    digest: Digest | None = None
+    """Null if the source states none."""
 
 
 class CutOff(Exception):
-    """Reading ended before the file did; asking again for the rest is sensible."""
+    """Reading stopped before the end of the file. The rest can be requested again."""
 
 
 class Origin(Protocol):
-    """One checkpoint, at one moment, in the place that it comes from."""
+    """One checkpoint at its source, as listed at one moment."""
 
     @property
     def source(self) -> str:
-        """As a configuration names it."""
+        """The source as a configuration names it."""
 
     @property
     def revision(self) -> str | None:
-        """Null where it is known only when all files are there: `manifest.content_revision`."""
+        """Null if it is known only once all files are here: `verification.content_revision`."""
 
     @property
     def fingerprint(self) -> str:
-        """Changes whenever the listing does; fit for a file's name."""
+        """Digest of the listing. It is also used as a file name."""
 
     @property
     def files(self) -> tuple[RemoteFile, ...]:
-        """To be fetched."""
+        """The files to fetch."""
 
     def read(self, file: RemoteFile, offset: int) -> Iterator[tuple[int, bytes]]:
-        """Pieces of a file, each with its position: from `offset` on, or from 0 where the place knows no offsets.
+        """Pieces of a file with their positions, from `offset` on; from 0 if the source does not support offsets.
 
-        Raises `CutOff`, and `CheckpointError` for what no retry mends.
+        Raises `CutOff` if a retry may help, else `CheckpointError`.
         """
 
     def at_hand(self, file: RemoteFile) -> Path | None:
-        """A file of this machine that should have the same bytes."""
+        """Path on this machine at which another program may have stored the same file."""
 
     def check_unchanged(self) -> None:
-        """Raises `CheckpointError` if the source is no longer what was listed."""
+        """Raises `CheckpointError` if the listing has changed."""
+
+
+def choose_files(listing: Iterable[RemoteFile], source: str) -> tuple[RemoteFile, ...]:
+    """The files to fetch, sorted by name. Raises `CheckpointError` if they are not a checkpoint in safetensors."""
+    present = {file.name: file for file in listing if _NAME.fullmatch(file.name)}
+    weights = {name for name in present if name.endswith(".safetensors")}
+    if _SINGLE in weights:  # several copies of the weights: the one that would be loaded
+        weights = {_SINGLE}
+    elif SAFETENSORS_INDEX in present:
+        weights = {name for name in weights if _SHARD.fullmatch(name)} | {SAFETENSORS_INDEX}
+    if not weights:
+        raise CheckpointError(_no_safetensors(source, present))
+    if "config.json" not in present:
+        raise CheckpointError(f"{source} has no config.json in its top folder, so it is not a model checkpoint")
+    return tuple(present[name] for name in sorted(weights | (_SETTINGS & present.keys())))
+
+
+def _no_safetensors(source: str, present: Iterable[str]) -> str:
+    pickles = sorted(name for name in present if name.endswith(_PICKLES))
+    if not pickles:
+        return f"{source} has no *.safetensors file in its top folder; nothing was fetched"
+    return (
+        f"{source} has only pickled weights ({', '.join(pickles[:3])}), which can run code when opened; nothing was "
+        "fetched. Choose a revision with safetensors (the hub offers conversions at refs/pr/N), or convert the weights "
+        "on a machine you can afford to lose: AutoModel...from_pretrained(folder).save_pretrained(folder)"
+    )

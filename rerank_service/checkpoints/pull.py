@@ -1,15 +1,19 @@
-"""From a source's name to its files on this machine. It must not know configurations, replicas or terminals."""
+"""From a source's name and revision to its verified files on this machine.
 
+It chooses the place to fetch from and the folder of the cache. It must not know configurations, replicas or terminals.
+"""
+
+import hashlib
+import os
 import re
 from pathlib import Path
 
-from rerank_service.checkpoints.cache import destination
-from rerank_service.checkpoints.digests import Progress, silent
+from rerank_service.checkpoints.fetch import Destination, Fetched, fetch, find_whole
 from rerank_service.checkpoints.origin import Origin
-from rerank_service.checkpoints.snapshot import Destination, Fetched, fetch, find_whole
+from rerank_service.checkpoints.verification import MANIFEST_FILE, Progress, no_progress
 from rerank_service.errors import CheckpointError
 
-__all__ = ["pull"]
+__all__ = ["Fetched", "cache_root", "cached_folder", "pull"]
 
 _PINNED = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
@@ -20,33 +24,54 @@ def pull(
     revision: str | None = None,
     *,
     to: Path | None = None,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
     thorough: bool = True,
 ) -> Fetched:
-    """The checkpoint of a hub id or an object store's path, in `to` or in this machine's cache.
+    """Fetches the checkpoint of a hub id or an object store's path into `to`, or into this machine's cache.
 
-    `revision` is a commit, branch or tag of the hub, or what `manifest.content_revision` makes of an object store's
-    files; null is what the source has now. A commit or such a digest that is here as a whole asks nobody. `thorough` as
-    in `snapshot.fetch`. Raises `CheckpointError`.
+    `revision` is a commit, branch or tag of the hub, or the `verification.content_revision` of an object store's files;
+    null is the current state of the source. A commit or content revision that is complete on this machine needs no
+    network. `thorough` is as in `fetch`. Raises `CheckpointError`.
     """
     source = source.rstrip("/")
     if revision is not None and _PINNED.fullmatch(revision):
-        whole = find_whole(_place(source, revision, to), source, revision, progress)
+        whole = find_whole(_destination(source, revision, to), source, revision, progress)
         if whole is not None:
             return whole
     origin = _origin(source, revision)
     if origin.revision is not None:
-        _refuse_another(source, revision, origin.revision)
-    fetched = fetch(origin, _place(source, origin.revision, to), progress, thorough=thorough)
-    _refuse_another(source, revision, fetched.manifest.revision)
+        _check_revision(source, revision, origin.revision)
+    fetched = fetch(origin, _destination(source, origin.revision, to), progress, thorough=thorough)
+    _check_revision(source, revision, fetched.manifest.revision)
     return fetched
 
 
-def _place(source: str, revision: str | None, to: Path | None) -> Destination:
-    if to is None:
-        return destination(source, revision)
-    folder = to.expanduser().absolute()
-    return Destination(folder.parent, folder.name, is_cache=False)
+def cached_folder(source: str, revision: str) -> Path | None:
+    """The folder of a completely fetched checkpoint in this machine's cache, or null."""
+    folder = _destination(source, revision).parent / revision
+    return folder if (folder / MANIFEST_FILE).is_file() else None
+
+
+def cache_root() -> Path:
+    """`RERANK_SERVICE_CACHE`, or `rerank-service` in `HF_HOME`, or else in `~/.cache`.
+
+    All processes of a node share it.
+    """
+    if own := os.environ.get("RERANK_SERVICE_CACHE"):
+        return Path(own).expanduser()
+    return Path(os.environ.get("HF_HOME") or "~/.cache").expanduser() / "rerank-service"
+
+
+def _destination(source: str, revision: str | None, to: Path | None = None) -> Destination:
+    """`to`, or the source's folder in the cache, with one folder for each revision."""
+    if to is not None:
+        folder = to.expanduser().absolute()
+        return Destination(folder.parent, folder.name, is_cache=False)
+    if "://" not in source:
+        return Destination(cache_root() / "hub" / source.replace("/", "--"), revision)
+    slug = re.sub(r"[^\w.-]+", "-", source.partition("://")[2]).strip("-.")[-60:]
+    key = hashlib.sha256(source.rstrip("/").encode()).hexdigest()[:12]
+    return Destination(cache_root() / "objects" / f"{slug}-{key}", revision)
 
 
 def _origin(source: str, revision: str | None) -> Origin:
@@ -55,16 +80,19 @@ def _origin(source: str, revision: str | None) -> Origin:
 
         return ObjectStoreCheckpoint(source)
     if not _HUB_ID.fullmatch(source):
-        raise CheckpointError(f"{source!r} is no hub id ORGANISATION/NAME, and no path like s3://bucket/folder")
-    from rerank_service.checkpoints.hub import HubCheckpoint, resolve_revision  # half a second that only hub ids pay
+        raise CheckpointError(f"{source!r} is neither a hub id ORGANISATION/NAME nor a path like s3://bucket/folder")
+    from rerank_service.checkpoints.hub import (
+        HubCheckpoint,
+        resolve_revision,
+    )  # takes half a second; only hub ids need it
 
     return HubCheckpoint(source, resolve_revision(source, revision))
 
 
-def _refuse_another(source: str, wanted: str | None, found: str) -> None:
-    """Raises `CheckpointError` if a store has other files than are wanted; a hub's commits are what they are."""
+def _check_revision(source: str, wanted: str | None, found: str) -> None:
+    """Raises `CheckpointError` if an object store has other files than wanted. A hub's commit always has its own."""
     if "://" in source and wanted is not None and found != wanted:
         raise CheckpointError(
-            f"{source} is at revision {found} now, and not at {wanted}: put the files back that were there, or give "
-            "the new revision"
+            f"{source} is now at revision {found}, not at {wanted}: restore the earlier files, or configure the new "
+            "revision"
         )

@@ -1,6 +1,6 @@
-"""From a configured checkpoint to a folder on this machine whose files may be trusted.
+"""From a configured checkpoint to a folder on this machine with verified files.
 
-Runs when a replica starts. It knows sources and digests, nothing of what is in the files.
+It runs when a replica starts. It knows sources and digests, but not what is in the files.
 """
 
 import hashlib
@@ -10,10 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-from rerank_service.checkpoints.cache import cache_root, cached_folder
-from rerank_service.checkpoints.manifest import check_against_manifest
-from rerank_service.checkpoints.pull import pull
-from rerank_service.checkpoints.safetensors_files import check_safetensors
+from rerank_service.checkpoints.pull import cache_root, cached_folder, pull
+from rerank_service.checkpoints.verification import check_against_manifest, check_safetensors
 from rerank_service.config import CheckpointConfig
 from rerank_service.errors import CheckpointError
 
@@ -21,12 +19,12 @@ __all__ = ["PACKAGED_CHECKPOINTS", "PackagedCheckpoint", "resolve_checkpoint"]
 
 logger = logging.getLogger(__name__)
 
-WEIGHTS_FILE = "model.safetensors"
+_WEIGHTS_FILE = "model.safetensors"
 _NEEDED_OF_HUB = ["config.json", "tokenizer.json", "model*.safetensors*"]
 
 
 class PackagedCheckpoint(NamedTuple):
-    """Weights that ship inside a Python package."""
+    """Weights that ship in a Python package."""
 
     module: str
     subfolder: str
@@ -45,15 +43,15 @@ PACKAGED_CHECKPOINTS = {
 
 
 def resolve_checkpoint(checkpoint: CheckpointConfig) -> Path:
-    """The checkpoint's folder; whole, and its weights verified against the digest when one is configured.
+    """The checkpoint's folder, complete, with its weights checked against the configured digest if there is one.
 
-    What comes from a hub or an object store is fetched unless its revision is on this machine already. What was
-    pulled is held against its manifest: sizes, and quick digests. Raises `CheckpointError`.
+    A hub's or an object store's files are fetched unless their revision is on this machine. Sizes and quick digests of
+    pulled files are compared with the manifest. Raises `CheckpointError`.
     """
     expected = checkpoint.sha256
     if checkpoint.is_package:
-        package = _packaged(checkpoint.source.removeprefix("package:"))
-        folder, expected = _package_folder(package), expected or package.sha256
+        folder, packaged_sha256 = _packaged(checkpoint.source.removeprefix("package:"))
+        expected = expected or packaged_sha256
     elif checkpoint.is_folder:
         folder = Path(checkpoint.source).expanduser()
     else:
@@ -63,36 +61,33 @@ def resolve_checkpoint(checkpoint: CheckpointConfig) -> Path:
     check_against_manifest(folder)
     check_safetensors(folder)
     if expected is not None:
-        _verify(folder / WEIGHTS_FILE, expected)
+        _check_sha256(folder / _WEIGHTS_FILE, expected)
     return folder
 
 
-def _packaged(name: str) -> PackagedCheckpoint:
-    try:
-        return PACKAGED_CHECKPOINTS[name]
-    except KeyError:
+def _packaged(name: str) -> tuple[Path, str]:
+    """Folder and weights' SHA-256 of a packaged checkpoint."""
+    package = PACKAGED_CHECKPOINTS.get(name)
+    if package is None:
         known = ", ".join(f"package:{known}" for known in PACKAGED_CHECKPOINTS)
-        raise CheckpointError(f"package:{name} is not a checkpoint package known here; there is {known}") from None
-
-
-def _package_folder(package: PackagedCheckpoint) -> Path:
-    spec = find_spec(package.module)  # finds, does not import: a package's code is not run for its weights
+        raise CheckpointError(f"package:{name} is not a known checkpoint package; known: {known}")
+    spec = find_spec(package.module)  # does not import the package: its code never runs
     if spec is None or not spec.submodule_search_locations:
         raise CheckpointError(f"the package {package.module} is not installed: {package.install}")
-    return Path(spec.submodule_search_locations[0]) / package.subfolder
+    return Path(spec.submodule_search_locations[0]) / package.subfolder, package.sha256
 
 
 def _fetched_folder(checkpoint: CheckpointConfig) -> Path:
-    source, revision = checkpoint.source, str(checkpoint.revision)  # pinned: the configuration demands it
+    source, revision = checkpoint.source, str(checkpoint.revision)  # not null: the configuration requires it
     folder = cached_folder(source, revision)
     if folder is None and checkpoint.is_hub_id:
-        folder = _in_the_hubs_own_cache(source, revision)
+        folder = _in_hub_cache(source, revision)
     if folder is not None:
         return folder
     if not checkpoint.download:
         raise CheckpointError(
             f"{source} at {revision} is not in {cache_root()}, and downloading is off here (checkpoint.download); "
-            f"fetch it where this runs, as the same user: rerank-service pull {source}@{revision}"
+            f"fetch it on this machine as the same user: rerank-service pull {source}@{revision}"
         )
     logger.info("fetching source=%s revision=%s", source, revision)
     started = time.perf_counter()
@@ -102,9 +97,9 @@ def _fetched_folder(checkpoint: CheckpointConfig) -> Path:
     return fetched.folder
 
 
-def _in_the_hubs_own_cache(hub_id: str, commit: str) -> Path | None:
-    """What `hf download` and other programs have fetched."""
-    from huggingface_hub import snapshot_download  # half a second that only hub ids pay
+def _in_hub_cache(hub_id: str, commit: str) -> Path | None:
+    """The folder to which `hf download` or another program has fetched the commit, or null."""
+    from huggingface_hub import snapshot_download  # takes half a second; only hub ids need it
 
     try:
         folder = snapshot_download(
@@ -114,14 +109,14 @@ def _in_the_hubs_own_cache(hub_id: str, commit: str) -> Path | None:
             ignore_patterns="*/*",
             local_files_only=True,
         )
-    except (OSError, ValueError):  # not there, or not all of it
+    except (OSError, ValueError):  # absent or incomplete
         return None
     return Path(folder)
 
 
-def _verify(weights: Path, expected: str) -> None:
+def _check_sha256(weights: Path, expected: str) -> None:
     if not weights.is_file():
-        raise CheckpointError(f"{weights} is missing, so its sha256 cannot be verified")
+        raise CheckpointError(f"{weights} is missing, so its sha256 cannot be verified: fetch the checkpoint again")
     with weights.open("rb") as file:
         actual = hashlib.file_digest(file, "sha256").hexdigest()
     if actual != expected:

@@ -1,4 +1,4 @@
-"""Models on devices: tokenise -> pack -> forward -> pool -> logit. No Ray, no HTTP."""
+"""Models on devices: tokenise, pack, forward pass, pool, logit. Without Ray or HTTP."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ __all__ = ["CacheCounts", "DeviceFacts", "EncodedPair", "Engine", "TokenSpan", "
 
 
 def load_engine(model: ModelConfig, num_cpus: float | None = None) -> Engine[Any]:
-    """What `build.load_engine` does; torch and transformers, which take seconds, are imported by the first call."""
+    """See `build.load_engine`. The first call imports torch and transformers, which takes seconds."""
     from rerank_service.engine import build
 
     return build.load_engine(model, num_cpus)

@@ -1,11 +1,10 @@
-"""From a model's configuration to the engine that runs it, scored once before anyone relies on it."""
+"""Builds the engine of a model's configuration and scores one pair with it before anyone relies on it."""
 
 import logging
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 
@@ -14,12 +13,14 @@ from rerank_service.config import EngineConfig, EngineKind, ModelConfig
 from rerank_service.engine import loading
 from rerank_service.engine.device import cuda
 from rerank_service.engine.device.memory import CudaMeter, find_memory_tokens
-from rerank_service.engine.kinds.bidirectional_decoder import BidirectionalDecoderEngine, load_bidirectional_decoder
-from rerank_service.engine.kinds.late_interaction import LateInteractionEngine, load_late_interaction
-from rerank_service.engine.kinds.recognise import recognise_engine
-from rerank_service.engine.kinds.sequence_classifier import SequenceClassifierEngine, load_sequence_classifier
-from rerank_service.engine.kinds.yes_no_decoder import YesNoDecoderEngine, load_yes_no_decoder
+from rerank_service.engine.device.peak import gpu_peak
+from rerank_service.engine.kinds.bidirectional_decoder import BidirectionalDecoderEngine
+from rerank_service.engine.kinds.checkpoint_engine import CheckpointEngine
+from rerank_service.engine.kinds.late_interaction import LateInteractionEngine
+from rerank_service.engine.kinds.sequence_classifier import SequenceClassifierEngine
+from rerank_service.engine.kinds.yes_no_decoder import YesNoDecoderEngine
 from rerank_service.engine.protocol import Engine, Truncate
+from rerank_service.engine.recognise import recognise_engine
 from rerank_service.engine.score_all import score_all
 from rerank_service.errors import CheckpointError, NonFiniteLogit
 
@@ -27,39 +28,37 @@ __all__ = ["engine_kind", "load_engine", "warm_up"]
 
 logger = logging.getLogger(__name__)
 
-_AnyEngine: TypeAlias = (
-    BidirectionalDecoderEngine | SequenceClassifierEngine | LateInteractionEngine | YesNoDecoderEngine
-)
-
-_LOADERS: dict[EngineKind, Callable[[Path, EngineConfig, int | None], _AnyEngine]] = {
-    EngineKind.BIDIRECTIONAL_DECODER: load_bidirectional_decoder,
-    EngineKind.SEQUENCE_CLASSIFIER: load_sequence_classifier,
-    EngineKind.LATE_INTERACTION: load_late_interaction,
-    EngineKind.YES_NO_DECODER: load_yes_no_decoder,
+_ENGINES: dict[EngineKind, type[CheckpointEngine[Any]]] = {
+    EngineKind.BIDIRECTIONAL_DECODER: BidirectionalDecoderEngine,
+    EngineKind.SEQUENCE_CLASSIFIER: SequenceClassifierEngine,
+    EngineKind.LATE_INTERACTION: LateInteractionEngine,
+    EngineKind.YES_NO_DECODER: YesNoDecoderEngine,
 }
 
-
 _KERNEL_CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128", "LRU_CACHE_CAPACITY": "128"}
-"""oneDNN's and ideep's, in kernels. Every size of batch makes its own, of a megabyte and more in all; at their own
-bound of 1,024 a replica grows by over a gigabyte, and is no faster for it."""
+"""Capacities of oneDNN's and ideep's caches, in kernels. Each size of batch adds kernels of over a megabyte in all:
+with the default capacity of 1,024 a replica grows by more than a gigabyte, and is no faster."""
 
 
 def load_engine(model: ModelConfig, num_cpus: float | None = None) -> Engine[Any]:
-    """The engine of a model, its checkpoint resolved, loaded and warm.
+    """Resolves a model's checkpoint, loads its engine and warms it up.
 
-    `num_cpus` are those of the replica; null takes the process's. Sets torch's thread count, which is
+    `num_cpus` is the replica's number of CPUs; null takes the process's. Sets torch's number of threads, which is
     process-wide. Raises `CheckpointError`.
     """
     started = time.perf_counter()
     for name, capacity in _KERNEL_CACHES.items():
         os.environ.setdefault(name, capacity)
-    torch.set_num_threads(model.engine.num_threads or _threads(num_cpus))
+    torch.set_num_threads(model.engine.num_threads or _num_threads(num_cpus))
     folder = resolve_checkpoint(model.checkpoint)
+    checkpoint = loading.Checkpoint(folder, loading.read_model_config(folder), model.engine, model.window_tokens)
     with cuda.current(loading.resolve_device(model.engine.device)):
-        engine = _LOADERS[engine_kind(folder, model.engine)](folder, model.engine, model.window_tokens)
-        engine.flops_per_token = 2.0 * loading.num_linear_weights(folder)
+        engine = _ENGINES[engine_kind(folder, model.engine)](checkpoint)
+        engine.flops_per_token = 2.0 * loading.num_linear_weights(folder)  # a multiplication and an addition a weight
         warm_up(engine)
         if engine.device.type == "cuda":
+            peak = gpu_peak(torch.cuda.get_device_name(engine.device))
+            engine.peak_tokens_per_s = peak and peak.flops_per_s / engine.flops_per_token
             engine.memory_tokens = find_memory_tokens(engine, CudaMeter(engine.device))
     logger.info(
         "loaded model=%s engine=%s window_tokens=%d memory_tokens=%s num_threads=%d load_s=%.1f",
@@ -70,7 +69,7 @@ def load_engine(model: ModelConfig, num_cpus: float | None = None) -> Engine[Any
 
 
 def warm_up(engine: Engine[Any]) -> None:
-    """Scores one real pair; raises `CheckpointError` if that fails or gives no finite logit."""
+    """Scores one pair. Raises `CheckpointError` if that fails or its logit is not finite."""
     pairs = engine.tokenise("What is reranking?", ["Sorting passages by relevance to a query."], Truncate.END)
     try:
         with engine.caches_off():
@@ -84,20 +83,22 @@ def warm_up(engine: Engine[Any]) -> None:
 
 
 def engine_kind(folder: Path, options: EngineConfig) -> EngineKind:
+    """The configured kind of engine, or else the one for the checkpoint's config.json. Raises `CheckpointError`."""
     if options.kind is not EngineKind.AUTO:
         return options.kind
     raw = loading.read_model_config(folder)
     kind = recognise_engine(raw, str(folder))
     if kind is EngineKind.BIDIRECTIONAL_DECODER and "pooling" not in raw and options.pooling is None:
         logger.warning(
-            "%s says neither how it attends nor how it pools: taken for NVIDIA's, with full attention and average "
-            "pooling. If it is one, set engine.kind: bidirectional_decoder; a causal classifier would rank wrongly",
+            "%s specifies neither its attention nor its pooling: treated as a model of NVIDIA's, with full attention "
+            "and average pooling. If it is one, set engine.kind: bidirectional_decoder; a causal classifier would rank "
+            "wrongly",
             folder,
         )
     return kind
 
 
-def _threads(num_cpus: float | None) -> int:
-    if num_cpus is None:
+def _num_threads(num_cpus: float | None) -> int:
+    if num_cpus is None:  # the CPUs this process may use; macOS does not report them
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, int(num_cpus))

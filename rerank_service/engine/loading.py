@@ -1,7 +1,7 @@
-"""From a folder to a model: the checkpoint's own configuration, strict and without foreign code.
+"""Loads a model from a checkpoint's folder by its own configuration, strictly and without foreign code.
 
-Refuses pickles, unknown architectures, and tensors that are missing, left over or of another shape: each
-would otherwise load in silence and rank wrongly.
+Refuses pickles, unknown architectures, and tensors that are missing, left over or of another shape, each of which
+would otherwise load silently and rank wrongly.
 """
 
 import json
@@ -9,17 +9,19 @@ import math
 from collections.abc import Iterable
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import logging as transformers_logging
 
+from rerank_service.config import EngineConfig
 from rerank_service.engine.device.precision import Precision
 from rerank_service.errors import CheckpointError
 
 __all__ = [
+    "Checkpoint",
     "first_position",
     "has_tensor",
     "load_weights",
@@ -31,6 +33,7 @@ __all__ = [
     "read_rows",
     "resolve_device",
     "resolve_window",
+    "transformers_config",
 ]
 
 _NOT_MODEL_SETTINGS = frozenset(
@@ -47,45 +50,66 @@ _NOT_MODEL_SETTINGS = frozenset(
         "torch_dtype",
     }
 )
-"""Keys of config.json that do not belong in transformers' native configuration."""
+"""Keys of config.json that transformers' own configuration classes must not get."""
 
 _OFFSET_POSITIONS = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "data2vec-text")
-"""Families whose first position is pad_token_id + 1, so that fewer are left for tokens."""
+"""Families whose first position is pad_token_id + 1, which leaves fewer positions for tokens."""
+
+
+class Checkpoint(NamedTuple):
+    """A checkpoint to load, and the options to load it with."""
+
+    folder: Path
+    raw: dict[str, Any]
+    """Its config.json."""
+    options: EngineConfig
+    window_tokens: int | None
+    """The configured window. Null: the checkpoint's own."""
 
 
 def native_config(config_class: Any, raw: dict[str, Any]) -> Any:
-    """A config.json as transformers' own configuration, without a cache of keys and values."""
+    """A config.json as an instance of a transformers class, with the cache of keys and values turned off."""
     kept = {key: value for key, value in raw.items() if key not in _NOT_MODEL_SETTINGS}
     config = config_class(**deepcopy(kept))  # the configuration classes write into the dicts they are given
     config.use_cache = False
     return config
 
 
+def transformers_config(folder: Path) -> Any:
+    """A checkpoint's configuration as transformers reads it. Raises `CheckpointError` if it has no class for it."""
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"transformers has no model class for {folder} ({error}). Code that ships with a checkpoint is never run"
+        ) from error
+
+
 def read_model_config(folder: Path) -> dict[str, Any]:
-    """config.json as it is, `auto_map` and all: nothing is executed."""
+    """config.json as it is, including `auto_map`; no code is executed."""
     return read_json(folder / "config.json")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object of a checkpoint; raises `CheckpointError` if it is missing or something else."""
+    """A JSON file of a checkpoint. Raises `CheckpointError` if it is missing or not a JSON object."""
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"cannot read {path}: {error}") from None
     if not isinstance(settings, dict):
-        raise CheckpointError(f"{path} is no JSON object")
+        raise CheckpointError(f"{path} is not a JSON object")
     return settings
 
 
 def has_tensor(folder: Path, name: str) -> bool:
-    """Whether the checkpoint's safetensors hold a tensor of that name. Raises `CheckpointError`."""
+    """Whether the checkpoint's safetensors files have a tensor of this name. Raises `CheckpointError`."""
     return _file_with(folder, name) is not None
 
 
 def read_rows(folder: Path, name: str, row: int | None = None) -> torch.Tensor:
-    """A matrix of the checkpoint, or one row of it, as `[rows, columns]` in float32; no other row is read.
+    """A matrix `[rows, columns]` of the checkpoint in float32, or only one of its rows, which alone is then read.
 
-    Raises `CheckpointError` if there is no such row.
+    Raises `CheckpointError` if the tensor or the row does not exist.
     """
     path = _file_with(folder, name)
     if path is None:
@@ -94,7 +118,7 @@ def read_rows(folder: Path, name: str, row: int | None = None) -> torch.Tensor:
         matrix = tensors.get_slice(name)
         num_rows = matrix.get_shape()[0]
         if row is not None and row >= num_rows:
-            raise CheckpointError(f"{name} of {folder} has {num_rows} rows; its tokenizer names row {row}")
+            raise CheckpointError(f"{name} of {folder} has {num_rows} rows; its tokenizer refers to row {row}")
         rows: torch.Tensor = matrix[:] if row is None else matrix[row : row + 1]
     return rows.float()
 
@@ -112,7 +136,7 @@ def _file_with(folder: Path, name: str) -> Path | None:
 
 
 def num_linear_weights(folder: Path) -> int:
-    """Weights that every token is multiplied by: those of all matrices but embeddings, at either end."""
+    """Weights that each token is multiplied by: those of all matrices except input and output embeddings."""
     total = 0
     for path in folder.glob("*.safetensors"):
         with safe_open(path, framework="pt") as tensors:
@@ -136,19 +160,19 @@ def load_weights(
     attention: str | None,
     ignored_prefixes: Iterable[str] = (),
 ) -> Any:
-    """A model of `model_class` with every tensor of the checkpoint in its place, in evaluation mode.
+    """A model of `model_class` with all tensors of the checkpoint, on `device`, in evaluation mode.
 
-    Without an `attention`, the best that transformers has for the class. Tensors that start with one of
+    A null `attention` takes the fastest that transformers has for the class. Tensors whose names start with one of
     `ignored_prefixes` may be left over. Raises `CheckpointError`.
     """
     _refuse_pickles(folder)
     transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()  # its load report says at length what our refusal says
+    transformers_logging.set_verbosity_error()  # `_refuse_mismatches` says the same as its load report, more briefly
     try:
         model, report = model_class.from_pretrained(
             folder,
             config=config,
-            dtype="auto" if precision.quantised else precision.states,  # quantised from the published weights
+            dtype="auto" if precision.quantised else precision.states,  # weights are quantised as published
             attn_implementation=attention,
             use_safetensors=True,
             local_files_only=True,
@@ -162,7 +186,10 @@ def load_weights(
 
 
 def resolve_device(device: str) -> torch.device:
-    """`auto` is CUDA if there is a GPU, else the CPU; a GPU without a number is the first that is visible."""
+    """`auto` is CUDA if a GPU is visible, else the CPU. `cuda` without a number is the first visible GPU.
+
+    Raises `CheckpointError` if the configured GPU is not visible.
+    """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if not device.startswith("cuda"):
@@ -176,7 +203,7 @@ def resolve_device(device: str) -> torch.device:
 
 
 def max_positions(model_config: dict[str, Any]) -> int | None:
-    """Longest sequence the model has positions for; null if its config.json does not say."""
+    """Length of the longest sequence that the model has positions for; null if config.json does not say."""
     positions = model_config.get("max_position_embeddings")
     if positions is None:
         return None
@@ -184,7 +211,7 @@ def max_positions(model_config: dict[str, Any]) -> int | None:
 
 
 def first_position(model_config: dict[str, Any]) -> int:
-    """Position of a sequence's first token: 0, or pad_token_id + 1 in RoBERTa and its like."""
+    """Position of a sequence's first token: 0, or pad_token_id + 1 in RoBERTa and related families."""
     if model_config.get("model_type") not in _OFFSET_POSITIONS:
         return 0
     pad_id = model_config.get("pad_token_id")
@@ -192,7 +219,10 @@ def first_position(model_config: dict[str, Any]) -> int:
 
 
 def resolve_window(configured: int | None, from_tokenizer: int | None, positions: int | None) -> int:
-    """Window in tokens: the configured one, else the tokenizer's, else the model's positions."""
+    """Window in tokens: the configured one, else the smaller of the tokenizer's and the model's.
+
+    Raises `CheckpointError` if the configured window exceeds the model's positions, or if none is known.
+    """
     if configured is not None:
         if positions is not None and configured > positions:
             raise CheckpointError(f"window_tokens {configured} is above the model's {positions} positions")

@@ -1,6 +1,6 @@
-"""What every engine is: pairs in, lengths known early, one float32 logit a pair out.
+"""The contract of every engine: takes pairs, knows their lengths early, returns one float32 logit for each pair.
 
-The scheduler works with this contract alone. No Ray, no HTTP here or in any engine.
+The scheduler uses nothing else of an engine.
 """
 
 from collections.abc import Sequence
@@ -28,45 +28,42 @@ __all__ = [
 
 TokenIds = NDArray[np.int32]  # [L]
 TokenSpan = tuple[int, int]
-"""Where a token begins in its text, and where it ends, in characters."""
+"""Start and end of a token in its text, in characters."""
 
 
 class CacheCounts(NamedTuple):
-    """Passages found in an engine's cache, and looked for in vain, since it was loaded."""
+    """Look-ups in an engine's passage cache since the engine was loaded."""
 
     hits: int
     misses: int
 
 
 class DeviceFacts(NamedTuple):
-    """What an engine's device holds and could do at most."""
+    """Memory that an engine's device holds, and the device's peak speed."""
 
     memory_bytes: int
-    """That torch holds on a GPU; of the whole process on a CPU; 0 where that cannot be told."""
-    flops_per_token: float
-    """Floating-point operations of the model's linear layers, two for each weight; attention comes on top."""
-    peak_flops: float | None
-    """Dense peak a second in the engine's precision; null where it is not known."""
+    """Memory that torch holds on a GPU; the whole process's on a CPU; 0 where the system does not report it."""
+    peak_tokens_per_s: float | None
+    """Speed at which the model's linear layers alone would take the device's dense bfloat16 peak. Null: peak unknown.
 
-    def utilisation(self, tokens_per_s: float) -> float | None:
-        """Model FLOP utilisation at that speed."""
-        return self.peak_flops and tokens_per_s * self.flops_per_token / self.peak_flops
+    A speed divided by this is the model FLOP utilisation.
+    """
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EncodedPair:
-    """A tokenised pair, cut to the window."""
+    """A tokenised pair, truncated to the window."""
 
     token_ids: TokenIds
-    """What the window bounds: of the templated pair; of the passage alone in a late-interaction engine."""
+    """The tokens that the window limits: of the whole templated pair; in a late-interaction engine of the passage."""
     num_tokens: int
-    """Tokens of query and passage with the special ones: what is billed and what a batch is filled by."""
+    """Tokens of query and passage with special tokens: billed, and counted against the size of a batch."""
     is_truncated: bool
-    """Whether the window cut it."""
+    """Whether the pair was longer than the window."""
     is_passage_cut: bool = field(default=False, kw_only=True)
-    """Whether it cut the passage, and not only the query."""
+    """Whether a part of the passage was cut, and not only of the query."""
     is_unscored: bool = field(default=False, kw_only=True)
-    """Whether it left no token of a passage that has some: the logit then says nothing about the passage."""
+    """Whether no token is left of a passage that has some, so that the logit says nothing about it."""
 
 
 PairT = TypeVar("PairT", bound=EncodedPair)
@@ -74,7 +71,7 @@ _PairT_contra = TypeVar("_PairT_contra", bound=EncodedPair, contravariant=True)
 
 
 class PendingLogits(Protocol):
-    """A forward pass that has been started."""
+    """A forward pass in flight."""
 
     @property
     def is_ready(self) -> bool:
@@ -87,20 +84,20 @@ class PendingLogits(Protocol):
 
 
 class BatchScorer(Protocol[_PairT_contra]):
-    """The part of an engine that feeds a device."""
+    """The part of an engine that runs batches on a device."""
 
     @property
     def max_in_flight(self) -> int:
-        """Batches that may be started before the first is done; 1 where `launch` returns when it is."""
+        """Batches that may be in flight at once; 1 if `launch` returns only when its batch is done."""
         ...
 
     @property
     def memory_tokens(self) -> int | None:
-        """Tokens of a batch that fit in memory; null: no bound known. Shrinks when a batch did not fit."""
+        """Tokens of a batch that fit in memory; null: unknown. Shrinks when a batch did not fit."""
         ...
 
     def launch(self, pairs: Sequence[_PairT_contra]) -> PendingLogits:
-        """Starts one forward pass's worth of pairs (the caller keeps the token budget), one call at a time.
+        """Starts one forward pass. Callers limit the tokens of a batch, and call from one thread at a time.
 
         Raises `DeviceMemoryExhausted` if a single pair does not fit in memory, `DeviceFailed` if the device is lost.
         """
@@ -108,7 +105,7 @@ class BatchScorer(Protocol[_PairT_contra]):
 
 
 class Engine(BatchScorer[PairT], Protocol[PairT]):
-    """A model on a device. `tokenise` may run in several threads at once."""
+    """A model on a device. Several threads may call `tokenise` at once."""
 
     @property
     def window_tokens(self) -> int:
@@ -117,26 +114,26 @@ class Engine(BatchScorer[PairT], Protocol[PairT]):
 
     @property
     def default_batch_tokens(self) -> int:
-        """Tokens of a batch above which this device gains little."""
+        """Tokens of a batch; larger batches are hardly faster on this device."""
         ...
 
     @property
     def cache_counts(self) -> CacheCounts:
-        """Of the passage cache; zeros where there is none."""
+        """Look-ups in the passage cache; zeros if there is none."""
         ...
 
     @property
     def cache_bytes(self) -> int:
-        """Most that its caches may hold on the device."""
+        """Most memory that the engine's caches may take on the device."""
         ...
 
     def caches_off(self) -> AbstractContextManager[None]:
-        """While it is open, no cache answers, keeps or counts anything."""
+        """Within this context, caches neither answer nor store nor count anything."""
         ...
 
     @property
     def device_facts(self) -> DeviceFacts:
-        """As of now."""
+        """Current facts about the device."""
         ...
 
     @property
@@ -146,7 +143,7 @@ class Engine(BatchScorer[PairT], Protocol[PairT]):
 
     @property
     def precision(self) -> str:
-        """What the model computes in on this machine: `float32`, `float16`, `bfloat16`, `int8` or `float8`."""
+        """Coarsest type the model computes in: `float32`, `float16`, `bfloat16`, `int8` or `float8`."""
         ...
 
     def tokenise(self, query: str, passages: Sequence[str], truncate: Truncate) -> list[PairT]:
@@ -154,13 +151,13 @@ class Engine(BatchScorer[PairT], Protocol[PairT]):
         ...
 
     def passage_room(self, query: str) -> int:
-        """Tokens of a passage that fit beside this query; 0 where the query fills the window."""
+        """Tokens of a passage that fit beside this query; 0 if the query fills the window."""
         ...
 
     def token_spans(self, texts: Sequence[str]) -> list[list[TokenSpan]]:
-        """Of each text's own tokens, without special ones."""
+        """Spans of each text's tokens, without special tokens."""
         ...
 
     def score(self, pairs: Sequence[PairT]) -> list[float]:
-        """`launch`, then `wait`: logits `[B]` in the order of `pairs`."""
+        """Float32 logits `[B]` in the order of `pairs`: `launch`, then `wait`."""
         ...

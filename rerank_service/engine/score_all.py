@@ -1,36 +1,35 @@
-"""From texts to logits that can be ranked, for callers without a scheduler: the command line and the benchmarks."""
+"""Scores any number of passages without a scheduler, in batches of a token budget: in-process commands, benchmarks."""
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate
 from typing import Any
 
-from rerank_service.engine.device.pack import token_budget_batches
-from rerank_service.engine.protocol import Engine, PairT
+from rerank_service.engine.protocol import EncodedPair, Engine, PairT
 from rerank_service.engine.text.windows import EncodedPassages, encode_passages
 from rerank_service.errors import NonFiniteLogit, PairTooLong
 from rerank_service.messages import Fitting, checked_logits
 
-__all__ = ["Progress", "Question", "encode_all", "score_all", "score_passages"]
+__all__ = ["OnScored", "QueryPassages", "encode_all", "score_all", "score_passages", "token_budget_batches"]
 
-Question = tuple[str, Sequence[str]]
+QueryPassages = tuple[str, Sequence[str]]
 """A query and its passages."""
-Progress = Callable[[int, int], object]
-"""Called with the number of pairs scored so far, and of all pairs."""
+OnScored = Callable[[int, int], object]
+"""Called after each batch with the number of pairs scored so far and the number of all pairs."""
 
 
 def score_passages(
     engine: Engine[PairT],
-    questions: Iterable[Question],
+    queries: Iterable[QueryPassages],
     fitting: Fitting,
     batch_tokens: int | None = None,
-    on_scored: Progress = lambda *_: None,
+    on_scored: OnScored = lambda *_: None,
 ) -> tuple[EncodedPassages[PairT], tuple[float, ...]]:
-    """The pairs of all passages, question after question, and each passage's logit.
+    """The pairs of all passages, query after query, and one logit for each passage.
 
-    Raises `NonFiniteLogit` and, under `Truncate.NONE`, `PairTooLong`; their index counts the passages of all questions.
+    Raises `NonFiniteLogit` and, under `Truncate.NONE`, `PairTooLong`; their index counts the passages of all queries.
     """
-    encoded = encode_all(engine, questions, fitting)
+    encoded = encode_all(engine, queries, fitting)
     try:
         logits = score_all(engine, encoded.pairs, batch_tokens, on_scored)
     except NonFiniteLogit as error:
@@ -39,11 +38,11 @@ def score_passages(
     return encoded, encoded.best(logits)
 
 
-def encode_all(engine: Engine[PairT], questions: Iterable[Question], fitting: Fitting) -> EncodedPassages[PairT]:
-    """Pairs of several questions. The index of a `PairTooLong` counts the passages of all of them."""
+def encode_all(engine: Engine[PairT], queries: Iterable[QueryPassages], fitting: Fitting) -> EncodedPassages[PairT]:
+    """Pairs of several queries, query after query. The index of a `PairTooLong` counts the passages of all queries."""
     parts: list[EncodedPassages[Any]] = []
     num_passages = 0
-    for query, passages in questions:
+    for query, passages in queries:
         try:
             parts.append(encode_passages(engine, query, passages, fitting))
         except PairTooLong as error:
@@ -56,11 +55,11 @@ def score_all(
     engine: Engine[PairT],
     pairs: Sequence[PairT],
     batch_tokens: int | None = None,
-    on_scored: Progress = lambda *_: None,
+    on_scored: OnScored = lambda *_: None,
 ) -> list[float]:
-    """Finite logits `[B]` in the order of `pairs`. Raises `NonFiniteLogit`.
+    """Finite float32 logits `[B]` in the order of `pairs`. Raises `NonFiniteLogit`.
 
-    Scored in batches of at most `batch_tokens`, by default the device's, and never more than its memory holds.
+    A batch has at most `batch_tokens` tokens, by default the device's own number, and never more than fit in memory.
     """
     budget = batch_tokens or engine.default_batch_tokens
     logits: dict[int, float] = {}
@@ -72,3 +71,28 @@ def score_all(
         logits.update(zip(batch, scored, strict=True))
         on_scored(len(logits), len(pairs))
     return [logits[index] for index in range(len(pairs))]
+
+
+def token_budget_batches(pairs: Sequence[EncodedPair], max_tokens: int) -> Iterator[list[int]]:
+    """Indices of `pairs` in batches of at most `max_tokens` tokens, longest first; a longer pair has its own batch.
+
+    Pairs of the same passage are neighbours, and its tokens count once a batch: a late-interaction engine encodes each
+    distinct passage of a batch once.
+    """
+    same_text: dict[bytes, list[int]] = {}
+    for index, pair in enumerate(pairs):
+        same_text.setdefault(pair.token_ids.tobytes(), []).append(index)
+    batch: list[int] = []
+    num_tokens = 0
+    for group in sorted(same_text.values(), key=lambda group: -len(pairs[group[0]].token_ids)):
+        for place, index in enumerate(group):
+            pair = pairs[index]
+            query_tokens = pair.num_tokens - len(pair.token_ids)  # 0 in engines that read query and passage together
+            added = query_tokens if place and query_tokens else pair.num_tokens
+            if batch and num_tokens + added > max_tokens:
+                yield batch
+                batch, num_tokens, added = [], 0, pair.num_tokens
+            batch.append(index)
+            num_tokens += added
+    if batch:
+        yield batch

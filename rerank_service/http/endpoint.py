@@ -75,11 +75,13 @@ class RankingEndpoint:
                     dialect = next((one for one in dialects if one.recognises(body.fields)), dialect)
                     observation.dialect = dialect.name
                 call = dialect.read(body, self._limits)
+                num_passages = sum(len(query.passages) for query in call.queries)
+                if num_passages > self._limits.max_passages:
+                    raise call.too_many_passages(num_passages, self._limits.max_passages)
                 observation.parse_s = time.perf_counter() - started_s
 
                 model = slug_model if call.model is None and slug_model else self._router.resolve(call.model)
                 observation.model_id = model.id
-                num_passages = sum(len(query.passages) for query in call.queries)
                 headers |= await self._rate_limits.take("passages", caller, num_passages)
                 deadline = Deadline.after(timeout_s)  # the upload of the body does not count
                 rankings = await self._rank(call, model.id, deadline, caller, request.headers.get("x-request-id"))
@@ -173,49 +175,50 @@ def ranking_routes(endpoint: RankingEndpoint, dialects: Sequence[DialectName]) -
     async def rank_at_slug(slug: str, request: Request) -> Response:
         return await endpoint.answer(request, (NIM,), slug)
 
-    nim: dict[str, Any] = {
-        "methods": ["POST"],
-        "tags": ["Reranking"],
-        "openapi_extra": RANKING_OPERATION,
-        "response_class": Response,
-    }
-    routes.add_api_route(
-        "/v1/ranking",
-        _route(endpoint, (NIM,)),
-        operation_id="rankPassages",
-        summary="Rank Candidate Passages",
-        description="Score candidate passages against a query using a NeMo Retriever reranker.",
-        **nim,
-    )
-    routes.add_api_route(
-        "/v1/retrieval/nvidia/reranking",
-        _route(endpoint, (NIM,)),
-        operation_id="rankPassagesHosted",
-        summary="Rank, at the hosted URL",
-        **nim,
-    )
-    routes.add_api_route(
-        "/v1/retrieval/nvidia/{slug}/reranking",
-        rank_at_slug,
-        operation_id="rankPassagesHostedModel",
-        summary="Rank, at the hosted URL of a model",
-        description="The slug is the model's name with `_` for `.`. A model named in the body takes precedence.",
-        **nim,
-    )
+    def add(path: str, rank: Callable[..., Awaitable[Response]], tag: str, **options: Any) -> None:
+        routes.add_api_route(path, rank, methods=["POST"], tags=[tag], response_class=Response, **options)
+
+    for path, (operation_id, summary, description) in _NIM_ROUTES.items():
+        add(
+            path,
+            rank_at_slug if "{slug}" in path else _route(endpoint, (NIM,)),
+            "Reranking",
+            operation_id=operation_id,
+            summary=summary,
+            description=description,
+            openapi_extra=RANKING_OPERATION,
+        )
     for path, spoken in routes_of(dialects).items():
-        routes.add_api_route(
+        add(
             path,
             _route(endpoint, spoken),
-            methods=["POST"],
-            tags=["Dialects"],
+            "Dialects",
             operation_id="rank" + path.replace("/", "_"),
             summary=f"Rank, in the dialect of {', '.join(dialect.name for dialect in spoken)}",
-            description="The body's fields decide between the dialects on this path; if they match several, the first "
-            "one listed applies.",
+            description=_DIALECTS_DESCRIPTION,
             openapi_extra=dialect_operation(spoken),
-            response_class=Response,
         )
     return routes
+
+
+_NIM_ROUTES = {
+    "/v1/ranking": (
+        "rankPassages",
+        "Rank Candidate Passages",
+        "Score candidate passages against a query using a NeMo Retriever reranker.",
+    ),
+    "/v1/retrieval/nvidia/reranking": ("rankPassagesHosted", "Rank, at the hosted URL", None),
+    "/v1/retrieval/nvidia/{slug}/reranking": (
+        "rankPassagesHostedModel",
+        "Rank, at the hosted URL of a model",
+        "The slug is the model's name with `_` for `.`. A model named in the body takes precedence.",
+    ),
+}
+"""Operation id, summary and description for each path."""
+_DIALECTS_DESCRIPTION = (
+    "If several dialects share the path, the body's fields decide between them. "
+    "If the fields do not decide, the first dialect listed applies."
+)
 
 
 def _route(endpoint: RankingEndpoint, dialects: Sequence[Dialect]) -> Callable[[Request], Awaitable[Response]]:

@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from rerank_service.errors import RerankError
 from rerank_service.messages import Deadline, Fitting
 from rerank_service.routing.model_router import ModelRouter
-from rerank_service.routing.ranker import Ranker
-from rerank_service.routing.shards import cut_into_shards
+from rerank_service.routing.ranker import Ranker, cut_into_shards
 
 __all__ = ["Readiness"]
 

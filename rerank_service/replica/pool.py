@@ -1,7 +1,7 @@
-"""One Ray actor of a pool: several models on one device, each loaded when it is first asked for.
+"""A replica of a pool: a Ray actor with several models on one device, each loaded when the first request needs it.
 
-For many small models that are asked for now and then. Serve's `@serve.multiplexed` keeps those used last; which replica
-a model is loaded on is `replica_choice.PoolRouter`'s business. Knows nothing of HTTP.
+Meant for many small models that are used now and then. Serve's `@serve.multiplexed` keeps the most recently used ones
+loaded, and `request_router.PoolRouter` decides which replica serves which model. Independent of HTTP.
 """
 
 import asyncio
@@ -9,7 +9,6 @@ import logging
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from typing import Any
 
 from ray import serve
@@ -17,118 +16,76 @@ from ray import serve
 from rerank_service.checkpoints.resolve import resolve_checkpoint
 from rerank_service.config import ModelConfig, PoolConfig
 from rerank_service.engine import Engine, load_engine
-from rerank_service.errors import CheckpointError, DeviceFailed, EngineFailed, UnknownModel
-from rerank_service.messages import (
-    OFFERED,
-    SPEED,
-    START,
-    WAITING,
-    Declined,
-    ReplicaLoad,
-    Shard,
-    ShardScores,
-    is_declined,
-)
-from rerank_service.replica.collector import Collector
+from rerank_service.errors import CheckpointError, DeviceFailed, EngineFailed
+from rerank_service.replica.base import BaseReplica
 from rerank_service.replica.scheduler import Watch
 from rerank_service.replica.scorer import ModelScorer
-from rerank_service.telemetry.logging import log_through_serve, serve_id
-from rerank_service.telemetry.metrics import REPLICA_METRICS
-from rerank_service.telemetry.ray_metrics import RayMetrics
 
-__all__ = ["PoolReplica", "pool_replica_class"]
+__all__ = ["LoadedModel", "PoolReplica", "pool_replica_class"]
 
 logger = logging.getLogger(__name__)
 
 _LONGEST_LOAD_S = 900.0
-"""The files are on this machine: a 4B model takes a minute, compiling and capturing a few more."""
+"""The files are already local: loading a 4B model takes a minute, compiling and capturing graphs a few more."""
 
 
-class PoolReplica:
-    """Scores shards of any model of its pool. Bound as what `pool_replica_class` makes of it."""
+class LoadedModel:
+    """A loaded model as Serve caches it: `__del__` is how Serve unloads the least recently used one."""
+
+    def __init__(self, pool: "PoolReplica", model_id: str, scorer: ModelScorer) -> None:
+        self.scorer = scorer
+        self._pool = pool
+        self._model_id = model_id
+        self._event_loop = asyncio.get_running_loop()
+        self._is_unloaded = False
+
+    def __del__(self) -> None:
+        """Waits until the calls of this model are answered; Serve loads the next model afterwards.
+
+        Serve calls it in a thread of its own. In the event loop's own thread, where waiting would block the calls, the
+        replica is ending and nothing needs to be unloaded.
+        """
+        if self._is_unloaded or not self._event_loop.is_running():
+            return
+        try:
+            if asyncio.get_running_loop() is self._event_loop:
+                return
+        except RuntimeError:  # no event loop in this thread
+            pass
+        self._is_unloaded = True
+        unloading = self._pool.unload(self._model_id, self.scorer)
+        asyncio.run_coroutine_threadsafe(unloading, self._event_loop).result()
+
+
+class PoolReplica(BaseReplica):
+    """Scores shards of any model of its pool. `pool_replica_class` makes the subclass that is deployed."""
 
     def __init__(self, pool: PoolConfig, models: Sequence[ModelConfig]) -> None:
-        log_through_serve()
-        self._pool = pool
-        self._name = serve_id()
-        self._models = {model.id: _fetched_now(model) for model in models}
+        super().__init__(pool.replica, [_fetched(model) for model in models])
+        self._num_cpus = pool.replica.num_cpus
         self._knobs: dict[str, Any] = {}
-        self._loaded: dict[str, ModelScorer] = {}
-        self._collectors = {model.id: Collector() for model in models}
-        self._launch_thread = ThreadPoolExecutor(1, thread_name_prefix="launch")
-        self._tokenisers = ThreadPoolExecutor(pool.replica.tokeniser_threads, thread_name_prefix="tokenise")
-        self._metrics = RayMetrics(REPLICA_METRICS)
-        self._evicted_tokens = 0  # offered to models that have been unloaded
-        self._load_s = 0.0
         self._loading = Watch()
-        self._lost_device: str | None = None
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Applies live knobs, by model id; Serve calls it at start and whenever `user_config` changes."""
+        """Applies live knobs, by model id. Called by Serve at start and when `user_config` changes."""
         self._knobs = user_config
-        for model_id in self._loaded:
-            self._reconfigure(model_id)
-
-    def _reconfigure(self, model_id: str) -> None:
-        batching = self._loaded[model_id].reconfigure(self._knobs.get(model_id, {}))
-        self._collectors[model_id].configure(batching)
+        for model_id in self._scorers:
+            self._configure(model_id, self._knobs.get(model_id, {}))
 
     async def check_health(self) -> None:
-        """Raises while nothing would score what is submitted: after three times in a row Serve replaces this replica.
-
-        The models share a device: one that loses it, or cannot score a pair that it once could, ends all. A model that
-        cannot be loaded does not.
-        """
-        if self._lost_device is not None:
-            raise DeviceFailed(self._lost_device)
-        for scorer in self._loaded.values():
-            scorer.check(self._pool.replica.tokeniser_threads)
-        if sum(one.num_stuck_tokenisers for one in self._loaded.values()) >= self._pool.replica.tokeniser_threads:
-            raise EngineFailed("no tokenising thread returns")
+        """Also raises `EngineFailed` while a load does not end. A model that cannot be loaded is not a failure."""
+        await super().check_health()
         if self._loading.num_overdue(time.perf_counter()):
             raise EngineFailed("loading a model does not end")
 
-    async def record_autoscaling_stats(self) -> dict[str, float]:
-        """What `autoscaling.TokenPolicy` decides by: of all models together, at the mean of their speeds."""
-        schedulers = [scorer.scheduler for scorer in self._loaded.values()]
-        speeds = [scheduler.drain.tokens_per_s for scheduler in schedulers if scheduler.drain.tokens_per_s]
-        return {
-            OFFERED: self._evicted_tokens + sum(scorer.offered_tokens for scorer in self._loaded.values()),
-            WAITING: sum(scheduler.outstanding_tokens for scheduler in schedulers),
-            SPEED: sum(speeds) / len(speeds) if speeds else 0.0,
-            START: self._load_s,
-        }
+    async def loaded(self, model_id: str) -> LoadedModel:
+        """The model, loaded if it was not. Serve's cache around `load`."""
+        raise NotImplementedError("deploy a class made by pool_replica_class")
 
-    async def score(self, shard: Shard) -> ShardScores | Declined:
-        """What `ModelScorer.score` does and raises; `UnknownModel`; `EngineFailed` if the model cannot be loaded."""
-        if shard.model not in self._models:
-            raise UnknownModel(shard.model, list(self._models))
-        if self._lost_device is not None:
-            raise DeviceFailed(self._lost_device)
-        if is_declined(shard, load := self._own_load()):
-            return Declined(load)
-        if shard.model not in self._loaded:  # in a task of its own: a caller that leaves does not take back the load
-            await asyncio.shield(asyncio.ensure_future(self._place(shard.model)))
-        place = await self._place(shard.model)  # without a pause before the call is counted, or it might be evicted
-        try:
-            scores = await place.scorer.score(shard)
-        except DeviceFailed as error:
-            self._lost_device = error.cause
-            raise
-        return replace(scores, load=self._own_load())
-
-    def _own_load(self) -> ReplicaLoad:
-        schedulers = [scorer.scheduler for scorer in self._loaded.values()]
-        speeds = [scheduler.drain.tokens_per_s for scheduler in schedulers if scheduler.drain.tokens_per_s]
-        waiting_tokens = sum(scheduler.outstanding_tokens for scheduler in schedulers)
-        return ReplicaLoad(self._name, waiting_tokens, sum(speeds) / len(speeds) if speeds else 0.0, time.monotonic())
-
-    async def _place(self, model_id: str) -> "_Place":
-        raise NotImplementedError("bind what pool_replica_class makes")
-
-    async def _load(self, model_id: str) -> "_Place":
+    async def load(self, model_id: str) -> LoadedModel:
+        """Loads a model. Raises `EngineFailed` if that fails, `DeviceFailed` if the device is lost."""
         started = time.perf_counter()
-        load = self._loading.begin(_LONGEST_LOAD_S)
+        work = self._loading.begin(_LONGEST_LOAD_S)
         try:
             engine = await asyncio.to_thread(self._load_in_own_thread, self._models[model_id])
         except DeviceFailed as error:
@@ -138,28 +95,35 @@ class PoolReplica:
             logger.exception("cannot load model=%s", model_id)
             raise EngineFailed(type(error).__name__) from None
         finally:
-            self._loading.end(load)
+            self._loading.end(work)
         self._load_s = time.perf_counter() - started
-        threads, collect = (self._launch_thread, self._tokenisers), self._collectors[model_id].collect
-        scorer = ModelScorer(self._models[model_id], engine, *threads, self._metrics, collect)
-        self._loaded[model_id] = scorer
-        self._reconfigure(model_id)
-        return _Place(scorer, asyncio.get_running_loop(), lambda: self._forget(model_id))
+        scorer = self._add_model(model_id, engine)
+        self._configure(model_id, self._knobs.get(model_id, {}))
+        return LoadedModel(self, model_id, scorer)
+
+    async def unload(self, model_id: str, scorer: ModelScorer) -> None:
+        """Forgets a loaded model once its calls are answered."""
+        self._unloaded_tokens += scorer.offered_tokens
+        del self._scorers[model_id]
+        logger.info("unloaded model=%s", model_id)
+        await scorer.close()
+
+    async def _scorer(self, model_id: str) -> ModelScorer:
+        if model_id not in self._scorers:  # in a task of its own: a caller that leaves must not cancel the load
+            await asyncio.shield(asyncio.ensure_future(self.loaded(model_id)))
+        # Found in the cache, so there is no pause before the call is counted, in which the model could be unloaded.
+        return (await self.loaded(model_id)).scorer
 
     def _load_in_own_thread(self, model: ModelConfig) -> Engine[Any]:
-        """In a thread that ends with it, and so do its OpenMP threads: a second set of them would slow the first."""
+        """The thread ends after the load, and its OpenMP threads with it: a second set would slow the first one."""
         with ThreadPoolExecutor(1, thread_name_prefix="load") as thread:
-            return thread.submit(load_engine, model, self._pool.replica.num_cpus).result()
-
-    def _forget(self, model_id: str) -> None:
-        self._evicted_tokens += self._loaded.pop(model_id).offered_tokens
-        logger.info("unloaded model=%s", model_id)
+            return thread.submit(load_engine, model, self._num_cpus).result()
 
 
-def _fetched_now(model: ModelConfig) -> ModelConfig:
-    """The model with its files on this machine: they are loaded during requests, and must not be downloaded then.
+def _fetched(model: ModelConfig) -> ModelConfig:
+    """The model with its files on this machine: it is loaded during a request, when nothing must be downloaded.
 
-    One that cannot be fetched is logged, and not to the others' harm: only its own requests fail.
+    A model that cannot be fetched is logged; only its own requests fail.
     """
     if not model.checkpoint.is_fetched:
         return model
@@ -167,43 +131,16 @@ def _fetched_now(model: ModelConfig) -> ModelConfig:
         resolve_checkpoint(model.checkpoint)
     except CheckpointError:
         logger.exception("cannot fetch model=%s", model.id)
-    here = model.checkpoint.model_copy(update={"download": False})
-    return model.model_copy(update={"checkpoint": here})
-
-
-class _Place:
-    """What Serve keeps and drops: a loaded model."""
-
-    def __init__(self, scorer: ModelScorer, loop: asyncio.AbstractEventLoop, forget: Any) -> None:
-        self.scorer = scorer
-        self._loop = loop
-        self._forget = forget
-        self._is_closed = False
-
-    def __del__(self) -> None:
-        """Serve calls it in a thread, and waits: the next model is loaded when this one's calls are answered."""
-        if not self._is_closed and self._loop.is_running() and not _runs_here(self._loop):
-            self._is_closed = True
-            asyncio.run_coroutine_threadsafe(self._close(), self._loop).result()
-
-    async def _close(self) -> None:
-        self._forget()
-        await self.scorer.close()
-
-
-def _runs_here(loop: asyncio.AbstractEventLoop) -> bool:
-    try:
-        return asyncio.get_running_loop() is loop
-    except RuntimeError:
-        return False
+    local = model.checkpoint.model_copy(update={"download": False})
+    return model.model_copy(update={"checkpoint": local})
 
 
 def pool_replica_class(models_per_replica: int) -> type[PoolReplica]:
-    """The class with so many places; Serve's decorator wants to know when the class is made."""
+    """A class that keeps up to `models_per_replica` models loaded: Serve's decorator takes the number as a constant."""
 
     class SizedPoolReplica(PoolReplica):
         @serve.multiplexed(max_num_models_per_replica=models_per_replica)
-        async def _place(self, model_id: str) -> _Place:
-            return await self._load(model_id)
+        async def loaded(self, model_id: str) -> LoadedModel:
+            return await self.load(model_id)
 
     return SizedPoolReplica

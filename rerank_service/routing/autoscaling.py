@@ -1,7 +1,7 @@
-"""How many replicas a model needs, from tokens: those offered, those still queued, those a replica scores a second.
+"""How many replicas a model needs, from tokens: the offered load, the backlog, and the throughput of one replica.
 
-Serve counts calls, of which one may be a passage and another sixteen thousand tokens. Its controller asks `TokenPolicy`
-ten times a second, and puts its own bounds around the answer.
+Serve's own policies count calls, but one call may be a short passage and another sixteen thousand tokens. Serve's
+controller calls `TokenPolicy` ten times a second and limits the answer to `min_replicas` and `max_replicas`.
 """
 
 import math
@@ -15,48 +15,50 @@ from rerank_service.messages import OFFERED, SPEED, START, WAITING
 
 __all__ = ["ModelLoad", "TokenPolicy"]
 
-_WANTED = "wanted_by_second"
+_MAXIMA = "wanted_by_second"
 """Key of the policy's state: the most replicas wanted in each of the last seconds."""
 _ARRIVALS = "arrivals"
-_OF_LATE = "wanted_of_late"
-"""Keys of the policy's state: offered tokens, and replicas wanted at each moment of the last `upscale_delay_s`."""
+"""Key of the policy's state: offered tokens over time."""
+_RECENT = "wanted_of_late"
+"""Key of the policy's state: replicas wanted at each call of the last `upscale_delay_s`."""
 
 _SLOTS = 5
-"""Parts of the look-back period; Serve has a replica record its counters about once in each."""
+"""Slots in the look-back period; a replica records its counters about once per slot."""
 _UNEVEN = 2.0
-"""Ratio of the fullest part to the median from which the parts hold a burst; a step's are alike."""
+"""Ratio of the fullest slot to the median above which the slots hold a burst; after a step they are about equal."""
 _MEAN_S = 30.0
-"""Longer would follow a load of few, large requests too slowly; shorter would take one large request for such a load:
-what the replicas can score in this time at the target utilisation adds none."""
+"""Window of the mean rate. A longer one follows a load of few, large requests too slowly; a shorter one mistakes a
+single large request for such a load. A request that the replicas can score in this time at the target utilisation adds
+no replica."""
 
 
 class _Point(Protocol):
-    """Serve's `TimeStampedValue`."""
+    """A value at a time: Serve's `TimeStampedValue`."""
 
     timestamp: float
     value: float
 
 
 _Series = Mapping[Any, Sequence[_Point]]
-"""By replica, oldest point first."""
+"""Points by replica, oldest first."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelLoad:
-    """Of all replicas of one model together."""
+    """The load of one model, over all its replicas."""
 
     steady_tokens_per_s: float
-    """Offered in most parts of the look-back period: follows a step within seconds, and no single burst."""
+    """Offered rate in most slots of the look-back period. It follows a step within seconds and ignores a burst."""
     mean_tokens_per_s: float
-    """Offered over `_MEAN_S`: right for a load of few, large requests too."""
+    """Offered rate over `_MEAN_S`. It also measures a load of few, large requests."""
     waiting_tokens: float
-    """Handed to a replica and not scored yet."""
+    """Backlog: tokens that replicas have accepted and not scored yet."""
     tokens_per_s: float | None
-    """What one replica scores while it has work; null until one has scored something."""
+    """Throughput of one replica while it has work; null until a replica has scored something."""
     start_s: float
-    """What a replica takes to start."""
+    """Time that a replica takes to start."""
     calls: float
-    """In flight, the only figure there is before the first is scored."""
+    """Calls in flight, used while the throughput is unknown."""
 
 
 class _Arrivals(NamedTuple):
@@ -65,18 +67,18 @@ class _Arrivals(NamedTuple):
     last: Mapping[Any, _Point]
     """The newest point counted, by replica."""
     by_slot: Mapping[int, float]
-    """Tokens by part of the look-back period, all replicas together."""
+    """Tokens by slot, over all replicas."""
 
 
 class TokenPolicy:
-    """Enough replicas for the tokens offered, and to clear the backlog soon after new replicas are up.
+    """Wants enough replicas for the offered tokens, and to clear the backlog soon after new replicas are up.
 
-    A single burst is not a load: see `ModelLoad`. More replicas only once more have been wanted for `upscale_delay_s`.
-    (Serve's own delay would come after the policy's memory, which a moment's peak would fill.) Fewer only once fewer
-    have sufficed for `steady_s`, as in Kubernetes: the most wanted in that time counts.
+    It scales up once more replicas have been wanted for `upscale_delay_s`, so that a single burst adds none. It scales
+    down once fewer have sufficed for `steady_s`: as in Kubernetes, the highest count wanted in that time applies.
+    Serve's own delays would come after this memory, which one peak would fill.
 
-    Serve empties the policy's state whenever its controller restarts and whenever the deployment changes; a policy
-    without memory starts from the replicas that there are.
+    Serve empties the policy's state when its controller restarts and when the deployment changes. Without state, the
+    policy starts from the present replicas.
     """
 
     def __init__(
@@ -90,10 +92,10 @@ class TokenPolicy:
         upscale_delay_s: float = 1.0,
         initial_replicas: int | None = None,
     ) -> None:
-        """`calls_per_replica` is the aim while the speed of a replica is not known."""
+        """`calls_per_replica` is the target while the throughput of a replica is unknown."""
         self._target_utilisation = target_utilisation
         self._max_wait_s = max_wait_s
-        self._steady_s = max(steady_s, look_back_s + report_interval_s)  # it takes that long to know the load
+        self._steady_s = max(steady_s, look_back_s + report_interval_s)  # the load is known after this time
         self._upscale_delay_s = upscale_delay_s
         self._calls_per_replica = calls_per_replica
         self._slot_s = look_back_s / _SLOTS
@@ -102,30 +104,33 @@ class TokenPolicy:
         self._initial_replicas = initial_replicas
 
     def __call__(self, context: AutoscalingContext) -> tuple[float, dict[str, Any]]:
-        """Serve's signature: how many replicas are wanted, and what to remember."""
+        """How many replicas are wanted, and the state for the next call: Serve's signature."""
         reported: Mapping[str, _Series] = context.raw_metrics or {}
         now_s, state = context.current_time or 0.0, context.policy_state
         arrivals = self._count(state.get(_ARRIVALS, _Arrivals({}, {})), reported.get(OFFERED, {}), now_s)
         load = _load_of(reported, *self._rates(arrivals, now_s), context.total_num_requests)
-        of_late = [one for one in state.get(_OF_LATE, [(now_s, 0)]) if one[0] > now_s - self._upscale_delay_s]
-        of_late.append((now_s, self.wanted_replicas(load)))
-        wanted, proven = of_late[-1][1], min(replicas for _, replicas in of_late)
-        memory: dict[str, Any] = {_ARRIVALS: arrivals, _OF_LATE: of_late}
-        remembered = state.get(_WANTED)
-        if remembered is None:
+        wanted = self.wanted_replicas(load)
+        recent = [one for one in state.get(_RECENT, [(now_s, 0)]) if one[0] > now_s - self._upscale_delay_s]
+        recent.append((now_s, wanted))
+        sustained = min(replicas for _, replicas in recent)  # wanted during the whole of `upscale_delay_s`
+        new_state: dict[str, Any] = {_ARRIVALS: arrivals, _RECENT: recent}
+        second, maxima = math.floor(now_s), state.get(_MAXIMA)
+        if maxima is None:
             present = self._replicas_present(context)
             num_reporting = len(reported.get(OFFERED, {}))
             if present and (not num_reporting or num_reporting < context.current_num_replicas):
-                return max(present, proven), memory  # nothing is known yet that could justify fewer
-            remembered = {math.floor(now_s): present}
-        second = math.floor(now_s)
-        recent = {at: most for at, most in remembered.items() if second - self._steady_s < at <= second}
-        most = max(recent.values(), default=0)
-        recent[second] = wanted if proven > most else max(recent.get(second, 0), proven)
-        return max(recent.values()), memory | {_WANTED: recent}
+                return max(present, sustained), new_state  # too few reports to justify fewer replicas
+            maxima = {second: present}
+        maxima = {at: most for at, most in maxima.items() if second - self._steady_s < at <= second}
+        most = max(maxima.values(), default=0)
+        maxima[second] = wanted if sustained > most else max(maxima.get(second, 0), sustained)
+        return max(maxima.values()), new_state | {_MAXIMA: maxima}
 
     def wanted_replicas(self, load: ModelLoad) -> int:
-        """For this load alone. The mean is not added to the backlog: a burst would count in both."""
+        """Replicas for this load, regardless of earlier calls.
+
+        The backlog is added to the steady rate only: a burst is in both the mean and the backlog and would count twice.
+        """
         if not load.tokens_per_s:
             return math.ceil(load.calls / self._calls_per_replica)
         steady, mean = load.steady_tokens_per_s / load.tokens_per_s, load.mean_tokens_per_s / load.tokens_per_s
@@ -133,11 +138,12 @@ class TokenPolicy:
         return math.ceil(max(max(steady, mean) / self._target_utilisation, steady + backlog))
 
     def _replicas_present(self, context: AutoscalingContext) -> int:
-        """Replicas that a policy without memory starts from.
+        """Replicas that a policy without state starts from.
 
-        After a restart of the controller the target is the one last saved, and no replica counts as running until the
-        controller has found it again. A deployment whose target is its minimum and that has no replica is taken for a
-        new one: Serve's own `initial_replicas` would also shrink a running deployment whenever it is deployed again.
+        After a restart of the controller, the target is the last one saved, and a replica counts as running only once
+        the controller has found it again. A deployment without replicas whose target is its minimum counts as new and
+        gets `initial_replicas`. Serve's own option of that name would also shrink a running deployment when it is
+        deployed again.
         """
         target, running = context.target_num_replicas, context.current_num_replicas
         if running == 0 and target <= context.capacity_adjusted_min_replicas:
@@ -145,7 +151,7 @@ class TokenPolicy:
         return max(target, running)
 
     def _count(self, before: _Arrivals, offered: _Series, now_s: float) -> _Arrivals:
-        """Adds the points that have been reported since."""
+        """Adds the newly reported points."""
         oldest = math.floor((now_s - self._mean_s - self._report_interval_s) / self._slot_s)
         by_slot = {slot: tokens for slot, tokens in before.by_slot.items() if slot >= oldest}
         last: dict[Any, _Point] = {}
@@ -165,11 +171,13 @@ class TokenPolicy:
     def _rates(self, arrivals: _Arrivals, now_s: float) -> tuple[float, float]:
         """`steady_tokens_per_s` and `mean_tokens_per_s`.
 
-        The steady rate is the median over the parts of the look-back period: it has followed a step after three of
-        five. What arrives at once is in two of them, since replicas do not record at the same moments, and in three
-        if a record is late: parts of such different size are no step, and the next lower one counts.
+        The steady rate is the median slot of the look-back period, which follows a step after three of five slots. A
+        burst is in two slots, since replicas record at different moments, and in three if a record is late. Slots of
+        such different sizes are no step, and the next lower slot counts.
         """
-        complete = math.floor((now_s - self._report_interval_s) / self._slot_s)  # every replica has reported until then
+        complete = math.floor(
+            (now_s - self._report_interval_s) / self._slot_s
+        )  # newest slot all replicas have reported
         _, low, median, _, high = sorted(arrivals.by_slot.get(complete - age, 0.0) for age in range(1, _SLOTS + 1))
         steady = median if high <= _UNEVEN * median else low
         return steady / self._slot_s, sum(arrivals.by_slot.values()) / self._mean_s

@@ -1,60 +1,43 @@
-"""One request, from text to ranking: cut into shards, scored wherever the router sends them, put together.
+"""One request, from texts to a ranking: cut into shards, scored on the model's replicas, put together.
 
-Knows neither HTTP nor the engine.
+Loads without Ray: the planner and `verify` use its estimates.
 """
 
 import asyncio
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
 
 from rerank_service.config import RerankConfig
 from rerank_service.errors import QueueFull, RequestTimedOut, WaitTooLong
-from rerank_service.messages import Deadline, Fitting, Ranked, Shard, ShardScores, rank_by_logit
-from rerank_service.routing.model_router import ModelRouter
-from rerank_service.routing.shards import cut_into_shards
+from rerank_service.messages import Deadline, Fitting, PassageWindows, Ranked, Shard, ShardScores, rank_by_logit
 
-__all__ = ["Ranked", "Ranker", "RefusedRequests"]
+__all__ = ["Ranker", "RefusedRequests", "ShardScorer", "cut_into_shards", "estimate_tokens", "even_slices"]
 
+_BYTES_PER_TOKEN = 4
+_SPECIAL_TOKENS = 8
+_WINDOW_TOKENS = 256
+"""Assumed for a model whose window only the replica knows; small, so that the estimate expects windows."""
 _REMEMBERED_REFUSALS = 10_000
 _REMEMBERED_S = 120.0
-"""A refused client is told to come back after a minute at most."""
+"""The longest `Retry-After` of a refusal is a minute."""
 
 
-class RefusedRequests:
-    """Requests that replicas refused a short while ago, so that their retries do not count as load again.
+class ShardScorer(Protocol):
+    """The method of `ModelRouter` that a ranker calls; importing the router itself would load Ray."""
 
-    Each ingress has its own: behind several, a retry that reaches another one counts again.
-    """
-
-    def __init__(self, now_s: Callable[[], float] = time.monotonic) -> None:
-        self._now_s = now_s
-        self._refused_at_s: OrderedDict[int, float] = OrderedDict()  # by a hash: no text is kept
-
-    def add(self, client_id: str, query: str, passages: Sequence[str]) -> None:
-        """Remembers a refused request by its client's id and its texts: a client may cut one call into requests."""
-        key = hash((client_id, query, tuple(passages)))
-        self._refused_at_s[key] = self._now_s()
-        self._refused_at_s.move_to_end(key)
-        if len(self._refused_at_s) > _REMEMBERED_REFUSALS:
-            self._refused_at_s.popitem(last=False)
-
-    def has(self, client_id: str, query: str, passages: Sequence[str]) -> bool:
-        """Whether this is a retry of one of them."""
-        if not self._refused_at_s:  # nearly always: the texts are not hashed
-            return False
-        at_s = self._refused_at_s.get(hash((client_id, query, tuple(passages))))
-        return at_s is not None and self._now_s() - at_s <= _REMEMBERED_S
+    async def score(self, shard: Shard, deadline: Deadline) -> ShardScores:
+        """Scores a shard on some replica of its model."""
 
 
 class Ranker:
-    """Fan-out over the replicas of one model and the way back."""
+    """Ranks passages on all replicas of a model in parallel."""
 
-    def __init__(self, router: ModelRouter, config: RerankConfig) -> None:
-        self._refused = RefusedRequests()
+    def __init__(self, router: ShardScorer, config: RerankConfig) -> None:
         self._router = router
+        self._refused = RefusedRequests()
         self._shard_tokens = {model.id: config.shard_tokens_of(model) for model in config.models}
 
     async def rank(
@@ -68,61 +51,158 @@ class Ranker:
         client_id: str | None = None,
         caller: str = "",
     ) -> Ranked:
-        """Ranks `passages`; raises `RequestTimedOut` or what a shard raised, and then drops the rest.
+        """Ranks `passages`. The first error of a shard cancels the other shards and is raised; raises
+        `RequestTimedOut` at the deadline.
 
-        Calls with one `request_id`
-        have one request's share of a device, and all requests of a `caller` together one caller's. `client_id` is the
-        client's own id of the request, the same in its retries after a refusal: they do not count as load again.
+        Calls with the same `request_id` share the device time of one request, and all requests of one `caller` the
+        device time of one caller. `client_id` is the id that the client gave the request. A retry with the same id
+        after a refusal does not count as load again.
         """
         started = time.perf_counter()
-        shard_tokens = self._shard_tokens[model_id]
-        request_id = request_id or uuid.uuid4().hex
-        cut = cut_into_shards(
-            request_id, model_id, query, passages, fitting, shard_tokens, deadline.remaining_s(), caller
+        is_retry = client_id is not None and self._refused.has(client_id, query, passages)
+        shards = cut_into_shards(
+            request_id or uuid.uuid4().hex,
+            model_id,
+            query,
+            passages,
+            fitting,
+            self._shard_tokens[model_id],
+            is_counted=is_retry,
+            caller=caller,
         )
-        shards = list(cut)
-        if client_id is not None and self._refused.has(client_id, query, passages):
-            shards = [replace(shard, is_counted=True) for shard in shards]
+        calls: list[tuple[Shard, asyncio.Task[ShardScores]]] = []
         try:
-            async with asyncio.timeout(deadline.remaining_s()) as timer:
-                scores = await self._score_all(shards)
-        except (QueueFull, WaitTooLong, asyncio.CancelledError):  # cancelled: a sibling in the same call was refused
-            if client_id is not None:
-                self._refused.add(client_id, query, passages)
-            raise
-        except TimeoutError:
-            if not timer.expired():
-                raise
+            async with asyncio.timeout(deadline.remaining_s()), asyncio.TaskGroup() as group:
+                for shard in shards:
+                    calls.append((shard, group.create_task(self._router.score(shard, deadline))))
+        except TimeoutError:  # of the deadline: errors of shards arrive in a group
             raise RequestTimedOut(deadline.timeout_s) from None
-        return _assemble(passages, shards, scores, time.perf_counter() - started)
-
-    async def _score_all(self, shards: Sequence[Shard]) -> list[ShardScores]:
-        tasks = [asyncio.ensure_future(self._router.score(shard)) for shard in shards]
-        try:
-            return await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
+        except (ExceptionGroup, asyncio.CancelledError) as failure:
+            error = failure.exceptions[0] if isinstance(failure, ExceptionGroup) else failure
+            # A request is cancelled when another one of the same HTTP call is refused: its retry comes with that one's.
+            if client_id is not None and isinstance(error, QueueFull | WaitTooLong | asyncio.CancelledError):
+                self._refused.add(client_id, query, passages)
+            raise error from error.__cause__
+        return _assemble(passages, calls, time.perf_counter() - started)
 
 
 def _assemble(
-    passages: Sequence[str], shards: Sequence[Shard], scores: Sequence[ShardScores], total_s: float
+    passages: Sequence[str], calls: Sequence[tuple[Shard, "asyncio.Task[ShardScores]"]], total_s: float
 ) -> Ranked:
-    """Puts each passage's logit, and its copies', where the request has it."""
+    """Puts each passage's logit at its index in the request; copies of a passage share one logit."""
     scored: dict[str, tuple[float, int, bool, bool]] = {}
-    for shard, answer in zip(shards, scores, strict=True):
-        columns = zip(answer.logits, answer.num_tokens, answer.is_truncated, answer.is_unscored, strict=True)
+    tokenise_s = queue_s = forward_s = 0.0
+    for shard, call in calls:
+        scores = call.result()
+        columns = zip(scores.logits, scores.num_tokens, scores.is_truncated, scores.is_unscored, strict=True)
         scored.update(zip(shard.passages, columns, strict=True))
-    logits = [scored[passage][0] for passage in passages]
+        tokenise_s = max(tokenise_s, scores.tokenise_s)
+        queue_s = max(queue_s, scores.queue_s)
+        forward_s = max(forward_s, scores.forward_s)
+    logits, num_tokens, is_truncated, is_unscored = zip(*map(scored.__getitem__, passages), strict=True)
     return Ranked(
         order=rank_by_logit(logits),
-        logits=logits,
-        num_tokens=sum(scored[passage][1] for passage in passages),
-        num_truncated=sum(scored[passage][2] for passage in passages),
-        num_shards=len(scores),
-        tokenise_s=max(shard.tokenise_s for shard in scores),
-        queue_s=max(shard.queue_s for shard in scores),
-        forward_s=max(shard.forward_s for shard in scores),
+        logits=list(logits),
+        num_tokens=sum(num_tokens),
+        num_truncated=sum(is_truncated),
+        num_shards=len(calls),
+        tokenise_s=tokenise_s,
+        queue_s=queue_s,
+        forward_s=forward_s,
         total_s=total_s,
-        num_unscored=sum(scored[passage][3] for passage in passages),
+        num_unscored=sum(is_unscored),
     )
+
+
+def cut_into_shards(
+    request_id: str,
+    model: str,
+    query: str,
+    passages: Sequence[str],
+    fitting: Fitting,
+    shard_tokens: int,
+    timeout_s: float | None = None,
+    is_counted: bool = False,
+    caller: str = "",
+) -> Iterator[Shard]:
+    """Shards of about equal size, each at most `shard_tokens` by estimate unless a single pair is larger.
+
+    A passage that occurs more than once in the request is scored once. This saves work and gives all copies exactly
+    the same logit, even on a GPU, where a logit may depend on the batch.
+    """
+    first_index: dict[str, int] = {}
+    sizes: list[int] = []
+    for index, passage in enumerate(passages):
+        if passage not in first_index:
+            first_index[passage] = index
+            sizes.append(estimate_tokens(query, passage, fitting.windows))
+    texts, indices, request_tokens = tuple(first_index), tuple(first_index.values()), sum(sizes)
+    for start, end in even_slices(sizes, shard_tokens):
+        yield Shard(
+            request_id=request_id,
+            model=model,
+            query=query,
+            passages=texts[start:end],
+            indices=indices[start:end],
+            fitting=fitting,
+            num_tokens=sum(sizes[start:end]),
+            request_tokens=request_tokens,
+            timeout_s=timeout_s,
+            is_counted=is_counted,
+            caller=caller,
+        )
+
+
+def estimate_tokens(query: str, passage: str, windows: PassageWindows | None = None) -> int:
+    """About how many tokens the pairs of a passage have, by the bytes of the texts: the tokenizer lives in the
+    replica, and CJK has about one token a character, which is three bytes."""
+    query_tokens = len(query.encode("utf-8", "replace")) // _BYTES_PER_TOKEN + _SPECIAL_TOKENS
+    passage_tokens = len(passage.encode("utf-8", "replace")) // _BYTES_PER_TOKEN
+    if windows is None:
+        return query_tokens + passage_tokens
+    window_tokens = windows.tokens or _WINDOW_TOKENS
+    overlap_tokens = min(windows.overlap_tokens, window_tokens // 2)
+    needed = -(-max(0, passage_tokens - overlap_tokens) // (window_tokens - overlap_tokens)) or 1
+    num_windows = min(needed, windows.max_per_passage)
+    seen_tokens = min(passage_tokens + (num_windows - 1) * overlap_tokens, num_windows * window_tokens)
+    return num_windows * query_tokens + seen_tokens
+
+
+def even_slices(sizes: Sequence[int], max_size: int) -> Iterator[tuple[int, int]]:
+    """Consecutive slices of about equal total size, each at most `max_size` unless a single entry is larger."""
+    num_slices = -(-sum(sizes) // max_size)
+    even_size = -(-sum(sizes) // num_slices)
+    start, filled = 0, 0
+    for index, size in enumerate(sizes):
+        if index > start and filled + size > min(even_size + size // 2, max_size):
+            yield start, index
+            start, filled = index, 0
+        filled += size
+    yield start, len(sizes)
+
+
+class RefusedRequests:
+    """Requests that replicas refused in the last two minutes, so that a retry does not count as load again.
+
+    Each ingress replica keeps its own: a retry that reaches another one counts again.
+    """
+
+    def __init__(self, now_s: Callable[[], float] = time.monotonic) -> None:
+        self._now_s = now_s
+        self._refused_at_s: OrderedDict[int, float] = OrderedDict()  # by hash, so that no text is kept
+
+    def add(self, client_id: str, query: str, passages: Sequence[str]) -> None:
+        """Remembers a refused request. The texts are part of the key because a client may send several requests with
+        the same id, as when it cuts one call into pieces."""
+        key = hash((client_id, query, tuple(passages)))
+        self._refused_at_s[key] = self._now_s()
+        self._refused_at_s.move_to_end(key)
+        if len(self._refused_at_s) > _REMEMBERED_REFUSALS:
+            self._refused_at_s.popitem(last=False)
+
+    def has(self, client_id: str, query: str, passages: Sequence[str]) -> bool:
+        """Whether this request repeats a refused one."""
+        if not self._refused_at_s:  # the usual case: saves hashing the texts
+            return False
+        at_s = self._refused_at_s.get(hash((client_id, query, tuple(passages))))
+        return at_s is not None and self._now_s() - at_s <= _REMEMBERED_S

@@ -1,8 +1,8 @@
-"""Which replica a shard goes to: the one expected to finish it first; in a pool, first of all one that has the model.
+"""Chooses the replica for a shard: the one expected to finish it first, or in a pool one that has the model loaded.
 
-Serve's own choice, the shorter of two random queues, counts calls; a shard may be one short passage or sixteen
-thousand tokens (docs/decisions/0008). Loaded by Serve in every process that holds a handle; what is known of the
-replicas is in `replica_table`, which the model router shares.
+Serve's default, the shorter of two random queues, counts calls, but a shard may be one short passage or sixteen
+thousand tokens (docs/decisions/0008). Serve loads this module in every process that holds a handle. The state is in
+`replica_table`, which the model router shares.
 """
 
 import asyncio
@@ -25,14 +25,14 @@ from ray.serve.request_router import (
 from rerank_service.messages import Shard
 from rerank_service.routing.replica_table import NUM_CHOICES, table_of
 
-__all__ = ["FewestTokensRouter", "PoolRouter", "rank_pool"]
+__all__ = ["ExpectedSecondsRouter", "PoolRouter", "rank_pool"]
 
 
-class FewestTokensRouter(FIFOMixin, LocalityMixin, RequestRouter):
-    """Serve's request router of a model's deployment.
+class ExpectedSecondsRouter(FIFOMixin, LocalityMixin, RequestRouter):
+    """Serve's request router for the deployment of a model.
 
-    `FIFOMixin`: shards of one request share their request id, and Serve would otherwise match a chosen replica to one
-    of them only.
+    It needs `FIFOMixin` because the shards of a request share its id: without it, Serve would match a chosen replica
+    to only one of them.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -45,12 +45,12 @@ class FewestTokensRouter(FIFOMixin, LocalityMixin, RequestRouter):
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
     ) -> list[list[RunningReplica]]:
-        """The best replicas, best first; a full one refuses and the next is asked."""
+        """The best replicas, best first. If one is full, Serve asks the next."""
         avoid = [replica for shard in _shards(pending_request) for replica in shard.avoid]
         usable = self._table.usable(candidate_replicas, _id_of, avoid)
         ranked = self._ranked(usable, pending_request)
         if ranked and pending_request is not None:
-            pending_request.routing_context.should_backoff = True  # else Serve asks again without a pause
+            pending_request.routing_context.should_backoff = True  # without it, Serve retries in a busy loop
             if (task := asyncio.current_task()) is not None:
                 self._choosing[task] = pending_request
             self._claim(pending_request, ranked[0], is_only_one=len(candidate_replicas) == 1)
@@ -71,7 +71,8 @@ class FewestTokensRouter(FIFOMixin, LocalityMixin, RequestRouter):
             else argument
             for argument in pending.args
         ]
-        self._table.claim(id(pending), pending.metadata.internal_request_id, replica_id, num_tokens)
+        suspect = next((shard.attempt for shard in _shards(pending) if shard.avoid), None)
+        self._table.claim(id(pending), pending.metadata.internal_request_id, replica_id, num_tokens, suspect)
         pending.future.add_done_callback(partial(self._release_if_cancelled, id(pending)))
 
     def _release_if_cancelled(self, call: int, future: Any) -> None:
@@ -79,8 +80,8 @@ class FewestTokensRouter(FIFOMixin, LocalityMixin, RequestRouter):
             self._table.release(call)
 
     def _fulfill_next_pending_request(self, replica: RunningReplica, request_metadata: Any = None) -> None:
-        """Gives the replica to the request it was chosen for. `FIFOMixin` gives it to the oldest one, which may be a
-        retry that has to go elsewhere."""
+        """Gives the replica to the request it was chosen for. `FIFOMixin` would give it to the oldest pending request,
+        which may be a retry that must avoid this replica."""
         task = asyncio.current_task()
         pending = self._choosing.pop(task, None) if task is not None else None
         if pending is None:
@@ -91,26 +92,26 @@ class FewestTokensRouter(FIFOMixin, LocalityMixin, RequestRouter):
             self._remove_pending_request_from_indices(pending)
 
     def on_request_routed(self, pending_request: PendingRequest, replica_id: ReplicaID, result: Any) -> None:
-        """Serve calls it when a replica has accepted."""
+        """Called by Serve when a replica has accepted a request."""
         request_id = pending_request.metadata.internal_request_id
         attempt = max((shard.attempt for shard in _shards(pending_request)), default=0)
         self._table.send(id(pending_request), request_id, replica_id.unique_id, _num_tokens(pending_request), attempt)
 
     def on_request_completed(self, replica_id: ReplicaID, internal_request_id: str) -> None:
-        """Serve calls it once for every call it sent or tried to send."""
+        """Called by Serve once for each call that it sent or tried to send."""
         self._table.complete(internal_request_id, replica_id.unique_id)
 
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
-        """Serve calls it when replicas come and go."""
+        """Called by Serve when replicas start and stop."""
         super().update_replicas(replicas)
         self._table.keep_only({_id_of(replica) for replica in replicas})
 
 
-class PoolRouter(FewestTokensRouter):
-    """Serve's request router of a pool's deployment."""
+class PoolRouter(ExpectedSecondsRouter):
+    """Serve's request router for the deployment of a pool."""
 
     def initialize_state(self, **options: Any) -> None:
-        """Serve calls it with the deployment's `request_router_kwargs`."""
+        """Called by Serve with the `request_router_kwargs` of the deployment."""
         self._spread_above_tokens: int = options["spread_above_tokens"]
 
     def _ranked(self, replicas: Sequence[RunningReplica], pending: PendingRequest | None) -> list[RunningReplica]:
@@ -127,10 +128,11 @@ class PoolRouter(FewestTokensRouter):
 
 
 def rank_pool(model: str, replicas: Mapping[str, tuple[int, bool]], spread_above_tokens: int) -> list[str]:
-    """Names of a pool's replicas, best first, given the tokens each has outstanding and whether it has the model.
+    """Names of a pool's replicas, best first. `replicas` has the outstanding tokens of each, and whether it has the
+    model loaded.
 
-    One that has the model is best until more than `spread_above_tokens` are outstanding there; then another may load
-    it. Where none has it, every handle agrees on who loads it, without asking anybody (rendezvous hashing).
+    A replica with the model comes first until it has more than `spread_above_tokens` outstanding; then another replica
+    may load the model. If no replica has it, rendezvous hashing makes all handles choose the same one.
     """
 
     def order(name: str) -> tuple[int, bool, int]:

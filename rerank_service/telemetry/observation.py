@@ -118,7 +118,7 @@ class Observer:
         """An observation of `request`, reported when the block ends."""
         route = str(getattr(request.scope.get("route"), "path", ""))  # as declared: a client's path may hold anything
         attributes = {"http.request.method": request.method, "http.route": route}
-        with self._tracing.request(f"{request.method} {route}", request.headers, attributes) as span:
+        with self._tracing.span(f"{request.method} {route}", attributes, request.headers) as span:
             observation = Observation(span, traceparent(), dialect)
             try:
                 yield observation

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
-from opentelemetry.context import Context
 from opentelemetry.trace import NoOpTracer, Span, SpanKind, StatusCode, Tracer
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
@@ -32,11 +31,25 @@ class Tracing:
         self._provider = None if config.otlp_endpoint is None else _provider(config)
         self._tracer: Tracer = self._provider.get_tracer(_NAME) if self._provider else NoOpTracer()
 
-    def request(
-        self, name: str, headers: Mapping[str, str], attributes: Mapping[str, Any]
-    ) -> AbstractContextManager[Span]:
-        """The span of a client's request. It continues the trace in the W3C header `traceparent`, if there is one."""
-        return self._span(name, SpanKind.SERVER, attributes, _W3C.extract(headers))
+    @contextmanager
+    def span(
+        self, name: str, attributes: Mapping[str, Any], headers: Mapping[str, str] | None = None
+    ) -> Iterator[Span]:
+        """A child of the current span. With the `headers` of a client's request, it continues the client's own trace,
+        named by the W3C header `traceparent`."""
+        with self._tracer.start_as_current_span(
+            name,
+            None if headers is None else _W3C.extract(headers),
+            SpanKind.CLIENT if headers is None else SpanKind.SERVER,
+            dict(attributes),
+            record_exception=False,  # an exception's message may hold the client's text
+            set_status_on_exception=False,
+        ) as span:
+            try:
+                yield span
+            except BaseException as error:
+                mark_error(span, error)
+                raise
 
     def shard(self, shard: Shard, attempt: int) -> AbstractContextManager[Span]:
         """The span of one call to a replica, a child of the current request's span."""
@@ -46,7 +59,7 @@ class Tracing:
             "rerank.estimated_tokens": shard.num_tokens,
             "rerank.attempt": attempt,
         }
-        return self._span("score shard", SpanKind.CLIENT, attributes)
+        return self.span("score shard", attributes)
 
     def stages(self, span: Span, scores: ShardScores) -> None:
         """Adds the replica's stages to the shard's `span`, one after the other, by the replica's clock."""
@@ -70,24 +83,6 @@ class Tracing:
         if self._provider is not None:
             self._provider.force_flush(int(1000 * _EXPORT_TIMEOUT_S))
             self._provider.shutdown()
-
-    @contextmanager
-    def _span(
-        self, name: str, kind: SpanKind, attributes: Mapping[str, Any], context: Context | None = None
-    ) -> Iterator[Span]:
-        with self._tracer.start_as_current_span(
-            name,
-            context,
-            kind,
-            dict(attributes),
-            record_exception=False,  # an exception's message may hold the client's text
-            set_status_on_exception=False,
-        ) as span:
-            try:
-                yield span
-            except BaseException as error:
-                mark_error(span, error)
-                raise
 
 
 def mark_error(span: Span, error: BaseException) -> None:

@@ -1,4 +1,4 @@
-"""The real application behind uvicorn, and a Chromium to look at it. Without a Chromium these tests are skipped."""
+"""The real application behind uvicorn, and Chromium as its visitor. Without Chromium these tests are skipped."""
 
 import asyncio
 import hashlib
@@ -25,11 +25,11 @@ from tests.page.visit import BUSY, CROWDED, KEY, Visit
 
 _CHROMIUMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 _START_LIMIT_S = 120
-expect.set_options(timeout=90_000)  # ends a test that hangs; nothing is measured by it
+expect.set_options(timeout=90_000)  # only ends a test that hangs
 
 
 class BusyReplica:
-    """Its queue is always full."""
+    """A replica whose queue is always full."""
 
     def remote(self, _: Any) -> "asyncio.Task[Any]":
         async def refuse() -> None:
@@ -39,7 +39,7 @@ class BusyReplica:
 
 
 class CrowdedReplica:
-    """Its window has room for a query and no passage."""
+    """A replica whose window has no room for a passage beside the query."""
 
     def remote(self, shard: Shard) -> "asyncio.Task[ShardScores]":
         async def score() -> ShardScores:
@@ -52,7 +52,7 @@ class CrowdedReplica:
 
 @dataclass(frozen=True)
 class Service:
-    """Where the open application is and where the keyed one."""
+    """URLs of the application without keys and of the one with keys."""
 
     url: str
     keyed_url: str
@@ -60,7 +60,7 @@ class Service:
 
 @pytest.fixture(scope="session")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """The open application at `/`, with a model that is always busy and one without room; a keyed one at `/keyed`."""
+    """An application without keys at `/`, with models that are busy or have no room, and one with keys at `/keyed`."""
     hashes = tmp_path_factory.mktemp("keys") / "hashes"
     hashes.write_text(hashlib.sha256(KEY.encode()).hexdigest() + "\n")
     model = embedded_model(aliases=["minilm"])
@@ -89,7 +89,7 @@ def browser() -> Iterator[Browser]:
         installed = (shutil.which(name) for name in _CHROMIUMS)
         path = next(filter(None, installed), playwright.chromium.executable_path)
         if not Path(path).exists():
-            pytest.skip("no Chromium here: apt-get install chromium, or playwright install chromium")
+            pytest.skip("Chromium is not installed: apt-get install chromium, or playwright install chromium")
         is_root = os.geteuid() == 0
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"] if is_root else [])
         yield browser
@@ -105,24 +105,24 @@ def context(browser: Browser) -> Iterator[BrowserContext]:
 
 @pytest.fixture
 def page(context: BrowserContext, service: Service) -> Iterator[Page]:
-    """An empty page; whatever it does, it must leave no error on the console and ask no other host."""
+    """An empty page. The test fails if the page logs an error or contacts another host."""
     page = context.new_page()
     complaints: list[str] = []
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.on("console", lambda line: complaints.append(line.text) if line.type in ("error", "warning") else None)
     page.on("request", lambda request: None if request.url.startswith(service.url) else complaints.append(request.url))
     yield page
-    # Chromium itself writes a line for each answer that is a refusal.
+    # Chromium itself logs a line for each error response.
     assert [line for line in complaints if not line.startswith("Failed to load resource")] == []
 
 
 @pytest.fixture
 def visit(page: Page, service: Service) -> Visit:
-    """A visitor of the open application who has just come."""
+    """The application without keys, just opened."""
     return Visit(page, service.url)
 
 
 @pytest.fixture
 def keyed_visit(page: Page, service: Service) -> Visit:
-    """A visitor of the keyed application who has just come."""
+    """The application with keys, just opened."""
     return Visit(page, service.keyed_url)

@@ -1,4 +1,4 @@
-"""Axe finds nothing, in light, dark and on a phone; the keyboard is enough; nothing sticks out of a small screen."""
+"""Accessibility: axe finds no violation in light, dark and on a phone; the keyboard suffices; small screens fit."""
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
@@ -13,7 +13,7 @@ DESKTOP, PHONE, SMALL_PHONE = (1280, 900), (390, 844), (320, 568)
 def assert_accessible(page: Page) -> None:
     results = Axe().run(page)
     assert results.violations_count == 0, results.generate_report()
-    # Contrast that axe could not judge would pass unseen.
+    # Axe reports contrast that it could not judge as incomplete, not as a violation.
     unsure = [
         (node["html"], node["any"][0]["message"])
         for rule in results.response["incomplete"]
@@ -26,7 +26,7 @@ def assert_accessible(page: Page) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", [DESKTOP, PHONE, SMALL_PHONE], ids=["desktop", "phone", "small-phone"])
-def test_axe_finds_nothing(page: Page, service: Service, scheme: str, size: tuple[int, int]) -> None:
+def test_axe_finds_no_violation(page: Page, service: Service, scheme: str, size: tuple[int, int]) -> None:
     page.set_viewport_size({"width": size[0], "height": size[1]})
     page.emulate_media(color_scheme=scheme)
     visit = Visit(page, service.url)
@@ -38,7 +38,7 @@ def test_axe_finds_nothing(page: Page, service: Service, scheme: str, size: tupl
     assert_accessible(page)
 
     visit.query.fill("")
-    assert_accessible(page)  # a stale ranking
+    assert_accessible(page)  # the ranking of the previous request
     page.keyboard.press("Control+Enter")
     expect(visit.error_at("query")).to_contain_text("blank")
     assert_accessible(page)
@@ -51,7 +51,7 @@ def test_axe_finds_nothing(page: Page, service: Service, scheme: str, size: tupl
     assert_accessible(page)
 
 
-def test_the_keyboard_is_enough(visit: Visit) -> None:
+def test_the_keyboard_suffices(visit: Visit) -> None:
     page = visit.page
     expect(page.get_by_label("Model")).not_to_be_empty()
     visited = []

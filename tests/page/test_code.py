@@ -1,4 +1,4 @@
-"""The code that the page gives away really runs, and answers what the page shows."""
+"""The code offered for copying runs, and its answer is the one on the page."""
 
 import json
 import os
@@ -61,13 +61,13 @@ def test_a_key_is_taken_from_the_environment(context: BrowserContext, keyed_visi
     assert run(language, code)["rankings"]
 
 
-def test_512_long_passages_are_no_argument_too_long(context: BrowserContext, visit: Visit) -> None:
+def test_512_long_passages_do_not_exceed_the_shells_argument_limit(context: BrowserContext, visit: Visit) -> None:
     visit.write("q", [f"{number} " + "x" * 2000 for number in range(514)])  # refused, so cheap; over a megabyte
     answer = run("curl", copied(context, visit, "curl"))
     assert "passages has 514 entries" in str(answer["message"])
 
 
-def test_where_the_page_may_not_copy_it_selects(context: BrowserContext, visit: Visit) -> None:
+def test_the_page_selects_the_code_if_it_may_not_copy(context: BrowserContext, visit: Visit) -> None:
     visit.page.evaluate("Object.defineProperty(navigator, 'clipboard', {value: undefined})")
     visit.page.get_by_role("button", name="Copy").click()
     expect(visit.page.get_by_role("button", name="Selected")).to_be_visible()

@@ -1,15 +1,15 @@
-"""A service that asks for a key, behind a prefix."""
+"""A service that requires a key, behind a prefix."""
 
 from playwright.sync_api import expect
 
 from tests.page.visit import KEY, Visit
 
 
-def test_the_key_is_asked_for_and_then_it_ranks(keyed_visit: Visit) -> None:
+def test_the_page_asks_for_a_key_and_ranks_with_it(keyed_visit: Visit) -> None:
     page = keyed_visit.page
     expect(page.get_by_label("API key")).to_be_focused()
-    expect(page.get_by_text("This service asks for one.")).to_be_visible()
-    expect(keyed_visit.error_at("key")).to_be_empty()  # nobody did anything wrong
+    expect(page.get_by_text("This service requires an API key.")).to_be_visible()
+    expect(keyed_visit.error_at("key")).to_be_empty()  # no error yet
     expect(page.get_by_label("API key")).not_to_have_attribute("aria-invalid", "true")
 
     page.get_by_role("button", name="Rank", exact=True).click()
@@ -19,7 +19,7 @@ def test_the_key_is_asked_for_and_then_it_ranks(keyed_visit: Visit) -> None:
     expect(keyed_visit.error_at("key")).to_contain_text("Invalid API key")
 
     keyed_visit.use_key("schlüssel")
-    expect(keyed_visit.error_at("key")).to_contain_text("letters, digits and signs")
+    expect(keyed_visit.error_at("key")).to_contain_text("letters, digits and symbols")
 
     keyed_visit.use_key(KEY)
     expect(keyed_visit.query).to_be_focused()
@@ -48,6 +48,6 @@ def test_the_key_stays_in_the_tab_and_can_be_forgotten(keyed_visit: Visit) -> No
     expect(keyed_visit.error_at("key")).to_contain_text("Missing API key")
 
 
-def test_an_open_service_asks_for_none(visit: Visit) -> None:
+def test_a_service_without_keys_asks_for_none(visit: Visit) -> None:
     expect(visit.page.get_by_label("Model")).not_to_be_empty()
     expect(visit.page.get_by_label("API key")).to_be_hidden()

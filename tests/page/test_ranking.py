@@ -1,4 +1,4 @@
-"""Ranking on the page: what is shown is what the API answers."""
+"""Ranking on the page: it shows the API's answer."""
 
 import pytest
 from playwright.sync_api import BrowserContext, Page, Route, expect
@@ -51,7 +51,9 @@ def test_bars_grow_from_one_zero_line_by_the_logit(visit: Visit) -> None:
 
 
 @pytest.mark.parametrize("motion", ["reduce", "no-preference"])
-def test_rows_glide_unless_motion_is_unwanted(context: BrowserContext, visit: Visit, page: Page, motion: str) -> None:
+def test_rows_are_animated_unless_reduced_motion_is_preferred(
+    context: BrowserContext, visit: Visit, page: Page, motion: str
+) -> None:
     page.emulate_media(reduced_motion=motion)
     page.add_init_script(COUNT_ANIMATIONS)
     page.reload()
@@ -59,31 +61,33 @@ def test_rows_glide_unless_motion_is_unwanted(context: BrowserContext, visit: Vi
     assert (page.evaluate("window.animated") > 0) == (motion == "no-preference")
 
 
-def test_cut_passages_are_counted_by_the_one_request_that_ranks(visit: Visit) -> None:
+def test_truncated_passages_are_counted_without_a_further_request(visit: Visit) -> None:
     rankings = rankings_asked(visit)
     visit.write("starch", [*(f"{number} {LONG}" for number in range(13)), "short", LONG, LONG])
     visit.rank()
 
-    expect(visit.loss).to_have_text("15 passages were cut: with the query, too long for the model's window.")
+    expect(visit.loss).to_have_text(
+        "15 passages were truncated: together with the query, they exceed the model's window."
+    )
     assert rankings == [f"{visit.url}v1/ranking"]
 
     visit.write("starch", ["short", LONG])
-    expect(visit.loss).to_be_visible()  # as long as the ranking it belongs to
+    expect(visit.loss).to_be_visible()  # as long as its ranking is shown
     visit.rank()
-    expect(visit.loss).to_have_text("1 passage was cut: with the query, too long for the model's window.")
-    expect(visit.page.get_by_role("status")).to_contain_text("1 passage was cut")
+    expect(visit.loss).to_have_text("1 passage was truncated: together with the query, it exceeds the model's window.")
+    expect(visit.page.get_by_role("status")).to_contain_text("1 passage was truncated")
 
 
-def test_passages_that_were_not_scored_are_told_apart(visit: Visit) -> None:
+def test_unscored_passages_are_counted_separately(visit: Visit) -> None:
     visit.page.get_by_label("Model").select_option(CROWDED)
     visit.write("starch", ["one", "two"])
     visit.rank()
     expect(visit.loss).to_have_text(
-        "2 passages were not scored: the query fills the window, so their ranks mean nothing."
+        "2 passages were not scored: the query fills the model's window, so their ranks are meaningless."
     )
 
 
-def test_nothing_is_said_of_what_fits(visit: Visit) -> None:
+def test_there_is_no_warning_if_everything_fits(visit: Visit) -> None:
     visit.rank()
     expect(visit.loss).to_be_hidden()
 
@@ -98,30 +102,30 @@ def test_512_passages(visit: Visit) -> None:
     assert visit.order() == [ranking["index"] for ranking in answer["rankings"]]
 
 
-def test_one_passage_too_many_is_said_at_the_passages(visit: Visit) -> None:
+def test_too_many_passages_are_reported_at_their_field(visit: Visit) -> None:
     visit.write("q", ["p"] * 513)
     visit.page.keyboard.press("Control+Enter")
     expect(visit.error_at("passages")).to_contain_text("passages has 513 entries; at most 512 are allowed")
     expect(visit.passages).to_be_focused()
 
 
-def test_a_passage_a_line(visit: Visit) -> None:
+def test_passages_can_be_separated_by_line_breaks(visit: Visit) -> None:
     visit.passages.fill("one\n\n  two  \nthree")
     expect(visit.page.locator("#count")).to_have_text("2 passages")
-    visit.page.get_by_label("each line").check()
+    visit.page.get_by_label("line breaks").check()
     expect(visit.page.locator("#count")).to_have_text("3 passages")
     assert visit.page.locator("li .text").all_inner_texts() == ["one", "two", "three"]
 
 
-def test_a_ranking_does_not_pass_for_that_of_a_changed_request(visit: Visit) -> None:
+def test_a_ranking_is_marked_as_previous_after_an_edit(visit: Visit) -> None:
     visit.rank()
     order = visit.order()
     visit.query.fill("something else")
-    expect(visit.summary).to_have_text("of the request before your changes")
+    expect(visit.summary).to_have_text("of the previous request")
     assert visit.order() == order
 
 
-def test_an_edit_drops_what_was_asked_before_it(visit: Visit) -> None:
+def test_an_edit_aborts_the_running_request(visit: Visit) -> None:
     held: list[Route] = []
     visit.page.route("**/v1/ranking", lambda route: held.append(route))  # never answered
     visit.page.get_by_role("button", name="Rank", exact=True).click()
@@ -160,7 +164,7 @@ def test_a_long_passage_opens_and_closes(visit: Visit) -> None:
     expect(visit.rows.last.get_by_role("button")).to_have_count(0)
 
 
-def test_a_blank_query_is_said_at_the_query(visit: Visit) -> None:
+def test_a_blank_query_is_reported_at_its_field(visit: Visit) -> None:
     visit.query.fill(" ")
     visit.page.keyboard.press("Control+Enter")
     expect(visit.error_at("query")).to_have_text("query.text is blank; send the question to rank for")
@@ -172,8 +176,8 @@ def test_a_blank_query_is_said_at_the_query(visit: Visit) -> None:
     expect(visit.error_at("query")).to_be_empty()
 
 
-def test_what_is_refused_for_its_length_is_named(visit: Visit) -> None:
-    visit.page.get_by_label("Pairs over the window").select_option("NONE")
+def test_a_passage_refused_for_its_length_is_marked(visit: Visit) -> None:
+    visit.page.get_by_label("Long passages").select_option("NONE")
     visit.write("starch", ["short", LONG])
     visit.page.keyboard.press("Control+Enter")
     expect(visit.error_at("passages")).to_contain_text("exceeds maximum allowed token size 256")
@@ -181,14 +185,14 @@ def test_what_is_refused_for_its_length_is_named(visit: Visit) -> None:
     expect(visit.rows.nth(0)).not_to_contain_text("refused")
 
 
-def test_a_full_queue_is_told_in_the_services_words(visit: Visit) -> None:
+def test_a_full_queue_shows_the_services_message(visit: Visit) -> None:
     visit.page.get_by_label("Model").select_option(BUSY)
     visit.page.get_by_role("button", name="Rank", exact=True).click()
     expect(visit.error_at("general")).to_contain_text("The queue is full")
     expect(visit.error_at("general")).to_contain_text("retry after 7 s")
 
 
-def test_a_service_that_is_gone_is_told(context: BrowserContext, visit: Visit) -> None:
+def test_an_unreachable_service_is_reported(context: BrowserContext, visit: Visit) -> None:
     expect(visit.page.get_by_label("Model")).not_to_be_empty()
     context.set_offline(True)
     visit.page.get_by_role("button", name="Rank", exact=True).click()

@@ -1,4 +1,4 @@
-"""What a visitor does on the page, and reads there. It knows the page by its labels, where it has them."""
+"""A visitor's actions on the page, and the texts shown there. Elements are found by their labels where possible."""
 
 from typing import Any
 
@@ -9,14 +9,14 @@ __all__ = ["BUSY", "CROWDED", "KEY", "LONG", "Visit"]
 
 BUSY = "always/busy"
 CROWDED = "no/room"
-"""Its window is filled by any query."""
+"""Id of a model whose window any query fills."""
 KEY = "nvapi-of-the-page"
 LONG = "starch, water, salt and air; " * 100
-"""Longer than the window."""
+"""Text longer than the model's window."""
 
 
 class Visit:
-    """One page, open."""
+    """An open page."""
 
     def __init__(self, page: Page, url: str) -> None:
         self.page = page
@@ -37,7 +37,7 @@ class Visit:
 
     @property
     def loss(self) -> Locator:
-        """What the model has not seen, in words."""
+        """The sentence about truncated and unscored passages."""
         return self.page.locator("#loss")
 
     @property
@@ -49,7 +49,7 @@ class Visit:
 
     def write(self, query: str, passages: list[str]) -> None:
         self.query.fill(query)
-        # As typing ends; Playwright's own `fill` takes minutes over a thousand lines.
+        # The event that ends typing. Playwright's own `fill` takes minutes for a thousand lines.
         fill = "(area, text) => { area.value = text; area.dispatchEvent(new Event('input', {bubbles: true})); }"
         self.passages.evaluate(fill, "\n\n".join(passages))
 
@@ -64,11 +64,11 @@ class Visit:
         self.page.get_by_role("button", name="Use key").click()
 
     def order(self) -> list[int]:
-        """Indices of the passages as they stand on the page."""
+        """Indices of the passages, in the order on the page."""
         return [int(words.removeprefix("index ")) for words in self.page.locator(".index").all_inner_texts()]
 
     def answer(self, query: str, passages: list[str]) -> dict[str, Any]:
-        """What the API says to the same."""
+        """The API's answer to the same request."""
         body = {"query": {"text": query}, "passages": [{"text": text} for text in passages]}
         headers = {"Authorization": f"Bearer {KEY}"}
         response = httpx.post(f"{self.url}v1/ranking", json=body, headers=headers, timeout=60)

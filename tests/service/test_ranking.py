@@ -8,7 +8,7 @@ import pytest
 
 from rerank_service import __version__
 from rerank_service.messages import Fitting
-from rerank_service.routing.shards import cut_into_shards
+from rerank_service.routing.ranker import cut_into_shards
 from tests.service.running import (
     CLIENT_TIMEOUT_S,
     KEY,

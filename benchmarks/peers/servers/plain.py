@@ -1,7 +1,7 @@
-"""The HTTP side of the small servers: `POST /rank` {query, passages} -> {logits}, `GET /health`.
+"""HTTP side of the small servers: `POST /rank` {query, passages} -> {logits}, `GET /health`.
 
-Runs in the peers' own environments, so it knows only FastAPI and uvicorn. Requests are scored one at a time: on
-a CPU, forward passes side by side take the same threads from one another and cost more than in turn.
+It runs in the environments of the peers and needs only FastAPI and uvicorn. Requests are scored one at a time: on a
+CPU, concurrent forward passes compete for threads and cost more than sequential ones.
 """
 
 import argparse
@@ -17,7 +17,7 @@ __all__ = ["Arguments", "read_arguments", "serve"]
 
 
 class Arguments(argparse.Namespace):
-    """What every small server is told."""
+    """Arguments of every small server."""
 
     model: Path
     port: int
@@ -32,7 +32,7 @@ class RankRequest(BaseModel):
 
 
 def read_arguments() -> Arguments:
-    """From the command line."""
+    """Reads the command line."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--port", type=int, required=True)
@@ -41,7 +41,7 @@ def read_arguments() -> Arguments:
 
 
 def serve(score: Callable[[str, list[str]], Sequence[float]], port: int) -> None:
-    """Serves until interrupted; `score` gives one logit a passage, in order."""
+    """Serves until interrupted. `score` returns one logit per passage, in order."""
     app = FastAPI()
     in_turn = threading.Lock()
 

@@ -6,7 +6,7 @@ from plain import read_arguments, serve
 
 
 def main() -> None:
-    """Raw logits, as fastembed answers them."""
+    """Serves raw logits, as returned by fastembed."""
     arguments = read_arguments()
     TextCrossEncoder.add_custom_model(
         model="local/classifier", sources=ModelSource(hf="local/classifier"), model_file="model.onnx"

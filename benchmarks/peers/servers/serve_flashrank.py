@@ -1,7 +1,7 @@
 """flashrank's Ranker, ONNX Runtime, behind a small FastAPI server.
 
-flashrank opens only models it has a name for; `--model` is a folder that wears such a name. It answers
-probabilities and sorts its passages in place.
+flashrank loads only models whose names it knows, so the folder `--model` has such a name. It returns probabilities and
+sorts its passages in place.
 """
 
 from flashrank import Ranker, RerankRequest
@@ -9,7 +9,7 @@ from plain import read_arguments, serve
 
 
 def main() -> None:
-    """Probabilities in the order of the passages; ONNX Runtime takes its threads from the CPUs allowed."""
+    """Serves probabilities in the order of the passages. ONNX Runtime uses one thread per allowed CPU."""
     arguments = read_arguments()
     ranker = Ranker(model_name=arguments.model.name, cache_dir=str(arguments.model.parent), max_length=512)
 

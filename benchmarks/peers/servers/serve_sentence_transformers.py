@@ -6,7 +6,7 @@ from sentence_transformers import CrossEncoder
 
 
 def main() -> None:
-    """Raw logits: the activation is the identity."""
+    """Serves raw logits, with the identity as activation."""
     arguments = read_arguments()
     torch.set_num_threads(arguments.threads)
     encoder = CrossEncoder(str(arguments.model), device="cpu", activation_fn=torch.nn.Identity())

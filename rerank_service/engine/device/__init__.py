@@ -1,1 +1,1 @@
-"""Memory, streams, graphs and the forward pass of one device."""
+"""One device: precision, packing, the forward pass, CUDA graphs, launches, memory."""

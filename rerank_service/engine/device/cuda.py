@@ -1,41 +1,101 @@
-"""Events and captured graphs of one GPU, each for a device that is named; the one place that makes them.
+"""Everything that talks to CUDA itself: the current device, events, captured graphs, and which errors are final.
 
-torch's defaults belong to the thread's current device, in a new thread the first GPU. An event recorded there is
-complete at once, whatever another GPU still computes, and its results are read before they arrive.
+Every call names its device. torch's own defaults belong to the thread's current device, which in a new thread is the
+first GPU: an event recorded there completes at once, whatever another GPU still computes, and its results would be
+read before they arrive.
 """
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 
-__all__ = ["capture", "current", "recorded_event"]
+from rerank_service.errors import DeviceFailed
+
+__all__ = ["capture", "current", "device_errors", "is_final", "recorded_event"]
+
+_ACCELERATOR_ERROR: type[Exception] | None = getattr(torch, "AcceleratorError", None)
+"""torch's class for errors of CUDA itself; it exists from torch 2.8 on."""
+
+_FINAL = (
+    "illegal memory access",
+    "illegal instruction",
+    "device-side assert",
+    "unspecified launch failure",
+    "launch timed out",
+    "misaligned address",
+    "invalid program counter",
+    "invalid address space",
+    "hardware stack error",
+    "uncorrectable",  # ECC and NVLink
+    "nvlink",
+    "device is lost",
+    "gpu is lost",
+    "gpu has fallen off the bus",
+    "execution_failed",  # CUBLAS_STATUS_, CUDNN_STATUS_
+    "cublas_status_internal_error",
+    "xid",
+)
+"""Phrases in the messages of CUDA, cuBLAS and cuDNN: torch has no error codes for them."""
+_PASSING = (
+    "out of memory",
+    "alloc_failed",
+    "invalid argument",
+    "invalid configuration argument",
+    "no kernel image",
+    "invalid device function",
+)
+"""CUDA refuses only the call and keeps working: the engine halves a batch, or one request fails."""
 
 
 def current(device: torch.device) -> AbstractContextManager[Any]:
-    """Makes a GPU this thread's current device for the time being; a CPU needs nothing."""
+    """Makes a GPU this thread's current device within the context; does nothing for a CPU."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def recorded_event(device: torch.device) -> torch.cuda.Event:
-    """An event that completes when the device has finished everything launched on it so far."""
+    """An event that completes when the device has finished all work launched on it so far."""
     event = torch.cuda.Event()
     event.record(torch.cuda.current_stream(device))
     return event
 
 
 def capture(device: torch.device, run: Callable[[], torch.Tensor]) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
-    """The kernels of `run` as a graph, and the tensor that every replay writes."""
+    """The kernels of `run` as a graph, and the tensor that each replay overwrites."""
     with torch.cuda.device(device):
         stream = torch.cuda.Stream(device)
         stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(stream):
-            for _ in range(2):  # lets cuBLAS and Triton choose their kernels, which must not happen in a capture
+            for _ in range(2):  # cuBLAS and Triton choose their kernels in these runs; they must not during a capture
                 run()
         torch.cuda.current_stream(device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        # Without `stream`, torch captures on one that it makes once a process, on whichever device is current then.
+        # Without `stream`, torch captures on a stream it creates once per process, on whichever device is current then.
         with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             result = run()
     return graph, result
+
+
+def is_final(error: BaseException) -> bool:
+    """Whether the process's CUDA context is lost, so that every later call fails the same way."""
+    if isinstance(error, torch.OutOfMemoryError) or not isinstance(error, RuntimeError):
+        return False
+    words = str(error).lower()
+    if any(phrase in words for phrase in _PASSING):
+        return False
+    if _ACCELERATOR_ERROR is not None and isinstance(error, _ACCELERATOR_ERROR):
+        return True
+    is_of_cuda = any(name in words for name in ("cuda", "cublas", "cudnn", "nccl", "gpu"))
+    return is_of_cuda and any(phrase in words for phrase in _FINAL)
+
+
+@contextmanager
+def device_errors() -> Iterator[None]:
+    """Replaces a final error by `DeviceFailed`; all other errors pass through."""
+    try:
+        yield
+    except Exception as error:
+        if not is_final(error):
+            raise
+        raise DeviceFailed(f"{type(error).__name__}: {str(error).splitlines()[0][:200]}") from error

@@ -1,45 +1,55 @@
-"""Attention over packed sequences, registered with transformers under the names `packed` and `packed_causal`.
+"""Attention over packed sequences, registered with transformers as `packed` and `packed_causal`.
 
-Each sequence attends to itself and to nothing else, whatever the model's own mask would say: the packing is the
-mask. `packed` lets every token see its whole sequence, `packed_causal` what comes before it and itself. On a GPU in
-half precision this is one variable-length kernel per layer; elsewhere a loop over the sequences, which gives a pair
+Each sequence attends only to itself, whatever the model's own mask would say: the packing is the mask. With `packed`
+each token sees its whole sequence, with `packed_causal` only itself and the tokens before it. On a GPU in half
+precision this is one variable-length kernel per layer. Elsewhere it is a loop over the sequences, in which a pair gets
 the same numbers whatever its neighbours are.
 """
 
 import inspect
+from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - the name everyone knows
+import torch.nn.functional as F  # noqa: N812 - the usual name
 from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
-from transformers.masking_utils import AttentionMaskInterface
 
 from rerank_service.engine.device.pack import PackedSequences
 
-__all__ = ["PACKED_ATTENTION", "PACKED_CAUSAL_ATTENTION", "hidden_states", "packed_attention"]
+__all__ = [
+    "PACKED_ATTENTION",
+    "PACKED_CAUSAL_ATTENTION",
+    "hidden_states",
+    "packed_attention",
+    "variable_length_attention",
+]
 
 PACKED_ATTENTION = "packed"
 PACKED_CAUSAL_ATTENTION = "packed_causal"
 
 _HALF = (torch.bfloat16, torch.float16)
+"""Types that the variable-length kernel accepts."""
 _LONGEST_PRODUCT = {torch.float32: 128, torch.bfloat16: 512}
 """Longest sequence for which two plain products beat the fused kernel on a CPU: by 17 to 41% in bfloat16 and 18
-to 35% in float32, 12 to 32 heads of 32 or 64 (AMD EPYC, two threads, torch 2.13.0); from 1,024 on they lose."""
+to 35% in float32, with 12 to 32 heads of 32 or 64 (AMD EPYC, two threads, torch 2.13.0). From 1,024 on they are
+slower."""
 _LONGEST_CAUSAL_PRODUCT = {torch.bfloat16: 512}
-"""The same where nothing later is seen, which the fused kernel skips and a product does not: by 18 to 36% in bfloat16
-up to 512, nowhere in float32 (16 and 32 heads of 128 and 64 on the same machine, one thread)."""
+"""The same limit for causal attention, where the fused kernel skips the later tokens and a product does not: products
+are 18 to 36% faster in bfloat16 up to 512, and never in float32 (16 and 32 heads of 128 and 64 on the same machine,
+one thread)."""
 _EVERYTHING, _NOTHING_LATER = (-1, -1), (-1, 0)
-"""Tokens before and after that a token sees, as the variable-length kernel counts them; -1 is all."""
-# One split makes the kernel's sums independent of the other sequences; torch 2.11 does not have the argument.
+"""Numbers of earlier and later tokens that a token sees, as the variable-length kernel takes them; -1 is all."""
+# With one split, the kernel's sums do not depend on the other sequences; torch 2.11 does not have the argument.
 _BATCH_INVARIANT: dict[str, Any] = (
     {"num_splits": 1} if "num_splits" in inspect.signature(varlen_attn).parameters else {}
 )
 
 
 def hidden_states(model: Any, packed: PackedSequences) -> torch.Tensor:
-    """Final states `[T, H]` of a transformers base model loaded with one of the two attentions."""
+    """Final states `[T, H]` of a transformers base model that was loaded with one of the two attentions."""
     inputs = {"input_ids": packed.token_ids, "position_ids": packed.position_ids}
     if packed.type_ids is not None:
         inputs["token_type_ids"] = packed.type_ids
@@ -59,38 +69,45 @@ def packed_attention(
     sees_later: bool = True,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """transformers' attention function; returns `[1, T, Hq, D]`. `packed` comes from the model's call.
+    """transformers' attention function; returns `[1, T, Hq, D]`. `packed` is passed through the model's call.
 
-    `sees_later` is fixed by the name it is registered under: a layer's own `is_causal` is true in a bidirectional
-    Llama as well.
+    `sees_later` is fixed by the registered name, because a layer's own `is_causal` is also true in a bidirectional
+    Llama.
     """
     if packed is None:
         raise ValueError("a model loaded with packed attention is called with packed=PackedSequences")
-    attend = _varlen if _has_kernel(query) else _one_by_one
-    return attend(query, key, value, packed, scaling, sees_later), None
+    if query.is_cuda and query.dtype in _HALF:
+        return variable_length_attention(query, key, value, packed, scaling, sees_later), None
+    if not packed.bounds:
+        raise RuntimeError("a captured pass needs the variable-length kernel, which takes bfloat16 and float16 only")
+    limits = _LONGEST_PRODUCT if sees_later else _LONGEST_CAUSAL_PRODUCT
+    longest_product = limits.get(query.dtype, 0) if query.device.type == "cpu" else 0
+    out = torch.empty_like(query.transpose(1, 2))
+    for start, end in pairwise(packed.bounds):
+        attend = _two_products if end - start <= longest_product else _fused
+        attended = attend(query[:, :, start:end], key[:, :, start:end], value[:, :, start:end], scaling, sees_later)
+        out[:, start:end] = attended.transpose(1, 2)
+    return out, None
 
 
-def _has_kernel(query: torch.Tensor) -> bool:
-    return query.is_cuda and query.dtype in _HALF
-
-
-def _varlen(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
+def variable_length_attention(
+    query: torch.Tensor,  # [1, Hq, T, D]
+    key: torch.Tensor,  # [1, Hkv, T, D]
+    value: torch.Tensor,  # [1, Hkv, T, D]
     packed: PackedSequences,
     scaling: float | None,
     sees_later: bool,
+    kernel: Callable[..., Any] = varlen_attn,
 ) -> torch.Tensor:
+    """All sequences in one call of a kernel with the signature of `varlen_attn`; returns `[1, T, Hq, D]`.
+
+    torch's own kernel runs only on a GPU, and only in half precision.
+    """
     q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # [T, H, D]
-    out: Any = varlen_attn(
-        q,
-        k,
-        v,
-        packed.cu_seqlens,
-        packed.cu_seqlens,
-        packed.max_length,
-        packed.max_length,
+    out: Any = kernel(
+        *(q, k, v),
+        *(packed.cu_seqlens, packed.cu_seqlens),
+        *(packed.max_length, packed.max_length),
         scale=scaling,
         window_size=_EVERYTHING if sees_later else _NOTHING_LATER,
         enable_gqa=q.size(1) != k.size(1),
@@ -98,26 +115,6 @@ def _varlen(
     )
     attended: torch.Tensor = out[None]
     return attended
-
-
-def _one_by_one(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    packed: PackedSequences,
-    scaling: float | None,
-    sees_later: bool,
-) -> torch.Tensor:
-    if not packed.bounds:
-        raise RuntimeError("a captured pass needs the variable-length kernel, which takes bfloat16 and float16 only")
-    out = torch.empty_like(query.transpose(1, 2))  # [1, T, Hq, D]
-    longest = _LONGEST_PRODUCT if sees_later else _LONGEST_CAUSAL_PRODUCT
-    longest_product = longest.get(query.dtype, 0) if query.device.type == "cpu" else 0
-    for start, end in zip(packed.bounds, packed.bounds[1:], strict=False):
-        attend = _two_products if end - start <= longest_product else _fused
-        attended = attend(query[:, :, start:end], key[:, :, start:end], value[:, :, start:end], scaling, sees_later)
-        out[:, start:end] = attended.transpose(1, 2)
-    return out
 
 
 def _fused(
@@ -130,10 +127,10 @@ def _fused(
 def _two_products(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, sees_later: bool
 ) -> torch.Tensor:
-    """The definition: all weights `[Hq, L, L]` at once."""
+    """Attention by its definition, with all weights `[Hq, L, L]` in memory at once."""
     q, k, v = query[0], key[0], value[0]
     if len(q) != len(k):  # grouped-query attention: several query heads share a key head
-        k, v = (tensor.repeat_interleave(len(q) // len(k), 0) for tensor in (k, v))
+        k, v = k.repeat_interleave(len(q) // len(k), 0), v.repeat_interleave(len(q) // len(v), 0)
     alpha = query.size(-1) ** -0.5 if scaling is None else scaling
     scores = torch.baddbmm(q.new_zeros(()), q, k.transpose(1, 2), beta=0, alpha=alpha)
     if not sees_later:
@@ -142,11 +139,7 @@ def _two_products(
     return torch.bmm(scores.softmax(-1), v)[None]
 
 
-def _no_mask(*_: Any, **__: Any) -> None:
-    return None
-
-
+# Neither name has a mask function: with one, transformers would look for packed sequences in the positions of a causal
+# model, and wait for the device to do so. Without one, it passes no mask.
 AttentionInterface.register(PACKED_ATTENTION, packed_attention)
-AttentionMaskInterface.register(PACKED_ATTENTION, _no_mask)
-# No mask function: with one, transformers looks for packed sequences in the positions, and waits for the device.
 AttentionInterface.register(PACKED_CAUSAL_ATTENTION, partial(packed_attention, sees_later=False))

@@ -1,8 +1,8 @@
-"""Small batches on a GPU as replayed CUDA graphs: there, launching kernels one by one costs more than running them.
+"""CUDA graphs for small batches on a GPU, whose kernels take longer to launch one by one than to run.
 
-A graph is captured for a fixed number of tokens (a bucket); a batch is laid into the smallest bucket that holds
-it. Tokens beyond the batch belong to no sequence: nothing attends to them and their states are dropped. A batch
-that no bucket holds runs as usual. Knows nothing of any model.
+A graph is captured for a fixed number of tokens (a bucket), and a batch is copied into the smallest bucket that holds
+it. Tokens beyond the batch belong to no sequence: nothing attends to them, and their states are dropped. A batch that
+fits in no bucket runs without a graph.
 """
 
 import logging
@@ -31,20 +31,22 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 StatesOf: TypeAlias = Callable[[PackedSequences], torch.Tensor]
-"""Packed sequences to their final states `[T, H]`."""
+"""A function from packed sequences to their final states `[T, H]`."""
 
 BUCKETS = (128, 256, 512, 1024, 2048)
-"""Tokens. Above, running the kernels takes longer than launching them."""
+"""Bucket sizes in tokens. Larger batches take longer to run than to launch."""
 _LONGEST = 512
+"""Tokens of the longest sequence in a graph: the captured attention kernel covers no longer ones."""
 _TOKENS_PER_SEQUENCE = 32
-"""A bucket holds one sequence for so many tokens; a captured attention kernel costs time for every place."""
+"""A bucket has one place for a sequence per this many tokens; a captured attention kernel takes time for each place."""
 _TOLERANCE = 0.25
-"""Largest difference of a token's replayed state from its usual one, as a share of its largest component. Rounding to
-bfloat16 gives up to 4% (all-MiniLM-L6-v2 and a random Llama of 4 layers), the states of another batch 130% (median)."""
+"""Largest accepted difference between a token's replayed state and its state without a graph, as a share of its largest
+component. Rounding to bfloat16 causes up to 4% (all-MiniLM-L6-v2 and a random Llama of 4 layers), the states of another
+batch 130% (median)."""
 
 
 class CapturedPass(NamedTuple):
-    """A recorded forward pass: what it reads, how to run it again, what it writes."""
+    """A recorded forward pass: its inputs, its replay, and the states that the replay overwrites."""
 
     inputs: PackedSequences
     replay: Callable[[], None]
@@ -55,7 +57,7 @@ Capture: TypeAlias = Callable[[StatesOf, PackedSequences], CapturedPass]
 
 
 class GraphedStates:
-    """`run`, replayed where a bucket holds the batch."""
+    """`run`, replayed as a graph for batches that fit in a bucket."""
 
     def __init__(self, run: StatesOf, capture: Capture, buckets: Sequence[int] = BUCKETS) -> None:
         self._run = run
@@ -65,7 +67,7 @@ class GraphedStates:
         self._is_off = False
 
     def __call__(self, packed: PackedSequences) -> torch.Tensor:
-        """States `[T, H]`; those of a replay are overwritten by the next one."""
+        """States `[T, H]`. The next call may overwrite them."""
         bucket = self._bucket_of(packed)
         if bucket is None:
             return self._run(packed)
@@ -84,17 +86,18 @@ class GraphedStates:
         return next(fitting, None)
 
     def _capture_bucket(self, bucket: int, packed: PackedSequences) -> bool:
-        """Captures other content, then compares a replay of `packed` with the usual way; a wrong or failed graph turns
-        graphs off.
+        """Captures a graph on placeholder tokens and compares a replay of `packed` with a run without a graph.
+
+        Returns whether the graph may be used. A wrong or failed graph turns graphs off for good.
         """
         try:
             inputs = _placeholder(bucket, packed)
             captured = self._capture(self._run, inputs)
-            captured.states.fill_(torch.nan)  # which a replay that writes nothing leaves there
+            captured.states.fill_(torch.nan)  # shows a replay that writes nothing
             _lay_into(inputs, packed)
             captured.replay()
             error = _largest_row_error(captured.states[: packed.bounds[-1]], self._run(packed))
-            if not error <= _TOLERANCE:  # a NaN is not
+            if not error <= _TOLERANCE:  # also true of NaN
                 raise RuntimeError(f"a token's replayed state differs by {error:.3g} of its largest component")
         except RuntimeError as problem:
             logger.warning("no CUDA graphs from now on (bucket=%d): %s", bucket, problem)
@@ -106,7 +109,7 @@ class GraphedStates:
 
 
 def states_on(model: Any, options: EngineConfig) -> StatesOf:
-    """The states of a transformers base model, on a GPU with what `options` ask for."""
+    """A transformers base model as a function; on a GPU compiled or with CUDA graphs, as `options` say."""
     run = partial(hidden_states, model)
     if model.device.type != "cuda":
         return run
@@ -116,9 +119,9 @@ def states_on(model: Any, options: EngineConfig) -> StatesOf:
 
 
 def compile_layers(model: torch.nn.Module, backend: str = "inductor") -> None:
-    """Lets torch fuse what a layer does between its matrix products: norms, rotation, activation, residuals.
+    """Lets torch fuse the operations between a layer's matrix products: norms, rotation, activation, residuals.
 
-    All layers share one compiled function, for any number of tokens.
+    All layers share one compiled function, which serves any number of tokens.
     """
     for stack in model.modules():
         if isinstance(stack, torch.nn.ModuleList):
@@ -127,7 +130,7 @@ def compile_layers(model: torch.nn.Module, backend: str = "inductor") -> None:
 
 
 def capture_cuda_graph(run: StatesOf, inputs: PackedSequences) -> CapturedPass:
-    """Records `run` on `inputs`, whose tensors are read anew at every replay."""
+    """Records `run` on `inputs`, whose tensors each replay reads anew."""
     graph, states = cuda.capture(inputs.token_ids.device, lambda: run(inputs))
     return CapturedPass(inputs, graph.replay, states)
 
@@ -137,7 +140,7 @@ def _places(bucket: int) -> int:
 
 
 def _placeholder(bucket: int, like: PackedSequences) -> PackedSequences:
-    """Four sequences that fill a bucket: what a pass is captured on, and never asked about."""
+    """Four sequences that fill a bucket, to capture a pass on; their states are never used."""
     device = like.token_ids.device
     length = bucket // 4  # at most _LONGEST
     starts = torch.arange(_places(bucket) + 1, dtype=torch.int32, device=device) * length
@@ -146,16 +149,16 @@ def _placeholder(bucket: int, like: PackedSequences) -> PackedSequences:
         position_ids=torch.arange(bucket, dtype=torch.int64, device=device)[None] % length,
         lengths=torch.full((4,), length, dtype=torch.int64, device=device),
         cu_seqlens=starts.clamp_max(bucket),
-        bounds=(),  # they change with every replay, so that no kernel may be launched by them
+        bounds=(),  # they differ in each replay, so no kernel may be launched according to them
         max_length=min(bucket, _LONGEST),
         type_ids=None if like.type_ids is None else torch.zeros(1, bucket, dtype=torch.int64, device=device),
     )
 
 
 def _lay_into(inputs: PackedSequences, packed: PackedSequences) -> None:
-    """Copies a batch into a bucket; places without a sequence start and end where the last one ends.
+    """Copies a batch into a bucket. Unused places start and end where the last sequence ends.
 
-    What an earlier batch left in the tokens beyond is valid input and nobody's.
+    Tokens that an earlier batch left beyond it stay: they are valid ids and belong to no sequence.
     """
     num_tokens, num_bounds = packed.bounds[-1], len(packed.bounds)
     inputs.token_ids[:, :num_tokens].copy_(packed.token_ids)
@@ -167,7 +170,7 @@ def _lay_into(inputs: PackedSequences, packed: PackedSequences) -> None:
 
 
 def _largest_row_error(states: torch.Tensor, expected: torch.Tensor) -> float:
-    """Of the rows `[T, H]`, the largest difference as a share of the row's largest component; NaN if any is NaN."""
+    """Largest difference of two rows `[T, H]` as a share of the row's largest component; NaN if any is NaN."""
     expected = expected.float()
     differences = (states.float() - expected).abs().amax(1)
     return float((differences / expected.abs().amax(1).clamp_min(1e-6)).max())

@@ -1,21 +1,20 @@
-"""How a batch gets onto a device and its logits back: without waiting on a GPU, in halves if memory runs out.
+"""Launches batches on a device and returns their logits: asynchronously on a GPU, in halves when memory runs out.
 
-What all engines share. Knows nothing of any model.
+The base of all engines; it works with any forward pass.
 """
 
 import logging
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Generic
 
 import torch
 
 from rerank_service.config import default_batch_tokens
 from rerank_service.engine.device import cuda
-from rerank_service.engine.device.device_errors import device_errors
-from rerank_service.engine.device.memory import held_bytes
-from rerank_service.engine.device.peak import peak_flops
 from rerank_service.engine.protocol import CacheCounts, DeviceFacts, PairT
 from rerank_service.errors import DeviceMemoryExhausted
 
@@ -23,9 +22,11 @@ __all__ = ["DeviceLogits", "TorchEngine"]
 
 logger = logging.getLogger(__name__)
 
+_STATM = Path("/proc/self/statm")
+
 
 class DeviceLogits:
-    """Logits `[B]` on their way from the device."""
+    """Logits `[B]` that are being computed and copied to the host."""
 
     def __init__(self, logits: torch.Tensor) -> None:
         self._event: torch.cuda.Event | None = None
@@ -36,14 +37,14 @@ class DeviceLogits:
             self._event = cuda.recorded_event(logits.device)
 
     @property
-    @device_errors()
+    @cuda.device_errors()
     def is_ready(self) -> bool:
-        """Whether `wait` returns at once."""
+        """Whether `wait` returns at once. Raises `DeviceFailed`."""
         return self._event is None or self._event.query()
 
-    @device_errors()
+    @cuda.device_errors()
     def wait(self) -> list[float]:
-        """The logits, once they are on the host. Other threads run meanwhile."""
+        """The logits, as soon as they are on the host; other threads run meanwhile. Raises `DeviceFailed`."""
         if self._event is not None:
             self._event.synchronize()
         logits: list[float] = self._host.tolist()
@@ -51,63 +52,71 @@ class DeviceLogits:
 
 
 class TorchEngine(ABC, Generic[PairT]):
-    """A model on a device, by its forward pass."""
+    """A model on a device; a subclass supplies the forward pass."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.max_in_flight = 2 if device.type == "cuda" else 1
-        """On a GPU the next batch is laid out and launched while one runs; one stream keeps them in order."""
+        """On a GPU, one batch is packed and launched while another runs; a single stream keeps them in order."""
         self.default_batch_tokens = default_batch_tokens(on_gpu=device.type == "cuda")
         self.memory_tokens: int | None = None
-        """Tokens of a batch that fit in the device's memory; null: unknown or no matter."""
+        """Tokens of a batch that fit in the device's memory; null: unknown."""
         self.flops_per_token = 0.0
-        """Of the linear layers; 0 until whoever loads the engine says."""
+        """Floating-point operations of the linear layers; `build` sets it."""
+        self.peak_tokens_per_s: float | None = None
+        """See `DeviceFacts`; `build` sets it."""
 
     @abstractmethod
     def forward(self, pairs: Sequence[PairT]) -> torch.Tensor:
-        """Float32 logits `[B]` on the device, in the order of `pairs`; must not wait for the device."""
+        """Float32 logits `[B]` on the device, in the order of `pairs`. Must not wait for the device."""
 
     @property
     def cache_counts(self) -> CacheCounts:
-        """None is kept, unless the engine says otherwise."""
+        """Zeros; an engine with a cache overrides this."""
         return CacheCounts(0, 0)
 
     @property
     def cache_bytes(self) -> int:
-        """None, unless the engine keeps something."""
+        """Zero; an engine with a cache overrides this."""
         return 0
 
     def caches_off(self) -> AbstractContextManager[None]:
-        """Changes nothing, unless the engine keeps something."""
+        """Does nothing; an engine with a cache overrides this."""
         return nullcontext()
 
     @property
     def device_facts(self) -> DeviceFacts:
-        """What the device holds now, and could do at most."""
-        return DeviceFacts(held_bytes(self.device), self.flops_per_token, peak_flops(self.device))
+        """The memory held now, and the device's peak."""
+        memory_bytes = 0
+        if self.device.type == "cuda":
+            memory_bytes = int(torch.cuda.memory_reserved(self.device))
+        elif _STATM.exists():  # on Linux: its second field is the resident set, in pages
+            memory_bytes = int(_STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        return DeviceFacts(memory_bytes, self.peak_tokens_per_s)
 
-    @device_errors()
+    @cuda.device_errors()
     @torch.inference_mode()
     def launch(self, pairs: Sequence[PairT]) -> DeviceLogits:
         """Starts a forward pass. A batch that does not fit in memory is halved until it does.
 
-        Raises `DeviceMemoryExhausted` if one pair alone does not fit, `DeviceFailed` if the device is lost.
+        Raises `DeviceMemoryExhausted` if a single pair does not fit, `DeviceFailed` if the device is lost.
         """
         with cuda.current(self.device):
             return DeviceLogits(self._forward_or_halves(pairs))
 
     def score(self, pairs: Sequence[PairT]) -> list[float]:
-        """Logits `[B]` in the order of `pairs`, of one forward pass."""
+        """Float32 logits `[B]` in the order of `pairs`, from one forward pass."""
         return self.launch(pairs).wait()
 
     def _forward_or_halves(self, pairs: Sequence[PairT]) -> torch.Tensor:
         try:
             return self.forward(pairs)
         except torch.OutOfMemoryError:
-            pass  # left here: the exception holds the tensors of the failed pass
+            pass  # continue outside of the handler: the exception keeps the tensors of the failed pass alive
         num_tokens = sum(pair.num_tokens for pair in pairs)
         if len(pairs) == 1:
             raise DeviceMemoryExhausted(num_tokens)
+        # The scheduler's next batches stay well below the size that failed.
         self.memory_tokens = min(self.memory_tokens or num_tokens, num_tokens * 3 // 4)
         logger.warning("out of memory num_pairs=%d num_tokens=%d: halved", len(pairs), num_tokens)
         if self.device.type == "cuda":

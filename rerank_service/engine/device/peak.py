@@ -1,18 +1,41 @@
-"""What this machine's GPU multiplies a second at most. Knows nothing of any model."""
+"""Dense bfloat16 tensor-core peaks of GPUs, for estimates of utilisation and of fleet sizes.
 
-from functools import cache
+The figures are from NVIDIA's datasheets, some of which print twice as much: the peak with sparsity.
+"""
 
-import torch
+from typing import NamedTuple
 
-from rerank_service.engine.device.gpus import gpu_called
-
-__all__ = ["peak_flops"]
+__all__ = ["GPU_PEAKS", "GpuPeak", "gpu_peak"]
 
 
-@cache
-def peak_flops(device: torch.device) -> float | None:
-    """Dense bfloat16 peak of a GPU, in FLOP/s; null if it is not known, and on a CPU."""
-    if device.type != "cuda":
-        return None
-    gpu = gpu_called(torch.cuda.get_device_name(device))
-    return gpu and gpu.peak_flops
+class GpuPeak(NamedTuple):
+    """One kind of GPU and its peak."""
+
+    key: str
+    """Name on our command line."""
+    name_part: str
+    """Part of the name that the driver reports."""
+    flops_per_s: float
+    """In bfloat16; in float16 where the GPU has no bfloat16 (T4)."""
+
+
+GPU_PEAKS = (  # a name comes before the shorter names it contains
+    GpuPeak("b200", "B200", 2.25e15),
+    GpuPeak("h200", "H200", 989e12),
+    GpuPeak("h100-pcie", "H100 PCIe", 756e12),
+    GpuPeak("h100-nvl", "H100 NVL", 835e12),
+    GpuPeak("h100", "H100", 989e12),
+    GpuPeak("a100", "A100", 312e12),
+    GpuPeak("a10g", "A10G", 70e12),
+    GpuPeak("a10", "A10", 125e12),
+    GpuPeak("a30", "A30", 165e12),
+    GpuPeak("l40s", "L40S", 362e12),
+    GpuPeak("l40", "L40", 181e12),
+    GpuPeak("l4", "L4", 121e12),
+    GpuPeak("t4", "T4", 65e12),
+)
+
+
+def gpu_peak(driver_name: str) -> GpuPeak | None:
+    """The entry for a driver's name, for instance `NVIDIA H100 80GB HBM3`; null for a GPU that is not listed."""
+    return next((gpu for gpu in GPU_PEAKS if gpu.name_part in driver_name), None)

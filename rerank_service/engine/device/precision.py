@@ -1,7 +1,4 @@
-"""Which numbers a model computes in, and whether this machine can.
-
-Knows nothing of any model.
-"""
+"""The number types a model computes in, and whether this machine supports them."""
 
 from dataclasses import dataclass
 
@@ -19,16 +16,16 @@ _FLOAT8_CAPABILITY = (8, 9)  # Ada; Hopper is 9.0
 
 @dataclass(frozen=True, slots=True)
 class Precision:
-    """Of a forward pass; pooling and the head are float32 always."""
+    """Number types of a forward pass; pooling and the head always compute in float32."""
 
     states: torch.dtype
-    """What token states are in, and every weight that is not quantised."""
+    """Type of token states and of all weights that are not quantised."""
     quantised: Dtype | None = None
-    """`int8` or `float8`: what the linear layers of the transformer multiply in. Null: in `states`."""
+    """Type in which the transformer's linear layers multiply, `int8` or `float8`. Null: that of `states`."""
 
     @property
     def name(self) -> str:
-        """The coarsest that is used: what decides how far a logit may be off."""
+        """The coarsest type in use, which decides how far a logit may be off."""
         return self.quantised.value if self.quantised else str(self.states).removeprefix("torch.")
 
     def __str__(self) -> str:

@@ -1,1 +1,1 @@
-"""The four kinds of model, one engine each."""
+"""The four kinds of engine, and their common base."""

@@ -1,40 +1,38 @@
-"""A sentence encoder as a reranker: MaxSim over tokens, joined with the cosine of the mean vectors.
+"""A sentence encoder as a reranker: MaxSim over tokens, combined with the cosine of the mean vectors.
 
-`logit = a * cosine + b * maxsim + c`. MaxSim is ColBERT's (arXiv 2004.12832), here divided by the number of
-query tokens. Query and passages are encoded apart: a query once a request, each distinct passage once a batch, or
-not at all if it is still in the cache.
+`logit = a * cosine + b * maxsim + c`. MaxSim is ColBERT's (arXiv 2004.12832), here divided by the number of query
+tokens. Query and passages are encoded separately: a query once a request, each distinct passage once a batch, or not
+at all if the cache has it.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812 - the name everyone knows
-from transformers import AutoConfig, AutoModel
+import torch.nn.functional as F  # noqa: N812 - the usual name
+from transformers import AutoModel
 
-from rerank_service.config import EngineConfig, LateInteractionHead
+from rerank_service.config import EngineKind
 from rerank_service.engine import loading
+from rerank_service.engine.device.encoding_cache import EncodingCache
 from rerank_service.engine.device.forward import PACKED_ATTENTION
-from rerank_service.engine.device.graphs import StatesOf, states_on
-from rerank_service.engine.device.launch import TorchEngine
-from rerank_service.engine.device.pack import PackedSequences, pack
-from rerank_service.engine.device.pool import mean_pool
-from rerank_service.engine.device.precision import Precision, resolve_precision
-from rerank_service.engine.kinds.encoding_cache import EncodingCache
+from rerank_service.engine.device.graphs import states_on
+from rerank_service.engine.device.pack import pack
+from rerank_service.engine.kinds.checkpoint_engine import CheckpointEngine
 from rerank_service.engine.linear.calibration import calibration_pairs
-from rerank_service.engine.linear.choose import prepare_linears
-from rerank_service.engine.protocol import CacheCounts, EncodedPair, TokenIds, TokenSpan, Truncate
-from rerank_service.engine.text import tokenise
-from rerank_service.errors import CheckpointError
+from rerank_service.engine.linear.prepare import prepare_linears
+from rerank_service.engine.loading import Checkpoint
+from rerank_service.engine.protocol import CacheCounts, EncodedPair, TokenIds, Truncate
+from rerank_service.errors import PairTooLong
 
-__all__ = ["LateInteractionEngine", "LateInteractionPair", "load_late_interaction"]
+__all__ = ["LateInteractionEngine", "LateInteractionPair"]
 
 _QUERY_CACHE_BYTES = 16 * 1024 * 1024
-"""A request's query is encoded in its first batch and found here by the others: some hundred queries."""
+"""Holds some hundred queries: a request's first batch encodes its query, and its other batches find it here."""
 
 _UNUSED_TENSORS = ("pooler.", "embeddings.position_ids")
 
@@ -46,48 +44,42 @@ class LateInteractionPair(EncodedPair):
     query_ids: TokenIds
 
 
-class LateInteractionEngine(TorchEngine[LateInteractionPair]):
-    """Encodes each distinct text of a batch once, packed, then compares token states."""
+class LateInteractionEngine(CheckpointEngine[LateInteractionPair]):
+    """Encodes each distinct text of a batch once, packed, then compares token states.
 
-    def __init__(
-        self,
-        states: StatesOf,
-        tokenizer: Any,
-        device: torch.device,
-        *,
-        precision: Precision,
-        head: LateInteractionHead,
-        window_tokens: int,
-        passage_cache_bytes: int | None = None,
-    ) -> None:
-        super().__init__(device)
-        self.window_tokens = window_tokens
-        self.head = head
-        self._precision = precision
+    For any encoder whose attention transformers lets us replace; made for all-MiniLM-L6-v2.
+    """
+
+    kind = EngineKind.LATE_INTERACTION
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        options = checkpoint.options
+        super().__init__(checkpoint)
+        self.head = options.head
         self._queries: EncodingCache | None = EncodingCache(_QUERY_CACHE_BYTES)
-        self._passages = None if passage_cache_bytes is None else EncodingCache(passage_cache_bytes)
-        self._states = states
-        self._tokenizer = tokenizer
+        self._passages = None if options.passage_cache_bytes is None else EncodingCache(options.passage_cache_bytes)
+        self.backbone = self._load_weights(
+            AutoModel,
+            loading.transformers_config(checkpoint.folder),
+            attention=PACKED_ATTENTION,
+            ignored_prefixes=_UNUSED_TENSORS,
+        )
+        self._states = states_on(self.backbone, options)
+        prepare_linears(self.backbone, self._precision, self._calibrate)
 
-    @property
-    def description(self) -> str:
-        return f"late_interaction on {self.device} in {self._precision}"
+    def _calibrate(self) -> None:
+        passages = [pair.token_ids for pair in calibration_pairs(self.tokenise)]
+        self._states(pack(passages, self.device))  # not `score`, which would fill the caches
 
-    @property
-    def precision(self) -> str:
-        return self._precision.name
-
-    def token_spans(self, texts: Sequence[str]) -> list[list[TokenSpan]]:
-        return tokenise.token_spans(self._tokenizer, texts)
-
-    def passage_room(self, query: str) -> int:
-        """The same beside any query: they are read apart."""
-        (empty,) = self.tokenise("", [""], Truncate.END)
-        return self.window_tokens - len(empty.token_ids)
+    def _published_window(self) -> int | None:
+        """`max_seq_length` of a sentence-transformers checkpoint, with which it was trained and is normally run."""
+        path = self._checkpoint.folder / "sentence_bert_config.json"
+        length = loading.read_json(path).get("max_seq_length") if path.is_file() else None
+        return int(length) if length else super()._published_window()
 
     def tokenise(self, query: str, passages: Sequence[str], truncate: Truncate) -> list[LateInteractionPair]:
-        """The window holds for query and passage each; `num_tokens` counts both."""
-        query_encoding, *encodings = tokenise.encode_texts(self._tokenizer, [query, *passages], add_special_tokens=True)
+        """See `Engine`. Query and passage have a window each; `num_tokens` counts both."""
+        query_encoding, *encodings = self._tokenizer.encode_batch_fast([query, *passages], add_special_tokens=True)
         query_ids, query_is_cut = self._cut(query_encoding, truncate, 0)
         pairs = []
         for index, encoding in enumerate(encodings):
@@ -97,14 +89,17 @@ class LateInteractionEngine(TorchEngine[LateInteractionPair]):
         return pairs
 
     def _cut(self, encoding: Any, truncate: Truncate, index: int) -> tuple[TokenIds, bool]:
-        """Keeps the closing special token of a text that is cut: `[CLS] ... [SEP]` is what encoders know."""
-        token_ids, is_cut = tokenise.cut_to_window(encoding.ids, self.window_tokens, truncate, index)
+        """Keeps the closing special token of a text that is cut, because encoders are trained on `[CLS] ... [SEP]`."""
+        token_ids = np.asarray(encoding.ids, np.int32)
+        is_cut = len(token_ids) > self.window_tokens
         if is_cut:
-            token_ids[-1] = encoding.ids[-1]
+            if truncate is Truncate.NONE:
+                raise PairTooLong(index, len(token_ids), self.window_tokens)
+            token_ids = np.append(token_ids[: self.window_tokens - 1], token_ids[-1:])
         return token_ids, is_cut
 
     def forward(self, pairs: Sequence[LateInteractionPair]) -> torch.Tensor:
-        """Logits `[B]`; pairs of several queries may be mixed."""
+        """Float32 logits `[B]`; a batch may mix the pairs of several queries."""
         texts = _DistinctTexts()
         queries = [texts.add(pair.query_ids) for pair in pairs]
         num_queries = len(texts.sequences)  # these come first
@@ -118,16 +113,19 @@ class LateInteractionEngine(TorchEngine[LateInteractionPair]):
 
     @property
     def cache_counts(self) -> CacheCounts:
+        """See `Engine`."""
         if self._passages is None:
             return CacheCounts(0, 0)
         return CacheCounts(self._passages.hits, self._passages.misses)
 
     @property
     def cache_bytes(self) -> int:
+        """See `Engine`."""
         return sum(cache.max_bytes for cache in (self._queries, self._passages) if cache is not None)
 
     @contextmanager
     def caches_off(self) -> Iterator[None]:
+        """See `Engine`."""
         kept = self._queries, self._passages
         self._queries = self._passages = None
         try:
@@ -136,7 +134,7 @@ class LateInteractionEngine(TorchEngine[LateInteractionPair]):
             self._queries, self._passages = kept
 
     def _encode(self, sequences: Sequence[TokenIds], num_queries: int) -> "_TokenStates":
-        """Runs the encoder on what no cache has. The first `num_queries` texts are queries."""
+        """Runs the encoder on the texts that no cache has. The first `num_queries` texts are queries."""
         caches = [self._queries if index < num_queries else self._passages for index in range(len(sequences))]
         known = [None if cache is None else cache.get(text) for cache, text in zip(caches, sequences, strict=True)]
         missing = [index for index, states in enumerate(known) if states is None]
@@ -152,7 +150,7 @@ class LateInteractionEngine(TorchEngine[LateInteractionPair]):
     def _compare(self, states: "_TokenStates", query: int, passages: list[int]) -> torch.Tensor:
         """Logits `[P]` of one query with its passages.
 
-        Passage by passage and row by row: one product over all of them would be rounded by their number.
+        Passage by passage and row by row: the rounding of one product over all of them would depend on their number.
         """
         words = states.words_of(query).T  # [H, Nq]
         best = [(states.tokens_of(passage) @ words).amax(0) for passage in passages]  # P times [Nq]
@@ -162,7 +160,7 @@ class LateInteractionEngine(TorchEngine[LateInteractionPair]):
 
 
 class _DistinctTexts:
-    """Token id sequences, each kept once."""
+    """Token id sequences without duplicates."""
 
     def __init__(self) -> None:
         self.sequences: list[TokenIds] = []
@@ -176,12 +174,14 @@ class _DistinctTexts:
 
 
 class _TokenStates:
-    """Unit-length float32 states of every token `[T, H]` and of every text's mean `[S, H]`."""
+    """Unit-length float32 states: of each token `[T, H]`, and of each text's mean `[S, H]`."""
 
     def __init__(self, raw: Sequence[torch.Tensor]) -> None:
         lengths = [len(states) for states in raw]
         joined = torch.cat(list(raw)).float()
-        self.means = F.normalize(mean_pool(joined, torch.tensor(lengths, device=joined.device)), dim=-1)
+        segments = torch.tensor(lengths, device=joined.device)
+        # `unsafe` skips a check of the lengths, for which the host would have to wait for the device.
+        self.means = F.normalize(torch.segment_reduce(joined, "mean", lengths=segments, unsafe=True), dim=-1)
         self._tokens = F.normalize(joined, dim=-1)
         self._bounds = (0, *accumulate(lengths))
 
@@ -190,53 +190,6 @@ class _TokenStates:
         return self._tokens[self._bounds[text] : self._bounds[text + 1]]
 
     def words_of(self, text: int) -> torch.Tensor:
-        """States without the first and the last token (CLS, SEP), unless nothing else is there."""
+        """States without those of the first and last token (CLS, SEP), unless the text has no others."""
         start, end = self._bounds[text], self._bounds[text + 1]
         return self._tokens[start + 1 : end - 1] if end - start > 2 else self._tokens[start:end]
-
-
-def load_late_interaction(folder: Path, options: EngineConfig, window_tokens: int | None) -> LateInteractionEngine:
-    """Any encoder whose attention transformers lets us replace; made for all-MiniLM-L6-v2."""
-    raw = loading.read_model_config(folder)
-    device = loading.resolve_device(options.device)
-    precision = resolve_precision(options.dtype, device)
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"transformers has no encoder for {folder} ({error})") from error
-    encoder = loading.load_weights(
-        AutoModel,
-        folder,
-        config,
-        precision=precision,
-        device=device,
-        attention=PACKED_ATTENTION,
-        ignored_prefixes=_UNUSED_TENSORS,
-    )
-    states = states_on(encoder, options)
-    engine = LateInteractionEngine(
-        states,
-        tokenise.load_tokenizer(folder, options.special_tokens),
-        device,
-        precision=precision,
-        head=options.head,
-        passage_cache_bytes=options.passage_cache_bytes,
-        window_tokens=loading.resolve_window(
-            window_tokens, _published_window(folder) or tokenise.model_max_length(folder), loading.max_positions(raw)
-        ),
-    )
-    prepare_linears(encoder, precision, lambda: states(_calibration_batch(engine)))  # past the cache of encodings
-    return engine
-
-
-def _calibration_batch(engine: LateInteractionEngine) -> PackedSequences:
-    return pack([pair.token_ids for pair in calibration_pairs(engine.tokenise)], engine.device)
-
-
-def _published_window(folder: Path) -> int | None:
-    """`max_seq_length` of a sentence-transformers checkpoint: what it was trained and is normally run with."""
-    path = folder / "sentence_bert_config.json"
-    if not path.is_file():
-        return None
-    length = loading.read_json(path).get("max_seq_length")
-    return None if length is None else int(length)

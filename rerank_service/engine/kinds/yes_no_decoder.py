@@ -1,33 +1,33 @@
-"""Causal language models that answer yes or no about a pair: Qwen3-Reranker and its like.
+"""Causal language models that answer yes or no about a pair: Qwen3-Reranker and similar models.
 
-The logit of a pair is how far the logit of "yes" is above that of "no" at the prompt's last token,
-`(W_yes - W_no) . state`: of the vocabulary two rows are read, and their difference is kept. Its sigmoid is the
-softmax over the two words that the models' cards publish as the score. Checkpoints that were converted to a sequence
-classifier hold that difference as `score.weight`. Runs transformers' own classes; no remote code.
+A pair's logit is the logit of "yes" minus that of "no" at the prompt's last token, `(W_yes - W_no) . state`: only two
+rows of the vocabulary are read, and only their difference is kept. Its sigmoid is the softmax over the two words, which
+the models' cards publish as the score. Checkpoints converted to a sequence classifier store that difference as
+`score.weight`. Runs transformers' own classes, and no remote code.
 """
 
 from collections.abc import Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import GemmaModel, LlamaModel, MistralModel, PreTrainedConfig, Qwen2Model, Qwen3Model
 
-from rerank_service.config import EngineConfig, YesNoPrompt
+from rerank_service.config import EngineKind, YesNoPrompt
 from rerank_service.engine import loading
 from rerank_service.engine.device.forward import PACKED_CAUSAL_ATTENTION
-from rerank_service.engine.device.graphs import StatesOf, states_on
-from rerank_service.engine.device.launch import TorchEngine
+from rerank_service.engine.device.graphs import states_on
 from rerank_service.engine.device.pack import pack
-from rerank_service.engine.device.precision import Precision, resolve_precision
-from rerank_service.engine.linear.choose import prepare_linears
-from rerank_service.engine.protocol import EncodedPair, TokenSpan, Truncate
+from rerank_service.engine.kinds.checkpoint_engine import CheckpointEngine
+from rerank_service.engine.linear.prepare import prepare_linears
+from rerank_service.engine.loading import Checkpoint
+from rerank_service.engine.protocol import EncodedPair, Truncate
 from rerank_service.engine.text import tokenise
-from rerank_service.engine.text.prompt_parts import PromptParts
-from rerank_service.engine.text.prompts import YES_NO_PROMPTS
+from rerank_service.engine.text.yes_no_prompts import YES_NO_PROMPTS, PromptParts
 from rerank_service.errors import CheckpointError
 
-__all__ = ["CAUSAL_FAMILIES", "YesNoDecoderEngine", "load_yes_no_decoder"]
+__all__ = ["CAUSAL_FAMILIES", "YesNoDecoderEngine"]
 
 CAUSAL_FAMILIES: dict[str, Any] = {
     "qwen3": Qwen3Model,
@@ -36,90 +36,56 @@ CAUSAL_FAMILIES: dict[str, Any] = {
     "llama": LlamaModel,
     "mistral": MistralModel,
 }
-"""`model_type` to the class of its layers. All attend with nothing but a scale: no cap, no sinks, no biases."""
+"""transformers' class for each `model_type`. Their attention has a scale and nothing else: no soft cap, sink or bias.
+"""
 
 _CLASSIFIER_ROW = "score.weight"
 _VOCABULARY_ROWS = "lm_head.weight"
 _TIED_ROWS = "model.embed_tokens.weight"
 
 
-class YesNoDecoderEngine(TorchEngine[EncodedPair]):
-    """One prompt a pair, packed causal forward, the last token's state against one vector in float32."""
+class YesNoDecoderEngine(CheckpointEngine[EncodedPair]):
+    """One prompt for each pair; a packed causal forward pass; the last token's state times one vector in float32."""
 
-    def __init__(
-        self,
-        model: Any,
-        tokenizer: Any,
-        *,
-        states: StatesOf,
-        precision: Precision,
-        parts: PromptParts,
-        direction: torch.Tensor,
-        window_tokens: int,
-    ) -> None:
-        super().__init__(model.device)
-        self.window_tokens = window_tokens
-        self._precision = precision
-        self._tokenizer = tokenizer
-        self._states = states
-        self._parts = parts
-        self._direction = direction.to(model.device)  # [H] float32
+    kind = EngineKind.YES_NO_DECODER
 
-    @property
-    def description(self) -> str:
-        return f"yes_no_decoder on {self.device} in {self._precision}"
-
-    @property
-    def precision(self) -> str:
-        return self._precision.name
-
-    def token_spans(self, texts: Sequence[str]) -> list[list[TokenSpan]]:
-        return tokenise.token_spans(self._tokenizer, texts)
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        """The prompt is the published one of the checkpoint's family, unless the options give one."""
+        folder, raw, options = checkpoint.folder, checkpoint.raw, checkpoint.options
+        model_class, prompt = _model_class(folder, raw), _prompt(folder, raw, options.yes_no)
+        super().__init__(checkpoint, prompt.parts)
+        config = loading.native_config(model_class.config_class, raw)
+        reach = getattr(config, "sliding_window", None)
+        if reach is not None and self.window_tokens > reach:
+            raise CheckpointError(
+                f"this model's tokens see {reach} tokens back, which packed attention does not do: set window_tokens "
+                f"to at most {reach}, where it makes no difference"
+            )
+        self._parts = PromptParts(self._tokenizer, prompt, options.instruction, self.window_tokens)
+        self.backbone = self._load_weights(
+            model_class,
+            config,
+            attention=PACKED_CAUSAL_ATTENTION,
+            ignored_prefixes=(_VOCABULARY_ROWS, _CLASSIFIER_ROW),  # `_direction` reads them
+        )
+        self._states = states_on(self.backbone, options)
+        prepare_linears(self.backbone, self._precision)
+        self._direction = _direction(folder, config, self._tokenizer, prompt).to(self.device)  # [H] float32
 
     def passage_room(self, query: str) -> int:
+        """See `Engine`."""
         return self._parts.passage_room(query)
 
     def tokenise(self, query: str, passages: Sequence[str], truncate: Truncate) -> list[EncodedPair]:
+        """See `Engine` and `PromptParts.encode`."""
         return self._parts.encode(query, passages, truncate)
 
     def forward(self, pairs: Sequence[EncodedPair]) -> torch.Tensor:
-        """`(W_yes - W_no) . state` of each prompt's last token, `[B]`."""
-        packed = pack([pair.token_ids for pair in pairs], self.device)
+        """`(W_yes - W_no) . state` of each prompt's last token: float32 logits `[B]`."""
+        packed = pack(list(map(attrgetter("token_ids"), pairs)), self.device)
         last = self._states(packed)[packed.cu_seqlens[1:] - 1].float()  # [B, H]
-        # Row by row: a matrix product's last bits would depend on how many rows there are.
+        # Row by row: the last bits of a matrix product would depend on the number of rows.
         return (last * self._direction).sum(-1)
-
-
-def load_yes_no_decoder(folder: Path, options: EngineConfig, window_tokens: int | None) -> YesNoDecoderEngine:
-    """Reads everything but the prompt from the checkpoint; `options` override the published prompt."""
-    raw = loading.read_model_config(folder)
-    model_class, prompt = _model_class(folder, raw), _prompt(folder, raw, options)
-    config = loading.native_config(model_class.config_class, raw)
-    device = loading.resolve_device(options.device)
-    precision = resolve_precision(options.dtype, device)
-    tokenizer = tokenise.load_tokenizer(folder, options.special_tokens, prompt.parts)
-    window = loading.resolve_window(window_tokens, tokenise.model_max_length(folder), loading.max_positions(raw))
-    _refuse_sliding_attention(config, window)
-    parts = PromptParts(tokenizer, prompt, options.instruction, window)
-    model = loading.load_weights(
-        model_class,
-        folder,
-        config,
-        precision=precision,
-        device=device,
-        attention=PACKED_CAUSAL_ATTENTION,
-        ignored_prefixes=(_VOCABULARY_ROWS, _CLASSIFIER_ROW),  # read on their own, below
-    )
-    prepare_linears(model, precision)
-    return YesNoDecoderEngine(
-        model,
-        tokenizer,
-        states=states_on(model, options),
-        precision=precision,
-        parts=parts,
-        direction=_direction(folder, config, tokenizer, prompt),
-        window_tokens=window,
-    )
 
 
 def _model_class(folder: Path, raw: dict[str, Any]) -> Any:
@@ -132,8 +98,8 @@ def _model_class(folder: Path, raw: dict[str, Any]) -> Any:
         ) from None
 
 
-def _prompt(folder: Path, raw: dict[str, Any], options: EngineConfig) -> YesNoPrompt:
-    prompt = options.yes_no or YES_NO_PROMPTS.get(raw["model_type"])
+def _prompt(folder: Path, raw: dict[str, Any], configured: YesNoPrompt | None) -> YesNoPrompt:
+    prompt = configured or YES_NO_PROMPTS.get(raw["model_type"])
     if prompt is None:
         raise CheckpointError(
             f"{folder} is a language model of the family {raw['model_type']!r}, for which no reranking prompt is known "
@@ -142,17 +108,8 @@ def _prompt(folder: Path, raw: dict[str, Any], options: EngineConfig) -> YesNoPr
     return prompt
 
 
-def _refuse_sliding_attention(config: PreTrainedConfig, window_tokens: int) -> None:
-    reach = getattr(config, "sliding_window", None)
-    if reach is not None and window_tokens > reach:
-        raise CheckpointError(
-            f"this model's tokens see {reach} tokens back, which packed attention does not do: set window_tokens to at "
-            f"most {reach}, where it makes no difference"
-        )
-
-
 def _direction(folder: Path, config: PreTrainedConfig, tokenizer: Any, prompt: YesNoPrompt) -> torch.Tensor:
-    """What a state is multiplied with, `[H]` float32."""
+    """The vector that a state is multiplied by, `[H]` float32."""
     if loading.has_tensor(folder, _CLASSIFIER_ROW):
         rows = loading.read_rows(folder, _CLASSIFIER_ROW)
         if len(rows) != 1:
@@ -161,12 +118,10 @@ def _direction(folder: Path, config: PreTrainedConfig, tokenizer: Any, prompt: Y
     name = _VOCABULARY_ROWS if loading.has_tensor(folder, _VOCABULARY_ROWS) else _TIED_ROWS
     if name == _TIED_ROWS and not config.tie_word_embeddings:
         raise CheckpointError(f"{folder} has neither {_VOCABULARY_ROWS} nor {_CLASSIFIER_ROW}, nor are they tied")
-    yes = loading.read_rows(folder, name, _token_id(tokenizer, prompt.yes_word))[0]
-    return (
-        yes
-        if prompt.no_word is None
-        else yes - loading.read_rows(folder, name, _token_id(tokenizer, prompt.no_word))[0]
-    )
+    direction = loading.read_rows(folder, name, _token_id(tokenizer, prompt.yes_word))[0]
+    if prompt.no_word is not None:
+        direction = direction - loading.read_rows(folder, name, _token_id(tokenizer, prompt.no_word))[0]
+    return direction
 
 
 def _token_id(tokenizer: Any, word: str) -> int:

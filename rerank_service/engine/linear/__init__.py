@@ -1,1 +1,1 @@
-"""Linear layers, by processor and precision."""
+"""Linear layers for each kind of processor and precision, and their calibration."""

@@ -1,31 +1,32 @@
-"""Linear layers on a CPU in 8-bit integers with scales fixed at load, so that a product ends in finished states.
+"""Linear layers on a CPU in 8-bit integers, with scales that a calibration fixes when the model is loaded.
 
-Beside `int8_linear.py`, which measures every row: bias and GELU are computed inside the product, and between the
-halves of a feed-forward network bytes are all that is written. The price is a calibration: what lies outside of its
-range is clipped. Needs VNNI (`precision.multiplies_int8`). Knows nothing of any model.
+Faster than `int8.Int8Linear`, which scales each row anew: bias and GELU are computed inside the product, and the two
+halves of a feed-forward network exchange bytes instead of floats. In return, values outside the calibrated range are
+clipped. Needs VNNI (`precision.multiplies_int8`).
 """
 
 from typing import Literal, NamedTuple
 
 import torch
 
-from rerank_service.engine.linear.byte_product import AROUND_ZERO, LARGEST, SMALLEST, ByteProduct, Grid
 from rerank_service.engine.linear.calibration import InputRange
-from rerank_service.engine.linear.cpu import PackedLinear
+from rerank_service.engine.linear.int8 import AROUND_ZERO, LARGEST, SMALLEST, ByteProduct, Grid
+from rerank_service.engine.linear.packed import PackedLinear
 
 __all__ = ["CalibratedInt8Linear", "DownProjection", "UpProjection", "quantise_feed_forward"]
 
 _CHANNEL_SHARE = 0.75
-"""How much of the spread between input channels the weights take over: alpha of SmoothQuant (arXiv 2211.10438)."""
+"""Share of the spread between input channels that moves into the weights: alpha of SmoothQuant (arXiv 2211.10438)."""
 _NUM_OUTLIERS = 16
-"""Channels between the halves of a feed-forward network that are not quantised, as in LLM.int8() (arXiv 2208.07339).
-In all-MiniLM-L6-v2 one or two of 1,536 reach four times as far as all others: without these, half the logit error."""
+"""Channels between the halves of a feed-forward network that stay floats, as in LLM.int8() (arXiv 2208.07339). In
+all-MiniLM-L6-v2 one or two of 1,536 channels reach four times as far as all others; keeping them halves the logit
+error."""
 _TILE_ELEMENTS = 262_144
-"""Inputs are converted in tiles whose float32 form stays in the cache."""
+"""Elements of a tile of inputs, whose float32 form then stays in the cache."""
 
 
 class _ByteInputs:
-    """Floats `[..., K]` to bytes around 128: every channel has its own scale, to be multiplied into its weights."""
+    """Floats `[..., K]` to bytes around 128, with a scale for each channel that its weights are multiplied by."""
 
     def __init__(self, inputs: InputRange, weight: torch.Tensor) -> None:
         largest = torch.maximum(-inputs.lowest, inputs.highest).clamp_min(SMALLEST)  # [K]
@@ -40,7 +41,8 @@ class _ByteInputs:
         for start in range(0, len(rows), tile_rows):
             tile = slice(start, start + tile_rows)
             scaled = rows[tile].float().mul(self._inverse)
-            signed[tile] = scaled.clamp_(-LARGEST, LARGEST).round_()  # to uint8 torch converts seven times slower
+            # Through an int8 view: torch converts to int8 seven times faster than to uint8.
+            signed[tile] = scaled.clamp_(-LARGEST, LARGEST).round_()
         return outputs.bitwise_xor_(AROUND_ZERO.zero_point)
 
 
@@ -64,14 +66,14 @@ class CalibratedInt8Linear(torch.nn.Module):
 
 
 class _Halfway(NamedTuple):
-    """What the first half of a feed-forward network hands to the second."""
+    """Output of a feed-forward network's first half, input of its second."""
 
     quantised: torch.Tensor  # [..., N] bytes
     outliers: torch.Tensor  # [..., O] floats
 
 
 class UpProjection(torch.nn.Module):
-    """The first half, with its GELU."""
+    """First half of a feed-forward network, with its GELU: `[..., K]` floats to `_Halfway`."""
 
     def __init__(self, to_bytes: _ByteInputs, multiply: ByteProduct, outliers: PackedLinear) -> None:
         super().__init__()
@@ -84,7 +86,7 @@ class UpProjection(torch.nn.Module):
 
 
 class DownProjection(torch.nn.Module):
-    """The second half: floats again."""
+    """Second half of a feed-forward network: `_Halfway` to floats `[..., K]`."""
 
     def __init__(self, multiply: ByteProduct, outliers: PackedLinear) -> None:
         super().__init__()
@@ -98,7 +100,7 @@ class DownProjection(torch.nn.Module):
 def quantise_feed_forward(
     up: torch.nn.Linear, down: torch.nn.Linear, inputs: InputRange, between: InputRange, states: torch.dtype
 ) -> tuple[UpProjection, DownProjection]:
-    """`down(gelu(up(x)))` in two halves; `between` are the ranges of what `down` takes."""
+    """`down(gelu(up(x)))` as two layers. `inputs` has the input ranges of `up`, `between` those of `down`."""
     outliers = between.highest.topk(min(_NUM_OUTLIERS, up.out_features)).indices
     grid = _grid_of(between, outliers)
     up_weight, down_weight = up.weight.detach().float(), down.weight.detach().float()
@@ -111,7 +113,7 @@ def quantise_feed_forward(
 
 
 def _grid_of(values: InputRange, outliers: torch.Tensor) -> Grid:
-    """From the lowest to the highest value of all channels but the outliers, with zero on it."""
+    """A grid from the lowest to the highest value of all channels but the outliers; it represents zero exactly."""
     lowest = values.lowest.index_fill(0, outliers, 0).min().item()
     highest = values.highest.index_fill(0, outliers, 0).max().item()
     scale = max(highest - lowest, SMALLEST) / 255

@@ -1,6 +1,6 @@
-"""What goes into a model's linear layers, seen on a few texts: the ranges that fixed 8-bit scales are made from.
+"""Calibration: the ranges of what enters a model's linear layers, observed on a few texts.
 
-Works on any model.
+`calibrated_int8` derives its fixed scales from them. Works on any model.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -9,7 +9,7 @@ from functools import partial
 
 import torch
 
-from rerank_service.engine.linear.calibration_text import TRAINING_TEXT
+from rerank_service.engine.linear.sample_text import SAMPLE_TEXT
 from rerank_service.engine.protocol import PairT, Truncate
 
 __all__ = ["InputRange", "calibration_pairs", "observe_inputs"]
@@ -26,15 +26,18 @@ class InputRange:
 
 
 def calibration_pairs(tokenise: Callable[[str, Sequence[str], Truncate], list[PairT]]) -> list[PairT]:
-    """A query with prose, code, numbers and other scripts: paragraphs of some hundred tokens, and single lines."""
-    lines = [line for line in TRAINING_TEXT.splitlines() if line]
-    paragraphs = [text.replace("\n", " ") for text in TRAINING_TEXT.split("\n\n")]
+    """A query with prose, code, numbers and several scripts: paragraphs of about a hundred tokens, and single lines.
+
+    `tokenise` is an engine's.
+    """
+    lines = [line for line in SAMPLE_TEXT.splitlines() if line]
+    paragraphs = [text.replace("\n", " ") for text in SAMPLE_TEXT.split("\n\n")]
     return tokenise(_QUERY, [*paragraphs, *lines], Truncate.END)
 
 
 @torch.inference_mode()
 def observe_inputs(layers: Iterable[torch.nn.Linear], run: Callable[[], object]) -> dict[torch.nn.Linear, InputRange]:
-    """Ranges of the inputs of `layers` while `run` calls the model; a layer that is not called is not in the answer."""
+    """Ranges of the inputs of `layers` while `run` calls the model. Layers that were not called are left out."""
     seen: dict[torch.nn.Linear, InputRange] = {}
     hooks = [layer.register_forward_pre_hook(partial(_observe, seen)) for layer in layers]
     try:

@@ -1,25 +1,26 @@
-"""Linear layers in 8-bit floats (e4m3): weights once per output channel, inputs anew row by row.
+"""Linear layers in 8-bit floats (e4m3), with a scale for each output channel and for each row of the input.
 
-For Ada, Hopper and newer GPUs. On a CPU the same numbers are multiplied in float32, row by row the same whatever the
-batch: slow, but it shows the error of a logit without a GPU. Knows nothing of any model.
+For Ada, Hopper and newer GPUs. A CPU multiplies the same numbers in float32: slow, but it shows the error of a logit
+without a GPU, and a row's result does not depend on its batch.
 """
 
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - the name everyone knows
+import torch.nn.functional as F  # noqa: N812 - the usual name
 
-from rerank_service.engine.linear.cpu import PackedLinear, can_pack
+from rerank_service.engine.linear.packed import PackedLinear, can_pack
 
 __all__ = ["Float8Linear", "can_be_float8"]
 
 _FLOAT8 = torch.float8_e4m3fn
 _LARGEST = torch.finfo(_FLOAT8).max  # 448
-_ALIGNMENT = 16  # of rows in bytes: what the tensor cores' product takes
+_ALIGNMENT = 16
+"""Bytes: the tensor cores multiply only rows whose length is a multiple of this."""
 
 
 def can_be_float8(linear: torch.nn.Linear) -> bool:
-    """Whether a GPU multiplies a layer of this shape in 8 bits."""
+    """Whether a GPU can multiply a layer of this shape in 8 bits."""
     return linear.in_features % _ALIGNMENT == 0 and linear.out_features % _ALIGNMENT == 0
 
 
@@ -55,7 +56,7 @@ class Float8Linear(torch.nn.Module):
 
 
 def _float32_product(weight: torch.Tensor) -> torch.nn.Module:
-    """`x @ weight.T` of the unscaled 8-bit numbers."""
+    """`x @ weight.T` of the unscaled 8-bit numbers, `[N, K]`, in float32."""
     linear = torch.nn.Linear(weight.size(1), weight.size(0), bias=False).requires_grad_(False)
     linear.weight.copy_(weight.float())
     return PackedLinear(linear) if can_pack(torch.float32) else linear

@@ -1,7 +1,8 @@
-"""From text to token ids: the tokenizer file, the prompt template, truncation, what special tokens in texts are.
+"""From text to token ids: the tokenizer file, the prompt template, truncation, and special tokens spelled in texts.
 
-Works on `tokenizers` directly, from `tokenizer.json` alone: no tokenizer class, no remote code. Calls here
-release the GIL and use the calling thread only, so the caller's thread pool bounds the work.
+Uses the `tokenizers` library and `tokenizer.json` alone: no tokenizer class, no remote code. Its calls release the GIL
+and run in the calling thread only, so the caller's thread pool limits the work. Engines encode with
+`encode_batch_fast`, which leaves out the character offsets: they take a quarter of the time.
 """
 
 import json
@@ -12,48 +13,42 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tokenizers import Encoding, Tokenizer
 
 from rerank_service.config import SpecialTokens
 from rerank_service.engine.loading import read_json
-from rerank_service.engine.protocol import TokenIds, TokenSpan, Truncate
-from rerank_service.errors import CheckpointError, PairTooLong
+from rerank_service.engine.protocol import TokenIds
+from rerank_service.errors import CheckpointError
 
 __all__ = [
-    "DEFAULT_TEMPLATE",
     "bos_token_id",
     "checked_template",
-    "cut_to_window",
-    "encode_texts",
     "leaves_no_passage",
     "load_tokenizer",
     "model_max_length",
     "prompt_text",
-    "token_spans",
     "truncate_pair_encoding",
     "truncated_lengths",
     "up_to_passage",
 ]
 
-DEFAULT_TEMPLATE = "question:{query} \n \n passage:{passage}"
-"""The published prompt of the NVIDIA rerankers."""
-
 _NONCE = secrets.token_hex(16)
-"""No text holds it: nobody outside this process can know it."""
+"""Prefix of hidden names. No text can contain it, because nobody outside this process knows it."""
 _PASSAGE = secrets.token_hex(16)
+"""Placeholder for a passage that no template contains."""
 
 _TAG = re.compile(r"<\S+>|\[\S+\]")
-"""Not white space or a word, which tokenizers may have added too and texts are full of."""
+"""Names of tokens that may be hidden. Tokenizers also add white space and words, which ordinary texts contain."""
 
-_ABSURD_LENGTH = 1_000_000  # transformers writes 1e30 for "unknown"
+_ABSURD_LENGTH = 1_000_000
+"""transformers writes 1e30 for a window it does not know."""
 
 
 def load_tokenizer(folder: Path, special_tokens: SpecialTokens = "text", prompt: Sequence[str] = ()) -> Tokenizer:
-    """The fast tokenizer of a checkpoint, without the truncation and padding its file may carry.
+    """The fast tokenizer of a checkpoint, without the truncation and padding that its file may configure.
 
-    With `text`, special tokens have names that no text can spell (see `prompt_text`), and so have those tags of
-    `prompt` that its tokenizer does not call special, such as Qwen's `<think>`. Their ids are the file's.
+    With `text`, special tokens get names that no text can spell (see `prompt_text`). So do the tags in `prompt` that
+    the tokenizer does not mark as special, such as Qwen's `<think>`. All ids stay those of the file.
     """
     path = folder / "tokenizer.json"
     if not path.is_file():
@@ -61,21 +56,21 @@ def load_tokenizer(folder: Path, special_tokens: SpecialTokens = "text", prompt:
             f"{folder} has no tokenizer.json; save one with "
             "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
         )
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else: one thread per CPU of the host
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # otherwise one thread per CPU of the host
     try:
         if special_tokens == "text":
             tokenizer: Tokenizer = Tokenizer.from_str(json.dumps(_with_hidden_names(read_json(path), prompt)))
         else:
             tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises no other
-        raise CheckpointError(f"{path} is damaged, or no tokenizer ({error}): fetch the file again") from error
+    except Exception as error:  # the library raises plain `Exception`s
+        raise CheckpointError(f"{path} is damaged, or not a tokenizer ({error}): fetch the file again") from error
     tokenizer.no_truncation()  # all-MiniLM-L6-v2's file cuts at 128 and pads to 128
     tokenizer.no_padding()
     return tokenizer
 
 
 def prompt_text(tokenizer: Tokenizer, text: str) -> str:
-    """A trusted text, such as a template, with its special tokens spelled as `tokenizer` knows them."""
+    """A trusted text, such as a template, with its special tokens renamed to the hidden names of `tokenizer`."""
     hidden = [
         token.content.removeprefix(_NONCE)
         for token in tokenizer.get_added_tokens_decoder().values()
@@ -88,10 +83,10 @@ def prompt_text(tokenizer: Tokenizer, text: str) -> str:
 
 
 def _with_hidden_names(file: dict[str, Any], prompt: Sequence[str]) -> dict[str, Any]:
-    """A tokenizer file whose special tokens are called otherwise, wherever their names stand for them.
+    """A tokenizer file with its special tokens renamed, wherever their names occur in it.
 
-    `Tokenizer.encode_special_tokens` would not do. It applies to all texts of a tokenizer, prompts included. And it
-    keeps the names in the vocabulary: Unigram finds `<pad>` in a text as it finds any piece (XLM-RoBERTa, DeBERTa v3),
+    `Tokenizer.encode_special_tokens` is not enough. It applies to all texts of a tokenizer, prompts included, and it
+    leaves the names in the vocabulary: Unigram finds `<pad>` in a text like any other piece (XLM-RoBERTa, DeBERTa v3),
     and so does BPE if merges lead to it (`</` + `s>` in conversions of Llama).
     """
     names = {
@@ -112,20 +107,20 @@ def _with_hidden_names(file: dict[str, Any], prompt: Sequence[str]) -> dict[str,
         model["vocab"] = [[renamed(name), score] for name, score in model["vocab"]]
     if model.get("unk_token"):
         model["unk_token"] = renamed(model["unk_token"])
-    if "merges" in model:  # of pairs, or of "left right" in older files
+    if "merges" in model:  # pairs, or strings "left right" in older files
         pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"])
         model["merges"] = [pair for pair in pairs if names.isdisjoint([*pair, "".join(pair)])]
     return file
 
 
 def model_max_length(folder: Path) -> int | None:
-    """Window in tokens by tokenizer_config.json; null if it says none or an absurd one."""
+    """Window in tokens according to tokenizer_config.json; null if it has none, or an absurdly long one."""
     length = _tokenizer_config(folder).get("model_max_length")
     return int(length) if length is not None and 0 < length < _ABSURD_LENGTH else None
 
 
 def bos_token_id(folder: Path, tokenizer: Tokenizer, model_config: dict[str, Any]) -> int:
-    """Id of the token that opens every decoder prompt."""
+    """Id of the token that starts each prompt of a decoder. Raises `CheckpointError` if no file names it."""
     token = _tokenizer_config(folder).get("bos_token")
     content = token["content"] if isinstance(token, dict) else token
     from_tokenizer = tokenizer.token_to_id(prompt_text(tokenizer, content)) if content else None
@@ -136,7 +131,7 @@ def bos_token_id(folder: Path, tokenizer: Tokenizer, model_config: dict[str, Any
 
 
 def checked_template(template: str) -> str:
-    """The template itself, once it is known to take a query and a passage and nothing else."""
+    """The template itself. Raises `CheckpointError` unless it has a query, a passage and no other placeholder."""
     try:
         rendered = template.format(query="QUERY", passage="PASSAGE")
     except (KeyError, IndexError, ValueError) as error:
@@ -146,51 +141,25 @@ def checked_template(template: str) -> str:
     return template
 
 
-def encode_texts(
-    tokenizer: Tokenizer, texts: Sequence[str] | Sequence[tuple[str, str]], *, add_special_tokens: bool
-) -> list[Encoding]:
-    """Encodings without offsets, which cost a quarter of the time and nobody reads."""
-    encodings: list[Encoding] = tokenizer.encode_batch_fast(texts, add_special_tokens=add_special_tokens)
-    return encodings
-
-
-def token_spans(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[TokenSpan]]:
-    """Where each token of each text stands, special tokens apart."""
-    return [encoding.offsets for encoding in tokenizer.encode_batch(list(texts), add_special_tokens=False)]
-
-
-def cut_to_window(
-    token_ids: Sequence[int], window_tokens: int, truncate: Truncate, passage_index: int
-) -> tuple[TokenIds, bool]:
-    """Token ids `[L]` without what is beyond the window, and whether anything was.
-
-    Raises `PairTooLong` instead of cutting under `Truncate.NONE`.
-    """
-    is_too_long = len(token_ids) > window_tokens
-    if is_too_long and truncate is Truncate.NONE:
-        raise PairTooLong(passage_index, len(token_ids), window_tokens)
-    return np.asarray(token_ids[:window_tokens], dtype=np.int32), is_too_long
-
-
 def up_to_passage(template: str, **values: str) -> str:
-    """What a prompt template makes of its other values before its passage begins."""
+    """The text of a prompt before its passage, for the other values of its template."""
     return template.format(passage=_PASSAGE, **values).partition(_PASSAGE)[0]
 
 
 def leaves_no_passage(token_ids: Sequence[int] | TokenIds, lead_ids: Sequence[int]) -> bool:
-    """Whether tokens that were cut at the window are part of `lead_ids`, those of the prompt up to its passage.
+    """Whether truncated token ids end before the passage. `lead_ids` are those of the prompt up to its passage.
 
-    Compared by value: the first word of a passage may share a token with the text before it.
+    Compares ids and not lengths only, because the first word of a passage may share a token with the text before it.
     """
     return len(token_ids) <= len(lead_ids) and list(token_ids) == list(lead_ids[: len(token_ids)])
 
 
 def truncated_lengths(query_tokens: int, passage_tokens: int, room: int) -> tuple[int, int]:
-    """How many tokens of each are left of a pair that is longer than `room`, cut longest first.
+    """Numbers of query and passage tokens to keep of a pair that is longer than `room`, cutting the longest first.
 
-    The rule of `tokenizers` (`TruncationStrategy::LongestFirst`), which sentence-transformers, TEI and Infinity
-    apply: the longer one is cut down to the other; if that is not enough, they share, and an odd token goes to the
-    longer, or to the passage where both are equally long.
+    The rule of `tokenizers` (`TruncationStrategy::LongestFirst`), which sentence-transformers, TEI and Infinity apply:
+    the longer text is cut to the length of the other; if that is not enough, both get half of the room. An odd token
+    goes to the longer text, or to the passage if both are equally long.
     """
     shorter = min(query_tokens, passage_tokens)
     if 2 * shorter <= room:
@@ -201,9 +170,9 @@ def truncated_lengths(query_tokens: int, passage_tokens: int, room: int) -> tupl
 
 
 def truncate_pair_encoding(encoding: Encoding, window_tokens: int) -> tuple[list[int], bool]:
-    """Positions to keep of a pair encoding that is too long, and whether any of its passage's were dropped.
+    """Positions to keep of a pair encoding that is too long, and whether any token of its passage is dropped.
 
-    Special tokens stay; query and passage lose tokens at their ends, by `truncated_lengths`.
+    Special tokens stay; query and passage lose tokens at their ends, as `truncated_lengths` says.
     """
     sequence_ids = encoding.sequence_ids  # None for special tokens, 0 for the query, 1 for the passage
     query = [position for position, sequence in enumerate(sequence_ids) if sequence == 0]

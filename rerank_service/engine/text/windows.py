@@ -1,11 +1,12 @@
-"""From passages to the pairs that are scored for them: one each, or several windows of a long one.
+"""From passages to the pairs that are scored for them: one pair each, or several windows of a long passage.
 
-Works on any engine. A passage that fits is the same pair with windows and without, so its logit is, too.
+Works on any engine. A passage that fits gives the same pair with and without windows, and so the same logit.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import chain
+from operator import attrgetter
 from typing import Generic
 
 from rerank_service.engine.protocol import Engine, PairT, TokenSpan
@@ -15,78 +16,79 @@ from rerank_service.messages import MIN_WINDOW_TOKENS, Fitting, PassageWindows, 
 __all__ = ["EncodedPassages", "encode_passages", "shorten", "split"]
 
 _MARGIN_TOKENS = 4
-"""A window that starts within a text may have a token or two more than the same words had in the whole."""
+"""A window that starts inside a text may have a token or two more than the same words have in the whole text."""
 
 _MAX_WORD_TOKENS = 8
-"""A longer run of tokens without a seam, as in Chinese, is cut anywhere."""
+"""A longer run of tokens without a word boundary, as in Chinese, is cut anywhere."""
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedPassages(Generic[PairT]):
-    """Pairs of a request's passages, passage by passage."""
+    """The pairs of a request's passages, passage by passage. All fields but `pairs` have one value a passage."""
 
     pairs: Sequence[PairT]
-    num_windows: Sequence[int]
-    """Pairs of each passage, one or more."""
+    num_windows: tuple[int, ...]
+    """Pairs of the passage, at least one."""
+    num_tokens: tuple[int, ...]
+    """Tokens of all its pairs."""
     is_truncated: tuple[bool, ...]
-    """Whether a part of the passage, or of the query, is in no pair of it."""
+    """Whether a part of the passage, or of the query beside it, is in none of its pairs."""
     is_unscored: tuple[bool, ...]
-    """Whether no token of the passage is in any pair of it, though it has some."""
+    """Whether the passage has tokens and none of them is in a pair."""
 
     @classmethod
     def joined(cls, parts: Sequence["EncodedPassages[PairT]"]) -> "EncodedPassages[PairT]":
-        """Of several queries, one after the other."""
+        """The passages of several queries, query after query."""
         return cls(
-            [pair for part in parts for pair in part.pairs],
-            [count for part in parts for count in part.num_windows],
-            tuple(cut for part in parts for cut in part.is_truncated),
-            tuple(unscored for part in parts for unscored in part.is_unscored),
+            list(chain.from_iterable(part.pairs for part in parts)),
+            tuple(chain.from_iterable(part.num_windows for part in parts)),
+            tuple(chain.from_iterable(part.num_tokens for part in parts)),
+            tuple(chain.from_iterable(part.is_truncated for part in parts)),
+            tuple(chain.from_iterable(part.is_unscored for part in parts)),
         )
 
-    @property
-    def num_tokens(self) -> tuple[int, ...]:
-        """Of each passage's pairs."""
-        return tuple(sum(pair.num_tokens for pair in self.pairs[start:end]) for start, end in self._slices())
-
     def best(self, logits: Sequence[float]) -> tuple[float, ...]:
-        """Each passage's highest logit, of one a pair."""
-        return tuple(max(logits[start:end]) for start, end in self._slices())
-
-    def _slices(self) -> Sequence[tuple[int, int]]:
-        return list(pairwise((0, *accumulate(self.num_windows))))
+        """The highest logit of each passage; `logits` has one for each pair."""
+        best: list[float] = []
+        start = 0
+        for num_windows in self.num_windows:
+            best.append(max(logits[start : start + num_windows]))
+            start += num_windows
+        return tuple(best)
 
 
 def encode_passages(
     engine: Engine[PairT], query: str, passages: Sequence[str], fitting: Fitting
 ) -> EncodedPassages[PairT]:
-    """What an engine scores for `passages`. Raises `PairTooLong` under `Truncate.NONE`."""
-    limit, windows = fitting.max_passage_tokens, fitting.windows
+    """The pairs that an engine scores for `passages`. Raises `PairTooLong` under `Truncate.NONE`."""
+    windows = fitting.windows
     if windows is not None and windows.max_per_passage == 1:
-        windows = None
+        windows = None  # a single window is the start of the passage: plain truncation
+    limit = fitting.max_passage_tokens
     shortened = passages if limit is None else shorten(engine, passages, limit)
-    truncate = fitting.truncate if windows is None else Truncate.END
-    pairs = engine.tokenise(query, shortened, truncate)
-    is_cut = [pair.is_truncated for pair in pairs]
-    groups = [[pair] for pair in pairs]
-    if windows is not None:
-        for index, (group, is_incomplete) in _window_pairs(engine, query, shortened, pairs, windows).items():
-            groups[index], is_cut[index] = group, is_incomplete
-        if fitting.truncate is Truncate.NONE and True in is_cut:
-            raise _too_long(engine, query, shortened, is_cut.index(True), groups)
-    return EncodedPassages(
-        pairs=[pair for group in groups for pair in group],
-        num_windows=[len(group) for group in groups],
-        is_truncated=tuple(
-            cut or short != passage for cut, short, passage in zip(is_cut, shortened, passages, strict=True)
-        ),
-        is_unscored=tuple(all(pair.is_unscored for pair in group) for group in groups),
-    )
+    # With windows, only a passage that does not fit in all of them is too long.
+    pairs = engine.tokenise(query, shortened, fitting.truncate if windows is None else Truncate.END)
+    split_up = {} if windows is None else _window_pairs(engine, query, shortened, pairs, windows)
+
+    all_pairs: list[PairT] = []
+    num_windows, num_tokens, is_truncated, is_unscored = [], [], [], []
+    for index, pair in enumerate(pairs):
+        group, is_cut = split_up.get(index, ([pair], pair.is_truncated))
+        if is_cut and fitting.truncate is Truncate.NONE:
+            raise _too_long(engine, query, shortened[index], index, group)
+        all_pairs += group
+        num_windows.append(len(group))
+        num_tokens.append(sum(map(attrgetter("num_tokens"), group)))
+        is_truncated.append(is_cut or shortened[index] != passages[index])
+        is_unscored.append(all(map(attrgetter("is_unscored"), group)))
+    return EncodedPassages(all_pairs, tuple(num_windows), tuple(num_tokens), tuple(is_truncated), tuple(is_unscored))
 
 
 def shorten(engine: Engine[PairT], passages: Sequence[str], max_tokens: int) -> list[str]:
-    """Each passage up to the end of its token number `max_tokens`; those that have no more are not touched."""
+    """Cuts each passage at the end of its token number `max_tokens`; shorter passages stay as they are."""
     shortened = list(passages)
-    candidates = [index for index, text in enumerate(passages) if _num_bytes(text) > max_tokens]
+    # A token rarely has less than one byte, so only texts of more bytes are tokenised.
+    candidates = [index for index, text in enumerate(passages) if len(text.encode("utf-8", "replace")) > max_tokens]
     spans = engine.token_spans([passages[index] for index in candidates])
     for index, tokens in zip(candidates, spans, strict=True):
         if len(tokens) > max_tokens:
@@ -95,9 +97,10 @@ def shorten(engine: Engine[PairT], passages: Sequence[str], max_tokens: int) -> 
 
 
 def split(text: str, spans: Sequence[TokenSpan], tokens: int, windows: PassageWindows) -> tuple[list[str], bool]:
-    """Windows of at most `tokens` tokens, cut between words where there is a seam, and whether they are all of `text`.
+    """Windows of at most `tokens` tokens, and whether they cover all of `text`, whose tokens have the given spans.
 
-    The last one is as long as the others: it starts earlier instead.
+    Windows start and end between words where a word boundary is near. The last window is as long as the others: it
+    starts earlier instead of being shorter.
     """
     overlap = min(windows.overlap_tokens, tokens // 2)
     texts: list[str] = []
@@ -108,7 +111,7 @@ def split(text: str, spans: Sequence[TokenSpan], tokens: int, windows: PassageWi
         if len(texts) == windows.max_per_passage:
             return texts, False
         start = max(_seam_before(text, spans, end - overlap, start), start + 1)
-    if texts:  # what stands between `start` and a seam behind it must not be lost
+    if texts:  # never after `start`: a later word boundary would leave out the tokens before it
         start = min(start, _seam_after(text, spans, len(spans) - tokens))
     return [*texts, text[_begin(spans, start) :].lstrip()], True
 
@@ -116,10 +119,10 @@ def split(text: str, spans: Sequence[TokenSpan], tokens: int, windows: PassageWi
 def _window_pairs(
     engine: Engine[PairT], query: str, passages: Sequence[str], pairs: Sequence[PairT], windows: PassageWindows
 ) -> dict[int, tuple[list[PairT], bool]]:
-    """By index of each passage that needs several: its windows' pairs, and whether anything is left out."""
+    """The windows' pairs of each passage that needs several, by its index, and whether they leave out a part of it."""
     room = engine.passage_room(query)
     wanted = min(windows.tokens or room, room - _MARGIN_TOKENS)
-    if wanted < MIN_WINDOW_TOKENS:  # the query leaves no room: the passage is cut
+    if wanted < MIN_WINDOW_TOKENS:  # the query leaves too little room for windows: the passage is truncated instead
         return {}
     most = windows.tokens or engine.window_tokens
     long = [index for index, pair in enumerate(pairs) if pair.is_passage_cut or len(pair.token_ids) > most]
@@ -133,7 +136,7 @@ def _window_pairs(
 
 
 def _seam_before(text: str, spans: Sequence[TokenSpan], token: int, start: int) -> int:
-    """The last token up to `token` that opens a word, behind `start`; `token` itself where none is near."""
+    """The last token from `start` (exclusive) to `token` that starts a word; `token` itself if none is near."""
     nearest = range(token, max(start, token - _MAX_WORD_TOKENS), -1)
     return next((index for index in nearest if _opens_word(text, spans, index)), token)
 
@@ -148,22 +151,18 @@ def _opens_word(text: str, spans: Sequence[TokenSpan], token: int) -> bool:
     return begin >= end_before and not (text[begin - 1].isalnum() and text[begin].isalnum())
 
 
-def _too_long(
-    engine: Engine[PairT], query: str, passages: Sequence[str], index: int, groups: Sequence[Sequence[PairT]]
-) -> PairTooLong:
-    if any(pair.is_truncated for pair in groups[index]):  # the query alone is too long, or leaves no room for windows
+def _too_long(engine: Engine[PairT], query: str, passage: str, index: int, windows: Sequence[PairT]) -> PairTooLong:
+    """The refusal of a passage that its windows do not hold, with the tokens of the whole pair and of the windows."""
+    if any(pair.is_truncated for pair in windows):  # the query alone is too long, or leaves no room for windows
         try:
-            engine.tokenise(query, [passages[index]], Truncate.NONE)
+            engine.tokenise(query, [passage], Truncate.NONE)
         except PairTooLong as error:
             return PairTooLong(index, error.num_tokens, error.max_tokens)
-    (spans,) = engine.token_spans([passages[index]])
+    (spans,) = engine.token_spans([passage])
     (empty,) = engine.tokenise(query, [""], Truncate.END)
-    return PairTooLong(index, empty.num_tokens + len(spans), sum(pair.num_tokens for pair in groups[index]))
+    return PairTooLong(index, empty.num_tokens + len(spans), sum(pair.num_tokens for pair in windows))
 
 
 def _begin(spans: Sequence[TokenSpan], token: int) -> int:
+    """Where a window starts in its text. Characters before the text's first token belong to the first window."""
     return spans[token][0] if token else 0
-
-
-def _num_bytes(text: str) -> int:
-    return len(text.encode("utf-8", "replace"))

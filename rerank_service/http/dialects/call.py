@@ -65,6 +65,12 @@ class RankingCall:
     way_out: str = ""
     """The field and value that would truncate a pair which is too long. Empty: pairs are always truncated."""
 
+    def too_many_passages(self, count: int, limit: int) -> InvalidRequest:
+        """The error for a request with more passages than `limit`."""
+        field = str(self.passage_at(0)[0])
+        message = f"{field} has {count} entries; at most {limit} are allowed, so split the request"
+        return InvalidRequest([FieldProblem(("body", field), message, "too_many_passages")])
+
     def with_own_fields(self, error: RerankError, query: RankingQuery) -> RerankError:
         """The error with the fields of this request's body in place of NVIDIA's."""
         match error:

@@ -13,7 +13,7 @@ from pydantic_core import PydanticCustomError
 from rerank_service.config import LimitsConfig
 from rerank_service.errors import RerankError
 from rerank_service.http.dialects.call import Body, Dialect, RankingCall, RankingQuery, Refusal, probability, top
-from rerank_service.http.dialects.reading import Documents, QueryText, TopN, Wire, check_num_passages, invalid, read
+from rerank_service.http.dialects.reading import Documents, QueryText, TopN, Wire, invalid, read
 from rerank_service.messages import Fitting, PassageWindows, Ranked
 
 __all__ = ["V1", "V2", "CohereMeta", "meta_of"]
@@ -150,7 +150,7 @@ def _read_v2(body: Body, limits: LimitsConfig) -> RankingCall:
     max_tokens = request.max_tokens_per_doc
     max_windows = 1 if max_tokens is None else limits.max_windows_per_passage
     fitting = _fitting(max_tokens or _DEFAULT_TOKENS_PER_DOCUMENT, max_windows)
-    return _call(request, request.documents, "2", fitting, limits)
+    return _call(request, request.documents, "2", fitting)
 
 
 def _read_v1(body: Body, limits: LimitsConfig) -> RankingCall:
@@ -158,7 +158,7 @@ def _read_v1(body: Body, limits: LimitsConfig) -> RankingCall:
     fields = request.rank_fields or _DEFAULT_RANK_FIELDS
     texts = [_text(document, fields, index) for index, document in enumerate(request.documents)]
     max_windows = min(request.max_chunks_per_doc or 1, limits.max_windows_per_passage)
-    return _call(request, texts, "1", _fitting(request.max_tokens_per_doc, max_windows), limits)
+    return _call(request, texts, "1", _fitting(request.max_tokens_per_doc, max_windows))
 
 
 def _fitting(max_tokens: int | None, max_windows: int) -> Fitting:
@@ -171,9 +171,7 @@ def _call(
     texts: Sequence[str],
     version: str,
     fitting: Fitting,
-    limits: LimitsConfig,
 ) -> RankingCall:
-    check_num_passages("documents", len(texts), limits)
 
     def reply(rankings: Sequence[Ranked], _: str) -> CohereRerankResponse:
         (ranked,) = rankings

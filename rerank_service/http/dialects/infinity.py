@@ -21,7 +21,7 @@ from rerank_service.http.dialects.call import (
     top,
 )
 from rerank_service.http.dialects.nim import ErrorDetail
-from rerank_service.http.dialects.reading import Documents, QueryText, TopN, Wire, check_num_passages, read
+from rerank_service.http.dialects.reading import Documents, QueryText, TopN, Wire, read
 from rerank_service.messages import Fitting, Ranked
 
 __all__ = ["RERANK"]
@@ -98,7 +98,6 @@ class InfinityErrorBody(RootModel[InfinityValidationError | InfinityError]):
 
 def _read(body: Body, limits: LimitsConfig) -> RankingCall:
     request = read(InfinityRerankRequest, body, limits, ignores_unknown=True)
-    check_num_passages("documents", len(request.documents), limits)
 
     def reply(rankings: Sequence[Ranked], model_id: str) -> InfinityRerankResponse:
         (ranked,) = rankings

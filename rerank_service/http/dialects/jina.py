@@ -15,7 +15,7 @@ from rerank_service.config import LimitsConfig
 from rerank_service.errors import InvalidRequest, RerankError
 from rerank_service.http.dialects.call import Body, Dialect, RankingCall, RankingQuery, Refusal, probability, top
 from rerank_service.http.dialects.cohere import CohereMeta, meta_of
-from rerank_service.http.dialects.reading import Documents, TopN, Wire, check_num_passages, read, text_of
+from rerank_service.http.dialects.reading import Documents, TopN, Wire, read, text_of
 from rerank_service.messages import Fitting, Ranked
 
 __all__ = ["RERANK"]
@@ -82,7 +82,6 @@ class JinaError(Wire):
 
 def _read(body: Body, limits: LimitsConfig) -> RankingCall:
     request = read(JinaRerankRequest, body, limits)
-    check_num_passages("documents", len(request.documents), limits)
 
     def reply(rankings: Sequence[Ranked], model_id: str) -> JinaRerankResponse:
         (ranked,) = rankings

@@ -17,7 +17,6 @@ from rerank_service.http.dialects.call import Body, Dialect, RankingCall, Rankin
 from rerank_service.http.dialects.reading import (
     QueryText,
     Wire,
-    check_num_passages,
     field_message,
     field_problems,
     invalid,
@@ -149,7 +148,6 @@ def _read(body: Body, limits: LimitsConfig) -> RankingCall:
         request = RankingRequest.model_validate_json(body.raw, extra=extra)
     except ValidationError as error:
         raise InvalidRequest(field_problems(error, _message)) from None
-    check_num_passages("passages", len(request.passages), limits)
     wanted = request.passage_windows
     windows = None if wanted is None else _windows(wanted, limits.max_windows_per_passage)
     return RankingCall(

@@ -18,7 +18,6 @@ __all__ = [
     "QueryText",
     "TopN",
     "Wire",
-    "check_num_passages",
     "field_message",
     "field_problems",
     "invalid",
@@ -83,13 +82,6 @@ def read(request: type[_WireT], body: Body, limits: LimitsConfig, *, ignores_unk
         return request.model_validate(body.fields, extra=extra)  # type: ignore[arg-type]
     except ValidationError as error:
         raise InvalidRequest(field_problems(error, message)) from None
-
-
-def check_num_passages(field: str, count: int, limits: LimitsConfig) -> None:
-    """Raises `InvalidRequest` if `count` exceeds `limits.max_passages`; `field` is where the passages are."""
-    if count > limits.max_passages:
-        message = f"{field} has {count} entries; at most {limits.max_passages} are allowed, so split the request"
-        raise invalid((field,), message, "too_many_passages")
 
 
 def invalid(loc: Loc, message: str, code: str) -> InvalidRequest:

@@ -25,7 +25,7 @@ from rerank_service.errors import (
     WaitTooLong,
 )
 from rerank_service.http.dialects.call import Body, Dialect, RankingCall, RankingQuery, Refusal, probability, top
-from rerank_service.http.dialects.reading import Documents, QueryText, TopN, Wire, check_num_passages, invalid, read
+from rerank_service.http.dialects.reading import Documents, QueryText, TopN, Wire, invalid, read
 from rerank_service.messages import Fitting, Ranked, Truncate
 
 __all__ = ["RERANK"]
@@ -79,7 +79,6 @@ def _read(body: Body, limits: LimitsConfig) -> RankingCall:
     if request.truncation_direction.lower() != "right":
         message = "truncation_direction must be Right, which truncates the end; leave it out"
         raise invalid(("truncation_direction",), message, "unsupported_value")
-    check_num_passages("texts", len(request.texts), limits)
 
     def reply(rankings: Sequence[Ranked], _: str) -> TeiRerankResponse:
         (ranked,) = rankings

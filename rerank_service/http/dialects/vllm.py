@@ -29,7 +29,6 @@ from rerank_service.http.dialects.reading import (
     Documents,
     QueryText,
     Wire,
-    check_num_passages,
     invalid,
     place_of,
     read,
@@ -178,7 +177,6 @@ class VllmError(Wire):
 
 def _read_rerank(body: Body, limits: LimitsConfig) -> RankingCall:
     request = read(VllmRerankRequest, body, limits, ignores_unknown=True)
-    check_num_passages("documents", len(request.documents), limits)
 
     def reply(rankings: Sequence[Ranked], model_id: str) -> VllmRerankResponse:
         (ranked,) = rankings
@@ -201,7 +199,6 @@ def _read_score(body: Body, limits: LimitsConfig) -> RankingCall:
     request = read(VllmScoreRequest, body, limits, ignores_unknown=True)
     query_field, text_field = _form(request)
     query_texts, texts = getattr(request, query_field), getattr(request, text_field)
-    check_num_passages(text_field, len(texts), limits)
     if len(query_texts) not in (1, len(texts)):
         message = (
             f"{query_field} has {len(query_texts)} entries and {text_field} {len(texts)}; "

@@ -6,7 +6,7 @@ from typing import Literal
 from rerank_service.config import LimitsConfig
 from rerank_service.errors import RerankError
 from rerank_service.http.dialects.call import Body, Dialect, RankingCall, RankingQuery, Refusal, probability, top
-from rerank_service.http.dialects.reading import Documents, QueryText, TopN, Wire, check_num_passages, read
+from rerank_service.http.dialects.reading import Documents, QueryText, TopN, Wire, read
 from rerank_service.messages import Fitting, Ranked, Truncate
 
 __all__ = ["RERANK"]
@@ -60,7 +60,6 @@ class VoyageError(Wire):
 
 def _read(body: Body, limits: LimitsConfig) -> RankingCall:
     request = read(VoyageRerankRequest, body, limits)
-    check_num_passages("documents", len(request.documents), limits)
 
     def reply(rankings: Sequence[Ranked], model_id: str) -> VoyageRerankResponse:
         (ranked,) = rankings

@@ -1,7 +1,8 @@
-// The playground: a client of the public API. It knows GET v1/models and POST v1/ranking, and nothing else of the service.
-// Text of the user and of the service becomes text nodes only, never markup. Addresses are relative, so a prefix is fine.
+// The playground: a client of the public API, using GET v1/models and POST v1/ranking only.
+// Texts of the user and of the service become text nodes, never markup. URLs are relative, so a route prefix works.
 
-const KEY_NAME = `rerank-service key ${new URL(".", location.href).pathname}`; // two services may share an origin
+// With the path, since two services may share an origin under different prefixes.
+const KEY_NAME = `rerank-service key ${new URL(".", location.href).pathname}`;
 const MOVE = { duration: 560, easing: "cubic-bezier(.2, .7, .2, 1)" };
 const FIELDS = ["model", "truncate", "query", "passages"];
 const EXAMPLE = {
@@ -19,16 +20,16 @@ const EXAMPLE = {
 const $ = (id) => document.getElementById(id);
 const [query, passages, model, truncate, list] = ["query", "passages", "model", "truncate", "passage-list"].map($);
 
-/** One answer that is not a ranking: the service's own words, and which field each is about. */
+/** An error answer: the service's messages, each with the field it is about. */
 class Refusal extends Error {
   constructor(status, envelope) {
-    super(envelope?.message ?? `The service answered ${status} and did not say why.`);
+    super(envelope?.message ?? `The service answered with status ${status} and no explanation.`);
     this.status = status;
     this.problems = envelope?.detail?.length ? envelope.detail : [{ loc: [], msg: this.message }];
   }
 }
 
-// ---- Asking the service
+// ---- Calling the service
 
 async function ask(path, options = {}) {
   const key = sessionStorage.getItem(KEY_NAME);
@@ -41,15 +42,15 @@ async function ask(path, options = {}) {
     if (error.name === "AbortError") throw error;
     throw new Refusal(0, { message: `The service at ${location.host} did not answer. Is it running?` });
   }
-  if (!response.ok) throw new Refusal(response.status, parsed(text));
-  return { answer: parsed(text), headers: response.headers };
+  if (!response.ok) throw new Refusal(response.status, parseJson(text));
+  return { answer: parseJson(text), headers: response.headers };
 }
 
-function parsed(text) {
+function parseJson(text) {
   try {
     return JSON.parse(text);
   } catch {
-    return null; // a proxy's own page
+    return null; // an error page of a proxy
   }
 }
 
@@ -60,13 +61,13 @@ async function rank(body, signal) {
   return {
     answer,
     timing: headers.get("Server-Timing") ?? "",
-    numCut: Number(headers.get("x-rerank-truncated-passages")),
+    numTruncated: Number(headers.get("x-rerank-truncated-passages")),
     numUnscored: Number(headers.get("x-rerank-unscored-passages")),
     roundTrip: performance.now() - started,
   };
 }
 
-// ---- The request, as the form has it
+// ---- The request in the form
 
 function requestBody() {
   return {
@@ -84,16 +85,16 @@ function splitPassages() {
 
 const choice = (name) => document.querySelector(`input[name="${name}"]:checked`).value;
 
-function fillIn({ query: text, passages: texts }) {
+function fillForm({ query: text, passages: texts }) {
   query.value = text;
   passages.value = texts.join(choice("separator") === "line" ? "\n" : "\n\n");
 }
 
-// ---- The same request as code
+// ---- The request as code
 
 const LITERAL_INDENT = "    ";
 
-/** The body with a line for each passage. It is JSON, and a Python literal too: it has no null, true or false. */
+/** The body, one line per passage. It is JSON and also a Python literal, as it has no null, true or false. */
 function literal(body, indent = "") {
   const lines = Object.entries(body).map(([name, value]) => {
     const inner = Array.isArray(value) ? listLiteral(value, indent + LITERAL_INDENT) : objectLiteral(value);
@@ -106,16 +107,17 @@ const listLiteral = (values, indent) =>
   values.length ? `[\n${values.map((value) => `${indent}${LITERAL_INDENT}${objectLiteral(value)}`).join(",\n")}\n${indent}]` : "[]";
 const objectLiteral = (value) => (value.text === undefined ? JSON.stringify(value) : `{"text": ${JSON.stringify(value.text)}}`);
 
-/** The body goes in by a quoted here-document: nothing in it is expanded, it may be of any length, and JSON has no line `JSON`. */
+/** Passes the body as a quoted here-document: the shell expands nothing in it, its length is unlimited, and no line of
+ * the body can be `JSON`, which would end it. */
 function curlOf(body) {
   const lines = [`curl -sS ${shellQuoted(rankingUrl())}`, "-H 'Content-Type: application/json'"];
-  if (keyIsWanted()) lines.push('-H "Authorization: Bearer $NVIDIA_API_KEY"');
+  if (keyIsRequired()) lines.push('-H "Authorization: Bearer $NVIDIA_API_KEY"');
   lines.push("--data-binary @- <<'JSON'");
   return `${lines.join(" \\\n  ")}\n${literal(body)}\nJSON\n`;
 }
 
 function pythonOf(body) {
-  const key = keyIsWanted();
+  const key = keyIsRequired();
   return [
     ...(key ? ["import os", ""] : []),
     "import httpx",
@@ -142,14 +144,14 @@ async function copySnippet() {
     await navigator.clipboard.writeText(snippet());
     button.textContent = "Copied";
   } catch {
-    getSelection().selectAllChildren($("snippet")); // over plain http, browsers let a page copy only from this machine
+    getSelection().selectAllChildren($("snippet")); // over plain http, browsers allow copying on localhost only
     button.textContent = "Selected";
   }
   announce(button.textContent);
   setTimeout(() => (button.textContent = "Copy"), 1600);
 }
 
-// ---- Rows: one a passage, kept by index, so that they can move
+// ---- Rows: one per passage, kept by index, so that they can be animated
 
 const rows = [];
 
@@ -195,7 +197,7 @@ function expand(parts, isWhole) {
   parts.more.textContent = isWhole ? "Show less" : "Show all";
 }
 
-/** Makes the rows those of `texts`. Those that stay keep their place on the page until `place` moves them. */
+/** Shows one row per text. Existing rows stay where they are until `place` reorders them. */
 function setRows(texts) {
   while (rows.length > texts.length) rows.pop().row.remove();
   texts.forEach((text, index) => {
@@ -208,26 +210,27 @@ function setRows(texts) {
     parts.index.textContent = `index ${index}`;
     if (!parts.row.isConnected) list.append(parts.row);
   });
-  offerWhole();
+  updateShowAll();
 }
 
-/** A "Show all" for the texts that are clamped. */
-function offerWhole() {
-  const clamped = rows.map(({ text }) => text.scrollHeight > text.clientHeight + 1); // read all, then write all
+/** Shows the button "Show all" for texts that are clamped. */
+function updateShowAll() {
+  // Reads all sizes before changing any row: one layout in place of one per row.
+  const clamped = rows.map(({ text }) => text.scrollHeight > text.clientHeight + 1);
   rows.forEach(({ text, more }, at) => {
     if (!text.classList.contains("whole")) more.hidden = !clamped[at];
   });
 }
 
-const isCalm = () => matchMedia("(prefers-reduced-motion: reduce)").matches;
+const prefersReducedMotion = () => matchMedia("(prefers-reduced-motion: reduce)").matches;
 
-/** Puts the rows in `order`, and lets those that can be seen glide there. */
+/** Reorders the rows, and animates those in view. */
 function place(order) {
   const before = rows.map(({ row }) => row.getBoundingClientRect().top);
   const focused = list.contains(document.activeElement) ? document.activeElement : null;
   list.replaceChildren(...order.map((index) => rows[index].row));
   focused?.focus({ preventScroll: true });
-  if (isCalm()) return;
+  if (prefersReducedMotion()) return;
   const after = rows.map(({ row }) => row.getBoundingClientRect().top);
   rows.forEach(({ row }, index) => {
     const by = before[index] - after[index];
@@ -247,12 +250,12 @@ function showPreview() {
   list.replaceChildren(...rows.map(({ row }) => row));
   setState("preview");
   $("ranking-title").textContent = "Preview";
-  $("summary").textContent = texts.length ? "in the order given" : "";
+  $("summary").textContent = texts.length ? "in the original order" : "";
 }
 
 const isShown = (texts) => texts.length === rows.length && texts.every(({ text }, at) => text === rows[at].text.textContent);
 
-function showRanking({ answer, timing, roundTrip, numCut, numUnscored }) {
+function showRanking({ answer, timing, roundTrip, numTruncated, numUnscored }) {
   const order = answer.rankings.map(({ index }) => index);
   const logits = answer.rankings.map(({ logit }) => logit);
   const low = Math.min(0, ...logits);
@@ -271,12 +274,12 @@ function showRanking({ answer, timing, roundTrip, numCut, numUnscored }) {
     parts.fill.style.setProperty("--from", `${(100 * (Math.min(0, logit) - low)) / width}%`);
     parts.fill.style.setProperty("--size", `${(100 * Math.abs(logit)) / width}%`);
   });
-  showLoss(numCut, numUnscored);
+  showLoss(numTruncated, numUnscored);
   place(order);
-  offerWhole();
+  updateShowAll();
   const title = $("ranking-title");
   title.textContent = "Ranking";
-  if (title.getBoundingClientRect().top > innerHeight) title.scrollIntoView({ behavior: isCalm() ? "instant" : "smooth" });
+  if (title.getBoundingClientRect().top > innerHeight) title.scrollIntoView({ behavior: prefersReducedMotion() ? "instant" : "smooth" });
   showTiming(timing, roundTrip);
   return summaryOf(order.length, answer.usage.total_tokens);
 }
@@ -290,21 +293,23 @@ function showMove(moved, by) {
   moved.append(arrow, element("span", "visually-hidden", words));
 }
 
-/** What the model has not seen of the passages. */
-function showLoss(numCut, numUnscored) {
+/** Says how many passages were truncated or not scored. */
+function showLoss(numTruncated, numUnscored) {
   const sentences = [];
-  if (numCut > numUnscored) {
-    const were = numCut - numUnscored === 1 ? "was" : "were";
-    sentences.push(`${counted(numCut - numUnscored, "passage")} ${were} cut: with the query, too long for the model's window.`);
+  if (numTruncated > numUnscored) {
+    const count = numTruncated - numUnscored;
+    const [were, exceed] = count === 1 ? ["was", "it exceeds"] : ["were", "they exceed"];
+    sentences.push(`${counted(count, "passage")} ${were} truncated: together with the query, ${exceed} the model's window.`);
   }
   if (numUnscored > 0) {
-    const [were, its] = numUnscored === 1 ? ["was", "its rank means"] : ["were", "their ranks mean"];
-    sentences.push(`${counted(numUnscored, "passage")} ${were} not scored: the query fills the window, so ${its} nothing.`);
+    const [were, its] = numUnscored === 1 ? ["was", "its rank is"] : ["were", "their ranks are"];
+    sentences.push(`${counted(numUnscored, "passage")} ${were} not scored: the query fills the model's window, so ${its} meaningless.`);
   }
   $("loss").textContent = sentences.join(" ");
 }
 
-/** W3C Server Timing, `name;dur=milliseconds, ...`; each stage is the slowest shard's, so they need not add up. */
+/** Parses W3C Server Timing, `name;dur=milliseconds, ...`. Each stage is that of the slowest shard, so the stages need
+ * not add up to the total. */
 function showTiming(header, roundTrip) {
   const stages = [...header.matchAll(/([\w-]+);dur=([\d.]+)/g)].map(([, name, dur]) => [name, Number(dur)]);
   const entries = [...stages, ["round trip", roundTrip]].map(([name, milliseconds]) => {
@@ -317,7 +322,7 @@ function showTiming(header, roundTrip) {
   $("timing").replaceChildren(...entries);
 }
 
-/** `preview`: passages in the order given. `ranked`. `stale`: ranked, but the form has changed since. */
+/** `preview`: passages in their original order. `ranked`. `stale`: ranked, but the form has changed since. */
 function setState(state) {
   list.dataset.state = state;
   $("columns").hidden = $("timing").hidden = $("loss").hidden = state === "preview";
@@ -336,7 +341,7 @@ function announce(words) {
   $("announcement").textContent = words;
 }
 
-// ---- Errors, where they belong
+// ---- Errors, shown at their fields
 
 function clearErrors() {
   for (const name of [...FIELDS, "key", "general"]) $(`${name}-error`).textContent = "";
@@ -350,19 +355,19 @@ function showRefusal(refusal) {
     words.set(field, [...(words.get(field) ?? []), msg]);
     if (field === "passages" && loc[2] in rows) rows[loc[2]].mark.textContent = "refused";
   }
-  const isGreeting = !keyIsWanted(); // nobody has done anything wrong yet: the form itself says what is wanted
+  const isFirstVisit = !keyIsRequired(); // no error yet: the form itself asks for the key
   if (words.has("key")) askForKey();
   for (const [field, messages] of words) {
-    if (field === "key" && isGreeting) continue;
+    if (field === "key" && isFirstVisit) continue;
     $(`${field}-error`).textContent = messages.join("\n");
     $(field)?.setAttribute("aria-invalid", "true");
   }
   $([...words.keys()].find((field) => field !== "general"))?.focus();
 }
 
-// ---- The key: in this tab's memory only
+// ---- The API key: kept in this tab's session storage only
 
-const keyIsWanted = () => !$("key-form").hidden;
+const keyIsRequired = () => !$("key-form").hidden;
 
 function askForKey() {
   sessionStorage.removeItem(KEY_NAME);
@@ -383,18 +388,18 @@ async function useKey(event) {
   clearErrors();
   const key = $("key").value.trim();
   if (!/^[\x21-\x7e]+$/.test(key)) {
-    showRefusal(new Refusal(401, { message: "A key has letters, digits and signs, and no spaces." }));
+    showRefusal(new Refusal(401, { message: "A key consists of letters, digits and symbols, without spaces." }));
     return;
   }
   sessionStorage.setItem(KEY_NAME, key);
   if (await loadModels()) {
     showKeyHeld();
-    announce("The key is accepted");
+    announce("API key accepted");
     query.focus();
   }
 }
 
-// ---- What happens when
+// ---- Actions
 
 async function loadModels() {
   try {
@@ -441,7 +446,7 @@ function setBusy(isBusy) {
 }
 
 function onEdit() {
-  running?.abort(); // what it would answer is no longer asked
+  running?.abort(); // its answer would be for the text before the edit
   $("count").textContent = counted(splitPassages().length, "passage");
   $("clear").textContent = query.value || passages.value ? "Clear" : "Fill in the example";
   showSnippet();
@@ -449,14 +454,14 @@ function onEdit() {
   else if (list.dataset.state === "ranked") markStale();
 }
 
-/** A ranking stays to be read while the next request is written, but not as if it were that one's. */
+/** Keeps the ranking readable while the next request is written, marked as that of the previous one. */
 function markStale() {
   setState("stale");
-  $("summary").textContent = "of the request before your changes";
+  $("summary").textContent = "of the previous request";
 }
 
 function clearOrFillIn() {
-  fillIn(query.value || passages.value ? { query: "", passages: [] } : EXAMPLE);
+  fillForm(query.value || passages.value ? { query: "", passages: [] } : EXAMPLE);
   clearErrors();
   showPreview();
   onEdit();
@@ -489,9 +494,9 @@ $("clear").addEventListener("click", clearOrFillIn);
 $("copy").addEventListener("click", copySnippet);
 for (const input of document.querySelectorAll('input[name="language"]')) input.addEventListener("change", showSnippet);
 document.addEventListener("keydown", onShortcut);
-addEventListener("resize", offerWhole);
+addEventListener("resize", updateShowAll);
 
-fillIn(EXAMPLE);
+fillForm(EXAMPLE);
 showPreview();
 onEdit();
 if (sessionStorage.getItem(KEY_NAME) !== null) showKeyHeld();

@@ -1,6 +1,6 @@
-"""The playground at `/`: four static files, read once, under a content security policy that lets nothing else in.
+"""The playground at `/`: four static files, read once, under a content security policy that allows nothing else.
 
-The page speaks the public API like any client; nothing here knows models, keys or rankings.
+The page uses the public API like any client, so nothing here knows models, keys or rankings.
 """
 
 import hashlib
@@ -20,18 +20,18 @@ _FILES = {
     "/playground/icon.svg": ("icon.svg", "image/svg+xml"),
 }
 _HEADERS = {
-    # `require-trusted-types-for`: the browser itself refuses to make HTML of a passage.
+    # `require-trusted-types-for`: the browser itself refuses to turn a passage into HTML.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
-    "Cache-Control": "no-cache",  # kept, but asked for again each time: a rolling update must not mix two versions
+    "Cache-Control": "no-cache",  # cached, but revalidated each time: a rolling update must not mix two versions
 }
 
 
 def playground_routes() -> list[BaseRoute]:
-    """Routes of the page. They are no part of the API, so its description does not list them."""
+    """Routes of the page. They are not part of the API, so the OpenAPI document does not list them."""
     folder = resources.files(__package__)
     files = [_file_route(path, (folder / name).read_bytes(), kind) for path, (name, kind) in _FILES.items()]
     return [*files, _BarePrefix()]
@@ -42,20 +42,20 @@ def _file_route(path: str, content: bytes, media_type: str) -> Route:
     headers = _HEADERS | {"ETag": etag}
 
     async def serve(request: Request) -> Response:
-        if _is_known(request.headers.get("if-none-match", ""), etag):
+        if _is_current(request.headers.get("if-none-match", ""), etag):
             return Response(status_code=304, headers=headers)
         return Response(content, headers=headers, media_type=media_type)
 
     return Route(path, serve)
 
 
-def _is_known(if_none_match: str, etag: str) -> bool:
-    """RFC 9110, 13.1.2: a list of tags, compared weakly, or `*`."""
+def _is_current(if_none_match: str, etag: str) -> bool:
+    """Whether the browser's copy is current. RFC 9110, 13.1.2: a list of tags, compared weakly, or `*`."""
     return any(tag.strip().removeprefix("W/") in (etag, "*") for tag in if_none_match.split(","))
 
 
 class _BarePrefix(BaseRoute):
-    """An application at `/keyed` is also asked for `/keyed`, from where the page's relative addresses lead astray."""
+    """Redirects `/prefix` to `/prefix/`, since the page's relative URLs do not resolve from the former."""
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         is_get = scope["type"] == "http" and scope["method"] in ("GET", "HEAD")
@@ -63,6 +63,6 @@ class _BarePrefix(BaseRoute):
         return (Match.FULL if is_bare else Match.NONE), {}
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # Relative, because a reverse proxy may have put a prefix of its own before ours.
+        # Relative, because a reverse proxy may add a prefix of its own before ours.
         last = scope["path"].rsplit("/", 1)[-1]
         await RedirectResponse(f"./{last}/")(scope, receive, send)

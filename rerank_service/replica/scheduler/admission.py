@@ -16,7 +16,15 @@ from typing import Any, NamedTuple
 from rerank_service.errors import QueueFull, WaitTooLong
 from rerank_service.replica.scheduler.fair_queue import PROTECTED, FairQueue, TokensDue
 
-__all__ = ["Activity", "Admission", "DrainRate", "Lateness", "batch_budget", "lateness", "may_launch"]
+__all__ = [
+    "Activity",
+    "Admission",
+    "DrainRate",
+    "Lateness",
+    "batch_budget",
+    "lateness",
+    "may_launch",
+]
 
 _PROMISED = 0.8
 """Share of its time in which a new request must be done. The rest is a reserve in case the speed was overestimated."""
@@ -92,26 +100,27 @@ class Activity:
     """Recent token rate of each caller: exponentially decayed counts of the tokens it offered."""
 
     def __init__(self) -> None:
-        self._tokens: dict[str, float] = {}  # as of `_at_s`
-        self._at_s = 0.0
+        self._counts: dict[str, tuple[float, float]] = {}  # tokens, and the time to which they are decayed
 
     def add(self, caller: str, num_tokens: int, now_s: float) -> None:
         """Counts tokens that a caller offered, whether they are accepted or not."""
-        self._decay(now_s)
-        self._tokens[caller] = self._tokens.get(caller, 0.0) + num_tokens
-        if len(self._tokens) > 2 * _MAX_CALLERS:
-            self._tokens = dict(heapq.nlargest(_MAX_CALLERS, self._tokens.items(), key=itemgetter(1)))
+        before, at_s = self._counts.get(caller, (0.0, now_s))
+        self._counts[caller] = before * math.exp((at_s - now_s) / _MEMORY_S) + num_tokens, now_s
+        if len(self._counts) > 2 * _MAX_CALLERS:
+            self.tokens_per_s(now_s)
+            self._counts = dict(heapq.nlargest(_MAX_CALLERS, self._counts.items(), key=itemgetter(1)))
 
     def tokens_per_s(self, now_s: float) -> dict[str, float]:
-        """The rate of each recently active caller."""
-        self._decay(now_s)
-        return {caller: num_tokens / _MEMORY_S for caller, num_tokens in self._tokens.items()}
-
-    def _decay(self, now_s: float) -> None:
-        if now_s > self._at_s:
-            factor = math.exp((self._at_s - now_s) / _MEMORY_S)
-            self._at_s = now_s
-            self._tokens = {caller: factor * num for caller, num in self._tokens.items() if factor * num > 1.0}
+        """The rate of each recently active caller; forgets the others."""
+        rates: dict[str, float] = {}
+        for caller, (num_tokens, at_s) in list(self._counts.items()):
+            decayed = num_tokens * math.exp((at_s - now_s) / _MEMORY_S)
+            if decayed > 1.0:
+                self._counts[caller] = decayed, now_s
+                rates[caller] = decayed / _MEMORY_S
+            else:
+                del self._counts[caller]
+        return rates
 
 
 class Lateness(NamedTuple):

@@ -1,1 +1,1 @@
-"""Files of pairs scored outside a service: planned in chunks, resumable, on Ray Data or in one process."""
+"""Scoring of files without a service: split into chunks, resumable, on Ray Data or in one process."""

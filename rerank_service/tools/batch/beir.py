@@ -1,15 +1,14 @@
-"""A BEIR folder with candidates from a TREC run or from qrels, as an input of pairs.
+"""BEIR folders as batch input: the pairs are named by a TREC run or by qrels.
 
-Passages are found through an index on disk, so that neither corpus nor candidates need fit in memory. Knows nothing
-of models or Ray. The layout is that of BEIR (arXiv 2104.08663): `corpus.jsonl` {_id, title, text}, `queries.jsonl`
-{_id, text}.
+Passages are looked up in an index on disk, so neither corpus nor candidates have to fit in memory. The layout is that
+of BEIR (arXiv 2104.08663): `corpus.jsonl` {_id, title, text}, `queries.jsonl` {_id, text}.
 """
 
 import json
 import sqlite3
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from rerank_service.errors import BatchError
 from rerank_service.tools.batch.records import Position, QueryRecord
@@ -21,25 +20,22 @@ CORPUS = "corpus.jsonl"
 QUERIES = "queries.jsonl"
 
 _PASSAGE_COLUMN = {3: 1, 4: 2, 6: 2}
-"""Which column names the passage, by the number of columns: BEIR's qrels, TREC's qrels, a TREC run."""
+"""Index of the column with the passage id, by number of columns: BEIR qrels, TREC qrels, TREC run."""
 _HEADERS = ("query-id", "query_id", "qid", "query")
 
 
-class Candidate:
+class Candidate(NamedTuple):
     """A line of a run or of qrels."""
 
-    __slots__ = ("passage_id", "position", "query_id", "value")
-
-    def __init__(self, position: Position, query_id: str, passage_id: str, value: str) -> None:
-        self.position = position
-        self.query_id = query_id
-        self.passage_id = passage_id
-        self.value = value
-        """The grade in qrels, the score in a run."""
+    position: Position
+    query_id: str
+    passage_id: str
+    value: str
+    """Relevance grade in qrels, score in a run."""
 
 
 def field(row: Mapping[str, Any], name: str, place: str) -> str:
-    """A field of a corpus or of queries. Raises `BatchError`."""
+    """A text field of a row. Raises `BatchError` if it is missing or not text."""
     value = row.get(name)
     if not isinstance(value, str):
         raise BatchError(f"{place}: {name} is {'missing' if value is None else 'not text'}")
@@ -47,12 +43,12 @@ def field(row: Mapping[str, Any], name: str, place: str) -> str:
 
 
 def passage_text(row: Mapping[str, Any], place: str) -> str:
-    """Title and text, as one."""
+    """Title and text of a passage, joined."""
     return f"{row.get('title') or ''} {field(row, 'text', place)}".strip()
 
 
 def candidates(path: Path, start: Position | None = None) -> Iterator[Candidate]:
-    """Lines of a TREC run (6 columns) or of qrels (4; or BEIR's 3, below a header)."""
+    """Lines of a TREC run (6 columns) or of qrels (4 columns; BEIR has 3, below a header), from `start` on."""
     with open_input(path) as file:
         lines = NumberedLines(file, path)
         lines.seek(start or lines.position)
@@ -69,14 +65,15 @@ def candidates(path: Path, start: Position | None = None) -> Iterator[Candidate]
             where = _PASSAGE_COLUMN.get(len(columns))
             if where is None:
                 raise BatchError(
-                    f"{path}, line {position.number}: {len(columns)} columns; a TREC run has 6, qrels 4 (BEIR 3)"
+                    f"{path}, line {position.number}: {len(columns)} columns, but a TREC run has 6 and qrels have 4 "
+                    "(BEIR: 3)"
                 )
             value = columns[4] if len(columns) == 6 else columns[-1]
             yield Candidate(position, columns[0], columns[where], value)
 
 
 def build_index(folder: Path, index: Path) -> None:
-    """Writes where every query and passage starts. Raises `BatchError` for a row without an id of its own."""
+    """Writes the position of every query and passage. Raises `BatchError` for a missing or repeated id."""
     index.unlink(missing_ok=True)
     with sqlite3.connect(index) as database:
         for table, name in (("queries", QUERIES), ("passages", CORPUS)):
@@ -87,12 +84,12 @@ def build_index(folder: Path, index: Path) -> None:
                 try:
                     database.execute(f"INSERT INTO {table} VALUES (?, ?, ?)", (field(row, "_id", place), *position))  # noqa: S608
                 except sqlite3.IntegrityError:
-                    raise BatchError(f"{place}: _id {row['_id']!r} was there before") from None
+                    raise BatchError(f"{place}: _id {row['_id']!r} occurs twice") from None
     database.close()
 
 
 class BeirCandidates:
-    """Pairs of a run or of qrels, in the order of its lines."""
+    """Pairs of a run or of qrels, in the order of the lines."""
 
     can_seek = True
 
@@ -120,11 +117,11 @@ class BeirCandidates:
 
 
 class _Table:
-    """Rows of a JSONL file by their ids; the last one is remembered, for candidates come query by query."""
+    """Rows of a JSONL file by id. The last row is cached, since candidates are usually grouped by query."""
 
     def __init__(self, database: sqlite3.Connection, name: str, file: BinaryIO) -> None:
         self._database = database
-        self._statement = f"SELECT place FROM {name} WHERE id = ?"  # noqa: S608 - names are ours
+        self._statement = f"SELECT place FROM {name} WHERE id = ?"  # noqa: S608 - the table name is a constant of this file
         self._file = file
         self._last: tuple[str, dict[str, Any]] | None = None
 
@@ -132,7 +129,7 @@ class _Table:
         if self._last is None or self._last[0] != identifier:
             found = self._database.execute(self._statement, (identifier,)).fetchone()
             if found is None:
-                raise BatchError(f"{place} {identifier!r} is not in the folder")
+                raise BatchError(f"{place} {identifier!r} is not in the BEIR folder")
             self._file.seek(found[0])
             self._last = (identifier, json.loads(self._file.readline().decode("utf-8-sig")))
         return self._last[1]

@@ -1,9 +1,8 @@
-"""One process's part of a job: an engine and an open input, chunk in, scored lines out. No Ray, no output."""
+"""Scores chunks of a job in one process: an engine and an open input; a chunk in, scored lines out."""
 
 import json
 import resource
 import sys
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from operator import attrgetter
@@ -22,7 +21,7 @@ __all__ = ["ChunkScorer", "ScoredChunk", "ScoringTask", "peak_memory_bytes"]
 
 @dataclass(frozen=True)
 class ScoringTask:
-    """All that a process needs to score chunks of a job."""
+    """Everything a process needs to score chunks of a job."""
 
     files: InputFiles
     model: ModelConfig
@@ -30,25 +29,25 @@ class ScoringTask:
 
 
 class ScoredChunk(NamedTuple):
-    """What a chunk has become."""
+    """A chunk's scores."""
 
     chunk: int
-    """Its index."""
+    """Index of the chunk."""
     lines: bytes
-    """One JSON object a pair, in the input's order: query_id, passage_id, logit."""
+    """One JSON object per pair, in the order of the input: query_id, passage_id, logit."""
     num_tokens: int
     num_truncated: int
-    """Pairs of which a part was not scored."""
+    """Pairs longer than the window, part of which was not scored."""
     num_unscored: int
-    """Pairs, among the truncated ones, of which no token of the passage was scored."""
+    """Truncated pairs whose query fills the window, so that no token of the passage was scored."""
     engine: str
-    """That scored it: kind, device and precision."""
+    """Kind, device and precision of the engine."""
     peak_memory_bytes: int
-    """Of the process, so far."""
+    """Peak memory of the process so far."""
 
 
 class ChunkScorer:
-    """Loads the model when made. Raises `CheckpointError`, and `BatchError` for an input it cannot open."""
+    """Loads the model in its constructor. Raises `CheckpointError`, and `BatchError` for an unreadable input."""
 
     def __init__(self, task: ScoringTask, num_cpus: float | None = None) -> None:
         self._reader = ChunkReader(open_source(task.files))
@@ -58,17 +57,19 @@ class ChunkScorer:
         self._batch_tokens = task.model.batching.max_batch_tokens
 
     def score(self, chunk: Chunk) -> ScoredChunk:
-        """Raises `BatchError` naming the line of a pair that cannot be scored."""
-        from rerank_service.engine.score_all import score_passages  # torch takes seconds; `load_engine` has them by now
+        """Raises `BatchError` with the line of a pair that cannot be scored."""
+        # Imported here because it imports torch, which only the loaded engine has paid for.
+        from rerank_service.engine.score_all import score_passages
 
         pairs = self._reader.read(chunk)
+        by_query = ((query, [pair.passage for pair in group]) for query, group in groupby(pairs, attrgetter("query")))
         try:
-            encoded, logits = score_passages(self._engine, _by_query(pairs), self._fitting, self._batch_tokens)
+            encoded, logits = score_passages(self._engine, by_query, self._fitting, self._batch_tokens)
         except PairTooLong as error:
             number = pairs[error.index].number
             raise BatchError(
-                f"{self._path}, line {number}: the pair has {error.num_tokens} tokens and the window "
-                f"{error.max_tokens}; --truncate END cuts it"
+                f"{self._path}, line {number}: the pair has {error.num_tokens} tokens, the window has "
+                f"{error.max_tokens}; use --truncate END to truncate it"
             ) from None
         except NonFiniteLogit as error:
             number = pairs[error.first].number
@@ -89,14 +90,9 @@ class ChunkScorer:
 
 
 def peak_memory_bytes() -> int:
-    """Most memory this process has held so far."""
+    """Peak memory of this process so far."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _by_query(pairs: Sequence[TextPair]) -> Iterator[tuple[str, list[str]]]:
-    for query, group in groupby(pairs, key=attrgetter("query")):
-        yield query, [pair.passage for pair in group]
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS reports bytes, Linux KiB
 
 
 def _line(pair: TextPair, logit: float) -> bytes:

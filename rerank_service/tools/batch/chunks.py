@@ -1,4 +1,4 @@
-"""Cuts an input into chunks of a fixed number of pairs, and reads one of them. Knows nothing of models or Ray."""
+"""Splits an input into chunks of a fixed number of pairs, and reads single chunks."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -9,31 +9,36 @@ from rerank_service.tools.batch.records import Position, Source, TextPair, pairs
 
 __all__ = ["Chunk", "ChunkPlan", "ChunkReader", "plan_chunks"]
 
+_REPORTED_RECORDS = 10_000
+"""Records between two reports of progress."""
+
 
 @dataclass(frozen=True)
 class Chunk:
-    """Pairs that are scored, kept and resumed as one."""
+    """Pairs that are scored, saved and resumed together."""
 
     index: int
     first_pair: int
-    """Number of its first pair in the whole input, from 0."""
+    """Index of its first pair in the whole input."""
     num_pairs: int
     start: Position
-    """Of the record with its first pair."""
+    """Position of the record that contains its first pair."""
     skip_pairs: int
-    """Pairs of that record that belong to the chunk before."""
+    """Pairs of that record that belong to the previous chunk."""
 
 
 @dataclass(frozen=True)
 class ChunkPlan:
-    """All chunks of an input, in its order."""
+    """All chunks of an input, in order."""
 
     num_pairs: int
     chunks: tuple[Chunk, ...]
 
 
-def plan_chunks(source: Source, chunk_pairs: int, on_record: Callable[[Position], None] = lambda _: None) -> ChunkPlan:
-    """Reads and checks the whole input once. Raises `BatchError` for the first row that is wrong, or for no row."""
+def plan_chunks(
+    source: Source, chunk_pairs: int, on_progress: Callable[[Position], None] = lambda _: None
+) -> ChunkPlan:
+    """Reads and checks the whole input once. Raises `BatchError` for the first invalid row, or for an empty input."""
     starts: list[tuple[Position, int]] = []
     num_pairs = 0
     for record in source.records():
@@ -41,7 +46,8 @@ def plan_chunks(source: Source, chunk_pairs: int, on_record: Callable[[Position]
         for first in range(-(-num_pairs // chunk_pairs) * chunk_pairs, end, chunk_pairs):
             starts.append((record.position, first - num_pairs))
         num_pairs = end
-        on_record(record.position)
+        if record.position.number % _REPORTED_RECORDS == 0:
+            on_progress(record.position)
     if num_pairs == 0:
         raise BatchError(f"{source.files[-1]} has no pairs")
     chunks = (
@@ -52,7 +58,7 @@ def plan_chunks(source: Source, chunk_pairs: int, on_record: Callable[[Position]
 
 
 class ChunkReader:
-    """Reads chunks, cheapest in their order."""
+    """Reads chunks; reading them in order is cheapest."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
@@ -60,7 +66,7 @@ class ChunkReader:
         self._next_pair: int | None = None
 
     def read(self, chunk: Chunk) -> list[TextPair]:
-        """Raises `BatchError` if the input has become shorter."""
+        """Pairs of a chunk. Raises `BatchError` if the input has become shorter."""
         ahead = None if self._next_pair is None else chunk.first_pair - self._next_pair
         if ahead is None or ahead < 0 or (ahead > 0 and self._source.can_seek):
             self._pairs = pairs_of(self._source.records(chunk.start))
@@ -68,5 +74,5 @@ class ChunkReader:
         pairs = list(islice(self._pairs, ahead, ahead + chunk.num_pairs))
         self._next_pair = chunk.first_pair + chunk.num_pairs
         if len(pairs) != chunk.num_pairs:
-            raise BatchError(f"{self._source.files[-1]} has changed: chunk {chunk.index} is not all there")
+            raise BatchError(f"{self._source.files[-1]} has changed: chunk {chunk.index} is incomplete")
         return pairs

@@ -1,7 +1,7 @@
-"""A job from its files to its output: plan or resume, score what is missing, join. Knows no engine and no Ray.
+"""A batch job from input to output: plan or resume, score the missing chunks, join the parts.
 
-A resumed job goes on only where input, model and settings are those it was begun with, so that its output is the
-one of an undisturbed run.
+A job resumes only with the input, model and settings it was started with, so that its output equals that of an
+uninterrupted run. How chunks are scored is up to the caller.
 """
 
 import hashlib
@@ -18,23 +18,22 @@ from rerank_service.tools.batch.outputs import check_output, write_output
 from rerank_service.tools.batch.parts import Parts, whole_file
 from rerank_service.tools.batch.records import Position
 from rerank_service.tools.batch.sources import open_source
+from rerank_service.tools.progress import ReportProgress
 
-__all__ = ["BatchJob", "Progress", "Summary", "prepare"]
+__all__ = ["BatchJob", "Summary", "prepare"]
 
 _FORMAT = 1
-"""Of the manifest and the parts; a job of another one cannot be resumed."""
+"""Version of the manifest and the parts; a job of another version cannot be resumed."""
 _READ_BYTES = 1 << 20
 _MODEL_SETTINGS: Any = {"id": True, "checkpoint": {"source", "revision", "sha256"}, "window_tokens": True}
 
-Progress = Callable[[str, int, int], None]
-"""Called with what is done, how much of it, and how much there is in all."""
 ScoreChunks = Callable[[Iterable[Chunk]], Iterator[ScoredChunk]]
-"""Scores chunks in any order."""
+"""Scores chunks, in any order."""
 
 
 @dataclass
 class Summary:
-    """What a run of the command did; what runs before it did is in `num_resumed_pairs`."""
+    """Result of one run of the command; `num_resumed_pairs` were scored by earlier runs."""
 
     num_pairs: int
     num_resumed_pairs: int
@@ -47,7 +46,7 @@ class Summary:
 
 
 class BatchJob:
-    """A planned job whose folder is locked."""
+    """A planned job in a locked folder."""
 
     def __init__(self, output: Path, parts: Parts, plan: ChunkPlan, manifest: dict[str, Any]) -> None:
         self._output = output
@@ -59,12 +58,19 @@ class BatchJob:
         num_missing = sum(chunk.num_pairs for chunk in self.missing)
         self.summary = Summary(plan.num_pairs, plan.num_pairs - num_missing, engine=manifest["engine"])
 
-    def score(self, scorer: ScoreChunks, progress: Progress) -> None:
-        """Scores what is missing and keeps each chunk as it comes. Raises `BatchError` for two kinds of engine."""
+    def score(self, scorer: ScoreChunks, progress: ReportProgress) -> None:
+        """Scores the missing chunks and saves each one. Raises `BatchError` if workers use different engines."""
         summary = self.summary
         progress("scored", summary.num_resumed_pairs, summary.num_pairs)
         for scored in scorer(self.missing):
-            self._same_engine(scored.engine)
+            if summary.engine is None:
+                summary.engine = self._manifest["engine"] = scored.engine
+                self._parts.write_manifest(self._manifest)
+            elif scored.engine != summary.engine:
+                raise BatchError(
+                    f"earlier chunks were scored by {summary.engine!r}, this one by {scored.engine!r}, whose logits "
+                    "differ: set --dtype and use a device that every machine of the job has"
+                )
             self._parts.write(scored.chunk, scored.lines)
             summary.num_scored_pairs += self._plan.chunks[scored.chunk].num_pairs
             summary.num_tokens += scored.num_tokens
@@ -73,24 +79,14 @@ class BatchJob:
             summary.peak_worker_memory_bytes = max(summary.peak_worker_memory_bytes, scored.peak_memory_bytes)
             progress("scored", summary.num_resumed_pairs + summary.num_scored_pairs, summary.num_pairs)
 
-    def finish(self, progress: Progress, keep_parts: bool = False) -> None:
-        """Joins the parts into the output, which appears whole, then removes them."""
+    def finish(self, progress: ReportProgress, keep_parts: bool = False) -> None:
+        """Joins the parts into the output, atomically, then removes the parts."""
         with whole_file(self._output) as file:
             write_output(self._output, self._counted(progress), file)
         if not keep_parts:
             self._parts.remove()
 
-    def _same_engine(self, engine: str) -> None:
-        if self.summary.engine is None:
-            self.summary.engine = self._manifest["engine"] = engine
-            self._parts.write_manifest(self._manifest)
-        elif engine != self.summary.engine:
-            raise BatchError(
-                f"chunks so far were scored by {self.summary.engine!r}, the next by {engine!r}, whose logits differ: "
-                "name --dtype and a device that all machines of the job have"
-            )
-
-    def _counted(self, progress: Progress) -> Iterator[bytes]:
+    def _counted(self, progress: ReportProgress) -> Iterator[bytes]:
         for number, line in enumerate(self._parts.lines(self._plan.chunks), 1):
             yield line
             if number % 10_000 == 0 or number == self._plan.num_pairs:
@@ -98,39 +94,34 @@ class BatchJob:
 
 
 def prepare(
-    task: ScoringTask, output: Path, parts: Parts, chunk_pairs: int, progress: Progress, overwrite: bool = False
+    task: ScoringTask, output: Path, parts: Parts, chunk_pairs: int, progress: ReportProgress, overwrite: bool = False
 ) -> BatchJob:
-    """Plans a job, or finds the one that was begun in `parts`. Raises `BatchError` for an input, output or settings
-    that do not fit."""
+    """Plans a new job, or resumes the one in `parts`. Raises `BatchError` for an invalid input or output, or for
+    settings that differ from those of the job to resume."""
     check_output(output)
     source = open_source(task.files)
     settings = _settings(task, chunk_pairs, source.files, progress)
     manifest = parts.manifest()
     if manifest is not None:
         _check_same(manifest["settings"], settings, parts.folder)
-        return BatchJob(output, parts, _plan_from(manifest), manifest)
+        chunks = (
+            Chunk(index, index * chunk_pairs, num_pairs, Position(offset, number), skip)
+            for index, (offset, number, skip, num_pairs) in enumerate(manifest["chunks"])
+        )
+        return BatchJob(output, parts, ChunkPlan(manifest["num_pairs"], tuple(chunks)), manifest)
     if output.exists() and not overwrite:
-        raise BatchError(f"{output} is there already; --force replaces it")
+        raise BatchError(f"{output} already exists; --force replaces it")
     parts.clear()
     if task.files.path.is_dir():
         build_index(task.files.path, parts.index)
-    plan = plan_chunks(source, chunk_pairs, _reports(progress, source.extent))
+    plan = plan_chunks(source, chunk_pairs, lambda position: progress("read", position.offset, source.extent))
     manifest = {"settings": settings, "engine": None, "num_pairs": plan.num_pairs}
     manifest["chunks"] = [[*chunk.start, chunk.skip_pairs, chunk.num_pairs] for chunk in plan.chunks]
     parts.write_manifest(manifest)
     return BatchJob(output, parts, plan, manifest)
 
 
-def _plan_from(manifest: Mapping[str, Any]) -> ChunkPlan:
-    chunk_pairs = manifest["settings"]["chunk_pairs"]
-    chunks = (
-        Chunk(index, index * chunk_pairs, num_pairs, Position(offset, number), skip)
-        for index, (offset, number, skip, num_pairs) in enumerate(manifest["chunks"])
-    )
-    return ChunkPlan(manifest["num_pairs"], tuple(chunks))
-
-
-def _settings(task: ScoringTask, chunk_pairs: int, files: tuple[Path, ...], progress: Progress) -> dict[str, Any]:
+def _settings(task: ScoringTask, chunk_pairs: int, files: tuple[Path, ...], progress: ReportProgress) -> dict[str, Any]:
     model = task.model.model_dump(mode="json", include=_MODEL_SETTINGS)
     engine = task.model.engine.model_dump(mode="json", exclude={"num_threads", "cuda_graphs", "passage_cache_bytes"})
     folder = Path(task.model.checkpoint.source).expanduser() if task.model.checkpoint.is_folder else None
@@ -146,8 +137,8 @@ def _settings(task: ScoringTask, chunk_pairs: int, files: tuple[Path, ...], prog
     }
 
 
-def _digest(path: Path, progress: Progress) -> str:
-    """SHA-256 of a file, read a piece at a time."""
+def _digest(path: Path, progress: ReportProgress) -> str:
+    """SHA-256 of a file, read in pieces."""
     digest = hashlib.sha256()
     try:
         total = path.stat().st_size
@@ -165,7 +156,7 @@ def _check_same(begun: Mapping[str, Any], wanted: Mapping[str, Any], folder: Pat
     if changed:
         details = ", ".join(_difference(name, begun.get(name), wanted[name]) for name in changed)
         raise BatchError(
-            f"{folder} was begun with something else: {details}. Give the command as it was, or delete that folder"
+            f"{folder} contains a job with other settings: {details}. Repeat the original command, or delete the folder"
         )
 
 
@@ -176,11 +167,3 @@ def _difference(name: str, begun: Any, wanted: Any) -> str:
             return f"{name.replace('_', ' ')} ({', '.join(keys)} changed)"
         return ", ".join(f"{key} {begun.get(key)!r} instead of {wanted.get(key)!r}" for key in keys)
     return f"{name} {begun!r} instead of {wanted!r}"
-
-
-def _reports(progress: Progress, total: int) -> Callable[[Position], None]:
-    def report(position: Position) -> None:
-        if position.number % 10_000 == 0:
-            progress("read", position.offset, total)
-
-    return report

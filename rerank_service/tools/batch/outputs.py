@@ -1,4 +1,4 @@
-"""Joins scored lines into one file: JSONL, CSV, Parquet or a TREC run. Knows nothing of how they were scored."""
+"""Writes scored lines to one file: JSONL, CSV, Parquet or a TREC run."""
 
 import codecs
 import csv
@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from itertools import groupby, islice
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from rerank_service.errors import BatchError
 from rerank_service.messages import rank_by_logit
@@ -21,19 +21,20 @@ Lines = Iterator[bytes]
 
 
 def check_output(path: Path) -> None:
-    """Raises `BatchError` for a suffix that stands for no format, or a folder."""
+    """Raises `BatchError` for an unknown suffix or for a folder, and `ImportError` if pyarrow is missing for
+    Parquet."""
     if path.suffix.lower() not in _WRITERS:
         raise BatchError(f"{path} ends with none of {', '.join(OUTPUT_SUFFIXES)}")
     if path.is_dir():
         raise BatchError(f"{path} is a folder")
     if path.suffix.lower() == ".parquet":
-        import pyarrow  # noqa: F401 - missing, it should be missed now rather than when all is scored
+        import pyarrow  # noqa: F401 - fail before scoring, not after
 
 
 def write_output(path: Path, lines: Lines, file: IO[bytes]) -> None:
-    """Writes what the suffix of `path` stands for, in constant memory.
+    """Writes the format that the suffix of `path` names, in constant memory.
 
-    A run is grouped by query, passages by logit descending; its queries' ids alone are kept in memory.
+    A TREC run is grouped by query, with passages by descending logit; only hashes of query ids stay in memory.
     """
     _WRITERS[path.suffix.lower()](lines, file)
 
@@ -66,20 +67,19 @@ def _write_run(lines: Lines, file: IO[bytes]) -> None:
     for query_id, group in groupby(map(json.loads, lines), key=lambda row: row["query_id"]):
         if hash(query_id) in seen:
             raise BatchError(
-                f"query {query_id!r} comes in several places of the input, so a TREC run cannot rank its passages: "
-                "ask for JSONL, or sort the input by query"
+                f"query {query_id!r} occurs in several places of the input, so a TREC run cannot rank its passages: "
+                "write JSONL instead, or sort the input by query"
             )
         seen.add(hash(query_id))
         rows = list(group)
         for rank, index in enumerate(rank_by_logit([row["logit"] for row in rows]), 1):
-            file.write(_run_line(query_id, rows[index], rank))
-
-
-def _run_line(query_id: str, row: dict[str, Any], rank: int) -> bytes:
-    for name in (query_id, row["passage_id"]):
-        if not name or any(map(str.isspace, name)):
-            raise BatchError(f"{name!r} has spaces, which a TREC run cannot hold: ask for JSONL")
-    return f"{query_id} Q0 {row['passage_id']} {rank} {row['logit']!r} {_RUN_TAG}\n".encode()
+            passage_id, logit = rows[index]["passage_id"], rows[index]["logit"]
+            for name in (query_id, passage_id):
+                if len(name.split()) != 1 or name != name.strip():
+                    raise BatchError(
+                        f"{name!r} contains spaces, which a TREC run cannot represent: write JSONL instead"
+                    )
+            file.write(f"{query_id} Q0 {passage_id} {rank} {logit!r} {_RUN_TAG}\n".encode())
 
 
 _WRITERS: dict[str, Callable[[Lines, IO[bytes]], None]] = {

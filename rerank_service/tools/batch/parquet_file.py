@@ -1,4 +1,4 @@
-"""Parquet files, read a part of a row group at a time. Knows nothing of what rows mean; needs pyarrow."""
+"""Parquet files, read in parts of a row group. Needs pyarrow, of the extra `batch`."""
 
 from collections.abc import Iterator
 from itertools import accumulate
@@ -17,9 +17,9 @@ _ROWS_AT_A_TIME = 1_024
 
 
 class ParquetFile:
-    """Columns of text, or a column with lists of it."""
+    """Columns of text, or a column of lists of text."""
 
-    can_seek = False  # rows before a position are decoded with it
+    can_seek = False  # the rows before a position in its row group are decoded as well
 
     def __init__(self, path: Path) -> None:
         self._path = path

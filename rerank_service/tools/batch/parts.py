@@ -1,7 +1,6 @@
-"""The folder of a job that is under way: its manifest, one file a scored chunk, a lock.
+"""Folder of an unfinished job: a manifest, one file per scored chunk, a lock.
 
-Every file appears whole or not at all: it is written beside its place, flushed to the disk, then renamed. Knows
-nothing of models or Ray.
+Files are written atomically: to a temporary name, flushed to disk, then renamed.
 """
 
 import fcntl
@@ -26,21 +25,21 @@ _OURS = re.compile(rf"{_MANIFEST}|{_LOCK}|index\.sqlite(-journal)?|\d{{9}}\.json
 
 
 class Parts:
-    """As a context, it holds the folder's lock: a second job on the same output is refused with `BatchError`.
+    """As a context manager, it holds the folder's lock; a second job on the same output fails with `BatchError`.
 
-    A job that fails before its first chunk is scored leaves nothing, unless it goes on with one that was begun before.
+    A new job that fails before its first chunk is scored removes the folder.
     """
 
     def __init__(self, output: Path) -> None:
         self.folder = output.with_name(output.name + ".parts")
         self._lock: IO[str] | None = None
         self._new_folders: list[Path] = []
-        """Folders that this job made, the innermost first."""
+        """Folders that this job created, innermost first."""
         self._was_begun = False
 
     @property
     def index(self) -> Path:
-        """Of a BEIR folder's passages."""
+        """Index of a BEIR folder's queries and passages."""
         return self.folder / "index.sqlite"
 
     def __enter__(self) -> Self:
@@ -54,7 +53,7 @@ class Parts:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             self._lock.close()
-            raise BatchError(f"another process is working on {self.folder}") from None
+            raise BatchError(f"another process is using {self.folder}") from None
         self._was_begun = self._is_begun
         return self
 
@@ -63,7 +62,7 @@ class Parts:
     ) -> None:
         if self._lock is None:
             return
-        is_interrupted = isinstance(error, KeyboardInterrupt)  # its plan is kept, if there is one
+        is_interrupted = isinstance(error, KeyboardInterrupt)  # a plan took time to make: keep it
         if error and not self._was_begun and not self.done() and not (is_interrupted and self._is_begun):
             self.remove()
             for folder in self._new_folders[1:]:
@@ -76,13 +75,15 @@ class Parts:
         return (self.folder / _MANIFEST).exists()
 
     def manifest(self) -> dict[str, Any] | None:
-        """What the job was begun with; null before that."""
+        """Settings and plan of the job; null if there is no job yet."""
         try:
             manifest: dict[str, Any] = json.loads((self.folder / _MANIFEST).read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
         except ValueError as error:
-            raise BatchError(f"{self.folder / _MANIFEST} is not what was written there ({error})") from None
+            raise BatchError(
+                f"{self.folder / _MANIFEST} is damaged ({error}); delete the folder to start again"
+            ) from None
         return manifest
 
     def write_manifest(self, manifest: dict[str, Any]) -> None:
@@ -90,16 +91,17 @@ class Parts:
             file.write(json.dumps(manifest).encode())
 
     def done(self) -> set[int]:
-        """Chunks whose part is there."""
+        """Indices of the chunks that are already scored."""
         return {int(found[1]) for path in self.folder.iterdir() if (found := _PART.fullmatch(path.name))}
 
     def write(self, index: int, lines: bytes) -> None:
-        """Keeps a scored chunk; after this returns, no crash loses it."""
+        """Saves a scored chunk; once this returns, it survives a crash."""
         with whole_file(self._part(index)) as file:
             file.write(lines)
 
     def lines(self, chunks: Sequence[Chunk]) -> Iterator[bytes]:
-        """Of all parts, in order. Raises `BatchError` unless each has exactly the lines of its chunk."""
+        """Lines of all parts, in order. Raises `BatchError` if a part has more or fewer lines than its chunk has
+        pairs."""
         for chunk in chunks:
             path = self._part(chunk.index)
             num_lines = 0
@@ -109,18 +111,18 @@ class Parts:
                     yield line
             if num_lines != chunk.num_pairs:
                 raise BatchError(
-                    f"{path} has {num_lines} lines instead of {chunk.num_pairs}: delete it and start again"
+                    f"{path} has {num_lines} lines instead of {chunk.num_pairs}: delete it and run the command again"
                 )
 
     def clear(self) -> None:
-        """Removes what this class and its job wrote, the manifest first: without it the rest is no job."""
+        """Removes the files of the job, the manifest first: without a manifest, remaining files are ignored."""
         (self.folder / _MANIFEST).unlink(missing_ok=True)
         for path in self.folder.iterdir():
             if _OURS.fullmatch(path.name) and path.name != _LOCK:
                 path.unlink()
 
     def remove(self) -> None:
-        """`clear`, then the folder itself if nothing else is in it."""
+        """Removes the files of the job, and the folder unless it contains other files."""
         self.clear()
         (self.folder / _LOCK).unlink()
         if not any(self.folder.iterdir()):
@@ -132,7 +134,7 @@ class Parts:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file that takes its place when the block ends without an error, and is on the disk then."""
+    """A file that replaces `path` atomically when the block succeeds, flushed to disk."""
     unfinished = path.with_name(path.name + ".unfinished")
     try:
         with unfinished.open("wb") as file:
@@ -142,7 +144,7 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
         unfinished.replace(path)
         folder = os.open(path.parent, os.O_RDONLY)
         try:
-            os.fsync(folder)  # the rename too
+            os.fsync(folder)  # makes the rename durable
         finally:
             os.close(folder)
     except OSError as error:

@@ -1,7 +1,7 @@
-"""Chunks scored by a pool of actors under Ray Data, on this machine or a cluster. The one file here that knows Ray.
+"""Scores chunks with a pool of Ray Data actors, on this machine or on a cluster.
 
-Only the numbers of chunks go to the actors and only scored lines come back: each actor reads its own part of the
-input, which every node must see under the same path, as everywhere in Ray Data.
+Actors receive positions and return scored lines. Each actor reads the input itself, so every node needs the input
+under the same path, as usual with Ray Data.
 """
 
 import logging
@@ -26,7 +26,7 @@ __all__ = ["PoolOptions", "ray_session", "score_on_ray"]
 
 @dataclass(frozen=True)
 class PoolOptions:
-    """How many scorers there are, and what Ray sets aside for each."""
+    """Number of workers, and the resources that Ray reserves for each."""
 
     num_workers: int
     num_cpus: float
@@ -34,8 +34,8 @@ class PoolOptions:
 
     @classmethod
     def for_cluster(cls, task: ScoringTask, num_workers: int | None) -> "PoolOptions":
-        """Of the running session: a worker a GPU where there are GPUs and the model may use one, else a worker for
-        each `replica.num_cpus`."""
+        """Options for the running session: one worker per GPU if the cluster has GPUs and the model may use them, else
+        one worker per `replica.num_cpus` CPUs."""
         resources = ray.cluster_resources()
         replica = task.model.replica
         wants_gpu = task.model.engine.device != "cpu" and resources.get("GPU", 0) >= 1
@@ -43,15 +43,18 @@ class PoolOptions:
         fit = [resources.get("CPU", 1) // replica.num_cpus] if replica.num_cpus else []
         fit += [resources.get("GPU", 0) / num_gpus] if num_gpus else []
         if num_gpus and not resources.get("GPU"):
-            raise BatchError(f"model {task.model.id} is configured for {num_gpus:g} GPUs a replica, and there is none")
+            raise BatchError(
+                f"model {task.model.id} is configured for {num_gpus:g} GPUs per replica, but the cluster has no GPU"
+            )
         return cls(num_workers or max(1, int(min(fit, default=1))), replica.num_cpus, num_gpus)
 
 
 @contextmanager
 def ray_session(address: str | None) -> Iterator[None]:
-    """A Ray of our own, ended afterwards; or the cluster at `address`. Never one that happens to run here."""
+    """A new local Ray session, ended afterwards, or the cluster at `address`; never a session that already runs
+    here."""
     set_ray_environment(os.environ)
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it writes over the progress bar
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its output would overwrite the progress bar
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
@@ -63,7 +66,7 @@ def ray_session(address: str | None) -> Iterator[None]:
                 logging_level=logging.ERROR,
             )
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise BatchError(f"cannot reach a Ray cluster at {address}: {error}") from None
+        raise BatchError(f"cannot connect to a Ray cluster at {address}: {error}") from None
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -74,7 +77,7 @@ def ray_session(address: str | None) -> Iterator[None]:
 
 
 def score_on_ray(task: ScoringTask, chunks: Iterable[Chunk], pool: PoolOptions) -> Iterator[ScoredChunk]:
-    """In the order in which they get ready. Raises `BatchError` with the words of a worker that failed."""
+    """Scored chunks, as they become ready. Raises `BatchError` with the message of a worker's error."""
     rows = [_row(chunk) for chunk in chunks]
     scored = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         _ScoreBatch,
@@ -91,7 +94,7 @@ def score_on_ray(task: ScoringTask, chunks: Iterable[Chunk], pool: PoolOptions) 
 
 
 class _ScoreBatch:
-    """Hands our errors back as words: what Ray Data raises for them has their text, in a traceback, but not them."""
+    """Returns errors as text in the row: Ray Data wraps a raised exception and loses its type."""
 
     def __init__(self, task: ScoringTask, num_cpus: float) -> None:
         self._task = task
@@ -113,7 +116,7 @@ class _ScoreBatch:
 
 @contextmanager
 def _silent_stderr() -> Iterator[None]:
-    """Ray's C++ announces its own log level there; what is wrong comes as an exception."""
+    """Ray's C++ code prints its log level to stderr; errors arrive as exceptions."""
     kept = os.dup(2)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)

@@ -1,7 +1,4 @@
-"""What a job reads, one query with its passages at a time, and how a row becomes that.
-
-Knows field names and what is wrong with a row; nothing of files, models or Ray.
-"""
+"""Records of a batch input, a query with its passages each, and how a row is parsed into one."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,18 +9,18 @@ from rerank_service.errors import BatchError
 __all__ = ["FIELDS", "Position", "QueryRecord", "Source", "TextPair", "pairs_of", "parse_record"]
 
 FIELDS = ("query_id", "query", "passage_id", "passage", "passage_ids", "passages")
-"""Everything a row may tell; its other columns are left alone."""
+"""Fields that are read from a row; other columns are ignored."""
 
-_SHAPES = "a row has query and passage, or query and a list of passages"
+_SHAPES = "a row needs query and passage, or query and a list of passages"
 
 
 class Position(NamedTuple):
-    """Where a record starts: enough to go on reading there."""
+    """Where a record starts; reading can resume there."""
 
     offset: int
-    """In bytes; in rows for Parquet."""
+    """Offset in bytes; in rows for Parquet."""
     number: int
-    """Line of a text file, row of a Parquet file, from 1."""
+    """Line of a text file or row of a Parquet file, counted from 1."""
 
 
 class QueryRecord(NamedTuple):
@@ -40,7 +37,7 @@ class TextPair(NamedTuple):
     """A query with one passage."""
 
     number: int
-    """Of its record."""
+    """Line or row of its record."""
     query_id: str
     query: str
     passage_id: str
@@ -52,34 +49,34 @@ class Source(Protocol):
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """Whose bytes are the input."""
+        """Files whose bytes make up the input."""
         ...
 
     @property
     def can_seek(self) -> bool:
-        """Whether starting at a later record costs nothing."""
+        """Whether reading can start at a later record without reading the records before it."""
         ...
 
     @property
     def extent(self) -> int:
-        """Of the file that is read in order: what `Position.offset` comes to at its end."""
+        """`Position.offset` at the end of the file that is read in order."""
         ...
 
     def records(self, start: Position | None = None) -> Iterator[QueryRecord]:
-        """In the order of the input, from `start` on. Raises `BatchError` with file, line and field."""
+        """Records in order, from `start` on. Raises `BatchError` with file, line and field."""
         ...
 
 
 def pairs_of(records: Iterator[QueryRecord]) -> Iterator[TextPair]:
-    """One at a time, in order."""
+    """Pairs of the records, in order."""
     for position, query_id, query, passage_ids, passages in records:
         for passage_id, passage in zip(passage_ids, passages, strict=True):
             yield TextPair(position.number, query_id, query, passage_id, passage)
 
 
 def parse_record(row: Mapping[str, Any], position: Position, path: Path) -> QueryRecord:
-    """A row of either shape. Without a `query_id`, the query goes by its row's number; without ids, passages by
-    their index from 0, as in the API."""
+    """Parses a row of either shape. The default `query_id` is the row's number, the default `passage_id` the passage's
+    index from 0, as in the API."""
     parse = _RowParser(row, f"{path}, line {position.number}")
     query_id = parse.identifier("query_id", str(position.number))
     query = parse.text("query")
@@ -132,5 +129,5 @@ class _RowParser:
         if value is None or value == "":
             return default
         if isinstance(value, bool) or not isinstance(value, str | int):
-            raise BatchError(f"{self._place}: {name} is neither text nor a whole number")
+            raise BatchError(f"{self._place}: {name} is neither text nor an integer")
         return str(value)

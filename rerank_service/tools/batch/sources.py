@@ -1,4 +1,4 @@
-"""Which source reads an input. What it is asked for travels to other processes; what is open does not."""
+"""Opens an input by its suffix. `InputFiles` is sent to other processes, which open the input themselves."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,34 +15,34 @@ INPUT_SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 
 @dataclass(frozen=True)
 class InputFiles:
-    """An input by its paths."""
+    """Paths of an input."""
 
     path: Path
     """A file of rows, or a BEIR folder."""
     candidates: Path | None
-    """With a folder: the run or qrels that name its pairs."""
+    """For a BEIR folder: the TREC run or qrels that name the pairs."""
     index: Path
-    """Where a folder's index is."""
+    """For a BEIR folder: its index."""
 
 
 def open_source(files: InputFiles) -> Source:
-    """Raises `BatchError` for what is none of the inputs known here."""
+    """Raises `BatchError` for an unsupported input."""
     if files.path.is_dir():
         return _folder(files)
     if files.candidates is not None:
-        raise BatchError(f"{files.path} is not a BEIR folder, so --candidates has nothing to look up")
+        raise BatchError(f"{files.path} is not a BEIR folder, so --candidates does not apply")
     if not files.path.exists():
-        raise BatchError(f"cannot read {files.path}: there is no such file")
+        raise BatchError(f"cannot read {files.path}: no such file")
     match files.path.suffix.lower():
         case ".jsonl" | ".ndjson":
             return JsonlFile(files.path)
         case ".csv" | ".tsv":
             return CsvFile(files.path)
         case ".parquet":
-            from rerank_service.tools.batch.parquet_file import ParquetFile  # pyarrow comes with the extra `batch`
+            from rerank_service.tools.batch.parquet_file import ParquetFile  # imports pyarrow, of the extra `batch`
 
             return ParquetFile(files.path)
-    raise BatchError(f"{files.path} ends with none of {', '.join(INPUT_SUFFIXES)}, and is not a BEIR folder")
+    raise BatchError(f"{files.path} ends with none of {', '.join(INPUT_SUFFIXES)} and is not a BEIR folder")
 
 
 def _folder(files: InputFiles) -> Source:
@@ -50,7 +50,9 @@ def _folder(files: InputFiles) -> Source:
     if missing:
         raise BatchError(f"{files.path} is not a BEIR folder: it has no {' and no '.join(missing)}")
     if files.candidates is None:
-        raise BatchError(f"{files.path} is a BEIR folder: --candidates names the TREC run or qrels with its pairs")
+        raise BatchError(
+            f"{files.path} is a BEIR folder: --candidates must name a TREC run or qrels with the pairs to score"
+        )
     if not files.candidates.is_file():
-        raise BatchError(f"cannot read {files.candidates}: there is no such file")
+        raise BatchError(f"cannot read {files.candidates}: no such file")
     return BeirCandidates(files.path, files.candidates, files.index)

@@ -1,4 +1,4 @@
-"""JSONL, CSV and TSV files, read line by line from any record on. Knows nothing of what rows mean."""
+"""JSONL, CSV and TSV files, read line by line from any record on."""
 
 import csv
 import json
@@ -11,11 +11,11 @@ from rerank_service.tools.batch.records import Position, QueryRecord, parse_reco
 
 __all__ = ["CsvFile", "JsonlFile", "NumberedLines", "json_rows"]
 
-csv.field_size_limit(1 << 30)  # its own bound of 131,072 characters is less than a long passage
+csv.field_size_limit(1 << 30)  # the default of 131,072 characters is less than a long passage
 
 
 class NumberedLines:
-    """Lines of a UTF-8 file, with the position of the next one."""
+    """Lines of a UTF-8 file, and the position of the next line."""
 
     def __init__(self, file: BinaryIO, path: Path) -> None:
         self._file = file
@@ -42,7 +42,7 @@ class NumberedLines:
 
 
 def json_rows(path: Path, start: Position | None = None) -> Iterator[tuple[Position, dict[str, Any]]]:
-    """Objects of a JSONL file, each with its position; empty lines are passed over."""
+    """Objects of a JSONL file, each with its position; empty lines are skipped."""
     with open_input(path) as file:
         lines = NumberedLines(file, path)
         lines.seek(start or lines.position)
@@ -63,7 +63,7 @@ def json_rows(path: Path, start: Position | None = None) -> Iterator[tuple[Posit
 
 
 def open_input(path: Path) -> BinaryIO:
-    """Raises `BatchError` where the operating system refuses."""
+    """Opens a file. Raises `BatchError` if it cannot be read."""
     try:
         return path.open("rb")
     except OSError as error:
@@ -71,7 +71,7 @@ def open_input(path: Path) -> BinaryIO:
 
 
 class JsonlFile:
-    """One JSON object a line."""
+    """One JSON object per line."""
 
     can_seek = True
 
@@ -86,7 +86,7 @@ class JsonlFile:
 
 
 class CsvFile:
-    """A header line, then one pair a row; rows may span lines between quotes."""
+    """A header line, then one pair per row; quoted fields may span lines."""
 
     can_seek = True
 
@@ -102,13 +102,15 @@ class CsvFile:
             _, header = next(self._rows(lines), (None, []))
             for name in ("query", "passage"):
                 if name not in header:
-                    raise BatchError(f"{self._path}, line 1: no column {name}; it has {', '.join(header) or 'none'}")
+                    raise BatchError(
+                        f"{self._path}, line 1: no column {name}; the header has {', '.join(header) or 'no columns'}"
+                    )
             if start is not None:
                 lines.seek(start)
             for position, row in self._rows(lines):
                 if len(row) != len(header):
                     raise BatchError(
-                        f"{self._path}, line {position.number}: {len(row)} columns, and the header has {len(header)}"
+                        f"{self._path}, line {position.number}: {len(row)} columns, but the header has {len(header)}"
                     )
                 yield parse_record(dict(zip(header, row, strict=True)), position, self._path)
 

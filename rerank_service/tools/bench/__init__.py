@@ -1,1 +1,1 @@
-"""Measurements of speed that a user can repeat: engines in this process, and services over HTTP."""
+"""Speed of engines on this machine, and of running services under load."""

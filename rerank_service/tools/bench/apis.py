@@ -1,7 +1,4 @@
-"""How reranking servers are asked, and how their scores are read back as logits in the request's order.
-
-Knows nothing of connections: a `RankingApi` makes bodies and reads replies.
-"""
+"""Request and reply formats of reranking servers: makes request bodies and reads logits in the order of the request."""
 
 import json
 import math
@@ -14,7 +11,7 @@ __all__ = ["INFINITY", "NIM", "PLAIN", "VLLM", "PreparedRequest", "RankingApi", 
 
 @dataclass(frozen=True)
 class PreparedRequest:
-    """A request ready to be sent, so that making it costs nothing while the clock runs."""
+    """A serialised request, so that no time is spent on it during a measurement."""
 
     body: bytes
     num_passages: int
@@ -22,31 +19,32 @@ class PreparedRequest:
 
 @dataclass(frozen=True)
 class RankingApi:
-    """One way to ask for a ranking."""
+    """Request and reply format of a server."""
 
     path: str
     fields: Callable[[str, Sequence[str]], dict[str, Any]]
-    """Query and passages -> the JSON body."""
+    """Makes the JSON body from query and passages."""
 
     read: Callable[[dict[str, Any]], list[tuple[int, float]]]
-    """The JSON answer -> passage index and logit of each row, in any order."""
+    """Reads passage index and logit of each row of the JSON reply, in any order."""
 
     note: str | None = None
-    """What a reader of the logits must know."""
+    """Remark for readers of the logits."""
 
     def request(self, query: str, passages: Sequence[str], **fields: Any) -> PreparedRequest:
-        """`fields` are added to the body, for instance the model."""
+        """A request; `fields` are added to the body, for instance the model."""
         body = self.fields(query, passages) | fields
         return PreparedRequest(json.dumps(body).encode(), len(passages))
 
     def logits(self, answer: bytes, num_passages: int) -> list[float]:
-        """Logits `[num_passages]` in the request's order; `ValueError` if they are not of exactly its passages."""
+        """Logits `[num_passages]` in the order of the request. Raises `ValueError` unless each passage has exactly
+        one."""
         try:
             rows = sorted(self.read(json.loads(answer)))
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a reply of this API: {answer[:200]!r}") from error
         if [index for index, _ in rows] != list(range(num_passages)):
-            raise ValueError(f"{len(rows)} scores for {num_passages} passages, or some twice")
+            raise ValueError(f"{len(rows)} scores for {num_passages} passages, or a passage with several")
         return [logit for _, logit in rows]
 
 
@@ -56,12 +54,12 @@ def sigmoid_scores(api: RankingApi) -> RankingApi:
     def read(answer: dict[str, Any]) -> list[tuple[int, float]]:
         return [(index, _inverse_sigmoid(score)) for index, score in api.read(answer)]
 
-    note = "answers probabilities; logits are their inverse sigmoid"
+    note = "returns probabilities; logits are their inverse sigmoid"
     return RankingApi(api.path, api.fields, read, note)
 
 
 def _inverse_sigmoid(score: float) -> float:
-    """Infinite for a probability that was rounded to 0 or 1."""
+    """Logit of a probability; infinite for one that was rounded to 0 or 1."""
     if 0 < score < 1:
         return math.log(score / (1 - score))
     return math.copysign(math.inf, score - 0.5)
@@ -71,42 +69,30 @@ def _nim_fields(query: str, passages: Sequence[str]) -> dict[str, Any]:
     return {"query": {"text": query}, "passages": [{"text": passage} for passage in passages]}
 
 
-def _nim_rows(answer: dict[str, Any]) -> list[tuple[int, float]]:
-    return [(row["index"], row["logit"]) for row in answer["rankings"]]
+def _nim_rows(reply: dict[str, Any]) -> list[tuple[int, float]]:
+    return [(row["index"], row["logit"]) for row in reply["rankings"]]
 
 
-def _cohere_fields(query: str, passages: Sequence[str]) -> dict[str, Any]:
-    return {"query": query, "documents": list(passages)}
-
-
-def _infinity_fields(query: str, passages: Sequence[str]) -> dict[str, Any]:
-    return _cohere_fields(query, passages) | {"raw_scores": True}
-
-
-def _vllm_fields(query: str, passages: Sequence[str]) -> dict[str, Any]:
-    return _cohere_fields(query, passages) | {"use_activation": False}
-
-
-def _cohere_rows(answer: dict[str, Any]) -> list[tuple[int, float]]:
-    return [(row["index"], row["relevance_score"]) for row in answer["results"]]
-
-
-def _plain_fields(query: str, passages: Sequence[str]) -> dict[str, Any]:
-    return {"query": query, "passages": list(passages)}
-
-
-def _plain_rows(answer: dict[str, Any]) -> list[tuple[int, float]]:
-    return list(enumerate(answer["logits"]))
+def _cohere_api(extra: dict[str, Any]) -> RankingApi:
+    return RankingApi(
+        "/rerank",
+        lambda query, passages: {"query": query, "documents": list(passages), **extra},
+        lambda reply: [(row["index"], row["relevance_score"]) for row in reply["results"]],
+    )
 
 
 NIM = RankingApi("/v1/ranking", _nim_fields, _nim_rows)
-"""This service, and NVIDIA's."""
+"""This service and NVIDIA's."""
 
-INFINITY = RankingApi("/rerank", _infinity_fields, _cohere_rows)
-"""infinity-emb, asked for raw scores."""
+INFINITY = _cohere_api({"raw_scores": True})
+"""infinity-emb, with raw scores."""
 
-VLLM = RankingApi("/rerank", _vllm_fields, _cohere_rows)
-"""vLLM, asked for raw scores."""
+VLLM = _cohere_api({"use_activation": False})
+"""vLLM, with raw scores."""
 
-PLAIN = RankingApi("/rank", _plain_fields, _plain_rows)
+PLAIN = RankingApi(
+    "/rank",
+    lambda query, passages: {"query": query, "passages": list(passages)},
+    lambda reply: list(enumerate(reply["logits"])),
+)
 """The small servers in `benchmarks/peers/servers`."""

@@ -1,13 +1,13 @@
-"""Engines against the bare forward pass of the same weights, in CPU-seconds.
+"""CPU time of engines, compared with the bare forward pass of the same weights.
 
-Bare is transformers as it comes: float32, length-sorted, padded, batches of 32, the same threads, no tokenising,
-no scoring beyond the model. Repeats of all contenders alternate, so that other work on the machine meets each.
+The bare pass is unmodified transformers: float32, sorted by length, padded, batches of 32, the same threads, without
+tokenising. Repeats of all contenders alternate, so that other work on the machine affects each of them.
 """
 
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -15,28 +15,28 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from transformers import BertForSequenceClassification, BertModel, LlamaConfig, LlamaModel
+from transformers import BertConfig, BertForSequenceClassification, BertModel, LlamaConfig, LlamaModel
 from transformers.utils import logging as transformers_logging
 
 from rerank_service.checkpoints.resolve import resolve_checkpoint
 from rerank_service.config import CheckpointConfig, Dtype, EngineConfig, ModelConfig
 from rerank_service.engine import Engine, Truncate, load_engine
 from rerank_service.engine.device.precision import multiplies_int8
-from rerank_service.engine.linear.cpu import can_pack
+from rerank_service.engine.linear.packed import can_pack
 from rerank_service.engine.loading import native_config, read_model_config
 from rerank_service.engine.score_all import score_all
 from rerank_service.engine.text.tokenise import load_tokenizer
-from rerank_service.tools.bench.checkpoint import ENCODER, bare_forward, make_classifier
-from rerank_service.tools.bench.workload import QUERY, Lengths, draw_lengths, make_passages
+from rerank_service.tools.bench.workload import ENCODER, QUERY, Lengths, draw_lengths, make_passages
 from rerank_service.tools.random_checkpoints.make import Architecture, make_checkpoint
 
-__all__ = ["EngineFigures", "bench_engines"]
+__all__ = ["EngineFigures", "bare_forward", "bench_engines", "make_classifier"]
 
 _BATCH_TOKENS = 4096
+_BARE_BATCH = 32
 
 
 class EngineFigures(NamedTuple):
-    """One engine in one precision."""
+    """Figures of an engine in one precision."""
 
     engine: str
     dtype: str
@@ -46,7 +46,7 @@ class EngineFigures(NamedTuple):
     pairs_per_s: float
     tokens_per_s: float
     max_logit_error: float
-    """Largest difference from the same engine in float32."""
+    """Largest difference from the logits of the same engine in float32."""
 
 
 class _BenchedEngine(NamedTuple):
@@ -56,7 +56,7 @@ class _BenchedEngine(NamedTuple):
 
 
 def bench_engines(lengths: Lengths, num_pairs: int, repeats: int, num_threads: int | None) -> Iterator[EngineFigures]:
-    """Figures of every engine in float32 and, where the processor has them, bfloat16 and int8."""
+    """Figures of every engine in float32 and, if the processor supports them, bfloat16 and int8."""
     with _contenders() as contenders:
         for contender in contenders:
             yield from _bench(contender, lengths, num_pairs, repeats, num_threads)
@@ -95,7 +95,7 @@ def _bench(
 
 
 def _alternate(runs: dict[str, Callable[[], None]], repeats: int) -> tuple[dict[str, float], dict[str, float]]:
-    """Median CPU-seconds and wall seconds of each run; the first round only warms up."""
+    """Median CPU-seconds and wall-clock seconds of each run; the first round is a warm-up."""
     cpu_s: dict[str, list[float]] = {name: [] for name in runs}
     wall_s: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(repeats + 1):
@@ -119,27 +119,47 @@ def _checkpoint(contender: _BenchedEngine) -> CheckpointConfig:
 
 @contextmanager
 def _contenders() -> Iterator[list[_BenchedEngine]]:
-    """The encoder of the embedded model, alone and with a random head, and a small bidirectional Llama."""
+    """The embedded model's encoder, alone and with a random head, and a small bidirectional Llama."""
     transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()  # tensors that a bare model leaves over are no news
+    transformers_logging.set_verbosity_error()  # unused tensors of a bare model are expected
     with tempfile.TemporaryDirectory(prefix="rerank-bench-") as folder:
         encoder = resolve_checkpoint(CheckpointConfig(source=ENCODER))
         classifier = make_classifier(encoder, Path(folder) / "classifier")
         llama = make_checkpoint(Path(folder) / "llama", Architecture.LLAMA_BIDIREC, "small", dtype="float32")
+        bare_encoder = BertModel.from_pretrained(encoder, add_pooling_layer=False).eval()
         yield [
             _BenchedEngine(
                 "sequence_classifier", classifier, BertForSequenceClassification.from_pretrained(classifier).eval()
             ),
-            _BenchedEngine("late_interaction", ENCODER, _bare_encoder(encoder)),
+            _BenchedEngine("late_interaction", ENCODER, bare_encoder),
             _BenchedEngine("bidirectional_decoder", llama, _bare_llama(llama)),
         ]
-
-
-def _bare_encoder(folder: Path) -> Any:
-    return BertModel.from_pretrained(folder, add_pooling_layer=False).eval()
 
 
 def _bare_llama(folder: Path) -> Any:
     config = native_config(LlamaConfig, read_model_config(folder))
     config.is_causal = False
     return LlamaModel.from_pretrained(folder, config=config, key_mapping={r"^model\.": ""}).eval()
+
+
+def make_classifier(encoder: Path, folder: Path) -> Path:
+    """Writes a cross-encoder with the embedded model's encoder and a random head, for measuring speed only."""
+    torch.manual_seed(0)
+    config = BertConfig.from_pretrained(encoder, num_labels=1)
+    model = BertForSequenceClassification(config)
+    model.bert.load_state_dict(BertModel.from_pretrained(encoder).state_dict())
+    model.save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_bytes((encoder / name).read_bytes())
+    return folder
+
+
+@torch.inference_mode()
+def bare_forward(model: Any, sequences: Sequence[Any]) -> None:
+    """Runs an unmodified transformers model over token ids: sorted by length, padded, in batches of 32."""
+    ordered = sorted(sequences, key=len)
+    for start in range(0, len(ordered), _BARE_BATCH):
+        batch = [torch.from_numpy(ids.astype(np.int64)) for ids in ordered[start : start + _BARE_BATCH]]
+        lengths = torch.tensor([len(ids) for ids in batch])
+        mask = (torch.arange(int(lengths.max())) < lengths[:, None]).long()
+        model(torch.nn.utils.rnn.pad_sequence(batch, batch_first=True), attention_mask=mask)

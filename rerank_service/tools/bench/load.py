@@ -1,7 +1,4 @@
-"""A closed loop of clients: each sends its next request as soon as the answer to its last is there.
-
-It measures whatever answers HTTP; it knows no API and no model.
-"""
+"""Closed-loop load over HTTP: each client sends its next request as soon as the previous one is answered."""
 
 import asyncio
 import time
@@ -17,18 +14,18 @@ from rerank_service.tools.bench.apis import PreparedRequest
 __all__ = ["LoadRun", "Reply", "post", "run_load"]
 
 _TIMEOUT_S = 600
-"""Of one request: far above any server's own limit."""
+"""Timeout of a request, far above any server's own limit."""
 
 _JSON = {"Content-Type": "application/json"}
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What became of one request."""
+    """Reply to a request."""
 
     num_passages: int
     status: int | None
-    """Null if the connection failed."""
+    """HTTP status; null if the connection failed."""
 
     latency_s: float
     body: bytes
@@ -40,19 +37,19 @@ class Reply:
 
 @dataclass(frozen=True)
 class LoadRun:
-    """All answers of one run, in the order of the requests."""
+    """All replies of a run, in the order of the requests."""
 
     answers: list[Reply]
     wall_s: float
 
     @property
     def failures(self) -> dict[str, int]:
-        """Count by status; `no answer` where there was none."""
+        """Number of failed requests by status; `no answer` for failed connections."""
         return dict(Counter(str(answer.status or "no answer") for answer in self.answers if not answer.is_ok))
 
     @property
     def num_passages(self) -> int:
-        """Of the requests that were answered."""
+        """Passages of the answered requests."""
         return sum(answer.num_passages for answer in self.answers if answer.is_ok)
 
     @property
@@ -60,11 +57,12 @@ class LoadRun:
         return self.num_passages / self.wall_s
 
     def latency_s(self, percentile: float) -> float | None:
-        """Of the requests that were answered; null if none was."""
-        return _percentile([answer.latency_s for answer in self.answers if answer.is_ok], percentile)
+        """Percentile of the latency of answered requests; null if none was answered."""
+        latencies = [answer.latency_s for answer in self.answers if answer.is_ok]
+        return float(np.percentile(latencies, percentile)) if latencies else None
 
     def median_s_by_passages(self) -> dict[int, float]:
-        """Median latency of the answered requests of each size, smallest first."""
+        """Median latency of answered requests by number of passages, smallest first."""
         latencies: dict[int, list[float]] = defaultdict(list)
         for answer in self.answers:
             if answer.is_ok:
@@ -75,7 +73,7 @@ class LoadRun:
 async def run_load(
     url: str, requests: Sequence[PreparedRequest], num_clients: int, headers: Mapping[str, str] | None = None
 ) -> LoadRun:
-    """Sends all requests to `url`, in order, `num_clients` at a time; a failed one is counted, not repeated."""
+    """Sends all requests to `url`, in order, from `num_clients` clients. Failed requests are counted, not repeated."""
     answers: list[Reply | None] = [None] * len(requests)
     pending = iter(enumerate(requests))
     limits = httpx.Limits(max_connections=num_clients)
@@ -88,7 +86,7 @@ async def run_load(
 
 
 async def post(client: httpx.AsyncClient, url: str, request: PreparedRequest) -> Reply:
-    """One request; a failed connection is an answer too."""
+    """Sends a request; a failed connection gives a reply without a status."""
     started = time.perf_counter()
     try:
         response = await client.post(url, content=request.body, headers=_JSON)
@@ -105,7 +103,3 @@ async def _client(
 ) -> None:
     for index, request in pending:
         answers[index] = await post(client, url, request)
-
-
-def _percentile(values: Sequence[float], percentile: float) -> float | None:
-    return float(np.percentile(values, percentile)) if values else None

@@ -1,20 +1,25 @@
-"""Figures of one load run against a server, and their medians over repeats."""
+"""Figures of a load run against a server, their medians over repeats, and CPU time of a process tree."""
 
 import asyncio
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from rerank_service.tools.bench.apis import PreparedRequest
 from rerank_service.tools.bench.load import LoadRun, run_load
 
-__all__ = ["LoadFigures", "measure_load", "median_figures"]
+if TYPE_CHECKING:
+    import psutil
+
+__all__ = ["LoadFigures", "cpu_seconds", "measure_load", "median_figures", "process_tree"]
 
 
 @dataclass(frozen=True)
 class LoadFigures:
-    """Of the requests that were answered; null where there was none."""
+    """Figures of the answered requests; null if none was answered."""
 
     num_clients: int
     num_requests: int
@@ -23,13 +28,13 @@ class LoadFigures:
     p99_s: float | None
     passages_per_s: float
     cpu_s_per_1k_passages: float | None
-    """Of the server's whole process tree; null also where its process is not known."""
+    """CPU of the server's process tree; null also if its process is unknown."""
 
     p50_s_by_passages: dict[int, float]
-    """By passages of a request."""
+    """Median latency by number of passages per request."""
 
     failures: dict[str, int]
-    """Count by status."""
+    """Number of failed requests by status."""
 
 
 def measure_load(
@@ -39,10 +44,10 @@ def measure_load(
     pid: int | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> tuple[LoadFigures, LoadRun]:
-    """Runs the load once. `pid` is the server's first process."""
-    before = _cpu_seconds(pid)
+    """Sends the requests once. `pid` is the root process of the server."""
+    before = cpu_seconds(pid) if pid is not None else 0.0
     run = asyncio.run(run_load(url, requests, num_clients, headers))
-    used = _cpu_seconds(pid) - before
+    used = cpu_seconds(pid) - before if pid is not None else 0.0
     figures = LoadFigures(
         num_clients=num_clients,
         num_requests=len(requests),
@@ -58,27 +63,22 @@ def measure_load(
 
 
 def median_figures(repeats: Sequence[LoadFigures]) -> LoadFigures:
-    """Median of each figure over repeats of one load; failures are added up."""
+    """Median of each figure over repeats of a load; failures are summed."""
     failures: Counter[str] = Counter()
     for figures in repeats:
         failures.update(figures.failures)
     sizes = sorted({size for figures in repeats for size in figures.p50_s_by_passages})
-    return LoadFigures(
-        num_clients=repeats[0].num_clients,
-        num_requests=repeats[0].num_requests,
-        p50_s=_median([figures.p50_s for figures in repeats]),
-        p95_s=_median([figures.p95_s for figures in repeats]),
-        p99_s=_median([figures.p99_s for figures in repeats]),
-        passages_per_s=statistics.median(figures.passages_per_s for figures in repeats),
-        cpu_s_per_1k_passages=_median([figures.cpu_s_per_1k_passages for figures in repeats]),
-        p50_s_by_passages={
-            size: statistics.median(
-                figures.p50_s_by_passages[size] for figures in repeats if size in figures.p50_s_by_passages
-            )
-            for size in sizes
-        },
-        failures=dict(failures),
-    )
+    medians: dict[str, Any] = {
+        name: _median([getattr(figures, name) for figures in repeats])
+        for name in ("p50_s", "p95_s", "p99_s", "passages_per_s", "cpu_s_per_1k_passages")
+    }
+    by_size = {
+        size: statistics.median(
+            figures.p50_s_by_passages[size] for figures in repeats if size in figures.p50_s_by_passages
+        )
+        for size in sizes
+    }
+    return replace(repeats[0], **medians, p50_s_by_passages=by_size, failures=dict(failures))
 
 
 def _median(values: Sequence[float | None]) -> float | None:
@@ -86,9 +86,29 @@ def _median(values: Sequence[float | None]) -> float | None:
     return statistics.median(known) if known else None
 
 
-def _cpu_seconds(pid: int | None) -> float:
-    if pid is None:
-        return 0.0
-    from rerank_service.tools.bench.cpu_time import cpu_seconds  # psutil comes with the extra `bench`
+def cpu_seconds(pid: int) -> float:
+    """User and system CPU-seconds of a process and all its descendants so far; 0 if the process has ended.
 
-    return cpu_seconds(pid)
+    A child that ended counts towards its parent once the parent has waited for it, so the difference of two calls
+    includes processes that started and ended in between.
+    """
+    return sum(map(_cpu_seconds_of, process_tree(pid)))
+
+
+def process_tree(pid: int) -> "list[psutil.Process]":
+    """A process and all its descendants; empty if the process has ended."""
+    import psutil  # comes with the extra `bench`
+
+    with suppress(psutil.NoSuchProcess):
+        root = psutil.Process(pid)
+        return [root, *root.children(recursive=True)]
+    return []
+
+
+def _cpu_seconds_of(process: "psutil.Process") -> float:
+    import psutil
+
+    with suppress(psutil.NoSuchProcess):
+        times = process.cpu_times()
+        return float(times.user + times.system + times.children_user + times.children_system)
+    return 0.0

@@ -1,7 +1,7 @@
-"""How long a small request waits behind a big one.
+"""Measures how long a small request waits behind a large one.
 
-The big one is sent first, the small one while it is being worked on. A server that takes requests one after the
-other makes the small one wait for nearly all of the big one; a fair one lets it through.
+The small request is sent while the large one is being processed. A server that handles requests one after the other
+delays it by nearly the whole time of the large request; a fair server does not.
 """
 
 import asyncio
@@ -24,17 +24,17 @@ _TIMEOUT_S = 600
 
 @dataclass(frozen=True)
 class SmallBehindBig:
-    """One probe, in seconds."""
+    """Latencies of one probe, in seconds."""
 
     small_alone_s: float
-    """Median latency of the small request while the server is idle."""
+    """Median latency of the small request on an idle server."""
 
     small_s: float
     big_s: float
 
     @property
     def wait_share(self) -> float | None:
-        """Wait of the small request as a share of the big one's time; null if the big one was over before."""
+        """Wait of the small request as a share of the large one's time; null if the large one finished first."""
         if self.big_s <= _HEAD_START_S:
             return None
         return max(0.0, self.small_s - self.small_alone_s) / self.big_s
@@ -43,7 +43,7 @@ class SmallBehindBig:
 async def probe_small_behind_big(
     url: str, big: PreparedRequest, small: PreparedRequest, headers: Mapping[str, str] | None = None
 ) -> SmallBehindBig:
-    """Sends `small` 0.2 s after `big`. Raises `RuntimeError` if either is not answered."""
+    """Sends `small` 0.2 s after `big`. Raises `RuntimeError` if either fails."""
     async with httpx.AsyncClient(headers=headers, timeout=_TIMEOUT_S) as client:
         alone = [_latency_s(await post(client, url, small)) for _ in range(_IDLE_REPEATS)]
         running = asyncio.create_task(post(client, url, big))
@@ -55,5 +55,7 @@ async def probe_small_behind_big(
 
 def _latency_s(answer: Reply) -> float:
     if not answer.is_ok:
-        raise RuntimeError(f"the probe's request of {answer.num_passages} passages was answered {answer.status}")
+        raise RuntimeError(
+            f"the probe's request with {answer.num_passages} passages failed: {answer.status or 'no connection'}"
+        )
     return answer.latency_s

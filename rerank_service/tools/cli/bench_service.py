@@ -1,6 +1,7 @@
 """`rerank-service bench service`: measures a running service under load."""
 
 import json
+from dataclasses import asdict
 from typing import Any
 
 import typer
@@ -42,7 +43,7 @@ def bench_service_command(
         headers={"Authorization": f"Bearer {key}"} if key else None,
     )
     try:
-        figures = bench_service(load).as_json()
+        figures = asdict(bench_service(load))
     except (CheckpointError, RuntimeError) as error:
         raise fail(str(error)) from None
     if as_json:

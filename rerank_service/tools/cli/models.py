@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 from rich.table import Column, Table
 
-from rerank_service.checkpoints.cache import cached_folder
+from rerank_service.checkpoints.pull import cached_folder
 from rerank_service.checkpoints.resolve import PACKAGED_CHECKPOINTS
 from rerank_service.tools.catalogue import CATALOGUE, KnownModel
 from rerank_service.tools.catalogue.fit import Fit, Machine, fit, gigabytes

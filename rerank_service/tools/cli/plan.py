@@ -4,6 +4,7 @@ simulates."""
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -76,7 +77,7 @@ def plan(
     loss = Loss(regions, start_s, failover_s) if regions > 1 else None
     found = _search(demand, loss, price_per_gpu_hour)
     if as_json:
-        typer.echo(json.dumps(found.as_json()))
+        typer.echo(json.dumps(asdict(found)))
         return
     stdout.print(_table(found, passages, tokens))
     stdout.print(*_notes(found), sep="\n", highlight=False, soft_wrap=True)

@@ -7,9 +7,8 @@ from typing import Annotated
 
 import typer
 
-from rerank_service.checkpoints.pull import pull
+from rerank_service.checkpoints.pull import Fetched, pull
 from rerank_service.checkpoints.resolve import PACKAGED_CHECKPOINTS
-from rerank_service.checkpoints.snapshot import Fetched
 from rerank_service.errors import CheckpointError
 from rerank_service.tools.catalogue import known_model
 from rerank_service.tools.cli.console import fail

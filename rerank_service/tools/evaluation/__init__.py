@@ -1,1 +1,1 @@
-"""Ranking quality of models on judged queries, beside BM25 and beside what is published."""
+"""Ranking quality of models on judged queries, compared with BM25 and with published figures."""

@@ -1,11 +1,7 @@
-"""A folder of judged queries in memory. Knows nothing of models.
-
-`corpus.jsonl`, `queries.jsonl` and qrels as in BEIR (arXiv 2104.08663).
-"""
+"""Judged queries and their corpus in memory, read from a BEIR folder (arXiv 2104.08663)."""
 
 from collections import defaultdict
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 from rerank_service.errors import BatchError
@@ -19,45 +15,40 @@ _QRELS = ("qrels.tsv", "qrels/test.tsv", "qrels.txt", "qrels.trec")
 
 @dataclass(frozen=True)
 class Collection:
-    """Judged queries over a corpus; every query has at least one relevant passage."""
+    """Judged queries over a corpus. Every query has at least one relevant passage."""
 
     name: str
     passages: dict[str, str]
     queries: dict[str, str]
     relevance: dict[str, dict[str, int]]
-    """Grades, by query id and passage id."""
+    """Relevance grades, by query id and passage id."""
 
     @property
     def brings_candidates(self) -> bool:
-        """Whether the judged passages of each query are what is to be ranked."""
+        """Whether each query has several judged passages, which are then its candidates."""
         return all(len(self.relevance[query_id]) > 1 for query_id in self.queries)
 
 
 def read_collection(folder: Path, qrels: Path | None = None, max_queries: int | None = None) -> Collection:
-    """Reads a folder; `max_queries` keeps the first ones. Raises `BatchError` with file, line and field."""
-    relevance = _read_qrels(qrels or _find_qrels(folder))
-    passages = {
-        field(row, "_id", place): passage_text(row, place)
-        for position, row in json_rows(folder / CORPUS)
-        for place in [f"{folder / CORPUS}, line {position.number}"]
-    }
-    asked = (
-        (field(row, "_id", place), field(row, "text", place))
-        for position, row in json_rows(folder / QUERIES)
-        for place in [f"{folder / QUERIES}, line {position.number}"]
-    )
-    judged = ((query_id, text) for query_id, text in asked if any(g > 0 for g in relevance.get(query_id, {}).values()))
-    queries = dict(islice(judged, max_queries))
+    """Reads a folder, and at most `max_queries` queries. Raises `BatchError` with file, line and field."""
+    present = [folder / name for name in _QRELS if (folder / name).is_file()]
+    if qrels is None and not present:
+        raise BatchError(f"{folder} has none of {', '.join(_QRELS)}; use --qrels to name another file")
+    relevance = _read_qrels(qrels or present[0])
+    passages, queries = {}, {}
+    for position, row in json_rows(folder / CORPUS):
+        place = f"{folder / CORPUS}, line {position.number}"
+        passages[field(row, "_id", place)] = passage_text(row, place)
+    for position, row in json_rows(folder / QUERIES):
+        place = f"{folder / QUERIES}, line {position.number}"
+        query_id, text = field(row, "_id", place), field(row, "text", place)
+        if max(relevance.get(query_id, {}).values(), default=0) > 0 and len(queries) != max_queries:
+            queries[query_id] = text
     if not queries:
-        raise BatchError(f"{folder} has no query with a relevant passage: do the ids of queries and qrels agree?")
+        raise BatchError(
+            f"{folder} has no query with a relevant passage: check that queries and qrels use the same ids"
+        )
     return Collection(folder.resolve().name, passages, queries, relevance)
-
-
-def _find_qrels(folder: Path) -> Path:
-    found = next((folder / name for name in _QRELS if (folder / name).is_file()), None)
-    if found is None:
-        raise BatchError(f"{folder} has none of {', '.join(_QRELS)}; --qrels names another file")
-    return found
 
 
 def _read_qrels(path: Path) -> dict[str, dict[str, int]]:
@@ -67,5 +58,5 @@ def _read_qrels(path: Path) -> dict[str, dict[str, int]]:
             relevance[judgement.query_id][judgement.passage_id] = int(judgement.value)
         except ValueError:
             place = f"{path}, line {judgement.position.number}"
-            raise BatchError(f"{place}: relevance {judgement.value!r} is not a whole number") from None
+            raise BatchError(f"{place}: relevance {judgement.value!r} is not an integer") from None
     return dict(relevance)

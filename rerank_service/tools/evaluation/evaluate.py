@@ -1,7 +1,7 @@
-"""A collection, its candidates and several models: quality and speed of each. Knows nothing of terminals."""
+"""Compares models on a collection: ranking quality and speed of each, on the same candidates."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,22 +13,21 @@ from rerank_service.tools.evaluation.collection import Collection
 from rerank_service.tools.evaluation.first_stage import Bm25, choose_candidates, read_run
 from rerank_service.tools.evaluation.measures import Figure, figure, measure
 from rerank_service.tools.evaluation.scoring import score_candidates
+from rerank_service.tools.progress import ReportProgress, no_progress
 
 __all__ = ["Evaluation", "ModelFigures", "Task", "evaluate", "prepare_task"]
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
 class Task:
-    """The same for every model that is compared."""
+    """Queries and candidates that every compared model ranks."""
 
     collection: Collection
     candidates: dict[str, list[str]]
     first_stage: str
     first_stage_scores: dict[str, list[float]]
     chosen_by: str
-    """How candidates were chosen, in words."""
+    """Description of how the candidates were chosen."""
 
     @property
     def num_pairs(self) -> int:
@@ -36,7 +35,7 @@ class Task:
 
     @property
     def found(self) -> float:
-        """Share of the queries with a relevant passage among their candidates: no model gets above it."""
+        """Share of the queries with a relevant candidate: an upper bound for every model."""
         hits = (
             any(self.collection.relevance[query_id].get(passage_id, 0) > 0 for passage_id in chosen)
             for query_id, chosen in self.candidates.items()
@@ -50,20 +49,20 @@ class ModelFigures:
 
     model: str
     engine: str | None
-    """Null for the first stage."""
+    """Kind, device and precision; null for the first stage."""
     quality: dict[str, Figure]
     pairs_per_s: float | None
-    """Tokenising included, on this machine, all queries at once: a late-interaction engine encodes a passage once for
-    all queries that share it."""
+    """Throughput on this machine, tokenising included. All queries are scored together, so a late-interaction engine
+    encodes each passage once, even if several queries share it."""
     truncated_pairs: float
-    """Share of the pairs of which a part was not scored."""
+    """Share of the pairs that are longer than the window."""
     unscored_pairs: float
-    """Share of the pairs of which no token of the passage was scored: the query fills the window."""
+    """Share of the pairs whose query fills the window, so that no token of the passage was scored."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was compared on what."""
+    """Result of a comparison."""
 
     collection: str
     num_queries: int
@@ -75,7 +74,7 @@ class Evaluation:
 
 
 def prepare_task(collection: Collection, top_k: int, run: Path | None = None) -> Task:
-    """Candidates of every query: a run's, the judged ones where each query has several, else BM25's."""
+    """Chooses candidates: those of `run`, else the judged passages if each query has several, else the best of BM25."""
     if run is not None:
         candidates, scores = read_run(run, collection, top_k)
         return Task(collection, candidates, run.name, scores, f"top {top_k} of {run.name}")
@@ -89,11 +88,12 @@ def evaluate(
     task: Task,
     models: Sequence[ModelConfig],
     recall_at: Sequence[int],
-    progress: Progress = lambda *_: None,
+    progress: ReportProgress = no_progress,
     windows: PassageWindows | None = None,
 ) -> Evaluation:
-    """The first stage, then each model on the same candidates, long passages in `windows`. Raises `CheckpointError`,
-    and `BatchError` for a pair whose logit is not finite.
+    """Figures of the first stage and of each model. `windows` sets how long passages are split.
+
+    Raises `CheckpointError`, and `BatchError` for a logit that is not finite.
     """
     collection = task.collection
     first = measure(collection.relevance, task.candidates, task.first_stage_scores, recall_at)
@@ -111,7 +111,7 @@ def evaluate(
 
 
 def _evaluate_model(
-    task: Task, model: ModelConfig, recall_at: Sequence[int], progress: Progress, windows: PassageWindows | None
+    task: Task, model: ModelConfig, recall_at: Sequence[int], progress: ReportProgress, windows: PassageWindows | None
 ) -> ModelFigures:
     progress(f"loading {model.id}", 0, 1)
     engine = load_engine(model)

@@ -1,4 +1,4 @@
-"""What is to be ranked for each query: BM25's best, a run's, or the judged passages. Knows nothing of models."""
+"""Candidates of each query: the best of BM25, those of a TREC run, or the judged passages."""
 
 import math
 from itertools import islice
@@ -16,11 +16,11 @@ __all__ = ["Bm25", "Candidates", "Scores", "choose_candidates", "read_run"]
 Candidates = dict[str, list[str]]
 """Passage ids to rank, by query id."""
 Scores = dict[str, list[float]]
-"""By query id, in the order of its candidates."""
+"""Scores by query id, in the order of the candidates."""
 
 
 class Bm25:
-    """Lucene's BM25 with English stems and stop words, over a whole corpus."""
+    """Lucene's BM25 with English stemming and stop words, over a whole corpus."""
 
     def __init__(self, passages: dict[str, str]) -> None:
         self._ids = list(passages)
@@ -29,7 +29,7 @@ class Bm25:
         self._index.index(self._words(list(passages.values())), show_progress=False)
 
     def scores(self, query: str) -> dict[str, float]:
-        """Of every passage, best first; ties in the order of the corpus."""
+        """Scores of all passages, best first; ties keep the order of the corpus."""
         (words,) = self._words([query])
         scores = self._index.get_scores(words).tolist() if words else [0.0] * len(self._ids)
         return dict(sorted(zip(self._ids, scores, strict=True), key=lambda scored: -scored[1]))
@@ -42,7 +42,7 @@ class Bm25:
 
 
 def choose_candidates(collection: Collection, bm25: Bm25, top_k: int) -> tuple[Candidates, Scores]:
-    """What each query is to rank, and BM25's scores of it: its judged passages, or else BM25's best."""
+    """Candidates of each query with their BM25 scores: its judged passages, or else the best of BM25."""
     chosen: Candidates = {}
     scores: Scores = {}
     for query_id, query in collection.queries.items():
@@ -54,7 +54,7 @@ def choose_candidates(collection: Collection, bm25: Bm25, top_k: int) -> tuple[C
 
 
 def read_run(path: Path, collection: Collection, top_k: int) -> tuple[Candidates, Scores]:
-    """A TREC run's best passages of each query that is judged, and its scores of them. Raises `BatchError`."""
+    """The best passages of a TREC run for each judged query, with their scores. Raises `BatchError`."""
     rows: dict[str, dict[str, float]] = {query_id: {} for query_id in collection.queries}
     for line in candidates(path):
         place = f"{path}, line {line.position.number}"

@@ -1,7 +1,4 @@
-"""nDCG, reciprocal rank and recall by trec_eval's own code (pytrec_eval), with confidence intervals.
-
-Knows nothing of models: scores in, figures out.
-"""
+"""nDCG, reciprocal rank and recall, computed by trec_eval (pytrec_eval), with confidence intervals."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -23,11 +20,11 @@ _SAMPLES = 2_000
 _SEED = 0
 
 PerQuery = dict[str, NDArray[np.float64]]
-"""A measure's values, query by query, by the measure's name."""
+"""Values of each measure, one per query, by name of the measure."""
 
 
 class Figure(NamedTuple):
-    """A mean over queries with its 95% interval."""
+    """Mean over the queries, with its 95% confidence interval."""
 
     mean: float
     low: float
@@ -35,17 +32,18 @@ class Figure(NamedTuple):
 
 
 def measure_names(recall_at: Sequence[int]) -> list[str]:
-    """In the order in which they are shown."""
+    """Names of the measures, in display order."""
     return [NDCG, RECIPROCAL_RANK, *(f"recall@{k}" for k in recall_at)]
 
 
 def measure(
     relevance: dict[str, dict[str, int]], candidates: Candidates, scores: Scores, recall_at: Sequence[int] = ()
 ) -> PerQuery:
-    """Of every query of `candidates`. Ties keep the candidates' order; a relevant passage not among them is missed.
+    """Measures of every query in `candidates`. Ties keep the order of the candidates; a relevant passage that is not a
+    candidate counts as not found.
 
-    trec_eval breaks ties by passage id and has no cutoff for the reciprocal rank, so it is given ranks for scores, and
-    for that measure the first ten passages alone.
+    trec_eval breaks ties by passage id and has no cutoff for the reciprocal rank. It therefore gets ranks instead of
+    scores, and only the first ten passages for the reciprocal rank.
     """
     judged = {query_id: relevance[query_id] for query_id in candidates}
     runs = {query_id: _ranked(chosen, scores[query_id]) for query_id, chosen in candidates.items()}
@@ -59,7 +57,7 @@ def measure(
 
 
 def figure(values: NDArray[np.float64]) -> Figure:
-    """The interval is the percentile bootstrap over queries, with a fixed seed."""
+    """Mean, with a percentile bootstrap interval over the queries; the seed is fixed."""
     generator = np.random.default_rng(_SEED)
     means = [generator.choice(values, len(values)).mean() for _ in range(_SAMPLES)]
     low, high = np.quantile(means, [0.025, 0.975])
@@ -67,10 +65,10 @@ def figure(values: NDArray[np.float64]) -> Figure:
 
 
 def _ranked(chosen: Sequence[str], scores: Sequence[float]) -> dict[str, float]:
-    """Best first, with the number of passages below for a score."""
+    """Passages best first; the score is the number of passages from there to the end."""
     return {chosen[index]: float(len(chosen) - rank) for rank, index in enumerate(rank_by_logit(scores))}
 
 
 def _column(rows: dict[str, dict[str, float]], name: str, queries: Candidates) -> NDArray[np.float64]:
-    """0 for a query without candidates, which trec_eval leaves out."""
+    """Values of one measure; 0 for a query without candidates, which trec_eval omits."""
     return np.array([rows.get(query_id, {}).get(name, 0.0) for query_id in queries])

@@ -1,4 +1,4 @@
-"""Quality against speed, one point a model, as a picture. Knows nothing of how they were measured; needs matplotlib."""
+"""Plot of quality against speed, one point per model. Needs matplotlib, of the extra `eval`."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ _GREY = "#8a8a8a"
 
 
 def plot(evaluation: Evaluation, path: Path) -> None:
-    """Writes the format that the suffix of `path` names."""
+    """Writes the plot in the format that the suffix of `path` names."""
     mpl.rcParams["svg.hashsalt"] = "rerank-service"
     canvas = Canvas(figsize=(7.2, 4.4), dpi=150, layout="constrained")
     axes = canvas.subplots()
@@ -36,7 +36,7 @@ def plot(evaluation: Evaluation, path: Path) -> None:
         )
     axes.set_xscale("log")
     axes.margins(x=0.35, y=0.15)
-    axes.set_xlabel("pairs a second on this machine")
+    axes.set_xlabel("pairs per second on this machine")
     axes.set_ylabel("nDCG@10, with 95% interval")
     axes.set_title(
         f"{evaluation.collection}: {evaluation.num_queries:,} queries, candidates {evaluation.candidates}",

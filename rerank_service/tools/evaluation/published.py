@@ -1,7 +1,7 @@
-"""What NVIDIA has published of its two models, each figure with its source. Nothing here was measured by us.
+"""Figures that NVIDIA has published about its two models, with their sources; none was measured by this project.
 
-Figures of one corpus are not comparable with those of another, nor those behind one first stage with those behind
-another: these are averages over four public sets, behind dense embedding models.
+Figures are comparable only on the same corpus and behind the same first stage. These are averages over four public
+sets, with candidates from dense embedding models.
 """
 
 from typing import NamedTuple
@@ -13,7 +13,7 @@ _FOUR_SETS = "NQ, HotpotQA, FiQA, TechQA"
 
 
 class PublishedFigure(NamedTuple):
-    """One number of somebody else's."""
+    """One figure measured by somebody else."""
 
     model: str
     first_stage: str
@@ -30,4 +30,4 @@ PUBLISHED = (
     PublishedFigure("nvidia/nv-rerankqa-mistral-4b-v3", "nv-embedqa-e5-v5", "recall@5", _FOUR_SETS, 0.7545, _CARD),
     PublishedFigure("BM25", "none", "recall@5", _FOUR_SETS, 0.4467, _CARD),
 )
-"""No other figure of the two models with a source that could be read was found."""
+"""All published figures of the two models for which a readable source was found."""

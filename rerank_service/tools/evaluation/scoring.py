@@ -1,10 +1,10 @@
-"""All pairs of a collection through an engine. Knows nothing of judgements."""
+"""Scores all candidates of a collection with an engine."""
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
 from rerank_service.engine.protocol import Engine, PairT
-from rerank_service.engine.score_all import Progress, Question, score_passages
+from rerank_service.engine.score_all import OnScored, QueryPassages, score_passages
 from rerank_service.engine.text.windows import EncodedPassages
 from rerank_service.errors import BatchError, NonFiniteLogit
 from rerank_service.messages import Fitting, PassageWindows
@@ -20,11 +20,11 @@ def score_candidates(
     candidates: Candidates,
     windows: PassageWindows | None = None,
     batch_tokens: int | None = None,
-    on_scored: Progress = lambda *_: None,
+    on_scored: OnScored = lambda *_: None,
 ) -> tuple[EncodedPassages[PairT], Scores]:
-    """All pairs, query by query in the order of the candidates, and their scores.
+    """The encoded passages, query by query in the order of the candidates, and their scores.
 
-    Raises `BatchError` naming the query and the passage of a logit that is not finite.
+    Raises `BatchError` with the query and the passage of a logit that is not finite.
     """
     asked = questions(collection, candidates)
     try:
@@ -39,13 +39,13 @@ def score_candidates(
     return passages, by_query(logits, candidates)
 
 
-def questions(collection: Collection, candidates: Candidates) -> Iterator[Question]:
+def questions(collection: Collection, candidates: Candidates) -> Iterator[QueryPassages]:
     """Each query with the texts of its candidates."""
     for query_id, chosen in candidates.items():
         yield collection.queries[query_id], [collection.passages[passage_id] for passage_id in chosen]
 
 
 def by_query(logits: Sequence[float], candidates: Candidates) -> Scores:
-    """A flat list of logits, cut up query by query."""
+    """A flat list of logits, split by query."""
     remaining = iter(logits)
     return {query_id: list(islice(remaining, len(chosen))) for query_id, chosen in candidates.items()}

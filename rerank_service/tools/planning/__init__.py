@@ -1,1 +1,2 @@
-"""How many replicas a load needs, by simulation with the service's own scheduler, router and autoscaling policy."""
+"""Capacity planning: how many replicas a load needs, by simulation with the service's own scheduler, router and
+autoscaling policy."""

@@ -1,8 +1,7 @@
-"""The whole answer to a question of capacity, ready to be shown: fleet, ingresses, controller, lost region, cost."""
+"""A complete capacity plan: fleet, ingresses, controller, loss of a region, cost."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 from rerank_service.config import AutoscalingConfig
 from rerank_service.tools.planning.fleet import Demand, FleetPlan, smallest
@@ -14,38 +13,28 @@ __all__ = ["CapacityReport", "RegionReport", "cost_per_million_passages", "plan_
 
 @dataclass(frozen=True)
 class RegionReport:
-    """Of each region, all alike."""
+    """Plan of each region; all regions are alike."""
 
     plan: FleetPlan
-    """For its share of the load."""
+    """Fleet for the region's share of the load."""
     plan_after_loss: FleetPlan
-    """For its share once one region is gone: with so many from the start nothing happens."""
+    """Fleet for its share after the loss of one region; with this fleet from the start, a loss goes unnoticed."""
     assumed: Loss
     loss: RegionLoss
 
 
 @dataclass(frozen=True)
 class CapacityReport:
-    """To `Demand`."""
+    """The plan for a `Demand`."""
 
     demand: Demand
     plan: FleetPlan
     kept_replicas: int
-    """That the autoscaler keeps at its `target_utilisation`, if those are more than the plan's."""
+    """Replicas that the autoscaler keeps at its `target_utilisation`, or those of the plan if these are more."""
     limits: Limits
     region: RegionReport | None
     cost_per_million_passages: float | None
-    """In the currency of the price; null without one."""
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain values."""
-        shown = asdict(self)
-        shown["demand"]["mix"]["passages"] = {str(size): weight for size, weight in self.demand.mix.passages.items()}
-        shown["plan"]["measured"] = self.plan.measured._asdict()
-        if self.region is not None:
-            for name in ("plan", "plan_after_loss"):
-                shown["region"][name]["measured"] = getattr(self.region, name).measured._asdict()
-        return shown
+    """In the currency of the price; null without a price."""
 
 
 def plan_capacity(
@@ -56,7 +45,7 @@ def plan_capacity(
     price_per_gpu_hour: float | None = None,
     on_try: Callable[[int], None] = lambda replicas: None,
 ) -> CapacityReport:
-    """Raises `CannotMeet`. With a `loss` the load is spread over its regions; without one there is one region."""
+    """Plans a fleet. With `loss`, the load is spread over its regions. Raises `CannotMeet`."""
     plan = smallest(demand, on_try)
     price = price_per_gpu_hour
     return CapacityReport(
@@ -70,7 +59,7 @@ def plan_capacity(
 
 
 def cost_per_million_passages(demand: Demand, replicas: int, price_per_gpu_hour: float) -> float:
-    """What the devices cost while the load is as asked for, for each million passages ranked."""
+    """Cost of the devices per million ranked passages, at the given load."""
     passages_per_hour = demand.rps * demand.mix.mean_passages * 3600
     return replicas * price_per_gpu_hour / passages_per_hour * 1e6
 

@@ -1,4 +1,4 @@
-"""A virtual clock: calls happen in the order of their time. Knows nothing of what they do."""
+"""Virtual clock of the simulations: calls run in the order of their time."""
 
 import heapq
 from collections.abc import Callable
@@ -9,7 +9,7 @@ __all__ = ["Clock"]
 
 
 class Clock:
-    """Time of a simulation, in seconds from its start."""
+    """Time of a simulation, in seconds since its start."""
 
     def __init__(self) -> None:
         self.now_s = 0.0
@@ -18,11 +18,11 @@ class Clock:
         self._order = count()
 
     def at(self, at_s: float, call: Callable[..., None], *arguments: Any) -> None:
-        """Calls of the same time happen in the order they were asked for."""
+        """Schedules a call. Calls for the same time run in the order in which they were scheduled."""
         heapq.heappush(self._calls, (at_s, next(self._order), call, arguments))
 
     def run(self) -> None:
-        """Until nothing is left to call, or a call has set `is_stopped`."""
+        """Runs until no call is left, or a call sets `is_stopped`."""
         while self._calls and not self.is_stopped:
             self.now_s, _, call, arguments = heapq.heappop(self._calls)
             call(*arguments)

@@ -1,22 +1,23 @@
-"""A discrete-event model of the service: ingresses, shards, replicas, deadlines. `Cluster` is one that can be changed
-while it runs; what arrives, and what is asked of the outcome, is its caller's.
+"""Discrete-event simulation of the service: ingresses, shards, replicas, deadlines.
 
-Not modelled: processes that fail, the network's own limits, and CPUs that run out.
+`SimulatedCluster` can be scaled while it runs; its callers send the requests and evaluate the results. Not modelled:
+failing processes, network limits, and exhausted CPUs other than those of ingresses and tokenisers.
 """
 
 import math
 import random
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from operator import attrgetter
 from typing import NamedTuple
 
 from rerank_service.config import LimitsConfig
 from rerank_service.messages import ReplicaLoad
 from rerank_service.replica.scheduler.admission import lateness
 from rerank_service.replica.scheduler.fair_queue import TokensDue
+from rerank_service.routing.ranker import even_slices
 from rerank_service.routing.replica_table import MAX_DECLINED, ReplicaTable
-from rerank_service.routing.shards import even_slices
 from rerank_service.tools.planning.clock import Clock
 from rerank_service.tools.planning.costs import HAPROXY, StackCosts
 from rerank_service.tools.planning.replica import SimulatedReplica, SimulatedShard
@@ -31,16 +32,16 @@ class End(StrEnum):
 
     ANSWERED = "answered"
     REFUSED = "refused"
-    """503: a replica could not have scored it in time."""
+    """503: no replica could score it in time."""
     TIMED_OUT = "timed out"
     """504."""
 
 
 class FinishedRequest(NamedTuple):
-    """One request."""
+    """A request that has ended."""
 
     at_s: float
-    """When the client sent it."""
+    """Time at which the client sent it."""
     latency_s: float
     end: End
     num_tokens: int
@@ -48,7 +49,7 @@ class FinishedRequest(NamedTuple):
 
 @dataclass(frozen=True)
 class Fleet:
-    """What there is."""
+    """The simulated deployment."""
 
     replicas: int
     speed: ReplicaSpeed
@@ -56,11 +57,11 @@ class Fleet:
     costs: StackCosts = HAPROXY
     timeout_s: float = LimitsConfig().request_timeout_s
     slow_replicas: int = 0
-    """How many of the replicas have half the speed."""
+    """Number of replicas with half the speed."""
 
 
 class _SimulatedIngress:
-    """One process: it does one thing at a time, and knows what it has sent itself and what its answers reported."""
+    """One ingress process. It does one thing at a time and has its own table of replicas."""
 
     def __init__(self, clock: Clock) -> None:
         self.table = ReplicaTable(lambda: clock.now_s)
@@ -69,7 +70,7 @@ class _SimulatedIngress:
         self._free_at_s = 0.0
 
     def work(self, cpu_s: float) -> float:
-        """When this much more work is done."""
+        """Adds work, and returns the time at which it is done."""
         self._free_at_s = max(self._free_at_s, self._clock.now_s) + cpu_s
         return self._free_at_s
 
@@ -84,7 +85,7 @@ class _ReplicaProcess:
         self._free_at_s = [0.0] * num_threads
 
     def load(self, now_s: float) -> ReplicaLoad:
-        """What it reports with an answer."""
+        """The load that it reports with each reply."""
         return ReplicaLoad(self.name, self.device.outstanding_tokens, self.device.drained_per_s, now_s)
 
     def tokenised_at(self, now_s: float, took_s: float) -> float:
@@ -93,31 +94,21 @@ class _ReplicaProcess:
         return self._free_at_s[thread]
 
 
+@dataclass(eq=False, slots=True)
 class _SimulatedRequest:
-    __slots__ = ("arrival", "end", "id", "ingress", "is_counted", "num_tokens", "on_refused", "sent_at_s", "shards")
-
-    def __init__(
-        self,
-        number: int,
-        arrival: Arrival,
-        ingress: _SimulatedIngress,
-        sent_at_s: float,
-        is_counted: bool,
-        on_refused: Callable[[float], None],
-    ) -> None:
-        self.id = str(number)
-        self.arrival = arrival
-        self.ingress = ingress
-        self.sent_at_s = sent_at_s
-        self.is_counted = is_counted
-        self.on_refused = on_refused
-        self.num_tokens = sum(arrival.lengths)
-        self.shards: dict[SimulatedShard, _ReplicaProcess] = {}  # not answered yet
-        self.end: End | None = None
+    id: str
+    arrival: Arrival
+    ingress: _SimulatedIngress
+    sent_at_s: float
+    is_counted: bool
+    on_refused: Callable[[float], None]
+    num_tokens: int
+    shards: dict[SimulatedShard, _ReplicaProcess] = field(default_factory=dict)  # shards without a reply
+    end: End | None = None
 
 
 class SimulatedCluster:
-    """The service, from its front to its devices."""
+    """The service, from its proxy to its devices."""
 
     def __init__(self, fleet: Fleet, clock: Clock, on_end: Callable[[FinishedRequest], None], seed: int = 0) -> None:
         self._fleet = fleet
@@ -134,26 +125,26 @@ class SimulatedCluster:
 
     @property
     def num_replicas(self) -> int:
-        """That requests are sent to."""
+        """Replicas that receive requests."""
         return len(self._routed)
 
     @property
     def outstanding_tokens(self) -> int:
-        """Waiting or being scored, on all replicas."""
+        """Tokens queued or being scored, on all replicas."""
         return sum(replica.device.outstanding_tokens for replica in self._all)
 
     @property
     def offered_tokens(self) -> int:
-        """Tokens so far that replicas took, or refused for want of capacity (`ModelScorer.offered_tokens`)."""
+        """Tokens that replicas have accepted, or refused for lack of capacity (`ModelScorer.offered_tokens`)."""
         return sum(replica.offered_tokens for replica in self._all)
 
     @property
     def busy_s(self) -> float:
-        """Of all devices together."""
+        """Busy time of all devices together."""
         return sum(replica.device.busy_s for replica in self._all)
 
     def add_replica(self) -> None:
-        """One more, ready at once."""
+        """Adds a replica that is ready at once."""
         speed = self._fleet.speed
         if len(self._all) < self._fleet.slow_replicas:
             speed = replace(speed, tokens_per_s=speed.tokens_per_s / 2)
@@ -163,19 +154,24 @@ class SimulatedCluster:
         self._routed.append(replica)
 
     def remove_replica(self) -> None:
-        """The newest gets nothing more, and finishes what it has."""
+        """Drains the newest replica: it receives no more requests and finishes those it has."""
         self._routed.pop()
 
     def send(
         self, arrival: Arrival, is_counted: bool = False, on_refused: Callable[[float], None] = lambda _: None
     ) -> None:
-        """A client sends a request now. `is_counted`: as the retry of a refused one, with its id. `on_refused` gets
-        the seconds of `Retry-After`.
+        """A client sends a request now.
+
+        `is_counted` marks a retry with the id of a refused request, which does not count as offered again. `on_refused`
+        is called with the seconds of `Retry-After`.
         """
         ingress = min(self._ingresses, key=lambda one: (one.num_open, self._rng.random()))  # HAProxy's `leastconn`
         ingress.num_open += 1
         self._num_requests += 1
-        request = _SimulatedRequest(self._num_requests, arrival, ingress, self._clock.now_s, is_counted, on_refused)
+        now_s, num_tokens = self._clock.now_s, sum(arrival.lengths)
+        request = _SimulatedRequest(
+            str(self._num_requests), arrival, ingress, now_s, is_counted, on_refused, num_tokens
+        )
         self._clock.at(self._clock.now_s + self._fleet.costs.front_s, self._parse, request)
         if math.isfinite(self._fleet.timeout_s):
             self._clock.at(self._clock.now_s + self._fleet.timeout_s, self._give_up, request, End.TIMED_OUT)
@@ -184,7 +180,7 @@ class SimulatedCluster:
         slices = list(even_slices(request.arrival.lengths, self._fleet.speed.shard_tokens))
         kb = body_kb(len(request.arrival.lengths), request.num_tokens)
         cpu_s = self._fleet.costs.ingress.of(kb, len(slices))
-        half_s = cpu_s / 2  # the other half when the answer comes back
+        half_s = cpu_s / 2  # the other half is spent on the reply
         self._clock.at(request.ingress.work(half_s), self._fan_out, request, slices, half_s)
 
     def _fan_out(self, request: _SimulatedRequest, slices: Sequence[tuple[int, int]], cpu_back_s: float) -> None:
@@ -197,7 +193,7 @@ class SimulatedCluster:
     def _dispatch(self, shard: SimulatedShard, num_declinable: int) -> None:
         request: _SimulatedRequest = shard.owner[0]
         table = request.ingress.table
-        chosen = table.best(self._routed, _name_of, shard.num_tokens, limit=1, tie_break=self._rng.random)[0]
+        chosen = table.best(self._routed, attrgetter("name"), shard.num_tokens, limit=1, tie_break=self._rng.random)[0]
         limit = table.decline_above(chosen.name, shard.num_tokens) if num_declinable and len(self._routed) > 1 else None
         table.send(id(shard), request.id, chosen.name, shard.num_tokens)
         request.shards[shard] = chosen
@@ -211,7 +207,8 @@ class SimulatedCluster:
             self.num_declined += 1
             self._clock.at(now_s + self._fleet.costs.hop_s, self._declined, shard, load, num_declinable - 1)
         else:
-            self._tokenise(shard, replica)
+            took_s = shard.num_tokens / self._fleet.costs.tokenised_per_s
+            self._clock.at(replica.tokenised_at(now_s, took_s), self._submit, shard, replica)
 
     def _declined(self, shard: SimulatedShard, load: ReplicaLoad, num_declinable: int) -> None:
         request: _SimulatedRequest = shard.owner[0]
@@ -219,10 +216,6 @@ class SimulatedCluster:
             request.ingress.table.complete(request.id, load.replica)
             request.ingress.table.add_report(load)
             self._dispatch(shard, num_declinable)
-
-    def _tokenise(self, shard: SimulatedShard, replica: _ReplicaProcess) -> None:
-        took_s = shard.num_tokens / self._fleet.costs.tokenised_per_s
-        self._clock.at(replica.tokenised_at(self._clock.now_s, took_s), self._submit, shard, replica)
 
     def _submit(self, shard: SimulatedShard, replica: _ReplicaProcess) -> None:
         request: _SimulatedRequest = shard.owner[0]
@@ -276,14 +269,10 @@ class SimulatedCluster:
         self._on_end(FinishedRequest(at_s, now_s - at_s, end, request.num_tokens))
 
 
-def _name_of(replica: _ReplicaProcess) -> str:
-    return replica.name
-
-
 def run(
     fleet: Fleet, requests: Iterable[Arrival], seed: int = 0, may_stop: Callable[[FinishedRequest], bool] | None = None
 ) -> list[FinishedRequest]:
-    """Every request's end, in the order of the ends. Ends early once `may_stop` says so of an ended one."""
+    """Simulates the requests, and returns them as they end. Stops early once `may_stop` is true for one of them."""
     clock, ended = Clock(), list[FinishedRequest]()
     coming = iter(requests)
 
@@ -305,7 +294,7 @@ def run(
 
 
 def percentile(latencies: Sequence[float], share: float) -> float:
-    """The smallest that this share of them does not exceed; infinite where there is none."""
+    """Nearest-rank percentile: the smallest value that `share` of them do not exceed; infinite if there are none."""
     if not latencies:
         return math.inf
     ordered = sorted(latencies)

@@ -1,6 +1,6 @@
-"""What the stack around the devices costs, as measured; `benchmarks/results` has the measurements, and a test compares.
+"""Measured costs of the stack around the devices; a test compares them with `benchmarks/results`.
 
-Measured on two cores of an AMD EPYC: on other machines it is the order of magnitude that counts.
+Measured on two cores of an AMD EPYC; on other machines only the order of magnitude applies.
 """
 
 from dataclasses import dataclass
@@ -10,41 +10,41 @@ __all__ = ["HAPROXY", "NO_COSTS", "SERVE_PROXY", "CpuCost", "StackCosts"]
 
 @dataclass(frozen=True)
 class CpuCost:
-    """CPU-seconds of a request."""
+    """CPU-seconds per request."""
 
     request_s: float
     kb_s: float
-    """For each KB of its body."""
+    """Per KB of the body."""
     shard_s: float
 
     def of(self, kb: float, num_shards: float) -> float:
-        """One request."""
+        """CPU-seconds of one request."""
         return self.request_s + self.kb_s * kb + self.shard_s * num_shards
 
 
 @dataclass(frozen=True)
 class StackCosts:
-    """Seconds."""
+    """Costs in seconds."""
 
     ingress: CpuCost
-    """Of the ingress process."""
+    """CPU of the ingress process."""
     other: CpuCost
-    """Everywhere else: proxy, replicas' event loops, Ray."""
+    """CPU of everything else: proxy, event loops of replicas, Ray."""
     hop_s: float
-    """From an ingress to a replica, or back."""
+    """Time from an ingress to a replica, or back."""
     front_s: float
-    """From a client to an ingress, or back."""
+    """Time from a client to an ingress, or back."""
     tokenised_per_s: float
-    """Tokens that one tokenising thread encodes a second."""
+    """Throughput of one tokenising thread."""
     num_tokeniser_threads: int = 2
 
 
 _FREE = CpuCost(0.0, 0.0, 0.0)
 NO_COSTS = StackCosts(_FREE, _FREE, 0.0, 0.0, float("inf"))
-"""A stack that takes no time: what is left are the devices."""
+"""A stack without costs, for simulating the devices alone."""
 
 _TOKENISED_PER_S = 300_000.0
-"""Of the embedded model's tokenizer on random words (318,000 in a throwaway measurement)."""
+"""Tokenizer of the embedded model on random words; 318,000 in an unrecorded measurement."""
 
 HAPROXY = StackCosts(
     ingress=CpuCost(0.00098, 0.0000079, 0.00071),
@@ -53,7 +53,7 @@ HAPROXY = StackCosts(
     front_s=0.0013,
     tokenised_per_s=_TOKENISED_PER_S,
 )
-"""benchmarks/results/stack-costs.json; the way of a lone request, less the ingress, in four equal parts."""
+"""From stack-costs.json. The latency of a single request, minus the ingress, is split into four equal hops."""
 SERVE_PROXY = StackCosts(
     ingress=CpuCost(0.00502, 0.0000035, 0.00164),
     other=CpuCost(0.0062, 0.00000135, 0.00189),
@@ -61,4 +61,4 @@ SERVE_PROXY = StackCosts(
     front_s=0.0017,
     tokenised_per_s=_TOKENISED_PER_S,
 )
-"""stack-costs-serve-proxy.json"""
+"""From stack-costs-serve-proxy.json."""

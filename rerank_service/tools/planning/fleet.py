@@ -1,11 +1,10 @@
-"""The smallest fleet whose p99 is within a target, found by simulating fleets. Knows nothing of what they cost."""
+"""Finds the smallest fleet whose p99 latency meets a target, by simulating fleets of different sizes."""
 
 import itertools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
-from typing import NamedTuple
 
 from rerank_service.config import LimitsConfig
 from rerank_service.tools.planning.clock import Clock
@@ -14,23 +13,34 @@ from rerank_service.tools.planning.costs import HAPROXY, StackCosts
 from rerank_service.tools.planning.speed import ReplicaSpeed
 from rerank_service.tools.planning.workload import Mix, Phase, arrivals
 
-__all__ = ["CannotMeet", "Demand", "FleetPlan", "Measured", "fewest_replicas", "ingresses_for", "measure", "smallest"]
+__all__ = [
+    "CannotMeet",
+    "Demand",
+    "FleetPlan",
+    "Measured",
+    "fewest_replicas",
+    "first_enough",
+    "ingresses_for",
+    "measure",
+    "smallest",
+]
 
 _INGRESS_UTILISATION = 0.6
 _NUM_REQUESTS = 6_000
-"""Sixty of them are beyond the p99."""
+"""Requests of a simulation; sixty of them are slower than the p99."""
 _NUM_COARSE = 1_500
 _NUM_TARGETS = 40
-"""A simulation of `_NUM_REQUESTS` lasts at least so many times the target: large fleets' queues fill slowly."""
+"""Minimum length of a simulation, as a multiple of the target: queues of large fleets build up slowly."""
 _WARM_UP, _COOL_DOWN = 0.15, 0.05
-"""Shares of the requests that are simulated and not counted."""
+"""Shares of additional requests, simulated before and after those that count."""
 _PLENTY = 4
-"""Times the fewest replicas that can keep up: with so many nobody waits."""
+"""Multiple of the minimum fleet at which requests do not wait."""
 _NORMAL_95 = 1.96
+"""Standard deviations of a two-sided 95% interval."""
 
 
 class CannotMeet(Exception):
-    """No number of replicas meets the target; carries the p99 of a fleet in which hardly anyone waits."""
+    """No number of replicas meets the target. Carries the p99 of a fleet in which requests hardly wait."""
 
     def __init__(self, p99_s: float) -> None:
         super().__init__(p99_s)
@@ -39,7 +49,7 @@ class CannotMeet(Exception):
 
 @dataclass(frozen=True)
 class Demand:
-    """What is asked for."""
+    """A load and the latency it must meet."""
 
     mix: Mix
     rps: float
@@ -53,51 +63,52 @@ class Demand:
 
     @property
     def tokens_per_s(self) -> float:
-        """That arrive."""
+        """Tokens that arrive per second."""
         return self.rps * self.mix.request_tokens
 
 
-class Measured(NamedTuple):
-    """A fleet under a load. What was refused or late counts as infinitely slow."""
+@dataclass(frozen=True)
+class Measured:
+    """Simulated figures of a fleet. Refused and timed-out requests count as infinitely slow."""
 
     p50_s: float
     p99_s: float
     p99_low_s: float
     p99_high_s: float
-    """Where the p99 of a longer simulation would be, with 95% confidence, if waits were independent."""
+    """Interval of the p99 with 95% confidence, assuming independent latencies."""
     utilisation: float
-    """Of the devices."""
+    """Utilisation of the devices."""
     num_refused: int
     num_requests: int
 
 
 @dataclass(frozen=True)
 class FleetPlan:
-    """The answer."""
+    """The smallest sufficient fleet."""
 
     replicas: int
     ingresses: int
     measured: Measured
     fewest_replicas: int
-    """That can keep up at all."""
+    """Minimum number of replicas for the throughput alone."""
 
 
 def fewest_replicas(demand: Demand) -> int:
-    """That score as much as arrives: with fewer, what waits only grows."""
+    """Minimum replicas to match the arrival rate; with fewer, the backlog grows without bound."""
     return max(1, math.ceil(demand.tokens_per_s / demand.speed.full_tokens_per_s))
 
 
 def ingresses_for(demand: Demand) -> int:
-    """So many that each is busy for 0.6 of its time."""
+    """Number of ingresses at which each is busy 60% of its time."""
     num_shards = math.ceil(demand.mix.request_tokens / demand.speed.shard_tokens)
     cpu_s = demand.costs.ingress.of(demand.mix.request_kb, num_shards)
     return max(1, math.ceil(demand.rps * cpu_s / _INGRESS_UTILISATION))
 
 
 def smallest(demand: Demand, on_try: Callable[[int], None] = lambda replicas: None) -> FleetPlan:
-    """The fewest replicas within the target: with one fewer the same requests miss it. Raises `CannotMeet`.
+    """The smallest fleet that meets the target; with one replica fewer, the same requests miss it. Raises `CannotMeet`.
 
-    `on_try` hears of every fleet before it is simulated.
+    `on_try` is called with the size of each fleet before its simulation.
     """
     lowest = fewest_replicas(demand)
 
@@ -109,15 +120,16 @@ def smallest(demand: Demand, on_try: Callable[[int], None] = lambda replicas: No
     if tried(_PLENTY * lowest + _PLENTY, _NUM_COARSE) is None:
         idle = measure(demand, _PLENTY * lowest + _PLENTY, _NUM_COARSE)
         raise CannotMeet(idle.p99_s if idle else math.inf)
-    about = _first(lambda replicas: tried(replicas, _NUM_COARSE) is not None, lowest, math.ceil(lowest * 1.15))
-    replicas = _first(lambda replicas: tried(replicas, _NUM_REQUESTS) is not None, lowest, about)
+    about = first_enough(lambda replicas: tried(replicas, _NUM_COARSE) is not None, lowest, math.ceil(lowest * 1.15))
+    replicas = first_enough(lambda replicas: tried(replicas, _NUM_REQUESTS) is not None, lowest, about)
     measured = tried(replicas, _NUM_REQUESTS)
-    assert measured is not None  # noqa: S101 - `_first` has seen it
+    assert measured is not None  # noqa: S101 - `first_enough` returned a size that meets the target
     return FleetPlan(replicas, ingresses_for(demand), measured, lowest)
 
 
-def _first(is_enough: Callable[[int], bool], lowest: int, start: int) -> int:
-    """The smallest that is enough, from `lowest` on: steps from `start` that double, then bisection."""
+def first_enough(is_enough: Callable[[int], bool], lowest: int, start: int) -> int:
+    """The smallest number from `lowest` on that is enough. Searches from `start` in doubling steps, then by
+    bisection."""
     step = 1
     if is_enough(start):
         enough = start
@@ -137,7 +149,7 @@ def _first(is_enough: Callable[[int], bool], lowest: int, start: int) -> int:
 
 
 def measure(demand: Demand, replicas: int, num_requests: int = _NUM_REQUESTS, may_miss: bool = True) -> Measured | None:
-    """One fleet. Unless it `may_miss` the target, null as soon as it is certain that it does."""
+    """Simulates one fleet. With `may_miss` false, returns null as soon as the target is certainly missed."""
     lasting = demand.rps * demand.p99_s * _NUM_TARGETS * num_requests / _NUM_REQUESTS
     num_counted = max(num_requests, math.ceil(lasting))
     first, last = math.ceil(num_counted * _WARM_UP), math.ceil(num_counted * (1 + _WARM_UP))
@@ -176,8 +188,3 @@ def _summary(latencies: list[float], utilisation: float, num_refused: int) -> Me
     p99_low_s, p99_high_s = (percentile(latencies, min(1.0, 0.99 + side * spread)) for side in (-1, 1))
     p50_s, p99_s = percentile(latencies, 0.5), percentile(latencies, 0.99)
     return Measured(p50_s, p99_s, p99_low_s, p99_high_s, utilisation, num_refused, count)
-
-
-def with_load(demand: Demand, factor: float) -> Demand:
-    """The same, more often."""
-    return replace(demand, rps=demand.rps * factor)

@@ -1,40 +1,49 @@
-"""What a fleet asks of ingresses, routers and Serve's single controller: arithmetic over measured costs.
+"""Load of a fleet on ingresses, routers and Serve's single controller, computed from measured costs.
 
-The measurements are in `benchmarks/results/control-plane.json` and `stack-control.json`; a test compares.
+The costs come from `control-plane.json` and `stack-control.json` in `benchmarks/results`; a test compares them.
 """
 
 import math
+from bisect import bisect_right
 from dataclasses import dataclass
 
 from rerank_service.config import AutoscalingConfig, ReplicaConfig
 from rerank_service.tools.planning.autoscaler import TICK_S
 from rerank_service.tools.planning.fleet import Demand, ingresses_for
 
-__all__ = ["CONTROLLER_SHARE", "Cadence", "Limits", "limits_of", "most_replicas"]
+__all__ = [
+    "CONTROLLER_SHARE",
+    "Cadence",
+    "Limits",
+    "controller_cpus",
+    "decision_s",
+    "limits_of",
+    "most_replicas",
+]
 
 ROUTE_US_A_REPLICA = 0.23
-"""Choosing a replica for a shard, for each there is."""
+"""CPU for choosing the replica of one shard, per replica in the table."""
 DECIDE_US = 100.0
 DECIDE_US_A_REPLICA = 12.5
 DECIDE_US_A_SERIES = 0.63
-"""One decision of the autoscaling policy with Serve's adding up of what was reported; each ingress reports a series of
-each replica."""
+"""CPU of one autoscaling decision, including Serve's aggregation of the reports. Each ingress reports one series per
+replica."""
 SERIES_REPORT_US = 0.43
-"""Taking in one series of an ingress's report."""
+"""CPU for receiving one series of an ingress's report."""
 MEMBERSHIP_BYTES = 145.0
-"""That each ingress is sent for each replica whenever one comes or goes."""
+"""Bytes per replica sent to each ingress whenever a replica is added or removed."""
 CONTROLLER_IDLE_CPUS = 0.0335
 CONTROLLER_US_A_REPLICA = 424.0
 CONTROLLER_US_A_MESSAGE = 643.0
-"""CPU a second of the real controller for each idle replica, and for each of its reports and health checks."""
+"""CPU per second of the real controller per idle replica, and CPU per report and health check."""
 
 CONTROLLER_SHARE = 0.7
-"""Of its one core, beyond which decisions and health checks come late."""
+"""Utilisation of the controller's core above which decisions and health checks are late."""
 
 
 @dataclass(frozen=True)
 class Cadence:
-    """How often replicas and ingresses talk to the controller."""
+    """Intervals of reports and health checks."""
 
     metrics_interval_s: float = AutoscalingConfig().metrics_interval_s
     health_check_period_s: float = ReplicaConfig().health_check_period_s
@@ -42,31 +51,31 @@ class Cadence:
 
 @dataclass(frozen=True)
 class Limits:
-    """What a fleet takes besides its devices."""
+    """Resources of a fleet besides its devices."""
 
     ingresses: int
     ingress_cpus: float
-    """Busy ones, of all ingresses."""
+    """Busy CPUs of all ingresses."""
     other_cpus: float
-    """Proxies, the replicas' own event loops, Ray: busy CPUs."""
+    """Busy CPUs of proxies, of the replicas' event loops and of Ray."""
     router_entries: int
-    """Replicas that each ingress keeps count of, added up."""
+    """Entries in the routing tables of all ingresses."""
     route_us: float
     """CPU of an ingress for choosing the replica of one shard."""
     controller_messages_per_s: float
     """Reports of replicas and ingresses, and health checks."""
     decide_ms: float
-    """Of the controller, several times a second."""
+    """CPU of the controller per autoscaling decision, several times per second."""
     controller_cpus: float
-    """Of the one core it can use."""
+    """Busy CPUs of the controller, which can use one core."""
     membership_mb: float
-    """Sent in all when one replica comes or goes."""
+    """Data sent to all ingresses when one replica is added or removed."""
     most_replicas: int
-    """That the controller can have at this cadence, with ingresses in proportion."""
+    """Largest fleet that the controller can manage at this cadence, with proportionally many ingresses."""
 
 
 def limits_of(demand: Demand, replicas: int, cadence: Cadence | None = None) -> Limits:
-    """Of one cluster (one Serve controller) with so many replicas."""
+    """Resources of one cluster, with one Serve controller."""
     cadence = cadence or Cadence()
     ingresses = ingresses_for(demand)
     num_shards = math.ceil(demand.mix.request_tokens / demand.speed.shard_tokens)
@@ -78,21 +87,21 @@ def limits_of(demand: Demand, replicas: int, cadence: Cadence | None = None) -> 
         router_entries=ingresses * replicas,
         route_us=ROUTE_US_A_REPLICA * replicas,
         controller_messages_per_s=_messages_per_s(replicas, ingresses, cadence),
-        decide_ms=_decide_s(replicas, ingresses) * 1000,
-        controller_cpus=_controller_cpus(replicas, ingresses, cadence),
+        decide_ms=decision_s(replicas, ingresses) * 1000,
+        controller_cpus=controller_cpus(replicas, ingresses, cadence),
         membership_mb=ingresses * replicas * MEMBERSHIP_BYTES / 1e6,
         most_replicas=most_replicas(ingresses / replicas, cadence),
     )
 
 
 def most_replicas(ingresses_a_replica: float, cadence: Cadence) -> int:
-    """The most with which the controller stays below `CONTROLLER_SHARE`."""
-    few, many = 1, 1_000_000
-    while many - few > 1:
-        middle = (few + many) // 2
-        cpus = _controller_cpus(middle, math.ceil(middle * ingresses_a_replica), cadence)
-        few, many = (middle, many) if cpus <= CONTROLLER_SHARE else (few, middle)
-    return few
+    """Largest number of replicas at which the controller stays within `CONTROLLER_SHARE` of its core."""
+
+    def cpus(replicas: int) -> float:
+        return controller_cpus(replicas, math.ceil(replicas * ingresses_a_replica), cadence)
+
+    within = bisect_right(range(1, 1_000_000), CONTROLLER_SHARE, key=cpus)  # load grows with the number of replicas
+    return max(1, within)
 
 
 def _messages_per_s(replicas: int, ingresses: int, cadence: Cadence) -> float:
@@ -100,14 +109,15 @@ def _messages_per_s(replicas: int, ingresses: int, cadence: Cadence) -> float:
     return processes / cadence.metrics_interval_s + processes / cadence.health_check_period_s
 
 
-def _decide_s(replicas: int, ingresses: int) -> float:
+def decision_s(replicas: int, ingresses: int) -> float:
+    """CPU-seconds of one autoscaling decision."""
     return (DECIDE_US + replicas * (DECIDE_US_A_REPLICA + DECIDE_US_A_SERIES * ingresses)) / 1e6
 
 
-def _controller_cpus(replicas: int, ingresses: int, cadence: Cadence) -> float:
-    """What was measured on few processes, plus what grows with replicas times ingresses."""
+def controller_cpus(replicas: int, ingresses: int, cadence: Cadence) -> float:
+    """Busy CPUs of the controller: costs measured on few processes, plus those that grow with replicas x ingresses."""
     messages = _messages_per_s(replicas, ingresses, cadence) * CONTROLLER_US_A_MESSAGE / 1e6
     processes = (replicas + ingresses) * CONTROLLER_US_A_REPLICA / 1e6
     series = ingresses * replicas * SERIES_REPORT_US / cadence.metrics_interval_s / 1e6
-    decide_s = _decide_s(replicas, ingresses)
+    decide_s = decision_s(replicas, ingresses)
     return CONTROLLER_IDLE_CPUS + messages + processes + series + decide_s / (TICK_S + decide_s)

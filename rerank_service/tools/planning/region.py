@@ -1,90 +1,89 @@
-"""What the loss of a region does to the others: their share of the load comes to each, and replicas start meanwhile.
+"""Simulates the loss of a region: the others take over its load while new replicas start.
 
-Regions are alike and know nothing of each other, so one survivor stands for all. What carries the clients over (DNS, a
-global load balancer) is a delay.
+Regions are alike and independent, so one surviving region represents all. Failover of the clients (DNS, a global load
+balancer) is modelled as a delay.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rerank_service.config import AutoscalingConfig
-from rerank_service.tools.planning.autoscaler import Autoscaler
+from rerank_service.tools.planning.autoscaler import Autoscaler, ScaledCluster
 from rerank_service.tools.planning.clock import Clock
 from rerank_service.tools.planning.cluster import End, FinishedRequest, Fleet, SimulatedCluster, percentile
-from rerank_service.tools.planning.fleet import Demand, ingresses_for, with_load
-from rerank_service.tools.planning.scaled import ScaledCluster
+from rerank_service.tools.planning.fleet import Demand, ingresses_for
 from rerank_service.tools.planning.workload import Phase, arrivals
 
 __all__ = ["Loss", "RegionLoss", "lose_region", "replicas_kept"]
 
 _CALM_S = 30.0
+"""Time before the loss."""
 _WINDOW_S = 5
+"""Time over which a p99 is taken."""
 
 
 @dataclass(frozen=True)
 class Loss:
-    """How it happens."""
+    """Assumptions about the loss of a region."""
 
     regions: int
-    """Before."""
+    """Number of regions before the loss."""
     start_s: float
-    """Time a replica takes to start: node, image, weights, warm-up."""
+    """Startup time of a replica: node, image, weights, warm-up."""
     failover_s: float = 10.0
-    """Until the lost region's clients come to the others; their requests fail meanwhile."""
+    """Time until the lost region's clients reach the others; their requests fail until then."""
     max_replicas: int | None = None
-    """Of each region; null lets it have what it wants."""
+    """Maximum replicas of each region; null: unlimited."""
     watched_s: float = 300.0
-    """After the loss."""
+    """Simulated time after the loss."""
 
 
 @dataclass(frozen=True)
 class RegionLoss:
-    """One surviving region. Lists have one value a second; the loss is at `lost_at_s`."""
+    """A surviving region. Lists contain one value per second; the loss is at `lost_at_s`."""
 
     lost_at_s: float
     replicas_before: int
     replicas_after: int
     replicas: list[int]
     p99_s: list[float]
-    """Of the requests sent in the last five seconds, refused ones apart; 0 where none was answered."""
+    """p99 of the answered requests sent in the last five seconds; 0 if there were none."""
     refused: list[int]
-    """Of the requests sent in this second: 503 or 504."""
+    """Requests sent in this second that ended with 503 or 504."""
     unreachable: float
-    """Requests of the lost region that came before its clients were carried over, for all survivors together."""
+    """Requests of the lost region's clients that failed before their failover."""
     recovered_after_s: float | None
-    """From the loss until p99 stays within the target and nothing is refused; 0 if it always does, null if never."""
+    """Time from the loss until p99 stays within the target and nothing is refused; 0 if always, null if never."""
 
     @property
     def worst_p99_s(self) -> float:
-        """Of any five seconds after the loss."""
+        """Highest p99 after the loss."""
         return max(self.p99_s[int(self.lost_at_s) :])
 
     @property
     def num_refused(self) -> int:
-        """In the surviving region, after the loss."""
+        """Requests refused after the loss."""
         return sum(self.refused[int(self.lost_at_s) :])
 
 
 def replicas_kept(demand: Demand, planned: int, target_utilisation: float) -> int:
-    """What a region runs: those planned, or what its autoscaler would have."""
+    """Replicas that a region runs: the planned ones, or those its autoscaler keeps if these are more."""
     return max(planned, math.ceil(demand.tokens_per_s / (target_utilisation * demand.speed.full_tokens_per_s)))
 
 
 def lose_region(demand: Demand, planned: int, loss: Loss) -> RegionLoss:
-    """`demand` and `planned` are one region's, before the loss."""
+    """Simulates a surviving region; `demand` and `planned` are those of one region before the loss."""
     if loss.regions < 2:
-        raise ValueError("of one region none can be lost")
-    more = with_load(demand, loss.regions / (loss.regions - 1))
+        raise ValueError("at least two regions are needed to lose one")
+    more = replace(demand, rps=demand.rps * loss.regions / (loss.regions - 1))
     before = replicas_kept(demand, planned, AutoscalingConfig().target_utilisation)
     most = loss.max_replicas or 4 * replicas_kept(more, planned, AutoscalingConfig().target_utilisation)
-    run = _SurvivorSimulation(demand, more, before, max(before, most), loss)
-    run.play()
-    return run.outcome()
+    return _SurvivorSimulation(demand, more, before, max(before, most), loss).run()
 
 
 class _SurvivorSimulation:
-    """One survivor from before the loss to the end of what is watched."""
+    """A surviving region, from `_CALM_S` before the loss to `watched_s` after it."""
 
     def __init__(self, demand: Demand, more: Demand, before: int, most: int, loss: Loss) -> None:
         self._demand, self._loss = demand, loss
@@ -100,10 +99,11 @@ class _SurvivorSimulation:
         phases = [Phase(0.0, demand.rps), Phase(self._lost_at_s + loss.failover_s, more.rps)]
         self._coming = arrivals(demand.mix, phases, demand.burstiness, demand.seed)
 
-    def play(self) -> None:
+    def run(self) -> RegionLoss:
         self._send_next()
         self._scaled.start()
         self._clock.run()
+        return self._outcome()
 
     def _send_next(self) -> None:
         arrival = next(self._coming)
@@ -111,7 +111,7 @@ class _SurvivorSimulation:
             self._clock.at(arrival.at_s, self._cluster.send, arrival)
             self._clock.at(arrival.at_s, self._send_next)
 
-    def outcome(self) -> RegionLoss:
+    def _outcome(self) -> RegionLoss:
         seconds, replicas = int(self._until_s), self._scaled.replicas
         by_second: list[list[FinishedRequest]] = [[] for _ in range(seconds)]
         for ended in self._ended:

@@ -1,9 +1,10 @@
-"""One simulated replica: the service's own fair queue, admission and batch sizes around a device of a given speed.
+"""A simulated replica: the service's own fair queue, admission and batch sizes around a device of a given speed.
 
-The rules are those of `scheduler.loop`, on a virtual clock. Knows nothing of ingresses or of HTTP.
+It follows the rules of `replica.scheduler.loop`, on a virtual clock.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from rerank_service.config import BatchingConfig
@@ -17,23 +18,26 @@ __all__ = ["SimulatedReplica", "SimulatedShard"]
 _MAX_QUEUED_TOKENS = BatchingConfig().max_queued_tokens
 
 
+@dataclass(eq=False, slots=True)
 class SimulatedShard:
-    """One shard on its way through a replica."""
+    """A shard on its way through a replica."""
 
-    __slots__ = ("caller", "lengths", "num_open", "num_tokens", "owner", "request_id", "started_at_s")
+    request_id: str
+    owner: Any
+    lengths: Sequence[int]
+    caller: str = ""
+    num_tokens: int = field(init=False)
+    num_open: int = field(init=False)
+    """Pairs without a logit."""
+    started_at_s: float | None = None
 
-    def __init__(self, request_id: str, owner: Any, lengths: Sequence[int], caller: str = "") -> None:
-        self.request_id = request_id
-        self.owner = owner
-        self.caller = caller
-        self.lengths = lengths
-        self.num_tokens = sum(lengths)
-        self.num_open = len(lengths)
-        self.started_at_s: float | None = None
+    def __post_init__(self) -> None:
+        self.num_tokens = sum(self.lengths)
+        self.num_open = len(self.lengths)
 
 
 class SimulatedReplica:
-    """Scores shards; says when each is done."""
+    """Scores shards, and calls `on_done` for each."""
 
     def __init__(self, clock: Clock, speed: ReplicaSpeed, on_done: Callable[[SimulatedShard], None]) -> None:
         self._clock = clock
@@ -49,21 +53,21 @@ class SimulatedReplica:
 
     @property
     def outstanding_tokens(self) -> int:
-        """Waiting or on the device."""
+        """Tokens queued or on the device."""
         return self._queue.num_tokens + self._tokens_in_flight
 
     @property
     def retry_after_s(self) -> float:
-        """Seconds that a refused client is told to wait."""
+        """Value of `Retry-After` for a refused request."""
         return float(self._drain.seconds_for(self.outstanding_tokens // 2))
 
     @property
     def drained_per_s(self) -> float:
-        """Tokens a second of late; 0 before the first batch."""
+        """Recent throughput in tokens per second; 0 before the first batch."""
         return self._drain.tokens_per_s or 0.0
 
     def submit(self, shard: SimulatedShard, deadline_s: float) -> bool:
-        """False if it is refused: the queue is full, or the shard could not be done in time."""
+        """Queues a shard. False if it is refused: the queue is full, or the shard cannot meet its deadline."""
         newcomer = TokensDue(deadline_s, shard.num_tokens)
         if self._admission.refusal(
             newcomer, self._tokens_in_flight, self._budget_tokens, self._clock.now_s, shard.caller
@@ -74,7 +78,7 @@ class SimulatedReplica:
         return True
 
     def discard(self, shard: SimulatedShard) -> None:
-        """Nobody waits for it any more; what is on the device goes on."""
+        """Cancels a shard; batches on the device continue."""
         self._queue.discard(shard.request_id, shard)
 
     @property

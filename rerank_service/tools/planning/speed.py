@@ -1,14 +1,14 @@
-"""What one replica scores a second: measured by the user, by us on a CPU, or estimated from shapes and datasheets.
+"""Throughput of one replica: measured by the user, measured here on a CPU, or estimated from shapes and datasheets.
 
-No GPU has been measured by us: an estimate is the model's floating-point operations against the chip's peak, times a
-share of it that is assumed and says so.
+No GPU was measured for these estimates: they divide the chip's peak, times an assumed utilisation, by the model's
+floating-point operations per token, and are labelled as assumptions.
 """
 
 from dataclasses import dataclass
 from enum import StrEnum
 
 from rerank_service.config import default_batch_tokens, default_min_batch_tokens
-from rerank_service.engine.device.gpus import GPUS
+from rerank_service.engine.device.peak import GPU_PEAKS
 from rerank_service.tools.bench.workload import Lengths
 from rerank_service.tools.planning.workload import Mix
 from rerank_service.tools.random_checkpoints.shapes import Architecture, Shape, shape_of
@@ -24,16 +24,16 @@ __all__ = [
 ]
 
 ASSUMED_MFU = 0.4
-"""Share of the peak that a forward pass reaches. Never measured here; a large product alone reaches about 0.8 on an
-H100 (docs/decisions/0007), and NVIDIA's published 150 pairs/s of the 4B at 512 tokens are 0.55."""
+"""Assumed share of the peak that a forward pass reaches; not measured. A large matrix product alone reaches about 0.8
+on an H100 (docs/decisions/0007), and NVIDIA's published 150 pairs/s of the 4B at 512 tokens correspond to 0.55."""
 
-PEAK_TFLOPS = {gpu.key: gpu.peak_flops / 1e12 for gpu in GPUS}
+PEAK_TFLOPS = {gpu.key: gpu.flops_per_s / 1e12 for gpu in GPU_PEAKS}
 
 EMBEDDED_TOKENS_PER_S = {Lengths.SHORT: 9_396.0, Lengths.CHUNKS: 8_050.0, Lengths.LONG_TAIL: 7_317.0}
-"""Of one replica of one core in int8: tokens of a pair by its CPU time, of the late-interaction engine in
+"""One replica on one core in int8: tokens of a pair divided by its CPU time, for the late-interaction engine in
 benchmarks/results/engine-cpu.json (AMD EPYC with AVX512-VNNI)."""
 _SHORT_TOKENS = 160
-"""Pairs of a fixed length up to here are as fast as `short` ones."""
+"""Fixed pair length up to which the speed of `short` applies."""
 
 _ASSUMED_BATCH_OVERHEAD_S = 0.002
 
@@ -51,28 +51,28 @@ class PlannedModel(StrEnum):
 
 @dataclass(frozen=True)
 class ReplicaSpeed:
-    """One replica's device."""
+    """Speed of one replica's device."""
 
     tokens_per_s: float
     batch_overhead_s: float = 0.0
-    """That each batch takes besides its tokens."""
+    """Fixed time per batch, in addition to its tokens."""
     max_in_flight: int = 2
-    """Batches it takes before the first is done."""
+    """Batches that the device accepts at the same time."""
     max_batch_tokens: int = default_batch_tokens(on_gpu=True)
     shard_tokens: int = default_batch_tokens(on_gpu=True)
-    """What a request is cut into for such replicas."""
+    """Size of the shards that requests are split into."""
     origin: str = "given"
-    """Where the figure comes from, in words."""
+    """Source of the figure, as text."""
     is_measured: bool = True
 
     @property
     def min_batch_tokens(self) -> int:
-        """As the service chooses it."""
+        """Smallest batch that the service launches next to another one, by its default."""
         return default_min_batch_tokens(self.max_batch_tokens)
 
     @property
     def full_tokens_per_s(self) -> float:
-        """With full batches one after the other: the most there can be."""
+        """Maximum throughput, with full batches back to back."""
         return self.max_batch_tokens / (self.batch_overhead_s + self.max_batch_tokens / self.tokens_per_s)
 
 
@@ -85,46 +85,37 @@ def speed_of(
     mfu: float = ASSUMED_MFU,
     batch_overhead_s: float | None = None,
 ) -> ReplicaSpeed:
-    """A figure that is given counts; without one the embedded model's is ours and a GPU's is estimated.
+    """Speed of a replica: `tokens_per_s` if given, else measured for the embedded model and estimated for a GPU.
 
     Raises `ValueError` for a GPU that is not in `PEAK_TFLOPS`.
     """
     if model is PlannedModel.EMBEDDED:
         measured = tokens_per_s or EMBEDDED_TOKENS_PER_S[_lengths_like(mix)]
-        origin = (
-            "given"
-            if tokens_per_s
-            else "measured on one core of an AMD EPYC, int8 (benchmarks/results/engine-cpu.json)"
-        )
+        on_cpu = "measured on one core of an AMD EPYC, int8 (benchmarks/results/engine-cpu.json)"
+        origin = "given" if tokens_per_s else on_cpu
         batch_tokens = default_batch_tokens(on_gpu=False)
         return ReplicaSpeed(measured, batch_overhead_s or 0.0, 1, batch_tokens, batch_tokens, origin)
     overhead_s = _ASSUMED_BATCH_OVERHEAD_S if batch_overhead_s is None else batch_overhead_s
     if tokens_per_s:
         return ReplicaSpeed(tokens_per_s, overhead_s)
     if gpu not in PEAK_TFLOPS:
-        raise ValueError(f"no datasheet figure for GPU {gpu!r}; known: {', '.join(PEAK_TFLOPS)}")
-    flops = flops_per_token(_shape(model), mix.attended_tokens)
+        raise ValueError(f"no datasheet figure for GPU {gpu!r}; known GPUs: {', '.join(PEAK_TFLOPS)}")
+    is_4b = model is PlannedModel.MISTRAL_4B
+    shape = shape_of(Architecture.MISTRAL, "4b") if is_4b else shape_of(Architecture.LLAMA_BIDIREC, "1b")
+    flops = flops_per_token(shape, mix.attended_tokens)
     origin = (
-        f"assumed, not measured: {flops / 1e9:.2f} GFLOP a token of the {model} at {mfu:g} of the "
+        f"assumed, not measured: {flops / 1e9:.2f} GFLOP per token of the {model} at {mfu:g} of the "
         f"{PEAK_TFLOPS[gpu]:g} TFLOP/s of one {gpu}"
     )
     return ReplicaSpeed(PEAK_TFLOPS[gpu] * 1e12 * mfu / flops, overhead_s, origin=origin, is_measured=False)
 
 
 def flops_per_token(shape: Shape, attended_tokens: float) -> float:
-    """Of a decoder's forward pass: two for each weight of its linear layers, and attention over the pair."""
+    """Operations of a decoder's forward pass: two per weight of the linear layers, plus attention over the pair."""
     hidden = shape.hidden_size
     keys = hidden * (shape.num_kv_heads or shape.num_heads) // shape.num_heads
     weights = 2 * hidden * hidden + 2 * hidden * keys + 3 * hidden * shape.intermediate_size
     return shape.num_layers * (2 * weights + 4 * hidden * attended_tokens)
-
-
-def _shape(model: PlannedModel) -> Shape:
-    return (
-        shape_of(Architecture.MISTRAL, "4b")
-        if model is PlannedModel.MISTRAL_4B
-        else shape_of(Architecture.LLAMA_BIDIREC, "1b")
-    )
 
 
 def _lengths_like(mix: Mix) -> Lengths:

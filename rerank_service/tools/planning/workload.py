@@ -1,4 +1,4 @@
-"""What arrives: requests of so many pairs of so many tokens, when they come. Knows nothing of what serves them."""
+"""Simulated arrivals: when requests come, how many pairs they contain, and how long the pairs are."""
 
 import math
 import random
@@ -11,16 +11,16 @@ from rerank_service.tools.bench.workload import Lengths, draw_lengths
 __all__ = ["Arrival", "Mix", "Phase", "arrivals", "body_kb"]
 
 _DRAWN = 8192
-"""Lengths drawn once for a distribution; requests take consecutive slices of them."""
+"""Number of lengths drawn from a distribution; requests take consecutive slices of them."""
 _QUERY_TOKENS = 16
-"""Of a query with the template around it, on top of a passage drawn from a distribution."""
+"""Tokens of query and template, added to the length of a passage drawn from a distribution."""
 _BYTES_PER_TOKEN = 4
 _PASSAGE_BYTES = 12
-"""JSON around one passage."""
+"""JSON syntax around one passage."""
 
 
 class Arrival(NamedTuple):
-    """One request."""
+    """A request."""
 
     at_s: float
     lengths: Sequence[int]
@@ -28,7 +28,7 @@ class Arrival(NamedTuple):
 
 
 class Phase(NamedTuple):
-    """From when on how many requests come a second."""
+    """Request rate from a given time."""
 
     from_s: float
     rps: float
@@ -36,91 +36,79 @@ class Phase(NamedTuple):
 
 @dataclass(frozen=True)
 class Mix:
-    """What requests are made of."""
+    """Sizes of requests and lengths of pairs."""
 
     passages: Mapping[int, float]
-    """Passages of a request, and how often."""
+    """Weight of each number of passages per request."""
     tokens: int | Lengths
-    """Of every pair, with its query; or the distribution its passages come from."""
+    """Tokens of every pair, query included; or the distribution of passage lengths."""
 
     def __post_init__(self) -> None:
         if not self.passages or min(self.passages) < 1 or min(self.passages.values()) <= 0:
-            raise ValueError("a mix needs sizes from 1 and weights above 0")
+            raise ValueError("a mix needs sizes of at least 1 and weights above 0")
         if not isinstance(self.tokens, Lengths) and self.tokens < 1:
             raise ValueError("a pair has at least one token")
 
     @property
     def mean_passages(self) -> float:
-        """Of a request."""
+        """Mean number of passages per request."""
         return sum(size * weight for size, weight in self.passages.items()) / sum(self.passages.values())
 
     @property
     def mean_tokens(self) -> float:
-        """Of a pair."""
+        """Mean number of tokens per pair."""
         pool = self.pool()
         return sum(pool) / len(pool)
 
     @property
     def attended_tokens(self) -> float:
-        """Length of the pair that a token drawn at random is in: what its attention costs."""
+        """Mean length of the pair around a random token, which sets the cost of attention."""
         pool = self.pool()
         return sum(length * length for length in pool) / sum(pool)
 
     @property
     def request_tokens(self) -> float:
-        """Mean of a request."""
+        """Mean number of tokens per request."""
         return self.mean_passages * self.mean_tokens
 
     @property
     def request_kb(self) -> float:
-        """About how large a request's body is on average."""
+        """Approximate mean size of a request body."""
         return body_kb(self.mean_passages, self.request_tokens)
 
     def pool(self) -> list[int]:
-        """Lengths of pairs to draw from."""
+        """Pair lengths to draw from."""
         if isinstance(self.tokens, Lengths):
             return [length + _QUERY_TOKENS for length in draw_lengths(self.tokens, _DRAWN)]
         return [self.tokens]
 
 
 def body_kb(num_passages: float, num_tokens: float) -> float:
-    """About how large a request's body is."""
+    """Approximate size of a request body."""
     return (num_tokens * _BYTES_PER_TOKEN + num_passages * _PASSAGE_BYTES) / 1000
 
 
 def arrivals(mix: Mix, phases: Sequence[Phase], burstiness: float = 1.0, seed: int = 0) -> Iterator[Arrival]:
-    """Requests without end; the same seed gives the same ones, however fast they come.
+    """An endless sequence of requests. The same seed gives the same requests at any rate.
 
-    `burstiness` is the squared coefficient of variation of the time between two: 1 is Poisson, more comes in bursts
-    (hyperexponential with balanced means).
+    `burstiness` is the squared coefficient of variation of the time between requests. 1 is a Poisson process; above 1,
+    gaps are hyperexponential with balanced means.
     """
-    sizes, gaps = random.Random(f"sizes {seed}"), random.Random(f"gaps {seed}")  # noqa: S311 - a simulation
-    draw = _PairSampler(mix, sizes)
+    size_rng, gap_rng = random.Random(f"sizes {seed}"), random.Random(f"gaps {seed}")  # noqa: S311 - a simulation
+    sizes, weights, pool = list(mix.passages), list(mix.passages.values()), mix.pool()
+    repeated = pool * (2 + max(sizes) // len(pool))  # long enough for a slice from any start
     now_s, phase = 0.0, 0
     while True:
         while phase + 1 < len(phases) and phases[phase + 1].from_s <= now_s:
             phase += 1
-        now_s += _gap(gaps, burstiness) / phases[phase].rps
-        yield Arrival(now_s, draw())
-
-
-class _PairSampler:
-    """Draws the pairs of one request after the other."""
-
-    def __init__(self, mix: Mix, rng: random.Random) -> None:
-        self._sizes, self._weights = list(mix.passages), list(mix.passages.values())
-        self._pool = mix.pool()
-        self._rng = rng
-        self._wrapped = self._pool * (2 + max(self._sizes) // len(self._pool))
-
-    def __call__(self) -> Sequence[int]:
-        size = self._sizes[0] if len(self._sizes) == 1 else self._rng.choices(self._sizes, self._weights)[0]
-        start = self._rng.randrange(len(self._pool))
-        return self._wrapped[start : start + size]
+        now_s += _gap(gap_rng, burstiness) / phases[phase].rps
+        size = sizes[0] if len(sizes) == 1 else size_rng.choices(sizes, weights)[0]
+        start = size_rng.randrange(len(pool))
+        yield Arrival(now_s, repeated[start : start + size])
 
 
 def _gap(rng: random.Random, burstiness: float) -> float:
-    """With mean 1."""
+    """A gap between two requests, with mean 1."""
     if burstiness <= 1:
         return rng.expovariate(1.0)
     share = (1 + math.sqrt((burstiness - 1) / (burstiness + 1))) / 2

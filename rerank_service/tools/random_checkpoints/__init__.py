@@ -1,1 +1,1 @@
-"""Checkpoint folders: how one is found, and how a randomly initialised one is made."""
+"""Checkpoints with random weights, in the published format of each architecture."""

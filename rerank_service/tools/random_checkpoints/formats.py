@@ -1,7 +1,7 @@
-"""The config.json and the tensor names of each architecture, as published.
+"""config.json and tensor names of each architecture, as published.
 
-The decoders' configs are written here key by key, because transformers would write them differently; names
-and shapes of tensors come from transformers' own classes on the meta device. It must not create weights.
+Configurations of decoders are written key by key, since transformers would write them differently. Names and shapes of
+tensors come from transformers' own classes on the meta device, without weights.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _CLASSES: dict[Architecture, tuple[type[PreTrainedConfig], type[PreTrainedModel]
 }
 
 _NOT_NATIVE = {"architectures", "auto_map", "model_type", "pooling", "temperature", "transformers_version"}
-"""Keys of a published config that describe the remote code or the writer, not transformers' own class."""
+"""Keys of a published configuration that transformers' own class does not accept."""
 
 _ONE_LABEL = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
 
@@ -54,7 +54,7 @@ _ONE_LABEL = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
 def published_config(
     architecture: Architecture, shape: Shape, vocab_size: int, special_ids: Mapping[str, int], dtype: str
 ) -> dict[str, Any]:
-    """The content of config.json; `special_ids` maps names such as "bos_token_id" to ids of the tokenizer."""
+    """Content of config.json. `special_ids` maps names such as "bos_token_id" to token ids."""
     if architecture is Architecture.LLAMA_BIDIREC:
         return _llama_config(shape, vocab_size, special_ids, dtype)
     if architecture is Architecture.MISTRAL:
@@ -67,9 +67,9 @@ def published_config(
 def tensor_shapes(
     architecture: Architecture, config: Mapping[str, Any], *, head_bias: bool = False
 ) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor of a checkpoint with this config.json; `head_bias` adds score.bias."""
+    """Names and shapes of all tensors of a checkpoint with this config.json. `head_bias` adds score.bias."""
     config_class, model_class = _CLASSES[architecture]
-    # Copied deep: transformers writes rope_theta into the rope_scaling it is given.
+    # A deep copy, since transformers adds rope_theta to the rope_scaling it receives.
     settings = {key: deepcopy(value) for key, value in config.items() if key not in _NOT_NATIVE}
     with torch.device("meta"):
         model = model_class(config_class(**settings))
@@ -136,7 +136,7 @@ def _qwen3_config(shape: Shape, vocab_size: int, special_ids: Mapping[str, int],
         "use_sliding_window": False,
     }
     config = _decoder_config(shape, vocab_size, special_ids, dtype) | causal | {"rms_norm_eps": 1e-06}
-    config["bos_token_id"] = special_ids["pad_token_id"]  # as published; its tokenizer has no such token
+    config["bos_token_id"] = special_ids["pad_token_id"]  # as published, although its tokenizer has no bos token
     return {key: value for key, value in config.items() if key not in _ONE_LABEL}
 
 
@@ -155,7 +155,7 @@ def _decoder_config(shape: Shape, vocab_size: int, special_ids: Mapping[str, int
         "num_key_value_heads": shape.num_kv_heads,
         "rms_norm_eps": 1e-05,
         "torch_dtype": dtype,
-        "transformers_version": "4.44.2",  # of that time: "torch_dtype", "rope_theta" and "rope_scaling"
+        "transformers_version": "4.44.2",  # version that wrote "torch_dtype", "rope_theta" and "rope_scaling"
         "use_cache": True,
         "vocab_size": vocab_size,
     }
@@ -185,9 +185,9 @@ def _encoder_extras(architecture: Architecture, shape: Shape) -> dict[str, Any]:
     if architecture is Architecture.BERT:
         return {"max_position_embeddings": shape.max_tokens, "type_vocab_size": 2}
     if architecture is Architecture.XLM_ROBERTA:
-        # Positions start at pad id + 1 = 2, so the table has two rows more than the window, as published.
+        # Positions start at pad id + 1 = 2, so the published table has two rows more than the window.
         return {"max_position_embeddings": shape.max_tokens + 2, "type_vocab_size": 1, "layer_norm_eps": 1e-5}
-    if architecture is Architecture.DEBERTA_V2:  # as DeBERTa-v3, which mxbai-rerank v1 was trained from
+    if architecture is Architecture.DEBERTA_V2:  # like DeBERTa-v3, from which mxbai-rerank v1 was trained
         return {
             "max_position_embeddings": shape.max_tokens,
             "max_relative_positions": -1,
@@ -202,12 +202,12 @@ def _encoder_extras(architecture: Architecture, shape: Shape) -> dict[str, Any]:
     return {
         "max_position_embeddings": shape.max_tokens,
         "local_attention": shape.local_tokens,
-        "classifier_pooling": "mean",  # as gte-reranker-modernbert has it
+        "classifier_pooling": "mean",  # like gte-reranker-modernbert
     }
 
 
 def _encoder_ids(architecture: Architecture, special_ids: Mapping[str, int]) -> dict[str, int]:
-    if architecture is Architecture.MODERNBERT:  # names its two tokens twice
+    if architecture is Architecture.MODERNBERT:  # its two tokens have two names each
         names = {"cls": "cls", "bos": "cls", "sep": "sep", "eos": "sep", "pad": "pad"}
     elif architecture is Architecture.XLM_ROBERTA:
         names = {"bos": "bos", "eos": "eos", "pad": "pad"}

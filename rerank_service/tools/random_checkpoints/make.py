@@ -1,14 +1,11 @@
-"""Writes a randomly initialised reranker checkpoint in the exact published format of its architecture.
-
-It must not know the engine that will read it: the folder is the contract.
-"""
+"""Writes a reranker checkpoint with random weights in the exact published format of its architecture."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -28,7 +25,16 @@ __all__ = ["Architecture", "DTypeName", "count_parameters", "make_checkpoint"]
 DTypeName = Literal["bfloat16", "float32"]
 
 _READABLE = 0o644
-"""safetensors leaves 0600, and the service may run as another user than the one who made the checkpoint."""
+"""safetensors writes mode 0600, but the service may run as another user than the one who made the checkpoint."""
+
+_FILES = {
+    "config.json",
+    "model.safetensors.index.json",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+}
+"""Files of a checkpoint besides its weights."""
 
 _DTYPES: dict[str, torch.dtype] = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -44,31 +50,35 @@ def make_checkpoint(
     overwrite: bool = False,
     progress: bool = False,
 ) -> Path:
-    """Write a checkpoint into `folder` and return it; the same arguments give the same bytes.
+    """Writes a checkpoint to `folder` and returns the folder. The same arguments give the same bytes.
 
-    Weights over 5 GB are sharded. `head_bias` adds score.bias (mistral only). `overwrite` replaces a
-    checkpoint, never a folder that holds anything else. The folder appears whole or not at all.
-    Raises ValueError for an unsupported combination, FileExistsError where something is in the way.
+    Weights over 5 GB are sharded. `head_bias` adds score.bias (mistral only). `overwrite` replaces a checkpoint, but
+    never a folder with other files. The folder is created atomically. Raises `ValueError` for an unsupported
+    combination, and `FileExistsError` if the folder cannot be replaced.
     """
     architecture = Architecture(architecture)
     shape = _checked_shape(architecture, size, head_bias)
     if dtype not in _DTYPES:
         raise ValueError(f"no dtype {dtype!r}; supported: {', '.join(_DTYPES)}")
-    _refuse_what_is_in_the_way(folder, overwrite=overwrite)
+    _check_replaceable(folder, overwrite=overwrite)
     config = _config(architecture, shape, dtype)
     names = tensor_shapes(architecture, config, head_bias=head_bias)
     with _whole_or_nothing(folder) as partial:
-        _write_json(partial / "config.json", config)
+        content = json.dumps(config, indent=2, sort_keys=True) + "\n"
+        (partial / "config.json").write_text(content, encoding="utf-8")
         for name, text in tokenizer_files(architecture, shape.model_max_length).items():
             (partial / name).write_text(text, encoding="utf-8")
         listed = track(names.items(), "making weights", disable=not progress, console=Console(stderr=True))
-        tensors = _random_tensors(listed, _DTYPES[dtype], seed=seed, has_noise=shape.has_noise)
+        tensors = {
+            name: random_tensor(name, size_of, _DTYPES[dtype], seed=seed, has_noise=shape.has_noise)
+            for name, size_of in listed
+        }
         save_torch_state_dict(tensors, partial, max_shard_size="5GB", metadata={"format": "pt"})
     return folder
 
 
 def count_parameters(architecture: Architecture, size: str, *, head_bias: bool = False) -> int:
-    """How many parameters such a checkpoint has, without making one."""
+    """Number of parameters of a checkpoint, without making it."""
     shape = _checked_shape(architecture, size, head_bias)
     names = tensor_shapes(architecture, _config(architecture, shape, "bfloat16"), head_bias=head_bias)
     return sum(torch.Size(dimensions).numel() for dimensions in names.values())
@@ -85,40 +95,26 @@ def _config(architecture: Architecture, shape: Shape, dtype: str) -> dict[str, A
     return published_config(architecture, shape, vocab_size, special_ids(architecture), dtype)
 
 
-def _random_tensors(
-    shapes: Iterable[tuple[str, tuple[int, ...]]], dtype: torch.dtype, *, seed: int, has_noise: bool
-) -> dict[str, torch.Tensor]:
-    return {name: random_tensor(name, shape, dtype, seed=seed, has_noise=has_noise) for name, shape in shapes}
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _refuse_what_is_in_the_way(folder: Path, *, overwrite: bool) -> None:
+def _check_replaceable(folder: Path, *, overwrite: bool) -> None:
     if not folder.exists() and not folder.is_symlink():
         return
     if folder.is_symlink() or not folder.is_dir():
         raise FileExistsError(f"{folder} is not a folder")
     if Path.cwd().is_relative_to(folder.resolve()):
-        # Replaced, it would leave the shell in a deleted folder, where later programs fail to load libraries.
-        raise FileExistsError(f"{folder} is the current folder; make the checkpoint from outside it")
+        # Replacing it would leave the shell in a deleted folder, where programs fail to start.
+        raise FileExistsError(f"{folder} is the current folder; run the command from another folder")
     present = sorted(path.name for path in folder.iterdir())
     if present and not overwrite:
         raise FileExistsError(f"{folder} is not empty; overwrite (--force) replaces a checkpoint")
-    if foreign := [name for name in present if not _is_checkpoint_file(folder / name)]:
-        raise FileExistsError(f"{folder} is left alone, it holds more than a checkpoint: {foreign[0]}")
-
-
-def _is_checkpoint_file(path: Path) -> bool:
-    named = {"config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"}
-    named.add("model.safetensors.index.json")
-    return path.is_file() and (path.name in named or path.suffix == ".safetensors")
+    if foreign := [name for name in present if name not in _FILES and not name.endswith(".safetensors")]:
+        raise FileExistsError(
+            f"{folder} contains a file that does not belong to a checkpoint and is not replaced: {foreign[0]}"
+        )
 
 
 @contextmanager
 def _whole_or_nothing(folder: Path) -> Iterator[Path]:
-    folder = folder.resolve()  # "a/.." has no name to put a sibling beside
+    folder = folder.resolve()  # "a/.." has no name from which to derive a sibling
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
     partial.mkdir()

@@ -1,6 +1,6 @@
-"""Which checkpoints can be made, and the numbers that set their sizes.
+"""Architectures and sizes of the checkpoints that can be made.
 
-It must not import torch or transformers: the command line reads it only to offer choices.
+It imports neither torch nor transformers, since the command line reads it to list the choices.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ __all__ = ["SHAPES", "Architecture", "Shape", "shape_of"]
 
 
 class Architecture(StrEnum):
-    """A model family, by the `model_type` users meet in a config.json."""
+    """A model family, named by its `model_type` in config.json."""
 
     LLAMA_BIDIREC = "llama_bidirec"
     MISTRAL = "mistral"
@@ -24,54 +24,54 @@ class Architecture(StrEnum):
 
     @property
     def is_encoder(self) -> bool:
-        """Whether the family reads query and passage as a pair, as its tokenizer joins them."""
+        """Whether the family is an encoder, whose tokenizer joins query and passage."""
         return self not in (Architecture.LLAMA_BIDIREC, Architecture.MISTRAL, Architecture.QWEN3)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """The numbers of a config.json in which the sizes of one architecture differ."""
+    """Values of config.json that differ between the sizes of an architecture."""
 
     hidden_size: int
     intermediate_size: int
     num_layers: int
     num_heads: int
     num_kv_heads: int | None = None
-    """Null for the encoders: every head has its own keys."""
+    """Null for encoders, where every head has its own keys."""
 
     head_dim: int | None = None
-    """Null: hidden_size / num_heads."""
+    """Null: `hidden_size / num_heads`."""
 
     max_tokens: int
-    """The longest input the position scheme reaches, in tokens."""
+    """Longest input that the position scheme supports, in tokens."""
 
     model_max_length: int
-    """The window written to tokenizer_config.json."""
+    """Window in tokenizer_config.json."""
 
     vocab_size: int | None = None
-    """Rows of the embedding; null means as many as the tokenizer written beside it has."""
+    """Rows of the embedding; null: the vocabulary size of the generated tokenizer."""
 
     rope_factor: float = 32.0
-    """llama3 scaling only: how many times longer the slow rotations become."""
+    """llama3 scaling only: factor by which slow rotations are stretched."""
 
     rope_original_tokens: int = 8192
-    """llama3 scaling only: the window before scaling."""
+    """llama3 scaling only: window before scaling."""
 
     local_tokens: int = 128
-    """ModernBERT only: the width of a local attention layer."""
+    """ModernBERT only: width of a local attention layer."""
 
     position_buckets: int = 256
-    """DeBERTa only: how many distances between tokens it tells apart; further ones share a bucket."""
+    """DeBERTa only: number of buckets for distances between tokens; large distances share a bucket."""
 
     is_tied: bool = True
-    """Qwen3 only: the vocabulary's rows at the end are those of the embedding, and are not written twice."""
+    """Qwen3 only: whether the output layer shares the embedding's weights, which are then written once."""
 
     has_noise: bool = True
-    """Norms and biases differ from one and zero, so that a loader which drops or mixes one is caught."""
+    """Whether norms and biases differ from one and zero, so that tests notice a loader that drops or swaps one."""
 
 
 _NO_LIMIT = 1000000000000000019884624838656
-"""int(1e30), what transformers writes when a tokenizer names no window; Mistral-7B-v0.1 publishes it."""
+"""int(1e30), written by transformers for a tokenizer without a window, as in Mistral-7B-v0.1."""
 
 
 def _tiny(max_tokens: int, model_max_length: int | None = None, num_kv_heads: int | None = None) -> Shape:
@@ -83,7 +83,7 @@ def _tiny(max_tokens: int, model_max_length: int | None = None, num_kv_heads: in
         num_kv_heads=num_kv_heads,
         max_tokens=max_tokens,
         model_max_length=model_max_length or max_tokens,
-        # 16 x 64 = 1024 tokens; with head_dim 16 the wavelengths fall on both sides of the two limits.
+        # 16 x 64 = 1024 tokens; with head_dim 16 there are wavelengths below, between and above the two limits.
         rope_factor=16.0,
         rope_original_tokens=64,
         local_tokens=32,
@@ -170,7 +170,7 @@ SHAPES: dict[Architecture, dict[str, Shape]] = {
 
 
 def shape_of(architecture: Architecture, size: str) -> Shape:
-    """The numbers of one size; ValueError names the supported ones otherwise."""
+    """The shape of a size. Raises `ValueError` with the supported sizes."""
     sizes = SHAPES[Architecture(architecture)]
     if size not in sizes:
         raise ValueError(f"{architecture} has no size {size!r}; supported: {', '.join(sizes)}")

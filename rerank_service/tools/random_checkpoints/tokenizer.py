@@ -1,6 +1,6 @@
-"""A small tokenizer trained on the spot, whose special tokens, template and files follow each architecture.
+"""Small tokenizers, trained when needed, with the special tokens, template and files of each architecture.
 
-Byte-level BPE throughout: every text has tokens and none is unknown. It must not know model shapes.
+All are byte-level BPE, so every text can be encoded without unknown tokens.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from rerank_service.engine.linear.calibration_text import TRAINING_TEXT
+from rerank_service.engine.linear.sample_text import SAMPLE_TEXT
 from rerank_service.tools.random_checkpoints.shapes import Architecture
 
 __all__ = ["special_ids", "tokenizer_files", "tokenizer_vocab_size"]
 
 _MAX_VOCAB_SIZE = 1024
 
-# Llama 3's own, from the tokenizer.json it is published with.
+# From the published tokenizer.json of Llama 3.
 _LLAMA3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
-# Qwen's, the same but for digits, each a token of its own.
+# From Qwen: the same, except that every digit is a token.
 _QWEN_SPLIT = _LLAMA3_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}")
 
 _LLAMA3_TOKENS = {"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>"}
@@ -37,7 +37,7 @@ _BERT_TOKENS = {
 }
 _ROBERTA_TOKENS = {
     "bos_token": "<s>",
-    "pad_token": "<pad>",  # second: XLM-RoBERTa's positions start at pad id + 1 = 2
+    "pad_token": "<pad>",  # second, since XLM-RoBERTa's positions start at pad id + 1 = 2
     "eos_token": "</s>",
     "unk_token": "<unk>",
     "cls_token": "<s>",
@@ -49,7 +49,7 @@ _QWEN_TOKENS = {"pad_token": "<|endoftext|>", "eos_token": "<|im_end|>", "start_
 
 _SPECIAL_TOKENS: dict[Architecture, dict[str, str]] = {
     Architecture.LLAMA_BIDIREC: {**_LLAMA3_TOKENS, "pad_token": "<|end_of_text|>"},
-    Architecture.MISTRAL: _LLAMA3_TOKENS,  # no pad token, as Mistral-7B-v0.1: readers fall back to eos
+    Architecture.MISTRAL: _LLAMA3_TOKENS,  # no pad token, like Mistral-7B-v0.1; readers fall back to eos
     Architecture.BERT: _BERT_TOKENS,
     Architecture.XLM_ROBERTA: _ROBERTA_TOKENS,
     Architecture.MODERNBERT: _BERT_TOKENS,
@@ -58,9 +58,9 @@ _SPECIAL_TOKENS: dict[Architecture, dict[str, str]] = {
 }
 
 _ANSWERS = ["yes", "no"] * 50
-"""Often enough that each becomes one token, as in Qwen's own vocabulary."""
+"""Repeated often enough that each word becomes a single token, as in Qwen's vocabulary."""
 
-# One sequence, two sequences; ":1" is the type id of the second, where the model has one.
+# Templates for one and for two sequences; ":1" is the type id of the second, if the model has type ids.
 _LLAMA3_TEMPLATE = ("<|begin_of_text|> $A", "<|begin_of_text|> $A <|begin_of_text|>:1 $B:1")
 _TEMPLATES: dict[Architecture, tuple[str, str]] = {
     Architecture.LLAMA_BIDIREC: _LLAMA3_TEMPLATE,
@@ -69,12 +69,12 @@ _TEMPLATES: dict[Architecture, tuple[str, str]] = {
     Architecture.XLM_ROBERTA: ("<s> $A </s>", "<s> $A </s> </s> $B </s>"),
     Architecture.MODERNBERT: ("[CLS] $A [SEP]", "[CLS] $A [SEP] $B [SEP]"),
     Architecture.DEBERTA_V2: ("[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1"),
-    Architecture.QWEN3: ("$A", "$A $B"),  # adds nothing: prompts name their special tokens
+    Architecture.QWEN3: ("$A", "$A $B"),  # adds no tokens: prompts contain their special tokens
 }
 
 
 def tokenizer_files(architecture: Architecture, model_max_length: int) -> dict[str, str]:
-    """The tokenizer's files, name to content."""
+    """Files of the tokenizer, content by name."""
     tokens = _SPECIAL_TOKENS[architecture]
     config: dict[str, Any] = {
         **tokens,
@@ -91,18 +91,18 @@ def tokenizer_files(architecture: Architecture, model_max_length: int) -> dict[s
 
 
 def tokenizer_vocab_size(architecture: Architecture) -> int:
-    """How many tokens the tokenizer has, special ones included."""
+    """Vocabulary size, special tokens included."""
     return Tokenizer.from_str(_trained(architecture)).get_vocab_size()
 
 
 def special_ids(architecture: Architecture) -> dict[str, int]:
-    """The ids of the special tokens, such as {"bos_token_id": 0, "eos_token_id": 1}."""
+    """Ids of the special tokens, such as {"bos_token_id": 0, "eos_token_id": 1}."""
     order = _distinct(architecture)
     return {f"{name}_id": order.index(token) for name, token in _SPECIAL_TOKENS[architecture].items()}
 
 
 def _distinct(architecture: Architecture) -> list[str]:
-    """The special tokens in the order of their ids, which are the first ones of the vocabulary."""
+    """Special tokens in the order of their ids, which start at 0."""
     return list(dict.fromkeys(_SPECIAL_TOKENS[architecture].values()))
 
 
@@ -125,7 +125,7 @@ def _trained(architecture: Architecture) -> str:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     )
     answers = _ANSWERS if architecture is Architecture.QWEN3 else []
-    tokenizer.train_from_iterator([*TRAINING_TEXT.splitlines(keepends=True), *answers], trainer)
+    tokenizer.train_from_iterator([*SAMPLE_TEXT.splitlines(keepends=True), *answers], trainer)
     tokenizer.post_processor = _post_processor(architecture)
     return tokenizer.to_str(pretty=True)
 

@@ -1,7 +1,4 @@
-"""Random tensors, each reproducible alone: it depends on the seed, its name and its shape, nothing else.
-
-It must not know architectures or files.
-"""
+"""Random tensors, each of which depends only on the seed, its name and its shape."""
 
 from __future__ import annotations
 
@@ -13,16 +10,16 @@ import torch
 __all__ = ["random_tensor"]
 
 _CHUNK = 1 << 20
-"""Numbers drawn at a time, in float32: a bfloat16 tensor needs little more than its own memory, is the
-rounded float32 tensor of the same seed, and is ready three times sooner than when drawn in bfloat16.
-Part of the result: another value gives other weights."""
+"""Numbers drawn at a time, in float32. A bfloat16 tensor then needs little additional memory, is the rounded float32
+tensor of the same seed, and is made three times faster than if it were drawn in bfloat16. The value affects the
+weights."""
 
 _NOISE_STD = 0.1
 _EMBEDDING_STD = 0.3
 
 _CLASSIFIER_GAIN = 4.0
 _SCORE_GAIN = 8.0
-"""More than a classifier's, because the average over many tokens that a decoder's score reads is smaller."""
+"""Larger than for a classifier, since a decoder's score reads a mean over many tokens, which is smaller."""
 
 
 def random_tensor(
@@ -33,45 +30,24 @@ def random_tensor(
     seed: int,
     has_noise: bool,
 ) -> torch.Tensor:
-    """A normal tensor around one (norm weights) or zero (the rest).
+    """A normally distributed tensor with mean one (norm weights) or zero (other weights).
 
-    Matrices keep the scale of their input, so attention scores are far from uniform and a wrong mask or
-    rotation moves the logits; a head spreads them over a few units. Without `has_noise`, norm weights are
-    exactly one and biases exactly zero.
+    Matrices keep the scale of their input, so that attention is far from uniform and a wrong mask or rotation changes
+    the logits; the head spreads logits over a few units. Without `has_noise`, norm weights are one and biases zero.
     """
-    mean = 1.0 if _is_norm(name, shape) else 0.0
-    std = _std(name, shape, has_noise)
-    if std == 0.0:
+    is_vector = len(shape) == 1
+    mean = 1.0 if is_vector and not name.endswith(".bias") else 0.0
+    if is_vector and not has_noise:
         return torch.full(shape, mean, dtype=dtype)
-    return _normal(shape, dtype, mean, std, _generator(name, seed))
-
-
-def _is_norm(name: str, shape: tuple[int, ...]) -> bool:
-    return len(shape) == 1 and not name.endswith(".bias")
-
-
-def _std(name: str, shape: tuple[int, ...], has_noise: bool) -> float:
-    if len(shape) == 1:
-        return _NOISE_STD if has_noise else 0.0
-    if "embed" in name:
-        return _EMBEDDING_STD
-    return _gain(name, shape) / math.sqrt(shape[1])
-
-
-def _gain(name: str, shape: tuple[int, ...]) -> float:
-    if shape[0] > 1:
-        return 1.0
-    return _SCORE_GAIN if name == "score.weight" else _CLASSIFIER_GAIN
-
-
-def _generator(name: str, seed: int) -> torch.Generator:
+    if is_vector:
+        std = _NOISE_STD
+    elif "embed" in name:
+        std = _EMBEDDING_STD
+    else:
+        head_gain = _SCORE_GAIN if name == "score.weight" else _CLASSIFIER_GAIN
+        std = (1.0 if shape[0] > 1 else head_gain) / math.sqrt(shape[1])
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big"))
-
-
-def _normal(
-    shape: tuple[int, ...], dtype: torch.dtype, mean: float, std: float, generator: torch.Generator
-) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big"))
     tensor = torch.empty(shape, dtype=dtype)
     flat = tensor.view(-1)
     drawn = torch.empty(min(_CHUNK, flat.numel()), dtype=torch.float32)

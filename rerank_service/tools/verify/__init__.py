@@ -1,1 +1,1 @@
-"""Is what is served what the checkpoint says? The served path against a plain run and against recorded logits."""
+"""Checks that a served model computes what its checkpoint says, against a plain run with transformers."""

@@ -1,8 +1,8 @@
-"""Logits that others recorded of the published weights, each with its source. Nothing here was measured by us.
+"""Logits that others recorded of published weights, with their sources; none was measured by this project.
 
-A checkpoint that should be one of these models and gives other logits is another one, or is run wrongly. Not here are
-the four of the documentation of NVIDIA's NIM ("which way should i go?", -1.2421875 to -8.2421875): the same four stand
-under three models' names, from release to release.
+A checkpoint that is said to be one of these models but gives other logits is a different model, or is run wrongly. The
+four logits in the documentation of NVIDIA's NIM ("which way should i go?", -1.2421875 to -8.2421875) are left out: they
+appear under three models' names, depending on the release.
 """
 
 from dataclasses import dataclass
@@ -15,17 +15,17 @@ __all__ = ["RECORDED", "RecordedLogits", "recorded_of"]
 
 @dataclass(frozen=True, slots=True)
 class RecordedLogits:
-    """What one query's passages got."""
+    """Logits of the passages of one query."""
 
     model: str
-    """Its id in the catalogue."""
+    """Id of the model in the catalogue."""
     query: str
     passages: tuple[str, ...]
     logits: tuple[float, ...]
     dtype: Dtype
-    """What they were written down in."""
+    """Precision of the recorded digits."""
     computed_in: Dtype
-    """The coarsest they may have been computed in."""
+    """Lowest precision they may have been computed in."""
     source: str
 
 
@@ -57,14 +57,14 @@ RECORDED = (
         (-3.697265625, -6.2578125, -7.39453125, -11.375),
         Dtype.FLOAT16,
         Dtype.BFLOAT16,
-        "answer of NVIDIA's NIM of the model, in float16 by its digits; what it was computed in is not known, nor was "
-        "the page it is from found again",
+        "reply of NVIDIA's NIM for the model, in float16 by its digits; the precision of the computation is unknown, "
+        "and the original page could not be found again",
     ),
 )
 
 
 def recorded_of(name: str) -> tuple[RecordedLogits, ...]:
-    """Those of a model, by any of its names, with or without its organisation."""
+    """Recorded logits of a model, found by any of its names, with or without the organisation."""
     return tuple(one for one in RECORDED if _short(name) in map(_short, _names(one.model)))
 
 

@@ -1,9 +1,10 @@
-"""The plain run that a served model is held against: transformers' own classes, one pair at a time, in float32.
+"""Reference run of a checkpoint: transformers' own classes, one pair at a time, in float32.
 
-Nothing is shared with the engines: transformers' tokenizer cuts to the window, transformers' configuration reads
-config.json, attention is its `eager` one (the whole matrix, its mask written out); there is no packing and no padding.
+It shares no code with the engines: transformers' tokenizer truncates to the window, transformers' configuration reads
+config.json, and attention is the `eager` implementation with full matrices and explicit masks. There is neither packing
+nor padding.
 
-A new kind of engine gets its reference here: a class with `encode` and `logit`, and a line in `_REFERENCES`.
+A new engine kind gets its reference here: a class with `encode` and `logit`, and an entry in `_REFERENCES`.
 """
 
 import json
@@ -29,33 +30,33 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from rerank_service.config import EngineKind, ModelConfig
-from rerank_service.engine.text.prompts import YES_NO_PROMPTS
+from rerank_service.engine.text.yes_no_prompts import YES_NO_PROMPTS
 from rerank_service.errors import CheckpointError
 
 __all__ = ["Reference", "ReferenceTokens", "load_reference"]
 
 _NVIDIA_TEMPLATE = "question:{query} \n \n passage:{passage}"
-"""As the model card of nvidia/llama-nemotron-rerank-1b-v2 has it."""
+"""From the model card of nvidia/llama-nemotron-rerank-1b-v2."""
 
 _NO_LIMIT = 1_000_000
-"""Tokenizers that know no window name a number beyond any."""
+"""Tokenizers without a window report a number above this."""
 
 
 class ReferenceTokens(NamedTuple):
-    """A pair as the model is to see it."""
+    """A pair as the model must see it."""
 
     token_ids: tuple[int, ...]
-    """Of the pair; of the passage alone where query and passage are read apart."""
+    """Ids of the pair; of the passage alone if query and passage are encoded separately."""
     num_tokens: int
-    """Of query and passage, special tokens included."""
+    """Tokens of query and passage, special tokens included."""
     is_cut: bool
-    """Whether the window cut it."""
+    """Whether the pair was truncated to the window."""
     inputs: tuple[dict[str, torch.Tensor], ...]
-    """What the model is called with, one call a text, `[1, L]` each."""
+    """Arguments of the model, one call per text, `[1, L]` each."""
 
 
 class _Inputs(NamedTuple):
-    """What the tokenizer makes of a text or a pair of texts."""
+    """A text or a pair of texts, tokenised."""
 
     tensors: dict[str, torch.Tensor]
     token_ids: tuple[int, ...]
@@ -63,12 +64,12 @@ class _Inputs(NamedTuple):
 
     @property
     def of_pair(self) -> ReferenceTokens:
-        """Where query and passage are read together."""
+        """The tokens of a pair that is encoded together."""
         return ReferenceTokens(self.token_ids, len(self.token_ids), self.is_cut, (self.tensors,))
 
 
 class Reference(ABC):
-    """A model as its publishers run it."""
+    """A model, run the way its publishers run it."""
 
     def __init__(
         self,
@@ -78,13 +79,13 @@ class Reference(ABC):
         window_tokens: int | None = None,
         prompt: Sequence[str] = (),
     ) -> None:
-        """`window_tokens` is what the checkpoint says beside its tokenizer; a configured window is above it. `prompt`
-        has the texts that are put around query and passage."""
+        """`window_tokens` is stated by the checkpoint outside its tokenizer; a configured window takes precedence.
+        `prompt` contains the texts around query and passage."""
         self._model = model
         self._published = _tokenizer(folder)
-        """As transformers reads a text, special tokens parsed."""
+        """transformers' tokenizer as published, which parses special tokens."""
         self._special_names: set[str] = set()
-        """That a text must not spell; empty if it may."""
+        """Special tokens that a text cannot spell; empty if it can."""
         self._tokenizer = self._published
         if settings.engine.special_tokens == "text":
             self._tokenizer, self._special_names = _text_tokenizer(folder, prompt)
@@ -93,16 +94,16 @@ class Reference(ABC):
 
     @abstractmethod
     def encode(self, query: str, passage: str) -> ReferenceTokens:
-        """The pair cut to the window."""
+        """Tokens of the pair, truncated to the window."""
 
     @abstractmethod
     def logit(self, tokens: ReferenceTokens) -> float:
-        """Of one pair alone."""
+        """Logit of a single pair."""
 
     def _tokens(self, *texts: list[str]) -> _Inputs:
-        """Of one text, or of a pair, which is cut longest first."""
+        """Tokens of one text, or of a pair whose longer text is truncated first."""
         encoded = self._tokenizer(
-            *texts,  # as lists: a single empty passage would count as none at all
+            *texts,  # as lists: a single empty passage would count as missing
             truncation=True,
             max_length=self.window_tokens,
             return_tensors="pt",
@@ -113,7 +114,7 @@ class Reference(ABC):
         return _Inputs(tensors, tuple(encoded["input_ids"][0].tolist()), is_cut)
 
     def _ids(self, template: str, **texts: str) -> list[int]:
-        """Of a part of a prompt, whose own special tokens are parsed whatever the texts in it spell."""
+        """Token ids of a part of a prompt. Its own special tokens are parsed, those spelled by the texts are not."""
         if not any(f"{{{name}}}" in template for name in texts):
             return list(self._published(template.format(**texts), add_special_tokens=False)["input_ids"])
         ids: list[int] = []
@@ -130,7 +131,7 @@ class Reference(ABC):
 
 
 class _Prompt(NamedTuple):
-    """What a decoder checkpoint says of its use beside its weights."""
+    """Settings of a decoder checkpoint beyond its weights."""
 
     template: str
     pooling: str
@@ -138,9 +139,9 @@ class _Prompt(NamedTuple):
 
     @classmethod
     def of(cls, raw: dict[str, Any], model: ModelConfig) -> "_Prompt":
-        """What the files say stands; a configuration is believed only where they are silent.
+        """Values from the files, else from the configuration.
 
-        Under the model type `llama_bidirec`, NVIDIA's own, files without a template mean NVIDIA's.
+        The model type `llama_bidirec` is NVIDIA's own: without a template in the files, it uses NVIDIA's.
         """
         options = model.engine
         configured = None if raw["model_type"] == "llama_bidirec" else options.prompt_template
@@ -152,7 +153,7 @@ class _Prompt(NamedTuple):
 
 
 class _Decoder(Reference):
-    """`score(pool(states)) / temperature` of the whole templated string, under attention in both directions."""
+    """`score(pool(states)) / temperature` of the whole templated string, with bidirectional attention."""
 
     def __init__(self, folder: Path, settings: ModelConfig, device: torch.device) -> None:
         raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -176,11 +177,11 @@ class _Decoder(Reference):
 
     @torch.inference_mode()
     def logit(self, tokens: ReferenceTokens) -> float:
-        # The class's own forward reads the last token, as a causal model must.
+        # The class's own forward pass would read the last token only, as for a causal model.
         states = self._model.model(input_ids=tokens.inputs[0]["input_ids"], use_cache=False).last_hidden_state[0]
         pooled = {
             "avg": states.mean(0),
-            "weighted_avg": states.sum(0),  # its published formula, whatever its name
+            "weighted_avg": states.sum(0),  # the published formula is a sum, despite its name
             "cls": states[0],
             "last": states[-1],
         }[self._prompt.pooling]
@@ -188,7 +189,7 @@ class _Decoder(Reference):
 
 
 class _Classifier(Reference):
-    """The model's one label for the pair that its tokenizer makes."""
+    """The single label of a sequence classifier, for a pair joined by the tokenizer."""
 
     def __init__(self, folder: Path, settings: ModelConfig, device: torch.device) -> None:
         model = _load(AutoModelForSequenceClassification, folder, device)
@@ -203,7 +204,7 @@ class _Classifier(Reference):
 
 
 class _LateInteraction(Reference):
-    """`a * cosine + b * maxsim + c` of two texts encoded apart; the three numbers are the configuration's."""
+    """`a * cosine + b * maxsim + c` of two texts encoded separately; the configuration sets a, b and c."""
 
     def __init__(self, folder: Path, settings: ModelConfig, device: torch.device) -> None:
         super().__init__(folder, _load(AutoModel, folder, device), settings, _sentence_transformers_window(folder))
@@ -229,7 +230,7 @@ class _LateInteraction(Reference):
 
 
 class _YesNoDecoder(Reference):
-    """By how much the language model's next word is rather yes than no; the prompt's parts are tokenised apart."""
+    """Logit of `yes` minus logit of `no` as the next token. The parts of the prompt are tokenised separately."""
 
     def __init__(self, folder: Path, settings: ModelConfig, device: torch.device) -> None:
         raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -240,8 +241,8 @@ class _YesNoDecoder(Reference):
         self._instruction = settings.engine.instruction or self._prompt.instruction
 
     def encode(self, query: str, passage: str) -> ReferenceTokens:
-        instruction = self._instruction or ""
-        templates = [part.replace("{instruction}", _escaped(instruction)) for part in self._prompt.parts]
+        instruction = (self._instruction or "").replace("{", "{{").replace("}", "}}")
+        templates = [part.replace("{instruction}", instruction) for part in self._prompt.parts]
         parts = [self._ids(template, query=query, passage=passage) for template in templates]
         is_cut = sum(map(len, parts)) > self.window_tokens
         if is_cut:
@@ -249,10 +250,10 @@ class _YesNoDecoder(Reference):
         return self._of_ids([token for part in parts for token in part], is_cut)
 
     def _cut(self, parts: list[list[int]]) -> None:
-        """The part with the passage from the right; before it a query of its own, down to three quarters.
+        """Truncates the passage's part from the right, after limiting a separate query part to three quarters.
 
-        As mxbai_rerank_v2.py and FlagEmbedding's decoder_only/base.py have it, which cut queries even where the pair
-        fits; here a pair that fits is never cut.
+        mxbai_rerank_v2.py and FlagEmbedding's decoder_only/base.py do the same, but truncate queries even if the pair
+        fits; here a pair that fits is never truncated.
         """
         query, passage = (
             next(place for place, part in enumerate(self._prompt.parts) if slot in part)
@@ -268,7 +269,7 @@ class _YesNoDecoder(Reference):
     @torch.inference_mode()
     def logit(self, tokens: ReferenceTokens) -> float:
         logits = self._model(**tokens.inputs[0], use_cache=False).logits  # [1, 1] or [1, L, V]
-        if self._is_classifier:  # one that was converted: its row is that of yes less that of no
+        if self._is_classifier:  # converted checkpoint: its row is that of yes minus that of no
             return float(logits)
         yes = float(logits[0, -1, self._word(self._prompt.yes_word)])
         return yes if self._prompt.no_word is None else yes - float(logits[0, -1, self._word(self._prompt.no_word)])
@@ -286,9 +287,9 @@ _REFERENCES: dict[EngineKind, Callable[[Path, ModelConfig, torch.device], Refere
 
 
 def load_reference(kind: EngineKind, folder: Path, settings: ModelConfig, device: torch.device) -> Reference:
-    """Holds the whole model in float32: let go of it before anything else is loaded. Raises `CheckpointError`."""
+    """Loads the whole model in float32; release it before loading another. Raises `CheckpointError`."""
     if kind not in _REFERENCES:
-        raise CheckpointError(f"there is no reference for the engine {kind.value} to verify it against")
+        raise CheckpointError(f"the engine {kind.value} has no reference to verify it against")
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
@@ -317,10 +318,10 @@ def _tokenizer(folder: Path, **settings: Any) -> Any:
 
 
 def _text_tokenizer(folder: Path, prompt: Sequence[str]) -> tuple[Any, set[str]]:
-    """A tokenizer to which a text is a text, and the names of the special tokens that it therefore does not find.
+    """A tokenizer that never produces special tokens from a text, and the names of these tokens.
 
-    `split_special_tokens` and, beyond it: tags that stand in the prompt count as special, and the vocabulary does not
-    lead to special tokens either, as sentencepiece's never does.
+    It extends transformers' `split_special_tokens`: tags of the prompt count as special tokens, and the vocabulary does
+    not produce special tokens either, just as in sentencepiece.
     """
     tokenizer = _tokenizer(folder, split_special_tokens=True)
     backend = tokenizer.backend_tokenizer
@@ -340,13 +341,9 @@ def _text_tokenizer(folder: Path, prompt: Sequence[str]) -> tuple[Any, set[str]]
 
 
 def _split_at(names: set[str], template: str) -> list[str]:
-    """Pieces of a template, those that are one of `names` apart."""
+    """Pieces of a template; each of `names` is a piece of its own."""
     longest_first = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
     return [piece for piece in re.split(f"({longest_first})", template) if piece] if names else [template]
-
-
-def _escaped(text: str) -> str:
-    return text.replace("{", "{{").replace("}", "}}")
 
 
 def _window(model: Any, tokenizer: Any, configured: int | None, folder: Path) -> int:
@@ -355,12 +352,12 @@ def _window(model: Any, tokenizer: Any, configured: int | None, folder: Path) ->
     if positions is not None:
         known.append(positions - _first_position(model))
     if configured is None and not known:
-        raise CheckpointError(f"{folder} does not say how long a pair may be; set window_tokens")
+        raise CheckpointError(f"{folder} does not state the length of its window; set window_tokens")
     return configured or int(min(known))
 
 
 def _first_position(model: Any) -> int:
-    """RoBERTa's table of positions has a padding row, behind which its sequences begin."""
+    """Position of the first token. RoBERTa's position table starts with rows up to the padding index."""
     table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
     padding = getattr(table, "padding_idx", None)
     return 0 if padding is None else int(padding) + 1
@@ -372,7 +369,7 @@ def _sentence_transformers_window(folder: Path) -> int | None:
 
 
 def _score_bias(folder: Path) -> float:
-    """transformers' classes have no room for it."""
+    """Bias of the score head, which transformers' classes do not support; 0 if there is none."""
     for path in folder.glob("*.safetensors"):
         with safe_open(path, framework="pt") as tensors:
             if "score.bias" in tensors.keys():  # noqa: SIM118 - not a dict

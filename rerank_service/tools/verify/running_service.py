@@ -1,4 +1,4 @@
-"""The path that is verified, where it is a running service: over `/v1/ranking`, with our own client."""
+"""Verifying a running service, over `/v1/ranking` with the Python client."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -7,27 +7,27 @@ from rerank_service.client import Client
 from rerank_service.config import Dtype
 from rerank_service.tools.verify.served import PairTokens, ServedLogits
 from rerank_service.tools.verify.texts import VerificationQuery
-from rerank_service.tools.verify.tolerances import TOLERANCES
+from rerank_service.tools.verify.verdict import TOLERANCES
 
 __all__ = ["ServicePath"]
 
 _REQUESTS_AT_ONCE = 8
 
 _COARSEST = {Dtype.AUTO: Dtype.BFLOAT16, Dtype.FASTEST: Dtype.INT8}
-"""What each may mean on the machine that serves."""
+"""Lowest precision that each setting may select on the serving machine."""
 
 
 class ServicePath:
-    """Answers come over HTTP; tokens are known by their number alone."""
+    """A model behind HTTP. Only numbers of tokens are known, not their ids."""
 
     must_repeat = False
-    """Nobody tells whether it runs on a CPU."""
+    """Bit-equal logits are promised on CPUs only, and the device is unknown."""
 
     def __init__(
         self, client: Client, url: str, dtype: Dtype, told_precision: Callable[[], str | None] = lambda: None
     ) -> None:
-        """`dtype` is what its model is configured with. It holds, `auto` and `fastest` as the coarsest they may mean,
-        unless the service tells by `told_precision` what it computes in."""
+        """`dtype` is the configured precision; `auto` and `fastest` count as the lowest precision they may select.
+        If `told_precision` returns the precision reported by the service, that one applies."""
         self._client = client
         self._url = url
         self._dtype = _COARSEST.get(dtype, dtype)
@@ -47,7 +47,7 @@ class ServicePath:
     def answer(
         self, questions: Sequence[VerificationQuery], at_once: bool, on_answered: Callable[[int], None]
     ) -> list[ServedLogits]:
-        """Raises `RerankClientError`."""
+        """Ranks each query. Raises `RerankClientError`."""
 
         def ask(question: VerificationQuery) -> ServedLogits:
             ranking = self._client.rank(question.query, question.passages)
@@ -57,7 +57,8 @@ class ServicePath:
 
         with ThreadPoolExecutor(_REQUESTS_AT_ONCE if at_once else 1) as threads:
             answers = list(threads.map(ask, questions))
-        if (precision := self._told_precision()) in TOLERANCES:  # only now: of the replicas that have answered
+        # Asked after the replies: by then the replicas that answered have reported their precision.
+        if (precision := self._told_precision()) in TOLERANCES:
             self._dtype = Dtype(precision)
         return answers
 

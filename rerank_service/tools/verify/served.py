@@ -1,4 +1,4 @@
-"""The path that is verified: a replica's own scorer, in this process. No Ray, no HTTP."""
+"""Verifying a model in this process, through the scorer that a replica uses."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -8,73 +8,73 @@ from typing import Any, NamedTuple, Protocol
 from rerank_service.config import Dtype, ModelConfig
 from rerank_service.engine import Engine, Truncate, load_engine
 from rerank_service.engine.device.precision import resolve_precision
-from rerank_service.engine.linear.cpu import can_pack
+from rerank_service.engine.linear.packed import can_pack
 from rerank_service.engine.loading import resolve_device
 from rerank_service.messages import Fitting, Shard
 from rerank_service.replica.scorer import ModelScorer
-from rerank_service.routing.shards import estimate_tokens
+from rerank_service.routing.ranker import estimate_tokens
 from rerank_service.tools.verify.texts import VerificationQuery
 
 __all__ = ["EnginePath", "PairTokens", "ServedLogits", "ServedPath"]
 
 
 class ServedLogits(NamedTuple):
-    """What a question got."""
+    """Reply to a query."""
 
     logits: tuple[float, ...]
-    """In the order of its passages."""
+    """Logits in the order of the passages."""
     num_tokens: int
-    """Of all its pairs."""
+    """Tokens of all pairs."""
 
 
 class PairTokens(NamedTuple):
-    """A pair as the model sees it."""
+    """Tokens of a pair, as seen by the model."""
 
     token_ids: tuple[int, ...]
     num_tokens: int
 
 
 class ServedPath(Protocol):
-    """Something that answers questions."""
+    """A served model."""
 
     @property
     def description(self) -> str:
-        """Kind, device and precision, or an address."""
+        """Engine, device and precision, or the address of a service."""
         ...
 
     @property
     def dtype(self) -> Dtype:
-        """Precision whose tolerance holds."""
+        """Precision that sets the tolerances."""
         ...
 
     @property
     def must_repeat(self) -> bool:
-        """Whether a pair's logit is promised to be the same, to the last bit, in any company."""
+        """Whether the logit of a pair must be bit-equal in every batch."""
         ...
 
     def tokens(self, question: VerificationQuery) -> list[PairTokens] | None:
-        """Of each pair; null where nobody tells."""
+        """Tokens of each pair; null if unknown."""
         ...
 
     def answer(
         self, questions: Sequence[VerificationQuery], at_once: bool, on_answered: Callable[[int], None]
     ) -> list[ServedLogits]:
-        """Each question as a request: all together, or each after the one before. `on_answered` hears of each
-        request the number of its passages."""
+        """Sends each query as one request, concurrently or one by one. `on_answered` is called with the number of
+        passages of each answered request."""
         ...
 
     def close(self) -> None:
-        """Lets go of what it holds."""
+        """Releases the model or the connection."""
         ...
 
 
 class EnginePath:
-    """A model of this process, as it is configured."""
+    """A model loaded in this process, as configured."""
 
     def __init__(self, model: ModelConfig, num_cpus: float | None = None) -> None:
-        """`num_cpus` are those of a replica; null takes the process's. Raises `CheckpointError`."""
+        """`num_cpus` are the CPUs of a replica; null uses those of this process. Raises `CheckpointError`."""
         self._model = model
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="launch")  # one for loading and running, see Scheduler
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="launch")  # one thread, as in a replica
         self._tokenisers = ThreadPoolExecutor(model.replica.tokeniser_threads, thread_name_prefix="tokenise")
         try:
             self._engine: Engine[Any] = self._thread.submit(load_engine, model, num_cpus).result()
@@ -122,7 +122,7 @@ class EnginePath:
 
 
 def _whole(request_id: str, model_id: str, question: VerificationQuery) -> Shard:
-    """The question as one shard: its passages in their order, copies and all."""
+    """The query as a single shard, with all passages in order, duplicates included."""
     query, passages = question
     num_tokens = sum(estimate_tokens(query, passage) for passage in passages)
     indices = tuple(range(len(passages)))

@@ -1,7 +1,7 @@
-"""The questions a model is verified on, written for this project. Must not know models.
+"""Queries and passages for verification, written for this project.
 
-Lengths from nothing to 312 words, several scripts, markup that looks like special tokens or like a template, twins that
-differ in a word, a passage longer than any window, and a query longer than any.
+They cover lengths from 0 to 312 words, several scripts, markup that looks like special tokens or templates, passages
+that differ in one word, a passage longer than the window, and a query longer than the window.
 """
 
 from itertools import cycle, islice
@@ -11,7 +11,7 @@ __all__ = ["VERIFICATION_QUERIES", "VerificationQuery", "over_long_queries"]
 
 
 class VerificationQuery(NamedTuple):
-    """A query and the passages it is asked about."""
+    """A query and its passages."""
 
     query: str
     passages: tuple[str, ...]
@@ -94,11 +94,11 @@ VERIFICATION_QUERIES = (
         ),
     ),
 )
-"""Short ones beside long ones, so that a batch holds strangers; 1,550 tokens to all-MiniLM-L6-v2."""
+"""Short and long texts, so that batches mix different lengths; 1,550 tokens for all-MiniLM-L6-v2."""
 
 
 def over_long_queries(window_tokens: int) -> tuple[VerificationQuery, VerificationQuery]:
-    """One passage of more words than a window has tokens, then one query: every tokenizer must cut them."""
+    """A passage, and a query, with more words than the window has tokens: every tokenizer must truncate them."""
     words = " ".join(islice(cycle(_BEES.split()), window_tokens + 1))
     short = VERIFICATION_QUERIES[0].passages[:3]
     return VerificationQuery("How do bees keep warm?", (words,)), VerificationQuery(words, (*short, words))

@@ -1,68 +1,113 @@
-"""From the reference's logits and the served ones to figures and a verdict. Pure: knows no model and no device."""
+"""Compares served logits with the reference's: figures, tolerances and the verdict. Pure arithmetic."""
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from statistics import StatisticsError, correlation, fmean, linear_regression, pstdev
+from typing import NamedTuple
 
 from rerank_service.config import Dtype
 from rerank_service.tools.verify.recorded import RecordedLogits
-from rerank_service.tools.verify.tolerances import TOLERANCES
 
-__all__ = ["Check", "LogitFigures", "RecordedFigures", "TokenFigures", "Verdict", "figures_of", "judge"]
+__all__ = [
+    "TOLERANCES",
+    "Check",
+    "LogitFigures",
+    "RecordedFigures",
+    "TokenFigures",
+    "Verdict",
+    "figures_of",
+    "half_step",
+    "judge",
+]
 
 LogitsByQuery = Sequence[Sequence[float]]
 
 _PROPORTIONAL = 0.999
-"""Correlation from which logits that differ are the same ones on another scale."""
+"""Correlation above which differing logits count as the same logits on another scale."""
+
+
+class Tolerance(NamedTuple):
+    """Allowed differences from the reference's logits, as shares of their size.
+
+    The size is the root mean square of the reference's logits, which covers spread and offset: rounding acts on both.
+    Measured on 2026-11-23 (AMD EPYC with AVX512-BF16 and VNNI, torch 2.13.0) on eighteen random checkpoints of
+    `make-checkpoint`, tiny and small, and on all-MiniLM-L6-v2. Random models are the worst case: a trained model
+    differs by a tenth to a fifth of that. The bounds are about twice the largest figure found, more in float32; wrong
+    models differed by more than any bound (`tests/unit/tools/verify/test_verify.py`).
+    """
+
+    largest: float
+    """Bound for the largest difference of a pair."""
+    mean: float
+    """Bound for the mean absolute difference. It varies less than the largest difference and exposes small errors in
+    all logits, such as a wrong temperature."""
+    trained: float
+    """Bound for logits that others recorded of trained models. About four times the difference found on
+    all-MiniLM-L6-v2: its 6 layers round less often than the 16 of NVIDIA's 1B, where independent errors add up to
+    `sqrt(16 / 6) = 1.6` times as much."""
+
+
+TOLERANCES = {
+    # Found 3e-6 and 1e-6, from a different order of summation; GPUs and deeper models accumulate more.
+    Dtype.FLOAT32: Tolerance(1e-4, 2e-5, 1e-4),
+    # Found 0.0041 and 0.0013: a significand of 11 bits.
+    Dtype.FLOAT16: Tolerance(0.01, 0.004, 0.002),
+    # Found 0.048 and 0.014: 8 bits, so steps eight times as large as float16's.
+    Dtype.BFLOAT16: Tolerance(0.1, 0.03, 0.02),
+    # Found 0.095 and 0.031: 8 bits per row or channel; values beyond the calibrated range are clipped.
+    Dtype.INT8: Tolerance(0.2, 0.06, 0.08),
+    # Found 0.33 and 0.10, on a CPU that emulates the rounding: 4 bits, so steps sixteen times as large as bfloat16's.
+    Dtype.FLOAT8: Tolerance(0.5, 0.16, 0.15),
+}
 
 
 @dataclass(frozen=True, slots=True)
 class LogitFigures:
-    """How far served logits are from the reference's."""
+    """Differences between served logits and the reference's."""
 
     num_queries: int
     num_pairs: int
     logit_size: float
     """Root mean square of the reference's logits."""
     logit_spread: float
-    """Their standard deviation."""
+    """Standard deviation of the reference's logits."""
     largest_of_spread: float | None
-    """The largest difference as a share of the spread; null where all logits are the same."""
+    """Largest difference as a share of the spread; null if all logits are equal."""
     largest_difference: float
     mean_difference: float
-    """Of absolute differences."""
+    """Mean absolute difference."""
     largest_change: float
-    """Of a served logit, between its two companies."""
+    """Largest change of a served logit between its two batches."""
     ordered_alike: float
-    """Share of the pairs of passages of one query that both order alike, of those that the reference tells apart."""
+    """Share of passage pairs of one query that both sides order alike, among those the reference does not tie."""
     kendall_tau: float
-    """The same as a correlation: `2 * ordered_alike - 1`, which is Kendall's tau where there are no ties."""
+    """`2 * ordered_alike - 1`, which is Kendall's tau if there are no ties."""
     same_best: int
-    """Queries whose best passage is the same."""
+    """Queries whose best passage is the same on both sides."""
     correlation: float | None
-    """Of all logits with the reference's; null where either are all the same."""
+    """Correlation with the reference's logits; null if either side has only equal logits."""
     slope: float | None
-    """By which the reference's logits are multiplied, by least squares."""
+    """Factor between the reference's logits and the served ones, by least squares."""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenFigures:
-    """Whether both sides read the same."""
+    """Whether both sides see the same tokens."""
 
     unit: str
-    """What was compared: the ids of `pairs`, or the numbers of tokens of `requests`."""
+    """`pairs` if token ids were compared, `requests` if only numbers of tokens were."""
     num_compared: int
     num_different: int
     num_cut: int
-    """Pairs that the window cut."""
+    """Pairs truncated to the window."""
     window_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
 class RecordedFigures:
-    """Logits that others recorded, beside ours."""
+    """Logits that others recorded, next to those computed here."""
 
     recorded: RecordedLogits
     reference: tuple[float, ...]
@@ -72,7 +117,10 @@ class RecordedFigures:
         return max(_differences([self.recorded.logits], [logits]))
 
     def allowed(self, dtype: Dtype = Dtype.FLOAT32) -> float:
-        """For logits computed in `dtype`: half a step of how they were written down, and both sides' rounding."""
+        """Allowed difference of logits computed in `dtype`.
+
+        Half a rounding step of the recorded digits, plus the rounding errors of both computations.
+        """
         recorded = self.recorded
         written = max(half_step(recorded.dtype, logit) for logit in recorded.logits)
         shares = TOLERANCES[recorded.computed_in].trained + TOLERANCES[dtype].trained
@@ -81,7 +129,7 @@ class RecordedFigures:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that must be so."""
+    """One requirement, and whether it is met."""
 
     name: str
     is_passed: bool
@@ -91,13 +139,13 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Is what is served what the checkpoint says?"""
+    """Whether the served model matches its checkpoint, and why."""
 
     model: str
     served: str
     reference: str
     dtype: Dtype
-    """Whose tolerance holds."""
+    """Precision that sets the tolerances."""
     is_faithful: bool
     reason: str
     checks: tuple[Check, ...]
@@ -107,13 +155,13 @@ class Verdict:
 
 
 def half_step(dtype: Dtype, logit: float) -> float:
-    """Most that writing a logit down in float16 or bfloat16 can change it."""
+    """Largest rounding error of a logit written in float16 or bfloat16."""
     significand_bits = {Dtype.FLOAT16: 11, Dtype.BFLOAT16: 8}[dtype]
     return math.ldexp(1.0, math.frexp(logit)[1] - significand_bits - 1)
 
 
 def figures_of(reference: LogitsByQuery, served: LogitsByQuery, elsewhere: LogitsByQuery) -> LogitFigures:
-    """All three query by query in the same order; `elsewhere` are the served ones in other company."""
+    """Figures of logits given query by query, all in the same order. `elsewhere` are served logits in other batches."""
     expected, found = (list(_flat(logits)) for logits in (reference, served))
     differences, spread = _differences(reference, served), pstdev(expected)
     ordered_alike = _ordered_alike(reference, served)
@@ -138,24 +186,25 @@ def figures_of(reference: LogitsByQuery, served: LogitsByQuery, elsewhere: Logit
 def judge(
     figures: LogitFigures, tokens: TokenFigures, recorded: Sequence[RecordedFigures], dtype: Dtype, must_repeat: bool
 ) -> tuple[tuple[Check, ...], str]:
-    """What must be so, and the verdict's reason. `must_repeat`: other company must not change a bit."""
+    """The checks, and the reason of the verdict. `must_repeat` requires bit-equal logits in every batch."""
     tolerance, size = TOLERANCES[dtype], figures.logit_size
     checks = (
         _token_check(tokens),
         _share_check("largest difference", figures.largest_difference, tolerance.largest, size),
         _share_check("mean difference", figures.mean_difference, tolerance.mean, size),
-        _company_check(figures, 0.0 if must_repeat else tolerance.largest),
+        _invariance_check(figures, 0.0 if must_repeat else tolerance.largest),
         *(check for one in recorded for check in _recorded_checks(one, dtype)),
     )
     failed = [check.name for check in checks if not check.is_passed]
     if not failed:
-        return checks, "every check holds"
+        return checks, "every check passes"
     return checks, f"{', '.join(failed)}: {_likely_cause(figures, tokens, checks)}"
 
 
 def _token_check(tokens: TokenFigures) -> Check:
     alike = tokens.num_compared - tokens.num_different
-    found = f"{alike} of {tokens.num_compared} {tokens.unit} alike, {tokens.num_cut} cut at {tokens.window_tokens:,}"
+    truncated = f"{tokens.num_cut} truncated at {tokens.window_tokens:,}"
+    found = f"{alike} of {tokens.num_compared} {tokens.unit} equal, {truncated}"
     return Check("tokens", tokens.num_different == 0, found, "all")
 
 
@@ -164,10 +213,10 @@ def _share_check(name: str, difference: float, share: float, size: float) -> Che
     return Check(name, difference <= share * size, found, f"{share:g} of size")
 
 
-def _company_check(figures: LogitFigures, share: float) -> Check:
+def _invariance_check(figures: LogitFigures, share: float) -> Check:
     found = "bit-equal" if figures.largest_change == 0 else f"changes by {figures.largest_change:.2g}"
     allowed = "bit-equal" if share == 0 else f"{share:g} of size"
-    return Check("other company", figures.largest_change <= share * figures.logit_size, found, allowed)
+    return Check("batch invariance", figures.largest_change <= share * figures.logit_size, found, allowed)
 
 
 def _recorded_checks(recorded: RecordedFigures, dtype: Dtype) -> Iterator[Check]:
@@ -182,14 +231,14 @@ def _likely_cause(figures: LogitFigures, tokens: TokenFigures, checks: Sequence[
     by_name = {check.name: check.is_passed for check in checks}
     agrees = by_name["largest difference"] and by_name["mean difference"]
     if tokens.num_different:
-        return "the model reads something else; is it the same tokenizer, template and window?"
-    if agrees and not by_name["other company"]:
-        return "a logit depends on what it is scored with"
+        return "the model sees other tokens; check tokenizer, template and window"
+    if agrees and not by_name["batch invariance"]:
+        return "a logit depends on the other pairs in its batch"
     if agrees:
-        return "these are not the weights, or not the settings, of the model whose logits were recorded"
+        return "weights or settings differ from the model whose logits were recorded"
     if figures.correlation is not None and figures.correlation > _PROPORTIONAL and figures.slope is not None:
-        return f"logits are {figures.slope:.3g} times the reference's; is it the same temperature?"
-    return "is it the same checkpoint, pooling and direction of attention?"
+        return f"logits are {figures.slope:.3g} times the reference's; check the temperature"
+    return "check the checkpoint, the pooling and the direction of attention"
 
 
 def _ordered_alike(reference: LogitsByQuery, served: LogitsByQuery) -> float:
@@ -205,7 +254,7 @@ def _ordered_alike(reference: LogitsByQuery, served: LogitsByQuery) -> float:
 def _line(expected: Sequence[float], found: Sequence[float]) -> tuple[float | None, float | None]:
     try:
         return linear_regression(expected, found).slope, correlation(expected, found)
-    except StatisticsError:  # logits that are all the same
+    except StatisticsError:  # all logits are equal
         return None, None
 
 

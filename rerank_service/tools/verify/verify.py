@@ -1,13 +1,13 @@
-"""A model run twice, plainly and as it is served, and the verdict. Must not know terminals, nor who serves.
+"""Runs a model twice, as a plain reference and as served, and compares the results.
 
-The reference is done before the served path is opened: two copies of a model, one of them in float32, need not fit.
+The reference run ends before the served model is loaded: two copies, one of them in float32, may not fit in memory.
 """
 
 import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from itertools import cycle
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import torch
 
@@ -15,46 +15,40 @@ from rerank_service.checkpoints.resolve import resolve_checkpoint
 from rerank_service.config import ModelConfig
 from rerank_service.engine.build import engine_kind
 from rerank_service.engine.loading import resolve_device
+from rerank_service.tools.progress import ReportProgress, no_progress
 from rerank_service.tools.verify.recorded import RecordedLogits
 from rerank_service.tools.verify.reference import Reference, load_reference
 from rerank_service.tools.verify.served import PairTokens, ServedLogits, ServedPath
 from rerank_service.tools.verify.texts import VERIFICATION_QUERIES, VerificationQuery, over_long_queries
 from rerank_service.tools.verify.verdict import RecordedFigures, TokenFigures, Verdict, figures_of, judge
 
-__all__ = ["ReferenceRun", "hold_against", "run_reference", "verify"]
-
-Progress: TypeAlias = Callable[[str, int, int], None]
-"""What is done, how much of it, of how much."""
+__all__ = ["ReferenceRun", "compare_served", "run_reference", "verify"]
 
 _LONGEST_SCORED = 1_024
-"""Tokens of the longest pair whose logit is compared. Of a longer one, the tokens are: a pair of 8,192 would take a CPU
-minutes, and a matrix of `eager` attention is 8.6 GB for the 1B's 32 heads."""
+"""Tokens of the longest pair whose logit is compared; of longer pairs, only the tokens are. A pair of 8,192 tokens
+would take minutes on a CPU, and one matrix of `eager` attention would take 8.6 GB for the 1B's 32 heads."""
 
 _FEW_PARAMETERS = 50_000_000
-"""Up to here the reference has one thread: several wait for one another longer than they compute. On a machine that was
-busy otherwise all-MiniLM-L6-v2 took two threads 17 CPU-seconds and one 0.9."""
+"""Number of parameters up to which the reference runs on one thread: more threads would mostly wait for each other. On
+a busy machine, all-MiniLM-L6-v2 took 17 CPU-seconds on two threads and 0.9 on one."""
 
 _REQUEST_SIZES = (1, 2, 3)
-"""Passages of the requests in which all are asked about again."""
-
-
-def _unseen(stage: str, done: int, total: int) -> None:
-    """Progress that nobody watches."""
+"""Passages per request when all pairs are scored again in small requests."""
 
 
 class Expected(NamedTuple):
-    """What the reference makes of a question."""
+    """Reference result of a query."""
 
     question: VerificationQuery
     tokens: tuple[PairTokens, ...]
     num_cut: int
-    """Pairs that the window cut."""
+    """Pairs truncated to the window."""
     logits: tuple[float, ...] | None
-    """Null where a pair is too long to be scored."""
+    """Null if a pair is too long to be scored."""
 
 
 class ReferenceRun(NamedTuple):
-    """All that the reference had to say."""
+    """Result of the reference run."""
 
     model: str
     description: str
@@ -67,28 +61,28 @@ def verify(
     model: ModelConfig,
     open_served: Callable[[], ServedPath],
     recorded: Sequence[RecordedLogits] = (),
-    on_progress: Progress = _unseen,
+    on_progress: ReportProgress = no_progress,
 ) -> Verdict:
-    """Raises `CheckpointError`, and whatever the served path raises."""
+    """Compares a model with its reference. Raises `CheckpointError`, and the errors of the served path."""
     run = run_reference(model, recorded, on_progress)
-    gc.collect()  # the reference's model is let go of before the other is loaded
+    gc.collect()  # frees the reference before the served model is loaded
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     on_progress("served", 0, 1)
     with closing(open_served()) as served:
-        return hold_against(run, served, on_progress)
+        return compare_served(run, served, on_progress)
 
 
 def run_reference(
-    model: ModelConfig, recorded: Sequence[RecordedLogits] = (), on_progress: Progress = _unseen
+    model: ModelConfig, recorded: Sequence[RecordedLogits] = (), on_progress: ReportProgress = no_progress
 ) -> ReferenceRun:
-    """The questions of `texts.py`, those whose logits are recorded, and two that every window cuts."""
+    """Reference results of the queries in `texts.py`, of the recorded ones, and of two longer than the window."""
     on_progress("reference", 0, 1)
     folder = resolve_checkpoint(model.checkpoint)
     kind, device = engine_kind(folder, model.engine), resolve_device(model.engine.device)
     reference = load_reference(kind, folder, model, device)
-    if (num_threads := _num_threads(model, reference)) is not None:
-        torch.set_num_threads(num_threads)  # the engine sets its own, later
+    if num_threads := model.engine.num_threads or (1 if reference.num_parameters < _FEW_PARAMETERS else None):
+        torch.set_num_threads(num_threads)  # the engine sets its own number later
     further = [VerificationQuery(one.query, one.passages) for one in recorded]
     questions = [*VERIFICATION_QUERIES, *further, *over_long_queries(reference.window_tokens)]
     count = _Count("reference", _num_pairs(questions), on_progress)
@@ -97,8 +91,8 @@ def run_reference(
     return ReferenceRun(model.id, description, reference.window_tokens, expected, tuple(recorded))
 
 
-def hold_against(run: ReferenceRun, served: ServedPath, on_progress: Progress = _unseen) -> Verdict:
-    """Asks the served path the same, and compares."""
+def compare_served(run: ReferenceRun, served: ServedPath, on_progress: ReportProgress = no_progress) -> Verdict:
+    """Scores the same queries with the served model and compares the results."""
     expected = {one.question: one.logits for one in run.expected if one.logits is not None}
     answers, elsewhere = _ask_twice(served, list(expected), on_progress)
     figures = figures_of(list(expected.values()), [answer.logits for answer in answers.values()], elsewhere)
@@ -137,11 +131,10 @@ def _expect(reference: Reference, question: VerificationQuery, count: "_Count") 
 
 
 def _ask_twice(
-    served: ServedPath, questions: Sequence[VerificationQuery], on_progress: Progress
+    served: ServedPath, questions: Sequence[VerificationQuery], on_progress: ReportProgress
 ) -> tuple[dict[VerificationQuery, ServedLogits], list[tuple[float, ...]]]:
-    """All at once, in batches of strangers; then backwards in small requests, each behind the one before.
-
-    The second answers are in the order of the first ones.
+    """Scores everything twice: all queries concurrently, in mixed batches; then in reverse order in small requests,
+    one by one. The logits of the second run are returned in the order of the first.
     """
     count = _Count("served", 2 * _num_pairs(questions), on_progress)
     answers = served.answer(questions, True, count.add)
@@ -154,7 +147,7 @@ def _ask_twice(
 
 
 def _small_requests(questions: Sequence[VerificationQuery]) -> Iterator[tuple[int, VerificationQuery]]:
-    """The questions from the last to the first, their passages too, a few at a time."""
+    """The queries from last to first, with reversed passages, a few passages at a time."""
     sizes = cycle(_REQUEST_SIZES)
     for index in reversed(range(len(questions))):
         passages = questions[index].passages[::-1]
@@ -167,7 +160,7 @@ def _small_requests(questions: Sequence[VerificationQuery]) -> Iterator[tuple[in
 def _compare_tokens(
     run: ReferenceRun, served: ServedPath, answers: Mapping[VerificationQuery, ServedLogits]
 ) -> TokenFigures:
-    """Pair by pair where the served path shows what it reads, else by the number of tokens it says a request had."""
+    """Compares token ids pair by pair, or numbers of tokens request by request if the ids are unknown."""
     alike: list[bool] = []
     num_cut, unit = 0, "pairs"
     for expected in run.expected:
@@ -184,9 +177,9 @@ def _compare_tokens(
 
 
 class _Count:
-    """Pairs done, for who watches."""
+    """Counts scored pairs and reports them."""
 
-    def __init__(self, stage: str, total: int, on_progress: Progress) -> None:
+    def __init__(self, stage: str, total: int, on_progress: ReportProgress) -> None:
         self._stage, self._total, self._on_progress = stage, total, on_progress
         self._done = 0
         self.add(0)
@@ -194,11 +187,6 @@ class _Count:
     def add(self, num_pairs: int) -> None:
         self._done += num_pairs
         self._on_progress(self._stage, self._done, self._total)
-
-
-def _num_threads(model: ModelConfig, reference: Reference) -> int | None:
-    """Null: torch's own choice."""
-    return model.engine.num_threads or (1 if reference.num_parameters < _FEW_PARAMETERS else None)
 
 
 def _num_pairs(questions: Sequence[VerificationQuery]) -> int:

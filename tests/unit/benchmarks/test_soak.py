@@ -1,28 +1,28 @@
-"""The soak's criterion: growth is found, noise and a warm-up are not taken for growth."""
+"""The criterion of the soak test finds growth, and ignores noise and warm-up."""
 
 import random
 
 import pytest
 
-from benchmarks.soak import LIMITS, rise_over
+from benchmarks.soak.growth import LIMITS, rise_over
 
 _MINUTES = [60.0 * minute for minute in range(60)]
 
 
-def test_a_line_is_found_where_it_begins_and_how_far_it_rises() -> None:
+def test_start_and_rise_of_a_line() -> None:
     level, rise = rise_over(_MINUTES, [100 + minute for minute in range(60)])
 
     assert level == pytest.approx(120)
     assert rise == pytest.approx(39)
 
 
-def test_what_comes_in_the_first_third_is_no_growth() -> None:
+def test_growth_in_the_first_third_is_ignored() -> None:
     _, rise = rise_over(_MINUTES, [min(minute, 15) * 20.0 for minute in range(60)])
 
     assert rise == 0
 
 
-def test_a_kilobyte_kept_of_each_request_is_growth_and_noise_is_not() -> None:
+def test_a_leak_of_a_kilobyte_per_request_is_found_in_noise() -> None:
     noise = random.Random(0)
     noisy = [400 + noise.gauss(0, 3) for _ in range(60)]
     leaking = [value + minute * 450 / 1024 for minute, value in enumerate(noisy)]  # 450 requests a minute

@@ -9,7 +9,7 @@ import torch
 from rerank_service.config import ModelConfig
 from rerank_service.engine import Truncate, load_engine
 from rerank_service.engine.device.precision import multiplies_int8
-from rerank_service.engine.linear.cpu import can_pack
+from rerank_service.engine.linear.packed import can_pack
 from rerank_service.tools.random_checkpoints.make import Architecture
 from tests.models import NASTY_PASSAGES, embedded_model, local_model
 

@@ -170,9 +170,9 @@ def pulled(checkpoints: dict[str, Path], folder: Path, monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("name", "damage", "message"),
     [
-        ("model.safetensors", lambda content: content[:-1000], "model.safetensors has .* bytes of"),
-        ("model.safetensors", lambda content: content[:-1000] + bytes(1000), "model.safetensors has other bytes"),
-        ("tokenizer.json", lambda content: content.replace(b"the", b"teh", 1), "tokenizer.json has other bytes"),
+        ("model.safetensors", lambda content: content[:-1000], "model.safetensors has .* bytes instead of"),
+        ("model.safetensors", lambda content: content[:-1000] + bytes(1000), "model.safetensors has other content"),
+        ("tokenizer.json", lambda content: content.replace(b"the", b"teh", 1), "tokenizer.json has other content"),
         ("config.json", lambda _: None, "config.json cannot be read"),
     ],
 )

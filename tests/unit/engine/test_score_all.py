@@ -8,16 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from rerank_service.config import ModelConfig
 from rerank_service.engine import Engine, load_engine
-from rerank_service.engine.score_all import encode_all, score_all, score_passages
-from rerank_service.engine.text.prompts import YES_NO_PROMPTS
+from rerank_service.engine.protocol import EncodedPair
+from rerank_service.engine.score_all import encode_all, score_all, score_passages, token_budget_batches
 from rerank_service.engine.text.tokenise import load_tokenizer
+from rerank_service.engine.text.yes_no_prompts import YES_NO_PROMPTS
 from rerank_service.errors import CheckpointError, NonFiniteLogit, PairTooLong
 from rerank_service.messages import Fitting, PassageWindows, Truncate, checked_logits, rank_by_logit
 from rerank_service.tools.cli.main import app
@@ -192,3 +196,29 @@ def test_a_model_whose_every_logit_is_nan_is_not_loaded(checkpoints: dict[str, P
 
     with pytest.raises(CheckpointError, match=r"not a finite number .*; try dtype: float32"):
         load_engine(local_model(folder))
+
+
+@given(st.lists(st.integers(1, 600), max_size=80))
+def test_budget_batches_hold_every_pair_once_within_the_budget(lengths: list[int]) -> None:
+    pairs = [EncodedPair(np.ones(length, np.int32), length, False) for length in lengths]  # equal lengths are equal
+
+    batches = list(token_budget_batches(pairs, 500))
+
+    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
+    assert all(sum(lengths[index] for index in batch) <= 500 or len(batch) == 1 for batch in batches)
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(1, 90)), max_size=80), st.integers(1, 3))
+def test_a_passage_that_queries_share_counts_once_a_batch(drawn: list[tuple[int, int]], scale: int) -> None:
+    """As a late-interaction engine has them: a pair's own tokens are the passage's, and the query's come on top."""
+    passages = [np.full(40 * scale + number, number, np.int32) for number in range(6)]
+    pairs = [EncodedPair(passages[number], len(passages[number]) + extra, False) for number, extra in drawn]
+
+    batches = list(token_budget_batches(pairs, 500))
+
+    assert sorted(index for batch in batches for index in batch) == list(range(len(drawn)))
+    for batch in batches:
+        encoded = sum(len(passages[number]) for number in {drawn[index][0] for index in batch})
+        assert encoded + sum(drawn[index][1] for index in batch) <= 500 or len(batch) == 1
+    held = [{drawn[index][0] for index in batch} for batch in batches]
+    assert sum(map(len, held)) <= len({number for number, _ in drawn}) + len(batches)  # once, but where a batch ends

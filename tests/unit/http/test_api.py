@@ -137,7 +137,7 @@ RAW_BODIES = {
 
 
 @pytest.mark.parametrize("name", RAW_BODIES)
-async def test_what_is_no_json_object_gets_400(client: httpx.AsyncClient, name: str) -> None:
+async def test_a_body_that_is_not_a_json_object_gets_400(client: httpx.AsyncClient, name: str) -> None:
     response = await client.post("/v1/ranking", content=RAW_BODIES[name][:20_000], headers=JSON)
 
     assert response.status_code == 400
@@ -151,13 +151,13 @@ async def test_errors_do_not_repeat_the_users_text(client: httpx.AsyncClient) ->
     assert "my secret" not in (await client.post("/v1/ranking", json=body)).text
 
 
-async def test_a_byte_order_mark_is_no_error(client: httpx.AsyncClient) -> None:
+async def test_a_byte_order_mark_is_accepted(client: httpx.AsyncClient) -> None:
     response = await client.post("/v1/ranking", content=b"\xef\xbb\xbf" + json.dumps(BODY).encode(), headers=JSON)
     assert response.status_code == 200
 
 
 @pytest.mark.parametrize("content_type", ["application/json; charset=utf-8", "application/vnd.api+json", None])
-async def test_json_by_any_of_its_names(client: httpx.AsyncClient, content_type: str | None) -> None:
+async def test_every_json_content_type_is_accepted(client: httpx.AsyncClient, content_type: str | None) -> None:
     headers = {"content-type": content_type} if content_type else {}
     response = await client.post("/v1/ranking", content=json.dumps(BODY).encode(), headers=headers)
     assert response.status_code == 200
@@ -183,7 +183,7 @@ async def test_a_compressed_body_is_415(client: httpx.AsyncClient) -> None:
     assert response.json()["message"] == "Content-Encoding is 'gzip'; send the body uncompressed"
 
 
-async def test_copies_of_a_passage_have_one_logit_and_are_counted_each(client: httpx.AsyncClient) -> None:
+async def test_repeated_passages_share_a_logit_and_count_each_time(client: httpx.AsyncClient) -> None:
     copies = (await client.post("/v1/ranking", json=BODY | {"passages": [{"text": "one"}] * 4})).json()
     single = (await client.post("/v1/ranking", json=BODY | {"passages": [{"text": "one"}]})).json()
 
@@ -192,11 +192,11 @@ async def test_copies_of_a_passage_have_one_logit_and_are_counted_each(client: h
     assert copies["usage"]["total_tokens"] == 4 * single["usage"]["total_tokens"]
 
 
-async def test_a_client_that_left_is_no_error_of_ours(models: list[ModelConfig]) -> None:
-    replicas = {model.id: _Broken(lambda: None) for model in models}
-    async with client_of(local_api(models, replicas)) as client:
+async def test_a_client_that_disconnects_is_counted_as_499_and_not_as_500(models: list[ModelConfig]) -> None:
+    stuck = Stuck()
+    async with client_of(local_api(models, {model.id: stuck for model in models})) as client:
         request = asyncio.ensure_future(client.post("/v1/ranking", json=BODY))
-        await asyncio.sleep(0.05)
+        await stuck.is_asked.wait()
         request.cancel()
         await asyncio.gather(request, return_exceptions=True)
         text = (await client.get("/metrics")).text
@@ -306,7 +306,7 @@ async def test_keys_guard_ranking_and_models(models: list[ModelConfig], monkeypa
 
 
 class _Broken:
-    """A replica that fails as told."""
+    """A replica that fails with the error it is given, or hangs without one."""
 
     def __init__(self, fail: Callable[[], BaseException | None]) -> None:
         self._fail = fail
@@ -329,7 +329,7 @@ class _Broken:
         (ZeroDivisionError("my secret"), 500, "api_error", None),
     ],
 )
-async def test_failures_behind_the_api(
+async def test_failures_of_replicas_become_error_responses(
     models: list[ModelConfig], error: Exception, status: int, category: str, retry_after: str | None
 ) -> None:
     replicas = {model.id: _Broken(lambda: error) for model in models}
@@ -395,9 +395,9 @@ async def test_models_lists_the_default_first(models: list[ModelConfig]) -> None
     ]
 
 
-async def test_metadata_tells_the_precision_once_a_replica_has_told_it(models: list[ModelConfig]) -> None:
+async def test_metadata_shows_the_precision_once_a_replica_has_reported_it(models: list[ModelConfig]) -> None:
     class Reporting:
-        """Replicas that compute in something else each time."""
+        """Replicas that report a different precision each time."""
 
         precisions = iter(("bfloat16", "int8", "float32"))
 
@@ -415,7 +415,7 @@ async def test_metadata_tells_the_precision_once_a_replica_has_told_it(models: l
     body = BODY | {"passages": [{"text": "one"}]}
     async with client_of(local_api(models, replicas)) as client:
         before = (await client.get("/v1/metadata")).json()
-        while not heard:  # readiness asks
+        while not heard:  # until readiness sends its test pair
             await asyncio.sleep(0.01)
         for _ in range(2):
             await client.post("/v1/ranking", json=body)
@@ -452,14 +452,14 @@ async def test_refusals_are_counted_by_their_cause(models: list[ModelConfig]) ->
     assert 'rerank_limited_requests_total{limit="requests"} 1.0' in text
 
 
-async def test_an_answer_tells_where_its_time_went(client: httpx.AsyncClient) -> None:
+async def test_server_timing_lists_each_stage(client: httpx.AsyncClient) -> None:
     timing = (await client.post("/v1/ranking", json=BODY)).headers["server-timing"]
     milliseconds = {name: float(value) for name, value in re.findall(r"(\w+);dur=([0-9.]+)", timing)}
     assert list(milliseconds) == ["parse", "tokenise", "queue", "forward", "total"]
     assert 0 < milliseconds["forward"] <= milliseconds["total"]
 
 
-async def test_a_request_leaves_one_line_of_sizes_and_times(
+async def test_each_request_logs_one_line_of_sizes_and_times(
     client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level("INFO", "rerank_service.telemetry.observation"):
@@ -477,7 +477,7 @@ async def test_a_request_leaves_one_line_of_sizes_and_times(
 
 
 @pytest.mark.parametrize(("share", "num_lines"), [(0.0, 1), (1.0, 3)])
-async def test_lines_of_answers_can_be_sampled_those_of_refusals_not(
+async def test_log_lines_of_answers_are_sampled_and_those_of_errors_are_not(
     models: list[ModelConfig], share: float, num_lines: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     replicas = {model.id: LocalReplica(model) for model in models}
@@ -497,8 +497,8 @@ async def test_the_documentation_page_needs_no_other_host(client: httpx.AsyncCli
 LONG = " ".join(f"Sentence {number} is about nothing." for number in range(30))
 
 
-async def test_passages_that_the_query_leaves_no_room_are_counted(client: httpx.AsyncClient) -> None:
-    """NVIDIA's prompt is cut on the right: 64 tokens of query, and nothing of a passage. An empty one loses nothing."""
+async def test_passages_without_room_beside_the_query_are_counted(client: httpx.AsyncClient) -> None:
+    """The query fills the window of 64 tokens, so nothing of a passage is scored. An empty passage loses nothing."""
     passages = [{"text": "short"}, {"text": ""}, {"text": "short"}]
     response = await client.post("/v1/ranking", json={"query": {"text": "word " * 200}, "passages": passages})
     long = await client.post("/v1/ranking", json=BODY | {"passages": [{"text": LONG}]})
@@ -513,8 +513,8 @@ async def test_passages_that_the_query_leaves_no_room_are_counted(client: httpx.
     assert "x-rerank-truncated-passages" not in refused.headers
 
 
-async def test_windows_are_off_unless_a_request_wants_them(client: httpx.AsyncClient) -> None:
-    """64 tokens is the window: what two passages have behind it is not seen, unless in windows."""
+async def test_windows_are_used_only_on_request(client: httpx.AsyncClient) -> None:
+    """Text beyond the model's window of 64 tokens changes a logit only in windows."""
     body = BODY | {"passages": [{"text": "short"}, {"text": LONG + " one end"}, {"text": LONG + " another end"}]}
     cut = (await client.post("/v1/ranking", json=body)).json()
     none = (await client.post("/v1/ranking", json=body | {"passage_windows": None})).json()
@@ -528,7 +528,7 @@ async def test_windows_are_off_unless_a_request_wants_them(client: httpx.AsyncCl
     assert in_windows["usage"]["total_tokens"] > 5 * cut["usage"]["total_tokens"]
 
 
-async def test_windows_may_be_refused_under_truncate_none(client: httpx.AsyncClient) -> None:
+async def test_truncate_none_refuses_text_beyond_the_last_window(client: httpx.AsyncClient) -> None:
     body = BODY | {"passages": [{"text": "short"}, {"text": LONG}], "truncate": "NONE"}
     few = await client.post("/v1/ranking", json=body | {"passage_windows": {"max_per_passage": 2}})
     many = await client.post("/v1/ranking", json=body | {"passage_windows": {}})
@@ -551,7 +551,7 @@ async def test_windows_may_be_refused_under_truncate_none(client: httpx.AsyncCli
         ({"stride": 3}, 16, ["stride"], "accepted here: max_per_passage, tokens, overlap_tokens"),
     ],
 )
-async def test_windows_that_cannot_be_are_refused_by_name(
+async def test_invalid_window_options_are_named(
     models: list[ModelConfig], options: dict[str, int], limit: int, loc: list[str], message: str
 ) -> None:
     replicas = {model.id: LocalReplica(model) for model in models}
@@ -575,13 +575,13 @@ async def test_a_client_can_shorten_the_time_limit_and_not_lengthen_it(models: l
     assert shortened.status_code == lengthened.status_code == 504
     assert "within 0.05 s" in shortened.json()["message"]
     assert "within 0.2 s" in lengthened.json()["message"]
-    asked = [shard.timeout_s for shard in stuck.shards if shard.query == "a query"]  # and not for readiness
+    asked = [shard.timeout_s for shard in stuck.shards if shard.query == "a query"]  # without those of readiness
     assert 0 < asked[0] <= 0.05 < asked[1] <= 0.2
     assert wrong.status_code == 400
     assert wrong.json()["detail"][0]["loc"] == ["header", "x-request-timeout-seconds"]
 
 
-async def test_over_its_limit_a_caller_is_told_when_to_come_back(models: list[ModelConfig]) -> None:
+async def test_a_rate_limited_caller_learns_when_to_retry(models: list[ModelConfig]) -> None:
     replicas = {model.id: LocalReplica(model) for model in models}
     limits = {"requests_per_minute": 2, "passages_per_minute": 600}
     async with client_of(local_api(models, replicas, rate_limits=limits)) as c:
@@ -596,7 +596,7 @@ async def test_over_its_limit_a_caller_is_told_when_to_come_back(models: list[Mo
     assert refused.headers["x-ratelimit-remaining-requests"] == "0"
 
 
-async def test_a_request_larger_than_the_queue_is_refused_once_and_for_all(models: list[ModelConfig]) -> None:
+async def test_a_request_larger_than_the_queue_gets_413_without_retry_after(models: list[ModelConfig]) -> None:
     class Full:
         async def remote(self, shard: Shard) -> None:
             raise RequestTooLarge(shard.request_tokens, 10)
@@ -610,17 +610,21 @@ async def test_a_request_larger_than_the_queue_is_refused_once_and_for_all(model
 
 
 class Stuck:
-    """A model that never answers."""
+    """A replica that never answers."""
 
     def __init__(self) -> None:
         self.shards: list[Shard] = []
+        self.is_asked = asyncio.Event()
+        """Set once a request arrives; readiness's test pair does not count."""
 
     def remote(self, shard: Shard) -> "asyncio.Future[None]":
         self.shards.append(shard)
+        if shard.query == BODY["query"]["text"]:
+            self.is_asked.set()
         return asyncio.get_running_loop().create_future()
 
 
-async def test_the_published_description_has_the_limit_of_windows(models: list[ModelConfig]) -> None:
+async def test_openapi_states_the_limit_of_windows(models: list[ModelConfig]) -> None:
     replicas = {model.id: LocalReplica(model) for model in models}
     for limit in (1, 9):
         async with client_of(local_api(models, replicas, limits={"max_windows_per_passage": limit})) as c:

@@ -1,4 +1,4 @@
-"""Which requests are let in, and who is taken to have sent them."""
+"""Accepted keys, the file of hashes, and the caller of a request."""
 
 import hashlib
 import os
@@ -57,21 +57,21 @@ def test_keys_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         assert not caught.value.is_missing
 
 
-def test_a_file_of_hashes_is_read_again_when_it_changes(tmp_path: Path) -> None:
+def test_a_changed_file_of_hashes_is_read_again(tmp_path: Path) -> None:
     path = tmp_path / "keys"
     path.write_text(f"# staff\n{digest('old')}  # until Friday\n\n")
     keys = ApiKeys(AuthConfig(key_hashes_file=path))
     keys.authenticate("Bearer old")
 
     path.write_text(f"{digest('new').upper()}\n")
-    os.utime(path, ns=(1, 1))  # a change within the clock's grain
+    os.utime(path, ns=(1, 1))  # even if the clock is too coarse to show the change
 
     keys.authenticate("Bearer new")
     with pytest.raises(InvalidApiKey):
         keys.authenticate("Bearer old")
 
 
-def test_a_file_that_goes_wrong_later_keeps_the_last_keys(tmp_path: Path) -> None:
+def test_the_last_keys_stay_in_force_while_the_file_is_malformed_or_missing(tmp_path: Path) -> None:
     path = tmp_path / "keys"
     path.write_text(digest("key"))
     keys = ApiKeys(AuthConfig(key_hashes_file=path))
@@ -84,7 +84,7 @@ def test_a_file_that_goes_wrong_later_keeps_the_last_keys(tmp_path: Path) -> Non
         keys.authenticate("Bearer other")
 
 
-def test_an_empty_file_lets_nobody_in(tmp_path: Path) -> None:
+def test_an_empty_file_accepts_no_key(tmp_path: Path) -> None:
     path = tmp_path / "keys"
     path.write_text("# none yet\n")
     keys = ApiKeys(AuthConfig(key_hashes_file=path))
@@ -95,7 +95,7 @@ def test_an_empty_file_lets_nobody_in(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["plain-text-key", "0" * 63, digest("a") + "0"])
-def test_a_file_of_something_else_fails_at_start(tmp_path: Path, content: str) -> None:
+def test_a_malformed_file_fails_at_start(tmp_path: Path, content: str) -> None:
     path = tmp_path / "keys"
     path.write_text(f"{digest('ok')}\n{content}\n")
     with pytest.raises(ConfigError, match="line 2: not a SHA-256") as caught:

@@ -1,4 +1,4 @@
-"""Requests and passages a minute: who shares a count, what is told, and what happens when the storage fails."""
+"""Requests and passages per minute: callers, headers, shared storage, and a storage that fails."""
 
 import asyncio
 import socket
@@ -29,7 +29,7 @@ async def test_counts_requests_of_each_caller() -> None:
     assert (await limits.take("requests", "b", 1))["X-RateLimit-Remaining-Requests"] == "1"
 
 
-async def test_counts_passages_and_takes_none_of_a_refused_request() -> None:
+async def test_passages_of_a_refused_request_do_not_count() -> None:
     limits = RateLimits(RateLimitConfig(passages_per_minute=1000))
     await limits.take("passages", "a", 512)
     with pytest.raises(RateLimited, match="1000 passages"):
@@ -37,13 +37,13 @@ async def test_counts_passages_and_takes_none_of_a_refused_request() -> None:
     assert (await limits.take("passages", "a", 400))["X-RateLimit-Remaining-Passages"] == "88"
 
 
-async def test_without_limits_nothing_is_said() -> None:
+async def test_without_limits_there_are_no_headers() -> None:
     limits = RateLimits(RateLimitConfig())
     assert await limits.take("requests", "a", 1) == {}
     assert await limits.take("passages", "a", 512) == {}
 
 
-async def test_a_storage_that_fails_stops_nobody(caplog: pytest.LogCaptureFixture) -> None:
+async def test_requests_pass_while_the_storage_fails(caplog: pytest.LogCaptureFixture) -> None:
     pytest.importorskip("redis")
     limits = RateLimits(RateLimitConfig(requests_per_minute=1, storage="redis://127.0.0.1:1/0"))
     for _ in range(3):
@@ -91,7 +91,7 @@ async def test_ingresses_share_their_counts_in_redis(redis_url: str) -> None:
     await asyncio.gather(one.close(), other.close())
 
 
-def test_a_storage_without_its_package_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_redis_without_its_package_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "redis", None)
     with pytest.raises(ConfigError, match=r"rerank-service\[redis\]"):
         RateLimits(RateLimitConfig(requests_per_minute=1, storage="redis://127.0.0.1:6379/0"))

@@ -19,12 +19,12 @@ from tests.local_service import api_over, client_of
 
 MODELS = ("a", "b")
 SCORED = ShardScores((1.5,), (9,), (False,), (False,), 0.0, 0.0, 0.0)
-GONE = {
+UNREACHABLE = {
     "no replica": DeploymentUnavailableError(None),  # type: ignore[arg-type]
     "dead": ActorDiedError(),
     "silent": None,
 }
-THERE = {
+REACHABLE = {
     "answers": SCORED,
     "full": RayTaskError("score", "traceback", QueueFull(10, 10)),
     "bug": RayTaskError("score", "traceback", ValueError()),
@@ -32,19 +32,19 @@ THERE = {
 
 
 class _JumpingSelector(selectors.SelectSelector):
-    """Waits for nothing: the time it would have waited has passed."""
+    """Never waits: it moves its clock by the time it would have waited."""
 
     now_s = 1000.0
 
     def select(self, timeout: float | None = None) -> Any:
-        if timeout is None:  # only for a thread that ends
+        if timeout is None:  # only while a thread ends
             return super().select(None)
         self.now_s += timeout
         return super().select(0)
 
 
 class VirtualTime(asyncio.SelectorEventLoop):
-    """An event loop whose clock jumps to the next timer."""
+    """An event loop whose clock jumps to the next timer, so that no test waits."""
 
     def __init__(self) -> None:
         self._jumping = _JumpingSelector()
@@ -55,7 +55,7 @@ class VirtualTime(asyncio.SelectorEventLoop):
 
 
 class Handle:
-    """A deployment's `score`; what it does now can be changed."""
+    """The `score` method of a deployment's handle, with an outcome that a test can change."""
 
     def __init__(self, outcome: Any = SCORED) -> None:
         self.outcome = outcome
@@ -70,7 +70,7 @@ Scenario = Callable[[httpx.AsyncClient, dict[str, Handle]], Coroutine[Any, Any, 
 
 
 def play(scenario: Scenario, **settings: Any) -> dict[str, Handle]:
-    """Runs a scenario against an ingress of two models, or of `models`."""
+    """Runs a scenario against an ingress with two models, or with `models`."""
     models = settings.pop("models", [{"id": name} for name in MODELS])
     checkpoint = {"checkpoint": {"source": "/somewhere"}}
     config = RerankConfig.model_validate({"models": [checkpoint | model for model in models], **settings})
@@ -98,8 +98,8 @@ async def ready(client: httpx.AsyncClient) -> tuple[int, str, list[str]]:
 READY = (200, "Service is ready.", [])
 
 
-@pytest.mark.parametrize("outcome", GONE.values(), ids=GONE)
-def test_an_ingress_that_reaches_no_replica_for_ten_seconds_is_not_ready_and_recovers(outcome: Any) -> None:
+@pytest.mark.parametrize("outcome", UNREACHABLE.values(), ids=UNREACHABLE)
+def test_an_ingress_without_a_reachable_replica_for_ten_seconds_is_not_ready_until_one_answers(outcome: Any) -> None:
     async def scenario(client: httpx.AsyncClient, handles: dict[str, Handle]) -> None:
         assert await ready(client) == READY
         for handle in handles.values():
@@ -116,8 +116,8 @@ def test_an_ingress_that_reaches_no_replica_for_ten_seconds_is_not_ready_and_rec
     play(scenario)
 
 
-@pytest.mark.parametrize("outcome", GONE.values(), ids=GONE)
-def test_one_model_of_several_that_is_gone_is_named(outcome: Any) -> None:
+@pytest.mark.parametrize("outcome", UNREACHABLE.values(), ids=UNREACHABLE)
+def test_an_unreachable_model_among_others_is_named(outcome: Any) -> None:
     async def scenario(client: httpx.AsyncClient, handles: dict[str, Handle]) -> None:
         handles["b"].outcome = outcome
         await asyncio.sleep(11.0)
@@ -129,8 +129,8 @@ def test_one_model_of_several_that_is_gone_is_named(outcome: Any) -> None:
     play(scenario)
 
 
-@pytest.mark.parametrize("outcome", THERE.values(), ids=THERE)
-def test_whatever_a_replica_answers_it_is_there(outcome: Any) -> None:
+@pytest.mark.parametrize("outcome", REACHABLE.values(), ids=REACHABLE)
+def test_every_answer_of_a_replica_proves_it_reachable(outcome: Any) -> None:
     async def scenario(client: httpx.AsyncClient, handles: dict[str, Handle]) -> None:
         for handle in handles.values():
             handle.outcome = outcome
@@ -141,7 +141,7 @@ def test_whatever_a_replica_answers_it_is_there(outcome: Any) -> None:
     play(scenario)
 
 
-def test_only_quiet_models_are_probed_and_seldom() -> None:
+def test_only_idle_models_are_probed_every_three_seconds() -> None:
     counts: list[int] = []
 
     async def scenario(client: httpx.AsyncClient, handles: dict[str, Handle]) -> None:
@@ -153,13 +153,13 @@ def test_only_quiet_models_are_probed_and_seldom() -> None:
 
     handles = play(scenario)
 
-    assert counts[0] == 1  # the one that made it ready
-    assert 17 <= counts[1] <= 21  # one in three seconds
-    assert sum(map(len, (handle.shards for handle in handles.values()))) == 60 + sum(counts)  # and none after the end
+    assert counts[0] == 1  # its test pair
+    assert 17 <= counts[1] <= 21  # one every three seconds
+    assert sum(map(len, (handle.shards for handle in handles.values()))) == 60 + sum(counts)  # and none afterwards
 
 
-def test_a_probe_asks_the_replica_for_an_answer_before_it_gives_up() -> None:
-    """So a busy replica refuses the pair in time, and that is an answer."""
+def test_a_probe_gives_the_replica_less_time_than_itself() -> None:
+    """So a busy replica refuses the pair in time, and a refusal is an answer."""
 
     async def scenario(client: httpx.AsyncClient, handles: dict[str, Handle]) -> None:
         await asyncio.sleep(4.0)
@@ -169,8 +169,8 @@ def test_a_probe_asks_the_replica_for_an_answer_before_it_gives_up() -> None:
     assert len(probe.passages) == 1
 
 
-def test_what_a_replica_reports_with_a_probe_is_counted() -> None:
-    """A replica tells each batch once, with whichever answer comes next."""
+def test_reports_that_come_with_a_probe_are_counted() -> None:
+    """A replica reports each batch once, with its next answer."""
     report = ReplicaReport("host:1", ((100, 0.5),), 2.0, 0, 0, 0, 50.0, 0, None, "int8")
 
     async def scenario(client: httpx.AsyncClient, handles: dict[str, Handle]) -> None:
@@ -183,7 +183,7 @@ def test_what_a_replica_reports_with_a_probe_is_counted() -> None:
     play(scenario)
 
 
-def test_a_request_that_is_answered_makes_a_model_reachable_at_once() -> None:
+def test_an_answered_request_makes_a_model_reachable_at_once() -> None:
     async def scenario(client: httpx.AsyncClient, handles: dict[str, Handle]) -> None:
         for handle in handles.values():
             handle.outcome = None
@@ -196,7 +196,7 @@ def test_a_request_that_is_answered_makes_a_model_reachable_at_once() -> None:
     play(scenario)
 
 
-def test_an_ingress_that_slept_does_not_take_its_own_silence_for_its_replicas() -> None:
+def test_a_paused_ingress_does_not_call_its_replicas_unreachable() -> None:
     async def scenario(client: httpx.AsyncClient, handles: dict[str, Handle]) -> None:
         loop = asyncio.get_running_loop()
         assert isinstance(loop, VirtualTime)
@@ -206,7 +206,7 @@ def test_an_ingress_that_slept_does_not_take_its_own_silence_for_its_replicas() 
     play(scenario)
 
 
-def test_a_model_that_may_have_no_replica_is_neither_probed_nor_counted() -> None:
+def test_a_model_that_scales_to_zero_is_neither_probed_nor_counted() -> None:
     async def scenario(client: httpx.AsyncClient, handles: dict[str, Handle]) -> None:
         await asyncio.sleep(30.0)
         assert await ready(client) == READY
@@ -218,11 +218,14 @@ def test_a_model_that_may_have_no_replica_is_neither_probed_nor_counted() -> Non
     play(scenario, models=[{"id": "a"}, {"id": "b", "autoscaling": {"min_replicas": 0}}])
 
 
-def test_a_pool_is_probed_by_the_model_asked_last_and_may_take_long_to_load_another() -> None:
+def test_a_pool_is_probed_with_the_model_that_answered_last_and_may_take_long_to_load_another() -> None:
     async def scenario(client: httpx.AsyncClient, handles: dict[str, Handle]) -> None:
         await client.post("/v1/ranking", json={"model": "b", "query": {"text": "q"}, "passages": [{"text": "p"}]})
         await asyncio.sleep(10.0)
-        assert [len(handles[name].shards) for name in MODELS] == [1, 4]  # `a` made it ready, `b` keeps it so
+        assert [len(handles[name].shards) for name in MODELS] == [
+            1,
+            4,
+        ]  # `a`: the test pair; `b`: the request, then probes
         handles["b"].outcome = None
         await asyncio.sleep(30.0)
         assert await ready(client) == READY

@@ -1,42 +1,20 @@
-"""Calls that come together, through Serve's own `@serve.batch`, in a process that takes itself for a replica."""
+"""Calls that arrive together, through Serve's own `@serve.batch`."""
 
 import asyncio
-import gc
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from ray.serve import context
-from ray.serve._private.common import DeploymentID, ReplicaID
-from ray.serve._private.config import DeploymentConfig
-from ray.serve.schema import ReplicaRank
 
 from rerank_service.config import BatchingConfig
 from rerank_service.messages import Fitting, Shard
 from rerank_service.replica.collector import Collector
 
-
-@pytest.fixture(autouse=True)
-async def _in_a_replica() -> AsyncIterator[None]:
-    """`@serve.batch` reads the replica's `max_ongoing_requests`."""
-    context._set_internal_replica_context(
-        replica_id=ReplicaID("replica", DeploymentID("model", "application")),
-        servable_object=print,
-        _deployment_config=DeploymentConfig(max_ongoing_requests=1000),
-        rank=ReplicaRank(rank=0, node_rank=0, local_rank=0),
-        world_size=1,
-    )
-    yield
-    context._INTERNAL_REPLICA_CONTEXT = None
-    queues = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in queues:
-        task.cancel()
-    await asyncio.gather(*queues, return_exceptions=True)
-    gc.collect()  # Serve's queue makes an event loop of its own if it is deleted outside of one
+pytestmark = pytest.mark.usefixtures("serve_context")
 
 
 class Tokeniser:
-    """Remembers which shards came together; the result tells whose it is."""
+    """Records which shards arrived together. Results name their tokeniser and shard."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -56,15 +34,15 @@ async def ask(collector: Collector, tokeniser: Tokeniser, *queries: str) -> list
     return [await future for future in futures]  # type: ignore[misc]
 
 
-async def test_calls_that_come_together_are_tokenised_together() -> None:
+async def test_calls_that_arrive_together_are_tokenised_together() -> None:
     tokeniser = Tokeniser("a")
 
     assert await ask(Collector(), tokeniser, "1", "2", "3") == ["a 1", "a 2", "a 3"]
     assert tokeniser.jobs == [["1", "2", "3"]]
 
 
-async def test_calls_of_two_models_are_each_tokenised_by_their_own() -> None:
-    """In a pool: each model has a tokenizer of its own, and another's tokens would give it a wrong logit."""
+async def test_calls_of_two_models_are_tokenised_apart() -> None:
+    """As in a pool: each model has its own tokenizer, and another model's tokens would give a wrong logit."""
     one, other = Tokeniser("one"), Tokeniser("other")
     first, second = Collector(), Collector()
 
@@ -74,7 +52,7 @@ async def test_calls_of_two_models_are_each_tokenised_by_their_own() -> None:
     ]
 
 
-async def test_a_model_loaded_anew_tokenises_its_own_calls() -> None:
+async def test_a_reloaded_model_tokenises_its_own_calls() -> None:
     before, after, collector = Tokeniser("before"), Tokeniser("after"), Collector()
 
     answers = await asyncio.gather(ask(collector, before, "1"), ask(collector, after, "2"), ask(collector, before, "3"))
@@ -82,7 +60,7 @@ async def test_a_model_loaded_anew_tokenises_its_own_calls() -> None:
     assert answers == [["before 1"], ["after 2"], ["before 3"]]
 
 
-async def test_knobs_are_a_models_own() -> None:
+async def test_each_model_has_its_own_knobs() -> None:
     first, second, tokeniser = Collector(), Collector(), Tokeniser("a")
     first.configure(BatchingConfig(collect_max_calls=1))
     second.configure(BatchingConfig(collect_max_calls=8))

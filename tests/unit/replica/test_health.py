@@ -1,4 +1,4 @@
-"""When a replica calls itself unhealthy: its device is lost, a known pair fails, or a pass does not return."""
+"""Unhealthy schedulers: the device is lost, the known pair fails, or a forward pass does not return."""
 
 import asyncio
 import threading
@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rerank_service.engine.device import launch
-from rerank_service.engine.device.device_errors import is_final
+from rerank_service.engine.device.cuda import is_final
 from rerank_service.engine.device.launch import TorchEngine
 from rerank_service.engine.protocol import EncodedPair
 from rerank_service.errors import DeviceFailed, EngineFailed, NonFiniteLogit
@@ -25,7 +25,7 @@ def pair(value: int) -> EncodedPair:
 
 
 class Device(TorchEngine[EncodedPair]):
-    """A pair's logit is its first token. What goes wrong is the test's choice."""
+    """Scores a pair by its first token. A test chooses what goes wrong."""
 
     def __init__(self) -> None:
         super().__init__(torch.device("cpu"))
@@ -66,7 +66,7 @@ async def scheduler(device: Device) -> AsyncIterator[Scheduler[EncodedPair]]:
 
 
 async def until_unhealthy(scheduler: Scheduler[EncodedPair]) -> EngineFailed:
-    """Looks as Serve does; ends by the test's own timeout if it stays healthy."""
+    """Checks as Serve does; if the scheduler stays healthy, the timeout of the test ends it."""
     while True:
         try:
             scheduler.check()
@@ -92,7 +92,7 @@ async def fail(scheduler: Scheduler[EncodedPair], request_id: str, value: int = 
         "CUDA error: uncorrectable NVLink error detected during the execution",
     ],
 )
-def test_errors_after_which_a_device_is_lost(message: str) -> None:
+def test_errors_that_lose_a_device(message: str) -> None:
     assert is_final(RuntimeError(message))
     if hasattr(torch, "AcceleratorError"):
         assert is_final(torch.AcceleratorError(message))
@@ -113,7 +113,7 @@ def test_errors_that_a_device_survives(error: Exception) -> None:
     assert not is_final(error)
 
 
-async def test_a_lost_device_is_told_at_once_and_gets_no_more_work(
+async def test_a_lost_device_fails_all_requests_at_once_and_gets_no_more_work(
     scheduler: Scheduler[EncodedPair], device: Device
 ) -> None:
     await scheduler.submit("first", [pair(1)])
@@ -135,10 +135,10 @@ async def test_a_lost_device_is_told_at_once_and_gets_no_more_work(
     assert len(device.batches) == num_batches
 
 
-async def test_an_error_that_shows_while_asking_for_the_result_does_not_end_the_loop(
+async def test_an_error_raised_while_polling_for_logits_does_not_end_the_loop(
     scheduler: Scheduler[EncodedPair], device: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`Event.query` raises what the device has met since the launch."""
+    """`Event.query` raises errors of the device since the launch."""
 
     class Event:
         def query(self) -> bool:
@@ -165,11 +165,11 @@ async def test_poison_never_makes_a_replica_unhealthy(scheduler: Scheduler[Encod
         await asyncio.sleep(0.01)
         scheduler.check()
 
-    assert [KNOWN] in device.batches[1:]  # it was suspected, and tried
+    assert [KNOWN] in device.batches[1:]  # the engine was suspected, and tried
     assert (await scheduler.submit("good", [pair(3)])).logits == (3.0,)
 
 
-async def test_one_poisonous_request_that_comes_again_is_not_even_suspicious(
+async def test_one_poisonous_request_that_is_repeated_is_not_suspicious(
     scheduler: Scheduler[EncodedPair], device: Device
 ) -> None:
     for _ in range(10):
@@ -181,7 +181,7 @@ async def test_one_poisonous_request_that_comes_again_is_not_even_suspicious(
 async def test_an_engine_that_fails_a_known_pair_is_unhealthy_until_it_works_again(
     scheduler: Scheduler[EncodedPair], device: Device, logit: float | None
 ) -> None:
-    """It raises, gives NaN, or something else than before."""
+    """Scoring the known pair raises, gives NaN, or gives another logit than before."""
     await scheduler.submit("first", [pair(1)])
     device.broken = RuntimeError("something odd") if logit is None else None
     for number in range(3):
@@ -205,10 +205,10 @@ async def test_an_engine_that_fails_a_known_pair_is_unhealthy_until_it_works_aga
     assert (await scheduler.submit("good", [pair(3)])).logits == (3.0,)
 
 
-async def test_a_pass_that_does_not_return(
+async def test_a_pass_that_does_not_return_is_unhealthy(
     scheduler: Scheduler[EncodedPair], device: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After 30 s, since the pass should take a few milliseconds; and well again if it does return."""
+    """Unhealthy after 30 s, as the pass should take milliseconds; healthy again once it does return."""
     now = [1000.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     for number in range(3):
@@ -234,14 +234,14 @@ async def test_a_pass_that_does_not_return(
 
 
 @pytest.mark.parametrize(("batch_s", "limit_s"), [(None, 300), (10.0, 200)])
-async def test_slowness_is_not_taken_for_hanging(
+async def test_a_slow_pass_does_not_count_as_hanging(
     scheduler: Scheduler[EncodedPair],
     device: Device,
     monkeypatch: pytest.MonkeyPatch,
     batch_s: float | None,
     limit_s: int,
 ) -> None:
-    """While the speed is not known a pass may compile for minutes; then it may take twenty times its expected time."""
+    """A pass may compile for minutes while the speed is unknown; later it may take 20 times its expected time."""
     now = [1000.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     if batch_s is not None:

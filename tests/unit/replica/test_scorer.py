@@ -1,9 +1,7 @@
 """A replica's scorer over a real engine, without Ray."""
 
 import asyncio
-import threading
-import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from rerank_service.engine import load_engine
-from rerank_service.errors import EngineFailed, PairTooLong, RequestTimedOut, RequestTooLarge
+from rerank_service.errors import PairTooLong, RequestTimedOut, RequestTooLarge
 from rerank_service.messages import Fitting, Shard, Truncate
 from rerank_service.replica.scorer import ModelScorer
 from tests.models import local_model
@@ -37,10 +35,10 @@ async def test_an_error_stays_with_its_shard_in_a_job_of_several(scorer: ModelSc
     assert (await first).passages.num_tokens == (await third).passages.num_tokens
     with pytest.raises(PairTooLong) as caught:
         await second
-    assert caught.value.index == 7  # the passage's index in the request, not in the shard
+    assert caught.value.index == 7  # index of the passage in the request, not in the shard
 
 
-async def test_calls_at_once_get_what_they_get_alone(scorer: ModelScorer) -> None:
+async def test_concurrent_calls_get_the_same_logits_as_single_ones(scorer: ModelScorer) -> None:
     shards = [replace(SMALL, request_id=str(number), query=f"query {number}") for number in range(5)]
     alone = [(await scorer.score(shard)).logits for shard in shards]
 
@@ -56,38 +54,3 @@ async def test_refusals(scorer: ModelScorer) -> None:
         await scorer.score(replace(SMALL, request_tokens=101))
     with pytest.raises(RequestTimedOut):
         await scorer.score(replace(SMALL, timeout_s=0.0))
-
-
-async def test_tokenising_that_never_returns_is_unhealthy_once_no_thread_is_left(
-    scorer: ModelScorer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    now, may_go_on, has_started = [1000.0], threading.Event(), threading.Event()
-
-    class Endless:
-        """A text on which a tokenizer does not come back."""
-
-        def __iter__(self) -> Iterator[str]:
-            has_started.set()
-            assert may_go_on.wait(60)
-            return iter(("a",))
-
-        def __len__(self) -> int:
-            return 1
-
-    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
-    shard = replace(SMALL, passages=Endless())  # type: ignore[arg-type]
-    (job,) = scorer.start_tokenising([replace(SMALL, passages=())])
-    await job
-    stuck = asyncio.get_running_loop().run_in_executor(None, scorer._tokenise, [shard])
-    await asyncio.to_thread(has_started.wait, 60)
-
-    for _ in range(60):
-        scorer.check(1)
-        now[0] += 1.0
-    now[0] += 1.0
-    scorer.check(2)  # another thread is left
-    with pytest.raises(EngineFailed, match="no tokenising thread"):
-        scorer.check(1)
-    may_go_on.set()
-    await stuck
-    scorer.check(1)

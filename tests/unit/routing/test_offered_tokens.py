@@ -1,6 +1,7 @@
-"""What counts as load for the autoscaler: every request once, whether it was taken or refused for want of capacity."""
+"""The load that the autoscaler sees: each request once, whether accepted or refused for lack of capacity."""
 
 import asyncio
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -19,7 +20,7 @@ from tests.local_service import local_router
 MODEL = ModelConfig.model_validate({"id": "m", "checkpoint": {"source": "/m"}, "batching": {"max_batch_tokens": 500}})
 TEXT = "x" * 368
 NUM_TOKENS = 100
-"""Of a pair with this text, by the simulated engine's count."""
+"""Tokens of a pair with `TEXT`, as the simulated engine counts them."""
 
 
 def shard(num_pairs: int, timeout_s: float | None = None, is_counted: bool = False) -> Shard:
@@ -36,7 +37,7 @@ def threads() -> Iterator[ThreadPoolExecutor]:
 
 @pytest.fixture
 async def scorer(threads: ThreadPoolExecutor) -> ModelScorer:
-    """Of 1,000 tokens a second at most, which it has already shown."""
+    """A scorer of at most 1,000 tokens a second that has measured its speed."""
     scorer = ModelScorer(MODEL, SimulatedEngine(1_000.0), threads, threads)
     await scorer.score(shard(1, is_counted=True))
     assert scorer.offered_tokens == 0
@@ -44,19 +45,19 @@ async def scorer(threads: ThreadPoolExecutor) -> ModelScorer:
 
 
 async def busy(scorer: ModelScorer) -> "asyncio.Task[ShardScores]":
-    """Fifty seconds of work, not counted and never finished, with a deadline before that of the shards below."""
+    """Fifty seconds of uncounted work that never finishes, due before the shards of the tests."""
     work = asyncio.ensure_future(scorer.score(shard(500, timeout_s=10.0, is_counted=True)))
     while not scorer.scheduler.queue.num_tokens:
         await asyncio.sleep(0)
     return work
 
 
-async def test_what_is_taken_counts(scorer: ModelScorer) -> None:
+async def test_an_accepted_shard_counts(scorer: ModelScorer) -> None:
     await scorer.score(shard(3))
     assert scorer.offered_tokens == 3 * NUM_TOKENS
 
 
-async def test_what_is_refused_for_want_of_capacity_counts_too(scorer: ModelScorer) -> None:
+async def test_a_shard_refused_for_lack_of_capacity_counts(scorer: ModelScorer) -> None:
     work = await busy(scorer)
     with pytest.raises(WaitTooLong):
         await scorer.score(shard(1, timeout_s=20.0))
@@ -67,7 +68,7 @@ async def test_what_is_refused_for_want_of_capacity_counts_too(scorer: ModelScor
     work.cancel()
 
 
-async def test_a_deadline_that_an_idle_replica_could_not_meet_does_not_count(scorer: ModelScorer) -> None:
+async def test_a_shard_that_an_idle_replica_could_not_score_in_time_does_not_count(scorer: ModelScorer) -> None:
     work = await busy(scorer)
     with pytest.raises(WaitTooLong):
         await scorer.score(shard(200, timeout_s=20.0))  # 20 s of work at least, of which 16 may be promised
@@ -78,38 +79,31 @@ async def test_a_deadline_that_an_idle_replica_could_not_meet_does_not_count(sco
 async def test_a_shard_dropped_before_it_was_tokenised_counts_by_estimate(
     scorer: ModelScorer, threads: ThreadPoolExecutor
 ) -> None:
-    """As when another replica has refused a sibling, and the ingress has cancelled the rest of the request."""
-    is_held = asyncio.Event()
-    held = asyncio.get_running_loop().run_in_executor(threads, asyncio.run, _wait(is_held))
+    """The ingress cancels a shard when another replica has refused a shard of the same request."""
+    is_held = threading.Event()
+    threads.submit(is_held.wait, 60.0)
     call = asyncio.ensure_future(scorer.score(shard(2)))
-    await asyncio.sleep(0.05)
+    await asyncio.sleep(0)  # the call is waiting for the tokenising thread
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
         await call
     assert scorer.offered_tokens == 2 * NUM_TOKENS
     is_held.set()
-    await held
-
-
-async def _wait(event: asyncio.Event) -> None:
-    while not event.is_set():
-        await asyncio.sleep(0.01)
 
 
 async def test_an_estimate_is_not_larger_than_the_models_window(
     scorer: ModelScorer, threads: ThreadPoolExecutor
 ) -> None:
-    is_held = asyncio.Event()
-    held = asyncio.get_running_loop().run_in_executor(threads, asyncio.run, _wait(is_held))
+    is_held = threading.Event()
+    threads.submit(is_held.wait, 60.0)
     long = replace(shard(2), num_tokens=1_000_000)
     with pytest.raises(RequestTimedOut):
         await scorer.score(replace(long, timeout_s=0.05))
     assert scorer.offered_tokens == 2 * SimulatedEngine.window_tokens
     is_held.set()
-    await held
 
 
-async def test_what_was_counted_elsewhere_does_not_count_again(scorer: ModelScorer) -> None:
+async def test_a_shard_that_another_replica_counted_does_not_count_again(scorer: ModelScorer) -> None:
     work = await busy(scorer)
     with pytest.raises(WaitTooLong):
         await scorer.score(shard(1, timeout_s=20.0, is_counted=True))
@@ -118,7 +112,7 @@ async def test_what_was_counted_elsewhere_does_not_count_again(scorer: ModelScor
 
 
 class Refusing:
-    """A deployment that refuses its first call and answers the others; keeps what it was asked."""
+    """A deployment that refuses its first call and answers the others; keeps the shards it got."""
 
     def __init__(self) -> None:
         self.shards: list[Shard] = []
@@ -143,8 +137,8 @@ async def test_a_refused_requests_retry_counts_once(client_id: str | None, passa
     replica = Refusing()
     ranker = Ranker(local_router(config, {"m": replica}), config)
     with pytest.raises(WaitTooLong):
-        await ranker.rank("m", "query", ["p"], Fitting(), Deadline.after(30.0), client_id="a")
-    await ranker.rank("m", "query", [passage], Fitting(), Deadline.after(30.0), client_id=client_id)
+        await ranker.rank("m", "query", ["p"], Fitting(), Deadline.after(60.0), client_id="a")
+    await ranker.rank("m", "query", [passage], Fitting(), Deadline.after(60.0), client_id=client_id)
     assert [one.is_counted for one in replica.shards] == [False, is_counted]
 
 

@@ -1,4 +1,4 @@
-"""What an ingress knows of replicas: reports and what it sent itself, and which replica failed."""
+"""The state that an ingress keeps about replicas: their reports, its own outstanding tokens, and recent failures."""
 
 import random
 from collections import Counter
@@ -35,7 +35,7 @@ def best(table: ReplicaTable, replicas: str, num_tokens: int = 100) -> str:
     return table.best(replicas, str, num_tokens, limit=1)[0]
 
 
-def test_what_others_have_sent_counts(table: ReplicaTable) -> None:
+def test_tokens_sent_by_other_ingresses_count(table: ReplicaTable) -> None:
     table.send(1, "mine", "b", 500)
     table.add_report(load("a", 2_000))
     table.add_report(load("b", 500))
@@ -105,7 +105,7 @@ def test_of_replicas_about_equal_the_nearest_is_chosen(table: ReplicaTable) -> N
     assert ranked == ["near", "far", "busy"]
 
 
-def test_a_replica_declines_only_what_would_wait_much_longer_than_expected(table: ReplicaTable) -> None:
+def test_a_replica_declines_only_a_shard_that_would_wait_much_longer_than_expected(table: ReplicaTable) -> None:
     assert table.decline_above("a", 100) is None  # no speed known yet
     table.add_report(load("a", 1_000))
     limit = table.decline_above("a", 100)
@@ -129,7 +129,7 @@ def test_a_replica_that_failed_is_avoided_then_tried_once_and_used_again(table: 
 
 def test_a_failed_trial_avoids_the_replica_again(table: ReplicaTable, clock: Clock) -> None:
     table.mark_failed("a")
-    table.mark_answered("a")  # of a call from before
+    table.mark_answered("a")  # the answer to a call from before the failure
     assert table.usable("ab", str) == ["b"]
     clock.now_s += 6
     table.claim(1, "trial", "a", 10)
@@ -145,6 +145,19 @@ def test_a_shard_avoids_its_own_replicas_before_those_that_failed_for_others(tab
     assert list(table.usable("a", str, avoid=["a"])) == ["a"]
 
 
+def test_shards_that_were_on_a_failed_replica_are_retried_apart(table: ReplicaTable) -> None:
+    """One of them broke it; the other would lose its second replica, too, on the same one."""
+    table.claim(1, "poison", "b", 10, suspect=7)
+    assert table.usable("abc", str, avoid=["a"]) == ["c"]
+    assert table.usable("ab", str, avoid=["a"]) == ["b"]  # no other is left
+    assert list(table.usable("abc", str)) == ["a", "b", "c"]  # new shards are no suspects
+
+    table.send(1, "poison", "c", 10, attempt=7)  # b was full
+    assert table.usable("abc", str, avoid=["a"]) == ["b"]
+    table.end_attempt(7)
+    assert table.usable("abc", str, avoid=["a"]) == ["b", "c"]
+
+
 def test_a_replica_that_is_gone_leaves_nothing(table: ReplicaTable) -> None:
     table.add_report(load("a", 900))
     table.add_report(load("b", 100))
@@ -155,12 +168,10 @@ def test_a_replica_that_is_gone_leaves_nothing(table: ReplicaTable) -> None:
     assert list(table.usable("ab", str)) == ["a", "b"]
 
 
-def test_whatever_arrives_the_sums_stay_those_of_the_last_reports(table: ReplicaTable) -> None:
+def test_sums_are_those_of_the_newest_reports_in_any_order_of_arrival(table: ReplicaTable) -> None:
     rng, last = random.Random(0), dict[str, ReplicaLoad]()
     for step in range(2_000):
-        report = load(
-            rng.choice("abcde"), rng.randrange(9_000), rng.choice([0.0, 500.0, 1_000.0]), rng.randrange(step + 1)
-        )
+        report = load(rng.choice("abcde"), rng.randrange(9_000), rng.choice([0.0, 5e5, 1e6]), rng.randrange(step + 1))
         table.add_report(report)
         if report.replica not in last or report.at_s >= last[report.replica].at_s:
             last[report.replica] = report
@@ -169,12 +180,14 @@ def test_whatever_arrives_the_sums_stay_those_of_the_last_reports(table: Replica
             table.keep_only(set("abcde") - {gone})
             last.pop(gone, None)
 
-    assert table._waiting_tokens == sum(report.waiting_tokens for report in last.values())
+    backlog = sum(report.waiting_tokens for report in last.values()) / len(last)
+    assert table.expected_tokens("unknown") == pytest.approx(backlog)
+    # A replica declines above 1.1 times the backlog plus 5 ms at the mean speed.
     speeds = [report.tokens_per_s for report in last.values() if report.tokens_per_s]
-    assert table._mean_speed == pytest.approx(sum(speeds) / len(speeds))
+    assert table.decline_above("unknown", 0) == round(1.1 * backlog + 0.005 * sum(speeds) / len(speeds))
 
 
-def test_own_tokens_count_as_the_replicas_count_them(table: ReplicaTable) -> None:
+def test_own_tokens_are_corrected_by_the_error_of_earlier_estimates(table: ReplicaTable) -> None:
     for _ in range(200):
         table.add_size(estimated_tokens=100, num_tokens=150)
     table.send(1, "mine", "a", 1_000)

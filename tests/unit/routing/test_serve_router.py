@@ -1,4 +1,4 @@
-"""Serve's own request router around our choice, without a cluster: the replicas are stand-ins, the rest is Serve's."""
+"""Our request routers inside Serve's own, without a cluster: only the replicas are stand-ins."""
 
 import asyncio
 from dataclasses import replace
@@ -10,13 +10,13 @@ from ray.serve.request_router import PendingRequest
 
 from rerank_service.messages import Fitting, ReplicaLoad, Shard
 from rerank_service.routing.replica_table import ReplicaTable, table_of
-from rerank_service.routing.request_router import FewestTokensRouter, PoolRouter
+from rerank_service.routing.request_router import ExpectedSecondsRouter, PoolRouter
 
 SHARD = Shard("r", "model", "q", ("p",), (0,), Fitting(), 100, 100)
 
 
 class StandIn:
-    """What Serve's router asks of a running replica."""
+    """The part of a running replica that Serve's router uses."""
 
     max_ongoing_requests = 1_000
     multiplexed_model_ids: frozenset[str] = frozenset()
@@ -31,9 +31,11 @@ class StandIn:
 
 
 class Routed:
-    """A router, its table, and what Serve's own `assign_request` does with them."""
+    """A router with its table, used as Serve's `assign_request` does."""
 
-    def __init__(self, request: pytest.FixtureRequest, router_class: type[FewestTokensRouter], **options: Any) -> None:
+    def __init__(
+        self, request: pytest.FixtureRequest, router_class: type[ExpectedSecondsRouter], **options: Any
+    ) -> None:
         self.deployment = DeploymentID(request.node.name, "unit")
         self.table: ReplicaTable = table_of(self.deployment)
         source = DeploymentHandleSource.REPLICA
@@ -63,10 +65,10 @@ class Routed:
 
 @pytest.fixture
 def routed(request: pytest.FixtureRequest) -> Routed:
-    return Routed(request, FewestTokensRouter)
+    return Routed(request, ExpectedSecondsRouter)
 
 
-async def test_siblings_spread_and_their_route_can_be_asked_for(routed: Routed) -> None:
+async def test_shards_of_a_request_spread_and_their_routes_are_known(routed: Routed) -> None:
     routed.update(routed.replica("a"), routed.replica("b"))
 
     chosen = await asyncio.gather(*(routed.assign(replace(SHARD, attempt=number)) for number in range(1, 9)))
@@ -84,7 +86,7 @@ async def test_a_retry_never_gets_the_replica_chosen_for_another_shard(routed: R
     assert not [replica for replica, shard in zip(chosen, shards, strict=True) if replica in shard.avoid]
 
 
-async def test_reports_decide_and_the_shard_carries_what_was_assumed(routed: Routed) -> None:
+async def test_reports_decide_and_the_shard_carries_the_expected_backlog(routed: Routed) -> None:
     routed.update(routed.replica("a"), routed.replica("b"))
     routed.table.add_report(ReplicaLoad("a", 9_000, 1_000.0, 1.0))
     routed.table.add_report(ReplicaLoad("b", 2_000, 1_000.0, 1.0))
@@ -102,10 +104,10 @@ async def test_the_nearest_of_idle_replicas_is_chosen(routed: Routed) -> None:
     )
 
     assert await routed.assign(SHARD) == "c"
-    assert await routed.assign(SHARD) == "b"  # the near one has work now
+    assert await routed.assign(SHARD) == "b"  # the near one is busy now
 
 
-async def test_the_table_knows_how_many_replicas_run(routed: Routed) -> None:
+async def test_the_table_knows_the_number_of_running_replicas(routed: Routed) -> None:
     assert routed.table.count_running is not None
     assert routed.table.count_running() == 0
     routed.update(routed.replica("a"), routed.replica("b"))
@@ -114,7 +116,7 @@ async def test_the_table_knows_how_many_replicas_run(routed: Routed) -> None:
     assert routed.table.count_running() == 0
 
 
-async def test_a_pool_sees_what_others_sent(request: pytest.FixtureRequest) -> None:
+async def test_a_pool_considers_the_load_of_other_ingresses(request: pytest.FixtureRequest) -> None:
     routed = Routed(request, PoolRouter, spread_above_tokens=1_000)
     with_model, other = routed.replica("a"), routed.replica("b")
     with_model.multiplexed_model_ids = frozenset(["model"])

@@ -1,4 +1,4 @@
-"""The list of metrics, their publication as text, and replicas' reports put together."""
+"""The list of metrics, their exposition as text, and the aggregation of replicas' reports."""
 
 import re
 
@@ -22,7 +22,7 @@ UNITS = ("_total", "_seconds", "_tokens", "_bytes", "_passages", "_per_second", 
 
 
 def values(exposition: bytes) -> dict[tuple[str, str], float]:
-    """By the sample's name and its labels' values, in the order of the labels' names."""
+    """Values by the sample's name and its label values, ordered by label name."""
     families = text_string_to_metric_families(exposition.decode())
     samples = [sample for family in families for sample in family.samples]
     return {
@@ -45,7 +45,7 @@ def report(replica: str = "host:1", **changes: object) -> ReplicaReport:
     return ReplicaReport(replica=replica, **(facts | changes))  # type: ignore[arg-type]
 
 
-def test_precisions_are_those_of_the_replicas_that_answered_of_late() -> None:
+def test_precisions_are_those_of_recently_heard_replicas() -> None:
     now_s = 0.0
     metrics = IngressMetrics(clock=lambda: now_s)
     assert metrics.precisions("m") == set()
@@ -74,7 +74,7 @@ def test_names_are_distinct_and_each_is_published_once_through_ray() -> None:
     assert not set(INGRESS_METRICS) & set(REPLICA_METRICS)
 
 
-def test_values_are_taken_by_kind() -> None:
+def test_values_are_recorded_by_kind() -> None:
     metrics = IngressMetrics()
     for value in (2, 3):
         metrics.record(TOKENS, value, "m")
@@ -92,7 +92,7 @@ def test_values_are_taken_by_kind() -> None:
 
 
 class KeptValues:
-    """Stands for Ray."""
+    """Stands in for Ray."""
 
     def __init__(self) -> None:
         self.names: list[str] = []
@@ -101,7 +101,7 @@ class KeptValues:
         self.names.append(metric.name)
 
 
-def test_ray_gets_what_the_ingress_measures_and_no_report_of_a_replica() -> None:
+def test_ray_receives_the_ingresss_own_values_and_no_replicas_report() -> None:
     ray = KeptValues()
     metrics = IngressMetrics(ray)
     metrics.record(TOKENS, 5, "m")
@@ -110,7 +110,7 @@ def test_ray_gets_what_the_ingress_measures_and_no_report_of_a_replica() -> None
     assert ray.names == [TOKENS.name]
 
 
-def test_an_ingress_shows_its_replicas_together() -> None:
+def test_an_ingress_aggregates_its_replicas() -> None:
     metrics = IngressMetrics()
     metrics.add_report("m", report("host:1", mfu=0.2))
     metrics.add_report("m", report("host:2", mfu=0.4, batches=((64, 0.1),)))
@@ -127,7 +127,7 @@ def test_an_ingress_shows_its_replicas_together() -> None:
     assert shown["rerank_device_mfu", "m"] == pytest.approx(0.4)
 
 
-def test_a_replica_not_heard_of_for_a_while_counts_no_more() -> None:
+def test_a_replica_without_recent_answers_is_left_out() -> None:
     now = [0.0]
     metrics = IngressMetrics(clock=lambda: now[0])
     metrics.add_report("m", report("host:1"))
@@ -141,7 +141,7 @@ def test_a_replica_not_heard_of_for_a_while_counts_no_more() -> None:
     assert values(metrics.exposition())["rerank_device_waiting_tokens", "m"] == 0
 
 
-def test_a_cpu_has_no_utilisation_to_show() -> None:
+def test_a_cpu_has_no_utilisation() -> None:
     metrics = IngressMetrics()
     metrics.add_report("m", report())
     assert ("rerank_device_mfu", "m") not in values(metrics.exposition())

@@ -1,4 +1,4 @@
-"""Traces arrive at a real OTLP collector, in this process, and carry no text."""
+"""Traces reach a real OTLP collector in this process, and carry no text."""
 
 import threading
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ BODY = {"query": {"text": "a secret question"}, "passages": [{"text": "secret on
 
 
 class Collector:
-    """Takes OTLP over HTTP."""
+    """Receives OTLP over HTTP."""
 
     def __init__(self, port: int) -> None:
         self.endpoint = f"http://127.0.0.1:{port}/v1/traces"
@@ -30,7 +30,7 @@ class Collector:
 
     @property
     def spans(self) -> list[Span]:
-        """All but readiness's own: those of requests."""
+        """Spans of requests, without those of readiness."""
         requests = [ExportTraceServiceRequest.FromString(body) for body in self.bodies]
         scopes = [scope for one in requests for resource in one.resource_spans for scope in resource.scope_spans]
         spans = [span for scope in scopes for span in scope.spans]
@@ -66,7 +66,7 @@ def model(checkpoints: dict[str, Path]) -> ModelConfig:
 
 @pytest.fixture
 def ask(collector: Collector, model: ModelConfig) -> Any:
-    """Sends a ranking to a service that traces; the spans are there when the service has ended."""
+    """Sends a ranking to a service with tracing, and ends the service, so that all spans arrive."""
 
     async def send(replica: Any, **headers: str) -> httpx.Response:
         api = local_api([model], {model.id: replica}, tracing={"otlp_endpoint": collector.endpoint})
@@ -81,7 +81,9 @@ def attributes(span: Span) -> dict[str, Any]:
     return {pair.key: pair.value.string_value or pair.value.int_value for pair in span.attributes}
 
 
-async def test_a_request_its_shard_and_what_the_replica_did(collector: Collector, model: ModelConfig, ask: Any) -> None:
+async def test_a_request_has_spans_for_its_shard_and_the_replicas_stages(
+    collector: Collector, model: ModelConfig, ask: Any
+) -> None:
     response = await ask(LocalReplica(model), traceparent=f"00-{TRACE}-{PARENT}-01")
 
     by_name = {span.name: span for span in collector.spans}
@@ -112,7 +114,7 @@ async def test_a_failure_is_marked_with_its_code(collector: Collector, ask: Any)
     assert response.headers["traceparent"].split("-")[1] == spans["POST /v1/ranking"].trace_id.hex()
 
 
-async def test_a_trace_that_is_not_sampled_stays_so(collector: Collector, model: ModelConfig, ask: Any) -> None:
+async def test_an_unsampled_trace_stays_unsampled(collector: Collector, model: ModelConfig, ask: Any) -> None:
     response = await ask(LocalReplica(model), traceparent=f"00-{TRACE}-{PARENT}-00")
 
     assert response.status_code == 200
@@ -120,7 +122,7 @@ async def test_a_trace_that_is_not_sampled_stays_so(collector: Collector, model:
     assert response.headers["traceparent"].endswith("-00")
 
 
-async def test_a_collector_that_is_gone_costs_no_request(model: ModelConfig) -> None:
+async def test_requests_succeed_without_a_reachable_collector(model: ModelConfig) -> None:
     settings = {"tracing": {"otlp_endpoint": "http://127.0.0.1:9/v1/traces"}}
     api = local_api([model], {model.id: LocalReplica(model)}, **settings)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(api), base_url="http://r") as client:

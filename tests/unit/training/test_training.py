@@ -1,4 +1,4 @@
-"""The pure parts of `training/`: what is read, the loss, and that nothing learnt means the default."""
+"""Data, loss and model of `training/`; an untrained model scores like the default."""
 
 import gzip
 import json
@@ -58,7 +58,7 @@ def own_logits(model: Scorer) -> torch.Tensor:
     return pair_logits(model, queries, model.tokenise([*PASSAGES, *PASSAGES]), [0, 0, 0, 1, 1, 1]).view(2, 3)
 
 
-def test_before_training_a_late_interaction_scores_as_the_default(late: Scorer) -> None:
+def test_an_untrained_late_interaction_scores_like_the_default(late: Scorer) -> None:
     logits = all_logits(late)
 
     assert logits[0].tolist() == pytest.approx(default_logits(QUERY), abs=1e-3)
@@ -66,11 +66,11 @@ def test_before_training_a_late_interaction_scores_as_the_default(late: Scorer) 
     torch.testing.assert_close(own_logits(late), logits, atol=1e-4, rtol=0)
 
 
-def test_before_training_a_cross_encoder_scores_as_the_default(late: Scorer) -> None:
+def test_an_untrained_cross_encoder_scores_like_the_default(late: Scorer) -> None:
     torch.testing.assert_close(own_logits(scorer(num_cross_layers=3)), all_logits(late), atol=1e-4, rtol=0)
 
 
-def test_an_open_gate_lets_the_passage_read_the_query(late: Scorer) -> None:
+def test_an_open_gate_lets_the_passage_attend_to_the_query(late: Scorer) -> None:
     model = scorer(num_cross_layers=3)
     with torch.no_grad():
         model.gates.fill_(0.5)
@@ -78,7 +78,7 @@ def test_an_open_gate_lets_the_passage_read_the_query(late: Scorer) -> None:
     assert not torch.allclose(own_logits(model), all_logits(late), atol=0.1)
 
 
-def test_closed_gates_can_open(late: Scorer) -> None:
+def test_closed_gates_have_gradients(late: Scorer) -> None:
     model = scorer(num_cross_layers=3)
     queries = model.encode(model.tokenise([QUERY]))
     pair_logits(model, queries, model.tokenise(PASSAGES), [0, 0, 0])[0].backward()
@@ -86,7 +86,7 @@ def test_closed_gates_can_open(late: Scorer) -> None:
     assert bool((model.gates.grad != 0).all())
 
 
-def test_what_is_learnt_does_not_see_the_padding() -> None:
+def test_trained_weights_ignore_padding() -> None:
     model = scorer()
     with torch.no_grad():
         model.head.window_weight.fill_(5.0)
@@ -106,7 +106,7 @@ def test_token_weights_are_shares_of_the_words(late: Scorer) -> None:
     assert bool((weights[~queries.words] == 0).all())
 
 
-def test_the_default_is_half_way_back_from_what_was_learnt(tmp_path: Path) -> None:
+def test_interpolation_halfway_to_the_trained_weights(tmp_path: Path) -> None:
     model = scorer()
     start = learnt(model)
     with torch.no_grad():
@@ -119,7 +119,7 @@ def test_the_default_is_half_way_back_from_what_was_learnt(tmp_path: Path) -> No
     assert model.head.lexical_weight.item() == 2.0
 
 
-def test_a_passage_with_the_positives_text_is_no_rival() -> None:
+def test_a_passage_with_the_positives_text_does_not_compete() -> None:
     groups = [Group("a", "q", ("same", "x")), Group("a", "r", ("same", "y")), Group("a", "s", ("z",))]
     targets, rivals = targets_and_rivals(groups)
 
@@ -144,7 +144,7 @@ def write_groups(path: Path, rows: list[dict[str, object]]) -> Path:
     return path
 
 
-def test_reads_the_sources_asked_for_and_no_group_that_contradicts_itself(tmp_path: Path) -> None:
+def test_only_given_sources_and_consistent_groups_are_read(tmp_path: Path) -> None:
     rows = [
         {"src": "squad", "q": "é?", "pos": "yes", "negs": ["no", "nö"]},
         {"src": "qamr", "q": "which?", "pos": "yes", "negs": ["no"]},
@@ -187,7 +187,7 @@ def test_ndcg_of_rank_is_that_of_one_relevant_passage() -> None:
     assert ndcg_of_rank(torch.tensor([0, 1, 9, 10])) == pytest.approx([1.0, 1 / np.log2(3), 1 / np.log2(11), 0.0])
 
 
-def test_paired_difference_weighs_sets_and_not_queries() -> None:
+def test_paired_difference_weighs_sets_equally() -> None:
     default = {"small": np.array([0.5, 0.5]), "large": np.zeros(100)}
     better = {"small": np.array([0.7, 0.9]), "large": np.zeros(100)}
     difference = paired_difference(better, default)

@@ -1,5 +1,6 @@
 import dataclasses
 import inspect
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,16 @@ import pytest
 import torch
 from torch.nn.attention.varlen import varlen_attn
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from rerank_service.engine import Truncate, load_engine
-from rerank_service.engine.device import forward
-from rerank_service.engine.device.forward import hidden_states, packed_attention
+from rerank_service.engine.device.forward import (
+    PACKED_ATTENTION,
+    PACKED_CAUSAL_ATTENTION,
+    hidden_states,
+    packed_attention,
+    variable_length_attention,
+)
 from rerank_service.engine.device.graphs import compile_layers
 from rerank_service.engine.device.pack import PackedSequences, pack
 from tests.models import local_model
@@ -69,7 +76,7 @@ def varlen_on_a_cpu(
     scale: float,
     after: int,
 ) -> torch.Tensor:
-    """What the GPU's kernel computes, from what it is given."""
+    """Computes what the GPU's kernel does, from the same arguments."""
     out = torch.empty_like(q)
     bounds = cu_seqlens.tolist()
     for start, end in pairwise(bounds):
@@ -87,17 +94,25 @@ def _(q: torch.Tensor, *_: Any) -> torch.Tensor:
     return torch.empty_like(q)
 
 
+def kernel(q: Any, k: Any, v: Any, cu_q: Any, cu_k: Any, max_q: int, max_k: int, **options: Any) -> Any:
+    """The signature of torch's kernel."""
+    before, after = options["window_size"]
+    assert before == -1
+    return varlen_on_a_cpu(q, k, v, cu_q, max_q, options["scale"], after)
+
+
+def attention_on_a_gpu(
+    module: torch.nn.Module, query: Any, key: Any, value: Any, mask: None, scaling: float, packed: Any, **options: Any
+) -> tuple[torch.Tensor, None]:
+    attended = variable_length_attention(query, key, value, packed, scaling, options["sees_later"], kernel)
+    return attended, None
+
+
 @pytest.fixture
 def gpu_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sends attention the way it goes on a GPU."""
-
-    def kernel(q: Any, k: Any, v: Any, cu_q: Any, cu_k: Any, max_q: int, max_k: int, **options: Any) -> Any:
-        before, after = options["window_size"]
-        assert before == -1
-        return varlen_on_a_cpu(q, k, v, cu_q, max_q, options["scale"], after)
-
-    monkeypatch.setattr(forward, "_has_kernel", lambda query: True)
-    monkeypatch.setattr(forward, "varlen_attn", kernel)
+    """Models attend as on a GPU, with a kernel for a CPU."""
+    for name, sees_later in ((PACKED_ATTENTION, True), (PACKED_CAUSAL_ATTENTION, False)):
+        monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, name, partial(attention_on_a_gpu, sees_later=sees_later))
 
 
 def random_batch(rng: np.random.Generator) -> PackedSequences:
@@ -108,7 +123,7 @@ def random_batch(rng: np.random.Generator) -> PackedSequences:
 
 def load_backbone(folder: Path) -> Any:
     engine: Any = load_engine(local_model(folder))
-    return engine._states.args[0]
+    return engine.backbone
 
 
 @pytest.mark.parametrize("name", ["llama_bidirec", "qwen3"])

@@ -5,12 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
 from rerank_service.engine import Truncate, load_engine
 from rerank_service.engine.device.memory import find_memory_tokens
-from rerank_service.engine.device.pack import PackedSequences
 from rerank_service.engine.kinds.late_interaction import LateInteractionEngine
+from tests.attention import recorded_passes
 from tests.models import embedded_model, local_model
 
 
@@ -40,26 +39,16 @@ def test_more_memory_more_tokens(checkpoints: dict[str, Path], name: str) -> Non
 class EncoderMeter:
     """A device where a pass takes memory for the tokens it encodes, and for nothing else."""
 
-    def __init__(self, engine: LateInteractionEngine, free: int, bytes_per_token: int = 1000) -> None:
-        self._engine, self._free, self._bytes_per_token = engine, free, bytes_per_token
+    def __init__(self, free: int, bytes_per_token: int = 1000) -> None:
+        self._free, self._bytes_per_token = free, bytes_per_token
 
     def free_bytes(self) -> int:
         return self._free
 
     def peak_bytes(self, run: Callable[[], object]) -> int:
-        encode, num_tokens = self._engine._states, 0
-
-        def counted(packed: PackedSequences) -> torch.Tensor:
-            nonlocal num_tokens
-            num_tokens += packed.bounds[-1]
-            return encode(packed)
-
-        self._engine._states = counted
-        try:
+        with recorded_passes() as passes:
             run()
-        finally:
-            self._engine._states = encode
-        return num_tokens * self._bytes_per_token
+        return sum(packed.bounds[-1] for packed in passes) * self._bytes_per_token
 
 
 def late_interaction(cache_bytes: int | None) -> LateInteractionEngine:
@@ -71,8 +60,8 @@ def late_interaction(cache_bytes: int | None) -> LateInteractionEngine:
 def test_a_cache_of_passages_neither_hides_what_a_pass_takes_nor_is_given_away() -> None:
     without, with_cache = late_interaction(None), late_interaction(400_000_000)
 
-    expected = find_memory_tokens(without, EncoderMeter(without, 600_000_000))
-    found = find_memory_tokens(with_cache, EncoderMeter(with_cache, 1_000_000_000))
+    expected = find_memory_tokens(without, EncoderMeter(600_000_000))
+    found = find_memory_tokens(with_cache, EncoderMeter(1_000_000_000))
 
     assert 400_000 < expected < 600_000  # 80% of what the queries' cache leaves of 600 MB, a query encoded once for all
     assert found == expected
@@ -80,7 +69,7 @@ def test_a_cache_of_passages_neither_hides_what_a_pass_takes_nor_is_given_away()
 
 def test_loading_and_the_probe_leave_no_trace_in_the_caches() -> None:
     engine = late_interaction(10_000_000)
-    find_memory_tokens(engine, EncoderMeter(engine, 1_000_000_000))
+    find_memory_tokens(engine, EncoderMeter(1_000_000_000))
     assert engine.cache_counts == (0, 0)
 
     pairs = engine.tokenise("a query", ["Sorting passages by relevance to a query."], Truncate.END)
@@ -93,7 +82,7 @@ def test_loading_and_the_probe_leave_no_trace_in_the_caches() -> None:
 def test_caches_that_take_all_there_is_are_told(caplog: pytest.LogCaptureFixture) -> None:
     engine = late_interaction(1_000_000_000)
     with caplog.at_level(logging.WARNING):
-        assert find_memory_tokens(engine, EncoderMeter(engine, 900_000_000)) == engine.window_tokens
+        assert find_memory_tokens(engine, EncoderMeter(900_000_000)) == engine.window_tokens
     assert "lower passage_cache_bytes or window_tokens" in caplog.text
 
 

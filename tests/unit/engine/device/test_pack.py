@@ -6,9 +6,7 @@ from hypothesis import strategies as st
 from transformers.models.xlm_roberta.modeling_xlm_roberta import XLMRobertaEmbeddings
 
 from rerank_service.config import Pooling
-from rerank_service.engine.device.pack import length_sorted_batches, pack, token_budget_batches
-from rerank_service.engine.device.pool import pool
-from rerank_service.engine.protocol import EncodedPair
+from rerank_service.engine.device.pack import length_sorted_batches, pack, pool
 
 CPU = torch.device("cpu")
 LENGTHS = st.lists(st.integers(1, 600), max_size=80)
@@ -66,29 +64,3 @@ def test_sorted_batches_hold_every_sequence_once_with_little_padding(lengths: li
         padded = len(batch) * max(lengths[index] for index in batch)
         assert padded <= 2_000 or len(batch) == 1
         assert padded - sum(lengths[index] for index in batch) <= max_padding * padded
-
-
-@given(LENGTHS)
-def test_budget_batches_hold_every_pair_once_within_the_budget(lengths: list[int]) -> None:
-    pairs = [EncodedPair(np.ones(length, np.int32), length, False) for length in lengths]  # equal lengths are equal
-
-    batches = list(token_budget_batches(pairs, 500))
-
-    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
-    assert all(sum(lengths[index] for index in batch) <= 500 or len(batch) == 1 for batch in batches)
-
-
-@given(st.lists(st.tuples(st.integers(0, 5), st.integers(1, 90)), max_size=80), st.integers(1, 3))
-def test_a_passage_that_queries_share_counts_once_a_batch(drawn: list[tuple[int, int]], scale: int) -> None:
-    """As a late-interaction engine has them: a pair's own tokens are the passage's, and the query's come on top."""
-    passages = [np.full(40 * scale + number, number, np.int32) for number in range(6)]
-    pairs = [EncodedPair(passages[number], len(passages[number]) + extra, False) for number, extra in drawn]
-
-    batches = list(token_budget_batches(pairs, 500))
-
-    assert sorted(index for batch in batches for index in batch) == list(range(len(drawn)))
-    for batch in batches:
-        encoded = sum(len(passages[number]) for number in {drawn[index][0] for index in batch})
-        assert encoded + sum(drawn[index][1] for index in batch) <= 500 or len(batch) == 1
-    held = [{drawn[index][0] for index in batch} for batch in batches]
-    assert sum(map(len, held)) <= len({number for number, _ in drawn}) + len(batches)  # once, but where a batch ends

@@ -199,6 +199,21 @@ def test_truncation_cuts_the_passage_from_the_right(checkpoints: dict[str, Path]
     assert (cut.num_tokens, cut.is_truncated, full.is_truncated) == (window, True, False)
 
 
+def test_the_window_is_exact(checkpoints: dict[str, Path]) -> None:
+    folder, query, passage = checkpoints["llama_bidirec"], "q", "one two three four five six seven eight"
+    (whole,) = load_engine(local_model(folder)).tokenise(query, [passage], Truncate.END)
+    exact = load_engine(local_model(folder, window_tokens=whole.num_tokens))
+    shorter = load_engine(local_model(folder, window_tokens=whole.num_tokens - 1))
+
+    (fitting,) = exact.tokenise(query, [passage], Truncate.NONE)
+    assert (fitting.token_ids.tolist(), fitting.is_truncated) == (whole.token_ids.tolist(), False)
+    (cut,) = shorter.tokenise(query, [passage], Truncate.END)
+    assert (cut.token_ids.tolist(), cut.is_truncated) == (whole.token_ids.tolist()[:-1], True)
+    with pytest.raises(PairTooLong) as caught:
+        shorter.tokenise(query, [passage], Truncate.NONE)
+    assert (caught.value.num_tokens, caught.value.max_tokens) == (whole.num_tokens, whole.num_tokens - 1)
+
+
 def test_truncate_none_refuses_with_the_length_and_the_window(checkpoints: dict[str, Path]) -> None:
     engine = load_engine(local_model(checkpoints["llama_bidirec"], window_tokens=24))
 

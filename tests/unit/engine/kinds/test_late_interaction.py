@@ -1,7 +1,6 @@
 """The embedded default, on its real weights."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -11,9 +10,9 @@ from transformers import BertModel, PreTrainedTokenizerFast
 
 from rerank_service.checkpoints.resolve import resolve_checkpoint
 from rerank_service.engine import Engine, Truncate, load_engine
-from rerank_service.engine.device.pack import PackedSequences
 from rerank_service.errors import PairTooLong
 from rerank_service.messages import rank_by_logit
+from tests.attention import recorded_passes
 from tests.models import NASTY_PASSAGES, embedded_model
 
 QUERY = "What is the capital of France?"
@@ -159,17 +158,12 @@ def test_a_cached_passage_has_the_same_logit_to_the_last_bit() -> None:
     assert fresh.cache_counts == (0, 0)
 
 
-def test_a_query_is_encoded_once_for_all_batches_of_its_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    engine: Any = load_engine(embedded_model())
+def test_a_query_is_encoded_once_for_all_batches_of_its_request() -> None:
+    engine = load_engine(embedded_model())
     pairs = engine.tokenise(QUERY, ["one passage", "another"], Truncate.END)
-    encoded: list[int] = []
-    states_of = engine._states
 
-    def counting(packed: PackedSequences) -> torch.Tensor:
-        encoded.append(len(packed.bounds) - 1)
-        return states_of(packed)
+    with recorded_passes() as passes:
+        for pair in pairs:
+            engine.score([pair])
 
-    monkeypatch.setattr(engine, "_states", counting)
-    for pair in pairs:
-        engine.score([pair])
-    assert encoded == [2, 1]
+    assert [len(packed.bounds) - 1 for packed in passes] == [2, 1]

@@ -26,9 +26,9 @@ from transformers import (
 )
 
 from rerank_service.engine import Truncate, load_engine
+from rerank_service.engine.device.forward import hidden_states
 from rerank_service.engine.device.pack import pack
-from rerank_service.engine.text.prompt_parts import PromptParts
-from rerank_service.engine.text.prompts import YES_NO_PROMPTS
+from rerank_service.engine.text.yes_no_prompts import YES_NO_PROMPTS, PromptParts
 from rerank_service.errors import CheckpointError, PairTooLong
 from tests.models import NASTY_PASSAGES, local_model
 
@@ -176,8 +176,8 @@ def test_later_tokens_are_not_seen(checkpoints: dict[str, Path]) -> None:
     engine: Any = load_engine(local_model(checkpoints["qwen3"]))
     (pair,) = engine.tokenise(QUERY, ["a passage of several words"], Truncate.END)
     with torch.inference_mode():
-        whole = engine._states(pack([pair.token_ids], engine.device))
-        half = engine._states(pack([pair.token_ids[:60]], engine.device))
+        whole = hidden_states(engine.backbone, pack([pair.token_ids], engine.device))
+        half = hidden_states(engine.backbone, pack([pair.token_ids[:60]], engine.device))
     torch.testing.assert_close(whole[:60], half, atol=1e-5, rtol=1e-5)
 
 

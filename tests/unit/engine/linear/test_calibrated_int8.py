@@ -12,7 +12,7 @@ from rerank_service.engine.device.precision import Precision, multiplies_int8
 from rerank_service.engine.linear import calibrated_int8
 from rerank_service.engine.linear.calibrated_int8 import CalibratedInt8Linear, quantise_feed_forward
 from rerank_service.engine.linear.calibration import InputRange, observe_inputs
-from rerank_service.engine.linear.choose import prepare_linears
+from rerank_service.engine.linear.prepare import prepare_linears
 from tests.models import embedded_model
 
 needs_int8 = pytest.mark.skipif(not multiplies_int8(), reason="this processor does not multiply 8-bit integers")

@@ -15,14 +15,13 @@ from transformers import AutoModelForSequenceClassification, PreTrainedTokenizer
 from rerank_service.checkpoints.resolve import resolve_checkpoint
 from rerank_service.config import ModelConfig
 from rerank_service.engine import Truncate, load_engine
-from rerank_service.engine.linear.calibration_text import TRAINING_TEXT
-from rerank_service.engine.text.prompt_parts import PromptParts
-from rerank_service.engine.text.prompts import YES_NO_PROMPTS
+from rerank_service.engine.linear.sample_text import SAMPLE_TEXT
 from rerank_service.engine.text.tokenise import load_tokenizer, prompt_text
 from rerank_service.engine.text.windows import encode_passages
+from rerank_service.engine.text.yes_no_prompts import YES_NO_PROMPTS, PromptParts
 from rerank_service.messages import Fitting
 from rerank_service.tools.verify.served import EnginePath
-from rerank_service.tools.verify.verify import hold_against, run_reference
+from rerank_service.tools.verify.verify import compare_served, run_reference
 from tests.models import NASTY_PASSAGES, embedded_model, local_model
 
 QUERY = "does a passage answer for itself?"
@@ -50,7 +49,7 @@ def special_ids(folder: Path) -> set[int]:
 
 def unigram(names: list[str]) -> Tokenizer:
     """With its special tokens among the pieces at the highest score, as XLM-RoBERTa and DeBERTa v3 have them."""
-    characters = sorted({*TRAINING_TEXT, *(chr(code) for code in range(33, 127))} - {" ", "\n"})
+    characters = sorted({*SAMPLE_TEXT, *(chr(code) for code in range(33, 127))} - {" ", "\n"})
     words = [f"▁{word}" for word in ("a", "the", "yes", "it", "was", "and")]
     pieces = [*((name, 0.0) for name in names), *((word, -4.0) for word in words), ("▁", -3.0)]
     tokenizer = Tokenizer(models.Unigram([*pieces, *((one, -6.0) for one in characters)], 3, False))
@@ -80,7 +79,7 @@ def deberta_v3() -> Tokenizer:
 
 def sentencepiece_bpe() -> Tokenizer:
     """Whose merges lead to its special tokens, as those of some conversions of Llama do."""
-    names, pieces = ["<unk>", "<s>", "</s>"], [*sorted({*TRAINING_TEXT} | {*"<>/▁"}), "</", "s>", "it"]
+    names, pieces = ["<unk>", "<s>", "</s>"], [*sorted({*SAMPLE_TEXT} | {*"<>/▁"}), "</", "s>", "it"]
     vocab = {piece: index for index, piece in enumerate([*names, *pieces])}
     merges = [("<", "/"), ("s", ">"), ("</", "s>"), ("<", "s>"), ("i", "t")]
     tokenizer = Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", fuse_unk=True))
@@ -286,7 +285,7 @@ def test_unigram_vocabularies_equal_transformers(
 def _is_faithful(model: ModelConfig) -> bool:
     run, path = run_reference(model), EnginePath(model)
     try:
-        verdict = hold_against(run, path)
+        verdict = compare_served(run, path)
     finally:
         path.close()
     assert verdict.is_faithful, verdict

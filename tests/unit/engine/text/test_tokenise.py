@@ -5,9 +5,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from rerank_service.engine.protocol import Truncate
 from rerank_service.engine.text import tokenise
-from rerank_service.errors import CheckpointError, PairTooLong
+from rerank_service.errors import CheckpointError
 
 
 def test_the_padding_and_truncation_of_a_tokenizer_file_are_dropped(
@@ -19,7 +18,7 @@ def test_the_padding_and_truncation_of_a_tokenizer_file_are_dropped(
     tokenizer.save(str(tmp_path / "tokenizer.json"))
 
     loaded = tokenise.load_tokenizer(tmp_path)
-    short, long = tokenise.encode_texts(loaded, ["a", "a b c d e f g h i j k"], add_special_tokens=True)
+    short, long = loaded.encode_batch_fast(["a", "a b c d e f g h i j k"], add_special_tokens=True)
 
     assert len(short.ids) == 3
     assert len(long.ids) > 8
@@ -38,17 +37,6 @@ def test_templates_that_cannot_hold_a_pair_are_refused(template: str) -> None:
         tokenise.checked_template(template)
 
 
-def test_cut_to_window() -> None:
-    ids, is_cut = tokenise.cut_to_window([1, 2, 3, 4], 3, Truncate.END, 0)
-    assert (ids.tolist(), is_cut) == ([1, 2, 3], True)
-
-    ids, is_cut = tokenise.cut_to_window([1, 2, 3], 3, Truncate.NONE, 0)
-    assert (ids.tolist(), is_cut) == ([1, 2, 3], False)
-
-    with pytest.raises(PairTooLong, match="Input length 4 exceeds maximum allowed token size 3"):
-        tokenise.cut_to_window([1, 2, 3, 4], 3, Truncate.NONE, 7)
-
-
 @given(query_tokens=st.integers(0, 40), passage_tokens=st.integers(0, 40), window=st.integers(16, 60))
 @example(query_tokens=9, passage_tokens=9, window=16)  # both equally long; with three special tokens an odd room
 @example(query_tokens=10, passage_tokens=9, window=16)
@@ -58,7 +46,7 @@ def test_a_pair_is_cut_longest_first_as_tokenizers_does(
 ) -> None:
     for ours, reference in tokenizers_of.values():
         texts = "a" + " b" * (query_tokens - 1) if query_tokens else "", " c" * passage_tokens
-        (encoding,) = tokenise.encode_texts(ours, [texts], add_special_tokens=True)
+        (encoding,) = ours.encode_batch_fast([texts], add_special_tokens=True)
         if len(encoding.ids) > window:
             reference.enable_truncation(window, strategy="longest_first")
             kept, is_passage_cut = tokenise.truncate_pair_encoding(encoding, window)

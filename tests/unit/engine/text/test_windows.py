@@ -12,7 +12,7 @@ from rerank_service.engine import Engine, load_engine
 from rerank_service.engine.text.windows import encode_passages, shorten, split
 from rerank_service.errors import PairTooLong
 from rerank_service.messages import Fitting, PassageWindows, Truncate
-from rerank_service.routing.shards import estimate_tokens
+from rerank_service.routing.ranker import estimate_tokens
 from tests.models import embedded_model, local_model
 
 QUERY = "which planet has rings"

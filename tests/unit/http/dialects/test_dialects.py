@@ -1,4 +1,4 @@
-"""Other vendors' APIs over plain HTTP: requests, answers, errors, defaults, and who is meant on a shared path."""
+"""Other vendors' APIs over plain HTTP: requests, answers, errors, defaults, and how a shared path is resolved."""
 
 import asyncio
 import math
@@ -46,7 +46,7 @@ ALL_FORMS: dict[str, tuple[str, dict[str, Any]]] = {
     "infinity": ("/rerank", INFINITY),
     "voyage": ("/v1/rerank", VOYAGE),
 }
-"""Every dialect with a path and the least of a body that is taken for it."""
+"""For every dialect: a path, and a minimal body that is recognised there."""
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ async def ask(client: httpx.AsyncClient, name: str, **changes: Any) -> httpx.Res
 
 
 def places(answer: Any) -> list[Mapping[str, Any]]:
-    """The results, whatever the dialect calls them."""
+    """The results, whatever their field is called in the dialect."""
     if isinstance(answer, list):
         return answer
     found: list[Mapping[str, Any]] = answer.get("results") or answer["data"]
@@ -89,7 +89,7 @@ def score_of(place: Mapping[str, Any]) -> float:
 
 
 @pytest.mark.parametrize("name", ALL_FORMS)
-async def test_scores_are_probabilities_of_the_logits_best_first(client: httpx.AsyncClient, name: str) -> None:
+async def test_scores_are_probabilities_in_descending_order(client: httpx.AsyncClient, name: str) -> None:
     logits = await logits_of(client)
 
     response = await ask(client, name)
@@ -134,7 +134,7 @@ async def test_tei_answers_a_bare_list(client: httpx.AsyncClient) -> None:
     assert all(set(place) == {"index", "score"} for place in answer)
 
 
-async def test_usage_is_that_of_our_own_api(client: httpx.AsyncClient) -> None:
+async def test_usage_equals_that_of_our_own_api(client: httpx.AsyncClient) -> None:
     body = {"query": {"text": QUERY}, "passages": [{"text": text} for text in TEXTS]}
     num_tokens = (await client.post("/v1/ranking", json=body)).json()["usage"]["total_tokens"]
     answers = {name: (await ask(client, name)).json() for name in SHAPES}
@@ -169,9 +169,9 @@ async def test_documents_come_back_in_the_vendors_form(
 
 
 @pytest.mark.parametrize("name", ALL_FORMS)
-async def test_only_the_best_come_back_if_so_wanted(client: httpx.AsyncClient, name: str) -> None:
+async def test_top_n_limits_the_results(client: httpx.AsyncClient, name: str) -> None:
     if "score" in name:
-        return  # has no such field
+        return  # no such field there
     field = "top_k" if name == "voyage" else "top_n"
     everything = places((await ask(client, name)).json())
 
@@ -181,7 +181,7 @@ async def test_only_the_best_come_back_if_so_wanted(client: httpx.AsyncClient, n
     assert len(places((await ask(client, name, **{field: 50})).json())) == 3
 
 
-async def test_zero_means_all_to_vllm_and_is_wrong_to_the_others(client: httpx.AsyncClient) -> None:
+async def test_top_n_of_zero_means_all_for_vllm_and_is_refused_by_cohere(client: httpx.AsyncClient) -> None:
     assert len(places((await ask(client, "vllm", top_n=0)).json())) == 3
     assert (await ask(client, "cohere v2", top_n=0)).status_code == 400
 
@@ -190,7 +190,7 @@ async def test_zero_means_all_to_vllm_and_is_wrong_to_the_others(client: httpx.A
     ("name", "changes"), [("tei", {"raw_scores": True}), ("infinity", {"raw_scores": True}),
                           ("vllm", {"use_activation": False}), ("vllm score", {"use_activation": False})],
 )  # fmt: skip
-async def test_logits_on_demand(client: httpx.AsyncClient, name: str, changes: dict[str, Any]) -> None:
+async def test_logits_are_returned_on_request(client: httpx.AsyncClient, name: str, changes: dict[str, Any]) -> None:
     logits = await logits_of(client)
     ranked = places((await ask(client, name, **changes)).json())
     assert [score_of(place) for place in ranked] == pytest.approx(
@@ -199,7 +199,7 @@ async def test_logits_on_demand(client: httpx.AsyncClient, name: str, changes: d
 
 
 @pytest.mark.parametrize("name", ALL_FORMS)
-async def test_a_model_is_named_or_not(client: httpx.AsyncClient, name: str) -> None:
+async def test_the_model_may_be_named_or_omitted(client: httpx.AsyncClient, name: str) -> None:
     scores = [score_of(place) for place in places((await ask(client, name)).json())]
     for model in (None, MODEL, "RERANK-v3.5"):
         named = places((await ask(client, name, model=model)).json())
@@ -231,7 +231,7 @@ async def test_an_unknown_model_is_404_in_the_vendors_form(client: httpx.AsyncCl
 
 
 def message_of(answer: Any) -> str:
-    """Where the dialects have it."""
+    """The message, wherever the dialect puts it."""
     error = answer.get("error")
     nested = error["message"] if isinstance(error, dict) else error
     return str(answer.get("message") or nested or answer["detail"])
@@ -267,7 +267,7 @@ WRONG: list[tuple[str, dict[str, Any], int, str]] = [
 
 
 @pytest.mark.parametrize(("name", "changes", "status", "message"), WRONG)
-async def test_what_is_wrong_is_named(
+async def test_invalid_fields_are_named(
     client: httpx.AsyncClient, name: str, changes: dict[str, Any], status: int, message: str
 ) -> None:
     path, body = ALL_FORMS[name]
@@ -279,7 +279,7 @@ async def test_what_is_wrong_is_named(
     assert set(response.json()) >= set(UNKNOWN_MODEL[name])
 
 
-async def test_infinity_also_says_it_as_fastapi_does(client: httpx.AsyncClient) -> None:
+async def test_infinity_adds_the_problems_in_fastapis_form(client: httpx.AsyncClient) -> None:
     answer = (await ask(client, "infinity", query=5)).json()
     assert answer["detail"] == [
         {"loc": ["body", "query"], "msg": "query: Input should be a valid string", "type": "string_type"}
@@ -290,7 +290,9 @@ async def test_infinity_also_says_it_as_fastapi_does(client: httpx.AsyncClient) 
 @pytest.mark.parametrize(
     "content", [b"", b"{", b"[]", b"null", b"[" * 5000, b'{"query": "\\ud800"}', b'{"query": "\xe9"}']
 )
-async def test_what_is_no_json_object_is_refused(client: httpx.AsyncClient, name: str, content: bytes) -> None:
+async def test_a_body_that_is_not_a_json_object_is_refused(
+    client: httpx.AsyncClient, name: str, content: bytes
+) -> None:
     path, _ = ALL_FORMS[name]
     response = await client.post(path, content=content, headers={"content-type": "application/json"})
     assert response.status_code in (400, 422)
@@ -306,7 +308,7 @@ async def test_errors_do_not_repeat_the_users_text(client: httpx.AsyncClient, na
     assert "my secret" not in response.text
 
 
-CUT_UNLESS_TOLD = ["jina", "cohere v1", "cohere v2", "tei", "infinity", "voyage"]
+TRUNCATING = ["jina", "cohere v1", "cohere v2", "tei", "infinity", "voyage"]
 REFUSED: list[tuple[str, dict[str, Any], int, str]] = [
     ("tei", {"texts": ["short", LONG], "truncate": False}, 413, "(query with texts[1]); shorten it, or send "
      "truncate: true"),
@@ -317,14 +319,14 @@ REFUSED: list[tuple[str, dict[str, Any], int, str]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", CUT_UNLESS_TOLD)
-async def test_a_long_document_is_cut_unless_told_otherwise(client: httpx.AsyncClient, name: str) -> None:
+@pytest.mark.parametrize("name", TRUNCATING)
+async def test_long_documents_are_truncated_by_default(client: httpx.AsyncClient, name: str) -> None:
     field = "texts" if name == "tei" else "documents"
     assert (await ask(client, name, **{field: ["short", LONG]})).status_code == 200
 
 
 @pytest.mark.parametrize(("name", "changes", "status", "message"), REFUSED)
-async def test_a_long_document_is_refused_with_the_way_out(
+async def test_the_refusal_of_a_long_document_names_the_field_to_change(
     client: httpx.AsyncClient, name: str, changes: dict[str, Any], status: int, message: str
 ) -> None:
     response = await ask(client, name, **changes)
@@ -334,12 +336,12 @@ async def test_a_long_document_is_refused_with_the_way_out(
     assert message in message_of(response.json())
 
 
-async def test_vllm_cuts_a_long_document_on_demand(client: httpx.AsyncClient) -> None:
+async def test_vllm_truncates_a_long_document_on_request(client: httpx.AsyncClient) -> None:
     assert (await ask(client, "vllm", documents=[LONG], truncate_prompt_tokens=-1)).status_code == 200
 
 
 @pytest.mark.parametrize("name", ["jina", "cohere v1", "cohere v2", "vllm"])
-async def test_a_document_is_cut_at_its_own_limit(client: httpx.AsyncClient, name: str) -> None:
+async def test_a_document_is_truncated_to_its_own_limit(client: httpx.AsyncClient, name: str) -> None:
     words = "one two three four five six seven eight nine ten"
     path, body = ALL_FORMS[name]
 
@@ -369,7 +371,7 @@ async def test_cohere_ranks_a_long_document_in_windows_when_asked(
     assert in_windows["meta"]["tokens"]["input_tokens"] > 2 * cut["meta"]["tokens"]["input_tokens"]
 
 
-async def test_cohere_gets_no_more_windows_than_the_service_allows(model: ModelConfig) -> None:
+async def test_the_services_limit_of_windows_applies_to_cohere(model: ModelConfig) -> None:
     api = local_api([model], {model.id: LocalReplica(model)}, limits={"max_windows_per_passage": 1})
     async with client_of(api) as client:
         for name, wish in (("cohere v1", {"max_chunks_per_doc": 10}), ("cohere v2", {"max_tokens_per_doc": 4096})):
@@ -384,7 +386,7 @@ async def test_objects_with_text_are_documents(client: httpx.AsyncClient) -> Non
         assert places((await ask(client, name, documents=objects)).json()) == places((await ask(client, name)).json())
 
 
-async def test_cohere_ranks_by_the_fields_it_is_told(client: httpx.AsyncClient) -> None:
+async def test_cohere_ranks_the_given_fields(client: httpx.AsyncClient) -> None:
     documents = [{"title": text, "body": "x", "text": "no"} for text in TEXTS]
 
     one = places((await ask(client, "cohere v1", documents=documents, rank_fields=["title"])).json())
@@ -396,7 +398,7 @@ async def test_cohere_ranks_by_the_fields_it_is_told(client: httpx.AsyncClient) 
     assert {place["document"]["text"] for place in two["results"]} == {f"title: {text}\nbody: x" for text in TEXTS}
 
 
-async def test_pairs_of_several_queries_keep_their_places(client: httpx.AsyncClient) -> None:
+async def test_pairs_of_several_queries_keep_their_indices(client: httpx.AsyncClient) -> None:
     queries = ["which way?", QUERY, "which way?"]
     alone = [
         (await client.post("/score", json={"text_1": query, "text_2": text})).json()["data"][0]["score"]
@@ -410,12 +412,12 @@ async def test_pairs_of_several_queries_keep_their_places(client: httpx.AsyncCli
     assert answer["usage"]["total_tokens"] > 0
 
 
-async def test_vllm_takes_one_document_by_itself(client: httpx.AsyncClient) -> None:
+async def test_vllm_accepts_a_single_document(client: httpx.AsyncClient) -> None:
     answer = (await client.post("/v1/rerank", json={"query": QUERY, "documents": TEXTS[0]})).json()
     assert [place["document"] for place in answer["results"]] == [{"text": TEXTS[0]}]
 
 
-CLASHES: list[tuple[str, dict[str, Any], str]] = [
+ON_SHARED_PATHS: list[tuple[str, dict[str, Any], str]] = [
     ("/rerank", TEI | {"raw_scores": False, "truncation_direction": "Right", "top_n": 2}, "tei"),
     ("/rerank", DOCUMENTS, "vllm"),
     ("/rerank", DOCUMENTS | {"return_documents": False}, "infinity"),
@@ -429,14 +431,16 @@ CLASHES: list[tuple[str, dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("path", "body", "dialect"), CLASHES)
-async def test_who_is_taken_for_whom(client: httpx.AsyncClient, path: str, body: dict[str, Any], dialect: str) -> None:
+@pytest.mark.parametrize(("path", "body", "dialect"), ON_SHARED_PATHS)
+async def test_the_body_decides_the_dialect_on_a_shared_path(
+    client: httpx.AsyncClient, path: str, body: dict[str, Any], dialect: str
+) -> None:
     assert (await client.post(path, json=body)).status_code == 200
     requests = [line for line in (await client.get("/metrics")).text.splitlines() if "requests_total{" in line]
     assert [line for line in requests if 'status="200"' in line and f'dialect="{dialect}"' in line], requests
 
 
-async def test_the_order_of_dialects_decides_where_a_body_does_not(model: ModelConfig) -> None:
+async def test_the_order_of_dialects_decides_if_the_body_matches_several(model: ModelConfig) -> None:
     async with serving(model, dialects=["cohere", "infinity", "vllm", "jina"]) as client:
         assert set((await client.post("/v1/rerank", json=DOCUMENTS)).json()) == {"id", "results", "meta"}
         assert (await client.post("/rerank", json=DOCUMENTS)).json()["object"] == "rerank"
@@ -466,9 +470,7 @@ async def test_unknown_fields_can_be_ignored_everywhere(model: ModelConfig) -> N
 
 
 @pytest.mark.parametrize("name", ALL_FORMS)
-async def test_a_key_is_asked_for_in_every_dialect(
-    model: ModelConfig, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
+async def test_every_dialect_requires_the_key(model: ModelConfig, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv("RERANK_SERVICE_API_KEYS", "nvapi-secret")
     path, body = ALL_FORMS[name]
     async with serving(model) as client:
@@ -489,7 +491,7 @@ async def test_rate_limits_count_every_dialects_passages(model: ModelConfig) -> 
 
 
 class Failing:
-    """A replica that fails as told."""
+    """A replica that fails with the error it is given."""
 
     def __init__(self, error: BaseException) -> None:
         self._error = error
@@ -527,14 +529,14 @@ async def test_failures_have_the_vendors_status(
     assert f'status="{status}"' in metrics
 
 
-async def test_a_clients_deadline_holds_in_every_dialect(client: httpx.AsyncClient) -> None:
+async def test_a_wrong_timeout_header_is_refused_in_the_dialects_form(client: httpx.AsyncClient) -> None:
     path, body = ALL_FORMS["cohere v2"]
     response = await client.post(path, json=body, headers={"x-request-timeout-seconds": "never"})
     assert response.status_code == 400
     assert "positive number of seconds" in response.json()["message"]
 
 
-async def test_the_published_description_holds_for_answers_and_errors(client: httpx.AsyncClient) -> None:
+async def test_answers_and_errors_match_the_openapi_document(client: httpx.AsyncClient) -> None:
     document = (await client.get("/openapi.json")).json()
     for name, (path, body) in ALL_FORMS.items():
         operation = document["paths"][path]["post"]
@@ -560,7 +562,7 @@ def test_every_dialect_has_its_paths() -> None:
     }
 
 
-async def test_all_questions_of_a_request_have_one_requests_share(model: ModelConfig) -> None:
+async def test_all_queries_of_a_request_share_one_request_id(model: ModelConfig) -> None:
     replica, seen = LocalReplica(model), set()
 
     class Watching:
@@ -582,8 +584,8 @@ LOSS_BODIES: dict[str, tuple[str, dict[str, Any]]] = ALL_FORMS | {
 }
 
 
-class _Cutting:
-    """Scores nothing of passages that begin with P, and cuts those that begin with A."""
+class _Truncating:
+    """Truncates passages that begin with A, and scores nothing of those that begin with P."""
 
     def remote(self, shard: Shard) -> "asyncio.Task[ShardScores]":
         unscored = tuple(text.startswith("P") for text in shard.passages)
@@ -598,13 +600,13 @@ class _Cutting:
 
 
 @pytest.mark.parametrize("name", LOSS_BODIES)
-async def test_every_answer_counts_the_passages_that_were_cut_or_not_scored(model: ModelConfig, name: str) -> None:
+async def test_every_answer_counts_truncated_and_unscored_passages(model: ModelConfig, name: str) -> None:
     path, body = LOSS_BODIES[name]
-    async with serving(model, _Cutting()) as client:
+    async with serving(model, _Truncating()) as client:
         response = await client.post(path, json=body)
         metrics = (await client.get("/metrics")).text
 
-    num_copies = 2 if name == "nim" else 1  # a copy is scored once, and counts as often as it is sent
+    num_copies = 2 if name == "nim" else 1  # a repeated passage is scored once and counted each time
     assert response.status_code == 200
     assert response.headers["x-rerank-truncated-passages"] == str(num_copies + 1)
     assert response.headers["x-rerank-unscored-passages"] == str(num_copies)
@@ -613,13 +615,13 @@ async def test_every_answer_counts_the_passages_that_were_cut_or_not_scored(mode
 
 
 @pytest.mark.parametrize("name", LOSS_BODIES)
-async def test_the_counts_are_zero_where_everything_fits(client: httpx.AsyncClient, name: str) -> None:
+async def test_the_counts_are_zero_if_everything_fits(client: httpx.AsyncClient, name: str) -> None:
     path, body = LOSS_BODIES[name]
     headers = (await client.post(path, json=body)).headers
     assert [headers[f"x-rerank-{what}-passages"] for what in ("truncated", "unscored")] == ["0", "0"]
 
 
-async def test_the_counts_are_described_for_every_route_that_ranks(client: httpx.AsyncClient) -> None:
+async def test_openapi_describes_the_counts_on_every_ranking_route(client: httpx.AsyncClient) -> None:
     paths = (await client.get("/openapi.json")).json()["paths"]
     ranking = [operation["post"] for operation in paths.values() if "post" in operation]
     assert len(ranking) == 3 + len({path for path, _ in ALL_FORMS.values()})
@@ -630,7 +632,7 @@ async def test_the_counts_are_described_for_every_route_that_ranks(client: httpx
 
 
 class _TooLarge:
-    """Refuses every request for its size."""
+    """Refuses every request as too large."""
 
     def remote(self, shard: Shard) -> "asyncio.Task[ShardScores]":
         async def refuse() -> ShardScores:
@@ -669,7 +671,7 @@ FIELDS_OF_TEXTS = r"quer(?:y|ies)|passages|documents|texts|items|text_[12]|data_
 
 
 def assert_places_exist(body: dict[str, Any], message: str) -> None:
-    """Every field of texts that the message names is in the body, as far as its path goes."""
+    """Every field of texts named in the message exists in the body, up to the end of its path."""
     named = re.findall(rf"\b(?:{FIELDS_OF_TEXTS})(?![\w/])(?:\[\d+\]|\.text\b)*", message)
     for place in named:
         value: Any = body
@@ -678,7 +680,7 @@ def assert_places_exist(body: dict[str, Any], message: str) -> None:
 
 
 def places_named(answer: Any) -> list[str]:
-    """The places that an error names for programs, in the dialects that do."""
+    """Machine-readable paths in the error, in dialects that have them."""
     error, detail = answer.get("error"), answer.get("detail")
     params = [error["param"]] if isinstance(error, dict) and error["param"] else []
     return params + [dotted(tuple(one["loc"][1:])) for one in (detail if isinstance(detail, list) else [])]
@@ -706,13 +708,13 @@ async def test_a_request_too_large_names_the_callers_own_field(model: ModelConfi
     assert set(places_named(answer)) <= set(body)
 
 
-async def test_vllm_calls_no_header_a_parameter(client: httpx.AsyncClient) -> None:
+async def test_vllms_param_is_null_for_a_header(client: httpx.AsyncClient) -> None:
     answer = (await client.post("/score", json={}, headers={"x-request-timeout-seconds": "soon"})).json()
     assert "x-request-timeout-seconds" in answer["error"]["message"]
     assert answer["error"]["param"] is None
 
 
-async def test_replicas_learn_who_asks_and_never_the_key(model: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_replicas_learn_the_caller_and_never_the_key(model: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RERANK_SERVICE_API_KEYS", "first-key,second-key")
     replica, callers = LocalReplica(model), list[str]()
 
@@ -726,6 +728,6 @@ async def test_replicas_learn_who_asks_and_never_the_key(model: ModelConfig, mon
             body = {"query": {"text": QUERY}, "passages": [{"text": "a"}]}
             await client.post("/v1/ranking", json=body, headers={"authorization": f"Bearer {key}"})
 
-    first, second, again = (caller for caller in callers if caller)  # the probe of readiness has none
+    first, second, again = (caller for caller in callers if caller)  # readiness has no caller
     assert first == again != second
     assert not any("key" in caller for caller in callers)

@@ -1,4 +1,4 @@
-"""The page's files as HTTP serves them; what the page does in a browser is in tests/page."""
+"""The page's files over HTTP. tests/page covers the page in a browser."""
 
 import re
 from collections.abc import AsyncIterator
@@ -16,10 +16,11 @@ from tests.models import embedded_model
 
 FILES = ["/", "/playground/playground.css", "/playground/playground.js", "/playground/icon.svg"]
 FOLDER = resources.files("rerank_service.http") / "playground"
+PAGE_FILES = sorted(path.name for path in FOLDER.iterdir() if path.is_file() and not path.name.endswith(".py"))
 
 
 def client_of(prefix: str = "", **settings: Any) -> httpx.AsyncClient:
-    model = embedded_model()  # nothing here loads it
+    model = embedded_model()  # never loaded here
     api = local_api([model], {model.id: None}, **settings)
     application = Starlette(routes=[Mount(prefix, api)]) if prefix else api
     return httpx.AsyncClient(transport=httpx.ASGITransport(application), base_url="http://rerank")
@@ -32,7 +33,7 @@ async def client() -> AsyncIterator[httpx.AsyncClient]:
 
 
 @pytest.mark.parametrize("path", FILES)
-async def test_a_file_comes_with_a_strict_policy(client: httpx.AsyncClient, path: str) -> None:
+async def test_files_have_a_strict_content_security_policy(client: httpx.AsyncClient, path: str) -> None:
     response = await client.get(path)
 
     assert response.status_code == 200
@@ -45,7 +46,7 @@ async def test_a_file_comes_with_a_strict_policy(client: httpx.AsyncClient, path
 
 
 @pytest.mark.parametrize("path", FILES)
-async def test_a_file_that_the_browser_has_is_not_sent_again(client: httpx.AsyncClient, path: str) -> None:
+async def test_a_cached_file_is_not_sent_again(client: httpx.AsyncClient, path: str) -> None:
     first = await client.get(path)
     etag = first.headers["etag"]
 
@@ -63,25 +64,25 @@ async def test_head_has_the_headers_of_get(client: httpx.AsyncClient) -> None:
     assert head.headers == get.headers
 
 
-async def test_another_method_is_refused_in_the_envelope(client: httpx.AsyncClient) -> None:
+async def test_other_methods_get_an_error_envelope(client: httpx.AsyncClient) -> None:
     response = await client.post("/", json={})
     assert (response.status_code, response.json()["object"]) == (405, "error")
 
 
 @pytest.mark.parametrize("path", FILES)
-async def test_it_is_off_by_one_setting(path: str) -> None:
+async def test_one_setting_turns_the_playground_off(path: str) -> None:
     async with client_of(service={"playground": False}) as client:
         response = await client.get(path)
     assert (response.status_code, response.json()["type"]) == (404, "not_found_error")
 
 
-async def test_it_is_no_part_of_the_described_api(client: httpx.AsyncClient) -> None:
+async def test_openapi_does_not_list_the_playground(client: httpx.AsyncClient) -> None:
     paths = (await client.get("/openapi.json")).json()["paths"]
     assert not {path for path in paths if path == "/" or "playground" in path}
 
 
 @pytest.mark.parametrize("prefix", ["/keyed", "/a/b"])
-async def test_behind_a_prefix_with_and_without_the_slash(prefix: str) -> None:
+async def test_addresses_resolve_behind_a_prefix(prefix: str) -> None:
     async with client_of(prefix) as client:
         page = await client.get(f"{prefix}/")
         assert page.status_code == 200
@@ -89,8 +90,8 @@ async def test_behind_a_prefix_with_and_without_the_slash(prefix: str) -> None:
             assert (await client.get(page.url.join(address))).status_code == 200
 
 
-async def test_a_prefix_without_its_slash_is_sent_to_the_one_with() -> None:
-    """As Serve's proxy asks: the path is the prefix itself."""
+async def test_a_prefix_without_a_slash_redirects_to_the_one_with() -> None:
+    """Serve's proxy passes on such a request with the prefix as its path."""
     model = embedded_model()
     transport = httpx.ASGITransport(local_api([model], {model.id: None}), root_path="/a/keyed")
     async with httpx.AsyncClient(transport=transport, base_url="http://rerank") as client:
@@ -101,7 +102,7 @@ async def test_a_prefix_without_its_slash_is_sent_to_the_one_with() -> None:
         assert (await client.get("/a/keyed/")).status_code == 200
 
 
-@pytest.mark.parametrize("name", sorted(path.name for path in FOLDER.iterdir()))
+@pytest.mark.parametrize("name", PAGE_FILES)
 def test_no_file_names_another_host_or_an_absolute_address(name: str) -> None:
     text = (FOLDER / name).read_text(encoding="utf-8").replace("http://www.w3.org/2000/svg", "")
     assert not re.search(r"//[\w-]+\.[\w.]", text.replace("http://127.0.0.1", ""))
@@ -109,4 +110,4 @@ def test_no_file_names_another_host_or_an_absolute_address(name: str) -> None:
 
 
 def test_every_file_is_served_and_packaged() -> None:
-    assert {path.name for path in FOLDER.iterdir()} == {Path(path).name or "index.html" for path in FILES}
+    assert set(PAGE_FILES) == {Path(path).name or "index.html" for path in FILES}

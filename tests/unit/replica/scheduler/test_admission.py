@@ -33,18 +33,18 @@ def admission(queued: Sequence[int], deadline_s: float = 60.0) -> Admission:
     return Admission(queue, drain, MAX_QUEUED_TOKENS)
 
 
-def test_where_nothing_waits_anything_is_taken() -> None:
+def test_an_empty_queue_accepts_anything() -> None:
     assert admission([]).refusal(TokensDue(0.1, 10**9), 500, 100, 0.0) is None
 
 
-def test_a_full_queue_says_how_full_it_is_and_when_there_will_be_room() -> None:
+def test_a_refusal_by_a_full_queue_states_its_size_and_when_to_retry() -> None:
     refusal = admission([9000]).refusal(TokensDue(60.0, 4000), 0, 100, 0.0)
 
     assert isinstance(refusal, QueueFull)
     assert (refusal.queued_tokens, refusal.max_queued_tokens, refusal.retry_after_s) == (9000, MAX_QUEUED_TOKENS, 3)
 
 
-def test_a_wait_that_is_too_long_is_told() -> None:
+def test_a_refusal_for_a_long_wait_states_the_wait_and_when_to_retry() -> None:
     refusal = admission([9000], deadline_s=10.0).refusal(TokensDue(10.0, 500), 500, 100, 0.0)
 
     assert isinstance(refusal, WaitTooLong)
@@ -52,7 +52,7 @@ def test_a_wait_that_is_too_long_is_told() -> None:
 
 
 class VirtualDevice:
-    """Scores at `SPEED` on a clock that only it moves, once the test lets it."""
+    """Scores at `SPEED` by a clock that only it advances, once the test lets it."""
 
     max_in_flight = 1
     memory_tokens: int | None = None
@@ -117,8 +117,10 @@ def simulated(bursts: Sequence[Sequence[tuple[int, float]]], now_s: float) -> li
 
 
 @pytest.mark.parametrize("seed", range(5))
-async def test_the_scheduler_and_the_simulator_refuse_the_same(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bursts of calls at one moment, each burst once the device has finished the one before."""
+async def test_the_scheduler_and_the_simulator_refuse_the_same_requests(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bursts of simultaneous calls; each burst starts once the device has finished the one before."""
     now = [1000.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     monkeypatch.setattr(planning_replica, "_MAX_QUEUED_TOKENS", MAX_QUEUED_TOKENS)
@@ -135,7 +137,7 @@ async def test_the_scheduler_and_the_simulator_refuse_the_same(seed: int, monkey
     assert ends == {"taken", "QueueFull", "WaitTooLong"}
 
 
-def test_activity_fades_and_remembers_a_bounded_number_of_callers() -> None:
+def test_activity_decays_and_remembers_a_bounded_number_of_callers() -> None:
     activity = Activity()
     activity.add("a", 8_000, 0.0)
     assert activity.tokens_per_s(0.0) == {"a": pytest.approx(1_000.0)}

@@ -1,4 +1,4 @@
-"""Admission and order by deadline, with a clock and a device of the test's own."""
+"""Admission and order by deadline, as arithmetic and on a simulated device."""
 
 import math
 import random
@@ -14,7 +14,7 @@ SPEED = 1000.0
 BUDGET = 100
 
 
-def test_a_newcomer_must_fit_into_its_own_time_with_a_margin() -> None:
+def test_a_newcomer_must_be_done_within_a_share_of_its_time() -> None:
     queue = [TokensDue(10.0, 3000)]
 
     assert lateness(TokensDue(10.0, 4000), queue, 1000, 0.0, SPEED) is None  # done after 8 of 10 s
@@ -22,21 +22,21 @@ def test_a_newcomer_must_fit_into_its_own_time_with_a_margin() -> None:
     assert lateness(TokensDue(10.0, 4000), queue, 1000, 0.1, SPEED)
 
 
-def test_a_newcomer_in_a_hurry_overtakes_those_who_have_time() -> None:
+def test_a_newcomer_with_an_early_deadline_overtakes_later_ones() -> None:
     queue = [TokensDue(60.0, 30_000)]
 
     assert lateness(TokensDue(1.0, 500), queue, 0, 0.0, SPEED) is None
-    assert lateness(TokensDue(1.0, 500), queue, 301, 0.0, SPEED)  # what runs already is not taken back
+    assert lateness(TokensDue(1.0, 500), queue, 301, 0.0, SPEED)  # a running batch is not interrupted
 
 
-def test_a_newcomer_must_not_cost_anybody_the_deadline() -> None:
+def test_a_newcomer_must_not_make_another_request_late() -> None:
     queue = [TokensDue(10.0, 8500)]
 
     assert lateness(TokensDue(5.0, 500), queue, 0, 0.0, SPEED) is None
     assert lateness(TokensDue(5.0, 501), queue, 0, 0.0, SPEED)
 
 
-def test_a_refusal_tells_the_numbers_that_decided() -> None:
+def test_a_refusal_states_the_figures_behind_it() -> None:
     own = lateness(TokensDue(60.0, 45_300), [TokensDue(60.0, 3000)], 1000, 0.0, SPEED)
     another = lateness(TokensDue(5.0, 1000), [TokensDue(10.0, 8500)], 0, 0.0, SPEED)
 
@@ -49,7 +49,7 @@ def test_a_refusal_tells_the_numbers_that_decided() -> None:
     assert str(WaitTooLong(*another, 7)).startswith("The request would make an accepted one take an estimated 9.5 s")
 
 
-def test_who_is_late_anyway_keeps_nobody_out() -> None:
+def test_a_request_already_late_does_not_block_newcomers() -> None:
     assert lateness(TokensDue(5.0, 1000), [TokensDue(10.0, 20_000)], 0, 0.0, SPEED) is None
 
 
@@ -58,7 +58,7 @@ def test_without_a_deadline_anything_fits() -> None:
     assert urgent([TokensDue(math.inf, 10**9)], 0, 0.0, SPEED) == []
 
 
-def test_nobody_is_urgent_while_there_is_time() -> None:
+def test_no_request_is_urgent_while_there_is_time() -> None:
     assert urgent([TokensDue(2.0, 1000), TokensDue(10.0, 5000)], 0, 0.0, SPEED) == []
 
 
@@ -68,7 +68,7 @@ def test_all_up_to_the_tightest_deadline_are_urgent() -> None:
     assert urgent(requests, 0, 0.0, SPEED) == requests[:2]
 
 
-def test_where_not_all_can_be_in_time_the_longest_is_given_up() -> None:
+def test_if_not_all_can_be_in_time_the_longest_is_given_up() -> None:
     requests = [TokensDue(5.0, 9000), TokensDue(5.0, 2000), TokensDue(5.0, 2600)]
 
     assert urgent(requests, 0, 0.0, SPEED) == requests[1:]
@@ -83,12 +83,10 @@ class Accepted:
 
 @pytest.mark.parametrize("max_in_flight", [1, 2])
 @pytest.mark.parametrize("seed", range(5))
-def test_under_three_times_the_load_the_device_works_for_answers_that_come_in_time(
-    seed: int, max_in_flight: int
-) -> None:
-    """Skewed sizes, deadlines of 2 and 8 s; batches take what the queue gives. The device's true speed is 1,000.
+def test_under_triple_load_accepted_requests_are_in_time_and_fill_the_device(seed: int, max_in_flight: int) -> None:
+    """Skewed request sizes, deadlines of 2 and 8 s, a device of exactly 1,000 tokens a second.
 
-    With two in flight the next batch is chosen when the last one begins.
+    With two batches in flight, the next one is chosen when the last one begins.
     """
     rng = random.Random(seed)
     queue: FairQueue[int] = FairQueue()

@@ -1,4 +1,4 @@
-"""The pure core: fairness, budget and bookkeeping, on thousands of generated arrival patterns."""
+"""The queue on thousands of generated arrival patterns: fairness, token budget and counts."""
 
 from collections import Counter
 
@@ -10,14 +10,14 @@ from rerank_service.replica.scheduler import FairQueue
 
 
 def drain(queue: FairQueue[str], max_tokens: int) -> list[list[str]]:
-    """Jobs of each batch until nothing is left."""
+    """The jobs of each batch until the queue is empty."""
     batches = []
     while queue:
         batches.append([drawn.job for drawn in queue.take(max_tokens)])
     return batches
 
 
-def test_pairs_of_one_job_come_in_order() -> None:
+def test_pairs_of_a_job_are_drawn_in_order() -> None:
     queue: FairQueue[str] = FairQueue()
     queue.add("r", "job", [10, 20, 30, 40])
 
@@ -64,7 +64,7 @@ def test_shards_of_one_request_count_as_one() -> None:
     assert jobs["whole"] == 10
 
 
-def test_a_newcomer_cannot_starve_those_who_waited() -> None:
+def test_newcomers_do_not_starve_older_requests() -> None:
     queue: FairQueue[str] = FairQueue()
     queue.add("old", "old", [100] * 50)
     queue.take(1000)
@@ -77,7 +77,7 @@ def test_a_newcomer_cannot_starve_those_who_waited() -> None:
     assert jobs.count("old") >= 10
 
 
-def test_a_pair_over_the_budget_comes_alone() -> None:
+def test_a_pair_over_the_budget_is_drawn_alone() -> None:
     queue: FairQueue[str] = FairQueue()
     queue.add("r", "job", [5000, 10, 10])
 
@@ -93,7 +93,7 @@ def test_a_gap_is_filled_by_a_pair_that_fits() -> None:
     assert sorted(drawn.job for drawn in queue.take(1000)) == ["a", "b"]
 
 
-def test_discarding_frees_what_is_pending_and_nothing_else() -> None:
+def test_discarding_drops_the_queued_pairs_of_one_job() -> None:
     queue: FairQueue[str] = FairQueue()
     queue.add("r", "gone", [10] * 5)
     queue.add("r", "kept", [10] * 3)
@@ -102,7 +102,7 @@ def test_discarding_frees_what_is_pending_and_nothing_else() -> None:
 
     assert queue.discard("r", "gone") in (3, 4)
     assert queue.discard("r", "gone") == 0
-    assert queue.discard("never heard of", "gone") == 0
+    assert queue.discard("unknown", "gone") == 0
     left = Counter(job for batch in drain(queue, 1000) for job in batch)
     assert left["gone"] == 0
     assert left["kept"] == 3
@@ -118,7 +118,7 @@ operation = st.one_of(
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(operation, max_size=60))
-def test_nothing_is_lost_doubled_or_over_budget(operations: list[tuple]) -> None:
+def test_no_pair_is_lost_or_doubled_and_no_batch_is_over_budget(operations: list[tuple]) -> None:
     queue: FairQueue[int] = FairQueue()
     lengths: dict[int, list[int]] = {}
     requests: dict[int, str] = {}
@@ -150,8 +150,8 @@ def test_nothing_is_lost_doubled_or_over_budget(operations: list[tuple]) -> None
 
 
 @pytest.mark.parametrize("num_rivals", [1, 3, 10])
-def test_wait_behind_large_requests_is_a_fair_share(num_rivals: int) -> None:
-    """Pairs served before a 10-passage request is done: at most its rivals' equal shares and one batch."""
+def test_a_small_request_behind_large_ones_gets_its_fair_share(num_rivals: int) -> None:
+    """Pairs scored before a request of 10 passages is done: at most equal shares for its rivals, and one batch."""
     queue: FairQueue[str] = FairQueue()
     for rival in range(num_rivals):
         queue.add(f"rival {rival}", "rival", [128] * 512)

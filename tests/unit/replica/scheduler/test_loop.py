@@ -1,4 +1,4 @@
-"""The asyncio shell, with an engine whose every batch the test lets through."""
+"""The scheduler with a device that a test can hold at any batch."""
 
 import asyncio
 import math
@@ -15,7 +15,7 @@ from rerank_service.replica.scheduler import Scheduler
 
 
 def pairs(count: int, value: int = 1, length: int = 10) -> list[EncodedPair]:
-    """Pairs whose logit will be `value`, or trouble if it is one of the values below."""
+    """Pairs whose logit is `value`, or which fail if it is one of the values below."""
     return [EncodedPair(np.full(length, value, np.int32), length, False) for _ in range(count)]
 
 
@@ -23,7 +23,7 @@ CRASH, NAN, OUR_ERROR = -1, -2, -3
 
 
 class Ready:
-    """Logits that need no waiting for."""
+    """Logits that are ready at once."""
 
     is_ready = True
 
@@ -35,7 +35,7 @@ class Ready:
 
 
 class Device:
-    """Scores a pair by its first token; remembers its batches; can be held."""
+    """Scores a pair by its first token, records its batches, and can be held."""
 
     max_in_flight = 1
     memory_tokens: int | None = None
@@ -61,7 +61,7 @@ class Device:
         return [math.nan if value == NAN else float(value) for value in values]
 
     async def hold(self, scheduler: Scheduler[EncodedPair]) -> "asyncio.Task[object]":
-        """A request that occupies the device until `is_free` is set."""
+        """Occupies the device with a request until `is_free` is set."""
         self.is_free.clear()
         self.has_started.clear()
         blocker = asyncio.ensure_future(scheduler.submit("blocker", pairs(1, 99)))
@@ -77,7 +77,7 @@ def device() -> Device:
 
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch) -> Device:
-    """One that takes 5 s a batch, 20 tokens a second, on a clock of its own."""
+    """A device that takes 5 s for each batch of 100 tokens, by its own clock."""
     now = [1000.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
 
@@ -99,7 +99,7 @@ async def scheduler(device: Device) -> AsyncIterator[Scheduler[EncodedPair]]:
 
 
 async def settle() -> None:
-    """Lets every task that can run do so."""
+    """Lets all tasks that can run do so."""
     for _ in range(10):
         await asyncio.sleep(0)
 
@@ -115,11 +115,11 @@ async def test_logits_come_back_in_order(scheduler: Scheduler[EncodedPair], devi
     assert scored.forward_s > 0
 
 
-async def test_no_pairs_no_wait(scheduler: Scheduler[EncodedPair]) -> None:
+async def test_an_empty_request_is_answered_at_once(scheduler: Scheduler[EncodedPair]) -> None:
     assert (await scheduler.submit("r", [])).logits == ()
 
 
-async def test_pairs_wait_for_company_only_while_the_device_is_busy(
+async def test_pairs_wait_for_others_only_while_the_device_is_busy(
     scheduler: Scheduler[EncodedPair], device: Device
 ) -> None:
     blocker = await device.hold(scheduler)
@@ -164,7 +164,7 @@ async def test_a_cancelled_request_leaves_the_queue(scheduler: Scheduler[Encoded
     assert device.batches == [[2, 2, 2, 2]]
 
 
-async def test_a_request_cancelled_in_flight_costs_no_further_batch(
+async def test_a_request_cancelled_in_flight_gets_no_further_batch(
     scheduler: Scheduler[EncodedPair], device: Device
 ) -> None:
     device.is_free.clear()
@@ -179,7 +179,7 @@ async def test_a_request_cancelled_in_flight_costs_no_further_batch(
     assert [len(batch) for batch in device.batches] == [10, 1]
 
 
-async def test_an_error_fails_its_own_request_alone(scheduler: Scheduler[EncodedPair], device: Device) -> None:
+async def test_an_error_fails_only_its_own_request(scheduler: Scheduler[EncodedPair], device: Device) -> None:
     blocker = await device.hold(scheduler)
     good = [asyncio.ensure_future(scheduler.submit(f"good {n}", pairs(2, n))) for n in range(2)]
     bad = asyncio.ensure_future(scheduler.submit("bad", pairs(50, CRASH)))
@@ -200,7 +200,7 @@ async def test_our_own_errors_pass_through(scheduler: Scheduler[EncodedPair]) ->
         await scheduler.submit("r", pairs(1, OUR_ERROR))
 
 
-async def test_a_logit_that_is_no_number_is_never_ranked(scheduler: Scheduler[EncodedPair]) -> None:
+async def test_a_logit_that_is_not_finite_is_an_error(scheduler: Scheduler[EncodedPair]) -> None:
     with pytest.raises(NonFiniteLogit, match=r"2 pair\(s\)"):
         await scheduler.submit("r", pairs(3, 1) + pairs(2, NAN))
 
@@ -216,7 +216,7 @@ async def test_a_wrong_number_of_logits_is_an_error() -> None:
     await scheduler.close()
 
 
-async def test_the_queue_is_bounded_but_an_empty_one_takes_anything(
+async def test_the_queue_is_bounded_but_an_empty_one_accepts_anything(
     scheduler: Scheduler[EncodedPair], device: Device
 ) -> None:
     blocker = await device.hold(scheduler)
@@ -238,7 +238,7 @@ async def test_live_knobs_apply_to_the_next_batch(scheduler: Scheduler[EncodedPa
     assert [len(batch) for batch in device.batches] == [4, 4, 2]
 
 
-async def test_a_dead_loop_is_reported_instead_of_hanging(scheduler: Scheduler[EncodedPair]) -> None:
+async def test_a_dead_loop_raises_instead_of_hanging(scheduler: Scheduler[EncodedPair]) -> None:
     await scheduler.submit("r", pairs(1))
     scheduler.check()
     await scheduler.close()
@@ -250,7 +250,7 @@ async def test_a_dead_loop_is_reported_instead_of_hanging(scheduler: Scheduler[E
 
 
 class Later:
-    """Logits that are there once the test says so, or an error."""
+    """Logits, or an error, that are ready once the test says so."""
 
     def __init__(self, logits: list[float]) -> None:
         self._logits = logits
@@ -273,7 +273,7 @@ class Later:
 
 
 class Pipelined(Device):
-    """Takes a second batch while the first is running, as a GPU does."""
+    """Accepts a second batch while the first is running, as a GPU does."""
 
     max_in_flight = 2
 
@@ -301,7 +301,7 @@ async def pipelined() -> AsyncIterator[tuple[Scheduler[EncodedPair], Pipelined]]
     await scheduler.close()
 
 
-async def test_a_full_batch_is_launched_before_the_one_running_is_done(
+async def test_a_full_batch_is_launched_while_another_is_running(
     pipelined: tuple[Scheduler[EncodedPair], Pipelined],
 ) -> None:
     scheduler, device = pipelined
@@ -336,7 +336,7 @@ async def test_a_second_batch_waits_until_it_is_full_or_the_device_is_free(
     assert [len(batch) for batch in device.batches] == [1, 6]
 
 
-async def test_an_error_that_shows_only_at_the_end_fails_its_own_request(
+async def test_an_error_that_shows_after_the_launch_fails_only_its_own_request(
     pipelined: tuple[Scheduler[EncodedPair], Pipelined],
 ) -> None:
     scheduler, device = pipelined
@@ -352,14 +352,14 @@ async def test_an_error_that_shows_only_at_the_end_fails_its_own_request(
     assert (await after).logits == (4.0,)
 
 
-async def test_a_batch_keeps_within_what_the_memory_holds(scheduler: Scheduler[EncodedPair], device: Device) -> None:
+async def test_a_batch_fits_the_device_memory(scheduler: Scheduler[EncodedPair], device: Device) -> None:
     device.memory_tokens = 30
     await scheduler.submit("r", pairs(10))
     assert [len(batch) for batch in device.batches] == [3, 3, 3, 1]
 
 
-async def test_batches_are_a_small_share_of_what_waits(scheduler: Scheduler[EncodedPair], device: Device) -> None:
-    """300 pairs in batches of 10 under load, then fewer and fewer, never under 3."""
+async def test_batches_are_a_small_share_of_the_queue(scheduler: Scheduler[EncodedPair], device: Device) -> None:
+    """300 pairs in batches of 10 at first, then fewer and fewer, never below 3."""
     scheduler.min_batch_tokens = 30
     await scheduler.submit("r", pairs(300))
 
@@ -370,7 +370,7 @@ async def test_batches_are_a_small_share_of_what_waits(scheduler: Scheduler[Enco
     assert sum(sizes) == 300
 
 
-async def test_a_refused_request_is_told_how_long_the_queue_takes(slow: Device) -> None:
+async def test_a_refusal_states_how_long_the_queue_takes(slow: Device) -> None:
     scheduler: Scheduler[EncodedPair] = Scheduler(slow, max_batch_tokens=100, max_queued_tokens=500)
     await scheduler.submit("first", pairs(30))
     blocker = await slow.hold(scheduler)
@@ -380,16 +380,16 @@ async def test_a_refused_request_is_told_how_long_the_queue_takes(slow: Device) 
     with pytest.raises(QueueFull) as caught:
         await scheduler.submit("late", pairs(20))
 
-    assert caught.value.retry_after_s == 10  # 200 tokens too many at 20 a second
+    assert caught.value.retry_after_s == 10  # 200 tokens over the bound, at 20 a second
     slow.is_free.set()
     await asyncio.gather(blocker, waiting)
     await scheduler.close()
 
 
-async def test_what_would_be_late_is_refused_at_once(slow: Device) -> None:
-    """500 tokens wait, and a batch of 100 runs."""
+async def test_a_request_that_would_be_late_is_refused_at_once(slow: Device) -> None:
+    """With 500 tokens in the queue and a batch of 10 tokens running."""
     scheduler: Scheduler[EncodedPair] = Scheduler(slow, max_batch_tokens=100, max_queued_tokens=10_000)
-    await scheduler.submit("first", pairs(30), timeout_s=1.0)  # nothing is known of an idle device
+    await scheduler.submit("first", pairs(30), timeout_s=1.0)  # an idle device accepts anything
     blocker = await slow.hold(scheduler)
     waiting = asyncio.ensure_future(scheduler.submit("waiting", pairs(50), timeout_s=60.0))
     await settle()
@@ -401,7 +401,7 @@ async def test_what_would_be_late_is_refused_at_once(slow: Device) -> None:
 
     late = caught.value
     assert late.retry_after_s == 13  # half of 510 tokens
-    assert late.expected_s > late.time_s - late.reserve_s  # the numbers that decided
+    assert late.expected_s > late.time_s - late.reserve_s  # the figures behind the refusal
     assert late.reserve_s == pytest.approx(0.2 * late.time_s)
     assert scheduler.queue.num_tokens == 600
     slow.is_free.set()

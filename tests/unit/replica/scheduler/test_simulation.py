@@ -1,6 +1,6 @@
-"""The fair queue under thousands of seeded arrival patterns, with a virtual clock and a device that costs time.
+"""The fair queue under thousands of seeded arrival patterns, with a virtual clock and a simulated device.
 
-A batch takes `OVERHEAD_S + tokens / TOKENS_PER_S`. Nothing here is measured; every figure is computed.
+A batch takes `OVERHEAD_S + tokens / TOKENS_PER_S`. All times are computed, none is measured.
 """
 
 import heapq
@@ -18,7 +18,7 @@ OVERHEAD_S = 0.005
 
 @dataclass
 class Request:
-    """One request: when it comes, how long its pairs are, when it gives up."""
+    """One request: its arrival, the lengths of its pairs, and when it is cancelled."""
 
     name: str
     arrival_s: float
@@ -33,7 +33,7 @@ class Request:
 
 
 class Simulation:
-    """Feeds arrivals and cancellations to the queue at their time and runs the device."""
+    """Feeds arrivals and cancellations to the queue in time and runs the device."""
 
     def __init__(self, requests: list[Request]) -> None:
         self.queue: FairQueue[str] = FairQueue()
@@ -80,7 +80,7 @@ class Simulation:
 
 
 def random_requests(rng: random.Random) -> list[Request]:
-    """Bursts of small, middling and huge requests, some with pairs over the budget, some that give up."""
+    """Bursts of small, medium and huge requests; some have pairs over the budget, some are cancelled."""
     requests = []
     for number in range(rng.randint(1, 25)):
         size = rng.choice([1, 1, 3, 10, 40, rng.randint(100, 512)])
@@ -93,7 +93,7 @@ def random_requests(rng: random.Random) -> list[Request]:
 
 
 @pytest.mark.parametrize("block", range(10))
-def test_nothing_is_lost_doubled_or_kept_waiting_by_an_idle_device(block: int) -> None:
+def test_no_pair_is_lost_or_doubled_and_no_device_idles_while_pairs_are_queued(block: int) -> None:
     for seed in range(block * 200, (block + 1) * 200):
         simulation = Simulation(random_requests(random.Random(seed)))
         simulation.run()
@@ -121,8 +121,8 @@ def test_a_small_request_waits_for_one_batch_and_its_fair_share(num_rivals: int,
         assert small.done_s - small.arrival_s <= (num_batches + 1) * one_batch_s, seed
 
 
-def test_a_passage_behind_three_hundred_waits_a_small_part_of_their_time() -> None:
-    """Every server compared makes it wait 93 to 99% of the big request's time."""
+def test_a_passage_behind_300_others_waits_for_a_small_part_of_their_time() -> None:
+    """In every server we compared, it waits for 93 to 99% of the big request's time."""
     big = Request("big", 0.0, [128] * 300)
     small = Request("small", 0.01, [128])
     Simulation([big, small]).run()

@@ -1,4 +1,4 @@
-"""What is read from each kind of file, from any record on, and what is said of a row that is wrong."""
+"""Every kind of input file can be read from any record on, and errors name file, line and field."""
 
 import json
 from pathlib import Path
@@ -40,7 +40,7 @@ def beir(tmp_path: Path) -> Path:
     return folder
 
 
-def test_json_rows_of_both_shapes_and_of_the_api(tmp_path: Path) -> None:
+def test_json_rows_of_every_shape(tmp_path: Path) -> None:
     path = write_jsonl(
         tmp_path / "in.jsonl",
         [
@@ -49,7 +49,7 @@ def test_json_rows_of_both_shapes_and_of_the_api(tmp_path: Path) -> None:
             {"query": {"text": "f?"}, "passages": [{"text": "g"}, {"text": "h", "id": "z"}], "truncate": "END"},
         ],
     )
-    path.write_text(path.read_text().replace("\n", "\n\n", 1))  # an empty line counts, and is passed over
+    path.write_text(path.read_text().replace("\n", "\n\n", 1))  # an empty line is skipped and counted
 
     assert read(path) == [
         TextPair(1, "q", "a?", "7", "b"),
@@ -73,7 +73,7 @@ def test_csv_rows_may_span_lines(tmp_path: Path, newline: str) -> None:
     assert [pair.number for pair in pairs] == [2, 3, 4, 6]
 
 
-def test_a_field_longer_than_the_csv_modules_own_bound(tmp_path: Path) -> None:
+def test_a_csv_field_may_exceed_the_csv_modules_default_limit(tmp_path: Path) -> None:
     path = tmp_path / "in.tsv"
     path.write_text("query\tpassage\nq\t" + "x" * 200_000 + "\n")
 
@@ -82,7 +82,7 @@ def test_a_field_longer_than_the_csv_modules_own_bound(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet", "folder"])
 @pytest.mark.parametrize("chunk_pairs", [1, 3, 7, 100])
-def test_every_chunk_can_be_read_alone(tmp_path: Path, beir: Path, suffix: str, chunk_pairs: int) -> None:
+def test_every_chunk_can_be_read_on_its_own(tmp_path: Path, beir: Path, suffix: str, chunk_pairs: int) -> None:
     rows = [{"query": f"query {n}", "passage_id": str(n), "passage": TEXTS[n % len(TEXTS)]} for n in range(23)]
     asked = files(tmp_path / f"in{suffix}")
     match suffix:
@@ -155,10 +155,10 @@ def test_a_folder_gives_the_pairs_of_a_run_or_of_qrels(tmp_path: Path, beir: Pat
         ("in.jsonl", '{"query": "q"\n', "line 1: not JSON"),
         ("in.jsonl", "[]\n", "line 1: not a JSON object"),
         ("in.jsonl", "\n", "has no pairs"),
-        ("in.csv", "query,text\nq,p\n", "line 1: no column passage; it has query, text"),
-        ("in.csv", "query,passage\nq,p\nq\n", "line 3: 1 columns, and the header has 2"),
+        ("in.csv", "query,text\nq,p\n", "line 1: no column passage; the header has query, text"),
+        ("in.csv", "query,passage\nq,p\nq\n", "line 3: 1 columns, but the header has 2"),
         ("in.csv", 'query,passage\nq,"p\n', "line 2: unexpected end"),
-        ("in.csv", "", "no column query; it has none"),
+        ("in.csv", "", "no column query; the header has no columns"),
         ("in.txt", "x", "ends with none of .jsonl"),
         ("in.parquet", "x", "cannot read"),
     ],
@@ -174,7 +174,7 @@ def test_errors_name_file_line_and_field(tmp_path: Path, name: str, text: str, m
     assert str(path) in str(caught.value)
 
 
-def test_bytes_that_are_no_text(tmp_path: Path) -> None:
+def test_bytes_that_are_not_utf8(tmp_path: Path) -> None:
     path = tmp_path / "in.jsonl"
     path.write_bytes(b'{"query": "q", "passage": "\xff"}\n')
 
@@ -185,12 +185,12 @@ def test_bytes_that_are_no_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("run", "message"),
     [
-        ("q1 Q0 p9999 1 1 x\n", "line 1: passage 'p9999' is not in the folder"),
-        ("q1 Q0 p1 1 1 x\nq9 Q0 p1 1 1 x\n", "line 2: query 'q9' is not in the folder"),
+        ("q1 Q0 p9999 1 1 x\n", "line 1: passage 'p9999' is not in the BEIR folder"),
+        ("q1 Q0 p1 1 1 x\nq9 Q0 p1 1 1 x\n", "line 2: query 'q9' is not in the BEIR folder"),
         ("q1 p1\n", "line 1: 2 columns"),
     ],
 )
-def test_candidates_that_cannot_be_looked_up(tmp_path: Path, beir: Path, run: str, message: str) -> None:
+def test_candidates_with_unknown_ids(tmp_path: Path, beir: Path, run: str, message: str) -> None:
     path = tmp_path / "run"
     path.write_text(run)
     asked = files(beir, path)
@@ -200,33 +200,33 @@ def test_candidates_that_cannot_be_looked_up(tmp_path: Path, beir: Path, run: st
         plan_chunks(open_source(asked), 10)
 
 
-def test_an_id_that_comes_twice(tmp_path: Path, beir: Path) -> None:
+def test_a_repeated_id_is_an_error(tmp_path: Path, beir: Path) -> None:
     with (beir / "corpus.jsonl").open("a") as file:
         file.write('{"_id": "p0", "text": "again"}\n')
 
-    with pytest.raises(BatchError, match=f"line {len(TEXTS) + 1}: _id 'p0' was there before"):
+    with pytest.raises(BatchError, match=f"line {len(TEXTS) + 1}: _id 'p0' occurs twice"):
         build_index(beir, tmp_path / "index")
 
 
-def test_an_input_that_has_become_shorter(tmp_path: Path) -> None:
+def test_an_input_that_became_shorter_is_an_error(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "in.jsonl", [{"query": "q", "passage": "p"}] * 6)
     source = open_source(files(path))
     plan = plan_chunks(source, 4)
     write_jsonl(path, [{"query": "q", "passage": "p"}] * 5)
 
-    with pytest.raises(BatchError, match="has changed: chunk 1 is not all there"):
+    with pytest.raises(BatchError, match="has changed: chunk 1 is incomplete"):
         ChunkReader(source).read(plan.chunks[1])
 
 
-def test_inputs_that_are_not_what_they_seem(tmp_path: Path, beir: Path) -> None:
+def test_unsupported_inputs_are_errors(tmp_path: Path, beir: Path) -> None:
     run = tmp_path / "run"
     run.touch()
     jsonl = write_jsonl(tmp_path / "in.jsonl", [])
     for asked, message in [
-        (files(tmp_path / "nowhere.jsonl"), "there is no such file"),
+        (files(tmp_path / "nowhere.jsonl"), "no such file"),
         (files(jsonl, run), "is not a BEIR folder, so --candidates"),
-        (files(beir), "--candidates names the TREC run"),
-        (files(beir, tmp_path / "nowhere"), "there is no such file"),
+        (files(beir), "--candidates must name a TREC run"),
+        (files(beir, tmp_path / "nowhere"), "no such file"),
         (files(tmp_path, run), "has no corpus.jsonl and no queries.jsonl"),
     ]:
         with pytest.raises(BatchError, match=message):

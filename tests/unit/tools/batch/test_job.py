@@ -1,4 +1,4 @@
-"""`rerank-service batch` in one process: the same output however often it is killed, and no wrong resumption."""
+"""`rerank-service batch` in one process: kills do not change the output, and only the same job is resumed."""
 
 import json
 import multiprocessing
@@ -37,7 +37,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def config(tmp_path: Path, checkpoints: dict[str, Path]) -> Path:
-    """Two models on one thread, so that a busy machine does not draw the tests out."""
+    """Two models on one thread each, which keeps the tests fast on a busy machine."""
     engine = {"dtype": "float32", "device": "cpu", "num_threads": 1}
     models = [
         {"id": name, "checkpoint": {"source": str(checkpoints[name])}, "engine": engine}
@@ -61,8 +61,7 @@ def run(*arguments: str) -> dict[str, Any]:
 
 
 def run_and_die(arguments: list[str], num_writes: int) -> None:
-    """The command, killed with SIGKILL at its so manieth flush to the disk: of a file not yet in its place, or of a
-    folder where it has just got there."""
+    """Runs the command and kills it at its n-th flush to disk: of a temporary file, or of a folder after a rename."""
     fsync, remaining = os.fsync, iter(range(num_writes - 1))
 
     def fsync_or_die(descriptor: int) -> None:
@@ -84,7 +83,7 @@ def killed(arguments: list[str], num_writes: int) -> None:
 
 
 @pytest.mark.parametrize(("suffix", "seed"), [(".jsonl", 0), (".jsonl", 1), (".trec", 2)])
-def test_killed_again_and_again_it_writes_what_an_undisturbed_run_does(
+def test_a_job_killed_repeatedly_writes_the_same_output(
     tmp_path: Path, pairs: Path, config: Path, suffix: str, seed: int
 ) -> None:
     undisturbed, disturbed = tmp_path / f"a{suffix}", tmp_path / f"b{suffix}"
@@ -104,7 +103,7 @@ def test_killed_again_and_again_it_writes_what_an_undisturbed_run_does(
 
 
 @pytest.mark.parametrize("num_writes", [1, 2])
-def test_killed_while_it_joins(tmp_path: Path, pairs: Path, config: Path, num_writes: int) -> None:
+def test_a_kill_while_joining_loses_nothing(tmp_path: Path, pairs: Path, config: Path, num_writes: int) -> None:
     undisturbed, disturbed = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
     run(*command(pairs, undisturbed, config))
     run(*command(pairs, disturbed, config, "--keep-parts"))
@@ -117,7 +116,7 @@ def test_killed_while_it_joins(tmp_path: Path, pairs: Path, config: Path, num_wr
     assert summary["num_scored_pairs"] == 0
 
 
-def test_logits_are_the_engines(tmp_path: Path, pairs: Path, config: Path, checkpoints: dict[str, Path]) -> None:
+def test_logits_equal_the_engines(tmp_path: Path, pairs: Path, config: Path, checkpoints: dict[str, Path]) -> None:
     output = tmp_path / "out.jsonl"
     run(*command(pairs, output, config))
     engine = load_engine(local_model(checkpoints["llama_bidirec"]))
@@ -130,7 +129,7 @@ def test_logits_are_the_engines(tmp_path: Path, pairs: Path, config: Path, check
     assert [row["query_id"] for row in written] == [str(n + 1) for n in range(NUM_PAIRS)]
 
 
-def test_ctrl_c_keeps_what_is_done_and_says_so(
+def test_a_stopped_job_reports_the_pairs_it_kept(
     tmp_path: Path, pairs: Path, config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     score = ChunkScorer.score
@@ -153,7 +152,7 @@ def test_ctrl_c_keeps_what_is_done_and_says_so(
 
 @pytest.fixture
 def begun(tmp_path: Path, pairs: Path, config: Path) -> Path:
-    """The output of a job with half of its parts."""
+    """Output of an unfinished job that has half of its parts."""
     output = tmp_path / "begun.jsonl"
     run(*command(pairs, output, config, "--keep-parts"))
     output.unlink()
@@ -208,15 +207,19 @@ def test_pairs_whose_query_fills_the_window_are_counted(tmp_path: Path, config: 
         (["--max-windows", "4"], "windows None instead of {'max_per_passage': 4"),
     ],
 )
-def test_other_settings_are_refused(begun: Path, pairs: Path, config: Path, more: list[str], message: str) -> None:
+def test_resuming_with_other_settings_is_an_error(
+    begun: Path, pairs: Path, config: Path, more: list[str], message: str
+) -> None:
     result = runner.invoke(app, command(pairs, begun, config, *more))
 
     assert result.exit_code == 2
     assert message in result.stderr
-    assert "Give the command as it was, or delete that folder" in result.stderr
+    assert "Repeat the original command, or delete the folder" in result.stderr
 
 
-def test_another_input_or_model_is_refused(begun: Path, pairs: Path, config: Path, tmp_path: Path) -> None:
+def test_resuming_with_another_input_or_model_is_an_error(
+    begun: Path, pairs: Path, config: Path, tmp_path: Path
+) -> None:
     changed = tmp_path / pairs.name
     changed.write_text(pairs.read_text().replace("capital", "Capital", 1))
     result = runner.invoke(app, command(changed, begun, config))
@@ -226,7 +229,7 @@ def test_another_input_or_model_is_refused(begun: Path, pairs: Path, config: Pat
     assert (result.exit_code, "checkpoint files (" in result.stderr) == (2, True)
 
 
-def test_a_part_scored_by_another_engine_is_refused(begun: Path, pairs: Path, config: Path) -> None:
+def test_chunks_of_different_engines_are_not_mixed(begun: Path, pairs: Path, config: Path) -> None:
     path = begun.with_name("begun.jsonl.parts") / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"engine": "another on a GPU"}))
 
@@ -236,12 +239,12 @@ def test_a_part_scored_by_another_engine_is_refused(begun: Path, pairs: Path, co
     assert "were scored by 'another on a GPU'" in result.stderr
 
 
-def test_an_output_that_is_there_is_replaced_only_if_asked(tmp_path: Path, pairs: Path, config: Path) -> None:
+def test_an_existing_output_is_replaced_only_with_force(tmp_path: Path, pairs: Path, config: Path) -> None:
     output = tmp_path / "out.jsonl"
     output.write_text("precious")
 
     refused = runner.invoke(app, command(pairs, output, config))
-    assert (refused.exit_code, "is there already; --force replaces it" in refused.stderr) == (2, True)
+    assert (refused.exit_code, "already exists; --force replaces it" in refused.stderr) == (2, True)
     assert output.read_text() == "precious"
 
     run(*command(pairs, output, config, "--force"))
@@ -270,7 +273,7 @@ def test_errors_are_one_line(tmp_path: Path, pairs: Path, config: Path, argument
     assert set(tmp_path.rglob("*")) == before  # no folder, no lock
 
 
-def test_a_failed_start_leaves_a_job_that_was_begun(begun: Path, pairs: Path, config: Path) -> None:
+def test_a_failed_start_keeps_the_unfinished_job(begun: Path, pairs: Path, config: Path) -> None:
     parts = begun.with_name("begun.jsonl.parts")
     for path in parts.glob("0*.jsonl"):
         path.unlink()
@@ -281,7 +284,7 @@ def test_a_failed_start_leaves_a_job_that_was_begun(begun: Path, pairs: Path, co
     assert {path: path.read_bytes() for path in parts.iterdir()} == before
 
 
-def test_a_pair_that_is_too_long_is_named(tmp_path: Path, config: Path) -> None:
+def test_an_error_names_the_line_of_a_pair_that_is_too_long(tmp_path: Path, config: Path) -> None:
     path = tmp_path / "in.jsonl"
     path.write_text('{"query": "q", "passage": "p"}\n' + json.dumps({"query": "q", "passage": "word " * 10_000}) + "\n")
 

@@ -21,7 +21,7 @@ def written(name: str, rows: Sequence[tuple[str, str, float]] = ROWS) -> bytes:
     return file.getvalue()
 
 
-def test_json_lines_are_what_was_scored() -> None:
+def test_json_lines() -> None:
     assert [tuple(json.loads(line).values()) for line in written("o.jsonl").splitlines()] == ROWS
 
 
@@ -44,14 +44,14 @@ def test_a_run_is_ranked_and_ties_keep_the_order_of_the_input() -> None:
     ]
 
 
-def test_what_a_run_cannot_hold() -> None:
-    with pytest.raises(BatchError, match="query 'q1' comes in several places"):
+def test_values_a_trec_run_cannot_represent_are_errors() -> None:
+    with pytest.raises(BatchError, match="query 'q1' occurs in several places"):
         written("o.run", [*ROWS, ("q1", "p9", 0.0)])
-    with pytest.raises(BatchError, match="'p 1' has spaces"):
+    with pytest.raises(BatchError, match="'p 1' contains spaces"):
         written("o.run", [("q", "p 1", 0.0)])
 
 
-def test_places_that_are_no_output(tmp_path: Path) -> None:
+def test_unsupported_outputs_are_errors(tmp_path: Path) -> None:
     folder = tmp_path / "folder.csv"
     folder.mkdir()
     for path in (tmp_path / "out.xlsx", folder):

@@ -1,4 +1,4 @@
-"""The folder of a job: whole files, one job at a time, nothing of anybody else's removed."""
+"""The folder of a job: atomic writes, one job at a time, foreign files are kept."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from rerank_service.tools.batch.records import Position
 CHUNKS = [Chunk(0, 0, 2, Position(0, 1), 0), Chunk(1, 2, 1, Position(9, 3), 0)]
 
 
-def test_a_file_that_fails_half_way_leaves_the_one_before(tmp_path: Path) -> None:
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "out"
     path.write_bytes(b"before")
 
@@ -28,7 +28,7 @@ def test_a_file_that_fails_half_way_leaves_the_one_before(tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_what_was_written_is_found_again_in_order(tmp_path: Path) -> None:
+def test_saved_chunks_are_read_back_in_order(tmp_path: Path) -> None:
     with Parts(tmp_path / "out.jsonl") as parts:
         assert (parts.manifest(), parts.done()) == (None, set())
         parts.write_manifest({"some": "settings"})
@@ -41,7 +41,7 @@ def test_what_was_written_is_found_again_in_order(tmp_path: Path) -> None:
         assert list(parts.lines(CHUNKS)) == [b"a\n", b"b\n", b"c\n"]
 
 
-def test_a_part_of_another_length_is_refused(tmp_path: Path) -> None:
+def test_a_part_of_the_wrong_length_is_an_error(tmp_path: Path) -> None:
     with Parts(tmp_path / "out") as parts:
         parts.write(0, b"a\n")
         with pytest.raises(BatchError, match=r"000000000.jsonl has 1 lines instead of 2"):
@@ -50,7 +50,7 @@ def test_a_part_of_another_length_is_refused(tmp_path: Path) -> None:
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:
     second = Parts(tmp_path / "out")
-    with Parts(tmp_path / "out"), pytest.raises(BatchError, match="another process is working on"):
+    with Parts(tmp_path / "out"), pytest.raises(BatchError, match="another process is using"):
         second.__enter__()
     with second:
         pass
@@ -68,7 +68,7 @@ def test_only_its_own_files_are_removed(tmp_path: Path) -> None:
     assert [path.name for path in parts.folder.iterdir()] == ["notes.txt"]
 
 
-def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+def test_an_output_folder_that_cannot_be_created(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
 
     with pytest.raises(BatchError, match="cannot write"), Parts(tmp_path / "file" / "out"):

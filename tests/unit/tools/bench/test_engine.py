@@ -1,4 +1,4 @@
-"""The bench measures what it says; no figure is asserted here."""
+"""The engine benchmark and its workload. No speed is asserted."""
 
 import json
 
@@ -25,7 +25,7 @@ def test_lengths_have_the_stated_mean_and_bound(distribution: Lengths, mean: int
     assert draw_lengths(distribution, 50) == draw_lengths(distribution, 50) != draw_lengths(distribution, 50, seed=1)
 
 
-def test_passages_have_the_lengths_asked_for() -> None:
+def test_passages_have_the_given_lengths() -> None:
     tokenizer = load_tokenizer(resolve_checkpoint(embedded_model().checkpoint))
     lengths = [1, 5, 90, 400]
 

@@ -1,4 +1,4 @@
-"""The load generator against a real HTTP server on loopback; no figure is asserted here."""
+"""The load generator against a real HTTP server on loopback. No speed is asserted."""
 
 import json
 import math
@@ -14,9 +14,8 @@ import pytest
 from typer.testing import CliRunner
 
 from rerank_service.tools.bench.apis import INFINITY, NIM, PLAIN, VLLM, PreparedRequest, RankingApi, sigmoid_scores
-from rerank_service.tools.bench.cpu_time import cpu_seconds, process_tree
 from rerank_service.tools.bench.load import run_load
-from rerank_service.tools.bench.measure import measure_load, median_figures
+from rerank_service.tools.bench.measure import cpu_seconds, measure_load, median_figures, process_tree
 from rerank_service.tools.bench.probe import probe_small_behind_big
 from rerank_service.tools.cli.main import app
 
@@ -24,7 +23,7 @@ _SCORES = [0.25, -1.5, 3.0]
 
 
 class _Ranking(BaseHTTPRequestHandler):
-    """Answers NVIDIA's way, a passage's logit being the length of its text; `refuse` in a query is answered 503."""
+    """Speaks NVIDIA's API. The logit of a passage is its length; a query with `refuse` is answered with 503."""
 
     protocol_version = "HTTP/1.1"
 
@@ -34,7 +33,7 @@ class _Ranking(BaseHTTPRequestHandler):
         self._answer(503, {"message": "full"}) if is_refused else self._answer(200, _ranking(body))
 
     def log_message(self, format: str, *arguments: Any) -> None:
-        """Says nothing."""
+        """Keeps the test output clean."""
 
     def _answer(self, status: int, body: dict[str, Any]) -> None:
         content = json.dumps(body).encode()
@@ -66,14 +65,14 @@ def _ranking(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def _requests(*queries: str) -> list[PreparedRequest]:
-    """The first has one passage, the next two, and so on."""
+    """Requests with one passage, two passages, and so on."""
     return [
         NIM.request(query, ["x" * (length + 1) for length in range(count)]) for count, query in enumerate(queries, 1)
     ]
 
 
 @pytest.mark.parametrize("num_clients", [1, 3, 16])
-async def test_every_request_is_answered_once_and_in_its_place(url: str, num_clients: int) -> None:
+async def test_every_request_is_answered_once_and_in_order(url: str, num_clients: int) -> None:
     requests = _requests(*["q"] * 9)
 
     run = await run_load(url + NIM.path, requests, num_clients)
@@ -86,7 +85,7 @@ async def test_every_request_is_answered_once_and_in_its_place(url: str, num_cli
     assert list(run.median_s_by_passages()) == list(range(1, 10))
 
 
-async def test_failures_are_counted_by_status_and_not_measured(url: str) -> None:
+async def test_failures_are_counted_by_status_and_not_timed(url: str) -> None:
     run = await run_load(url + NIM.path, _requests("q", "refuse", "q", "refuse"), num_clients=2)
 
     assert run.failures == {"503": 2}
@@ -94,7 +93,7 @@ async def test_failures_are_counted_by_status_and_not_measured(url: str) -> None
     assert run.latency_s(50) is not None
 
 
-async def test_a_server_that_is_not_there_is_a_failure_of_every_request() -> None:
+async def test_an_unreachable_server_fails_every_request() -> None:
     with _Server(("127.0.0.1", 0), _Ranking) as closed:
         port = closed.server_port
 
@@ -104,7 +103,7 @@ async def test_a_server_that_is_not_there_is_a_failure_of_every_request() -> Non
     assert run.latency_s(50) is None
 
 
-def test_medians_keep_what_no_repeat_knows_as_null_and_add_failures_up(url: str) -> None:
+def test_medians_keep_nulls_and_sum_failures(url: str) -> None:
     figures, _ = measure_load(url + NIM.path, _requests("refuse"), num_clients=1)
 
     median = median_figures([figures, figures])
@@ -129,14 +128,14 @@ def test_logits_come_back_in_the_order_of_the_request(api: RankingApi, answer: d
 
 
 @pytest.mark.parametrize("indices", [(0, 1), (0, 1, 1), (0, 1, 3)])
-def test_scores_that_are_not_of_the_passages_sent_are_refused(indices: tuple[int, ...]) -> None:
+def test_scores_that_do_not_match_the_passages_are_an_error(indices: tuple[int, ...]) -> None:
     answer = {"rankings": [{"index": index, "logit": 0.0} for index in indices]}
 
     with pytest.raises(ValueError, match="scores for 3 passages"):
         NIM.logits(json.dumps(answer).encode(), 3)
 
 
-async def test_the_probe_has_no_share_when_the_big_request_is_over_at_once(url: str) -> None:
+async def test_the_probe_has_no_share_if_the_large_request_finishes_first(url: str) -> None:
     small, big = _requests("q", "q")
 
     probe = await probe_small_behind_big(url + NIM.path, big, small)
@@ -145,17 +144,17 @@ async def test_the_probe_has_no_share_when_the_big_request_is_over_at_once(url: 
     assert probe.small_alone_s > 0
 
 
-async def test_the_probe_does_not_measure_refusals(url: str) -> None:
+async def test_the_probe_fails_on_refusals(url: str) -> None:
     small, big = _requests("q", "refuse")
 
-    with pytest.raises(RuntimeError, match="2 passages was answered 503"):
+    with pytest.raises(RuntimeError, match="2 passages failed: 503"):
         await probe_small_behind_big(url + NIM.path, big, small)
 
 
 _BURN = "sum(i * i for i in range(3_000_000))"
 _CHILD_OF_A_CHILD = f"""
 import subprocess, sys
-subprocess.run([sys.executable, "-c", {_BURN!r}], check=True)             # one that has ended
+subprocess.run([sys.executable, "-c", {_BURN!r}], check=True)             # a child that has ended
 child = subprocess.Popen([sys.executable, "-c", {_BURN + "; print('done', flush=True); input()"!r}])
 child.wait()
 """
@@ -185,7 +184,7 @@ def test_cpu_seconds_count_children_of_children_alive_or_ended() -> None:
     assert total > 0.99 * (parent.user + parent.children_user + alive.user)  # sums of floats
 
 
-def test_a_process_that_is_gone_has_used_nothing() -> None:
+def test_an_ended_process_has_no_cpu_time() -> None:
     with _python("input()") as process:
         pass
 
@@ -205,14 +204,14 @@ def test_the_command_measures_a_running_service(url: str) -> None:
     assert figures["small_alone_s"] > 0
 
 
-def test_the_command_says_when_nothing_answers() -> None:
+def test_the_command_reports_an_unreachable_service() -> None:
     with _Server(("127.0.0.1", 0), _Ranking) as closed:
         port = closed.server_port
 
     result = CliRunner().invoke(app, ["bench", "service", "--url", f"http://127.0.0.1:{port}"])
 
     assert result.exit_code == 2
-    assert "does not answer a ranking: no connection" in result.stderr
+    assert "does not answer a ranking request: no connection" in result.stderr
 
 
 @pytest.mark.parametrize("clients", ["", "0", "1,x"])

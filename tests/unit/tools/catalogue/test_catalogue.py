@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from rerank_service.config import EngineConfig, EngineKind
-from rerank_service.engine.text.prompts import YES_NO_PROMPTS
+from rerank_service.engine.text.yes_no_prompts import YES_NO_PROMPTS
 from rerank_service.tools.catalogue import CATALOGUE, KnownModel, known_model
 from rerank_service.tools.catalogue.fit import Gpu, Machine, fit, needed_bytes, this_machine
 from rerank_service.tools.random_checkpoints.make import Architecture, count_parameters

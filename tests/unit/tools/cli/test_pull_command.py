@@ -108,7 +108,7 @@ def test_what_cannot_be_pulled_exits_2_and_says_why(hub: FakeHub, monkeypatch: p
         "foreign": "no engine runs it; it needs code of its own",
         "nobody": "nobody is not a known model, ORG/NAME of the hub",
         "/models/x": "/models/x is not a known model",
-        "org/nowhere": "the hub shows org/nowhere to nobody",
+        "org/nowhere": "org/nowhere is not found or private",
     }.items():
         result = runner.invoke(app, ["pull", model])
         assert result.exit_code == 2

@@ -1,4 +1,4 @@
-"""Measures against hand-made figures, candidates, and `rerank-service eval` on a folder of six passages."""
+"""Measures against figures computed by hand, candidates, and `rerank-service eval` on six passages."""
 
 import json
 from pathlib import Path
@@ -39,7 +39,7 @@ def folder(tmp_path: Path) -> Path:
     return path
 
 
-def test_measures_of_a_ranking_made_by_hand() -> None:
+def test_measures_equal_those_computed_by_hand() -> None:
     relevance = {"a": {"p1": 2, "p2": 1, "p9": 1}, "b": {"p1": 1}, "c": {"p7": 1}}
     candidates = {"a": ["p0", "p1", "p2"], "b": [f"p{n}" for n in range(20)][::-1], "c": []}
     scores = {"a": [0.1, 0.2, 0.3], "b": [1.0] * 20, "c": []}
@@ -54,7 +54,7 @@ def test_measures_of_a_ranking_made_by_hand() -> None:
     assert values["recall@20"] == pytest.approx([2 / 3, 1, 0])
 
 
-def test_an_interval_is_repeatable_and_narrows_with_more_queries() -> None:
+def test_intervals_are_repeatable_and_narrow_with_more_queries() -> None:
     few = np.array([0.0, 1.0] * 10)
     mean, low, high = figure(few)
 
@@ -65,7 +65,7 @@ def test_an_interval_is_repeatable_and_narrows_with_more_queries() -> None:
     assert figure(np.ones(5)) == (1.0, 1.0, 1.0)
 
 
-def test_a_run_gives_its_best_passages_of_the_judged_queries(folder: Path, tmp_path: Path) -> None:
+def test_a_run_provides_the_candidates_of_judged_queries(folder: Path, tmp_path: Path) -> None:
     collection = read_collection(folder)
     run = tmp_path / "run.trec"
     run.write_text("q1 Q0 berlin 1 0.5 x\nq1 Q0 paris 2 0.7 x\nq1 Q0 rhine 3 0.1 x\nq3 Q0 paris 1 9 x\n")
@@ -75,7 +75,7 @@ def test_a_run_gives_its_best_passages_of_the_judged_queries(folder: Path, tmp_p
     assert candidates == {"q1": ["paris", "berlin"], "q2": []}
     assert scores == {"q1": [0.7, 0.5], "q2": []}
 
-    for score in ("nan", "inf"):  # which a sort would put anywhere
+    for score in ("nan", "inf"):  # sorting would place these anywhere
         run.write_text(f"q1 Q0 berlin 1 0.5 x\nq1 Q0 paris 2 {score} x\n")
         with pytest.raises(BatchError, match=f"line 2: score '{score}' is not finite"):
             read_run(run, collection, top_k=2)
@@ -96,8 +96,8 @@ def test_only_queries_with_a_relevant_passage_are_kept(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("qrels/test.tsv", "q1\tparis\tvery\n", "line 1: relevance 'very' is not a whole number"),
-        ("qrels/test.tsv", "other\tparis\t1\n", "do the ids of queries and qrels agree"),
+        ("qrels/test.tsv", "q1\tparis\tvery\n", "line 1: relevance 'very' is not an integer"),
+        ("qrels/test.tsv", "other\tparis\t1\n", "check that queries and qrels use the same ids"),
         ("corpus.jsonl", '{"_id": "p"}\n', "corpus.jsonl, line 1: text is missing"),
         ("queries.jsonl", '{"text": "p"}\n', "queries.jsonl, line 1: _id is missing"),
     ],
@@ -109,7 +109,7 @@ def test_errors_of_a_folder_name_file_line_and_field(folder: Path, name: str, te
         read_collection(folder)
 
 
-def test_eval_compares_models_and_draws(folder: Path, tmp_path: Path, checkpoints: dict[str, Path]) -> None:
+def test_eval_compares_models_and_plots_them(folder: Path, tmp_path: Path, checkpoints: dict[str, Path]) -> None:
     picture = tmp_path / "plot.png"
     models = ["--model", "all-MiniLM-L6-v2", "--model", str(checkpoints["llama_bidirec"])]
     command = ["eval", str(folder), "--config", CONFIG, "--dtype", "float32", *models]

@@ -1,4 +1,4 @@
-"""The simulated service: nothing is lost, and where queueing theory has an answer it is the same."""
+"""The simulated service loses no request and agrees with queueing theory."""
 
 import itertools
 import math
@@ -17,7 +17,7 @@ from rerank_service.tools.planning.workload import Arrival, Mix, Phase, arrivals
 
 PAIR = 100
 ONE_BY_ONE = ReplicaSpeed(tokens_per_s=1_000.0, max_in_flight=1, max_batch_tokens=PAIR)
-"""One pair a batch, a tenth of a second each."""
+"""One pair per batch, a tenth of a second each."""
 FAST = ReplicaSpeed(tokens_per_s=100_000.0, batch_overhead_s=0.002)
 
 
@@ -30,7 +30,7 @@ def latencies(ended: list[FinishedRequest]) -> list[float]:
 
 
 @pytest.mark.parametrize("utilisation", [0.3, 0.7, 0.85])
-def test_one_device_waits_as_theory_says(utilisation: float) -> None:
+def test_waits_at_one_device_agree_with_queueing_theory(utilisation: float) -> None:
     """M/D/1: mean wait = utilisation / (2 (1 - utilisation)) service times (Pollaczek and Khinchine)."""
     service_s = PAIR / ONE_BY_ONE.tokens_per_s
     fleet = Fleet(1, ONE_BY_ONE, costs=NO_COSTS, timeout_s=math.inf)
@@ -41,7 +41,7 @@ def test_one_device_waits_as_theory_says(utilisation: float) -> None:
     assert wait_s == pytest.approx(service_s * utilisation / (2 * (1 - utilisation)), rel=0.1)
 
 
-def test_a_lone_request_takes_what_its_parts_take() -> None:
+def test_the_latency_of_a_single_request_is_the_sum_of_its_parts() -> None:
     costs = StackCosts(
         CpuCost(0.010, 0.0, 0.0), NO_COSTS.other, hop_s=0.020, front_s=0.030, tokenised_per_s=1_000_000.0
     )
@@ -50,7 +50,7 @@ def test_a_lone_request_takes_what_its_parts_take() -> None:
     assert ended.latency_s == pytest.approx(0.010 + 2 * 0.020 + 2 * 0.030 + 0.001 + 0.002 + 0.010)
 
 
-def test_shards_of_a_large_request_are_scored_side_by_side() -> None:
+def test_shards_of_a_large_request_are_scored_in_parallel() -> None:
     large = [Arrival(0.0, [400] * 160)]  # 64,000 tokens: four shards
     (alone,) = run(Fleet(1, FAST, costs=NO_COSTS), large)
     (spread,) = run(Fleet(4, FAST, costs=NO_COSTS), large)
@@ -74,7 +74,7 @@ def test_every_request_ends_once_even_under_twice_the_capacity(timeout_s: float,
         assert {End.ANSWERED, End.REFUSED} <= {one.end for one in ended}
 
 
-def test_under_overload_what_is_refused_leaves_room_for_the_rest() -> None:
+def test_under_overload_refusals_keep_the_goodput_high() -> None:
     mix = Mix({20: 1}, 100)
     requests = load(mix, 2 * 100_000 / mix.request_tokens, 3_000)
 
@@ -85,14 +85,14 @@ def test_under_overload_what_is_refused_leaves_room_for_the_rest() -> None:
     assert sum(one.num_tokens for one in answered) / requests[-1].at_s > 0.85 * capacity
 
 
-def test_a_seed_gives_the_same_ends() -> None:
+def test_a_simulation_is_repeatable() -> None:
     requests = load(Mix({1: 1, 30: 1}, Lengths.SHORT), 100, 400)
     fleet = Fleet(4, FAST, ingresses=3)
 
     assert run(fleet, requests, seed=5) == run(fleet, requests, seed=5)
 
 
-def test_more_replicas_are_never_worse() -> None:
+def test_more_replicas_do_not_raise_the_latency() -> None:
     requests = load(Mix({50: 1}, Lengths.SHORT), 30, 1_500)
 
     p99 = [percentile(latencies(run(Fleet(count, FAST), requests)), 0.99) for count in (2, 3, 4, 6, 12)]
@@ -101,7 +101,7 @@ def test_more_replicas_are_never_worse() -> None:
     assert p99[-1] < p99[0] / 2
 
 
-def test_an_ingress_that_is_too_busy_is_what_everybody_waits_for() -> None:
+def test_a_saturated_ingress_dominates_the_latency() -> None:
     requests = load(Mix({1: 1}, 10), 100, 2_000)
     slow = StackCosts(CpuCost(0.012, 0.0, 0.0), NO_COSTS.other, 0.0, 0.0, math.inf)
 
@@ -111,7 +111,7 @@ def test_an_ingress_that_is_too_busy_is_what_everybody_waits_for() -> None:
     assert two < 0.1
 
 
-def test_a_replica_that_is_removed_finishes_what_it_has_and_gets_nothing_more() -> None:
+def test_a_removed_replica_finishes_its_requests() -> None:
     clock, ended = Clock(), list[FinishedRequest]()
     cluster = SimulatedCluster(Fleet(2, FAST, costs=HAPROXY), clock, ended.append)
     for number in range(40):
@@ -129,8 +129,8 @@ def test_percentiles_are_nearest_rank() -> None:
     assert percentile([], 0.99) == math.inf
 
 
-def test_many_ingresses_choose_almost_as_well_as_one() -> None:
-    """With each ingress's own counts alone, the p99 with 16 ingresses was four times that with one."""
+def test_many_ingresses_route_almost_as_well_as_one() -> None:
+    """Without reports from replicas, the p99 with 16 ingresses was four times that with one."""
     mix = Mix({10: 4, 40: 3, 160: 1}, Lengths.SHORT)
     requests = load(mix, 0.85 * 24 * FAST.full_tokens_per_s / mix.request_tokens, 2_500)
     costs = StackCosts(CpuCost(0.0, 0.0, 0.0), NO_COSTS.other, 0.0013, 0.0013, math.inf)
@@ -144,7 +144,7 @@ def test_many_ingresses_choose_almost_as_well_as_one() -> None:
     assert p99[16] < 1.4 * p99[1]
 
 
-def test_a_slow_replica_does_not_hold_everybody_up() -> None:
+def test_a_slow_replica_does_not_slow_down_everyone() -> None:
     mix = Mix({10: 4, 40: 3, 160: 1}, Lengths.SHORT)
     requests = load(mix, 0.7 * 7.5 * FAST.full_tokens_per_s / mix.request_tokens, 1_500)
     mixed = Fleet(8, FAST, 4, NO_COSTS, math.inf, slow_replicas=1)

@@ -5,9 +5,16 @@ from dataclasses import replace
 
 import pytest
 
-from rerank_service.tools.planning import fleet as planned
 from rerank_service.tools.planning.costs import HAPROXY
-from rerank_service.tools.planning.fleet import CannotMeet, Demand, fewest_replicas, ingresses_for, measure, smallest
+from rerank_service.tools.planning.fleet import (
+    CannotMeet,
+    Demand,
+    fewest_replicas,
+    first_enough,
+    ingresses_for,
+    measure,
+    smallest,
+)
 from rerank_service.tools.planning.speed import ReplicaSpeed
 from rerank_service.tools.planning.workload import Mix
 
@@ -24,7 +31,7 @@ def test_one_replica_fewer_misses_the_target() -> None:
     assert plan.replicas >= plan.fewest_replicas == fewest_replicas(DEMAND) == 4
 
 
-def test_bursts_and_shorter_targets_take_more_replicas() -> None:
+def test_bursts_and_shorter_targets_need_more_replicas() -> None:
     usual = smallest(DEMAND).replicas
 
     assert smallest(replace(DEMAND, burstiness=8.0)).replicas > usual
@@ -32,18 +39,18 @@ def test_bursts_and_shorter_targets_take_more_replicas() -> None:
     assert smallest(replace(DEMAND, p99_s=2.0)).replicas <= usual
 
 
-def test_the_same_question_has_the_same_answer() -> None:
+def test_a_plan_is_repeatable() -> None:
     assert smallest(DEMAND) == smallest(DEMAND)
 
 
-def test_a_target_below_what_one_request_takes_is_refused_with_what_can_be_had() -> None:
+def test_an_unreachable_target_reports_the_best_p99() -> None:
     with pytest.raises(CannotMeet) as refused:
         smallest(replace(DEMAND, p99_s=0.05))  # 4,000 tokens alone take 80 ms
 
     assert 0.08 < refused.value.p99_s < 0.2
 
 
-def test_a_measurement_that_may_not_miss_ends_as_soon_as_it_does() -> None:
+def test_a_measurement_that_may_not_miss_ends_early() -> None:
     assert measure(DEMAND, 3, may_miss=False) is None
     missed = measure(DEMAND, 3)
     assert missed is not None
@@ -51,7 +58,7 @@ def test_a_measurement_that_may_not_miss_ends_as_soon_as_it_does() -> None:
     assert missed.p99_low_s <= missed.p99_s <= missed.p99_high_s
 
 
-def test_what_is_refused_misses_the_target() -> None:
+def test_refused_requests_miss_the_target() -> None:
     hurried = replace(DEMAND, timeout_s=0.3, p99_s=0.3)
 
     measured = measure(hurried, 3)
@@ -63,19 +70,19 @@ def test_what_is_refused_misses_the_target() -> None:
 
 @pytest.mark.parametrize("threshold", [3, 4, 10, 11, 12, 13, 57, 900])
 @pytest.mark.parametrize("start", [3, 11, 200])
-def test_the_search_finds_the_first_that_is_enough(threshold: int, start: int) -> None:
+def test_the_search_finds_the_first_sufficient_number(threshold: int, start: int) -> None:
     tried: list[int] = []
 
     def is_enough(count: int) -> bool:
         tried.append(count)
         return count >= threshold
 
-    assert planned._first(is_enough, 3, start) == threshold
+    assert first_enough(is_enough, 3, start) == threshold
     assert len(tried) < 30
     assert min(tried) >= 3
 
 
-def test_ingresses_have_room() -> None:
+def test_ingresses_have_headroom() -> None:
     demand = replace(DEMAND, rps=1_000)
     cpu_s = HAPROXY.ingress.of(demand.mix.request_kb, 1)
 

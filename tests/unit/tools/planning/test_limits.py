@@ -1,4 +1,4 @@
-"""What a fleet asks of everything but its devices; the constants are those recorded."""
+"""Load of a fleet on ingresses and controller; the constants equal the recorded measurements."""
 
 import json
 from dataclasses import replace
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rerank_service.tools.planning import limits as planned
+from rerank_service.tools.planning import limits
 from rerank_service.tools.planning.capacity import cost_per_million_passages
 from rerank_service.tools.planning.costs import HAPROXY, SERVE_PROXY, StackCosts
 from rerank_service.tools.planning.fleet import Demand
@@ -23,33 +23,33 @@ def recorded(file: str) -> Any:
     return json.loads((_RESULTS / file).read_text(encoding="utf-8"))["results"]
 
 
-def test_constants_of_routing_and_deciding_are_those_measured() -> None:
+def test_costs_of_routing_and_deciding_equal_the_measurements() -> None:
     rows = recorded("control-plane.json")
     many = rows[-1]
 
-    assert many["route_a_shard_us"] / many["replicas"] == pytest.approx(planned.ROUTE_US_A_REPLICA, rel=0.1)
+    assert many["route_a_shard_us"] / many["replicas"] == pytest.approx(limits.ROUTE_US_A_REPLICA, rel=0.1)
     for row in rows:
-        decide_us = 1e6 * planned._decide_s(row["replicas"], row["handles"])
+        decide_us = 1e6 * limits.decision_s(row["replicas"], row["handles"])
         assert decide_us == pytest.approx(row["decide_us"], rel=0.1)
-    assert many["take_in_handle_report_us"] / many["replicas"] == pytest.approx(planned.SERIES_REPORT_US, rel=0.1)
-    assert many["membership_bytes_a_replica"] == pytest.approx(planned.MEMBERSHIP_BYTES, rel=0.1)
+    assert many["take_in_handle_report_us"] / many["replicas"] == pytest.approx(limits.SERIES_REPORT_US, rel=0.1)
+    assert many["membership_bytes_a_replica"] == pytest.approx(limits.MEMBERSHIP_BYTES, rel=0.1)
 
 
 @pytest.mark.parametrize("interval_s", [1.0, 10.0])
-def test_constants_of_the_controller_are_those_measured(interval_s: float) -> None:
+def test_costs_of_the_controller_equal_the_measurements(interval_s: float) -> None:
     measured = recorded("stack-control.json")
     cadence = Cadence(interval_s, interval_s)
     few, many = (row for row in measured["idle"] if row["interval_s"] == interval_s)
 
     for row in (few, many):
-        cpus = planned._controller_cpus(row["replicas"], 1, cadence)
+        cpus = limits.controller_cpus(row["replicas"], 1, cadence)
         assert cpus == pytest.approx(row["cpus"]["controller"], rel=0.15)
 
 
 @pytest.mark.parametrize(
     ("costs", "file"), [(HAPROXY, "stack-costs.json"), (SERVE_PROXY, "stack-costs-serve-proxy.json")]
 )
-def test_costs_of_a_request_are_those_measured(costs: StackCosts, file: str) -> None:
+def test_costs_of_a_request_equal_the_measurements(costs: StackCosts, file: str) -> None:
     measured = recorded(file)
 
     for cost, fit in ((costs.ingress, measured["ingress"]), (costs.other, measured["other"])):
@@ -60,7 +60,7 @@ def test_costs_of_a_request_are_those_measured(costs: StackCosts, file: str) -> 
     assert alone_s == pytest.approx(measured["alone_ms"] / 1000, rel=0.05)
 
 
-def test_the_controller_is_what_a_large_cluster_runs_out_of() -> None:
+def test_the_controller_limits_a_large_cluster() -> None:
     each_second, each_ten_seconds = (
         limits_of(replace(DEMAND, rps=7_000.0), 1_000, cadence) for cadence in (Cadence(1, 1), Cadence(10, 10))
     )
@@ -71,15 +71,15 @@ def test_the_controller_is_what_a_large_cluster_runs_out_of() -> None:
 
 
 @pytest.mark.parametrize("cadence", [Cadence(1, 1), Cadence(10, 10)])
-def test_the_most_replicas_are_where_the_controllers_share_is_used_up(cadence: Cadence) -> None:
+def test_the_largest_fleet_uses_up_the_controllers_share(cadence: Cadence) -> None:
     most = most_replicas(0.05, cadence)
 
     def cpus(replicas: int) -> float:
-        return planned._controller_cpus(replicas, -(-replicas // 20), cadence)
+        return limits.controller_cpus(replicas, -(-replicas // 20), cadence)
 
     assert cpus(most) <= CONTROLLER_SHARE < cpus(most + 20)
 
 
-def test_cost_is_what_the_replicas_cost_by_what_they_rank() -> None:
+def test_the_cost_per_million_passages() -> None:
     # 600 x 100 passages a second are 216 million an hour.
     assert cost_per_million_passages(DEMAND, 108, price_per_gpu_hour=2.0) == pytest.approx(1.0)

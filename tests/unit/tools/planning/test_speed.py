@@ -1,4 +1,4 @@
-"""What a replica scores, from shapes and from measurements."""
+"""Throughput of a replica, from shapes and from measurements."""
 
 import json
 from pathlib import Path
@@ -24,17 +24,17 @@ _RESULTS = Path(__file__).parents[4] / "benchmarks" / "results"
     ("architecture", "size", "layers_gflop", "a_token_attended"),
     [(Architecture.LLAMA_BIDIREC, "1b", 1.946, 131_072), (Architecture.MISTRAL, "4b", 6.979, 262_144)],
 )
-def test_operations_are_those_computed_by_hand(
+def test_operations_equal_those_computed_by_hand(
     architecture: Architecture, size: str, layers_gflop: float, a_token_attended: int
 ) -> None:
-    """Decision 7 has them."""
+    """The values of decision 7."""
     shape = shape_of(architecture, size)
 
     assert flops_per_token(shape, 0) / 1e9 == pytest.approx(layers_gflop, abs=0.001)
     assert flops_per_token(shape, 512) - flops_per_token(shape, 0) == 512 * a_token_attended
 
 
-def test_an_estimate_says_that_it_is_one() -> None:
+def test_an_estimate_is_labelled() -> None:
     speed = speed_of(MIX, gpu="l4", mfu=0.5)
 
     assert not speed.is_measured
@@ -42,13 +42,13 @@ def test_an_estimate_says_that_it_is_one() -> None:
     assert speed.tokens_per_s == pytest.approx(0.5 * 121e12 / 1.98e9, rel=0.01)
 
 
-def test_a_measured_figure_counts_whatever_the_gpu() -> None:
+def test_a_measured_figure_takes_precedence_over_the_gpu() -> None:
     speed = speed_of(MIX, tokens_per_s=123_456.0, gpu="unheard of")
 
     assert (speed.tokens_per_s, speed.is_measured) == (123_456.0, True)
 
 
-def test_an_unknown_gpu_is_refused_with_those_known() -> None:
+def test_an_unknown_gpu_lists_the_known_ones() -> None:
     with pytest.raises(ValueError, match=r"no datasheet figure for GPU 'b300'.*h100"):
         speed_of(MIX, gpu="b300")
 
@@ -58,14 +58,14 @@ def test_longer_pairs_are_slower_and_larger_gpus_faster() -> None:
     assert speed_of(MIX, model=PlannedModel.MISTRAL_4B).tokens_per_s < speed_of(MIX).tokens_per_s
 
 
-def test_full_batches_pay_their_overhead_once() -> None:
+def test_full_batches_pay_the_overhead_once() -> None:
     speed = ReplicaSpeed(10_000.0, batch_overhead_s=1.0, max_batch_tokens=10_000)
 
     assert speed.full_tokens_per_s == pytest.approx(5_000.0)
 
 
 @pytest.mark.parametrize("lengths", Lengths)
-def test_the_embedded_models_speed_is_the_one_measured(lengths: Lengths) -> None:
+def test_the_embedded_models_speed_equals_the_measurement(lengths: Lengths) -> None:
     record = json.loads((_RESULTS / "engine-cpu.json").read_text(encoding="utf-8"))
     (row,) = (
         row

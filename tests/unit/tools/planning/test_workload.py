@@ -1,4 +1,4 @@
-"""What arrives in a simulation."""
+"""Simulated arrivals."""
 
 import itertools
 import statistics
@@ -19,7 +19,7 @@ def gaps(requests: list[Arrival]) -> list[float]:
     return [after.at_s - before.at_s for before, after in itertools.pairwise(requests)]
 
 
-def test_a_seed_gives_the_same_requests_however_fast_they_come() -> None:
+def test_a_seed_gives_the_same_requests_at_any_rate() -> None:
     mix = Mix({1: 4, 20: 1}, Lengths.SHORT)
     slow, fast, other = some(mix, 1, count=200), some(mix, 10, count=200), some(mix, 1, seed=1, count=200)
 
@@ -29,7 +29,7 @@ def test_a_seed_gives_the_same_requests_however_fast_they_come() -> None:
 
 
 @pytest.mark.parametrize("burstiness", [1.0, 4.0, 16.0])
-def test_gaps_have_the_mean_and_the_variation_asked_for(burstiness: float) -> None:
+def test_gaps_have_the_given_mean_and_variation(burstiness: float) -> None:
     drawn = gaps(some(SMALL, 50, burstiness, count=200_000))
 
     assert statistics.mean(drawn) == pytest.approx(1 / 50, rel=0.05)
@@ -46,7 +46,7 @@ def test_the_rate_changes_with_the_phase() -> None:
 
 
 @pytest.mark.parametrize("tokens", [256, *Lengths])
-def test_means_are_those_of_what_is_drawn(tokens: int | Lengths) -> None:
+def test_means_equal_those_of_drawn_requests(tokens: int | Lengths) -> None:
     mix = Mix({1: 3, 40: 1}, tokens)
     drawn = some(mix, 1)
 
@@ -59,12 +59,12 @@ def test_means_are_those_of_what_is_drawn(tokens: int | Lengths) -> None:
     )
 
 
-def test_attention_is_over_the_pair_a_token_is_in() -> None:
+def test_attended_tokens_weigh_pairs_by_length() -> None:
     assert Mix({1: 1}, 300).attended_tokens == 300
     assert Mix({1: 1}, Lengths.LONG_TAIL).attended_tokens > 2 * Mix({1: 1}, Lengths.LONG_TAIL).mean_tokens
 
 
 @pytest.mark.parametrize(("passages", "tokens"), [({}, 1), ({0: 1.0}, 1), ({1: 0.0}, 1), ({1: 1.0}, 0)])
-def test_a_mix_of_nothing_is_refused(passages: dict[int, float], tokens: int) -> None:
+def test_an_empty_mix_is_an_error(passages: dict[int, float], tokens: int) -> None:
     with pytest.raises(ValueError, match=r"needs sizes|at least one token"):
         Mix(passages, tokens)

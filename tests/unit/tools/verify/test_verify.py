@@ -1,4 +1,4 @@
-"""`verify` says yes to every engine in every precision, and no to models that are wrong as others have been before."""
+"""`verify` accepts every engine in every precision, and rejects models with errors that occur in practice."""
 
 import gc
 import json
@@ -19,11 +19,12 @@ from transformers import (
     Qwen3ForCausalLM,
     Qwen3ForSequenceClassification,
 )
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from typer.testing import CliRunner
 
 from rerank_service.config import Dtype, EngineKind, ModelConfig
 from rerank_service.engine import Truncate
-from rerank_service.engine.device import forward
+from rerank_service.engine.device.forward import PACKED_ATTENTION, PACKED_CAUSAL_ATTENTION, packed_attention
 from rerank_service.engine.device.pack import PackedSequences
 from rerank_service.engine.device.precision import multiplies_int8
 from rerank_service.errors import CheckpointError
@@ -33,9 +34,8 @@ from rerank_service.tools.verify.recorded import RECORDED, RecordedLogits, recor
 from rerank_service.tools.verify.reference import load_reference
 from rerank_service.tools.verify.served import EnginePath, ServedLogits
 from rerank_service.tools.verify.texts import VerificationQuery
-from rerank_service.tools.verify.tolerances import TOLERANCES
-from rerank_service.tools.verify.verdict import Verdict, figures_of, half_step
-from rerank_service.tools.verify.verify import ReferenceRun, hold_against, run_reference, verify
+from rerank_service.tools.verify.verdict import TOLERANCES, Verdict, figures_of, half_step
+from rerank_service.tools.verify.verify import ReferenceRun, compare_served, run_reference, verify
 from tests.http_servers import running
 from tests.local_service import LocalReplica, local_api
 from tests.models import EMBEDDED, local_model
@@ -49,7 +49,7 @@ runner = CliRunner()
 @pytest.fixture(scope="module")
 def folders(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A tiny checkpoint for each engine and architecture; the late-interaction one is the BERT without its head."""
-    folder = tmp_path_factory.mktemp("fidelity") / LATE
+    folder = tmp_path_factory.mktemp("verify") / LATE
     shutil.copytree(checkpoints["bert"], folder)
     tensors = load_file(folder / "model.safetensors")
     kept = {name.removeprefix("bert."): tensor for name, tensor in tensors.items() if name.startswith("bert.")}
@@ -72,7 +72,7 @@ def change_config(folder: Path, **changes: Any) -> Path:
 def served(run: ReferenceRun, model: ModelConfig) -> Verdict:
     path = EnginePath(model)
     try:
-        return hold_against(run, path)
+        return compare_served(run, path)
     finally:
         path.close()
 
@@ -115,8 +115,8 @@ def with_engine(folders: dict[str, Path], target: Path, **settings: Any) -> Mode
 
 
 MUTANTS: dict[str, tuple[Callable[[dict[str, Path], Path], ModelConfig], str, str]] = {
-    "other weights": (of_another_seed, "largest difference", "same checkpoint"),
-    "one layer's weights": (with_one_layer_changed, "largest difference", "same checkpoint"),
+    "other weights": (of_another_seed, "largest difference", "check the checkpoint"),
+    "one layer's weights": (with_one_layer_changed, "largest difference", "check the checkpoint"),
     "last-token pooling": (partial(with_engine, pooling="last"), "largest difference", "pooling"),
     "first-token pooling": (partial(with_engine, pooling="cls"), "largest difference", "pooling"),
     "sum instead of mean": (partial(with_engine, pooling="weighted_avg"), "largest difference", "pooling"),
@@ -124,14 +124,14 @@ MUTANTS: dict[str, tuple[Callable[[dict[str, Path], Path], ModelConfig], str, st
     "template": (
         partial(with_engine, prompt_template="question:{query} passage:{passage}"),
         "tokens",
-        "same tokenizer, template and window",
+        "check tokenizer, template and window",
     ),
 }
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", MUTANTS)
-def test_a_wrong_decoder_is_refused(
+def test_a_wrong_decoder_is_rejected(
     folders: dict[str, Path], reference_of: Callable[[str], ReferenceRun], tmp_path: Path, name: str, dtype: str
 ) -> None:
     make, check, words = MUTANTS[name]
@@ -143,30 +143,32 @@ def test_a_wrong_decoder_is_refused(
     assert not verdict.is_faithful
     assert check in failed(verdict), verdict
     assert words in verdict.reason
-    assert "other company" not in failed(verdict)
+    assert "batch invariance" not in failed(verdict)
 
 
 def causal(
+    module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    packed: PackedSequences,
+    mask: None,
     scaling: float | None,
-    *_: object,
-) -> torch.Tensor:
-    """In place of `forward._one_by_one`: what is left when `is_causal = False` is lost."""
+    packed: PackedSequences,
+    **_: object,
+) -> tuple[torch.Tensor, None]:
+    """The attention of a model that has lost its `is_causal = False`."""
     outputs = [
         torch.nn.functional.scaled_dot_product_attention(
             *(tensor[:, :, start:end] for tensor in (query, key, value)), is_causal=True, scale=scaling, enable_gqa=True
         )
         for start, end in zip(packed.bounds, packed.bounds[1:], strict=False)
     ]
-    return torch.cat(outputs, dim=2).transpose(1, 2)
+    return torch.cat(outputs, dim=2).transpose(1, 2), None
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", ["llama_bidirec", "mistral", "bert"])
-def test_a_causal_model_is_refused(
+def test_a_causal_model_is_rejected(
     folders: dict[str, Path],
     reference_of: Callable[[str], ReferenceRun],
     monkeypatch: pytest.MonkeyPatch,
@@ -174,7 +176,7 @@ def test_a_causal_model_is_refused(
     dtype: str,
 ) -> None:
     run = reference_of(name)
-    monkeypatch.setattr(forward, "_one_by_one", causal)
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, PACKED_ATTENTION, causal)
 
     verdict = served(run, local_model(folders[name], engine={"dtype": dtype}))
 
@@ -182,7 +184,7 @@ def test_a_causal_model_is_refused(
     assert "direction of attention" in verdict.reason
 
 
-def test_a_window_of_another_length_is_refused(
+def test_another_window_length_is_rejected(
     folders: dict[str, Path], reference_of: Callable[[str], ReferenceRun]
 ) -> None:
     verdict = served(reference_of("bert"), local_model(folders["bert"], window_tokens=500))
@@ -191,7 +193,7 @@ def test_a_window_of_another_length_is_refused(
     assert verdict.tokens.num_different == verdict.tokens.num_cut == 6
 
 
-def test_another_late_interaction_head_is_refused(
+def test_another_late_interaction_head_is_rejected(
     folders: dict[str, Path], reference_of: Callable[[str], ReferenceRun]
 ) -> None:
     model = local_model(folders[LATE], engine={"head": {"maxsim_weight": 9.0}})
@@ -199,7 +201,7 @@ def test_another_late_interaction_head_is_refused(
     assert "largest difference" in failed(served(reference_of(LATE), model))
 
 
-def test_a_yes_no_decoder_asked_something_else_is_refused(
+def test_another_instruction_of_a_yes_no_decoder_is_rejected(
     folders: dict[str, Path], reference_of: Callable[[str], ReferenceRun]
 ) -> None:
     model = local_model(folders["qwen3"], engine={"instruction": "Find passages that contradict the query"})
@@ -207,16 +209,16 @@ def test_a_yes_no_decoder_asked_something_else_is_refused(
     assert {"tokens", "largest difference"} <= failed(served(reference_of("qwen3"), model))
 
 
-def test_a_yes_no_decoder_that_sees_later_tokens_is_refused(
+def test_a_yes_no_decoder_that_sees_later_tokens_is_rejected(
     folders: dict[str, Path], reference_of: Callable[[str], ReferenceRun], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, one_by_one = reference_of("qwen3"), forward._one_by_one
-    monkeypatch.setattr(forward, "_one_by_one", lambda *inputs: one_by_one(*inputs[:-1], True))
+    run = reference_of("qwen3")
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, PACKED_CAUSAL_ATTENTION, packed_attention)
 
     assert "largest difference" in failed(served(run, local_model(folders["qwen3"])))
 
 
-def test_a_yes_no_decoder_made_a_classifier(
+def test_a_yes_no_decoder_converted_to_a_classifier_is_faithful(
     folders: dict[str, Path], reference_of: Callable[[str], ReferenceRun], tmp_path: Path
 ) -> None:
     """As tomaarsen/Qwen3-Reranker-0.6B-seq-cls was made; its reference is another class of transformers."""
@@ -241,7 +243,7 @@ def test_a_yes_no_decoder_made_a_classifier(
 
 
 class Jumpy(EnginePath):
-    """Logits that depend a little on the batch."""
+    """An engine whose logits depend slightly on the batch."""
 
     def answer(
         self, questions: Sequence[VerificationQuery], at_once: bool, on_answered: Callable[[int], None]
@@ -250,19 +252,19 @@ class Jumpy(EnginePath):
         return [one._replace(logits=tuple(logit + 1e-6 * at_once for logit in one.logits)) for one in answers]
 
 
-def test_a_logit_that_depends_on_its_company_is_refused(
+def test_a_logit_that_depends_on_its_batch_is_rejected(
     folders: dict[str, Path], reference_of: Callable[[str], ReferenceRun]
 ) -> None:
     path = Jumpy(local_model(folders["bert"]))
-    verdict = hold_against(reference_of("bert"), path)
+    verdict = compare_served(reference_of("bert"), path)
     path.close()
 
-    assert failed(verdict) == {"other company"}
-    assert "depends on what it is scored with" in verdict.reason
+    assert failed(verdict) == {"batch invariance"}
+    assert "depends on the other pairs in its batch" in verdict.reason
 
 
-def test_what_the_files_say_stands_above_the_configuration(folders: dict[str, Path], tmp_path: Path) -> None:
-    """And where they are silent, as the 4B's are, the configuration is believed."""
+def test_the_files_take_precedence_over_the_configuration(folders: dict[str, Path], tmp_path: Path) -> None:
+    """The configuration applies only if the files state nothing, as with the 4B."""
     published = change_config(shutil.copytree(folders["mistral"], tmp_path / "says"), pooling="avg", temperature=1.0)
     options = {"pooling": "last", "temperature": 2.0, "prompt_template": "{passage}\n{query}"}
     silent, spoken = (local_model(folder, engine=options) for folder in (folders["mistral"], published))
@@ -272,13 +274,13 @@ def test_what_the_files_say_stands_above_the_configuration(folders: dict[str, Pa
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if name != "qwen3"])  # whose prompt has 120 tokens
-def test_a_window_that_cuts_queries_too(folders: dict[str, Path], name: str) -> None:
+def test_a_window_that_truncates_queries_is_faithful(folders: dict[str, Path], name: str) -> None:
     model = local_model(folders[name], window_tokens=16)
 
     assert served(run_reference(model), model).is_faithful
 
 
-def test_a_yes_no_prompt_with_a_part_for_the_query(folders: dict[str, Path]) -> None:
+def test_a_yes_no_prompt_with_a_separate_query_part_is_faithful(folders: dict[str, Path]) -> None:
     prompt = {"parts": ["q {query}", "\n", "p {passage}", "\nyes or no: "], "yes_word": "yes", "no_word": "no"}
     model = local_model(folders["qwen3"], window_tokens=64, engine={"yes_no": prompt})
 
@@ -288,7 +290,7 @@ def test_a_yes_no_prompt_with_a_part_for_the_query(folders: dict[str, Path]) -> 
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_both_readings_of_special_tokens_are_told_apart(
+def test_both_readings_of_special_tokens_are_distinguished(
     folders: dict[str, Path], reference_of: Callable[[str], ReferenceRun], name: str
 ) -> None:
     parsing = local_model(folders[name], engine={"special_tokens": "parse"})
@@ -300,7 +302,7 @@ def test_both_readings_of_special_tokens_are_told_apart(
 
 
 class PassageFirst(EnginePath):
-    """Cuts a classifier's pairs as transformers' `only_second` does, and the query where that is not enough."""
+    """Truncates pairs of a classifier like transformers' `only_second`, and the query if that is not enough."""
 
     def __init__(self, model: ModelConfig) -> None:
         super().__init__(model)
@@ -317,23 +319,23 @@ class PassageFirst(EnginePath):
         ]
 
 
-def test_a_query_that_pushes_passages_out_of_the_window_is_refused(
+def test_a_query_that_pushes_passages_out_of_the_window_is_rejected(
     folders: dict[str, Path], reference_of: Callable[[str], ReferenceRun]
 ) -> None:
     path = PassageFirst(local_model(folders["bert"]))
-    verdict = hold_against(reference_of("bert"), path)
+    verdict = compare_served(reference_of("bert"), path)
     path.close()
 
     assert {"tokens", "largest difference"} <= failed(verdict), verdict
 
 
-def test_a_head_with_a_bias(tmp_path: Path) -> None:
+def test_a_head_with_a_bias_is_faithful(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "biased", Architecture.MISTRAL, "tiny", dtype="float32", head_bias=True)
 
     assert served(run_reference(local_model(folder)), local_model(folder)).is_faithful
 
 
-def test_the_reference_is_gone_before_the_served_model_is_loaded(folders: dict[str, Path]) -> None:
+def test_the_reference_is_freed_before_the_served_model_is_loaded(folders: dict[str, Path]) -> None:
     model = local_model(folders["llama_bidirec"])
     alive: list[int] = []
 
@@ -345,7 +347,7 @@ def test_the_reference_is_gone_before_the_served_model_is_loaded(folders: dict[s
     assert alive == [0]
 
 
-def test_a_tensor_too_few_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_a_missing_tensor_is_an_error(folders: dict[str, Path], tmp_path: Path) -> None:
     folder = shutil.copytree(folders["llama_bidirec"], tmp_path / "incomplete")
     tensors = load_file(folder / "model.safetensors")
     save_file({k: v for k, v in tensors.items() if k != "score.weight"}, folder / "model.safetensors", {"format": "pt"})
@@ -363,14 +365,14 @@ def test_every_engine_has_a_reference(folders: dict[str, Path]) -> None:
 
 
 def recorded_from(question: VerificationQuery, logits: Sequence[float]) -> RecordedLogits:
-    """As if somebody had written them down in bfloat16."""
+    """Logits as they would be recorded in bfloat16."""
     written = torch.tensor(logits).bfloat16().tolist()
     return RecordedLogits(
         "m", question.query, question.passages, tuple(written), Dtype.BFLOAT16, Dtype.BFLOAT16, "this test"
     )
 
 
-def test_recorded_logits_tell_a_checkpoint_from_another(
+def test_recorded_logits_distinguish_checkpoints(
     folders: dict[str, Path], reference_of: Callable[[str], ReferenceRun], tmp_path: Path
 ) -> None:
     right, wrong = local_model(folders["llama_bidirec"]), of_another_seed(folders, tmp_path / "other")
@@ -383,13 +385,13 @@ def test_recorded_logits_tell_a_checkpoint_from_another(
     assert yes.is_faithful, yes
     assert yes.recorded[0].served == pytest.approx(yes.recorded[0].reference, abs=1e-4)
     assert failed(no) == {"recorded in bfloat16, reference", "recorded in bfloat16, served"}
-    assert "not the weights" in no.reason
+    assert "weights or settings differ" in no.reason
 
 
-def test_logits_recorded_of_a_causal_run_are_refused(
+def test_logits_recorded_of_a_causal_run_are_rejected(
     folders: dict[str, Path], reference_of: Callable[[str], ReferenceRun]
 ) -> None:
-    """The same weights, run as older remote code runs them under transformers 5."""
+    """The same weights, run the way older remote code runs them under transformers 5."""
     model, run = local_model(folders["llama_bidirec"]), reference_of("llama_bidirec")
     kind, question = EngineKind.BIDIRECTIONAL_DECODER, run.expected[0].question
     causal_run: Any = load_reference(kind, folders["llama_bidirec"], model, torch.device("cpu"))
@@ -414,20 +416,20 @@ def test_recorded_logits_are_found_by_any_name(name: str) -> None:
     assert recorded_of(name) == RECORDED
 
 
-def test_other_models_have_none_recorded() -> None:
+def test_other_models_have_no_recorded_logits() -> None:
     assert recorded_of(EMBEDDED) == recorded_of("nv-rerankqa-mistral-4b-v3") == ()
 
 
 @pytest.mark.parametrize("recorded", RECORDED)
 def test_recorded_logits_are_numbers_of_their_precision(recorded: RecordedLogits) -> None:
-    """To the digits they were written down with."""
+    """Equal to the recorded digits."""
     assert len(recorded.logits) == len(recorded.passages)
     for logit in recorded.logits:
         rounded = float(torch.tensor(logit).to(getattr(torch, recorded.dtype.value)))
         assert rounded == pytest.approx(logit, abs=5e-5)
 
 
-def test_half_a_step_of_a_number_as_it_is_written_down() -> None:
+def test_half_a_rounding_step() -> None:
     for dtype in (Dtype.BFLOAT16, Dtype.FLOAT16):
         for logit in (20.625, -23.125, 1.0, -0.2617, 7.99):
             number = torch.tensor(logit).to(getattr(torch, dtype.value)).abs()
@@ -435,7 +437,7 @@ def test_half_a_step_of_a_number_as_it_is_written_down() -> None:
             assert half_step(dtype, float(number)) == step / 2
 
 
-def test_figures_made_by_hand() -> None:
+def test_figures_equal_those_computed_by_hand() -> None:
     reference, near, far = [[3.0, 1.0, 2.0], [-1.0]], [[3.1, 1.0, 0.9], [-1.0]], [[3.1, 1.0, 0.9], [-1.5]]
 
     figures = figures_of(reference, near, far)
@@ -449,7 +451,7 @@ def test_figures_made_by_hand() -> None:
     assert figures.kendall_tau == pytest.approx(1 / 3)
 
 
-def test_logits_that_are_all_the_same_have_figures_too() -> None:
+def test_equal_logits_have_figures() -> None:
     figures = figures_of([[1.0, 1.0]], [[1.0, 2.0]], [[1.0, 2.0]])
 
     assert (figures.slope, figures.correlation, figures.largest_of_spread) == (None, None, None)
@@ -457,16 +459,16 @@ def test_logits_that_are_all_the_same_have_figures_too() -> None:
 
 
 def test_the_embedded_model_is_faithful_as_it_is_configured() -> None:
-    """In int8, where the processor has it."""
+    """In int8 if the processor supports it."""
     shown = runner.invoke(app, ["verify", "--config", CONFIG], env={"COLUMNS": "200"})
 
     assert shown.exit_code == 0, shown.output
-    assert f"{EMBEDDED}: YES, every check holds" in shown.stdout
-    assert "37 of 37 pairs alike, 6 cut at 256" in shown.stdout
+    assert f"{EMBEDDED}: YES, every check passes" in shown.stdout
+    assert "37 of 37 pairs equal, 6 truncated at 256" in shown.stdout
 
 
-def test_no_is_an_exit_code(folders: dict[str, Path], tmp_path: Path) -> None:
-    """A random checkpoint in a folder that has the real one's name."""
+def test_a_negative_verdict_sets_the_exit_code(folders: dict[str, Path], tmp_path: Path) -> None:
+    """A random checkpoint in a folder with the name of the real one."""
     folder = shutil.copytree(folders["llama_bidirec"], tmp_path / "llama-nemotron-rerank-1b-v2")
     command = ["verify", str(folder), "--dtype", "float32", "--json"]
 
@@ -476,20 +478,20 @@ def test_no_is_an_exit_code(folders: dict[str, Path], tmp_path: Path) -> None:
     assert refused.exit_code == 1, refused.output
     verdict = json.loads(refused.stdout)
     assert not verdict["is_faithful"]
-    assert "not the weights" in verdict["reason"]
+    assert "weights or settings differ" in verdict["reason"]
     assert [one["recorded"]["logits"][0] for one in verdict["recorded"]] == [20.625, -3.697265625]
     assert accepted.exit_code == 0, accepted.output
     assert json.loads(accepted.stdout)["checks"][0] == {
         "name": "tokens",
         "is_passed": True,
-        "found": "37 of 37 pairs alike, 5 cut at 1,024",
+        "found": "37 of 37 pairs equal, 5 truncated at 1,024",
         "allowed": "all",
     }
 
 
 @pytest.fixture
 def service(folders: dict[str, Path]) -> Iterator[str]:
-    """One model that is what it says, one that pools another way, and one that is a little off; all in float32."""
+    """A correct model, one with another pooling, and one with slightly different logits; all in float32."""
     right = local_model(folders["llama_bidirec"], id="right", aliases=["alias"])
     wrong = local_model(folders["llama_bidirec"], id="wrong", engine={"pooling": "last"})
     nearly = local_model(folders["llama_bidirec"], id="nearly", engine={"temperature": 1.03})
@@ -514,10 +516,10 @@ def test_a_running_service(folders: dict[str, Path], service: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["fastest", "auto", "float32"])
-def test_a_running_service_is_held_to_the_precision_it_tells(
+def test_a_running_service_is_verified_in_the_precision_it_reports(
     folders: dict[str, Path], service: str, tmp_path: Path, dtype: str
 ) -> None:
-    """What is off by 3% is rounding in int8, and wrong in float32."""
+    """A difference of 3% is within the tolerance of int8 and an error in float32."""
     config = tmp_path / "serve.yaml"
     model = {"checkpoint": {"source": str(folders["llama_bidirec"])}, "engine": {"dtype": dtype, "device": "cpu"}}
     models = [model | {"id": name} for name in ("nearly", "right")]
@@ -533,7 +535,7 @@ def test_a_running_service_is_held_to_the_precision_it_tells(
     assert "logits are 0.97" in json.loads(nearly.stdout)["reason"]
     assert [json.loads(one.stdout)["dtype"] for one in (nearly, right, as_alias)] == ["float32"] * 3
     assert [one.exit_code for one in (right, as_alias)] == [0, 0]
-    assert (as_said.exit_code, json.loads(as_said.stdout)["dtype"]) == (0, "int8")  # the caller's word goes
+    assert (as_said.exit_code, json.loads(as_said.stdout)["dtype"]) == (0, "int8")  # --dtype takes precedence
 
 
 @pytest.mark.parametrize(
@@ -543,13 +545,13 @@ def test_a_running_service_is_held_to_the_precision_it_tells(
         (["--recorded", "another"], "no logits of 'another' are recorded"),
     ],
 )
-def test_options_that_would_do_nothing_are_refused(folders: dict[str, Path], options: list[str], words: str) -> None:
+def test_options_without_effect_are_errors(folders: dict[str, Path], options: list[str], words: str) -> None:
     result = runner.invoke(app, ["verify", str(folders["bert"]), *options])
 
     assert (result.exit_code, words in result.stderr) == (2, True)
 
 
-def test_a_service_that_is_not_there_is_told_at_once(folders: dict[str, Path]) -> None:
+def test_an_unreachable_service_is_reported_at_once(folders: dict[str, Path]) -> None:
     result = runner.invoke(app, ["verify", str(folders["bert"]), "--url", "http://127.0.0.1:9"])
 
     assert result.exit_code == 2

@@ -1,0 +1,56 @@
+"""A cache of token states, keyed by a text's tokens and bounded in bytes.
+
+The least recently used texts are dropped first. For one thread at a time.
+"""
+
+import hashlib
+from collections import OrderedDict
+
+import torch
+
+from rerank_service.engine.protocol import TokenIds
+
+__all__ = ["EncodingCache"]
+
+_DIGEST_BYTES = 16
+_ENTRY_BYTES = 512
+"""Estimate of the Python and torch objects that each entry takes beside its numbers."""
+
+
+class EncodingCache:
+    """Token states `[L, H]` as the model returned them: a cached text keeps its logit to the last bit."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self.num_bytes = 0
+        self.hits = 0
+        self.misses = 0
+        self._entries: OrderedDict[bytes, torch.Tensor] = OrderedDict()  # least recently used first
+
+    def get(self, token_ids: TokenIds) -> torch.Tensor | None:
+        """The states `[L, H]` of a text, or null; counts a hit or a miss."""
+        key = _key(token_ids)
+        states = self._entries.get(key)
+        if states is None:
+            self.misses += 1
+            return None
+        self.hits += 1
+        self._entries.move_to_end(key)
+        return states
+
+    def put(self, token_ids: TokenIds, states: torch.Tensor) -> None:
+        """Stores a copy of a missing text's states, unless they alone exceed the bound."""
+        if _num_bytes(states) > self.max_bytes:
+            return
+        self._entries[_key(token_ids)] = states.clone()  # a view would keep the whole batch in memory
+        self.num_bytes += _num_bytes(states)
+        while self.num_bytes > self.max_bytes:
+            self.num_bytes -= _num_bytes(self._entries.popitem(last=False)[1])
+
+
+def _key(token_ids: TokenIds) -> bytes:
+    return hashlib.blake2b(token_ids.tobytes(), digest_size=_DIGEST_BYTES).digest()
+
+
+def _num_bytes(states: torch.Tensor) -> int:
+    return states.numel() * states.element_size() + _ENTRY_BYTES

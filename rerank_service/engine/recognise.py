@@ -1,0 +1,72 @@
+"""Chooses the engine of a checkpoint from its config.json alone; a refusal says why, and what to do.
+
+Reads no tensors, which the engines check against the configuration, and executes nothing.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import CONFIG_MAPPING
+
+from rerank_service.config import EngineKind
+from rerank_service.engine.kinds.bidirectional_decoder import DECODER_FAMILIES
+from rerank_service.engine.kinds.yes_no_decoder import CAUSAL_FAMILIES
+from rerank_service.engine.text.yes_no_prompts import YES_NO_PROMPTS
+from rerank_service.errors import CheckpointError
+
+__all__ = ["SUPPORTED", "recognise_engine"]
+
+SUPPORTED = (
+    "sequence classifiers of one label that transformers has a class for (BERT, XLM-RoBERTa, ModernBERT, DeBERTa ...); "
+    f"NVIDIA's bidirectional decoders ({', '.join(DECODER_FAMILIES)}); language models that answer yes or no "
+    f"({', '.join(YES_NO_PROMPTS)}; with a prompt of your own as engine.yes_no also "
+    f"{', '.join(sorted(CAUSAL_FAMILIES.keys() - YES_NO_PROMPTS.keys()))}); encoders such as all-MiniLM-L6-v2, by late "
+    "interaction"
+)
+"""The models there is an engine for, for messages."""
+
+
+def recognise_engine(config: Mapping[str, Any], name: str) -> EngineKind:
+    """The engine for a checkpoint with this config.json. Raises `CheckpointError`, which refers to it as `name`."""
+    architectures = [str(one) for one in config.get("architectures") or []]
+    family = str(config.get("model_type"))
+    is_classifier = any(one.endswith("ForSequenceClassification") for one in architectures)
+    is_language_model = any(one.endswith("ForCausalLM") for one in architectures)
+    if "quantization_config" in config:
+        raise _refusal(name, "is quantised already: take the weights it was made from, and set engine.dtype")
+    if family in DECODER_FAMILIES and not is_language_model:
+        return EngineKind.BIDIRECTIONAL_DECODER
+    if "auto_map" in config or (is_classifier and family not in CONFIG_MAPPING):
+        raise _refusal(
+            name,
+            f"is made of code that ships with it ({', '.join(architectures) or family}), and code of a checkpoint is "
+            "never run here. If transformers has the same model under the same names of tensors, setting engine.kind "
+            "tries that; every tensor must then fit",
+        )
+    if is_language_model:
+        return _language_model(family, name)
+    if is_classifier:
+        return EngineKind.YES_NO_DECODER if family in YES_NO_PROMPTS else EngineKind.SEQUENCE_CLASSIFIER
+    if any(one.endswith("Model") for one in architectures):
+        return EngineKind.LATE_INTERACTION
+    raise _refusal(
+        name,
+        f"has architectures {architectures}, which no engine here takes; if it is a reranker that one of them can run, "
+        f"set engine.kind to one of {', '.join(kind for kind in EngineKind if kind is not EngineKind.AUTO)}",
+    )
+
+
+def _language_model(family: str, name: str) -> EngineKind:
+    if family in YES_NO_PROMPTS:
+        return EngineKind.YES_NO_DECODER
+    if family in CAUSAL_FAMILIES:
+        raise _refusal(
+            name,
+            f"is a language model of the family {family}, for which no reranking prompt is known: if it was trained to "
+            "answer yes or no, set engine.kind: yes_no_decoder and its prompt as engine.yes_no",
+        )
+    raise _refusal(name, f"is a language model of the family {family}, whose attention no engine here computes")
+
+
+def _refusal(name: str, reason: str) -> CheckpointError:
+    return CheckpointError(f"{name} {reason}. There are engines for {SUPPORTED}")

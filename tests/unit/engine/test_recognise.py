@@ -1,0 +1,93 @@
+"""What is made of published config.json files; only the keys that decide are given."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rerank_service.config import EngineConfig, EngineKind
+from rerank_service.engine.build import engine_kind
+from rerank_service.engine.recognise import recognise_engine
+from rerank_service.errors import CheckpointError
+
+
+def config_of(architecture: str, model_type: str, **others: Any) -> dict[str, Any]:
+    return {"architectures": [architecture], "model_type": model_type, **others}
+
+
+@pytest.mark.parametrize(
+    ("config", "kind"),
+    [
+        (
+            config_of("LlamaBidirectionalForSequenceClassification", "llama_bidirec", auto_map={"AutoConfig": "x.X"}),
+            EngineKind.BIDIRECTIONAL_DECODER,
+        ),
+        (config_of("MistralForSequenceClassification", "mistral"), EngineKind.BIDIRECTIONAL_DECODER),
+        (config_of("BertForSequenceClassification", "bert"), EngineKind.SEQUENCE_CLASSIFIER),
+        (config_of("XLMRobertaForSequenceClassification", "xlm-roberta"), EngineKind.SEQUENCE_CLASSIFIER),
+        (config_of("ModernBertForSequenceClassification", "modernbert"), EngineKind.SEQUENCE_CLASSIFIER),
+        (config_of("DebertaV2ForSequenceClassification", "deberta-v2"), EngineKind.SEQUENCE_CLASSIFIER),
+        (config_of("BertModel", "bert"), EngineKind.LATE_INTERACTION),
+        (config_of("Qwen3ForCausalLM", "qwen3"), EngineKind.YES_NO_DECODER),
+        (config_of("Qwen2ForCausalLM", "qwen2"), EngineKind.YES_NO_DECODER),
+        (config_of("GemmaForCausalLM", "gemma"), EngineKind.YES_NO_DECODER),
+        (config_of("Qwen3ForSequenceClassification", "qwen3"), EngineKind.YES_NO_DECODER),
+    ],
+)
+def test_published_checkpoints_find_their_engine(config: dict[str, Any], kind: EngineKind) -> None:
+    assert recognise_engine(config, "it") is kind
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        # jina-reranker-v1-turbo-en, jina-reranker-v2-base-multilingual, gte-multilingual-reranker-base
+        (
+            config_of("JinaBertForSequenceClassification", "bert", auto_map={"AutoConfig": "x.JinaBertConfig"}),
+            "code of a checkpoint is never run",
+        ),
+        (
+            config_of("XLMRobertaForSequenceClassification", "xlm-roberta", auto_map={"AutoModel": "x.X"}),
+            "code of a checkpoint is never run",
+        ),
+        (config_of("NewForSequenceClassification", "new"), "code of a checkpoint is never run"),
+        (config_of("Qwen3ForCausalLM", "qwen3", auto_map={"AutoModelForCausalLM": "x.X"}), "never run"),
+        (config_of("Qwen3ForCausalLM", "qwen3", quantization_config={"bits": 4}), "is quantised already"),
+        (config_of("LlamaForCausalLM", "llama"), "set engine.kind: yes_no_decoder and its prompt"),
+        (config_of("Gemma2ForCausalLM", "gemma2"), "whose attention no engine here computes"),
+        (config_of("JinaForRanking", "qwen3"), "set engine.kind to one of bidirectional_decoder, sequence_classifier"),
+        (config_of("T5ForConditionalGeneration", "t5"), "no engine here takes"),
+        ({}, "no engine here takes"),
+    ],
+)
+def test_what_has_no_engine_is_refused_with_the_reason_and_what_there_is(config: dict[str, Any], reason: str) -> None:
+    with pytest.raises(CheckpointError, match=reason) as caught:
+        recognise_engine(config, "some/model")
+
+    assert str(caught.value).startswith("some/model ")
+    assert "There are engines for sequence classifiers of one label" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_warned"),
+    [({}, True), ({"pooling": "avg"}, False), ({"model_type": "llama_bidirec", "pooling": "avg"}, False)],
+)
+def test_a_decoder_that_may_be_causal_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, settings: dict[str, Any], is_warned: bool
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config_of("LlamaForSequenceClassification", "llama") | settings))
+
+    with caplog.at_level("WARNING"):
+        assert engine_kind(tmp_path, EngineConfig()) is EngineKind.BIDIRECTIONAL_DECODER
+
+    assert ("a causal classifier would rank wrongly" in caplog.text) == is_warned
+
+
+def test_who_names_the_engine_is_not_warned(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config_of("MistralForSequenceClassification", "mistral")))
+
+    assert (
+        engine_kind(tmp_path, EngineConfig(kind=EngineKind.BIDIRECTIONAL_DECODER)) is EngineKind.BIDIRECTIONAL_DECODER
+    )
+    assert caplog.text == ""

@@ -1,0 +1,81 @@
+"""The pages stay short, complete in the index, and true about paths and links."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+OTHERS = [
+    *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")),
+    ROOT / "cluster/README.md",
+    ROOT / "training/README.md",
+    *sorted((ROOT / "docs").glob("*/*.md")),
+]
+LINK = re.compile(r"!?\[[^\]]*\]\((?P<target>[^)\s]+)\)")
+PATH_IN_PACKAGE = re.compile(r"rerank_service(?:/[\w.*]+)+/?")
+
+
+def prose(page: Path) -> str:
+    """The page without its fenced code."""
+    return re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+
+
+def anchors(page: Path) -> set[str]:
+    """Anchors of the headings, as GitHub and the site make them."""
+    headings = re.findall(r"^#+ (.+)$", prose(page), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def links(page: Path) -> Iterator[str]:
+    """Targets within the repository."""
+    text = re.sub(r"`[^`\n]*`", "", prose(page))
+    return (target for target in LINK.findall(text) if not re.match(r"[a-z]+:", target))
+
+
+def num_words(page: Path) -> int:
+    return len(page.read_text(encoding="utf-8").split())
+
+
+def page_name(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def test_the_readme_is_read_in_five_minutes() -> None:
+    assert num_words(ROOT / "README.md") <= 900
+
+
+def test_the_pages_together_are_read_in_an_hour() -> None:
+    assert len(PAGES) > 10
+    assert sum(map(num_words, PAGES)) <= 14_000
+
+
+def test_the_architecture_is_one_page() -> None:
+    assert len((ROOT / "docs/architecture.md").read_text(encoding="utf-8").splitlines()) <= 60
+
+
+@pytest.mark.parametrize("page", [*PAGES, *OTHERS], ids=page_name)
+def test_every_relative_link_resolves(page: Path) -> None:
+    broken = []
+    for link in links(page):
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            broken.append(link)
+    assert not broken
+
+
+def test_every_page_is_in_the_index() -> None:
+    index = ROOT / "docs/README.md"
+    indexed = {(index.parent / link.partition("#")[0]).resolve() for link in links(index)}
+    decisions = ROOT / "docs/decisions/README.md"
+    indexed |= {(decisions.parent / link).resolve() for link in links(decisions)}
+    assert {*PAGES, *OTHERS} - indexed - {index} == set()
+
+
+@pytest.mark.parametrize("page", [*PAGES, *OTHERS], ids=page_name)
+def test_every_named_path_of_the_package_exists(page: Path) -> None:
+    named = {path.rstrip("/.") for path in PATH_IN_PACKAGE.findall(page.read_text(encoding="utf-8"))}
+    assert [path for path in named if not any(ROOT.glob(path))] == []
