@@ -1,4 +1,4 @@
-"""What an installation holds: the default configuration, and a requirement for each package that the code imports."""
+"""An installation has the default configuration, and a requirement for each package that the code imports."""
 
 import ast
 import sys
@@ -22,7 +22,7 @@ MODULES = packages_distributions()
 
 
 def required(requirements: list[str]) -> set[str]:
-    """Names of the distributions that these requirements install here, directly or not."""
+    """Names of the distributions that these requirements install, including transitive ones."""
     found: set[tuple[str, str]] = set()
     pending = [(Requirement(text), "") for text in requirements]
     while pending:
@@ -42,7 +42,7 @@ def required(requirements: list[str]) -> set[str]:
 
 
 def imported() -> dict[str, set[str]]:
-    """Files of the package by the distributions' modules that they import, anywhere in them."""
+    """Third-party modules that the package imports, each with the files that import it."""
     files: dict[str, set[str]] = {}
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):

@@ -1,4 +1,4 @@
-"""The image's recipe, the scripts and the compose file: linted, consistent, and nothing let in that should stay out."""
+"""The Dockerfile, the scripts and the compose file: linted, consistent, and with no unneeded files in the image."""
 
 import fnmatch
 import json
@@ -22,7 +22,7 @@ SCRIPTS = [path.relative_to(ROOT).as_posix() for path in sorted(CLUSTER.rglob("*
 
 
 def program(name: str) -> str:
-    """Of the test environment."""
+    """Path of a program in the test environment."""
     path = shutil.which(name, path=str(Path(sys.executable).parent))
     assert path is not None, f"{name} is missing: install the extra dev"
     return path
@@ -63,7 +63,7 @@ def test_the_image_runs_without_root_and_stops_cleanly() -> None:
     assert not instructions("ENTRYPOINT")  # KubeRay and `ray up` start a shell of their own
 
 
-def test_what_is_copied_is_let_in_and_nothing_else_is() -> None:
+def test_dockerignore_admits_exactly_the_copied_files() -> None:
     allowed = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
     copied = [word for line in instructions("COPY") if "--from" not in line for word in line.split()[:-1]]
     copied = [word.removeprefix("./") for word in copied if not word.startswith("--")]
@@ -106,7 +106,7 @@ def test_a_profile_starts_the_image_with_its_configuration(name: str, variant: s
     assert "EXTRAS=redis" in instructions("ARG")
 
 
-def test_the_python_of_the_image_is_one_we_support() -> None:
+def test_the_image_has_a_supported_python() -> None:
     (given,) = [line.partition("=")[2] for line in instructions("ARG") if line.startswith("PYTHON=")]
     oldest = re.search(r'requires-python = ">=([\d.]+)"', (ROOT / "pyproject.toml").read_text())
     assert oldest is not None

@@ -1,4 +1,4 @@
-"""Dashboard and rules fit the metrics there are; promtool, where it is installed, runs the rules' own tests."""
+"""The dashboard and the rules use existing metrics; promtool runs the rules' own tests."""
 
 import importlib.util
 import json
@@ -28,7 +28,7 @@ SERIES = {
 
 @pytest.fixture(scope="module")
 def dashboard() -> ModuleType:
-    """The script: `cluster` is no package."""
+    """The script, imported by path since `cluster` is not a package."""
     spec = importlib.util.spec_from_file_location("dashboard", FOLDER / "dashboard.py")
     assert spec is not None
     assert spec.loader is not None
@@ -38,7 +38,7 @@ def dashboard() -> ModuleType:
     return module
 
 
-def test_the_dashboard_is_what_its_script_writes(dashboard: ModuleType) -> None:
+def test_the_dashboard_equals_the_output_of_its_script(dashboard: ModuleType) -> None:
     assert json.loads((FOLDER / "grafana-dashboard.json").read_text()) == dashboard.dashboard()
 
 
