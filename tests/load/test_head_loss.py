@@ -5,7 +5,6 @@ The cluster is the recipe for hosts without Kubernetes, on three of this machine
 
 import asyncio
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -25,16 +24,18 @@ import yaml
 from rerank_service.config import load_config
 from rerank_service.engine import load_engine
 from rerank_service.tools.random_checkpoints.make import Architecture, make_checkpoint
+from tests.bare_metal import BARE_METAL, HEAD, Hosts
 from tests.load import ledger
 from tests.load.traffic import Question, Traffic, Verdicts
+from tests.ports import free_port
+from tests.programs import needs_program
 from tests.service.running import Reference, ranking_body
-from tests.service.test_bare_metal import BARE_METAL, HEAD, Hosts, free_port
 
 pytestmark = [
     pytest.mark.load,
     pytest.mark.timeout(600),
     pytest.mark.skipif(sys.platform != "linux", reason="127.0.0.2 is an address of this machine on Linux only"),
-    pytest.mark.skipif(shutil.which("redis-server") is None, reason="needs redis-server (Debian: redis-server)"),
+    needs_program("redis-server", "redis-server"),
 ]
 
 _MODEL = "tiny"

@@ -1,7 +1,6 @@
 """A real Prometheus scrapes the running service, both at `/v1/metrics` and through Ray's exporter."""
 
 import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -17,6 +16,7 @@ import ray
 import yaml
 
 from rerank_service.telemetry.metrics import ALL_METRICS
+from tests.programs import needs_program
 from tests.service.running import MINILM, Service, ranking_body
 
 FOLDER = Path(__file__).parents[2] / "cluster" / "monitoring"
@@ -26,7 +26,7 @@ NEEDS_AN_EVENT = ("shed", "limited", "cancelled", "retried", "mfu", "cache", "tr
 _LIMIT_S = 120
 _POLL_S = 0.5
 
-pytestmark = pytest.mark.skipif(shutil.which("prometheus") is None, reason="prometheus is not installed")
+pytestmark = needs_program("prometheus", "prometheus")
 
 
 @dataclass(frozen=True)
