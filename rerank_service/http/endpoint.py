@@ -75,7 +75,9 @@ class RankingEndpoint:
                     dialect = next((one for one in dialects if one.recognises(body.fields)), dialect)
                     observation.dialect = dialect.name
                 call = dialect.read(body, self._limits)
-                num_passages = sum(len(query.passages) for query in call.queries)
+                num_passages = 0
+                for query in call.queries:
+                    num_passages += len(query.passages)
                 if num_passages > self._limits.max_passages:
                     raise call.too_many_passages(num_passages, self._limits.max_passages)
                 observation.parse_s = time.perf_counter() - started_s
