@@ -17,7 +17,7 @@ from rerank_service.replica.scorer import ModelScorer
 from rerank_service.routing.model_router import ModelRouter
 from rerank_service.routing.ranker import Ranker
 from rerank_service.routing.replica_table import ReplicaTable
-from rerank_service.telemetry.metrics import IngressMetrics
+from rerank_service.telemetry.ingress_metrics import IngressMetrics
 from rerank_service.telemetry.tracing import Tracing
 
 __all__ = ["LocalReplica", "api_over", "client_of", "local_api", "local_router"]

@@ -23,7 +23,7 @@ from rerank_service.http.readiness import Readiness
 from rerank_service.http.service_routes import service_routes
 from rerank_service.routing.model_router import ModelRouter
 from rerank_service.routing.ranker import Ranker
-from rerank_service.telemetry.metrics import IngressMetrics
+from rerank_service.telemetry.ingress_metrics import IngressMetrics
 from rerank_service.telemetry.observation import Observer
 from rerank_service.telemetry.tracing import Tracing
 

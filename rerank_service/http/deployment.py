@@ -12,8 +12,9 @@ from rerank_service.http.api import build_api
 from rerank_service.routing.model_router import ModelRouter
 from rerank_service.routing.ranker import Ranker
 from rerank_service.routing.replica_table import table_of
+from rerank_service.telemetry.ingress_metrics import IngressMetrics
 from rerank_service.telemetry.logging import log_through_serve
-from rerank_service.telemetry.metrics import INGRESS_METRICS, IngressMetrics
+from rerank_service.telemetry.metrics import INGRESS_METRICS
 from rerank_service.telemetry.ray_metrics import RayMetrics
 from rerank_service.telemetry.tracing import Tracing
 

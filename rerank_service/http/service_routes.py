@@ -10,7 +10,7 @@ from rerank_service import __version__
 from rerank_service.config import RerankConfig
 from rerank_service.http.auth import ApiKeys
 from rerank_service.http.readiness import Readiness
-from rerank_service.telemetry.metrics import IngressMetrics
+from rerank_service.telemetry.ingress_metrics import IngressMetrics
 
 __all__ = ["service_routes"]
 

@@ -20,7 +20,8 @@ from rerank_service.config import ModelConfig, RerankConfig
 from rerank_service.errors import DeviceFailed, EngineFailed, Loc, ReplicaUnavailable, RerankError, UnknownModel
 from rerank_service.messages import Deadline, Declined, Shard, ShardScores
 from rerank_service.routing.replica_table import MAX_DECLINED, ReplicaTable
-from rerank_service.telemetry.metrics import OUTSTANDING_TOKENS, RETRIED_SHARDS, IngressMetrics
+from rerank_service.telemetry.ingress_metrics import IngressMetrics
+from rerank_service.telemetry.metrics import OUTSTANDING_TOKENS, RETRIED_SHARDS
 from rerank_service.telemetry.tracing import Tracing
 
 __all__ = ["ModelRouter", "ScoreMethod"]

@@ -19,7 +19,7 @@ from rerank_service.config import LogConfig
 from rerank_service.errors import QueueFull, RateLimited, RequestTooLarge, RerankError, WaitTooLong
 from rerank_service.messages import Ranked
 from rerank_service.telemetry import metrics
-from rerank_service.telemetry.metrics import IngressMetrics
+from rerank_service.telemetry.ingress_metrics import IngressMetrics
 from rerank_service.telemetry.tracing import Tracing, mark_error, traceparent
 
 __all__ = ["CLIENT_DISCONNECTED", "Observation", "Observer"]

@@ -13,7 +13,7 @@ from rerank_service.errors import EngineFailed, PairTooLong, ReplicaUnavailable,
 from rerank_service.messages import Deadline, Declined, Fitting, ReplicaLoad, Shard, ShardScores
 from rerank_service.routing.model_router import ModelRouter
 from rerank_service.routing.replica_table import MAX_DECLINED, ReplicaTable
-from rerank_service.telemetry.metrics import IngressMetrics
+from rerank_service.telemetry.ingress_metrics import IngressMetrics
 from tests.fake_handles import Response
 from tests.local_service import local_router
 

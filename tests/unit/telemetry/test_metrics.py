@@ -6,6 +6,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from rerank_service.messages import ReplicaReport
+from rerank_service.telemetry.ingress_metrics import IngressMetrics
 from rerank_service.telemetry.metrics import (
     ALL_METRICS,
     INGRESS_METRICS,
@@ -13,7 +14,6 @@ from rerank_service.telemetry.metrics import (
     QUEUE_SECONDS,
     REPLICA_METRICS,
     TOKENS,
-    IngressMetrics,
     Metric,
     MetricKind,
 )

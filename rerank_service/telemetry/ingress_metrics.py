@@ -1,0 +1,79 @@
+"""Metrics of an ingress process: Prometheus text at `/metrics`, and a copy of the ingress's own values to Ray.
+
+The text also covers the replicas this ingress hears from. Replicas publish their own values through Ray themselves.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from rerank_service.messages import ReplicaReport
+from rerank_service.telemetry import metrics
+from rerank_service.telemetry.metrics import Metric, MetricKind, MetricSink, record_counts
+
+__all__ = ["IngressMetrics"]
+
+_REPORT_LIFETIME_S = 60.0
+"""A replica that has not answered for this long is left out of the gauges."""
+
+
+class IngressMetrics:
+    """One per ingress process."""
+
+    def __init__(self, ray: MetricSink | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        """`ray` receives what the ingress itself measures; null outside Serve."""
+        # A registry of its own, since two services in one process would share the library's.
+        self._registry = CollectorRegistry()
+        self._instruments = {metric: self._instrument(metric) for metric in metrics.ALL_METRICS}
+        self._series: dict[tuple[str, tuple[str, ...]], Any] = {}
+        self._ray = ray
+        self._clock = clock
+        self._reports: dict[tuple[str, str], tuple[float, ReplicaReport]] = {}
+
+    def record(self, metric: Metric, value: float, *labels: str) -> None:
+        """Takes a value; `labels` are the values of `metric.labels`."""
+        key = (metric.name, labels)
+        if (series := self._series.get(key)) is None:
+            series = self._series[key] = getattr(self._instruments[metric].labels(*labels), metric.kind.value)
+        series(value)
+        if self._ray is not None and not metric.by_replica:
+            self._ray.record(metric, value, *labels)
+
+    def add_report(self, model: str, report: ReplicaReport) -> None:
+        """Takes the report that came with a replica's answer."""
+        record_counts(self, model, report)
+        self._reports[model, report.replica] = (self._clock(), report)
+
+    def precisions(self, model: str) -> set[str]:
+        """Number formats in which the model's replicas compute, of those that answered within the last minute."""
+        return {report.precision for report in self._current_reports(model) if report.precision}
+
+    def exposition(self) -> bytes:
+        """Prometheus text, format 0.0.4."""
+        for model in {model for model, _ in self._reports}:
+            self._aggregate(model)
+        oldest = self._clock() - _REPORT_LIFETIME_S
+        self._reports = {key: entry for key, entry in self._reports.items() if entry[0] > oldest}
+        return generate_latest(self._registry)
+
+    def _aggregate(self, model: str) -> None:
+        """Sets a model's gauges to the sums over its replicas, and the utilisation to their mean."""
+        reports = self._current_reports(model)
+        self.record(metrics.DEVICE_WAITING_TOKENS, sum(report.waiting_tokens for report in reports), model)
+        self.record(metrics.DEVICE_TOKENS_PER_SECOND, sum(report.tokens_per_s for report in reports), model)
+        self.record(metrics.DEVICE_MEMORY_BYTES, sum(report.memory_bytes for report in reports), model)
+        utilisations = [report.mfu for report in reports if report.mfu is not None]
+        if utilisations:
+            self.record(metrics.DEVICE_MFU, sum(utilisations) / len(utilisations), model)
+
+    def _current_reports(self, model: str) -> list[ReplicaReport]:
+        oldest = self._clock() - _REPORT_LIFETIME_S
+        return [report for (name, _), (at_s, report) in self._reports.items() if name == model and at_s > oldest]
+
+    def _instrument(self, metric: Metric) -> Any:
+        common = (metric.name, metric.documentation, metric.labels)
+        if metric.kind is MetricKind.HISTOGRAM:
+            return Histogram(*common, buckets=metric.buckets, registry=self._registry)
+        return (Counter if metric.kind is MetricKind.COUNTER else Gauge)(*common, registry=self._registry)
