@@ -23,12 +23,11 @@ from rerank_service.errors import (
     RequestTooLarge,
     UnsupportedMediaType,
 )
-from rerank_service.http.auth import ApiKeys
+from rerank_service.http.access import ApiKeys, RateLimits
 from rerank_service.http.dialects import NIM, Body, Dialect, RankingCall, RankingQuery, routes_of
 from rerank_service.http.envelope import error_response
 from rerank_service.http.openapi import RANKING_OPERATION, dialect_operation
 from rerank_service.http.proxies.headers import FORWARDED_TIMEOUT_HEADER, TIMEOUT_HEADER
-from rerank_service.http.rate_limits import RateLimits
 from rerank_service.messages import Deadline, Ranked
 from rerank_service.routing.model_router import ModelRouter
 from rerank_service.routing.ranker import Ranker

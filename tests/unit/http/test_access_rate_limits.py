@@ -12,7 +12,7 @@ import pytest
 
 from rerank_service.config import RateLimitConfig, RerankConfig
 from rerank_service.errors import ConfigError, RateLimited
-from rerank_service.http.rate_limits import RateLimits
+from rerank_service.http.access import RateLimits
 from tests.programs import needs_program
 
 
