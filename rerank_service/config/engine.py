@@ -120,7 +120,7 @@ class EngineConfig(Section):
     fails or the service logs that it guessed."""
 
     device: Device = "auto"
-    """Device of the forward pass: `cpu`, `cuda`, or `cuda:N`. `auto` takes a GPU if the replica has one, else the
+    """Device of the forward pass: `cpu`, `cuda` or `cuda:N`. `auto` takes a GPU if the replica has one, else the
     CPU."""
 
     dtype: Dtype = Dtype.AUTO

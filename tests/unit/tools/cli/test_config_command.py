@@ -119,7 +119,7 @@ def test_to_a_file(tmp_path: Path) -> None:
         (["a=org/name@main"], "needs revision"),
         ([LLAMA, f"nvidia/{LLAMA}"], "give each model once"),
         ([LLAMA, "--replicas", "8"], "'8' is not MIN:MAX"),
-        ([LLAMA, "--replicas", "8:1"], "min_replicas 8 is above max_replicas 1"),
+        ([LLAMA, "--replicas", "8:1"], "min_replicas 8 is greater than max_replicas 1"),
         ([LLAMA, "--gpus", "one"], "'one' is not a number"),
         ([LLAMA, "--gpus", f"{MISTRAL}=1"], "is not among the models given"),
         ([LLAMA, "--passages-per-minute", "3"], "the largest request could never pass"),
