@@ -13,7 +13,7 @@ from rerank_service.engine.linear.packed import can_pack
 from rerank_service.tools.random_checkpoints.make import Architecture
 from tests.models import NASTY_PASSAGES, embedded_model, local_model
 
-NUM_BATCHES = 100
+BATCH_SIZES = range(1, 14)
 ENGINES = ["embedded", *(architecture.value for architecture in Architecture)]
 
 
@@ -43,8 +43,7 @@ def test_alone_and_among_random_neighbours(checkpoints: dict[str, Path], name: s
     states = torch.float32 if dtype == "float32" else torch.bfloat16
     bound = 0.0 if can_pack(states) else 0.05  # an AVX2 processor rounds bfloat16 as it likes
     is_slow = name == "embedded" or dtype == "float8"  # real weights, or products emulated on a CPU
-    num_batches = NUM_BATCHES // 5 if is_slow else NUM_BATCHES
-    for _ in range(num_batches):
-        batch = [probe, *rng.choices(pool, k=rng.randint(0, 12))]
+    for size in [*BATCH_SIZES] * (1 if is_slow else 2):
+        batch = [probe, *rng.choices(pool, k=size - 1)]
         rng.shuffle(batch)
         assert abs(engine.score(batch)[batch.index(probe)] - alone) <= bound
