@@ -20,13 +20,13 @@ HEAD, WORKERS = "127.0.0.1", ["127.0.0.2", "127.0.0.3"]
 
 @dataclass(frozen=True)
 class Hosts:
-    """Three hosts, as far as the scripts can tell."""
+    """Three hosts from the scripts' point of view."""
 
     folder: Path
     environment: dict[str, str]
     url: str
     ports: dict[int, int]
-    """By the port that is usual."""
+    """Ports in use here, by the default port."""
 
     @classmethod
     def on_this_machine(
@@ -37,9 +37,10 @@ class Hosts:
         ports: dict[int, int],
         environment: Mapping[str, str],
     ) -> Self:
-        """Options are those of `ray start`; `environment` is what differs from this process's, less all of Ray's."""
+        """The options are those of `ray start`. `environment` is added to this process's environment without Ray's
+        variables."""
         remote = folder / "remote"
-        # What ssh is to other hosts: a shell with that command line, in that host's home.
+        # Stands for ssh: runs the command line in a shell, in the home folder of that host.
         remote.write_text(
             f'#!/bin/sh\nhost=$1; shift\nmkdir -p "{folder}/$host"; cd "{folder}/$host"\nexec sh -c "$*"\n'
         )
@@ -57,14 +58,14 @@ class Hosts:
         return cls(folder, inherited | recipe | dict(environment), f"http://127.0.0.1:{ports[8000]}", ports)
 
     def run(self, *arguments: str, is_checked: bool = True) -> str:
-        """`cluster.sh` with these arguments."""
+        """Runs `cluster.sh` with these arguments and returns its output."""
         command = [str(BARE_METAL / "cluster.sh"), *arguments]
         result = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=400, check=False)
         assert result.returncode == 0 or not is_checked, self._told(arguments, result)
         return result.stdout
 
     def processes(self) -> list[psutil.Process]:
-        """All that the recipe started and that still runs: Ray gives its processes this folder's name."""
+        """Running processes of the recipe: the command lines of Ray's processes contain the folder's name."""
         mark = str(self.folder)
         return [process for process in psutil.process_iter() if mark in command_line(process)]
 

@@ -1,7 +1,7 @@
-"""The recipe for hosts without Kubernetes, run as it is: a head and two workers on three of this machine's addresses.
+"""The recipe for hosts without Kubernetes, unchanged, with a head and two workers on three addresses of this machine.
 
-A request through it, one worker drained and stopped, the other not since nothing could take its replicas, another
-request, all stopped; nothing that it started is left.
+The test sends a request, drains and stops one worker, is refused to stop the other because no node has room for its
+replicas, sends another request, and stops everything. No process of the recipe is left.
 """
 
 import subprocess
@@ -88,7 +88,7 @@ def test_a_cluster_of_three_hosts(hosts: Hosts, config: RerankConfig) -> None:
 
 
 def _write_configuration(path: Path, checkpoint: str, port: int) -> None:
-    """As an operator would: by the command. Two replicas, two ingresses, on workers of which one has room for all."""
+    """Writes a configuration by the command, as an operator would. One worker has room for all its replicas."""
     command = [
         str(Path(sys.executable).with_name("rerank-service")),
         "config",
@@ -100,7 +100,7 @@ def _write_configuration(path: Path, checkpoint: str, port: int) -> None:
 
 
 def _probe_as_kubernetes_does(hosts: Hosts) -> None:
-    """The readiness probes of the KubeRay manifests, on this cluster's ports."""
+    """Runs the readiness probes of the KubeRay manifests on the ports of this cluster."""
     if kustomize() is None:
         return
     (service,) = [one for one in built(ROOT / "cluster/kuberay/base") if one["kind"] == "RayService"]
@@ -127,7 +127,7 @@ def _wait_until_ready(client: httpx.Client) -> None:
 
 
 def _rank(client: httpx.Client) -> httpx.Response:
-    """All nodes here share a port, so that the stopped node's own proxy may have had this connection: one retry."""
+    """Retries once: all nodes share a port here, so this connection may belong to the proxy of the stopped node."""
     try:
         return client.post("/v1/ranking", json=ranking_body(None, "which?", PASSAGES))
     except httpx.TransportError:

@@ -1,6 +1,7 @@
-"""HAProxy in front and gRPC behind: another process tree, since Ray reads these settings when it starts.
+"""The service behind HAProxy, with gRPC to the ingresses: same answers and errors, large bodies, no request lost when a
+replica or an ingress dies.
 
-The same answers and errors, large bodies, and nothing lost when a replica or an ingress dies under requests.
+It is a service of its own, because Ray reads these settings when it starts.
 """
 
 import asyncio
@@ -46,7 +47,7 @@ class Front:
     pid: int
 
     def pids(self, deployment: str) -> list[int]:
-        """Of a deployment's processes, by the titles that Ray gives them."""
+        """Process ids of a deployment's replicas, found by the titles that Ray gives them."""
         tree = psutil.Process(self.pid).children(recursive=True)
         return [process.pid for process in tree if f"ServeReplica:rerank:{deployment}" in _title(process)]
 
@@ -106,7 +107,7 @@ async def test_no_header_turns_off_the_time_limit(front: Front) -> None:
             assert_error(await client.post("/v1/ranking", json=body, headers=headers), status)
 
 
-def test_a_reply_has_its_id_and_where_its_time_went(front: Front) -> None:
+def test_a_reply_has_its_id_and_timings(front: Front) -> None:
     response = httpx.post(
         f"{front.url}/v1/ranking",
         json=ranking_body(LLAMA, "which?", PASSAGES),
@@ -136,7 +137,7 @@ async def test_nothing_is_lost_when_a_process_dies(
 
 
 def _document(config: RerankConfig, port: int) -> dict[str, Any]:
-    """The tiny Llama on two replicas, two ingresses."""
+    """A configuration with two replicas of the tiny Llama and two ingresses."""
     model = config.models[0].model_dump(mode="json", exclude_unset=True)
     model["autoscaling"] = {"min_replicas": 2, "max_replicas": 2}
     settings = {
@@ -150,7 +151,7 @@ def _document(config: RerankConfig, port: int) -> dict[str, Any]:
         "import_path": "rerank_service.app:build_app",
         "args": settings,
     }
-    http_options = {"host": "0.0.0.0", "port": port}  # noqa: S104 - HAProxy takes nothing else
+    http_options = {"host": "0.0.0.0", "port": port}  # noqa: S104 - HAProxy always listens on all addresses
     return {"proxy_location": "HeadOnly", "http_options": http_options, "applications": [application]}
 
 
