@@ -249,13 +249,12 @@ class Scheduler(Generic[PairT]):
                 await self._has_changed.wait()
                 continue
             batch = self._next_pass(budget)
+            pending: PendingLogits | Exception
             try:
                 pending = await self._in_thread(self._launch_thread, self._engine.launch, batch.pairs)
                 is_ready = pending.is_ready
             except Exception as error:
-                await self._score_apart(batch.drawn, error)
-                self._release(batch)
-                continue
+                pending, is_ready = error, True
             if is_ready:
                 await self._finish(batch, pending, is_ready)
             else:  # in a task: another batch may be launched meanwhile
@@ -283,8 +282,11 @@ class Scheduler(Generic[PairT]):
         self._tokens_in_flight += batch.num_tokens
         return batch
 
-    async def _finish(self, batch: _Pass[PairT], pending: PendingLogits, is_ready: bool) -> None:
+    async def _finish(self, batch: _Pass[PairT], pending: PendingLogits | Exception, is_ready: bool) -> None:
+        """Waits for the logits of a pass and hands them out; `pending` is an error if the launch failed."""
         try:
+            if isinstance(pending, Exception):
+                raise pending
             logits = pending.wait() if is_ready else await self._in_thread(self._wait_thread, pending.wait)
             busy_s = self.drain.add(batch.num_tokens, batch.started_at, time.perf_counter())
             fill = min(1.0, batch.num_tokens / batch.budget_tokens)
@@ -292,9 +294,6 @@ class Scheduler(Generic[PairT]):
             self._hand_out(batch.drawn, logits)
         except Exception as error:
             await self._score_apart(batch.drawn, error)
-        self._release(batch)
-
-    def _release(self, batch: _Pass[PairT]) -> None:
         self._num_in_flight -= 1
         self._tokens_in_flight -= batch.num_tokens
         self._has_changed.set()
