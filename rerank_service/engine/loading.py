@@ -240,7 +240,7 @@ def _refuse_pickles(folder: Path) -> None:
     if pickles:
         raise CheckpointError(
             f"{folder} has only pickled weights ({', '.join(pickles)}), which can run code when opened. Convert "
-            "them on a machine you can lose: AutoModel...from_pretrained(folder).save_pretrained(folder)"
+            "them on an isolated machine: AutoModel...from_pretrained(folder).save_pretrained(folder)"
         )
     raise CheckpointError(f"{folder} has no *.safetensors file")
 

@@ -33,39 +33,35 @@ def recognise_engine(config: Mapping[str, Any], name: str) -> EngineKind:
     is_classifier = any(one.endswith("ForSequenceClassification") for one in architectures)
     is_language_model = any(one.endswith("ForCausalLM") for one in architectures)
     if "quantization_config" in config:
-        raise _refusal(name, "is quantised already: take the weights it was made from, and set engine.dtype")
+        raise _refusal(name, "is already quantised: use the weights it was made from, and set engine.dtype")
     if family in DECODER_FAMILIES and not is_language_model:
         return EngineKind.BIDIRECTIONAL_DECODER
     if "auto_map" in config or (is_classifier and family not in CONFIG_MAPPING):
         raise _refusal(
             name,
-            f"is made of code that ships with it ({', '.join(architectures) or family}), and code of a checkpoint is "
-            "never run here. If transformers has the same model under the same names of tensors, setting engine.kind "
-            "tries that; every tensor must then fit",
+            f"needs code that ships with it ({', '.join(architectures) or family}), and a checkpoint's code is never "
+            "run here. If transformers has the same model with the same tensor names, set engine.kind to try it; every "
+            "tensor must then fit",
+        )
+    if (is_language_model or is_classifier) and family in YES_NO_PROMPTS:
+        return EngineKind.YES_NO_DECODER
+    if is_language_model and family in CAUSAL_FAMILIES:
+        raise _refusal(
+            name,
+            f"is a language model of the family {family}, which has no known reranking prompt: if it was trained to "
+            "answer yes or no, set engine.kind: yes_no_decoder and its prompt as engine.yes_no",
         )
     if is_language_model:
-        return _language_model(family, name)
+        raise _refusal(name, f"is a language model of the family {family}, whose attention no engine here supports")
     if is_classifier:
-        return EngineKind.YES_NO_DECODER if family in YES_NO_PROMPTS else EngineKind.SEQUENCE_CLASSIFIER
+        return EngineKind.SEQUENCE_CLASSIFIER
     if any(one.endswith("Model") for one in architectures):
         return EngineKind.LATE_INTERACTION
     raise _refusal(
         name,
-        f"has architectures {architectures}, which no engine here takes; if it is a reranker that one of them can run, "
-        f"set engine.kind to one of {', '.join(kind for kind in EngineKind if kind is not EngineKind.AUTO)}",
+        f"has architectures {architectures}, which no engine here supports; if it is a reranker that one of them can "
+        f"run, set engine.kind to one of {', '.join(kind for kind in EngineKind if kind is not EngineKind.AUTO)}",
     )
-
-
-def _language_model(family: str, name: str) -> EngineKind:
-    if family in YES_NO_PROMPTS:
-        return EngineKind.YES_NO_DECODER
-    if family in CAUSAL_FAMILIES:
-        raise _refusal(
-            name,
-            f"is a language model of the family {family}, for which no reranking prompt is known: if it was trained to "
-            "answer yes or no, set engine.kind: yes_no_decoder and its prompt as engine.yes_no",
-        )
-    raise _refusal(name, f"is a language model of the family {family}, whose attention no engine here computes")
 
 
 def _refusal(name: str, reason: str) -> CheckpointError:

@@ -37,7 +37,7 @@ class ApiKeys:
 
         Raises `InvalidApiKey` unless the header carries an accepted key or none is required.
         """
-        if not self.are_required:  # a key is ignored then: clients without one send junk such as NO_API_KEY_PROVIDED
+        if not self.are_required:  # a key is ignored then: some clients send placeholders for it
             return f"address {address or 'unknown'}"
         scheme, _, key = (authorization or "").partition(" ")
         if scheme.lower() != "bearer" or not key.strip():

@@ -7,7 +7,6 @@ import asyncio
 import os
 import random
 import signal
-import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -31,6 +30,7 @@ from rerank_service.tools.random_checkpoints.make import Architecture, make_chec
 from tests.load import ledger
 from tests.load.faulty import POISON, Fault, break_one, broken_pid, faulty_application
 from tests.load.traffic import Question, Traffic, Verdicts
+from tests.ports import free_port
 from tests.service.running import Reference, assert_ranked, ranking_body, serve_client
 
 pytestmark = [pytest.mark.load, pytest.mark.timeout(900)]
@@ -133,7 +133,7 @@ def grid(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Grid]:
             initialize_head=True,
             head_node_args={"num_cpus": 2, "include_dashboard": False, "object_store_memory": 100 * 1024 * 1024},
         )
-        url = f"http://127.0.0.1:{_free_port()}"
+        url = f"http://127.0.0.1:{free_port()}"
         grid = Grid(cluster, [], url, config, checkpoint, reference, _questions(reference))
         try:
             for _ in range(2):
@@ -485,10 +485,3 @@ def _questions(reference: Reference) -> list[Question]:
         query = f"question {number} about {rng.choice(_WORDS)}"
         questions.append(Question(ranking_body(_MODEL, query, passages), reference.logits(query, passages)))
     return questions
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -24,11 +24,12 @@ import yaml
 from rerank_service.config import load_config
 from rerank_service.engine import load_engine
 from rerank_service.tools.random_checkpoints.make import Architecture, make_checkpoint
+from tests.bare_metal import BARE_METAL, HEAD, Hosts
 from tests.load import ledger
 from tests.load.traffic import Question, Traffic, Verdicts
+from tests.ports import free_port
 from tests.programs import needs_program
 from tests.service.running import Reference, ranking_body
-from tests.service.test_bare_metal import BARE_METAL, HEAD, Hosts, free_port
 
 pytestmark = [
     pytest.mark.load,

@@ -5,7 +5,6 @@ They are deployed from a Serve configuration, as `serve run` does it; only the f
 """
 
 import hashlib
-import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ from rerank_service.config import RerankConfig
 from rerank_service.engine import load_engine
 from rerank_service.tools.deployment.ray_environment import RAY_ENVIRONMENT
 from rerank_service.tools.random_checkpoints.make import Architecture, make_checkpoint
+from tests.ports import free_port
 from tests.service.running import (
     APART,
     CLIENT_TIMEOUT_S,
@@ -78,7 +78,7 @@ def keyed_config(config: RerankConfig, tmp_path_factory: pytest.TempPathFactory)
 @pytest.fixture(scope="session")
 def service(config: RerankConfig, keyed_config: RerankConfig) -> Iterator[Service]:
     """Both applications, ready."""
-    running = Service(port=_free_port(), config=config, keyed_config=keyed_config)
+    running = Service(port=free_port(), config=config, keyed_config=keyed_config)
     with pytest.MonkeyPatch.context() as environment:
         for name, value in RAY_ENVIRONMENT.items():
             environment.setenv(name, value)
@@ -127,13 +127,6 @@ def _model(model_id: str, source: str, **options: Any) -> dict[str, Any]:
         **options,
     }
     return model if "pool" in options else model | {"replica": _REPLICA}
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 def _wait_until_ready(service: Service) -> None:

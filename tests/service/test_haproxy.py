@@ -6,7 +6,6 @@ The same answers and errors, large bodies, and nothing lost when a replica or an
 import asyncio
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ import pytest
 import yaml
 
 from rerank_service.config import RerankConfig
+from tests.ports import free_port
 from tests.service.running import (
     CLIENT_TIMEOUT_S,
     LLAMA,
@@ -60,7 +60,7 @@ def _title(process: psutil.Process) -> str:
 @pytest.fixture(scope="module")
 def front(config: RerankConfig, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
     folder = tmp_path_factory.mktemp("haproxy")
-    http, stats, metrics = (_free_port() for _ in range(3))
+    http, stats, metrics = (free_port() for _ in range(3))
     path = folder / "serve.yaml"
     path.write_text(yaml.safe_dump(_document(config, http)))
     variables = {
@@ -174,10 +174,3 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         with suppress(psutil.NoSuchProcess):
             survivor.kill()
     process.wait()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port

@@ -17,6 +17,7 @@ import psutil
 import pytest
 import yaml
 
+from tests.ports import free_port
 from tests.service.running import CLIENT_TIMEOUT_S, long_text, ranking_body
 
 ROOT = Path(__file__).parents[2]
@@ -55,7 +56,7 @@ def write_configuration(path: Path, port: int, host: str = "127.0.0.1") -> None:
 
 @contextmanager
 def running(folder: Path, arguments: Sequence[str]) -> Iterator[Running]:
-    http, *others = (_free_port() for _ in range(4))
+    http, *others = (free_port() for _ in range(4))
     path, log = folder / "serve.yaml", folder / "log"
     write_configuration(path, http, "0.0.0.0" if arguments else "127.0.0.1")  # noqa: S104 - HAProxy takes nothing else
     names = ("HAPROXY_STATS_PORT", "HAPROXY_METRICS_PORT", "FALLBACK_PROXY_HTTP_PORT")
@@ -150,10 +151,3 @@ def _wait_until_ready(service: Running) -> None:
             if httpx.get(f"{service.url}/v1/health/ready", timeout=_LIMIT_S).status_code == 200:
                 return
         time.sleep(0.5)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port

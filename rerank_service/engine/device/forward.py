@@ -75,11 +75,11 @@ def packed_attention(
     Llama.
     """
     if packed is None:
-        raise ValueError("a model loaded with packed attention is called with packed=PackedSequences")
+        raise ValueError("a model loaded with packed attention must be called with packed=PackedSequences")
     if query.is_cuda and query.dtype in _HALF:
         return variable_length_attention(query, key, value, packed, scaling, sees_later), None
     if not packed.bounds:
-        raise RuntimeError("a captured pass needs the variable-length kernel, which takes bfloat16 and float16 only")
+        raise RuntimeError("a CUDA graph needs the variable-length kernel, which supports only bfloat16 and float16")
     limits = _LONGEST_PRODUCT if sees_later else _LONGEST_CAUSAL_PRODUCT
     longest_product = limits.get(query.dtype, 0) if query.device.type == "cpu" else 0
     out = torch.empty_like(query.transpose(1, 2))

@@ -34,10 +34,10 @@ class Precision:
 
 
 def resolve_precision(dtype: Dtype, device: torch.device) -> Precision:
-    """What `dtype` means on `device`; raises `CheckpointError` where the hardware cannot.
+    """The number types that `dtype` stands for on `device`. Raises `CheckpointError` if the hardware lacks them.
 
-    `auto` is bfloat16 where the hardware multiplies in it, else float32 on a CPU and float16 on a GPU; `fastest` is
-    int8 on a CPU that multiplies in it, else `auto`.
+    `auto` is bfloat16 if the hardware multiplies in it, else float32 on a CPU and float16 on a GPU. `fastest` is int8
+    on a CPU that multiplies in it, else `auto`.
     """
     if dtype is Dtype.FASTEST:
         dtype = Dtype.INT8 if device.type == "cpu" and multiplies_int8() else Dtype.AUTO
@@ -50,13 +50,13 @@ def resolve_precision(dtype: Dtype, device: torch.device) -> Precision:
 
 
 def multiplies_int8() -> bool:
-    """Whether this CPU has VNNI; without it products overflow or take a reference path, thousands of times slower."""
+    """Whether this CPU has VNNI. Without it, products overflow or take a reference path, thousands of times slower."""
     return bool(torch.cpu._is_vnni_supported())
 
 
 def computes_bfloat16() -> bool:
-    """Whether this CPU has instructions for it; without them bfloat16 is several times slower than float32."""
-    # Private, but the only test torch has.
+    """Whether this CPU has bfloat16 instructions. Without them, bfloat16 is several times slower than float32."""
+    # These functions are private, but torch has no other test.
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
@@ -71,7 +71,7 @@ def _refuse_unless_possible(dtype: Dtype, device: torch.device) -> None:
     if dtype is Dtype.INT8 and device.type != "cpu":
         raise CheckpointError("dtype int8 is for a CPU; on a GPU set float8 (Ada, Hopper or newer) or bfloat16")
     if dtype is Dtype.INT8 and not multiplies_int8():
-        raise CheckpointError("dtype int8 needs a CPU with AVX512-VNNI, which this one has not; set dtype: auto")
+        raise CheckpointError("dtype int8 needs a CPU with AVX512-VNNI, which this CPU does not have; set dtype: auto")
     if (
         dtype is Dtype.FLOAT8
         and device.type == "cuda"

@@ -58,8 +58,8 @@ class YesNoDecoderEngine(CheckpointEngine[EncodedPair]):
         reach = getattr(config, "sliding_window", None)
         if reach is not None and self.window_tokens > reach:
             raise CheckpointError(
-                f"this model's tokens see {reach} tokens back, which packed attention does not do: set window_tokens "
-                f"to at most {reach}, where it makes no difference"
+                f"this model's attention slides over {reach} tokens, which packed attention does not support: set "
+                f"window_tokens to at most {reach}, where it makes no difference"
             )
         self._parts = PromptParts(self._tokenizer, prompt, options.instruction, self.window_tokens)
         self.backbone = self._load_weights(
@@ -102,8 +102,8 @@ def _prompt(folder: Path, raw: dict[str, Any], configured: YesNoPrompt | None) -
     prompt = configured or YES_NO_PROMPTS.get(raw["model_type"])
     if prompt is None:
         raise CheckpointError(
-            f"{folder} is a language model of the family {raw['model_type']!r}, for which no reranking prompt is known "
-            f"(there is one for {', '.join(YES_NO_PROMPTS)}): give the one it was trained with as engine.yes_no"
+            f"{folder} is a language model of the family {raw['model_type']!r}, which has no known reranking prompt "
+            f"({', '.join(YES_NO_PROMPTS)} have one): set engine.yes_no to the prompt it was trained with"
         )
     return prompt
 
@@ -117,7 +117,9 @@ def _direction(folder: Path, config: PreTrainedConfig, tokenizer: Any, prompt: Y
         return rows[0]
     name = _VOCABULARY_ROWS if loading.has_tensor(folder, _VOCABULARY_ROWS) else _TIED_ROWS
     if name == _TIED_ROWS and not config.tie_word_embeddings:
-        raise CheckpointError(f"{folder} has neither {_VOCABULARY_ROWS} nor {_CLASSIFIER_ROW}, nor are they tied")
+        raise CheckpointError(
+            f"{folder} has neither {_VOCABULARY_ROWS} nor {_CLASSIFIER_ROW}, and its embeddings are not tied"
+        )
     direction = loading.read_rows(folder, name, _token_id(tokenizer, prompt.yes_word))[0]
     if prompt.no_word is not None:
         direction = direction - loading.read_rows(folder, name, _token_id(tokenizer, prompt.no_word))[0]

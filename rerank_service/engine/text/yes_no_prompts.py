@@ -73,8 +73,8 @@ class PromptParts:
         """Raises `CheckpointError` if the prompt does not fit in the window, or has no place for the instruction."""
         if instruction is not None and not any("{instruction}" in part for part in prompt.parts):
             raise CheckpointError(
-                "engine.instruction is set, and this model's prompt has no place for one: give a prompt with "
-                "{instruction} as engine.yes_no"
+                "engine.instruction is set, but this model's prompt has no place for one: set engine.yes_no to a "
+                "prompt with {instruction}"
             )
         self._tokenizer = tokenizer
         self._window_tokens = window_tokens

@@ -45,20 +45,20 @@ def test_published_checkpoints_find_their_engine(config: dict[str, Any], kind: E
         # jina-reranker-v1-turbo-en, jina-reranker-v2-base-multilingual, gte-multilingual-reranker-base
         (
             config_of("JinaBertForSequenceClassification", "bert", auto_map={"AutoConfig": "x.JinaBertConfig"}),
-            "code of a checkpoint is never run",
+            "a checkpoint's code is never run",
         ),
         (
             config_of("XLMRobertaForSequenceClassification", "xlm-roberta", auto_map={"AutoModel": "x.X"}),
-            "code of a checkpoint is never run",
+            "a checkpoint's code is never run",
         ),
-        (config_of("NewForSequenceClassification", "new"), "code of a checkpoint is never run"),
+        (config_of("NewForSequenceClassification", "new"), "a checkpoint's code is never run"),
         (config_of("Qwen3ForCausalLM", "qwen3", auto_map={"AutoModelForCausalLM": "x.X"}), "never run"),
-        (config_of("Qwen3ForCausalLM", "qwen3", quantization_config={"bits": 4}), "is quantised already"),
+        (config_of("Qwen3ForCausalLM", "qwen3", quantization_config={"bits": 4}), "is already quantised"),
         (config_of("LlamaForCausalLM", "llama"), "set engine.kind: yes_no_decoder and its prompt"),
-        (config_of("Gemma2ForCausalLM", "gemma2"), "whose attention no engine here computes"),
+        (config_of("Gemma2ForCausalLM", "gemma2"), "whose attention no engine here supports"),
         (config_of("JinaForRanking", "qwen3"), "set engine.kind to one of bidirectional_decoder, sequence_classifier"),
-        (config_of("T5ForConditionalGeneration", "t5"), "no engine here takes"),
-        ({}, "no engine here takes"),
+        (config_of("T5ForConditionalGeneration", "t5"), "no engine here supports"),
+        ({}, "no engine here supports"),
     ],
 )
 def test_what_has_no_engine_is_refused_with_the_reason_and_what_there_is(config: dict[str, Any], reason: str) -> None:

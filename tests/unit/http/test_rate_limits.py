@@ -23,7 +23,7 @@ async def test_counts_requests_of_each_caller() -> None:
     assert first["X-RateLimit-Remaining-Requests"] == "1"
     assert 1 <= int(first["X-RateLimit-Reset-Requests"]) <= 60
     await limits.take("requests", "a", 1)
-    with pytest.raises(RateLimited, match="limit of 2 requests a minute is reached; retry after") as caught:
+    with pytest.raises(RateLimited, match="quota of 2 requests per minute is exhausted; retry after") as caught:
         await limits.take("requests", "a", 1)
     assert 1 <= caught.value.retry_after_s <= 60
     assert (await limits.take("requests", "b", 1))["X-RateLimit-Remaining-Requests"] == "1"
@@ -99,5 +99,5 @@ def test_redis_without_its_package_is_refused(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_limit_below_the_largest_request_is_refused() -> None:
     model = {"id": "m", "checkpoint": {"source": "/nowhere"}}
-    with pytest.raises(ValueError, match=r"passages_per_minute 100 is below limits\.max_passages 512"):
+    with pytest.raises(ValueError, match=r"passages_per_minute 100 is less than limits\.max_passages 512"):
         RerankConfig.model_validate({"models": [model], "rate_limits": {"passages_per_minute": 100}})

@@ -246,8 +246,8 @@ WRONG: list[tuple[str, dict[str, Any], int, str]] = [
     ("cohere v2", {"relevant_spans": {}}, 400, "relevant_spans is not a field of this API; accepted here: model, "
      "query, documents, top_n, max_tokens_per_doc, return_documents, priority"),
     ("cohere v1", {"max_chunks_per_doc": 0}, 400, "max_chunks_per_doc: Input should be greater than or equal to 1"),
-    ("cohere v1", {"documents": [{"title": "a"}]}, 400, "documents[0] must be a string, or an object with text in: "
-     "text"),
+    ("cohere v1", {"documents": [{"title": "a"}]}, 400, "documents[0] must be a string, or an object with text "
+     "in the fields: text"),
     ("cohere v1", {"documents": [5]}, 400, "documents has an entry that is neither a string nor an object"),
     ("tei", {"texts": []}, 400, "texts is empty; send at least one text"),
     ("tei", {"query": 5}, 422, "query: Input should be a valid string"),
