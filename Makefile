@@ -53,7 +53,7 @@ check: $(VENV)/.installed-dev docs ## lint, format, types, import contracts, doc
 	$(BIN)/lint-imports --no-logo
 
 docs: $(VENV)/.installed-docs ## the documentation as a site in site/, strict on links
-	$(BIN)/python -m sphinx --fail-on-warning --keep-going --nitpicky -q -b dirhtml -c docs/site . site
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --nitpicky -q -b html -c docs/site . site
 	@echo "open site/index.html or: $(BIN)/python -m http.server --bind 127.0.0.1 --directory site 8080"
 
 bench: $(VENV)/.installed-tools ## engines, the service, then its peers side by side; over an hour on two cores

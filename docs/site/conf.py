@@ -49,6 +49,7 @@ suppress_warnings = ["misc.highlighting_failure"]  # a command over several line
 
 default_role = "code"  # docstrings are Markdown; `name` in them is code
 autodoc_member_order = "bysource"
+autoclass_content = "both"  # the settings of a client are described at its __init__
 autodoc_typehints_format = "short"
 add_module_names = False
 python_use_unqualified_type_names = True

@@ -109,10 +109,10 @@ def test_rank_reports_truncated_and_unscored_passages() -> None:
     whole = runner.invoke(app, command, input="short")
 
     assert there.stderr == (
-        "2 of 3 passages were cut to the model's window; --max-windows ranks them whole\n"
+        "2 of 3 passages were truncated to the model's window; --max-windows ranks them whole\n"
         "1 of them were not scored at all: shorten the query, which leaves no room for them\n"
     )
-    assert here.stderr.startswith("1 of 2 passages were cut")
+    assert here.stderr.startswith("1 of 2 passages were truncated")
     assert len(json.loads(here.stdout)["rankings"]) == 2
     assert whole.stderr == ""
 
