@@ -21,6 +21,8 @@ _MARGIN_TOKENS = 4
 _MAX_WORD_TOKENS = 8
 """A longer run of tokens without a word boundary, as in Chinese, is cut anywhere."""
 
+_NUM_TOKENS, _IS_UNSCORED = attrgetter("num_tokens"), attrgetter("is_unscored")
+
 
 @dataclass(frozen=True, slots=True)
 class EncodedPassages(Generic[PairT]):
@@ -78,9 +80,9 @@ def encode_passages(
             raise _too_long(engine, query, shortened[index], index, group)
         all_pairs += group
         num_windows.append(len(group))
-        num_tokens.append(sum(map(attrgetter("num_tokens"), group)))
+        num_tokens.append(sum(map(_NUM_TOKENS, group)))
         is_truncated.append(is_cut or shortened[index] != passages[index])
-        is_unscored.append(all(map(attrgetter("is_unscored"), group)))
+        is_unscored.append(all(map(_IS_UNSCORED, group)))
     return EncodedPassages(all_pairs, tuple(num_windows), tuple(num_tokens), tuple(is_truncated), tuple(is_unscored))
 
 
