@@ -51,8 +51,8 @@ def rank(
         else _rank_by_service(query, lines, model, url, key, windows)
     )
     if num_truncated:
-        told = f"{num_truncated} of {len(lines)} passages were truncated to the model's window; "
-        told += "--max-windows ranks them whole"
+        told = f"{num_truncated} of {len(lines)} passages were truncated to the model's window"
+        told += "; --max-windows ranks them whole"
         if num_unscored:
             told += f"\n{num_unscored} of them were not scored at all: shorten the query, which leaves no room for them"
         typer.echo(told, err=True)
