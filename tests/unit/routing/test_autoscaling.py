@@ -1,4 +1,4 @@
-"""How many replicas are wanted, and that what Serve is given is what it takes."""
+"""The autoscaling policy, in unit tests and in simulation, and the options that Serve gets."""
 
 import json
 from dataclasses import asdict
@@ -36,25 +36,25 @@ def wanted(
 
 
 @pytest.mark.parametrize(("arriving", "replicas"), [(0, 0), (1, 1), (800, 1), (801, 2), (2400, 3)])
-def test_keeps_up_with_what_arrives(arriving: float, replicas: int) -> None:
+def test_replicas_keep_up_with_the_arrival_rate(arriving: float, replicas: int) -> None:
     assert wanted(arriving, 0) == replicas
     assert wanted(0, 0, mean=arriving) == replicas
 
 
-def test_catches_up_with_what_waits_once_new_replicas_can_be_there() -> None:
+def test_the_backlog_is_cleared_soon_after_new_replicas_are_up() -> None:
     assert wanted(0, 8000) == 4
     assert wanted(1000, 8000) == 5
-    assert wanted(0, 8000, start_s=30) == 1  # one does it before others could start
+    assert wanted(0, 8000, start_s=30) == 1  # one replica clears it before another could start
 
 
 @pytest.mark.parametrize(("calls", "replicas"), [(0, 0), (4, 1), (9, 3)])
-def test_counts_calls_until_the_speed_is_known(calls: float, replicas: int) -> None:
+def test_calls_count_until_the_throughput_is_known(calls: float, replicas: int) -> None:
     assert wanted(5000, 5000, speed=None, calls=calls) == replicas
 
 
 class Controller:
-    """What Serve's controller hands over, as far as the policy looks: replicas of 1,000 tokens a second, each of which
-    records its counter at moments of its own and reports once a second."""
+    """Stands in for Serve's controller: replicas of 1,000 tokens a second, each of which records its counter at its own
+    moments and reports once a second."""
 
     def __init__(self, num_replicas: int = 1, min_replicas: int = 1, policy: TokenPolicy = POLICY) -> None:
         self.num_replicas = self.target = num_replicas
@@ -71,7 +71,7 @@ class Controller:
         self._state, self._reports = {}, {}
 
     def offer(self, num_tokens: float) -> None:
-        """At once, spread over the replicas."""
+        """Offers the tokens at once, spread over the replicas."""
         self._offered = [offered + num_tokens / len(self._offered) for offered in self._offered]
 
     def play(self, until_s: float, load: float = 0.0, calls: float = 0.0) -> list[float]:
@@ -120,7 +120,7 @@ def test_follows_a_step_within_four_seconds(num_replicas: int) -> None:
 
 @pytest.mark.parametrize("num_replicas", [1, 2, 7])
 @pytest.mark.parametrize("at_s", [10.0, 10.2, 10.5, 10.7])
-def test_one_burst_that_the_replicas_work_off_in_time_changes_nothing(num_replicas: int, at_s: float) -> None:
+def test_a_burst_that_the_replicas_clear_in_time_changes_nothing(num_replicas: int, at_s: float) -> None:
     controller = Controller(num_replicas)
     controller.play(at_s, load=10)
     controller.offer(20_000.0 * num_replicas)
@@ -128,7 +128,7 @@ def test_one_burst_that_the_replicas_work_off_in_time_changes_nothing(num_replic
 
 
 def test_few_large_requests_add_up() -> None:
-    """One of 20,000 tokens each five seconds is the load of four replicas."""
+    """A request of 20,000 tokens every five seconds is a load for four replicas."""
     controller = Controller()
     for number in range(12):
         controller.offer(20_000)
@@ -136,7 +136,7 @@ def test_few_large_requests_add_up() -> None:
     assert answers[-1] in (5, 6)
 
 
-def test_sums_replicas_and_averages_the_speed_of_those_that_have_one() -> None:
+def test_loads_are_summed_over_replicas_and_known_speeds_averaged() -> None:
     def series(*values: float) -> list[TimeStampedValue]:
         return [TimeStampedValue(0.1 + _RECORD_S * number, value) for number, value in enumerate(values)]
 
@@ -160,7 +160,7 @@ def test_before_any_report_the_calls_decide() -> None:
     assert controller.play(3.0, calls=8.0)[-1] == 2
 
 
-def test_fewer_only_once_fewer_have_done_for_a_while() -> None:
+def test_a_lower_count_applies_only_after_it_has_sufficed_for_a_while() -> None:
     controller = Controller()
     before = controller.play(10.0, load=300)
     step = controller.play(16.0, load=2400)
@@ -173,7 +173,7 @@ def test_fewer_only_once_fewer_have_done_for_a_while() -> None:
 
 @pytest.mark.parametrize("steady_s", [60.0, 0.5])
 def test_a_controller_that_recovers_never_wants_fewer_than_its_target(steady_s: float) -> None:
-    """No replica is known for five seconds, then all are; under a load that three are enough for."""
+    """For five seconds no replica is known, then all are; the load needs only three."""
     controller = Controller(4, policy=TokenPolicy(0.8, 2.0, steady_s, 4.0))
     controller.play(20.0, load=2400)
     controller.restart()
@@ -184,7 +184,7 @@ def test_a_controller_that_recovers_never_wants_fewer_than_its_target(steady_s: 
     assert min(controller.play(40.0, load=2400)) >= 3
 
 
-def test_a_controller_that_recovers_goes_down_once_fewer_have_done_for_a_while() -> None:
+def test_a_controller_that_recovers_scales_down_after_a_while() -> None:
     controller = Controller(4)
     controller.restart()
     answers = controller.play(70.0, load=300)
@@ -193,7 +193,7 @@ def test_a_controller_that_recovers_goes_down_once_fewer_have_done_for_a_while()
 
 
 def test_a_deployment_changed_under_load_keeps_its_replicas() -> None:
-    """Serve empties the state; the target may have fallen, as by its own `initial_replicas`."""
+    """Serve empties the state, and its own `initial_replicas` may have lowered the target."""
     controller = Controller(4)
     controller.play(20.0, load=300)
     controller.target = 1
@@ -201,12 +201,12 @@ def test_a_deployment_changed_under_load_keeps_its_replicas() -> None:
     assert set(controller.play(40.0, load=300)) == {4}
 
 
-def test_a_new_deployment_begins_with_its_initial_replicas_and_keeps_them_for_a_while() -> None:
+def test_a_new_deployment_starts_with_its_initial_replicas_and_keeps_them_for_a_while() -> None:
     controller = Controller(3, policy=TokenPolicy(0.8, 2.0, 60.0, 4.0, initial_replicas=3))
     controller.target, controller.num_replicas = 1, 0
     assert controller.play(0.1) == [3]
     controller.target = 3
-    controller.is_recovering = True  # none runs or reports yet
+    controller.is_recovering = True  # no replica runs or reports yet
     assert set(controller.play(30.0)) == {3}
     controller.is_recovering, controller.num_replicas = False, 3
     answers = controller.play(100.0)
@@ -220,7 +220,7 @@ def test_a_model_without_replicas_wants_one_when_it_is_called() -> None:
     assert controller.play(20.0, calls=1.0)[-1] == 1
 
 
-def test_serve_takes_the_options_and_finds_the_policy() -> None:
+def test_serve_accepts_the_options_and_finds_the_policy() -> None:
     options = serve_autoscaling(
         AutoscalingConfig(min_replicas=0, max_replicas=4, target_utilisation=0.5, max_wait_s=1.0)
     )
@@ -239,7 +239,7 @@ def test_serve_takes_the_options_and_finds_the_policy() -> None:
     assert built.wanted_replicas(ModelLoad(1000, 0, 0, 1000, 0, 0)) == 2
 
 
-def test_a_step_is_followed_within_eight_seconds_and_noise_does_not_make_it_swing() -> None:
+def test_a_step_is_followed_within_eight_seconds_and_noise_causes_no_oscillation() -> None:
     step, noisy = (simulate(scenario) for scenario in SCENARIOS)
     second = step.first_at(4)
     assert second is not None
@@ -258,7 +258,7 @@ def test_the_recorded_runs_are_what_the_simulation_plays() -> None:
 
 @pytest.mark.parametrize("timeout_s", [2.0, 10.0, 60.0])
 def test_a_tenfold_load_gets_its_replicas_whatever_the_time_limit(timeout_s: float) -> None:
-    """As long as a replica takes to start, and a few seconds: what is refused counts."""
+    """It takes a replica's start and a few seconds, because refused requests count too."""
     outcome = step(timeout_s)
     assert outcome.capacity_after_s is not None
     assert outcome.capacity_after_s <= 120 + 6
