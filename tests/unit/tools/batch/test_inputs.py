@@ -145,7 +145,7 @@ def test_a_folder_gives_the_pairs_of_a_run_or_of_qrels(tmp_path: Path, beir: Pat
         (
             "in.jsonl",
             '{"query": "q", "passages": ["a"], "passage_ids": []}\n',
-            "passage_ids has 0 entries and",
+            "passage_ids has 0 entries, but",
         ),
         (
             "in.jsonl",
