@@ -68,8 +68,8 @@ class BatchJob:
                 self._parts.write_manifest(self._manifest)
             elif scored.engine != summary.engine:
                 raise BatchError(
-                    f"earlier chunks were scored by {summary.engine!r}, this chunk by {scored.engine!r}, and their logits "
-                    "differ: set --dtype, and use a device that every machine of the job has"
+                    f"earlier chunks were scored by {summary.engine!r}, this chunk by {scored.engine!r}, and their "
+                    "logits differ: set --dtype, and use a device that every machine of the job has"
                 )
             self._parts.write(scored.chunk, scored.lines)
             summary.num_scored_pairs += self._plan.chunks[scored.chunk].num_pairs

@@ -21,8 +21,8 @@ Lines = Iterator[bytes]
 
 
 def check_output(path: Path) -> None:
-    """Checks an output path. Raises `BatchError` for an unknown suffix or a folder, and `ImportError` for Parquet without
-    pyarrow."""
+    """Checks an output path. Raises `BatchError` for an unknown suffix or a folder, and `ImportError` for Parquet
+    if pyarrow is missing."""
     if path.suffix.lower() not in _WRITERS:
         raise BatchError(f"{path} must end in one of {', '.join(OUTPUT_SUFFIXES)}")
     if path.is_dir():

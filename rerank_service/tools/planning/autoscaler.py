@@ -45,8 +45,8 @@ class _Context:
 class Autoscaler:
     """Makes the decisions of Serve's controller.
 
-    All replicas report at the same time: they record counters `_RECORDS` times per look-back period and send the records
-    once per reporting interval.
+    All replicas report at the same time: they record counters `_RECORDS` times per look-back period and send the
+    records once per reporting interval.
     """
 
     def __init__(self, config: AutoscalingConfig, tokens_per_s: float, start_s: float) -> None:
@@ -70,7 +70,7 @@ class Autoscaler:
         self._recovered_at_s = self._reported_at_s = now_s + recovery_s
 
     def decide(self, now_s: float, offered_tokens: float, waiting_tokens: float, running: int) -> int:
-        """Returns the target number of replicas; must be called every `TICK_S`. `offered_tokens` is the total so far."""
+        """Returns the target number of replicas. Call it every `TICK_S`. `offered_tokens` is the total so far."""
         self._record(now_s, offered_tokens, waiting_tokens)
         running = running if now_s >= self._recovered_at_s else 0
         context: Any = _Context(
@@ -99,7 +99,7 @@ class Autoscaler:
 
 
 class ScaledCluster:
-    """A cluster whose autoscaler decides ten times per second, like Serve's controller, and adds or removes replicas."""
+    """A cluster whose autoscaler adds or removes replicas. Like Serve's controller, it decides ten times per second."""
 
     def __init__(
         self, cluster: SimulatedCluster, autoscaler: Autoscaler, clock: Clock, replica_start_s: float, until_s: float

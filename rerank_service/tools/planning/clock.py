@@ -22,7 +22,7 @@ class Clock:
         heapq.heappush(self._calls, (at_s, next(self._order), call, arguments))
 
     def run(self) -> None:
-        """Runs all scheduled calls, or until a call sets `is_stopped`."""
+        """Runs scheduled calls until none remains or a call sets `is_stopped`."""
         while self._calls and not self.is_stopped:
             self.now_s, _, call, arguments = heapq.heappop(self._calls)
             call(*arguments)

@@ -117,7 +117,8 @@ def ingresses_for(demand: Demand) -> int:
 def smallest(demand: Demand, on_try: Callable[[int], None] = lambda replicas: None) -> FleetPlan:
     """Finds the smallest fleet that meets the target. Raises `CannotMeet`.
 
-    With one replica fewer, the same simulated requests miss the target.`on_try` is called with the size of each fleet before its simulation.
+    With one replica fewer, the same simulated requests miss the target. `on_try` is called with the size of each fleet
+    before its simulation.
     """
     lowest = fewest_replicas(demand)
 
@@ -137,8 +138,8 @@ def smallest(demand: Demand, on_try: Callable[[int], None] = lambda replicas: No
 
 
 def first_enough(is_enough: Callable[[int], bool], lowest: int, start: int) -> int:
-    """Smallest number, at least `lowest`, for which `is_enough` is true. Searches from `start` in doubling steps, then by
-    bisection."""
+    """Smallest number, at least `lowest`, for which `is_enough` is true. Searches from `start` in doubling steps, then
+    by bisection."""
     step = 1
     if is_enough(start):
         enough = start

@@ -115,7 +115,7 @@ def decision_s(replicas: int, ingresses: int) -> float:
 
 
 def controller_cpus(replicas: int, ingresses: int, cadence: Cadence) -> float:
-    """Busy CPUs of the controller: costs measured with few processes, plus costs that grow with replicas x ingresses."""
+    """Busy CPUs of the controller: costs per process and message, plus costs that grow with replicas x ingresses."""
     messages = _messages_per_s(replicas, ingresses, cadence) * CONTROLLER_US_PER_MESSAGE / 1e6
     processes = (replicas + ingresses) * CONTROLLER_US_PER_REPLICA / 1e6
     series = ingresses * replicas * SERIES_REPORT_US / cadence.metrics_interval_s / 1e6

@@ -1,7 +1,7 @@
 """Simulates the loss of a region: the other regions take over its load while new replicas start.
 
-Regions are identical and independent, so one surviving region represents all. Failover of the clients (DNS, a global load
-balancer) is modelled as a delay.
+Regions are identical and independent, so one surviving region represents all of them. The failover of clients (by DNS
+or a global load balancer) is modelled as a delay.
 """
 
 import math
@@ -54,8 +54,8 @@ class RegionLoss:
     unreachable: float
     """Number of requests that failed because the lost region's clients had not failed over yet."""
     recovered_after_s: float | None
-    """Time from the loss until p99 stays within the target and no request is refused; 0 if neither happens, null if the
-    region does not recover."""
+    """Time from the loss until p99 stays within the target and no request is refused; 0 if the loss has no such effect,
+    null if the region does not recover."""
 
     @property
     def worst_p99_s(self) -> float:

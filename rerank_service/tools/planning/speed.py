@@ -111,7 +111,7 @@ def speed_of(
 
 
 def flops_per_token(shape: Shape, attended_tokens: float) -> float:
-    """Operations per token of a decoder's forward pass: two per weight of the linear layers, plus attention to the pair."""
+    """Operations per token of a decoder's forward pass: two per weight of the linear layers, plus the attention."""
     hidden = shape.hidden_size
     keys = hidden * (shape.num_kv_heads or shape.num_heads) // shape.num_heads
     weights = 2 * hidden * hidden + 2 * hidden * keys + 3 * hidden * shape.intermediate_size

@@ -1,4 +1,4 @@
-"""The study behind `docs/quality.md`: how its sets are made."""
+"""The sets of the study behind `docs/quality.md`."""
 
 import json
 from pathlib import Path
