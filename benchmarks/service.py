@@ -1,4 +1,4 @@
-"""Starts the service with the configuration of the repository, and measures it under load.
+"""Starts the service with the repository's configuration and measures it under load.
 
 python -m benchmarks.service [--json benchmarks/results/service-cpu.json]
 """
@@ -30,7 +30,7 @@ def main(
     repeats: Annotated[int, typer.Option(min=1)] = 3,
     json_path: Annotated[Path | None, typer.Option("--json", help="File for the figures.")] = None,
 ) -> None:
-    """Runs `rerank-service bench service` against a service started for it."""
+    """Starts a service and runs `rerank-service bench service` against it."""
     stop_on_signals()
     port = free_port()
     log = BENCH_FOLDER / "logs" / "service.log"
