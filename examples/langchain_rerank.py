@@ -15,7 +15,7 @@ QUESTION = "Which animal has more than one heart?"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Finds the best passages in examples/passages.txt with LangChain's reranker.")
+    parser = argparse.ArgumentParser(description="Finds the best passages in passages.txt with LangChain's reranker.")
     parser.add_argument("question", nargs="?", default=QUESTION)
     parser.add_argument("--url", default="http://127.0.0.1:8000", help="address of a running service")
     parser.add_argument("--model", help="default: the service's default model")

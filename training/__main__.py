@@ -1,4 +1,4 @@
-"""`python -m training` trains a candidate, chooses its mixing weight on the dev split, and evaluates it on other sets."""
+"""`python -m training` trains a candidate, chooses its mixing weight on the dev split, and judges it on other sets."""
 
 import json
 from collections.abc import Sequence

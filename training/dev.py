@@ -13,9 +13,10 @@ __all__ = ["dev_ndcg", "ndcg_of_rank"]
 
 
 def dev_ndcg(models: Mapping[str, Scorer], groups: Sequence[Group]) -> dict[str, dict[str, float]]:
-    """Mean nDCG@10 of each model by source. For each query, the model ranks all passages of the query's source.
+    """Mean nDCG@10 of each model by source. For each query, all passages of the query's source are ranked.
 
-    If a model is a cross-encoder, only the passages of the query's own group are ranked. All models share their frozen layers.
+    If a model is a cross-encoder, only the passages of the query's own group are ranked. All models share their frozen
+    layers.
     """
     of_source: dict[str, list[Group]] = defaultdict(list)
     for group in groups:

@@ -87,7 +87,7 @@ class Head(nn.Module):
         return self._join(cosine, window, (weights[..., 0] * best).sum(-1), (weights[..., 1] * same).sum(-1))
 
     def token_weights(self, queries: Encoded) -> torch.Tensor:
-        """Weights of the query's words in MaxSim and in exact matches, `[Q, Lq, 2]`; all words are equal before training.
+        """Weights of the query's words in MaxSim and in exact matches, `[Q, Lq, 2]`; equal before training.
 
         BERT's vocabulary is sorted by frequency, so the logarithm of a token's id measures the token's rarity.
         """

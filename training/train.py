@@ -24,7 +24,7 @@ _PAUSE_S = 2.0
 
 
 def train(model: Scorer, groups: Sequence[Group], recipe: Recipe, out: Path, pause_file: Path | None = None) -> None:
-    """Trains a model in place. Saves weights to `out` regularly and at the end, and losses to `out` with suffix `.jsonl`.
+    """Trains a model in place. Saves weights to `out` regularly and at the end, and losses to a `.jsonl` file.
 
     No step starts while `pause_file` exists, to leave the machine to other measurements.
     """

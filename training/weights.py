@@ -25,7 +25,7 @@ def save(model: Scorer, path: Path) -> None:
 
 
 def load(model: Scorer, path: Path) -> None:
-    """Loads weights from a file. Weights that are not in the file keep their values. Raises `KeyError` for unknown names."""
+    """Loads weights from a file. Weights missing in the file are unchanged. Raises `KeyError` for unknown names."""
     weights = dict(model.named_parameters())
     with torch.no_grad():
         for name, weight in load_file(path).items():

@@ -56,7 +56,7 @@ class Service:
         return found
 
     async def num_series(self, processes: Sequence["Process"]) -> dict[str, int]:
-        """Number of time series by process, in Ray's exporter, and in the longest of several replies of `/v1/metrics`."""
+        """Number of time series by process in Ray's exporter, and in the longest of several `/v1/metrics` replies."""
         async with httpx.AsyncClient(timeout=CLIENT_TIMEOUT_S) as client:
             by_worker = Counter(labels.get("WorkerId") for labels in _series((await client.get(self.metrics_url)).text))
             headers = {"authorization": f"Bearer {KEYS[0]}"}
