@@ -61,7 +61,7 @@ class ChunkScorer:
 
     def score(self, chunk: Chunk) -> ScoredChunk:
         """Scores a chunk. Raises `BatchError` with the line of a pair that cannot be scored."""
-        # A late import, because it imports torch, which takes seconds; loading the engine has already imported it.
+        # A late import: it imports torch, which takes seconds unless the engine has already imported it.
         from rerank_service.engine.score_all import score_passages
 
         pairs = self._reader.read(chunk)

@@ -38,7 +38,7 @@ class ChunkPlan:
 def plan_chunks(
     source: Source, chunk_pairs: int, on_progress: Callable[[Position], None] = lambda _: None
 ) -> ChunkPlan:
-    """Plans the chunks; reads and checks the whole input once for that.
+    """Plans the chunks while reading and checking the whole input once.
 
     Raises `BatchError` for the first invalid row, or for an empty input.
     """

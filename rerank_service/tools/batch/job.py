@@ -23,7 +23,7 @@ from rerank_service.tools.progress import ReportProgress
 __all__ = ["BatchJob", "Summary", "prepare"]
 
 _FORMAT = 1
-"""Version of the file formats of manifest and parts. A job in another version's format cannot be resumed."""
+"""Version of the files' formats. A job whose files have another version cannot be resumed."""
 _READ_BYTES = 1 << 20
 _MODEL_SETTINGS: Any = {"id": True, "checkpoint": {"source", "revision", "sha256"}, "window_tokens": True}
 
@@ -46,7 +46,7 @@ class Summary:
 
 
 class BatchJob:
-    """A planned job, whose folder of parts is locked."""
+    """A planned job with a locked parts folder."""
 
     def __init__(self, output: Path, parts: Parts, plan: ChunkPlan, manifest: dict[str, Any]) -> None:
         self._output = output

@@ -34,8 +34,8 @@ def check_output(path: Path) -> None:
 def write_output(path: Path, lines: Lines, file: IO[bytes]) -> None:
     """Writes the lines in the format that the suffix of `path` selects, in constant memory.
 
-    A TREC run is grouped by query, with passages in descending order of logit; for it, the hashes of all query ids are
-    kept in memory.
+    A TREC run is grouped by query, with passages in descending order of logit. Writing a run keeps the hashes of all
+    query ids in memory.
     """
     _WRITERS[path.suffix.lower()](lines, file)
 

@@ -25,7 +25,7 @@ _OURS = re.compile(rf"{_MANIFEST}|{_LOCK}|index\.sqlite(-journal)?|\d{{9}}\.json
 
 
 class Parts:
-    """The folder of a job, locked within the `with` block: a second job with the same output raises `BatchError`.
+    """The folder of a job. A `with` block locks the folder, and a second job with the same output raises `BatchError`.
 
     A new job that fails before its first chunk is scored removes the folder.
     """

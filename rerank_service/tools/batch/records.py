@@ -20,7 +20,7 @@ class Position(NamedTuple):
     offset: int
     """Offset in bytes, or in rows for a Parquet file."""
     number: int
-    """Number of the line in a text file or of the row in a Parquet file, from 1."""
+    """Number of the line (of the row in a Parquet file), counted from 1."""
 
 
 class QueryRecord(NamedTuple):
@@ -75,8 +75,8 @@ def pairs_of(records: Iterator[QueryRecord]) -> Iterator[TextPair]:
 
 
 def parse_record(row: Mapping[str, Any], position: Position, path: Path) -> QueryRecord:
-    """Parses a row with either one passage or a list. `query_id` defaults to the row's number, and `passage_id` to the
-    passage's index from 0, as in the API."""
+    """Parses a row with one passage or with a list of passages. `query_id` defaults to the row's number, and
+    `passage_id` to the passage's index from 0, as in the API."""
     parse = _RowParser(row, f"{path}, line {position.number}")
     query_id = parse.identifier("query_id", str(position.number))
     query = parse.text("query")

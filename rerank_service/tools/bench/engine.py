@@ -158,7 +158,7 @@ def make_classifier(encoder: Path, folder: Path) -> Path:
 
 @torch.inference_mode()
 def bare_forward(model: Any, sequences: Sequence[Any]) -> None:
-    """Runs an unmodified transformers model over token ids: sorted by length, padded, in batches of 32."""
+    """Runs an unmodified transformers model on token ids, sorted by length and padded in batches of 32."""
     ordered = sorted(sequences, key=len)
     for start in range(0, len(ordered), _BARE_BATCH):
         batch = [torch.from_numpy(ids.astype(np.int64)) for ids in ordered[start : start + _BARE_BATCH]]

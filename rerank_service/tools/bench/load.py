@@ -49,7 +49,7 @@ class LoadRun:
 
     @property
     def num_passages(self) -> int:
-        """Number of passages of the answered requests."""
+        """Number of passages in the answered requests."""
         return sum(answer.num_passages for answer in self.answers if answer.is_ok)
 
     @property

@@ -35,7 +35,7 @@ class Task:
 
     @property
     def found(self) -> float:
-        """Share of the queries that have a relevant candidate: an upper bound of every measure."""
+        """Share of the queries that have a relevant candidate: an upper bound for every measure."""
         hits = (
             any(self.collection.relevance[query_id].get(passage_id, 0) > 0 for passage_id in chosen)
             for query_id, chosen in self.candidates.items()
@@ -91,7 +91,7 @@ def evaluate(
     progress: ReportProgress = no_progress,
     windows: PassageWindows | None = None,
 ) -> Evaluation:
-    """Figures of the first stage and of each model. `windows` defines the windows of long passages.
+    """Figures of the first stage and of each model. `windows` defines how to split long passages.
 
     Raises `CheckpointError`, and `BatchError` for a logit that is not finite.
     """

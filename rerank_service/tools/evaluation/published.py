@@ -13,7 +13,7 @@ _FOUR_SETS = "NQ, HotpotQA, FiQA, TechQA"
 
 
 class PublishedFigure(NamedTuple):
-    """A figure from a publication."""
+    """A published figure, with its source."""
 
     model: str
     first_stage: str
@@ -30,4 +30,4 @@ PUBLISHED = (
     PublishedFigure("nvidia/nv-rerankqa-mistral-4b-v3", "nv-embedqa-e5-v5", "recall@5", _FOUR_SETS, 0.7545, _CARD),
     PublishedFigure("BM25", "none", "recall@5", _FOUR_SETS, 0.4467, _CARD),
 )
-"""All published figures that have a readable source."""
+"""All published figures whose source could be read."""

@@ -1,4 +1,4 @@
-"""A complete capacity plan: fleet, ingresses, controller, loss of a region, cost."""
+"""A complete capacity plan: fleet, ingresses, controller, loss of a region, and cost."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -18,7 +18,7 @@ class RegionReport:
     plan: FleetPlan
     """Fleet for the region's share of the load."""
     plan_after_loss: FleetPlan
-    """Fleet for the region's share after another region is lost; if it runs from the start, clients notice no loss."""
+    """Fleet for the region's share after another region is lost. If it already runs, clients do not notice the loss."""
     assumed: Loss
     loss: RegionLoss
 
@@ -30,7 +30,7 @@ class CapacityReport:
     demand: Demand
     plan: FleetPlan
     kept_replicas: int
-    """Replicas that the autoscaler keeps to hold its `target_utilisation`, but at least those of the plan."""
+    """Replicas that the autoscaler keeps running for its `target_utilisation`, but at least those of the plan."""
     limits: Limits
     region: RegionReport | None
     cost_per_million_passages: float | None

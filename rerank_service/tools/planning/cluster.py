@@ -28,7 +28,7 @@ __all__ = ["End", "FinishedRequest", "Fleet", "SimulatedCluster", "percentile", 
 
 
 class End(StrEnum):
-    """How a request ended."""
+    """Outcome of a request."""
 
     ANSWERED = "answered"
     REFUSED = "refused"

@@ -33,7 +33,7 @@ _NUM_COARSE = 1_500
 _NUM_TARGETS = 40
 """Minimum duration of a simulation, as a multiple of the target, since queues of large fleets build up slowly."""
 _WARM_UP, _COOL_DOWN = 0.15, 0.05
-"""Additional requests simulated before and after the counted ones, as shares of the counted number."""
+"""Additional requests simulated before and after the counted ones, as shares of the number of counted requests."""
 _PLENTY = 4
 """Multiple of the minimum number of replicas at which requests hardly wait."""
 _NORMAL_95 = 1.96
@@ -105,7 +105,7 @@ class FleetPlan:
 
 
 def fewest_replicas(demand: Demand) -> int:
-    """Minimum replicas to match the arrival rate; with fewer, the backlog grows without bound."""
+    """Minimum number of replicas for the arrival rate; with fewer replicas, the backlog grows without bound."""
     return max(1, math.ceil(demand.tokens_per_s / demand.speed.full_tokens_per_s))
 
 

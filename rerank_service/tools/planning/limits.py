@@ -31,7 +31,7 @@ and a part per series. Each ingress reports one series per replica."""
 SERIES_REPORT_US = 0.43
 """CPU time for receiving one series of an ingress's report."""
 MEMBERSHIP_BYTES = 145.0
-"""Bytes per replica sent to each ingress whenever a replica is added or removed."""
+"""Bytes per existing replica that each ingress receives whenever a replica is added or removed."""
 CONTROLLER_IDLE_CPUS = 0.0335
 CONTROLLER_US_PER_REPLICA = 424.0
 CONTROLLER_US_PER_MESSAGE = 643.0
@@ -60,7 +60,7 @@ class Limits:
     other_cpus: float
     """Busy CPUs of the proxies, the replicas' event loops, and Ray."""
     router_entries: int
-    """Entries in the routing tables of all ingresses."""
+    """Total number of entries in the routing tables of all ingresses."""
     route_us: float
     """CPU time of an ingress for choosing a replica for one shard."""
     controller_messages_per_s: float

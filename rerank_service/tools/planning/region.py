@@ -54,8 +54,8 @@ class RegionLoss:
     unreachable: float
     """Number of requests that failed because the lost region's clients had not failed over yet."""
     recovered_after_s: float | None
-    """Time from the loss until p99 stays within the target and no request is refused; 0 if the loss has no such effect,
-    null if the region does not recover."""
+    """Time from the loss until p99 stays within the target and no request is refused; 0 if this is the case
+    throughout, null if the region does not recover."""
 
     @property
     def worst_p99_s(self) -> float:

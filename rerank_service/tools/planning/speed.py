@@ -1,6 +1,6 @@
 """Throughput of one replica: measured by the user, measured here on a CPU, or estimated from shapes and datasheets.
 
-The estimates are not based on measured GPUs, and are labelled as assumptions: the chip's peak, times an assumed
+The estimates are not measured on a GPU and are labelled as assumptions. They are the chip's peak times an assumed
 utilisation, divided by the model's floating-point operations per token.
 """
 
@@ -24,8 +24,8 @@ __all__ = [
 ]
 
 ASSUMED_MFU = 0.4
-"""Assumed share of the peak that a forward pass reaches; not measured. A large matrix product alone reaches about 0.8
-on an H100 (docs/decisions/0007), and NVIDIA's published 150 pairs/s of the 4B at 512 tokens correspond to 0.55."""
+"""Share of the peak that a forward pass is assumed to reach; not measured. A large matrix product alone reaches about
+0.8 on an H100 (docs/decisions/0007), and NVIDIA's published 150 pairs/s for the 4B at 512 tokens correspond to 0.55."""
 
 PEAK_TFLOPS = {gpu.key: gpu.flops_per_s / 1e12 for gpu in GPU_PEAKS}
 
@@ -33,7 +33,7 @@ EMBEDDED_TOKENS_PER_S = {Lengths.SHORT: 9_396.0, Lengths.CHUNKS: 8_050.0, Length
 """Throughput of one replica on one core in int8: tokens per pair divided by CPU time per pair, for the late-interaction
 engine in benchmarks/results/engine-cpu.json (AMD EPYC with AVX512-VNNI)."""
 _SHORT_TOKENS = 160
-"""Length up to which pairs of a fixed length have the speed of `short`."""
+"""Longest fixed length of pairs for which the speed of `short` is used."""
 
 _ASSUMED_BATCH_OVERHEAD_S = 0.002
 
@@ -60,7 +60,7 @@ class ReplicaSpeed:
     """Batches that the device accepts at the same time."""
     max_batch_tokens: int = default_batch_tokens(on_gpu=True)
     shard_tokens: int = default_batch_tokens(on_gpu=True)
-    """Tokens of the shards into which requests are split."""
+    """Tokens per shard when requests are split."""
     origin: str = "given"
     """Source of the throughput, in words."""
     is_measured: bool = True

@@ -1,4 +1,4 @@
-"""Simulated arrivals: when requests come, how many pairs they contain, and how long the pairs are."""
+"""Simulated arrivals: when requests arrive, how many pairs they contain, and how long the pairs are."""
 
 import math
 import random
@@ -96,7 +96,7 @@ def arrivals(mix: Mix, phases: Sequence[Phase], burstiness: float = 1.0, seed: i
     """
     size_rng, gap_rng = random.Random(f"sizes {seed}"), random.Random(f"gaps {seed}")  # noqa: S311 - a simulation
     sizes, weights, pool = list(mix.passages), list(mix.passages.values()), mix.pool()
-    repeated = pool * (2 + max(sizes) // len(pool))  # long enough for a slice that starts at any length
+    repeated = pool * (2 + max(sizes) // len(pool))  # long enough for a slice from any start index
     now_s, phase = 0.0, 0
     while True:
         while phase + 1 < len(phases) and phases[phase + 1].from_s <= now_s:

@@ -1,8 +1,8 @@
 """Logits of published weights as recorded by others, with sources; none was measured by this project.
 
-A checkpoint that is said to be one of these models but gives other logits is a different model, or is run wrongly. The
-four logits in the documentation of NVIDIA's NIM ("which way should i go?", -1.2421875 to -8.2421875) are omitted:
-depending on the release, they appear under the names of three models.
+If a checkpoint of one of these models gives other logits, it is a different model or runs incorrectly. The four
+logits in the documentation of NVIDIA's NIM ("which way should i go?", -1.2421875 to -8.2421875) are omitted: depending
+on the release, they appear under the names of three models.
 """
 
 from dataclasses import dataclass
@@ -58,7 +58,7 @@ RECORDED = (
         Dtype.FLOAT16,
         Dtype.BFLOAT16,
         "reply of NVIDIA's NIM for the model; its digits are those of float16 numbers, but the precision of the "
-        "computation is unknown, and the original page is no longer available",
+        "computation is unknown, and the original page could not be found",
     ),
 )
 

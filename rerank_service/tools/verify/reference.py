@@ -43,7 +43,7 @@ _NO_LIMIT = 1_000_000
 
 
 class ReferenceTokens(NamedTuple):
-    """The tokens of a pair that the model must see."""
+    """Tokens of a pair, as the model must see them."""
 
     token_ids: tuple[int, ...]
     """Token ids of the pair, or of the passage alone if query and passage are encoded separately."""
@@ -85,7 +85,7 @@ class Reference(ABC):
         self._published = _tokenizer(folder)
         """The published tokenizer, which parses special tokens."""
         self._special_names: set[str] = set()
-        """Special tokens that are read as characters in a text; empty if texts are parsed."""
+        """Special tokens that are read as characters in texts; empty if texts are parsed for special tokens."""
         self._tokenizer = self._published
         if settings.engine.special_tokens == "text":
             self._tokenizer, self._special_names = _text_tokenizer(folder, prompt)
@@ -251,7 +251,7 @@ class _YesNoDecoder(Reference):
 
     def _cut(self, parts: list[list[int]]) -> None:
         """Truncates the passage's part from the right. A separate query part is first limited to three quarters of the
-        room.
+        tokens that the window leaves to query and passage.
 
         mxbai_rerank_v2.py and FlagEmbedding's decoder_only/base.py do the same, but truncate queries even if the pair
         fits. Here, a pair that fits is never truncated.
@@ -342,7 +342,7 @@ def _text_tokenizer(folder: Path, prompt: Sequence[str]) -> tuple[Any, set[str]]
 
 
 def _split_at(names: set[str], template: str) -> list[str]:
-    """Splits a template at the given names; each name in it becomes a separate piece."""
+    """Splits a template at the given names, each of which becomes a separate piece."""
     longest_first = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
     return [piece for piece in re.split(f"({longest_first})", template) if piece] if names else [template]
 
@@ -358,7 +358,7 @@ def _window(model: Any, tokenizer: Any, configured: int | None, folder: Path) ->
 
 
 def _first_position(model: Any) -> int:
-    """Position of the first token. In RoBERTa's position table, the rows up to the padding index come first."""
+    """Position of the first token. RoBERTa's position table begins with the rows up to the padding index."""
     table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
     padding = getattr(table, "padding_idx", None)
     return 0 if padding is None else int(padding) + 1

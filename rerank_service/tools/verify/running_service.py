@@ -18,7 +18,7 @@ _COARSEST = {Dtype.AUTO: Dtype.BFLOAT16, Dtype.FASTEST: Dtype.INT8}
 
 
 class ServicePath:
-    """A model served over HTTP. Its numbers of tokens are known, but not the token ids."""
+    """A model served over HTTP. The service reports numbers of tokens, but no token ids."""
 
     must_repeat = False
     """False, since bit-equal logits are promised only on CPUs and the service's device is unknown."""
@@ -27,7 +27,7 @@ class ServicePath:
         self, client: Client, url: str, dtype: Dtype, told_precision: Callable[[], str | None] = lambda: None
     ) -> None:
         """`dtype` is the configured precision; `auto` and `fastest` count as the lowest precision they may select.
-        A precision that the service reports, returned by `told_precision`, takes precedence."""
+        If `told_precision` returns a precision that the service reports, that precision takes precedence."""
         self._client = client
         self._url = url
         self._dtype = _COARSEST.get(dtype, dtype)
@@ -57,7 +57,7 @@ class ServicePath:
 
         with ThreadPoolExecutor(_REQUESTS_AT_ONCE if at_once else 1) as threads:
             answers = list(threads.map(ask, questions))
-        # Only after the replies have all replicas involved reported their precision.
+        # Asked after the replies, because the replicas that replied have reported their precision by then.
         if (precision := self._told_precision()) in TOLERANCES:
             self._dtype = Dtype(precision)
         return answers

@@ -72,7 +72,7 @@ class EnginePath:
     """A model loaded in this process with its configured settings."""
 
     def __init__(self, model: ModelConfig, num_cpus: float | None = None) -> None:
-        """`num_cpus` is a replica's number of CPUs; null: that of this process. Raises `CheckpointError`."""
+        """`num_cpus` is a replica's number of CPUs; null: all CPUs of this process. Raises `CheckpointError`."""
         self._model = model
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="launch")  # one thread, as in a replica
         self._tokenisers = ThreadPoolExecutor(model.replica.tokeniser_threads, thread_name_prefix="tokenise")

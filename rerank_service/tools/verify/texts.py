@@ -98,7 +98,7 @@ VERIFICATION_QUERIES = (
 
 
 def over_long_queries(window_tokens: int) -> tuple[VerificationQuery, VerificationQuery]:
-    """A passage, then a query, with more words than the window has tokens, so every tokenizer must truncate it."""
+    """Two cases that every tokenizer truncates: a passage and a query with more words than the window has tokens."""
     words = " ".join(islice(cycle(_BEES.split()), window_tokens + 1))
     short = VERIFICATION_QUERIES[0].passages[:3]
     return VerificationQuery("How do bees keep warm?", (words,)), VerificationQuery(words, (*short, words))

@@ -34,10 +34,11 @@ class Tolerance(NamedTuple):
     """Allowed differences from the reference's logits, as shares of the size of these logits.
 
     The size is the root mean square, which covers both spread and offset, because rounding affects both.
-    Measured on 2026-11-23 (AMD EPYC with AVX512-BF16 and VNNI, torch 2.13.0) on eighteen random checkpoints of
-    `make-checkpoint`, tiny and small, and on all-MiniLM-L6-v2. Random models are the worst case: the differences of a
-    trained model are a tenth to a fifth as large. The bounds are about twice the largest figures found, and wider in
-    float32. Every wrong model exceeded a bound (`tests/unit/tools/verify/test_verify.py`).
+
+    Differences were measured on 2026-11-23 (AMD EPYC with AVX512-BF16 and VNNI, torch 2.13.0) on eighteen random
+    checkpoints of `make-checkpoint`, tiny and small, and on all-MiniLM-L6-v2. Random models are the worst case: a trained
+    model's differences are a tenth to a fifth as large. The bounds are about twice the largest differences found, and
+    wider in float32. Every wrong model exceeded a bound (`tests/unit/tools/verify/test_verify.py`).
     """
 
     largest: float
@@ -51,7 +52,7 @@ class Tolerance(NamedTuple):
 
 
 TOLERANCES = {
-    # Largest and mean found: 3e-6 and 1e-6, from a different order of summation. GPUs and deeper models add up more.
+    # Largest and mean found: 3e-6 and 1e-6, from a different order of summation. GPUs and deeper models have more.
     Dtype.FLOAT32: Tolerance(1e-4, 2e-5, 1e-4),
     # Found: 0.0041 and 0.0013, with a significand of 11 bits.
     Dtype.FLOAT16: Tolerance(0.01, 0.004, 0.002),
@@ -91,7 +92,7 @@ class LogitFigures:
     correlation: float | None
     """Correlation with the reference's logits; null if all logits of a side are equal."""
     slope: float | None
-    """Slope of the served logits over the reference's logits, by least squares."""
+    """Factor from the reference's logits to the served logits, by least squares."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +110,7 @@ class TokenFigures:
 
 @dataclass(frozen=True, slots=True)
 class RecordedFigures:
-    """Logits recorded by others, with the logits computed here."""
+    """Recorded logits, and the logits of the same pairs as computed here."""
 
     recorded: RecordedLogits
     reference: tuple[float, ...]
@@ -225,7 +226,7 @@ def _recorded_checks(recorded: RecordedFigures, dtype: Dtype) -> Iterator[Check]
     for side, logits, precision in sides:
         difference, allowed = recorded.largest_difference(logits), recorded.allowed(precision)
         name = f"recorded in {recorded.recorded.dtype.value}, {side}"
-        yield Check(name, difference <= allowed, f"{difference:.2g} off", f"{allowed:.2g}")
+        yield Check(name, difference <= allowed, f"differs by {difference:.2g}", f"{allowed:.2g}")
 
 
 def _likely_cause(figures: LogitFigures, tokens: TokenFigures, checks: Sequence[Check]) -> str:
