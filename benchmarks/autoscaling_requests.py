@@ -39,7 +39,7 @@ class ScalingOutcome:
     """Result of a run."""
 
     capacity_after_s: int | None
-    """Time from the step until there are enough replicas for the load; null if there never are."""
+    """Time from the step until the running replicas suffice for the load; null if they never do."""
     most_wanted: int
     """Highest target after the step."""
     least_wanted: int

@@ -3,7 +3,7 @@
     python -m benchmarks.batch --pairs 1000000 --kills 6 --model FOLDER --json benchmarks/results/batch.json
 
 Runs `rerank-service batch` in separate processes, on generated inputs: first a tenth of the pairs without interruption,
-then all pairs with kills by SIGKILL. Needs the extra `tools`.
+then all pairs while SIGKILL ends the job several times. Needs the extra `tools`.
 """
 
 import json
@@ -144,7 +144,7 @@ def main(
     kills: Annotated[int, typer.Option(min=0)] = 6,
     passage_words: Annotated[int, typer.Option(min=1)] = 6,
     chunk_pairs: Annotated[int, typer.Option(min=1)] = 2_048,
-    workers: Annotated[int | None, typer.Option(min=1, help="Ray actors; default: no Ray, one process.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Number of Ray actors; default: no Ray.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="File for the figures.")] = None,
 ) -> None:
     """Counts the pairs lost to kills, and measures memory on the whole input and on a tenth of it."""

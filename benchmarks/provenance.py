@@ -1,4 +1,4 @@
-"""Provenance of a measurement: commit, hardware, versions, command."""
+"""Provenance of a measurement: commit, hardware, versions and command."""
 
 import os
 import platform
@@ -50,7 +50,7 @@ def _version(package: str) -> str | None:
 
 
 def _git(*arguments: str) -> str | None:
-    """Output of a git command; null without git, a repository or a commit."""
+    """Output of a git command; null if git, the repository or a commit is missing."""
     if shutil.which("git") is None:
         return None
     result = subprocess.run(

@@ -49,7 +49,7 @@ def main(
 
 
 def _command(port: int) -> Command:
-    """`serve run` with the repository's configuration, on a free port."""
+    """The command `serve run` with the repository's configuration, on a free port."""
     document = yaml.safe_load(_SERVE_CONFIG.read_text(encoding="utf-8"))
     document["http_options"]["port"] = port
     path = BENCH_FOLDER / "configs" / "service.yaml"

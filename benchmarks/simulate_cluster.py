@@ -189,7 +189,7 @@ def _point(demand: Demand, replicas: int) -> dict[str, Any]:
 
 
 def _region(demand: Demand, timeout_s: float) -> dict[str, Any]:
-    """The example load in three regions, one of which is lost."""
+    """Simulates the example load in three regions, one of which is lost."""
     share = replace(demand, rps=demand.rps / 3, timeout_s=timeout_s)
     plan, after = smallest(share), smallest(replace(share, rps=demand.rps / 2))
     loss = lose_region(share, plan.replicas, Loss(regions=3, start_s=60.0, watched_s=240.0))
@@ -231,7 +231,7 @@ def _finish(results: dict[str, Any], path: Path | None) -> None:
 
 
 def _rounded(value: Any) -> Any:
-    """Rounded to four digits; null for infinity, which JSON cannot represent."""
+    """Rounds all numbers to four digits. Infinity becomes null, because JSON cannot represent it."""
     if isinstance(value, dict):
         return {key: _rounded(one) for key, one in value.items()}
     if isinstance(value, list | tuple):

@@ -26,7 +26,7 @@ def main() -> None:
     reranker = NVIDIARerank(
         base_url=f"{arguments.url}/v1",
         top_n=3,
-        usage_telemetry_enabled=False,  # send nothing to NVIDIA
+        usage_telemetry_enabled=False,  # sends no telemetry to NVIDIA
         **named,
     )
     print(arguments.question)

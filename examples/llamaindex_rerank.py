@@ -27,7 +27,7 @@ def main() -> None:
         NodeWithScore(node=TextNode(text=text, metadata={"line": number}, excluded_embed_metadata_keys=["line"]))
         for number, text in enumerate(PASSAGES, 1)
     ]
-    with httpx.Client(timeout=60) as http_client:  # httpx's default is 5 s
+    with httpx.Client(timeout=60) as http_client:  # the default of httpx is 5 s
         reranker = NVIDIARerank(
             model=arguments.model, base_url=f"{arguments.url}/v1", top_n=3, truncate="END", http_client=http_client
         )

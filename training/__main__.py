@@ -149,7 +149,7 @@ def _judged(out: Path, name: str) -> dict[str, dict[str, Any]]:
 def _difference(
     candidate: dict[str, dict[str, Any]], default: dict[str, dict[str, Any]], without: Sequence[str]
 ) -> dict[str, Any]:
-    """Difference on the sets that both were judged on. Raises `ValueError` if a set's candidate passages differ."""
+    """Difference on the sets common to both. Raises `ValueError` if a set's candidate passages differ."""
     common = [name for name in candidate if name in default and name not in without]
     for name in common:
         if any(candidate[name][key] != default[name][key] for key in ("candidates", "num_queries")):

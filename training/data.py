@@ -12,7 +12,7 @@ from pathlib import Path
 __all__ = ["Group", "batches", "lengthen", "read_groups", "split_groups"]
 
 _DEV_BUCKETS = 20
-"""One in this number of passages may be in the dev split, together with its queries."""
+"""Number of hash buckets. The passages of one bucket, with their queries, may be in the dev split."""
 
 
 @dataclass(frozen=True)

@@ -198,8 +198,8 @@ class Scorer(nn.Module):
 
 
 def _window_means(texts: Encoded) -> torch.Tensor:
-    """Normalised means `[B, W, H]` of windows that overlap by half; zero for windows that a text fills by less than
-    half, except for its first."""
+    """Normalised means `[B, W, H]` of windows that overlap by half; zeros for windows that are less than half
+    full, except the first window of a text."""
     half = _WINDOW_TOKENS // 2
     states = F.pad((texts.states * texts.mask[..., None]).transpose(1, 2), (0, _WINDOW_TOKENS))  # [B, H, L + 32]
     means = F.avg_pool1d(states, _WINDOW_TOKENS, half).transpose(1, 2)

@@ -105,7 +105,7 @@ def _prepare_models(results: Sequence[Result], models: SharedModels, console: Co
     write_classifier(models)
     if not any(result.contender.needs_onnx for result in results):
         return
-    console.print("Exporting the checkpoint to ONNX, unless it exists")
+    console.print("Exporting the checkpoint to ONNX, unless the files exist")
     try:
         export_onnx(models)
     except (InstallFailed, OSError) as error:

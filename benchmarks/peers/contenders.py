@@ -45,7 +45,7 @@ class Contender:
     """Fields added to the body of each request."""
 
     notes: tuple[str, ...] = ()
-    """Remarks for readers of its figures."""
+    """Remarks for readers of the contender's figures."""
 
 
 def _ours(dtype: str) -> Contender:

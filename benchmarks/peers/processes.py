@@ -91,7 +91,7 @@ def first_cpus(count: int) -> list[int]:
 
 
 def _on_cpus(num_threads: int) -> list[str]:
-    """Prefix of a command that limits its process tree to the first CPUs; empty if it may use all."""
+    """Command prefix that limits a process tree to the first CPUs; empty if the tree may use all CPUs."""
     if num_threads >= len(os.sched_getaffinity(0)):
         return []
     return ["taskset", "--cpu-list", ",".join(map(str, first_cpus(num_threads)))]

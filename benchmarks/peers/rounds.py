@@ -85,7 +85,7 @@ class Result:
     contender: Contender
     versions: dict[str, str] = field(default_factory=dict)
     error: str | None = None
-    """Why the measurement stopped."""
+    """Reason why the measurement stopped early; null if it did not."""
 
     rounds: list[Round] = field(default_factory=list)
 

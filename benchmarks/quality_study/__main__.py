@@ -1,4 +1,4 @@
-"""`python -m benchmarks.quality_study measure DATA`, then `python -m benchmarks.report`. Needs the extra `bench`."""
+"""`python -m benchmarks.quality_study measure DATA`, then `python -m benchmarks.report`. Needs the extra `tools`."""
 
 import json
 import tempfile

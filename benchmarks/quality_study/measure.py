@@ -52,7 +52,7 @@ class Runner:
         return self._ranked[variant]
 
     def first_stage(self) -> VariantScores:
-        """The scores of BM25."""
+        """Scores all pairs of the set with BM25."""
         scores = [score for query_id in self.task.candidates for score in self.task.first_stage_scores[query_id]]
         return VariantScores(scores, self._ndcg(scores), 0, 0.0)
 

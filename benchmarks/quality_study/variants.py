@@ -28,7 +28,7 @@ class ScorerVariant:
 
 
 class Comparison(NamedTuple):
-    """A variant and the variant it is compared with."""
+    """A variant, and the variant that it is compared with."""
 
     variant: ScorerVariant
     base: ScorerVariant

@@ -54,7 +54,7 @@ class _Pending:
 
 
 class SimulatedEngine:
-    """Accepts two batches in flight, like a GPU, and processes one at a time."""
+    """An engine that, like a GPU, accepts two batches in flight and processes one at a time."""
 
     max_in_flight = 2
     memory_tokens: int | None = None
@@ -92,7 +92,7 @@ class SimulatedEngine:
 
 
 def build_app(args: dict[str, Any]) -> Application:
-    """The application with simulated replicas.
+    """Builds the application with simulated replicas.
 
     `args` contains `settings`, a `RerankConfig` as a dict; `tokens_per_s`, the speed of a replica, or null for a null
     engine; `start_s`, the startup time of a replica; and `ready_folder`, in which each replica that is ready creates a

@@ -36,9 +36,9 @@ class Tolerance(NamedTuple):
     The size is the root mean square, which covers both spread and offset, because rounding affects both.
 
     Differences were measured on 2026-11-23 (AMD EPYC with AVX512-BF16 and VNNI, torch 2.13.0) on eighteen random
-    checkpoints of `make-checkpoint`, tiny and small, and on all-MiniLM-L6-v2. Random models are the worst case: a trained
-    model's differences are a tenth to a fifth as large. The bounds are about twice the largest differences found, and
-    wider in float32. Every wrong model exceeded a bound (`tests/unit/tools/verify/test_verify.py`).
+    checkpoints of `make-checkpoint`, tiny and small, and on all-MiniLM-L6-v2. Random models are the worst case: a
+    trained model's differences are a tenth to a fifth as large. The bounds are about twice the largest differences
+    found, and wider in float32. Every wrong model exceeded a bound (`tests/unit/tools/verify/test_verify.py`).
     """
 
     largest: float
