@@ -1,4 +1,4 @@
-"""Every error survives pickling, and every envelope has all fields."""
+"""Every error survives pickling, and its envelope has every field."""
 
 import inspect
 import json
@@ -33,13 +33,13 @@ EXAMPLES = [
 ]
 
 
-def test_every_error_has_an_example() -> None:
+def test_there_is_an_example_of_every_error() -> None:
     classes = {item for item in vars(errors).values() if inspect.isclass(item) and issubclass(item, RerankError)}
     assert {type(example) for example in EXAMPLES} == classes
 
 
 @pytest.mark.parametrize("error", EXAMPLES, ids=lambda error: type(error).__name__)
-def test_pickling_preserves_every_attribute(error: RerankError) -> None:
+def test_pickling_keeps_everything(error: RerankError) -> None:
     copy = pickle.loads(pickle.dumps(error))  # noqa: S301 - our own bytes
     assert (type(copy), copy.args, copy.message, copy.problems) == (
         type(error),
@@ -61,7 +61,7 @@ def test_every_error_has_a_message_a_status_and_a_problem(error: RerankError) ->
     assert (error.retry_after_s is not None) == (error.http_status in (429, 503))
 
 
-def test_the_message_for_a_long_pair_has_the_words_that_clients_search_for() -> None:
+def test_a_pair_that_is_too_long_has_the_words_that_clients_look_for() -> None:
     assert str(errors.PairTooLong(0, 9000, 8192)).startswith(
         "Input length 9000 exceeds maximum allowed token size 8192"
     )
