@@ -1,4 +1,4 @@
-"""Loading of the configuration: from a Serve configuration file, or from the `args` of a Serve application."""
+"""Loads the configuration from a Serve configuration file, or from the `args` of a Serve application."""
 
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,8 +34,8 @@ def load_config(path: Path) -> RerankConfig:
 def parse_serve_config(text: str, source: str) -> RerankConfig:
     """Reads the configuration from the YAML text of a Serve configuration.
 
-    Models with an application of their own must have the same settings there. `source` names the text in messages.
-    Raises `ConfigError`.
+    A model with its own application must have the same settings in that application. Error messages call the text
+    `source`. Raises `ConfigError`.
     """
     try:
         applications = yaml.safe_load(text)["applications"]
