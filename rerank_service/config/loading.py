@@ -61,12 +61,12 @@ def parse_serve_config(text: str, source: str) -> RerankConfig:
 
 
 def parse_config(args: dict[str, Any]) -> RerankConfig:
-    """Validates the `args` of the ingress's application. Raises `ConfigError` with one line for each problem."""
+    """Validates the `args` of the ingress's application. Raises `ConfigError` with one line per problem."""
     return _parse(RerankConfig, args)
 
 
 def parse_model(args: dict[str, Any]) -> ModelConfig:
-    """Validates the `args` of a model's own application. Raises `ConfigError` with one line for each problem."""
+    """Validates the `args` of a model's own application. Raises `ConfigError` with one line per problem."""
     return _parse(ModelConfig, args)
 
 

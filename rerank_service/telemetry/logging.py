@@ -9,8 +9,8 @@ __all__ = ["log_through_serve", "serve_id"]
 
 
 def log_through_serve() -> None:
-    """Sends this package's log lines through Serve's handlers. Call it in a replica's constructor: Serve's handlers
-    exist by then.
+    """Sends this package's log lines through Serve's handlers. Call this in a replica's constructor, once Serve's
+    handlers exist.
 
     Serve's own line per call is dropped, because the ingress logs one line per request.
     """

@@ -367,5 +367,5 @@ def test_an_index_with_a_path_outside_the_folder_is_refused(hub: FakeHub, files:
     shards = {"model-00001-of-00001.safetensors": files[WEIGHTS], "model.safetensors.index.json": index}
     commit = hub.put(ID, {"config.json": files["config.json"]} | shards)
 
-    with pytest.raises(CheckpointError, match=r"names '\.\./\.\./secret\.safetensors', which is not a file of its own"):
+    with pytest.raises(CheckpointError, match=r"names '\.\./\.\./secret\.safetensors', which is not a file in the same"):
         pull(ID, commit)

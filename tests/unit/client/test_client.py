@@ -387,11 +387,11 @@ async def test_cancelling_a_call_cancels_its_requests() -> None:
 @pytest.mark.parametrize(
     ("settings", "options", "message"),
     [
-        ({"base_url": "not a url"}, {}, "is not like"),
+        ({"base_url": "not a url"}, {}, "must be an http or https URL"),
         ({"base_url": "http://host:port"}, {}, "is not a URL"),
-        ({"max_passages": 0}, {}, "start at 1"),
+        ({"max_passages": 0}, {}, "must be at least 1"),
         ({"timeout_s": 0}, {}, "above 0"),
-        ({}, {"top_n": 0}, "top_n starts at 1"),
+        ({}, {"top_n": 0}, "top_n must be at least 1"),
     ],
 )
 def test_wrong_arguments_are_refused_before_anything_is_sent(

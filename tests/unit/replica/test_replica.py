@@ -105,7 +105,7 @@ async def test_a_replica_is_unhealthy_once_no_tokenising_thread_is_left(
     await replica.check_health()  # another thread is left
     second = await stick()
     await pass_a_minute()
-    with pytest.raises(EngineFailed, match="no tokenising thread"):
+    with pytest.raises(EngineFailed, match="all tokenising threads"):
         await replica.check_health()
 
     replica.engine.may_go_on.set()
