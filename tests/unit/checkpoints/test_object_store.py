@@ -22,7 +22,7 @@ WEIGHTS = "model.safetensors"
 
 
 class Bucket(MemoryFileSystem):  # type: ignore[misc]
-    """A store in memory whose reads fail on demand."""
+    """An in-memory store whose reads fail on demand."""
 
     protocol = "bucket"
     store: dict[str, Any] = {}  # noqa: RUF012 - a class attribute, as in its parent
