@@ -120,8 +120,8 @@ class Shard:
     may_decline: bool = field(default=False, compare=False)
     """Whether the replica may hand the shard back unscored."""
     decline_above: int | None = field(default=None, compare=False)
-    """Outstanding tokens above which the replica hands the shard back: the ingress then chose the replica by a stale
-    report. Null: no limit."""
+    """Limit of the replica's outstanding tokens. Above it, the replica hands the shard back, because the ingress relied
+    on a stale report. Null: no limit."""
 
 
 @dataclass(frozen=True, slots=True)

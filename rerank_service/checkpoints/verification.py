@@ -110,7 +110,8 @@ def read_digests(path: Path, progress: Progress = no_progress) -> FileDigests:
 def quick_digest(path: Path) -> str:
     """SHA-256 of a file or, for a large file, of 4 MB of samples spread evenly from the first to the last byte.
 
-    It detects a truncated file, a swapped file and any gap of a 64th of the file, but not a single flipped bit.
+    It detects a truncated file, a swapped file and any gap that covers a 64th of the file, but not a single flipped
+    bit.
     """
     size_bytes = path.stat().st_size
     digest = hashlib.sha256()
@@ -160,8 +161,7 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 
 def content_revision(files: Mapping[str, FileRecord]) -> str:
-    """Returns one digest over all files, for sources without revisions: `sha256sum FILES | LC_ALL=C sort -k 2 |
-    sha256sum`."""
+    """One digest of all files, for sources without revisions: `sha256sum FILES | LC_ALL=C sort -k 2 | sha256sum`."""
     lines = "".join(f"{record.sha256}  {name}\n" for name, record in sorted(files.items()))
     return hashlib.sha256(lines.encode()).hexdigest()
 

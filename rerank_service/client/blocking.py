@@ -33,8 +33,8 @@ class Client(ClientBase[httpx.Client]):
 
         Without passages, the ranking is empty and no request is sent. With `windows`, a passage that is longer than the
         model's window is scored by its best part. More than `max_passages` passages are sent in several concurrent
-        requests, from threads. Raises `RerankClientError`. If one request fails, the call waits for the requests in
-        flight and sends no others.
+        requests from separate threads. Raises `RerankClientError`. If one request fails, the call waits for the
+        requests in flight and sends no others.
         """
         call = self._call(query, passages, Options(model, truncate, windows), top_n)
         if len(call.parts) <= 1:

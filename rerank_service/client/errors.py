@@ -1,7 +1,7 @@
 """The errors of the client.
 
     RerankClientError
-    ├── ConnectionFailed              twice, the service was not reached or closed the connection
+    ├── ConnectionFailed              in two attempts, the service was not reached or closed the connection
     └── ApiError                      the service answered with an error
         ├── InvalidRequestError       400, 413, 415, 422: the request must be changed
         ├── AuthenticationError       401, 403

@@ -34,8 +34,8 @@ def load_config(path: Path) -> RerankConfig:
 def parse_serve_config(text: str, source: str) -> RerankConfig:
     """Reads the configuration from the YAML text of a Serve configuration.
 
-    A model with its own application must have the same settings in that application. Error messages call the text
-    `source`. Raises `ConfigError`.
+    A model with its own application must have the same settings in that application. Error messages refer to the text
+    as `source`. Raises `ConfigError`.
     """
     try:
         applications = yaml.safe_load(text)["applications"]

@@ -74,7 +74,7 @@ schema."""
 
 
 def dialect_operation(dialects: Sequence[Dialect]) -> dict[str, Any]:
-    """OpenAPI operation of a path shared by these dialects: the body, answer and errors of any of these dialects."""
+    """OpenAPI operation of a path that these dialects share, with the bodies, answers and errors of all of them."""
     responses = {
         "200": {
             "description": "Results in the form of the body's dialect.",

@@ -23,7 +23,7 @@ _PROBE_TIMEOUT_S = 2.0
 """Time limit of a probe in the replica. A busy replica refuses the pair within this time, and a refusal is an
 answer."""
 _NO_ANSWER_S = 4.0
-"""A probe without any answer fails after this long, which is longer than its time limit in the replica."""
+"""A probe without any answer fails after this time, which is longer than the time limit in the replica."""
 _UNREACHABLE_S = 10.0
 """A model is unreachable if a probe failed and its replicas have given no answer for this long."""
 
@@ -38,7 +38,8 @@ class Readiness:
     def __init__(
         self, ranker: Ranker, router: ModelRouter, models: Mapping[str, Sequence[str]], request_timeout_s: float
     ) -> None:
-        """`models` maps each model id to probe to the ids of all models on the same replicas, including itself."""
+        """`models` maps the id of each probed model to the ids of all models on the same replicas, including the probed
+        model."""
         self._ranker = ranker
         self._router = router
         self._models = models

@@ -72,7 +72,7 @@ class _Arrivals(NamedTuple):
 
 
 class TokenPolicy:
-    """Requests enough replicas to score the offered tokens, and to clear the backlog soon after new replicas are up.
+    """Asks for enough replicas to score the offered tokens, and to clear the backlog soon after new replicas are up.
 
     The policy scales up when a higher count has been wanted for `upscale_delay_s`, so that a single burst adds no
     replicas. It scales down when a lower count has sufficed for `steady_s`: as in Kubernetes, the highest count wanted
@@ -143,9 +143,9 @@ class TokenPolicy:
         """Number of replicas from which a policy without state starts.
 
         After a restart of the controller, the target is the last saved one, and a replica counts as running only once
-        the controller has found it again. A deployment without replicas, with its minimum as target, counts as new and
-        starts with `initial_replicas`. Serve's own option of that name would also shrink a running deployment when it
-        is redeployed.
+        the controller has found it again. A deployment counts as new if it has no replicas and its target is the
+        minimum. A new deployment starts with `initial_replicas`. Serve's own option of that name would also shrink a
+        running deployment when it is redeployed.
         """
         target, running = context.target_num_replicas, context.current_num_replicas
         if running == 0 and target <= context.capacity_adjusted_min_replicas:

@@ -191,9 +191,10 @@ class ReplicaTable:
     def expected_tokens(self, replica: str) -> float:
         """Expected tokens ahead of a shard that is sent to this replica now.
 
-        The sum of two parts: tokens that this process has outstanding on the replica, and the other processes' tokens,
-        which are the reported backlog without this process's part. As the report ages, the other processes' part
-        approaches the mean backlog of all replicas. For a replica without a report, it is the mean.
+        This is the sum of two parts: the tokens that this process has outstanding on the replica, and the other
+        processes' tokens, which are the reported backlog without this process's part. As the report ages, the other
+        processes' part approaches the mean backlog of all replicas. For a replica without a report, this part is the
+        mean.
         """
         own = self._real_share * self.outstanding[replica]
         mean = self._waiting_tokens / len(self._reports) if self._reports else 0.0
@@ -224,7 +225,7 @@ class ReplicaTable:
         """The replicas expected to finish a shard first, best first. Replicas with about equal times are ordered by
         distance, nearest first.
 
-        It does not sort all replicas: with 1,000 replicas, that takes twice as long (docs/capacity.md).
+        The method does not sort all replicas: with 1,000 replicas, sorting takes twice as long (docs/capacity.md).
         """
         with self.lock:
             expected = [self._expected_s(id_of(replica), num_tokens) for replica in replicas]
@@ -238,8 +239,8 @@ class ReplicaTable:
     def usable(
         self, replicas: Sequence[_ReplicaT], id_of: Callable[[_ReplicaT], str], avoid: Collection[str] = ()
     ) -> Sequence[_ReplicaT]:
-        """The replicas except those in `avoid` and those that failed recently. An exception is ignored if it would
-        exclude all.
+        """The replicas except those in `avoid` and those that failed recently. An exclusion that would leave no replica
+        is ignored.
 
         A shard that must avoid a replica either broke that replica or was on it when another shard broke it. Both
         shards are retried, on different replicas, so that the harmful shard does not break the harmless shard's second
@@ -290,8 +291,8 @@ class ReplicaTable:
             self.outstanding.release(call)
 
     def send(self, call: int, request_id: str, replica: str, num_tokens: int, attempt: int = 0) -> None:
-        """Counts a call on the replica that accepted it. `route_of` returns this replica for `attempt`, unless that is
-        0."""
+        """Counts a call on the replica that accepted it. `route_of` returns this replica for `attempt`, unless
+        `attempt` is 0."""
         with self.lock:
             self.outstanding.send(call, request_id, replica, num_tokens)
             mean = self._shard_tokens or float(num_tokens)

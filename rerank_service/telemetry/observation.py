@@ -116,7 +116,7 @@ class Observer:
     @contextmanager
     def observe(self, request: Request, dialect: str) -> Iterator[Observation]:
         """Yields an observation of `request`, and reports it when the block ends."""
-        route = str(getattr(request.scope.get("route"), "path", ""))  # the route: a client's path may contain anything
+        route = str(getattr(request.scope.get("route"), "path", ""))  # not the path, which may contain anything
         attributes = {"http.request.method": request.method, "http.route": route}
         with self._tracing.span(f"{request.method} {route}", attributes, request.headers) as span:
             observation = Observation(span, traceparent(), dialect)

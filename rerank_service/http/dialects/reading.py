@@ -68,7 +68,8 @@ Documents = Annotated[tuple[_DocumentText, ...], Field(min_length=1)]
 def read(request: type[_WireT], body: Body, limits: LimitsConfig, *, ignores_unknown: bool = False) -> _WireT:
     """Reads the body as a `request`. Raises `InvalidRequest` with all problems, up to ten.
 
-    Unknown fields are ignored with `ignores_unknown`, for vendors whose own servers ignore them, or if configured.
+    Unknown fields are ignored with `ignores_unknown`, for vendors whose own servers ignore them, or if the
+    configuration says so.
     """
     extra = "ignore" if ignores_unknown or limits.unknown_fields == "ignore" else "forbid"
 

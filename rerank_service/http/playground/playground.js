@@ -107,8 +107,8 @@ const listLiteral = (values, indent) =>
   values.length ? `[\n${values.map((value) => `${indent}${LITERAL_INDENT}${objectLiteral(value)}`).join(",\n")}\n${indent}]` : "[]";
 const objectLiteral = (value) => (value.text === undefined ? JSON.stringify(value) : `{"text": ${JSON.stringify(value.text)}}`);
 
-/** Passes the body as a quoted here-document: the shell expands nothing in the body, the length is unlimited, and no line of
- * the body can be `JSON`, which would end the document. */
+/** Passes the body as a quoted here-document: the shell expands nothing in the body, the length is unlimited, and no line
+ * of the body can be `JSON`, which would end the document. */
 function curlOf(body) {
   const lines = [`curl -sS ${shellQuoted(rankingUrl())}`, "-H 'Content-Type: application/json'"];
   if (keyIsRequired()) lines.push('-H "Authorization: Bearer $NVIDIA_API_KEY"');

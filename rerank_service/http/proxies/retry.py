@@ -57,8 +57,8 @@ class RetryLostIngress:
         return None
 
     async def _attempt(self, scope: Scope, receive: Receive, send: Send) -> int | None:
-        """Returns the status of an answer that the proxy itself made, and withholds that answer; null if the ingress
-        answered."""
+        """Sends the request once. Returns null if the ingress answered; an answer by the proxy itself is withheld, and
+        its status is returned."""
         withheld: int | None = _LOST  # remains if there is no answer at all
 
         async def pass_on(message: Message) -> None:

@@ -43,7 +43,7 @@ _LONGEST_RETRY_S = 60
 
 _BATCHES_IN_QUEUE = 24
 """Number of batches into which the queue is divided. A new request waits for the running batch and shares the next one:
-together about 1.5/24 of the time that the rest of the queue takes."""
+together about 1.5/24 of the time to clear the queue."""
 
 _MEMORY_S = 8.0
 """Time after which a token counts for 1/e in a caller's rate."""

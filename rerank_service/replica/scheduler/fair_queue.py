@@ -51,7 +51,7 @@ class TokensDue:
     """Tokens that must be scored before a deadline."""
 
     deadline_s: float
-    """Deadline on the clock of the queue's user; infinite if there is no deadline."""
+    """Deadline on the clock of the code that fills the queue; infinite if there is no deadline."""
     num_tokens: int
 
 

@@ -72,8 +72,8 @@ class _Work:
 class Watch:
     """Notices calls that never return. `begin` and `end` may be called from any thread.
 
-    The time between two checks counts up to a limit: after a process was stopped (SIGSTOP, a suspended machine), its
-    clock has advanced by minutes in which no call could return.
+    The time between two checks counts only up to a limit: after a process was stopped (SIGSTOP, a suspended machine),
+    its clock has advanced by minutes in which no call could return.
     """
 
     def __init__(self) -> None:

@@ -343,7 +343,7 @@ def test_pulling_into_a_given_folder(hub: FakeHub, files: dict[str, bytes], tmp_
 def test_a_folder_with_other_files_is_left_unchanged(hub: FakeHub, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("irreplaceable")
-    with pytest.raises(CheckpointError, match="left alone"):
+    with pytest.raises(CheckpointError, match="were not pulled"):
         pull(ID, to=tmp_path / "mine")
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
 
