@@ -50,7 +50,7 @@ class ModelConfig(Section):
     replicas belong to the ingress's application."""
 
     pool: str | None = None
-    """Name of a pool whose replicas load this model on demand. The model then has no replicas of its own. Null: the
+    """Name of a pool whose replicas load this model on demand. A model in a pool has no separate replicas. Null: the
     model has its own replicas."""
 
     @model_validator(mode="after")

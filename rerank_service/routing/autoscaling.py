@@ -78,8 +78,8 @@ class TokenPolicy:
     replicas. It scales down when a lower count has sufficed for `steady_s`: as in Kubernetes, the highest count wanted
     in that time applies. Serve would apply its own delays to that highest count, which one peak would raise.
 
-    Serve empties the policy's state when its controller restarts and when the deployment changes. Without state, the
-    policy starts from the current number of replicas.
+    Serve empties the policy's state when Serve's controller restarts and when the deployment changes. Without state,
+    the policy starts from the current number of replicas.
     """
 
     def __init__(

@@ -32,8 +32,8 @@ values with `benchmarks/routing.py`."""
 _NEWEST_SHARE = 0.05
 """Weight of the newest shard in the moving averages of shard size and of the estimates' error."""
 _ABOUT_EQUAL = 0.1
-"""Replicas whose expected times differ by less than this share of the shard's own scoring time count as equal; the
-nearest of them gets the shard."""
+"""Replicas whose expected times differ by less than this share of the shard's own scoring time count as equal, and the
+nearest one receives the shard."""
 _DECLINE_SHARE, _DECLINE_SHARDS, _DECLINE_S = 0.1, 0.1, 0.005
 """A replica declines a shard if its backlog exceeds the estimate by more than the sum of three margins: a share of the
 estimate, a share of the shard, and a time. Below that sum, sending the shard again costs more than it gains."""

@@ -1,4 +1,4 @@
-"""The full digests of a file, and what the quick digest detects."""
+"""The full digests of a file, and the faults that the quick digest detects."""
 
 import hashlib
 from pathlib import Path
