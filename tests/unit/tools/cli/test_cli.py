@@ -147,7 +147,7 @@ def test_rank_reads_standard_input(float32_config: str) -> None:
         (["rank", "q", "nowhere.txt"], "cannot read passages from nowhere.txt"),
         (["rank", "q", "/dev/null"], "there are no passages"),
         (["rank", "q", "{passages}", "--url", "http://127.0.0.1:9"], "is it running?"),
-        (["rank", "q", "{passages}", "--url", "not a url"], "is not like http://"),
+        (["rank", "q", "{passages}", "--url", "not a url"], "must be an http or https URL"),
         (["models", "--url", "http://127.0.0.1:9"], "is it running?"),
         (["models", "--url", "not a url"], "cannot reach not a url"),
         (["rank", "q", "{passages}", "--in-process", "--config", CONFIG, "--model", "nope"], "no model 'nope'"),
