@@ -114,7 +114,7 @@ def test_a_hub_that_cannot_be_reached_says_what_to_do(monkeypatch: pytest.Monkey
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     checkpoint = CheckpointConfig(source="nvidia/llama-nemotron-rerank-1b-v2", revision="0" * 40)
 
-    with pytest.raises(CheckpointError, match="give it as source"):
+    with pytest.raises(CheckpointError, match="use it as source"):
         resolve_checkpoint(checkpoint)
 
 
