@@ -34,9 +34,9 @@ _ON_GPU, _ON_CPU = (16_384, 0.10), (512, 0.0)
 """Most tokens of a rectangular batch, and its largest share of padding.
 
 On a GPU, small batches cost more than some padding. On a CPU nothing is padded, and only short pairs share a batch:
-8 equal pairs took 3 times as long one by one as together at 20 tokens, 1.7 times at 70, half as long at 260 (a small
-random DeBERTa, one thread). Long pairs must be alone for their logits, too: in bfloat16, two equal pairs of 1,014 tokens
-had other last bits than one alone (a random ModernBERT, torch 2.13.0).
+8 equal pairs took 3 times as long one by one as together at 20 tokens, 1.7 times at 70, half as long at 260 (small
+random DeBERTa, one thread). A long pair must be alone for its logit, too: in bfloat16, two equal pairs of 1,014
+tokens had other last bits than one alone (random ModernBERT, torch 2.13.0).
 """
 
 
