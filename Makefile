@@ -6,9 +6,9 @@ BIN = $(VENV)/bin
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 RESULTS ?= .bench/results
-# of `make chaos`, in a row
+# consecutive runs of `make chaos`
 RUNS ?= 1
-# of `make soak`
+# duration of `make soak`
 MINUTES ?= 60
 
 # of `make train`: a file of groups, and BEIR folders (training/README.md)
@@ -19,7 +19,7 @@ TRAINED ?= .bench/training
 
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: serve test test-clusters clients chaos soak check bench train format clean
+.PHONY: serve test test-clusters client clients chaos soak check docs bench train format clean
 
 serve: $(VENV)/.installed ## install, then serve on http://127.0.0.1:8000
 	$(BIN)/rerank-service serve $(CONFIG)
@@ -27,32 +27,42 @@ serve: $(VENV)/.installed ## install, then serve on http://127.0.0.1:8000
 test: $(VENV)/.installed-dev ## install, then run the tests
 	$(BIN)/python -m pytest $(PYTEST)
 
-test-clusters: $(VENV)/.installed-dev ## services and clusters started and ended as a whole; about five minutes
+test-clusters: $(VENV)/.installed-dev ## start and stop whole services and clusters; about five minutes
 	$(BIN)/python -m pytest -m cluster $(PYTEST)
 
-clients: $(VENV)/.installed-dev ## every vendor's own client against a running service; installs them once, about 1 GB
+client: $(BIN)/python ## the Python client alone, as a wheel in dist/
+	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && \
+		cp -R rerank_service/client/. LICENSE "$$folder" && \
+		$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist "$$folder"
+	@ls dist/rerank_service_client-*.whl
+
+clients: $(VENV)/.installed-dev ## other vendors' clients against a running service; installs them once, about 1 GB
 	$(BIN)/python -m tests.clients
 
-chaos: $(VENV)/.installed-dev ## break replicas, ingresses, the controller, a node and the head under load; fifteen minutes a run
+chaos: $(VENV)/.installed-dev ## break replicas, ingresses, the controller, a node and the head under load; 15 minutes per run
 	$(BIN)/python -m tests.load --runs $(RUNS)
 
-soak: $(VENV)/.installed-bench ## an hour of mixed traffic: memory, descriptors and metric series must stay flat
+soak: $(VENV)/.installed-tools ## an hour of mixed traffic: memory, descriptors and metric series must stay flat
 	@mkdir -p $(RESULTS)
 	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES) --json $(RESULTS)/soak.json
 
-check: $(VENV)/.installed-dev ## lint, format, types, import contracts
+check: $(VENV)/.installed-dev docs ## lint, format, types, import contracts, documentation
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-bench: $(VENV)/.installed-bench ## engines, the service, then its peers side by side; over an hour on two cores
+docs: $(VENV)/.installed-docs ## the documentation as a site in site/, strict on links
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --nitpicky -q -b html -c docs/site . site
+	@echo "open site/index.html or: $(BIN)/python -m http.server --bind 127.0.0.1 --directory site 8080"
+
+bench: $(VENV)/.installed-tools ## engines, the service, then its peers side by side; over an hour on two cores
 	@mkdir -p $(RESULTS)
 	$(BIN)/rerank-service bench engine
 	$(BIN)/python -m benchmarks.service --json $(RESULTS)/service-cpu.json
 	$(BIN)/python -m benchmarks.peers --json $(RESULTS)/peers-cpu.json $(PEERS)
 
-train: $(VENV)/.installed-bench ## a candidate for a better embedded default (training/README.md); about an hour on two cores
+train: $(VENV)/.installed-tools ## a candidate for a better embedded default (training/README.md); about an hour on two cores
 	@test -n '$(TRAIN_ON)' -a -n '$(HELD_OUT)' || { echo "make train TRAIN_ON=groups.jsonl.gz HELD_OUT='FOLDER ...'"; exit 2; }
 	$(BIN)/python -m training train $(TRAIN_ON) late --out $(TRAINED)
 	$(BIN)/python -m training train $(TRAIN_ON) later --start $(TRAINED)/late.safetensors --out $(TRAINED)
@@ -65,7 +75,7 @@ format: $(VENV)/.installed-dev ## rewrite the code the way `make check` wants it
 	$(BIN)/ruff format .
 
 clean: ## remove what this file made
-	rm -rf $(VENV)
+	rm -rf $(VENV) dist site
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -74,15 +84,20 @@ $(BIN)/python:
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing into $(VENV) (a minute or a few, the first time only)"
-	$(PIP_INSTALL) --editable '.[embedded]'
+	$(PIP_INSTALL) --editable .
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing into $(VENV) (a minute or a few, the first time only)"
-	$(PIP_INSTALL) --editable '.[embedded,dev]'
+	$(PIP_INSTALL) --editable '.[dev]'
 	@touch $@ $(VENV)/.installed
 
-$(VENV)/.installed-bench: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/.installed-tools: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing into $(VENV) (a minute or a few, the first time only)"
-	$(PIP_INSTALL) --editable '.[embedded,bench]'
+	$(PIP_INSTALL) --editable '.[tools]'
+	@touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-docs: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing into $(VENV) (a minute or a few, the first time only)"
+	$(PIP_INSTALL) --editable '.[docs]'
 	@touch $@ $(VENV)/.installed

@@ -1,8 +1,8 @@
 #!/bin/sh
-# Installs the package and what it was tested with into a virtual environment; run in the repository's root.
+# Installs the package, with the versions it was tested with, into a virtual environment. Run it in the repository's root.
 #   cluster/install.sh VENV cpu|cuda [EXTRA,EXTRA...]
-# The Dockerfile's step, and the same on a host without containers. TORCH_CPU_INDEX is where torch's CPU builds are, if not
-# PyTorch's own index; empty for the index that pip uses anyway.
+# The Dockerfile runs it, and so can a host without containers. TORCH_CPU_INDEX: index with torch's CPU builds, by default
+# PyTorch's own; empty for the index that pip uses anyway.
 set -eu
 venv=$1 variant=$2 extras=${3:-}
 index=${TORCH_CPU_INDEX-https://download.pytorch.org/whl/cpu}

@@ -1,7 +1,7 @@
-"""Writes again what commands wrote into this folder: `python cluster/regenerate.py` after a change of the generator.
+"""Regenerates the Serve configurations in this folder. Run it after a change of the generator.
 
-Such a text begins with `# Written by: rerank-service config ...` and goes on to the end of its YAML block. A test fails
-while one differs from what its command writes. It must not know what the texts say.
+A generated text begins with `# Written by: rerank-service config ...` and extends to the end of its YAML block. A test
+fails if one differs from the output of its command.
 """
 
 import shlex
@@ -18,12 +18,12 @@ _COMMAND = [sys.executable, "-c", "from rerank_service.tools.cli import main; ma
 
 
 def marked_files() -> list[Path]:
-    """Files of this folder with such a text in them."""
+    """The files of this folder that contain a generated text."""
     return [path for path in sorted(FOLDER.rglob("*.yaml")) if MARK in path.read_text(encoding="utf-8")]
 
 
 def regenerated(text: str, write: Callable[[list[str]], str]) -> str:
-    """A file's text with every such block written anew by `write`, which takes the command's words."""
+    """A file's text with each generated block replaced by the output of `write`, which takes the command's words."""
     lines = text.splitlines()
     result: list[str] = []
     while lines:

@@ -1,4 +1,4 @@
-"""LangChain's NVIDIA reranker, unchanged, over this service: only the address is ours.
+"""LangChain's NVIDIA reranker with this service: only the base URL changes.
 
 pip install langchain-nvidia-ai-endpoints
 python examples/langchain_rerank.py --url http://127.0.0.1:8000
@@ -15,10 +15,10 @@ QUESTION = "Which animal has more than one heart?"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="The best of examples/passages.txt, by LangChain's reranker.")
+    parser = argparse.ArgumentParser(description="Finds the best of examples/passages.txt with LangChain's reranker.")
     parser.add_argument("question", nargs="?", default=QUESTION)
     parser.add_argument("--url", default="http://127.0.0.1:8000", help="address of a running service")
-    parser.add_argument("--model", help="the service's default, if not given")
+    parser.add_argument("--model", help="default: the service's default model")
     arguments = parser.parse_args()
 
     documents = [Document(text, metadata={"line": number}) for number, text in enumerate(PASSAGES, 1)]
@@ -26,7 +26,7 @@ def main() -> None:
     reranker = NVIDIARerank(
         base_url=f"{arguments.url}/v1",
         top_n=3,
-        usage_telemetry_enabled=False,  # nothing is sent to anyone else
+        usage_telemetry_enabled=False,  # send nothing to NVIDIA
         **named,
     )
     print(arguments.question)

@@ -1,9 +1,9 @@
-"""Retrieval, reranking and an answer, with no language model and no network but the service's.
+"""Retrieval, reranking and an answer, without a language model.
 
     python examples/rag_offline.py --url http://127.0.0.1:8000 "What is put on roads against ice?"
 
-BM25 finds candidates by the words they share with the question, the service ranks them by what they mean, and the
-answer is quoted: the sentence of the best passages that the service ranks highest.
+BM25 finds candidates that share words with the question and the service ranks them by relevance. The answer is a quote:
+the sentence of the best passages that the service ranks highest.
 """
 
 import argparse
@@ -22,7 +22,7 @@ NUM_QUOTABLE = 3
 
 
 class Bm25:
-    """Okapi BM25 with its usual constants, in the few lines that a small corpus needs."""
+    """Okapi BM25 with the usual constants, for a small corpus."""
 
     def __init__(self, passages: Sequence[str], k1: float = 1.5, b: float = 0.75) -> None:
         self._k1, self._b = k1, b
@@ -31,7 +31,7 @@ class Bm25:
         self._num_having = Counter(word for counts in self._words for word in counts)
 
     def best(self, question: str, limit: int) -> list[int]:
-        """Indices of the passages that share the most telling words with the question."""
+        """Indices of the passages with the highest scores for the question."""
         scores = [sum(self._weight(word, counts) for word in set(words(question))) for counts in self._words]
         return sorted(range(len(scores)), key=lambda index: -scores[index])[:limit]
 
@@ -57,10 +57,10 @@ def show(title: str, ranking: Ranking) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="A question answered from examples/passages.txt.")
+    parser = argparse.ArgumentParser(description="Answers a question from examples/passages.txt.")
     parser.add_argument("question", nargs="?", default=QUESTION)
     parser.add_argument("--url", default="http://127.0.0.1:8000", help="address of a running service")
-    parser.add_argument("--model", help="the service's default, if not given")
+    parser.add_argument("--model", help="default: the service's default model")
     arguments = parser.parse_args()
     question = arguments.question
 

@@ -18,7 +18,7 @@ from rerank_service.config import (
     parse_config,
     parse_model,
 )
-from rerank_service.http.auth import ApiKeys
+from rerank_service.http.access import ApiKeys
 from rerank_service.http.deployment import Ingress
 from rerank_service.replica.pool import pool_replica_class
 from rerank_service.replica.replica import Replica

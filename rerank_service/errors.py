@@ -1,17 +1,29 @@
-"""Every error of the service, each with the HTTP status and the code it leaves with.
+"""Every error of the service, with the HTTP status and the code that a client receives.
 
-Where each is raised, along a request's path:
+The path of a request, and the errors that each step raises:
 
-    ingress  -> BodyTooLarge, UnsupportedMediaType, InvalidRequest, InvalidApiKey, RateLimited, UnknownModel
-    ranker   -> RequestTimedOut
-    router   -> ReplicaUnavailable
-    replica  -> RequestTooLarge, PairTooLong (tokenise), QueueFull, WaitTooLong (scheduler),
-                NonFiniteLogit, DeviceMemoryExhausted, EngineFailed, DeviceFailed (forward), RequestTimedOut
-    start-up -> ConfigError, CheckpointError
-    offline  -> BatchError
+    client
+      |  body      BodyTooLarge, UnsupportedMediaType, InvalidApiKey, RateLimited, InvalidRequest, UnknownModel
+      v
+    http           the ingress
+      |  request   RequestTimedOut
+      v
+    routing        the ranker and the model router
+      |  shards    ReplicaUnavailable, RequestTimedOut
+      v
+    replica        RequestTooLarge
+      |  pairs     PairTooLong (tokenisation), QueueFull and WaitTooLong (admission)
+      v
+    scheduler
+      |  batches   NonFiniteLogit, DeviceMemoryExhausted, EngineFailed, DeviceFailed
+      v
+    engine
 
-An error crosses process boundaries pickled: every `__init__` hands all its arguments to
-`Exception.__init__`, or it cannot be rebuilt on the other side. Nothing here knows HTTP beyond a number.
+    at start       ConfigError, CheckpointError
+    batch jobs     BatchError
+
+Errors are pickled on their way between processes. Each `__init__` therefore passes all its arguments to
+`Exception.__init__`, which rebuilds the error from them. This module must not know HTTP beyond the status.
 """
 
 from collections.abc import Sequence
@@ -44,10 +56,11 @@ __all__ = [
 ]
 
 Loc = tuple[str | int, ...]
+"""A place in a request or a configuration: keys and indices, from the outside in."""
 
 
 def dotted(loc: Loc) -> str:
-    """A place in a body as people write it: `passages[1].text`."""
+    """A place as people write it: `passages[1].text`."""
     path = ""
     for part in loc:
         path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
@@ -55,7 +68,7 @@ def dotted(loc: Loc) -> str:
 
 
 class FieldProblem(NamedTuple):
-    """One thing that is wrong with a request: where it is, in words, and a code for programs."""
+    """One problem of a request: its place, a message for people, and a code for programs."""
 
     loc: Loc
     message: str
@@ -63,45 +76,44 @@ class FieldProblem(NamedTuple):
 
 
 class ConfigError(Exception):
-    """The configuration cannot be used. Raised at start, never during a request."""
+    """The configuration is invalid. Raised at start, never during a request."""
 
 
 class CheckpointError(Exception):
-    """A checkpoint cannot be found, trusted or understood. Raised when a replica loads it."""
+    """A checkpoint cannot be found, verified or loaded. Raised when a replica loads it."""
 
 
 class BatchError(Exception):
-    """Files of an offline batch or of an evaluation cannot be used. Never reaches a client of the service."""
+    """The files of a batch job or an evaluation are invalid. Never raised in the service."""
 
 
 class RerankError(Exception):
-    """An error a client is told about."""
+    """Base of all errors that clients receive."""
 
     http_status: ClassVar[int] = 500
     code: ClassVar[str] = "internal_error"
     category: ClassVar[str] = "api_error"
 
-    @property
-    def message(self) -> str:
-        """One sentence for a person."""
-        return "The service failed to answer; see its log."
+    loc: Loc = ()
+    """Place in the request that the error is about. Empty: none in particular."""
+
+    retry_after_s: int | None = None
+    """Seconds after which a retry makes sense. Null: a retry does not help."""
+
+    message: str = "The service failed to answer this request; its log has the details"
+    """One sentence for people."""
 
     @property
     def problems(self) -> tuple[FieldProblem, ...]:
-        """What is wrong and where; at least one."""
-        return (FieldProblem((), self.message, self.code),)
-
-    @property
-    def retry_after_s(self) -> int | None:
-        """Seconds after which a retry is sensible, or null if it is not."""
-        return None
+        """The problems of the request, at least one."""
+        return (FieldProblem(self.loc, self.message, self.code),)
 
     def __str__(self) -> str:
         return self.message
 
 
 class InvalidRequest(RerankError):
-    """The request does not have the API's form."""
+    """The request is malformed."""
 
     http_status = 400
     code = "invalid_request"
@@ -109,18 +121,16 @@ class InvalidRequest(RerankError):
 
     def __init__(self, problems: Sequence[FieldProblem]) -> None:
         super().__init__(tuple(problems))
+        self.message = "; ".join(problem.message for problem in problems)
 
     @property
     def problems(self) -> tuple[FieldProblem, ...]:
-        return tuple(FieldProblem(*problem) for problem in self.args[0])
-
-    @property
-    def message(self) -> str:
-        return "; ".join(problem.message for problem in self.problems)
+        problems: tuple[FieldProblem, ...] = self.args[0]
+        return problems
 
 
 class PairTooLong(RerankError):
-    """Under `truncate: NONE`, a pair has more tokens than the model's window."""
+    """A pair exceeds the model's window, and the request forbids truncation."""
 
     http_status = 400
     code = "pair_too_long"
@@ -133,53 +143,42 @@ class PairTooLong(RerankError):
         max_tokens: int,
         passage_at: Loc | None = None,
         query_at: Loc = ("query", "text"),
-        way_out: str = "truncate: END",
+        remedy: str = "truncate: END",
     ) -> None:
-        """`passage_at` and `query_at` are the texts' places in the request's body; null: passage `index` of NVIDIA's
-        API. `way_out` is what to send to have the pair cut."""
-        super().__init__(index, num_tokens, max_tokens, passage_at, query_at, way_out)
+        """`passage_at` and `query_at` are the texts' places in the body; null is passage `index` in NVIDIA's API.
+
+        `remedy` is the setting that permits truncation.
+        """
+        super().__init__(index, num_tokens, max_tokens, passage_at, query_at, remedy)
         self.index = index
         self.num_tokens = num_tokens
         self.max_tokens = max_tokens
-        self.passage_at = passage_at or ("passages", index, "text")
-        self.query_at = query_at
-        self.way_out = way_out
-
-    @property
-    def message(self) -> str:
-        return (
-            f"Input length {self.num_tokens} exceeds maximum allowed token size {self.max_tokens} "
-            f"({dotted(self.query_at)} with {dotted(self.passage_at)}); shorten it, or send {self.way_out}"
+        passage_at = passage_at or ("passages", index, "text")
+        self.loc = ("body", *passage_at)
+        # The words up to the second number are NIM's; clients look for them.
+        self.message = (
+            f"Input length {num_tokens} exceeds maximum allowed token size {max_tokens} "
+            f"({dotted(query_at)} with {dotted(passage_at)}); shorten it, or send {remedy}"
         )
-
-    @property
-    def problems(self) -> tuple[FieldProblem, ...]:
-        return (FieldProblem(("body", *self.passage_at), self.message, self.code),)
 
 
 class InvalidApiKey(RerankError):
-    """The bearer key is missing or not one of ours."""
+    """The API key is missing or unknown."""
 
     http_status = 401
     code = "invalid_api_key"
     category = "authentication_error"
+    loc = ("header", "authorization")
 
     def __init__(self, is_missing: bool) -> None:
         super().__init__(is_missing)
         self.is_missing = is_missing
-
-    @property
-    def message(self) -> str:
-        what = "Missing API key" if self.is_missing else "Invalid API key"
-        return f"{what}: send the header 'Authorization: Bearer <key>' with a key of this service"
-
-    @property
-    def problems(self) -> tuple[FieldProblem, ...]:
-        return (FieldProblem(("header", "authorization"), self.message, self.code),)
+        what = "Missing API key" if is_missing else "Invalid API key"
+        self.message = f"{what}: send the header 'Authorization: Bearer <key>' with a key of this service"
 
 
 class UnknownModel(RerankError):
-    """No model of that name is served."""
+    """The service has no model of the requested name."""
 
     http_status = 404
     code = "model_not_found"
@@ -187,41 +186,28 @@ class UnknownModel(RerankError):
 
     def __init__(self, model: str, served: Sequence[str], loc: Loc = ("body", "model")) -> None:
         super().__init__(model, tuple(served), loc)
-        self.model = model
-        self.served = tuple(served)
         self.loc = loc
-
-    @property
-    def message(self) -> str:
-        return f"Unknown model {self.model[:200]!r}; this service has: {', '.join(self.served)}"
-
-    @property
-    def problems(self) -> tuple[FieldProblem, ...]:
-        return (FieldProblem(self.loc, self.message, self.code),)
+        self.message = f"Unknown model {model[:200]!r}; this service has: {', '.join(served)}"
 
 
 class BodyTooLarge(RerankError):
-    """The request's body is over the limit."""
+    """The body exceeds `limits.max_body_bytes`."""
 
     http_status = 413
     code = "body_too_large"
     category = "invalid_request_error"
+    loc = ("body",)
 
     def __init__(self, max_bytes: int) -> None:
         super().__init__(max_bytes)
-        self.max_bytes = max_bytes
-
-    @property
-    def message(self) -> str:
-        return f"The body is larger than the limit of {self.max_bytes} bytes; send less text in a request"
-
-    @property
-    def problems(self) -> tuple[FieldProblem, ...]:
-        return (FieldProblem(("body",), self.message, self.code),)
+        self.message = (
+            f"The body is larger than the limit of {max_bytes} bytes (limits.max_body_bytes); "
+            "split it into smaller requests"
+        )
 
 
 class RequestTooLarge(RerankError):
-    """The request has more tokens than may ever wait in a replica's queue."""
+    """The request has more tokens than an empty queue admits."""
 
     http_status = 413
     code = "request_too_large"
@@ -232,46 +218,31 @@ class RequestTooLarge(RerankError):
         super().__init__(num_tokens, max_tokens, field)
         self.num_tokens = num_tokens
         self.max_tokens = max_tokens
-        self.field = field
-
-    @property
-    def message(self) -> str:
-        return (
-            f"The request has about {self.num_tokens} tokens, more than the {self.max_tokens} that may wait "
-            "(batching.max_queued_tokens); send less text in a request"
+        self.loc = ("body", field)
+        self.message = (
+            f"The request has about {num_tokens} tokens, more than the limit of {max_tokens} "
+            f"(batching.max_queued_tokens); split {field} over several requests"
         )
-
-    @property
-    def problems(self) -> tuple[FieldProblem, ...]:
-        return (FieldProblem(("body", self.field), self.message, self.code),)
 
 
 class RateLimited(RerankError):
-    """The caller has used up what a minute allows."""
+    """The caller's per-minute quota is exhausted."""
 
     http_status = 429
     code = "rate_limited"
     category = "rate_limit_error"
 
     def __init__(self, what: str, per_minute: int, retry_after_s: int) -> None:
-        """`what` is counted: `requests` or `passages`."""
+        """`what` is the counted unit, `requests` or `passages`; `retry_after_s` is when the quota has room again."""
         super().__init__(what, per_minute, retry_after_s)
         self.what = what
         self.per_minute = per_minute
-        self._retry_after_s = retry_after_s
-
-    @property
-    def message(self) -> str:
-        return f"The limit of {self.per_minute} {self.what} a minute is reached; retry after {self._retry_after_s} s"
-
-    @property
-    def retry_after_s(self) -> int:
-        """When the window has moved on far enough."""
-        return self._retry_after_s
+        self.retry_after_s: int = retry_after_s
+        self.message = f"The quota of {per_minute} {what} per minute is exhausted; retry after {retry_after_s} s"
 
 
 class UnsupportedMediaType(RerankError):
-    """A header announces the body as something other than plain JSON."""
+    """A header declares the body as something other than plain JSON."""
 
     http_status = 415
     code = "unsupported_media_type"
@@ -279,47 +250,31 @@ class UnsupportedMediaType(RerankError):
 
     def __init__(self, header: str, value: str, expected: str) -> None:
         super().__init__(header, value, expected)
-        self.header = header
-        self.value = value
-        self.expected = expected
-
-    @property
-    def message(self) -> str:
-        return f"{self.header} is {self.value[:100]!r}; {self.expected}"
-
-    @property
-    def problems(self) -> tuple[FieldProblem, ...]:
-        return (FieldProblem(("header", self.header.lower()), self.message, self.code),)
+        self.loc = ("header", header.lower())
+        self.message = f"{header} is {value[:100]!r}; {expected}"
 
 
 class QueueFull(RerankError):
-    """A replica's queue is at its bound."""
+    """A replica's queue has reached its limit."""
 
     http_status = 503
     code = "queue_full"
     category = "overloaded_error"
 
     def __init__(self, queued_tokens: int, max_queued_tokens: int, retry_after_s: int = 1) -> None:
+        """`retry_after_s` is when the queue will have room for the request, at the measured speed."""
         super().__init__(queued_tokens, max_queued_tokens, retry_after_s)
         self.queued_tokens = queued_tokens
         self.max_queued_tokens = max_queued_tokens
-        self._retry_after_s = retry_after_s
-
-    @property
-    def message(self) -> str:
-        return (
-            f"The queue is full ({self.queued_tokens} of {self.max_queued_tokens} tokens wait); "
-            f"retry after {self.retry_after_s} s"
+        self.retry_after_s: int = retry_after_s
+        self.message = (
+            f"The queue is full: {queued_tokens} tokens are queued, and the limit is {max_queued_tokens} "
+            f"(batching.max_queued_tokens); retry after {retry_after_s} s"
         )
-
-    @property
-    def retry_after_s(self) -> int:
-        """When the replica will have worked off enough to take the request, at the speed measured."""
-        return self._retry_after_s
 
 
 class WaitTooLong(RerankError):
-    """What waits at a replica already would keep the request past its deadline, or the request another past its own."""
+    """With the current backlog, this request or one accepted earlier would miss its deadline."""
 
     http_status = 503
     code = "wait_too_long"
@@ -328,52 +283,39 @@ class WaitTooLong(RerankError):
     def __init__(
         self, expected_s: float, time_s: float, reserve_s: float, is_another: bool, retry_after_s: int
     ) -> None:
-        """`expected_s` is the estimate that is too long for `time_s` less `reserve_s`: until the request would be
-        answered or, if `is_another`, until one would be that was accepted before."""
+        """`expected_s` is the estimated time until the answer; it exceeds the deadline `time_s` less `reserve_s`.
+
+        With `is_another` both concern a request accepted earlier. `retry_after_s` is when half of the current backlog
+        will be done, at the measured speed.
+        """
         super().__init__(expected_s, time_s, reserve_s, is_another, retry_after_s)
         self.expected_s = expected_s
         self.time_s = time_s
         self.reserve_s = reserve_s
-        self.is_another = is_another
-        self._retry_after_s = retry_after_s
-
-    @property
-    def message(self) -> str:
-        what = "The request would make an accepted one take" if self.is_another else "The request would take"
-        return (
-            f"{what} an estimated {self.expected_s:.3g} s with everything before it; its deadline is in "
-            f"{self.time_s:.3g} s, of which {self.reserve_s:.3g} s are a reserve for a slower device; "
-            f"retry after {self.retry_after_s} s"
+        self.retry_after_s: int = retry_after_s
+        what = "accepting this request would make an earlier one take" if is_another else "this request would take"
+        self.message = (
+            f"The backlog is too long: {what} an estimated {expected_s:.3g} s. Its deadline is in "
+            f"{time_s:.3g} s, of which {reserve_s:.3g} s are kept in reserve in case the device slows down; "
+            f"retry after {retry_after_s} s"
         )
-
-    @property
-    def retry_after_s(self) -> int:
-        """When half of what waits now will have been worked off, at the speed measured."""
-        return self._retry_after_s
 
 
 class ReplicaUnavailable(RerankError):
-    """The replica that worked on the request is gone, or there is none."""
+    """The model has no running replica, or the replica stopped before it answered."""
 
     http_status = 503
     code = "replica_unavailable"
     category = "overloaded_error"
+    retry_after_s: int = 1
 
     def __init__(self, model: str) -> None:
         super().__init__(model)
-        self.model = model
-
-    @property
-    def message(self) -> str:
-        return f"No replica of {self.model!r} could finish the request; retry after {self.retry_after_s} s"
-
-    @property
-    def retry_after_s(self) -> int:
-        return 1
+        self.message = f"No replica of {model!r} could finish the request; retry after {self.retry_after_s} s"
 
 
 class RequestTimedOut(RerankError):
-    """The request took longer than the service allows."""
+    """The request exceeded its deadline."""
 
     http_status = 504
     code = "request_timed_out"
@@ -381,75 +323,60 @@ class RequestTimedOut(RerankError):
 
     def __init__(self, timeout_s: float) -> None:
         super().__init__(timeout_s)
-        self.timeout_s = timeout_s
-
-    @property
-    def message(self) -> str:
-        return f"The request was not ready within {self.timeout_s:g} s and was dropped; send less text in a request"
+        self.message = (
+            f"The request did not finish within {timeout_s:g} s and was dropped; split it into smaller requests, "
+            "or try again later"
+        )
 
 
 class NonFiniteLogit(RerankError):
-    """The model gave NaN or infinity, which no ranking may hide."""
+    """The model returned NaN or infinity, which cannot be ranked."""
 
     code = "non_finite_logit"
 
     def __init__(self, num_pairs: int, first: int = 0) -> None:
-        """`first` is the index of the first such pair, or of its passage, in what the raiser was given."""
+        """`first` is the index of the first such pair, or of its passage, among those scored."""
         super().__init__(num_pairs, first)
         self.num_pairs = num_pairs
         self.first = first
-
-    @property
-    def message(self) -> str:
-        return (
-            f"The model returned no finite logit for {self.num_pairs} pair(s) of this request; "
-            "have the operator try dtype: float32"
+        self.message = (
+            f"The model returned NaN or infinity for {num_pairs} pair(s) of this request; "
+            "ask the operator to set engine.dtype: float32"
         )
 
 
 class EngineFailed(RerankError):
-    """The forward pass raised. The log of the replica has the traceback."""
+    """The forward pass raised an error; the replica's log has the traceback."""
 
     code = "engine_failed"
 
     def __init__(self, cause: str) -> None:
         super().__init__(cause)
         self.cause = cause
-
-    @property
-    def message(self) -> str:
-        return f"The model failed on this request ({self.cause}); the replica's log has the details"
+        self.message = f"The model failed on this request ({cause}); the replica's log has the details"
 
 
 class DeviceFailed(EngineFailed):
-    """The replica's device is lost until its process is replaced. No fault of the request."""
+    """The replica's device is unusable until its process is replaced. The request is not at fault."""
 
     http_status = 503
     code = "device_failed"
     category = "overloaded_error"
+    retry_after_s: int = 5  # about the time that Serve needs to notice
 
-    @property
-    def message(self) -> str:
-        return f"A replica's device failed ({self.cause}); it is being replaced, retry after {self.retry_after_s} s"
-
-    @property
-    def retry_after_s(self) -> int:
-        """About what Serve takes to notice."""
-        return 5
+    def __init__(self, cause: str) -> None:
+        super().__init__(cause)
+        self.message = f"A replica's device failed ({cause}) and is being replaced; retry after {self.retry_after_s} s"
 
 
 class DeviceMemoryExhausted(RerankError):
-    """One pair alone does not fit in the memory of the device."""
+    """A single pair does not fit in the device's memory."""
 
     code = "device_memory_exhausted"
 
     def __init__(self, num_tokens: int) -> None:
         super().__init__(num_tokens)
-        self.num_tokens = num_tokens
-
-    @property
-    def message(self) -> str:
-        return (
-            f"A pair of {self.num_tokens} tokens does not fit in the device's memory; "
-            "shorten it, or have the operator lower window_tokens"
+        self.message = (
+            f"A pair of {num_tokens} tokens does not fit in the device's memory; "
+            "shorten it, or ask the operator to lower window_tokens"
         )

@@ -1,7 +1,7 @@
-"""A model hub on loopback: what huggingface_hub 2.4 asks of one, another host for large files, and faults on demand.
+"""A fake model hub on loopback with the routes that huggingface_hub 2.4 uses, and faults on demand.
 
-Small files come from the hub, large ones after a redirect to a storage host, both with ranges. No Xet headers, so that
-clients take plain HTTP.
+The hub serves small files itself and redirects to a storage host for large ones. Both support ranges. It sends no Xet
+headers, so that clients use plain HTTP.
 """
 
 import hashlib
@@ -19,20 +19,20 @@ from urllib.parse import parse_qs, unquote, urlsplit
 __all__ = ["FakeHub", "Fault", "Repository", "Request", "commit_of", "fake_hub", "git_sha1"]
 
 _LARGE_BYTES = 50_000
-"""From here on a file is LFS's, as the hub's .gitattributes say it of weights."""
+"""Files from this size on are stored as LFS objects, as weights are on the hub."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What happens to a request whose path has `where` in it, `times` times."""
+    """A fault in the next `times` requests whose path contains `where`."""
 
     where: str
     status: int | None = None
     headers: dict[str, str] = field(default_factory=dict)
     cut_after_bytes: int | None = None
-    """Of the body; then the connection is closed."""
+    """Bytes of the body after which the connection is closed."""
     hang_after_bytes: int | None = None
-    """Of the body; then nothing, until the hub is stopped."""
+    """Bytes of the body after which the hub sends nothing until it is stopped."""
     corrupts: bool = False
     ignores_range: bool = False
     times: int = 1
@@ -40,7 +40,7 @@ class Fault:
 
 @dataclass
 class Repository:
-    """Files by path, at every commit."""
+    """The files of each commit, by path."""
 
     commits: dict[str, dict[str, bytes]]
     branches: dict[str, str]
@@ -50,7 +50,7 @@ class Repository:
 
 @dataclass(frozen=True)
 class Request:
-    """As it came."""
+    """A request that the hub or the storage host received."""
 
     method: str
     path: str
@@ -59,7 +59,7 @@ class Request:
 
 
 class FakeHub:
-    """The hub's and the storage's servers, and what is in them."""
+    """The servers of the hub and the storage host, with their repositories."""
 
     def __init__(self) -> None:
         self.repositories: dict[str, Repository] = {}
@@ -80,7 +80,7 @@ class FakeHub:
         return self.servers[1].url
 
     def put(self, hub_id: str, files: dict[str, bytes], *, branch: str = "main", **settings: Any) -> str:
-        """A new commit on a branch; returns it."""
+        """Adds a commit to a branch and returns its id."""
         commit = commit_of(files)
         repository = self.repositories.setdefault(hub_id, Repository({}, {}, **settings))
         repository.commits[commit] = dict(files)
@@ -109,7 +109,7 @@ class _Server(ThreadingHTTPServer):
         self.is_storage = is_storage
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        if not isinstance(sys.exception(), ConnectionError):  # clients may leave, and are killed
+        if not isinstance(sys.exception(), ConnectionError):  # tests kill clients in the middle of a transfer
             super().handle_error(request, client_address)
 
     @property
@@ -117,7 +117,7 @@ class _Server(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}"
 
 
-class _Answering(BaseHTTPRequestHandler):
+class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server: _Server
 
@@ -172,10 +172,10 @@ class _Answering(BaseHTTPRequestHandler):
         self.reply(status, b"{}", {"X-Error-Code": code, "X-Error-Message": code})
 
     def log_message(self, format: str, *arguments: Any) -> None:
-        """Says nothing."""
+        """Logs nothing."""
 
 
-class _Hub(_Answering):
+class _Hub(_Handler):
     def answer(self) -> None:
         url = urlsplit(self.path)
         if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/(revision|tree)/([^/]+)", url.path):
@@ -239,7 +239,7 @@ class _Hub(_Answering):
         self.reply(302, b"", headers)
 
 
-class _Storage(_Answering):
+class _Storage(_Handler):
     def answer(self) -> None:
         sha256 = urlsplit(self.path).path.rpartition("/")[2]
         contents = (

@@ -1,4 +1,4 @@
-"""What the tests of fetching share: a hub with a real small checkpoint, and an environment of its own."""
+"""Shared by tests that fetch checkpoints: a fake hub with a small checkpoint, and an isolated environment."""
 
 import time
 from collections.abc import Iterator
@@ -16,12 +16,13 @@ ID = "org/tiny"
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """A folder's files by name."""
+    """Content of each file in a folder, by name."""
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
 def isolated_environment(monkeypatch: pytest.MonkeyPatch, root: Path, endpoint: str) -> dict[str, str]:
-    """Caches below `root`, a hub, and no token; returned for subprocesses too."""
+    """Sets the caches to folders in `root`, the hub to `endpoint`, and no token. Returns the variables for
+    subprocesses."""
     environment = {
         "RERANK_SERVICE_CACHE": str(root / "cache"),
         "HF_HOME": str(root / "hf"),
@@ -39,13 +40,13 @@ def isolated_environment(monkeypatch: pytest.MonkeyPatch, root: Path, endpoint: 
 
 @contextmanager
 def hub_with(files: dict[str, bytes], **settings: Any) -> Iterator[tuple[FakeHub, str]]:
-    """A hub with these files as `org/tiny`, and their commit."""
+    """A fake hub that has these files as `org/tiny`, and their commit."""
     with fake_hub() as hub:
         yield hub, hub.put(ID, files, **settings)
 
 
 def record_pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The seconds that the hub's library and ours would have slept; nobody does."""
+    """Replaces sleeping in huggingface_hub and in our retries. Returns the list that collects the seconds."""
     pauses: list[float] = []
 
     class Clock:

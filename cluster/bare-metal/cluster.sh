@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# A Ray cluster on hosts that you have: runs on your own machine, and node.sh on each host over ssh.
+# A Ray cluster on your own hosts. It runs on your machine, and runs node.sh on each host over ssh.
 #
 #   cluster.sh up                starts the head, then the workers
-#   cluster.sh deploy FILE       a Serve configuration, as `rerank-service config` writes it
+#   cluster.sh deploy FILE       deploys a Serve configuration, for example of `rerank-service config`
 #   cluster.sh add HOST          starts one worker of the hosts' file
-#   cluster.sh remove HOST       drains one worker, then stops it; --force: even if no other has room for its replicas
-#   cluster.sh down              ends what is deployed, then all nodes, the head last
+#   cluster.sh remove HOST       drains one worker, then stops it; --force: even if no other node has room for its replicas
+#   cluster.sh down              shuts down the service, then stops all nodes, the head last
 #
-# The hosts' file (HOSTS, default: hosts beside this script) has one host a line, the head first, and behind each what else
-# `ray start` is told there; hosts.example shows it. Every host has the package in RERANK_BIN, and weights where the Serve
-# configuration says. REMOTE (default: ssh -o BatchMode=yes) is called with a host and a command line.
+# The hosts' file (HOSTS, default: hosts beside this script) has one host per line, the head first, each followed by further
+# options of `ray start` for that host; see hosts.example. Every host needs the package in RERANK_BIN, and the weights where
+# the Serve configuration expects them. REMOTE (default: ssh -o BatchMode=yes) is called with a host and a command line.
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -61,8 +61,8 @@ remove() {
 down() {
     local head host
     head=$(head_host)
-    # Nodes with nothing on them stop at once; the others would try to move it elsewhere first.
-    node "$head" undeploy "http://127.0.0.1:$DASHBOARD_PORT" || echo "cluster.sh: nothing could be ended" >&2
+    # First the service: a node without replicas stops at once, others would first try to move theirs.
+    node "$head" undeploy "http://127.0.0.1:$DASHBOARD_PORT" || echo "cluster.sh: the service could not be shut down" >&2
     while read -r host; do node "$host" stop || echo "cluster.sh: $host could not be stopped" >&2; done < <(worker_hosts)
     node "$head" stop
 }

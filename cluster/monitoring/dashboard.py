@@ -1,8 +1,8 @@
 """Writes the Grafana dashboard: python cluster/monitoring/dashboard.py > cluster/monitoring/grafana-dashboard.json
 
-The queries are over the service's own metrics as Ray's exporters show them (`ray_rerank_...`); the variable `prefix`
-turns them to what an ingress shows at `/v1/metrics` (`rerank_...`). A test holds the file against this script, and
-every query against the list of metrics and a real Prometheus.
+The queries use the service's metrics as Ray's exporters name them (`ray_rerank_...`); the variable `prefix` switches to
+the names of `/v1/metrics` (`rerank_...`). Tests compare the file with this script's output, and run every query against
+the list of metrics and a real Prometheus.
 """
 
 import json
@@ -18,7 +18,7 @@ _WIDTH, _HEIGHT, _COLUMNS = 8, 8, 3
 
 @dataclass(frozen=True)
 class Panel:
-    """One graph; `queries` are PromQL by legend, `M` stands for the prefix and `W` for the window of rates."""
+    """One graph. `queries` maps legends to PromQL, in which `M` is the prefix and `W` the window of rates."""
 
     title: str
     unit: str
@@ -48,18 +48,18 @@ def _sum(metric: str) -> str:
 
 
 ROWS: dict[str, list[Panel]] = {
-    "What clients see": [
+    "Clients": [
         Panel(
             "Requests",
             "reqps",
-            "By status. 499: the client left; 503: refused because too much waits, or no replica is there.",
+            "By status. 499: the client disconnected; 503: the queue is full or no replica is available.",
             {"{{model}} {{status}}": _rate("requests_total", "model, status")},
             stacked=True,
         ),
         Panel(
-            "Time to the ranking",
+            "Latency",
             "s",
-            "From the parsed body to the ranking; buckets bound its precision.",
+            "From the parsed body to the ranking; the histogram's buckets limit the precision.",
             {
                 "{{model}} p50": _quantile(0.5, "request_seconds"),
                 "{{model}} p95": _quantile(0.95, "request_seconds"),
@@ -67,34 +67,34 @@ ROWS: dict[str, list[Panel]] = {
             },
         ),
         Panel(
-            "Refused, limited, left, retried",
+            "Refused, rate limited, disconnected, retried",
             "reqps",
-            "Shed by code; over a key's limit; clients that left; shards scored again because their replica died.",
+            "Refusals by code; requests over a quota; disconnected clients; shards whose replica died.",
             {
                 "{{model}} {{code}}": _rate("shed_requests_total", "model, code"),
-                "over the limit of {{limit}}": "sum by (limit) (rate(M_limited_requests_total[W]))",
-                "{{model}} client left": _rate("cancelled_requests_total", "model"),
+                "over the quota of {{limit}}": "sum by (limit) (rate(M_limited_requests_total[W]))",
+                "{{model}} disconnected": _rate("cancelled_requests_total", "model"),
                 "{{model}} retried shards": _rate("retried_shards_total", "model"),
             },
         ),
     ],
-    "Work": [
-        Panel("Passages", "ops", "Ranked a second.", {"{{model}}": _rate("passages_total", "model")}),
-        Panel("Tokens", "ops", "Of ranked pairs, a second.", {"{{model}}": _rate("tokens_total", "model")}),
+    "Throughput": [
+        Panel("Passages", "ops", "Ranked per second.", {"{{model}}": _rate("passages_total", "model")}),
+        Panel("Tokens", "ops", "Of ranked pairs, per second.", {"{{model}}": _rate("tokens_total", "model")}),
         Panel(
-            "Pairs cut at the window",
+            "Truncated pairs",
             "percentunit",
-            "Share of pairs that lost their end: passages are too long for the model. Not scored: the query left no "
-            "room for any of the passage.",
+            "Share of pairs too long for the model's window. Not scored: the query left no room for any token of the "
+            "passage.",
             {
                 "{{model}}": _share_of_passages("truncated_pairs_total"),
                 "{{model}} not scored": _share_of_passages("unscored_pairs_total"),
             },
         ),
     ],
-    "Where the time goes": [
+    "Latency by stage": [
         Panel(
-            "Mean of a request's slowest shard",
+            "Mean over requests, slowest shard",
             "s",
             "Queue far above forward: too few replicas. Tokenise above forward: raise replica.tokeniser_threads.",
             {
@@ -105,55 +105,55 @@ ROWS: dict[str, list[Panel]] = {
             stacked=True,
         ),
         Panel(
-            "Wait for the device, p99",
+            "Time in the queue, p99",
             "s",
-            "What autoscaling should keep low.",
+            "Autoscaling should keep it low.",
             {"{{model}}": _quantile(0.99, "queue_seconds")},
         ),
         Panel(
-            "Tokens that wait",
+            "Backlog in tokens",
             "none",
-            "Sent by ingresses and not answered (estimate), and at the replicas (exact).",
-            {"{{model}} sent": _sum("outstanding_tokens"), "{{model}} at replicas": _sum("device_waiting_tokens")},
+            "Sent by ingresses and not answered yet (estimated), and queued at the replicas (exact).",
+            {"{{model}} open": _sum("outstanding_tokens"), "{{model}} at replicas": _sum("device_waiting_tokens")},
         ),
     ],
     "Devices": [
         Panel(
             "Busy",
             "percentunit",
-            "Share of the time the replicas' devices have a batch; autoscaling aims at target_utilisation (0.8).",
+            "Share of the time that devices run a batch; autoscaling aims at target_utilisation (0.8).",
             {"{{model}}": f"{_rate('device_busy_seconds_total', 'model')} / count by (model) (M_device_memory_bytes)"},
         ),
         Panel(
-            "Speed while busy",
+            "Throughput while busy",
             "ops",
-            "Tokens a second of all devices together; falls when batches are small.",
+            "Tokens per second of all devices together; lower if batches are small.",
             {"{{model}}": _sum("device_tokens_per_second")},
         ),
         Panel(
             "Model FLOP utilisation",
             "percentunit",
-            "While busy, by estimate: linear layers over the GPU's dense bfloat16 peak. Empty for CPUs.",
+            "Estimated while busy: linear layers against the GPU's dense bfloat16 peak. Empty for CPUs.",
             {"{{model}}": 'avg by (model) (M_device_mfu{model=~"$model"})'},
         ),
-        Panel("Batch, mean tokens", "none", "Of one forward pass.", {"{{model}}": _mean("batch_tokens")}),
-        Panel("Batch fill, mean", "percentunit", "Of its budget of tokens.", {"{{model}}": _mean("batch_fill")}),
+        Panel("Batch, mean tokens", "none", "Tokens per forward pass.", {"{{model}}": _mean("batch_tokens")}),
+        Panel("Batch fill, mean", "percentunit", "Share of the token budget.", {"{{model}}": _mean("batch_fill")}),
         Panel(
             "Device memory",
             "bytes",
-            "GPU memory that torch holds; on a CPU, the process's own.",
+            "GPU memory held by torch; on a CPU, the memory of the process.",
             {"{{model}}": _sum("device_memory_bytes")},
         ),
         Panel(
             "Passage cache",
             "percentunit",
-            "Share of passages whose encoding was still there (late interaction with passage_cache_bytes).",
+            "Share of passages whose encoding was cached (late interaction with passage_cache_bytes).",
             {
                 "{{model}}": f"{_rate('passage_cache_hits_total', 'model')} / "
                 f"({_rate('passage_cache_hits_total', 'model')} + {_rate('passage_cache_misses_total', 'model')})"
             },
         ),
-        Panel("Passages a request, p50", "none", "", {"{{model}}": _quantile(0.5, "request_passages")}),
+        Panel("Passages per request, p50", "none", "", {"{{model}}": _quantile(0.5, "request_passages")}),
     ],
 }
 
@@ -161,12 +161,12 @@ PANELS = tuple(panel for row in ROWS.values() for panel in row)
 
 
 def query(text: str, prefix: str = "${prefix}rerank", window: str = _WINDOW) -> str:
-    """PromQL, with what `M` and `W` stand for."""
+    """PromQL with `M` and `W` replaced."""
     return text.replace("M_", f"{prefix}_").replace("[W]", f"[{window}]")
 
 
 def dashboard() -> dict[str, Any]:
-    """In Grafana's own form (schema version 39, Grafana 11)."""
+    """The dashboard in Grafana's JSON model (schema version 39, Grafana 11)."""
     panels: list[dict[str, Any]] = []
     top = 0
     for title, row in ROWS.items():

@@ -2,6 +2,9 @@
 
 The source folder is the repository's root, so that README.md, cluster/README.md and the others are pages too, and every
 relative link works in the site as it does in the repository. Links to files that are not pages become downloads.
+
+Sphinx, because MkDocs 1 has had no release since 2024, Material for MkDocs ends in May 2027, and Zensical, its
+successor, was at 0.1 with preliminary support for docstrings (November 2026).
 """
 
 import re
@@ -46,6 +49,7 @@ suppress_warnings = ["misc.highlighting_failure"]  # a command over several line
 
 default_role = "code"  # docstrings are Markdown; `name` in them is code
 autodoc_member_order = "bysource"
+autoclass_content = "both"  # the settings of a client are described at its __init__
 autodoc_typehints_format = "short"
 add_module_names = False
 python_use_unqualified_type_names = True

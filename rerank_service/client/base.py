@@ -70,14 +70,13 @@ class ClientBase(ABC, Generic[_Http]):
     ) -> None:
         """Opens no connection yet. Raises `ValueError` for an invalid argument.
 
-        Args:
-            base_url: Address of the service; a trailing `/v1` is accepted.
-            api_key: None takes the environment variable RERANK_SERVICE_API_KEY.
-            model: None takes the service's default model.
-            timeout_s: Deadline of a whole call of `rank`, retries included. The default is the service's own limit.
-            max_retries: How often a request is repeated after status 429 or 503.
-            max_passages: Passages per request; the default is the API's limit.
-            max_concurrent_requests: Requests in flight at once, for a call with more than `max_passages`.
+        - `base_url`: address of the service; a trailing `/v1` is accepted.
+        - `api_key`: None takes the environment variable RERANK_SERVICE_API_KEY.
+        - `model`: None takes the service's default model.
+        - `timeout_s`: deadline of a whole call of `rank`, retries included. The default is the service's own limit.
+        - `max_retries`: how often a request is repeated after status 429 or 503.
+        - `max_passages`: passages per request; the default is the API's limit.
+        - `max_concurrent_requests`: requests in flight at once, for a call with more than `max_passages`.
         """
         if min(max_passages, max_concurrent_requests) < 1 or max_retries < 0 or timeout_s <= 0:
             raise ValueError("max_passages and max_concurrent_requests start at 1, max_retries at 0, timeout_s above 0")

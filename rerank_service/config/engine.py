@@ -120,7 +120,7 @@ class EngineConfig(Section):
     fails or the service logs that it guessed."""
 
     device: Device = "auto"
-    """Device of the forward pass: `cpu`, `cuda`, or `cuda:N`. `auto` takes a GPU if the replica has one, else the
+    """Device of the forward pass: `cpu`, `cuda` or `cuda:N`. `auto` takes a GPU if the replica has one, else the
     CPU."""
 
     dtype: Dtype = Dtype.AUTO
@@ -157,8 +157,8 @@ class EngineConfig(Section):
     `config.json` says, else `avg`."""
 
     temperature: PositiveFloat | None = None
-    """Bidirectional decoder: the score is divided by this number. Null: as the checkpoint's `config.json` says, else
-    1."""
+    """Bidirectional decoder: the score is divided by this number, which changes its scale but not a ranking. Null:
+    as the checkpoint's `config.json` says, else 1."""
 
     yes_no: YesNoPrompt | None = None
     """Yes/no decoder: its prompt and its two answers. Null: those published with the model's family."""

@@ -22,7 +22,8 @@ class ModelConfig(Section):
     """Name that clients send as `model`, for instance `nvidia/llama-3.2-nv-rerankqa-1b-v2`."""
 
     aliases: tuple[_ModelName, ...] = ()
-    """Other names for the same model. Names are matched case-insensitively."""
+    """Other names for the same model, such as those that existing clients send. Names are matched
+    case-insensitively."""
 
     checkpoint: CheckpointConfig
     """The model's files."""

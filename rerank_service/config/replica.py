@@ -37,7 +37,7 @@ class BatchingConfig(Section):
     very large number of tiny requests."""
 
     collect_max_calls: PositiveInt = 32
-    """Maximum number of calls tokenised together."""
+    """Maximum number of calls tokenised together. The default suits nearly all loads."""
 
     max_queued_tokens: PositiveInt = 4_194_304
     """Maximum tokens in a replica's queue. Beyond that, calls are refused with 503; a request that exceeds the limit on
@@ -63,10 +63,11 @@ class ReplicaConfig(Section):
     limit their queue by tokens and deadlines, so keep this number above what they admit."""
 
     tokeniser_threads: PositiveInt = 2
-    """Threads that tokenise, in addition to the thread that runs the forward pass."""
+    """Threads that tokenise, in addition to the thread that runs the forward pass. Raise it if the device idles
+    while texts wait for tokenisation."""
 
     health_check_period_s: PositiveFloat = 1.0
-    """Seconds between two health checks of a replica."""
+    """Seconds between two health checks of a replica. Lower it to replace failed replicas sooner."""
 
     health_check_timeout_s: PositiveFloat = 3.0
     """Seconds a replica has to answer a health check. After three failures in a row Serve replaces the replica, and its
@@ -85,7 +86,7 @@ class AutoscalingConfig(Section):
     """Minimum number of replicas. With 0, an idle model keeps none, and its next request waits for a cold start."""
 
     max_replicas: PositiveInt = 1
-    """Maximum number of replicas."""
+    """Maximum number of replicas. Raise it to let the model scale out under load."""
 
     initial_replicas: NonNegativeInt | None = None
     """Replicas that a new deployment starts with and keeps for at least `downscale_delay_s`. Null: `min_replicas`.
@@ -102,7 +103,8 @@ class AutoscalingConfig(Section):
     """Shards in flight per replica that the autoscaler aims at until it knows a replica's speed."""
 
     upscale_delay_s: NonNegativeFloat = 1.0
-    """Seconds for which more replicas must be needed before they are added."""
+    """Seconds for which more replicas must be needed before they are added. Raise it if short peaks start replicas that
+    are soon idle."""
 
     downscale_delay_s: NonNegativeFloat = 300.0
     """Seconds for which fewer replicas must suffice before some are removed. Keep it long for a GPU model, which starts

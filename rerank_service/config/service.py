@@ -24,10 +24,10 @@ class IngressConfig(Section):
     """The ingress: replicas that answer HTTP requests and hand their pairs to the models' replicas."""
 
     min_replicas: PositiveInt = 1
-    """Minimum number of ingress replicas."""
+    """Minimum number of ingress replicas. With two or more, requests do not wait while one restarts."""
 
     max_replicas: PositiveInt = 1
-    """Maximum number of ingress replicas."""
+    """Maximum number of ingress replicas. Raise it if the CPU time of one, mostly for JSON, limits throughput."""
 
     num_cpus: NonNegativeFloat = 0
     """CPUs reserved for each ingress replica. An ingress parses JSON and otherwise waits: 0 suits a laptop, 1 a

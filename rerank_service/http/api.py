@@ -13,12 +13,11 @@ from fastapi_offline import FastAPIOffline
 
 from rerank_service import __version__
 from rerank_service.config import ModelConfig, RerankConfig
-from rerank_service.http.auth import ApiKeys
+from rerank_service.http.access import ApiKeys, RateLimits
 from rerank_service.http.endpoint import RankingEndpoint, ranking_routes
 from rerank_service.http.envelope import add_error_handlers
 from rerank_service.http.openapi import add_openapi
 from rerank_service.http.playground.routes import playground_routes
-from rerank_service.http.rate_limits import RateLimits
 from rerank_service.http.readiness import Readiness
 from rerank_service.http.service_routes import service_routes
 from rerank_service.routing.model_router import ModelRouter

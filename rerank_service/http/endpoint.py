@@ -23,12 +23,11 @@ from rerank_service.errors import (
     RequestTooLarge,
     UnsupportedMediaType,
 )
-from rerank_service.http.auth import ApiKeys
+from rerank_service.http.access import ApiKeys, RateLimits
 from rerank_service.http.dialects import NIM, Body, Dialect, RankingCall, RankingQuery, routes_of
 from rerank_service.http.envelope import error_response
 from rerank_service.http.openapi import RANKING_OPERATION, dialect_operation
 from rerank_service.http.proxies.headers import FORWARDED_TIMEOUT_HEADER, TIMEOUT_HEADER
-from rerank_service.http.rate_limits import RateLimits
 from rerank_service.messages import Deadline, Ranked
 from rerank_service.routing.model_router import ModelRouter
 from rerank_service.routing.ranker import Ranker
@@ -59,7 +58,7 @@ class RankingEndpoint:
         self._observer = observer
 
     async def answer(self, request: Request, dialects: Sequence[Dialect], slug: str | None = None) -> Response:
-        """The ranking or the error, in the one of `dialects` that the body is in. `slug` is the model in the URL."""
+        """The ranking or the error, in the body's dialect. `dialects` share the path; `slug` is the URL's model."""
         dialect = dialects[0]
         with self._observer.observe(request, dialect.name) as observation:
             try:
@@ -71,11 +70,13 @@ class RankingEndpoint:
                 body = await read_json_body(request, self._limits.max_body_bytes)
 
                 started_s = time.perf_counter()
-                if len(dialects) > 1:  # the path is shared: a body with fields of only one dialect is in that one
+                if len(dialects) > 1:  # on a shared path, fields that only one dialect has decide
                     dialect = next((one for one in dialects if one.recognises(body.fields)), dialect)
                     observation.dialect = dialect.name
                 call = dialect.read(body, self._limits)
-                num_passages = sum(len(query.passages) for query in call.queries)
+                num_passages = 0
+                for query in call.queries:
+                    num_passages += len(query.passages)
                 if num_passages > self._limits.max_passages:
                     raise call.too_many_passages(num_passages, self._limits.max_passages)
                 observation.parse_s = time.perf_counter() - started_s
@@ -117,7 +118,7 @@ class RankingEndpoint:
             except (PairTooLong, RequestTooLarge) as error:
                 raise call.with_own_fields(error, query) from None
 
-        if len(call.queries) == 1:  # nearly always
+        if len(call.queries) == 1:  # nearly always, so that no task is needed
             return [await rank(call.queries[0])]
         try:
             async with asyncio.TaskGroup() as group:

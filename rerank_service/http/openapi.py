@@ -69,11 +69,11 @@ RANKING_OPERATION: dict[str, Any] = {
         "504": _error("No answer within the service's time limit, or the client's x-request-timeout-seconds."),
     },
 }
-"""Operation of NVIDIA's routes. They parse the body themselves, so FastAPI cannot infer its schema."""
+"""OpenAPI operation of NVIDIA's routes. They parse the body themselves, so FastAPI cannot infer its schema."""
 
 
 def dialect_operation(dialects: Sequence[Dialect]) -> dict[str, Any]:
-    """Operation of a path that these dialects share: any one's body, answer and error."""
+    """OpenAPI operation of a path shared by these dialects: the body, answer and errors of any of them."""
     responses = {
         "200": {
             "description": "Results in the form of the body's dialect.",
@@ -177,9 +177,8 @@ def _with_max_items(schema: dict[str, Any], limits: LimitsConfig) -> dict[str, A
         part = schema["properties"].get(name, {})
         if part.get("type") == "array":
             part["maxItems"] = limits.max_passages
-    schema.pop(
-        "additionalProperties", None
-    )  # whether unknown fields are refused depends on the dialect and the configuration
+    # Whether unknown fields are refused depends on the dialect and the configuration.
+    schema.pop("additionalProperties", None)
     return schema
 
 

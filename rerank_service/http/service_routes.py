@@ -8,7 +8,7 @@ from fastapi.responses import JSONResponse
 
 from rerank_service import __version__
 from rerank_service.config import RerankConfig
-from rerank_service.http.auth import ApiKeys
+from rerank_service.http.access import ApiKeys
 from rerank_service.http.readiness import Readiness
 from rerank_service.telemetry.ingress_metrics import IngressMetrics
 

@@ -1,1 +1,1 @@
-"""A Ray actor: tokenise, schedule, score."""
+"""A Ray actor with a model: it tokenises, schedules and scores the shards it receives."""

@@ -1,4 +1,4 @@
-"""What every replica does, for one model or several: answers shards, hands some back, reports its load and health."""
+"""What replicas of one model and of a pool share: they score or decline shards, and report their load and health."""
 
 import time
 from abc import ABC, abstractmethod
@@ -29,7 +29,7 @@ class BaseReplica(ABC):
         self._num_tokenisers = settings.tokeniser_threads
         self._models = {model.id: model for model in models}
         self._scorers: dict[str, ModelScorer] = {}
-        """The models that are loaded."""
+        """By id of each loaded model."""
         self._collectors = {model.id: Collector() for model in models}
         self._launch_thread = ThreadPoolExecutor(1, thread_name_prefix="launch")
         self._tokenisers = ThreadPoolExecutor(settings.tokeniser_threads, thread_name_prefix="tokenise")
@@ -40,7 +40,7 @@ class BaseReplica(ABC):
 
     @abstractmethod
     async def _scorer(self, model_id: str) -> ModelScorer:
-        """One of the models, loaded if it was not."""
+        """The scorer of a model, which is loaded first if needed."""
 
     async def score(self, shard: Shard) -> ShardScores | Declined:
         """Scores a shard, or declines it if the queue is much longer than the sender assumed.

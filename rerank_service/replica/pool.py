@@ -79,7 +79,7 @@ class PoolReplica(BaseReplica):
             raise EngineFailed("loading a model does not end")
 
     async def loaded(self, model_id: str) -> LoadedModel:
-        """The model, loaded if it was not. Serve's cache around `load`."""
+        """A model of the pool, loaded first if needed: Serve's cache in front of `load`."""
         raise NotImplementedError("deploy a class made by pool_replica_class")
 
     async def load(self, model_id: str) -> LoadedModel:
@@ -121,9 +121,9 @@ class PoolReplica(BaseReplica):
 
 
 def _fetched(model: ModelConfig) -> ModelConfig:
-    """The model with its files on this machine: it is loaded during a request, when nothing must be downloaded.
+    """The model with its files fetched now: later it is loaded during a request, which must not download anything.
 
-    A model that cannot be fetched is logged; only its own requests fail.
+    A model that cannot be fetched is logged, and only its own requests fail.
     """
     if not model.checkpoint.is_fetched:
         return model

@@ -1,8 +1,8 @@
 """One model on a device: shards are tokenised in a bounded pool of threads, then scored by the scheduler.
 
-Each call enters the scheduler on its own, so that it has its own error, cancellation and queue time. Replicas collect
-calls in front of it (`collector`); elsewhere a model in the caller's process uses it directly. Independent of Ray and
-HTTP.
+Each call enters the scheduler on its own, so that it has its own error, cancellation and queue time. Replicas put a
+`collector` in front of the scorer; `verify`, which has the model in its own process, calls it directly. Independent of
+Ray and HTTP.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ from rerank_service.replica.scheduler.admission import lateness
 from rerank_service.replica.scheduler.fair_queue import TokensDue
 from rerank_service.telemetry.metrics import MetricSink, NoMetrics, record_counts, record_gauges
 
-__all__ = ["Collect", "ModelScorer", "StartTokenising", "Tokenised"]
+__all__ = ["Collect", "ModelScorer", "StartTokenising", "Tokenised", "TokenisedFuture"]
 
 logger = logging.getLogger(__name__)
 
@@ -165,8 +165,8 @@ class ModelScorer:
                 future = await self._collect(self.start_tokenising, shard)
             return await future
         except asyncio.CancelledError:
-            # When a replica refuses a shard, the ingress cancels the request's other shards. They are as much a part
-            # of the load, and count by estimate.
+            # When a replica refuses a shard, the ingress cancels the other shards of the request. They are part of the
+            # load all the same, and count by estimate.
             if not shard.is_counted:
                 most = shard.num_tokens if shard.fitting.windows else len(shard.passages) * self._engine.window_tokens
                 self.offered_tokens += min(shard.num_tokens, most)
@@ -197,7 +197,7 @@ class ModelScorer:
             try:
                 passages = encode_passages(self._engine, shard.query, shard.passages, shard.fitting)
                 result = Tokenised(passages, time.perf_counter() - started)
-            except PairTooLong as error:  # its index is the passage's in the shard, not yet in the request
+            except PairTooLong as error:  # counts passages in the shard; callers count in the request
                 result = PairTooLong(shard.indices[error.index], error.num_tokens, error.max_tokens)
             except Exception as error:
                 result = error
@@ -234,7 +234,7 @@ class ModelScorer:
 
 
 def _resolve(future: TokenisedFuture, result: Tokenised | Exception) -> None:
-    if future.done():  # its caller has left
+    if future.done():  # cancelled by its caller
         return
     if isinstance(result, Exception):
         future.set_exception(result)

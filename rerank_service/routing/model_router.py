@@ -100,7 +100,9 @@ class ModelRouter:
         table = self._tables[shard.model]
         failed: list[str | None] = []  # replicas, null where the shard was lost before it reached one
         num_declined = 0
-        self._count_outstanding(shard.model, shard.num_tokens)
+        outstanding = self._outstanding_tokens
+        outstanding[shard.model] += shard.num_tokens
+        self._metrics.record(OUTSTANDING_TOKENS, outstanding[shard.model], shard.model)
         try:
             while True:
                 attempt = replace(
@@ -129,7 +131,8 @@ class ModelRouter:
                     return answer
                 num_declined += 1
         finally:
-            self._count_outstanding(shard.model, -shard.num_tokens)
+            outstanding[shard.model] -= shard.num_tokens
+            self._metrics.record(OUTSTANDING_TOKENS, outstanding[shard.model], shard.model)
 
     async def probe(self, shard: Shard) -> None:
         """Sends a shard once, without a span and without counting its tokens. Raises whatever the call raises."""
@@ -197,10 +200,6 @@ class ModelRouter:
             raise error
         if is_last:
             raise ReplicaUnavailable(shard.model) from error.__cause__
-
-    def _count_outstanding(self, model: str, num_tokens: int) -> None:
-        self._outstanding_tokens[model] += num_tokens
-        self._metrics.record(OUTSTANDING_TOKENS, self._outstanding_tokens[model], model)
 
     def _unknown(self, name: str, loc: Loc) -> UnknownModel:
         return UnknownModel(name, [name for model in self.models for name in model.names], loc)

@@ -6,7 +6,6 @@ The environments are made once from their pinned requirements, under `.bench/cli
 import hashlib
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import yaml
+
+from tests.ports import free_port
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -127,13 +128,6 @@ def table(outcomes: list[Outcome]) -> str:
         result = f"{num_failed} of {num_passed + num_failed} failed" if num_failed else f"{num_passed} passed"
         lines.append(f"| {client} | {dialect} | {result} |")
     return "\n".join(lines)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The image's install step, run in a plain folder since no container engine is needed for it: several minutes.
+"""The image's install step, run in a plain folder, which needs no container engine. It takes several minutes.
 
 `pytest tests/image -m image`. It needs a package index, and installs torch as that index has it.
 """
@@ -29,7 +29,7 @@ def test_what_the_image_is_built_from_installs_and_ranks(tmp_path: Path) -> None
         assert result.returncode == 0, result.stdout + result.stderr
         return result.stdout
 
-    run("cluster/install.sh", str(venv), "cpu", "redis,embedded")
+    run("cluster/install.sh", str(venv), "cpu", "redis")
     shutil.copy(ROOT / "serve_config.yaml", context)
     (context / "passages.txt").write_text("\n".join(PASSAGES))
     ask = ["rank", "What is the capital of France?", "passages.txt", "--in-process", "--json"]
@@ -42,7 +42,7 @@ def test_what_the_image_is_built_from_installs_and_ranks(tmp_path: Path) -> None
 
 
 def _build_context(folder: Path) -> Path:
-    """What `.dockerignore` lets in, and no more."""
+    """Copies the files that `.dockerignore` admits."""
     for line in (ROOT / ".dockerignore").read_text().splitlines():
         if line.startswith("!"):
             source, target = ROOT / line[1:], folder / line[1:]

@@ -1,6 +1,6 @@
-"""`make chaos`: the tests of this folder, then what became of the requests, as a table and as one JSON line.
+"""`make chaos`: runs the tests of this folder, then prints the results of all requests as a table and as one JSON line.
 
-The tests run in a process of their own, so that nothing Ray logs on its way out follows the line.
+The tests run in a separate process, so that no log of Ray's shutdown follows the JSON line.
 """
 
 import argparse
@@ -18,7 +18,9 @@ HERE = Path(__file__).parent
 def main() -> None:
     """Exits with 1 unless every run passed."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", type=int, default=1, help="how often in a row; the lines of all follow the last")
+    parser.add_argument(
+        "--runs", type=int, default=1, help="number of consecutive runs; their JSON lines are printed at the end"
+    )
     options, pytest_arguments = parser.parse_known_args()
     lines = []
     is_passed = True

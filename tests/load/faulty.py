@@ -1,5 +1,5 @@
-"""The service around an engine whose faults a test chooses: a pair that kills its process, a device that is lost, a
-forward pass that never returns. Its logits are the real engine's.
+"""The service with an engine that fails on demand: a pair kills its process, a device is lost, or a forward pass never
+returns. Its logits are those of the real engine.
 """
 
 import math
@@ -23,20 +23,20 @@ from rerank_service.replica.replica import Replica
 __all__ = ["POISON", "Fault", "break_one", "broken_pid", "build_app", "faulty_application"]
 
 POISON = "drink me"
-"""A query whose pairs kill the process that scores them, without an exception, as a bug in a driver may."""
+"""A query whose pairs kill the process that scores them without an exception, as a driver's bug may."""
 
 
 class Fault(StrEnum):
-    """What befalls one replica, from its next forward pass until its process ends."""
+    """A fault of one replica, from its next forward pass until its process ends."""
 
     STICKY = "sticky"
-    """Every pass raises what torch raises after an illegal memory access: the process's CUDA context is lost."""
+    """Every pass raises torch's error after an illegal memory access, as when the process has lost its CUDA context."""
     HANG = "hang"
     """The pass never returns."""
 
 
 class _FaultyForward:
-    """In place of an engine's forward pass, where torch itself raises; everything around it is the service's own."""
+    """Replaces the forward pass of an engine, where torch would raise; the code around it is the service's own."""
 
     def __init__(self, engine: Any, faults: Path, tokens_per_s: float | None) -> None:
         self._tokenise, self._forward = engine.tokenise, engine.forward
@@ -48,14 +48,14 @@ class _FaultyForward:
         self._poisoned: list[Any] = []
 
     def tokenise(self, query: str, passages: Sequence[str], truncate: Truncate) -> list[Any]:
-        """The engine's pairs; those of a poison are remembered."""
+        """The engine's pairs. Remembers those of the poison."""
         pairs: list[Any] = self._tokenise(query, passages, truncate)
         if query == POISON:
             self._poisoned += pairs
         return pairs
 
     def forward(self, pairs: Sequence[Any]) -> torch.Tensor:
-        """The engine's logits, at the set speed, or the fault that has befallen it."""
+        """The engine's logits at the configured speed, or this replica's fault."""
         if any(pair in self._poisoned for pair in pairs):
             os.kill(os.getpid(), signal.SIGKILL)
         self._num_passes += 1
@@ -72,16 +72,16 @@ class _FaultyForward:
 
 
 _SOUND_PASSES = 20
-"""Of each process, before a fault: the scheduler knows by then how long a pass takes."""
+"""Forward passes of a process before its fault, after which the scheduler knows how long a pass takes."""
 
 
 def break_one(faults: Path, fault: Fault) -> None:
-    """Whichever replica runs the next forward pass breaks, and no other."""
+    """Breaks only the replica that runs the next forward pass."""
     (faults / fault).touch()
 
 
 def broken_pid(faults: Path, fault: Fault) -> int | None:
-    """Process of the replica that broke last; null before it did."""
+    """Process id of the broken replica; null while none is broken."""
     pids = [file.name.removeprefix(f"{fault}-") for file in faults.glob(f"{fault}-*")]
     return int(pids[0]) if pids else None
 
@@ -97,8 +97,8 @@ def _claimed(faults: Path) -> Fault | None:
 
 
 def build_app(args: dict[str, Any]) -> Application:
-    """`args` has `settings`, a `RerankConfig` as a dict; `faults`, the folder of `break_one`; and `tokens_per_s`, the
-    speed of each replica, null for the engine's own.
+    """The application. `args` has `settings`, a `RerankConfig` as a dict; `faults`, the folder of `break_one`; and
+    `tokens_per_s`, the speed of each replica, null for the speed of the engine.
     """
     faults, tokens_per_s = Path(args["faults"]), args["tokens_per_s"]
 
@@ -114,7 +114,7 @@ def build_app(args: dict[str, Any]) -> Application:
 def faulty_application(
     name: str, config: RerankConfig, faults: Path, tokens_per_s: float | None = None
 ) -> dict[str, Any]:
-    """As it stands in a Serve configuration, at `/NAME`."""
+    """The application at `/NAME`, as an entry of a Serve configuration."""
     args = {"settings": config.model_dump(mode="json"), "faults": str(faults), "tokens_per_s": tokens_per_s}
     import_path = f"{build_app.__module__}:{build_app.__name__}"
     return {"name": name, "route_prefix": f"/{name}", "import_path": import_path, "args": args}

@@ -1,4 +1,4 @@
-"""The verdicts under each fault: kept in a file across processes, shown as a table and as one JSON line."""
+"""Keeps the results under each fault in a file across processes, and shows them as a table and as one JSON line."""
 
 import json
 import os
@@ -12,14 +12,14 @@ from tests.load.traffic import Verdicts
 __all__ = ["LEDGER_ENV", "json_line", "read", "record", "table"]
 
 LEDGER_ENV = "CHAOS_LEDGER"
-"""Environment variable with the file that `record` appends to; unset, it only prints."""
+"""Environment variable with the file to which `record` appends. Without it, `record` only prints."""
 
 _HEADS = ("fault", "requests", "right", "wrong", "lost", "hung", "failed")
 _HEADS_S = ("longest request", "longest time without an answer")
 
 
 def record(fault: str, verdicts: Verdicts) -> None:
-    """Adds the verdicts on one fault's requests."""
+    """Adds the results of the requests under one fault."""
     entry = {"fault": fault, **asdict(verdicts), "failed": dict(verdicts.failed)}  # `asdict` breaks a Counter
     print("\n" + _row(entry), flush=True)
     if path := os.environ.get(LEDGER_ENV):
@@ -28,12 +28,12 @@ def record(fault: str, verdicts: Verdicts) -> None:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """All entries, in the order of the run."""
+    """All entries in the order of the run."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
 def table(entries: list[dict[str, Any]]) -> str:
-    """Markdown, as `docs/reliability.md` has it."""
+    """A Markdown table, as in `docs/reliability.md`."""
     heads = (*_HEADS, *_HEADS_S)
     return "\n".join([f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}", *map(_row, entries)])
 

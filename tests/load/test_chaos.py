@@ -1,13 +1,12 @@
 """Faults under load on a Ray cluster of three nodes on this machine: `make chaos`.
 
-Every answer is held against the engine's own logits. `ledger` keeps what became of the requests under each fault.
+Every answer is compared with the engine's own logits. `ledger` keeps the results under each fault.
 """
 
 import asyncio
 import os
 import random
 import signal
-import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -31,6 +30,7 @@ from rerank_service.tools.random_checkpoints.make import Architecture, make_chec
 from tests.load import ledger
 from tests.load.faulty import POISON, Fault, break_one, broken_pid, faulty_application
 from tests.load.traffic import Question, Traffic, Verdicts
+from tests.ports import free_port
 from tests.service.running import Reference, assert_ranked, ranking_body, serve_client
 
 pytestmark = [pytest.mark.load, pytest.mark.timeout(900)]
@@ -39,7 +39,7 @@ _MODEL = "chaos/tiny-llama"
 _DEADLINE_S = 60.0
 _CLIENTS = 6
 _RECOVERY_S = 5.0
-"""Longest time without an answer after the death of a process or a node."""
+"""Longest time without an answer after a process or a node has died."""
 _WHOLE_LIMIT_S = 180.0
 _DEVICE = "device_sim"
 _WORDS = ["bread", "river", "kidney", "contract", "token", "winter", "harbour", "price", "bridge", "model"]
@@ -47,7 +47,7 @@ _WORDS = ["bread", "river", "kidney", "contract", "token", "winter", "harbour", 
 
 @dataclass
 class Grid:
-    """The cluster and the service on it."""
+    """The cluster, and the service that runs on it."""
 
     cluster: Any
     workers: list[Any]
@@ -58,13 +58,13 @@ class Grid:
     questions: list[Question]
     version: int = 1
     others: list[dict[str, Any]] = field(default_factory=list)
-    """Applications beside the one at `/`."""
+    """Further applications, besides the one at `/`."""
 
     def add_worker(self) -> None:
         self.workers.append(self.cluster.add_node(num_cpus=2, resources={_DEVICE: 3}, include_dashboard=False))
 
     def deploy(self, batching: dict[str, Any] | None = None) -> None:
-        """The whole target state; another `version` replaces every replica, other `batching` none."""
+        """Deploys the whole target state. A new `version` replaces every replica; other `batching` replaces none."""
         args = self.config.model_dump(mode="json")
         args["models"][0]["aliases"] = [f"version-{self.version}"]
         overrides = []
@@ -86,22 +86,22 @@ class Grid:
         self.deploy()
 
     def details(self, application: str, deployment: str) -> dict[str, Any]:
-        """Serve's own account of a deployment."""
+        """Serve's details of a deployment."""
         details: dict[str, Any] = serve_client().get_serve_details()["applications"][application]
         return details["deployments"][deployment]
 
     def pids(self, deployment: str, application: str = "rerank") -> list[int]:
-        """Processes of the replicas that run."""
+        """Process ids of the running replicas."""
         replicas = self.details(application, deployment)["replicas"]
         return [replica["pid"] for replica in replicas if replica["state"] == "RUNNING"]
 
     def node_ids(self, deployment: str) -> list[str]:
-        """Where the replicas of the application at `/` run."""
+        """Nodes of the replicas of the application at `/`."""
         return [replica["node_id"] for replica in self.details("rerank", deployment)["replicas"]]
 
     @property
     def deployment(self) -> str:
-        """The model's, in every application."""
+        """Name of the model's deployment, the same in every application."""
         return self.config.models[0].deployment_name
 
     def is_whole(self) -> bool:
@@ -120,7 +120,7 @@ class Grid:
 
 @pytest.fixture(scope="module")
 def grid(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Grid]:
-    """A head without devices and two workers with three each, three model replicas and two ingresses."""
+    """A head without devices and two workers with three devices each; three model replicas and two ingresses."""
     checkpoint = make_checkpoint(tmp_path_factory.mktemp("chaos"), Architecture.LLAMA_BIDIREC, "tiny", dtype="float32")
     config = _config(checkpoint, {"min_replicas": 3, "max_replicas": 3}, {_DEVICE: 1})
     reference = Reference(load_engine(config.models[0]))
@@ -133,7 +133,7 @@ def grid(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Grid]:
             initialize_head=True,
             head_node_args={"num_cpus": 2, "include_dashboard": False, "object_store_memory": 100 * 1024 * 1024},
         )
-        url = f"http://127.0.0.1:{_free_port()}"
+        url = f"http://127.0.0.1:{free_port()}"
         grid = Grid(cluster, [], url, config, checkpoint, reference, _questions(reference))
         try:
             for _ in range(2):
@@ -153,7 +153,7 @@ def grid(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Grid]:
 
 @pytest.fixture(scope="module")
 def faults(grid: Grid, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Four replicas that can be broken, at `/faulty`; the value is the folder of `break_one`."""
+    """An application at `/faulty` with four replicas that can be broken. The value is the folder of `break_one`."""
     folder = tmp_path_factory.mktemp("faults")
     config = _config(grid.checkpoint, {"min_replicas": 4, "max_replicas": 4}, {})
     with _beside(grid, faulty_application("faulty", config, folder), 4):
@@ -162,7 +162,7 @@ def faults(grid: Grid, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pat
 
 @pytest.fixture
 def elastic(grid: Grid, tmp_path: Path) -> Iterator[None]:
-    """One to four replicas of a known speed, as the load wants it, at `/elastic`."""
+    """An application at `/elastic` with one to four replicas of a known speed, scaled by load."""
     scaling = {"min_replicas": 1, "max_replicas": 4, "upscale_delay_s": 1}
     config = _config(grid.checkpoint, scaling, {})
     with _beside(grid, faulty_application("elastic", config, tmp_path, tokens_per_s=1500), 1):
@@ -192,7 +192,7 @@ class _beside:  # noqa: N801 - a context manager
 
 
 def test_no_memory_is_kept(grid: Grid) -> None:
-    """Of 10,000 requests, the second half: in the first, caches of kernels by batch size fill."""
+    """Measures the second half of 10,000 requests: during the first, caches of kernels by batch size fill."""
     processes = [psutil.Process(pid) for pid in (*grid.pids(grid.deployment), *grid.pids("ingress"))]
     bodies = [question.body for question in grid.questions if len(question.logits) <= 10]
     failures = asyncio.run(_send(grid, bodies, 5_000))
@@ -206,7 +206,7 @@ def test_no_memory_is_kept(grid: Grid) -> None:
 
 
 _MAX_GROWTH_MB = 10.0
-"""Two kilobytes kept of each request; `benchmarks/soak.py` looks longer."""
+"""About two kilobytes per request; `benchmarks/soak.py` measures for longer."""
 
 
 @pytest.mark.parametrize(
@@ -249,7 +249,7 @@ def test_a_second_update_while_the_first_is_rolling_loses_no_request(grid: Grid)
     _assert_nothing_failed(verdicts)
 
 
-def test_the_controllers_death_goes_unnoticed(grid: Grid) -> None:
+def test_no_request_is_lost_when_the_controller_dies(grid: Grid) -> None:
     before = set(grid.pids(grid.deployment)), set(grid.pids("ingress"))
 
     verdicts = asyncio.run(_under_load(grid, "SIGKILL of Serve's controller", _kill_controller, grid.is_whole))
@@ -260,7 +260,7 @@ def test_the_controllers_death_goes_unnoticed(grid: Grid) -> None:
 
 @pytest.mark.usefixtures("elastic")
 def test_a_restarted_controller_keeps_an_autoscaled_models_replicas(grid: Grid) -> None:
-    """Serve's controller has forgotten what the policy remembered of the last minutes."""
+    """Serve's controller has lost the state of the policy."""
     targets: list[int] = []
     before: set[int] = set()
 
@@ -307,7 +307,7 @@ def test_a_broken_device_is_replaced(grid: Grid, faults: Path, fault: Fault, nam
 
 
 def test_a_poison_kills_two_replicas_and_no_more(grid: Grid, faults: Path) -> None:
-    """Four replicas, one request that kills whoever scores it, others that go on."""
+    """Four replicas, one request that kills the replica that scores it, and other requests that must succeed."""
     before = grid.pids(grid.deployment, "faulty")
     url = f"{grid.url}/faulty/v1/ranking"
     harmless, *_ = grid.questions
@@ -328,7 +328,7 @@ def test_a_poison_kills_two_replicas_and_no_more(grid: Grid, faults: Path) -> No
     assert len([pid for pid in before if not psutil.pid_exists(pid)]) == 2
 
 
-def test_clients_that_leave_are_no_burden(grid: Grid) -> None:
+def test_clients_that_disconnect_do_not_affect_others(grid: Grid) -> None:
     fault = "clients that leave after 5 to 100 ms (a third of them)"
     _assert_nothing_failed(asyncio.run(_load_for(grid, fault, 12, _CLIENTS, leaving_share=0.3)))
 
@@ -344,7 +344,7 @@ def test_overload_is_refused_in_the_documented_form(grid: Grid) -> None:
 
 
 def test_a_nodes_death_costs_one_request_in_a_hundred_at_most(grid: Grid) -> None:
-    """The last of this cluster: it has one worker less from then on."""
+    """The last test of this cluster, which has one worker less afterwards."""
 
     node = asyncio.run(_expendable_node(grid))
 
@@ -417,7 +417,7 @@ def _assert_nothing_failed(verdicts: Verdicts) -> None:
 
 
 async def _send(grid: Grid, bodies: list[dict[str, Any]], count: int) -> int:
-    """How many of so many requests failed."""
+    """Sends `count` requests and returns how many failed."""
     pending = iter(range(count))
 
     async def ask_on(client: httpx.AsyncClient) -> int:
@@ -437,7 +437,7 @@ def _kill_controller() -> None:
 
 
 def _slow_down(pid: int, duration_s: float) -> None:
-    """A replica at a fifth of its speed: stopped for 80 of every 100 ms."""
+    """Stops a replica for 80 of every 100 ms, so that it runs at a fifth of its speed."""
     stop_at = time.monotonic() + duration_s
     while time.monotonic() < stop_at:
         os.kill(pid, signal.SIGSTOP)
@@ -449,7 +449,7 @@ def _slow_down(pid: int, duration_s: float) -> None:
 async def _until(holds: Callable[[], bool], limit_s: float) -> None:
     deadline = time.monotonic() + limit_s
     while True:
-        with suppress(Exception):  # the controller itself may be moving
+        with suppress(Exception):  # the controller may be restarting
             if await asyncio.to_thread(holds):
                 return
         assert time.monotonic() < deadline, "the service did not become whole again"
@@ -475,7 +475,7 @@ def _config(checkpoint: Path, autoscaling: dict[str, Any], resources: dict[str, 
 
 
 def _questions(reference: Reference) -> list[Question]:
-    """Most are small and some are not, as real ones."""
+    """Mostly small requests and some large ones, like real traffic."""
     rng = random.Random(0)
     questions = []
     for number in range(40):
@@ -485,10 +485,3 @@ def _questions(reference: Reference) -> list[Question]:
         query = f"question {number} about {rng.choice(_WORDS)}"
         questions.append(Question(ranking_body(_MODEL, query, passages), reference.logits(query, passages)))
     return questions
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -1,11 +1,10 @@
-"""Death of the head with fault tolerance on: its state is in Redis, the workers go on, and it comes back.
+"""The head dies and restarts with its state in Redis, while the workers keep serving.
 
-The cluster is the recipe for hosts without Kubernetes, on three of this machine's addresses.
+The cluster is the recipe for hosts without Kubernetes, on three addresses of this machine.
 """
 
 import asyncio
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -25,16 +24,18 @@ import yaml
 from rerank_service.config import load_config
 from rerank_service.engine import load_engine
 from rerank_service.tools.random_checkpoints.make import Architecture, make_checkpoint
+from tests.bare_metal import BARE_METAL, HEAD, Hosts
 from tests.load import ledger
 from tests.load.traffic import Question, Traffic, Verdicts
+from tests.ports import free_port
+from tests.programs import needs_program
 from tests.service.running import Reference, ranking_body
-from tests.service.test_bare_metal import BARE_METAL, HEAD, Hosts, free_port
 
 pytestmark = [
     pytest.mark.load,
     pytest.mark.timeout(600),
     pytest.mark.skipif(sys.platform != "linux", reason="127.0.0.2 is an address of this machine on Linux only"),
-    pytest.mark.skipif(shutil.which("redis-server") is None, reason="needs redis-server (Debian: redis-server)"),
+    needs_program("redis-server", "redis-server"),
 ]
 
 _MODEL = "tiny"
@@ -48,7 +49,7 @@ _PASSWORD = "of-the-tests"
 
 @dataclass(frozen=True)
 class Cluster:
-    """A head without work, two workers, and a Redis that outlives the head."""
+    """A head without replicas, two workers, and a Redis that outlives the head."""
 
     hosts: Hosts
     serve_file: Path
@@ -57,7 +58,7 @@ class Cluster:
     questions: list[Question]
 
     def kill_head(self) -> None:
-        """All its processes at once, as a power cut would."""
+        """Kills all processes of the head at once, as a power cut would."""
         session = (self._state / HEAD / "pid").read_text(encoding="utf-8").strip()
         listed = subprocess.run(["ps", "-o", "pid=", "--sid", session], capture_output=True, text=True, check=False)
         for pid in listed.stdout.split():
@@ -65,20 +66,21 @@ class Cluster:
                 os.kill(int(pid), signal.SIGKILL)
 
     def start_head(self) -> None:
-        """Anew at the same address, as a service manager would: on a busy machine Ray's own start may time out."""
+        """Starts the head again at the same address, as a service manager would. Retries, because Ray's own start may
+        time out on a busy machine."""
         environment = self.hosts.environment | {"NODE_IP": HEAD, "RERANK_STATE": str(self._state)}
         command = ["bash", str(self._state / "node.sh"), "start", "head", *self.head_options]
         for _ in range(_STARTS):
-            # Ray takes the workers' processes on this machine for a running head at the address noted here.
+            # With this file, Ray would take the workers on this machine for a running head.
             (self.hosts.folder / "r" / "ray_current_cluster").unlink(missing_ok=True)
             started = subprocess.run(command, env=environment, check=False, capture_output=True, timeout=_LIMIT_S)
             if started.returncode == 0:
                 return
-            self.kill_head()  # what is left of it
+            self.kill_head()  # its remaining processes
         pytest.fail(f"the head did not start {_STARTS} times: {started.stderr.decode()[-2000:]}")
 
     def deploy(self, version: str) -> None:
-        """Another version replaces every replica."""
+        """Deploys another version, which replaces every replica."""
         document = yaml.safe_load(self.serve_file.read_text(encoding="utf-8"))
         for application in document["applications"]:
             for model in application["args"].get("models", []):
@@ -165,7 +167,7 @@ def cluster(redis_port: int) -> Iterator[Cluster]:
 
 
 def test_the_heads_death_costs_no_request_and_no_replica(cluster: Cluster) -> None:
-    """Clients ask the workers' proxies: before, while the head is away, while it comes back, and during an update."""
+    """Clients send requests to the workers' proxies while the head is down, while it restarts, and during an update."""
     before = cluster.replicas()
 
     async def lose_the_head() -> None:
@@ -173,7 +175,7 @@ def test_the_heads_death_costs_no_request_and_no_replica(cluster: Cluster) -> No
         await asyncio.sleep(_AWAY_S)
         await asyncio.to_thread(cluster.start_head)
         await _until(cluster.is_whole)
-        await asyncio.sleep(10)  # Serve's controller has looked at every replica again by then
+        await asyncio.sleep(10)  # by then Serve's controller has checked every replica again
 
     verdicts = asyncio.run(_under_load(cluster, "death of the head, with fault tolerance (15 s away)", lose_the_head))
     after = cluster.replicas()
@@ -213,7 +215,7 @@ def _assert_nothing_failed(verdicts: Verdicts) -> None:
 async def _until(holds: Callable[[], bool]) -> None:
     deadline = time.monotonic() + _LIMIT_S
     while True:
-        with suppress(Exception):  # the head may be away
+        with suppress(Exception):  # the head may be down
             if await asyncio.to_thread(holds):
                 return
         assert time.monotonic() < deadline, "the cluster did not become whole again"
@@ -229,7 +231,7 @@ def _questions(reference: Reference) -> list[Question]:
 
 
 def _hosts(folder: Path, workers_port: int, redis_port: int) -> tuple[Hosts, list[str]]:
-    """Three hosts, and what `ray start` is told on the head."""
+    """Three hosts, and the options of `ray start` on the head."""
     gcs, dashboard, http, *agents = (free_port() for _ in range(6))
     shared = ["--object-store-memory", "80000000", "--num-gpus", "0", "--dashboard-agent-listen-port"]
     head_options = ["--num-cpus", "0", "--redis-password", _PASSWORD, "--temp-dir", f"{folder}/r"]
@@ -245,7 +247,7 @@ def _hosts(folder: Path, workers_port: int, redis_port: int) -> tuple[Hosts, lis
             "PYTHONPATH": str(BARE_METAL.parents[1]),
             "RAY_REDIS_ADDRESS": f"127.0.0.1:{redis_port}",
             "RAY_external_storage_namespace": "rerank",
-            # The head's proxy dies with it, and connections to it; on one machine all proxies would share a port.
+            # The head's proxy dies with the head. On one machine it would otherwise share its port with the workers'.
             "RAY_SERVE_WORKER_PROXY_HTTP_PORT": str(workers_port),
         },
     )

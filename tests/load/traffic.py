@@ -1,4 +1,4 @@
-"""A steady mixed load over HTTP, and a verdict on every answer."""
+"""A steady mixed load over HTTP, with every answer checked."""
 
 import asyncio
 import random
@@ -14,14 +14,14 @@ import httpx
 __all__ = ["Question", "Traffic", "Verdicts"]
 
 _TOLERANCE = 1e-4
-"""Between a batch and a pair alone, float32."""
+"""Largest difference between the logits of a pair in a batch and alone, in float32."""
 _ALLOWED = (429, 503, 504)
-"""What the documentation allows for a request that is not at fault, in the envelope."""
+"""Statuses that the documentation allows for a valid request, with the error envelope."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """A request and its one right answer."""
+    """A request and its expected logits."""
 
     body: dict[str, Any]
     logits: Sequence[float]
@@ -29,26 +29,26 @@ class Question:
 
 @dataclass
 class Verdicts:
-    """What became of the requests of one phase."""
+    """Results of the requests of one phase."""
 
     requests: int = 0
     ok: int = 0
     wrong: int = 0
     lost: int = 0
-    """Sent and never answered: the connection broke."""
+    """Requests without an answer because the connection broke."""
     doubled: int = 0
     hung: int = 0
-    """Not over a second after its deadline."""
+    """Requests still unanswered one second after their deadline."""
     left: int = 0
-    """The client went away on purpose."""
+    """Requests whose client disconnected on purpose."""
     failed: Counter[str] = field(default_factory=Counter)
     longest_s: float = 0.0
     longest_gap_s: float = 0.0
-    """Between two right answers."""
+    """Longest time between two right answers."""
 
 
 class Traffic:
-    """Clients that send one question after the other."""
+    """Clients that each send one question after the other."""
 
     def __init__(self, url: str, questions: Sequence[Question], deadline_s: float, headers: dict[str, str]) -> None:
         self._url = url
@@ -58,7 +58,7 @@ class Traffic:
 
     @asynccontextmanager
     async def running(self, num_clients: int, seed: str, leaving_share: float = 0.0) -> Any:
-        """Load while the block runs; the verdicts are complete after it, when all that was sent is over."""
+        """Sends requests while the block runs. The verdicts are complete when the block has ended."""
         verdicts = Verdicts()
         stop = asyncio.Event()
         self._last_ok = time.perf_counter()
@@ -71,7 +71,7 @@ class Traffic:
             await asyncio.gather(*clients)
 
     async def _client(self, rng: random.Random, verdicts: Verdicts, stop: asyncio.Event, leaving_share: float) -> None:
-        limits = httpx.Limits(max_keepalive_connections=0)  # as many load balancers do; and no half-dead connection
+        limits = httpx.Limits(max_keepalive_connections=0)  # a new connection for each request
         async with httpx.AsyncClient(timeout=self._deadline_s + 1, limits=limits, headers=self._headers) as client:
             while not stop.is_set():
                 question = rng.choice(self._questions)

@@ -1,11 +1,10 @@
-"""One Ray session with an open application at `/` (three models, and a pool of two), and a keyed one at `/keyed`, whose
-model has an application of its own.
+"""One Ray session with two services: an open one at `/` with three models and a pool of two, and one with an API key at
+`/keyed`, whose model has an application of its own.
 
-They are deployed from a Serve configuration, as `serve run` does it; only the file is missing.
+They are deployed from a Serve configuration as `serve run` does, but without a file.
 """
 
 import hashlib
-import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ from rerank_service.config import RerankConfig
 from rerank_service.engine import load_engine
 from rerank_service.tools.deployment.ray_environment import RAY_ENVIRONMENT
 from rerank_service.tools.random_checkpoints.make import Architecture, make_checkpoint
+from tests.ports import free_port
 from tests.service.running import (
     APART,
     CLIENT_TIMEOUT_S,
@@ -37,7 +37,7 @@ _POLL_S = 0.2
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whichever test comes first also pays for the start, which a busy machine draws out."""
+    """Adds the time that the service takes to start on a busy machine, because the first test has to wait for it."""
     for item in items:
         if item.path.parent == Path(__file__).parent:
             item.add_marker(pytest.mark.timeout(_START_LIMIT_S + CLIENT_TIMEOUT_S))
@@ -45,7 +45,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def config(tmp_path_factory: pytest.TempPathFactory) -> RerankConfig:
-    """The open application's settings."""
+    """Settings of the open application."""
     folder = tmp_path_factory.mktemp("checkpoints")
     llama = make_checkpoint(folder / "llama", Architecture.LLAMA_BIDIREC, "tiny", dtype="float32")
     mistral = make_checkpoint(folder / "mistral", Architecture.MISTRAL, "tiny", dtype="float32", seed=1)
@@ -59,7 +59,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> RerankConfig:
         {
             "models": models,
             "pools": [{"name": "small", "models_per_replica": 1, "replica": _REPLICA}],
-            "service": {"ingress": {"shard_tokens": 2000}},  # so that a request of some passages fans out
+            "service": {"ingress": {"shard_tokens": 2000}},  # so small that a request with a few passages fans out
             "limits": {"max_body_bytes": 4 * 1024 * 1024, "request_timeout_s": 200},
         }
     )
@@ -67,7 +67,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> RerankConfig:
 
 @pytest.fixture(scope="session")
 def keyed_config(config: RerankConfig, tmp_path_factory: pytest.TempPathFactory) -> RerankConfig:
-    """The keyed application's settings: one model, one key."""
+    """Settings of the keyed application: one model, one key."""
     hashes = tmp_path_factory.mktemp("keys") / "hashes"
     hashes.write_text(hashlib.sha256(KEY.encode()).hexdigest() + "\n")
     model = _model(LLAMA, config.models[0].checkpoint.source, application=APART)
@@ -77,15 +77,15 @@ def keyed_config(config: RerankConfig, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture(scope="session")
 def service(config: RerankConfig, keyed_config: RerankConfig) -> Iterator[Service]:
-    """Both applications, ready."""
-    running = Service(port=_free_port(), config=config, keyed_config=keyed_config)
+    """Both applications, once they are ready."""
+    running = Service(port=free_port(), config=config, keyed_config=keyed_config)
     with pytest.MonkeyPatch.context() as environment:
         for name, value in RAY_ENVIRONMENT.items():
             environment.setenv(name, value)
         environment.setenv("PYTHONPATH", str(Path(__file__).parents[2]))  # replicas load benchmarks.stack.simulated
         environment.delenv(config.auth.keys_env, raising=False)
         ray.init(
-            address="local",  # never somebody else's session
+            address="local",  # never a session that someone else has started
             num_cpus=4,
             object_store_memory=128 * 1024 * 1024,
             include_dashboard=False,
@@ -111,7 +111,7 @@ def client(service: Service) -> Iterator[httpx.Client]:
 
 @pytest.fixture(scope="session")
 def references(config: RerankConfig) -> dict[str, Reference]:
-    """The same models in this process, by id: the logits that the service must answer."""
+    """The same models in this process, by id, for the expected logits."""
     return {model.id: Reference(load_engine(model)) for model in config.models}
 
 
@@ -129,15 +129,8 @@ def _model(model_id: str, source: str, **options: Any) -> dict[str, Any]:
     return model if "pool" in options else model | {"replica": _REPLICA}
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
-
-
 def _wait_until_ready(service: Service) -> None:
-    """Every replica is up by Serve's word, then every model by the service's own."""
+    """Waits until Serve reports every application as running and both services report that they are ready."""
     deadline = time.monotonic() + _START_LIMIT_S
     urls = [service.url, service.keyed_url]
     while urls:

@@ -1,4 +1,4 @@
-"""What the tests know of the running service, and the engines they hold it against."""
+"""The running service as tests see it, and the engines that they compare it with."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,19 +32,19 @@ LLAMA = "nvidia/llama-3.2-nv-rerankqa-1b-v2"
 MISTRAL = "nvidia/nv-rerankqa-mistral-4b-v3"
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 APART = "llama-apart"
-"""Application that has the keyed model."""
+"""Name of the application with the keyed model."""
 POOLED = ("pooled/first", "pooled/second")
-"""Two models that share a replica with room for one."""
+"""Two models that share a replica, which holds one model at a time."""
 KEY = "nvapi-of-the-tests"
 CLIENT_TIMEOUT_S = 250
-"""Ends a test that hangs; nothing is measured by it."""
+"""Only ends a test that hangs."""
 LOGIT_TOLERANCE = 1e-4
-"""Between a batch and a pair alone, float32."""
+"""Largest difference between the logits of a pair in a batch and alone, in float32."""
 
 
 @dataclass(frozen=True)
 class Service:
-    """Where the applications are, and how to deploy them again."""
+    """The addresses of both applications, and a way to deploy them again."""
 
     port: int
     config: RerankConfig
@@ -64,10 +64,10 @@ class Service:
         more_models: Sequence[ModelConfig] = (),
         more_applications: Sequence[dict[str, Any]] = (),
     ) -> None:
-        """Hands Serve the target state of all applications, as `serve run` and `serve deploy` do.
+        """Gives Serve the target state of all applications, as `serve run` and `serve deploy` do.
 
-        `knobs` is the `user_config` of the keyed model's application; `more_models` are served under `/keyed` too, each
-        from the application it names. `more_applications` are as in a Serve configuration.
+        `knobs` is the `user_config` of the keyed model. `/keyed` also serves `more_models`, each from the application
+        it names. `more_applications` have the form of a Serve configuration.
         """
         (model,) = self.keyed_config.models
         keyed = self.keyed_config.model_copy(update={"models": (model, *more_models)})
@@ -77,7 +77,7 @@ class Service:
         serve_client().deploy_apps(ServeDeploySchema.model_validate({"applications": applications}))
 
     def pids(self, application: str, deployment: str) -> set[int]:
-        """Processes of a deployment that are running; for a moment of a new deployment Serve tells of none."""
+        """Ids of the running processes of a deployment. Empty for a moment after it is deployed anew."""
         deployed = serve_client().get_serve_details()["applications"].get(application, {"deployments": {}})
         details = deployed["deployments"].get(deployment, {})
         return {replica["pid"] for replica in details.get("replicas", []) if replica["state"] == "RUNNING"}
@@ -91,7 +91,7 @@ class Reference:
         self.window_tokens = engine.window_tokens
 
     def logits(self, query: str, passages: Sequence[str]) -> list[float]:
-        """Each pair scored alone."""
+        """Logits of the pairs, each scored alone."""
         pairs = self._engine.tokenise(query, passages, Truncate.END)
         return [self._engine.score([pair])[0] for pair in pairs]
 
@@ -100,7 +100,7 @@ class Reference:
 
 
 def serve_client() -> Any:
-    """Serve's own client: the public API has neither `deploy_apps` nor the replicas' pids."""
+    """Serve's internal client: the public API has neither `deploy_apps` nor the process ids of replicas."""
     from ray.serve.context import _get_global_client
 
     return _get_global_client()
@@ -111,12 +111,12 @@ def ranking_body(model: str | None, query: str, passages: Sequence[str], **optio
 
 
 def long_text(num_words: int) -> str:
-    """Far more tokens than words."""
+    """Text with several tokens per word."""
     return " ".join(f"word{number}" for number in range(num_words))
 
 
 def assert_ranked(response: httpx.Response, logits: Sequence[float]) -> dict[str, Any]:
-    """A correct ranking with these logits, given in the request's order; returns the body."""
+    """Checks for a correct ranking with these logits, given in the request's order. Returns the body."""
     assert response.status_code == 200, response.text
     assert response.headers["content-type"] == "application/json"
     body: dict[str, Any] = response.json()
@@ -128,7 +128,7 @@ def assert_ranked(response: httpx.Response, logits: Sequence[float]) -> dict[str
 
 
 def assert_error(response: httpx.Response, status: int) -> dict[str, Any]:
-    """The envelope with this status; returns it."""
+    """Checks for an error envelope with this status. Returns the body."""
     assert response.status_code == status, response.text[:500]
     assert response.headers["content-type"] == "application/json"
     body: dict[str, Any] = response.json()

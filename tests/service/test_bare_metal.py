@@ -1,22 +1,17 @@
-"""The recipe for hosts without Kubernetes, run as it is: a head and two workers on three of this machine's addresses.
+"""The recipe for hosts without Kubernetes, unchanged, with a head and two workers on three addresses of this machine.
 
-A request through it, one worker drained and stopped, the other not since nothing could take its replicas, another
-request, all stopped; nothing that it started is left.
+The test sends a request, drains and stops one worker, is refused to stop the other because no node has room for its
+replicas, sends another request, and stops everything. No process of the recipe is left.
 """
 
-import os
-import shlex
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
 import httpx
 import psutil
@@ -24,12 +19,12 @@ import pytest
 
 from rerank_service.config import RerankConfig, load_config
 from rerank_service.engine import load_engine
+from tests.bare_metal import WORKERS, Hosts, command_line
 from tests.manifests import built, kustomize
+from tests.ports import free_port
 from tests.service.running import Reference, assert_ranked, ranking_body
 
 ROOT = Path(__file__).parents[2]
-BARE_METAL = ROOT / "cluster" / "bare-metal"
-HEAD, WORKERS = "127.0.0.1", ["127.0.0.2", "127.0.0.3"]
 _READY_LIMIT_S = 120
 PASSAGES = [f"{number} the bread and the river" for number in range(8)]
 
@@ -37,61 +32,6 @@ pytestmark = [
     pytest.mark.cluster,
     pytest.mark.skipif(sys.platform != "linux", reason="127.0.0.2 is an address of this machine on Linux only"),
 ]
-
-
-@dataclass(frozen=True)
-class Hosts:
-    """Three hosts, as far as the scripts can tell."""
-
-    folder: Path
-    environment: dict[str, str]
-    url: str
-    ports: dict[int, int]
-    """By the port that is usual."""
-
-    @classmethod
-    def on_this_machine(
-        cls,
-        folder: Path,
-        head_options: Sequence[str],
-        worker_options: Sequence[Sequence[str]],
-        ports: dict[int, int],
-        environment: Mapping[str, str],
-    ) -> Self:
-        """Options are those of `ray start`; `environment` is what differs from this process's, less all of Ray's."""
-        remote = folder / "remote"
-        # What ssh is to other hosts: a shell with that command line, in that host's home.
-        remote.write_text(
-            f'#!/bin/sh\nhost=$1; shift\nmkdir -p "{folder}/$host"; cd "{folder}/$host"\nexec sh -c "$*"\n'
-        )
-        remote.chmod(0o755)
-        hosts = [[HEAD, *head_options], *([host, *more] for host, more in zip(WORKERS, worker_options, strict=True))]
-        (folder / "hosts").write_text("# the head first\n" + "".join(f"{' '.join(host)}\n" for host in hosts))
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-        recipe = {
-            "HOSTS": str(folder / "hosts"),
-            "REMOTE": str(remote),
-            "TOKEN": str(folder / "token"),
-            "RERANK_BIN": str(Path(sys.executable).parent),
-            "RERANK_HAPROXY": "0",  # several nodes on one machine cannot all listen on one port of all its interfaces
-        }
-        return cls(folder, inherited | recipe | dict(environment), f"http://127.0.0.1:{ports[8000]}", ports)
-
-    def run(self, *arguments: str, is_checked: bool = True) -> str:
-        """`cluster.sh` with these arguments."""
-        command = [str(BARE_METAL / "cluster.sh"), *arguments]
-        result = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=400, check=False)
-        assert result.returncode == 0 or not is_checked, self._told(arguments, result)
-        return result.stdout
-
-    def processes(self) -> list[psutil.Process]:
-        """All that the recipe started and that still runs: Ray gives its processes this folder's name."""
-        mark = str(self.folder)
-        return [process for process in psutil.process_iter() if mark in _command_line(process)]
-
-    def _told(self, arguments: tuple[str, ...], result: subprocess.CompletedProcess[str]) -> str:
-        logs = [f"{path}:\n{path.read_text()[-2000:]}" for path in self.folder.rglob("log")]
-        return "\n".join([shlex.join(arguments), result.stdout, result.stderr, *logs])
 
 
 @pytest.fixture(scope="module")
@@ -144,11 +84,11 @@ def test_a_cluster_of_three_hosts(hosts: Hosts, config: RerankConfig) -> None:
         assert_ranked(client.post("/v1/ranking", json=ranking_body(None, "which?", PASSAGES)), logits)
 
     hosts.run("down")
-    assert [_command_line(process) for process in hosts.processes()] == []
+    assert [command_line(process) for process in hosts.processes()] == []
 
 
 def _write_configuration(path: Path, checkpoint: str, port: int) -> None:
-    """As an operator would: by the command. Two replicas, two ingresses, on workers of which one has room for all."""
+    """Writes a configuration by the command, as an operator would. One worker has room for all its replicas."""
     command = [
         str(Path(sys.executable).with_name("rerank-service")),
         "config",
@@ -160,7 +100,7 @@ def _write_configuration(path: Path, checkpoint: str, port: int) -> None:
 
 
 def _probe_as_kubernetes_does(hosts: Hosts) -> None:
-    """The readiness probes of the KubeRay manifests, on this cluster's ports."""
+    """Runs the readiness probes of the KubeRay manifests on the ports of this cluster."""
     if kustomize() is None:
         return
     (service,) = [one for one in built(ROOT / "cluster/kuberay/base") if one["kind"] == "RayService"]
@@ -187,21 +127,8 @@ def _wait_until_ready(client: httpx.Client) -> None:
 
 
 def _rank(client: httpx.Client) -> httpx.Response:
-    """All nodes here share a port, so that the stopped node's own proxy may have had this connection: one retry."""
+    """Retries once: all nodes share a port here, so this connection may belong to the proxy of the stopped node."""
     try:
         return client.post("/v1/ranking", json=ranking_body(None, "which?", PASSAGES))
     except httpx.TransportError:
         return client.post("/v1/ranking", json=ranking_body(None, "which?", PASSAGES))
-
-
-def _command_line(process: psutil.Process) -> str:
-    with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-        return " ".join(process.cmdline())
-    return ""
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port

@@ -1,4 +1,4 @@
-"""`rerank-service batch` on a Ray of its own: the same bytes as in one process, and none of Ray's left behind."""
+"""`rerank-service batch` on Ray: the same bytes as in one process, no process left behind, and errors of workers."""
 
 import json
 import os
@@ -8,14 +8,16 @@ from pathlib import Path
 
 import psutil
 import pytest
+import ray
 
 from rerank_service.tools.random_checkpoints.make import Architecture, make_checkpoint
+from tests.service.running import Service
 
 _MAIN = "from rerank_service.tools.cli import main; main()"
 _LIMIT_S = 240
 _END_S = 60
 _MARK = "RERANK_TEST_FOLDER"
-"""In the environment of what a test starts: other Rays may run on this machine."""
+"""Environment variable of every process that a test starts, since other Ray sessions may run on this machine."""
 _POISON = "a single pair that is longer than the window " * 2_000
 
 
@@ -29,7 +31,7 @@ def batch(folder: Path, output: str, model: Path, *more: str) -> subprocess.Comp
     command = [sys.executable, "-c", _MAIN, "batch", "pairs.jsonl", output, "--model", str(model)]
     chunks = ["--chunk-pairs", "16", "--json", *more]
     path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
-    # An address in the environment is somebody else's cluster, and must be left alone.
+    # The command must not use a cluster only because the environment has its address.
     environment = os.environ | {"PYTHONPATH": path, "RAY_ADDRESS": "127.0.0.1:9", _MARK: str(folder)}
     return subprocess.run(
         [*command, *chunks], cwd=folder, env=environment, capture_output=True, text=True, timeout=_LIMIT_S, check=False
@@ -41,7 +43,7 @@ def processes_of(folder: Path) -> list[psutil.Process]:
     return [process for process in found if (process.info["environ"] or {}).get(_MARK) == str(folder)]
 
 
-def test_actors_write_what_one_process_writes(tmp_path: Path, model: Path) -> None:
+def test_actors_write_the_same_bytes_as_one_process(tmp_path: Path, model: Path) -> None:
     rows = ({"query": f"query {n % 5}", "passages": ["passage " * (1 + n % 9), f"number {n}"]} for n in range(100))
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
@@ -58,10 +60,11 @@ def test_actors_write_what_one_process_writes(tmp_path: Path, model: Path) -> No
     assert not alive
 
 
-def test_a_workers_error_is_the_commands(tmp_path: Path, model: Path) -> None:
+def test_a_worker_on_a_cluster_fails_the_command_with_its_error(service: Service, tmp_path: Path, model: Path) -> None:
     (tmp_path / "pairs.jsonl").write_text(json.dumps({"query": "q", "passage": _POISON}) + "\n")
 
-    result = batch(tmp_path, "out.jsonl", model, "--workers", "1", "--truncate", "NONE")
+    cluster = ["--address", ray.get_runtime_context().gcs_address, "--workers", "1"]
+    result = batch(tmp_path, "out.jsonl", model, *cluster, "--truncate", "NONE")
 
     assert result.returncode == 2
     assert "pairs.jsonl, line 1: the pair has" in result.stderr

@@ -1,4 +1,4 @@
-"""On real Ray: one of two replicas loses its device, and a model has no replica at all."""
+"""On real Ray: one of two replicas loses its device, and another model has no replica at all."""
 
 import asyncio
 from collections import Counter
@@ -33,7 +33,7 @@ class Broken:
     url: str
     faults: Path
     source: str
-    """Id of the model whose logits it must answer."""
+    """Id of the model with the expected logits."""
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def broken(service: Service, config: RerankConfig, tmp_path_factory: pytest.Temp
     serve.delete(APPLICATION)
 
 
-async def test_no_request_sees_the_lost_device(
+async def test_no_request_fails_when_a_replica_loses_its_device(
     service: Service, broken: Broken, references: dict[str, Reference]
 ) -> None:
     await _until_running(service, "broken_paired", 2)
@@ -82,12 +82,12 @@ async def test_no_request_sees_the_lost_device(
     assert float(retried.split()[-1]) >= 1
 
 
-async def test_a_model_without_a_replica_is_refused_and_not_hung(service: Service, broken: Broken) -> None:
+async def test_a_model_without_a_replica_is_refused(service: Service, broken: Broken) -> None:
     await _until_running(service, "ingress", 1)
     async with httpx.AsyncClient(timeout=CLIENT_TIMEOUT_S) as client:
         answer = await client.post(f"{broken.url}/v1/ranking", json=ranking_body(NOWHERE, "which?", ["this"]))
 
-    assert_error(answer, 503)  # after the limit of the request, which is 60 s, it would be 504
+    assert_error(answer, 503)  # at the request's time limit of 60 s the status would be 504
     assert answer.headers["retry-after"] == "1"
 
 

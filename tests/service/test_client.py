@@ -1,4 +1,4 @@
-"""The Python client against the running service: what needs Serve's proxy and replicas."""
+"""The Python client against the running service, where it needs Serve's proxy and replicas."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Many requests at once: every one is answered, with its own ranking, whatever its neighbours do."""
+"""Many requests at once: each is answered with its own ranking, whatever the other clients do."""
 
 import asyncio
 import json
@@ -27,7 +27,7 @@ NUM_REQUESTS = 200
 
 
 class _Call(NamedTuple):
-    """A request and what it must be answered with: logits, or a status."""
+    """A request with its expected logits, or its expected status."""
 
     body: dict[str, Any]
     logits: list[float] | None = None
@@ -42,7 +42,7 @@ class _Call(NamedTuple):
 
 @pytest.fixture(scope="module")
 def calls(references: dict[str, Reference]) -> list[_Call]:
-    """Mixed calls in a fixed random order, about one in six of them wrong."""
+    """Mixed calls in a fixed random order; about one in six is invalid."""
     logits = {
         (model, query): reference.logits(query, PASSAGES)
         for model, reference in references.items()
@@ -58,7 +58,7 @@ async def test_two_hundred_mixed_requests_at_once(service: Service, calls: list[
         call.check(response)
 
 
-async def test_clients_that_leave_disturb_nobody(service: Service, calls: list[_Call]) -> None:
+async def test_clients_that_disconnect_do_not_affect_others(service: Service, calls: list[_Call]) -> None:
     stayers = calls[:40]
     body = ranking_body(LLAMA, QUERIES[0], PASSAGES * 8)
     async with _client(service) as client:
@@ -109,7 +109,7 @@ def _random_call(rng: random.Random, logits: dict[tuple[str, str], list[float]])
 
 
 async def _leave(client: httpx.AsyncClient, port: int, body: dict[str, Any], sent: float) -> None:
-    """Sends this share of a request and closes its connection; before that, another request is answered."""
+    """Sends this share of a request, waits until another request is answered, and closes the connection."""
     payload = json.dumps(body).encode()
     head = f"POST /v1/ranking HTTP/1.1\r\nHost: x\r\nContent-Length: {len(payload)}\r\n\r\n"
     _, writer = await asyncio.open_connection("127.0.0.1", port)

@@ -1,4 +1,4 @@
-"""Serve's controller is killed under load: it comes back, and takes no replica away."""
+"""Serve's controller is killed under load and restarts without removing a replica."""
 
 import os
 import signal
@@ -19,11 +19,11 @@ _REPLICAS = 3
 _CLIENTS = 12
 _LIMIT_S = 120
 _WATCHED_S = 8
-"""Without memory the policy took the replicas away in the first five seconds after its return."""
+"""A policy that forgets its state removes replicas within five seconds of the restart."""
 
 
-def test_a_killed_controller_takes_no_replica_away(service: Service) -> None:
-    """Nor does a change of live knobs, with which Serve empties the policy's memory too."""
+def test_a_killed_controller_removes_no_replica(service: Service) -> None:
+    """Nor does a change of live knobs, on which Serve also empties the policy's state."""
     try:
         _deploy(service)
         _wait_until(lambda: _is_ready(service))
@@ -54,7 +54,7 @@ def _watch(service: Service, pids: set[int]) -> None:
 
 
 class _Load:
-    """Clients that each send the next request when the one before is answered: more than two replicas can do."""
+    """Clients that each send one request after the other, together more than two replicas can handle."""
 
     def __init__(self, url: str) -> None:
         self.failures: list[str] = []
@@ -82,7 +82,7 @@ class _Load:
 
 
 def _deploy(service: Service, **knobs: Any) -> None:
-    """Beside the others, whose replicas go on."""
+    """Adds the application; the replicas of the others keep running."""
     autoscaling = {"min_replicas": 1, "max_replicas": _REPLICAS, "upscale_delay_s": 0.5}
     model = {
         "id": _MODEL,

@@ -1,4 +1,4 @@
-"""The scripts of `examples/`, as a user runs them, against the running service and real weights."""
+"""The scripts in `examples/`, run as a user runs them, against the running service and real weights."""
 
 import subprocess
 import sys
@@ -19,7 +19,7 @@ def printed(service: Service, script: str, *arguments: str) -> list[str]:
     return subprocess.run(command, check=True, capture_output=True, text=True, timeout=LIMIT_S).stdout.splitlines()
 
 
-def test_the_offline_rag_finds_what_bm25_does_not(service: Service) -> None:
+def test_the_offline_rag_finds_a_passage_that_bm25_misses(service: Service) -> None:
     lines = printed(service, "rag_offline.py")
 
     by_bm25 = lines[lines.index("BM25 finds") + 1 :][:3]

@@ -1,4 +1,4 @@
-"""Bodies nobody meant: generated from the published description, and by hand."""
+"""Invalid and unusual bodies, generated from the published OpenAPI document and written by hand."""
 
 import json
 from collections.abc import Iterator
@@ -33,7 +33,7 @@ from tests.service.running import (
 )
 
 ONE_OF_SEVERAL = {name: {"enabled": False} for name in ("positive_data_acceptance", "negative_data_rejection")}
-"""On a path of several dialects a body's other fields decide which of the published schemas it is held against."""
+"""On a path with several dialects, the other fields of a body decide which published schema applies."""
 FUZZING = {
     "generation": {"max-examples": 20, "deterministic": True},
     "continue-on-failure": True,
@@ -42,9 +42,9 @@ FUZZING = {
 BODY = ranking_body(LLAMA, "which?", ["this", "that"])
 JSON = {"content-type": "application/json"}
 MESSAGE_LIMIT = 4000
-"""An error may name ten problems, and never sends a hostile body back."""
+"""An error names ten problems at most and never repeats a hostile body."""
 
-# Characters that str.isspace() knows; zero-width ones, which it does not, are text.
+# Characters for which str.isspace() is true. Zero-width characters are not among them and count as text.
 BLANKS = ["", " ", "\t\r\n", "\x0b\x0c", "\x1c\x1d\x1e\x1f", "\x85", "\xa0", "\u1680", "\u2003", "\u2028", "\u3000"]
 
 NO_JSON = {
@@ -93,8 +93,8 @@ WRONG_FIELDS = {
 }
 
 
-def test_every_operation_does_what_it_publishes(service: Service) -> None:
-    """All checks of schemathesis, and the contract for each answer of the ranking routes."""
+def test_every_operation_follows_its_published_description(service: Service) -> None:
+    """Runs all checks of schemathesis, and checks each answer of the ranking routes against the contract."""
     description = schemathesis.openapi.from_url(
         f"{service.url}/openapi.json", config=SchemathesisConfig.from_dict(FUZZING)
     )
@@ -129,14 +129,14 @@ def test_any_text_is_ranked_as_the_engine_ranks_it(
 
 
 @pytest.mark.parametrize("body", NO_JSON.values(), ids=NO_JSON)
-def test_what_is_not_json_is_400(client: httpx.Client, body: bytes) -> None:
+def test_a_body_that_is_not_json_is_400(client: httpx.Client, body: bytes) -> None:
     error = assert_error(client.post("/v1/ranking", content=body, headers=JSON), 400)
     assert error["message"].startswith("The body is not valid JSON: ")
     assert error["type"] == "invalid_request_error"
 
 
 @pytest.mark.parametrize("field", WRONG_FIELDS, ids=lambda field: field[:10])
-def test_a_wrong_value_is_400_and_its_place_is_named(client: httpx.Client, field: str) -> None:
+def test_a_wrong_value_is_400_and_its_field_is_named(client: httpx.Client, field: str) -> None:
     for value in WRONG_FIELDS[field]:
         body = json.dumps(BODY | {field: value})
         error = assert_error(client.post("/v1/ranking", content=body, headers=JSON), 400)
@@ -165,7 +165,7 @@ def test_a_blank_query_is_400(client: httpx.Client, text: str) -> None:
     ],
     ids=["byte order mark", "a repeated key, the last counts", "white space"],
 )
-def test_odd_but_lawful_json_is_ranked(client: httpx.Client, references: dict[str, Reference], body: bytes) -> None:
+def test_unusual_but_valid_json_is_ranked(client: httpx.Client, references: dict[str, Reference], body: bytes) -> None:
     response = client.post("/v1/ranking", content=body, headers=JSON)
     assert_ranked(response, references[LLAMA].logits("which?", ["this", "that"]))
 
@@ -211,7 +211,7 @@ def _checked_status(interaction: Interaction) -> int:
 
 
 def _differences(seed: dict[str, Any], published: dict[str, Any], schemas: dict[str, Any], at: str) -> Iterator[str]:
-    """Where `published` says something else than `seed`; it may say more."""
+    """Places where `published` contradicts `seed`. It may have additional keywords."""
     published = schemas[published["$ref"].rsplit("/", 1)[-1]] if "$ref" in published else published
     for keyword in {"type", "default"} & seed.keys():
         if seed[keyword] != published.get(keyword):

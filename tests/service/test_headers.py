@@ -1,4 +1,4 @@
-"""Request headers that Serve's proxy would act on."""
+"""Request headers that Serve's proxy would otherwise act on."""
 
 import httpx
 import pytest
@@ -14,11 +14,11 @@ def test_a_clients_time_limit_ends_in_our_envelope(client: httpx.Client) -> None
 
 
 @pytest.mark.parametrize("value", ["0", "-1"])
-def test_no_client_turns_the_time_limit_off(client: httpx.Client, value: str) -> None:
+def test_a_client_cannot_turn_the_time_limit_off(client: httpx.Client, value: str) -> None:
     response = client.post("/v1/ranking", json=BODY, headers={"x-request-timeout-seconds": value})
     assert assert_error(response, 400)["detail"][0]["loc"] == ["header", "x-request-timeout-seconds"]
 
 
-def test_a_request_id_comes_back_unless_it_is_absurd(client: httpx.Client) -> None:
+def test_a_request_id_is_returned_unless_it_is_too_long(client: httpx.Client) -> None:
     assert client.get("/v1/models", headers={"x-request-id": "mine-7"}).headers["x-request-id"] == "mine-7"
     assert len(client.get("/v1/models", headers={"x-request-id": "x" * 5000}).headers["x-request-id"]) < 129

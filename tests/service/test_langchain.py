@@ -51,14 +51,14 @@ def test_any_key_is_accepted(service: Service, key: str) -> None:
     assert len(ranker.compress_documents([Document(text) for text in PASSAGES], QUERY)) == 4
 
 
-def test_truncate_is_passed_on(service: Service, references: dict[str, Reference]) -> None:
+def test_truncate_reaches_the_model(service: Service, references: dict[str, Reference]) -> None:
     passages = [*PASSAGES, long_text(2000)]
     _assert_compressed(_ranker(service, model=LLAMA, truncate="END"), references[LLAMA], passages, top_n=5)
     with pytest.raises(Exception, match="exceeds maximum allowed"):
         _ranker(service, model=LLAMA, truncate="NONE").compress_documents([Document(text) for text in passages], QUERY)
 
 
-def test_an_unknown_model_is_an_error_that_says_so(service: Service) -> None:
+def test_an_unknown_model_is_an_error_with_the_served_names(service: Service) -> None:
     with pytest.raises(Exception, match="this service has"):
         _ranker(service, model="nvidia/nobody").compress_documents([Document("x")], QUERY)
 

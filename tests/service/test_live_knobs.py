@@ -1,4 +1,4 @@
-"""Settings and models change under running replicas: same process, new behaviour."""
+"""Settings and models change while replicas keep running."""
 
 import time
 from collections import Counter
@@ -24,11 +24,11 @@ from tests.service.running import (
 _LIMIT_S = 120
 _POLL_S = 0.1
 RARE = "rare"
-"""Application of a model that has no replicas while nobody asks for it."""
+"""Application of a model that has no replicas while it is idle."""
 PASSAGES = [f"{number} {long_text(20)}" for number in range(12)]
 
 
-def test_a_knob_is_turned_without_a_restart(service: Service) -> None:
+def test_a_live_knob_changes_without_a_restart(service: Service) -> None:
     (model,) = service.keyed_config.models
     batching = model.batching.model_dump(mode="json")
     _wait_until(lambda: len(service.pids(APART, model.deployment_name)) == 1)
@@ -37,7 +37,7 @@ def test_a_knob_is_turned_without_a_restart(service: Service) -> None:
     with httpx.Client(base_url=service.keyed_url, headers=headers, timeout=CLIENT_TIMEOUT_S) as client:
         assert _rank(client).status_code == 200
         service.deploy(knobs=batching | {"max_queued_tokens": 1})
-        refused = _rank_until(client, 413)  # more tokens than the queue would ever hold
+        refused = _rank_until(client, 413)  # more tokens than the queue can hold
         assert assert_error(refused, 413)["detail"][0]["loc"] == ["body", "passages"]
         service.deploy()
         _rank_until(client, 200)
@@ -45,9 +45,8 @@ def test_a_knob_is_turned_without_a_restart(service: Service) -> None:
 
 
 def test_a_model_is_added_and_scales_from_zero(service: Service, references: dict[str, Reference]) -> None:
-    """No request of the model that is there notices: its replica goes on, and a new ingress comes before the old goes.
-
-    The new one has no replica until it is asked for, and none again when nobody has asked for a while.
+    """Requests to the existing model succeed throughout: its replica keeps running, and the new ingress starts before
+    the old one stops. The added model has a replica only while it gets requests.
     """
     (model,) = service.keyed_config.models
     replicas, ingresses = service.pids(APART, model.deployment_name), service.pids("keyed", "ingress")

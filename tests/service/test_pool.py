@@ -1,4 +1,4 @@
-"""Two models on one replica that has room for one: each is loaded when it is asked for, and answers as if alone."""
+"""Two models on a replica that holds one at a time: each is loaded for its requests and answers as if alone."""
 
 import asyncio
 
@@ -25,7 +25,7 @@ async def test_models_of_a_pool_take_turns(service: Service, references: dict[st
             assert_ranked(await client.post("/v1/ranking", json=ranking_body(name, "which?", PASSAGES)), logits[name])
 
 
-async def test_a_model_that_has_to_go_first_answers_what_it_has(
+async def test_a_model_answers_its_requests_before_it_is_unloaded(
     service: Service, references: dict[str, Reference]
 ) -> None:
     logits = {name: references[name].logits("which?", PASSAGES) for name in POOLED}

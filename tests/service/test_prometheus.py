@@ -1,7 +1,6 @@
-"""A real Prometheus scrapes the running service, both at `/v1/metrics` and through Ray's exporter."""
+"""A real Prometheus scrapes the running service at `/v1/metrics` and through Ray's exporter."""
 
 import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -17,16 +16,17 @@ import ray
 import yaml
 
 from rerank_service.telemetry.metrics import ALL_METRICS
+from tests.programs import needs_program
 from tests.service.running import MINILM, Service, ranking_body
 
 FOLDER = Path(__file__).parents[2] / "cluster" / "monitoring"
 PASSAGES = ["one passage", "another passage", "and a third"]
 NEEDS_AN_EVENT = ("shed", "limited", "cancelled", "retried", "mfu", "cache", "truncated", "unscored")
-"""Parts of names of metrics that have no series, or a ratio without a value, until something happens."""
+"""Parts of the names of metrics that have no value until their event occurs."""
 _LIMIT_S = 120
 _POLL_S = 0.5
 
-pytestmark = pytest.mark.skipif(shutil.which("prometheus") is None, reason="prometheus is not installed")
+pytestmark = needs_program("prometheus", "prometheus")
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def prometheus(service: Service, tmp_path_factory: pytest.TempPathFactory) -> It
 
 @pytest.fixture(scope="module")
 def scraped(prometheus: Prometheus, service: Service) -> Prometheus:
-    """Once requests have been seen to rise in both places."""
+    """Prometheus, once it has seen the number of requests rise in both places."""
     deadline = time.monotonic() + _LIMIT_S
     with httpx.Client(base_url=service.url, timeout=_LIMIT_S) as client:
         while not _has_risen(prometheus):
@@ -91,13 +91,13 @@ def _has_risen(prometheus: Prometheus) -> bool:
             for prefix in ("", "ray_")
         ]
         busy = prometheus.value(f'sum(increase(ray_rerank_device_busy_seconds_total{{model="{MINILM}"}}[1m]))')
-    except httpx.TransportError:  # not up yet
+    except httpx.TransportError:  # Prometheus is still starting
         return False
     return all((rise or 0) > 0 for rise in (*rises, busy))
 
 
-def test_both_places_tell_the_same(scraped: Prometheus, client: httpx.Client) -> None:
-    """Each counts all of them; Ray's is some seconds behind."""
+def test_both_places_count_the_same(scraped: Prometheus, client: httpx.Client) -> None:
+    """Ray's exporter is a few seconds behind."""
     own = f'sum(rerank_passages_total{{model="{MINILM}"}})'
     counted = scraped.value(own)
     assert counted is not None
@@ -108,7 +108,7 @@ def test_both_places_tell_the_same(scraped: Prometheus, client: httpx.Client) ->
     assert scraped.value(f'sum(ray_rerank_passages_total{{model="{MINILM}"}})') == scraped.value(own)
 
 
-def test_ray_tells_which_replica(scraped: Prometheus) -> None:
+def test_rays_metrics_name_the_replica(scraped: Prometheus) -> None:
     (sample,) = scraped.query(f'ray_rerank_device_memory_bytes{{model="{MINILM}"}}')
     assert sample["metric"]["application"] == "rerank"
     assert sample["metric"]["deployment"] == "sentence-transformers_all-MiniLM-L6-v2"
@@ -128,13 +128,13 @@ def test_every_query_of_the_dashboard_has_an_answer(scraped: Prometheus, prefix:
         assert samples or any(part in text for part in NEEDS_AN_EVENT), text
 
 
-def test_every_expression_of_the_rules_is_understood(scraped: Prometheus) -> None:
+def test_every_expression_of_the_rules_is_valid(scraped: Prometheus) -> None:
     for expression in re.findall(r"expr: (.+)", (FOLDER / "rules.yaml").read_text()):
         if expression != "|":
             scraped.query(expression)
 
 
-def test_ray_knows_no_metric_of_ours_that_is_not_listed(scraped: Prometheus) -> None:
+def test_ray_exports_only_listed_metrics(scraped: Prometheus) -> None:
     names = httpx.get(f"{scraped.url}/api/v1/label/__name__/values").json()["data"]
     listed = tuple(f"ray_{metric.name}" for metric in ALL_METRICS)
     assert [name for name in names if name.startswith("ray_rerank_") and not name.startswith(listed)] == []

@@ -1,4 +1,4 @@
-"""One request at a time: models, order, usage, truncation, errors, and what a platform asks besides."""
+"""Single requests: models, order, usage, truncation, errors, and the routes for health, metadata and metrics."""
 
 import math
 from typing import Any
@@ -65,14 +65,14 @@ def test_no_model_means_the_first(
 
 
 @pytest.mark.parametrize("model_id", [LLAMA, MISTRAL, MINILM])
-def test_identical_passages_come_in_the_order_of_the_request(client: httpx.Client, model_id: str) -> None:
+def test_identical_passages_keep_the_order_of_the_request(client: httpx.Client, model_id: str) -> None:
     rankings = _rank(client, [PASSAGES[0], PASSAGES[1]] * 30, model=model_id).json()["rankings"]
     halves = [[ranking["index"] for ranking in rankings[start : start + 30]] for start in (0, 30)]
     assert sorted(halves) == [list(range(0, 60, 2)), list(range(1, 60, 2))]
     assert len({ranking["logit"] for ranking in rankings}) == 2
 
 
-def test_a_request_of_many_shards_is_put_together_in_order(
+def test_a_request_with_many_shards_is_assembled_in_order(
     client: httpx.Client, service: Service, references: dict[str, Reference]
 ) -> None:
     passages = [f"{number} grams. {PASSAGES[number % 3]}" for number in range(512)]
@@ -134,7 +134,7 @@ def test_a_model_in_the_body_wins_over_the_slug(client: httpx.Client, references
     assert_ranked(response, references[MISTRAL].logits(QUERY, PASSAGES))
 
 
-def test_an_unknown_model_is_answered_with_the_served_names(client: httpx.Client) -> None:
+def test_an_unknown_model_is_404_with_the_served_names(client: httpx.Client) -> None:
     error = assert_error(_rank(client, PASSAGES, model="nvidia/nobody"), 404)
     assert error["detail"][0]["loc"] == ["body", "model"]
     assert all(name in error["message"] for name in ("nvidia/nobody", LLAMA, MISTRAL, MINILM))
@@ -142,7 +142,7 @@ def test_an_unknown_model_is_answered_with_the_served_names(client: httpx.Client
     assert assert_error(slug, 404)["detail"][0]["loc"] == ["path", "slug"]
 
 
-def test_an_unknown_field_is_named_with_the_accepted_ones(client: httpx.Client) -> None:
+def test_an_unknown_field_is_400_with_the_accepted_fields(client: httpx.Client) -> None:
     error = assert_error(_rank(client, PASSAGES, top_n=3), 400)
     accepted = "model, query, passages, truncate, passage_windows"
     assert error["message"] == f"top_n is not a field of this API; accepted here: {accepted}"
@@ -158,13 +158,13 @@ def test_a_body_over_the_limit_is_413(client: httpx.Client, service: Service, ch
 
 @pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data"])
 @pytest.mark.parametrize("route", RANKING_ROUTES)
-def test_a_body_announced_as_something_else_is_415(client: httpx.Client, route: str, content_type: str) -> None:
+def test_another_content_type_is_415(client: httpx.Client, route: str, content_type: str) -> None:
     response = client.post(route, content=b"{}", headers={"content-type": content_type})
     assert content_type in assert_error(response, 415)["message"]
 
 
 @pytest.mark.parametrize("content_type", ["application/json; charset=utf-8", "APPLICATION/JSON", None])
-def test_json_may_be_announced_in_any_usual_way(client: httpx.Client, content_type: str | None) -> None:
+def test_usual_content_types_of_json_are_accepted(client: httpx.Client, content_type: str | None) -> None:
     request = client.build_request("POST", "/v1/ranking", json=ranking_body(LLAMA, QUERY, PASSAGES))
     del request.headers["content-type"]
     request.headers.update({"content-type": content_type} if content_type else {})
@@ -173,7 +173,7 @@ def test_json_may_be_announced_in_any_usual_way(client: httpx.Client, content_ty
 
 @pytest.mark.parametrize("route", RANKING_ROUTES)
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE"])
-def test_a_wrong_method_is_405_and_says_which_is_right(client: httpx.Client, method: str, route: str) -> None:
+def test_a_wrong_method_is_405_with_the_allowed_one(client: httpx.Client, method: str, route: str) -> None:
     response = client.request(method, route)
     assert_error(response, 405)
     assert response.headers["allow"] == "POST"
@@ -192,7 +192,7 @@ def test_the_request_id_comes_back(client: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize("authorization", ["Bearer NO_API_KEY_PROVIDED", "Bearer **********", "Basic eDp5", "junk", ""])
-def test_without_keys_any_authorization_will_do(client: httpx.Client, authorization: str) -> None:
+def test_without_keys_any_authorization_is_accepted(client: httpx.Client, authorization: str) -> None:
     response = client.post(
         "/v1/ranking", json=ranking_body(LLAMA, QUERY, PASSAGES), headers={"authorization": authorization}
     )
@@ -224,14 +224,14 @@ def test_health_is_that_of_a_nim(client: httpx.Client) -> None:
     assert (live.status_code, ready.status_code) == (200, 200)
 
 
-def test_the_page_is_there_under_any_prefix(client: httpx.Client, service: Service) -> None:
+def test_the_page_is_served_under_any_prefix(client: httpx.Client, service: Service) -> None:
     for page in (client.get("/"), httpx.get(f"{service.keyed_url}/", timeout=CLIENT_TIMEOUT_S)):
         assert page.status_code == 200
         assert page.headers["content-type"].startswith("text/html")
         assert "default-src 'none'" in page.headers["content-security-policy"]
 
 
-def test_another_vendors_api_ranks_alike(client: httpx.Client, references: dict[str, Reference]) -> None:
+def test_another_vendors_api_gives_the_same_ranking(client: httpx.Client, references: dict[str, Reference]) -> None:
     body = {"model": MINILM, "query": QUERY, "documents": PASSAGES}
     results = client.post("/v2/rerank", json=body).json()["results"]
     logits = references[MINILM].logits(QUERY, PASSAGES)
@@ -260,7 +260,7 @@ def test_metadata_version_license_and_manifest(client: httpx.Client, service: Se
 
 
 @pytest.mark.parametrize("route", ["/metrics", "/v1/metrics"])
-def test_metrics_count_what_was_ranked(client: httpx.Client, route: str) -> None:
+def test_metrics_count_requests_and_passages(client: httpx.Client, route: str) -> None:
     before = _metrics(client, route)
     _rank(client, PASSAGES, model=MINILM)
     _rank(client, PASSAGES, model="nvidia/nobody")

@@ -1,4 +1,4 @@
-"""An ingress whose only model goes away says so, and takes it back when the model is there again."""
+"""An ingress reports that it is not ready while its only model is gone, and recovers when the model returns."""
 
 import time
 

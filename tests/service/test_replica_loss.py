@@ -1,4 +1,4 @@
-"""A replica that is killed in the middle of its work costs time, and no request."""
+"""No request is lost when a replica is killed while it works."""
 
 import asyncio
 import os

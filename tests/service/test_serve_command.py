@@ -1,4 +1,4 @@
-"""`rerank-service serve` as it is run: a port in use, and its end by Ctrl-C or SIGTERM."""
+"""`rerank-service serve` as a process: a port in use, and shutdown by Ctrl-C or SIGTERM."""
 
 import os
 import signal
@@ -17,6 +17,7 @@ import psutil
 import pytest
 import yaml
 
+from tests.ports import free_port
 from tests.service.running import CLIENT_TIMEOUT_S, long_text, ranking_body
 
 ROOT = Path(__file__).parents[2]
@@ -26,7 +27,7 @@ PROGRAM = str(Path(sys.executable).with_name("rerank-service"))
 
 @dataclass(frozen=True)
 class Running:
-    """A service in a process group of its own, as a shell starts it."""
+    """A service in its own process group, as a shell starts it."""
 
     process: subprocess.Popen[bytes]
     url: str
@@ -34,7 +35,7 @@ class Running:
     folder: Path
 
     def end(self, number: signal.Signals) -> tuple[int, str]:
-        """Exit code, and all that was printed from the signal on; a terminal sends SIGINT to the whole group."""
+        """Sends a signal, SIGINT to the whole group as a terminal does. Returns the exit code and the output since."""
         printed = self.log.stat().st_size
         if number is signal.SIGINT:
             os.killpg(self.process.pid, number)
@@ -45,7 +46,7 @@ class Running:
 
 
 def write_configuration(path: Path, port: int, host: str = "127.0.0.1") -> None:
-    """The shipped one, on another port, with one replica."""
+    """Writes the shipped configuration with another port and one replica."""
     document = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
     document["http_options"] |= {"host": host, "port": port}
     (model,) = document["applications"][0]["args"]["models"]
@@ -55,7 +56,7 @@ def write_configuration(path: Path, port: int, host: str = "127.0.0.1") -> None:
 
 @contextmanager
 def running(folder: Path, arguments: Sequence[str]) -> Iterator[Running]:
-    http, *others = (_free_port() for _ in range(4))
+    http, *others = (free_port() for _ in range(4))
     path, log = folder / "serve.yaml", folder / "log"
     write_configuration(path, http, "0.0.0.0" if arguments else "127.0.0.1")  # noqa: S104 - HAProxy takes nothing else
     names = ("HAPROXY_STATS_PORT", "HAPROXY_METRICS_PORT", "FALLBACK_PROXY_HTTP_PORT")
@@ -88,12 +89,14 @@ def running(folder: Path, arguments: Sequence[str]) -> Iterator[Running]:
     [([], signal.SIGINT), ([], signal.SIGTERM), (["--haproxy"], signal.SIGINT)],
     ids=["ctrl-c", "sigterm", "haproxy-ctrl-c"],
 )
-def test_its_end(tmp_path: Path, arguments: list[str], number: signal.Signals) -> None:
+def test_a_signal_ends_the_service_after_its_requests(
+    tmp_path: Path, arguments: list[str], number: signal.Signals
+) -> None:
     if arguments and sys.platform != "linux":
         pytest.skip("HAProxy comes with Ray on Linux only")
     with running(tmp_path, arguments) as service:
         if number is signal.SIGTERM:
-            _check_that_the_port_is_told(service)
+            _check_that_a_second_service_is_refused(service)
         with ThreadPoolExecutor() as pool:
             requests = [pool.submit(_rank, service.url, size) for size in (60, 60, 60, 20)]
             wait(requests, return_when=FIRST_COMPLETED)
@@ -109,14 +112,14 @@ def test_its_end(tmp_path: Path, arguments: list[str], number: signal.Signals) -
 
 
 def _rank(url: str, num_passages: int) -> int | str:
-    """The status; of an error, its body."""
+    """The status, or the body of an error."""
     body = ranking_body(None, "which?", [f"{index} {long_text(40)}" for index in range(num_passages)])
     response = httpx.post(f"{url}/v1/ranking", json=body, timeout=CLIENT_TIMEOUT_S)
     return response.status_code if response.status_code == 200 else response.text
 
 
-def _check_that_the_port_is_told(service: Running) -> None:
-    """A second service on the same port, and one on all addresses."""
+def _check_that_a_second_service_is_refused(service: Running) -> None:
+    """On the same port of the same address, and of all addresses."""
     port = int(service.url.rpartition(":")[2])
     for host in ("127.0.0.1", "0.0.0.0"):  # noqa: S104
         path = service.folder / "second.yaml"
@@ -129,7 +132,7 @@ def _check_that_the_port_is_told(service: Running) -> None:
         assert f"http_options.port in {path}" in line
 
 
-def test_another_programs_port_is_told_in_a_line(tmp_path: Path) -> None:
+def test_a_port_in_use_by_another_program_is_reported_in_one_line(tmp_path: Path) -> None:
     with closing(socket.create_server(("127.0.0.1", 0))) as holder:
         port = holder.getsockname()[1]
         write_configuration(tmp_path / "serve.yaml", port)
@@ -150,10 +153,3 @@ def _wait_until_ready(service: Running) -> None:
             if httpx.get(f"{service.url}/v1/health/ready", timeout=_LIMIT_S).status_code == 200:
                 return
         time.sleep(0.5)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port

@@ -99,6 +99,8 @@ def test_api_keys_come_from_the_same_variable() -> None:
 
 
 def commands(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
+    if hasattr(command, "load"):  # the tree imports a subcommand when it is called
+        command = command.load()
     subcommands = getattr(command, "commands", None)
     if subcommands is None:
         yield " ".join(path), command

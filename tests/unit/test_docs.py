@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from rerank_service.tools.config_reference import config_reference
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 OTHERS = [
@@ -15,6 +17,10 @@ OTHERS = [
     *sorted((ROOT / "docs").glob("*/*.md")),
 ]
 LINK = re.compile(r"!?\[[^\]]*\]\((?P<target>[^)\s]+)\)")
+SETTING = re.compile(
+    r"`(?:models\[\]\.)?(?:auth|autoscaling|batching|checkpoint|engine|limits|logs|pools|rate_limits|replica|service|tracing)"
+    r"((?:\.[a-z0-9_]+)+)"
+)
 PATH_IN_PACKAGE = re.compile(r"rerank_service(?:/[\w.*]+)+/?")
 
 
@@ -75,7 +81,41 @@ def test_every_page_is_in_the_index() -> None:
     assert {*PAGES, *OTHERS} - indexed - {index} == set()
 
 
+def test_the_list_of_decisions_has_their_titles() -> None:
+    folder = ROOT / "docs/decisions"
+    titles = [page.read_text(encoding="utf-8").splitlines()[0][2:] for page in sorted(folder.glob("0*.md"))]
+    assert re.findall(r"^- \[(.+)\]\(\d", (folder / "README.md").read_text(encoding="utf-8"), re.MULTILINE) == titles
+
+
 @pytest.mark.parametrize("page", [*PAGES, *OTHERS], ids=page_name)
 def test_every_named_path_of_the_package_exists(page: Path) -> None:
     named = {path.rstrip("/.") for path in PATH_IN_PACKAGE.findall(page.read_text(encoding="utf-8"))}
     assert [path for path in named if not any(ROOT.glob(path))] == []
+
+
+def test_the_runbook_quotes_what_the_service_logs() -> None:
+    runbook = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
+    symptoms = re.search(r"^## Symptoms$(.*?)^## ", runbook, re.DOTALL | re.MULTILINE)
+    assert symptoms is not None
+    columns = [row.split("|")[-2] for row in symptoms[1].splitlines() if row.startswith("| ")]
+    quoted = {span for column in columns for span in re.findall(r"`([a-z]+(?: [a-z.]+)+)`", column)} - {"serve status"}
+    source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "rerank_service").rglob("*.py"))
+    assert len(quoted) > 5
+    assert [message for message in quoted if not all(part in source for part in message.split(" ... "))] == []
+
+
+def test_every_metric_that_a_page_names_is_published() -> None:
+    pages = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    names = set(re.findall(r"`(rerank_[a-z_]+)`", pages)) - {"rerank_service_client"}
+    named = {name.removeprefix("rerank_").removesuffix("_total") for name in names}
+    telemetry = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "rerank_service/telemetry").rglob("*.py"))
+    assert named
+    assert [name for name in named if name not in telemetry] == []
+
+
+def test_every_setting_that_a_page_names_exists() -> None:
+    pages = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    named = {name for dotted in SETTING.findall(pages) for name in dotted.split(".")[1:]}
+    reference = config_reference()
+    assert len(named) > 20
+    assert [name for name in named if f"**`{name}`**" not in reference and f".{name}`" not in reference] == []

@@ -1,4 +1,4 @@
-"""Every error survives the way between two processes, and its envelope has every field."""
+"""Every error survives pickling, and its envelope has every field."""
 
 import inspect
 import json
@@ -51,7 +51,7 @@ def test_pickling_keeps_everything(error: RerankError) -> None:
 
 
 @pytest.mark.parametrize("error", EXAMPLES, ids=lambda error: type(error).__name__)
-def test_every_error_says_something(error: RerankError) -> None:
+def test_every_error_has_a_message_a_status_and_a_problem(error: RerankError) -> None:
     assert error.message
     assert 400 <= error.http_status < 600
     assert error.problems
@@ -61,14 +61,14 @@ def test_every_error_says_something(error: RerankError) -> None:
     assert (error.retry_after_s is not None) == (error.http_status in (429, 503))
 
 
-def test_the_phrase_clients_look_for() -> None:
+def test_a_pair_that_is_too_long_has_the_words_that_clients_look_for() -> None:
     assert str(errors.PairTooLong(0, 9000, 8192)).startswith(
         "Input length 9000 exceeds maximum allowed token size 8192"
     )
 
 
 ENVELOPES: list[tuple[int, str, list[str | int], str, str]] = [
-    (500, "api_error", [], "internal_error", "The service failed to answer; see its log."),
+    (500, "api_error", [], "internal_error", "The service failed to answer this request; its log has the details"),
     (400, "invalid_request_error", ["body", "query"], "missing", "query is required"),
     (
         400,
@@ -98,22 +98,22 @@ ENVELOPES: list[tuple[int, str, list[str | int], str, str]] = [
         "invalid_request_error",
         ["body"],
         "body_too_large",
-        "The body is larger than the limit of 10 bytes; send less text in a request",
+        "The body is larger than the limit of 10 bytes (limits.max_body_bytes); split it into smaller requests",
     ),
     (
         413,
         "invalid_request_error",
         ["body", "passages"],
         "request_too_large",
-        "The request has about 5000 tokens, more than the 4096 that may wait (batching.max_queued_tokens); "
-        "send less text in a request",
+        "The request has about 5000 tokens, more than the limit of 4096 (batching.max_queued_tokens); "
+        "split passages over several requests",
     ),
     (
         429,
         "rate_limit_error",
         [],
         "rate_limited",
-        "The limit of 1000 passages a minute is reached; retry after 7 s",
+        "The quota of 1000 passages per minute is exhausted; retry after 7 s",
     ),
     (
         415,
@@ -122,14 +122,20 @@ ENVELOPES: list[tuple[int, str, list[str | int], str, str]] = [
         "unsupported_media_type",
         "Content-Type is 'text/plain'; send JSON",
     ),
-    (503, "overloaded_error", [], "queue_full", "The queue is full (5 of 4 tokens wait); retry after 1 s"),
+    (
+        503,
+        "overloaded_error",
+        [],
+        "queue_full",
+        "The queue is full: 5 tokens are queued, and the limit is 4 (batching.max_queued_tokens); retry after 1 s",
+    ),
     (
         503,
         "overloaded_error",
         [],
         "wait_too_long",
-        "The request would take an estimated 70.5 s with everything before it; its deadline is in 60 s, of which 12 s "
-        "are a reserve for a slower device; retry after 12 s",
+        "The backlog is too long: this request would take an estimated 70.5 s. Its deadline is in 60 s, of which 12 s "
+        "are kept in reserve in case the device slows down; retry after 12 s",
     ),
     (
         503,
@@ -143,14 +149,15 @@ ENVELOPES: list[tuple[int, str, list[str | int], str, str]] = [
         "timeout_error",
         [],
         "request_timed_out",
-        "The request was not ready within 60 s and was dropped; send less text in a request",
+        "The request did not finish within 60 s and was dropped; split it into smaller requests, or try again later",
     ),
     (
         500,
         "api_error",
         [],
         "non_finite_logit",
-        "The model returned no finite logit for 2 pair(s) of this request; have the operator try dtype: float32",
+        "The model returned NaN or infinity for 2 pair(s) of this request; "
+        "ask the operator to set engine.dtype: float32",
     ),
     (
         500,
@@ -164,8 +171,8 @@ ENVELOPES: list[tuple[int, str, list[str | int], str, str]] = [
         "overloaded_error",
         [],
         "device_failed",
-        "A replica's device failed (AcceleratorError: CUDA error: an illegal memory access was encountered); "
-        "it is being replaced, retry after 5 s",
+        "A replica's device failed (AcceleratorError: CUDA error: an illegal memory access was encountered) "
+        "and is being replaced; retry after 5 s",
     ),
     (
         500,
@@ -173,7 +180,7 @@ ENVELOPES: list[tuple[int, str, list[str | int], str, str]] = [
         [],
         "device_memory_exhausted",
         "A pair of 8192 tokens does not fit in the device's memory; "
-        "shorten it, or have the operator lower window_tokens",
+        "shorten it, or ask the operator to lower window_tokens",
     ),
 ]
 

@@ -24,7 +24,7 @@ _DIALECTS: Mapping[DialectName, Sequence[Dialect]] = {
 
 
 def routes_of(names: Sequence[DialectName]) -> dict[str, tuple[Dialect, ...]]:
-    """The paths of these dialects, and on each path the dialects spoken there, in the order of `names`."""
+    """Dialects by path, in the order of `names` where several share a path."""
     routes: dict[str, tuple[Dialect, ...]] = {}
     for name in names:
         for dialect in _DIALECTS[name]:

@@ -1,4 +1,4 @@
-"""The parts of every dialect, and the ranking call that a dialect makes of a body. Pure; knows no single dialect."""
+"""Types shared by all dialects: a body, the ranking call that is read from it, and the dialect itself."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -43,7 +43,7 @@ class RankingQuery(NamedTuple):
     text: str
     passages: Sequence[str]
     indices: Sequence[int] | None = None
-    """Index in the request of each passage. Null: the passages are all of the request's, in its order."""
+    """Each passage's index in the request. Null: `passages` are all passages of the request, in order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +57,13 @@ class RankingCall:
     fitting: Fitting
     """How passages longer than the model's window are handled."""
     reply: Callable[[Sequence[Ranked], str], BaseModel]
-    """Makes the answer of the queries' rankings and the model's id."""
+    """Builds the answer from the rankings of the queries and the model's id."""
     passage_at: Callable[[int], Loc]
-    """Path in the body of the passage with an index."""
+    """Path of a passage in the body, by the passage's index."""
     query_at: Callable[[int], Loc] = lambda _: ("query",)
-    """Path in the body of the query for the passage with an index."""
+    """Path of a passage's query in the body, by the passage's index."""
     way_out: str = ""
-    """The field and value that would truncate a pair which is too long. Empty: pairs are always truncated."""
+    """Field and value with which long pairs are truncated, not refused. Empty: they are always truncated."""
 
     def too_many_passages(self, count: int, limit: int) -> InvalidRequest:
         """The error for a request with more passages than `limit`."""
@@ -92,7 +92,7 @@ class Refusal(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """A vendor's API on its paths."""
+    """An API and the paths it is served on."""
 
     name: str
     """Label in metrics, logs and traces."""

@@ -67,7 +67,7 @@ class CohereRerankV1Request(Wire):
     top_n: TopN | None = None
     """How many results to return. Null or absent: all."""
     rank_fields: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
-    """The fields to rank of documents that are objects. Null or absent: `text`."""
+    """Fields to rank when documents are objects. Null or absent: `text`."""
     return_documents: bool | None = None
     """Whether to return the documents with their scores. Null or absent: no."""
     max_chunks_per_doc: Annotated[int, Field(ge=1)] | None = None
@@ -191,12 +191,14 @@ def _call(
 
 
 def _text(document: str | Mapping[str, Any], fields: Sequence[str], index: int) -> str:
-    """Text of a document to rank. Several fields become one line each, with their names, as Cohere advises."""
+    """The text to rank. Several fields become one line each, with their names, as Cohere advises."""
     if isinstance(document, str):
         return document
     values = [(field, document[field]) for field in fields if field in document]
     if not values or not all(isinstance(value, str) for _, value in values):
-        message = f"documents[{index}] must be a string, or an object with text in: {', '.join(fields)[:200]}"
+        message = (
+            f"documents[{index}] must be a string, or an object with text in the fields: {', '.join(fields)[:200]}"
+        )
         raise invalid(("documents", index), message, "document_type")
     if len(values) == 1:
         return str(values[0][1])

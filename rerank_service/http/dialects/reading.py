@@ -29,7 +29,7 @@ __all__ = [
 _MAX_PROBLEMS = 10
 """Problems listed in one error; a request can have one per passage."""
 _MAX_FIELD_CHARACTERS = 80
-"""A field's name comes from the client; longer ones are cut in error messages."""
+"""A field's name comes from the client; longer names are truncated in error messages."""
 
 
 class Wire(BaseModel):
@@ -95,7 +95,7 @@ def place_of(body: Body, field: str, index: int) -> Loc:
 
 
 def field_problems(error: ValidationError, message: Callable[[str, Loc, ErrorDetails], str]) -> list[FieldProblem]:
-    """The first ten problems of `error`. `message` words one, given its code, its path from `body` and the details."""
+    """The first ten problems of `error`. `message` makes a sentence of a code, a path from `body` and the details."""
     details = without_echoes(error.errors(include_url=False, include_input=False))
     problems = []
     for detail in details[:_MAX_PROBLEMS]:

@@ -120,7 +120,7 @@ def _refuse(error: RerankError) -> Refusal:
 
 
 def _classify(error: RerankError) -> tuple[ErrorType, int]:
-    """Error type and status: its own where text-embeddings-inference has such an error, otherwise this service's."""
+    """Error type and status. The status is the original's if it has such an error, otherwise this service's."""
     error_type: ErrorType
     match error:
         case InvalidRequest():

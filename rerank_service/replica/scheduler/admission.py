@@ -1,8 +1,8 @@
 """Admission: whether a replica accepts more work or refuses it, with the figures behind the refusal.
 
 The rules rest on a measured speed and on deadlines. A caller whose backlog is above an equal share is promised only the
-time that remains if the other active callers go on as they did lately. A caller below its share may also use part of
-the reserve that every promise holds. So accepted work finishes in time, and the backlog of one caller hardly ever
+time that remains if the other active callers keep up their recent rates. A caller below its share may also use part of
+the reserve that every promise includes. So accepted work finishes in time, and the backlog of one caller hardly ever
 causes requests of another to be refused. The scheduler and the simulated replica of `planning` share these rules.
 Pure: no clock, no thread, no engine.
 """
@@ -81,8 +81,8 @@ class DrainRate:
 def batch_budget(queued_tokens: int, fewest_tokens: int | None, most_tokens: int) -> int:
     """Token budget of the next batch: a small share of the queue, between two bounds.
 
-    So batches are full under load, and short when a single large request is all there is and a small one may follow.
-    Without `fewest_tokens`, the budget is always `most_tokens`.
+    Batches are full under load, and short when only one large request is queued, in case a small one follows. Without
+    `fewest_tokens`, the budget is always `most_tokens`.
     """
     if fewest_tokens is None:
         return most_tokens
@@ -142,11 +142,11 @@ def lateness(
     tokens_per_s: float,
     bonus: float = 0.0,
 ) -> Lateness | None:
-    """The work that would be late if the newcomer were accepted: itself or a later one of `others`; null if none.
+    """What would be late if the newcomer were accepted: the newcomer, or one of `others` due later; null if nothing.
 
-    Work is done earliest deadline first. `busy_tokens` come before all of it: the tokens on the device, and the batch
-    with which each request ends. Requests already late do not block newcomers. `bonus` raises the share of the
-    newcomer's time that may be promised, and by half as much the share of the others' time.
+    Work is done earliest deadline first, after `busy_tokens`: the tokens on the device, and one batch, because a
+    request is done only when its last batch is. Requests already late do not block newcomers. `bonus` raises the share
+    of the newcomer's time that may be promised, and by half as much the share of the others' time.
     """
     promised, protected = _PROMISED + bonus, PROTECTED + bonus / 2
     later, earlier_tokens = [], 0
@@ -205,7 +205,7 @@ class Admission:
     def _broken_promise(
         self, newcomer: TokensDue, caller: str, own_tokens: int, busy_tokens: int, now_s: float, speed: float
     ) -> Lateness | None:
-        """The work that would be late if the newcomer were accepted and other callers went on as lately."""
+        """What would be late if the newcomer were accepted and the other callers kept up their recent rates."""
         horizon_s = _PROMISED * min(max(0.0, newcomer.deadline_s - now_s), _LONGEST_HORIZON_S)
         rates, backlogs = self._activity.tokens_per_s(now_s), self._queue.backlogs
         others = (rates.keys() | backlogs.keys()) - {caller}

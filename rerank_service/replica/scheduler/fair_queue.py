@@ -23,6 +23,7 @@ from typing import Generic, NamedTuple, TypeVar
 __all__ = ["PROTECTED", "Drawn", "FairQueue", "TokensDue", "urgent"]
 
 JobT = TypeVar("JobT", bound=Hashable)
+DueT = TypeVar("DueT", bound="TokensDue")
 
 PROTECTED = 0.9
 """Share of the time to a deadline that other work may use up. Beyond it, a request is urgent."""
@@ -86,7 +87,7 @@ class _Batch(Generic[JobT]):
 
 
 class FairQueue(Generic[JobT]):
-    """Jobs wait here pair by pair. A job is one shard: the length of each pair in tokens, in order."""
+    """Holds jobs pair by pair. A job is one shard, added as the lengths of its pairs in tokens, in order."""
 
     def __init__(self) -> None:
         self._requests: dict[str, _Request[JobT]] = {}
@@ -177,9 +178,9 @@ class FairQueue(Generic[JobT]):
         return batch.drawn
 
     def _draw_quiet(self, batch: _Batch[JobT]) -> None:
-        """Draws from callers with a small backlog, up to half of an empty batch.
+        """Draws from callers with a small backlog until half of the batch is filled.
 
-        With half of each batch reserved for them, another caller's deadlines at most double their wait.
+        With that half reserved for them, the deadlines of another caller at most double their wait.
         """
         reserved = batch.room // 2
         most_tokens = self.num_tokens * _QUIET_SHARE / len(self._callers)
@@ -231,7 +232,7 @@ class FairQueue(Generic[JobT]):
         return None
 
     def _draw(self, batch: _Batch[JobT], request: _Request[JobT]) -> None:
-        """Moves the next pair of a request into the batch. The heaps are not updated; stale entries are recognised."""
+        """Moves the next pair of a request into the batch. Heap entries become stale and are renewed when popped."""
         drawn = request.pairs.popleft()
         batch.drawn.append(drawn)
         batch.room -= drawn.num_tokens
@@ -250,9 +251,6 @@ class FairQueue(Generic[JobT]):
             del self._requests[request.request_id], caller.requests[request.request_id]
             if not caller.requests:
                 del self._callers[caller.name], self.backlogs[caller.name]
-
-
-DueT = TypeVar("DueT", bound=TokensDue)
 
 
 def urgent(by_deadline: Sequence[DueT], batch_tokens: int, now_s: float, tokens_per_s: float) -> list[DueT]:

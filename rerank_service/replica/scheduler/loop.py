@@ -28,11 +28,11 @@ logger = logging.getLogger(__name__)
 _REMEMBERED_BATCHES = 256
 """Batches kept for the metrics; older ones are dropped if nothing collects them."""
 _SUSPICIOUS_FAILURES = 3
-"""Failed requests without a success in between before the known pair is tried. One or two may be poison, retried."""
+"""Failed requests, without a success in between, before the known pair is tried. Fewer may just be bad requests."""
 _KNOWN_TOLERANCE = 0.05
-"""Deviation allowed for the known pair's logit, relative and at least absolute: far above any precision's noise."""
+"""Allowed deviation of the known pair's logit, relative, or absolute if it is below 1: far above rounding errors."""
 _HANG_FACTOR = 20.0
-"""Multiple of its expected time after which a pass counts as hanging. A throttled or shared device is only slow."""
+"""Multiple of its expected time after which a pass is hanging. A throttled or shared device is slow but works."""
 _SHORTEST_HANG_S = 30.0
 _FIRST_PASS_S = 300.0
 """Limit for passes before the speed is known: compiling and capturing graphs may take minutes."""
@@ -64,14 +64,14 @@ class FinishedBatch(NamedTuple):
 @dataclass(eq=False, slots=True)
 class _Work:
     limit_s: float
-    seen_s: float | None = None  # time it has been out since the first check that saw it
+    seen_s: float | None = None  # time since the first check that found it running
 
 
 class Watch:
     """Notices calls that never return. `begin` and `end` may be called from any thread.
 
-    Only time between checks counts, and only a little of it: after a process has been stopped (SIGSTOP, a suspended
-    machine), its clock is ahead by minutes in which no call could have returned.
+    The time between two checks counts up to a limit: after a process has been stopped (SIGSTOP, a suspended machine),
+    its clock is ahead by minutes in which no call could have returned.
     """
 
     def __init__(self) -> None:
@@ -89,7 +89,7 @@ class Watch:
         self._out.pop(work, None)
 
     def num_overdue(self, now_s: float) -> int:
-        """Checks all calls that are out; returns how many are lost."""
+        """Number of calls that are past their limit, as of this check."""
         step_s = 0.0 if self._checked_at_s is None else min(max(0.0, now_s - self._checked_at_s), _LONGEST_STEP_S)
         self._checked_at_s = now_s
         num_overdue = 0
@@ -125,10 +125,10 @@ class _Pass(Generic[PairT]):
 class Scheduler(Generic[PairT]):
     """Continuous batching over an engine.
 
-    A device that accepts a second batch before the first is done gets it only once the queue fills that batch: pairs
-    wait for company while the device is busy, and a small request waits behind as few tokens as possible. For the same
-    reason a batch is a small share of the queue, between `min_batch_tokens` and `max_batch_tokens`: full under load,
-    short when a single large request is all there is and a small one may follow.
+    A device that accepts a second batch before the first is done gets it only once the queue fills that batch. So pairs
+    are batched together while the device is busy, and a small request waits behind as few tokens as possible. For the
+    same reason a batch is a small share of the queue, between `min_batch_tokens` and `max_batch_tokens`: full under
+    load, short when only one large request is queued, in case a small one follows.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class Scheduler(Generic[PairT]):
         """
         self.max_batch_tokens = max_batch_tokens
         self.min_batch_tokens = min_batch_tokens
-        """Null: every batch is filled up to `max_batch_tokens`."""
+        """Smallest token budget of a batch; null: the budget is always `max_batch_tokens`."""
         self.queue: FairQueue[_Job[PairT]] = FairQueue()
         self.drain = DrainRate()
         self.admission = Admission(self.queue, self.drain, max_queued_tokens)
@@ -249,13 +249,12 @@ class Scheduler(Generic[PairT]):
                 await self._has_changed.wait()
                 continue
             batch = self._next_pass(budget)
+            pending: PendingLogits | Exception
             try:
                 pending = await self._in_thread(self._launch_thread, self._engine.launch, batch.pairs)
                 is_ready = pending.is_ready
             except Exception as error:
-                await self._score_apart(batch.drawn, error)
-                self._release(batch)
-                continue
+                pending, is_ready = error, True
             if is_ready:
                 await self._finish(batch, pending, is_ready)
             else:  # in a task: another batch may be launched meanwhile
@@ -283,8 +282,11 @@ class Scheduler(Generic[PairT]):
         self._tokens_in_flight += batch.num_tokens
         return batch
 
-    async def _finish(self, batch: _Pass[PairT], pending: PendingLogits, is_ready: bool) -> None:
+    async def _finish(self, batch: _Pass[PairT], pending: PendingLogits | Exception, is_ready: bool) -> None:
+        """Waits for the logits of a pass and hands them out; `pending` is an error if the launch failed."""
         try:
+            if isinstance(pending, Exception):
+                raise pending
             logits = pending.wait() if is_ready else await self._in_thread(self._wait_thread, pending.wait)
             busy_s = self.drain.add(batch.num_tokens, batch.started_at, time.perf_counter())
             fill = min(1.0, batch.num_tokens / batch.budget_tokens)
@@ -292,9 +294,6 @@ class Scheduler(Generic[PairT]):
             self._hand_out(batch.drawn, logits)
         except Exception as error:
             await self._score_apart(batch.drawn, error)
-        self._release(batch)
-
-    def _release(self, batch: _Pass[PairT]) -> None:
         self._num_in_flight -= 1
         self._tokens_in_flight -= batch.num_tokens
         self._has_changed.set()
@@ -389,7 +388,7 @@ class Scheduler(Generic[PairT]):
                 job.done.set_exception(DeviceFailed(cause) if cause else EngineFailed("the scheduler's loop has ended"))
 
     async def _in_thread(self, thread: ThreadPoolExecutor, call: Callable[..., ResultT], *arguments: Any) -> ResultT:
-        """Runs a call in a thread, watched: its limit allows for all tokens on the device."""
+        """Runs a call in a thread and watches it. The limit allows for all tokens on the device."""
         speed = self.drain.tokens_per_s
         limit_s = max(_SHORTEST_HANG_S, _HANG_FACTOR * self._tokens_in_flight / speed) if speed else _FIRST_PASS_S
         work = self._watch.begin(limit_s)

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from rerank_service.errors import BatchError
 from rerank_service.tools.batch.records import Position, QueryRecord
-from rerank_service.tools.batch.text_files import NumberedLines, json_rows, open_input
+from rerank_service.tools.batch.text_files import json_rows, open_input, positioned_lines
 
 __all__ = ["CORPUS", "QUERIES", "BeirCandidates", "Candidate", "build_index", "candidates", "field", "passage_text"]
 
@@ -49,27 +49,17 @@ def passage_text(row: Mapping[str, Any], place: str) -> str:
 
 def candidates(path: Path, start: Position | None = None) -> Iterator[Candidate]:
     """Lines of a TREC run (6 columns) or of qrels (4 columns; BEIR has 3, below a header), from `start` on."""
-    with open_input(path) as file:
-        lines = NumberedLines(file, path)
-        lines.seek(start or lines.position)
-        while True:
-            position = lines.position
-            line = next(lines, None)
-            if line is None:
-                return
-            columns = line.split("\t") if line.count("\t") == 2 else line.split()
-            columns = [column.strip() for column in columns]
-            is_header = position.number == 1 and bool(columns) and columns[0] in _HEADERS
-            if is_header or not line.strip():
-                continue
-            where = _PASSAGE_COLUMN.get(len(columns))
-            if where is None:
-                raise BatchError(
-                    f"{path}, line {position.number}: {len(columns)} columns, but a TREC run has 6 and qrels have 4 "
-                    "(BEIR: 3)"
-                )
-            value = columns[4] if len(columns) == 6 else columns[-1]
-            yield Candidate(position, columns[0], columns[where], value)
+    for position, line in positioned_lines(path, start):
+        columns = [column.strip() for column in (line.split("\t") if line.count("\t") == 2 else line.split())]
+        if position.number == 1 and columns[0] in _HEADERS:
+            continue
+        if len(columns) not in _PASSAGE_COLUMN:
+            raise BatchError(
+                f"{path}, line {position.number}: {len(columns)} columns, but a TREC run has 6 and qrels have 4 "
+                "(BEIR: 3)"
+            )
+        value = columns[4] if len(columns) == 6 else columns[-1]
+        yield Candidate(position, columns[0], columns[_PASSAGE_COLUMN[len(columns)]], value)
 
 
 def build_index(folder: Path, index: Path) -> None:
@@ -121,7 +111,7 @@ class _Table:
 
     def __init__(self, database: sqlite3.Connection, name: str, file: BinaryIO) -> None:
         self._database = database
-        self._statement = f"SELECT place FROM {name} WHERE id = ?"  # noqa: S608 - the table name is a constant of this file
+        self._statement = f"SELECT place FROM {name} WHERE id = ?"  # noqa: S608 - a constant name
         self._file = file
         self._last: tuple[str, dict[str, Any]] | None = None
 

@@ -24,7 +24,7 @@ def check_output(path: Path) -> None:
     """Raises `BatchError` for an unknown suffix or for a folder, and `ImportError` if pyarrow is missing for
     Parquet."""
     if path.suffix.lower() not in _WRITERS:
-        raise BatchError(f"{path} ends with none of {', '.join(OUTPUT_SUFFIXES)}")
+        raise BatchError(f"{path} must end in one of {', '.join(OUTPUT_SUFFIXES)}")
     if path.is_dir():
         raise BatchError(f"{path} is a folder")
     if path.suffix.lower() == ".parquet":

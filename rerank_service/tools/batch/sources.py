@@ -42,7 +42,7 @@ def open_source(files: InputFiles) -> Source:
             from rerank_service.tools.batch.parquet_file import ParquetFile  # imports pyarrow, of the extra `batch`
 
             return ParquetFile(files.path)
-    raise BatchError(f"{files.path} ends with none of {', '.join(INPUT_SUFFIXES)} and is not a BEIR folder")
+    raise BatchError(f"{files.path} must be a BEIR folder or end in one of {', '.join(INPUT_SUFFIXES)}")
 
 
 def _folder(files: InputFiles) -> Source:

@@ -9,12 +9,12 @@ from typing import Any, BinaryIO
 from rerank_service.errors import BatchError
 from rerank_service.tools.batch.records import Position, QueryRecord, parse_record
 
-__all__ = ["CsvFile", "JsonlFile", "NumberedLines", "json_rows"]
+__all__ = ["CsvFile", "JsonlFile", "json_rows", "open_input", "positioned_lines"]
 
 csv.field_size_limit(1 << 30)  # the default of 131,072 characters is less than a long passage
 
 
-class NumberedLines:
+class _NumberedLines:
     """Lines of a UTF-8 file, and the position of the next line."""
 
     def __init__(self, file: BinaryIO, path: Path) -> None:
@@ -41,25 +41,28 @@ class NumberedLines:
             raise BatchError(f"{self._path}, line {number}: not UTF-8 ({error.reason})") from None
 
 
-def json_rows(path: Path, start: Position | None = None) -> Iterator[tuple[Position, dict[str, Any]]]:
-    """Objects of a JSONL file, each with its position; empty lines are skipped."""
+def positioned_lines(path: Path, start: Position | None = None) -> Iterator[tuple[Position, str]]:
+    """Lines of a file that are not blank, each with its position, from `start` on."""
     with open_input(path) as file:
-        lines = NumberedLines(file, path)
+        lines = _NumberedLines(file, path)
         lines.seek(start or lines.position)
-        while True:
+        position = lines.position
+        for line in lines:
+            if line.strip():
+                yield position, line
             position = lines.position
-            line = next(lines, None)
-            if line is None:
-                return
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise BatchError(f"{path}, line {position.number}: not JSON ({error})") from None
-            if not isinstance(row, dict):
-                raise BatchError(f"{path}, line {position.number}: not a JSON object")
-            yield position, row
+
+
+def json_rows(path: Path, start: Position | None = None) -> Iterator[tuple[Position, dict[str, Any]]]:
+    """Objects of a JSONL file, each with its position; blank lines are skipped."""
+    for position, line in positioned_lines(path, start):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise BatchError(f"{path}, line {position.number}: not JSON ({error})") from None
+        if not isinstance(row, dict):
+            raise BatchError(f"{path}, line {position.number}: not a JSON object")
+        yield position, row
 
 
 def open_input(path: Path) -> BinaryIO:
@@ -98,7 +101,7 @@ class CsvFile:
 
     def records(self, start: Position | None = None) -> Iterator[QueryRecord]:
         with open_input(self._path) as file:
-            lines = NumberedLines(file, self._path)
+            lines = _NumberedLines(file, self._path)
             _, header = next(self._rows(lines), (None, []))
             for name in ("query", "passage"):
                 if name not in header:
@@ -114,7 +117,7 @@ class CsvFile:
                     )
                 yield parse_record(dict(zip(header, row, strict=True)), position, self._path)
 
-    def _rows(self, lines: NumberedLines) -> Iterator[tuple[Position, list[str]]]:
+    def _rows(self, lines: _NumberedLines) -> Iterator[tuple[Position, list[str]]]:
         reader = csv.reader(lines, delimiter=self._delimiter, strict=True)
         while True:
             position = lines.position

@@ -95,32 +95,35 @@ def _show(evaluation: Evaluation, as_json: bool) -> None:
             truncated = f"{model.model}: {model.truncated_pairs:.1%} of the pairs were truncated to the window"
             unscored = f", {model.unscored_pairs:.1%} without any token of the passage" if model.unscored_pairs else ""
             typer.echo(truncated + unscored)
-    published = Table(
-        title="Published by others, on other corpora and with other first stages", box=None, title_justify="left"
-    )
-    for column in ("model", "first stage", "measure", "on", "value"):
-        published.add_column(column)
+    title = "Published by others, on other corpora and with other first stages"
+    published = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for column in ("model", "first stage"):
+        published.add_column(column, overflow="fold")
+    for column in ("measure", "value"):
+        published.add_column(column, no_wrap=True)
     for row in PUBLISHED:
-        published.add_row(row.model, row.first_stage, row.measure, f"{row.collections} (mean)", f"{row.value:.4f}")
+        published.add_row(row.model, row.first_stage, row.measure, f"{row.value:.4f}")
     stdout.print("", published, sep="\n")
-    for source in dict.fromkeys(row.source for row in PUBLISHED):
-        typer.echo(f"Source: {source}")
+    for collections, source in dict.fromkeys((row.collections, row.source) for row in PUBLISHED):
+        typer.echo(f"Mean over {collections}. Source: {source}")
 
 
 def _table(evaluation: Evaluation) -> Table:
+    """One row per model and measure, which fits 80 columns with any number of measures."""
     title = (
         f"{evaluation.collection}: {evaluation.num_queries:,} queries, {evaluation.num_passages:,} passages, "
         f"candidates {evaluation.candidates}; {evaluation.queries_with_a_relevant_candidate:.1%} of the queries have a "
         "relevant one"
     )
-    table = Table(title=title, box=None, title_justify="left", caption="mean [95% interval]", caption_justify="left")
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     table.add_column("model", overflow="fold")
-    for name in evaluation.models[0].quality:
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("pairs/s", justify="right")
+    for column in ("measure", "mean", "95% interval", "pairs/s"):
+        table.add_column(column, justify="left" if column == "measure" else "right", no_wrap=True)
     for row in evaluation.models:
-        cells = [f"{mean:.3f} \\[{low:.3f}, {high:.3f}]" for mean, low, high in row.quality.values()]
-        table.add_row(Text(row.model), *cells, "" if row.pairs_per_s is None else f"{row.pairs_per_s:,.0f}")
+        model, speed = row.model, "" if row.pairs_per_s is None else f"{row.pairs_per_s:,.0f}"
+        for measure, (mean, low, high) in row.quality.items():
+            table.add_row(Text(model), measure, f"{mean:.3f}", f"{low:.3f}-{high:.3f}", speed)
+            model = speed = ""  # once per model
     return table
 
 

@@ -45,14 +45,14 @@ def rank(
     """Rank passages, one a line, for a query."""
     lines = _read_lines(passages)
     windows = passage_windows(max_windows, window_tokens, overlap_tokens)
-    if in_process:
-        answer, num_truncated, num_unscored = _rank_here(query, lines, model, config, windows)
-    else:
-        answer, num_truncated, num_unscored = _rank_by_service(query, lines, model, url, key, windows)
+    answer, num_truncated, num_unscored = (
+        _rank_here(query, lines, model, config, windows)
+        if in_process
+        else _rank_by_service(query, lines, model, url, key, windows)
+    )
     if num_truncated:
-        told = (
-            f"{num_truncated} of {len(lines)} passages were cut to the model's window; --max-windows ranks them whole"
-        )
+        told = f"{num_truncated} of {len(lines)} passages were truncated to the model's window"
+        told += "; --max-windows ranks them whole"
         if num_unscored:
             told += f"\n{num_unscored} of them were not scored at all: shorten the query, which leaves no room for them"
         typer.echo(told, err=True)
@@ -85,7 +85,9 @@ def _rank_by_service(
     query: str, passages: list[str], model: str | None, url: str, key: str | None, windows: PassageWindows | None
 ) -> tuple[dict[str, Any], int | None, int | None]:
     """The body of the API's answer, even if it took several requests; how many passages were truncated and unscored."""
-    sent = windows and ClientWindows(windows.max_per_passage, windows.tokens, windows.overlap_tokens)
+    sent = None
+    if windows is not None:
+        sent = ClientWindows(windows.max_per_passage, windows.tokens, windows.overlap_tokens)
     try:
         with Client(url, api_key=key, model=model, timeout_s=_TIMEOUT_S) as client:
             ranking = client.rank(query, passages, windows=sent)

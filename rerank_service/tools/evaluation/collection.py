@@ -35,14 +35,17 @@ def read_collection(folder: Path, qrels: Path | None = None, max_queries: int | 
     if qrels is None and not present:
         raise BatchError(f"{folder} has none of {', '.join(_QRELS)}; use --qrels to name another file")
     relevance = _read_qrels(qrels or present[0])
-    passages, queries = {}, {}
+    passages: dict[str, str] = {}
+    queries: dict[str, str] = {}
     for position, row in json_rows(folder / CORPUS):
         place = f"{folder / CORPUS}, line {position.number}"
         passages[field(row, "_id", place)] = passage_text(row, place)
     for position, row in json_rows(folder / QUERIES):
+        if len(queries) == max_queries:
+            break
         place = f"{folder / QUERIES}, line {position.number}"
         query_id, text = field(row, "_id", place), field(row, "text", place)
-        if max(relevance.get(query_id, {}).values(), default=0) > 0 and len(queries) != max_queries:
+        if max(relevance.get(query_id, {}).values(), default=0) > 0:
             queries[query_id] = text
     if not queries:
         raise BatchError(

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -66,6 +67,16 @@ class Demand:
         """Tokens that arrive per second."""
         return self.rps * self.mix.request_tokens
 
+    @property
+    def num_shards(self) -> int:
+        """Shards of a mean request."""
+        return math.ceil(self.mix.request_tokens / self.speed.shard_tokens)
+
+    @property
+    def ingress_cpu_s(self) -> float:
+        """CPU-seconds of an ingress per request."""
+        return self.costs.ingress.of(self.mix.request_kb, self.num_shards)
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -100,9 +111,7 @@ def fewest_replicas(demand: Demand) -> int:
 
 def ingresses_for(demand: Demand) -> int:
     """Number of ingresses at which each is busy 60% of its time."""
-    num_shards = math.ceil(demand.mix.request_tokens / demand.speed.shard_tokens)
-    cpu_s = demand.costs.ingress.of(demand.mix.request_kb, num_shards)
-    return max(1, math.ceil(demand.rps * cpu_s / _INGRESS_UTILISATION))
+    return max(1, math.ceil(demand.rps * demand.ingress_cpu_s / _INGRESS_UTILISATION))
 
 
 def smallest(demand: Demand, on_try: Callable[[int], None] = lambda replicas: None) -> FleetPlan:
@@ -142,10 +151,8 @@ def first_enough(is_enough: Callable[[int], bool], lowest: int, start: int) -> i
         too_few = start
         while not is_enough(enough := too_few + step):
             too_few, step = enough, 2 * step
-    while enough - too_few > 1:
-        middle = (enough + too_few) // 2
-        enough, too_few = (middle, too_few) if is_enough(middle) else (enough, middle)
-    return enough
+    between = range(too_few + 1, enough)
+    return too_few + 1 + bisect_left(between, True, key=is_enough)
 
 
 def measure(demand: Demand, replicas: int, num_requests: int = _NUM_REQUESTS, may_miss: bool = True) -> Measured | None:

@@ -21,11 +21,11 @@ __all__ = [
     "most_replicas",
 ]
 
-ROUTE_US_A_REPLICA = 0.23
+ROUTE_US_PER_REPLICA = 0.23
 """CPU for choosing the replica of one shard, per replica in the table."""
 DECIDE_US = 100.0
-DECIDE_US_A_REPLICA = 12.5
-DECIDE_US_A_SERIES = 0.63
+DECIDE_US_PER_REPLICA = 12.5
+DECIDE_US_PER_SERIES = 0.63
 """CPU of one autoscaling decision, including Serve's aggregation of the reports. Each ingress reports one series per
 replica."""
 SERIES_REPORT_US = 0.43
@@ -33,8 +33,8 @@ SERIES_REPORT_US = 0.43
 MEMBERSHIP_BYTES = 145.0
 """Bytes per replica sent to each ingress whenever a replica is added or removed."""
 CONTROLLER_IDLE_CPUS = 0.0335
-CONTROLLER_US_A_REPLICA = 424.0
-CONTROLLER_US_A_MESSAGE = 643.0
+CONTROLLER_US_PER_REPLICA = 424.0
+CONTROLLER_US_PER_MESSAGE = 643.0
 """CPU per second of the real controller per idle replica, and CPU per report and health check."""
 
 CONTROLLER_SHARE = 0.7
@@ -78,14 +78,13 @@ def limits_of(demand: Demand, replicas: int, cadence: Cadence | None = None) -> 
     """Resources of one cluster, with one Serve controller."""
     cadence = cadence or Cadence()
     ingresses = ingresses_for(demand)
-    num_shards = math.ceil(demand.mix.request_tokens / demand.speed.shard_tokens)
-    cpu_s = demand.costs.ingress.of(demand.mix.request_kb, num_shards)
+    route_s = ROUTE_US_PER_REPLICA * replicas / 1e6
     return Limits(
         ingresses=ingresses,
-        ingress_cpus=demand.rps * (cpu_s + num_shards * ROUTE_US_A_REPLICA * replicas / 1e6),
-        other_cpus=demand.rps * demand.costs.other.of(demand.mix.request_kb, num_shards),
+        ingress_cpus=demand.rps * (demand.ingress_cpu_s + demand.num_shards * route_s),
+        other_cpus=demand.rps * demand.costs.other.of(demand.mix.request_kb, demand.num_shards),
         router_entries=ingresses * replicas,
-        route_us=ROUTE_US_A_REPLICA * replicas,
+        route_us=route_s * 1e6,
         controller_messages_per_s=_messages_per_s(replicas, ingresses, cadence),
         decide_ms=decision_s(replicas, ingresses) * 1000,
         controller_cpus=controller_cpus(replicas, ingresses, cadence),
@@ -94,11 +93,11 @@ def limits_of(demand: Demand, replicas: int, cadence: Cadence | None = None) -> 
     )
 
 
-def most_replicas(ingresses_a_replica: float, cadence: Cadence) -> int:
+def most_replicas(ingresses_per_replica: float, cadence: Cadence) -> int:
     """Largest number of replicas at which the controller stays within `CONTROLLER_SHARE` of its core."""
 
     def cpus(replicas: int) -> float:
-        return controller_cpus(replicas, math.ceil(replicas * ingresses_a_replica), cadence)
+        return controller_cpus(replicas, math.ceil(replicas * ingresses_per_replica), cadence)
 
     within = bisect_right(range(1, 1_000_000), CONTROLLER_SHARE, key=cpus)  # load grows with the number of replicas
     return max(1, within)
@@ -111,13 +110,13 @@ def _messages_per_s(replicas: int, ingresses: int, cadence: Cadence) -> float:
 
 def decision_s(replicas: int, ingresses: int) -> float:
     """CPU-seconds of one autoscaling decision."""
-    return (DECIDE_US + replicas * (DECIDE_US_A_REPLICA + DECIDE_US_A_SERIES * ingresses)) / 1e6
+    return (DECIDE_US + replicas * (DECIDE_US_PER_REPLICA + DECIDE_US_PER_SERIES * ingresses)) / 1e6
 
 
 def controller_cpus(replicas: int, ingresses: int, cadence: Cadence) -> float:
     """Busy CPUs of the controller: costs measured on few processes, plus those that grow with replicas x ingresses."""
-    messages = _messages_per_s(replicas, ingresses, cadence) * CONTROLLER_US_A_MESSAGE / 1e6
-    processes = (replicas + ingresses) * CONTROLLER_US_A_REPLICA / 1e6
+    messages = _messages_per_s(replicas, ingresses, cadence) * CONTROLLER_US_PER_MESSAGE / 1e6
+    processes = (replicas + ingresses) * CONTROLLER_US_PER_REPLICA / 1e6
     series = ingresses * replicas * SERIES_REPORT_US / cadence.metrics_interval_s / 1e6
     decide_s = decision_s(replicas, ingresses)
     return CONTROLLER_IDLE_CPUS + messages + processes + series + decide_s / (TICK_S + decide_s)

@@ -106,10 +106,10 @@ def _check_replaceable(folder: Path, *, overwrite: bool) -> None:
     present = sorted(path.name for path in folder.iterdir())
     if present and not overwrite:
         raise FileExistsError(f"{folder} is not empty; overwrite (--force) replaces a checkpoint")
-    if foreign := [name for name in present if name not in _FILES and not name.endswith(".safetensors")]:
-        raise FileExistsError(
-            f"{folder} contains a file that does not belong to a checkpoint and is not replaced: {foreign[0]}"
-        )
+    for name in present:
+        is_weights = name.endswith(".safetensors")
+        if not ((is_weights or name in _FILES) and (folder / name).is_file()):
+            raise FileExistsError(f"{folder} contains more than a checkpoint and is not replaced: {name}")
 
 
 @contextmanager

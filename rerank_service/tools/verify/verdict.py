@@ -4,8 +4,10 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from statistics import StatisticsError, correlation, fmean, linear_regression, pstdev
 from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
 
 from rerank_service.config import Dtype
 from rerank_service.tools.verify.recorded import RecordedLogits
@@ -114,7 +116,7 @@ class RecordedFigures:
     served: tuple[float, ...]
 
     def largest_difference(self, logits: Sequence[float]) -> float:
-        return max(_differences([self.recorded.logits], [logits]))
+        return float(np.abs(np.subtract(self.recorded.logits, logits)).max())
 
     def allowed(self, dtype: Dtype = Dtype.FLOAT32) -> float:
         """Allowed difference of logits computed in `dtype`.
@@ -162,24 +164,25 @@ def half_step(dtype: Dtype, logit: float) -> float:
 
 def figures_of(reference: LogitsByQuery, served: LogitsByQuery, elsewhere: LogitsByQuery) -> LogitFigures:
     """Figures of logits given query by query, all in the same order. `elsewhere` are served logits in other batches."""
-    expected, found = (list(_flat(logits)) for logits in (reference, served))
-    differences, spread = _differences(reference, served), pstdev(expected)
+    expected, found, found_elsewhere = (np.concatenate(logits) for logits in (reference, served, elsewhere))
+    differences = np.abs(found - expected)
+    largest, spread, found_spread = float(differences.max()), float(expected.std()), float(found.std())
+    correlation = float(np.corrcoef(expected, found)[0, 1]) if spread and found_spread else None
     ordered_alike = _ordered_alike(reference, served)
-    slope, agreement = _line(expected, found)
     return LogitFigures(
         num_queries=len(reference),
-        num_pairs=len(expected),
+        num_pairs=expected.size,
         logit_size=_size(expected),
         logit_spread=spread,
-        largest_of_spread=max(differences) / spread if spread else None,
-        largest_difference=max(differences),
-        mean_difference=fmean(differences),
-        largest_change=max(_differences(served, elsewhere)),
+        largest_of_spread=largest / spread if spread else None,
+        largest_difference=largest,
+        mean_difference=float(differences.mean()),
+        largest_change=float(np.abs(found - found_elsewhere).max()),
         ordered_alike=ordered_alike,
         kendall_tau=2 * ordered_alike - 1,
-        same_best=sum(_best(one) == _best(other) for one, other in zip(reference, served, strict=True)),
-        correlation=agreement,
-        slope=slope,
+        same_best=sum(int(np.argmax(a) == np.argmax(b)) for a, b in zip(reference, served, strict=True)),
+        correlation=correlation,
+        slope=None if correlation is None else correlation * found_spread / spread,
     )
 
 
@@ -189,10 +192,21 @@ def judge(
     """The checks, and the reason of the verdict. `must_repeat` requires bit-equal logits in every batch."""
     tolerance, size = TOLERANCES[dtype], figures.logit_size
     checks = (
-        _token_check(tokens),
+        Check(
+            "tokens",
+            tokens.num_different == 0,
+            f"{tokens.num_compared - tokens.num_different} of {tokens.num_compared} {tokens.unit} equal, "
+            f"{tokens.num_cut} truncated at {tokens.window_tokens:,}",
+            "all",
+        ),
         _share_check("largest difference", figures.largest_difference, tolerance.largest, size),
         _share_check("mean difference", figures.mean_difference, tolerance.mean, size),
-        _invariance_check(figures, 0.0 if must_repeat else tolerance.largest),
+        Check(
+            "batch invariance",
+            figures.largest_change <= (0.0 if must_repeat else tolerance.largest * size),
+            f"changes by {figures.largest_change:.2g}" if figures.largest_change else "bit-equal",
+            "bit-equal" if must_repeat else f"{tolerance.largest:g} of size",
+        ),
         *(check for one in recorded for check in _recorded_checks(one, dtype)),
     )
     failed = [check.name for check in checks if not check.is_passed]
@@ -201,22 +215,9 @@ def judge(
     return checks, f"{', '.join(failed)}: {_likely_cause(figures, tokens, checks)}"
 
 
-def _token_check(tokens: TokenFigures) -> Check:
-    alike = tokens.num_compared - tokens.num_different
-    truncated = f"{tokens.num_cut} truncated at {tokens.window_tokens:,}"
-    found = f"{alike} of {tokens.num_compared} {tokens.unit} equal, {truncated}"
-    return Check("tokens", tokens.num_different == 0, found, "all")
-
-
 def _share_check(name: str, difference: float, share: float, size: float) -> Check:
     found = f"{difference:.2g}, {difference / size:.2g} of size" if size else f"{difference:.2g}"
     return Check(name, difference <= share * size, found, f"{share:g} of size")
-
-
-def _invariance_check(figures: LogitFigures, share: float) -> Check:
-    found = "bit-equal" if figures.largest_change == 0 else f"changes by {figures.largest_change:.2g}"
-    allowed = "bit-equal" if share == 0 else f"{share:g} of size"
-    return Check("batch invariance", figures.largest_change <= share * figures.logit_size, found, allowed)
 
 
 def _recorded_checks(recorded: RecordedFigures, dtype: Dtype) -> Iterator[Check]:
@@ -248,27 +249,9 @@ def _ordered_alike(reference: LogitsByQuery, served: LogitsByQuery) -> float:
         for i, j in combinations(range(len(expected)), 2)
         if expected[i] != expected[j]
     ]
-    return fmean(alike) if alike else 1.0
+    return sum(alike) / len(alike) if alike else 1.0
 
 
-def _line(expected: Sequence[float], found: Sequence[float]) -> tuple[float | None, float | None]:
-    try:
-        return linear_regression(expected, found).slope, correlation(expected, found)
-    except StatisticsError:  # all logits are equal
-        return None, None
-
-
-def _differences(one: LogitsByQuery, other: LogitsByQuery) -> list[float]:
-    return [abs(a - b) for a, b in zip(_flat(one), _flat(other), strict=True)]
-
-
-def _flat(logits: LogitsByQuery) -> Iterator[float]:
-    return (logit for of_query in logits for logit in of_query)
-
-
-def _size(logits: Sequence[float]) -> float:
-    return math.sqrt(fmean(logit * logit for logit in logits))
-
-
-def _best(logits: Sequence[float]) -> int:
-    return max(range(len(logits)), key=logits.__getitem__)
+def _size(logits: ArrayLike) -> float:
+    """Root mean square."""
+    return float(np.sqrt(np.mean(np.square(logits))))

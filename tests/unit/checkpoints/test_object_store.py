@@ -52,7 +52,7 @@ def files(checkpoints: dict[str, Path]) -> dict[str, bytes]:
 @pytest.fixture
 def bucket(files: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MemoryFileSystem]:
     isolated_environment(monkeypatch, tmp_path, "http://127.0.0.1:9")
-    monkeypatch.setattr(object_store, "_RANGE_BYTES", 100_000)
+    monkeypatch.setattr(object_store, "RANGE_BYTES", 100_000)
     monkeypatch.setattr(Bucket, "store", {})
     monkeypatch.setattr(Bucket, "ranges", [])
     fsspec.register_implementation("bucket", Bucket, clobber=True)

@@ -1,4 +1,4 @@
-"""Both clients against the real application over HTTP, and against a server that answers as it is told."""
+"""Both clients against the real application over HTTP, and against a scripted server."""
 
 import asyncio
 import dataclasses
@@ -58,7 +58,7 @@ def _rank_async(url: str, *arguments: Any, settings: dict[str, Any] | None = Non
 
 @pytest.fixture(params=[_rank, _rank_async], ids=["Client", "AsyncClient"])
 def rank(request: pytest.FixtureRequest) -> Rank:
-    """One call of either client, made and closed for it."""
+    """One call of `rank` by a client made for it, of either kind."""
     ranked: Rank = request.param
     return ranked
 
@@ -70,7 +70,7 @@ def replica(checkpoints: dict[str, Path]) -> LocalReplica:
 
 @pytest.fixture(scope="module")
 def url(checkpoints: dict[str, Path], replica: LocalReplica) -> Iterator[str]:
-    """The application with one small model, which takes 8 passages a request."""
+    """The application with one small model and a limit of 8 passages per request."""
     model = local_model(checkpoints["llama_bidirec"], window_tokens=64)
     with running(local_api([model], {model.id: replica}, limits={"max_passages": 8})) as url:
         yield url
@@ -78,7 +78,7 @@ def url(checkpoints: dict[str, Path], replica: LocalReplica) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def logits(checkpoints: dict[str, Path]) -> Callable[[list[str]], list[float]]:
-    """Of passages for the query `q`, each pair scored alone."""
+    """Logits of passages for the query `q`, each pair scored alone."""
     engine = load_engine(local_model(checkpoints["llama_bidirec"], window_tokens=64))
 
     def scored(passages: list[str]) -> list[float]:
@@ -116,7 +116,7 @@ def test_many_passages_are_several_requests_and_one_ranking(
     assert all(passage.text == passages[passage.index] for passage in ranked)
 
 
-def test_passages_cut_or_not_scored_are_counted_over_all_requests(rank: Rank) -> None:
+def test_truncated_and_unscored_passages_are_counted_over_all_requests(rank: Rank) -> None:
     counts = [("2", "1"), ("3", "0")]
     script = [
         ranking([1.0], **{"x-rerank-truncated-passages": cut, "x-rerank-unscored-passages": unscored})
@@ -131,23 +131,23 @@ def test_passages_cut_or_not_scored_are_counted_over_all_requests(rank: Rank) ->
     assert (untold.num_truncated, untold.num_unscored) == (None, None)
 
 
-def test_the_service_counts_what_the_window_cut(rank: Rank, url: str) -> None:
+def test_the_service_counts_truncated_passages(rank: Rank, url: str) -> None:
     ranked = rank(url, "q", ["short", "long " * 200, "long " * 200])
     assert (ranked.num_truncated, ranked.num_unscored) == (2, 0)
 
 
-def test_the_best_few(rank: Rank, url: str) -> None:
+def test_top_n_returns_the_best(rank: Rank, url: str) -> None:
     every = rank(url, "q", PASSAGES)
     assert list(rank(url, "q", PASSAGES, top_n=2)) == list(every[:2])
     assert list(rank(url, "q", PASSAGES, top_n=9, settings={"max_passages": 1})) == list(every)
 
 
-def test_no_passages_need_no_service(rank: Rank) -> None:
+def test_an_empty_list_of_passages_sends_no_request(rank: Rank) -> None:
     ranked = rank("http://127.0.0.1:9", "q", [])
     assert (len(ranked), ranked.usage) == (0, Usage(0, 0))
 
 
-def test_an_unknown_model_is_told_with_those_served(rank: Rank, url: str) -> None:
+def test_the_error_for_an_unknown_model_lists_the_served_models(rank: Rank, url: str) -> None:
     with pytest.raises(ModelNotFoundError, match="this service has: llama_bidirec") as caught:
         rank(url, "q", PASSAGES, model="nobody")
     assert caught.value.status == 404
@@ -157,13 +157,13 @@ def test_an_unknown_model_is_told_with_those_served(rank: Rank, url: str) -> Non
     assert len(rank(url, "q", PASSAGES, model="llama_bidirec", settings={"model": "nobody"})) == 3
 
 
-def test_a_wrong_request_names_its_field(rank: Rank, url: str) -> None:
+def test_the_error_for_a_malformed_request_names_the_field(rank: Rank, url: str) -> None:
     with pytest.raises(InvalidRequestError, match=r"query\.text is blank") as caught:
         rank(url, " ", PASSAGES)
     assert caught.value.details[0].loc == ("body", "query", "text")
 
 
-def test_a_passage_too_long_is_named_by_the_callers_index(rank: Rank, url: str) -> None:
+def test_the_error_for_a_long_passage_has_the_callers_index(rank: Rank, url: str) -> None:
     passages = ["short"] * 20 + ["word " * 200]
     with pytest.raises(InvalidRequestError, match=r"counted from passages\[16\]") as caught:
         rank(url, "q", passages, truncate="NONE", settings={"max_passages": 8})
@@ -187,7 +187,7 @@ def test_the_key_comes_from_the_argument_or_the_environment(
 
 
 @pytest.mark.parametrize(("status", "kind"), [(429, RateLimitedError), (503, ServiceUnavailableError)])
-def test_a_refusal_is_retried_until_it_is_none(rank: Rank, status: int, kind: type[ApiError]) -> None:
+def test_a_refusal_is_retried_until_the_request_succeeds(rank: Rank, status: int, kind: type[ApiError]) -> None:
     refusal = error(status, "no room", **{"Retry-After": "0"})
     with scripted(refusal, refusal) as server:
         assert [passage.index for passage in rank(server.url, "q", PASSAGES)] == [1, 2, 0]
@@ -200,7 +200,7 @@ def test_a_refusal_is_retried_until_it_is_none(rank: Rank, status: int, kind: ty
     assert caught.value.request_id == server.seen[0].headers["x-request-id"]
 
 
-def test_a_refusal_that_does_not_say_when_is_retried_too(rank: Rank) -> None:
+def test_a_refusal_without_retry_after_is_retried(rank: Rank) -> None:
     with scripted(Reply(503, b"an intermediary's page")) as server:
         assert len(rank(server.url, "q", PASSAGES)) == 3
 
@@ -227,7 +227,7 @@ def test_retry_after_may_be_a_date(rank: Rank) -> None:
     ("status", "kind"),
     [(400, InvalidRequestError), (404, ApiError), (413, InvalidRequestError), (418, ApiError), (500, ApiError)],
 )
-def test_what_a_retry_cannot_mend_is_not_retried(rank: Rank, status: int, kind: type[ApiError]) -> None:
+def test_permanent_errors_are_not_retried(rank: Rank, status: int, kind: type[ApiError]) -> None:
     with scripted(error(status, "no use", **{"Retry-After": "0"})) as server:
         with pytest.raises(kind, match=f"{status}: no use") as caught:
             rank(server.url, "q", PASSAGES)
@@ -243,7 +243,7 @@ def test_a_timeout_of_the_service_is_not_retried(rank: Rank) -> None:
     assert caught.value.status == 504
 
 
-def test_a_connection_broken_once_is_no_news_and_twice_is(rank: Rank) -> None:
+def test_one_broken_connection_is_retried_and_a_second_is_an_error(rank: Rank) -> None:
     with scripted(BREAK_OFF) as server:
         assert len(rank(server.url, "q", PASSAGES)) == 3
         assert len(server.seen) == 2
@@ -253,13 +253,13 @@ def test_a_connection_broken_once_is_no_news_and_twice_is(rank: Rank) -> None:
         assert len(server.seen) == 3
 
 
-def test_nobody_there_is_an_error_of_ours(rank: Rank) -> None:
+def test_a_refused_connection_raises_connection_failed(rank: Rank) -> None:
     with pytest.raises(ConnectionFailed, match=r"cannot reach http://127\.0\.0\.1:9 ") as caught:
         rank("http://127.0.0.1:9", "q", PASSAGES)
     assert isinstance(caught.value.__cause__, httpx.ConnectError)
 
 
-def test_the_clients_own_clock_ends_a_call(rank: Rank) -> None:
+def test_a_call_ends_at_its_own_deadline(rank: Rank) -> None:
     with scripted(HANG) as server:
         with pytest.raises(DeadlineExceededError, match=r"no answer within 0\.2 s") as caught:
             rank(server.url, "q", PASSAGES, settings={"timeout_s": 0.2})
@@ -267,7 +267,7 @@ def test_the_clients_own_clock_ends_a_call(rank: Rank) -> None:
     assert caught.value.status is None
 
 
-def test_the_service_is_told_the_time_left(rank: Rank) -> None:
+def test_requests_carry_the_time_left(rank: Rank) -> None:
     with scripted(error(503, "soon", **{"Retry-After": "0"})) as server:
         rank(server.url, "q", PASSAGES, settings={"timeout_s": 30})
     first, second = (float(request.headers["x-request-timeout-seconds"]) for request in server.seen)
@@ -308,25 +308,25 @@ def test_usage_is_summed_and_timings_are_the_slowest_parts(rank: Rank) -> None:
         ranking([1.0, 2.0, 3.0, 4.0]).body,
     ],
 )
-def test_what_is_no_ranking_is_refused(rank: Rank, body: Any) -> None:
+def test_a_body_that_is_not_a_ranking_is_an_error(rank: Rank, body: Any) -> None:
     with scripted(Reply(200, body)) as server, pytest.raises(ApiError, match="the answer"):
         rank(server.url, "q", PASSAGES)
 
 
-def test_an_error_without_a_reason_does_not_repeat_the_page(rank: Rank) -> None:
+def test_the_html_page_of_a_proxy_is_not_in_the_error(rank: Rank) -> None:
     with scripted(Reply(502, b"<html>secrets</html>")) as server, pytest.raises(ApiError) as caught:
         rank(server.url, "q", PASSAGES)
     assert str(caught.value) == "502: the service gave no reason"
 
 
 @pytest.mark.parametrize("detail", [None, "text", [None, {"loc": None}, {"loc": ["body", "passages"], "msg": "m"}]])
-def test_an_envelope_of_another_service_is_still_an_error(rank: Rank, detail: Any) -> None:
+def test_a_foreign_error_body_is_an_error_too(rank: Rank, detail: Any) -> None:
     body = {"message": "not like this", "detail": detail}
     with scripted(Reply(422, body)) as server, pytest.raises(InvalidRequestError, match="not like this"):
         rank(server.url, "q", PASSAGES)
 
 
-def test_what_goes_over_the_wire(rank: Rank) -> None:
+def test_the_request_as_sent(rank: Rank) -> None:
     with scripted() as server:
         rank(f"{server.url}/prefix/v1/", "où?", ["là", "東京"], settings={"model": "m", "api_key": "k"})
     (request,) = server.seen
@@ -337,7 +337,7 @@ def test_what_goes_over_the_wire(rank: Rank) -> None:
     assert request.body == {"model": "m", "query": {"text": "où?"}, "passages": passages, "truncate": "END"}
 
 
-def test_windows_go_over_the_wire(rank: Rank) -> None:
+def test_windows_are_sent(rank: Rank) -> None:
     with scripted() as server:
         rank(server.url, "q", PASSAGES, windows=PassageWindows(8, overlap_tokens=4))
     assert server.seen[0].body["passage_windows"] == {"max_per_passage": 8, "tokens": None, "overlap_tokens": 4}
@@ -358,14 +358,14 @@ def test_windows_have_the_fields_and_defaults_of_the_api(url: str) -> None:
     }
 
 
-def test_connections_are_used_again() -> None:
+def test_connections_are_reused() -> None:
     with scripted() as server, Client(server.url) as client:
         for _ in range(3):
             client.rank("q", PASSAGES)
     assert (len(server.seen), server.num_connections) == (3, 1)
 
 
-async def test_connections_are_used_again_by_tasks() -> None:
+async def test_connections_are_reused_by_tasks() -> None:
     with scripted() as server:
         async with AsyncClient(server.url) as client:
             for _ in range(3):
@@ -401,7 +401,7 @@ def test_wrong_arguments_are_refused_before_anything_is_sent(
         client.rank("q", PASSAGES, **options)
 
 
-def test_a_single_string_is_no_list_of_passages() -> None:
+def test_a_single_string_is_refused() -> None:
     with Client() as client, pytest.raises(TypeError, match="single string"):
         client.rank("q", "a passage")
 
@@ -427,7 +427,7 @@ def test_no_time_is_left_after_the_deadline() -> None:
     assert Deadline(-1).left_s() == 0
 
 
-def test_all_names_what_there_is() -> None:
+def test_all_lists_every_public_name() -> None:
     names = {name for name, value in vars(client_package).items() if isinstance(value, type)}
     assert set(client_package.__all__) == names | {"__version__"}
     errors = [getattr(client_package, name) for name in names if name.endswith(("Error", "Failed"))]

@@ -30,7 +30,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def imported(wheel: Path, code: str) -> list[str]:
-    """Words that the code prints, with nothing of this repository to import."""
+    """Words printed by code that can import the wheel but not the repository."""
     environment = os.environ | {"PYTHONPATH": str(wheel)}
     command = [sys.executable, "-W", "error", "-c", f"import sys, rerank_service_client as client; {code}"]
     return subprocess.run(

@@ -1,4 +1,4 @@
-"""What the commands wrote into `cluster/` is still what they write, and is served."""
+"""The generated texts in `cluster/` are up to date and can be served."""
 
 import importlib.util
 from pathlib import Path
@@ -34,19 +34,19 @@ def write(words: list[str]) -> str:
     return result.stdout
 
 
-def test_the_texts_are_found() -> None:
+def test_the_generated_texts_are_found() -> None:
     overlays = {f"kuberay/overlays/{name}/rayservice.yaml" for name in ("dev-cpu", "one-gpu", "many-nodes")}
     assert set(WRITTEN) >= overlays | {"serve_config.gpu.yaml", "kuberay/base/rayservice.yaml"}
 
 
 @pytest.mark.parametrize("name", WRITTEN)
-def test_a_text_is_what_its_command_writes(name: str) -> None:
+def test_a_text_equals_the_output_of_its_command(name: str) -> None:
     text = (CLUSTER / name).read_text()
     assert regenerate.regenerated(text, write) == text, "run: python cluster/regenerate.py"
 
 
 @pytest.mark.parametrize("name", WRITTEN)
-def test_a_text_is_a_configuration_of_the_service_and_of_serve(name: str) -> None:
+def test_the_service_and_serve_accept_a_text(name: str) -> None:
     texts: list[str] = []
 
     def keep(words: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""The KubeRay manifests as kustomize builds them: valid, consistent with the code, and each model on its own GPUs."""
+"""The KubeRay manifests as kustomize builds them: valid and consistent with the code."""
 
 import copy
 from importlib.metadata import version
@@ -109,7 +109,7 @@ def test_every_pod_has_the_environment_that_rays_processes_need(folder: str) -> 
         assert container(group)["envFrom"] == [{"configMapRef": {"name": environment["metadata"]["name"]}}]
 
 
-def test_pods_have_the_time_that_draining_takes(folder: str) -> None:
+def test_pods_have_time_to_drain(folder: str) -> None:
     limits = settings(folder).limits
     chosen = [model.replica.graceful_shutdown_timeout_s for model in settings(folder).models]
     longest_s = max(limits.ingress_grace_s, *(grace_s or limits.replica_grace_s for grace_s in chosen))
@@ -138,7 +138,7 @@ def test_versions_are_those_of_this_code(folder: str) -> None:
         assert container(group)["image"].split(":")[1].startswith(f"{__version__}-")
 
 
-def test_selectors_select_pods_that_are_there(folder: str) -> None:
+def test_selectors_match_existing_pods(folder: str) -> None:
     templates = [group["template"]["metadata"]["labels"] for group in groups(folder)]
     templates += [stateful["spec"]["template"]["metadata"]["labels"] for stateful in resources(folder, "StatefulSet")]
     policies = [policy["spec"]["podSelector"]["matchLabels"] for policy in resources(folder, "NetworkPolicy")]
@@ -148,7 +148,7 @@ def test_selectors_select_pods_that_are_there(folder: str) -> None:
         assert any(selector.items() <= labels.items() for labels in templates), selector
 
 
-def test_keys_are_asked_for_and_mounted(folder: str) -> None:
+def test_api_keys_are_required_and_mounted(folder: str) -> None:
     path = settings(folder).auth.key_hashes_file
     assert path is not None
     for group in groups(folder):

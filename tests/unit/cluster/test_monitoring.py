@@ -1,9 +1,8 @@
-"""Dashboard and rules fit the metrics there are; promtool, where it is installed, runs the rules' own tests."""
+"""The dashboard and the rules use existing metrics; promtool runs the rules' own tests."""
 
 import importlib.util
 import json
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 import yaml
 
 from rerank_service.telemetry.metrics import ALL_METRICS, MetricKind
+from tests.programs import needs_program
 
 FOLDER = Path(__file__).parents[3] / "cluster" / "monitoring"
 SERIES = {
@@ -24,12 +24,11 @@ SERIES = {
         else [metric.name]
     )
 }
-promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
 
 
 @pytest.fixture(scope="module")
 def dashboard() -> ModuleType:
-    """The script: `cluster` is no package."""
+    """The script, imported by path since `cluster` is not a package."""
     spec = importlib.util.spec_from_file_location("dashboard", FOLDER / "dashboard.py")
     assert spec is not None
     assert spec.loader is not None
@@ -39,7 +38,7 @@ def dashboard() -> ModuleType:
     return module
 
 
-def test_the_dashboard_is_what_its_script_writes(dashboard: ModuleType) -> None:
+def test_the_dashboard_equals_the_output_of_its_script(dashboard: ModuleType) -> None:
     assert json.loads((FOLDER / "grafana-dashboard.json").read_text()) == dashboard.dashboard()
 
 
@@ -66,7 +65,7 @@ def test_every_alert_is_in_the_runbook() -> None:
     assert [alert for alert in alerts if f"`{alert}`" not in runbook] == []
 
 
-@promtool
+@needs_program("promtool", "prometheus")
 @pytest.mark.parametrize(
     "arguments",
     [["check", "rules", "rules.yaml"], ["test", "rules", "rules.test.yaml"], ["check", "config", "prometheus.yaml"]],

@@ -1,4 +1,4 @@
-"""The job that fills the models' volume: valid, and it puts the model where the service looks for it."""
+"""The job that fills the models' volume: valid, and consistent with the service's configuration."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""`ray up`'s cluster files: valid by Ray's own schema, and consistent with the Serve configuration beside them."""
+"""The cluster files for `ray up`: valid by Ray's schema and consistent with the Serve configuration."""
 
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,7 @@ def test_every_node_gets_the_environment_before_ray_starts(name: str) -> None:
         assert "export RAY_AUTH_MODE=token;" in before
 
 
-def test_keys_are_asked_for_and_mounted(name: str) -> None:
+def test_api_keys_are_required_and_mounted(name: str) -> None:
     path = load_config(FOLDER / "serve_config.yaml").auth.key_hashes_file
     assert str(path) in read(name)["file_mounts"]
 

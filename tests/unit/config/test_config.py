@@ -13,6 +13,7 @@ from rerank_service import config
 from rerank_service.client import Client
 from rerank_service.config import LimitsConfig, RerankConfig, load_config, parse_config
 from rerank_service.errors import ConfigError
+from rerank_service.tools.cli.plan import plan
 
 ROOT = Path(__file__).parents[3]
 MODEL = {"id": "nvidia/a", "checkpoint": {"source": "/models/a"}}
@@ -34,6 +35,8 @@ def test_the_shipped_configurations_are_valid(name: str) -> None:
         ({}, "models: required, but missing"),
         ({"models": []}, "models: must have at least 1 item, not 0"),
         (changed(batchign={}), "models[0].batchign: unknown setting"),
+        (changed(windowtokens=3), "models[0].windowtokens: unknown setting$"),
+        (changed(batching=3), "models[0].batching: must be a mapping of settings, not 3"),
         (
             changed(batching={"max_batch_tokens": 0}),
             "models[0].batching.max_batch_tokens: must be greater than 0, not 0",
@@ -186,8 +189,10 @@ def test_a_configuration_survives_pickling() -> None:
     assert pickle.loads(pickle.dumps(settings)) == settings  # noqa: S301 - our own bytes
 
 
-def test_the_client_has_the_limits_of_the_service() -> None:
-    parameters = inspect.signature(Client).parameters
+def test_the_client_and_the_planner_have_the_defaults_of_the_service() -> None:
+    """Neither may import the configuration: the client stands alone, and the command line must start fast."""
     limits = LimitsConfig()
-    assert parameters["timeout_s"].default == limits.request_timeout_s
-    assert parameters["max_passages"].default == limits.max_passages
+    client = inspect.signature(Client).parameters
+    assert client["timeout_s"].default == limits.request_timeout_s
+    assert client["max_passages"].default == limits.max_passages
+    assert inspect.signature(plan).parameters["timeout_s"].default.default == limits.request_timeout_s

@@ -175,7 +175,7 @@ async def test_a_service_fails_that_request_and_no_other(poisoned: Callable[[str
         ]
 
     assert [response.status_code for response in responses] == [500, 200]
-    assert "no finite logit for 1 pair(s)" in responses[0].text
+    assert "NaN or infinity for 1 pair(s)" in responses[0].text
 
 
 def test_what_verify_asks(poisoned: Callable[[str], Path]) -> None:

@@ -213,7 +213,7 @@ async def test_a_body_over_the_limit_is_413(client: httpx.AsyncClient, is_announ
 
     content: Any = b"x" * 30_000 if is_announced else chunks()
     response = await client.post("/v1/ranking", content=content, headers=JSON)
-    message = "The body is larger than the limit of 20000 bytes; send less text in a request"
+    message = "The body is larger than the limit of 20000 bytes (limits.max_body_bytes); split it into smaller requests"
 
     assert response.status_code == 413
     assert response.json() == {

@@ -253,10 +253,10 @@ def test_what_cannot_be_asked_is_refused(checkpoints: dict[str, Path]) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"parts": ["{passage}"]}, "need {query} once"),
+        ({"parts": ["{passage}"]}, "must contain {query} once"),
         ({"parts": ["{query} {passage} end"]}, "must end with it"),
-        ({"parts": ["{query}", "{doc} {passage}"]}, "parts have {doc}"),
-        ({"parts": ["{instruction} {query}", "{passage}"]}, "instruction must say"),
+        ({"parts": ["{query}", "{doc} {passage}"]}, "parts contain {doc}"),
+        ({"parts": ["{instruction} {query}", "{passage}"]}, "instruction must give its default text"),
     ],
 )
 def test_a_prompt_without_its_places_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:

@@ -246,8 +246,8 @@ WRONG: list[tuple[str, dict[str, Any], int, str]] = [
     ("cohere v2", {"relevant_spans": {}}, 400, "relevant_spans is not a field of this API; accepted here: model, "
      "query, documents, top_n, max_tokens_per_doc, return_documents, priority"),
     ("cohere v1", {"max_chunks_per_doc": 0}, 400, "max_chunks_per_doc: Input should be greater than or equal to 1"),
-    ("cohere v1", {"documents": [{"title": "a"}]}, 400, "documents[0] must be a string, or an object with text in: "
-     "text"),
+    ("cohere v1", {"documents": [{"title": "a"}]}, 400, "documents[0] must be a string, or an object with text "
+     "in the fields: text"),
     ("cohere v1", {"documents": [5]}, 400, "documents has an entry that is neither a string nor an object"),
     ("tei", {"texts": []}, 400, "texts is empty; send at least one text"),
     ("tei", {"query": 5}, 422, "query: Input should be a valid string"),
@@ -576,6 +576,32 @@ async def test_all_queries_of_a_request_share_one_request_id(model: ModelConfig)
     of_the_request = {query: request_id for query, request_id in seen if query in ("a", "b")}
     assert set(of_the_request) == {"a", "b"}
     assert len(set(of_the_request.values())) == 1
+
+
+async def test_a_failed_query_cancels_the_others_and_its_error_is_the_answer(model: ModelConfig) -> None:
+    class FailingOnce:
+        """Fails for the query `a` once that for `b` has arrived, and never answers `b`."""
+
+        def __init__(self) -> None:
+            self.has_arrived = asyncio.Event()
+            self.pending: asyncio.Future[ShardScores] = asyncio.get_running_loop().create_future()
+
+        def remote(self, shard: Shard) -> "asyncio.Future[ShardScores]":
+            if shard.query == "b":
+                self.has_arrived.set()
+                return self.pending
+            return asyncio.ensure_future(self.fail())
+
+        async def fail(self) -> ShardScores:
+            await self.has_arrived.wait()
+            raise QueueFull(10, 9)
+
+    replica = FailingOnce()
+    async with serving(model, replica) as client:
+        response = await client.post("/score", json={"text_1": ["a", "b"], "text_2": ["c", "d"]})
+
+    assert (response.status_code, response.json()["error"]["code"]) == (503, 503)
+    assert replica.pending.cancelled()
 
 
 LOSS_BODIES: dict[str, tuple[str, dict[str, Any]]] = ALL_FORMS | {

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ from rerank_service.http.proxies.haproxy import adapted, own_answer
 from rerank_service.http.proxies.retry import MAX_ATTEMPTS
 from rerank_service.tools.deployment.ray_environment import HAPROXY_ENVIRONMENT
 from tests.contract import assert_valid_error
+from tests.ports import free_port
 
 CONFIGURATION = """global
     maxconn 4096
@@ -78,13 +78,6 @@ settings.has_received_routes = settings.has_received_servers = True
 backend = BackendConfig("rerank", "/", app_name="rerank", servers=servers)
 HAProxyApi(settings, {"rerank": backend}, path)._generate_config_file_internal()
 """
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _is_up(url: str) -> bool:

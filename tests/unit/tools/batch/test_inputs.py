@@ -159,7 +159,7 @@ def test_a_folder_gives_the_pairs_of_a_run_or_of_qrels(tmp_path: Path, beir: Pat
         ("in.csv", "query,passage\nq,p\nq\n", "line 3: 1 columns, but the header has 2"),
         ("in.csv", 'query,passage\nq,"p\n', "line 2: unexpected end"),
         ("in.csv", "", "no column query; the header has no columns"),
-        ("in.txt", "x", "ends with none of .jsonl"),
+        ("in.txt", "x", "or end in one of .jsonl"),
         ("in.parquet", "x", "cannot read"),
     ],
 )

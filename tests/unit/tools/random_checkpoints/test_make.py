@@ -372,7 +372,7 @@ def test_only_a_checkpoint_is_overwritten_and_only_on_request(tmp_path: Path) ->
     make_checkpoint(folder, Architecture.MISTRAL, "tiny", overwrite=True)
     assert read_config(folder)["model_type"] == "mistral"
     (folder / "thesis.txt").write_text("the only copy")
-    with pytest.raises(FileExistsError, match=r"more than a checkpoint: thesis\.txt"):
+    with pytest.raises(FileExistsError, match=r"more than a checkpoint and is not replaced: thesis\.txt"):
         make_checkpoint(folder, Architecture.BERT, "tiny", overwrite=True)
     assert (folder / "thesis.txt").exists()
 

@@ -1,7 +1,6 @@
 """Requests and passages per minute: callers, headers, shared storage, and a storage that fails."""
 
 import asyncio
-import shutil
 import socket
 import subprocess
 import time
@@ -13,7 +12,8 @@ import pytest
 
 from rerank_service.config import RateLimitConfig, RerankConfig
 from rerank_service.errors import ConfigError, RateLimited
-from rerank_service.http.rate_limits import RateLimits
+from rerank_service.http.access import RateLimits
+from tests.programs import needs_program
 
 
 async def test_counts_requests_of_each_caller() -> None:
@@ -23,7 +23,7 @@ async def test_counts_requests_of_each_caller() -> None:
     assert first["X-RateLimit-Remaining-Requests"] == "1"
     assert 1 <= int(first["X-RateLimit-Reset-Requests"]) <= 60
     await limits.take("requests", "a", 1)
-    with pytest.raises(RateLimited, match="limit of 2 requests a minute is reached; retry after") as caught:
+    with pytest.raises(RateLimited, match="quota of 2 requests per minute is exhausted; retry after") as caught:
         await limits.take("requests", "a", 1)
     assert 1 <= caught.value.retry_after_s <= 60
     assert (await limits.take("requests", "b", 1))["X-RateLimit-Remaining-Requests"] == "1"
@@ -53,14 +53,11 @@ async def test_requests_pass_while_the_storage_fails(caplog: pytest.LogCaptureFi
 
 @pytest.fixture
 def redis_url(tmp_path: Path) -> Iterator[str]:
-    """A real Redis, if one is installed (Debian: redis-server)."""
-    program = shutil.which("redis-server")
-    if program is None:
-        pytest.skip("redis-server is not installed")
+    """A real Redis."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [program, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(tmp_path)]
+    command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         try:
             _wait_for_port(port)
@@ -78,6 +75,7 @@ def _wait_for_port(port: int) -> None:
         time.sleep(0.05)
 
 
+@needs_program("redis-server", "redis-server")
 async def test_ingresses_share_their_counts_in_redis(redis_url: str) -> None:
     config = RateLimitConfig(requests_per_minute=3, passages_per_minute=600, storage=redis_url)
     one, other = RateLimits(config), RateLimits(config)
@@ -101,5 +99,5 @@ def test_redis_without_its_package_is_refused(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_limit_below_the_largest_request_is_refused() -> None:
     model = {"id": "m", "checkpoint": {"source": "/nowhere"}}
-    with pytest.raises(ValueError, match=r"passages_per_minute 100 is below limits\.max_passages 512"):
+    with pytest.raises(ValueError, match=r"passages_per_minute 100 is less than limits\.max_passages 512"):
         RerankConfig.model_validate({"models": [model], "rate_limits": {"passages_per_minute": 100}})

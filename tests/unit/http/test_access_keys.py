@@ -8,7 +8,7 @@ import pytest
 
 from rerank_service.config import AuthConfig
 from rerank_service.errors import ConfigError, InvalidApiKey
-from rerank_service.http.auth import ApiKeys
+from rerank_service.http.access import ApiKeys
 
 
 def digest(key: str) -> str:

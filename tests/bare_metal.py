@@ -1,0 +1,80 @@
+"""The recipe of `cluster/bare-metal` on three addresses of this machine, which stand for three hosts."""
+
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import psutil
+
+__all__ = ["BARE_METAL", "HEAD", "WORKERS", "Hosts", "command_line"]
+
+BARE_METAL = Path(__file__).parents[1] / "cluster" / "bare-metal"
+HEAD, WORKERS = "127.0.0.1", ["127.0.0.2", "127.0.0.3"]
+
+
+@dataclass(frozen=True)
+class Hosts:
+    """Three hosts from the scripts' point of view."""
+
+    folder: Path
+    environment: dict[str, str]
+    url: str
+    ports: dict[int, int]
+    """Ports in use here, by the default port."""
+
+    @classmethod
+    def on_this_machine(
+        cls,
+        folder: Path,
+        head_options: Sequence[str],
+        worker_options: Sequence[Sequence[str]],
+        ports: dict[int, int],
+        environment: Mapping[str, str],
+    ) -> Self:
+        """The options are those of `ray start`. `environment` is added to this process's environment without Ray's
+        variables."""
+        remote = folder / "remote"
+        # Stands for ssh: runs the command line in a shell, in the home folder of that host.
+        remote.write_text(
+            f'#!/bin/sh\nhost=$1; shift\nmkdir -p "{folder}/$host"; cd "{folder}/$host"\nexec sh -c "$*"\n'
+        )
+        remote.chmod(0o755)
+        hosts = [[HEAD, *head_options], *([host, *more] for host, more in zip(WORKERS, worker_options, strict=True))]
+        (folder / "hosts").write_text("# the head first\n" + "".join(f"{' '.join(host)}\n" for host in hosts))
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        recipe = {
+            "HOSTS": str(folder / "hosts"),
+            "REMOTE": str(remote),
+            "TOKEN": str(folder / "token"),
+            "RERANK_BIN": str(Path(sys.executable).parent),
+            "RERANK_HAPROXY": "0",  # several nodes on one machine cannot all listen on one port of all its interfaces
+        }
+        return cls(folder, inherited | recipe | dict(environment), f"http://127.0.0.1:{ports[8000]}", ports)
+
+    def run(self, *arguments: str, is_checked: bool = True) -> str:
+        """Runs `cluster.sh` with these arguments and returns its output."""
+        command = [str(BARE_METAL / "cluster.sh"), *arguments]
+        result = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=400, check=False)
+        assert result.returncode == 0 or not is_checked, self._told(arguments, result)
+        return result.stdout
+
+    def processes(self) -> list[psutil.Process]:
+        """Running processes of the recipe: the command lines of Ray's processes contain the folder's name."""
+        mark = str(self.folder)
+        return [process for process in psutil.process_iter() if mark in command_line(process)]
+
+    def _told(self, arguments: tuple[str, ...], result: subprocess.CompletedProcess[str]) -> str:
+        logs = [f"{path}:\n{path.read_text()[-2000:]}" for path in self.folder.rglob("log")]
+        return "\n".join([shlex.join(arguments), result.stdout, result.stderr, *logs])
+
+
+def command_line(process: psutil.Process) -> str:
+    with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+        return " ".join(process.cmdline())
+    return ""
