@@ -1,4 +1,4 @@
-# `make serve` and `make test` do everything from a fresh clone; the second time they start at once.
+# `make serve` and `make test` work in a fresh clone: the first run installs everything, later runs start at once.
 PYTHON ?= python3
 VENV ?= .venv
 CONFIG ?= serve_config.yaml
@@ -11,7 +11,7 @@ RUNS ?= 1
 # duration of `make soak`
 MINUTES ?= 60
 
-# of `make train`: a file of groups, and BEIR folders (training/README.md)
+# inputs of `make train`: a file of groups, and BEIR folders (training/README.md)
 TRAIN_ON ?=
 HELD_OUT ?=
 MIX ?= 0.75
@@ -30,39 +30,39 @@ test: $(VENV)/.installed-dev ## install, then run the tests
 test-clusters: $(VENV)/.installed-dev ## start and stop whole services and clusters; about five minutes
 	$(BIN)/python -m pytest -m cluster $(PYTEST)
 
-client: $(BIN)/python ## the Python client alone, as a wheel in dist/
+client: $(BIN)/python ## build the Python client alone as a wheel in dist/
 	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && \
 		cp -R rerank_service/client/. LICENSE "$$folder" && \
 		$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist "$$folder"
 	@ls dist/rerank_service_client-*.whl
 
-clients: $(VENV)/.installed-dev ## other vendors' clients against a running service; installs them once, about 1 GB
+clients: $(VENV)/.installed-dev ## run other vendors' clients against a running service; installs the clients once, about 1 GB
 	$(BIN)/python -m tests.clients
 
 chaos: $(VENV)/.installed-dev ## break replicas, ingresses, the controller, a node and the head under load; 15 minutes per run
 	$(BIN)/python -m tests.load --runs $(RUNS)
 
-soak: $(VENV)/.installed-tools ## an hour of mixed traffic: memory, descriptors and metric series must stay flat
+soak: $(VENV)/.installed-tools ## send an hour of mixed traffic: memory, descriptors and metric series must stay flat
 	@mkdir -p $(RESULTS)
 	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES) --json $(RESULTS)/soak.json
 
-check: $(VENV)/.installed-dev docs ## lint, format, types, import contracts, documentation
+check: $(VENV)/.installed-dev docs ## check lint, format, types, import contracts and documentation
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-docs: $(VENV)/.installed-docs ## the documentation as a site in site/, strict on links
+docs: $(VENV)/.installed-docs ## build the documentation as a site in site/; broken links fail
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --nitpicky -q -b html -c docs/site . site
 	@echo "open site/index.html or: $(BIN)/python -m http.server --bind 127.0.0.1 --directory site 8080"
 
-bench: $(VENV)/.installed-tools ## engines, the service, then its peers side by side; over an hour on two cores
+bench: $(VENV)/.installed-tools ## measure the engines, the service, then other servers in turn; over an hour on two cores
 	@mkdir -p $(RESULTS)
 	$(BIN)/rerank-service bench engine
 	$(BIN)/python -m benchmarks.service --json $(RESULTS)/service-cpu.json
 	$(BIN)/python -m benchmarks.peers --json $(RESULTS)/peers-cpu.json $(PEERS)
 
-train: $(VENV)/.installed-tools ## a candidate for a better embedded default (training/README.md); about an hour on two cores
+train: $(VENV)/.installed-tools ## train a candidate for a better embedded default (training/README.md); about an hour on two cores
 	@test -n '$(TRAIN_ON)' -a -n '$(HELD_OUT)' || { echo "make train TRAIN_ON=groups.jsonl.gz HELD_OUT='FOLDER ...'"; exit 2; }
 	$(BIN)/python -m training train $(TRAIN_ON) late --out $(TRAINED)
 	$(BIN)/python -m training train $(TRAIN_ON) later --start $(TRAINED)/late.safetensors --out $(TRAINED)
@@ -70,34 +70,34 @@ train: $(VENV)/.installed-tools ## a candidate for a better embedded default (tr
 	$(BIN)/python -m training judge $(HELD_OUT) --model default --model later@$(MIX) --out $(TRAINED)
 	$(BIN)/python -m training compare later@$(MIX) --without nq-heldout --out $(TRAINED)
 
-format: $(VENV)/.installed-dev ## rewrite the code the way `make check` wants it
+format: $(VENV)/.installed-dev ## fix and format the code as `make check` requires
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean: ## remove what this file made
+clean: ## remove the installation, built wheels and the site
 	rm -rf $(VENV) dist site
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-		|| { echo "Python 3.11 or newer is needed; give one with: make PYTHON=/path/to/python3.11"; exit 1; }
+		|| { echo "Python 3.11 or newer is needed; select one with: make PYTHON=/path/to/python3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
-	@echo "Installing into $(VENV) (a minute or a few, the first time only)"
+	@echo "Installing into $(VENV) (takes a few minutes, the first time only)"
 	$(PIP_INSTALL) --editable .
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
-	@echo "Installing into $(VENV) (a minute or a few, the first time only)"
+	@echo "Installing into $(VENV) (takes a few minutes, the first time only)"
 	$(PIP_INSTALL) --editable '.[dev]'
 	@touch $@ $(VENV)/.installed
 
 $(VENV)/.installed-tools: pyproject.toml constraints.txt | $(BIN)/python
-	@echo "Installing into $(VENV) (a minute or a few, the first time only)"
+	@echo "Installing into $(VENV) (takes a few minutes, the first time only)"
 	$(PIP_INSTALL) --editable '.[tools]'
 	@touch $@ $(VENV)/.installed
 
 $(VENV)/.installed-docs: pyproject.toml constraints.txt | $(BIN)/python
-	@echo "Installing into $(VENV) (a minute or a few, the first time only)"
+	@echo "Installing into $(VENV) (takes a few minutes, the first time only)"
 	$(PIP_INSTALL) --editable '.[docs]'
 	@touch $@ $(VENV)/.installed

@@ -1,21 +1,21 @@
 #!/usr/bin/env bash
-# A Ray cluster on your own hosts. It runs on your machine, and runs node.sh on each host over ssh.
+# A Ray cluster on your own hosts. This script runs on your machine and calls node.sh on each host over ssh.
 #
 #   cluster.sh up                starts the head, then the workers
-#   cluster.sh deploy FILE       deploys a Serve configuration, for example of `rerank-service config`
-#   cluster.sh add HOST          starts one worker of the hosts' file
+#   cluster.sh deploy FILE       deploys a Serve configuration, such as one written by `rerank-service config`
+#   cluster.sh add HOST          starts one worker that the hosts file lists
 #   cluster.sh remove HOST       drains one worker, then stops it; --force: even if no other node has room for its replicas
 #   cluster.sh down              shuts down the service, then stops all nodes, the head last
 #
-# The hosts' file (HOSTS, default: hosts beside this script) has one host per line, the head first, each followed by further
-# options of `ray start` for that host; see hosts.example. Every host needs the package in RERANK_BIN, and the weights where
-# the Serve configuration expects them. REMOTE (default: ssh -o BatchMode=yes) is called with a host and a command line.
+# The hosts file (HOSTS, default: `hosts` next to this script) has one host per line, the head first. Options of `ray start`
+# for a host follow the host; see hosts.example. Every host needs the package in RERANK_BIN, and the weights in the folders
+# that the Serve configuration names. REMOTE (default: ssh -o BatchMode=yes) is called with a host and a command line.
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
 HOSTS=${HOSTS:-$here/hosts}
 REMOTE=${REMOTE:-ssh -o BatchMode=yes}
-RERANK_STATE=${RERANK_STATE:-.rerank-service} # on the hosts, below the home folder unless it starts with /
+RERANK_STATE=${RERANK_STATE:-.rerank-service} # a folder on each host, relative to the home folder unless it starts with /
 TOKEN=${TOKEN:-$HOME/.rerank-service/cluster_token}
 GCS_PORT=${GCS_PORT:-6379}
 DASHBOARD_PORT=${DASHBOARD_PORT:-8265}
@@ -61,7 +61,7 @@ remove() {
 down() {
     local head host
     head=$(head_host)
-    # First the service: a node without replicas stops at once, others would first try to move theirs.
+    # The service is shut down first: nodes without replicas stop at once; other nodes would first try to move replicas.
     node "$head" undeploy "http://127.0.0.1:$DASHBOARD_PORT" || echo "cluster.sh: the service could not be shut down" >&2
     while read -r host; do node "$host" stop || echo "cluster.sh: $host could not be stopped" >&2; done < <(worker_hosts)
     node "$head" stop

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# One node of a Ray cluster without Kubernetes. Run it on that host: by hand, from a service manager, or from cluster.sh.
+# One node of a Ray cluster without Kubernetes. It runs on the host: by hand, by a service manager, or by cluster.sh.
 #
 #   node.sh start head                [options of `ray start`]
 #   node.sh start worker HEAD:PORT    [options of `ray start`]
@@ -12,7 +12,7 @@
 #   NODE_IP           this host's first address    address at which other nodes reach this one
 #   RERANK_BIN        /opt/rerank-service/bin      where the package is installed
 #   RERANK_STATE      ~/.rerank-service            folder for this node's token, log and process id
-#   RERANK_HAPROXY    1                            0 leaves HTTP to Serve's own proxies
+#   RERANK_HAPROXY    1                            0 uses Serve's own proxies instead of HAProxy
 #   RERANK_DRAIN_S    240                          longest time to drain
 #
 # Ray requires a token (RERANK_STATE/auth_token): without one, anyone who can reach its ports could run code here.
@@ -49,7 +49,7 @@ start_node() {
         shift
     fi
     environment
-    # In its own session, so that stop_node can end all its processes and no others.
+    # Ray starts in a new session, so that stop_node can end all processes of that session and no others.
     setsid "$RERANK_BIN/ray" start "${address[@]}" --node-ip-address "$NODE_IP" --block "$@" \
         >"$state/log" 2>&1 </dev/null &
     echo $! >"$state/pid"
@@ -92,7 +92,7 @@ stop_node() {
     pid=$(<"$state/pid")
     kill -TERM "$pid" # `ray start --block` stops the processes it started
     while is_running && ((SECONDS < limit)); do sleep 0.2; done
-    # The remaining processes of its session, by the session's id: workers have their own process groups.
+    # The remaining processes are found by the session's id, because workers have their own process groups.
     local left
     left=$(ps -o pid= --sid "$pid" || true)
     # shellcheck disable=SC2086 # one word per process id

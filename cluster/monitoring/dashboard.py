@@ -52,14 +52,14 @@ ROWS: dict[str, list[Panel]] = {
         Panel(
             "Requests",
             "reqps",
-            "By status. 499: the client disconnected; 503: the queue is full or no replica is available.",
+            "Requests by status. 499: the client disconnected; 503: the queue is full or no replica is available.",
             {"{{model}} {{status}}": _rate("requests_total", "model, status")},
             stacked=True,
         ),
         Panel(
             "Latency",
             "s",
-            "From the parsed body to the ranking; the histogram's buckets limit the precision.",
+            "Time from the parsed body to the ranking; the histogram's buckets limit the precision.",
             {
                 "{{model}} p50": _quantile(0.5, "request_seconds"),
                 "{{model}} p95": _quantile(0.95, "request_seconds"),
@@ -79,8 +79,8 @@ ROWS: dict[str, list[Panel]] = {
         ),
     ],
     "Throughput": [
-        Panel("Passages", "ops", "Ranked per second.", {"{{model}}": _rate("passages_total", "model")}),
-        Panel("Tokens", "ops", "Of ranked pairs, per second.", {"{{model}}": _rate("tokens_total", "model")}),
+        Panel("Passages", "ops", "Passages ranked per second.", {"{{model}}": _rate("passages_total", "model")}),
+        Panel("Tokens", "ops", "Tokens of ranked pairs per second.", {"{{model}}": _rate("tokens_total", "model")}),
         Panel(
             "Truncated pairs",
             "percentunit",
@@ -96,7 +96,8 @@ ROWS: dict[str, list[Panel]] = {
         Panel(
             "Mean over requests, slowest shard",
             "s",
-            "Queue far above forward: too few replicas. Tokenise above forward: raise replica.tokeniser_threads.",
+            "If queue is far above forward, replicas are too few. If tokenise is above forward, raise "
+            "replica.tokeniser_threads.",
             {
                 "{{model}} tokenise": _mean("tokenise_seconds"),
                 "{{model}} queue": _mean("queue_seconds"),
@@ -107,13 +108,13 @@ ROWS: dict[str, list[Panel]] = {
         Panel(
             "Time in the queue, p99",
             "s",
-            "Autoscaling should keep it low.",
+            "Autoscaling should keep this time low.",
             {"{{model}}": _quantile(0.99, "queue_seconds")},
         ),
         Panel(
             "Backlog in tokens",
             "none",
-            "Sent by ingresses and not answered yet (estimated), and queued at the replicas (exact).",
+            "Tokens sent by ingresses and not answered yet (estimated), and tokens queued at the replicas (exact).",
             {"{{model}} open": _sum("outstanding_tokens"), "{{model}} at replicas": _sum("device_waiting_tokens")},
         ),
     ],
@@ -121,7 +122,7 @@ ROWS: dict[str, list[Panel]] = {
         Panel(
             "Busy",
             "percentunit",
-            "Share of the time that devices run a batch; autoscaling aims at target_utilisation (0.8).",
+            "Share of the time in which devices run a batch; autoscaling aims at target_utilisation (0.8).",
             {"{{model}}": f"{_rate('device_busy_seconds_total', 'model')} / count by (model) (M_device_memory_bytes)"},
         ),
         Panel(
@@ -133,7 +134,7 @@ ROWS: dict[str, list[Panel]] = {
         Panel(
             "Model FLOP utilisation",
             "percentunit",
-            "Estimated while busy: linear layers against the GPU's dense bfloat16 peak. Empty for CPUs.",
+            "Estimate for busy time: linear layers, as a share of the GPU's dense bfloat16 peak. Empty for CPUs.",
             {"{{model}}": 'avg by (model) (M_device_mfu{model=~"$model"})'},
         ),
         Panel("Batch, mean tokens", "none", "Tokens per forward pass.", {"{{model}}": _mean("batch_tokens")}),
@@ -161,7 +162,7 @@ PANELS = tuple(panel for row in ROWS.values() for panel in row)
 
 
 def query(text: str, prefix: str = "${prefix}rerank", window: str = _WINDOW) -> str:
-    """PromQL with `M` and `W` replaced."""
+    """The PromQL text with `M` and `W` replaced by the prefix and the window."""
     return text.replace("M_", f"{prefix}_").replace("[W]", f"[{window}]")
 
 

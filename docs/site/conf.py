@@ -1,10 +1,10 @@
-"""The documentation as a site: `make docs` builds it with Sphinx into `site/`, and fails on any warning or dead link.
+"""Sphinx settings: `make docs` builds the documentation as a site in `site/`, and fails on any warning or dead link.
 
-The source folder is the repository's root, so that README.md, cluster/README.md and the others are pages too, and every
-relative link works in the site as it does in the repository. Links to files that are not pages become downloads.
+The source folder is the repository's root. README.md, cluster/README.md and the others are therefore pages too, and
+every relative link works in the site as in the repository. Links to files that are not pages become downloads.
 
-Sphinx, because MkDocs 1 has had no release since 2024, Material for MkDocs ends in May 2027, and Zensical, its
-successor, was at 0.1 with preliminary support for docstrings (November 2026).
+We use Sphinx because MkDocs 1 has had no release since 2024, support for Material for MkDocs ends in May 2027, and its
+successor Zensical was at version 0.1, with preliminary support for docstrings (November 2026).
 """
 
 import re
@@ -60,7 +60,7 @@ _FOLDER_LINK = re.compile(r"\[(?P<text>[^\]]+)\]\((?P<target>[^)#:]+)\)")
 
 
 def _unlink_folders(app: Sphinx, name: str, content: list[str]) -> None:
-    """Folders have no page in the site: the link's text remains."""
+    """Replaces links to folders by their text, because folders have no page in the site."""
     folder = (_ROOT / name).parent
 
     def linked(match: re.Match[str]) -> str:
@@ -70,7 +70,7 @@ def _unlink_folders(app: Sphinx, name: str, content: list[str]) -> None:
 
 
 def _navigation(app: Sphinx, name: str, content: list[str]) -> None:
-    """The sidebar is the index by role, `docs/README.md`, read as it stands."""
+    """Builds the sidebar from the index by role in `docs/README.md`."""
     if name == "docs/decisions/README":
         content[0] += "\n```{toctree}\n:hidden:\n:glob:\n\n0*\n```\n"
     if name != root_doc:
@@ -87,7 +87,7 @@ def _navigation(app: Sphinx, name: str, content: list[str]) -> None:
 
 
 class ConfigurationReference(SphinxDirective):
-    """The page that `rerank_service.config` makes of its docstrings."""
+    """The directive that inserts the reference generated from the docstrings of `rerank_service.config`."""
 
     def run(self) -> list[nodes.Node]:
         from rerank_service.tools.config_reference import config_reference
@@ -100,13 +100,13 @@ class ConfigurationReference(SphinxDirective):
 
 
 def _write_index(app: Sphinx, error: Exception | None) -> None:
-    """The README is also what a web server shows for the folder."""
+    """Copies the README's page to index.html, which web servers show for the folder."""
     if error is None:
         shutil.copyfile(Path(app.outdir) / "README.html", Path(app.outdir) / "index.html")
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
-    """Sphinx's hook."""
+    """The hook that Sphinx calls at its start."""
     app.connect("source-read", _unlink_folders)
     app.connect("source-read", _navigation)
     app.connect("build-finished", _write_index)
