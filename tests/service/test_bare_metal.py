@@ -74,7 +74,7 @@ def test_a_cluster_of_three_hosts(hosts: Hosts, config: RerankConfig) -> None:
             while not removal.done():
                 assert_ranked(_rank(client), logits)
     assert "of ingress (application rerank)" in removal.result()
-    assert "no replica is left on it" in removal.result() or "nothing of the service is left on it" in removal.result()
+    assert "no replica is left on it" in removal.result() or "no part of the service is left on it" in removal.result()
     assert f"node {WORKERS[0]} is stopped" in removal.result()
 
     refused = hosts.run("remove", WORKERS[1], is_checked=False)

@@ -1,6 +1,6 @@
 """Dense bfloat16 tensor-core peaks of GPUs, for estimates of utilisation and of fleet sizes.
 
-The figures are from NVIDIA's datasheets. Where a datasheet prints the peak with sparsity, the figure here is half of it.
+The figures are from NVIDIA's datasheets. If a datasheet prints the peak with sparsity, the figure here is half of it.
 """
 
 from typing import NamedTuple

@@ -153,7 +153,7 @@ def _opens_word(text: str, spans: Sequence[TokenSpan], token: int) -> bool:
 
 
 def _too_long(engine: Engine[PairT], query: str, passage: str, index: int, windows: Sequence[PairT]) -> PairTooLong:
-    """The error for a passage that does not fit in its windows, with token counts of the whole pair and of the windows."""
+    """The error for a passage that does not fit in its windows, with token counts of the whole pair and its windows."""
     if any(pair.is_truncated for pair in windows):  # the query alone is too long, or leaves no room for windows
         try:
             engine.tokenise(query, [passage], Truncate.NONE)

@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 
 
 def states_of(run: StatesOf, inputs: PackedSequences) -> torch.Tensor:
-    """States as the variable-length kernel computes them: it reads the bounds from its inputs and writes no other row."""
+    """Imitates the variable-length kernel, which reads the bounds from its inputs and writes no other rows."""
     bounds = tuple(inputs.cu_seqlens.tolist())
     states = run(dataclasses.replace(inputs, bounds=bounds))
     states[bounds[-1] :] = torch.nan

@@ -76,7 +76,7 @@ def reference_states(config: dict[str, Any], tensors: dict[str, torch.Tensor], i
 
 
 def rope_frequencies(config: dict[str, Any], head_dim: int) -> torch.Tensor:
-    """Rotary frequencies `[D/2]`. Llama 3 lowers the low frequencies and blends the middle ones (see its model card)."""
+    """Rotary frequencies `[D/2]`. Llama 3 lowers low frequencies and blends the middle ones (see its model card)."""
     frequencies = 1.0 / config["rope_theta"] ** (torch.arange(0, head_dim, 2).float() / head_dim)
     scaling = config.get("rope_scaling")
     if not scaling:

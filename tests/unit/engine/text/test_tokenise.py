@@ -39,7 +39,7 @@ def test_templates_with_wrong_placeholders_are_refused(template: str) -> None:
 @example(query_tokens=9, passage_tokens=9, window=16)  # equal lengths; three special tokens leave an odd room
 @example(query_tokens=10, passage_tokens=9, window=16)
 @example(query_tokens=40, passage_tokens=3, window=20)
-def test_a_pair_is_cut_longest_first_like_in_tokenizers(
+def test_a_pair_is_cut_longest_first_as_in_tokenizers(
     tokenizers_of: dict[str, tuple[Tokenizer, Tokenizer]], query_tokens: int, passage_tokens: int, window: int
 ) -> None:
     for ours, reference in tokenizers_of.values():

@@ -146,7 +146,7 @@ def test_a_stopped_job_reports_the_pairs_it_kept(
     summary = run(*command(pairs, output, config))
 
     assert stopped.exit_code == 130
-    assert f"stopped; {3 * CHUNK_PAIRS} pairs are kept in {output}.parts: the same command resumes" in stopped.stderr
+    assert f"stopped; {3 * CHUNK_PAIRS} scored pairs are kept in {output}.parts; run the same" in stopped.stderr
     assert summary["num_resumed_pairs"] == 3 * CHUNK_PAIRS
 
 

@@ -1,4 +1,4 @@
-"""`rerank-service models`: the catalogue on this machine, or the models of a service."""
+"""`rerank-service models` lists the catalogue for this machine, or the models of a service."""
 
 import json
 from collections.abc import Iterator
@@ -88,7 +88,7 @@ def test_as_json(small_machine: None) -> None:
     assert models["jina-reranker-v2-base-multilingual"]["files"] == "-"
 
 
-def test_files_are_found_in_the_models_folder_pulled_and_in_the_hubs_cache(
+def test_files_are_found_in_the_models_folder_after_a_pull_and_in_the_hubs_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "bge-reranker-base").mkdir()
@@ -115,7 +115,7 @@ def test_files_are_found_in_the_models_folder_pulled_and_in_the_hubs_cache(
     assert files["nv-rerankqa-mistral-4b-v3"] == "to bring"
 
 
-def test_a_package_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_to_install_a_missing_package_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rerank_service.tools.cli.models.find_spec", lambda name: None)
 
     result = runner.invoke(app, ["models"])
