@@ -118,7 +118,7 @@ def _client() -> ServeControllerClient:
 
 
 def _controller_runs() -> bool:
-    """Asks Ray, because a call to the controller itself would be reported as failed if the controller ended meanwhile."""
+    """Asks Ray instead of the controller: if the controller ended during a call, Ray would report a failed call."""
     try:
         ray.get_actor(constants.SERVE_CONTROLLER_NAME, namespace=constants.SERVE_NAMESPACE)
     except ValueError:

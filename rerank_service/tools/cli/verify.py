@@ -130,7 +130,7 @@ def _words(verdict: Verdict) -> Iterator[str]:
     of_spread = "no spread" if figures.largest_of_spread is None else f"{figures.largest_of_spread:.2g} of the spread"
     yield (
         f"largest difference {of_spread}; {figures.ordered_alike:.1%} of passages in the same order "
-        f"(tau {figures.kendall_tau:.3f}); same best passage for {figures.same_best} of {figures.num_queries} queries"
+        f"(tau {figures.kendall_tau:.3f}); same best for {figures.same_best} of {figures.num_queries}"
     )
     for one in verdict.recorded:
         yield f"recorded   {_logits(one.recorded.logits)} ({one.recorded.source})"

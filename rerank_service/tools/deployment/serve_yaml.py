@@ -92,7 +92,7 @@ def serve_yaml(models: Sequence[ServedModel], layout: Layout, command: str) -> s
 
 
 def _http_options(layout: Layout) -> dict[str, Any]:
-    open_note = "other machines can reach it: set API keys"
+    open_note = "other machines can reach the service: set API keys"
     host = layout.host if layout.host.startswith("127.") else _Noted(layout.host, open_note)
     timeout_s = LimitsConfig().request_timeout_s + _PROXY_MARGIN_S
     backstop = _Noted(timeout_s, "above limits.request_timeout_s, so that the service answers first")
@@ -173,7 +173,7 @@ def _checkpoint(model: ServedModel) -> dict[str, Any]:
     checkpoint = model.checkpoint
     settings = {"source": checkpoint.source, "revision": checkpoint.revision}
     if checkpoint.is_folder:
-        fetched = f"a folder on every node with this model; or, from the hub: {model.known.name}=ORG/NAME@COMMIT"
+        fetched = f"a folder on every node with this model; to fetch from the hub: {model.known.name}=ORG/NAME@COMMIT"
         settings["source"] = _Noted(checkpoint.source, fetched, is_above=True)  # type: ignore[assignment]
     return {name: value for name, value in settings.items() if value is not None}
 
@@ -199,7 +199,7 @@ def _replica(model: ServedModel, layout: Layout) -> dict[str, Any]:
     }
     if not layout.is_pinned:
         return settings
-    pin = _Noted(_PIN_AMOUNT, "places replicas on nodes with this resource; the amount limits nothing")
+    pin = _Noted(_PIN_AMOUNT, "places replicas only on nodes with this resource; the amount is too small to limit them")
     return settings | {"resources": {group_resource(model.known.application): pin}}
 
 

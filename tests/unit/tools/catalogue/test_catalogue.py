@@ -198,7 +198,7 @@ def test_memory_is_the_sum_of_weights_activations_and_process() -> None:
             "largest GPU has 16.0 GB",
         ),
         ("Qwen3-Reranker-8B", H100._replace(gpus=(Gpu("T4", 16_000_000_000),)), "CPU", True, None),
-        ("jina-reranker-v2-base-multilingual", H100, None, False, "never run"),
+        ("jina-reranker-v2-base-multilingual", H100, None, False, "never runs code"),
         ("llama-nemotron-rerank-500m-v2", H100, None, False, "not published"),
     ],
 )

@@ -115,7 +115,7 @@ def test_output_to_a_file(tmp_path: Path) -> None:
     [
         (["nobody/knows"], "add the location of its files, nobody/knows=SOURCE[@REVISION]"),
         (["a=org/name"], "needs revision: its 40-digit commit"),
-        (["jina-reranker-v2-base-multilingual"], "cannot be served: its files need Python code of their own"),
+        (["jina-reranker-v2-base-multilingual"], "cannot be served: its files need their own Python code"),
         (["a=org/name@main"], "needs revision"),
         ([LLAMA, f"nvidia/{LLAMA}"], "give each model once"),
         ([LLAMA, "--replicas", "8"], "'8' is not MIN:MAX"),

@@ -60,7 +60,7 @@ def test_without_a_service_every_known_model_is_listed(small_machine: None) -> N
     assert "not here" in rows["Qwen3-Reranker-8B"]
     text = " ".join(result.stdout.split())
     assert "Qwen3-Reranker-8B: this machine has 8.0 GB of memory, and no GPU; the model needs" in text
-    assert "jina-reranker-v2-base-multilingual: its files need Python code of their own" in text
+    assert "jina-reranker-v2-base-multilingual: its files need their own Python code" in text
     assert "not for commercial use" in text
     assert all(len(line) <= 80 for line in result.stdout.splitlines())
 
