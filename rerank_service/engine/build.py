@@ -1,4 +1,4 @@
-"""Builds the engine for a model's configuration, and checks it by scoring one pair before it is used."""
+"""Builds the engine for a model's configuration and scores one pair as a check."""
 
 import logging
 import os

@@ -76,7 +76,7 @@ def native_config(config_class: Any, raw: dict[str, Any]) -> Any:
 
 
 def transformers_config(folder: Path) -> Any:
-    """A checkpoint's configuration as transformers reads it. Raises `CheckpointError` if there is no class for it."""
+    """A checkpoint's configuration as transformers reads it. Raises `CheckpointError` if it has no class for it."""
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
@@ -161,7 +161,7 @@ def load_weights(
 ) -> Any:
     """A model of `model_class` with all tensors of the checkpoint, on `device`, in evaluation mode.
 
-    If `attention` is null, transformers chooses its fastest for the class. The model may leave a tensor unused if its
+    If `attention` is null, transformers chooses its fastest attention for the class. A tensor may remain unused if its
     name starts with one of `ignored_prefixes`. Raises `CheckpointError`.
     """
     _refuse_pickles(folder)
@@ -218,7 +218,7 @@ def first_position(model_config: dict[str, Any]) -> int:
 
 
 def resolve_window(configured: int | None, from_tokenizer: int | None, positions: int | None) -> int:
-    """Window in tokens: the configured window, else the smaller of the tokenizer's and the model's.
+    """Window in tokens: the configured window, else the smaller limit of tokenizer and model.
 
     Raises `CheckpointError` if the configured window exceeds the model's positions, or if no window is known.
     """

@@ -60,7 +60,8 @@ def score_all(
 ) -> list[float]:
     """Finite float32 logits `[B]` in the order of `pairs`. Raises `NonFiniteLogit`.
 
-    A batch has at most `batch_tokens` tokens (default: the engine's `default_batch_tokens`) and always fits in memory.
+    A batch has at most `batch_tokens` tokens (default: the engine's `default_batch_tokens`), and at most as many as fit
+    in memory.
     """
     budget = batch_tokens or engine.default_batch_tokens
     logits: dict[int, float] = {}

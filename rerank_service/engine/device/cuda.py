@@ -71,7 +71,7 @@ def capture(device: torch.device, run: Callable[[], torch.Tensor]) -> tuple[torc
                 run()
         torch.cuda.current_stream(device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        # Without `stream`, torch captures on a stream that it creates once per process, on the device current by then.
+        # Without `stream`, torch would create one stream per process, on the device that is current at that moment.
         with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             result = run()
     return graph, result

@@ -99,9 +99,9 @@ def variable_length_attention(
     sees_later: bool,
     kernel: Callable[..., Any] = varlen_attn,
 ) -> torch.Tensor:
-    """Attention over all sequences in one call of a kernel with the signature of `varlen_attn`; `[1, T, Hq, D]`.
+    """Attention over all sequences in one call of `kernel`; returns `[1, T, Hq, D]`.
 
-    torch's own kernel runs only on a GPU, and only in half precision.
+    `kernel` has the signature of torch's own `varlen_attn`, which runs only on a GPU in half precision.
     """
     q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # [T, H, D]
     out: Any = kernel(

@@ -140,7 +140,7 @@ def _num_slots(bucket: int) -> int:
 
 
 def _placeholder(bucket: int, like: PackedSequences) -> PackedSequences:
-    """Four sequences that fill a bucket, as input of a capture; their states are never used."""
+    """Four sequences that fill a bucket, as input for a capture; their states are never used."""
     device = like.token_ids.device
     length = bucket // 4  # at most _LONGEST
     starts = torch.arange(_num_slots(bucket) + 1, dtype=torch.int32, device=device) * length

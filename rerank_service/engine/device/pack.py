@@ -35,8 +35,8 @@ def pack(
 ) -> PackedSequences:
     """Lays the sequences end to end. Copies to a GPU are pinned and asynchronous.
 
-    Positions start at `first_position`. If it is not 0, the token id `first_position - 1` is RoBERTa's padding. If a
-    text spells out the padding token, its position is that id too, as in transformers'
+    Positions start at `first_position`. If it is not 0, the token id `first_position - 1` is RoBERTa's padding. A
+    padding token that a text spells out also has this number as its position, as in transformers'
     `create_position_ids_from_input_ids`.
     """
     lengths = np.fromiter(map(len, sequences), dtype=np.int64, count=len(sequences))
@@ -75,7 +75,7 @@ def pool(states: torch.Tensor, packed: PackedSequences, pooling: Pooling) -> tor
     if pooling is Pooling.LAST:
         return states[packed.cu_seqlens[1:] - 1]
     how = "sum" if pooling is Pooling.WEIGHTED_AVG else "mean"
-    # `unsafe` skips a check of the sum of the lengths, because the host would have to wait for the device.
+    # `unsafe` skips a check of the sum of the lengths, because the check makes the host wait for the device.
     return torch.segment_reduce(states, how, lengths=packed.lengths, unsafe=True)
 
 

@@ -32,7 +32,7 @@ from rerank_service.errors import PairTooLong
 __all__ = ["LateInteractionEngine", "LateInteractionPair"]
 
 _QUERY_CACHE_BYTES = 16 * 1024 * 1024
-"""Size of the query cache, enough for some hundreds of queries. A request's first batch encodes the query; the
+"""Size of the query cache, enough for a few hundred queries. A request's first batch encodes the query; the
 request's other batches find the query in this cache."""
 
 _UNUSED_TENSORS = ("pooler.", "embeddings.position_ids")
@@ -182,7 +182,7 @@ class _TokenStates:
         lengths = [len(states) for states in raw]
         joined = torch.cat(list(raw)).float()
         segments = torch.tensor(lengths, device=joined.device)
-        # `unsafe` skips a check of the lengths, because the host would have to wait for the device.
+        # `unsafe` skips a check of the lengths, because the check makes the host wait for the device.
         self.means = F.normalize(torch.segment_reduce(joined, "mean", lengths=segments, unsafe=True), dim=-1)
         self._tokens = F.normalize(joined, dim=-1)
         self._bounds = (0, *accumulate(lengths))

@@ -15,9 +15,9 @@ __all__ = ["AROUND_ZERO", "LARGEST", "SMALLEST", "ByteProduct", "Grid", "Int8Lin
 LARGEST = 127
 """Largest magnitude of a quantised value."""
 SMALLEST = torch.finfo(torch.float32).tiny
-"""Lower bound of a scale; the scale of rows and columns that are all zeros."""
+"""Lower bound of a scale, used for rows and columns of zeros."""
 _TYPICAL_ROWS = 4096
-"""Number of input rows that oneDNN lays out the weights for; inputs may have any other number of rows as well."""
+"""Number of input rows for which oneDNN lays out the weights; any other number works too."""
 _TILE_ELEMENTS = 786_432
 """Elements per tile of rows (512 rows of 1,536), few enough for float32 intermediates to stay in the CPU cache."""
 

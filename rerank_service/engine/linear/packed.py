@@ -1,4 +1,4 @@
-"""Linear layers for a CPU that pack their weights for oneDNN once, with GELU fused into the product.
+"""CPU linear layers that pack their weights for oneDNN once, with GELU fused into the product.
 
 `torch.nn.Linear` packs its weights in every call (in float32, with MKL). Packing them once has two advantages:
 
@@ -18,7 +18,7 @@ __all__ = ["PackedLinear", "can_pack"]
 
 _DTYPES = (torch.float32, torch.bfloat16)
 _TYPICAL_ROWS = 4096
-"""Number of input rows that oneDNN lays out the weights for; inputs may have any other number of rows as well."""
+"""Number of input rows for which oneDNN lays out the weights; any other number works too."""
 
 
 class PackedLinear(torch.nn.Module):

@@ -1,6 +1,6 @@
 """Replaces the linear layers of a loaded model with quantised layers, or on a CPU with packed ones, where possible.
 
-Works on any transformers model. The layers inside a `ModuleList` are taken for its transformer layers.
+Works on any transformers model. The layers inside a `ModuleList` are treated as its transformer layers.
 """
 
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""Published prompts of yes/no decoders, and the tokenisation of a prompt in parts. The last part is never cut."""
+"""Published prompts of yes/no decoders, and the tokenisation of a prompt in parts. Fixed parts are never cut."""
 
 from collections.abc import Sequence
 from typing import Any
