@@ -9,7 +9,7 @@ __all__ = ["CacheCounts", "DeviceFacts", "EncodedPair", "Engine", "TokenSpan", "
 
 
 def load_engine(model: ModelConfig, num_cpus: float | None = None) -> Engine[Any]:
-    """Loads a model's engine (see `build.load_engine`). The first call imports torch and transformers, which is slow."""
+    """Loads a model's engine with `build.load_engine`. The first call imports torch and transformers, which is slow."""
     from rerank_service.engine import build
 
     return build.load_engine(model, num_cpus)

@@ -5,8 +5,8 @@
                  pair
     attention    only for models that store attention weights as matrices (DeBERTa): 5 x tokens x heads x longest pair x
                  the same bytes
-    process      1 GB: Python, torch and transformers took 0.4 GB; the rest is for Ray's worker or a GPU context, which
-                 were not measured
+    process      1 GB: Python, torch and transformers took 0.4 GB; the rest is for Ray's worker, or for a GPU context
+                 (not measured)
 
 On a CPU, batches of 3,584 tokens took 0.47 to 0.95 times the sum of activations and attention (Qwen3 with the shape of
 the 0.6B in bfloat16 and float32; Qwen3, XLM-RoBERTa and DeBERTa with 4 layers). While a model loads, the page cache of

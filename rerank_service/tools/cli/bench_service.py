@@ -82,7 +82,7 @@ def probe_line(figures: dict[str, Any]) -> str:
     if share is None:
         return "The large request ended before a small one could be sent, so the wait was not measured."
     return (
-        f"A request of 1 passage behind a request of 300 waits {share:.2f} of the latter's {figures['big_s']:.2f} s "
+        f"A request of 1 passage behind a request of 300 waits {share:.2f} of the large one's {figures['big_s']:.2f} s "
         f"({figures['small_behind_big_s']:.2f} s, alone {figures['small_alone_s']:.2f} s)."
     )
 

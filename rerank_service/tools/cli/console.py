@@ -24,7 +24,7 @@ def fail(message: str) -> typer.Exit:
 
 def unreachable(url: str, cause: str) -> typer.Exit:
     """Prints that no service answers at `url` and returns the exception to raise."""
-    return fail(f"cannot reach {url} ({cause}); is it running? Start one with: rerank-service serve")
+    return fail(f"cannot reach {url} ({cause}); is it running? Start a service with: rerank-service serve")
 
 
 def get_json(url: str, path: str, key: str | None) -> dict[str, Any]:

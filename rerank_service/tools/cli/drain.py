@@ -73,7 +73,7 @@ def drain(
 
 
 def _wait(cluster: "Cluster", node: "Node", deadline_s: float) -> "Occupants":
-    """Waits until the node is empty, the deadline passes, or only a proxy with clients is left. Returns the rest."""
+    """Waits until the node is empty, the deadline passes, or only a proxy with clients remains. Returns the remaining parts."""
     deadline = time.monotonic() + deadline_s
     while True:
         left = cluster.occupants(node.id)

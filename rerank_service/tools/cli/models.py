@@ -1,4 +1,4 @@
-"""`rerank-service models`: lists the models of a running service, or the known models with the place each can run."""
+"""`rerank-service models`: lists the models of a running service, or the known models and the device for each."""
 
 import json
 from collections.abc import Iterator
