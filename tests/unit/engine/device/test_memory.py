@@ -57,7 +57,7 @@ def late_interaction(cache_bytes: int | None) -> LateInteractionEngine:
     return engine
 
 
-def test_a_passage_cache_neither_hides_the_memory_of_a_pass_nor_lends_its_own() -> None:
+def test_a_passage_cache_is_off_during_the_probe_and_its_memory_is_reserved() -> None:
     without, with_cache = late_interaction(None), late_interaction(400_000_000)
 
     expected = find_memory_tokens(without, EncoderMeter(600_000_000))

@@ -312,7 +312,7 @@ def test_bfloat16_stays_close_to_float32(checkpoints: dict[str, Path]) -> None:
     assert coarse.score(pairs) == pytest.approx(exact.score(pairs), abs=0.25)
 
 
-def test_the_vocabulary_is_not_counted_as_work(tmp_path: Path, checkpoints: dict[str, Path]) -> None:
+def test_flops_do_not_include_the_vocabulary(tmp_path: Path, checkpoints: dict[str, Path]) -> None:
     tokenizer = tokenizer_of(checkpoints["qwen3"])
     config = Qwen3Config(**SIZES, vocab_size=tokenizer.get_vocab_size(), head_dim=16, tie_word_embeddings=False)
     folder = save_language_model(tmp_path, Qwen3ForCausalLM(config), checkpoints["qwen3"])

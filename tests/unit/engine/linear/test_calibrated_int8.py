@@ -129,7 +129,7 @@ def test_only_layers_called_in_calibration_have_fixed_scales() -> None:
 
 
 @needs_int8
-def test_the_embedded_model_ranks_as_in_float32() -> None:
+def test_the_embedded_model_ranks_in_int8_as_in_float32() -> None:
     query = "How do I keep bread fresh?"
     passages = ["Wrap the loaf in cloth.", "The train is late.", "Bread goes stale as its starch hardens.", "Yeast"]
     logits = {}

@@ -133,7 +133,7 @@ def test_no_text_can_spell_a_special_token(folders: dict[str, Path], kind: str) 
 @settings(max_examples=60, deadline=None)
 @given(text=st.text() | st.text("aeisty <>[]/|_\n."))
 def test_other_texts_have_the_same_tokens_as_in_the_file(folders: dict[str, Path], kind: str, text: str) -> None:
-    """A text without special tokens has the ids of the tokenizer file; with `parse`, every text has."""
+    """A text without special tokens has the ids of the tokenizer file. With `parse`, this holds for every text."""
     published = _published(folders[kind])
     expected = ids(published, text)
 

@@ -145,7 +145,7 @@ def test_rank_reads_standard_input() -> None:
         (["rank", "q", "{passages}", "--in-process", "--config", CONFIG, "--model", "nope"], "no model 'nope'"),
     ],
 )
-def test_errors_are_one_line(passages: str, arguments: list[str], message: str) -> None:
+def test_errors_are_reported_in_one_line(passages: str, arguments: list[str], message: str) -> None:
     result = runner.invoke(app, [argument.replace("{passages}", passages) for argument in arguments])
 
     assert result.exit_code == 2

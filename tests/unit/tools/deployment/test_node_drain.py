@@ -186,7 +186,7 @@ def words_of(command: Sequence[str], folder: Path, **variables: str) -> list[lis
 
 @pytest.mark.skipif(kustomize() is None, reason="needs kubectl or kustomize")
 @pytest.mark.parametrize("folder", ["base", "overlays/dev-cpu", "overlays/one-gpu", "overlays/many-nodes"])
-def test_the_prestop_hooks_of_kubernetes(fake: type[FakeCluster], folder: str, tmp_path: Path) -> None:
+def test_kubernetes_prestop_hooks_drain_their_node(fake: type[FakeCluster], folder: str, tmp_path: Path) -> None:
     (service,) = [one for one in built(ROOT / "cluster/kuberay" / folder) if one["kind"] == "RayService"]
     groups = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
     assert groups
@@ -199,7 +199,7 @@ def test_the_prestop_hooks_of_kubernetes(fake: type[FakeCluster], folder: str, t
 
 
 @pytest.mark.parametrize("more", [[], ["--force"]])
-def test_the_scripts_for_bare_metal(fake: type[FakeCluster], tmp_path: Path, more: list[str]) -> None:
+def test_the_bare_metal_script_drains_its_node(fake: type[FakeCluster], tmp_path: Path, more: list[str]) -> None:
     (tmp_path / "auth_token").write_text("x")
     node = str(ROOT / "cluster/bare-metal/node.sh")
     (words,) = words_of(
@@ -215,7 +215,7 @@ def test_the_scripts_for_bare_metal(fake: type[FakeCluster], tmp_path: Path, mor
     assert ("--force" in words) == bool(more)
 
 
-def test_every_drain_command_in_the_documentation(fake: type[FakeCluster], tmp_path: Path) -> None:
+def test_every_drain_command_in_the_documentation_works(fake: type[FakeCluster], tmp_path: Path) -> None:
     pages = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "cluster").rglob("*.md")]
     commands = {
         match.replace("NODE_ID", "bb11").replace("ADDRESS", "127.0.0.1")
