@@ -73,7 +73,7 @@ def drain(
 
 
 def _wait(cluster: "Cluster", node: "Node", deadline_s: float) -> "Occupants":
-    """Waits until the node is empty, the deadline passes, or only a proxy with clients remains. Returns what is left."""
+    """Waits until the node is empty, the deadline passes or only a proxy with clients remains. Returns what is left."""
     deadline = time.monotonic() + deadline_s
     while True:
         left = cluster.occupants(node.id)
