@@ -1,10 +1,10 @@
-"""Simulated autoscaling under a step of load and under ten noisy minutes, with the service's policy and Serve's delays.
+"""Simulates autoscaling during a step of load and ten noisy minutes, with the service's policy and Serve's delays.
 
     python -m benchmarks.autoscaling [--json benchmarks/results/autoscaling.json] [--plot docs/images/autoscaling.svg]
 
-On a virtual clock, replicas score a fixed number of tokens per second and take a fixed time to start. Reports are
-averaged over the look-back period and one reporting interval old, as in Serve. The simulation shows the decisions of
-the policy only. The plot needs matplotlib, of the extra `bench`.
+On a virtual clock, replicas score a fixed number of tokens per second and take a fixed time to start. As in Serve,
+reports are averaged over the look-back period and are one reporting interval old. The simulation shows only the
+decisions of the policy. The plot needs matplotlib, which the extra `tools` installs.
 """
 
 import json
@@ -28,7 +28,7 @@ __all__ = ["SCENARIOS", "LoadScenario", "ScalingRun", "simulate"]
 
 @dataclass(frozen=True)
 class LoadScenario:
-    """A load over time, and the service it meets."""
+    """A load over time, and the service that handles it."""
 
     name: str
     load: Callable[[float], float]
@@ -52,18 +52,18 @@ class ScalingRun:
 
     @property
     def reversals(self) -> int:
-        """How often the number of replicas changed direction."""
+        """Number of times that scaling changed direction."""
         changes = [after - before for before, after in pairwise(self.replicas)]
         signs = [change > 0 for change in changes if change]
         return sum(before != after for before, after in pairwise(signs))
 
     def first_at(self, num_replicas: int) -> int | None:
-        """First second with at least `num_replicas` running."""
+        """First second in which at least `num_replicas` are running."""
         return next((second for second, running in enumerate(self.replicas) if running >= num_replicas), None)
 
 
 def simulate(scenario: LoadScenario) -> ScalingRun:
-    """Simulates a scenario deterministically. Work is a fluid here; `tools.planning` simulates single requests."""
+    """Simulates a scenario deterministically. Work is a fluid here; `tools.planning` simulates individual requests."""
     options = scenario.options
     autoscaler = Autoscaler(options, tokens_per_s=1.0, start_s=scenario.start_s)
     starting: list[float] = []  # times at which replicas become ready
@@ -90,7 +90,8 @@ def simulate(scenario: LoadScenario) -> ScalingRun:
 
 
 def _noisy(seed: int) -> Callable[[float], float]:
-    """About two replicas' throughput, with a slow wave, noise that changes every second, and bursts of five seconds."""
+    """A load of about two replicas' throughput, with a slow wave, noise that changes every second, and bursts of five
+    seconds."""
     rng = random.Random(seed)  # noqa: S311 - a simulation
     noise = [rng.lognormvariate(-0.06, 0.35) for _ in range(3600)]
     bursts = [rng.random() < 0.03 for _ in range(720)]

@@ -1,9 +1,9 @@
-"""Simulated autoscaling, request by request, under a tenfold load, a large request and a controller restart.
+"""Simulates autoscaling, request by request, under a tenfold load, a large request and a controller restart.
 
     python -m benchmarks.autoscaling_requests [--json benchmarks/results/autoscaling-requests.json]
 
-The simulated service of `tools.planning`, on a virtual clock. Refused clients retry like `rerank_service.client`: after
-`Retry-After` plus up to a quarter of a second, at most `_MAX_RETRIES` times.
+It uses the simulated service of `tools.planning`, on a virtual clock. Refused clients retry like
+`rerank_service.client`: after `Retry-After` plus up to a quarter of a second, at most `_MAX_RETRIES` times.
 """
 
 import json
@@ -39,13 +39,13 @@ class ScalingOutcome:
     """Result of a run."""
 
     capacity_after_s: int | None
-    """Time from the step until the replicas match the load; null if they never do."""
+    """Time from the step until the running replicas suffice for the load; null if they never do."""
     most_wanted: int
     """Highest target after the step."""
     least_wanted: int
     """Lowest target after the step."""
     ends: dict[str, int]
-    """Number of requests by end; every retry counts as a request."""
+    """Number of requests by outcome; every retry counts as a request."""
 
 
 class _Playback:
@@ -76,8 +76,8 @@ class _Playback:
 
 
 def step(timeout_s: float, keeps_id: bool = True) -> ScalingOutcome:
-    """A step from 0.8 of one replica's throughput to ten times that. Retries keep the request's id, or get a new
-    one."""
+    """A step from 0.8 of one replica's throughput to ten times that load. Retries keep the request's id if `keeps_id`
+    is true."""
     until_s = _CALM_S + _START_S + 30.0
     run = _Playback(1, timeout_s, _START_S, until_s)
     rps = 0.8 * _SPEED.full_tokens_per_s / _MIX.request_tokens
@@ -91,7 +91,7 @@ def step(timeout_s: float, keeps_id: bool = True) -> ScalingOutcome:
 
 
 def large_request(start_s: float = _START_S) -> ScalingOutcome:
-    """A request of 512 passages of 512 tokens, 13 s of work for one replica, on top of a load of a tenth."""
+    """A request with 512 passages of 512 tokens, 13 s of work for one replica, in addition to a utilisation of 0.1."""
     until_s = _CALM_S + 60.0
     run = _Playback(1, 60.0, start_s, until_s)
     rps = 0.1 * _SPEED.full_tokens_per_s / _MIX.request_tokens
@@ -106,7 +106,7 @@ def large_request(start_s: float = _START_S) -> ScalingOutcome:
 
 
 def controller_restart() -> ScalingOutcome:
-    """Four replicas at 0.7 utilisation; the controller crashes and finds them again after 5 s."""
+    """Four replicas at a utilisation of 0.7. The controller crashes, and the new one finds them after 5 s."""
     until_s = _CALM_S + 60.0
     run = _Playback(4, 60.0, _START_S, until_s)
     rps = 2.8 * _SPEED.full_tokens_per_s / _MIX.request_tokens
@@ -121,7 +121,7 @@ def controller_restart() -> ScalingOutcome:
 
 
 def main(json_path: Annotated[Path | None, typer.Option("--json", help="File for the figures.")] = None) -> None:
-    """Simulates every case."""
+    """Simulates all cases."""
     outcomes = {f"tenfold load, limit {limit:g} s": step(limit) for limit in (2.0, 10.0, 60.0)}
     outcomes |= {
         f"tenfold load, limit {limit:g} s, each retry with a new id": step(limit, keeps_id=False)

@@ -2,8 +2,8 @@
 
     python -m benchmarks.batch --pairs 1000000 --kills 6 --model FOLDER --json benchmarks/results/batch.json
 
-Runs `rerank-service batch` in processes of its own, on generated inputs: a tenth of the pairs without interruption,
-then all pairs with kills by SIGKILL. Needs the extra `bench`.
+Runs `rerank-service batch` in separate processes, on generated inputs: first a tenth of the pairs without interruption,
+then all pairs while SIGKILL ends the job several times. Needs the extra `tools`.
 """
 
 import json
@@ -52,7 +52,7 @@ class JobResult:
 
 
 def write_input(path: Path, num_pairs: int, passage_words: int) -> None:
-    """Writes pairs of a few words, a hundred passages per query, with ids that encode their position."""
+    """Writes short pairs, with a hundred passages per query and ids that encode the position of the pair."""
     generator = random.Random(num_pairs)  # noqa: S311 - seeded workload
     with path.open("w") as file:
         for number in range(num_pairs):
@@ -66,12 +66,12 @@ def write_input(path: Path, num_pairs: int, passage_words: int) -> None:
 
 
 def start(command: list[str], log: Path) -> subprocess.Popen[str]:
-    """Starts the command; its errors go to `log`."""
+    """Starts the command. Its standard error is appended to `log`."""
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log.open("a"), text=True)
 
 
 def run_job(command: list[str], source: Path, output: Path, num_pairs: int, kills: int) -> JobResult:
-    """Kills the job at random times, each after further progress; then lets it finish and counts faults."""
+    """Kills the job several times at random, always after further progress, then lets it finish and counts faults."""
     generator = random.Random(kills)  # noqa: S311 - seeded moments
     folder = output.with_name(output.name + ".parts")
     started = time.monotonic()
@@ -144,10 +144,10 @@ def main(
     kills: Annotated[int, typer.Option(min=0)] = 6,
     passage_words: Annotated[int, typer.Option(min=1)] = 6,
     chunk_pairs: Annotated[int, typer.Option(min=1)] = 2_048,
-    workers: Annotated[int | None, typer.Option(min=1, help="Ray actors; without: in one process.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Number of Ray actors; default: no Ray.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="File for the figures.")] = None,
 ) -> None:
-    """Counts pairs lost by kills, and measures memory on the whole input and on a tenth of it."""
+    """Counts the pairs lost to kills, and measures memory on the whole input and on a tenth of it."""
     report = provenance(_PACKAGES)
     with tempfile.TemporaryDirectory(dir=os.environ.get("BATCH_FOLDER")) as name:
         results = {}

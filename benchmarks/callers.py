@@ -1,9 +1,9 @@
-"""Fairness between the callers of one overloaded replica: its own queue and admission rules, in virtual time.
+"""Simulates fairness between the callers of one overloaded replica, with the service's queue and admission rules.
 
     python -m benchmarks.callers [--seeds 8] [--json benchmarks/results/callers.json]
 
-Several callers send three times the load that the replica can score, in requests of skewed sizes. In some scenarios
-one more caller, the quiet one, sends small requests below its share.
+Several callers together send three times the load that the replica can score, in requests of skewed sizes. In some
+scenarios, one more caller, the quiet one, sends small requests below its share.
 """
 
 import itertools
@@ -25,7 +25,7 @@ from rerank_service.tools.planning.speed import ReplicaSpeed
 
 TOKENS_PER_S = 10_000.0
 DEADLINES: dict[tuple[float, ...], float] = {(2.0, 8.0): 60.0, (60.0,): 240.0}
-"""Possible deadlines of a request in seconds, drawn at random, and the duration of the load."""
+"""Deadlines in seconds from which each request draws one at random, and the duration of the load."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class Scenario:
 
     name: str
     num_callers: int | None
-    """Equal callers that share the load; null: a new caller for each request."""
+    """Number of callers that share the load equally; null: every request has a new caller."""
     quiet_tokens_per_s: float = 0.0
-    """Load of the quiet caller, in requests of 5 passages."""
+    """Load of the quiet caller, which sends requests with 5 passages."""
     load: float = 3.0
     """Load of the other callers, as a multiple of the replica's speed."""
 
@@ -54,7 +54,7 @@ SCENARIOS = (
     Scenario("5 callers at 70% load", 5, load=0.7),
     Scenario("20 callers at 70% load", 20, load=0.7),
 )
-"""The quiet caller sends at most half of an equal share."""
+"""All scenarios. The quiet caller sends at most half of an equal share."""
 
 
 @dataclass
@@ -63,9 +63,9 @@ class Outcome:
 
     duration_s: float = 0.0
     tokens: Counter[str] = field(default_factory=Counter)
-    """Tokens `sent`, `accepted`, `late` and `in time`, the last only while the load lasts."""
+    """Tokens by outcome: `sent`, `accepted`, `late`, and, while the load lasts, `in time`."""
     requests: Counter[str] = field(default_factory=Counter)
-    """Requests `sent`, `accepted` and `late`; of the quiet caller alone `quiet sent`, `quiet refused`, `quiet late`."""
+    """Requests `sent`, `accepted` and `late`; the quiet caller's are `quiet sent`, `quiet refused` and `quiet late`."""
 
     @property
     def late_tokens(self) -> float:
@@ -74,7 +74,7 @@ class Outcome:
 
     @property
     def goodput(self) -> float:
-        """Share of the device's time spent on answers in time."""
+        """Share of the device's time spent on requests that met their deadline."""
         return self.tokens["in time"] / (self.duration_s * TOKENS_PER_S)
 
     @property
@@ -87,7 +87,7 @@ class Outcome:
 
 
 class Contest:
-    """One replica and the fate of the requests that callers send to it."""
+    """One replica, and the outcomes of the requests that callers send to it."""
 
     def __init__(self, max_in_flight: int = 1, overhead_s: float = 0.0) -> None:
         self.clock = Clock()
@@ -97,7 +97,7 @@ class Contest:
         self.refused: Counter[str] = Counter()
         self.accepted: list[SimulatedShard] = []
         self.ends: list[tuple[SimulatedShard, float, bool]] = []
-        """Each finished request, its end, and whether that was in time."""
+        """Each finished request, the time at which it ended, and whether it met its deadline."""
         self._numbers = itertools.count()
 
     def send(self, at_s: float, caller: str, lengths: list[int], timeout_s: float = 60.0) -> None:

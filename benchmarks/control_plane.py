@@ -1,9 +1,9 @@
-"""CPU cost of routers and of Serve's single controller by number of replicas: their real code, with generated reports.
+"""Measures the CPU time of routers and of Serve's single controller by number of replicas, with generated reports.
 
     python -m benchmarks.control_plane [--json benchmarks/results/control-plane.json]
 
-No cluster is started. One process builds, encodes and receives the reports and makes the decisions, so the figures
-exclude Ray's cost of transporting messages. They are medians over rounds, in CPU time of this thread.
+No cluster is started. One process runs the real code: it builds, encodes and receives the reports and makes the
+decisions. The figures are medians over rounds, in CPU time of one thread; they exclude Ray's transport of messages.
 """
 
 import json
@@ -42,13 +42,13 @@ from rerank_service.routing.replica_table import ReplicaTable
 
 _DEPLOYMENT = DeploymentID("model", "rerank")
 _POINTS = 5
-"""Points of a series: one per `look_back_period_s` / 5."""
+"""Points of a series; one is recorded every `look_back_period_s / 5`."""
 _POINT_S = 0.6
 _ROUNDS = 9
 
 
 def measure(num_replicas: int, num_handles: int) -> dict[str, float]:
-    """Microseconds and bytes for a number of replicas and ingresses."""
+    """Microseconds and bytes for the given numbers of replicas and ingresses."""
     replicas = [ReplicaID(f"{number:08x}", _DEPLOYMENT) for number in range(num_replicas)]
     replica_report = compress_metric_report(_replica_report(replicas[0]))
     handle_report = _handle_report(0, replicas)
@@ -76,7 +76,7 @@ def measure(num_replicas: int, num_handles: int) -> dict[str, float]:
 
 
 def _state(replicas: list[ReplicaID], num_handles: int) -> DeploymentAutoscalingState:
-    """The controller's state of a model while all replicas and ingresses report."""
+    """The controller's autoscaling state of a model to which all replicas and ingresses report."""
     state = DeploymentAutoscalingState(_DEPLOYMENT)
     options = ServeAutoscalingConfig(**serve_autoscaling(AutoscalingConfig(max_replicas=2_000)))
     info: Any = SimpleNamespace(
@@ -130,7 +130,7 @@ def _series(value: float) -> list[TimeStampedValue]:
 
 
 def _membership_bytes(replicas: list[ReplicaID]) -> int:
-    """Bytes that the controller sends to each handle when a replica is added or removed."""
+    """Number of bytes that the controller sends to each handle when a replica is added or removed."""
     infos = [
         RunningReplicaInfo(replica, "n" * 56, "10.0.0.1", None, f"SERVE_REPLICA::{replica.to_full_id_str()}", 1_024)
         for replica in replicas
@@ -151,7 +151,7 @@ def _us(call: Callable[[], Any], repeats: int) -> float:
 def main(
     json_path: Annotated[Path | None, typer.Option("--json", help="File for the figures.")] = None,
     sizes: Annotated[
-        str, typer.Option(help="Pairs of replicas and ingresses, like 100x5.")
+        str, typer.Option(help="Numbers of replicas and ingresses, such as 100x5.")
     ] = "10x1,100x5,300x15,1000x50",
 ) -> None:
     """Measures each size."""

@@ -1,12 +1,11 @@
-"""Speed of the engines on one GPU, relative to the speed of the chip, as one table.
+"""Measures the engines on one GPU, relative to the speed of the chip, and prints a table.
 
     python benchmarks/gpu.py [--json benchmarks/results/gpu.json]
 
-Needs only torch and transformers: neither Ray nor an installation of this package. Writes random checkpoints of the
-published shapes to a temporary folder (10 GB for both) and loads them like the service. MFU is the rate of
-floating-point operations of the forward pass, as a share of the rate of a large bfloat16 matrix product in the same
-run;
-float8 uses the same reference, so that rows are comparable.
+Needs only torch and transformers, but neither Ray nor an installation of this package. Writes random checkpoints of the
+published shapes to a temporary folder (10 GB for both) and loads them as the service does. MFU is the rate of
+floating-point operations in the forward pass, divided by the rate in a large bfloat16 matrix product in the same run.
+Rows in float8 use the same divisor, so all rows are comparable.
 """
 
 import argparse
@@ -36,7 +35,8 @@ from rerank_service.tools.bench.workload import QUERY, Lengths, draw_lengths, ma
 from rerank_service.tools.random_checkpoints.make import Architecture, make_checkpoint
 
 PRODUCT_SIZE = 8192
-"""Size of the square bfloat16 matrices of the reference product; an H100 reaches about 800 of its 989 TFLOP/s."""
+"""Size of the square bfloat16 matrices in the reference product, in which an H100 reaches about 800 of its 989
+TFLOP/s."""
 
 SIZES = {
     "1b": (Architecture.LLAMA_BIDIREC, "1b"),
@@ -77,11 +77,11 @@ class GpuFigures:
     pairs_per_s: float
     tokens_per_s: float
     mfu: float
-    """Share of the speed of the reference product."""
+    """Operations per second, as a share of those in the reference product."""
     one_pair_ms: float
     """Median time of a single pair of about 128 tokens."""
     max_logit_error: float
-    """Largest difference from the same weights in float32, over a few pairs."""
+    """Largest difference from the logits of the same weights in float32, over a few pairs."""
     logit_std: float
 
 
@@ -106,7 +106,7 @@ def main() -> None:
 
 def _parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", default="1b,4b", help=f"of {', '.join(SIZES)}")
+    parser.add_argument("--sizes", default="1b,4b", help=f"any of {', '.join(SIZES)}, separated by commas")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--pairs", type=int, default=512, help="pairs per run")
     parser.add_argument("--repeats", type=int, default=3)
@@ -123,7 +123,7 @@ def bench_model(size: str, checkpoint: Path, options: argparse.Namespace, limit:
         print(f"{size}: {variant.name}", file=sys.stderr)
         try:
             engine = load(checkpoint, variant, options.device)
-        except Exception as problem:  # a variant that cannot run here must not stop the others
+        except Exception as problem:  # the other variants run even if this one cannot
             print(f"{size}: {variant.name} does not run here: {problem}", file=sys.stderr)
             continue
         logits = engine.score(reference_pairs(engine, checkpoint))
@@ -150,7 +150,7 @@ def bench_model(size: str, checkpoint: Path, options: argparse.Namespace, limit:
 
 
 def load(checkpoint: Path, variant: EngineVariant, device: str) -> Engine[Any]:
-    """The engine, loaded like in a replica."""
+    """Loads the engine as in a replica."""
     options = EngineConfig(device=device, dtype=variant.dtype, cuda_graphs=variant.cuda_graphs, compile=variant.compile)
     model = ModelConfig(id="bench", checkpoint=CheckpointConfig(source=str(checkpoint)), engine=options)
     return load_engine(model.model_copy(update={"window_tokens": _window(checkpoint)}))
@@ -168,7 +168,7 @@ def reference_pairs(engine: Engine[Any], checkpoint: Path) -> list[EncodedPair]:
 
 
 def draw_pairs(engine: Engine[Any], checkpoint: Path, lengths: str, count: int) -> list[EncodedPair]:
-    """Seeded pairs of a distribution; those of `FULL` are truncated to 512 tokens."""
+    """Draws seeded pairs from a distribution; pairs of `FULL` are truncated to 512 tokens."""
     drawn = [600] * count if lengths == FULL else draw_lengths(Lengths(lengths), count)
     pairs: list[EncodedPair] = engine.tokenise(QUERY, make_passages(load_tokenizer(checkpoint), drawn), Truncate.END)
     if lengths != FULL:
@@ -177,7 +177,7 @@ def draw_pairs(engine: Engine[Any], checkpoint: Path, lengths: str, count: int) 
 
 
 def run(engine: Engine[Any], pairs: Sequence[EncodedPair], batch_tokens: int) -> float:
-    """Seconds for all pairs, with as many batches in flight as in the scheduler."""
+    """Seconds for scoring all pairs, with as many batches in flight as in the scheduler."""
     batch_tokens = min(batch_tokens, engine.memory_tokens or batch_tokens)
     in_flight: deque[Any] = deque()
     started = time.perf_counter()
@@ -191,7 +191,7 @@ def run(engine: Engine[Any], pairs: Sequence[EncodedPair], batch_tokens: int) ->
 
 
 def one_pair_ms(engine: Engine[Any], checkpoint: Path) -> float:
-    """Milliseconds for a single pair of about 128 tokens; median of 20."""
+    """Milliseconds for scoring a single pair of about 128 tokens, as the median of 20 runs."""
     passages = make_passages(load_tokenizer(checkpoint), [112])
     pairs = engine.tokenise(QUERY, passages, Truncate.END)
     taken = []
@@ -203,7 +203,7 @@ def one_pair_ms(engine: Engine[Any], checkpoint: Path) -> float:
 
 
 def product_flops_per_s(device: str) -> float:
-    """Operations per second of a large bfloat16 matrix product, the best of ten."""
+    """Operations per second in a large bfloat16 matrix product, as the maximum of ten runs."""
     size = PRODUCT_SIZE if device.startswith("cuda") else 512
     left, right = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
     taken = []
@@ -217,8 +217,8 @@ def product_flops_per_s(device: str) -> float:
 
 
 def flops(config: dict[str, Any], lengths: Sequence[int]) -> float:
-    """Operations of a forward pass over sequences of these lengths: matrix products only, a multiply-add counts as
-    two."""
+    """Operations of a forward pass over sequences of these lengths. Only matrix products count, with two operations per
+    multiply-add."""
     hidden, inner = config["hidden_size"], config["intermediate_size"]
     query = config["num_attention_heads"] * (config.get("head_dim") or hidden // config["num_attention_heads"])
     key = query * config["num_key_value_heads"] // config["num_attention_heads"]

@@ -1,4 +1,4 @@
-"""Provenance of a measurement: commit, hardware, versions, command."""
+"""Provenance of a measurement: commit, hardware, versions and command."""
 
 import os
 import platform
@@ -17,7 +17,7 @@ __all__ = ["provenance"]
 
 
 def provenance(packages: Sequence[str]) -> dict[str, Any]:
-    """The head of every file in `results/`. `packages` are those whose versions are recorded."""
+    """First fields of every file in `results/`. The versions of `packages` are recorded."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": _git("rev-parse", "HEAD"),
@@ -33,7 +33,7 @@ def provenance(packages: Sequence[str]) -> dict[str, Any]:
 
 
 def _command() -> str:
-    """The command without absolute paths: for `python -m benchmarks.x`, `sys.argv` contains the path of the file."""
+    """The command without absolute paths; `sys.argv` contains the file's path even for `python -m benchmarks.x`."""
     program, root = Path(sys.argv[0]), Path(__file__).parents[1]
     if not program.is_absolute() or not program.is_relative_to(root):
         return " ".join(["python", *sys.argv])
@@ -50,7 +50,7 @@ def _version(package: str) -> str | None:
 
 
 def _git(*arguments: str) -> str | None:
-    """Output of a git command; null without git, a repository or a commit."""
+    """Output of a git command; null if git, the repository or a commit is missing."""
     if shutil.which("git") is None:
         return None
     result = subprocess.run(

@@ -1,10 +1,10 @@
-"""Ranking quality of a model and of BM25: nDCG@10 and MRR@10 on folders of judged queries.
+"""Measures the ranking quality of a model and of BM25: nDCG@10 and MRR@10 on folders with judged queries.
 
     python -m benchmarks.quality FOLDER... [--dtype float32] [--json benchmarks/results/NAME.json]
 
 A folder contains `corpus.jsonl` {_id,title,text}, `queries.jsonl` {_id,text} and `qrels.tsv` (query, passage,
-relevance, below a header line), as in BEIR (arXiv 2104.08663). The engine runs in this process; the figures are
-computed by `tools/evaluation/`, as for `rerank-service eval`. Needs the extra `bench`.
+relevance, below a header line), as in BEIR (arXiv 2104.08663). The engine runs in this process, and
+`tools/evaluation/` computes the figures, as for `rerank-service eval`. Needs the extra `tools`.
 """
 
 import json
@@ -46,11 +46,11 @@ PARTS = {
     "cosine": LateInteractionHead(cosine_weight=1.0, maxsim_weight=0.0, bias=0.0),
     "maxsim": LateInteractionHead(cosine_weight=0.0, maxsim_weight=1.0, bias=0.0),
 }
-"""Each part of the late-interaction score, alone."""
+"""Heads that use only one part of the late-interaction score."""
 
 
 def choose_model(config: Path | None, dtype: Dtype | None, window: int | None) -> ModelConfig:
-    """The default model of a Serve configuration, or the embedded model, with the given options."""
+    """The default model of a Serve configuration, or else the embedded model, with the given options."""
     model = EMBEDDED
     if config is not None:
         service = load_config(config)
@@ -61,7 +61,7 @@ def choose_model(config: Path | None, dtype: Dtype | None, window: int | None) -
 
 
 def load_engines(model: ModelConfig, with_parts: bool = True) -> dict[str, Engine[Any]]:
-    """Engines to compare: the parts of a late-interaction score, if there are any, then the model."""
+    """Engines to compare: those for the parts of a late-interaction score, if requested, then the model's engine."""
     engine = load_engine(model)
     if not with_parts or not isinstance(engine, LateInteractionEngine):
         return {model.id: engine}
@@ -134,7 +134,7 @@ def main(
     max_windows: MaxWindows = 1,
     window_tokens: WindowTokens = None,
     overlap_tokens: OverlapTokens = DEFAULT_OVERLAP_TOKENS,
-    batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens of one forward pass.")] = 16_384,
+    batch_tokens: Annotated[int, typer.Option(min=1, help="Maximum tokens of one forward pass.")] = 16_384,
     with_parts: Annotated[
         bool, typer.Option("--parts/--no-parts", help="Also measure the parts of a late-interaction score.")
     ] = True,

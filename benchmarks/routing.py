@@ -1,10 +1,11 @@
-"""Simulates the choice of a replica with many ingresses, with the service's own routing code in virtual time.
+"""Simulates how many ingresses choose replicas, with the service's own routing code in virtual time.
 
     python -m benchmarks.routing [--json benchmarks/results/routing.json] [--requests 6000]
 
-`fading + declines` is the service's rule. The others are: `own tokens`, tokens that an ingress has in flight itself;
-`reports`, backlogs reported with replies and kept until the next report; `fading reports`, which decay towards the
-mean; and the best of two or of four random replicas by the same estimate.
+`fading + declines` is the service's rule. The other rules are `own tokens`, which uses the tokens that the ingress
+itself has in flight; `reports`, which also uses the backlogs reported with replies, unchanged until the next report;
+`fading reports`, where reports decay towards the mean; and `power of two` and `power of four`, which choose by the same
+estimate among that many random replicas.
 """
 
 import itertools
@@ -38,11 +39,11 @@ LOADS = (0.5, 0.7, 0.85, 0.95)
 SPEED = ReplicaSpeed(tokens_per_s=100_000.0, batch_overhead_s=0.002)
 MIXES = {"skewed": Mix({10: 4, 40: 3, 160: 1}, Lengths.SHORT), "even": Mix({40: 1}, 128)}
 COSTS = StackCosts(CpuCost(0.0, 0.0, 0.0), HAPROXY.other, 0.0013, 0.0013, 1e9, 8)
-"""Costs of transport only; ingresses and tokenisers never run out of CPU, so that only the routing differs."""
+"""Costs of transport only: ingresses and tokenisers never run out of CPU, so the cases differ only in routing."""
 
 
 class OwnTokens(ReplicaTable):
-    """The rule without reports."""
+    """The rule that ignores reports."""
 
     def add_report(self, load: ReplicaLoad) -> None:
         """Ignores the report."""
@@ -56,7 +57,7 @@ class Reports(ReplicaTable):
     """The rule with reports but without declines."""
 
     def decline_above(self, replica: str, num_tokens: int) -> int | None:
-        """No limit, so a replica never declines."""
+        """Sets no limit, so a replica never declines."""
         return None
 
 
@@ -64,17 +65,17 @@ class _OfRandom(Reports):
     candidates = 2
 
     def best(self, replicas: Sequence[Any], id_of: Callable[[Any], str], num_tokens: int, **options: Any) -> list[Any]:
-        """The best of a few random replicas."""
+        """Chooses the best of a few random replicas."""
         drawn = random.sample(list(replicas), self.candidates)
         return super().best(drawn, id_of, num_tokens, **options)
 
 
 class PowerOfTwo(_OfRandom):
-    """The better of two random replicas."""
+    """The rule that chooses the better of two random replicas."""
 
 
 class PowerOfFour(_OfRandom):
-    """The best of four random replicas."""
+    """The rule that chooses the best of four random replicas."""
 
     candidates = 4
 
@@ -101,7 +102,7 @@ class Case:
 
 
 def simulate(case: Case, num_requests: int, seed: int = 0) -> dict[str, Any]:
-    """Latencies, in units of the time in which one idle replica scores the mean request."""
+    """Simulates a case. Latencies are multiples of the time that an idle replica takes for the average request."""
     mix = MIXES[case.mix]
     service_s = mix.request_tokens / SPEED.full_tokens_per_s
     rps = case.load * (REPLICAS - case.slow_replicas / 2) / service_s

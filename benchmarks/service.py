@@ -1,4 +1,4 @@
-"""Starts the service with the configuration of the repository, and measures it under load.
+"""Starts the service with the repository's configuration and measures it under load.
 
 python -m benchmarks.service [--json benchmarks/results/service-cpu.json]
 """
@@ -30,7 +30,7 @@ def main(
     repeats: Annotated[int, typer.Option(min=1)] = 3,
     json_path: Annotated[Path | None, typer.Option("--json", help="File for the figures.")] = None,
 ) -> None:
-    """Runs `rerank-service bench service` against a service started for it."""
+    """Starts a service and runs `rerank-service bench service` against it."""
     stop_on_signals()
     port = free_port()
     log = BENCH_FOLDER / "logs" / "service.log"
@@ -49,7 +49,7 @@ def main(
 
 
 def _command(port: int) -> Command:
-    """`serve run` with the repository's configuration, on a free port."""
+    """The command `serve run` with the repository's configuration, on a free port."""
     document = yaml.safe_load(_SERVE_CONFIG.read_text(encoding="utf-8"))
     document["http_options"]["port"] = port
     path = BENCH_FOLDER / "configs" / "service.yaml"

@@ -1,11 +1,12 @@
-"""Validates the simulation behind `rerank-service plan` against the real stack, and computes docs/capacity.md with it.
+"""Validates the simulation behind `rerank-service plan`, and computes the figures of docs/capacity.md with it.
 
     python -m benchmarks.simulate_cluster validate [--json benchmarks/results/plan-validation.json]
     python -m benchmarks.simulate_cluster tables [--json benchmarks/results/plan-tables.json]
     python -m benchmarks.simulate_cluster limits [--json benchmarks/results/plan-limits.json]
 
-`validate` simulates the measurements of `python -m benchmarks.stack scaling` and `open-load`: the same requests at the
-same times, with as many replicas of the same speed. `python -m benchmarks.report` writes the figures into the page.
+`validate` simulates the measurements of `python -m benchmarks.stack scaling` and `open-load` on the real stack: the
+same requests at the same times, with the same number and speed of replicas. `python -m benchmarks.report` writes the
+figures into the page.
 """
 
 import itertools
@@ -41,11 +42,11 @@ RESULTS = Path(__file__).parent / "results"
 
 _STACK_SPEED = ReplicaSpeed(TOKENS_PER_S, shard_tokens=4_096, origin="simulated device")
 _STACK_COSTS = replace(HAPROXY, tokenised_per_s=math.inf)
-"""Costs without tokenising, since the simulated engine counts bytes."""
+"""Costs without tokenising, because the simulated engine only counts bytes."""
 OPEN_LOADS = ("stack-open-load.json", "stack-open-load-2.json", "stack-open-load-3.json")
-"""Three runs; the machine was also doing other work during the first."""
+"""Results of three runs; during the first, other processes were using the machine."""
 _WARM_UP_S, _MEASURED_S = 5.0, 25.0
-"""The same as in `stack.scaling`."""
+"""The same values as in `stack.scaling`."""
 
 SAMPLE = Mix({100: 1.0}, 256)
 MIXES = {
@@ -57,14 +58,14 @@ MIXES = {
 RATES = (10.0, 50.0, 200.0)
 GPUS = ("h100", "l4")
 P99_S = {"h100": 0.5, "l4": 2.0}
-"""The L4 has a longer target: a single request of 100 x 256 tokens takes half a second on two L4 replicas."""
+"""The target of the L4 is longer, since a single request of 100 x 256 tokens takes half a second on two L4 replicas."""
 _CURVE = (28, 29, 30, 31, 32, 36, 42, 52, 64)
 SIZES = (10, 100, 300, 1_000, 3_000)
 
 
 @app.command()
 def validate(json_path: Json = None) -> None:
-    """Simulates the recorded runs of the real stack."""
+    """Simulates the recorded runs of the real stack, and compares the figures."""
     throughput = {row["replicas"]: row for row in recorded("stack-scaling.json")["results"]}
     waits = [row for file in OPEN_LOADS for row in recorded(file)["results"]]
     rows = [compare(row["replicas"], throughput[row["replicas"]], row) for row in waits]
@@ -72,7 +73,7 @@ def validate(json_path: Json = None) -> None:
 
 
 def _compare_router() -> dict[str, Any]:
-    """The run that measured routers: four replicas behind Serve's own proxy."""
+    """Compares the run that measured routers, with four replicas behind Serve's own proxy."""
     measured = next(row for row in recorded("stack-router.json")["results"] if row["router"] == "fewest tokens")
     coming = schedule(questions(0), 0.7 * 4 * TOKENS_PER_S, 60.0, random.Random(0))  # noqa: S311 - as `stack.router`
     requests = [Arrival(at_s, question.lengths) for at_s, question in coming]
@@ -155,7 +156,7 @@ def _asked() -> Iterator[tuple[dict[str, Any], Demand]]:
 
 
 def _changed(demand: Demand) -> Iterator[tuple[dict[str, Any], Demand]]:
-    """The example load with one assumption changed at a time."""
+    """Yields the example load, with one assumption changed at a time."""
     changed = {
         "baseline": demand,
         "half the speed (MFU 0.2)": replace(demand, speed=speed_of(SAMPLE, mfu=0.2)),
@@ -188,7 +189,7 @@ def _point(demand: Demand, replicas: int) -> dict[str, Any]:
 
 
 def _region(demand: Demand, timeout_s: float) -> dict[str, Any]:
-    """The example load in three regions, one of which is lost."""
+    """Simulates the example load in three regions, one of which is lost."""
     share = replace(demand, rps=demand.rps / 3, timeout_s=timeout_s)
     plan, after = smallest(share), smallest(replace(share, rps=demand.rps / 2))
     loss = lose_region(share, plan.replicas, Loss(regions=3, start_s=60.0, watched_s=240.0))
@@ -197,7 +198,7 @@ def _region(demand: Demand, timeout_s: float) -> dict[str, Any]:
 
 
 def _limits(replicas: int) -> dict[str, Any]:
-    """Load of a cluster whose replicas are 80% busy with the example's requests."""
+    """Load on a cluster whose replicas are 80% busy with requests of the example."""
     demand = Demand(SAMPLE, 1.0, 0.5, speed_of(SAMPLE))
     rps = 0.8 * replicas * demand.speed.full_tokens_per_s / SAMPLE.request_tokens
     demand = replace(demand, rps=rps)
@@ -230,7 +231,7 @@ def _finish(results: dict[str, Any], path: Path | None) -> None:
 
 
 def _rounded(value: Any) -> Any:
-    """Rounded to four digits; null for infinity, which JSON cannot represent."""
+    """Rounds all numbers to four digits. Infinity becomes null, because JSON cannot represent it."""
     if isinstance(value, dict):
         return {key: _rounded(one) for key, one in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""LangChain's NVIDIA reranker with this service: only the base URL changes.
+"""Ranks with LangChain's NVIDIA reranker and this service; only the base URL differs from NVIDIA's.
 
 pip install langchain-nvidia-ai-endpoints
 python examples/langchain_rerank.py --url http://127.0.0.1:8000
@@ -15,7 +15,7 @@ QUESTION = "Which animal has more than one heart?"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Finds the best of examples/passages.txt with LangChain's reranker.")
+    parser = argparse.ArgumentParser(description="Finds the best passages in passages.txt with LangChain's reranker.")
     parser.add_argument("question", nargs="?", default=QUESTION)
     parser.add_argument("--url", default="http://127.0.0.1:8000", help="address of a running service")
     parser.add_argument("--model", help="default: the service's default model")
@@ -26,7 +26,7 @@ def main() -> None:
     reranker = NVIDIARerank(
         base_url=f"{arguments.url}/v1",
         top_n=3,
-        usage_telemetry_enabled=False,  # send nothing to NVIDIA
+        usage_telemetry_enabled=False,  # sends no telemetry to NVIDIA
         **named,
     )
     print(arguments.question)

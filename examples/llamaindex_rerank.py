@@ -1,4 +1,4 @@
-"""LlamaIndex's NVIDIA reranker with this service: only the base URL changes.
+"""Ranks with LlamaIndex's NVIDIA reranker and this service; only the base URL differs from NVIDIA's.
 
 pip install llama-index-postprocessor-nvidia-rerank
 python examples/llamaindex_rerank.py --url http://127.0.0.1:8000
@@ -16,18 +16,18 @@ QUESTION = "Why do the houses of Venice not rot away?"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Finds the best of examples/passages.txt with LlamaIndex's reranker.")
+    parser = argparse.ArgumentParser(description="Finds the best passages in passages.txt with LlamaIndex's reranker.")
     parser.add_argument("question", nargs="?", default=QUESTION)
     parser.add_argument("--url", default="http://127.0.0.1:8000", help="address of a running service")
     parser.add_argument("--model", help="default: the service's default model")
     arguments = parser.parse_args()
 
-    # LlamaIndex sends metadata in front of the text, except for the excluded keys.
+    # LlamaIndex prepends metadata to the text, except for the excluded keys.
     nodes = [
         NodeWithScore(node=TextNode(text=text, metadata={"line": number}, excluded_embed_metadata_keys=["line"]))
         for number, text in enumerate(PASSAGES, 1)
     ]
-    with httpx.Client(timeout=60) as http_client:  # its default timeout is 5 s
+    with httpx.Client(timeout=60) as http_client:  # the default of httpx is 5 s
         reranker = NVIDIARerank(
             model=arguments.model, base_url=f"{arguments.url}/v1", top_n=3, truncate="END", http_client=http_client
         )

@@ -1,9 +1,9 @@
-"""Retrieval, reranking and an answer, without a language model.
+"""Retrieves and reranks passages, and quotes an answer, without a language model.
 
     python examples/rag_offline.py --url http://127.0.0.1:8000 "What is put on roads against ice?"
 
-BM25 finds candidates that share words with the question and the service ranks them by relevance. The answer is a quote:
-the sentence of the best passages that the service ranks highest.
+BM25 finds candidates that share words with the question, and the service ranks them by relevance. The service then
+ranks the sentences of the best passages; the answer quotes the best sentence.
 """
 
 import argparse

@@ -38,7 +38,8 @@ def build_app(args: dict[str, Any]) -> Application:
 
 
 def bind_app(config: RerankConfig, replica_class: type[Replica] = Replica) -> Application:
-    """`build_app` with parsed settings. Benchmarks and tests replace the engine with their own `replica_class`."""
+    """Builds the service from parsed settings. Benchmarks and tests pass their own `replica_class` to replace the
+    engine."""
     ApiKeys(config.auth)  # a bad key file fails the deployment here, with its own message
     replicas = {
         model.id: _bind_replicas(model, replica_class, config.limits)
@@ -64,10 +65,10 @@ def bind_app(config: RerankConfig, replica_class: type[Replica] = Replica) -> Ap
 
 
 def build_model(args: dict[str, Any]) -> Application:
-    """The replicas of one model as an application of its own, for `models[].application`.
+    """The replicas of one model as a separate application, for `models[].application`.
 
-    It can be added, changed and removed while the replicas of other models keep running. `args` are the settings of
-    `ModelConfig` as a dict. Raises `ConfigError`.
+    The application can be added, changed and removed while the replicas of other models keep running. `args` are the
+    settings of `ModelConfig` as a dict. Raises `ConfigError`.
     """
     model = parse_model(args)
     root = serve.deployment(
@@ -125,7 +126,7 @@ def _router_config(router: type[ExpectedSecondsRouter], **options: Any) -> Reque
 
 
 def serve_autoscaling(config: AutoscalingConfig) -> dict[str, Any]:
-    """Serve's `autoscaling_config`: its own options, and our policy with its arguments."""
+    """Serve's `autoscaling_config`: Serve's own options, and our policy with the policy's arguments."""
     options = {key: value for key, value in config.model_dump().items() if value is not None}
     policy_kwargs = {
         "target_utilisation": options.pop("target_utilisation"),
@@ -137,7 +138,7 @@ def serve_autoscaling(config: AutoscalingConfig) -> dict[str, Any]:
         "upscale_delay_s": options.pop("upscale_delay_s"),
         "initial_replicas": options.pop("initial_replicas", None),
     }
-    # The policy applies the delays itself: Serve's delays would come after the policy's memory.
+    # The policy applies both delays itself: Serve would apply its own delays to the policy's result, which keeps peaks.
     options |= dict.fromkeys(("upscale_delay_s", "downscale_delay_s", "downscale_to_zero_delay_s"), 0)
     policy = f"{TokenPolicy.__module__}:{TokenPolicy.__qualname__}"
     return options | {"policy": {"policy_function": policy, "policy_kwargs": policy_kwargs}}

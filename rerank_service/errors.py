@@ -22,8 +22,9 @@ The path of a request, and the errors that each step raises:
     at start       ConfigError, CheckpointError
     batch jobs     BatchError
 
-Errors are pickled on their way between processes. Each `__init__` therefore passes all its arguments to
-`Exception.__init__`, which rebuilds the error from them. This module must not know HTTP beyond the status.
+Errors are pickled when they pass from one process to another. Each `__init__` therefore passes all its arguments to
+`Exception.__init__`: unpickling rebuilds the error from these arguments. This module must not know HTTP beyond the
+status.
 """
 
 from collections.abc import Sequence
@@ -60,7 +61,7 @@ Loc = tuple[str | int, ...]
 
 
 def dotted(loc: Loc) -> str:
-    """A place as people write it: `passages[1].text`."""
+    """Formats a place for people: `passages[1].text`."""
     path = ""
     for part in loc:
         path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
@@ -68,7 +69,7 @@ def dotted(loc: Loc) -> str:
 
 
 class FieldProblem(NamedTuple):
-    """One problem of a request: its place, a message for people, and a code for programs."""
+    """One problem with a request: the place, a message for people, and a code for programs."""
 
     loc: Loc
     message: str
@@ -95,7 +96,7 @@ class RerankError(Exception):
     category: ClassVar[str] = "api_error"
 
     loc: Loc = ()
-    """Place in the request that the error is about. Empty: none in particular."""
+    """Place in the request that the error concerns. Empty: no particular place."""
 
     retry_after_s: int | None = None
     """Seconds after which a retry makes sense. Null: a retry does not help."""
@@ -105,7 +106,7 @@ class RerankError(Exception):
 
     @property
     def problems(self) -> tuple[FieldProblem, ...]:
-        """The problems of the request, at least one."""
+        """The problems with the request; at least one."""
         return (FieldProblem(self.loc, self.message, self.code),)
 
     def __str__(self) -> str:
@@ -145,7 +146,8 @@ class PairTooLong(RerankError):
         query_at: Loc = ("query", "text"),
         remedy: str = "truncate: END",
     ) -> None:
-        """`passage_at` and `query_at` are the texts' places in the body; null is passage `index` in NVIDIA's API.
+        """`passage_at` and `query_at` are the places of the two texts in the body. If `passage_at` is null, the place
+        of passage `index` in NVIDIA's API is used.
 
         `remedy` is the setting that permits truncation.
         """
@@ -155,7 +157,7 @@ class PairTooLong(RerankError):
         self.max_tokens = max_tokens
         passage_at = passage_at or ("passages", index, "text")
         self.loc = ("body", *passage_at)
-        # The words up to the second number are NIM's; clients look for them.
+        # The words up to the second number are NIM's own; clients match them.
         self.message = (
             f"Input length {num_tokens} exceeds maximum allowed token size {max_tokens} "
             f"({dotted(query_at)} with {dotted(passage_at)}); shorten it, or send {remedy}"
@@ -233,7 +235,8 @@ class RateLimited(RerankError):
     category = "rate_limit_error"
 
     def __init__(self, what: str, per_minute: int, retry_after_s: int) -> None:
-        """`what` is the counted unit, `requests` or `passages`; `retry_after_s` is when the quota has room again."""
+        """`what` is the counted unit, `requests` or `passages`; `retry_after_s` is the time until the quota has room
+        again."""
         super().__init__(what, per_minute, retry_after_s)
         self.what = what
         self.per_minute = per_minute
@@ -262,7 +265,7 @@ class QueueFull(RerankError):
     category = "overloaded_error"
 
     def __init__(self, queued_tokens: int, max_queued_tokens: int, retry_after_s: int = 1) -> None:
-        """`retry_after_s` is when the queue will have room for the request, at the measured speed."""
+        """`retry_after_s` is the time until the queue has room for the request, at the measured speed."""
         super().__init__(queued_tokens, max_queued_tokens, retry_after_s)
         self.queued_tokens = queued_tokens
         self.max_queued_tokens = max_queued_tokens
@@ -283,10 +286,11 @@ class WaitTooLong(RerankError):
     def __init__(
         self, expected_s: float, time_s: float, reserve_s: float, is_another: bool, retry_after_s: int
     ) -> None:
-        """`expected_s` is the estimated time until the answer; it exceeds the deadline `time_s` less `reserve_s`.
+        """`expected_s` is the estimated time until the answer. It exceeds `time_s`, the time until the deadline, minus
+        `reserve_s`.
 
-        With `is_another` both concern a request accepted earlier. `retry_after_s` is when half of the current backlog
-        will be done, at the measured speed.
+        With `is_another`, these times concern a request accepted earlier. `retry_after_s` is the time until half of the
+        current backlog is done, at the measured speed.
         """
         super().__init__(expected_s, time_s, reserve_s, is_another, retry_after_s)
         self.expected_s = expected_s
@@ -335,7 +339,7 @@ class NonFiniteLogit(RerankError):
     code = "non_finite_logit"
 
     def __init__(self, num_pairs: int, first: int = 0) -> None:
-        """`first` is the index of the first such pair, or of its passage, among those scored."""
+        """`first` is the index of the first affected pair, or of its passage, among the scored ones."""
         super().__init__(num_pairs, first)
         self.num_pairs = num_pairs
         self.first = first
@@ -346,7 +350,7 @@ class NonFiniteLogit(RerankError):
 
 
 class EngineFailed(RerankError):
-    """The forward pass raised an error; the replica's log has the traceback."""
+    """The forward pass raised an error. The replica's log has the traceback."""
 
     code = "engine_failed"
 
@@ -357,12 +361,12 @@ class EngineFailed(RerankError):
 
 
 class DeviceFailed(EngineFailed):
-    """The replica's device is unusable until its process is replaced. The request is not at fault."""
+    """The replica's device is unusable until the replica's process is replaced. The request is not at fault."""
 
     http_status = 503
     code = "device_failed"
     category = "overloaded_error"
-    retry_after_s: int = 5  # about the time that Serve needs to notice
+    retry_after_s: int = 5  # about the time that Serve takes to notice the failure
 
     def __init__(self, cause: str) -> None:
         super().__init__(cause)

@@ -1,6 +1,6 @@
-"""The messages between HTTP, routing and replicas: the options of a request, its shards, their scores, the ranking.
+"""Messages between HTTP, routing and replicas: request options, shards, scores and rankings.
 
-Plain values that can be pickled.
+All messages are plain values that can be pickled.
 """
 
 import math
@@ -33,7 +33,8 @@ __all__ = [
 ]
 
 DEFAULT_OVERLAP_TOKENS = 32
-"""Overlap of two windows. About two sentences: a sentence at the edge of one window is whole in the other."""
+"""Tokens that two consecutive windows share: about two sentences, so that a sentence cut off in one window is whole in
+the other."""
 
 MIN_WINDOW_TOKENS = 16
 """Smallest number of passage tokens that a window may have next to the query."""
@@ -48,10 +49,10 @@ class Truncate(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Deadline:
-    """When the answer to a request is due, on this process's monotonic clock. It cannot travel to another process."""
+    """When the answer to a request is due, on this process's monotonic clock. It is meaningless in another process."""
 
     timeout_s: float
-    """Time limit the request started with, for error messages."""
+    """The request's original time limit, for error messages."""
     at_s: float
     """`time.monotonic()` at which the limit ends."""
 
@@ -79,13 +80,13 @@ class PassageWindows:
 
 @dataclass(frozen=True, slots=True)
 class Fitting:
-    """How a request wants long passages to be fitted into the model's window."""
+    """How to fit the long passages of a request into the model's window."""
 
     truncate: Truncate = Truncate.END
     max_passage_tokens: int | None = None
     """Passages are cut to this length first. Null: only the window limits them."""
     windows: PassageWindows | None = None
-    """Null: one window per passage; a passage that does not fit is cut or refused, by `truncate`."""
+    """Null: one window per passage; a passage that does not fit is cut or refused, as `truncate` says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +94,7 @@ class Shard:
     """A slice of the pairs of one request, scored by one replica in one call."""
 
     request_id: str
-    """The same for all shards of a request: replicas share their device fairly between requests."""
+    """Identical for all shards of a request. Replicas share their device fairly between requests."""
     model: str
     """Id of the model that must score the shard."""
     query: str
@@ -108,18 +109,19 @@ class Shard:
     timeout_s: float | None = None
     """Seconds from sending until the caller stops waiting for the answer. Null: no limit."""
     is_counted: bool = False
-    """Whether a replica has already counted the shard as load: one that was lost, or one that refused the request."""
+    """Whether a replica has already counted the shard as load, before that replica was lost or refused the request."""
     caller: str = ""
-    """Hash of the caller's key, or the caller's address: replicas share their device fairly between callers."""
+    """Hash of the caller's key, or the caller's address. Replicas share their device fairly between callers."""
     attempt: int = field(default=0, compare=False)
-    """Number of this attempt, unique in the ingress's process. `ReplicaTable.route_of` finds its replica; 0: none."""
+    """Number of this attempt, unique in the ingress's process; 0: not numbered. `ReplicaTable.route_of` returns the
+    replica of a numbered attempt."""
     avoid: tuple[str, ...] = ()
-    """Replicas that failed on the shard and should not get it again, by Serve's id."""
+    """Serve's ids of the replicas that failed on the shard and should not get it again."""
     may_decline: bool = field(default=False, compare=False)
-    """Whether the replica may hand the shard back."""
+    """Whether the replica may hand the shard back unscored."""
     decline_above: int | None = field(default=None, compare=False)
-    """Outstanding tokens above which the replica hands the shard back, because the ingress chose it by a stale report.
-    Null: never."""
+    """Limit of the replica's outstanding tokens. Above it, the replica hands the shard back, because the ingress relied
+    on a stale report. Null: no limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,37 +131,38 @@ class ReplicaLoad:
     replica: str
     """Serve's id of the replica."""
     waiting_tokens: int
-    """Outstanding tokens of all its models."""
+    """Outstanding tokens of all models on the replica."""
     tokens_per_s: float
-    """Throughput of its device while it has work; 0 before the first batch."""
+    """Throughput of the replica's device while the device has work; 0 before the first batch."""
     at_s: float
-    """Time by the replica's own monotonic clock. It only orders the reports of one replica."""
+    """Time of the report on the replica's own monotonic clock. It only orders the reports of one replica."""
 
 
 @dataclass(frozen=True, slots=True)
 class Declined:
-    """Answer of a replica that hands a shard back because it is busier than the sender assumed."""
+    """Answer of a replica that hands a shard back because the replica is busier than the sender assumed."""
 
     load: ReplicaLoad
 
 
 @dataclass(frozen=True, slots=True)
 class ReplicaReport:
-    """State of a replica, for the metrics. Counters cover the time since its previous report to any ingress."""
+    """State of a replica, for the metrics. Counters cover the time since the replica's previous report to any
+    ingress."""
 
     replica: str
     """Unique name of the replica."""
     batches: tuple[tuple[int, float], ...]
-    """Tokens of each batch, and their share of the batch's budget."""
+    """For each batch, its tokens and their share of the batch's token budget."""
     busy_s: float
     """Time during which the device had a batch."""
     cache_hits: int
     """Passages found in the replica's cache."""
     cache_misses: int
     waiting_tokens: int
-    """Tokens queued for the device or on it, now."""
+    """Tokens that are queued for the device or being scored on it now."""
     tokens_per_s: float
-    """Throughput of the device while it has work; 0 before the first batch."""
+    """Throughput of the device while the device has work; 0 before the first batch."""
     memory_bytes: int
     mfu: float | None
     """Model FLOP utilisation while the device has work; null if the device's peak is unknown."""
@@ -169,7 +172,7 @@ class ReplicaReport:
 
 @dataclass(frozen=True, slots=True)
 class ShardScores:
-    """Answer of a replica to a shard: one entry per passage, in the shard's order, and the time of each stage."""
+    """A replica's answer to a shard: one entry per passage, in the shard's order, and the time of each stage."""
 
     logits: tuple[float, ...]
     num_tokens: tuple[int, ...]
@@ -177,12 +180,12 @@ class ShardScores:
     is_truncated: tuple[bool, ...]
     """Whether a part of the passage was not scored."""
     is_unscored: tuple[bool, ...]
-    """Whether the window left no token of the passage."""
+    """Whether no token of the passage was inside the window."""
     tokenise_s: float
     queue_s: float
-    """From the end of tokenising to the start of the first batch with a pair of this shard."""
+    """Time from the end of tokenising to the start of the first batch with a pair of this shard."""
     forward_s: float
-    """From the start of that batch to the last logit."""
+    """Time from the start of the first batch with a pair of this shard to the last logit."""
     started_at: float = 0.0
     """Seconds since the epoch when the replica received the shard, by the replica's clock."""
     report: ReplicaReport | None = None
@@ -215,13 +218,14 @@ class Ranked:
     forward_s: float
     total_s: float
     num_unscored: int = 0
-    """Passages of which the window left no token, so that their logits mean nothing."""
+    """Passages with no token inside the window; their logits are meaningless."""
 
 
 def checked_logits(logits: Sequence[float], num_pairs: int) -> Sequence[float]:
-    """Returns `logits` unchanged if they are one finite number per pair: NaN would sort silently, and wrongly.
+    """Returns `logits` unchanged if they are one finite number per pair. NaN would cause a wrong order without an
+    error.
 
-    Raises `NonFiniteLogit`, and `RuntimeError` if their number is not `num_pairs`.
+    Raises `NonFiniteLogit`, and `RuntimeError` if the number of logits differs from `num_pairs`.
     """
     if len(logits) != num_pairs:
         raise RuntimeError(f"the engine returned {len(logits)} logits for {num_pairs} pairs")
@@ -234,4 +238,4 @@ def checked_logits(logits: Sequence[float], num_pairs: int) -> Sequence[float]:
 def rank_by_logit(logits: Sequence[float]) -> list[int]:
     """Indices by descending logit; equal logits by ascending index. Raises `NonFiniteLogit`."""
     checked_logits(logits, len(logits))
-    return sorted(range(len(logits)), key=logits.__getitem__, reverse=True)  # stable in reverse too
+    return sorted(range(len(logits)), key=logits.__getitem__, reverse=True)  # `reverse` keeps the sort stable

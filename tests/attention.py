@@ -1,4 +1,4 @@
-"""Looks into forward passes through transformers' registry of attentions."""
+"""Records the batches of forward passes, through transformers' registry of attention functions."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,11 +14,11 @@ __all__ = ["recorded_passes"]
 
 @contextmanager
 def recorded_passes() -> Iterator[list[PackedSequences]]:
-    """The batches that bidirectional models read within the context, one entry for each forward pass."""
+    """Yields the batches that bidirectional models read within the context, one entry per forward pass."""
     passes: list[PackedSequences] = []
 
     def attention(*inputs: Any, packed: PackedSequences, **options: Any) -> Any:
-        if not passes or passes[-1] is not packed:  # the layers of a pass share the object
+        if not passes or passes[-1] is not packed:  # the layers of a pass share the same object
             passes.append(packed)
         return packed_attention(*inputs, packed=packed, **options)
 

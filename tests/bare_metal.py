@@ -1,4 +1,4 @@
-"""The recipe of `cluster/bare-metal` on three addresses of this machine, which stand for three hosts."""
+"""Runs the recipe of `cluster/bare-metal` on three addresses of this machine, which stand in for three hosts."""
 
 import os
 import shlex
@@ -20,13 +20,13 @@ HEAD, WORKERS = "127.0.0.1", ["127.0.0.2", "127.0.0.3"]
 
 @dataclass(frozen=True)
 class Hosts:
-    """Three hosts from the scripts' point of view."""
+    """Three hosts, as the scripts see them."""
 
     folder: Path
     environment: dict[str, str]
     url: str
     ports: dict[int, int]
-    """Ports in use here, by the default port."""
+    """Ports used by the test, by the recipe's default port."""
 
     @classmethod
     def on_this_machine(
@@ -37,10 +37,10 @@ class Hosts:
         ports: dict[int, int],
         environment: Mapping[str, str],
     ) -> Self:
-        """The options are those of `ray start`. `environment` is added to this process's environment without Ray's
-        variables."""
+        """The options are passed to `ray start`. The scripts' environment is this process's environment without Ray's
+        variables, plus `environment`."""
         remote = folder / "remote"
-        # Stands for ssh: runs the command line in a shell, in the home folder of that host.
+        # Stands in for ssh: runs the command line in a shell, in the home folder of the given host.
         remote.write_text(
             f'#!/bin/sh\nhost=$1; shift\nmkdir -p "{folder}/$host"; cd "{folder}/$host"\nexec sh -c "$*"\n'
         )
@@ -53,7 +53,7 @@ class Hosts:
             "REMOTE": str(remote),
             "TOKEN": str(folder / "token"),
             "RERANK_BIN": str(Path(sys.executable).parent),
-            "RERANK_HAPROXY": "0",  # several nodes on one machine cannot all listen on one port of all its interfaces
+            "RERANK_HAPROXY": "0",  # several nodes on one machine cannot listen on the same port of all interfaces
         }
         return cls(folder, inherited | recipe | dict(environment), f"http://127.0.0.1:{ports[8000]}", ports)
 
@@ -65,7 +65,7 @@ class Hosts:
         return result.stdout
 
     def processes(self) -> list[psutil.Process]:
-        """Running processes of the recipe: the command lines of Ray's processes contain the folder's name."""
+        """Running processes of the recipe, found by the folder's name in the command lines of Ray's processes."""
         mark = str(self.folder)
         return [process for process in psutil.process_iter() if mark in command_line(process)]
 

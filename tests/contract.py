@@ -1,6 +1,5 @@
-"""The ranking API's contract as JSON Schema, written by hand, to check the service's own schemas against.
-
-It must not import the service: only two independent statements of a contract can test each other.
+"""The ranking API's contract as handwritten JSON Schema, with which the service's own schemas are compared. It must not
+import the service: only two independent statements of a contract can test each other.
 """
 
 from collections.abc import Mapping
@@ -58,7 +57,7 @@ RANKING_RESPONSE: dict[str, Any] = {
             "items": {
                 "type": "object",
                 "required": ["index", "logit"],
-                "additionalProperties": False,  # Elasticsearch refuses any other key in here
+                "additionalProperties": False,  # Elasticsearch refuses any other key in this object
                 "properties": {"index": {"type": "integer", "minimum": 0}, "logit": {"type": "number"}},
             },
         },
@@ -100,12 +99,13 @@ ERROR_ENVELOPE: dict[str, Any] = {
 
 
 def assert_valid_request(body: Any) -> None:
-    """The body is a request of the published schema."""
+    """Checks that the body matches the published schema of a request."""
     _assert_valid(SEED_RANKING_REQUEST, body)
 
 
 def assert_valid_response(body: Any, num_passages: int) -> None:
-    """The body matches the schema, has every passage once, by descending logit, ties in the request's order."""
+    """Checks that the body matches the schema and has every passage once, by descending logit, with ties in the
+    request's order."""
     _assert_valid(SEED_RANKING_RESPONSE, body)
     _assert_valid(RANKING_RESPONSE, body)
     places = [(-ranking["logit"], ranking["index"]) for ranking in body["rankings"]]
@@ -115,7 +115,7 @@ def assert_valid_response(body: Any, num_passages: int) -> None:
 
 
 def assert_valid_error(body: Any) -> None:
-    """The body is the error envelope."""
+    """Checks that the body is the error envelope."""
     _assert_valid(ERROR_ENVELOPE, body)
 
 

@@ -1,5 +1,6 @@
-"""A CUDA runtime of several devices that computes nothing, over torch's own Python: who is current, what is recorded
-where. With `FakeTensorMode`, whose tensors say they are on a GPU, it runs the device code on a machine without one.
+"""A CUDA runtime with several devices that computes nothing, over torch's own Python code: it tracks the current
+device, and the stream on which each event is recorded. With `FakeTensorMode`, whose tensors claim to be on a GPU, the
+device code runs on a machine without a GPU.
 """
 
 import threading
@@ -25,7 +26,7 @@ class FakeStream:
 
 
 class FakeCuda:
-    """Every thread begins on device 0, as in CUDA."""
+    """A fake CUDA runtime. Every thread starts on device 0, as in CUDA."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._thread = threading.local()
@@ -49,10 +50,10 @@ class FakeCuda:
                 runtime.captured_on.append(runtime.current_stream())
 
             def capture_end(self) -> None:
-                """Nothing was recorded."""
+                """Does nothing, because nothing was recorded."""
 
             def replay(self) -> None:
-                """Nothing is run."""
+                """Does nothing, because nothing was recorded."""
 
         for name, fake in {
             "_exchange_device": self._exchange_device,
@@ -70,11 +71,11 @@ class FakeCuda:
 
     @property
     def current_device(self) -> int:
-        """Of the calling thread."""
+        """Current device of the calling thread."""
         return getattr(self._thread, "device", 0)
 
     def current_stream(self, device: torch.device | None = None) -> FakeStream:
-        """Of the calling thread on a device, by default its current one."""
+        """Current stream of the calling thread on a device, by default on its current device."""
         index = self.current_device if device is None else device.index
         return self._streams.get(index, self._defaults[index])
 

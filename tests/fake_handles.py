@@ -1,4 +1,4 @@
-"""Stand-ins for what a Serve deployment handle returns."""
+"""Stand-ins for the responses of a Serve deployment handle."""
 
 import asyncio
 from typing import Any
@@ -7,7 +7,7 @@ __all__ = ["Response"]
 
 
 class Response:
-    """A deployment response that ends as told."""
+    """A deployment response with a given outcome."""
 
     def __init__(self, outcome: Any) -> None:
         self.is_cancelled = False

@@ -1,6 +1,5 @@
-"""A fake model hub on loopback with the routes that huggingface_hub 2.4 uses, and faults on demand.
-
-The hub serves small files itself and redirects to a storage host for large ones. Both support ranges. It sends no Xet
+"""A fake model hub on loopback, with the routes that huggingface_hub 2.4 uses and with faults on demand. The hub serves
+small files itself and redirects to a storage host for large files. Both servers support ranges. The hub sends no Xet
 headers, so that clients use plain HTTP.
 """
 
@@ -19,12 +18,12 @@ from urllib.parse import parse_qs, unquote, urlsplit
 __all__ = ["FakeHub", "Fault", "Repository", "Request", "commit_of", "fake_hub", "git_sha1"]
 
 _LARGE_BYTES = 50_000
-"""Files from this size on are stored as LFS objects, as weights are on the hub."""
+"""Files of at least this size are stored as LFS objects, like weights on the real hub."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """A fault in the next `times` requests whose path contains `where`."""
+    """A fault that occurs in the next `times` requests whose path contains `where`."""
 
     where: str
     status: int | None = None
@@ -109,7 +108,7 @@ class _Server(ThreadingHTTPServer):
         self.is_storage = is_storage
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        if not isinstance(sys.exception(), ConnectionError):  # tests kill clients in the middle of a transfer
+        if not isinstance(sys.exception(), ConnectionError):  # tests kill clients during a transfer
             super().handle_error(request, client_address)
 
     @property
@@ -198,7 +197,7 @@ class _Hub(_Handler):
         if repository is None or (is_closed and not repository.is_gated):
             self.refuse(401 if not token else 404, "RepoNotFound")
             return None
-        if is_closed and is_file:  # what a gated repository is about may be read by all
+        if is_closed and is_file:  # the description of a gated repository is public
             self.refuse(403 if token else 401, "GatedRepo")
             return None
         commit = repository.branches.get(revision, revision)
@@ -261,12 +260,12 @@ def _entry(name: str, content: bytes) -> dict[str, Any]:
 
 
 def git_sha1(content: bytes) -> str:
-    """As `git hash-object` has it."""
+    """The digest that `git hash-object` prints."""
     return hashlib.sha1(b"blob %d\0%b" % (len(content), content), usedforsecurity=False).hexdigest()
 
 
 def commit_of(files: dict[str, bytes]) -> str:
-    """Forty digits that change with any file."""
+    """A commit id of forty digits, which changes with any file."""
     lines = "".join(f"{git_sha1(content)} {name}\n" for name, content in sorted(files.items()))
     return hashlib.sha1(lines.encode(), usedforsecurity=False).hexdigest()
 

@@ -1,4 +1,4 @@
-"""Shared by tests that fetch checkpoints: a fake hub with a small checkpoint, and an isolated environment."""
+"""Helpers for tests that fetch checkpoints: a fake hub with a small checkpoint, and an isolated environment."""
 
 import time
 from collections.abc import Iterator
@@ -40,13 +40,14 @@ def isolated_environment(monkeypatch: pytest.MonkeyPatch, root: Path, endpoint: 
 
 @contextmanager
 def hub_with(files: dict[str, bytes], **settings: Any) -> Iterator[tuple[FakeHub, str]]:
-    """A fake hub that has these files as `org/tiny`, and their commit."""
+    """Returns a fake hub with these files as `org/tiny`, and their commit."""
     with fake_hub() as hub:
         yield hub, hub.put(ID, files, **settings)
 
 
 def record_pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Replaces sleeping in huggingface_hub and in our retries. Returns the list that collects the seconds."""
+    """Replaces sleeping in huggingface_hub and in the service's retries. Returns the list that collects the pauses in
+    seconds."""
     pauses: list[float] = []
 
     class Clock:

@@ -1,4 +1,4 @@
-"""Real HTTP servers on loopback for clients to meet: the application, and one that answers as it is told."""
+"""Real HTTP servers on loopback for client tests: the application, and a server with scripted replies."""
 
 import json
 import socket
@@ -17,7 +17,7 @@ __all__ = ["BREAK_OFF", "HANG", "Reply", "ScriptedServer", "Seen", "error", "ran
 
 @dataclass(frozen=True)
 class Reply:
-    """What the scripted server does with one request."""
+    """One reply of the scripted server."""
 
     status: int = 200
     body: Any = None
@@ -25,14 +25,14 @@ class Reply:
 
 
 BREAK_OFF = Reply(status=0)
-"""Closes the connection without a word."""
+"""Closes the connection without a reply."""
 HANG = Reply(status=-1)
-"""Says nothing until the server is stopped."""
+"""Sends nothing until the server is stopped."""
 
 
 @dataclass(frozen=True)
 class Seen:
-    """A request as it came."""
+    """A request that the server received."""
 
     path: str
     headers: dict[str, str]
@@ -40,7 +40,7 @@ class Seen:
 
 
 class ScriptedServer(ThreadingHTTPServer):
-    """Does what the script says, one reply a request, then ranks: a passage's logit is the length of its text."""
+    """Sends the scripted replies, one per request, and then ranks: a passage's logit is the length of its text."""
 
     daemon_threads = True
     request_queue_size = 32
@@ -82,11 +82,11 @@ class _Scripted(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def log_message(self, format: str, *arguments: Any) -> None:
-        """Says nothing."""
+        """Logs nothing."""
 
 
 def ranking(logits: Sequence[float], **headers: str) -> Reply:
-    """A proper answer with these logits, in the passages' order."""
+    """A correct answer with these logits, in the passages' order."""
     order = sorted(range(len(logits)), key=lambda index: -logits[index])
     rankings = [{"index": index, "logit": logits[index]} for index in order]
     usage = {"prompt_tokens": 10 * len(logits), "total_tokens": 10 * len(logits)}
@@ -94,7 +94,7 @@ def ranking(logits: Sequence[float], **headers: str) -> Reply:
 
 
 def error(status: int, message: str, **headers: str) -> Reply:
-    """The envelope."""
+    """An error reply with the error envelope."""
     return Reply(status, {"object": "error", "message": message, "detail": [], "type": "an_error"}, headers)
 
 
@@ -113,8 +113,8 @@ def scripted(*script: Reply) -> Iterator[ScriptedServer]:
 
 @contextmanager
 def running(api: FastAPI) -> Iterator[str]:
-    """The application's URL; its event loop is a thread's."""
-    listening = socket.create_server(("127.0.0.1", 0))  # connections queue here until the application is up
+    """Yields the application's URL. The application runs in the event loop of another thread."""
+    listening = socket.create_server(("127.0.0.1", 0))  # connections queue on this socket until the application is up
     server = uvicorn.Server(uvicorn.Config(api, log_config=None, timeout_graceful_shutdown=5))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()

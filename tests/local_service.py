@@ -1,4 +1,4 @@
-"""The HTTP application with its models in this process: without Ray, otherwise the real path."""
+"""The HTTP application with its models in this process: the real code path, but without Ray."""
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -24,7 +24,7 @@ __all__ = ["LocalReplica", "api_over", "client_of", "local_api", "local_router"]
 
 
 class LocalReplica:
-    """Takes the place of a deployment handle's `score`, over the scorer of a replica."""
+    """Replaces a deployment handle's `score` with a replica's scorer in this process."""
 
     def __init__(self, model: ModelConfig) -> None:
         launch_thread = ThreadPoolExecutor(1)
@@ -36,13 +36,13 @@ class LocalReplica:
 
 
 def local_api(models: Sequence[ModelConfig], replicas: Mapping[str, Any], **settings: Any) -> FastAPI:
-    """The application of these models. `replicas`, by model id, have a `remote` method."""
+    """Returns an application with these models. `replicas` has, by model id, objects with a `remote` method."""
     config = RerankConfig.model_validate({"models": [model.model_dump() for model in models], **settings})
     return api_over(config, replicas)
 
 
 def api_over(config: RerankConfig, replicas: Mapping[str, Any]) -> FastAPI:
-    """The application of a whole configuration."""
+    """Returns the application for a whole configuration."""
     metrics, tracing = IngressMetrics(), Tracing(config.tracing)
     router = ModelRouter(config, replicas, metrics, tracing)
     return build_api(config, router, Ranker(router, config), metrics, tracing)
@@ -54,7 +54,7 @@ def local_router(
     tables: Mapping[str, ReplicaTable] | None = None,
     metrics: IngressMetrics | None = None,
 ) -> ModelRouter:
-    """A router without tracing."""
+    """Returns a router without tracing."""
     return ModelRouter(config, replicas, metrics or IngressMetrics(), Tracing(config.tracing), tables)
 
 

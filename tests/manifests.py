@@ -1,4 +1,4 @@
-"""Kubernetes manifests as they are applied: built by kustomize, and held against schemas."""
+"""Kubernetes manifests as they are applied: built by kustomize and validated against schemas."""
 
 import json
 import shutil
@@ -19,14 +19,14 @@ RAY_SERVICE_SCHEMA = Path(__file__).parent / "schemas" / "rayservice.yaml"
 
 
 def kustomize() -> list[str] | None:
-    """A command that builds a kustomization, if this machine has one."""
+    """Returns a command that builds a kustomization, if this machine has one."""
     commands = (["kubectl", "kustomize"], ["kustomize", "build"])
     return next((command for command in commands if shutil.which(command[0])), None)
 
 
 @cache
 def built(folder: Path) -> tuple[dict[str, Any], ...]:
-    """The resources of a base or overlay."""
+    """Returns the resources of a base or overlay."""
     command = kustomize()
     assert command is not None
     result = subprocess.run([*command, str(folder)], capture_output=True, text=True, check=False)
@@ -35,7 +35,7 @@ def built(folder: Path) -> tuple[dict[str, Any], ...]:
 
 
 def problems(resource: dict[str, Any]) -> list[str]:
-    """Where a resource departs from its schema, one line each; fields that the schema does not have count."""
+    """Lists a resource's deviations from its schema, one line each. Fields that the schema lacks are deviations."""
     validator = Draft202012Validator(_schema(resource["apiVersion"], resource["kind"]), registry=_registry())
     return [f"{error.json_path}: {error.message[:300]}" for error in validator.iter_errors(resource)]
 

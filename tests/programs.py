@@ -1,4 +1,4 @@
-"""Programs that some tests start and that no Python package contains: Redis, Prometheus, promtool."""
+"""Programs that some tests need and no Python package contains: Redis, Prometheus, promtool."""
 
 import os
 import shutil
@@ -9,9 +9,8 @@ __all__ = ["needs_program"]
 
 
 def needs_program(name: str, debian_package: str) -> pytest.MarkDecorator:
-    """Skips tests where the program is not installed.
-
-    RERANK_REQUIRE lists programs, comma-separated, without which the tests run and fail instead: `.ci/run` sets it.
+    """Skips tests if the program is not installed. For the comma-separated programs in RERANK_REQUIRE, which `.ci/run`
+    sets, the tests are not skipped and fail instead.
     """
     is_required = name in os.environ.get("RERANK_REQUIRE", "").split(",")
     return pytest.mark.skipif(

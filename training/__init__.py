@@ -1,1 +1,1 @@
-"""Training and evaluation of candidates for a better embedded model. Nothing here is shipped or imported."""
+"""Trains and evaluates candidates for a better embedded model. The service neither ships nor imports this code."""

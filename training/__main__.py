@@ -1,4 +1,4 @@
-"""`python -m training`: train a candidate, choose its mixing weight on the dev split, evaluate it on held-out sets."""
+"""`python -m training` trains a candidate, chooses its mixing weight on the dev split, and judges it on other sets."""
 
 import json
 from collections.abc import Sequence
@@ -50,7 +50,7 @@ def train_command(
     pause_file: Annotated[Path | None, typer.Option(help="Training pauses while this file exists.")] = None,
     threads: Threads = 1,
 ) -> None:
-    """Trains one recipe; writes OUT/RECIPE.safetensors and OUT/RECIPE.jsonl."""
+    """Trains one recipe. Writes OUT/RECIPE.safetensors and OUT/RECIPE.jsonl."""
     torch.set_num_threads(threads)
     chosen = _recipe(recipe, steps)
     torch.manual_seed(chosen.seed)
@@ -71,7 +71,7 @@ def choose(
     dev_per_source: Annotated[int, typer.Option(min=1, max=_DEV_PER_SOURCE)] = _DEV_PER_SOURCE,
     threads: Threads = 1,
 ) -> None:
-    """nDCG@10 on the dev split for mixtures of default and trained weights; writes OUT/RECIPE-dev.json."""
+    """Measures nDCG@10 of mixtures of default and trained weights on the dev split. Writes OUT/RECIPE-dev.json."""
     torch.set_num_threads(threads)
     _, dev = split_groups(read_groups(groups, _DEV_SOURCES), dev_per_source)
     models = {f"{recipe}@{mix}": _candidate(f"{recipe}@{mix}", out) for mix in mixes or _MIXES}
@@ -89,7 +89,7 @@ def judge(
     max_queries: Annotated[int | None, typer.Option(min=1, help="Maximum number of queries per set.")] = None,
     threads: Threads = 1,
 ) -> None:
-    """nDCG@10 of every query of held-out sets; writes OUT/judged/MODEL/SET.json."""
+    """Measures nDCG@10 of every query in held-out sets. Writes OUT/judged/MODEL/SET.json."""
     torch.set_num_threads(threads)
     models = {name: _candidate(name, out) for name in names}
     for folder in folders:
@@ -102,14 +102,14 @@ def judge(
 
 @app.command()
 def compare(
-    names: Annotated[list[str], typer.Argument(help="RECIPE@MIX, already judged.")],
+    names: Annotated[list[str], typer.Argument(help="RECIPE@MIX of judged candidates.")],
     out: Out,
     without: Annotated[
         list[str] | None,
         typer.Option(help="Sets similar to the training data; differences are also shown without them."),
     ] = None,
 ) -> None:
-    """Differences from the default with their paired 95% intervals; writes OUT/comparison.json."""
+    """Computes differences from the default, with paired 95% intervals. Writes OUT/comparison.json."""
     default = _judged(out, "default")
     report: dict[str, Any] = {"default": {name: figures["ndcg"] for name, figures in default.items()}}
     for name in names:
@@ -132,7 +132,7 @@ def speed(
     num_rounds: Annotated[int, typer.Option(min=1)] = 7,
     threads: Threads = 1,
 ) -> None:
-    """Pairs per second of candidate and default, alternating, in bfloat16; writes OUT/RECIPE-speed.json."""
+    """Measures candidate and default in turn, in pairs per second in bfloat16. Writes OUT/RECIPE-speed.json."""
     torch.set_num_threads(threads)
     models = {name: _candidate(name, out) for name in ("default", f"{recipe}@1.0")}
     task = prepare_task(read_collection(folder, max_queries=num_queries), 100)
@@ -149,7 +149,7 @@ def _judged(out: Path, name: str) -> dict[str, dict[str, Any]]:
 def _difference(
     candidate: dict[str, dict[str, Any]], default: dict[str, dict[str, Any]], without: Sequence[str]
 ) -> dict[str, Any]:
-    """Difference over the common sets. Raises `ValueError` if the candidates of a set differ."""
+    """Difference on the sets common to both. Raises `ValueError` if a set's candidate passages differ."""
     common = [name for name in candidate if name in default and name not in without]
     for name in common:
         if any(candidate[name][key] != default[name][key] for key in ("candidates", "num_queries")):
@@ -170,7 +170,7 @@ def _recipe(name: str, steps: int | None) -> Recipe:
 
 
 def _model(recipe: Recipe) -> Scorer:
-    """The default model, with the weights trainable that the recipe allows."""
+    """The default model, in which only the recipe's weights are trainable."""
     return Scorer(
         resolve_checkpoint(_DEFAULT),
         window_tokens=recipe.window_tokens,
@@ -180,7 +180,7 @@ def _model(recipe: Recipe) -> Scorer:
 
 
 def _candidate(name: str, out: Path) -> Scorer:
-    """A model by name, `default` or RECIPE@MIX. Its lower three layers always count as frozen, since all recipes keep
+    """Loads a model by name: `default` or RECIPE@MIX. Its lower three layers count as frozen, since no recipe trains
     them."""
     recipe, _, mix = name.partition("@")
     model = _model(replace(RECIPES[recipe if mix else "late"], num_frozen_layers=_SHARED_LAYERS))
@@ -192,7 +192,7 @@ def _candidate(name: str, out: Path) -> Scorer:
 
 
 def _worth(by_source: dict[str, float]) -> float:
-    """Selection criterion: the unseen domain weighs as much as all trained domains together."""
+    """Criterion for choosing a mixture: the unseen domain weighs as much as all trained domains together."""
     seen = [by_source[source] for source in RECIPES["late"].shares]
     return (sum(seen) / len(seen) + by_source[_UNSEEN]) / 2
 

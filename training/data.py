@@ -1,4 +1,4 @@
-"""Training groups: a query, the passage that answers it, and hard negatives."""
+"""Training groups, each with a query, the passage that answers the query, and hard negatives."""
 
 import gzip
 import hashlib
@@ -12,7 +12,7 @@ from pathlib import Path
 __all__ = ["Group", "batches", "lengthen", "read_groups", "split_groups"]
 
 _DEV_BUCKETS = 20
-"""One in twenty passages, with its queries, may be drawn for the dev split."""
+"""Number of hash buckets. The passages of one bucket, with their queries, may be in the dev split."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Group:
 
 
 def read_groups(path: Path, sources: Sequence[str]) -> list[Group]:
-    """Groups of the given sources, from a gzipped file with lines `{"src", "q", "pos", "negs"}`, in order."""
+    """Reads the groups of the given sources, in order, from a gzipped file with lines `{"src", "q", "pos", "negs"}`."""
     with gzip.open(path, "rt", encoding="utf-8") as lines:
         rows = map(json.loads, lines)
         return [
@@ -37,7 +37,7 @@ def read_groups(path: Path, sources: Sequence[str]) -> list[Group]:
 
 
 def split_groups(groups: Sequence[Group], dev_per_source: int) -> tuple[list[Group], list[Group]]:
-    """Training and dev groups, separated by the hash of the positive: no passage answers queries of both."""
+    """Splits groups into training and dev groups by the hash of the positive, so no passage is a positive in both."""
     dev: dict[str, list[Group]] = defaultdict(list)
     train = []
     for group in groups:
@@ -55,9 +55,9 @@ def _bucket(passage: str) -> int:
 def batches(
     groups: Sequence[Group], shares: Mapping[str, float], num_groups: int, num_passages: int, seed: int
 ) -> Iterator[list[Group]]:
-    """Endless batches. Sources are drawn by their shares, their groups in shuffled order.
+    """Yields batches endlessly. Sources are drawn in proportion to their shares, and their groups in shuffled order.
 
-    Each time, `num_passages - 1` negatives of a group are drawn anew.
+    Each time a group is used, `num_passages - 1` of its negatives are drawn at random.
     """
     generator = random.Random(seed)  # noqa: S311 - not for secrets
     of_source = {source: _shuffled([g for g in groups if g.source == source], generator) for source in shares}
@@ -80,8 +80,8 @@ def _fewer_negatives(group: Group, num_passages: int, generator: random.Random) 
 def lengthen(batch: Sequence[Group], share: float, generator: random.Random) -> list[Group]:
     """Joins every passage of some groups with an unrelated passage, before or after it.
 
-    Training passages have 70 words, those ranked later 100 to 250: the model must find the answer inside. Unrelated
-    passages are negatives of other groups, so that no passage in the batch contains the answer of another query.
+    Training passages have 70 words, but passages in the evaluation have 100 to 250, so the model must learn to find an
+    answer inside. Unrelated passages are negatives of other groups, so no passage answers another query of the batch.
     """
     strangers = [group.passages[-1] for group in batch]
     return [_joined(group, strangers, generator) if generator.random() < share else group for group in batch]

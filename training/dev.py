@@ -1,4 +1,4 @@
-"""Quality on the dev split, for choosing mixtures."""
+"""Measures quality on the dev split, to choose mixtures."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -13,9 +13,10 @@ __all__ = ["dev_ndcg", "ndcg_of_rank"]
 
 
 def dev_ndcg(models: Mapping[str, Scorer], groups: Sequence[Group]) -> dict[str, dict[str, float]]:
-    """Mean nDCG@10 of each model by source. Each query ranks all passages of its source.
+    """Mean nDCG@10 of each model by source. For each query, all passages of the query's source are ranked.
 
-    Cross-encoders rank only the passages of the query's own group. All models share their frozen layers.
+    If a model is a cross-encoder, only the passages of the query's own group are ranked. All models share their frozen
+    layers.
     """
     of_source: dict[str, list[Group]] = defaultdict(list)
     for group in groups:
@@ -32,7 +33,7 @@ def dev_ndcg(models: Mapping[str, Scorer], groups: Sequence[Group]) -> dict[str,
 
 
 def ndcg_of_rank(ranks: torch.Tensor) -> list[float]:
-    """nDCG@10 of queries with one relevant passage, given the number of passages above it."""
+    """nDCG@10 of queries with one relevant passage, given the number of passages ranked above it."""
     gains: list[float] = torch.where(ranks < 10, 1 / (ranks + 2.0).log2(), 0.0).tolist()
     return gains
 

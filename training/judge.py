@@ -1,6 +1,6 @@
-"""nDCG@10 of finished candidates on held-out sets, query by query, and its difference from the default.
+"""Measures nDCG@10 of finished candidates on held-out sets, query by query, and differences from the default.
 
-Candidates must be fixed beforehand, since nothing may be chosen by these figures. The README lists exceptions.
+Candidates must be final, since these figures must not influence any choice. The README lists the exceptions.
 """
 
 from collections import defaultdict
@@ -27,7 +27,7 @@ PerQuery = NDArray[np.float64]
 
 
 def ndcg_by_query(models: Mapping[str, Scorer], task: Task) -> dict[str, PerQuery]:
-    """nDCG@10 of each model, in the order of the task's queries. All models share their frozen layers."""
+    """nDCG@10 of each query by model, in the order of the task's queries. All models share their frozen layers."""
     collection = task.collection
     is_cross = any(model.num_cross_layers for model in models.values())
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
@@ -75,9 +75,9 @@ def _read_apart(models: Mapping[str, Scorer], task: Task) -> dict[str, Scores]:
 
 
 def paired_difference(candidate: Mapping[str, PerQuery], default: Mapping[str, PerQuery]) -> dict[str, Any]:
-    """Mean over the sets of the mean difference over their queries, with its 95% bootstrap interval.
+    """Mean difference over the queries of a set, averaged over the sets, with its 95% bootstrap interval.
 
-    Queries are resampled within each set, the same ones for both models.
+    Queries are resampled within each set, with the same sample for both models.
     """
     generator = np.random.default_rng(_SEED)
     differences = {name: candidate[name] - default[name] for name in candidate}

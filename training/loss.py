@@ -1,9 +1,9 @@
-"""List-wise loss: for each query, a softmax over all passages of the batch."""
+"""List-wise loss, with a softmax over all passages of the batch for each query."""
 
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - the name everyone knows
+import torch.nn.functional as F  # noqa: N812 - the usual name
 
 from training.data import Group
 
@@ -11,9 +11,9 @@ __all__ = ["listwise_loss", "targets_and_rivals"]
 
 
 def targets_and_rivals(groups: Sequence[Group]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Index of each query's positive among all passages `[Q]`, and the mask of the passages it competes with `[Q, P]`.
+    """Index of each query's positive among all passages `[Q]`, and mask of the passages in its softmax `[Q, P]`.
 
-    A passage with the same text as the positive does not compete with it.
+    The mask contains the positive, but no other passage with the positive's text.
     """
     passages = [passage for group in groups for passage in group.passages]
     lengths = torch.tensor([0, *(len(group.passages) for group in groups)])
@@ -24,5 +24,5 @@ def targets_and_rivals(groups: Sequence[Group]) -> tuple[torch.Tensor, torch.Ten
 
 
 def listwise_loss(logits: torch.Tensor, targets: torch.Tensor, rivals: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of the positives under a softmax over their rivals: `[Q, P]`, `[Q]`, `[Q, P]` -> scalar."""
+    """Cross-entropy of the positives in a softmax over the masked passages: `[Q, P]`, `[Q]`, `[Q, P]` -> scalar."""
     return F.cross_entropy(logits.masked_fill(~rivals, -torch.inf), targets)

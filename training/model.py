@@ -1,7 +1,7 @@
-"""The default's encoder and head, with additional weights that are neutral at step 0: untrained, it scores like it.
+"""The default model's encoder and head, with additional weights that do not change its scores before training.
 
-Besides the encoder's upper layers, it learns the weight of each query token, bonuses for exact token matches and for
-the passage's best window, and, as a cross-encoder, gated attention of passage tokens to query tokens.
+Training changes the encoder's upper layers, the weight of each query token, and bonuses for exact token matches and for
+the passage's best window. In a cross-encoder, it also changes gated attention from passage tokens to query tokens.
 """
 
 import math
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - the name everyone knows
+import torch.nn.functional as F  # noqa: N812 - the usual name
 from torch import nn
 from transformers import BertModel
 
@@ -22,7 +22,7 @@ __all__ = ["Encoded", "Head", "Scorer"]
 
 _DEFAULT = LateInteractionHead()
 _IN_FLOAT32 = torch.autocast("cpu", enabled=False)
-"""The engine compares states in float32 in every precision of the encoder, and so does this head."""
+"""Like the engine, the head compares states in float32, whatever the precision of the encoder."""
 
 
 _NUM_LAYERS = 6
@@ -46,7 +46,7 @@ class Encoded:
 
 
 class Head(nn.Module):
-    """Logit from token states: cosine of the means, weighted MaxSim, and share of exactly matched tokens."""
+    """Computes a logit from token states: cosine of the means, weighted MaxSim, and share of exactly matched tokens."""
 
     def __init__(self, hidden_size: int, vocabulary_size: int) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class Head(nn.Module):
 
     @_IN_FLOAT32
     def own_pairs(self, queries: Encoded, passages: Encoded) -> torch.Tensor:
-        """Logits `[B]` of each query with the passage in its row."""
+        """Logits `[B]` of each query with the passage in the same row."""
         sims = F.normalize(queries.states, dim=-1) @ F.normalize(passages.states, dim=-1).transpose(1, 2)
         best = sims.masked_fill(~passages.mask[:, None], -1.0).amax(-1)  # [B, Lq]
         same = (queries.token_ids[:, :, None] == passages.token_ids[:, None]).any(-1)
@@ -87,9 +87,9 @@ class Head(nn.Module):
         return self._join(cosine, window, (weights[..., 0] * best).sum(-1), (weights[..., 1] * same).sum(-1))
 
     def token_weights(self, queries: Encoded) -> torch.Tensor:
-        """Shares of the query's words in MaxSim and in exact matches, `[Q, Lq, 2]`; equal before training.
+        """Weights of the query's words in MaxSim and in exact matches, `[Q, Lq, 2]`; equal before training.
 
-        BERT's vocabulary is sorted by frequency, so the logarithm of a token's id says how rare it is.
+        BERT's vocabulary is sorted by frequency, so the logarithm of a token's id measures the token's rarity.
         """
         scale = queries.states.size(-1) ** 0.5
         rarity = queries.token_ids.clamp(min=1).log() / self._log_vocabulary - 0.8
@@ -125,7 +125,7 @@ class Scorer(nn.Module):
         self.num_frozen_layers = num_frozen_layers
         self._tokenizer = load_tokenizer(folder)
         self.encoder = BertModel.from_pretrained(folder, add_pooling_layer=False, local_files_only=True)
-        self.encoder.eval()  # no dropout: one epoch hardly overfits, and dropout would disturb trained weights
+        self.encoder.eval()  # no dropout: one epoch hardly overfits, and dropout would disturb pretrained weights
         config = self.encoder.config
         self._num_heads = config.num_attention_heads
         self.head = Head(config.hidden_size, config.vocab_size)
@@ -141,12 +141,12 @@ class Scorer(nn.Module):
         ]
 
     def encode(self, texts: Sequence[list[int]], context: Encoded | None = None) -> Encoded:
-        """States of texts. In the cross layers, text b also attends to row b of `context`."""
+        """States of the texts. In the cross layers, text b also attends to row b of `context`."""
         return self.finish(self.begin(texts), context)
 
     @torch.no_grad()
     def begin(self, texts: Sequence[list[int]]) -> Encoded:
-        """States after the frozen layers, which models with equally many frozen layers share."""
+        """States after the frozen layers. Models with the same number of frozen layers share these states."""
         token_ids = nn.utils.rnn.pad_sequence([torch.tensor(text) for text in texts], batch_first=True)
         lengths = torch.tensor([len(text) for text in texts])[:, None]
         positions = torch.arange(token_ids.size(1))
@@ -179,7 +179,7 @@ class Scorer(nn.Module):
         mask: torch.Tensor,
         reads: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None,
     ) -> torch.Tensor:
-        """A BERT layer, with gated attention to another text added to its own attention."""
+        """States after a BERT layer whose self-attention is extended by gated attention to another text, if given."""
         project, query = layer.attention.self, self._heads(layer.attention.self.query(states))
         attended = self._attend(query, project, states, mask)
         if reads is not None:
@@ -198,8 +198,8 @@ class Scorer(nn.Module):
 
 
 def _window_means(texts: Encoded) -> torch.Tensor:
-    """Normalised means `[B, W, H]` of half-overlapping windows that are at least half full; zeros beyond a text's
-    end."""
+    """Normalised means `[B, W, H]` of windows that overlap by half; zeros for windows that are less than half
+    full, except the first window of a text."""
     half = _WINDOW_TOKENS // 2
     states = F.pad((texts.states * texts.mask[..., None]).transpose(1, 2), (0, _WINDOW_TOKENS))  # [B, H, L + 32]
     means = F.avg_pool1d(states, _WINDOW_TOKENS, half).transpose(1, 2)

@@ -1,4 +1,4 @@
-"""Logits of many pairs with a `Scorer`, in batches of similar length."""
+"""Computes logits of many pairs with a `Scorer`, in batches of similar length."""
 
 from collections.abc import Iterator, Sequence
 
@@ -12,7 +12,7 @@ _TEXTS_PER_BATCH = 16
 
 
 def buckets(texts: Sequence[list[int]], size: int = _TEXTS_PER_BATCH) -> Iterator[list[int]]:
-    """Indices of the texts in batches of similar length, to reduce padding."""
+    """Yields the texts' indices in batches of similar length, to reduce padding."""
     order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
     for start in range(0, len(order), size):
         yield order[start : start + size]
@@ -28,7 +28,7 @@ def pool_logits(model: Scorer, queries: Encoded, texts: Sequence[list[int]]) -> 
 
 
 def pair_logits(model: Scorer, queries: Encoded, texts: Sequence[list[int]], owners: Sequence[int]) -> torch.Tensor:
-    """Logits `[P]` of each passage with its query in `owners`; cross-encoders encode both together."""
+    """Logits `[P]` of each passage with the query whose index is in `owners`; cross-encoders encode both together."""
     parts, order = [], []
     for rows in buckets(texts):
         asked = queries[torch.tensor([owners[row] for row in rows])]

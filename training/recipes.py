@@ -1,11 +1,12 @@
-"""Training recipes by name, with an increasing number of trainable weights."""
+"""Training recipes by name, in order of their number of trainable weights."""
 
 from dataclasses import dataclass, field
 
 __all__ = ["RECIPES", "Recipe"]
 
 _SHARES = {"squad": 0.5, "medquad": 0.3, "nq": 0.2}
-"""QAMR is left out because its questions lack context, and Debian to serve as the unseen domain of the dev split."""
+"""Sources and their shares. QAMR is excluded because its questions lack context; Debian is excluded because it is the
+unseen domain of the dev split."""
 
 
 @dataclass(frozen=True)
@@ -14,19 +15,19 @@ class Recipe:
 
     num_steps: int
     num_frozen_layers: int
-    """Frozen layers of the encoder's six, from below. Embeddings are always frozen."""
+    """Number of frozen layers, of the encoder's six, from the lowest. Embeddings are always frozen."""
 
     num_cross_layers: int = 0
-    """Upper layers in which passage tokens attend to the query; 0: late interaction."""
+    """Number of upper layers in which passage tokens attend to the query; 0: late interaction."""
 
     encoder_rate: float = 3e-5
     head_rate: float = 2e-3
     scalar_rate: float = 2e-2
-    """Learning rate of the gates and of the head's weights for cosine, MaxSim and matches, which are about 1 to 10."""
+    """Learning rate of the gates, and of the head's weights of cosine, MaxSim and matches, which are about 1 to 10."""
 
     num_groups: int = 8
     num_passages: int = 4
-    """Passages of a group per step: the positive, and hard negatives drawn anew."""
+    """Number of a group's passages per step: the positive, and hard negatives drawn at random."""
 
     lengthened_share: float = 0.25
     window_tokens: int = 256
@@ -40,5 +41,5 @@ RECIPES = {
     "later": Recipe(num_steps=240, num_frozen_layers=3, encoder_rate=4e-5, seed=8),
     "cross": Recipe(num_steps=80, num_frozen_layers=3, num_cross_layers=3, num_passages=6),
 }
-"""`head` trains the head alone, `late` the upper layers as well. `later` continues `late`; `cross` starts from it, as a
-cross-encoder."""
+"""`head` trains only the head; `late` also trains the upper layers. `later` continues `late`. `cross` starts from the
+weights of `late` and trains a cross-encoder."""

@@ -1,4 +1,4 @@
-"""Pairs per second of several models, alternating so that other work on the machine affects all of them."""
+"""Measures several models in turn, in pairs per second, so other work on the machine affects all of them."""
 
 import time
 from collections.abc import Mapping
@@ -14,12 +14,11 @@ __all__ = ["pairs_per_second"]
 
 
 def pairs_per_second(models: Mapping[str, Scorer], task: Task, num_rounds: int) -> dict[str, dict[str, float]]:
-    """Median over the rounds. In each round every model scores the candidates of each query, encoding the query
-    once."""
+    """Median rate of each model. In each round, every model scores all candidates and encodes each query once."""
     rates: dict[str, list[float]] = {name: [] for name in models}
     for _ in range(num_rounds):
         for name, model in models.items():
-            started = time.process_time()  # CPU time, since other processes may use the cores
+            started = time.process_time()  # CPU time, because other processes may use the cores
             for query, passages in task.candidates.items():
                 _score(model, task.collection.queries[query], [task.collection.passages[p] for p in passages])
             rates[name].append(task.num_pairs / (time.process_time() - started))

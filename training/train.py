@@ -1,4 +1,4 @@
-"""A training run: batches in, trained weights and a log of JSON lines out."""
+"""Trains a model on batches, and writes the trained weights and a log with JSON lines."""
 
 import json
 import random
@@ -24,9 +24,9 @@ _PAUSE_S = 2.0
 
 
 def train(model: Scorer, groups: Sequence[Group], recipe: Recipe, out: Path, pause_file: Path | None = None) -> None:
-    """Trains in place. Weights are saved to `out` regularly and at the end, losses to `out` with suffix `.jsonl`.
+    """Trains a model in place. Saves weights to `out` regularly and at the end, and losses to a `.jsonl` file.
 
-    While `pause_file` exists, no step starts, so that other measurements can run on the machine.
+    No step starts while `pause_file` exists, to leave the machine to other measurements.
     """
     optimizer = torch.optim.AdamW(_parameter_groups(model, recipe), weight_decay=0.01, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate_share(step, recipe.num_steps))
@@ -48,7 +48,7 @@ def train(model: Scorer, groups: Sequence[Group], recipe: Recipe, out: Path, pau
 
 
 def step_loss(model: Scorer, batch: Sequence[Group]) -> torch.Tensor:
-    """Loss over all passages of the batch; for a cross-encoder, over those of the query's own group."""
+    """Loss over all passages of the batch or, for a cross-encoder, over the passages of the query's own group."""
     texts = model.tokenise([passage for group in batch for passage in group.passages])
     targets, rivals = targets_and_rivals(batch)
     with torch.autocast("cpu", torch.bfloat16):
@@ -81,7 +81,7 @@ def _parameter_groups(model: Scorer, recipe: Recipe) -> list[dict[str, object]]:
 
 
 def _rate_share(step: int, num_steps: int) -> float:
-    """Learning rate factor: linear warm-up, then linear decay to 0."""
+    """Factor of the learning rate, with linear warm-up, then linear decay to 0."""
     warm_up = max(1, int(num_steps * _WARM_UP_SHARE))
     return min((step + 1) / warm_up, (num_steps - step) / (num_steps - warm_up))
 

@@ -1,4 +1,4 @@
-"""Trained weights: saving, loading and interpolation. Frozen weights are not saved."""
+"""Saves, loads and interpolates trained weights. Frozen weights are not saved."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ def learnt(model: Scorer) -> dict[str, torch.Tensor]:
 
 
 def save(model: Scorer, path: Path) -> None:
-    """Saves trained weights atomically."""
+    """Saves all trainable weights atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     save_file({name: weight.contiguous() for name, weight in learnt(model).items()}, partial)
@@ -25,11 +25,11 @@ def save(model: Scorer, path: Path) -> None:
 
 
 def load(model: Scorer, path: Path) -> None:
-    """Loads weights from a file; weights that the file lacks keep their values. Raises `KeyError`."""
+    """Loads weights from a file. Weights missing in the file are unchanged. Raises `KeyError` for unknown names."""
     weights = dict(model.named_parameters())
     with torch.no_grad():
         for name, weight in load_file(path).items():
-            if weight.numel():  # a model without cross layers has no gates
+            if weight.numel():  # empty: the gates of a model without cross layers
                 weights[name].copy_(weight)
 
 

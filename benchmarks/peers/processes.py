@@ -1,4 +1,4 @@
-"""Servers as child processes: started, awaited, and stopped with all their children."""
+"""Runs servers as child processes: starts them, waits for them, and stops them with all their children."""
 
 import os
 import signal
@@ -23,7 +23,7 @@ _POLL_S = 0.5
 
 
 class StartFailed(Exception):
-    """A server ended, or was not ready in time. Carries the end of its log."""
+    """A server exited, or was not ready in time. The message contains the end of the server's log."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def running(command: Command, port: int, num_threads: int, log: Path) -> Iterato
             stderr=subprocess.STDOUT,
             env=_variables(command, num_threads),
             cwd=command.folder,
-            start_new_session=True,  # Ctrl-C reaches this process only, which stops the server
+            start_new_session=True,  # Ctrl-C reaches only this process, which then stops the server
         )
     try:
         url = f"http://127.0.0.1:{port}"
@@ -77,9 +77,9 @@ def free_port() -> int:
 
 
 def stop_on_signals() -> None:
-    """Makes SIGTERM end this process like Ctrl-C, so that every `finally` runs.
+    """Makes SIGTERM end this process like Ctrl-C, so every `finally` block runs.
 
-    A shell makes background jobs ignore SIGINT, which children would inherit; setting a handler prevents that.
+    A shell makes background jobs ignore SIGINT, and children would inherit this; setting a handler prevents it.
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -91,7 +91,7 @@ def first_cpus(count: int) -> list[int]:
 
 
 def _on_cpus(num_threads: int) -> list[str]:
-    """Prefix that limits the process tree to the first CPUs; empty if all are used."""
+    """Command prefix that limits a process tree to the first CPUs; empty if the tree may use all CPUs."""
     if num_threads >= len(os.sched_getaffinity(0)):
         return []
     return ["taskset", "--cpu-list", ",".join(map(str, first_cpus(num_threads)))]
@@ -117,7 +117,7 @@ def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> 
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Interrupts a server, then kills what is left of its process tree."""
+    """Interrupts a server, then kills the remaining processes of its tree."""
     tree = process_tree(process.pid)
     if process.poll() is None:
         process.send_signal(signal.SIGINT)

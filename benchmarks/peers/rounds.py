@@ -1,8 +1,8 @@
-"""Interleaved rounds: every contender in turn, each between two runs of the bare forward pass.
+"""Measures the contenders in rounds: each takes its turn between two runs of the bare forward pass.
 
 The speed of a shared machine varies from minute to minute. Each contender is therefore compared with the mean of the
-bare forward passes just before and just after its turn. Servers run only during their turn, because idle servers use
-CPU: a Ray session takes 0.12 of a core, so three of them take a sixth of a machine with two cores.
+bare forward passes immediately before and after its turn. Servers run only during their turn, because idle servers use
+CPU: a Ray session uses 0.12 of a core, so three sessions use a sixth of a machine with two cores.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ __all__ = ["BareFigures", "ContenderFigures", "Result", "Round", "RoundSettings"
 
 _WARM_UP_REQUESTS = 2
 _BARE_PAIRS = 400
-"""Pairs of one run of the bare forward pass, which takes ten seconds on two cores."""
+"""Number of pairs in one run of the bare forward pass; the run takes ten seconds on two cores."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Round:
     """Figures of a contender in one round."""
 
     bare: BareFigures
-    """Mean of the runs before and after this turn."""
+    """Mean of the bare runs before and after this turn."""
 
     one_client: LoadFigures
     many_clients: LoadFigures
@@ -54,7 +54,7 @@ class Round:
 
 
 _Turn = tuple[LoadFigures, LoadFigures, SmallBehindBig, float]
-"""A round without its bare forward pass."""
+"""Figures of a turn, without those of the bare forward pass."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class ContenderFigures:
 
     cpu_s_per_1k_pairs: float
     ratio_to_bare: float
-    """Ratio of CPU-seconds; the median of the ratios within a round."""
+    """Median over the rounds of the ratio of CPU-seconds."""
 
     pairs_per_s: float
     """Throughput with many clients."""
@@ -73,7 +73,7 @@ class ContenderFigures:
 
     wait_share: float | None
     max_logit_error: float
-    """Largest difference from float32 transformers in all rounds."""
+    """Largest difference from the logits of float32 transformers, over all rounds."""
 
     failures: dict[str, int]
 
@@ -85,13 +85,13 @@ class Result:
     contender: Contender
     versions: dict[str, str] = field(default_factory=dict)
     error: str | None = None
-    """Why the measurement stopped."""
+    """Reason why the measurement stopped early; null if it did not."""
 
     rounds: list[Round] = field(default_factory=list)
 
     @property
     def figures(self) -> ContenderFigures | None:
-        """Medians over the rounds; null without a round."""
+        """Medians over the rounds; null if no round was completed."""
         if not self.rounds:
             return None
         cpu_s = [_cpu_s(done) for done in self.rounds]
@@ -135,7 +135,7 @@ class RoundSettings:
 
 
 def run_rounds(results: Sequence[Result], plan: RoundSettings, progress: Callable[[str], None]) -> list[BareFigures]:
-    """Runs the rounds of all results without an error, and returns every run of the bare forward pass."""
+    """Runs the rounds of all contenders that have no error yet, and returns every run of the bare forward pass."""
     bare = [_measure_bare(plan)]
     for number in range(1, plan.num_rounds + 1):
         for result in results:
@@ -157,7 +157,7 @@ def _server(contender: Contender, plan: RoundSettings) -> Iterator[Server]:
 
 
 def _take_turn(result: Result, plan: RoundSettings) -> _Turn | None:
-    """One turn of a contender. An error ends its measurement, but not that of the others."""
+    """Runs one turn of a contender. An error ends the measurement of this contender, but not of the others."""
     try:
         with _server(result.contender, plan) as server:
             _warm_up(result.contender, server, plan)
@@ -202,14 +202,14 @@ def _requests(contender: Contender, workload: Workload) -> list[PreparedRequest]
 
 
 def _request_of(contender: Contender, workload: Workload, num_passages: int) -> PreparedRequest:
-    """A request with passages of the workload, repeated if there are too few; a number makes each unique."""
+    """A request with passages of the workload, repeated if there are too few. A number makes each passage unique."""
     passages = [passage for request in workload.requests for passage in request]
     chosen = [f"{index} {passages[index % len(passages)]}" for index in range(num_passages)]
     return contender.api.request(workload.query, chosen, **contender.fields)
 
 
 def _max_logit_error(contender: Contender, workload: Workload, run: LoadRun) -> float:
-    """Largest difference from float32 transformers. Raises `RuntimeError` if nothing was answered."""
+    """Largest difference from the logits of float32 transformers. Raises `RuntimeError` if no request was answered."""
     sent = zip(run.answers, workload.logits, strict=False)  # a warm-up sends only the first requests
     answered = [(answer, logits) for answer, logits in sent if answer.is_ok]
     if not answered:

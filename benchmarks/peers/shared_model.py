@@ -1,4 +1,4 @@
-"""Checkpoint of all contenders, in three formats, and seeded requests with their expected logits."""
+"""The checkpoint for all contenders, in three formats, and seeded requests with their expected logits."""
 
 import json
 import shutil
@@ -31,10 +31,10 @@ __all__ = [
 ]
 
 ONNX_ENVIRONMENT = "infinity"
-"""Environment with both torch and ONNX Runtime."""
+"""Environment that has both torch and ONNX Runtime."""
 
 _MEAN_TOKENS, _DEVIATION, _FEWEST, _MOST = 126, 28, 72, 184
-"""Distribution of the tokens of a pair."""
+"""Distribution of pair lengths in tokens."""
 
 _REFERENCE_BATCH = 32
 
@@ -70,7 +70,7 @@ class Workload:
 
     @property
     def logit_range(self) -> float:
-        """Range between the lowest and the highest logit, for judging errors."""
+        """Difference between the highest and the lowest logit, for comparison with errors."""
         return float(np.ptp(np.concatenate(self.logits)))
 
     def sample(self, num_pairs: int) -> list[np.ndarray[Any, np.dtype[np.int64]]]:
@@ -82,8 +82,8 @@ class Workload:
 def write_classifier(models: SharedModels) -> None:
     """Writes the checkpoint in safetensors, unless it exists.
 
-    The encoder's own tokenizer file truncates and pads to 128 tokens. Some peers would follow it and get other scores,
-    so both settings are removed.
+    The encoder's own tokenizer file truncates and pads to 128 tokens. Both settings are removed, because some peers
+    would apply them and compute different scores.
     """
     if (models.classifier / "special_tokens_map.json").exists():
         return
@@ -112,12 +112,12 @@ def export_onnx(models: SharedModels) -> None:
 
 
 def load_bare(models: SharedModels) -> Any:
-    """The checkpoint in unmodified transformers."""
+    """Loads the checkpoint with unmodified transformers."""
     return BertForSequenceClassification.from_pretrained(models.classifier).eval()
 
 
 def draw_workload(models: SharedModels, bare: Any, num_requests: int, num_passages: int) -> Workload:
-    """Seeded requests with distinct passages."""
+    """Draws seeded requests with distinct passages."""
     tokenizer = Tokenizer.from_file(str(models.classifier / "tokenizer.json"))
     overhead = len(tokenizer.encode(QUERY, "").ids)
     rng = np.random.default_rng(0)
@@ -135,7 +135,7 @@ def draw_workload(models: SharedModels, bare: Any, num_requests: int, num_passag
 
 @torch.inference_mode()
 def _reference_logits(bare: Any, pairs: Sequence[Encoding]) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """`[len(pairs)]`, in the order of `pairs`; scored in batches of similar lengths."""
+    """Logits `[len(pairs)]` in the order of `pairs`, scored in batches of similar lengths."""
     logits = np.empty(len(pairs), dtype=np.float32)
     order = sorted(range(len(pairs)), key=lambda index: len(pairs[index].ids))
     for start in range(0, len(order), _REFERENCE_BATCH):

@@ -1,1 +1,1 @@
-"""The study behind `docs/quality.md`: the embedded model compared with simpler scorers, truncations and windows."""
+"""The study behind `docs/quality.md`: compares the embedded model with simpler scorers, truncations and windows."""

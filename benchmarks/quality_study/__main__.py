@@ -1,4 +1,4 @@
-"""`python -m benchmarks.quality_study measure DATA`, then `python -m benchmarks.report`. Needs the extra `bench`."""
+"""`python -m benchmarks.quality_study measure DATA`, then `python -m benchmarks.report`. Needs the extra `tools`."""
 
 import json
 import tempfile
@@ -19,10 +19,10 @@ _RESULTS = Path("benchmarks/results/quality.json")
 
 @app.command()
 def measure(
-    data: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="Folder with a BEIR folder per set.")],
+    data: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="Folder with one BEIR folder per set.")],
     json_file: Annotated[Path, typer.Option("--json")] = _RESULTS,
 ) -> None:
-    """Measure every variant on every set; takes half an hour on two cores."""
+    """Measures every variant on every set; takes half an hour on two cores."""
     console = Console()
     record: dict[str, Any] = provenance(_PACKAGES) | {"command": "python -m benchmarks.quality_study measure DATA"}
     with tempfile.TemporaryDirectory() as scratch:

@@ -1,6 +1,6 @@
-"""Makes a collection of long passages from a collection of short ones, by joining several in random order.
+"""Makes a collection of long passages from short ones: each long passage joins several short ones in random order.
 
-A long passage is as relevant to a query as its most relevant part, which may be anywhere in it.
+A long passage is as relevant to a query as its most relevant part, which may be at any place.
 """
 
 import json
@@ -12,7 +12,7 @@ __all__ = ["join_corpus", "join_passages", "join_qrels"]
 
 
 def join_corpus(lines: list[str], num_passages: int, seed: int) -> tuple[list[str], dict[str, str]]:
-    """Lines of the new corpus, and the new id of each old passage."""
+    """Lines of the new corpus, and the id of the long passage that contains each short passage."""
     rows = [json.loads(line) for line in lines]
     random.Random(seed).shuffle(rows)  # noqa: S311 - an order, not a secret
     joined, places = [], {}
@@ -26,7 +26,7 @@ def join_corpus(lines: list[str], num_passages: int, seed: int) -> tuple[list[st
 
 
 def join_qrels(lines: list[str], places: dict[str, str]) -> list[str]:
-    """Qrels of the long passages; the first line is the header."""
+    """Qrels of the long passages, with a header line."""
     header, *rows = lines
     best: dict[tuple[str, str], int] = {}
     for query_id, passage_id, relevance in (row.split("\t") for row in rows):
@@ -36,7 +36,7 @@ def join_qrels(lines: list[str], places: dict[str, str]) -> list[str]:
 
 
 def join_passages(folder: Path, output: Path, num_passages: int, seed: int) -> Path:
-    """Writes the collection of long passages to `output` and returns that folder."""
+    """Writes the collection of long passages to the folder `output` and returns this folder."""
     output.mkdir(parents=True, exist_ok=True)
     joined, places = join_corpus(_lines(folder / "corpus.jsonl"), num_passages, seed)
     _write(output / "corpus.jsonl", joined)

@@ -1,4 +1,4 @@
-"""Runs every variant on every set, in this process."""
+"""Runs all variants on all sets, in this process."""
 
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -38,7 +38,7 @@ class VariantScores(NamedTuple):
 
 
 class Runner:
-    """Runs variants on one set. Variants that differ only in the head share an engine and its cache of encodings."""
+    """Runs variants on one set. Variants that differ only in the head share one engine and its cache of encodings."""
 
     def __init__(self, task: Task) -> None:
         self.task = task
@@ -52,7 +52,7 @@ class Runner:
         return self._ranked[variant]
 
     def first_stage(self) -> VariantScores:
-        """The scores of BM25."""
+        """Scores all pairs of the set with BM25."""
         scores = [score for query_id in self.task.candidates for score in self.task.first_stage_scores[query_id]]
         return VariantScores(scores, self._ndcg(scores), 0, 0.0)
 
@@ -90,7 +90,7 @@ def _model(variant: ScorerVariant, cache_bytes: int | None) -> ModelConfig:
 
 
 def _score(engine: LateInteractionEngine, pairs: Sequence[EncodedPair], is_shuffled: bool) -> list[float]:
-    """Logits in the order of `pairs`, which may be scored in another order."""
+    """Logits in the order of `pairs`, even if the pairs are scored in another order."""
     order = list(range(len(pairs)))
     if is_shuffled:
         random.Random(_SEED).shuffle(order)  # noqa: S311 - an order, not a secret
@@ -100,7 +100,7 @@ def _score(engine: LateInteractionEngine, pairs: Sequence[EncodedPair], is_shuff
 
 
 def _row(label: str, ranked: VariantScores, base: VariantScores) -> dict[str, Any]:
-    """nDCG@10 with its interval, and its difference from `base`, paired by query."""
+    """nDCG@10 with its interval, and the difference from `base`, paired by query."""
     mean, low, high = figure(ranked.ndcg)
     difference = figure(ranked.ndcg - base.ndcg)
     return {
@@ -145,7 +145,7 @@ def _measure_set(task: Task, one: StudySet, progress: Callable[[str], None]) -> 
 
 
 def measure_sets(data: Path, scratch: Path, progress: Callable[[str], None]) -> Iterator[dict[str, Any]]:
-    """Figures of each set in `SETS`. `data` contains a BEIR folder per name; joined sets are written to `scratch`."""
+    """Measures each set in `SETS`. `data` has a BEIR folder per name; joined sets are written to `scratch`."""
     for one in SETS:
         folder = data / one.name
         if one.joined is not None:

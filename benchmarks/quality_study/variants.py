@@ -20,7 +20,7 @@ class ScorerVariant:
     label: str = field(compare=False)
     dtype: Dtype = Dtype.INT8
     window_tokens: int | None = None
-    """Null: the checkpoint's own window, 256."""
+    """Window in tokens; null: the checkpoint's own window of 256 tokens."""
     head: LateInteractionHead = DEFAULT_HEAD
     windows: PassageWindows | None = None
     is_shuffled: bool = False
@@ -28,7 +28,7 @@ class ScorerVariant:
 
 
 class Comparison(NamedTuple):
-    """A variant and the variant it is compared with."""
+    """A variant, and the variant that it is compared with."""
 
     variant: ScorerVariant
     base: ScorerVariant
@@ -42,7 +42,7 @@ class StudySet(NamedTuple):
     sections: tuple[str, ...]
     max_queries: int | None = None
     joined: int | None = None
-    """Number of passages joined into one; null: the passages are not joined."""
+    """Number of passages that are joined into one; null: none are joined."""
 
     @property
     def label(self) -> str:

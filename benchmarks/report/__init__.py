@@ -1,7 +1,7 @@
-"""Tables and plots of `docs/`, made from the measurements in `benchmarks/results`.
+"""Makes the tables and plots in `docs/` from the measurements in `benchmarks/results`.
 
     python -m benchmarks.report [--results benchmarks/results] [--docs docs]
 
-`performance.py`, `capacity.py`, `quality.py` and `models.py` each make the sections of one subject, `pages.py` puts
-them into the pages.
+`performance.py`, `capacity.py`, `quality.py` and `models.py` each make the sections on one subject, and `pages.py`
+inserts the sections into the pages.
 """

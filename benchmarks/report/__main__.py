@@ -23,7 +23,7 @@ def contents(results: Path) -> dict[str, str]:
 
 
 def pages(docs: Path, made: Mapping[str, str]) -> Iterator[tuple[Path, str]]:
-    """Every page with generated sections, and its text with new contents in them."""
+    """Every page that has generated sections, and its text with updated sections."""
     for page in sorted(docs.rglob("*.md")):
         text = page.read_text(encoding="utf-8")
         if section_names(text):
@@ -34,7 +34,7 @@ def main(
     results: Annotated[Path, typer.Option(help="Folder with the measurements.")] = _ROOT / "benchmarks" / "results",
     docs: Annotated[Path, typer.Option(help="Folder with the pages.")] = _ROOT / "docs",
 ) -> None:
-    """Rewrites the generated sections of every page under `docs`, and the plots."""
+    """Rewrites the plots and the generated sections of every page in `docs`."""
     for page, text in pages(docs, contents(results)):
         page.write_text(text, encoding="utf-8")
     performance.draw(results, docs / "images")

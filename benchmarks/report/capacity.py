@@ -1,4 +1,4 @@
-"""Sections and plots of `docs/capacity.md`, made from what `benchmarks.simulate_cluster` resulted."""
+"""Sections and plots of `docs/capacity.md`, made from the results of `benchmarks.simulate_cluster`."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,7 +24,7 @@ _VALIDATION, _TABLES, _LIMITS = "plan-validation.json", "plan-tables.json", "pla
 
 
 def validation_table(result: ResultFile) -> str:
-    """Measured and simulated figures, side by side."""
+    """Table of measured and simulated figures."""
 
     def cell(figure: Mapping[str, float], form: str) -> str:
         return f"{figure['measured']:{form}} / {figure['simulated']:{form}} ({figure['ratio']:.2f})"
@@ -46,7 +46,7 @@ def validation_table(result: ResultFile) -> str:
 
 
 def plans_table(result: ResultFile) -> str:
-    """Replicas by request mix, rate and GPU."""
+    """Table of replicas by request mix, rate and GPU."""
     plans = [plan for plan in result["results"]["plans"] if plan["gpu"] != "one core"]
     gpus = list(dict.fromkeys(plan["gpu"] for plan in plans))
     found = {(plan["mix"], plan["rps"], plan["gpu"]): plan for plan in plans}
@@ -60,7 +60,7 @@ def plans_table(result: ResultFile) -> str:
 
 
 def embedded_table(result: ResultFile) -> str:
-    """Cores for the embedded model."""
+    """Table of the cores that the embedded model needs."""
     rows = [
         (plan["mix"], f"{plan['rps']:g}", _replicas(plan))
         for plan in result["results"]["plans"]
@@ -76,7 +76,7 @@ def _replicas(plan: Mapping[str, Any]) -> str:
 
 
 def sensitivity_table(result: ResultFile) -> str:
-    """The example load with one assumption changed."""
+    """Table of the replicas for the example load, with one assumption changed per row."""
     rows = [
         (
             row["change"],
@@ -93,7 +93,7 @@ def sensitivity_table(result: ResultFile) -> str:
 
 
 def region_table(result: ResultFile) -> str:
-    """A surviving region of three."""
+    """Table of the loss of one of three regions, as observed in a surviving region."""
     rows = []
     for row in result["results"]["regions"]:
         recovered = "never" if row["recovered_after_s"] is None else f"{row['recovered_after_s']:.0f} s"
@@ -112,7 +112,7 @@ def region_table(result: ResultFile) -> str:
 
 
 def limits_table(result: ResultFile) -> str:
-    """Load on ingresses, routers and controller, by number of replicas."""
+    """Table of the load on ingresses, routers and controller, by number of replicas."""
     rows = []
     for row in result["results"]["limits"]:
         second, slow = row["each second"], row["each 10 s"]

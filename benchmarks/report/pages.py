@@ -1,6 +1,6 @@
-"""Generated sections of Markdown pages, and what every table and plot shares.
+"""Replaces generated sections of Markdown pages, and provides helpers for their tables and plots.
 
-A section is the text between `<!-- generated: NAME -->` and `<!-- end -->`; the rest of a page is left alone.
+A section is the text between `<!-- generated: NAME -->` and `<!-- end -->`; the rest of a page is not changed.
 """
 
 import json
@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 RED, GREY, INK = "#d1495b", "#9aa0a6", "#3c4043"
-"""Colours of every plot; readable on light and on dark pages, since plots have a white background."""
+"""Colours of all plots. Plots have a white background, so they are readable on light and dark pages."""
 
 _SECTION = re.compile(r"(<!-- generated: (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _ESCAPED_BAR = "\\|"
@@ -37,7 +37,7 @@ PageSection = tuple[str, Callable[[ResultFile], str]]
 
 
 def read_result(folder: Path, file: str) -> ResultFile:
-    """One file of `benchmarks/results`."""
+    """Reads one file in `benchmarks/results`."""
     result: ResultFile = json.loads((folder / file).read_text(encoding="utf-8"))
     return result
 
@@ -48,9 +48,9 @@ def section_names(text: str) -> list[str]:
 
 
 def replace_sections(text: str, contents: Mapping[str, str], images: str = "images") -> str:
-    """The page with new contents in the sections that `contents` names; sections without contents stay as they are.
+    """Returns the page with its sections replaced by `contents`, by name; sections without new contents do not change.
 
-    `images` is the way from the page to the folder of the plots.
+    `images` is the relative path from the page to the folder of the plots.
     """
 
     def replaced(match: re.Match[str]) -> str:
@@ -80,7 +80,7 @@ def origin(result: ResultFile) -> str:
 
 
 def svg_plots() -> Any:
-    """matplotlib's `pyplot`, set up so that equal figures give equal files. Comes with the extra `bench`."""
+    """matplotlib's `pyplot`, set up so that equal figures give equal files. Needs the extra `tools`."""
     import matplotlib as mpl
 
     mpl.use("svg")
@@ -91,7 +91,7 @@ def svg_plots() -> Any:
 
 
 def save_figure(figure: Any, path: Path) -> None:
-    """Writes a figure without its frame's upper and right edges and without a date."""
+    """Writes a figure without a date, and without the upper and right edges of its frame."""
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -20,11 +20,11 @@ __all__ = ["SECTIONS", "draw", "engine_table", "peers_table", "service_table", "
 
 _PEERS_PLOT, _STEP_PLOT = "performance-cpu.svg", "step.svg"
 _NOT_COMPARED = ("click", "fastapi", "numpy", "typer", "uvicorn")
-"""Pinned packages that no reader compares; the results contain their versions too."""
+"""Pinned packages that the table omits because readers do not compare them; the results contain their versions."""
 
 
 def engine_table(result: ResultFile) -> str:
-    """Every engine next to the bare forward pass of its weights."""
+    """Table of every engine, compared with the bare forward pass of its weights."""
     rows = [
         (
             row["engine"].replace("_", " "),
@@ -52,7 +52,7 @@ def engine_table(result: ResultFile) -> str:
 
 
 def service_table(result: ResultFile) -> str:
-    """The service under each load."""
+    """Table of the service's figures under each load."""
     results = result["results"]
     rows = []
     for name, load in results["loads"].items():
@@ -75,7 +75,7 @@ def _probe(results: ResultFile) -> str:
 
 
 def peers_table(result: ResultFile) -> str:
-    """All contenders, cheapest first; contenders without a measurement last."""
+    """Table of all contenders in order of CPU time, with unmeasured contenders at the end."""
     bare = sorted(row["cpu_s_per_1k_pairs"] for row in result["bare"])[len(result["bare"]) // 2]
     bare_pairs = sorted(row["pairs_per_s"] for row in result["bare"])[len(result["bare"]) // 2]
     rows = [("bare float32 forward pass, no server", f"{bare:.1f}", "1.00", f"{bare_pairs:.0f}", "", "", "0", "")]
@@ -101,7 +101,7 @@ def peers_table(result: ResultFile) -> str:
 
 
 def versions_table(result: ResultFile) -> str:
-    """Versions of each contender, and remarks on its figures."""
+    """Table of each contender's versions, with remarks on its figures."""
     rows = []
     for contender in result["contenders"]:
         versions = ", ".join(
@@ -113,7 +113,7 @@ def versions_table(result: ResultFile) -> str:
 
 
 def overhead_table(result: ResultFile) -> str:
-    """Cost of the service around a null engine, by proxy."""
+    """Table of the service's own cost, measured with a null engine, by proxy."""
     rows = [
         (
             front,
@@ -129,7 +129,7 @@ def overhead_table(result: ResultFile) -> str:
 
 
 def scaling_table(result: ResultFile) -> str:
-    """Throughput as a share of what the devices can do, by number of replicas."""
+    """Table of the throughput as a share of device throughput, by number of replicas."""
     rows = [
         (str(row["replicas"]), f"{row['tokens_per_s']:,.0f}", f"{row['efficiency']:.3f}", _outcomes(row["outcomes"]))
         for row in result["results"]
@@ -139,7 +139,7 @@ def scaling_table(result: ResultFile) -> str:
 
 
 def router_table(result: ResultFile) -> str:
-    """Latency under each request router, round by round."""
+    """Table of the latency with each request router, one row per round."""
     percentiles = ("p50_s", "p95_s", "p99_s")
     rows = [
         (row["router"], *(f"{row[name]:.2f}" for name in percentiles), _outcomes(row["outcomes"]))
@@ -149,7 +149,7 @@ def router_table(result: ResultFile) -> str:
 
 
 def overload_table(result: ResultFile) -> str:
-    """A run at three times the capacity."""
+    """Table of a run at three times the capacity."""
     figures = result["results"]
     rows = [
         ("capacity, tokens/s", f"{figures['capacity_tokens_per_s']:,.0f}"),
@@ -164,11 +164,11 @@ def overload_table(result: ResultFile) -> str:
 
 
 def step_table(result: ResultFile) -> str:
-    """Time until replicas were added and removed."""
+    """Table of the times until replicas were added and removed."""
     figures = result["results"]
     rows = [
         ("from the step until four replicas are ready", _seconds(figures["full_after_s"])),
-        ("from the end of the load until one replica is left", _seconds(figures["one_after_s"])),
+        ("from the end of the load until one replica remains", _seconds(figures["one_after_s"])),
         ("answers", _outcomes(figures["outcomes"])),
     ]
     return f"{markdown_table(('figure', 'value'), rows)}\n\n{origin(result)}"
@@ -230,7 +230,7 @@ def _draw_peers(result: ResultFile, path: Path) -> None:
 
 
 def _draw_step(result: ResultFile, path: Path) -> None:
-    """Ready replicas and answered tokens, second by second."""
+    """Ready replicas and answered tokens, one point per second."""
     plt = svg_plots()
     figures = result["results"]
     seconds = range(len(figures["replicas"]))

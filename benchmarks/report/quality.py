@@ -31,7 +31,7 @@ def _stability(row: _Row, _: _Row) -> str:
 
 
 def _table(section: str, cell: Callable[[_Row, _Row], str]) -> PageSection:
-    """A row per variant, a column per set."""
+    """Table with one row per variant and one column per set."""
 
     def table(study: ResultFile) -> str:
         results = [result for result in study["sets"] if section in result]

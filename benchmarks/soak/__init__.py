@@ -1,9 +1,10 @@
-"""Soak test: moderate mixed traffic for an hour, after which no process of the service may have grown.
+"""Soak test: under moderate mixed traffic for an hour, no process of the service may grow.
 
     python -m benchmarks.soak [--minutes 60] [--sample-s 60] [--json benchmarks/results/soak.json]
 
-`traffic.py` sends requests of every size and dialect over HTTP, from many keys; some are invalid, with a new name each
-time (models, fields, paths, keys), and some clients disconnect. `__main__.py` samples resident memory, open descriptors
-and metric series of the proxy, the controller, the ingresses and the replicas. `growth.py` decides: a process is flat
-if a line through the last two thirds of its samples rises by no more than `LIMITS`. The exit code is 1 if one is not.
+`traffic.py` sends requests of all sizes and dialects over HTTP, with many keys. Some requests are invalid, with a new
+name each time (of a model, field, path or key), and some clients disconnect. `__main__.py` samples resident memory,
+open descriptors and metric series of the proxy, the controller, the ingresses and the replicas. `growth.py` decides
+whether a process grows: the line through the last two thirds of its samples must not rise by more than `LIMITS`. The
+exit code is 1 if a process grows.
 """

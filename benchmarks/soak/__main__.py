@@ -56,23 +56,23 @@ class Service:
         return found
 
     async def num_series(self, processes: Sequence["Process"]) -> dict[str, int]:
-        """Number of time series of each process in Ray's exporter, and at `/v1/metrics`."""
+        """Number of time series by process in Ray's exporter, and in the longest of several `/v1/metrics` replies."""
         async with httpx.AsyncClient(timeout=CLIENT_TIMEOUT_S) as client:
             by_worker = Counter(labels.get("WorkerId") for labels in _series((await client.get(self.metrics_url)).text))
             headers = {"authorization": f"Bearer {KEYS[0]}"}
             ours = [(await client.get(f"{self.url}/v1/metrics", headers=headers)).text for _ in range(8)]
-        largest = max(sum(1 for _ in _series(text)) for text in ours)  # requests reach different ingresses
+        largest = max(sum(1 for _ in _series(text)) for text in ours)  # the requests reach different ingresses
         return {process.name: by_worker[process.worker_id] for process in processes} | {"/v1/metrics": largest}
 
 
 @dataclass(frozen=True)
 class Process:
-    """A process whose size is sampled."""
+    """A process of the service that is sampled."""
 
     name: str
     process: psutil.Process
     worker_id: str
-    """Label of its series in Ray's exporter."""
+    """Label of the process's series in Ray's exporter."""
 
 
 def _child(title: str) -> psutil.Process:
@@ -95,7 +95,7 @@ def _serve_client() -> Any:
 
 @contextmanager
 def _running() -> Iterator[Service]:
-    """Two ingresses and two replicas of the embedded model, behind Serve's proxy."""
+    """Runs two ingresses and two replicas of the embedded model behind Serve's proxy."""
     config = parse_config(
         {
             "models": [
@@ -147,7 +147,7 @@ def _deploy(config: RerankConfig) -> None:
 
 
 def _wait_until_ready(url: str) -> None:
-    """Waits for many positive replies in a row, which then come from all ingresses."""
+    """Waits for many positive replies in a row, so that all ingresses have very likely replied."""
     deadline = time.monotonic() + _READY_LIMIT_S
     num_ready = 0
     while time.monotonic() < deadline:
@@ -223,7 +223,7 @@ def main(
     seed: Annotated[int, typer.Option(help="Seed of the traffic.")] = 0,
     json_path: Annotated[Path | None, typer.Option("--json", help="File for the figures.")] = None,
 ) -> None:
-    """Exits with 1 if a process grew or restarted, or if a reply was unexpected."""
+    """Runs the soak test. Exits with 1 if a process grew or restarted, or if a reply was unexpected."""
     stop_on_signals()
     record = provenance(["rerank-service", "ray", "torch", "transformers"])
     record["command"] = " ".join(["python -m benchmarks.soak", *sys.argv[1:]])

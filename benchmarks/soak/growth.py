@@ -1,4 +1,4 @@
-"""Criterion of the soak test: whether a figure grows over the run."""
+"""Criterion of the soak test: decides whether a figure grows during the run."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ __all__ = ["LIMITS", "Limit", "rise_over"]
 
 @dataclass(frozen=True)
 class Limit:
-    """Allowed rise over the last two thirds of the run: the larger of an absolute value and a share."""
+    """Allowed rise over the last two thirds of the run: an absolute value or a share, whichever is larger."""
 
     absolute: float
     share: float
@@ -19,8 +19,9 @@ class Limit:
 
 
 LIMITS = {"rss_mb": Limit(8.0, 0.02), "descriptors": Limit(4.0, 0.0), "series": Limit(60.0, 0.0)}
-"""Memory: allocators keep a few MB more or less by chance. Descriptors: open connections at the time of the sample.
-Series: the first reply with a new status adds up to 25; one series per invalid name would add a hundred per minute."""
+"""Allowed rise of each figure. Memory: allocators keep a few MB more or less at random. Descriptors: their number
+depends on the open connections at the time of the sample. Series: the first reply with a new status adds up to 25; one
+series per invalid name would add a hundred per minute."""
 
 
 def rise_over(at_s: Sequence[float], values: Sequence[float]) -> tuple[float, float]:

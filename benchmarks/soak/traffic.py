@@ -1,4 +1,4 @@
-"""Mixed traffic for the soak test: requests of every size and dialect, many of them invalid."""
+"""Mixed traffic for the soak test: requests of all sizes and dialects, many of them invalid."""
 
 import asyncio
 import json
@@ -19,7 +19,7 @@ MAX_BODY_BYTES = 200_000
 CLIENT_TIMEOUT_S = 70
 _CLIENTS = 8
 _PAUSE_S = 1.0
-"""Mean pause of a client between two requests."""
+"""Mean pause between two requests of a client."""
 _WORDS = ["bread", "river", "kidney", "contract", "token", "winter", "harbour", "price", "bridge", "model"]
 
 
@@ -129,7 +129,7 @@ KINDS: Mapping[str, tuple[int, Callable[[random.Random], SoakRequest]]] = {
     ),
     "ready": (2, lambda _: SoakRequest("GET", "/v1/health/ready", None, {}, frozenset({200}))),
 }
-"""Weight and request of each kind."""
+"""Weight of each kind of request, and the function that makes such requests."""
 
 
 def _long_passages(rng: random.Random) -> list[dict[str, str]]:
@@ -137,7 +137,7 @@ def _long_passages(rng: random.Random) -> list[dict[str, str]]:
 
 
 class Traffic:
-    """Clients that send requests one after the other, with pauses."""
+    """Clients that each send one request after another, with pauses."""
 
     def __init__(self, url: str, seed: int) -> None:
         self.outcomes: dict[str, Counter[str]] = {kind: Counter() for kind in KINDS}

@@ -1,4 +1,4 @@
-"""Measures the real stack, from HTTP to the replicas, around simulated devices that take time but no CPU.
+"""Measures the real stack, from HTTP to the replicas. The devices are simulated: they take time but no CPU.
 
 See `python -m benchmarks.stack --help`.
 """

@@ -1,4 +1,4 @@
-"""The stack around simulated devices: one subcommand per measurement.
+"""Measures the stack around simulated devices; one subcommand per measurement.
 
 python -m benchmarks.stack overhead|scaling|router|overload|step|costs|control|open-load [--json FILE]
 """
@@ -22,56 +22,56 @@ from benchmarks.stack.router import measure_routers
 from benchmarks.stack.scaling import measure_scaling
 from benchmarks.stack.step import measure_step
 
-app = typer.Typer(add_completion=False, help="The stack around simulated devices.")
+app = typer.Typer(add_completion=False, help="Measures the stack around simulated devices.")
 Json = Annotated[Path | None, typer.Option("--json", help="File for the figures.")]
 HaProxy = Annotated[bool, typer.Option("--haproxy/--serve-proxy", help="Proxy in front of the ingresses.")]
 
 
 @app.command()
 def overhead(repeats: Annotated[int, typer.Option(min=1)] = 3, json_path: Json = None) -> None:
-    """CPU-milliseconds per request, around a null engine."""
+    """Measures the CPU-milliseconds per request with a null engine."""
     _finish(measure_overhead(repeats), json_path)
 
 
 @app.command()
 def scaling(haproxy: HaProxy = False, replicas: str = "1,2,4,8", json_path: Json = None) -> None:
-    """Throughput as a share of device throughput, by number of replicas."""
+    """Measures the throughput as a share of device throughput, by number of replicas."""
     _finish(measure_scaling([int(count) for count in replicas.split(",")], haproxy), json_path)
 
 
 @app.command()
 def overload(haproxy: HaProxy = False, json_path: Json = None) -> None:
-    """Goodput at three times the capacity."""
+    """Measures the goodput at three times the capacity."""
     _finish(measure_overload(haproxy), json_path)
 
 
 @app.command()
 def router(rounds: Annotated[int, typer.Option(min=1)] = 2, json_path: Json = None) -> None:
-    """Latency under the service's request router and under Serve's own."""
+    """Measures the latency with the service's request router and with Serve's own."""
     _finish(measure_routers(rounds), json_path)
 
 
 @app.command()
 def step(haproxy: HaProxy = False, json_path: Json = None) -> None:
-    """Autoscaling from one replica to four and back."""
+    """Measures autoscaling from one replica to four and back."""
     _finish(measure_step(haproxy), json_path)
 
 
 @app.command()
 def costs(haproxy: HaProxy = False, json_path: Json = None) -> None:
-    """CPU-milliseconds per request by process, size and number of shards."""
+    """Measures the CPU-milliseconds per request, by process, request size and number of shards."""
     _finish(measure_costs(haproxy), json_path)
 
 
 @app.command()
 def control(json_path: Json = None) -> None:
-    """CPU of Serve's controller by number of replicas, behind HAProxy."""
+    """Measures the CPU use of Serve's controller behind HAProxy, by number of replicas."""
     _finish(measure_control(), json_path)
 
 
 @app.command()
 def open_load(haproxy: HaProxy = False, replicas: str = "1,2,4,8", json_path: Json = None) -> None:
-    """Latency at 70% load by number of replicas, for validating the simulation."""
+    """Measures the latency at 70% load by number of replicas, to validate the simulation."""
     _finish(measure_open_load([int(count) for count in replicas.split(",")], haproxy), json_path)
 
 

@@ -1,4 +1,4 @@
-"""CPU of Serve's controller for idle replicas that send reports and answer health checks."""
+"""Measures the CPU use of Serve's controller for idle replicas, which send reports and answer health checks."""
 
 import time
 from dataclasses import asdict, dataclass
@@ -20,9 +20,9 @@ class Control:
 
     replicas: int
     interval_s: float
-    """Interval of reports and of health checks."""
+    """Interval between reports, and between health checks."""
     cpus: dict[str, float]
-    """Busy CPUs by kind of process."""
+    """Number of busy CPUs by kind of process."""
 
 
 def measure_control() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""CPU cost of a request by process, size and number of shards, and latency of an idle stack."""
+"""Measures the CPU time of a request by process, size and number of shards, and the latency of an idle stack."""
 
 import statistics
 import time
@@ -22,7 +22,7 @@ __all__ = ["cpu_by_role", "measure_costs"]
 
 _QUERY = "What does the service itself cost?"
 _SIZES = ((1, 500), (20, 500), (100, 1_000))
-"""Passages per request, and bytes per passage."""
+"""Sizes of requests: number of passages, and bytes per passage."""
 _ONE_SHARD_TOKENS = 1_000_000
 _CLIENTS = 8
 _REQUESTS, _ALONE = 600, 60
@@ -44,13 +44,13 @@ class Costs:
     kb: float
     shards: int
     cpu_ms: dict[str, float]
-    """CPU by process, minus its CPU when idle."""
+    """CPU time by process, minus the CPU time of the idle process."""
     alone_p50_ms: float
     """Median latency with one client."""
 
 
 def measure_costs(haproxy: bool) -> dict[str, Any]:
-    """Costs of each kind of request, and linear fits through them."""
+    """Measures the costs of each kind of request and fits linear functions to them."""
     rows = []
     for shard_tokens in (4_096, _ONE_SHARD_TOKENS):
         ingress = IngressConfig(shard_tokens=shard_tokens).model_dump()
@@ -101,7 +101,7 @@ def _requests(passages: int, passage_bytes: int, count: int) -> list[PreparedReq
 
 
 def _fit(rows: list[Costs]) -> dict[str, Any]:
-    """CPU-ms of the ingress and of everything else: per request, per KB and per shard."""
+    """CPU-ms of the ingress and of all other processes: per request, per KB and per shard."""
     inputs = np.array([[1.0, row.kb, row.shards] for row in rows])
     ingress = np.array([row.cpu_ms["ingress"] for row in rows])
     other = np.array([sum(row.cpu_ms.values()) - row.cpu_ms["ingress"] for row in rows])

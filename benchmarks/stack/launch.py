@@ -1,4 +1,4 @@
-"""Starts the stack with simulated devices, behind Serve's own proxy or HAProxy."""
+"""Starts the stack with simulated devices behind Serve's own proxy or HAProxy."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -31,8 +31,8 @@ def started(
     overrides: Sequence[dict[str, Any]] = (),
     **settings: Any,
 ) -> Iterator[Server]:
-    """The running service. `replicas` are minimum and maximum; `model` extends the settings of the model, `settings`
-    those of the service; `overrides` are Serve's options of deployments.
+    """Runs the service. `replicas` are the minimum and maximum number of replicas; `model` extends the settings of the
+    model, and `settings` those of the service; `overrides` are Serve's options of deployments.
     """
     port = free_port()
     path = BENCH_FOLDER / "configs" / "stack.yaml"
@@ -66,5 +66,5 @@ def _document(
         "import_path": "benchmarks.stack.simulated:build_app",
         "args": {**stack, "settings": {"models": [base | model], **settings}},
     }
-    http_options = {"host": "0.0.0.0" if haproxy else "127.0.0.1", "port": port}  # noqa: S104 - HAProxy needs it
+    http_options = {"host": "0.0.0.0" if haproxy else "127.0.0.1", "port": port}  # noqa: S104 - HAProxy needs this address
     return {"proxy_location": "HeadOnly", "http_options": http_options, "applications": [application]}

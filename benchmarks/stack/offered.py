@@ -38,12 +38,12 @@ class OfferedRequest:
 
 @dataclass(frozen=True)
 class Answered:
-    """A request that has ended."""
+    """A request that has ended, and its outcome."""
 
     sent_at: float
     done_at: float
     outcome: str
-    """`right`, `wrong`, or the HTTP status or error."""
+    """`right` or `wrong` for a ranking, else the HTTP status or the name of the error."""
     num_tokens: int
 
 
@@ -105,7 +105,7 @@ async def offer_closed(
 def schedule(
     questions: Iterator[OfferedRequest], tokens_per_s: float, duration_s: float, rng: random.Random
 ) -> Iterator[tuple[float, OfferedRequest]]:
-    """Requests and the times at which they are sent (Poisson); the last one is due after `duration_s`."""
+    """Yields requests with the times at which they are due, as a Poisson process that ends after `duration_s`."""
     due_s = 0.0
     while due_s < duration_s:
         question = next(questions)

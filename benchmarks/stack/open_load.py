@@ -1,4 +1,4 @@
-"""Latency under Poisson arrivals at 70% load, with one, two, four and eight replicas."""
+"""Measures the latency under Poisson arrivals at 70% load, with one, two, four and eight replicas."""
 
 import asyncio
 import random
@@ -18,7 +18,7 @@ __all__ = ["TOKENS_PER_S", "measure_open_load", "schedule_of"]
 TOKENS_PER_S = 10_000.0
 _UTILISATION = 0.7
 _REQUESTS = 500
-"""Approximate number of requests per run; five are slower than the p99."""
+"""Approximate number of requests per run; five of them are slower than the p99."""
 _MEAN_TOKENS = 2_400
 _WARM_UP_S = 3.0
 _SEED = 11
@@ -26,7 +26,7 @@ _SEED = 11
 
 @dataclass(frozen=True)
 class OpenLoad:
-    """Latencies in seconds."""
+    """Latencies of a run, in seconds."""
 
     replicas: int
     offered_tokens_per_s: float
@@ -38,7 +38,7 @@ class OpenLoad:
 
 
 def schedule_of(num_replicas: int) -> tuple[float, Iterator[tuple[float, OfferedRequest]]]:
-    """Duration of a run, and its requests with their times; the same every time."""
+    """Duration of a run, and its requests with their times; every call returns the same."""
     load = _UTILISATION * num_replicas * TOKENS_PER_S
     duration_s = _REQUESTS * _MEAN_TOKENS / load
     return duration_s, schedule(questions(_SEED), load, duration_s, random.Random(_SEED))  # noqa: S311

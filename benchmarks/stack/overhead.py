@@ -1,4 +1,4 @@
-"""Cost of the service itself: requests to a null engine, behind Serve's proxy and behind HAProxy."""
+"""Measures the cost of the service itself, with a null engine behind Serve's proxy and behind HAProxy."""
 
 import statistics
 import time
@@ -21,15 +21,15 @@ _IDLE_S = 5.0
 
 @dataclass(frozen=True)
 class Overhead:
-    """Medians over the repeats, per request of 20 passages and 10 KB."""
+    """Medians over the repeats, for requests with 20 passages and 10 KB."""
 
     cpu_ms: float
-    """CPU of all processes of the service, minus their CPU when idle."""
+    """CPU time of all processes of the service, minus the CPU time of the idle service."""
     requests_per_s: float
     p50_ms: float
     p99_ms: float
     idle_cpus: float
-    """Busy CPUs of the idle service."""
+    """Number of busy CPUs of the idle service."""
     failures: int
 
 

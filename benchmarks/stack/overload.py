@@ -1,4 +1,4 @@
-"""Overload: load at three times the capacity, and what is still answered within the deadline."""
+"""Measures overload: how much is answered within the deadline at three times the capacity."""
 
 import asyncio
 import random
@@ -26,7 +26,7 @@ class Overload:
     """Figures of a run."""
 
     capacity_tokens_per_s: float
-    """Throughput of the same service under a saturating closed loop."""
+    """Throughput of the same service when a closed loop saturates it."""
     offered_tokens_per_s: float
     goodput_tokens_per_s: float
     """Throughput of correct answers within the deadline."""
@@ -38,11 +38,11 @@ class Overload:
     accepted_longest_s: float
     deadline_s: float
     refused_p99_s: float
-    """Time until a refused request gets its reply."""
+    """Time until a refused request receives its reply."""
 
 
 def measure_overload(haproxy: bool) -> dict[str, Any]:
-    """Measures the capacity, then the overload, of one running service."""
+    """Measures the capacity of a running service, then overloads it."""
     limits = {"request_timeout_s": _DEADLINE_S}
     stack = {"tokens_per_s": _TOKENS_PER_S}
     with started(stack, replicas=(_REPLICAS, _REPLICAS), haproxy=haproxy, limits=limits) as server:

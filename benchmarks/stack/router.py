@@ -1,4 +1,4 @@
-"""The service's request router compared with Serve's own, on requests of very different sizes."""
+"""Compares the service's request router with Serve's own, on requests of very different sizes."""
 
 import asyncio
 import random
@@ -24,19 +24,19 @@ _SMALL_TOKENS = 500
 
 @dataclass(frozen=True)
 class Routed:
-    """Latencies in seconds."""
+    """Latencies of a run, in seconds."""
 
     router: str
     p50_s: float
     p95_s: float
     p99_s: float
     small_p99_s: float
-    """p99 of requests under 500 tokens."""
+    """p99 of requests with fewer than 500 tokens."""
     outcomes: dict[str, int]
 
 
 def measure_routers(rounds: int) -> list[dict[str, Any]]:
-    """Measures both routers on the same requests at the same times, alternating."""
+    """Measures both routers in turn, with the same requests at the same times."""
     return [asdict(_measure(router, seed)) for seed in range(rounds) for router in ("fewest tokens", "power of two")]
 
 

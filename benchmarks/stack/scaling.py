@@ -1,4 +1,4 @@
-"""Throughput of the stack as a share of device throughput, with one, two, four and eight replicas."""
+"""Measures the stack's throughput as a share of device throughput, with one, two, four and eight replicas."""
 
 import asyncio
 import random
@@ -13,14 +13,14 @@ from rerank_service.tools.bench.apis import NIM
 __all__ = ["measure_scaling", "steady_tokens_per_s"]
 
 _TOKENS_PER_S = 10_000.0
-"""Speed of one replica, low enough for two CPUs to carry the stack around eight of them."""
+"""Speed of one replica; low enough for two CPUs to run the stack around eight replicas."""
 _CLIENTS_PER_REPLICA = 6
 _WARM_UP_S, _MEASURED_S = 5.0, 25.0
 
 
 @dataclass(frozen=True)
 class Scaling:
-    """Figures of one size."""
+    """Figures for one number of replicas."""
 
     replicas: int
     clients: int
@@ -31,7 +31,7 @@ class Scaling:
 
 
 def measure_scaling(replica_counts: Sequence[int], haproxy: bool) -> list[dict[str, Any]]:
-    """Measures a service of each size under a closed loop with skewed request sizes."""
+    """Measures each number of replicas with a closed loop and skewed request sizes."""
     return [asdict(_measure(count, haproxy)) for count in replica_counts]
 
 
@@ -53,7 +53,7 @@ def questions(seed: int) -> Iterator[OfferedRequest]:
 
 
 def steady_tokens_per_s(answers: Sequence[Answered], from_s: float, to_s: float) -> float:
-    """Throughput of correct answers in a window of the run; requests partly inside count proportionally."""
+    """Throughput of correct answers in a window of the run. A request that is partly in the window counts in part."""
     start = min(answer.sent_at for answer in answers)
     total = 0.0
     for answer in answers:

@@ -1,7 +1,7 @@
-"""An application with the service's real replicas around a simulated device of fixed speed.
+"""An application whose replicas are real, except for a simulated device of fixed speed.
 
-HTTP, router, shards, collector, tokenising threads and scheduler are the service's own. The simulated engine counts
-tokens by bytes and returns logits that depend only on the text.
+HTTP, router, shards, collector, tokenising threads and scheduler are the service's own. The simulated engine estimates
+tokens from bytes and returns logits that depend only on the text.
 """
 
 import math
@@ -28,7 +28,7 @@ _NO_TOKENS = np.empty(0, dtype=np.int32)
 
 
 def simulated_logit(query: str, passage: str) -> float:
-    """A logit between -8 and 8, equal in every process."""
+    """A logit between -8 and 8, which is the same in every process."""
     return zlib.crc32(f"{query}\n{passage}".encode()) % 16_001 / 1000 - 8
 
 
@@ -54,7 +54,7 @@ class _Pending:
 
 
 class SimulatedEngine:
-    """Accepts two batches in flight, like a GPU, and processes one at a time."""
+    """An engine that, like a GPU, accepts two batches in flight and processes one at a time."""
 
     max_in_flight = 2
     memory_tokens: int | None = None
@@ -66,7 +66,7 @@ class SimulatedEngine:
     description = "simulated"
 
     def __init__(self, tokens_per_s: float) -> None:
-        """An infinite speed makes a null engine, for measuring only the stack around it."""
+        """With infinite speed, this is a null engine, for measuring only the stack around it."""
         self._tokens_per_s = tokens_per_s
         self._free_at = 0.0
 
@@ -92,11 +92,11 @@ class SimulatedEngine:
 
 
 def build_app(args: dict[str, Any]) -> Application:
-    """The application with simulated replicas.
+    """Builds the application with simulated replicas.
 
-    `args` contains `settings`, a `RerankConfig` as a dict; `tokens_per_s` of a replica, null for a null engine;
-    `start_s`, its startup time; and `ready_folder`, where each replica creates a file named by its process id once it
-    is ready.
+    `args` contains `settings`, a `RerankConfig` as a dict; `tokens_per_s`, the speed of a replica, or null for a null
+    engine; `start_s`, the startup time of a replica; and `ready_folder`, in which each replica that is ready creates a
+    file named after its process id.
     """
     tokens_per_s = args["tokens_per_s"] or math.inf
     start_s, ready_folder = args.get("start_s", 0.0), args.get("ready_folder")

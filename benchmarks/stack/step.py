@@ -1,4 +1,4 @@
-"""A step of load on an autoscaled service: replicas and answers, second by second."""
+"""Measures a step of load on an autoscaled service: replicas and answers in each second."""
 
 import asyncio
 import tempfile
@@ -23,7 +23,7 @@ _START_S = 1.0
 _CALM_S, _LOADED_S, _AFTER_S = 6.0, 40.0, 45.0
 _CLIENTS = 24
 _AUTOSCALING = {"upscale_delay_s": 1.0, "downscale_delay_s": 15.0}
-"""Faster than the defaults, which scale down slowly for the sake of GPUs (`config.AutoscalingConfig`)."""
+"""Delays shorter than the defaults of `config.AutoscalingConfig`, which scale down slowly because of GPUs."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,12 @@ class Step:
     full_after_s: float | None
     """Time from the step until all four replicas are ready."""
     one_after_s: float | None
-    """Time from the end of the load until one replica is left."""
+    """Time from the end of the load until one replica remains."""
     outcomes: dict[str, int]
 
 
 def measure_step(haproxy: bool) -> dict[str, Any]:
-    """A low load, a load for four replicas, then no load."""
+    """Measures a low load, then a load for four replicas, then no load."""
     with tempfile.TemporaryDirectory() as folder:
         stack = {"tokens_per_s": _TOKENS_PER_S, "start_s": _START_S, "ready_folder": folder}
         model = {"autoscaling": {"min_replicas": 1, "max_replicas": 4, **_AUTOSCALING}}

@@ -1,4 +1,4 @@
-"""Checkpoints: from the name of a source to a folder on this machine with verified weights.
+"""Checkpoints: turns the name of a source into a folder on this machine with verified weights.
 
 `resolve` takes a configured source; `pull` fetches from a model hub or an object store into this machine's cache.
 """

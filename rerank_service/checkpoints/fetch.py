@@ -1,7 +1,7 @@
-"""Fetching of a checkpoint's files into a folder, which appears complete and verified or not at all.
+"""Fetches a checkpoint's files into a folder. The folder appears only when it is complete and verified.
 
-One process at a time works on a folder. A killed process leaves a hidden `.partial` folder next to it, and the next one
-resumes there. This module must not know hubs, object stores or HTTP.
+One process at a time works on a folder. A killed process leaves a hidden `.partial` folder next to the intended folder,
+and the next process resumes from it. This module must not know hubs, object stores or HTTP.
 """
 
 import contextlib
@@ -51,7 +51,8 @@ class Destination(NamedTuple):
     """Name of the folder. Null: the revision, once it is known."""
 
     is_cache: bool = True
-    """Whether files may be hard links to the same bytes elsewhere. Otherwise they are copies that the user may edit."""
+    """Whether files may be hard links to identical files elsewhere. Otherwise they are copies, which the user may
+    edit."""
 
 
 class Fetched(NamedTuple):
@@ -60,16 +61,15 @@ class Fetched(NamedTuple):
     folder: Path
     manifest: Manifest
     received_bytes: int
-    """Bytes that were downloaded. The other files were on this machine already."""
+    """Number of downloaded bytes. All other bytes were already on this machine."""
 
 
 def fetch(
     origin: Origin, destination: Destination, progress: Progress = no_progress, *, thorough: bool = True
 ) -> Fetched:
-    """Fetches a checkpoint, verifies every file, and returns its folder. Correct files that exist are not fetched
-    again.
+    """Fetches a checkpoint, verifies every file, and returns its folder. Existing correct files are not fetched again.
 
-    `thorough` reads all bytes of existing files; otherwise `check_against_manifest` suffices. Raises
+    With `thorough`, all bytes of existing files are read; otherwise `check_against_manifest` suffices. Raises
     `CheckpointError`.
     """
     stem = destination.name or origin.fingerprint
@@ -92,7 +92,7 @@ def fetch(
 def find_whole(
     destination: Destination, source: str, revision: str, progress: Progress = no_progress
 ) -> Fetched | None:
-    """A checkpoint fetched earlier, or null if it is absent or differs from its manifest.
+    """Returns a checkpoint that was fetched earlier; null if it is absent or differs from its manifest.
 
     Reads all bytes and needs no network.
     """
@@ -108,9 +108,8 @@ def find_whole(
 
 @contextmanager
 def _locked(lock: Path, source: str) -> Iterator[None]:
-    from filelock import (
-        Timeout,
-    )  # imported here: with the hub's library, it takes half a second that only fetching needs
+    # Imported here: with the hub's library, this takes half a second, and only fetching needs it.
+    from filelock import Timeout
     from huggingface_hub.utils import WeakFileLock
 
     with ExitStack() as stack:
@@ -123,9 +122,10 @@ def _locked(lock: Path, source: str) -> Iterator[None]:
 
 
 def _existing_folder(origin: Origin, destination: Destination) -> Path | None:
-    """The folder of this checkpoint, complete or not. Raises `CheckpointError` if it holds something else."""
+    """Returns the folder of this checkpoint, complete or not. Raises `CheckpointError` if the folder has other
+    content."""
     name = destination.name or origin.revision
-    if name is None:  # the revision is unknown until all files are here: the listing identifies the checkpoint
+    if name is None:  # the revision is unknown until all files are fetched, so the listing identifies the checkpoint
         for path in _visible_folders(destination.parent):
             manifest = read_manifest(path)
             if manifest is not None and manifest.fingerprint == origin.fingerprint:
@@ -136,7 +136,7 @@ def _existing_folder(origin: Origin, destination: Destination) -> Path | None:
         return None
     manifest = read_manifest(folder)
     if manifest is None and any(folder.iterdir()):
-        raise CheckpointError(f"{folder} holds files that were not pulled, which are left alone: choose another folder")
+        raise CheckpointError(f"{folder} holds files that were not pulled and are kept: choose another folder")
     if manifest is not None:
         wanted = (origin.source, origin.revision or manifest.revision)
         if (manifest.source, manifest.revision) != wanted:
@@ -151,7 +151,7 @@ def _visible_folders(parent: Path) -> list[Path]:
 
 
 class _Fetch:
-    """One run of `fetch` that holds the folder's lock."""
+    """One run of `fetch`, which holds the folder's lock."""
 
     def __init__(
         self,
@@ -162,7 +162,8 @@ class _Fetch:
         stage: Path,
         progress: Progress,
     ) -> None:
-        """`folder` and `before` are the existing folder and its manifest; `stage` collects the files meanwhile."""
+        """`folder` and `before` are the existing folder and its manifest; `stage` is the folder for files in
+        progress."""
         self._origin = origin
         self._destination = destination
         self._folder = folder
@@ -217,18 +218,18 @@ class _Fetch:
         try:
             self._origin.check_unchanged()
         except CheckpointError:
-            shutil.rmtree(self._stage)  # it has files of two versions
+            shutil.rmtree(self._stage)  # the folder mixes files of two versions
             raise
 
     def _copy_from_this_machine(self, file: RemoteFile, path: Path) -> None:
-        """Takes the file from another revision, or from the cache of another program."""
+        """Links or copies the file from another revision, or from another program's cache."""
         for candidate in (self._same_in_another_revision(file), self._origin.at_hand(file)):
             if candidate is not None and candidate.is_file() and candidate.stat().st_size == file.size_bytes:
                 path.unlink(missing_ok=True)
                 self._link_or_copy(candidate, path)
                 if self._accept(path, file):
                     return
-                path.unlink()  # before anything is written into a file that may belong to another program
+                path.unlink()  # the link may share another program's file, which must not be written to
 
     def _same_in_another_revision(self, file: RemoteFile) -> Path | None:
         if file.digest is None or file.digest.algorithm != "sha256" or not self._destination.is_cache:
@@ -263,7 +264,7 @@ class _Fetch:
     def _receive(self, file: RemoteFile) -> None:
         """Downloads and verifies a file."""
         path = self._stage / file.name
-        for _ in range(2 if _is_begun(path) else 1):  # the bytes that a stopped run left may be wrong: start over once
+        for _ in range(2 if _is_begun(path) else 1):  # bytes left by an interrupted run may be wrong: start over once
             self._complete(file, path)
             if self._accept(path, file):
                 return
@@ -276,7 +277,7 @@ class _Fetch:
     def _complete(self, file: RemoteFile, path: Path) -> None:
         """Downloads a file to its full size, resuming after interruptions.
 
-        Raises `CheckpointError` after several tries in a row without a new byte, and keeps the bytes it has.
+        Raises `CheckpointError` after several tries in a row without a new byte, and keeps the received bytes.
         """
         tries_left = _TRIES_WITHOUT_PROGRESS
         path.touch()
@@ -295,11 +296,11 @@ class _Fetch:
             time.sleep(min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** max(0, _TRIES_WITHOUT_PROGRESS - tries_left - 1)))
 
     def _receive_once(self, file: RemoteFile, path: Path, offset: int) -> str:
-        """Receives bytes until the file is complete or the connection ends. Returns why it ended."""
+        """Receives bytes until the file is complete or the connection ends. Returns the reason for the end."""
         done_bytes = sum(record.size_bytes for record in self._records.values())
         total_bytes = sum(other.size_bytes for other in self._origin.files)
         reason = "the connection ended early"
-        with path.open("r+b") as target:  # not in append mode: without working locks, two writers write the same bytes
+        with path.open("r+b") as target:  # not append mode: if locks fail, two writers write identical bytes
             try:
                 for position, piece in self._origin.read(file, offset):
                     if position != target.tell():
@@ -309,7 +310,7 @@ class _Fetch:
                     self._received_bytes += len(piece)
                     self._progress("fetching", (done_bytes + target.tell()) // MEGABYTE, total_bytes // MEGABYTE)
                     if target.tell() > file.size_bytes:
-                        break  # a different file: its digest will not match
+                        break  # not the expected file: its digest will not match
             except CutOff as error:
                 reason = str(error)
             target.flush()

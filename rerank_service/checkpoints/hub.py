@@ -1,6 +1,6 @@
-"""A model hub as a place to fetch from: commits, listings and files over HTTP, through huggingface_hub.
+"""Model hubs as a source of checkpoints: commits, listings and files over HTTP, through huggingface_hub.
 
-It uses plain HTTP instead of Xet, because mirrors and proxies support it and an interrupted transfer can resume. This
+It uses plain HTTP instead of Xet, because mirrors and proxies support HTTP and an interrupted transfer can resume. This
 module must not know local folders.
 """
 
@@ -35,7 +35,7 @@ _WITHOUT_NETWORK = (
 
 
 def resolve_revision(hub_id: str, revision: str | None) -> str:
-    """Commit of a branch or tag; null is the default branch. Raises `CheckpointError`."""
+    """Returns the commit of a branch or tag; null means the default branch. Raises `CheckpointError`."""
     if revision is not None and _COMMIT.fullmatch(revision):
         return revision
     with _readable_errors(hub_id, revision):
@@ -47,7 +47,7 @@ def resolve_revision(hub_id: str, revision: str | None) -> str:
 
 
 class HubCheckpoint:
-    """The files of one commit. An `Origin`."""
+    """The files of one commit; implements `Origin`."""
 
     def __init__(self, hub_id: str, commit: str) -> None:
         """Lists the files. Raises `CheckpointError`."""
@@ -119,9 +119,9 @@ def _get(url: str) -> httpx2.Response:
 
 
 def _headers() -> dict[str, str]:
-    """Headers with the token from HF_TOKEN or `hf auth login`.
+    """Returns headers with the token from HF_TOKEN or `hf auth login`.
 
-    The headers that huggingface_hub builds would list installed packages, and it would ask the hub how to identify AI
+    The headers of huggingface_hub would list installed packages, and that library would ask the hub how to identify AI
     agents.
     """
     token = None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
@@ -152,7 +152,8 @@ def _first_byte(response: httpx2.Response) -> int:
 
 @contextmanager
 def _readable_errors(hub_id: str, revision: str | None, *, keeps_cuts: bool = False) -> Iterator[None]:
-    """Turns errors into a `CheckpointError` that says what to do. `keeps_cuts` excepts interrupted transfers."""
+    """Turns errors into a `CheckpointError` that says what to do. With `keeps_cuts`, errors of interrupted transfers
+    are raised unchanged."""
     try:
         yield
     except (httpx2.HTTPError, OSError, ValueError, LookupError, TypeError) as error:

@@ -1,6 +1,6 @@
-"""A folder of an object store (`s3://`, `gs://`, any store that fsspec supports) as a place to fetch from.
+"""A folder of an object store (`s3://`, `gs://`, or any other store that fsspec supports) as a source of checkpoints.
 
-Credentials come from the environment, as for each store's own tools. This module must not know local folders.
+Credentials come from the environment, as with each store's own tools. This module must not know local folders.
 """
 
 import hashlib
@@ -18,17 +18,17 @@ from rerank_service.errors import CheckpointError
 __all__ = ["RANGE_BYTES", "ObjectStoreCheckpoint"]
 
 RANGE_BYTES = 32 * 1024 * 1024
-"""Bytes of one request to the store."""
+"""Size of one range request."""
 _VERSION_KEYS = ("ETag", "etag", "md5Hash", "crc32c", "generation", "content_md5", "LastModified", "updated", "mtime")
 _MANIFEST_BYTES = 1_000_000
 _INSTALL = "pip install 'rerank-service[objectstore]'"
 
 
 class ObjectStoreCheckpoint:
-    """The files of one folder. An `Origin`."""
+    """The files of one folder; implements `Origin`."""
 
     def __init__(self, url: str) -> None:
-        """Lists the files and reads the manifest, which an uploaded copy of a pulled folder has.
+        """Lists the files, and reads the manifest if the folder is an uploaded copy of a pulled folder.
 
         Raises `CheckpointError`.
         """
@@ -52,7 +52,7 @@ class ObjectStoreCheckpoint:
             self.revision = content_revision({file.name: records[file.name] for file in self.files})
 
     def read(self, file: RemoteFile, offset: int) -> Iterator[tuple[int, bytes]]:
-        """Pieces of a file, each by a request for a range, so that a store's time limit applies to one range."""
+        """Yields the pieces of a file, each from a range request, so that a store's time limit applies to one range."""
         path = f"{self._folder}/{file.name}"
         for start in range(offset, file.size_bytes, RANGE_BYTES):
             end = min(start + RANGE_BYTES, file.size_bytes)
@@ -63,15 +63,15 @@ class ObjectStoreCheckpoint:
                 raise CutOff(f"received {len(piece)} of {end - start} bytes")
 
     def at_hand(self, file: RemoteFile) -> Path | None:
-        """Always null: object stores have no cache of their own."""
+        """Always null, because object stores have no cache on this machine."""
         return None
 
     def check_unchanged(self) -> None:
-        """Lists the folder again."""
+        """Lists the folder again. Raises `CheckpointError` if it has changed."""
         with _readable_errors(self.source):
             listing = self._listing()
         if _fingerprint(self.source, listing) != self.fingerprint:
-            raise CheckpointError(f"{self.source} changed while it was fetched; fetch it again once it is complete")
+            raise CheckpointError(f"{self.source} changed during the fetch; fetch it again once the upload is complete")
 
     def _listing(self) -> dict[str, Mapping[str, Any]]:
         self._store.invalidate_cache()  # stores' libraries cache listings
@@ -86,7 +86,7 @@ class ObjectStoreCheckpoint:
 
 
 def _fingerprint(source: str, listing: Mapping[str, Mapping[str, Any]]) -> str:
-    """Digest of the names, sizes and versions that the store states. Reading a file changes none of them."""
+    """Digest of the names, sizes and versions that the store reports; reading a file does not change these."""
     facts = {
         name: [entry["size"], *(str(entry[key]) for key in _VERSION_KEYS if key in entry)]
         for name, entry in listing.items()
@@ -96,9 +96,9 @@ def _fingerprint(source: str, listing: Mapping[str, Mapping[str, Any]]) -> str:
 
 @contextmanager
 def _readable_errors(url: str, *, is_retried: bool = False) -> Iterator[None]:
-    """Turns errors into a `CheckpointError`. `is_retried` turns errors that may pass into a `CutOff`.
+    """Turns errors into a `CheckpointError` or, with `is_retried`, errors that may be temporary into a `CutOff`.
 
-    It catches every exception, since each store's library has its own.
+    It catches every exception, because each store's library has its own exceptions.
     """
     try:
         yield

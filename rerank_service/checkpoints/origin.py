@@ -1,7 +1,7 @@
-"""The interface of a place to fetch checkpoints from, and the choice of files to fetch.
+"""The interface of a source of checkpoints, and the selection of files to fetch.
 
-Only safetensors, tokenizer and configuration files in the top folder are fetched. This module must not know any actual
-place, where files go, or what is in them.
+Only safetensors, tokenizer and configuration files in the top folder are fetched. This module must not know any
+particular source, or the destination and content of files.
 """
 
 import re
@@ -33,7 +33,7 @@ _SETTINGS = frozenset(
     }
 )
 _NAME = re.compile(r"\w[\w.-]*", re.ASCII)
-"""Plain file names: none can lead out of the folder, and none is hidden."""
+"""Plain file names: these cannot lead out of the folder, and are not hidden."""
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
 
@@ -47,12 +47,12 @@ class Digest(NamedTuple):
 
 
 class RemoteFile(NamedTuple):
-    """A file at its source."""
+    """A file at the source."""
 
     name: str
     size_bytes: int
     digest: Digest | None = None
-    """Null if the source states none."""
+    """Null if the source reports no digest."""
 
 
 class CutOff(Exception):
@@ -64,11 +64,12 @@ class Origin(Protocol):
 
     @property
     def source(self) -> str:
-        """The source as a configuration names it."""
+        """The source's name, as in a configuration."""
 
     @property
     def revision(self) -> str | None:
-        """Null if it is known only once all files are here: `verification.content_revision`."""
+        """Version of the files. Null if it can only be computed from the fetched files
+        (`verification.content_revision`)."""
 
     @property
     def fingerprint(self) -> str:
@@ -79,7 +80,8 @@ class Origin(Protocol):
         """The files to fetch."""
 
     def read(self, file: RemoteFile, offset: int) -> Iterator[tuple[int, bytes]]:
-        """Pieces of a file with their positions, from `offset` on; from 0 if the source does not support offsets.
+        """Yields pieces of a file with their positions, from `offset` on, or from 0 if the source does not support
+        offsets.
 
         Raises `CutOff` if a retry may help, else `CheckpointError`.
         """
@@ -92,10 +94,11 @@ class Origin(Protocol):
 
 
 def choose_files(listing: Iterable[RemoteFile], source: str) -> tuple[RemoteFile, ...]:
-    """The files to fetch, sorted by name. Raises `CheckpointError` if they are not a checkpoint in safetensors."""
+    """Selects the files to fetch, sorted by name. Raises `CheckpointError` if there is no safetensors checkpoint among
+    them."""
     present = {file.name: file for file in listing if _NAME.fullmatch(file.name)}
     weights = {name for name in present if name.endswith(".safetensors")}
-    if _SINGLE in weights:  # several copies of the weights: the one that would be loaded
+    if _SINGLE in weights:  # of several copies of the weights, the copy that would be loaded
         weights = {_SINGLE}
     elif SAFETENSORS_INDEX in present:
         weights = {name for name in weights if _SHARD.fullmatch(name)} | {SAFETENSORS_INDEX}

@@ -1,6 +1,6 @@
-"""From a source's name and revision to its verified files on this machine.
+"""Turns a source's name and revision into verified files on this machine.
 
-It chooses the place to fetch from and the folder of the cache. It must not know configurations, replicas or terminals.
+It selects the kind of source and the folder in the cache. It must not know configurations, replicas or terminals.
 """
 
 import hashlib
@@ -30,8 +30,8 @@ def pull(
     """Fetches the checkpoint of a hub id or an object store's path into `to`, or into this machine's cache.
 
     `revision` is a commit, branch or tag of the hub, or the `verification.content_revision` of an object store's files;
-    null is the current state of the source. A commit or content revision that is complete on this machine needs no
-    network. `thorough` is as in `fetch`. Raises `CheckpointError`.
+    null means the current state of the source. A commit or content revision that is complete on this machine needs no
+    network. `thorough` has the same meaning as in `fetch`. Raises `CheckpointError`.
     """
     source = source.rstrip("/")
     if revision is not None and _PINNED.fullmatch(revision):
@@ -53,9 +53,9 @@ def cached_folder(source: str, revision: str) -> Path | None:
 
 
 def cache_root() -> Path:
-    """`RERANK_SERVICE_CACHE`, or `rerank-service` in `HF_HOME`, or else in `~/.cache`.
+    """The cache's folder: `RERANK_SERVICE_CACHE`, or else `rerank-service` in `HF_HOME` or in `~/.cache`.
 
-    All processes of a node share it.
+    All processes of a node share this folder.
     """
     if own := os.environ.get("RERANK_SERVICE_CACHE"):
         return Path(own).expanduser()
@@ -81,16 +81,14 @@ def _origin(source: str, revision: str | None) -> Origin:
         return ObjectStoreCheckpoint(source)
     if not _HUB_ID.fullmatch(source):
         raise CheckpointError(f"{source!r} is neither a hub id ORGANISATION/NAME nor a path like s3://bucket/folder")
-    from rerank_service.checkpoints.hub import (
-        HubCheckpoint,
-        resolve_revision,
-    )  # takes half a second; only hub ids need it
+    # This import takes half a second, and only hub ids need it.
+    from rerank_service.checkpoints.hub import HubCheckpoint, resolve_revision
 
     return HubCheckpoint(source, resolve_revision(source, revision))
 
 
 def _check_revision(source: str, wanted: str | None, found: str) -> None:
-    """Raises `CheckpointError` if an object store has other files than wanted. A hub's commit always has its own."""
+    """Raises `CheckpointError` if an object store's files are not the wanted ones. A hub's commit never changes."""
     if "://" in source and wanted is not None and found != wanted:
         raise CheckpointError(
             f"{source} is now at revision {found}, not at {wanted}: restore the earlier files, or configure the new "

@@ -1,6 +1,6 @@
-"""From a configured checkpoint to a folder on this machine with verified files.
+"""Turns a configured checkpoint into a folder on this machine with verified files.
 
-It runs when a replica starts. It knows sources and digests, but not what is in the files.
+This runs when a replica starts. It knows sources and digests, but not the content of the files.
 """
 
 import hashlib
@@ -43,10 +43,10 @@ PACKAGED_CHECKPOINTS = {
 
 
 def resolve_checkpoint(checkpoint: CheckpointConfig) -> Path:
-    """The checkpoint's folder, complete, with its weights checked against the configured digest if there is one.
+    """Returns the checkpoint's complete folder, after checking the weights against the configured digest, if any.
 
-    A hub's or an object store's files are fetched unless their revision is on this machine. Sizes and quick digests of
-    pulled files are compared with the manifest. Raises `CheckpointError`.
+    Files of a hub or an object store are fetched unless the revision is already on this machine. Sizes and quick
+    digests of pulled files are compared with the manifest. Raises `CheckpointError`.
     """
     expected = checkpoint.sha256
     if checkpoint.is_package:
@@ -98,7 +98,7 @@ def _fetched_folder(checkpoint: CheckpointConfig) -> Path:
 
 
 def _in_hub_cache(hub_id: str, commit: str) -> Path | None:
-    """The folder to which `hf download` or another program has fetched the commit, or null."""
+    """Returns the folder to which `hf download` or another program has fetched the commit; null if there is none."""
     from huggingface_hub import snapshot_download  # takes half a second; only hub ids need it
 
     try:

@@ -1,6 +1,6 @@
-"""Whether a checkpoint's files on this machine are the right ones, by digests, a manifest and safetensors headers.
+"""Verifies a checkpoint's files on this machine by digests, a manifest and safetensors headers.
 
-The manifest is written next to the fetched files. This module must not know where files come from.
+The manifest is stored with the fetched files. This module must not know the sources of files.
 """
 
 import hashlib
@@ -42,7 +42,7 @@ MANIFEST_FILE = "fetched.json"
 MEGABYTE = 1_000_000
 
 SAMPLED_ABOVE_BYTES = 64 * 1024 * 1024
-"""The quick digest of a file up to this size covers all its bytes."""
+"""For files up to this size, the quick digest covers all bytes."""
 
 _SAMPLES = 64
 _SAMPLE_BYTES = 64 * 1024
@@ -55,7 +55,7 @@ class FileDigests(NamedTuple):
     size_bytes: int
     sha256: str
     git_sha1: str
-    """Git's digest, which covers a header as well. Empty for a large file."""
+    """Git's digest, which also covers a header. Empty for a large file."""
 
 
 class FileRecord(BaseModel):
@@ -67,7 +67,7 @@ class FileRecord(BaseModel):
     sha256: str
     quick_digest: str
     checked_against: str | None
-    """Algorithm of the source's digest that the file was checked against. Null: the source states no digest."""
+    """Algorithm of the source's digest with which the file was compared. Null: the source reports no digest."""
 
 
 class Manifest(BaseModel):
@@ -82,7 +82,7 @@ class Manifest(BaseModel):
     files: Mapping[str, FileRecord]
 
     def write(self, folder: Path) -> None:
-        """Writes the manifest. It is not atomic: use it only while nobody else reads the folder."""
+        """Writes the manifest, but not atomically: call it only while no other process reads the folder."""
         text = json.dumps(self.model_dump(), indent=2, sort_keys=True) + "\n"
         (folder / MANIFEST_FILE).write_text(text, encoding="utf-8")
 
@@ -92,15 +92,15 @@ def no_progress(stage: str, done: int, total: int) -> None:
 
 
 def read_digests(path: Path, progress: Progress = no_progress) -> FileDigests:
-    """Digests of a file, which is read once. Reports progress for a large file."""
+    """Computes the digests of a file in one pass. Reports progress for a large file."""
     size_bytes = path.stat().st_size
     is_large = size_bytes > SAMPLED_ABOVE_BYTES
     sha256 = hashlib.sha256()
-    git_sha1 = hashlib.sha1(b"blob %d\0" % size_bytes, usedforsecurity=False)  # git's name of a small file
+    git_sha1 = hashlib.sha1(b"blob %d\0" % size_bytes, usedforsecurity=False)  # git's id of a small file
     with path.open("rb") as file:
         while piece := file.read(_READ_BYTES):
             sha256.update(piece)
-            if is_large:  # git's digest is not needed: hubs state the sha256 of each large file
+            if is_large:  # no git digest needed: hubs report the sha256 of each large file
                 progress("checking", file.tell() // MEGABYTE, size_bytes // MEGABYTE)
             else:
                 git_sha1.update(piece)
@@ -108,9 +108,10 @@ def read_digests(path: Path, progress: Progress = no_progress) -> FileDigests:
 
 
 def quick_digest(path: Path) -> str:
-    """SHA-256 of a file; of a large file, SHA-256 of 4 MB spread evenly over it, with its first and last bytes.
+    """SHA-256 of a file or, for a large file, of 4 MB of samples spread evenly from the first to the last byte.
 
-    It detects a truncated file, a swapped file, and any hole of a 64th of the size, but not a single flipped bit.
+    It detects a truncated file, a swapped file and any gap that covers a 64th of the file, but not a single flipped
+    bit.
     """
     size_bytes = path.stat().st_size
     digest = hashlib.sha256()
@@ -124,10 +125,10 @@ def quick_digest(path: Path) -> str:
 
 
 def verified_record(path: Path, file: RemoteFile, before: FileRecord | None, progress: Progress) -> FileRecord | None:
-    """The record of a complete and correct file, else null.
+    """Returns the record of a complete and correct file; null for any other file.
 
-    A file is correct if it has the digest that the source states. If the source states none, it is compared with the
-    digest of an earlier fetch, `before`; without one, any content is accepted.
+    A file is correct if it has the digest that the source reports. If the source reports no digest, the file is
+    compared with the digest of an earlier fetch, `before`. Without `before`, any content is accepted.
     """
     if not path.is_file() or path.stat().st_size != file.size_bytes:
         return None
@@ -148,7 +149,7 @@ def verified_record(path: Path, file: RemoteFile, before: FileRecord | None, pro
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """The manifest of a folder, or null if it has none. Raises `CheckpointError` if it cannot be read."""
+    """Reads the manifest of a folder; null if the folder has none. Raises `CheckpointError` if it cannot be read."""
     path = folder / MANIFEST_FILE
     try:
         return Manifest.model_validate_json(path.read_text(encoding="utf-8"))
@@ -187,24 +188,24 @@ def check_against_manifest(folder: Path) -> None:
             if size_bytes != record.size_bytes:
                 problems.append(f"{name} has {size_bytes:,} bytes instead of {record.size_bytes:,}")
             elif quick_digest(path) != record.quick_digest:
-                problems.append(f"{name} has other content")
+                problems.append(f"{name} has different content")
         except OSError as error:
             problems.append(f"{name} cannot be read ({error.strerror})")
     if manifest and problems:
         raise CheckpointError(
-            f"{folder} differs from what was fetched: {'; '.join(problems[:3])}. To fetch the damaged files again: "
-            f"rerank-service pull {manifest.source}@{manifest.revision} --to {folder}"
+            f"{folder} differs from the fetched checkpoint: {'; '.join(problems[:3])}. To fetch the damaged files "
+            f"again: rerank-service pull {manifest.source}@{manifest.revision} --to {folder}"
         )
 
 
 def check_safetensors(folder: Path) -> None:
-    """Checks that safetensors files are complete and that an index names only files of the folder.
+    """Checks that safetensors files are complete and that an index only names files in the folder.
 
     Reads headers and sizes, not weights. Raises `CheckpointError`.
     """
     for path in sorted(folder.glob("*.safetensors")):
         try:
-            with safe_open(path, framework="np"):  # maps the file and compares its header with its size
+            with safe_open(path, framework="np"):  # compares the file's header with its size
                 pass
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{path} is damaged ({error}): fetch the file again") from error
@@ -219,6 +220,6 @@ def check_safetensors(folder: Path) -> None:
         ) from None
     for name in shards:
         if not isinstance(name, str) or Path(name).name != name:
-            raise CheckpointError(f"{index} names {name!r}, which is not a file of its own folder")
+            raise CheckpointError(f"{index} names {name!r}, which is not a file in the same folder")
         if not (folder / name).is_file():
             raise CheckpointError(f"{index} names {name}, which is missing: fetch the checkpoint again")

@@ -1,7 +1,7 @@
 """The Python client of the rerank service: `Client` and, for asyncio, `AsyncClient`.
 
-It needs httpx and tenacity and none of the service's modules. The same files are a distribution of their own,
-`rerank-service-client`, imported as `rerank_service_client`; imports in here are therefore relative.
+It needs httpx and tenacity, but none of the service's modules. The same files also form a separate distribution,
+`rerank-service-client`, imported as `rerank_service_client`; imports in this package are therefore relative.
 """
 
 from .asynchronous import AsyncClient

@@ -1,4 +1,4 @@
-"""The client for asyncio. Only sending differs from the blocking client."""
+"""The client for asyncio. It differs from the blocking client only in how it sends requests."""
 
 import asyncio
 from collections.abc import Sequence
@@ -31,10 +31,10 @@ class AsyncClient(ClientBase[httpx.AsyncClient]):
     ) -> Ranking:
         """Ranks `passages` by relevance to `query` and returns all of them, or the `top_n` best.
 
-        Without passages the ranking is empty and no request is sent. `windows` scores a passage that is longer than the
-        model's window by its best part. More than `max_passages` are sent as several concurrent requests. Raises
-        `RerankClientError`. If one request fails or the call is cancelled, the others are cancelled too, and the
-        service drops the passages it has not started to score.
+        Without passages, the ranking is empty and no request is sent. With `windows`, a passage that is longer than the
+        model's window is scored by its best part. More than `max_passages` passages are sent in several concurrent
+        requests. Raises `RerankClientError`. If one request fails or the call is cancelled, the others are cancelled
+        too, and the service drops the passages that it has not started to score.
         """
         call = self._call(query, passages, Options(model, truncate, windows), top_n)
         slots = asyncio.Semaphore(self._max_concurrent_requests)

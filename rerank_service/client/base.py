@@ -1,6 +1,6 @@
-"""The part that both clients share: settings, the requests of a call, and failures to reach the service.
+"""Code that both clients share: settings, the requests of a call, and failures to reach the service.
 
-It sends nothing."""
+The module sends nothing."""
 
 import os
 import uuid
@@ -20,12 +20,12 @@ from .retries import Deadline
 __all__ = ["API_KEY_ENV", "ClientBase", "RankCall", "__version__"]
 
 __version__ = "0.1.0"
-"""Equal to the version of the service's package; a literal, since setuptools reads it without an import."""
+"""Equal to the version of the service's package. It is a literal because setuptools reads it without an import."""
 
 API_KEY_ENV = "RERANK_SERVICE_API_KEY"
 
 _CONNECT_TIMEOUT_S = 5.0
-"""Limit for opening a connection, so that an address where nothing answers fails before a long deadline."""
+"""Time limit for opening a connection, so that a call to an unreachable address fails before a long deadline ends."""
 
 _Http = TypeVar("_Http", httpx.Client, httpx.AsyncClient)
 
@@ -46,11 +46,11 @@ class RankCall:
         return read_answer(part, response.status_code, response.headers, response.content, self.request_id)
 
     def ranking(self, answers: Sequence[PartAnswer]) -> Ranking:
-        """The ranking made of the answers for all parts, given in the parts' order."""
+        """Combines the answers for all parts, given in the parts' order, into the ranking."""
         return combine(self.passages, answers, self.request_id, self.top_n)
 
     def overdue(self) -> DeadlineExceededError:
-        """The error for a call that reaches its deadline in the client."""
+        """The error for a call whose deadline passes in the client."""
         return DeadlineExceededError(None, f"no answer within {self.timeout_s:g} s", request_id=self.request_id)
 
 
@@ -68,18 +68,21 @@ class ClientBase(ABC, Generic[_Http]):
         max_passages: int = 512,
         max_concurrent_requests: int = 4,
     ) -> None:
-        """Opens no connection yet. Raises `ValueError` for an invalid argument.
+        """Does not open a connection yet. Raises `ValueError` for an invalid argument.
 
         - `base_url`: address of the service; a trailing `/v1` is accepted.
-        - `api_key`: None takes the environment variable RERANK_SERVICE_API_KEY.
-        - `model`: None takes the service's default model.
+        - `api_key`: None means the environment variable RERANK_SERVICE_API_KEY.
+        - `model`: None means the service's default model.
         - `timeout_s`: deadline of a whole call of `rank`, retries included. The default is the service's own limit.
-        - `max_retries`: how often a request is repeated after status 429 or 503.
-        - `max_passages`: passages per request; the default is the API's limit.
-        - `max_concurrent_requests`: requests in flight at once, for a call with more than `max_passages`.
+        - `max_retries`: how often a request is retried after status 429 or 503.
+        - `max_passages`: maximum passages per request; the default is the API's limit.
+        - `max_concurrent_requests`: maximum requests in flight, for a call with more than `max_passages` passages.
         """
         if min(max_passages, max_concurrent_requests) < 1 or max_retries < 0 or timeout_s <= 0:
-            raise ValueError("max_passages and max_concurrent_requests start at 1, max_retries at 0, timeout_s above 0")
+            raise ValueError(
+                "max_passages and max_concurrent_requests must be at least 1, max_retries at least 0, "
+                "and timeout_s above 0"
+            )
         self._base_url = _checked(base_url).rstrip("/").removesuffix("/v1")
         self._model = model
         self._timeout_s = timeout_s
@@ -96,14 +99,14 @@ class ClientBase(ABC, Generic[_Http]):
 
     def _call(self, query: str, passages: Sequence[str], options: Options, top_n: int | None) -> RankCall:
         if top_n is not None and top_n < 1:
-            raise ValueError("top_n starts at 1; leave it out for all passages")
+            raise ValueError("top_n must be at least 1; leave it out for all passages")
         parts = cut(query, passages, options._replace(model=options.model or self._model), self._max_passages)
         return RankCall(passages, parts, top_n, uuid.uuid4().hex, self._timeout_s, Deadline(self._timeout_s))
 
     def _request(self, call: RankCall, part: Part) -> httpx.Request:
-        """Raises `DeadlineExceededError` if no time is left."""
+        """Builds the request for one part. Raises `DeadlineExceededError` if no time is left."""
         left_s = call.deadline.left_s()
-        if left_s < 0.001:  # the resolution of the header
+        if left_s < 0.001:  # the header's resolution
             raise call.overdue()
         headers = {"x-request-id": call.request_id, "x-request-timeout-seconds": f"{left_s:.3f}"}
         timeout = httpx.Timeout(left_s, connect=min(left_s, _CONNECT_TIMEOUT_S))
@@ -128,5 +131,5 @@ def _checked(base_url: str) -> str:
     except httpx.InvalidURL as error:
         raise ValueError(f"base_url {base_url!r} is not a URL: {error}") from None
     if url.scheme not in ("http", "https") or not url.host:
-        raise ValueError(f"base_url {base_url!r} is not like http://127.0.0.1:8000")
+        raise ValueError(f"base_url {base_url!r} must be an http or https URL, such as http://127.0.0.1:8000")
     return base_url

@@ -1,4 +1,4 @@
-"""The client for code without an event loop. Only sending differs from the asyncio client."""
+"""The client for code without an event loop. It differs from the asyncio client only in how it sends requests."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,9 +31,10 @@ class Client(ClientBase[httpx.Client]):
     ) -> Ranking:
         """Ranks `passages` by relevance to `query` and returns all of them, or the `top_n` best.
 
-        Without passages the ranking is empty and no request is sent. `windows` scores a passage that is longer than the
-        model's window by its best part. More than `max_passages` are sent as several concurrent requests, from threads.
-        Raises `RerankClientError`. If one request fails, the call waits for the requests in flight and sends no others.
+        Without passages, the ranking is empty and no request is sent. With `windows`, a passage that is longer than the
+        model's window is scored by its best part. More than `max_passages` passages are sent in several concurrent
+        requests from separate threads. Raises `RerankClientError`. If one request fails, the call waits for the
+        requests in flight and sends no others.
         """
         call = self._call(query, passages, Options(model, truncate, windows), top_n)
         if len(call.parts) <= 1:

@@ -1,13 +1,13 @@
 """The errors of the client.
 
     RerankClientError
-    ├── ConnectionFailed              the service was not reached, or closed the connection, twice
+    ├── ConnectionFailed              in two attempts, the service was not reached or closed the connection
     └── ApiError                      the service answered with an error
         ├── InvalidRequestError       400, 413, 415, 422: the request must be changed
         ├── AuthenticationError       401, 403
         ├── ModelNotFoundError        404 for the model; the message lists the served models
-        ├── RateLimitedError          429, and no retries or no time left
-        ├── ServiceUnavailableError   503, and no retries or no time left
+        ├── RateLimitedError          429 with no retries or no time left
+        ├── ServiceUnavailableError   503 with no retries or no time left
         └── DeadlineExceededError     504, or the client's own `timeout_s` has passed
 
 A message is the text of the service's error. It never contains a query or a passage.
@@ -30,7 +30,7 @@ __all__ = [
 
 
 class ErrorDetail(NamedTuple):
-    """One problem of a request: the path of the field, a message, and a code for programs."""
+    """One problem with a request: the path of the field, a message, and a code for programs."""
 
     loc: tuple[str | int, ...]
     message: str
@@ -66,7 +66,7 @@ class ApiError(RerankClientError):
     ) -> None:
         super().__init__(status, message, details, request_id, retry_after_s)
         self.status = status
-        """None if there was no answer in time."""
+        """HTTP status; None if there was no answer in time."""
         self.message = message
         self.details = details
         self.request_id = request_id

@@ -1,7 +1,7 @@
-"""Turns a call of `rank` into bodies of requests, and the responses into one ranking. It sends nothing.
+"""Turns a call of `rank` into request bodies, and the responses into one ranking. The module sends nothing.
 
-A call with more passages than a request may have becomes several requests. The logit of a pair does not depend on the
-other pairs of its request, so the combined answers are the ranking of one large request.
+A call with more passages than a request allows becomes several requests. The logit of a pair does not depend on the
+other pairs in the request, so the combined answers equal the ranking of one large request.
 """
 
 import json
@@ -45,7 +45,7 @@ class Options(NamedTuple):
     """Options shared by all parts of a call."""
 
     model: str | None
-    """None: the service's default."""
+    """None: the service's default model."""
     truncate: Truncate
     windows: PassageWindows | None
 
@@ -72,7 +72,7 @@ class PartAnswer:
     """The service's answer for one part."""
 
     logits: list[float]
-    """In the order of the part's passages."""
+    """One logit per passage, in the order of the part's passages."""
     usage: Usage
     timings_ms: dict[str, float]
     num_truncated: int | None
@@ -80,9 +80,9 @@ class PartAnswer:
 
 
 def cut(query: str, passages: Sequence[str], options: Options, max_passages: int) -> list[Part]:
-    """Splits a call into parts of at most `max_passages`. Without passages there are no parts."""
+    """Splits a call into parts of at most `max_passages` passages. Without passages, there are no parts."""
     if isinstance(passages, str):
-        raise TypeError("passages is a single string; give a sequence of strings")
+        raise TypeError("passages is a single string; pass a sequence of strings")
     common = options.fields()
     parts = []
     for first_index in range(0, len(passages), max_passages):
@@ -118,7 +118,7 @@ def read_answer(part: Part, status: int, headers: Mapping[str, str], content: by
 
 
 def combine(passages: Sequence[str], answers: Iterable[PartAnswer], request_id: str, top_n: int | None) -> Ranking:
-    """Combines the answers, given in the parts' order, into one ranking of the `top_n` best (None: of all)."""
+    """Combines the answers, given in the parts' order, into one ranking of the `top_n` best passages (None: of all)."""
     answers = list(answers)
     logits = [logit for answer in answers for logit in answer.logits]
     order = sorted(range(len(logits)), key=lambda index: -logits[index])[:top_n]  # stable: equal logits by index
@@ -156,7 +156,7 @@ def _error(part: Part, status: int, headers: Mapping[str, str], body: Any, reque
 
 
 def _details(problems: Any, part: Part) -> tuple[ErrorDetail, ...]:
-    """The problems of an error body. Indices are those of the caller's passages, not of the part's."""
+    """The problems of an error body. Indices count the caller's passages, not the passages of the part."""
     if not isinstance(problems, list):
         return ()
     details = []
@@ -199,5 +199,5 @@ def _timings_ms(header: str) -> dict[str, float]:
 def _parsed(content: bytes) -> Any:
     try:
         return json.loads(content)
-    except ValueError:  # an HTML page of a proxy
+    except ValueError:  # for example an HTML page from a proxy
         return None

@@ -10,14 +10,14 @@ __all__ = ["PassageWindows", "RankedPassage", "Ranking", "Usage"]
 
 @dataclass(frozen=True, slots=True)
 class PassageWindows:
-    """Scores a long passage in overlapping windows; its logit is the best window's."""
+    """Scores a long passage in overlapping windows; the passage's logit is that of the best window."""
 
     max_per_passage: int
     """Text beyond this many windows is truncated, or refused with `truncate="NONE"`."""
     tokens: int | None = None
-    """Passage tokens in a window. None: as many as fit beside the query."""
+    """Passage tokens in a window. None: as many as fit next to the query."""
     overlap_tokens: int = 32
-    """Tokens that consecutive windows share, at most half of `tokens`."""
+    """Tokens that two consecutive windows share, at most half of `tokens`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class RankedPassage:
     """Position in the list passed to `rank`."""
     text: str
     logit: float
-    """Raw and unbounded; higher is more relevant."""
+    """Raw relevance score, unbounded; higher is more relevant."""
 
     @property
     def probability(self) -> float:
@@ -46,19 +46,21 @@ class Usage:
 
 @dataclass(frozen=True)
 class Ranking(Sequence[RankedPassage]):
-    """Passages by descending logit; equal logits by index. A sequence of `RankedPassage`."""
+    """A sequence of `RankedPassage`, by descending logit; equal logits are in the order of their indices."""
 
     passages: tuple[RankedPassage, ...]
     usage: Usage
     request_id: str
-    """Sent with every request of the call and logged by the service."""
+    """Id sent with every request of the call and logged by the service."""
     timings_ms: Mapping[str, float] = field(default_factory=dict)
-    """Duration of each stage in the service (`Server-Timing`); of several requests, those of the slowest."""
+    """Duration of each stage in the service (`Server-Timing`). For several requests, these are the durations of the
+    slowest one."""
     num_truncated: int | None = None
-    """Passages that were truncated, in the whole request and not only the `top_n`. None if the service does not say."""
+    """Number of truncated passages among all passages of the call, not only among the `top_n`. None if the service does
+    not report it."""
     num_unscored: int | None = None
-    """Truncated passages of which no token was scored, because the query fills the model's window: their logits are
-    meaningless. None if the service does not say."""
+    """Number of truncated passages without a scored token, because the query fills the model's window. Their logits are
+    meaningless. None if the service does not report it."""
 
     @overload
     def __getitem__(self, place: int) -> RankedPassage: ...

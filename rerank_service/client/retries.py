@@ -10,11 +10,11 @@ from .errors import ConnectionFailed, RateLimitedError, ServiceUnavailableError
 __all__ = ["Deadline", "retry_options"]
 
 _BACKOFF = wait_random_exponential(multiplier=0.25, max=8)
-"""Seconds: random between 0 and a bound that doubles with each attempt."""
+"""Random wait in seconds, between 0 and a bound that doubles with each attempt."""
 _SPREAD = wait_random(0, 0.25)
 """Random seconds added to `Retry-After`, so that clients refused together do not retry together."""
 _MAX_BROKEN_CONNECTIONS = 1
-"""One is normal: a load balancer may close an idle connection just as a request is sent on it."""
+"""One broken connection is normal: a load balancer may close an idle connection just as a request is sent on it."""
 
 
 class Deadline:
@@ -29,10 +29,11 @@ class Deadline:
 
 
 def retry_options(max_retries: int, deadline: Deadline) -> dict[str, Any]:
-    """Arguments of tenacity's `Retrying` or `AsyncRetrying` for one request; they keep state, so use them once.
+    """Returns arguments of tenacity's `Retrying` or `AsyncRetrying` for one request. They keep state, so use them only
+    once.
 
-    A request is retried after 429, 503 and one broken connection. If the next wait would pass the deadline, the error
-    is raised at once.
+    A request is retried after 429, 503 and one broken connection. If the next wait would exceed the deadline, the error
+    is raised immediately.
     """
     retries = _Retries(max_retries, deadline)
     return {

@@ -115,15 +115,15 @@ class RerankConfig(Section):
     def probed_models(self) -> tuple[ModelConfig, ...]:
         """The models that must score a pair before the service is ready.
 
-        They are all models with permanent replicas, and one model of each pool with permanent replicas. All others are
-        started or loaded on demand.
+        These are all models with permanent replicas, and one model of each pool with permanent replicas. All other
+        models are started or loaded on demand.
         """
         own = [model for model in self.models if model.pool is None and model.autoscaling.min_replicas]
         pooled = [self.models_of(pool)[0] for pool in self.pools if pool.autoscaling.min_replicas]
         return (*own, *pooled)
 
     def replica_of(self, model: ModelConfig) -> ReplicaConfig:
-        """Resources of the replicas that score a model: its own or its pool's."""
+        """Resources of the replicas that score a model: the model's own replicas or those of its pool."""
         return next((pool.replica for pool in self.pools if pool.name == model.pool), model.replica)
 
     def shard_tokens_of(self, model: ModelConfig) -> int:

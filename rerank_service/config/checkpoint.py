@@ -25,12 +25,13 @@ class CheckpointConfig(Section):
 
     revision: str | None = None
     """Version of the files. Required for a hub id (the commit, 40 hex digits) and for an object store (the 64 hex
-    digits that `rerank-service pull SOURCE` prints): without it the weights could change under a running cluster.
-    Leave it null for a package or a folder."""
+    digits that `rerank-service pull SOURCE` prints): without it, the weights of a running cluster could change. Leave
+    it null for a package or a folder."""
 
     download: bool = True
     """Whether a starting replica may fetch files that are not in its machine's cache. Set false on machines without
-    network access: the replica then fails to start, and its message gives the `rerank-service pull` command to run."""
+    network access: the replica then fails to start, and the error message gives the `rerank-service pull` command to
+    run."""
 
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     """Expected SHA-256 of `model.safetensors`, in hex. Set it to check the full digest on every load. Null: the digest
@@ -43,7 +44,7 @@ class CheckpointConfig(Section):
             if not _STORE_PATH.fullmatch(source):
                 scheme = source.partition("://")[0]
                 raise ValueError(
-                    f"{scheme}:// must be followed by a path without credentials; set those as environment variables"
+                    f"{scheme}:// must be followed by a path without credentials; set these as environment variables"
                 )
             if not _CONTENT.fullmatch(revision):
                 raise ValueError(

@@ -1,4 +1,4 @@
-"""Settings that say how a checkpoint is run: the engine, its device and precision, and what each engine kind needs."""
+"""Settings that say how a checkpoint is run: the engine, device and precision, and the settings of each engine kind."""
 
 import re
 from enum import StrEnum
@@ -77,7 +77,7 @@ _PROMPT_SLOT = re.compile(r"\{[^{}]*\}")
 
 
 class YesNoPrompt(Section):
-    """The prompt that asks a yes/no decoder about a pair, and the words it answers with."""
+    """The prompt that asks a yes/no decoder about a pair, and the words with which the decoder answers."""
 
     parts: Annotated[tuple[str, ...], Field(min_length=1)]
     """The prompt, in parts that are tokenised separately. Together they contain `{query}` once, `{passage}` once, and
@@ -116,8 +116,8 @@ class EngineConfig(Section):
     """How the checkpoint is run. Null settings take their value from the checkpoint's own files."""
 
     kind: EngineKind = EngineKind.AUTO
-    """Engine that runs the checkpoint. `auto` recognises it by the checkpoint's `config.json`. Set a kind only if that
-    fails or the service logs that it guessed."""
+    """Engine that runs the checkpoint. `auto` selects an engine by the checkpoint's `config.json`. Set a kind only if
+    that fails or if the service logs that it guessed."""
 
     device: Device = "auto"
     """Device of the forward pass: `cpu`, `cuda` or `cuda:N`. `auto` takes a GPU if the replica has one, else the
@@ -126,10 +126,10 @@ class EngineConfig(Section):
     dtype: Dtype = Dtype.AUTO
     """Precision of the forward pass; pooling and the head always run in float32. `auto`: bfloat16 where the hardware
     computes in it (a GPU; a CPU with AVX512-BF16 or AMX), otherwise float32 on a CPU and float16 on a GPU. `int8`:
-    linear layers in 8-bit integers, on a CPU with AVX512-VNNI; encoders are calibrated at load on text that ships
-    with the service, and decoders measure each row instead. `float8`: linear layers in 8-bit floats (e4m3), on an
-    Ada, Hopper or newer GPU. `fastest`: int8 where the CPU supports it, else `auto`. Measure the effect of `int8`,
-    `float8` and `fastest` on your rankings first."""
+    linear layers in 8-bit integers, on a CPU with AVX512-VNNI; encoders are calibrated at load with text that ships
+    with the service, and decoders are scaled row by row during each pass. `float8`: linear layers in 8-bit floats
+    (e4m3), on an Ada, Hopper or newer GPU. `fastest`: int8 where the CPU supports it, else `auto`. Measure the effect
+    of `int8`, `float8` and `fastest` on your rankings first."""
 
     num_threads: PositiveInt | None = None
     """CPU threads of a forward pass. Null: the replica's `num_cpus`, or outside Ray all CPUs of the process."""
@@ -149,8 +149,8 @@ class EngineConfig(Section):
     transformers. Templates and prompts are always parsed."""
 
     prompt_template: str | None = None
-    """Bidirectional decoder: text of a pair, with `{query}` and `{passage}`. Null: the template in the
-    checkpoint's `config.json`, or that of NVIDIA's published rerankers."""
+    """Bidirectional decoder: text of a pair, with `{query}` and `{passage}`. Null: the template in the checkpoint's
+    `config.json`, else the template of NVIDIA's published rerankers."""
 
     pooling: Pooling | None = None
     """Bidirectional decoder: how the token states of a pair are reduced to one vector. Null: as the checkpoint's

@@ -1,4 +1,4 @@
-"""Loading of the configuration: from a Serve configuration file, or from the `args` of a Serve application."""
+"""Loads the configuration from a Serve configuration file, or from the `args` of a Serve application."""
 
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,8 +34,8 @@ def load_config(path: Path) -> RerankConfig:
 def parse_serve_config(text: str, source: str) -> RerankConfig:
     """Reads the configuration from the YAML text of a Serve configuration.
 
-    Models with an application of their own must have the same settings there. `source` names the text in messages.
-    Raises `ConfigError`.
+    A model with its own application must have the same settings in that application. Error messages refer to the text
+    as `source`. Raises `ConfigError`.
     """
     try:
         applications = yaml.safe_load(text)["applications"]
@@ -61,12 +61,12 @@ def parse_serve_config(text: str, source: str) -> RerankConfig:
 
 
 def parse_config(args: dict[str, Any]) -> RerankConfig:
-    """Validates the `args` of the ingress's application. Raises `ConfigError` with one line for each problem."""
+    """Validates the `args` of the ingress's application. Raises `ConfigError` with one line per problem."""
     return _parse(RerankConfig, args)
 
 
 def parse_model(args: dict[str, Any]) -> ModelConfig:
-    """Validates the `args` of a model's own application. Raises `ConfigError` with one line for each problem."""
+    """Validates the `args` of a model's own application. Raises `ConfigError` with one line per problem."""
     return _parse(ModelConfig, args)
 
 

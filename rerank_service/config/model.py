@@ -22,7 +22,7 @@ class ModelConfig(Section):
     """Name that clients send as `model`, for instance `nvidia/llama-3.2-nv-rerankqa-1b-v2`."""
 
     aliases: tuple[_ModelName, ...] = ()
-    """Other names for the same model, such as those that existing clients send. Names are matched
+    """Other names for the same model, such as names that existing clients send. Names are matched
     case-insensitively."""
 
     checkpoint: CheckpointConfig
@@ -45,13 +45,13 @@ class ModelConfig(Section):
     """Number of replicas."""
 
     application: str | None = None
-    """Name of the Serve application that has this model's replicas (import path `rerank_service.app:build_model`).
-    With one of its own, the model is added, changed or removed without restarting any other. Null: the replicas
-    belong to the ingress's application."""
+    """Name of the Serve application that has this model's replicas (import path `rerank_service.app:build_model`). With
+    a separate application, the model can be added, changed or removed without restarting other models. Null: the
+    replicas belong to the ingress's application."""
 
     pool: str | None = None
-    """Name of a pool whose replicas load this model on demand. The model then has no replicas of its own. Null: it has
-    its own replicas."""
+    """Name of a pool whose replicas load this model on demand. A model in a pool has no separate replicas. Null: the
+    model has its own replicas."""
 
     @model_validator(mode="after")
     def _pooled_models_have_no_replicas(self) -> Self:
@@ -68,7 +68,7 @@ class ModelConfig(Section):
 
     @property
     def deployment_name(self) -> str:
-        """Name of the model's Serve deployment. It depends on the id alone, so that YAML can refer to it."""
+        """Name of the model's Serve deployment. It depends only on the model's id, so that YAML can refer to it."""
         return re.sub(r"[^A-Za-z0-9_.-]+", "_", self.id)
 
 
@@ -83,8 +83,9 @@ class PoolConfig(Section):
     this many models, including the one being loaded."""
 
     spread_above_tokens: PositiveInt = 65_536
-    """A model is loaded on another replica only while each replica that has it has more outstanding tokens than this.
-    Raise it if models are reloaded too often, lower it if a popular model queues while other replicas are idle."""
+    """Limit of a replica's outstanding tokens. A model is loaded on another replica only while all replicas with the
+    model exceed this limit. Raise it if models are reloaded too often; lower it if a popular model queues while other
+    replicas are idle."""
 
     replica: ReplicaConfig = ReplicaConfig()
     """Resources of each replica."""

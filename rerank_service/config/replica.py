@@ -1,4 +1,4 @@
-"""Settings of a model's replicas: how they batch, what Ray gives them, and how many there are."""
+"""Settings of a model's replicas: their batching, their resources in Ray, and their number."""
 
 from typing import Annotated, Self
 
@@ -10,12 +10,12 @@ __all__ = ["AutoscalingConfig", "BatchingConfig", "ReplicaConfig", "default_batc
 
 
 def default_batch_tokens(*, on_gpu: bool) -> int:
-    """Tokens of a full batch, and of a shard, unless configured: larger batches are no faster on such a device."""
+    """Default number of tokens in a full batch and in a shard. Larger batches are no faster on that kind of device."""
     return 16_384 if on_gpu else 4_096
 
 
 def default_min_batch_tokens(max_batch_tokens: int) -> int:
-    """`batching.min_batch_tokens` unless configured."""
+    """The default of `batching.min_batch_tokens`."""
     return max(1, max_batch_tokens // 4)
 
 
@@ -28,28 +28,28 @@ class BatchingConfig(Section):
     CPU; larger batches are no faster there. Lower it if the device runs out of memory."""
 
     min_batch_tokens: PositiveInt | None = None
-    """Batch size in tokens while the queue is short. Batches grow with the queue from this to `max_batch_tokens`, so
-    that a small request does not wait long behind a large one. Null: a quarter of `max_batch_tokens`."""
+    """Batch size in tokens while the queue is short. Batches grow with the queue from this size to `max_batch_tokens`,
+    so that a small request does not wait long behind a large one. Null: a quarter of `max_batch_tokens`."""
 
     collect_wait_ms: NonNegativeFloat = 0.0
-    """Longest time in milliseconds that a call waits before tokenisation so that others can join it. At the default
-    of 0 only calls that arrive together are collected; all pairs are batched again in the queue. Raise it only for a
-    very large number of tiny requests."""
+    """Longest time in milliseconds that a call waits before tokenisation for other calls to join it. At the default of
+    0, only calls that arrive together are collected. All pairs are batched again in the queue. Raise it only for a very
+    large number of tiny requests."""
 
     collect_max_calls: PositiveInt = 32
     """Maximum number of calls tokenised together. The default suits nearly all loads."""
 
     max_queued_tokens: PositiveInt = 4_194_304
-    """Maximum tokens in a replica's queue. Beyond that, calls are refused with 503; a request that exceeds the limit on
-    its own is refused with 413. The default holds 512 pairs of 8,192 tokens."""
+    """Maximum tokens in a replica's queue. Calls beyond this limit are refused with 503, and a request that exceeds it
+    on its own is refused with 413. The default holds 512 pairs of 8,192 tokens."""
 
 
 class ReplicaConfig(Section):
     """Resources that Ray reserves for each replica of a model, and how Serve supervises it."""
 
     num_cpus: NonNegativeFloat = 1
-    """CPUs reserved for each replica. It is also the number of threads of a CPU forward pass, unless
-    `engine.num_threads` is set."""
+    """CPUs reserved for each replica. A CPU forward pass also uses this number of threads, unless `engine.num_threads`
+    is set."""
 
     num_gpus: NonNegativeFloat = 0
     """GPUs reserved for each replica. A fraction such as 0.5 lets several replicas share a GPU."""
@@ -60,30 +60,30 @@ class ReplicaConfig(Section):
 
     max_ongoing_requests: PositiveInt = 1_024
     """Maximum number of shards sent to one replica at a time; further shards wait at the ingress. Replicas already
-    limit their queue by tokens and deadlines, so keep this number above what they admit."""
+    limit their queue by tokens and deadlines, so keep this number above the number that they admit."""
 
     tokeniser_threads: PositiveInt = 2
-    """Threads that tokenise, in addition to the thread that runs the forward pass. Raise it if the device idles
-    while texts wait for tokenisation."""
+    """Number of tokenising threads, in addition to the thread that runs the forward pass. Raise it if the device is
+    idle while texts wait for tokenisation."""
 
     health_check_period_s: PositiveFloat = 1.0
     """Seconds between two health checks of a replica. Lower it to replace failed replicas sooner."""
 
     health_check_timeout_s: PositiveFloat = 3.0
-    """Seconds a replica has to answer a health check. After three failures in a row Serve replaces the replica, and its
-    work is scored on another."""
+    """Seconds a replica has to answer a health check. After three failures in a row, Serve replaces the replica, and
+    another replica scores its work."""
 
     graceful_shutdown_timeout_s: PositiveFloat | None = None
     """Seconds a replica has to finish its work before it is stopped, when it is scaled down or replaced. Null: 15 s
-    more than `limits.request_timeout_s`, or 75 s for a model with its own application, which does not see the
-    limits."""
+    more than `limits.request_timeout_s`, or 75 s for a model with its own application, where `limits` are unknown."""
 
 
 class AutoscalingConfig(Section):
     """How Serve scales the number of a model's replicas."""
 
     min_replicas: NonNegativeInt = 1
-    """Minimum number of replicas. With 0, an idle model keeps none, and its next request waits for a cold start."""
+    """Minimum number of replicas. With 0, an idle model has no replicas, and its next request waits for a cold
+    start."""
 
     max_replicas: PositiveInt = 1
     """Maximum number of replicas. Raise it to let the model scale out under load."""
@@ -93,14 +93,14 @@ class AutoscalingConfig(Section):
     Deploying a change keeps the current number."""
 
     target_utilisation: Annotated[float, Field(gt=0, le=1)] = 0.8
-    """Share of the time that a replica should be busy. The rest is headroom for bursts: lower it for a lower latency,
-    raise it for fewer replicas."""
+    """Share of the time that a replica should be busy. The rest is headroom for bursts. Lower this share for lower
+    latency; raise it for fewer replicas."""
 
     max_wait_s: PositiveFloat = 2.0
     """Target time in seconds to clear the backlog once new replicas are up. Raise it for fewer replicas in a burst."""
 
     target_ongoing_requests: PositiveFloat = 4.0
-    """Shards in flight per replica that the autoscaler aims at until it knows a replica's speed."""
+    """Target number of shards in flight per replica, used until the autoscaler knows a replica's speed."""
 
     upscale_delay_s: NonNegativeFloat = 1.0
     """Seconds for which more replicas must be needed before they are added. Raise it if short peaks start replicas that

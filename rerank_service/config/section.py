@@ -1,4 +1,4 @@
-"""The base class of every section of the configuration, and its validation errors in plain words."""
+"""Base class of all configuration sections, and readable messages for validation errors."""
 
 import re
 
@@ -17,17 +17,17 @@ _MESSAGES = {
 
 
 class Section(BaseModel):
-    """An immutable group of settings. An unknown key is an error, and attribute docstrings document the settings."""
+    """An immutable group of settings. Unknown keys are errors, and attribute docstrings document the settings."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 def readable_problems(error: ValidationError) -> str:
-    """One line for each problem: the setting, what is wrong with it, and its value."""
+    """One line per problem: the setting, the problem, and the invalid value."""
     lines = []
     for problem in without_echoes(error.errors(include_url=False)):
         kind, value = problem["type"], problem["input"]
-        # pydantic's own texts are like "Input should be greater than 0" and "Value error, the text of a validator".
+        # pydantic's own messages look like "Input should be greater than 0" and "Value error, the text of a validator".
         text = re.sub(r"^\w+ should", "must", problem["msg"].removeprefix("Value error, "))
         message = _MESSAGES.get(kind, text.replace(" after validation", ""))
         if kind != "extra_forbidden" and not isinstance(value, dict | list | tuple | BaseModel):
@@ -37,6 +37,6 @@ def readable_problems(error: ValidationError) -> str:
 
 
 def without_echoes(details: list[ErrorDetails]) -> list[ErrorDetails]:
-    """Drops each "too short" that only follows from invalid entries: pydantic counts the valid ones."""
+    """Drops each "too short" error that only results from invalid entries, because pydantic counts only valid ones."""
     owners = {detail["loc"][:depth] for detail in details for depth in range(len(detail["loc"]))}
     return [detail for detail in details if detail["type"] != "too_short" or detail["loc"] not in owners]

@@ -24,10 +24,11 @@ class IngressConfig(Section):
     """The ingress: replicas that answer HTTP requests and hand their pairs to the models' replicas."""
 
     min_replicas: PositiveInt = 1
-    """Minimum number of ingress replicas. With two or more, requests do not wait while one restarts."""
+    """Minimum number of ingress replicas. With two or more, requests do not wait while one replica restarts."""
 
     max_replicas: PositiveInt = 1
-    """Maximum number of ingress replicas. Raise it if the CPU time of one, mostly for JSON, limits throughput."""
+    """Maximum number of ingress replicas. Raise it if the CPU time of one replica, spent mostly on JSON, limits
+    throughput."""
 
     num_cpus: NonNegativeFloat = 0
     """CPUs reserved for each ingress replica. An ingress parses JSON and otherwise waits: 0 suits a laptop, 1 a
@@ -41,9 +42,9 @@ class IngressConfig(Section):
     503."""
 
     shard_tokens: PositiveInt | None = None
-    """Maximum estimated tokens in one shard, the part of a request that a replica scores in one call. A larger
-    request is split over several replicas. Null: 16,384 for a model with GPUs and 4,096 for one without, which is a
-    full batch on that hardware."""
+    """Maximum estimated tokens in one shard, the part of a request that a replica scores in one call. A larger request
+    is split over several replicas. Null: 16,384 for a model with GPUs and 4,096 for a model without GPUs, a full batch
+    in each case."""
 
 
 class ServiceConfig(Section):
@@ -53,19 +54,19 @@ class ServiceConfig(Section):
     """Model that answers requests without a `model`: an id or an alias. Null: the first of `models`."""
 
     playground: bool = True
-    """Whether `/` serves a web page on which to try the models. The page uses the API like any client, with the
-    caller's own key."""
+    """Whether `/` serves a web page for trying the models. The page uses the API like any client, with the caller's own
+    key."""
 
     ingress: IngressConfig = IngressConfig()
     """The replicas that answer HTTP requests."""
 
 
 _REPLICA_MARGIN_S = 15.0
-"""For the batch that runs at the deadline, and because Serve checks only every two seconds whether a replica is
-idle."""
+"""Time for the batch that runs at the deadline, and for Serve's check whether a replica is idle, made every two
+seconds."""
 _INGRESS_MARGIN_S = 50.0
-"""A leaving ingress behind HAProxy accepts requests for RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S (30 s unless
-set); http_options.request_timeout_s is 15 s above the limit; 5 s are spare."""
+"""Behind HAProxy, a stopping ingress accepts requests for another RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S (30 s
+unless set). http_options.request_timeout_s is 15 s above the limit, and 5 s are spare."""
 
 
 class LimitsConfig(Section):
@@ -82,22 +83,22 @@ class LimitsConfig(Section):
     `max_chunks_per_doc` in Cohere's API). 1 turns windows off."""
 
     request_timeout_s: PositiveFloat = 60.0
-    """Maximum time in seconds for a request; after that the service answers 504 and drops the remaining work. A
-    client can ask for less with the header `x-request-timeout-seconds`. The default is the timeout of LangChain's
-    and Haystack's clients."""
+    """Maximum time in seconds for a request; after that the service answers 504 and drops the remaining work. A client
+    can set a shorter limit with the header `x-request-timeout-seconds`. The default is the timeout of LangChain's and
+    Haystack's clients."""
 
     unknown_fields: Literal["reject", "ignore"] = "reject"
-    """What happens to a request with fields that the API does not have. `reject`: it is refused with 400, as by NIM
+    """What happens to a request with fields that the API does not have. `reject`: it is refused with 400, as in NIM
     2.x. `ignore`: the fields are dropped."""
 
     @property
     def replica_grace_s(self) -> float:
-        """Seconds a stopping replica needs at most to finish all it has accepted."""
+        """Longest time in seconds that a stopping replica needs to finish its accepted work."""
         return self.request_timeout_s + _REPLICA_MARGIN_S
 
     @property
     def ingress_grace_s(self) -> float:
-        """Seconds a stopping ingress needs at most to finish all it has accepted."""
+        """Longest time in seconds that a stopping ingress needs to finish its accepted work."""
         return self.request_timeout_s + _INGRESS_MARGIN_S
 
 
@@ -109,28 +110,30 @@ class RateLimitConfig(Section):
     """Maximum requests per minute. Null: unlimited."""
 
     passages_per_minute: PositiveInt | None = None
-    """Maximum passages per minute. Cost grows with the number of passages, so this is the quota that protects a GPU.
-    It must be at least `limits.max_passages`. Null: unlimited."""
+    """Maximum passages per minute. Cost grows with the number of passages, so this quota protects a GPU. It must be at
+    least `limits.max_passages`. Null: unlimited."""
 
     storage: Annotated[str, Field(pattern=r"^(memory|redis|rediss|redis\+cluster|redis\+sentinel)://")] = "memory://"
     """Where the counts are kept. `memory://`: separately in each ingress replica. `redis://host:6379/0`: in Redis,
-    shared by all of them; needs the extra `redis`."""
+    shared by all ingress replicas; needs the extra `redis`."""
 
 
 class AuthConfig(Section):
-    """API keys that clients send as bearer tokens. Without any, the service answers everyone."""
+    """API keys that clients send as bearer tokens. Without keys, the service answers everyone."""
 
     keys_env: str = "RERANK_SERVICE_API_KEYS"
-    """Environment variable that holds the accepted keys, separated by commas; read at start. If it is unset or
-    empty, it adds no keys."""
+    """Environment variable that holds the accepted keys, separated by commas; read at start. An unset or empty variable
+    adds no keys."""
 
     key_hashes_file: Path | None = None
-    """File with the accepted keys' SHA-256 digests in hex, one per line; `#` starts a comment. It is read again
-    whenever it changes. While it is set, every request needs a key, even if the file is empty. Null: no file."""
+    """File with the accepted keys' SHA-256 digests in hex, one per line; `#` starts a comment. The file is read again
+    whenever it changes. While this setting names a file, every request needs a key, even if the file is empty. Null: no
+    file."""
 
 
 class DialectName(StrEnum):
-    """A compatible reranking API that is served besides NVIDIA's; docs/dialects.md lists the routes and fields."""
+    """A compatible reranking API that is served in addition to NVIDIA's; docs/dialects.md lists the routes and
+    fields."""
 
     JINA = "jina"
     COHERE = "cohere"
@@ -151,12 +154,12 @@ class TracingConfig(Section):
     """OpenTelemetry traces; needs the extra `tracing`."""
 
     otlp_endpoint: Annotated[str, Field(pattern=r"^https?://")] | None = None
-    """URL at which a collector accepts OTLP over HTTP, for instance `http://127.0.0.1:4318/v1/traces`. Headers such
-    as a key come from the environment variable OTEL_EXPORTER_OTLP_HEADERS. Null: no traces."""
+    """URL at which a collector accepts OTLP over HTTP, for instance `http://127.0.0.1:4318/v1/traces`. Headers, such as
+    a key, come from the environment variable OTEL_EXPORTER_OTLP_HEADERS. Null: no traces."""
 
     sample_ratio: Annotated[float, Field(ge=0, le=1)] = 1.0
     """Share of requests that are traced, from 0 to 1. A request with a W3C `traceparent` header follows the header's
-    flag instead."""
+    sampling flag instead."""
 
     service_name: Annotated[str, Field(min_length=1)] = "rerank-service"
     """Service name in the traces."""

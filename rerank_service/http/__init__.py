@@ -1,1 +1,1 @@
-"""The HTTP side: bodies, keys, errors and routes. Only `deployment` knows Ray."""
+"""The HTTP layer: bodies, keys, errors and routes. Only `deployment` uses Ray."""

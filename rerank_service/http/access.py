@@ -1,7 +1,7 @@
-"""Access control: bearer keys, and each caller's limits of requests and passages per minute.
+"""Access control: bearer keys, and per-minute limits of each caller's requests and passages.
 
-Keys are compared as SHA-256 digests, in constant time. Limits use a sliding window, in this process's memory or shared
-in Redis.
+Keys are compared as SHA-256 digests, in constant time. Limits use a sliding window, kept in this process's memory or
+shared through Redis.
 """
 
 import hashlib
@@ -31,10 +31,10 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 class ApiKeys:
-    """The accepted keys. A changed file of hashes is read again; the environment is read once."""
+    """The accepted keys. A file of key hashes is read again when it changes; the environment is read once."""
 
     def __init__(self, config: AuthConfig) -> None:
-        """Raises `ConfigError` if a file of hashes is configured and is unreadable or malformed."""
+        """Raises `ConfigError` if a configured file of key hashes is unreadable or malformed."""
         keys = (key.strip() for key in os.environ.get(config.keys_env, "").split(","))
         self._from_environment = frozenset(_digest(key) for key in keys if key)
         self._file = config.key_hashes_file
@@ -43,14 +43,14 @@ class ApiKeys:
         if self._file is not None:
             self._read(self._file)
         self.are_required = bool(self._from_environment) or self._file is not None
-        """Whether requests need a key. A configured file requires one even while it holds no hash."""
+        """Whether requests need a key. With a configured file, they need one even while the file is empty."""
 
     def authenticate(self, authorization: str | None, address: str | None = None) -> str:
-        """The caller, whose requests are counted together: a digest of the key, or the address if no key is required.
+        """Returns the caller for whom requests are counted: a digest of the key, or the address if no key is required.
 
-        Raises `InvalidApiKey` unless the header carries an accepted key or none is required.
+        Raises `InvalidApiKey` if a key is required and the header does not carry an accepted one.
         """
-        if not self.are_required:  # a key is ignored then: some clients send placeholders for it
+        if not self.are_required:  # keys are ignored then: some clients send a placeholder
             return f"address {address or 'unknown'}"
         scheme, _, key = (authorization or "").partition(" ")
         if scheme.lower() != "bearer" or not key.strip():
@@ -66,13 +66,13 @@ class ApiKeys:
         return offered.hex()[:32]
 
     def _reload(self, path: Path) -> None:
-        """Reads a changed file again. The last good keys stay in force while the file is missing or malformed."""
+        """Reads a changed file again. The previous keys stay valid while the file is missing or malformed."""
         try:
             if _version(path) != self._file_version:
                 self._read(path)
                 logger.info("read API keys file=%s num_keys=%d", path, len(self._from_file))
         except (ConfigError, OSError) as error:
-            logger.warning("cannot reload API keys, the previous ones stay in force: %s", error)
+            logger.warning("cannot reload API keys, the previous keys stay valid: %s", error)
 
     def _read(self, path: Path) -> None:
         try:
@@ -100,7 +100,7 @@ def _version(path: Path) -> tuple[int, int, int]:
 
 
 class RateLimits:
-    """Counts what each caller sends, with the library `limits`."""
+    """Counts each caller's requests and passages, with the library `limits`."""
 
     def __init__(self, config: RateLimitConfig) -> None:
         """Raises `ConfigError` if the storage's package is missing or its address is malformed."""
@@ -119,7 +119,7 @@ class RateLimits:
             await bridge.storage.aclose()
 
     async def take(self, what: Literal["requests", "passages"], caller: str, count: int) -> dict[str, str]:
-        """Counts `count` requests or passages of a caller. Returns headers for the answer; raises `RateLimited`."""
+        """Counts `count` requests or passages of a caller. Returns headers for the answer. Raises `RateLimited`."""
         limit = self._limits.get(what)
         if limit is None:
             return {}

@@ -1,7 +1,7 @@
 """The HTTP API: a FastAPI application over a `Ranker`, without Ray.
 
-Each ingress replica builds its own, so that routes close over live objects and the OpenAPI document states the limits
-in force.
+Each ingress replica builds its own application, so that routes use that replica's objects and the OpenAPI document
+states the configured limits.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ __all__ = ["build_api"]
 def build_api(
     config: RerankConfig, router: ModelRouter, ranker: Ranker, metrics: IngressMetrics, tracing: Tracing
 ) -> FastAPI:
-    """The application, ready to serve. Raises `ConfigError` if the API keys cannot be read."""
+    """Builds the application. Raises `ConfigError` if the API keys cannot be read."""
     keys = ApiKeys(config.auth)
     observer = Observer(config.logs, metrics, tracing)
     rate_limits = RateLimits(config.rate_limits)
@@ -51,7 +51,7 @@ def build_api(
         title="Rerank service",
         version=__version__,
         description="Ranks passages by their relevance to a query with a cross-encoder. "
-        "Compatible with the NVIDIA NIM reranking API and those of other vendors.",
+        "Compatible with the NVIDIA NIM reranking API and with the APIs of other vendors.",
         lifespan=lifespan,
         redirect_slashes=False,
         redoc_url=None,

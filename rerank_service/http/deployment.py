@@ -1,4 +1,4 @@
-"""The Serve deployment of the HTTP API. It composes the application from Ray's handles."""
+"""The Serve deployment of the HTTP API. It builds the application from Ray's deployment handles."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -23,11 +23,11 @@ __all__ = ["Ingress"]
 
 @serve.ingress()
 class Ingress:
-    """An ASGI application per ingress replica, built when the replica starts."""
+    """An ingress replica, which builds its ASGI application when it starts."""
 
     def __init__(self, config: RerankConfig, replicas: Mapping[str, DeploymentHandle[Any]]) -> None:
-        """`replicas` has the handle of each model's deployment by model id, except models with their own application,
-        which may start later or be redeployed.
+        """`replicas` maps model ids to the handles of the models' deployments. Models with their own application are
+        not in it, because they may start later or be redeployed.
         """
         log_through_serve()
         self._config = config

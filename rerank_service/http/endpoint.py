@@ -1,6 +1,6 @@
-"""The ranking endpoint: its routes, and the path of every ranking request, whichever API it comes by.
+"""The ranking endpoint: its routes, and the processing of each ranking request, in whichever API it is sent.
 
-Authenticate, apply rate limits, read the body, parse it, route to a model, rank, reply.
+The steps are: authenticate, apply rate limits, read and parse the body, select the model, rank, reply.
 """
 
 import asyncio
@@ -58,7 +58,8 @@ class RankingEndpoint:
         self._observer = observer
 
     async def answer(self, request: Request, dialects: Sequence[Dialect], slug: str | None = None) -> Response:
-        """The ranking or the error, in the body's dialect. `dialects` share the path; `slug` is the URL's model."""
+        """Returns the ranking or the error, in the body's dialect. `dialects` share the path; `slug` names the model in
+        the URL."""
         dialect = dialects[0]
         with self._observer.observe(request, dialect.name) as observation:
             try:
@@ -70,7 +71,7 @@ class RankingEndpoint:
                 body = await read_json_body(request, self._limits.max_body_bytes)
 
                 started_s = time.perf_counter()
-                if len(dialects) > 1:  # on a shared path, fields that only one dialect has decide
+                if len(dialects) > 1:  # on a shared path, a field that only one dialect has decides
                     dialect = next((one for one in dialects if one.recognises(body.fields)), dialect)
                     observation.dialect = dialect.name
                 call = dialect.read(body, self._limits)
@@ -84,7 +85,7 @@ class RankingEndpoint:
                 model = slug_model if call.model is None and slug_model else self._router.resolve(call.model)
                 observation.model_id = model.id
                 headers |= await self._rate_limits.take("passages", caller, num_passages)
-                deadline = Deadline.after(timeout_s)  # the upload of the body does not count
+                deadline = Deadline.after(timeout_s)  # the time for uploading the body does not count
                 rankings = await self._rank(call, model.id, deadline, caller, request.headers.get("x-request-id"))
                 observation.add_rankings(rankings)
                 reply = call.reply(rankings, model.id).model_dump_json(exclude_none=True)
@@ -100,7 +101,7 @@ class RankingEndpoint:
     async def _rank(
         self, call: RankingCall, model_id: str, deadline: Deadline, caller: str, client_id: str | None
     ) -> list[Ranked]:
-        """The ranking of each query. Errors name the fields of the request's own body."""
+        """Ranks each query. Errors name the fields of the client's body."""
         request_id = uuid.uuid4().hex
 
         async def rank(query: RankingQuery) -> Ranked:
@@ -118,7 +119,7 @@ class RankingEndpoint:
             except (PairTooLong, RequestTooLarge) as error:
                 raise call.with_own_fields(error, query) from None
 
-        if len(call.queries) == 1:  # nearly always, so that no task is needed
+        if len(call.queries) == 1:  # the usual case, which needs no task
             return [await rank(call.queries[0])]
         try:
             async with asyncio.TaskGroup() as group:
@@ -129,9 +130,9 @@ class RankingEndpoint:
 
 
 def request_timeout_s(headers: Mapping[str, str], limit_s: float) -> float:
-    """Time limit of a request: the client's own, if it sends one, but at most `limit_s`.
+    """Time limit of a request: the limit that the client sends, if any, but at most `limit_s`.
 
-    Raises `InvalidRequest` unless the header is a positive number.
+    Raises `InvalidRequest` if the header is not a positive number.
     """
     value = headers.get(FORWARDED_TIMEOUT_HEADER, headers.get(TIMEOUT_HEADER))
     if value is None:
@@ -147,7 +148,7 @@ def request_timeout_s(headers: Mapping[str, str], limit_s: float) -> float:
 
 
 async def read_json_body(request: Request, max_bytes: int) -> Body:
-    """The body, which must be uncompressed; its Content-Type must be JSON or absent.
+    """Reads the body. It must be uncompressed, and its Content-Type must be JSON or absent.
 
     Raises `UnsupportedMediaType`, and `BodyTooLarge` as soon as more than `max_bytes` arrive, with or without a
     Content-Length.
@@ -170,7 +171,7 @@ async def read_json_body(request: Request, max_bytes: int) -> Body:
 
 
 def ranking_routes(endpoint: RankingEndpoint, dialects: Sequence[DialectName]) -> APIRouter:
-    """NVIDIA's routes, and those of the enabled dialects."""
+    """NVIDIA's routes, and the routes of the enabled dialects."""
     routes = APIRouter()
 
     async def rank_at_slug(slug: str, request: Request) -> Response:

@@ -1,4 +1,4 @@
-"""Error responses. All errors share one JSON body that every known client can parse; `detail` is never null."""
+"""Error responses. All errors have one JSON form that every known client can parse; `detail` is never null."""
 
 import logging
 from http import HTTPStatus
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 def add_error_handlers(api: FastAPI) -> None:
-    """Handlers for this service's errors, for FastAPI's own, and for unexpected ones."""
+    """Adds handlers for this service's errors, FastAPI's errors and unexpected errors."""
     api.add_exception_handler(RerankError, _on_rerank_error)
     api.add_exception_handler(HTTPException, _on_http_exception)
     api.add_exception_handler(RequestValidationError, _on_validation_error)
@@ -57,7 +57,7 @@ async def _on_rerank_error(_: Request, error: Exception) -> Response:
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
-    """Errors of the framework: 404 and 405."""
+    """Answers the framework's errors, 404 and 405."""
     assert isinstance(error, HTTPException)  # noqa: S101 - registered for this class
     path = request.url.path[:200]
     message, category = str(error.detail), "invalid_request_error"
@@ -72,7 +72,7 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
 
 
 async def _on_validation_error(_: Request, error: Exception) -> Response:
-    """Invalid path or query parameters. Bodies are validated by the dialects."""
+    """Answers invalid path or query parameters. The dialects validate the bodies."""
     assert isinstance(error, RequestValidationError)  # noqa: S101 - registered for this class
     problems = tuple(
         FieldProblem(tuple(problem["loc"]), f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}", problem["type"])

@@ -1,7 +1,7 @@
 """The published OpenAPI document: NVIDIA's schema of the API, with this service's limits filled in.
 
-NVIDIA's schema requires `model`, but real clients also send null or omit it. So a body is either `RankingRequest`,
-which is NVIDIA's schema, or `RankingRequestDefaultModel`, which leaves the model to the service.
+NVIDIA's schema requires `model`, but real clients also send null or omit the field. A body is therefore either
+`RankingRequest`, which is NVIDIA's schema, or `RankingRequestDefaultModel`, which leaves the model to the service.
 """
 
 from collections.abc import Sequence
@@ -69,11 +69,12 @@ RANKING_OPERATION: dict[str, Any] = {
         "504": _error("No answer within the service's time limit, or the client's x-request-timeout-seconds."),
     },
 }
-"""OpenAPI operation of NVIDIA's routes. They parse the body themselves, so FastAPI cannot infer its schema."""
+"""OpenAPI operation of NVIDIA's routes. The routes parse the body themselves, so FastAPI cannot infer the body's
+schema."""
 
 
 def dialect_operation(dialects: Sequence[Dialect]) -> dict[str, Any]:
-    """OpenAPI operation of a path shared by these dialects: the body, answer and errors of any of them."""
+    """OpenAPI operation of a path that these dialects share, with the bodies, answers and errors of all of them."""
     responses = {
         "200": {
             "description": "Results in the form of the body's dialect.",
@@ -104,7 +105,7 @@ def _any_of(dialects: Sequence[Dialect], part: str) -> dict[str, Any]:
 
 
 def add_openapi(api: FastAPI, config: RerankConfig, *, keys_are_required: bool) -> None:
-    """Makes `api.openapi` publish these schemas instead of those that FastAPI infers."""
+    """Makes `api.openapi` publish these schemas instead of the schemas that FastAPI infers."""
 
     def openapi() -> dict[str, Any]:
         if api.openapi_schema is None:
@@ -120,7 +121,7 @@ def _describe(api: FastAPI, config: RerankConfig, keys_are_required: bool) -> di
         version=api.version,
         description=api.description,
         routes=api.routes,
-        servers=api.servers or None,  # FastAPI puts the route prefix here
+        servers=api.servers or None,  # FastAPI stores the route prefix here
         tags=[
             {"name": "Reranking", "description": "Cross-encoder reranking operations"},
             {"name": "Dialects", "description": "Reranking through other vendors' APIs"},
@@ -183,7 +184,7 @@ def _with_max_items(schema: dict[str, Any], limits: LimitsConfig) -> dict[str, A
 
 
 def _contract(schema: dict[str, Any]) -> dict[str, Any]:
-    """NVIDIA's form: `model` is required and a string, `truncate` is not nullable."""
+    """NVIDIA's form of the schema: `model` is a required string, and `truncate` is not nullable."""
     schema = deepcopy(schema)
     properties = schema["properties"]
     for name in ("model", "truncate"):

@@ -1,4 +1,4 @@
-"""Readiness: every model that must be available has scored a test pair, and its replicas still answer."""
+"""Readiness: checks that every required model has scored a test pair, and that its replicas still answer."""
 
 import asyncio
 import logging
@@ -18,26 +18,28 @@ _RETRY_S = 0.5
 _QUERY, _PASSAGE = "Is the service ready?", "It is, once this pair has a logit."
 
 _IDLE_S = 3.0
-"""A model is probed once its replicas have not answered anything for this long."""
+"""A model is probed if its replicas have given no answer for this long."""
 _PROBE_TIMEOUT_S = 2.0
-"""Time limit that a probe gives the replica. A busy replica refuses the pair by then, and a refusal is an answer."""
+"""Time limit of a probe in the replica. A busy replica refuses the pair within this time, and a refusal is an
+answer."""
 _NO_ANSWER_S = 4.0
-"""A probe without any answer fails after this long; longer than the replica's own limit."""
+"""A probe without any answer fails after this time, which is longer than the time limit in the replica."""
 _UNREACHABLE_S = 10.0
-"""A model is unreachable if a probe failed and its replicas have not answered anything for this long."""
+"""A model is unreachable if a probe failed and its replicas have given no answer for this long."""
 
 
 class Readiness:
-    """Sends each model a test pair until it is scored once, and probes a model whenever it is idle after that.
+    """Sends each model a test pair until the model has scored it once, and afterwards probes each idle model.
 
-    Every answer of a replica counts, to a probe or to a request. A refusal counts too: a replica with a full queue is
-    reachable.
+    Every answer from a replica counts, whether to a probe or to a request. A refusal also counts, because a replica
+    with a full queue is reachable.
     """
 
     def __init__(
         self, ranker: Ranker, router: ModelRouter, models: Mapping[str, Sequence[str]], request_timeout_s: float
     ) -> None:
-        """`models` are the ids to probe, each with the ids of all models on the same replicas, itself included."""
+        """`models` maps the id of each probed model to the ids of all models on the same replicas, including the probed
+        model."""
         self._ranker = ranker
         self._router = router
         self._models = models
@@ -54,7 +56,7 @@ class Readiness:
 
     @property
     def unreachable(self) -> tuple[str, ...]:
-        """Models that have answered before and no longer do."""
+        """Models that have answered before but no longer answer."""
         now_s = asyncio.get_running_loop().time()
         return tuple(
             one for one in self._models if one in self._failed and now_s - self._answered_at(one) >= _UNREACHABLE_S
@@ -90,7 +92,7 @@ class Readiness:
                 await asyncio.sleep(_RETRY_S)
 
     async def _score_test_pair(self, model_id: str) -> None:
-        """Ranks a pair through the whole path, again and again until it succeeds."""
+        """Ranks a pair through the whole request path, and repeats this until it succeeds."""
         while True:
             deadline = Deadline.after(self._request_timeout_s)
             try:
@@ -107,10 +109,10 @@ class Readiness:
                 return
 
     async def _probe(self, model_id: str) -> None:
-        """Sends one pair to the model's replicas, and marks the model as failed if nothing answers."""
+        """Sends one pair to the model's replicas, and marks the model as failed if no replica answers."""
         began_s = asyncio.get_running_loop().time()
         pool = self._models[model_id]
-        # In a pool, the model that answered last is loaded; loading another one could evict it.
+        # In a pool, probe the model that answered last, which is loaded; loading another model could evict it.
         probed = max(pool, key=lambda one: self._router.answered_at.get(one, 0.0))
         request_id = uuid.uuid4().hex
         (shard,) = cut_into_shards(request_id, probed, _QUERY, [_PASSAGE], Fitting(), 1, _PROBE_TIMEOUT_S)
@@ -118,7 +120,7 @@ class Readiness:
             async with asyncio.timeout(_NO_ANSWER_S):
                 await self._router.probe(shard)
         except TimeoutError:
-            if len(pool) > 1:  # a replica answers nothing while it loads another model, however long that takes
+            if len(pool) > 1:  # a replica does not answer while it loads another model, however long that takes
                 return
         except Exception as error:
             logger.debug("probe failed model=%s: %s", probed, type(error).__name__)

@@ -1,4 +1,4 @@
-"""Routes for platforms and tools: models, health, metadata and metrics. They call no model."""
+"""Routes for platforms and tools: models, health, metadata and metrics. None of these routes calls a model."""
 
 import time
 from typing import Any
@@ -29,7 +29,7 @@ _FROM_FINEST = ("float32", "float16", "bfloat16", "int8", "float8")
 
 
 def service_routes(config: RerankConfig, keys: ApiKeys, readiness: Readiness, metrics: IngressMetrics) -> APIRouter:
-    """GET routes. Only `/v1/models` requires a key, since health probes and metric scrapers have none."""
+    """Builds the GET routes. Only `/v1/models` requires a key, because health probes and metric scrapers have none."""
     routes = APIRouter(tags=["Service"])
     model_list = _model_list(config)
 
@@ -77,7 +77,7 @@ def _add_health(routes: APIRouter, readiness: Readiness) -> None:
     )
     async def ready() -> Response:
         """Whether every permanently deployed model has scored a test pair, and the replicas of at least one of them
-        have answered within the last 10 seconds. While other models answer, a model that does not is listed in
+        have answered within the last 10 seconds. While other models answer, a model without answers is listed in
         `unreachable`."""
         answer: dict[str, Any] = {"object": "health.response"}
         waiting_for, unreachable = readiness.waiting_for, readiness.unreachable
@@ -96,8 +96,8 @@ def _add_descriptions(routes: APIRouter, config: RerankConfig, metrics: IngressM
     async def metadata() -> dict[str, Any]:
         """Version and models, in the form of a NIM.
 
-        `precision` is the number format a model computes in, the coarsest if its replicas differ. It is null until a
-        replica has answered, and again after a minute without an answer.
+        `precision` is the number format in which a model computes, the coarsest if the model's replicas differ. It is
+        null before a replica's first answer, and after a minute without an answer.
         """
         models = []
         for model in config.models:
@@ -118,7 +118,7 @@ def _add_descriptions(routes: APIRouter, config: RerankConfig, metrics: IngressM
 
     @routes.get("/v1/license", openapi_extra=_PUBLIC)
     async def license_() -> dict[str, str]:
-        """License of the service. Each model has its own."""
+        """License of the service. Each model has its own license."""
         return _LICENSE
 
     @routes.get("/v1/manifest", openapi_extra=_PUBLIC)

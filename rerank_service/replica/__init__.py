@@ -1,1 +1,1 @@
-"""A Ray actor with a model: it tokenises, schedules and scores the shards it receives."""
+"""Ray actors with models: they tokenise, schedule and score the shards they receive."""

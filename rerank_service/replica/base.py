@@ -1,4 +1,4 @@
-"""What replicas of one model and of a pool share: they score or decline shards, and report their load and health."""
+"""Base class of single-model and pool replicas: scores or declines shards, and reports load and health."""
 
 import time
 from abc import ABC, abstractmethod
@@ -29,23 +29,23 @@ class BaseReplica(ABC):
         self._num_tokenisers = settings.tokeniser_threads
         self._models = {model.id: model for model in models}
         self._scorers: dict[str, ModelScorer] = {}
-        """By id of each loaded model."""
+        """Scorers of the loaded models, by model id."""
         self._collectors = {model.id: Collector() for model in models}
         self._launch_thread = ThreadPoolExecutor(1, thread_name_prefix="launch")
         self._tokenisers = ThreadPoolExecutor(settings.tokeniser_threads, thread_name_prefix="tokenise")
         self._metrics = RayMetrics(REPLICA_METRICS)
         self._unloaded_tokens = 0  # offered to models that have been unloaded since
-        self._load_s = 0.0  # time it took to load the newest model
+        self._load_s = 0.0  # loading time of the newest model
         self._lost_device: str | None = None  # the cause
 
     @abstractmethod
     async def _scorer(self, model_id: str) -> ModelScorer:
-        """The scorer of a model, which is loaded first if needed."""
+        """Returns the scorer of a model, loading the model first if needed."""
 
     async def score(self, shard: Shard) -> ShardScores | Declined:
         """Scores a shard, or declines it if the queue is much longer than the sender assumed.
 
-        Raises what `ModelScorer.score` raises, and `UnknownModel` for a model that this replica does not serve.
+        Raises the errors of `ModelScorer.score`, and `UnknownModel` for a model that this replica does not serve.
         """
         if shard.model not in self._models:
             raise UnknownModel(shard.model, list(self._models))
@@ -63,10 +63,11 @@ class BaseReplica(ABC):
         return replace(scores, load=self._load())
 
     async def check_health(self) -> None:
-        """Raises `EngineFailed` while submitted shards would not be scored: `DeviceFailed` if the device is lost.
+        """Raises `EngineFailed` while the replica cannot score shards, or its subclass `DeviceFailed` if the device is
+        lost.
 
-        Serve replaces the replica after three failures in a row. All models share the device, so one model that
-        loses it, or that can no longer score its known pair, fails the whole replica.
+        Serve replaces the replica after three failures in a row. All models share the device, so the whole replica is
+        unhealthy if one model loses the device or can no longer score its known pair.
         """
         if self._lost_device is not None:
             raise DeviceFailed(self._lost_device)
@@ -75,10 +76,10 @@ class BaseReplica(ABC):
             scorer.scheduler.check()
             num_stuck += scorer.num_stuck_tokenisers
         if num_stuck >= self._num_tokenisers:
-            raise EngineFailed("no tokenising thread returns")
+            raise EngineFailed("all tokenising threads are stuck")
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        """Input of `autoscaling.TokenPolicy`; Serve calls it at least every `metrics_interval_s`."""
+        """Statistics for `autoscaling.TokenPolicy`. Serve calls this method at least every `metrics_interval_s`."""
         load = self._load()
         offered_tokens = self._unloaded_tokens
         for scorer in self._scorers.values():
@@ -86,7 +87,7 @@ class BaseReplica(ABC):
         return {OFFERED: offered_tokens, WAITING: load.waiting_tokens, SPEED: load.tokens_per_s, START: self._load_s}
 
     def _load(self) -> ReplicaLoad:
-        """The load of all models together, at the mean of their speeds."""
+        """The load of all models together; the speed is the mean of the models' speeds."""
         waiting_tokens, speeds = 0, []
         for scorer in self._scorers.values():
             waiting_tokens += scorer.scheduler.outstanding_tokens

@@ -1,7 +1,8 @@
-"""Tokenises calls that reach a replica at the same time together: `@serve.batch` in front of a scorer.
+"""Groups calls that reach a replica at the same time and tokenises each group together, using `@serve.batch`.
 
-`@serve.batch` closes a batch by a clock, so it must not decide the forward batches. Here it only collects calls, with a
-wait of zero by default, and its body returns at once (docs/decisions/0001). Independent of models and HTTP.
+`@serve.batch` closes a batch after a set time, so it must not form the forward batches. Here it only collects calls, by
+default without waiting, and the decorated function returns at once (docs/decisions/0001). Independent of models and
+HTTP.
 """
 
 from itertools import groupby
@@ -21,8 +22,8 @@ class Collector:
     """Collects the calls of one model. It outlives the model's scorers, because `@serve.batch` never ends its task."""
 
     def __init__(self) -> None:
-        # A function of each collector, not a method of the class: instances share the queue and the settings of a
-        # `@serve.batch` method, so calls of two models would be tokenised by the first one's tokenizer.
+        # Each collector has its own function. With a method of the class, all instances would share the queue and
+        # settings of `@serve.batch`, so the first model's tokenizer would also tokenise calls for other models.
         @serve.batch(max_batch_size=32, batch_wait_timeout_s=0.0, max_concurrent_batches=8)
         async def collect(starts: list[StartTokenising], shards: list[Shard]) -> list[TokenisedFuture]:
             futures: list[TokenisedFuture] = []
@@ -31,11 +32,11 @@ class Collector:
                 futures += start([shard for _, shard in group])
             return futures
 
-        self._batched = cast(Any, collect)  # Serve's annotations know batches of one argument only
+        self._batched = cast(Any, collect)  # Serve's annotations only cover batches of one argument
         self.collect: Collect = self._batched
-        """Starts tokenising a shard together with others that arrive at the same time."""
+        """Starts tokenising a shard together with other shards that arrive at the same time."""
 
     def configure(self, batching: BatchingConfig) -> None:
-        """Applies live knobs."""
+        """Applies settings that may change while the replica runs."""
         self._batched.set_max_batch_size(batching.collect_max_calls)
         self._batched.set_batch_wait_timeout_s(batching.collect_wait_ms / 1000)

@@ -1,7 +1,7 @@
 """A replica of a pool: a Ray actor with several models on one device, each loaded when the first request needs it.
 
-Meant for many small models that are used now and then. Serve's `@serve.multiplexed` keeps the most recently used ones
-loaded, and `request_router.PoolRouter` decides which replica serves which model. Independent of HTTP.
+A pool suits many small models that are used occasionally. Serve's `@serve.multiplexed` keeps the most recently used
+models loaded, and `request_router.PoolRouter` decides which replica serves which model. Independent of HTTP.
 """
 
 import asyncio
@@ -26,11 +26,12 @@ __all__ = ["LoadedModel", "PoolReplica", "pool_replica_class"]
 logger = logging.getLogger(__name__)
 
 _LONGEST_LOAD_S = 900.0
-"""The files are already local: loading a 4B model takes a minute, compiling and capturing graphs a few more."""
+"""The files are already local: loading a 4B model takes a minute, and compiling and capturing graphs takes a few
+more."""
 
 
 class LoadedModel:
-    """A loaded model as Serve caches it: `__del__` is how Serve unloads the least recently used one."""
+    """A loaded model in Serve's cache. Serve unloads the least recently used model by calling its `__del__`."""
 
     def __init__(self, pool: "PoolReplica", model_id: str, scorer: ModelScorer) -> None:
         self.scorer = scorer
@@ -42,8 +43,8 @@ class LoadedModel:
     def __del__(self) -> None:
         """Waits until the calls of this model are answered; Serve loads the next model afterwards.
 
-        Serve calls it in a thread of its own. In the event loop's own thread, where waiting would block the calls, the
-        replica is ending and nothing needs to be unloaded.
+        Serve calls it in a separate thread. If it is called in the event loop's thread, the replica is stopping:
+        nothing needs to be unloaded, and waiting would block the calls.
         """
         if self._is_unloaded or not self._event_loop.is_running():
             return
@@ -67,19 +68,20 @@ class PoolReplica(BaseReplica):
         self._loading = Watch()
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Applies live knobs, by model id. Called by Serve at start and when `user_config` changes."""
+        """Applies changed settings, by model id. Serve calls it at start and when `user_config` changes."""
         self._knobs = user_config
         for model_id in self._scorers:
             self._configure(model_id, self._knobs.get(model_id, {}))
 
     async def check_health(self) -> None:
-        """Also raises `EngineFailed` while a load does not end. A model that cannot be loaded is not a failure."""
+        """Also raises `EngineFailed` while a load takes too long. A model that cannot be loaded does not make a replica
+        unhealthy."""
         await super().check_health()
         if self._loading.num_overdue(time.perf_counter()):
-            raise EngineFailed("loading a model does not end")
+            raise EngineFailed("loading a model takes too long")
 
     async def loaded(self, model_id: str) -> LoadedModel:
-        """A model of the pool, loaded first if needed: Serve's cache in front of `load`."""
+        """Returns a model from Serve's cache, which calls `load` if the model is not loaded."""
         raise NotImplementedError("deploy a class made by pool_replica_class")
 
     async def load(self, model_id: str) -> LoadedModel:
@@ -109,21 +111,23 @@ class PoolReplica(BaseReplica):
         await scorer.close()
 
     async def _scorer(self, model_id: str) -> ModelScorer:
-        if model_id not in self._scorers:  # in a task of its own: a caller that leaves must not cancel the load
+        if model_id not in self._scorers:  # in a separate task: a caller that disconnects must not cancel the load
             await asyncio.shield(asyncio.ensure_future(self.loaded(model_id)))
-        # Found in the cache, so there is no pause before the call is counted, in which the model could be unloaded.
+        # Now in the cache, so this call does not pause: the model could be unloaded in a pause before the call is
+        # counted.
         return (await self.loaded(model_id)).scorer
 
     def _load_in_own_thread(self, model: ModelConfig) -> Engine[Any]:
-        """The thread ends after the load, and its OpenMP threads with it: a second set would slow the first one."""
+        """Loads a model in a thread that ends afterwards, together with its OpenMP threads: a second set of OpenMP
+        threads would slow down the first."""
         with ThreadPoolExecutor(1, thread_name_prefix="load") as thread:
             return thread.submit(load_engine, model, self._num_cpus).result()
 
 
 def _fetched(model: ModelConfig) -> ModelConfig:
-    """The model with its files fetched now: later it is loaded during a request, which must not download anything.
+    """Fetches a model's files now: the model is loaded later, during a request, which must not download anything.
 
-    A model that cannot be fetched is logged, and only its own requests fail.
+    A failed fetch is logged, and only requests for that model fail.
     """
     if not model.checkpoint.is_fetched:
         return model
@@ -136,7 +140,8 @@ def _fetched(model: ModelConfig) -> ModelConfig:
 
 
 def pool_replica_class(models_per_replica: int) -> type[PoolReplica]:
-    """A class that keeps up to `models_per_replica` models loaded: Serve's decorator takes the number as a constant."""
+    """Makes a class that keeps up to `models_per_replica` models loaded: Serve's decorator takes this number as a
+    constant."""
 
     class SizedPoolReplica(PoolReplica):
         @serve.multiplexed(max_num_models_per_replica=models_per_replica)

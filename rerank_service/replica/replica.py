@@ -1,4 +1,4 @@
-"""A replica of one model: a Ray actor, bound as a Serve deployment by `app`. Independent of HTTP."""
+"""A Ray actor that serves one model. `app` binds it as a Serve deployment. Independent of HTTP."""
 
 import time
 from typing import Any
@@ -12,7 +12,7 @@ __all__ = ["Replica"]
 
 
 class Replica(BaseReplica):
-    """Scores shards of one model, which is loaded from the start."""
+    """Scores shards of one model, which it loads at start."""
 
     def __init__(self, model: ModelConfig) -> None:
         started = time.perf_counter()
@@ -22,11 +22,11 @@ class Replica(BaseReplica):
         self._load_s = time.perf_counter() - started
 
     def load(self) -> Engine[Any]:
-        """The engine, warm. Runs in the thread that will launch its forward passes."""
+        """Loads and warms up the engine. Runs in the thread that will launch the engine's forward passes."""
         return load_engine(self._model, self._model.replica.num_cpus)
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Applies live knobs without a restart. Called by Serve at start and when `user_config` changes."""
+        """Applies changed settings without a restart. Serve calls it at start and when `user_config` changes."""
         self._configure(self._model.id, user_config)
 
     async def _scorer(self, model_id: str) -> ModelScorer:

@@ -1,8 +1,8 @@
-"""One model on a device: shards are tokenised in a bounded pool of threads, then scored by the scheduler.
+"""Scores the shards of one model: a bounded pool of threads tokenises them, then the scheduler scores them.
 
-Each call enters the scheduler on its own, so that it has its own error, cancellation and queue time. Replicas put a
-`collector` in front of the scorer; `verify`, which has the model in its own process, calls it directly. Independent of
-Ray and HTTP.
+Each call enters the scheduler separately, so that it has its own error, cancellation and queue time. Replicas put a
+`collector` in front of the scorer; `verify`, which loads the model in its own process, calls the scorer directly.
+Independent of Ray and HTTP.
 """
 
 import asyncio
@@ -31,9 +31,10 @@ logger = logging.getLogger(__name__)
 _PROCESS = f"{socket.gethostname()}:{os.getpid()}"
 
 _JOB_CHARACTERS = 65_536
-"""Text of one tokenising job, about 20 ms of work: small shards share a job, a large one has its own."""
+"""Characters in one tokenising job, about 20 ms of work: small shards share a job, and a large shard has its own."""
 _STUCK_S = 60.0
-"""Time after which a thread counts as stuck: a shard takes milliseconds, the largest allowed body a few seconds."""
+"""Time after which a thread counts as stuck: a shard takes milliseconds, and the largest allowed body takes a few
+seconds."""
 
 _KNOWN_PAIR = ("What is reranking?", ["Sorting passages by relevance to a query."])
 
@@ -48,10 +49,10 @@ class Tokenised(NamedTuple):
 TokenisedFuture: TypeAlias = "asyncio.Future[Tokenised]"
 
 StartTokenising: TypeAlias = Callable[[Sequence[Shard]], list[TokenisedFuture]]
-"""Starts tokenising several shards and returns at once, with a future for each."""
+"""Starts tokenising several shards and immediately returns a future for each."""
 
 Collect: TypeAlias = Callable[[StartTokenising, Shard], Awaitable[TokenisedFuture]]
-"""Starts tokenising a shard together with others that arrive at the same time."""
+"""Starts tokenising a shard together with other shards that arrive at the same time."""
 
 
 class ModelScorer:
@@ -66,9 +67,9 @@ class ModelScorer:
         metrics: MetricSink | None = None,
         collect: Collect | None = None,
     ) -> None:
-        """The caller shuts the threads down; `launch_thread` is the one that loaded the engine (see `Scheduler`).
+        """The caller shuts the threads down; `launch_thread` is the thread that loaded the engine (see `Scheduler`).
 
-        Without `collect`, each shard is tokenised by itself.
+        Without `collect`, each shard is tokenised separately.
         """
         self._model = model
         self._engine = engine
@@ -84,7 +85,8 @@ class ModelScorer:
             known_pair=known_pair,
         )
         self.offered_tokens = 0
-        """Tokens of all shards so far for which this model should have had capacity, refused shards included."""
+        """Tokens of all shards so far that this model should have had the capacity to score, including refused
+        shards."""
         self._tokenising = Watch()
         self._reported_cache = engine.cache_counts
         self._num_calls = 0
@@ -92,7 +94,8 @@ class ModelScorer:
         self._set_knobs(model.batching)
 
     def reconfigure(self, knobs: dict[str, Any]) -> BatchingConfig:
-        """Applies live knobs and returns all of them; missing ones come from the model's own `batching`."""
+        """Applies changed settings and returns all batching settings. Settings that `knobs` lacks come from the model's
+        `batching`."""
         batching = BatchingConfig.model_validate(self._model.batching.model_dump() | knobs)
         self._set_knobs(batching)
         logger.info("reconfigured model=%s %s", self._model.id, batching)
@@ -106,18 +109,18 @@ class ModelScorer:
 
     @property
     def num_stuck_tokenisers(self) -> int:
-        """Threads that have worked on one shard for over a minute."""
+        """Number of threads that have worked on one shard for over a minute."""
         return self._tokenising.num_overdue(time.perf_counter())
 
     async def close(self) -> None:
-        """Returns once every call is answered; there must be no new ones."""
+        """Waits until every call is answered, then closes the scheduler. No new calls may arrive meanwhile."""
         while self._num_calls:
             self._no_calls.clear()
             await self._no_calls.wait()
         await self.scheduler.close()
 
     async def score(self, shard: Shard) -> ShardScores:
-        """Logits of a shard's pairs.
+        """Scores a shard's pairs.
 
         Raises `RequestTooLarge`, `PairTooLong`, `QueueFull`, `WaitTooLong`, `NonFiniteLogit`, `EngineFailed`,
         `RequestTimedOut`.
@@ -140,7 +143,7 @@ class ModelScorer:
         except (QueueFull, WaitTooLong):
             speed = self.scheduler.drain.tokens_per_s
             if left_s is not None and speed and lateness(TokensDue(left_s, sum(num_tokens)), (), 0, 0.0, speed):
-                self.offered_tokens -= offered_tokens  # too slow even when idle: more replicas would not help
+                self.offered_tokens -= offered_tokens  # too slow even for an idle replica: more replicas would not help
             raise
         finally:
             self._num_calls -= 1
@@ -165,15 +168,16 @@ class ModelScorer:
                 future = await self._collect(self.start_tokenising, shard)
             return await future
         except asyncio.CancelledError:
-            # When a replica refuses a shard, the ingress cancels the other shards of the request. They are part of the
-            # load all the same, and count by estimate.
+            # When a replica refuses a shard, the ingress cancels the other shards of the request. Those shards are load
+            # too, and their tokens are estimated.
             if not shard.is_counted:
                 most = shard.num_tokens if shard.fitting.windows else len(shard.passages) * self._engine.window_tokens
                 self.offered_tokens += min(shard.num_tokens, most)
             raise
 
     def start_tokenising(self, shards: Sequence[Shard]) -> list[TokenisedFuture]:
-        """A future for each shard. Small shards share a job of a tokenising thread; an error stays with its shard."""
+        """Starts tokenising, and returns a future per shard. Small shards share a job of a tokenising thread; an error
+        affects only its own shard."""
         loop = asyncio.get_running_loop()
         futures: list[TokenisedFuture] = []
         job: list[tuple[Shard, TokenisedFuture]] = []
@@ -190,14 +194,14 @@ class ModelScorer:
         return futures
 
     def _tokenise(self, job: Sequence[tuple[Shard, TokenisedFuture]], loop: asyncio.AbstractEventLoop) -> None:
-        """Runs in a tokenising thread."""
+        """Tokenises the shards of one job. Runs in a tokenising thread."""
         for shard, future in job:
             started, work = time.perf_counter(), self._tokenising.begin(_STUCK_S)
             result: Tokenised | Exception
             try:
                 passages = encode_passages(self._engine, shard.query, shard.passages, shard.fitting)
                 result = Tokenised(passages, time.perf_counter() - started)
-            except PairTooLong as error:  # counts passages in the shard; callers count in the request
+            except PairTooLong as error:  # its index is that in the shard; callers need the index in the request
                 result = PairTooLong(shard.indices[error.index], error.num_tokens, error.max_tokens)
             except Exception as error:
                 result = error

@@ -1,1 +1,1 @@
-"""From a model's name to logits: shards, the choice of a replica, autoscaling."""
+"""Splits requests into shards, chooses replicas for them, and scales the replicas."""

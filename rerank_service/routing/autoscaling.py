@@ -1,4 +1,4 @@
-"""How many replicas a model needs, from tokens: the offered load, the backlog, and the throughput of one replica.
+"""Computes the number of replicas a model needs from its offered tokens, its backlog and the throughput of one replica.
 
 Serve's own policies count calls, but one call may be a short passage and another sixteen thousand tokens. Serve's
 controller calls `TokenPolicy` ten times a second and limits the answer to `min_replicas` and `max_replicas`.
@@ -16,20 +16,21 @@ from rerank_service.messages import OFFERED, SPEED, START, WAITING
 __all__ = ["ModelLoad", "TokenPolicy"]
 
 _MAXIMA = "wanted_by_second"
-"""Key of the policy's state: the most replicas wanted in each of the last seconds."""
+"""Key of the policy's state: the highest number of replicas wanted in each recent second."""
 _ARRIVALS = "arrivals"
 """Key of the policy's state: offered tokens over time."""
 _RECENT = "wanted_of_late"
-"""Key of the policy's state: replicas wanted at each call of the last `upscale_delay_s`."""
+"""Key of the policy's state: the number of replicas wanted at each call within the last `upscale_delay_s`."""
 
 _SLOTS = 5
 """Slots in the look-back period; a replica records its counters about once per slot."""
 _UNEVEN = 2.0
-"""Ratio of the fullest slot to the median above which the slots hold a burst; after a step they are about equal."""
+"""The slots hold a burst if the fullest one exceeds the median by more than this factor; after a step, the two are
+about equal."""
 _MEAN_S = 30.0
-"""Window of the mean rate. A longer one follows a load of few, large requests too slowly; a shorter one mistakes a
-single large request for such a load. A request that the replicas can score in this time at the target utilisation adds
-no replica."""
+"""Window of the mean rate. A longer window follows a load of few, large requests too slowly; a shorter window mistakes
+a single large request for such a load. A request that the replicas can score in this time at the target utilisation
+adds no replica."""
 
 
 class _Point(Protocol):
@@ -56,7 +57,7 @@ class ModelLoad:
     tokens_per_s: float | None
     """Throughput of one replica while it has work; null until a replica has scored something."""
     start_s: float
-    """Time that a replica takes to start."""
+    """Time in seconds that a replica takes to start."""
     calls: float
     """Calls in flight, used while the throughput is unknown."""
 
@@ -71,14 +72,14 @@ class _Arrivals(NamedTuple):
 
 
 class TokenPolicy:
-    """Wants enough replicas for the offered tokens, and to clear the backlog soon after new replicas are up.
+    """Asks for enough replicas to score the offered tokens, and to clear the backlog soon after new replicas are up.
 
-    It scales up once more replicas have been wanted for `upscale_delay_s`, so that a single burst adds none. It scales
-    down once fewer have sufficed for `steady_s`: as in Kubernetes, the highest count wanted in that time applies.
-    Serve's own delays would come after this memory, which one peak would fill.
+    The policy scales up when a higher count has been wanted for `upscale_delay_s`, so that a single burst adds no
+    replicas. It scales down when a lower count has sufficed for `steady_s`: as in Kubernetes, the highest count wanted
+    in that time applies. Serve would apply its own delays to that highest count, which one peak would raise.
 
-    Serve empties the policy's state when its controller restarts and when the deployment changes. Without state, the
-    policy starts from the present replicas.
+    Serve empties the policy's state when Serve's controller restarts and when the deployment changes. Without state,
+    the policy starts from the current number of replicas.
     """
 
     def __init__(
@@ -92,10 +93,10 @@ class TokenPolicy:
         upscale_delay_s: float = 1.0,
         initial_replicas: int | None = None,
     ) -> None:
-        """`calls_per_replica` is the target while the throughput of a replica is unknown."""
+        """`calls_per_replica` is the target number of calls in flight while the throughput of a replica is unknown."""
         self._target_utilisation = target_utilisation
         self._max_wait_s = max_wait_s
-        self._steady_s = max(steady_s, look_back_s + report_interval_s)  # the load is known after this time
+        self._steady_s = max(steady_s, look_back_s + report_interval_s)  # the load is known only after this time
         self._upscale_delay_s = upscale_delay_s
         self._calls_per_replica = calls_per_replica
         self._slot_s = look_back_s / _SLOTS
@@ -104,7 +105,7 @@ class TokenPolicy:
         self._initial_replicas = initial_replicas
 
     def __call__(self, context: AutoscalingContext) -> tuple[float, dict[str, Any]]:
-        """How many replicas are wanted, and the state for the next call: Serve's signature."""
+        """Returns the wanted number of replicas and the state for the next call. Serve prescribes this signature."""
         reported: Mapping[str, _Series] = context.raw_metrics or {}
         now_s, state = context.current_time or 0.0, context.policy_state
         arrivals = self._count(state.get(_ARRIVALS, _Arrivals({}, {})), reported.get(OFFERED, {}), now_s)
@@ -112,7 +113,7 @@ class TokenPolicy:
         wanted = self.wanted_replicas(load)
         recent = [one for one in state.get(_RECENT, [(now_s, 0)]) if one[0] > now_s - self._upscale_delay_s]
         recent.append((now_s, wanted))
-        sustained = min(replicas for _, replicas in recent)  # wanted during the whole of `upscale_delay_s`
+        sustained = min(replicas for _, replicas in recent)  # wanted throughout `upscale_delay_s`
         new_state: dict[str, Any] = {_ARRIVALS: arrivals, _RECENT: recent}
         second, maxima = math.floor(now_s), state.get(_MAXIMA)
         if maxima is None:
@@ -127,9 +128,10 @@ class TokenPolicy:
         return max(maxima.values()), new_state | {_MAXIMA: maxima}
 
     def wanted_replicas(self, load: ModelLoad) -> int:
-        """Replicas for this load, regardless of earlier calls.
+        """Number of replicas that this load needs, regardless of earlier calls.
 
-        The backlog is added to the steady rate only: a burst is in both the mean and the backlog and would count twice.
+        The backlog is added only to the steady rate: a burst is part of the mean and of the backlog, and would count
+        twice.
         """
         if not load.tokens_per_s:
             return math.ceil(load.calls / self._calls_per_replica)
@@ -138,12 +140,12 @@ class TokenPolicy:
         return math.ceil(max(max(steady, mean) / self._target_utilisation, steady + backlog))
 
     def _replicas_present(self, context: AutoscalingContext) -> int:
-        """Replicas that a policy without state starts from.
+        """Number of replicas from which a policy without state starts.
 
-        After a restart of the controller, the target is the last one saved, and a replica counts as running only once
-        the controller has found it again. A deployment without replicas whose target is its minimum counts as new and
-        gets `initial_replicas`. Serve's own option of that name would also shrink a running deployment when it is
-        deployed again.
+        After a restart of the controller, the target is the last saved one, and a replica counts as running only once
+        the controller has found it again. A deployment counts as new if it has no replicas and its target is the
+        minimum. A new deployment starts with `initial_replicas`. Serve's own option of that name would also shrink a
+        running deployment when it is redeployed.
         """
         target, running = context.target_num_replicas, context.current_num_replicas
         if running == 0 and target <= context.capacity_adjusted_min_replicas:
@@ -169,15 +171,14 @@ class TokenPolicy:
         return _Arrivals(last, by_slot)
 
     def _rates(self, arrivals: _Arrivals, now_s: float) -> tuple[float, float]:
-        """`steady_tokens_per_s` and `mean_tokens_per_s`.
+        """Returns `steady_tokens_per_s` and `mean_tokens_per_s`.
 
-        The steady rate is the median slot of the look-back period, which follows a step after three of five slots. A
-        burst is in two slots, since replicas record at different moments, and in three if a record is late. Slots of
-        such different sizes are no step, and the next lower slot counts.
+        The steady rate is that of the median slot in the look-back period, so it follows a step after three of five
+        slots. A burst fills two slots, because replicas record at different moments, or three if a record is late. If
+        the slots differ as much as in a burst, the next lower slot counts instead of the median.
         """
-        complete = math.floor(
-            (now_s - self._report_interval_s) / self._slot_s
-        )  # newest slot all replicas have reported
+        # the newest slot that all replicas have reported
+        complete = math.floor((now_s - self._report_interval_s) / self._slot_s)
         _, low, median, _, high = sorted(arrivals.by_slot.get(complete - age, 0.0) for age in range(1, _SLOTS + 1))
         steady = median if high <= _UNEVEN * median else low
         return steady / self._slot_s, sum(arrivals.by_slot.values()) / self._mean_s

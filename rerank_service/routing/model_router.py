@@ -1,6 +1,6 @@
-"""Finds the model of a name and sends shards to its Serve deployment; the only module that calls replicas.
+"""Finds the model with a given name and sends shards to its Serve deployment. Only this module calls replicas.
 
-Turns every failure of Ray into an error of ours. The model's id travels inside the shard: Serve's own
+Every failure of Ray becomes one of the service's errors. The shard itself carries the model's id: Serve's own
 `multiplexed_model_id` slows down a busy deployment that does not load models on demand (docs/decisions/0004).
 """
 
@@ -29,7 +29,7 @@ __all__ = ["ModelRouter", "ScoreMethod"]
 logger = logging.getLogger(__name__)
 
 _MAX_REPLICAS = 2
-"""Replicas that may be lost or fail while they score a shard: after two, the shard itself is the likely cause."""
+"""Number of replicas that may be lost or fail on a shard: after two, the shard itself is the likely cause."""
 _POLL_S = 0.5
 _POLLS_WITHOUT_REPLICA = 3
 """Consecutive polls without a running replica after which a waiting call ends."""
@@ -58,7 +58,8 @@ class ModelRouter:
         tracing: Tracing,
         tables: Mapping[str, ReplicaTable] | None = None,
     ) -> None:
-        """`score_methods` and `tables` have one entry per model id; a table holds what is known of its replicas."""
+        """`score_methods` and `tables` have one entry per model id; a table holds what this process knows about the
+        model's replicas."""
         self.models = config.models
         self._metrics = metrics
         self._tracing = tracing
@@ -69,7 +70,8 @@ class ModelRouter:
         self._from_zero = {model_id for model_id, host in hosts if host.autoscaling.min_replicas == 0}
         self._outstanding_tokens: Counter[str] = Counter()
         self.answered_at: dict[str, float] = {}
-        """Time of the last answer from a replica, by model id, on the event loop's clock. A refusal is an answer."""
+        """Time of the last answer from a replica, by model id, on the event loop's clock. A refusal counts as an
+        answer."""
         self._default = config.default_model_id
         self._by_name = {name.casefold(): model for model in config.models for name in model.names}
         # Reversed, so that the first of two models with the same slug stays in the dict.
@@ -83,22 +85,23 @@ class ModelRouter:
         return model
 
     def resolve_slug(self, slug: str) -> ModelConfig:
-        """The model in a hosted URL, named without its organisation and with `_` for `.`. Raises `UnknownModel`."""
+        """The model with this slug: its name without the organisation and with `_` for `.`, as in hosted URLs. Raises
+        `UnknownModel`."""
         model = self._by_slug.get(_slug(slug.casefold()))
         if model is None:
             raise self._unknown(slug, ("path", "slug"))
         return model
 
     async def score(self, shard: Shard, deadline: Deadline) -> ShardScores:
-        """Scores a shard on some replica of its model. Cancelling this cancels the replica's work too.
+        """Scores a shard on some replica of its model. Cancelling the call also cancels the replica's work.
 
         If the replica or its node dies, or its forward pass fails, a second replica scores the shard. If the second
-        one fails as well, the shard itself may be the cause and no third replica gets it. No other error is retried.
-        Raises `ReplicaUnavailable` within two seconds if no replica is running, except for a model that scales from
-        zero, whose requests wait for the start.
+        replica fails as well, the shard itself may be the cause, and it is sent to no third replica. No other error is
+        retried. Raises `ReplicaUnavailable` within two seconds if no replica is running, except for a model that scales
+        from zero, whose requests wait for the start.
         """
         table = self._tables[shard.model]
-        failed: list[str | None] = []  # replicas, null where the shard was lost before it reached one
+        failed: list[str | None] = []  # replicas; null if the shard was lost before a replica accepted it
         num_declined = 0
         outstanding = self._outstanding_tokens
         outstanding[shard.model] += shard.num_tokens
@@ -141,9 +144,9 @@ class ModelRouter:
     async def _call(self, shard: Shard) -> ShardScores | Declined:
         """Sends a shard to the replica that Serve's router chooses, and waits for the answer.
 
-        A call that no replica has taken ends with `ReplicaUnavailable` after a few polls without a running replica,
-        where Serve's router would wait forever. A call that a replica has taken is left alone even while that replica
-        stops, and the retry after a lost replica waits for the replacement.
+        A call that no replica has accepted ends with `ReplicaUnavailable` after a few polls without a running replica;
+        Serve's router would wait forever. A call that a replica has accepted continues even while that replica stops. A
+        retry after the loss of a replica waits for the replacement.
         """
         table, polls_without_replica = self._tables[shard.model], 0
         may_wait = bool(shard.avoid) or shard.model in self._from_zero
@@ -179,7 +182,7 @@ class ModelRouter:
         return answer
 
     def _note_failure(self, shard: Shard, failed: list[str | None], error: Exception) -> None:
-        """Marks the replica that failed last. Raises unless another replica may try the shard."""
+        """Marks the replica of the latest failure. Raises an error unless another replica may try the shard."""
         table = self._tables[shard.model]
         is_last = len(failed) == _MAX_REPLICAS
         is_elsewhere = table.count_running is None or table.count_running() > 1 or isinstance(error, _ReplicaLost)

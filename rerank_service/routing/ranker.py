@@ -1,6 +1,6 @@
-"""One request, from texts to a ranking: cut into shards, scored on the model's replicas, put together.
+"""Ranks one request: cuts it into shards, has the model's replicas score them, and combines the scores into a ranking.
 
-Loads without Ray: the planner and `verify` use its estimates.
+This module does not import Ray, because the planner and `verify` use its estimates.
 """
 
 import asyncio
@@ -19,10 +19,11 @@ __all__ = ["Ranker", "RefusedRequests", "ShardScorer", "cut_into_shards", "estim
 _BYTES_PER_TOKEN = 4
 _SPECIAL_TOKENS = 8
 _WINDOW_TOKENS = 256
-"""Assumed for a model whose window only the replica knows; small, so that the estimate expects windows."""
+"""Passage tokens per window if the request does not set them, since only the replica knows the model's window. The
+value is low so that the estimate includes several windows."""
 _REMEMBERED_REFUSALS = 10_000
 _REMEMBERED_S = 120.0
-"""The longest `Retry-After` of a refusal is a minute."""
+"""How long a refusal is remembered: twice the longest `Retry-After`, which is a minute."""
 
 
 class ShardScorer(Protocol):
@@ -51,11 +52,11 @@ class Ranker:
         client_id: str | None = None,
         caller: str = "",
     ) -> Ranked:
-        """Ranks `passages`. The first error of a shard cancels the other shards and is raised; raises
-        `RequestTimedOut` at the deadline.
+        """Ranks `passages`. The first error of a shard cancels the other shards and is raised. At the deadline,
+        `RequestTimedOut` is raised.
 
-        Calls with the same `request_id` share the device time of one request, and all requests of one `caller` the
-        device time of one caller. `client_id` is the id that the client gave the request. A retry with the same id
+        Calls with the same `request_id` share one request's portion of device time, and all requests from one `caller`
+        share one caller's portion. `client_id` is the id that the client gave the request. A retry with the same id
         after a refusal does not count as load again.
         """
         started = time.perf_counter()
@@ -75,11 +76,12 @@ class Ranker:
             async with asyncio.timeout(deadline.remaining_s()), asyncio.TaskGroup() as group:
                 for shard in shards:
                     calls.append((shard, group.create_task(self._router.score(shard, deadline))))
-        except TimeoutError:  # of the deadline: errors of shards arrive in a group
+        except TimeoutError:  # raised by the deadline; errors of shards arrive in a group
             raise RequestTimedOut(deadline.timeout_s) from None
         except (ExceptionGroup, asyncio.CancelledError) as failure:
             error = failure.exceptions[0] if isinstance(failure, ExceptionGroup) else failure
-            # A request is cancelled when another one of the same HTTP call is refused: its retry comes with that one's.
+            # A request is cancelled when another request of the same HTTP call is refused; the client then retries
+            # both.
             if client_id is not None and isinstance(error, QueueFull | WaitTooLong | asyncio.CancelledError):
                 self._refused.add(client_id, query, passages)
             raise error from error.__cause__
@@ -154,8 +156,8 @@ def cut_into_shards(
 
 
 def estimate_tokens(query: str, passage: str, windows: PassageWindows | None = None) -> int:
-    """About how many tokens the pairs of a passage have, by the bytes of the texts: the tokenizer lives in the
-    replica, and CJK has about one token a character, which is three bytes."""
+    """Estimates the tokens of a passage's pairs from the bytes of the texts, because only replicas have the tokenizer.
+    Chinese, Japanese and Korean text has about one token per character, which takes three bytes."""
     query_tokens = len(query.encode("utf-8", "replace")) // _BYTES_PER_TOKEN + _SPECIAL_TOKENS
     passage_tokens = len(passage.encode("utf-8", "replace")) // _BYTES_PER_TOKEN
     if windows is None:
@@ -184,16 +186,16 @@ def even_slices(sizes: Sequence[int], max_size: int) -> Iterator[tuple[int, int]
 class RefusedRequests:
     """Requests that replicas refused in the last two minutes, so that a retry does not count as load again.
 
-    Each ingress replica keeps its own: a retry that reaches another one counts again.
+    Each ingress replica keeps its own record: a retry that reaches another ingress replica counts again.
     """
 
     def __init__(self, now_s: Callable[[], float] = time.monotonic) -> None:
         self._now_s = now_s
-        self._refused_at_s: OrderedDict[int, float] = OrderedDict()  # by hash, so that no text is kept
+        self._refused_at_s: OrderedDict[int, float] = OrderedDict()  # hashes as keys, so that no text is kept
 
     def add(self, client_id: str, query: str, passages: Sequence[str]) -> None:
         """Remembers a refused request. The texts are part of the key because a client may send several requests with
-        the same id, as when it cuts one call into pieces."""
+        the same id, for example the parts of one large call."""
         key = hash((client_id, query, tuple(passages)))
         self._refused_at_s[key] = self._now_s()
         self._refused_at_s.move_to_end(key)

@@ -1,7 +1,7 @@
-"""What one process knows about the replicas of a deployment: their load, recent failures and the calls sent to them.
+"""Records what one process knows about a deployment's replicas: load, recent failures and the calls sent to each.
 
-Thread-safe, because Serve's router has its own event loop and the model router runs in the ingress's loop. Free of Ray,
-so that the simulator (`tools/planning/cluster.py`) runs the same code on a simulated clock.
+Thread-safe, because Serve's router has its own event loop and the model router runs in the ingress's loop. This module
+does not import Ray: the simulator (`tools/planning/cluster.py`) runs the same code on a simulated clock.
 """
 
 import heapq
@@ -19,26 +19,26 @@ from rerank_service.messages import ReplicaLoad
 __all__ = ["MAX_DECLINED", "NUM_CHOICES", "OutstandingTokens", "ReplicaTable", "table_of"]
 
 NUM_CHOICES = 3
-"""Replicas offered to Serve for a shard: the first may be full."""
+"""Number of replicas offered to Serve for a shard, because the first may be full."""
 
 MAX_DECLINED = 2
-"""How often replicas may hand back a shard; the next one has to keep it."""
+"""How often replicas may hand back a shard. The next replica must keep it."""
 
 _ON_THE_WAY_S = 0.005
-"""A report does not include calls sent less than this long before it was received."""
+"""A call sent less than this time before a report was received is assumed to be missing from the report."""
 _MEMORY_SHARDS = 4.0
-"""Time constant of a report's exponential decay, as a multiple of the scoring time of a mean shard. Chosen by
-`benchmarks/routing.py`, which compares values."""
+"""Time constant of a report's exponential decay, as a multiple of the scoring time of a mean shard. Chosen by comparing
+values with `benchmarks/routing.py`."""
 _NEWEST_SHARE = 0.05
 """Weight of the newest shard in the moving averages of shard size and of the estimates' error."""
 _ABOUT_EQUAL = 0.1
-"""Replicas whose expected times differ by less than this share of the shard's own scoring time count as equal; the
-nearest of them gets the shard."""
+"""Replicas whose expected times differ by less than this share of the shard's own scoring time count as equal, and the
+nearest one receives the shard."""
 _DECLINE_SHARE, _DECLINE_SHARDS, _DECLINE_S = 0.1, 0.1, 0.005
 """A replica declines a shard if its backlog exceeds the estimate by more than the sum of three margins: a share of the
-estimate, a share of the shard, and a time. Below that, sending the shard again costs more than it gains."""
+estimate, a share of the shard, and a time. Below that sum, sending the shard again costs more than it gains."""
 _AVOIDED_S = 5.0
-"""A failed replica gets no shard for this long, then one shard at a time until it answers one."""
+"""A failed replica receives no shard for this long, then one shard at a time until it answers one."""
 _LONGEST_TRIAL_S = 10.0
 """A trial without an outcome ends after this long."""
 
@@ -78,18 +78,19 @@ class OutstandingTokens:
         self._by_replica[replica] += num_tokens
 
     def release(self, call: int) -> None:
-        """Takes back the claim of a call; does nothing if it has none or has been sent."""
+        """Takes back the claim of a call; does nothing if the call has no claim or has been sent."""
         if (claim := self._claims.pop(call, None)) is not None:
             self._by_replica[claim[0]] -= claim[2]
 
     def send(self, call: int, request_id: str, replica: Hashable, num_tokens: int) -> None:
-        """Counts a call on the replica that accepted it, in place of the one claimed."""
+        """Counts a call on the replica that accepted it, in place of the claimed one."""
         self.release(call)
         self._sent[replica].append(_Sent(request_id, self._clock(), num_tokens))
         self._by_replica[replica] += num_tokens
 
     def complete(self, request_id: str, replica: Hashable) -> None:
-        """Ends one call of the request on this replica: the oldest, since all calls of a request share its id."""
+        """Ends one call of the request on this replica: the oldest, because all calls of a request share the request's
+        id."""
         sent = self._sent.get(replica, [])
         for index, call in enumerate(sent):
             if call.request_id == request_id:
@@ -101,7 +102,7 @@ class OutstandingTokens:
         self.release(next((call for call, claim in self._claims.items() if claim[:2] == (replica, request_id)), 0))
 
     def keep_only(self, replicas: Collection[Hashable]) -> None:
-        """Forgets all other replicas."""
+        """Forgets all replicas that are not in `replicas`."""
         for known in (self._by_replica, self._sent):
             for replica in known.keys() - replicas:
                 del known[replica]
@@ -119,7 +120,7 @@ class _Report:
 
 @dataclass(slots=True)
 class _Failure:
-    """A failed replica is avoided until `until_s`; after that it gets one shard at a time as a trial."""
+    """A failed replica is avoided until `until_s`; after that, it receives one shard at a time as a trial."""
 
     until_s: float
     trial_since_s: float | None = None
@@ -141,10 +142,10 @@ class ReplicaTable:
         self._waiting_tokens = 0  # sum over all reports
         self._speeds: tuple[float, int] = (0.0, 0)  # sum and number of the known speeds
         self._shard_tokens = 0.0  # moving average
-        self._real_share = 1.0  # moving average of actual by estimated tokens
+        self._real_share = 1.0  # moving average of actual divided by estimated tokens
         self._failures: dict[str, _Failure] = {}
         self._routes: dict[int, str] = {}  # by attempt
-        self._suspects: dict[int, str] = {}  # replica of each attempt whose shard another replica has failed on
+        self._suspects: dict[int, str] = {}  # by attempt, for shards on which another replica has failed
 
     def add_report(self, load: ReplicaLoad) -> None:
         """Stores a replica's report, unless a newer one has already arrived."""
@@ -158,13 +159,13 @@ class ReplicaTable:
             self._add_to_sums(load, 1)
 
     def add_size(self, estimated_tokens: int, num_tokens: int) -> None:
-        """Compares the estimate for an answered shard with its actual tokens, which reports count. For some languages
-        the estimates are far off."""
+        """Updates the ratio of actual to estimated tokens with an answered shard. Reports count actual tokens, and for
+        some languages the estimates are far off."""
         with self.lock:
             self._real_share += _NEWEST_SHARE * (num_tokens / max(1, estimated_tokens) - self._real_share)
 
     def keep_only(self, replicas: Collection[str]) -> None:
-        """Forgets all other replicas."""
+        """Forgets all replicas that are not in `replicas`."""
         with self.lock:
             self.outstanding.keep_only(replicas)
             for replica in self._reports.keys() - replicas:
@@ -183,16 +184,17 @@ class ReplicaTable:
 
     @property
     def _mean_speed(self) -> float:
-        """Mean tokens a second of a replica; 1 while no speed is known, so that replicas compare by tokens."""
+        """Mean tokens per second of a replica; 1 while no speed is known, so that replicas are compared by tokens."""
         total, count = self._speeds
         return total / count if count and total > 0 else 1.0
 
     def expected_tokens(self, replica: str) -> float:
-        """Tokens that a shard sent to this replica now would have to wait for.
+        """Expected tokens ahead of a shard that is sent to this replica now.
 
-        This is the sum of the tokens that this process has outstanding there and of those that other processes have:
-        the reported backlog without this process's part. As the report ages, the part of the others approaches the
-        mean backlog of all replicas. A replica without a report has the mean.
+        This is the sum of two parts: the tokens that this process has outstanding on the replica, and the other
+        processes' tokens, which are the reported backlog without this process's part. As the report ages, the other
+        processes' part approaches the mean backlog of all replicas. For a replica without a report, this part is the
+        mean.
         """
         own = self._real_share * self.outstanding[replica]
         mean = self._waiting_tokens / len(self._reports) if self._reports else 0.0
@@ -220,9 +222,10 @@ class ReplicaTable:
         distance_of: Callable[[_ReplicaT], int] = lambda replica: 0,
         tie_break: Callable[[], float] = random.random,
     ) -> list[_ReplicaT]:
-        """The replicas expected to finish a shard first, best first; the nearest first among those about equal.
+        """The replicas expected to finish a shard first, best first. Replicas with about equal times are ordered by
+        distance, nearest first.
 
-        A full sort takes twice as long with 1,000 replicas (docs/capacity.md).
+        The method does not sort all replicas: with 1,000 replicas, sorting takes twice as long (docs/capacity.md).
         """
         with self.lock:
             expected = [self._expected_s(id_of(replica), num_tokens) for replica in replicas]
@@ -236,10 +239,12 @@ class ReplicaTable:
     def usable(
         self, replicas: Sequence[_ReplicaT], id_of: Callable[[_ReplicaT], str], avoid: Collection[str] = ()
     ) -> Sequence[_ReplicaT]:
-        """The replicas without those in `avoid` and without those that failed recently, unless none would be left.
+        """The replicas except those in `avoid` and those that failed recently. An exclusion that would leave no replica
+        is ignored.
 
-        A shard that avoids a replica may be what broke it, or may only have been beside the shard that did. Both are
-        retried, on different replicas, so that the harmless one does not lose its second replica to the other.
+        A shard that must avoid a replica either broke that replica or was on it when another shard broke it. Both
+        shards are retried, on different replicas, so that the harmful shard does not break the harmless shard's second
+        replica too.
         """
         if not avoid and not self._failures:
             return replicas
@@ -268,9 +273,10 @@ class ReplicaTable:
             return round(backlog + margin)
 
     def claim(self, call: int, request_id: str, replica: str, num_tokens: int, suspect: int | None = None) -> None:
-        """Counts a call on the replica chosen for it. If the replica has failed before, the call is its trial.
+        """Counts a call on the replica chosen for it. If the replica has failed recently, the call is the replica's
+        trial.
 
-        `suspect` is the attempt of a shard that another replica has failed on.
+        `suspect` is the attempt of a shard on which another replica has failed.
         """
         with self.lock:
             if suspect is not None:
@@ -285,7 +291,8 @@ class ReplicaTable:
             self.outstanding.release(call)
 
     def send(self, call: int, request_id: str, replica: str, num_tokens: int, attempt: int = 0) -> None:
-        """Counts a call on the replica that accepted it. `route_of` finds the replica by an attempt other than 0."""
+        """Counts a call on the replica that accepted it. `route_of` returns this replica for `attempt`, unless
+        `attempt` is 0."""
         with self.lock:
             self.outstanding.send(call, request_id, replica, num_tokens)
             mean = self._shard_tokens or float(num_tokens)
@@ -305,17 +312,17 @@ class ReplicaTable:
         return self._routes.get(attempt)
 
     def end_attempt(self, attempt: int) -> str | None:
-        """Forgets an attempt, and returns its route."""
+        """Forgets an attempt, and returns the replica that accepted it."""
         self._suspects.pop(attempt, None)
         return self._routes.pop(attempt, None)
 
     def mark_failed(self, replica: str) -> None:
-        """Avoids a replica for `_AVOIDED_S`."""
+        """Records a failure: the replica is avoided for `_AVOIDED_S`."""
         with self.lock:
             self._failures[replica] = _Failure(self._clock() + _AVOIDED_S)
 
     def mark_answered(self, replica: str) -> None:
-        """Uses a failed replica again once it has answered a trial. Answers to calls from before the failure do not
+        """Clears a replica's failure once it has answered a trial. Answers to calls sent before the failure do not
         count."""
         with self.lock:
             failure = self._failures.get(replica)

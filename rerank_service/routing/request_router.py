@@ -1,4 +1,4 @@
-"""Chooses the replica for a shard: the one expected to finish it first, or in a pool one that has the model loaded.
+"""Chooses the replica for a shard: the one expected to finish it first or, in a pool, one that has the model loaded.
 
 Serve's default, the shorter of two random queues, counts calls, but a shard may be one short passage or sixteen
 thousand tokens (docs/decisions/0008). Serve loads this module in every process that holds a handle. The state is in
@@ -31,8 +31,8 @@ __all__ = ["ExpectedSecondsRouter", "PoolRouter", "rank_pool"]
 class ExpectedSecondsRouter(FIFOMixin, LocalityMixin, RequestRouter):
     """Serve's request router for the deployment of a model.
 
-    It needs `FIFOMixin` because the shards of a request share its id: without it, Serve would match a chosen replica
-    to only one of them.
+    It needs `FIFOMixin` because the shards of a request share its id: without the mixin, Serve would match a chosen
+    replica to only one of these shards.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -45,7 +45,7 @@ class ExpectedSecondsRouter(FIFOMixin, LocalityMixin, RequestRouter):
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
     ) -> list[list[RunningReplica]]:
-        """The best replicas, best first. If one is full, Serve asks the next."""
+        """The best replicas, best first. If a replica is full, Serve asks the next one."""
         avoid = [replica for shard in _shards(pending_request) for replica in shard.avoid]
         usable = self._table.usable(candidate_replicas, _id_of, avoid)
         ranked = self._ranked(usable, pending_request)
@@ -80,8 +80,8 @@ class ExpectedSecondsRouter(FIFOMixin, LocalityMixin, RequestRouter):
             self._table.release(call)
 
     def _fulfill_next_pending_request(self, replica: RunningReplica, request_metadata: Any = None) -> None:
-        """Gives the replica to the request it was chosen for. `FIFOMixin` would give it to the oldest pending request,
-        which may be a retry that must avoid this replica."""
+        """Assigns the replica to the request for which it was chosen. `FIFOMixin` would assign it to the oldest pending
+        request, which may be a retry that must avoid this replica."""
         task = asyncio.current_task()
         pending = self._choosing.pop(task, None) if task is not None else None
         if pending is None:
@@ -128,11 +128,12 @@ class PoolRouter(ExpectedSecondsRouter):
 
 
 def rank_pool(model: str, replicas: Mapping[str, tuple[int, bool]], spread_above_tokens: int) -> list[str]:
-    """Names of a pool's replicas, best first. `replicas` has the outstanding tokens of each, and whether it has the
-    model loaded.
+    """Names of a pool's replicas, best first. For each replica, `replicas` has the outstanding tokens and whether the
+    model is loaded.
 
-    A replica with the model comes first until it has more than `spread_above_tokens` outstanding; then another replica
-    may load the model. If no replica has it, rendezvous hashing makes all handles choose the same one.
+    A replica with the model comes first until it has more than `spread_above_tokens` outstanding tokens; then another
+    replica may load the model. If no replica has the model loaded, rendezvous hashing makes all handles choose the same
+    one.
     """
 
     def order(name: str) -> tuple[int, bool, int]:

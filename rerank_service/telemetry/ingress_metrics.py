@@ -1,6 +1,6 @@
 """Metrics of an ingress process: Prometheus text at `/metrics`, and a copy of the ingress's own values to Ray.
 
-The text also covers the replicas this ingress hears from. Replicas publish their own values through Ray themselves.
+The text also covers the replicas that answer this ingress. Replicas publish their own values to Ray.
 """
 
 import time
@@ -20,11 +20,11 @@ _REPORT_LIFETIME_S = 60.0
 
 
 class IngressMetrics:
-    """One per ingress process."""
+    """The metrics of one ingress process."""
 
     def __init__(self, ray: MetricSink | None = None, clock: Callable[[], float] = time.monotonic) -> None:
-        """`ray` receives what the ingress itself measures; null outside Serve."""
-        # A registry of its own, since two services in one process would share the library's.
+        """`ray` receives the values that the ingress itself measures; null outside Serve."""
+        # A separate registry: two services in one process would share the library's default registry.
         self._registry = CollectorRegistry()
         self._instruments = {metric: self._instrument(metric) for metric in metrics.ALL_METRICS}
         self._series: dict[tuple[str, tuple[str, ...]], Any] = {}
@@ -33,7 +33,7 @@ class IngressMetrics:
         self._reports: dict[tuple[str, str], tuple[float, ReplicaReport]] = {}
 
     def record(self, metric: Metric, value: float, *labels: str) -> None:
-        """Takes a value; `labels` are the values of `metric.labels`."""
+        """Records a value; `labels` are the values of `metric.labels`."""
         key = (metric.name, labels)
         if (series := self._series.get(key)) is None:
             series = self._series[key] = getattr(self._instruments[metric].labels(*labels), metric.kind.value)
@@ -42,12 +42,12 @@ class IngressMetrics:
             self._ray.record(metric, value, *labels)
 
     def add_report(self, model: str, report: ReplicaReport) -> None:
-        """Takes the report that came with a replica's answer."""
+        """Stores and counts the report that came with a replica's answer."""
         record_counts(self, model, report)
         self._reports[model, report.replica] = (self._clock(), report)
 
     def precisions(self, model: str) -> set[str]:
-        """Number formats in which the model's replicas compute, of those that answered within the last minute."""
+        """Number formats used by the model's replicas that answered within the last minute."""
         return {report.precision for report in self._current_reports(model) if report.precision}
 
     def exposition(self) -> bytes:

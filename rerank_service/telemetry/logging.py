@@ -1,4 +1,4 @@
-"""Logging of a Serve replica: its own log lines go through Serve's handlers, with Serve's format and request ids."""
+"""Sends the service's log lines in a Serve replica through Serve's handlers, with Serve's format and request ids."""
 
 import logging
 
@@ -9,9 +9,10 @@ __all__ = ["log_through_serve", "serve_id"]
 
 
 def log_through_serve() -> None:
-    """Call it in a replica's constructor, after Serve has set up its handlers.
+    """Sends this package's log lines through Serve's handlers. Call this in a replica's constructor, once Serve's
+    handlers exist.
 
-    Serve's own line for each call is dropped: the ingress logs one line for each request.
+    Serve's own line per call is dropped, because the ingress logs one line per request.
     """
     serve, own = logging.getLogger("ray.serve"), logging.getLogger("rerank_service")
     own.handlers = list(serve.handlers)
@@ -25,7 +26,7 @@ def _is_not_access_log(record: logging.LogRecord) -> bool:
 
 
 def serve_id() -> str:
-    """Serve's id of the replica this code runs in, as the request routers know it; empty outside Serve."""
+    """Serve's id of the replica in which this code runs, as used by the request routers; empty outside Serve."""
     try:
         name: str = ray_serve.get_replica_context().replica_id.unique_id
     except RayServeException:

@@ -64,29 +64,29 @@ class MetricKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A name, with one time series for each combination of label values."""
+    """A metric, with one time series for each combination of label values."""
 
     name: str
-    """Ray's exporter adds the prefix `ray_`."""
+    """Name of the metric. Ray's exporter adds the prefix `ray_`."""
     kind: MetricKind
     documentation: str
     labels: tuple[str, ...] = ("model",)
     buckets: tuple[float, ...] = ()
     """Upper bounds of a histogram's buckets."""
     by_replica: bool = False
-    """Whether a model's replica measures it. An ingress learns such values from the replica's answers."""
+    """Whether replicas measure this metric. An ingress receives the values in the replicas' answers."""
 
 
 class MetricSink(Protocol):
-    """Receives values."""
+    """Receives the values of metrics."""
 
     def record(self, metric: Metric, value: float, *labels: str) -> None:
-        """`labels` are the values of `metric.labels`, in the same order."""
+        """Records a value; `labels` are the values of `metric.labels`, in the same order."""
         ...
 
 
 class NoMetrics:
-    """Discards all values, for benchmarks and tests of single parts."""
+    """Discards all values; used by benchmarks and by tests of single parts."""
 
     def record(self, metric: Metric, value: float, *labels: str) -> None:
         """Does nothing."""
@@ -141,14 +141,14 @@ DEVICE_MFU = _gauge(
 )
 
 ALL_METRICS = tuple(value for value in list(globals().values()) if isinstance(value, Metric))
-"""In the order above."""
+"""All metrics, in the order of their definitions."""
 
 REPLICA_METRICS = tuple(metric for metric in ALL_METRICS if metric.by_replica)
 INGRESS_METRICS = tuple(metric for metric in ALL_METRICS if not metric.by_replica)
 
 
 def record_counts(sink: MetricSink, model: str, report: ReplicaReport) -> None:
-    """Records the counters and histograms of a replica's report: everything since its previous one."""
+    """Records the counters and histograms in a replica's report, which cover the time since its previous report."""
     for num_tokens, fill in report.batches:
         sink.record(BATCH_TOKENS, num_tokens, model)
         sink.record(BATCH_FILL, fill, model)

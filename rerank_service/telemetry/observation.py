@@ -1,6 +1,6 @@
-"""Observes each ranking request, whatever its answer: metrics, a log line, a span, and headers of the reply.
+"""Records every ranking request, successful or not, in metrics, a log line, a span and the reply's headers.
 
-Sizes, times and codes, never text.
+The records hold sizes, times and codes, never text.
 """
 
 import asyncio
@@ -38,7 +38,7 @@ _SERVER_TIMING = (
 
 @dataclass(slots=True)
 class _Totals:
-    """Sums over the rankings of a request's queries; times are those of the slowest."""
+    """Sums over the rankings of a request's queries; the times are those of the slowest query."""
 
     num_passages: int = 0
     num_tokens: int = 0
@@ -53,26 +53,26 @@ class _Totals:
 
 @dataclass(slots=True)
 class Observation:
-    """What is known about one request. The endpoint fills it in as it learns more."""
+    """Facts about one request, filled in by the endpoint as they become known."""
 
     span: Span
     reply_headers: dict[str, str]
     """Headers of the reply, whether it is an answer or an error."""
     dialect: str
-    """Until the body is read: the path's first dialect."""
+    """Dialect of the request. Until the body is read, this is the first dialect of the path."""
     model_id: str = "unknown"
-    """Set once the model is resolved: a client's text must not become a label."""
+    """Id of the resolved model; a client's text must not become a label."""
     parse_s: float = 0.0
     totals: _Totals | None = None
     """Null unless the request was ranked."""
     timings_ms: dict[str, float] = field(default_factory=dict)
-    """Time spent in each stage of a ranked request, in their order."""
+    """Time spent in each stage of a ranked request, in the order of the stages."""
     status: int = 500
     error: RerankError | None = None
     started_s: float = field(default_factory=time.perf_counter)
 
     def add_rankings(self, rankings: Sequence[Ranked]) -> None:
-        """Takes the rankings of the request's queries, and adds the headers about them."""
+        """Sums up the rankings of the request's queries, and sets the reply headers that describe them."""
         totals = self.totals = _Totals()
         for ranked in rankings:
             totals.num_passages += len(ranked.logits)
@@ -96,7 +96,7 @@ class Observation:
         self.reply_headers["x-rerank-unscored-passages"] = str(totals.num_unscored)
 
     def fail(self, error: Exception) -> RerankError:
-        """Notes the error that ended the request. Returns the error to tell the client."""
+        """Records the error that ended the request, and returns the error that the client receives."""
         mark_error(self.span, error)
         if isinstance(error, RerankError):
             self.error = error
@@ -115,8 +115,8 @@ class Observer:
 
     @contextmanager
     def observe(self, request: Request, dialect: str) -> Iterator[Observation]:
-        """An observation of `request`, reported when the block ends."""
-        route = str(getattr(request.scope.get("route"), "path", ""))  # as declared: a client's path may hold anything
+        """Yields an observation of `request`, and reports it when the block ends."""
+        route = str(getattr(request.scope.get("route"), "path", ""))  # not the path, which may contain anything
         attributes = {"http.request.method": request.method, "http.route": route}
         with self._tracing.span(f"{request.method} {route}", attributes, request.headers) as span:
             observation = Observation(span, traceparent(), dialect)
@@ -153,7 +153,7 @@ class Observer:
             record(metrics.FORWARD_SECONDS, totals.forward_s, model)
 
     def _log(self, observation: Observation) -> None:
-        """One line per request; JSON logs have the same values as fields."""
+        """Logs one line per request; JSON logs have the same values as fields."""
         fields: dict[str, Any] = {
             "status": observation.status,
             "dialect": observation.dialect,

@@ -1,6 +1,6 @@
-"""The same metrics through Ray, whose exporter on each node publishes those of all processes there.
+"""Publishes metrics through Ray, whose exporter on each node publishes the metrics of all processes on that node.
 
-Ray puts `ray_` before their names, and adds the labels application, deployment and replica.
+Ray prefixes the names with `ray_` and adds the labels application, deployment and replica.
 """
 
 from collections.abc import Iterable
@@ -20,7 +20,7 @@ _INSTRUMENTS: dict[MetricKind, Any] = {
 
 
 class RayMetrics:
-    """Publishes through Ray. Construct it inside a Serve replica: Ray takes its labels from there."""
+    """Publishes metrics through Ray. Construct it inside a Serve replica, from which Ray takes the labels."""
 
     def __init__(self, metrics: Iterable[Metric]) -> None:
         self._records: dict[str, Any] = {}
@@ -33,7 +33,7 @@ class RayMetrics:
         self._tags: dict[tuple[str, tuple[str, ...]], dict[str, str]] = {}
 
     def record(self, metric: Metric, value: float, *labels: str) -> None:
-        """Takes a value. Ray refuses a zero added to a counter, so it is dropped here."""
+        """Records a value. Ray refuses to add zero to a counter, so zeros are dropped here."""
         if metric.kind is MetricKind.COUNTER and not value:
             return
         key = (metric.name, labels)

@@ -1,7 +1,7 @@
 """OpenTelemetry traces: one span per request, one per shard, and one per stage of the replica's work.
 
-All spans are made in the ingress, from the replicas' answers: a replica needs no exporter, and a replica that dies
-leaves a span with the error. Off unless a collector is configured; the extra `tracing` is needed then. Spans carry
+The ingress creates all spans from the replicas' answers, so replicas need no exporter, and a lost replica still leaves
+a span with the error. Tracing is off unless a collector is configured, which needs the extra `tracing`. Spans carry
 sizes, times and error codes, never text.
 """
 
@@ -24,7 +24,7 @@ _EXPORT_TIMEOUT_S = 5.0
 
 
 class Tracing:
-    """Makes spans, and exports them to the collector in a thread of its own."""
+    """Creates spans, and exports them to the collector in a separate thread."""
 
     def __init__(self, config: TracingConfig) -> None:
         """Raises `ConfigError` if a collector is configured and the exporter is not installed."""
@@ -35,8 +35,8 @@ class Tracing:
     def span(
         self, name: str, attributes: Mapping[str, Any], headers: Mapping[str, str] | None = None
     ) -> Iterator[Span]:
-        """A child of the current span. With the `headers` of a client's request, it continues the client's own trace,
-        named by the W3C header `traceparent`."""
+        """Starts a child of the current span. With the `headers` of a client's request, the span instead continues the
+        client's trace, which the W3C header `traceparent` names."""
         with self._tracer.start_as_current_span(
             name,
             None if headers is None else _W3C.extract(headers),
@@ -62,7 +62,7 @@ class Tracing:
         return self.span("score shard", attributes)
 
     def stages(self, span: Span, scores: ShardScores) -> None:
-        """Adds the replica's stages to the shard's `span`, one after the other, by the replica's clock."""
+        """Adds a child span per stage of the replica's work to the shard's `span`, timed by the replica's clock."""
         if not span.is_recording():
             return
         if scores.report is not None:
@@ -92,7 +92,7 @@ def mark_error(span: Span, error: BaseException) -> None:
 
 
 def traceparent() -> dict[str, str]:
-    """The W3C header `traceparent` of the current span; empty without one."""
+    """The W3C header `traceparent` of the current span; empty if there is no span."""
     headers: dict[str, str] = {}
     _W3C.inject(headers)
     return headers

@@ -1,7 +1,7 @@
-"""Reference of all settings as Markdown, from the JSON schema of the configuration.
+"""Markdown reference of all settings, generated from the JSON schema of the configuration.
 
-`python -m rerank_service.tools.config_reference` prints it. The documentation site includes it, so that the attribute
-docstrings are the only description of a setting.
+`python -m rerank_service.tools.config_reference` prints the reference, and the documentation site includes it. Settings
+are therefore described only in their attribute docstrings.
 """
 
 import json
@@ -18,7 +18,7 @@ _BOUNDS = {"exclusiveMinimum": "greater than", "minimum": "at least", "maximum":
 
 
 def config_reference(heading_level: int = 2) -> str:
-    """Markdown with one heading of the given level for each section, in the order of the configuration.
+    """Markdown with one heading per section, at the given level and in the order of the configuration.
 
     A section that occurs twice, such as the replicas of models and pools, is described where it occurs first.
     """
@@ -55,7 +55,7 @@ def config_reference(heading_level: int = 2) -> str:
 
 
 def _section_of(setting: _Schema, definitions: _Schema) -> _Schema | None:
-    """The nested section that a setting holds, directly, as an alternative to null, or in a list."""
+    """Schema of the section that a setting contains: directly, as an alternative to null, or in a list."""
     for candidate in (setting, setting.get("items", {}), *setting.get("anyOf", [])):
         target: _Schema = definitions.get(candidate.get("$ref", "").rpartition("/")[2], {})
         if "properties" in target:

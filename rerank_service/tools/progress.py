@@ -1,12 +1,12 @@
-"""How long-running tools report progress; `cli/progress.py` shows it."""
+"""Progress reports of long-running tools; `cli/progress.py` displays them."""
 
 from collections.abc import Callable
 
 __all__ = ["ReportProgress", "no_progress"]
 
 ReportProgress = Callable[[str, int, int], None]
-"""Called with the name of the current stage, the amount done in it, and its total."""
+"""A function that takes the name of the current stage, the amount of work done in this stage, and the total amount."""
 
 
 def no_progress(stage: str, done: int, total: int) -> None:
-    """Discards the report."""
+    """Discards a progress report."""

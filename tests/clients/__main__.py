@@ -1,6 +1,5 @@
-"""`make clients`: every vendor's own client, each set in an environment of its own, against one running service.
-
-The environments are made once from their pinned requirements, under `.bench/clients`.
+"""`make clients`: tests the vendors' own clients, in separate environments, against one running service. The
+environments are made once from pinned requirements, under `.bench/clients`.
 """
 
 import hashlib
@@ -26,11 +25,11 @@ ROOT = HERE.parents[1]
 ENVIRONMENTS = ROOT / ".bench" / "clients"
 START_LIMIT_S = 300
 _STAY_AT_HOME = {"HAYSTACK_TELEMETRY_ENABLED": "False", "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
-"""Keeps clients from calling anybody but the service."""
+"""Environment variables that keep clients from calling anything but the service."""
 
 
 class Outcome(NamedTuple):
-    """What one client made of one dialect."""
+    """The result of one client with one dialect."""
 
     client: str
     dialect: str
@@ -39,7 +38,7 @@ class Outcome(NamedTuple):
 
 
 def main() -> None:
-    """Exits with 1 unless every client got what it wanted."""
+    """Exits with 1 unless all tests passed."""
     names = [path.stem for path in sorted((HERE / "requirements").glob("*.txt"))]
     for name in names:
         install(name)
@@ -50,7 +49,7 @@ def main() -> None:
 
 
 def install(name: str) -> None:
-    """Makes an environment unless it is there, made from today's requirements."""
+    """Makes an environment, unless it exists already with the current requirements."""
     folder, requirements = ENVIRONMENTS / name, HERE / "requirements" / f"{name}.txt"
     digest, stamp = hashlib.sha256(requirements.read_bytes()).hexdigest(), folder / ".installed"
     if stamp.exists() and stamp.read_text(encoding="utf-8") == digest:
@@ -65,7 +64,7 @@ def install(name: str) -> None:
 
 @contextmanager
 def running_service(folder: Path) -> Iterator[str]:
-    """`rerank-service serve` with the embedded model on a free loopback port; its address."""
+    """Runs `rerank-service serve` with the embedded model on a free loopback port, and yields the address."""
     config, port = yaml.safe_load((ROOT / "serve_config.yaml").read_text(encoding="utf-8")), free_port()
     config["http_options"]["port"] = port
     (model,) = config["applications"][0]["args"]["models"]
@@ -87,7 +86,7 @@ def running_service(folder: Path) -> Iterator[str]:
 
 
 def wait_until_ready(url: str, service: "subprocess.Popen[bytes]", log: Path) -> None:
-    """Raises `RuntimeError` with the end of the log unless it comes up."""
+    """Raises `RuntimeError` with the end of the log if the service does not start."""
     deadline = time.monotonic() + START_LIMIT_S
     while time.monotonic() < deadline and service.poll() is None:
         try:
@@ -95,11 +94,11 @@ def wait_until_ready(url: str, service: "subprocess.Popen[bytes]", log: Path) ->
                 return
         except OSError:
             time.sleep(0.5)
-    raise RuntimeError(f"the service did not come up:\n{log.read_text(encoding='utf-8')[-4000:]}")
+    raise RuntimeError(f"the service did not start:\n{log.read_text(encoding='utf-8')[-4000:]}")
 
 
 def run(name: str, url: str, folder: Path) -> list[Outcome]:
-    """One environment's tests; its outcomes by client and dialect."""
+    """Runs one environment's tests, and returns the outcomes by client and dialect."""
     report = folder / f"{name}.xml"
     command = [str(ENVIRONMENTS / name / "bin" / "python"), "-m", "pytest", "-c", str(HERE / "pytest.ini")]
     tests = HERE / f"test_{name.replace('-', '_')}.py"
@@ -117,7 +116,7 @@ def outcome_of(case: ElementTree.Element) -> Outcome:
 
 
 def table(outcomes: list[Outcome]) -> str:
-    """A Markdown table, a row for each client and dialect."""
+    """Returns a Markdown table with a row for each client and dialect."""
     rows: dict[tuple[str, str], list[int]] = {}
     for outcome in outcomes:
         row = rows.setdefault((outcome.client, outcome.dialect), [0, 0])

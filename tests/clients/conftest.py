@@ -1,4 +1,4 @@
-"""A running service, and which client speaks which dialect. The tests here run by `make clients` only."""
+"""Fixtures for tests of vendors' clients against a running service. Only `make clients` runs these tests."""
 
 import json
 import os
@@ -16,12 +16,12 @@ TEXTS = (
 )
 
 if "RERANK_CLIENTS_URL" not in os.environ:
-    collect_ignore_glob = ["test_*.py"]  # they need the vendors' packages
+    collect_ignore_glob = ["test_*.py"]  # these tests need the vendors' packages
 
 
 @pytest.fixture(autouse=True)
 def _told(request: pytest.FixtureRequest, record_property: Callable[[str, object], None]) -> None:
-    """Tells the report."""
+    """Adds the client and the dialect to the report."""
     mark = request.node.get_closest_marker("client")
     client, dialect = mark.args
     record_property("client", client)
@@ -30,13 +30,13 @@ def _told(request: pytest.FixtureRequest, record_property: Callable[[str, object
 
 @pytest.fixture
 def url() -> str:
-    """Where the service is."""
+    """Address of the service."""
     return os.environ["RERANK_CLIENTS_URL"]
 
 
 @pytest.fixture(scope="session")
 def logits() -> Sequence[float]:
-    """What our own API says of `TEXTS`, in their order."""
+    """Logits of `TEXTS` from the service's own API, in their order."""
     body = {"query": {"text": QUERY}, "passages": [{"text": text} for text in TEXTS]}
     address = f"{os.environ['RERANK_CLIENTS_URL']}/v1/ranking"
     headers = {"content-type": "application/json"}
@@ -48,17 +48,17 @@ def logits() -> Sequence[float]:
 
 @pytest.fixture
 def query() -> str:
-    """What is asked."""
+    """The query."""
     return QUERY
 
 
 @pytest.fixture
 def texts() -> list[str]:
-    """What is ranked; by relevance 1, 2, 0."""
+    """The passages to rank; their order by relevance is 1, 2, 0."""
     return list(TEXTS)
 
 
 @pytest.fixture
 def model() -> str:
-    """A name the service knows."""
+    """Name of a served model."""
     return MODEL

@@ -25,7 +25,9 @@ def test_documents_come_back_best_first(url: str, query: str, texts: list[str], 
 
 
 @pytest.mark.client("infinity-client 0.0.78", "Infinity")
-def test_logits_on_demand(url: str, query: str, texts: list[str], logits: list[float]) -> None:
+def test_logits_are_returned_on_request_by_infinity(
+    url: str, query: str, texts: list[str], logits: list[float]
+) -> None:
     answer = rerank.sync(client=Client(base_url=url), body=RerankInput(query=query, documents=texts, raw_scores=True))
 
     assert isinstance(answer, ReRankResult)

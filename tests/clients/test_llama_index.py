@@ -18,7 +18,7 @@ def nodes(texts: list[str]) -> list[NodeWithScore]:
 
 
 def assert_best(found: list[NodeWithScore], texts: list[str], scores: list[float]) -> None:
-    """The best two of three."""
+    """Checks for the best two of three passages, in order."""
     assert [node.node.get_content() for node in found] == [texts[1], texts[2]]
     assert [node.score for node in found] == pytest.approx([scores[1], scores[2]], abs=TOLERANCE)
 

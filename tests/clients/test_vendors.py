@@ -14,7 +14,7 @@ from haystack_integrations.components.rankers.nvidia import NvidiaRanker
 
 BEST_FIRST = [1, 2, 0]
 TOLERANCE = 1e-3
-"""A batch of other pairs may move a logit of int8 a little."""
+"""Largest difference between two logits of a pair: in int8, the other pairs of a batch may change a logit slightly."""
 
 
 def sigmoid(logit: float) -> float:
@@ -22,7 +22,7 @@ def sigmoid(logit: float) -> float:
 
 
 def assert_ranked(results: list[tuple[int, float]], expected: list[float]) -> None:
-    """Index and score of every result, best first."""
+    """Checks the index and the score of every result, best first."""
     assert [index for index, _ in results] == BEST_FIRST[: len(results)]
     assert [score for _, score in results] == pytest.approx([expected[index] for index, _ in results], abs=TOLERANCE)
 

@@ -1,6 +1,6 @@
 """`make chaos`: runs the tests of this folder, then prints the results of all requests as a table and as one JSON line.
 
-The tests run in a separate process, so that no log of Ray's shutdown follows the JSON line.
+The tests run in a separate process, so that no log line of Ray's shutdown follows the JSON line.
 """
 
 import argparse
@@ -16,7 +16,7 @@ HERE = Path(__file__).parent
 
 
 def main() -> None:
-    """Exits with 1 unless every run passed."""
+    """Exits with 1 unless all runs passed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--runs", type=int, default=1, help="number of consecutive runs; their JSON lines are printed at the end"

@@ -23,20 +23,21 @@ from rerank_service.replica.replica import Replica
 __all__ = ["POISON", "Fault", "break_one", "broken_pid", "build_app", "faulty_application"]
 
 POISON = "drink me"
-"""A query whose pairs kill the process that scores them without an exception, as a driver's bug may."""
+"""A query whose pairs kill the scoring process without an exception, as a bug in a driver may."""
 
 
 class Fault(StrEnum):
     """A fault of one replica, from its next forward pass until its process ends."""
 
     STICKY = "sticky"
-    """Every pass raises torch's error after an illegal memory access, as when the process has lost its CUDA context."""
+    """Every pass raises torch's error for an illegal memory access, as after the loss of the CUDA context."""
     HANG = "hang"
     """The pass never returns."""
 
 
 class _FaultyForward:
-    """Replaces the forward pass of an engine, where torch would raise; the code around it is the service's own."""
+    """Replaces only the forward pass of an engine, in which torch would raise an error. The surrounding code is the
+    service's own."""
 
     def __init__(self, engine: Any, faults: Path, tokens_per_s: float | None) -> None:
         self._tokenise, self._forward = engine.tokenise, engine.forward
@@ -48,14 +49,14 @@ class _FaultyForward:
         self._poisoned: list[Any] = []
 
     def tokenise(self, query: str, passages: Sequence[str], truncate: Truncate) -> list[Any]:
-        """The engine's pairs. Remembers those of the poison."""
+        """Tokenises with the engine, and remembers the pairs of the poison."""
         pairs: list[Any] = self._tokenise(query, passages, truncate)
         if query == POISON:
             self._poisoned += pairs
         return pairs
 
     def forward(self, pairs: Sequence[Any]) -> torch.Tensor:
-        """The engine's logits at the configured speed, or this replica's fault."""
+        """Returns the engine's logits at the configured speed, or causes this replica's fault."""
         if any(pair in self._poisoned for pair in pairs):
             os.kill(os.getpid(), signal.SIGKILL)
         self._num_passes += 1
@@ -72,7 +73,7 @@ class _FaultyForward:
 
 
 _SOUND_PASSES = 20
-"""Forward passes of a process before its fault, after which the scheduler knows how long a pass takes."""
+"""Number of forward passes of a process before its fault. By then, the scheduler knows how long a pass takes."""
 
 
 def break_one(faults: Path, fault: Fault) -> None:
@@ -89,7 +90,7 @@ def broken_pid(faults: Path, fault: Fault) -> int | None:
 def _claimed(faults: Path) -> Fault | None:
     for fault in Fault:
         try:
-            (faults / fault).rename(faults / f"{fault}-{os.getpid()}")  # one process succeeds
+            (faults / fault).rename(faults / f"{fault}-{os.getpid()}")  # only one process succeeds
         except FileNotFoundError:
             continue
         return fault
@@ -97,8 +98,8 @@ def _claimed(faults: Path) -> Fault | None:
 
 
 def build_app(args: dict[str, Any]) -> Application:
-    """The application. `args` has `settings`, a `RerankConfig` as a dict; `faults`, the folder of `break_one`; and
-    `tokens_per_s`, the speed of each replica, null for the speed of the engine.
+    """Builds the application. `args` has `settings`, a `RerankConfig` as a dict; `faults`, the folder of `break_one`;
+    and `tokens_per_s`, the speed of each replica (null: the speed of the engine).
     """
     faults, tokens_per_s = Path(args["faults"]), args["tokens_per_s"]
 

@@ -1,4 +1,4 @@
-"""Keeps the results under each fault in a file across processes, and shows them as a table and as one JSON line."""
+"""Keeps the results for each fault in a file that processes share, and shows them as a table and as one JSON line."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from tests.load.traffic import Verdicts
 __all__ = ["LEDGER_ENV", "json_line", "read", "record", "table"]
 
 LEDGER_ENV = "CHAOS_LEDGER"
-"""Environment variable with the file to which `record` appends. Without it, `record` only prints."""
+"""Environment variable that names the file to which `record` appends. Without this variable, `record` only prints."""
 
 _HEADS = ("fault", "requests", "right", "wrong", "lost", "hung", "failed")
 _HEADS_S = ("longest request", "longest time without an answer")
@@ -20,7 +20,7 @@ _HEADS_S = ("longest request", "longest time without an answer")
 
 def record(fault: str, verdicts: Verdicts) -> None:
     """Adds the results of the requests under one fault."""
-    entry = {"fault": fault, **asdict(verdicts), "failed": dict(verdicts.failed)}  # `asdict` breaks a Counter
+    entry = {"fault": fault, **asdict(verdicts), "failed": dict(verdicts.failed)}  # `asdict` cannot copy a Counter
     print("\n" + _row(entry), flush=True)
     if path := os.environ.get(LEDGER_ENV):
         with Path(path).open("a", encoding="utf-8") as file:
@@ -28,7 +28,7 @@ def record(fault: str, verdicts: Verdicts) -> None:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """All entries in the order of the run."""
+    """Returns all entries in the order of the run."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 

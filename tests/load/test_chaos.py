@@ -1,6 +1,6 @@
 """Faults under load on a Ray cluster of three nodes on this machine: `make chaos`.
 
-Every answer is compared with the engine's own logits. `ledger` keeps the results under each fault.
+Every answer is compared with the engine's own logits. `ledger` keeps the results for each fault.
 """
 
 import asyncio
@@ -58,13 +58,14 @@ class Grid:
     questions: list[Question]
     version: int = 1
     others: list[dict[str, Any]] = field(default_factory=list)
-    """Further applications, besides the one at `/`."""
+    """Further applications, in addition to the one at `/`."""
 
     def add_worker(self) -> None:
         self.workers.append(self.cluster.add_node(num_cpus=2, resources={_DEVICE: 3}, include_dashboard=False))
 
     def deploy(self, batching: dict[str, Any] | None = None) -> None:
-        """Deploys the whole target state. A new `version` replaces every replica; other `batching` replaces none."""
+        """Deploys the whole target state. A new `version` replaces all replicas; a change of `batching` replaces
+        none."""
         args = self.config.model_dump(mode="json")
         args["models"][0]["aliases"] = [f"version-{self.version}"]
         overrides = []
@@ -81,7 +82,7 @@ class Grid:
         serve_client().deploy_apps(ServeDeploySchema.model_validate({"applications": [application, *self.others]}))
 
     def update(self) -> None:
-        """Starts to replace every replica and ingress."""
+        """Starts the replacement of all replicas and ingresses."""
         self.version += 1
         self.deploy()
 
@@ -101,7 +102,7 @@ class Grid:
 
     @property
     def deployment(self) -> str:
-        """Name of the model's deployment, the same in every application."""
+        """Name of the model's deployment, which is the same in every application."""
         return self.config.models[0].deployment_name
 
     def is_whole(self) -> bool:
@@ -127,7 +128,7 @@ def grid(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Grid]:
     with pytest.MonkeyPatch.context() as environment:
         for name, value in RAY_ENVIRONMENT.items():
             environment.setenv(name, value)
-        environment.setenv("PYTHONPATH", str(Path(__file__).parents[2]))  # replicas load tests.load.faulty
+        environment.setenv("PYTHONPATH", str(Path(__file__).parents[2]))  # replicas import tests.load.faulty
         environment.delenv(config.auth.keys_env, raising=False)
         cluster = Cluster(
             initialize_head=True,
@@ -170,7 +171,7 @@ def elastic(grid: Grid, tmp_path: Path) -> Iterator[None]:
 
 
 class _beside:  # noqa: N801 - a context manager
-    """Another application while the block runs, and time for its replicas to come."""
+    """Deploys another application while the block runs, and waits until its replicas run."""
 
     def __init__(self, grid: Grid, application: dict[str, Any], num_replicas: int) -> None:
         self._grid = grid
@@ -192,7 +193,8 @@ class _beside:  # noqa: N801 - a context manager
 
 
 def test_no_memory_is_kept(grid: Grid) -> None:
-    """Measures the second half of 10,000 requests: during the first, caches of kernels by batch size fill."""
+    """Measures the second half of 10,000 requests, because caches of kernels by batch size fill during the first
+    half."""
     processes = [psutil.Process(pid) for pid in (*grid.pids(grid.deployment), *grid.pids("ingress"))]
     bodies = [question.body for question in grid.questions if len(question.logits) <= 10]
     failures = asyncio.run(_send(grid, bodies, 5_000))
@@ -239,7 +241,7 @@ def test_a_second_update_while_the_first_is_rolling_loses_no_request(grid: Grid)
         before = set(grid.pids(grid.deployment))
         grid.update()
         await _until(lambda: not before.issuperset(grid.pids(grid.deployment)), _WHOLE_LIMIT_S)
-        assert not before.isdisjoint(grid.pids(grid.deployment)), "the first update was over already"
+        assert not before.isdisjoint(grid.pids(grid.deployment)), "the first update had already finished"
         grid.update()
 
     verdicts = asyncio.run(
@@ -260,7 +262,7 @@ def test_no_request_is_lost_when_the_controller_dies(grid: Grid) -> None:
 
 @pytest.mark.usefixtures("elastic")
 def test_a_restarted_controller_keeps_an_autoscaled_models_replicas(grid: Grid) -> None:
-    """Serve's controller has lost the state of the policy."""
+    """After the restart, Serve's controller has lost the state of the policy."""
     targets: list[int] = []
     before: set[int] = set()
 
@@ -344,7 +346,7 @@ def test_overload_is_refused_in_the_documented_form(grid: Grid) -> None:
 
 
 def test_a_nodes_death_costs_one_request_in_a_hundred_at_most(grid: Grid) -> None:
-    """The last test of this cluster, which has one worker less afterwards."""
+    """This must be the last test of the cluster, which afterwards has one worker less."""
 
     node = asyncio.run(_expendable_node(grid))
 
@@ -360,9 +362,8 @@ def test_a_nodes_death_costs_one_request_in_a_hundred_at_most(grid: Grid) -> Non
 
 
 async def _expendable_node(grid: Grid) -> Any:
-    """A worker with a model replica, while others and an ingress are elsewhere.
-
-    Serve spreads replicas over the nodes as well as it can, but may put all on one; an update moves them.
+    """Returns a worker with a model replica, while other replicas and an ingress are elsewhere. Serve tries to spread
+    replicas over the nodes, but may put all on one node; an update moves them.
     """
     while True:
         await _until(grid.is_version_served, _WHOLE_LIMIT_S)
@@ -383,7 +384,8 @@ async def _under_load(
     num_clients: int = _CLIENTS,
     is_prepared: Callable[[], bool] | None = None,
 ) -> Verdicts:
-    """Load before, during and after a fault, until the service has recovered. Its times count from the fault on."""
+    """Sends load before, during and after a fault, until the service has recovered. Reported times start at the
+    fault."""
     traffic = Traffic(f"{grid.url}{path}/v1/ranking", grid.questions, _DEADLINE_S, {})
     verdicts = Verdicts()
     await _until(grid.is_whole, _WHOLE_LIMIT_S)

@@ -1,6 +1,6 @@
 """The head dies and restarts with its state in Redis, while the workers keep serving.
 
-The cluster is the recipe for hosts without Kubernetes, on three addresses of this machine.
+The cluster follows the recipe for hosts without Kubernetes, on three addresses of this machine.
 """
 
 import asyncio
@@ -71,12 +71,12 @@ class Cluster:
         environment = self.hosts.environment | {"NODE_IP": HEAD, "RERANK_STATE": str(self._state)}
         command = ["bash", str(self._state / "node.sh"), "start", "head", *self.head_options]
         for _ in range(_STARTS):
-            # With this file, Ray would take the workers on this machine for a running head.
+            # With this file, Ray would mistake the workers on this machine for a running head.
             (self.hosts.folder / "r" / "ray_current_cluster").unlink(missing_ok=True)
             started = subprocess.run(command, env=environment, check=False, capture_output=True, timeout=_LIMIT_S)
             if started.returncode == 0:
                 return
-            self.kill_head()  # its remaining processes
+            self.kill_head()  # the head's remaining processes
         pytest.fail(f"the head did not start {_STARTS} times: {started.stderr.decode()[-2000:]}")
 
     def deploy(self, version: str) -> None:
@@ -101,7 +101,7 @@ class Cluster:
         }
 
     def is_whole(self) -> bool:
-        """Whether two replicas of the model and two ingresses run, and no others are left."""
+        """Whether two replicas of the model and two ingresses run, and no others."""
         replicas = self.replicas()
         return all(list(replicas[name].values()) == ["RUNNING"] * 2 for name in (_MODEL, "ingress"))
 
@@ -142,7 +142,7 @@ def redis_port() -> Iterator[int]:
 @pytest.fixture
 def cluster(redis_port: int) -> Iterator[Cluster]:
     with tempfile.TemporaryDirectory(prefix="rh-", dir="/tmp", ignore_cleanup_errors=True) as name:
-        folder = Path(name)  # a short path: Ray's sockets are in it, and theirs may have 107 characters
+        folder = Path(name)  # a short path, because the paths of Ray's sockets in it may have at most 107 characters
         workers_port = free_port()
         hosts, head_options = _hosts(folder, workers_port, redis_port)
         checkpoint = make_checkpoint(folder / "checkpoint", Architecture.LLAMA_BIDIREC, "tiny", dtype="float32")
@@ -175,7 +175,7 @@ def test_the_heads_death_costs_no_request_and_no_replica(cluster: Cluster) -> No
         await asyncio.sleep(_AWAY_S)
         await asyncio.to_thread(cluster.start_head)
         await _until(cluster.is_whole)
-        await asyncio.sleep(10)  # by then Serve's controller has checked every replica again
+        await asyncio.sleep(10)  # by then, Serve's controller has checked every replica again
 
     verdicts = asyncio.run(_under_load(cluster, "death of the head, with fault tolerance (15 s away)", lose_the_head))
     after = cluster.replicas()
@@ -247,7 +247,8 @@ def _hosts(folder: Path, workers_port: int, redis_port: int) -> tuple[Hosts, lis
             "PYTHONPATH": str(BARE_METAL.parents[1]),
             "RAY_REDIS_ADDRESS": f"127.0.0.1:{redis_port}",
             "RAY_external_storage_namespace": "rerank",
-            # The head's proxy dies with the head. On one machine it would otherwise share its port with the workers'.
+            # The head's proxy must die with the head: on one machine, it would otherwise share a port with the workers'
+            # proxies.
             "RAY_SERVE_WORKER_PROXY_HTTP_PORT": str(workers_port),
         },
     )

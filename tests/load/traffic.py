@@ -1,4 +1,4 @@
-"""A steady mixed load over HTTP, with every answer checked."""
+"""A steady mixed load over HTTP. Every answer is checked."""
 
 import asyncio
 import random
@@ -14,9 +14,9 @@ import httpx
 __all__ = ["Question", "Traffic", "Verdicts"]
 
 _TOLERANCE = 1e-4
-"""Largest difference between the logits of a pair in a batch and alone, in float32."""
+"""Largest difference between the logit of a pair in a batch and its logit alone, in float32."""
 _ALLOWED = (429, 503, 504)
-"""Statuses that the documentation allows for a valid request, with the error envelope."""
+"""Error statuses that the documentation allows for a valid request, with the error envelope."""
 
 
 @dataclass(frozen=True)
@@ -35,20 +35,20 @@ class Verdicts:
     ok: int = 0
     wrong: int = 0
     lost: int = 0
-    """Requests without an answer because the connection broke."""
+    """Number of requests without an answer because the connection broke."""
     doubled: int = 0
     hung: int = 0
-    """Requests still unanswered one second after their deadline."""
+    """Number of requests still unanswered one second after their deadline."""
     left: int = 0
-    """Requests whose client disconnected on purpose."""
+    """Number of requests whose client disconnected on purpose."""
     failed: Counter[str] = field(default_factory=Counter)
     longest_s: float = 0.0
     longest_gap_s: float = 0.0
-    """Longest time between two right answers."""
+    """Longest time between two correct answers."""
 
 
 class Traffic:
-    """Clients that each send one question after the other."""
+    """Several clients, each of which sends one question after another."""
 
     def __init__(self, url: str, questions: Sequence[Question], deadline_s: float, headers: dict[str, str]) -> None:
         self._url = url

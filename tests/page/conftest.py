@@ -25,7 +25,7 @@ from tests.page.visit import BUSY, CROWDED, KEY, Visit
 
 _CHROMIUMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 _START_LIMIT_S = 120
-expect.set_options(timeout=90_000)  # only ends a test that hangs
+expect.set_options(timeout=90_000)  # only limits a test that hangs
 
 
 class BusyReplica:
@@ -39,7 +39,7 @@ class BusyReplica:
 
 
 class CrowdedReplica:
-    """A replica whose window has no room for a passage beside the query."""
+    """A replica whose window has no room for a passage next to the query."""
 
     def remote(self, shard: Shard) -> "asyncio.Task[ShardScores]":
         async def score() -> ShardScores:
@@ -52,7 +52,7 @@ class CrowdedReplica:
 
 @dataclass(frozen=True)
 class Service:
-    """URLs of the application without keys and of the one with keys."""
+    """URLs of the application without keys and of the application with keys."""
 
     url: str
     keyed_url: str
@@ -83,7 +83,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     thread.join()
 
 
-@pytest.fixture(scope="module")  # its event loop must not be open when asynchronous tests of other modules run
+@pytest.fixture(scope="module")  # Playwright's event loop must be closed before asynchronous tests of other modules run
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
         installed = (shutil.which(name) for name in _CHROMIUMS)
@@ -112,7 +112,7 @@ def page(context: BrowserContext, service: Service) -> Iterator[Page]:
     page.on("console", lambda line: complaints.append(line.text) if line.type in ("error", "warning") else None)
     page.on("request", lambda request: None if request.url.startswith(service.url) else complaints.append(request.url))
     yield page
-    # Chromium itself logs a line for each error response.
+    # Chromium itself logs a line per error response.
     assert [line for line in complaints if not line.startswith("Failed to load resource")] == []
 
 

@@ -1,4 +1,5 @@
-"""Accessibility: axe finds no violation in light, dark and on a phone; the keyboard suffices; small screens fit."""
+"""Accessibility: axe finds no violation in the light and dark themes and on a phone, the keyboard suffices, and the
+page fits small screens."""
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
@@ -13,7 +14,7 @@ DESKTOP, PHONE, SMALL_PHONE = (1280, 900), (390, 844), (320, 568)
 def assert_accessible(page: Page) -> None:
     results = Axe().run(page)
     assert results.violations_count == 0, results.generate_report()
-    # Axe reports contrast that it could not judge as incomplete, not as a violation.
+    # If axe cannot judge a contrast, it reports it as incomplete, not as a violation.
     unsure = [
         (node["html"], node["any"][0]["message"])
         for rule in results.response["incomplete"]

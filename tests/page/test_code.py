@@ -1,4 +1,4 @@
-"""The code offered for copying runs, and its answer is the one on the page."""
+"""The code offered for copying runs and gives the answer on the page."""
 
 import json
 import os
@@ -62,12 +62,12 @@ def test_a_key_is_taken_from_the_environment(context: BrowserContext, keyed_visi
 
 
 def test_512_long_passages_do_not_exceed_the_shells_argument_limit(context: BrowserContext, visit: Visit) -> None:
-    visit.write("q", [f"{number} " + "x" * 2000 for number in range(514)])  # refused, so cheap; over a megabyte
+    visit.write("q", [f"{number} " + "x" * 2000 for number in range(514)])  # over 1 MB; refused, so cheap
     answer = run("curl", copied(context, visit, "curl"))
     assert "passages has 514 entries" in str(answer["message"])
 
 
-def test_the_page_selects_the_code_if_it_may_not_copy(context: BrowserContext, visit: Visit) -> None:
+def test_the_page_selects_the_code_if_it_cannot_copy(context: BrowserContext, visit: Visit) -> None:
     visit.page.evaluate("Object.defineProperty(navigator, 'clipboard', {value: undefined})")
     visit.page.get_by_role("button", name="Copy").click()
     expect(visit.page.get_by_role("button", name="Selected")).to_be_visible()

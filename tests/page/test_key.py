@@ -48,6 +48,6 @@ def test_the_key_stays_in_the_tab_and_can_be_forgotten(keyed_visit: Visit) -> No
     expect(keyed_visit.error_at("key")).to_contain_text("Missing API key")
 
 
-def test_a_service_without_keys_asks_for_none(visit: Visit) -> None:
+def test_a_service_without_keys_does_not_ask_for_a_key(visit: Visit) -> None:
     expect(visit.page.get_by_label("Model")).not_to_be_empty()
     expect(visit.page.get_by_label("API key")).to_be_hidden()

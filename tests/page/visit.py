@@ -9,7 +9,7 @@ __all__ = ["BUSY", "CROWDED", "KEY", "LONG", "Visit"]
 
 BUSY = "always/busy"
 CROWDED = "no/room"
-"""Id of a model whose window any query fills."""
+"""Id of a model whose window is filled by any query."""
 KEY = "nvapi-of-the-page"
 LONG = "starch, water, salt and air; " * 100
 """Text longer than the model's window."""
@@ -49,7 +49,7 @@ class Visit:
 
     def write(self, query: str, passages: list[str]) -> None:
         self.query.fill(query)
-        # The event that ends typing. Playwright's own `fill` takes minutes for a thousand lines.
+        # Sends the event that ends typing. Playwright's own `fill` takes minutes for a thousand lines.
         fill = "(area, text) => { area.value = text; area.dispatchEvent(new Event('input', {bubbles: true})); }"
         self.passages.evaluate(fill, "\n\n".join(passages))
 

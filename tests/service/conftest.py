@@ -1,7 +1,6 @@
-"""One Ray session with two services: an open one at `/` with three models and a pool of two, and one with an API key at
-`/keyed`, whose model has an application of its own.
-
-They are deployed from a Serve configuration as `serve run` does, but without a file.
+"""One Ray session with two services: an open service at `/` with three models and a pool of two, and a service with an
+API key at `/keyed`, whose model has its own application. They are deployed from a Serve configuration, as by `serve
+run`, but without a file.
 """
 
 import hashlib
@@ -37,7 +36,7 @@ _POLL_S = 0.2
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Adds the time that the service takes to start on a busy machine, because the first test has to wait for it."""
+    """Allows the first test extra time, because it waits for the service to start, possibly on a busy machine."""
     for item in items:
         if item.path.parent == Path(__file__).parent:
             item.add_marker(pytest.mark.timeout(_START_LIMIT_S + CLIENT_TIMEOUT_S))
@@ -59,7 +58,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> RerankConfig:
         {
             "models": models,
             "pools": [{"name": "small", "models_per_replica": 1, "replica": _REPLICA}],
-            "service": {"ingress": {"shard_tokens": 2000}},  # so small that a request with a few passages fans out
+            "service": {"ingress": {"shard_tokens": 2000}},  # small, so that a few passages make several shards
             "limits": {"max_body_bytes": 4 * 1024 * 1024, "request_timeout_s": 200},
         }
     )
@@ -67,7 +66,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> RerankConfig:
 
 @pytest.fixture(scope="session")
 def keyed_config(config: RerankConfig, tmp_path_factory: pytest.TempPathFactory) -> RerankConfig:
-    """Settings of the keyed application: one model, one key."""
+    """Settings of the keyed application, with one model and one key."""
     hashes = tmp_path_factory.mktemp("keys") / "hashes"
     hashes.write_text(hashlib.sha256(KEY.encode()).hexdigest() + "\n")
     model = _model(LLAMA, config.models[0].checkpoint.source, application=APART)
@@ -82,10 +81,10 @@ def service(config: RerankConfig, keyed_config: RerankConfig) -> Iterator[Servic
     with pytest.MonkeyPatch.context() as environment:
         for name, value in RAY_ENVIRONMENT.items():
             environment.setenv(name, value)
-        environment.setenv("PYTHONPATH", str(Path(__file__).parents[2]))  # replicas load benchmarks.stack.simulated
+        environment.setenv("PYTHONPATH", str(Path(__file__).parents[2]))  # replicas import benchmarks.stack.simulated
         environment.delenv(config.auth.keys_env, raising=False)
         ray.init(
-            address="local",  # never a session that someone else has started
+            address="local",  # never join a session that another process has started
             num_cpus=4,
             object_store_memory=128 * 1024 * 1024,
             include_dashboard=False,
@@ -111,7 +110,7 @@ def client(service: Service) -> Iterator[httpx.Client]:
 
 @pytest.fixture(scope="session")
 def references(config: RerankConfig) -> dict[str, Reference]:
-    """The same models in this process, by id, for the expected logits."""
+    """The same models in this process, by id, which give the expected logits."""
     return {model.id: Reference(load_engine(model)) for model in config.models}
 
 

@@ -1,4 +1,4 @@
-"""The running service as tests see it, and the engines that they compare it with."""
+"""The running service, and the engines with which tests compare its answers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,10 +34,10 @@ MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 APART = "llama-apart"
 """Name of the application with the keyed model."""
 POOLED = ("pooled/first", "pooled/second")
-"""Two models that share a replica, which holds one model at a time."""
+"""Two models that share a replica; the replica holds one model at a time."""
 KEY = "nvapi-of-the-tests"
 CLIENT_TIMEOUT_S = 250
-"""Only ends a test that hangs."""
+"""Time limit that only ends a test that hangs."""
 LOGIT_TOLERANCE = 1e-4
 """Largest difference between the logits of a pair in a batch and alone, in float32."""
 
@@ -64,10 +64,10 @@ class Service:
         more_models: Sequence[ModelConfig] = (),
         more_applications: Sequence[dict[str, Any]] = (),
     ) -> None:
-        """Gives Serve the target state of all applications, as `serve run` and `serve deploy` do.
+        """Gives Serve the target state of all applications, like `serve run` and `serve deploy`.
 
         `knobs` is the `user_config` of the keyed model. `/keyed` also serves `more_models`, each from the application
-        it names. `more_applications` have the form of a Serve configuration.
+        that the model names. `more_applications` have the form of a Serve configuration.
         """
         (model,) = self.keyed_config.models
         keyed = self.keyed_config.model_copy(update={"models": (model, *more_models)})
@@ -77,7 +77,7 @@ class Service:
         serve_client().deploy_apps(ServeDeploySchema.model_validate({"applications": applications}))
 
     def pids(self, application: str, deployment: str) -> set[int]:
-        """Ids of the running processes of a deployment. Empty for a moment after it is deployed anew."""
+        """Ids of the running processes of a deployment; briefly empty after a new deployment."""
         deployed = serve_client().get_serve_details()["applications"].get(application, {"deployments": {}})
         details = deployed["deployments"].get(deployment, {})
         return {replica["pid"] for replica in details.get("replicas", []) if replica["state"] == "RUNNING"}
@@ -116,7 +116,7 @@ def long_text(num_words: int) -> str:
 
 
 def assert_ranked(response: httpx.Response, logits: Sequence[float]) -> dict[str, Any]:
-    """Checks for a correct ranking with these logits, given in the request's order. Returns the body."""
+    """Checks that the answer is a correct ranking with these logits, given in the request's order. Returns the body."""
     assert response.status_code == 200, response.text
     assert response.headers["content-type"] == "application/json"
     body: dict[str, Any] = response.json()
@@ -128,7 +128,7 @@ def assert_ranked(response: httpx.Response, logits: Sequence[float]) -> dict[str
 
 
 def assert_error(response: httpx.Response, status: int) -> dict[str, Any]:
-    """Checks for an error envelope with this status. Returns the body."""
+    """Checks that the answer is an error envelope with this status. Returns the body."""
     assert response.status_code == status, response.text[:500]
     assert response.headers["content-type"] == "application/json"
     body: dict[str, Any] = response.json()

@@ -1,7 +1,7 @@
 """The recipe for hosts without Kubernetes, unchanged, with a head and two workers on three addresses of this machine.
 
-The test sends a request, drains and stops one worker, is refused to stop the other because no node has room for its
-replicas, sends another request, and stops everything. No process of the recipe is left.
+The test sends a request, and drains and stops one worker. Draining the other worker is refused, because no node has
+room for its replicas. The test sends another request and stops everything, which must leave no process of the recipe.
 """
 
 import subprocess
@@ -37,7 +37,7 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def hosts() -> Iterator[Hosts]:
     with tempfile.TemporaryDirectory(prefix="rb-", dir="/tmp", ignore_cleanup_errors=True) as name:
-        folder = Path(name)  # a short path: Ray's sockets are in it, and theirs may have 107 characters
+        folder = Path(name)  # a short path, because the paths of Ray's sockets in it may have at most 107 characters
         gcs, dashboard, http, *agents = (free_port() for _ in range(6))
         shared = ["--object-store-memory", "80000000", "--num-gpus", "0", "--dashboard-agent-listen-port"]
         hosts = Hosts.on_this_machine(
@@ -88,7 +88,7 @@ def test_a_cluster_of_three_hosts(hosts: Hosts, config: RerankConfig) -> None:
 
 
 def _write_configuration(path: Path, checkpoint: str, port: int) -> None:
-    """Writes a configuration by the command, as an operator would. One worker has room for all its replicas."""
+    """Writes a configuration with the command, as an operator would. One worker has room for all replicas."""
     command = [
         str(Path(sys.executable).with_name("rerank-service")),
         "config",
@@ -127,7 +127,7 @@ def _wait_until_ready(client: httpx.Client) -> None:
 
 
 def _rank(client: httpx.Client) -> httpx.Response:
-    """Retries once: all nodes share a port here, so this connection may belong to the proxy of the stopped node."""
+    """Ranks, and retries once: all nodes share a port here, so the connection may lead to the stopped node's proxy."""
     try:
         return client.post("/v1/ranking", json=ranking_body(None, "which?", PASSAGES))
     except httpx.TransportError:

@@ -1,4 +1,5 @@
-"""`rerank-service batch` on Ray: the same bytes as in one process, no process left behind, and errors of workers."""
+"""`rerank-service batch` on Ray: it writes the same bytes as in one process, leaves no process, and reports workers'
+errors."""
 
 import json
 import os
@@ -17,7 +18,8 @@ _MAIN = "from rerank_service.tools.cli import main; main()"
 _LIMIT_S = 240
 _END_S = 60
 _MARK = "RERANK_TEST_FOLDER"
-"""Environment variable of every process that a test starts, since other Ray sessions may run on this machine."""
+"""Environment variable that marks every process started by a test, because other Ray sessions may run on this
+machine."""
 _POISON = "a single pair that is longer than the window " * 2_000
 
 
@@ -31,7 +33,7 @@ def batch(folder: Path, output: str, model: Path, *more: str) -> subprocess.Comp
     command = [sys.executable, "-c", _MAIN, "batch", "pairs.jsonl", output, "--model", str(model)]
     chunks = ["--chunk-pairs", "16", "--json", *more]
     path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
-    # The command must not use a cluster only because the environment has its address.
+    # The command must not use a cluster only because the environment has the cluster's address.
     environment = os.environ | {"PYTHONPATH": path, "RAY_ADDRESS": "127.0.0.1:9", _MARK: str(folder)}
     return subprocess.run(
         [*command, *chunks], cwd=folder, env=environment, capture_output=True, text=True, timeout=_LIMIT_S, check=False

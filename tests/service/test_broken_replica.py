@@ -28,7 +28,7 @@ PAIRED, NOWHERE = "broken/paired", "no/where"
 
 @dataclass(frozen=True)
 class Broken:
-    """The application whose replicas can be broken."""
+    """An application whose replicas can be broken."""
 
     url: str
     faults: Path

@@ -47,7 +47,7 @@ def test_rank_with_a_key(service: Service, passages: str) -> None:
     assert sorted(ranking["index"] for ranking in json.loads(answered.stdout)["rankings"]) == [0, 1]
 
 
-def test_verify_tells_the_model_from_another(service: Service, config: RerankConfig) -> None:
+def test_verify_distinguishes_the_model_from_another(service: Service, config: RerankConfig) -> None:
     folder = config.models[0].checkpoint.source
     command = ["verify", folder, "--dtype", "float32", "--url", service.url, "--json"]
 

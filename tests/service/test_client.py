@@ -1,4 +1,4 @@
-"""The Python client against the running service, where it needs Serve's proxy and replicas."""
+"""The Python client against the running service: cases that need Serve's proxy and replicas."""
 
 import pytest
 
@@ -13,7 +13,7 @@ def expected(references: dict[str, Reference]) -> list[float]:
     return references[LLAMA].logits("which number?", PASSAGES)
 
 
-def test_more_passages_than_a_request_may_have(service: Service, expected: list[float]) -> None:
+def test_more_passages_than_a_request_allows_are_ranked(service: Service, expected: list[float]) -> None:
     with Client(service.url, model=LLAMA, timeout_s=200) as client:
         ranking = client.rank("which number?", PASSAGES)
 

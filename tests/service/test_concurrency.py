@@ -1,4 +1,4 @@
-"""Many requests at once: each is answered with its own ranking, whatever the other clients do."""
+"""Many requests at once: each receives its own ranking, whatever other clients do."""
 
 import asyncio
 import json
@@ -27,7 +27,7 @@ NUM_REQUESTS = 200
 
 
 class _Call(NamedTuple):
-    """A request with its expected logits, or its expected status."""
+    """A request, and its expected logits or its expected status."""
 
     body: dict[str, Any]
     logits: list[float] | None = None
@@ -84,7 +84,7 @@ async def test_a_small_request_overtakes_a_large_one(service: Service) -> None:
         request = client.post("/v1/ranking", json=large, extensions={"trace": trace})
         running = tasks.create_task(request)
         await is_sent.wait()
-        for _ in range(3):  # one after another, while the large one runs
+        for _ in range(3):  # one after another, while the large request runs
             response = await client.post("/v1/ranking", json=small)
             assert response.status_code == 200
             assert not running.done()

@@ -23,7 +23,7 @@ _WATCHED_S = 8
 
 
 def test_a_killed_controller_removes_no_replica(service: Service) -> None:
-    """Nor does a change of live knobs, on which Serve also empties the policy's state."""
+    """A change of live settings, after which Serve also empties the policy's state, removes no replica either."""
     try:
         _deploy(service)
         _wait_until(lambda: _is_ready(service))
@@ -54,7 +54,8 @@ def _watch(service: Service, pids: set[int]) -> None:
 
 
 class _Load:
-    """Clients that each send one request after the other, together more than two replicas can handle."""
+    """Several clients, each of which sends one request after another. Together they send more than two replicas can
+    handle."""
 
     def __init__(self, url: str) -> None:
         self.failures: list[str] = []
@@ -82,7 +83,7 @@ class _Load:
 
 
 def _deploy(service: Service, **knobs: Any) -> None:
-    """Adds the application; the replicas of the others keep running."""
+    """Adds the application; the replicas of other applications keep running."""
     autoscaling = {"min_replicas": 1, "max_replicas": _REPLICAS, "upscale_delay_s": 0.5}
     model = {
         "id": _MODEL,

@@ -1,4 +1,4 @@
-"""The scripts in `examples/`, run as a user runs them, against the running service and real weights."""
+"""The scripts in `examples/`, run as by a user, against the running service and with real weights."""
 
 import subprocess
 import sys
@@ -11,7 +11,7 @@ from tests.service.running import MINILM, Service
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 LIMIT_S = 200
-"""Ends a script that hangs."""
+"""Time limit for a script that hangs."""
 
 
 def printed(service: Service, script: str, *arguments: str) -> list[str]:

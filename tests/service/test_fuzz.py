@@ -33,7 +33,7 @@ from tests.service.running import (
 )
 
 ONE_OF_SEVERAL = {name: {"enabled": False} for name in ("positive_data_acceptance", "negative_data_rejection")}
-"""On a path with several dialects, the other fields of a body decide which published schema applies."""
+"""On a path with several dialects, the fields of a body decide which published schema applies."""
 FUZZING = {
     "generation": {"max-examples": 20, "deterministic": True},
     "continue-on-failure": True,
@@ -42,9 +42,9 @@ FUZZING = {
 BODY = ranking_body(LLAMA, "which?", ["this", "that"])
 JSON = {"content-type": "application/json"}
 MESSAGE_LIMIT = 4000
-"""An error names ten problems at most and never repeats a hostile body."""
+"""Limit on the length of an error: it names at most ten problems and never repeats a hostile body."""
 
-# Characters for which str.isspace() is true. Zero-width characters are not among them and count as text.
+# Characters for which str.isspace() is true. Zero-width characters are not among these characters and count as text.
 BLANKS = ["", " ", "\t\r\n", "\x0b\x0c", "\x1c\x1d\x1e\x1f", "\x85", "\xa0", "\u1680", "\u2003", "\u2028", "\u3000"]
 
 NO_JSON = {
@@ -175,14 +175,14 @@ def test_the_service_still_answers(client: httpx.Client) -> None:
     assert client.post("/v1/ranking", json=BODY).status_code == 200
 
 
-def test_the_published_schemas_are_those_of_the_contract(client: httpx.Client) -> None:
+def test_the_published_schemas_match_the_contract(client: httpx.Client) -> None:
     document = client.get("/openapi.json").json()
     schemas = document["components"]["schemas"]
     for name, seed in (("RankingRequest", SEED_RANKING_REQUEST), ("RankingResponse", SEED_RANKING_RESPONSE)):
         assert list(_differences(seed, schemas[name], schemas, name)) == []
 
 
-def test_the_published_operation_is_that_of_the_contract(client: httpx.Client) -> None:
+def test_the_published_operation_matches_the_contract(client: httpx.Client) -> None:
     document = client.get("/openapi.json").json()
     operation = document["paths"]["/v1/ranking"]["post"]
     assert (operation["operationId"], operation["tags"]) == ("rankPassages", ["Reranking"])
@@ -211,7 +211,7 @@ def _checked_status(interaction: Interaction) -> int:
 
 
 def _differences(seed: dict[str, Any], published: dict[str, Any], schemas: dict[str, Any], at: str) -> Iterator[str]:
-    """Places where `published` contradicts `seed`. It may have additional keywords."""
+    """Places where `published` contradicts `seed`. `published` may have additional keywords."""
     published = schemas[published["$ref"].rsplit("/", 1)[-1]] if "$ref" in published else published
     for keyword in {"type", "default"} & seed.keys():
         if seed[keyword] != published.get(keyword):

@@ -1,4 +1,4 @@
-"""Request headers that Serve's proxy would otherwise act on."""
+"""Request headers on which Serve's proxy would otherwise act."""
 
 import httpx
 import pytest

@@ -24,7 +24,7 @@ from tests.service.running import (
 _LIMIT_S = 120
 _POLL_S = 0.1
 RARE = "rare"
-"""Application of a model that has no replicas while it is idle."""
+"""Application of a model that has no replicas while idle."""
 PASSAGES = [f"{number} {long_text(20)}" for number in range(12)]
 
 
@@ -37,7 +37,7 @@ def test_a_live_knob_changes_without_a_restart(service: Service) -> None:
     with httpx.Client(base_url=service.keyed_url, headers=headers, timeout=CLIENT_TIMEOUT_S) as client:
         assert _rank(client).status_code == 200
         service.deploy(knobs=batching | {"max_queued_tokens": 1})
-        refused = _rank_until(client, 413)  # more tokens than the queue can hold
+        refused = _rank_until(client, 413)  # the request has more tokens than the queue can hold
         assert assert_error(refused, 413)["detail"][0]["loc"] == ["body", "passages"]
         service.deploy()
         _rank_until(client, 200)
@@ -46,7 +46,7 @@ def test_a_live_knob_changes_without_a_restart(service: Service) -> None:
 
 def test_a_model_is_added_and_scales_from_zero(service: Service, references: dict[str, Reference]) -> None:
     """Requests to the existing model succeed throughout: its replica keeps running, and the new ingress starts before
-    the old one stops. The added model has a replica only while it gets requests.
+    the old one stops. The added model has a replica only while it receives requests.
     """
     (model,) = service.keyed_config.models
     replicas, ingresses = service.pids(APART, model.deployment_name), service.pids("keyed", "ingress")

@@ -1,4 +1,5 @@
-"""Two models on a replica that holds one at a time: each is loaded for its requests and answers as if alone."""
+"""Two models on a replica that holds one at a time: each model is loaded for its requests and answers as if it were
+alone."""
 
 import asyncio
 

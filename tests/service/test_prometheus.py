@@ -22,7 +22,7 @@ from tests.service.running import MINILM, Service, ranking_body
 FOLDER = Path(__file__).parents[2] / "cluster" / "monitoring"
 PASSAGES = ["one passage", "another passage", "and a third"]
 NEEDS_AN_EVENT = ("shed", "limited", "cancelled", "retried", "mfu", "cache", "truncated", "unscored")
-"""Parts of the names of metrics that have no value until their event occurs."""
+"""Parts of the names of metrics that have no value before their first event."""
 _LIMIT_S = 120
 _POLL_S = 0.5
 
@@ -74,7 +74,7 @@ def prometheus(service: Service, tmp_path_factory: pytest.TempPathFactory) -> It
 
 @pytest.fixture(scope="module")
 def scraped(prometheus: Prometheus, service: Service) -> Prometheus:
-    """Prometheus, once it has seen the number of requests rise in both places."""
+    """Prometheus, after it has seen the number of requests rise in both places."""
     deadline = time.monotonic() + _LIMIT_S
     with httpx.Client(base_url=service.url, timeout=_LIMIT_S) as client:
         while not _has_risen(prometheus):
@@ -96,7 +96,7 @@ def _has_risen(prometheus: Prometheus) -> bool:
     return all((rise or 0) > 0 for rise in (*rises, busy))
 
 
-def test_both_places_count_the_same(scraped: Prometheus, client: httpx.Client) -> None:
+def test_both_endpoints_count_the_same(scraped: Prometheus, client: httpx.Client) -> None:
     """Ray's exporter is a few seconds behind."""
     own = f'sum(rerank_passages_total{{model="{MINILM}"}})'
     counted = scraped.value(own)

@@ -57,7 +57,7 @@ def test_the_models_differ(references: dict[str, Reference]) -> None:
 
 
 @pytest.mark.parametrize("named", [{"model": None}, {}], ids=["null", "absent"])
-def test_no_model_means_the_first(
+def test_the_first_model_is_the_default(
     client: httpx.Client, references: dict[str, Reference], named: dict[str, None]
 ) -> None:
     body = {key: value for key, value in ranking_body(None, QUERY, PASSAGES).items() if key != "model"} | named
@@ -128,7 +128,9 @@ def test_the_hosted_routes_serve_the_model_of_their_slug(
     assert_ranked(response, references[model_id].logits(QUERY, PASSAGES))
 
 
-def test_a_model_in_the_body_wins_over_the_slug(client: httpx.Client, references: dict[str, Reference]) -> None:
+def test_a_model_in_the_body_takes_precedence_over_the_slug(
+    client: httpx.Client, references: dict[str, Reference]
+) -> None:
     route = "/v1/retrieval/nvidia/llama-3_2-nv-rerankqa-1b-v2/reranking"
     response = client.post(route, json=ranking_body(MISTRAL, QUERY, PASSAGES))
     assert_ranked(response, references[MISTRAL].logits(QUERY, PASSAGES))
@@ -185,7 +187,7 @@ def test_an_unknown_route_is_404_in_the_same_envelope(client: httpx.Client, rout
     assert error["type"] == "not_found_error"
 
 
-def test_the_request_id_comes_back(client: httpx.Client) -> None:
+def test_the_request_id_is_returned(client: httpx.Client) -> None:
     for route, status in (("/v1/ranking", 200), ("/v1/nothing", 404)):
         response = client.post(route, json=ranking_body(LLAMA, QUERY, PASSAGES), headers={"x-request-id": "my-id-7"})
         assert (response.status_code, response.headers["x-request-id"]) == (status, "my-id-7")
@@ -200,7 +202,7 @@ def test_without_keys_any_authorization_is_accepted(client: httpx.Client, author
 
 
 @pytest.mark.parametrize("authorization", [None, "Bearer wrong", "Bearer", f"Basic {KEY}", KEY])
-def test_with_keys_a_wrong_one_is_401(service: Service, authorization: str | None) -> None:
+def test_a_wrong_key_is_401(service: Service, authorization: str | None) -> None:
     headers = {} if authorization is None else {"authorization": authorization}
     with httpx.Client(base_url=service.keyed_url, headers=headers, timeout=CLIENT_TIMEOUT_S) as client:
         for response in (client.post("/v1/ranking", content=b"not even JSON"), client.get("/v1/models")):
@@ -209,14 +211,14 @@ def test_with_keys_a_wrong_one_is_401(service: Service, authorization: str | Non
         assert client.get("/v1/health/ready").status_code == 200
 
 
-def test_with_keys_the_right_one_ranks(service: Service, references: dict[str, Reference]) -> None:
+def test_the_right_key_is_accepted(service: Service, references: dict[str, Reference]) -> None:
     headers = {"authorization": f"Bearer {KEY}"}
     with httpx.Client(base_url=service.keyed_url, headers=headers, timeout=CLIENT_TIMEOUT_S) as client:
         assert_ranked(_rank(client, PASSAGES, model=None), references[LLAMA].logits(QUERY, PASSAGES))
         assert client.get("/v1/models").status_code == 200
 
 
-def test_health_is_that_of_a_nim(client: httpx.Client) -> None:
+def test_health_answers_match_those_of_a_nim(client: httpx.Client) -> None:
     live, ready = client.get("/v1/health/live"), client.get("/v1/health/ready")
     assert live.json() == {"object": "health.response", "message": "Service is live.", "status": "live"}
     expected = {"object": "health.response", "message": "Service is ready.", "status": "ready", "ready": True}

@@ -1,4 +1,4 @@
-"""An ingress reports that it is not ready while its only model is gone, and recovers when the model returns."""
+"""An ingress reports that it is not ready while its only model has no replicas, and is ready again when they return."""
 
 import time
 
@@ -8,7 +8,7 @@ from ray import serve
 from tests.service.running import APART, CLIENT_TIMEOUT_S, LLAMA, Service
 
 
-def test_an_ingress_without_replicas_is_not_ready_until_they_are_back(service: Service) -> None:
+def test_an_ingress_without_replicas_is_not_ready_until_they_return(service: Service) -> None:
     with httpx.Client(base_url=service.keyed_url, timeout=CLIENT_TIMEOUT_S) as client:
         _wait_for(client, 200)
         try:

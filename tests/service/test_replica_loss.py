@@ -1,4 +1,4 @@
-"""No request is lost when a replica is killed while it works."""
+"""No request is lost when a replica is killed during its work."""
 
 import asyncio
 import os
@@ -28,7 +28,7 @@ async def test_requests_of_a_killed_replica_are_answered(service: Service, refer
     async with httpx.AsyncClient(base_url=service.keyed_url, headers=headers, timeout=CLIENT_TIMEOUT_S) as client:
         body = ranking_body(LLAMA, "which?", PASSAGES)
         requests = [asyncio.ensure_future(client.post("/v1/ranking", json=body)) for _ in range(NUM_REQUESTS)]
-        await asyncio.wait(requests, return_when=asyncio.FIRST_COMPLETED)  # the others are queued there or on the way
+        await asyncio.wait(requests, return_when=asyncio.FIRST_COMPLETED)  # the others are queued or in transit
         (pid,) = service.pids(APART, service.keyed_config.models[0].deployment_name)
         assert sum(request.done() for request in requests) < NUM_REQUESTS
         os.kill(pid, signal.SIGKILL)

@@ -35,7 +35,8 @@ class Running:
     folder: Path
 
     def end(self, number: signal.Signals) -> tuple[int, str]:
-        """Sends a signal, SIGINT to the whole group as a terminal does. Returns the exit code and the output since."""
+        """Sends a signal; SIGINT goes to the whole group, as from a terminal. Returns the exit code and the output
+        after the signal."""
         printed = self.log.stat().st_size
         if number is signal.SIGINT:
             os.killpg(self.process.pid, number)
@@ -112,14 +113,14 @@ def test_a_signal_ends_the_service_after_its_requests(
 
 
 def _rank(url: str, num_passages: int) -> int | str:
-    """The status, or the body of an error."""
+    """Returns the status of a ranking, or the body of an error."""
     body = ranking_body(None, "which?", [f"{index} {long_text(40)}" for index in range(num_passages)])
     response = httpx.post(f"{url}/v1/ranking", json=body, timeout=CLIENT_TIMEOUT_S)
     return response.status_code if response.status_code == 200 else response.text
 
 
 def _check_that_a_second_service_is_refused(service: Running) -> None:
-    """On the same port of the same address, and of all addresses."""
+    """Tries the same port on the same address and on all addresses."""
     port = int(service.url.rpartition(":")[2])
     for host in ("127.0.0.1", "0.0.0.0"):  # noqa: S104
         path = service.folder / "second.yaml"

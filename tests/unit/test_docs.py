@@ -1,4 +1,4 @@
-"""The pages stay short, complete in the index, and true about paths and links."""
+"""The pages are short, are all in the index, and name only existing paths, links, metrics and settings."""
 
 import re
 from collections.abc import Iterator
@@ -25,18 +25,18 @@ PATH_IN_PACKAGE = re.compile(r"rerank_service(?:/[\w.*]+)+/?")
 
 
 def prose(page: Path) -> str:
-    """The page without its fenced code."""
+    """The text of a page without fenced code."""
     return re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
 
 
 def anchors(page: Path) -> set[str]:
-    """Anchors of the headings, as GitHub and the site make them."""
+    """Anchors of the headings, as GitHub and the documentation site generate them."""
     headings = re.findall(r"^#+ (.+)$", prose(page), flags=re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def links(page: Path) -> Iterator[str]:
-    """Targets within the repository."""
+    """Link targets within the repository."""
     text = re.sub(r"`[^`\n]*`", "", prose(page))
     return (target for target in LINK.findall(text) if not re.match(r"[a-z]+:", target))
 
@@ -49,16 +49,16 @@ def page_name(page: Path) -> str:
     return str(page.relative_to(ROOT))
 
 
-def test_the_readme_is_read_in_five_minutes() -> None:
+def test_the_readme_takes_five_minutes_to_read() -> None:
     assert num_words(ROOT / "README.md") <= 900
 
 
-def test_the_pages_together_are_read_in_an_hour() -> None:
+def test_all_pages_together_take_an_hour_to_read() -> None:
     assert len(PAGES) > 10
     assert sum(map(num_words, PAGES)) <= 14_000
 
 
-def test_the_architecture_is_one_page() -> None:
+def test_the_architecture_fits_on_one_page() -> None:
     assert len((ROOT / "docs/architecture.md").read_text(encoding="utf-8").splitlines()) <= 60
 
 
@@ -81,7 +81,7 @@ def test_every_page_is_in_the_index() -> None:
     assert {*PAGES, *OTHERS} - indexed - {index} == set()
 
 
-def test_the_list_of_decisions_has_their_titles() -> None:
+def test_the_list_of_decisions_has_the_titles_of_the_pages() -> None:
     folder = ROOT / "docs/decisions"
     titles = [page.read_text(encoding="utf-8").splitlines()[0][2:] for page in sorted(folder.glob("0*.md"))]
     assert re.findall(r"^- \[(.+)\]\(\d", (folder / "README.md").read_text(encoding="utf-8"), re.MULTILINE) == titles
@@ -93,7 +93,7 @@ def test_every_named_path_of_the_package_exists(page: Path) -> None:
     assert [path for path in named if not any(ROOT.glob(path))] == []
 
 
-def test_the_runbook_quotes_what_the_service_logs() -> None:
+def test_the_runbook_quotes_existing_log_lines() -> None:
     runbook = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
     symptoms = re.search(r"^## Symptoms$(.*?)^## ", runbook, re.DOTALL | re.MULTILINE)
     assert symptoms is not None

@@ -61,7 +61,7 @@ def test_every_error_has_a_message_a_status_and_a_problem(error: RerankError) ->
     assert (error.retry_after_s is not None) == (error.http_status in (429, 503))
 
 
-def test_a_pair_that_is_too_long_has_the_words_that_clients_look_for() -> None:
+def test_the_error_for_a_long_pair_has_the_words_that_clients_match() -> None:
     assert str(errors.PairTooLong(0, 9000, 8192)).startswith(
         "Input length 9000 exceeds maximum allowed token size 8192"
     )

@@ -1,4 +1,4 @@
-"""An installation has the default configuration, and a requirement for each package that the code imports."""
+"""An installation contains the default configuration, and requires every package that the code imports."""
 
 import ast
 import sys
@@ -23,7 +23,7 @@ MODULES = packages_distributions()
 
 
 def required(requirements: list[str]) -> set[str]:
-    """Names of the distributions that these requirements install, including transitive ones."""
+    """Names of the distributions that these requirements install, including transitive requirements."""
     found: set[tuple[str, str]] = set()
     pending = [(Requirement(text), "") for text in requirements]
     while pending:
@@ -36,7 +36,7 @@ def required(requirements: list[str]) -> set[str]:
                 found.add((name, wanted))
                 try:
                     needs = distribution(name).requires or []
-                except PackageNotFoundError:  # for another platform
+                except PackageNotFoundError:  # a requirement of another platform
                     continue
                 pending += [(Requirement(text), wanted) for text in needs]
     return {name for name, _ in found}
@@ -55,7 +55,7 @@ def imported() -> dict[str, set[str]]:
     return {name: paths for name, paths in files.items() if name not in {*sys.stdlib_module_names, "rerank_service"}}
 
 
-def test_every_import_is_of_a_required_package() -> None:
+def test_every_imported_package_is_required() -> None:
     base, with_tools = required(PROJECT["dependencies"]), required([*PROJECT["dependencies"], *EXTRAS["tools"]])
     missing = {
         module: paths
@@ -67,7 +67,7 @@ def test_every_import_is_of_a_required_package() -> None:
     assert all(with_tools & {canonicalize_name(name) for name in MODULES[module]} for module in TOOLS_MODULES)
 
 
-def test_only_tools_import_what_a_plain_installation_lacks() -> None:
+def test_only_tools_import_packages_that_a_plain_installation_lacks() -> None:
     base = required(PROJECT["dependencies"])
     modules = {
         module
@@ -85,7 +85,7 @@ def test_extras_of_earlier_versions_still_exist(extra: str) -> None:
     assert set(EXTRAS[extra]) <= {"rerank-service[tools]"}
 
 
-def test_the_packaged_configuration_is_the_one_of_the_repository() -> None:
+def test_the_packaged_configuration_equals_that_of_the_repository() -> None:
     packaged = PACKAGE / "tools" / "deployment" / "serve_config.yaml"
 
     assert packaged.read_text() == (ROOT / "serve_config.yaml").read_text()

@@ -1,4 +1,4 @@
-"""A program that is not installed skips a test, and fails it where CI requires the program."""
+"""A test is skipped if its program is not installed, but fails if CI requires the program."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""HTTP side of the small servers: `POST /rank` {query, passages} -> {logits}, `GET /health`.
+"""HTTP part of the small servers: `POST /rank` {query, passages} -> {logits}, and `GET /health`.
 
 It runs in the environments of the peers and needs only FastAPI and uvicorn. Requests are scored one at a time: on a
 CPU, concurrent forward passes compete for threads and cost more than sequential ones.

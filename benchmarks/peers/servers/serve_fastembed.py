@@ -1,4 +1,4 @@
-"""fastembed's TextCrossEncoder, ONNX Runtime, behind a small FastAPI server."""
+"""Serves fastembed's TextCrossEncoder, which uses ONNX Runtime, with a small FastAPI server."""
 
 from fastembed.common.model_description import ModelSource
 from fastembed.rerank.cross_encoder import TextCrossEncoder
@@ -6,7 +6,7 @@ from plain import read_arguments, serve
 
 
 def main() -> None:
-    """Serves raw logits, as returned by fastembed."""
+    """Serves the raw logits that fastembed returns."""
     arguments = read_arguments()
     TextCrossEncoder.add_custom_model(
         model="local/classifier", sources=ModelSource(hf="local/classifier"), model_file="model.onnx"

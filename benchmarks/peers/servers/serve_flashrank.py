@@ -1,7 +1,7 @@
-"""flashrank's Ranker, ONNX Runtime, behind a small FastAPI server.
+"""Serves flashrank's Ranker, which uses ONNX Runtime, with a small FastAPI server.
 
-flashrank loads only models whose names it knows, so the folder `--model` has such a name. It returns probabilities and
-sorts its passages in place.
+flashrank loads only models with known names, so the folder `--model` must have one of these names. flashrank returns
+probabilities and sorts its passages in place.
 """
 
 from flashrank import Ranker, RerankRequest

@@ -1,4 +1,4 @@
-"""sentence-transformers' CrossEncoder behind a small FastAPI server."""
+"""Serves sentence-transformers' CrossEncoder with a small FastAPI server."""
 
 import torch
 from plain import read_arguments, serve
@@ -6,7 +6,7 @@ from sentence_transformers import CrossEncoder
 
 
 def main() -> None:
-    """Serves raw logits, with the identity as activation."""
+    """Serves raw logits; the activation is the identity."""
     arguments = read_arguments()
     torch.set_num_threads(arguments.threads)
     encoder = CrossEncoder(str(arguments.model), device="cpu", activation_fn=torch.nn.Identity())

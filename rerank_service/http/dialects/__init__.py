@@ -1,7 +1,7 @@
-"""Reranking APIs as thin adapters: a body in, a `RankingCall` out, and the ranking back in the API's own form.
+"""Reranking APIs as thin adapters: each turns a body into a `RankingCall`, and a ranking into the API's own form.
 
-One file per API. A dialect knows nothing of models or replicas, and of HTTP only the status; `http/endpoint.py` does
-the work.
+Each API has one file. A dialect must not know models, replicas, or HTTP beyond the status; `http/endpoint.py` does the
+work.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ _DIALECTS: Mapping[DialectName, Sequence[Dialect]] = {
 
 
 def routes_of(names: Sequence[DialectName]) -> dict[str, tuple[Dialect, ...]]:
-    """Dialects by path, in the order of `names` where several share a path."""
+    """Dialects by path. Dialects that share a path are in the order of `names`."""
     routes: dict[str, tuple[Dialect, ...]] = {}
     for name in names:
         for dialect in _DIALECTS[name]:
@@ -34,4 +34,4 @@ def routes_of(names: Sequence[DialectName]) -> dict[str, tuple[Dialect, ...]]:
 
 
 RANKING_PATHS = (*NIM.paths, *routes_of(tuple(DialectName)))
-"""Route templates of all ranking paths. The configuration's `dialects` enable some of them."""
+"""Route templates of all ranking paths, including the paths of dialects that the configuration does not enable."""

@@ -1,4 +1,4 @@
-"""Types shared by all dialects: a body, the ranking call that is read from it, and the dialect itself."""
+"""Types shared by all dialects: a body, the ranking call read from a body, and the dialect itself."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +27,7 @@ class Body:
 
     @cached_property
     def fields(self) -> Fields:
-        """The body, parsed on first use. Raises `InvalidRequest` unless it is a JSON object."""
+        """The body, parsed on first use. Raises `InvalidRequest` if the body is not a JSON object."""
         try:
             fields = from_json(self.raw, cache_strings="keys")
         except ValueError as error:
@@ -48,12 +48,12 @@ class RankingQuery(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class RankingCall:
-    """A request, independent of the API it came by."""
+    """A request, independent of the API in which it was sent."""
 
     model: str | None
     """Null: the default model."""
     queries: tuple[RankingQuery, ...]
-    """Nearly always one; some dialects pair several queries with passages."""
+    """The queries, nearly always one; some dialects pair several queries with passages."""
     fitting: Fitting
     """How passages longer than the model's window are handled."""
     reply: Callable[[Sequence[Ranked], str], BaseModel]
@@ -63,7 +63,8 @@ class RankingCall:
     query_at: Callable[[int], Loc] = lambda _: ("query",)
     """Path of a passage's query in the body, by the passage's index."""
     way_out: str = ""
-    """Field and value with which long pairs are truncated, not refused. Empty: they are always truncated."""
+    """Field and value that make the service truncate long pairs instead of refusing them. Empty: long pairs are always
+    truncated."""
 
     def too_many_passages(self, count: int, limit: int) -> InvalidRequest:
         """The error for a request with more passages than `limit`."""
@@ -72,7 +73,7 @@ class RankingCall:
         return InvalidRequest([FieldProblem(("body", field), message, "too_many_passages")])
 
     def with_own_fields(self, error: RerankError, query: RankingQuery) -> RerankError:
-        """The error with the fields of this request's body in place of NVIDIA's."""
+        """Returns the error with the field names of this request's body in place of NVIDIA's."""
         match error:
             case PairTooLong():
                 index = error.index if query.indices is None else query.indices[error.index]
@@ -92,7 +93,7 @@ class Refusal(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """An API and the paths it is served on."""
+    """An API, and the paths on which it is served."""
 
     name: str
     """Label in metrics, logs and traces."""
@@ -108,7 +109,7 @@ class Dialect:
 
 
 def probability(logit: float) -> float:
-    """The logistic function, written so that `exp` cannot overflow."""
+    """The logistic function, in a form in which `exp` cannot overflow."""
     if logit >= 0:
         return 1 / (1 + math.exp(-logit))
     grown = math.exp(logit)
@@ -116,7 +117,7 @@ def probability(logit: float) -> float:
 
 
 def top(ranked: Ranked, limit: int | None) -> list[tuple[int, float]]:
-    """Index and logit of the `limit` best passages, or of all."""
+    """Index and logit of the `limit` best passages, or of all passages if `limit` is null."""
     return [(index, ranked.logits[index]) for index in ranked.order[:limit]]
 
 

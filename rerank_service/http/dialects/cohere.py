@@ -34,10 +34,12 @@ class CohereRerankV2Request(Wire):
     top_n: TopN | None = None
     """How many results to return. Null or absent: all."""
     max_tokens_per_doc: Annotated[int, Field(ge=1)] | None = None
-    """Longer documents are truncated to this many tokens; a document that still exceeds the model's window is ranked
-    in several windows. Null or absent: documents are truncated to 4096 tokens, as Cohere does, and to the window."""
+    """Longer documents are truncated to this many tokens. A truncated document that still exceeds the model's window is
+    ranked in several windows. Null or absent: documents are truncated to 4096 tokens, as in Cohere's API, and to the
+    window."""
     return_documents: bool | None = None
-    """Whether to return the documents with their scores. Part of version 1 only, but some clients send it here."""
+    """Whether to return the documents with their scores. The field is only part of version 1, but some clients send it
+    to version 2."""
     priority: int | None = None
     """Accepted and ignored: requests share the device fairly."""
 
@@ -72,14 +74,15 @@ class CohereRerankV1Request(Wire):
     """Whether to return the documents with their scores. Null or absent: no."""
     max_chunks_per_doc: Annotated[int, Field(ge=1)] | None = None
     """Maximum number of windows in which a document longer than the model's window is ranked; the best window's score
-    counts. Capped by the service's `limits.max_windows_per_passage`. Null or absent: 1, so that the document is
-    truncated, as Cohere documents."""
+    counts. Capped by the service's `limits.max_windows_per_passage`. Null or absent: 1, which truncates the document,
+    as Cohere specifies."""
     max_tokens_per_doc: Annotated[int, Field(ge=1)] | None = None
-    """Longer documents are truncated to this many tokens. Null or absent: only to the model's window."""
+    """Longer documents are truncated to this many tokens. Null or absent: documents are truncated only to the model's
+    window."""
 
 
 class CohereDocument(Wire):
-    """A document, returned on request."""
+    """A document, included in the answer on request."""
 
     text: str
 
@@ -191,7 +194,7 @@ def _call(
 
 
 def _text(document: str | Mapping[str, Any], fields: Sequence[str], index: int) -> str:
-    """The text to rank. Several fields become one line each, with their names, as Cohere advises."""
+    """Returns the text to rank. If there are several fields, each becomes a line with its name, as Cohere advises."""
     if isinstance(document, str):
         return document
     values = [(field, document[field]) for field in fields if field in document]

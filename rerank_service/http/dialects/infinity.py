@@ -31,7 +31,7 @@ _NO_MODEL = "default/not-specified"
 
 
 class InfinityRerankRequest(Wire):
-    """Body of Infinity's `/rerank`. Unknown fields are ignored, as by the original."""
+    """Body of Infinity's `/rerank`. Unknown fields are ignored, as in Infinity."""
 
     query: QueryText
     documents: Documents
@@ -87,13 +87,13 @@ class InfinityError(Wire):
 
 
 class InfinityValidationError(InfinityError):
-    """Body of a validation error. Infinity itself answers with FastAPI's `detail` only."""
+    """Body of a validation error. Infinity itself only sends FastAPI's `detail`."""
 
     detail: tuple[ErrorDetail, ...]
 
 
 class InfinityErrorBody(RootModel[InfinityValidationError | InfinityError]):
-    """An error body of Infinity, with `detail` for a validation error."""
+    """Infinity's error body, with `detail` for a validation error."""
 
 
 def _read(body: Body, limits: LimitsConfig) -> RankingCall:
@@ -133,7 +133,7 @@ def _refuse(error: RerankError) -> Refusal:
 
 
 def _recognises(fields: Fields) -> bool:
-    if "texts" in fields:  # a body of text-embeddings-inference, which has `raw_scores` too
+    if "texts" in fields:  # a body of text-embeddings-inference, which also has `raw_scores`
         return False
     return "raw_scores" in fields or "return_documents" in fields or fields.get("model") == _NO_MODEL
 

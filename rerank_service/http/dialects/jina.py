@@ -1,6 +1,6 @@
 """Jina's `/v1/rerank`, as specified at api.jina.ai. Scores are probabilities.
 
-Cohere's version 1 sends the same fields to the same path, and such a body could be from either client. So this answer
+Cohere's version 1 sends the same fields to the same path, so a body may come from either client. The answer therefore
 also has the fields that Cohere's client reads: `id`, `meta`, and `message` in an error.
 """
 
@@ -36,12 +36,12 @@ class JinaRerankRequest(Wire):
     return_documents: bool | None = None
     """Whether to return the documents with their scores. Null or absent: no."""
     max_tokens_per_doc: Annotated[int, Field(ge=1)] | None = None
-    """Longer documents are truncated to this many tokens; Cohere's clients may send it. Null or absent: only to the
-    model's window."""
+    """Longer documents are truncated to this many tokens. Cohere's clients may send this field. Null or absent:
+    documents are truncated only to the model's window."""
 
 
 class JinaDocument(Wire):
-    """A document, returned on request."""
+    """A document, included in the answer on request."""
 
     text: str
 

@@ -1,7 +1,7 @@
 """NVIDIA's own API: `/v1/ranking` and its hosted URLs.
 
-Bodies are parsed from bytes in one pass, without intermediate Python objects. Errors name the field, the limit and
-the way out, and never repeat the user's text.
+Bodies are parsed from bytes in one pass, without intermediate Python objects. Errors name the field, the limit and the
+remedy, and never repeat the user's text.
 """
 
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ __all__ = ["NIM", "ErrorDetail", "ErrorEnvelope", "RankingRequest", "RankingResp
 
 
 class Query(Wire):
-    """The query that passages are ranked for."""
+    """The query for which passages are ranked."""
 
     text: QueryText
     """Text of the query; must not be blank."""
@@ -58,17 +58,18 @@ _JSON_NUMBER = BeforeValidator(_reject_non_numbers)
 
 
 class WindowOptions(Wire):
-    """How a passage too long for the model's window is ranked: in overlapping windows, by the best window's logit."""
+    """How to rank a passage that is too long for the model's window: in overlapping windows, by the best window's
+    logit."""
 
     max_per_passage: Annotated[int, Field(ge=1), _JSON_NUMBER] | None = None
     """Maximum number of windows per passage. Text beyond them is truncated, or the request is refused under
     `truncate: NONE`. Null or absent: the service's own limit."""
 
     tokens: Annotated[int, Field(ge=MIN_WINDOW_TOKENS), _JSON_NUMBER] | None = None
-    """Passage tokens per window. Null or absent: as many as fit beside the query."""
+    """Passage tokens per window. Null or absent: as many as fit next to the query."""
 
     overlap_tokens: Annotated[int, Field(ge=0), _JSON_NUMBER] = DEFAULT_OVERLAP_TOKENS
-    """Tokens shared by neighbouring windows; limited to half a window."""
+    """Tokens shared by two consecutive windows; limited to half a window."""
 
 
 class RankingRequest(Wire):
@@ -83,11 +84,11 @@ class RankingRequest(Wire):
     """Candidate passages."""
 
     truncate: Literal["NONE", "END"] | None = "END"
-    """How to handle a query and passage longer than the model's window: `END` truncates them, `NONE` refuses the
-    request."""
+    """How to handle a query and passage that together exceed the model's window: `END` truncates them, `NONE` refuses
+    the request."""
 
     passage_windows: WindowOptions | None = None
-    """An extension of NVIDIA's API: rank long passages in windows. Null or absent: long passages are handled as
+    """An extension of NVIDIA's API: ranks long passages in windows. Null or absent: long passages are handled as
     `truncate` says."""
 
 

@@ -1,6 +1,6 @@
 """Parsing and validation shared by the dialects: texts, limits, and error messages that name the dialect's own fields.
 
-Knows no single dialect. Messages never repeat the user's text.
+The module must not know any particular dialect. Messages never repeat the user's text.
 """
 
 from collections.abc import Callable
@@ -27,9 +27,9 @@ __all__ = [
 ]
 
 _MAX_PROBLEMS = 10
-"""Problems listed in one error; a request can have one per passage."""
+"""Maximum number of problems in one error, because a request can have one problem per passage."""
 _MAX_FIELD_CHARACTERS = 80
-"""A field's name comes from the client; longer names are truncated in error messages."""
+"""Maximum length of a field's name in error messages, because the name comes from the client."""
 
 
 class Wire(BaseModel):
@@ -43,7 +43,7 @@ class Wire(BaseModel):
 _WireT = TypeVar("_WireT", bound=Wire)
 
 QueryText = Annotated[str, Field(pattern=r"\S")]
-"""A text that is not blank."""
+"""A query, which must not be blank."""
 
 TopN = Annotated[int, Field(ge=1)]
 
@@ -62,13 +62,14 @@ _DocumentText = Annotated[
 ]
 
 Documents = Annotated[tuple[_DocumentText, ...], Field(min_length=1)]
-"""Texts. Objects with `text` are accepted and replaced by their text."""
+"""Texts to rank. Objects with `text` are accepted and replaced by their text."""
 
 
 def read(request: type[_WireT], body: Body, limits: LimitsConfig, *, ignores_unknown: bool = False) -> _WireT:
-    """The body as `request`. Raises `InvalidRequest` with all problems, up to ten.
+    """Reads the body as a `request`. Raises `InvalidRequest` with all problems, up to ten.
 
-    Unknown fields are ignored if `ignores_unknown`, as the vendor's own server does, or if the configuration says so.
+    Unknown fields are ignored with `ignores_unknown`, for vendors whose own servers ignore them, or if the
+    configuration says so.
     """
     extra = "ignore" if ignores_unknown or limits.unknown_fields == "ignore" else "forbid"
 
@@ -90,12 +91,13 @@ def invalid(loc: Loc, message: str, code: str) -> InvalidRequest:
 
 
 def place_of(body: Body, field: str, index: int) -> Loc:
-    """Path of entry `index` in a field that takes one text or a list of them."""
+    """Path of entry `index` in a field that takes one text or a list of texts."""
     return (field, index) if isinstance(body.fields[field], list) else (field,)
 
 
 def field_problems(error: ValidationError, message: Callable[[str, Loc, ErrorDetails], str]) -> list[FieldProblem]:
-    """The first ten problems of `error`. `message` makes a sentence of a code, a path from `body` and the details."""
+    """The first ten problems of `error`. `message` forms a sentence from a code, a path that starts with `body`, and
+    the details."""
     details = without_echoes(error.errors(include_url=False, include_input=False))
     problems = []
     for detail in details[:_MAX_PROBLEMS]:
@@ -109,7 +111,7 @@ def field_problems(error: ValidationError, message: Callable[[str, Loc, ErrorDet
 
 
 def field_message(code: str, field: str, detail: ErrorDetails) -> str:
-    """What is wrong with `field`, in words that fit every dialect."""
+    """Describes the problem with `field`, in words that suit every dialect."""
     match code:
         case "missing":
             return f"{field} is required"

@@ -34,13 +34,13 @@ ErrorType = Literal["Unhealthy", "Backend", "Overloaded", "Validation", "Tokeniz
 
 
 class TeiRerankRequest(Wire):
-    """Body of text-embeddings-inference's `/rerank`. Unknown fields are ignored, as by the original."""
+    """Body of text-embeddings-inference's `/rerank`. Unknown fields are ignored, as in text-embeddings-inference."""
 
     query: QueryText
     texts: Documents
     truncate: bool | None = None
-    """Whether to truncate a query and text longer than the model's window; false refuses the request. Null or absent:
-    true."""
+    """Whether to truncate a query and text that together exceed the model's window; false refuses the request. Null or
+    absent: true."""
     truncation_direction: str = "Right"
     """Only `Right` is supported: the end is truncated."""
     raw_scores: bool = False
@@ -48,8 +48,8 @@ class TeiRerankRequest(Wire):
     return_text: bool = False
     """Whether to return the texts with their scores."""
     top_n: TopN | None = None
-    """How many results to return. Null or absent: all. Some clients send it, but text-embeddings-inference ignores
-    it."""
+    """How many results to return. Null or absent: all. Some clients send this field, but text-embeddings-inference
+    ignores it."""
     model: str | None = None
     """Name of a model this service has. Null or absent: the default model. An extension: text-embeddings-inference
     serves a single model."""
@@ -120,7 +120,8 @@ def _refuse(error: RerankError) -> Refusal:
 
 
 def _classify(error: RerankError) -> tuple[ErrorType, int]:
-    """Error type and status. The status is the original's if it has such an error, otherwise this service's."""
+    """Returns the error type and the status: the status of text-embeddings-inference if it has this kind of error,
+    otherwise this service's status."""
     error_type: ErrorType
     match error:
         case InvalidRequest():

@@ -1,7 +1,7 @@
 """vLLM's `/rerank` and `/score`, under all their paths, following vLLM's own server.
 
-Scores are probabilities, or logits with `use_activation: false`. Without `truncate_prompt_tokens` a pair longer than
-the model's window is refused, as by vLLM.
+Scores are probabilities, or logits with `use_activation: false`. Without `truncate_prompt_tokens`, a pair longer than
+the model's window is refused, as in vLLM.
 """
 
 import time
@@ -40,7 +40,8 @@ __all__ = ["RERANK", "SCORE"]
 
 
 def _one_or_many_texts(value: Any, texts: ValidatorFunctionWrapHandler) -> Any:
-    """Checks a single text by itself, not as a list of one, so that an error names the field without an index."""
+    """Validates a single text directly, not as a list of one text, so that an error names the field without an
+    index."""
     return texts(value) if isinstance(value, list) else (text_of(value),)
 
 
@@ -63,19 +64,19 @@ _Queries = Annotated[
 ]
 
 _FORMS = (("text_1", "text_2"), ("queries", "documents"), ("queries", "items"), ("data_1", "data_2"))
-"""Pairs of fields in which `/score` takes the queries and the texts to score."""
+"""Pairs of fields in which `/score` accepts the queries and the texts to score."""
 
 
 class _VllmRequest(Wire):
     model: str | None = None
     """Name of a model this service has. Null or absent: the default model."""
     truncate_prompt_tokens: Literal[-1] | None = None
-    """-1: a query and document longer than the model's window are truncated. Null or absent: they are refused. No other
-    value is supported."""
+    """With -1, a query and document that together exceed the model's window are truncated. Null or absent: they are
+    refused. No other value is supported."""
     truncation_side: Literal["right"] | None = None
     """Only `right` is supported: the end is truncated."""
     max_tokens_per_doc: Annotated[int, Field(ge=0)] = 0
-    """Longer documents are truncated to this many tokens. 0: only to the model's window."""
+    """Longer documents are truncated to this many tokens. 0: documents are truncated only to the model's window."""
     max_tokens_per_query: Literal[0] = 0
     """Not supported."""
     use_activation: bool | None = None
@@ -89,7 +90,7 @@ class _VllmRequest(Wire):
 
 
 class VllmRerankRequest(_VllmRequest):
-    """Body of vLLM's `/rerank`. Unknown fields are ignored, as by vLLM."""
+    """Body of vLLM's `/rerank`. Unknown fields are ignored, as in vLLM."""
 
     query: QueryText
     documents: _OneOrMany
@@ -99,7 +100,7 @@ class VllmRerankRequest(_VllmRequest):
 
 
 class VllmScoreRequest(_VllmRequest):
-    """Body of vLLM's `/score`: one query for all texts, or one query for each text."""
+    """Body of vLLM's `/score`: one query for all texts, or one query per text."""
 
     text_1: _Queries | None = None
     text_2: _OneOrMany | None = None
@@ -111,7 +112,7 @@ class VllmScoreRequest(_VllmRequest):
 
 
 class VllmDocument(Wire):
-    """A document, returned on request."""
+    """A document, included in the answer on request."""
 
     text: str
 
@@ -235,7 +236,7 @@ def _read_score(body: Body, limits: LimitsConfig) -> RankingCall:
 
 
 def _form(request: VllmScoreRequest) -> tuple[str, str]:
-    """Names of the fields with the queries and with the texts."""
+    """Returns the names of the field with the queries and the field with the texts."""
     forms = [form for form in _FORMS if all(getattr(request, field) is not None for field in form)]
     if len(forms) != 1:
         known = ", ".join(" with ".join(form) for form in _FORMS)
@@ -260,7 +261,7 @@ _TYPES = {
     HTTPStatus.NOT_FOUND: "NotFoundError",
     HTTPStatus.INTERNAL_SERVER_ERROR: "InternalServerError",
 }
-"""vLLM's error types; other statuses have their own phrase as the type."""
+"""vLLM's error types. For any other status, the type is the status's standard phrase."""
 
 
 def _refuse(error: RerankError) -> Refusal:

@@ -24,8 +24,8 @@ class VoyageRerankRequest(Wire):
     return_documents: bool | None = None
     """Whether to return the documents with their scores. Null or absent: no."""
     truncation: bool | None = None
-    """Whether to truncate a query and document longer than the model's window; false refuses the request. Null or
-    absent: true."""
+    """Whether to truncate a query and document that together exceed the model's window; false refuses the request. Null
+    or absent: true."""
 
 
 class VoyageResult(Wire):

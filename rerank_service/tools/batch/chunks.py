@@ -1,4 +1,4 @@
-"""Splits an input into chunks of a fixed number of pairs, and reads single chunks."""
+"""Splits an input into chunks with a fixed number of pairs, and reads individual chunks."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,21 +10,21 @@ from rerank_service.tools.batch.records import Position, Source, TextPair, pairs
 __all__ = ["Chunk", "ChunkPlan", "ChunkReader", "plan_chunks"]
 
 _REPORTED_RECORDS = 10_000
-"""Records between two reports of progress."""
+"""Number of records between two progress reports."""
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Pairs that are scored, saved and resumed together."""
+    """Consecutive pairs that are scored together and saved in one part."""
 
     index: int
     first_pair: int
-    """Index of its first pair in the whole input."""
+    """Index of the chunk's first pair in the whole input."""
     num_pairs: int
     start: Position
-    """Position of the record that contains its first pair."""
+    """Position of the record that contains the chunk's first pair."""
     skip_pairs: int
-    """Pairs of that record that belong to the previous chunk."""
+    """Number of pairs at the start of this record that belong to earlier chunks."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,10 @@ class ChunkPlan:
 def plan_chunks(
     source: Source, chunk_pairs: int, on_progress: Callable[[Position], None] = lambda _: None
 ) -> ChunkPlan:
-    """Reads and checks the whole input once. Raises `BatchError` for the first invalid row, or for an empty input."""
+    """Plans the chunks while reading and checking the whole input once.
+
+    Raises `BatchError` for the first invalid row, or for an empty input.
+    """
     starts: list[tuple[Position, int]] = []
     num_pairs = 0
     for record in source.records():
@@ -58,7 +61,7 @@ def plan_chunks(
 
 
 class ChunkReader:
-    """Reads chunks; reading them in order is cheapest."""
+    """Reads chunks in any order; ascending order is the fastest."""
 
     def __init__(self, source: Source) -> None:
         self._source = source

@@ -1,7 +1,7 @@
 """A batch job from input to output: plan or resume, score the missing chunks, join the parts.
 
-A job resumes only with the input, model and settings it was started with, so that its output equals that of an
-uninterrupted run. How chunks are scored is up to the caller.
+A job can be resumed only with the same input, model and settings, so its output equals that of an uninterrupted run.
+The caller decides how chunks are scored.
 """
 
 import hashlib
@@ -23,12 +23,12 @@ from rerank_service.tools.progress import ReportProgress
 __all__ = ["BatchJob", "Summary", "prepare"]
 
 _FORMAT = 1
-"""Version of the manifest and the parts; a job of another version cannot be resumed."""
+"""Version of the files' formats. A job whose files have another version cannot be resumed."""
 _READ_BYTES = 1 << 20
 _MODEL_SETTINGS: Any = {"id": True, "checkpoint": {"source", "revision", "sha256"}, "window_tokens": True}
 
 ScoreChunks = Callable[[Iterable[Chunk]], Iterator[ScoredChunk]]
-"""Scores chunks, in any order."""
+"""A function that scores chunks and yields the results in any order."""
 
 
 @dataclass
@@ -46,7 +46,7 @@ class Summary:
 
 
 class BatchJob:
-    """A planned job in a locked folder."""
+    """A planned job with a locked parts folder."""
 
     def __init__(self, output: Path, parts: Parts, plan: ChunkPlan, manifest: dict[str, Any]) -> None:
         self._output = output
@@ -59,7 +59,7 @@ class BatchJob:
         self.summary = Summary(plan.num_pairs, plan.num_pairs - num_missing, engine=manifest["engine"])
 
     def score(self, scorer: ScoreChunks, progress: ReportProgress) -> None:
-        """Scores the missing chunks and saves each one. Raises `BatchError` if workers use different engines."""
+        """Scores and saves the missing chunks. Raises `BatchError` if workers use different engines."""
         summary = self.summary
         progress("scored", summary.num_resumed_pairs, summary.num_pairs)
         for scored in scorer(self.missing):
@@ -68,8 +68,8 @@ class BatchJob:
                 self._parts.write_manifest(self._manifest)
             elif scored.engine != summary.engine:
                 raise BatchError(
-                    f"earlier chunks were scored by {summary.engine!r}, this one by {scored.engine!r}, whose logits "
-                    "differ: set --dtype and use a device that every machine of the job has"
+                    f"earlier chunks were scored by {summary.engine!r}, this chunk by {scored.engine!r}, and their "
+                    "logits differ: set --dtype, and use a device that every machine of the job has"
                 )
             self._parts.write(scored.chunk, scored.lines)
             summary.num_scored_pairs += self._plan.chunks[scored.chunk].num_pairs
@@ -80,7 +80,7 @@ class BatchJob:
             progress("scored", summary.num_resumed_pairs + summary.num_scored_pairs, summary.num_pairs)
 
     def finish(self, progress: ReportProgress, keep_parts: bool = False) -> None:
-        """Joins the parts into the output, atomically, then removes the parts."""
+        """Joins the parts into the output atomically, then removes the parts unless `keep_parts` is true."""
         with whole_file(self._output) as file:
             write_output(self._output, self._counted(progress), file)
         if not keep_parts:

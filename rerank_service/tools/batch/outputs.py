@@ -1,4 +1,4 @@
-"""Writes scored lines to one file: JSONL, CSV, Parquet or a TREC run."""
+"""Writes scored lines to one file, as JSONL, CSV, Parquet or a TREC run."""
 
 import codecs
 import csv
@@ -21,8 +21,8 @@ Lines = Iterator[bytes]
 
 
 def check_output(path: Path) -> None:
-    """Raises `BatchError` for an unknown suffix or for a folder, and `ImportError` if pyarrow is missing for
-    Parquet."""
+    """Checks an output path. Raises `BatchError` for an unknown suffix or a folder, and `ImportError` for Parquet
+    if pyarrow is missing."""
     if path.suffix.lower() not in _WRITERS:
         raise BatchError(f"{path} must end in one of {', '.join(OUTPUT_SUFFIXES)}")
     if path.is_dir():
@@ -32,9 +32,10 @@ def check_output(path: Path) -> None:
 
 
 def write_output(path: Path, lines: Lines, file: IO[bytes]) -> None:
-    """Writes the format that the suffix of `path` names, in constant memory.
+    """Writes the lines in the format that the suffix of `path` selects, in constant memory.
 
-    A TREC run is grouped by query, with passages by descending logit; only hashes of query ids stay in memory.
+    A TREC run is grouped by query, with passages in descending order of logit. Writing a run keeps the hashes of all
+    query ids in memory.
     """
     _WRITERS[path.suffix.lower()](lines, file)
 
@@ -52,7 +53,7 @@ def _write_csv(lines: Lines, file: IO[bytes]) -> None:
 
 
 def _write_parquet(lines: Lines, file: IO[bytes]) -> None:
-    import pyarrow as pa  # comes with the extra `batch`
+    import pyarrow as pa  # installed by the extra `tools`
     import pyarrow.parquet as pq
 
     types = (pa.string(), pa.string(), pa.float64())
@@ -67,7 +68,7 @@ def _write_run(lines: Lines, file: IO[bytes]) -> None:
     for query_id, group in groupby(map(json.loads, lines), key=lambda row: row["query_id"]):
         if hash(query_id) in seen:
             raise BatchError(
-                f"query {query_id!r} occurs in several places of the input, so a TREC run cannot rank its passages: "
+                f"query {query_id!r} occurs in several places of the input, so its passages cannot be ranked together: "
                 "write JSONL instead, or sort the input by query"
             )
         seen.add(hash(query_id))

@@ -1,4 +1,4 @@
-"""Parquet files, read in parts of a row group. Needs pyarrow, of the extra `batch`."""
+"""Reads Parquet files in small batches of rows. Needs pyarrow, which the extra `tools` installs."""
 
 from collections.abc import Iterator
 from itertools import accumulate
@@ -17,9 +17,9 @@ _ROWS_AT_A_TIME = 1_024
 
 
 class ParquetFile:
-    """Columns of text, or a column of lists of text."""
+    """A Parquet file with text columns, or with one column of lists of text."""
 
-    can_seek = False  # the rows before a position in its row group are decoded as well
+    can_seek = False  # reaching a row requires decoding all rows before it in the same row group
 
     def __init__(self, path: Path) -> None:
         self._path = path

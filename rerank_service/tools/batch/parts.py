@@ -1,6 +1,6 @@
-"""Folder of an unfinished job: a manifest, one file per scored chunk, a lock.
+"""Folder of an unfinished job: a manifest, one file per scored chunk, and a lock.
 
-Files are written atomically: to a temporary name, flushed to disk, then renamed.
+Each file is written atomically: under a temporary name, flushed to disk, then renamed.
 """
 
 import fcntl
@@ -25,7 +25,7 @@ _OURS = re.compile(rf"{_MANIFEST}|{_LOCK}|index\.sqlite(-journal)?|\d{{9}}\.json
 
 
 class Parts:
-    """As a context manager, it holds the folder's lock; a second job on the same output fails with `BatchError`.
+    """The folder of a job. A `with` block locks the folder, and a second job with the same output raises `BatchError`.
 
     A new job that fails before its first chunk is scored removes the folder.
     """
@@ -62,7 +62,7 @@ class Parts:
     ) -> None:
         if self._lock is None:
             return
-        is_interrupted = isinstance(error, KeyboardInterrupt)  # a plan took time to make: keep it
+        is_interrupted = isinstance(error, KeyboardInterrupt)  # keep the plan, which took time to make
         if error and not self._was_begun and not self.done() and not (is_interrupted and self._is_begun):
             self.remove()
             for folder in self._new_folders[1:]:
@@ -95,7 +95,7 @@ class Parts:
         return {int(found[1]) for path in self.folder.iterdir() if (found := _PART.fullmatch(path.name))}
 
     def write(self, index: int, lines: bytes) -> None:
-        """Saves a scored chunk; once this returns, it survives a crash."""
+        """Saves a scored chunk. The chunk survives a crash after this function has returned."""
         with whole_file(self._part(index)) as file:
             file.write(lines)
 
@@ -115,7 +115,7 @@ class Parts:
                 )
 
     def clear(self) -> None:
-        """Removes the files of the job, the manifest first: without a manifest, remaining files are ignored."""
+        """Removes the files of the job, the manifest first, since other files are ignored without a manifest."""
         (self.folder / _MANIFEST).unlink(missing_ok=True)
         for path in self.folder.iterdir():
             if _OURS.fullmatch(path.name) and path.name != _LOCK:
@@ -134,7 +134,7 @@ class Parts:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file that replaces `path` atomically when the block succeeds, flushed to disk."""
+    """Opens a temporary file. If the block succeeds, the file is flushed to disk and replaces `path` atomically."""
     unfinished = path.with_name(path.name + ".unfinished")
     try:
         with unfinished.open("wb") as file:

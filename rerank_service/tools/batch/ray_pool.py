@@ -1,7 +1,7 @@
 """Scores chunks with a pool of Ray Data actors, on this machine or on a cluster.
 
 Actors receive positions and return scored lines. Each actor reads the input itself, so every node needs the input
-under the same path, as usual with Ray Data.
+at the same path, as usual with Ray Data.
 """
 
 import logging
@@ -34,8 +34,8 @@ class PoolOptions:
 
     @classmethod
     def for_cluster(cls, task: ScoringTask, num_workers: int | None) -> "PoolOptions":
-        """Options for the running session: one worker per GPU if the cluster has GPUs and the model may use them, else
-        one worker per `replica.num_cpus` CPUs."""
+        """Options for the running Ray session. The default is one worker per GPU if the cluster has GPUs and the model
+        may use them, else one worker per `replica.num_cpus` CPUs."""
         resources = ray.cluster_resources()
         replica = task.model.replica
         wants_gpu = task.model.engine.device != "cpu" and resources.get("GPU", 0) >= 1
@@ -51,10 +51,10 @@ class PoolOptions:
 
 @contextmanager
 def ray_session(address: str | None) -> Iterator[None]:
-    """A new local Ray session, ended afterwards, or the cluster at `address`; never a session that already runs
-    here."""
+    """Connects to the cluster at `address`, or starts a local Ray session and ends it afterwards. Never joins a local
+    session that is already running."""
     set_ray_environment(os.environ)
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its output would overwrite the progress bar
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # log lines would overwrite the progress bar
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
@@ -77,7 +77,7 @@ def ray_session(address: str | None) -> Iterator[None]:
 
 
 def score_on_ray(task: ScoringTask, chunks: Iterable[Chunk], pool: PoolOptions) -> Iterator[ScoredChunk]:
-    """Scored chunks, as they become ready. Raises `BatchError` with the message of a worker's error."""
+    """Scores chunks and yields each result when ready. Raises `BatchError` with the message of a worker's error."""
     rows = [_row(chunk) for chunk in chunks]
     scored = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         _ScoreBatch,
@@ -94,7 +94,7 @@ def score_on_ray(task: ScoringTask, chunks: Iterable[Chunk], pool: PoolOptions) 
 
 
 class _ScoreBatch:
-    """Returns errors as text in the row: Ray Data wraps a raised exception and loses its type."""
+    """Scores one chunk per call. An error is returned as text, because Ray Data would hide the type of an exception."""
 
     def __init__(self, task: ScoringTask, num_cpus: float) -> None:
         self._task = task
@@ -116,7 +116,7 @@ class _ScoreBatch:
 
 @contextmanager
 def _silent_stderr() -> Iterator[None]:
-    """Ray's C++ code prints its log level to stderr; errors arrive as exceptions."""
+    """Discards stderr, to which Ray's C++ code prints its log level; errors are raised as exceptions."""
     kept = os.dup(2)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)

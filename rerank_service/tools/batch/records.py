@@ -1,4 +1,4 @@
-"""Records of a batch input, a query with its passages each, and how a row is parsed into one."""
+"""Records of a batch input, each with one query and its passages, and the parser of the input's rows."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,12 +15,12 @@ _SHAPES = "a row needs query and passage, or query and a list of passages"
 
 
 class Position(NamedTuple):
-    """Where a record starts; reading can resume there."""
+    """Start of a record, from which reading can resume."""
 
     offset: int
-    """Offset in bytes; in rows for Parquet."""
+    """Offset in bytes, or in rows for a Parquet file."""
     number: int
-    """Line of a text file or row of a Parquet file, counted from 1."""
+    """Number of the line (of the row in a Parquet file), counted from 1."""
 
 
 class QueryRecord(NamedTuple):
@@ -37,7 +37,7 @@ class TextPair(NamedTuple):
     """A query with one passage."""
 
     number: int
-    """Line or row of its record."""
+    """Line or row number of the pair's record."""
     query_id: str
     query: str
     passage_id: str
@@ -45,11 +45,11 @@ class TextPair(NamedTuple):
 
 
 class Source(Protocol):
-    """An input that can be read from any record on, in constant memory."""
+    """An input that can be read in constant memory, beginning at any record."""
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """Files whose bytes make up the input."""
+        """Files that make up the input."""
         ...
 
     @property
@@ -59,11 +59,11 @@ class Source(Protocol):
 
     @property
     def extent(self) -> int:
-        """`Position.offset` at the end of the file that is read in order."""
+        """`Position.offset` at the end of the input; for a BEIR folder, at the end of its candidates file."""
         ...
 
     def records(self, start: Position | None = None) -> Iterator[QueryRecord]:
-        """Records in order, from `start` on. Raises `BatchError` with file, line and field."""
+        """Yields the records in order, beginning at `start`. Raises `BatchError` with file, line and field."""
         ...
 
 
@@ -75,8 +75,8 @@ def pairs_of(records: Iterator[QueryRecord]) -> Iterator[TextPair]:
 
 
 def parse_record(row: Mapping[str, Any], position: Position, path: Path) -> QueryRecord:
-    """Parses a row of either shape. The default `query_id` is the row's number, the default `passage_id` the passage's
-    index from 0, as in the API."""
+    """Parses a row with one passage or with a list of passages. `query_id` defaults to the row's number, and
+    `passage_id` to the passage's index from 0, as in the API."""
     parse = _RowParser(row, f"{path}, line {position.number}")
     query_id = parse.identifier("query_id", str(position.number))
     query = parse.text("query")
@@ -110,7 +110,7 @@ class _RowParser:
         own = [value.get("id") if isinstance(value, Mapping) else None for value in values]
         ids = own if given is None else self._list("passage_ids", given)
         if len(ids) != len(texts):
-            raise BatchError(f"{self._place}: passage_ids has {len(ids)} entries and passages {len(texts)}")
+            raise BatchError(f"{self._place}: passage_ids has {len(ids)} entries, but passages has {len(texts)}")
         return texts, [self._identifier(value, f"passage_ids.{index}", str(index)) for index, value in enumerate(ids)]
 
     def _list(self, name: str, value: Any) -> Sequence[Any]:
@@ -119,7 +119,7 @@ class _RowParser:
         return value
 
     def _text(self, value: Any, name: str) -> str:
-        if isinstance(value, Mapping):  # as in a request to the service
+        if isinstance(value, Mapping):  # {"text": ...}, as in a request to the service
             value = value.get("text")
         if not isinstance(value, str):
             raise BatchError(f"{self._place}: {name} is not text")

@@ -1,4 +1,4 @@
-"""Opens an input by its suffix. `InputFiles` is sent to other processes, which open the input themselves."""
+"""Opens an input according to its suffix. Other processes receive `InputFiles` and open the input themselves."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,15 +18,15 @@ class InputFiles:
     """Paths of an input."""
 
     path: Path
-    """A file of rows, or a BEIR folder."""
+    """A file with rows, or a BEIR folder."""
     candidates: Path | None
-    """For a BEIR folder: the TREC run or qrels that name the pairs."""
+    """For a BEIR folder: the TREC run or qrels file that names the pairs; null for other inputs."""
     index: Path
-    """For a BEIR folder: its index."""
+    """For a BEIR folder: the index of its queries and passages."""
 
 
 def open_source(files: InputFiles) -> Source:
-    """Raises `BatchError` for an unsupported input."""
+    """Opens an input. Raises `BatchError` if it is missing or unsupported."""
     if files.path.is_dir():
         return _folder(files)
     if files.candidates is not None:
@@ -39,7 +39,7 @@ def open_source(files: InputFiles) -> Source:
         case ".csv" | ".tsv":
             return CsvFile(files.path)
         case ".parquet":
-            from rerank_service.tools.batch.parquet_file import ParquetFile  # imports pyarrow, of the extra `batch`
+            from rerank_service.tools.batch.parquet_file import ParquetFile  # imports pyarrow
 
             return ParquetFile(files.path)
     raise BatchError(f"{files.path} must be a BEIR folder or end in one of {', '.join(INPUT_SUFFIXES)}")

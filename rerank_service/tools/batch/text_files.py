@@ -1,4 +1,4 @@
-"""JSONL, CSV and TSV files, read line by line from any record on."""
+"""Reads JSONL, CSV and TSV files line by line, beginning at any record."""
 
 import csv
 import json
@@ -11,11 +11,11 @@ from rerank_service.tools.batch.records import Position, QueryRecord, parse_reco
 
 __all__ = ["CsvFile", "JsonlFile", "json_rows", "open_input", "positioned_lines"]
 
-csv.field_size_limit(1 << 30)  # the default of 131,072 characters is less than a long passage
+csv.field_size_limit(1 << 30)  # a long passage may exceed the default of 131,072 characters
 
 
 class _NumberedLines:
-    """Lines of a UTF-8 file, and the position of the next line."""
+    """Iterates over the lines of a UTF-8 file and tracks the position of the next line."""
 
     def __init__(self, file: BinaryIO, path: Path) -> None:
         self._file = file
@@ -42,7 +42,7 @@ class _NumberedLines:
 
 
 def positioned_lines(path: Path, start: Position | None = None) -> Iterator[tuple[Position, str]]:
-    """Lines of a file that are not blank, each with its position, from `start` on."""
+    """Yields the non-blank lines of a file with their positions, beginning at `start`."""
     with open_input(path) as file:
         lines = _NumberedLines(file, path)
         lines.seek(start or lines.position)
@@ -54,7 +54,7 @@ def positioned_lines(path: Path, start: Position | None = None) -> Iterator[tupl
 
 
 def json_rows(path: Path, start: Position | None = None) -> Iterator[tuple[Position, dict[str, Any]]]:
-    """Objects of a JSONL file, each with its position; blank lines are skipped."""
+    """Yields the objects of a JSONL file with their positions. Blank lines are skipped."""
     for position, line in positioned_lines(path, start):
         try:
             row = json.loads(line)
@@ -74,7 +74,7 @@ def open_input(path: Path) -> BinaryIO:
 
 
 class JsonlFile:
-    """One JSON object per line."""
+    """A JSONL file: one JSON object per line."""
 
     can_seek = True
 
@@ -89,7 +89,7 @@ class JsonlFile:
 
 
 class CsvFile:
-    """A header line, then one pair per row; quoted fields may span lines."""
+    """A CSV or TSV file: a header line, then one pair per row. Quoted fields may span several lines."""
 
     can_seek = True
 

@@ -1,1 +1,1 @@
-"""Speed of engines on this machine, and of running services under load."""
+"""Measures the speed of engines on this machine, and of running services under load."""

@@ -1,4 +1,4 @@
-"""Request and reply formats of reranking servers: makes request bodies and reads logits in the order of the request."""
+"""Request and reply formats of reranking servers: builds bodies, and reads logits in the order of the passages."""
 
 import json
 import math
@@ -11,7 +11,7 @@ __all__ = ["INFINITY", "NIM", "PLAIN", "VLLM", "PreparedRequest", "RankingApi", 
 
 @dataclass(frozen=True)
 class PreparedRequest:
-    """A serialised request, so that no time is spent on it during a measurement."""
+    """A request that is serialised before the measurement starts."""
 
     body: bytes
     num_passages: int
@@ -23,16 +23,16 @@ class RankingApi:
 
     path: str
     fields: Callable[[str, Sequence[str]], dict[str, Any]]
-    """Makes the JSON body from query and passages."""
+    """Builds the JSON body from a query and its passages."""
 
     read: Callable[[dict[str, Any]], list[tuple[int, float]]]
-    """Reads passage index and logit of each row of the JSON reply, in any order."""
+    """Returns the passage index and the logit of each row of a JSON reply, in any order."""
 
     note: str | None = None
     """Remark for readers of the logits."""
 
     def request(self, query: str, passages: Sequence[str], **fields: Any) -> PreparedRequest:
-        """A request; `fields` are added to the body, for instance the model."""
+        """Builds a request. `fields`, such as the model, are added to the body."""
         body = self.fields(query, passages) | fields
         return PreparedRequest(json.dumps(body).encode(), len(passages))
 
@@ -44,7 +44,7 @@ class RankingApi:
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a reply of this API: {answer[:200]!r}") from error
         if [index for index, _ in rows] != list(range(num_passages)):
-            raise ValueError(f"{len(rows)} scores for {num_passages} passages, or a passage with several")
+            raise ValueError(f"{len(rows)} scores for {num_passages} passages; each passage must have exactly one")
         return [logit for _, logit in rows]
 
 
@@ -59,7 +59,7 @@ def sigmoid_scores(api: RankingApi) -> RankingApi:
 
 
 def _inverse_sigmoid(score: float) -> float:
-    """Logit of a probability; infinite for one that was rounded to 0 or 1."""
+    """Logit of a probability; infinite if the probability was rounded to 0 or 1."""
     if 0 < score < 1:
         return math.log(score / (1 - score))
     return math.copysign(math.inf, score - 0.5)
@@ -82,17 +82,17 @@ def _cohere_api(extra: dict[str, Any]) -> RankingApi:
 
 
 NIM = RankingApi("/v1/ranking", _nim_fields, _nim_rows)
-"""This service and NVIDIA's."""
+"""The API of this service and of NVIDIA's."""
 
 INFINITY = _cohere_api({"raw_scores": True})
-"""infinity-emb, with raw scores."""
+"""The API of infinity-emb, with raw scores."""
 
 VLLM = _cohere_api({"use_activation": False})
-"""vLLM, with raw scores."""
+"""The API of vLLM, with raw scores."""
 
 PLAIN = RankingApi(
     "/rank",
     lambda query, passages: {"query": query, "passages": list(passages)},
     lambda reply: list(enumerate(reply["logits"])),
 )
-"""The small servers in `benchmarks/peers/servers`."""
+"""The API of the small servers in `benchmarks/peers/servers`."""

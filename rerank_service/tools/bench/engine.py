@@ -1,7 +1,8 @@
 """CPU time of engines, compared with the bare forward pass of the same weights.
 
-The bare pass is unmodified transformers: float32, sorted by length, padded, batches of 32, the same threads, without
-tokenising. Repeats of all contenders alternate, so that other work on the machine affects each of them.
+The bare pass runs unmodified transformers in float32, on the same number of threads. Its pairs are tokenised in
+advance, sorted by length and padded in batches of 32. Repeats of all contenders alternate, so other work on the machine
+affects all of them.
 """
 
 import statistics
@@ -56,7 +57,7 @@ class _BenchedEngine(NamedTuple):
 
 
 def bench_engines(lengths: Lengths, num_pairs: int, repeats: int, num_threads: int | None) -> Iterator[EngineFigures]:
-    """Figures of every engine in float32 and, if the processor supports them, bfloat16 and int8."""
+    """Yields figures of every engine in float32 and, if the processor supports them, in bfloat16 and int8."""
     with _contenders() as contenders:
         for contender in contenders:
             yield from _bench(contender, lengths, num_pairs, repeats, num_threads)
@@ -119,9 +120,10 @@ def _checkpoint(contender: _BenchedEngine) -> CheckpointConfig:
 
 @contextmanager
 def _contenders() -> Iterator[list[_BenchedEngine]]:
-    """The embedded model's encoder, alone and with a random head, and a small bidirectional Llama."""
+    """Engines to measure: the embedded model's encoder, with and without a random head, and a small bidirectional
+    Llama."""
     transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()  # unused tensors of a bare model are expected
+    transformers_logging.set_verbosity_error()  # a bare model does not use every tensor
     with tempfile.TemporaryDirectory(prefix="rerank-bench-") as folder:
         encoder = resolve_checkpoint(CheckpointConfig(source=ENCODER))
         classifier = make_classifier(encoder, Path(folder) / "classifier")
@@ -156,7 +158,7 @@ def make_classifier(encoder: Path, folder: Path) -> Path:
 
 @torch.inference_mode()
 def bare_forward(model: Any, sequences: Sequence[Any]) -> None:
-    """Runs an unmodified transformers model over token ids: sorted by length, padded, in batches of 32."""
+    """Runs an unmodified transformers model on token ids, sorted by length and padded in batches of 32."""
     ordered = sorted(sequences, key=len)
     for start in range(0, len(ordered), _BARE_BATCH):
         batch = [torch.from_numpy(ids.astype(np.int64)) for ids in ordered[start : start + _BARE_BATCH]]

@@ -21,7 +21,7 @@ _JSON = {"Content-Type": "application/json"}
 
 @dataclass(frozen=True)
 class Reply:
-    """Reply to a request."""
+    """Reply to a request, or the failure of its connection."""
 
     num_passages: int
     status: int | None
@@ -49,7 +49,7 @@ class LoadRun:
 
     @property
     def num_passages(self) -> int:
-        """Passages of the answered requests."""
+        """Number of passages in the answered requests."""
         return sum(answer.num_passages for answer in self.answers if answer.is_ok)
 
     @property

@@ -1,4 +1,4 @@
-"""Figures of a load run against a server, their medians over repeats, and CPU time of a process tree."""
+"""Measures a server under load: latency, throughput, and CPU time of its process tree."""
 
 import asyncio
 import statistics
@@ -19,7 +19,7 @@ __all__ = ["LoadFigures", "cpu_seconds", "measure_load", "median_figures", "proc
 
 @dataclass(frozen=True)
 class LoadFigures:
-    """Figures of the answered requests; null if none was answered."""
+    """Figures of the answered requests. Latencies are null if no request was answered."""
 
     num_clients: int
     num_requests: int
@@ -28,7 +28,7 @@ class LoadFigures:
     p99_s: float | None
     passages_per_s: float
     cpu_s_per_1k_passages: float | None
-    """CPU of the server's process tree; null also if its process is unknown."""
+    """CPU-seconds of the server's process tree; null if no request was answered or the server's process is unknown."""
 
     p50_s_by_passages: dict[int, float]
     """Median latency by number of passages per request."""
@@ -44,7 +44,7 @@ def measure_load(
     pid: int | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> tuple[LoadFigures, LoadRun]:
-    """Sends the requests once. `pid` is the root process of the server."""
+    """Sends the requests once. `pid` is the server's root process; null: its CPU time is not measured."""
     before = cpu_seconds(pid) if pid is not None else 0.0
     run = asyncio.run(run_load(url, requests, num_clients, headers))
     used = cpu_seconds(pid) - before if pid is not None else 0.0
@@ -89,15 +89,15 @@ def _median(values: Sequence[float | None]) -> float | None:
 def cpu_seconds(pid: int) -> float:
     """User and system CPU-seconds of a process and all its descendants so far; 0 if the process has ended.
 
-    A child that ended counts towards its parent once the parent has waited for it, so the difference of two calls
-    includes processes that started and ended in between.
+    A child that ended counts towards its parent once the parent has waited for it, so the difference between
+    two calls includes processes that started and ended in between.
     """
     return sum(map(_cpu_seconds_of, process_tree(pid)))
 
 
 def process_tree(pid: int) -> "list[psutil.Process]":
     """A process and all its descendants; empty if the process has ended."""
-    import psutil  # comes with the extra `bench`
+    import psutil  # installed by the extra `tools`
 
     with suppress(psutil.NoSuchProcess):
         root = psutil.Process(pid)

@@ -1,7 +1,7 @@
 """Measures how long a small request waits behind a large one.
 
-The small request is sent while the large one is being processed. A server that handles requests one after the other
-delays it by nearly the whole time of the large request; a fair server does not.
+The small request is sent while the large one is being processed. A server that handles requests one after another
+delays the small request by nearly the whole time of the large one; a fair server does not.
 """
 
 import asyncio

@@ -20,7 +20,7 @@ __all__ = ["Load", "ServiceFigures", "bench_service"]
 
 _MIXED_CLIENTS = 4
 _MIXED_SIZES = {1: 3, 10: 3, 100: 3, 512: 1}
-"""Weight of each number of passages: most requests are far below the limit."""
+"""Weight of each number of passages per request; most requests are far below the limit."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Load:
 
 @dataclass(frozen=True)
 class ServiceFigures:
-    """Medians over the repeats."""
+    """Figures of a service, as medians over the repeats."""
 
     loads: dict[str, LoadFigures]
     small_alone_s: float
@@ -53,7 +53,7 @@ class ServiceFigures:
 
 
 def bench_service(load: Load) -> ServiceFigures:
-    """Runs every load `repeats` times, alternating. Raises `RuntimeError` if the service answers no request."""
+    """Runs all loads in turn, `repeats` times. Raises `RuntimeError` if the service answers no request."""
     tokenizer = load_tokenizer(resolve_checkpoint(CheckpointConfig(source=ENCODER)))
     url = load.url.rstrip("/") + NIM.path
     _warm_up(load, url, tokenizer)
@@ -90,13 +90,13 @@ def _loads(load: Load, tokenizer: Tokenizer, seed: int) -> Iterator[tuple[str, l
 
 
 def _request(load: Load, tokenizer: Tokenizer, num_passages: int, seed: int) -> PreparedRequest:
-    """A request with passages of `passage_tokens`, of which two are special tokens."""
+    """A request whose passages have `passage_tokens` tokens each, including two special tokens."""
     passages = make_passages(tokenizer, [max(1, load.passage_tokens - 2)] * num_passages, seed)
     return _prepared(load, passages)
 
 
 def _mixed_requests(load: Load, tokenizer: Tokenizer, seed: int) -> Iterator[PreparedRequest]:
-    """Requests with 1 to 512 passages, either short snippets or chunks."""
+    """Requests with 1 to 512 passages; a request contains either short snippets or chunks."""
     rng = random.Random(seed)  # noqa: S311 - not for secrets
     sizes = rng.choices(list(_MIXED_SIZES), weights=list(_MIXED_SIZES.values()), k=load.num_requests)
     for index, size in enumerate(sizes):

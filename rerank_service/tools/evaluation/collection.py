@@ -25,12 +25,12 @@ class Collection:
 
     @property
     def brings_candidates(self) -> bool:
-        """Whether each query has several judged passages, which are then its candidates."""
+        """Whether every query has several judged passages; the judged passages are then its candidates."""
         return all(len(self.relevance[query_id]) > 1 for query_id in self.queries)
 
 
 def read_collection(folder: Path, qrels: Path | None = None, max_queries: int | None = None) -> Collection:
-    """Reads a folder, and at most `max_queries` queries. Raises `BatchError` with file, line and field."""
+    """Reads a BEIR folder, with at most `max_queries` queries. Raises `BatchError` with file, line and field."""
     present = [folder / name for name in _QRELS if (folder / name).is_file()]
     if qrels is None and not present:
         raise BatchError(f"{folder} has none of {', '.join(_QRELS)}; use --qrels to name another file")

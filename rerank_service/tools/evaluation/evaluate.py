@@ -35,7 +35,7 @@ class Task:
 
     @property
     def found(self) -> float:
-        """Share of the queries with a relevant candidate: an upper bound for every model."""
+        """Share of the queries that have a relevant candidate: an upper bound for every measure."""
         hits = (
             any(self.collection.relevance[query_id].get(passage_id, 0) > 0 for passage_id in chosen)
             for query_id, chosen in self.candidates.items()
@@ -52,12 +52,12 @@ class ModelFigures:
     """Kind, device and precision; null for the first stage."""
     quality: dict[str, Figure]
     pairs_per_s: float | None
-    """Throughput on this machine, tokenising included. All queries are scored together, so a late-interaction engine
-    encodes each passage once, even if several queries share it."""
+    """Throughput on this machine, including tokenising; null for the first stage. All queries are scored
+    together, so a late-interaction engine encodes each passage once, even if several queries share it."""
     truncated_pairs: float
     """Share of the pairs that are longer than the window."""
     unscored_pairs: float
-    """Share of the pairs whose query fills the window, so that no token of the passage was scored."""
+    """Share of the pairs whose query fills the window, so no token of the passage was scored."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def evaluate(
     progress: ReportProgress = no_progress,
     windows: PassageWindows | None = None,
 ) -> Evaluation:
-    """Figures of the first stage and of each model. `windows` sets how long passages are split.
+    """Figures of the first stage and of each model. `windows` defines how to split long passages.
 
     Raises `CheckpointError`, and `BatchError` for a logit that is not finite.
     """

@@ -1,4 +1,4 @@
-"""Candidates of each query: the best of BM25, those of a TREC run, or the judged passages."""
+"""Candidates of each query: BM25's best passages, those of a TREC run, or the judged passages."""
 
 import math
 from itertools import islice
@@ -42,7 +42,10 @@ class Bm25:
 
 
 def choose_candidates(collection: Collection, bm25: Bm25, top_k: int) -> tuple[Candidates, Scores]:
-    """Candidates of each query with their BM25 scores: its judged passages, or else the best of BM25."""
+    """Chooses candidates and returns them with their BM25 scores.
+
+    The candidates are the judged passages if every query has several, else BM25's best passages.
+    """
     chosen: Candidates = {}
     scores: Scores = {}
     for query_id, query in collection.queries.items():

@@ -20,7 +20,7 @@ _SAMPLES = 2_000
 _SEED = 0
 
 PerQuery = dict[str, NDArray[np.float64]]
-"""Values of each measure, one per query, by name of the measure."""
+"""Values of each measure by its name, one value per query."""
 
 
 class Figure(NamedTuple):
@@ -39,11 +39,11 @@ def measure_names(recall_at: Sequence[int]) -> list[str]:
 def measure(
     relevance: dict[str, dict[str, int]], candidates: Candidates, scores: Scores, recall_at: Sequence[int] = ()
 ) -> PerQuery:
-    """Measures of every query in `candidates`. Ties keep the order of the candidates; a relevant passage that is not a
-    candidate counts as not found.
+    """Computes the measures of every query in `candidates`. Passages with equal scores keep the order of the
+    candidates; a relevant passage that is not a candidate counts as not found.
 
-    trec_eval breaks ties by passage id and has no cutoff for the reciprocal rank. It therefore gets ranks instead of
-    scores, and only the first ten passages for the reciprocal rank.
+    trec_eval breaks ties by passage id and has no cutoff for the reciprocal rank. It therefore receives ranks instead
+    of scores and, for the reciprocal rank, only the first ten passages.
     """
     judged = {query_id: relevance[query_id] for query_id in candidates}
     runs = {query_id: _ranked(chosen, scores[query_id]) for query_id, chosen in candidates.items()}
@@ -65,7 +65,7 @@ def figure(values: NDArray[np.float64]) -> Figure:
 
 
 def _ranked(chosen: Sequence[str], scores: Sequence[float]) -> dict[str, float]:
-    """Passages best first; the score is the number of passages from there to the end."""
+    """Passages, best first, with descending integers as scores; the last passage has 1."""
     return {chosen[index]: float(len(chosen) - rank) for rank, index in enumerate(rank_by_logit(scores))}
 
 

@@ -1,4 +1,4 @@
-"""Plot of quality against speed, one point per model. Needs matplotlib, of the extra `eval`."""
+"""Plot of quality against speed, one point per model. Needs matplotlib, which the extra `tools` installs."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ _GREY = "#8a8a8a"
 
 
 def plot(evaluation: Evaluation, path: Path) -> None:
-    """Writes the plot in the format that the suffix of `path` names."""
+    """Writes the plot in the format that the suffix of `path` selects."""
     mpl.rcParams["svg.hashsalt"] = "rerank-service"
     canvas = Canvas(figsize=(7.2, 4.4), dpi=150, layout="constrained")
     axes = canvas.subplots()
@@ -28,7 +28,7 @@ def plot(evaluation: Evaluation, path: Path) -> None:
                   textcoords="offset points", ha="right", color=_GREY, fontsize=9)  # fmt: skip
     for row in models:
         quality, speed = row.quality[NDCG], row.pairs_per_s
-        assert speed is not None  # noqa: S101 - only the first stage has none
+        assert speed is not None  # noqa: S101 - only the first stage has no speed
         error = [[quality.mean - quality.low], [quality.high - quality.mean]]
         axes.errorbar(speed, quality.mean, yerr=error, fmt="o", color=_GREEN, ecolor=_GREEN, elinewidth=1.4, capsize=3)
         axes.annotate(

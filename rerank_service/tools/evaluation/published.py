@@ -1,19 +1,19 @@
-"""Figures that NVIDIA has published about its two models, with their sources; none was measured by this project.
+"""Figures that NVIDIA published about its two models, with sources; none was measured by this project.
 
-Figures are comparable only on the same corpus and behind the same first stage. These are averages over four public
-sets, with candidates from dense embedding models.
+Figures are comparable only on the same corpus and with the same first stage. The figures below are averages over
+four public sets, with candidates from dense embedding models.
 """
 
 from typing import NamedTuple
 
 __all__ = ["PUBLISHED", "PublishedFigure"]
 
-_CARD = "NVIDIA, model card of nvidia/llama-nemotron-rerank-1b-v2 (the 1B's present name), section Evaluation Results"
+_CARD = "NVIDIA, model card of nvidia/llama-nemotron-rerank-1b-v2 (the 1B's current name), section Evaluation Results"
 _FOUR_SETS = "NQ, HotpotQA, FiQA, TechQA"
 
 
 class PublishedFigure(NamedTuple):
-    """One figure measured by somebody else."""
+    """A published figure, with its source."""
 
     model: str
     first_stage: str
@@ -30,4 +30,4 @@ PUBLISHED = (
     PublishedFigure("nvidia/nv-rerankqa-mistral-4b-v3", "nv-embedqa-e5-v5", "recall@5", _FOUR_SETS, 0.7545, _CARD),
     PublishedFigure("BM25", "none", "recall@5", _FOUR_SETS, 0.4467, _CARD),
 )
-"""All published figures of the two models for which a readable source was found."""
+"""All published figures whose source could be read."""

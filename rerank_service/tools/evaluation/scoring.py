@@ -22,9 +22,9 @@ def score_candidates(
     batch_tokens: int | None = None,
     on_scored: OnScored = lambda *_: None,
 ) -> tuple[EncodedPassages[PairT], Scores]:
-    """The encoded passages, query by query in the order of the candidates, and their scores.
+    """Returns the encoded passages, query by query in the order of the candidates, and their scores.
 
-    Raises `BatchError` with the query and the passage of a logit that is not finite.
+    If a logit is not finite, raises `BatchError` with its query and passage.
     """
     asked = questions(collection, candidates)
     try:
@@ -40,12 +40,12 @@ def score_candidates(
 
 
 def questions(collection: Collection, candidates: Candidates) -> Iterator[QueryPassages]:
-    """Each query with the texts of its candidates."""
+    """Yields each query with the texts of its candidates."""
     for query_id, chosen in candidates.items():
         yield collection.queries[query_id], [collection.passages[passage_id] for passage_id in chosen]
 
 
 def by_query(logits: Sequence[float], candidates: Candidates) -> Scores:
-    """A flat list of logits, split by query."""
+    """Splits a flat list of logits by query."""
     remaining = iter(logits)
     return {query_id: list(islice(remaining, len(chosen))) for query_id, chosen in candidates.items()}

@@ -1,2 +1,2 @@
-"""Capacity planning: how many replicas a load needs, by simulation with the service's own scheduler, router and
-autoscaling policy."""
+"""Plans capacity: simulates how many replicas a load needs, with the service's own scheduler, router and autoscaling
+policy."""

@@ -1,4 +1,4 @@
-"""The service's autoscaling policy with Serve's own delays, on a virtual clock, and a cluster that it scales."""
+"""Simulates a cluster that is scaled by the service's autoscaling policy, with Serve's own delays."""
 
 from collections import deque
 from dataclasses import dataclass
@@ -18,11 +18,11 @@ __all__ = ["TICK_S", "Autoscaler", "ScaledCluster"]
 TICK_S = 0.1
 """Period of Serve's control loop."""
 _RECORDS = 5
-"""Records that a replica makes per look-back period, unless it reports more often."""
+"""Records per look-back period, unless replicas report more often."""
 
 
 class _TimedValue(NamedTuple):
-    """A record, like Serve's `TimeStampedValue`."""
+    """A recorded value, like Serve's `TimeStampedValue`."""
 
     timestamp: float
     value: float
@@ -43,12 +43,14 @@ class _Context:
 
 
 class Autoscaler:
-    """Makes the decisions of Serve's controller. All replicas report at the same time: they record counters `_RECORDS`
-    times per look-back period and send them once per reporting interval.
+    """Makes the decisions of Serve's controller.
+
+    All replicas report at the same time: they record counters `_RECORDS` times per look-back period and send the
+    records once per reporting interval.
     """
 
     def __init__(self, config: AutoscalingConfig, tokens_per_s: float, start_s: float) -> None:
-        """`tokens_per_s` and `start_s` are the speed and the startup time that each replica reports."""
+        """Every replica reports the speed `tokens_per_s` and the startup time `start_s`."""
         self._options = ServeAutoscalingConfig(**serve_autoscaling(config))
         self._policy = self._options.policy.get_policy()(**self._options.policy.policy_kwargs)
         self._constant = {SPEED: tokens_per_s, START: start_s}
@@ -62,13 +64,13 @@ class Autoscaler:
         self.target: int = config.initial_replicas or config.min_replicas
 
     def restart(self, now_s: float, recovery_s: float) -> None:
-        """Simulates a crash of Serve's controller: it keeps only the target, and finds the replicas after
-        `recovery_s`."""
+        """Simulates a crash of Serve's controller. The new controller knows only the target at first, and finds the
+        replicas after `recovery_s`."""
         self._policy_state, self._delays, self._reported = {}, {}, {}
         self._recovered_at_s = self._reported_at_s = now_s + recovery_s
 
     def decide(self, now_s: float, offered_tokens: float, waiting_tokens: float, running: int) -> int:
-        """Target number of replicas; call it every `TICK_S`. `offered_tokens` is the total so far."""
+        """Returns the target number of replicas. Call it every `TICK_S`. `offered_tokens` is the total so far."""
         self._record(now_s, offered_tokens, waiting_tokens)
         running = running if now_s >= self._recovered_at_s else 0
         context: Any = _Context(
@@ -97,13 +99,13 @@ class Autoscaler:
 
 
 class ScaledCluster:
-    """A cluster whose autoscaler adds and removes replicas, ten times per second as Serve's controller does."""
+    """A cluster whose autoscaler adds or removes replicas. Like Serve's controller, it decides ten times per second."""
 
     def __init__(
         self, cluster: SimulatedCluster, autoscaler: Autoscaler, clock: Clock, replica_start_s: float, until_s: float
     ) -> None:
         self.replicas: list[int] = []
-        """Running replicas, second by second."""
+        """Number of running replicas, one value per second."""
         self.targets: list[int] = []
         """Target of the autoscaler at each tick."""
         self._cluster = cluster
@@ -114,7 +116,7 @@ class ScaledCluster:
         self._num_starting = 0
 
     def start(self) -> None:
-        """Starts scaling, until `until_s`."""
+        """Starts scaling, which ends at `until_s`."""
         self._clock.at(self._clock.now_s, self._tick, 0)
 
     def _tick(self, number: int) -> None:

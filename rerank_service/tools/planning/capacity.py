@@ -1,4 +1,4 @@
-"""A complete capacity plan: fleet, ingresses, controller, loss of a region, cost."""
+"""A complete capacity plan: fleet, ingresses, controller, loss of a region, and cost."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -13,28 +13,28 @@ __all__ = ["CapacityReport", "RegionReport", "cost_per_million_passages", "plan_
 
 @dataclass(frozen=True)
 class RegionReport:
-    """Plan of each region; all regions are alike."""
+    """Plan of one region; all regions are identical."""
 
     plan: FleetPlan
     """Fleet for the region's share of the load."""
     plan_after_loss: FleetPlan
-    """Fleet for its share after the loss of one region; with this fleet from the start, a loss goes unnoticed."""
+    """Fleet for the region's share after another region is lost. If it already runs, clients do not notice the loss."""
     assumed: Loss
     loss: RegionLoss
 
 
 @dataclass(frozen=True)
 class CapacityReport:
-    """The plan for a `Demand`."""
+    """A capacity plan for a `Demand`."""
 
     demand: Demand
     plan: FleetPlan
     kept_replicas: int
-    """Replicas that the autoscaler keeps at its `target_utilisation`, or those of the plan if these are more."""
+    """Replicas that the autoscaler keeps running for its `target_utilisation`, but at least those of the plan."""
     limits: Limits
     region: RegionReport | None
     cost_per_million_passages: float | None
-    """In the currency of the price; null without a price."""
+    """Cost in the currency of the price; null if no price is given."""
 
 
 def plan_capacity(
@@ -45,7 +45,7 @@ def plan_capacity(
     price_per_gpu_hour: float | None = None,
     on_try: Callable[[int], None] = lambda replicas: None,
 ) -> CapacityReport:
-    """Plans a fleet. With `loss`, the load is spread over its regions. Raises `CannotMeet`."""
+    """Plans a fleet. If `loss` is given, the load is spread over `loss.regions` regions. Raises `CannotMeet`."""
     plan = smallest(demand, on_try)
     price = price_per_gpu_hour
     return CapacityReport(

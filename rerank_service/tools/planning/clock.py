@@ -1,4 +1,4 @@
-"""Virtual clock of the simulations: calls run in the order of their time."""
+"""Virtual clock of the simulations; it runs scheduled calls in the order of their times."""
 
 import heapq
 from collections.abc import Callable
@@ -9,7 +9,7 @@ __all__ = ["Clock"]
 
 
 class Clock:
-    """Time of a simulation, in seconds since its start."""
+    """Runs scheduled calls. Times are in seconds since the start of the simulation."""
 
     def __init__(self) -> None:
         self.now_s = 0.0
@@ -22,7 +22,7 @@ class Clock:
         heapq.heappush(self._calls, (at_s, next(self._order), call, arguments))
 
     def run(self) -> None:
-        """Runs until no call is left, or a call sets `is_stopped`."""
+        """Runs scheduled calls until none remains or a call sets `is_stopped`."""
         while self._calls and not self.is_stopped:
             self.now_s, _, call, arguments = heapq.heappop(self._calls)
             call(*arguments)

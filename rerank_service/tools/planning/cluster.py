@@ -1,7 +1,7 @@
-"""Discrete-event simulation of the service: ingresses, shards, replicas, deadlines.
+"""Discrete-event simulation of the service: ingresses, shards, replicas and deadlines.
 
-`SimulatedCluster` can be scaled while it runs; its callers send the requests and evaluate the results. Not modelled:
-failing processes, network limits, and exhausted CPUs other than those of ingresses and tokenisers.
+`SimulatedCluster` can be scaled while it runs; its callers send the requests and evaluate the results. The simulation
+omits failing processes, network limits, and exhausted CPUs other than those of ingresses and tokenisers.
 """
 
 import math
@@ -28,20 +28,20 @@ __all__ = ["End", "FinishedRequest", "Fleet", "SimulatedCluster", "percentile", 
 
 
 class End(StrEnum):
-    """How a request ended."""
+    """Outcome of a request."""
 
     ANSWERED = "answered"
     REFUSED = "refused"
-    """503: no replica could score it in time."""
+    """Status 503: no replica could score the request in time."""
     TIMED_OUT = "timed out"
-    """504."""
+    """Status 504: the request did not finish within its time limit."""
 
 
 class FinishedRequest(NamedTuple):
     """A request that has ended."""
 
     at_s: float
-    """Time at which the client sent it."""
+    """Time at which the client sent the request."""
     latency_s: float
     end: End
     num_tokens: int
@@ -49,7 +49,7 @@ class FinishedRequest(NamedTuple):
 
 @dataclass(frozen=True)
 class Fleet:
-    """The simulated deployment."""
+    """A deployment to simulate."""
 
     replicas: int
     speed: ReplicaSpeed
@@ -57,11 +57,11 @@ class Fleet:
     costs: StackCosts = HAPROXY
     timeout_s: float = LimitsConfig().request_timeout_s
     slow_replicas: int = 0
-    """Number of replicas with half the speed."""
+    """Number of replicas that run at half the speed."""
 
 
 class _SimulatedIngress:
-    """One ingress process. It does one thing at a time and has its own table of replicas."""
+    """An ingress process, which does one thing at a time and has its own table of replicas."""
 
     def __init__(self, clock: Clock) -> None:
         self.table = ReplicaTable(lambda: clock.now_s)
@@ -70,13 +70,13 @@ class _SimulatedIngress:
         self._free_at_s = 0.0
 
     def work(self, cpu_s: float) -> float:
-        """Adds work, and returns the time at which it is done."""
+        """Adds work and returns the time at which this work is done."""
         self._free_at_s = max(self._free_at_s, self._clock.now_s) + cpu_s
         return self._free_at_s
 
 
 class _ReplicaProcess:
-    """A simulated replica behind its tokenising threads."""
+    """A simulated replica with its tokenising threads."""
 
     def __init__(self, number: int, device: SimulatedReplica, num_threads: int) -> None:
         self.name = str(number)
@@ -85,7 +85,7 @@ class _ReplicaProcess:
         self._free_at_s = [0.0] * num_threads
 
     def load(self, now_s: float) -> ReplicaLoad:
-        """The load that it reports with each reply."""
+        """Load that the replica reports with each reply."""
         return ReplicaLoad(self.name, self.device.outstanding_tokens, self.device.drained_per_s, now_s)
 
     def tokenised_at(self, now_s: float, took_s: float) -> float:
@@ -125,7 +125,7 @@ class SimulatedCluster:
 
     @property
     def num_replicas(self) -> int:
-        """Replicas that receive requests."""
+        """Number of replicas that receive requests."""
         return len(self._routed)
 
     @property
@@ -135,7 +135,7 @@ class SimulatedCluster:
 
     @property
     def offered_tokens(self) -> int:
-        """Tokens that replicas have accepted, or refused for lack of capacity (`ModelScorer.offered_tokens`)."""
+        """Tokens that replicas accepted or, for lack of capacity, refused; see `ModelScorer.offered_tokens`."""
         return sum(replica.offered_tokens for replica in self._all)
 
     @property
@@ -144,7 +144,7 @@ class SimulatedCluster:
         return sum(replica.device.busy_s for replica in self._all)
 
     def add_replica(self) -> None:
-        """Adds a replica that is ready at once."""
+        """Adds a replica that is ready immediately."""
         speed = self._fleet.speed
         if len(self._all) < self._fleet.slow_replicas:
             speed = replace(speed, tokens_per_s=speed.tokens_per_s / 2)
@@ -154,16 +154,16 @@ class SimulatedCluster:
         self._routed.append(replica)
 
     def remove_replica(self) -> None:
-        """Drains the newest replica: it receives no more requests and finishes those it has."""
+        """Drains the newest replica: it receives no more requests and finishes its current ones."""
         self._routed.pop()
 
     def send(
         self, arrival: Arrival, is_counted: bool = False, on_refused: Callable[[float], None] = lambda _: None
     ) -> None:
-        """A client sends a request now.
+        """Sends a client's request now.
 
-        `is_counted` marks a retry with the id of a refused request, which does not count as offered again. `on_refused`
-        is called with the seconds of `Retry-After`.
+        `is_counted` marks a retry with the id of a refused request: its tokens do not count as offered again.
+        `on_refused` is called with the seconds in `Retry-After`.
         """
         ingress = min(self._ingresses, key=lambda one: (one.num_open, self._rng.random()))  # HAProxy's `leastconn`
         ingress.num_open += 1
@@ -272,7 +272,7 @@ class SimulatedCluster:
 def run(
     fleet: Fleet, requests: Iterable[Arrival], seed: int = 0, may_stop: Callable[[FinishedRequest], bool] | None = None
 ) -> list[FinishedRequest]:
-    """Simulates the requests, and returns them as they end. Stops early once `may_stop` is true for one of them."""
+    """Simulates the requests and returns them in the order of their ends. Stops early if `may_stop` returns true."""
     clock, ended = Clock(), list[FinishedRequest]()
     coming = iter(requests)
 
@@ -294,7 +294,7 @@ def run(
 
 
 def percentile(latencies: Sequence[float], share: float) -> float:
-    """Nearest-rank percentile: the smallest value that `share` of them do not exceed; infinite if there are none."""
+    """Nearest-rank percentile; `share` is 0.99 for the p99. Infinite if there are no latencies."""
     if not latencies:
         return math.inf
     ordered = sorted(latencies)

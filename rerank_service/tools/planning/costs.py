@@ -1,6 +1,6 @@
 """Measured costs of the stack around the devices; a test compares them with `benchmarks/results`.
 
-Measured on two cores of an AMD EPYC; on other machines only the order of magnitude applies.
+The costs were measured on two cores of an AMD EPYC; on other machines, only the order of magnitude applies.
 """
 
 from dataclasses import dataclass
@@ -10,32 +10,32 @@ __all__ = ["HAPROXY", "NO_COSTS", "SERVE_PROXY", "CpuCost", "StackCosts"]
 
 @dataclass(frozen=True)
 class CpuCost:
-    """CPU-seconds per request."""
+    """CPU-seconds of a request: a constant, a part per KB of its body, and a part per shard."""
 
     request_s: float
     kb_s: float
-    """Per KB of the body."""
+    """CPU-seconds per KB of the body."""
     shard_s: float
 
     def of(self, kb: float, num_shards: float) -> float:
-        """CPU-seconds of one request."""
+        """CPU-seconds of a request with a body of `kb` KB and `num_shards` shards."""
         return self.request_s + self.kb_s * kb + self.shard_s * num_shards
 
 
 @dataclass(frozen=True)
 class StackCosts:
-    """Costs in seconds."""
+    """Costs of the stack around the devices."""
 
     ingress: CpuCost
-    """CPU of the ingress process."""
+    """CPU time of the ingress process."""
     other: CpuCost
-    """CPU of everything else: proxy, event loops of replicas, Ray."""
+    """CPU time of everything else: proxy, event loops of replicas, and Ray."""
     hop_s: float
     """Time from an ingress to a replica, or back."""
     front_s: float
     """Time from a client to an ingress, or back."""
     tokenised_per_s: float
-    """Throughput of one tokenising thread."""
+    """Tokens per second of one tokenising thread."""
     num_tokeniser_threads: int = 2
 
 
@@ -44,7 +44,7 @@ NO_COSTS = StackCosts(_FREE, _FREE, 0.0, 0.0, float("inf"))
 """A stack without costs, for simulating the devices alone."""
 
 _TOKENISED_PER_S = 300_000.0
-"""Tokenizer of the embedded model on random words; 318,000 in an unrecorded measurement."""
+"""Speed of the embedded model's tokenizer on random words; an unrecorded measurement gave 318,000."""
 
 HAPROXY = StackCosts(
     ingress=CpuCost(0.00098, 0.0000079, 0.00071),
@@ -53,7 +53,10 @@ HAPROXY = StackCosts(
     front_s=0.0013,
     tokenised_per_s=_TOKENISED_PER_S,
 )
-"""From stack-costs.json. The latency of a single request, minus the ingress, is split into four equal hops."""
+"""Costs behind HAProxy, from stack-costs.json.
+
+The latency of a single request, without the ingress's own time, is divided equally among four hops.
+"""
 SERVE_PROXY = StackCosts(
     ingress=CpuCost(0.00502, 0.0000035, 0.00164),
     other=CpuCost(0.0062, 0.00000135, 0.00189),
@@ -61,4 +64,4 @@ SERVE_PROXY = StackCosts(
     front_s=0.0017,
     tokenised_per_s=_TOKENISED_PER_S,
 )
-"""From stack-costs-serve-proxy.json."""
+"""Costs behind Serve's own proxy, from stack-costs-serve-proxy.json."""

@@ -28,20 +28,20 @@ __all__ = [
 
 _INGRESS_UTILISATION = 0.6
 _NUM_REQUESTS = 6_000
-"""Requests of a simulation; sixty of them are slower than the p99."""
+"""Number of requests in a simulation; sixty of them are slower than the p99."""
 _NUM_COARSE = 1_500
 _NUM_TARGETS = 40
-"""Minimum length of a simulation, as a multiple of the target: queues of large fleets build up slowly."""
+"""Minimum duration of a simulation, as a multiple of the target, since queues of large fleets build up slowly."""
 _WARM_UP, _COOL_DOWN = 0.15, 0.05
-"""Shares of additional requests, simulated before and after those that count."""
+"""Additional requests simulated before and after the counted ones, as shares of the number of counted requests."""
 _PLENTY = 4
-"""Multiple of the minimum fleet at which requests do not wait."""
+"""Multiple of the minimum number of replicas at which requests hardly wait."""
 _NORMAL_95 = 1.96
 """Standard deviations of a two-sided 95% interval."""
 
 
 class CannotMeet(Exception):
-    """No number of replicas meets the target. Carries the p99 of a fleet in which requests hardly wait."""
+    """No number of replicas meets the target. `p99_s` is the p99 of a fleet in which requests hardly wait."""
 
     def __init__(self, p99_s: float) -> None:
         super().__init__(p99_s)
@@ -50,14 +50,14 @@ class CannotMeet(Exception):
 
 @dataclass(frozen=True)
 class Demand:
-    """A load and the latency it must meet."""
+    """A load, and the latency that the fleet must reach."""
 
     mix: Mix
     rps: float
     p99_s: float
     speed: ReplicaSpeed
     burstiness: float = 1.0
-    """Squared coefficient of variation of the time between requests; 1 is Poisson."""
+    """Squared coefficient of variation of the time between requests; 1 for a Poisson process."""
     costs: StackCosts = HAPROXY
     timeout_s: float = LimitsConfig().request_timeout_s
     seed: int = 0
@@ -69,12 +69,12 @@ class Demand:
 
     @property
     def num_shards(self) -> int:
-        """Shards of a mean request."""
+        """Number of shards of an average request."""
         return math.ceil(self.mix.request_tokens / self.speed.shard_tokens)
 
     @property
     def ingress_cpu_s(self) -> float:
-        """CPU-seconds of an ingress per request."""
+        """CPU-seconds that an ingress spends on an average request."""
         return self.costs.ingress.of(self.mix.request_kb, self.num_shards)
 
 
@@ -86,7 +86,7 @@ class Measured:
     p99_s: float
     p99_low_s: float
     p99_high_s: float
-    """Interval of the p99 with 95% confidence, assuming independent latencies."""
+    """Bounds of the 95% confidence interval of the p99, assuming independent latencies."""
     utilisation: float
     """Utilisation of the devices."""
     num_refused: int
@@ -101,23 +101,24 @@ class FleetPlan:
     ingresses: int
     measured: Measured
     fewest_replicas: int
-    """Minimum number of replicas for the throughput alone."""
+    """Minimum number of replicas needed for the throughput alone, at any latency."""
 
 
 def fewest_replicas(demand: Demand) -> int:
-    """Minimum replicas to match the arrival rate; with fewer, the backlog grows without bound."""
+    """Minimum number of replicas for the arrival rate; with fewer replicas, the backlog grows without bound."""
     return max(1, math.ceil(demand.tokens_per_s / demand.speed.full_tokens_per_s))
 
 
 def ingresses_for(demand: Demand) -> int:
-    """Number of ingresses at which each is busy 60% of its time."""
+    """Number of ingresses at which each is busy 60% of the time."""
     return max(1, math.ceil(demand.rps * demand.ingress_cpu_s / _INGRESS_UTILISATION))
 
 
 def smallest(demand: Demand, on_try: Callable[[int], None] = lambda replicas: None) -> FleetPlan:
-    """The smallest fleet that meets the target; with one replica fewer, the same requests miss it. Raises `CannotMeet`.
+    """Finds the smallest fleet that meets the target. Raises `CannotMeet`.
 
-    `on_try` is called with the size of each fleet before its simulation.
+    With one replica fewer, the same simulated requests miss the target. `on_try` is called with the size of each fleet
+    before its simulation.
     """
     lowest = fewest_replicas(demand)
 
@@ -137,8 +138,8 @@ def smallest(demand: Demand, on_try: Callable[[int], None] = lambda replicas: No
 
 
 def first_enough(is_enough: Callable[[int], bool], lowest: int, start: int) -> int:
-    """The smallest number from `lowest` on that is enough. Searches from `start` in doubling steps, then by
-    bisection."""
+    """Smallest number, at least `lowest`, for which `is_enough` is true. Searches from `start` in doubling steps, then
+    by bisection."""
     step = 1
     if is_enough(start):
         enough = start
@@ -156,7 +157,7 @@ def first_enough(is_enough: Callable[[int], bool], lowest: int, start: int) -> i
 
 
 def measure(demand: Demand, replicas: int, num_requests: int = _NUM_REQUESTS, may_miss: bool = True) -> Measured | None:
-    """Simulates one fleet. With `may_miss` false, returns null as soon as the target is certainly missed."""
+    """Simulates one fleet. If `may_miss` is false, returns null as soon as the fleet is certain to miss the target."""
     lasting = demand.rps * demand.p99_s * _NUM_TARGETS * num_requests / _NUM_REQUESTS
     num_counted = max(num_requests, math.ceil(lasting))
     first, last = math.ceil(num_counted * _WARM_UP), math.ceil(num_counted * (1 + _WARM_UP))

@@ -1,4 +1,4 @@
-"""Load of a fleet on ingresses, routers and Serve's single controller, computed from measured costs.
+"""Load that a fleet puts on ingresses, routers and Serve's single controller, computed from measured costs.
 
 The costs come from `control-plane.json` and `stack-control.json` in `benchmarks/results`; a test compares them.
 """
@@ -22,20 +22,21 @@ __all__ = [
 ]
 
 ROUTE_US_PER_REPLICA = 0.23
-"""CPU for choosing the replica of one shard, per replica in the table."""
+"""CPU time for choosing a replica for one shard, per replica in the table."""
 DECIDE_US = 100.0
 DECIDE_US_PER_REPLICA = 12.5
 DECIDE_US_PER_SERIES = 0.63
-"""CPU of one autoscaling decision, including Serve's aggregation of the reports. Each ingress reports one series per
-replica."""
+"""CPU time of one autoscaling decision, including Serve's aggregation of the reports: a constant, a part per replica,
+and a part per series. Each ingress reports one series per replica."""
 SERIES_REPORT_US = 0.43
-"""CPU for receiving one series of an ingress's report."""
+"""CPU time for receiving one series of an ingress's report."""
 MEMBERSHIP_BYTES = 145.0
-"""Bytes per replica sent to each ingress whenever a replica is added or removed."""
+"""Bytes per existing replica that each ingress receives whenever a replica is added or removed."""
 CONTROLLER_IDLE_CPUS = 0.0335
 CONTROLLER_US_PER_REPLICA = 424.0
 CONTROLLER_US_PER_MESSAGE = 643.0
-"""CPU per second of the real controller per idle replica, and CPU per report and health check."""
+"""Measured costs of the real controller: busy CPUs when idle, CPU time per second and idle replica, and CPU time per
+report or health check."""
 
 CONTROLLER_SHARE = 0.7
 """Utilisation of the controller's core above which decisions and health checks are late."""
@@ -51,31 +52,31 @@ class Cadence:
 
 @dataclass(frozen=True)
 class Limits:
-    """Resources of a fleet besides its devices."""
+    """Resources that a fleet needs in addition to its devices."""
 
     ingresses: int
     ingress_cpus: float
     """Busy CPUs of all ingresses."""
     other_cpus: float
-    """Busy CPUs of proxies, of the replicas' event loops and of Ray."""
+    """Busy CPUs of the proxies, the replicas' event loops, and Ray."""
     router_entries: int
-    """Entries in the routing tables of all ingresses."""
+    """Total number of entries in the routing tables of all ingresses."""
     route_us: float
-    """CPU of an ingress for choosing the replica of one shard."""
+    """CPU time of an ingress for choosing a replica for one shard."""
     controller_messages_per_s: float
-    """Reports of replicas and ingresses, and health checks."""
+    """Reports from replicas and ingresses, plus health checks."""
     decide_ms: float
-    """CPU of the controller per autoscaling decision, several times per second."""
+    """CPU time of the controller per autoscaling decision; the controller decides several times per second."""
     controller_cpus: float
-    """Busy CPUs of the controller, which can use one core."""
+    """Busy CPUs of the controller, which can use at most one core."""
     membership_mb: float
     """Data sent to all ingresses when one replica is added or removed."""
     most_replicas: int
-    """Largest fleet that the controller can manage at this cadence, with proportionally many ingresses."""
+    """Largest fleet that the controller can manage at this cadence, if ingresses are added in proportion."""
 
 
 def limits_of(demand: Demand, replicas: int, cadence: Cadence | None = None) -> Limits:
-    """Resources of one cluster, with one Serve controller."""
+    """Computes the resources of a cluster with one Serve controller."""
     cadence = cadence or Cadence()
     ingresses = ingresses_for(demand)
     route_s = ROUTE_US_PER_REPLICA * replicas / 1e6
@@ -114,7 +115,7 @@ def decision_s(replicas: int, ingresses: int) -> float:
 
 
 def controller_cpus(replicas: int, ingresses: int, cadence: Cadence) -> float:
-    """Busy CPUs of the controller: costs measured on few processes, plus those that grow with replicas x ingresses."""
+    """Busy CPUs of the controller: costs per process and message, plus costs that grow with replicas x ingresses."""
     messages = _messages_per_s(replicas, ingresses, cadence) * CONTROLLER_US_PER_MESSAGE / 1e6
     processes = (replicas + ingresses) * CONTROLLER_US_PER_REPLICA / 1e6
     series = ingresses * replicas * SERIES_REPORT_US / cadence.metrics_interval_s / 1e6

@@ -1,7 +1,7 @@
-"""Simulates the loss of a region: the others take over its load while new replicas start.
+"""Simulates the loss of a region: the other regions take over its load while new replicas start.
 
-Regions are alike and independent, so one surviving region represents all. Failover of the clients (DNS, a global load
-balancer) is modelled as a delay.
+Regions are identical and independent, so one surviving region represents all of them. The failover of clients (by DNS
+or a global load balancer) is modelled as a delay.
 """
 
 import math
@@ -18,9 +18,9 @@ from rerank_service.tools.planning.workload import Phase, arrivals
 __all__ = ["Loss", "RegionLoss", "lose_region", "replicas_kept"]
 
 _CALM_S = 30.0
-"""Time before the loss."""
+"""Simulated time before the loss."""
 _WINDOW_S = 5
-"""Time over which a p99 is taken."""
+"""Length of the window over which a p99 is computed."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Loss:
     start_s: float
     """Startup time of a replica: node, image, weights, warm-up."""
     failover_s: float = 10.0
-    """Time until the lost region's clients reach the others; their requests fail until then."""
+    """Time until the lost region's clients reach another region; until then, their requests fail."""
     max_replicas: int | None = None
     """Maximum replicas of each region; null: unlimited."""
     watched_s: float = 300.0
@@ -41,7 +41,7 @@ class Loss:
 
 @dataclass(frozen=True)
 class RegionLoss:
-    """A surviving region. Lists contain one value per second; the loss is at `lost_at_s`."""
+    """Figures of a surviving region. Lists contain one value per second; the loss happens at `lost_at_s`."""
 
     lost_at_s: float
     replicas_before: int
@@ -50,11 +50,12 @@ class RegionLoss:
     p99_s: list[float]
     """p99 of the answered requests sent in the last five seconds; 0 if there were none."""
     refused: list[int]
-    """Requests sent in this second that ended with 503 or 504."""
+    """Number of requests that ended with 503 or 504, by the second in which they were sent."""
     unreachable: float
-    """Requests of the lost region's clients that failed before their failover."""
+    """Number of requests that failed because the lost region's clients had not failed over yet."""
     recovered_after_s: float | None
-    """Time from the loss until p99 stays within the target and nothing is refused; 0 if always, null if never."""
+    """Time from the loss until p99 stays within the target and no request is refused; 0 if this is the case
+    throughout, null if the region does not recover."""
 
     @property
     def worst_p99_s(self) -> float:
@@ -63,17 +64,17 @@ class RegionLoss:
 
     @property
     def num_refused(self) -> int:
-        """Requests refused after the loss."""
+        """Number of requests refused or timed out after the loss."""
         return sum(self.refused[int(self.lost_at_s) :])
 
 
 def replicas_kept(demand: Demand, planned: int, target_utilisation: float) -> int:
-    """Replicas that a region runs: the planned ones, or those its autoscaler keeps if these are more."""
+    """Number of replicas that a region runs: the planned number, or the autoscaler's if that is larger."""
     return max(planned, math.ceil(demand.tokens_per_s / (target_utilisation * demand.speed.full_tokens_per_s)))
 
 
 def lose_region(demand: Demand, planned: int, loss: Loss) -> RegionLoss:
-    """Simulates a surviving region; `demand` and `planned` are those of one region before the loss."""
+    """Simulates a surviving region. `demand` and `planned` are one region's load and replicas before the loss."""
     if loss.regions < 2:
         raise ValueError("at least two regions are needed to lose one")
     more = replace(demand, rps=demand.rps * loss.regions / (loss.regions - 1))
@@ -83,7 +84,7 @@ def lose_region(demand: Demand, planned: int, loss: Loss) -> RegionLoss:
 
 
 class _SurvivorSimulation:
-    """A surviving region, from `_CALM_S` before the loss to `watched_s` after it."""
+    """Simulation of a surviving region, from `_CALM_S` before the loss to `watched_s` after it."""
 
     def __init__(self, demand: Demand, more: Demand, before: int, most: int, loss: Loss) -> None:
         self._demand, self._loss = demand, loss

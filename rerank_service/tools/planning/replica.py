@@ -1,6 +1,6 @@
 """A simulated replica: the service's own fair queue, admission and batch sizes around a device of a given speed.
 
-It follows the rules of `replica.scheduler.loop`, on a virtual clock.
+The replica follows the rules of `replica.scheduler.loop`, on a virtual clock.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ _MAX_QUEUED_TOKENS = BatchingConfig().max_queued_tokens
 
 @dataclass(eq=False, slots=True)
 class SimulatedShard:
-    """A shard on its way through a replica."""
+    """A shard submitted to a simulated replica."""
 
     request_id: str
     owner: Any
@@ -28,7 +28,7 @@ class SimulatedShard:
     caller: str = ""
     num_tokens: int = field(init=False)
     num_open: int = field(init=False)
-    """Pairs without a logit."""
+    """Number of pairs that are not scored yet."""
     started_at_s: float | None = None
 
     def __post_init__(self) -> None:
@@ -37,7 +37,7 @@ class SimulatedShard:
 
 
 class SimulatedReplica:
-    """Scores shards, and calls `on_done` for each."""
+    """Scores shards and calls `on_done` with each finished shard."""
 
     def __init__(self, clock: Clock, speed: ReplicaSpeed, on_done: Callable[[SimulatedShard], None]) -> None:
         self._clock = clock
@@ -67,7 +67,7 @@ class SimulatedReplica:
         return self._drain.tokens_per_s or 0.0
 
     def submit(self, shard: SimulatedShard, deadline_s: float) -> bool:
-        """Queues a shard. False if it is refused: the queue is full, or the shard cannot meet its deadline."""
+        """Queues a shard. Returns false if the queue is full or the shard cannot meet its deadline."""
         newcomer = TokensDue(deadline_s, shard.num_tokens)
         if self._admission.refusal(
             newcomer, self._tokens_in_flight, self._budget_tokens, self._clock.now_s, shard.caller
@@ -78,7 +78,7 @@ class SimulatedReplica:
         return True
 
     def discard(self, shard: SimulatedShard) -> None:
-        """Cancels a shard; batches on the device continue."""
+        """Removes a shard from the queue; its batches on the device continue."""
         self._queue.discard(shard.request_id, shard)
 
     @property

@@ -1,7 +1,7 @@
 """Throughput of one replica: measured by the user, measured here on a CPU, or estimated from shapes and datasheets.
 
-No GPU was measured for these estimates: they divide the chip's peak, times an assumed utilisation, by the model's
-floating-point operations per token, and are labelled as assumptions.
+The estimates are not measured on a GPU and are labelled as assumptions. They are the chip's peak times an assumed
+utilisation, divided by the model's floating-point operations per token.
 """
 
 from dataclasses import dataclass
@@ -24,16 +24,16 @@ __all__ = [
 ]
 
 ASSUMED_MFU = 0.4
-"""Assumed share of the peak that a forward pass reaches; not measured. A large matrix product alone reaches about 0.8
-on an H100 (docs/decisions/0007), and NVIDIA's published 150 pairs/s of the 4B at 512 tokens correspond to 0.55."""
+"""Share of the peak that a forward pass is assumed to reach; not measured. A large matrix product alone reaches about
+0.8 on an H100 (docs/decisions/0007), and NVIDIA's published 150 pairs/s for the 4B at 512 tokens correspond to 0.55."""
 
 PEAK_TFLOPS = {gpu.key: gpu.flops_per_s / 1e12 for gpu in GPU_PEAKS}
 
 EMBEDDED_TOKENS_PER_S = {Lengths.SHORT: 9_396.0, Lengths.CHUNKS: 8_050.0, Lengths.LONG_TAIL: 7_317.0}
-"""One replica on one core in int8: tokens of a pair divided by its CPU time, for the late-interaction engine in
-benchmarks/results/engine-cpu.json (AMD EPYC with AVX512-VNNI)."""
+"""Throughput of one replica on one core in int8: tokens per pair divided by CPU time per pair, for the late-interaction
+engine in benchmarks/results/engine-cpu.json (AMD EPYC with AVX512-VNNI)."""
 _SHORT_TOKENS = 160
-"""Fixed pair length up to which the speed of `short` applies."""
+"""Longest fixed length of pairs for which the speed of `short` is used."""
 
 _ASSUMED_BATCH_OVERHEAD_S = 0.002
 
@@ -55,24 +55,24 @@ class ReplicaSpeed:
 
     tokens_per_s: float
     batch_overhead_s: float = 0.0
-    """Fixed time per batch, in addition to its tokens."""
+    """Constant time per batch, in addition to the time for its tokens."""
     max_in_flight: int = 2
     """Batches that the device accepts at the same time."""
     max_batch_tokens: int = default_batch_tokens(on_gpu=True)
     shard_tokens: int = default_batch_tokens(on_gpu=True)
-    """Size of the shards that requests are split into."""
+    """Tokens per shard when requests are split."""
     origin: str = "given"
-    """Source of the figure, as text."""
+    """Source of the throughput, in words."""
     is_measured: bool = True
 
     @property
     def min_batch_tokens(self) -> int:
-        """Smallest batch that the service launches next to another one, by its default."""
+        """Smallest batch that the service launches, by default, while another batch is in flight."""
         return default_min_batch_tokens(self.max_batch_tokens)
 
     @property
     def full_tokens_per_s(self) -> float:
-        """Maximum throughput, with full batches back to back."""
+        """Maximum throughput, reached with full batches in immediate succession."""
         return self.max_batch_tokens / (self.batch_overhead_s + self.max_batch_tokens / self.tokens_per_s)
 
 
@@ -85,7 +85,7 @@ def speed_of(
     mfu: float = ASSUMED_MFU,
     batch_overhead_s: float | None = None,
 ) -> ReplicaSpeed:
-    """Speed of a replica: `tokens_per_s` if given, else measured for the embedded model and estimated for a GPU.
+    """Speed of a replica: `tokens_per_s` if given, else the embedded model's measured speed or an estimate for a GPU.
 
     Raises `ValueError` for a GPU that is not in `PEAK_TFLOPS`.
     """
@@ -111,7 +111,7 @@ def speed_of(
 
 
 def flops_per_token(shape: Shape, attended_tokens: float) -> float:
-    """Operations of a decoder's forward pass: two per weight of the linear layers, plus attention over the pair."""
+    """Operations per token of a decoder's forward pass: two per weight of the linear layers, plus the attention."""
     hidden = shape.hidden_size
     keys = hidden * (shape.num_kv_heads or shape.num_heads) // shape.num_heads
     weights = 2 * hidden * hidden + 2 * hidden * keys + 3 * hidden * shape.intermediate_size

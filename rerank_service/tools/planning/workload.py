@@ -1,4 +1,4 @@
-"""Simulated arrivals: when requests come, how many pairs they contain, and how long the pairs are."""
+"""Simulated arrivals: when requests arrive, how many pairs they contain, and how long the pairs are."""
 
 import math
 import random
@@ -11,16 +11,16 @@ from rerank_service.tools.bench.workload import Lengths, draw_lengths
 __all__ = ["Arrival", "Mix", "Phase", "arrivals", "body_kb"]
 
 _DRAWN = 8192
-"""Number of lengths drawn from a distribution; requests take consecutive slices of them."""
+"""Number of lengths drawn from a distribution; each request takes a slice of consecutive lengths."""
 _QUERY_TOKENS = 16
-"""Tokens of query and template, added to the length of a passage drawn from a distribution."""
+"""Tokens of query and template, which are added to passage lengths drawn from a distribution."""
 _BYTES_PER_TOKEN = 4
 _PASSAGE_BYTES = 12
 """JSON syntax around one passage."""
 
 
 class Arrival(NamedTuple):
-    """A request."""
+    """A request and the time at which it arrives."""
 
     at_s: float
     lengths: Sequence[int]
@@ -41,13 +41,13 @@ class Mix:
     passages: Mapping[int, float]
     """Weight of each number of passages per request."""
     tokens: int | Lengths
-    """Tokens of every pair, query included; or the distribution of passage lengths."""
+    """Tokens of every pair, including the query, or a distribution of passage lengths."""
 
     def __post_init__(self) -> None:
         if not self.passages or min(self.passages) < 1 or min(self.passages.values()) <= 0:
             raise ValueError("a mix needs sizes of at least 1 and weights above 0")
         if not isinstance(self.tokens, Lengths) and self.tokens < 1:
-            raise ValueError("a pair has at least one token")
+            raise ValueError("a pair needs at least one token")
 
     @property
     def mean_passages(self) -> float:
@@ -62,7 +62,7 @@ class Mix:
 
     @property
     def attended_tokens(self) -> float:
-        """Mean length of the pair around a random token, which sets the cost of attention."""
+        """Mean length of the pair that contains a random token. The cost of attention depends on this mean."""
         pool = self.pool()
         return sum(length * length for length in pool) / sum(pool)
 
@@ -92,11 +92,11 @@ def arrivals(mix: Mix, phases: Sequence[Phase], burstiness: float = 1.0, seed: i
     """An endless sequence of requests. The same seed gives the same requests at any rate.
 
     `burstiness` is the squared coefficient of variation of the time between requests. 1 is a Poisson process; above 1,
-    gaps are hyperexponential with balanced means.
+    the gaps have a hyperexponential distribution with balanced means.
     """
     size_rng, gap_rng = random.Random(f"sizes {seed}"), random.Random(f"gaps {seed}")  # noqa: S311 - a simulation
     sizes, weights, pool = list(mix.passages), list(mix.passages.values()), mix.pool()
-    repeated = pool * (2 + max(sizes) // len(pool))  # long enough for a slice from any start
+    repeated = pool * (2 + max(sizes) // len(pool))  # long enough for a slice from any start index
     now_s, phase = 0.0, 0
     while True:
         while phase + 1 < len(phases) and phases[phase + 1].from_s <= now_s:

@@ -1,1 +1,1 @@
-"""Checks that a served model computes what its checkpoint says, against a plain run with transformers."""
+"""Checks a served model against a plain run of its checkpoint with transformers."""

@@ -1,8 +1,8 @@
-"""Logits that others recorded of published weights, with their sources; none was measured by this project.
+"""Logits of published weights as recorded by others, with sources; none was measured by this project.
 
-A checkpoint that is said to be one of these models but gives other logits is a different model, or is run wrongly. The
-four logits in the documentation of NVIDIA's NIM ("which way should i go?", -1.2421875 to -8.2421875) are left out: they
-appear under three models' names, depending on the release.
+If a checkpoint of one of these models gives other logits, it is a different model or runs incorrectly. The four
+logits in the documentation of NVIDIA's NIM ("which way should i go?", -1.2421875 to -8.2421875) are omitted: depending
+on the release, they appear under the names of three models.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ __all__ = ["RECORDED", "RecordedLogits", "recorded_of"]
 
 @dataclass(frozen=True, slots=True)
 class RecordedLogits:
-    """Logits of the passages of one query."""
+    """Recorded logits of one query's passages."""
 
     model: str
     """Id of the model in the catalogue."""
@@ -25,7 +25,7 @@ class RecordedLogits:
     dtype: Dtype
     """Precision of the recorded digits."""
     computed_in: Dtype
-    """Lowest precision they may have been computed in."""
+    """Lowest precision in which the logits may have been computed."""
     source: str
 
 
@@ -48,7 +48,7 @@ RECORDED = (
         (20.625, -23.125, -0.2617),
         Dtype.BFLOAT16,
         Dtype.BFLOAT16,
-        "model card of nvidia/llama-nemotron-rerank-1b-v2 (the model's present name), example with transformers",
+        "model card of nvidia/llama-nemotron-rerank-1b-v2 (the model's current name), example with transformers",
     ),
     RecordedLogits(
         _LLAMA_1B,
@@ -57,8 +57,8 @@ RECORDED = (
         (-3.697265625, -6.2578125, -7.39453125, -11.375),
         Dtype.FLOAT16,
         Dtype.BFLOAT16,
-        "reply of NVIDIA's NIM for the model, in float16 by its digits; the precision of the computation is unknown, "
-        "and the original page could not be found again",
+        "reply of NVIDIA's NIM for the model; its digits are those of float16 numbers, but the precision of the "
+        "computation is unknown, and the original page could not be found",
     ),
 )
 

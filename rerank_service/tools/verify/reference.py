@@ -4,7 +4,7 @@ It shares no code with the engines: transformers' tokenizer truncates to the win
 config.json, and attention is the `eager` implementation with full matrices and explicit masks. There is neither packing
 nor padding.
 
-A new engine kind gets its reference here: a class with `encode` and `logit`, and an entry in `_REFERENCES`.
+A new engine kind needs a reference here: a class with `encode` and `logit`, and an entry in `_REFERENCES`.
 """
 
 import json
@@ -36,23 +36,23 @@ from rerank_service.errors import CheckpointError
 __all__ = ["Reference", "ReferenceTokens", "load_reference"]
 
 _NVIDIA_TEMPLATE = "question:{query} \n \n passage:{passage}"
-"""From the model card of nvidia/llama-nemotron-rerank-1b-v2."""
+"""NVIDIA's template, from the model card of nvidia/llama-nemotron-rerank-1b-v2."""
 
 _NO_LIMIT = 1_000_000
-"""Tokenizers without a window report a number above this."""
+"""Tokenizers without a window report a larger number as their window."""
 
 
 class ReferenceTokens(NamedTuple):
-    """A pair as the model must see it."""
+    """Tokens of a pair, as the model must see them."""
 
     token_ids: tuple[int, ...]
-    """Ids of the pair; of the passage alone if query and passage are encoded separately."""
+    """Token ids of the pair, or of the passage alone if query and passage are encoded separately."""
     num_tokens: int
-    """Tokens of query and passage, special tokens included."""
+    """Number of tokens of query and passage, including special tokens."""
     is_cut: bool
     """Whether the pair was truncated to the window."""
     inputs: tuple[dict[str, torch.Tensor], ...]
-    """Arguments of the model, one call per text, `[1, L]` each."""
+    """Arguments of the model's calls, one call per text; each tensor is `[1, L]`."""
 
 
 class _Inputs(NamedTuple):
@@ -64,12 +64,12 @@ class _Inputs(NamedTuple):
 
     @property
     def of_pair(self) -> ReferenceTokens:
-        """The tokens of a pair that is encoded together."""
+        """Tokens of a pair whose query and passage are encoded together."""
         return ReferenceTokens(self.token_ids, len(self.token_ids), self.is_cut, (self.tensors,))
 
 
 class Reference(ABC):
-    """A model, run the way its publishers run it."""
+    """A model that runs as its publishers run it."""
 
     def __init__(
         self,
@@ -79,13 +79,13 @@ class Reference(ABC):
         window_tokens: int | None = None,
         prompt: Sequence[str] = (),
     ) -> None:
-        """`window_tokens` is stated by the checkpoint outside its tokenizer; a configured window takes precedence.
-        `prompt` contains the texts around query and passage."""
+        """`window_tokens` is a window that the checkpoint states outside its tokenizer; a configured window takes
+        precedence. `prompt` contains the texts around query and passage."""
         self._model = model
         self._published = _tokenizer(folder)
-        """transformers' tokenizer as published, which parses special tokens."""
+        """The published tokenizer, which parses special tokens."""
         self._special_names: set[str] = set()
-        """Special tokens that a text cannot spell; empty if it can."""
+        """Special tokens that are read as characters in texts; empty if texts are parsed for special tokens."""
         self._tokenizer = self._published
         if settings.engine.special_tokens == "text":
             self._tokenizer, self._special_names = _text_tokenizer(folder, prompt)
@@ -103,7 +103,7 @@ class Reference(ABC):
     def _tokens(self, *texts: list[str]) -> _Inputs:
         """Tokens of one text, or of a pair whose longer text is truncated first."""
         encoded = self._tokenizer(
-            *texts,  # as lists: a single empty passage would count as missing
+            *texts,  # as lists, because a single empty passage would count as missing
             truncation=True,
             max_length=self.window_tokens,
             return_tensors="pt",
@@ -114,7 +114,7 @@ class Reference(ABC):
         return _Inputs(tensors, tuple(encoded["input_ids"][0].tolist()), is_cut)
 
     def _ids(self, template: str, **texts: str) -> list[int]:
-        """Token ids of a part of a prompt. Its own special tokens are parsed, those spelled by the texts are not."""
+        """Token ids of a part of a prompt. Special tokens are parsed in the template, but not in the texts."""
         if not any(f"{{{name}}}" in template for name in texts):
             return list(self._published(template.format(**texts), add_special_tokens=False)["input_ids"])
         ids: list[int] = []
@@ -131,7 +131,7 @@ class Reference(ABC):
 
 
 class _Prompt(NamedTuple):
-    """Settings of a decoder checkpoint beyond its weights."""
+    """Template, pooling and temperature of a decoder checkpoint."""
 
     template: str
     pooling: str
@@ -139,9 +139,9 @@ class _Prompt(NamedTuple):
 
     @classmethod
     def of(cls, raw: dict[str, Any], model: ModelConfig) -> "_Prompt":
-        """Values from the files, else from the configuration.
+        """Values from the checkpoint's files or, if they state none, from the configuration.
 
-        The model type `llama_bidirec` is NVIDIA's own: without a template in the files, it uses NVIDIA's.
+        The model type `llama_bidirec` is NVIDIA's own: if the files have no template, NVIDIA's template applies.
         """
         options = model.engine
         configured = None if raw["model_type"] == "llama_bidirec" else options.prompt_template
@@ -153,7 +153,7 @@ class _Prompt(NamedTuple):
 
 
 class _Decoder(Reference):
-    """`score(pool(states)) / temperature` of the whole templated string, with bidirectional attention."""
+    """`score(pool(states)) / temperature` of the whole formatted prompt, with bidirectional attention."""
 
     def __init__(self, folder: Path, settings: ModelConfig, device: torch.device) -> None:
         raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -189,7 +189,7 @@ class _Decoder(Reference):
 
 
 class _Classifier(Reference):
-    """The single label of a sequence classifier, for a pair joined by the tokenizer."""
+    """A sequence classifier with a single label; the tokenizer joins query and passage."""
 
     def __init__(self, folder: Path, settings: ModelConfig, device: torch.device) -> None:
         model = _load(AutoModelForSequenceClassification, folder, device)
@@ -250,10 +250,11 @@ class _YesNoDecoder(Reference):
         return self._of_ids([token for part in parts for token in part], is_cut)
 
     def _cut(self, parts: list[list[int]]) -> None:
-        """Truncates the passage's part from the right, after limiting a separate query part to three quarters.
+        """Truncates the passage's part from the right. A separate query part is first limited to three quarters of the
+        tokens that the window leaves to query and passage.
 
         mxbai_rerank_v2.py and FlagEmbedding's decoder_only/base.py do the same, but truncate queries even if the pair
-        fits; here a pair that fits is never truncated.
+        fits. Here, a pair that fits is never truncated.
         """
         query, passage = (
             next(place for place, part in enumerate(self._prompt.parts) if slot in part)
@@ -269,7 +270,7 @@ class _YesNoDecoder(Reference):
     @torch.inference_mode()
     def logit(self, tokens: ReferenceTokens) -> float:
         logits = self._model(**tokens.inputs[0], use_cache=False).logits  # [1, 1] or [1, L, V]
-        if self._is_classifier:  # converted checkpoint: its row is that of yes minus that of no
+        if self._is_classifier:  # a converted checkpoint has one row: the row of yes minus the row of no
             return float(logits)
         yes = float(logits[0, -1, self._word(self._prompt.yes_word)])
         return yes if self._prompt.no_word is None else yes - float(logits[0, -1, self._word(self._prompt.no_word)])
@@ -287,7 +288,7 @@ _REFERENCES: dict[EngineKind, Callable[[Path, ModelConfig, torch.device], Refere
 
 
 def load_reference(kind: EngineKind, folder: Path, settings: ModelConfig, device: torch.device) -> Reference:
-    """Loads the whole model in float32; release it before loading another. Raises `CheckpointError`."""
+    """Loads a whole model in float32. Release the model before loading another. Raises `CheckpointError`."""
     if kind not in _REFERENCES:
         raise CheckpointError(f"the engine {kind.value} has no reference to verify it against")
     transformers_logging.set_verbosity_error()
@@ -320,8 +321,8 @@ def _tokenizer(folder: Path, **settings: Any) -> Any:
 def _text_tokenizer(folder: Path, prompt: Sequence[str]) -> tuple[Any, set[str]]:
     """A tokenizer that never produces special tokens from a text, and the names of these tokens.
 
-    It extends transformers' `split_special_tokens`: tags of the prompt count as special tokens, and the vocabulary does
-    not produce special tokens either, just as in sentencepiece.
+    It extends transformers' `split_special_tokens`: tags in the prompt count as special tokens, and, as in
+    sentencepiece, the vocabulary does not produce special tokens.
     """
     tokenizer = _tokenizer(folder, split_special_tokens=True)
     backend = tokenizer.backend_tokenizer
@@ -341,7 +342,7 @@ def _text_tokenizer(folder: Path, prompt: Sequence[str]) -> tuple[Any, set[str]]
 
 
 def _split_at(names: set[str], template: str) -> list[str]:
-    """Pieces of a template; each of `names` is a piece of its own."""
+    """Splits a template at the given names, each of which becomes a separate piece."""
     longest_first = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
     return [piece for piece in re.split(f"({longest_first})", template) if piece] if names else [template]
 
@@ -357,7 +358,7 @@ def _window(model: Any, tokenizer: Any, configured: int | None, folder: Path) ->
 
 
 def _first_position(model: Any) -> int:
-    """Position of the first token. RoBERTa's position table starts with rows up to the padding index."""
+    """Position of the first token. RoBERTa's position table begins with the rows up to the padding index."""
     table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
     padding = getattr(table, "padding_idx", None)
     return 0 if padding is None else int(padding) + 1

@@ -1,4 +1,4 @@
-"""Verifying a running service, over `/v1/ranking` with the Python client."""
+"""Verifies a running service over `/v1/ranking`, with the Python client."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,16 +18,16 @@ _COARSEST = {Dtype.AUTO: Dtype.BFLOAT16, Dtype.FASTEST: Dtype.INT8}
 
 
 class ServicePath:
-    """A model behind HTTP. Only numbers of tokens are known, not their ids."""
+    """A model served over HTTP. The service reports numbers of tokens, but no token ids."""
 
     must_repeat = False
-    """Bit-equal logits are promised on CPUs only, and the device is unknown."""
+    """False, since bit-equal logits are promised only on CPUs and the service's device is unknown."""
 
     def __init__(
         self, client: Client, url: str, dtype: Dtype, told_precision: Callable[[], str | None] = lambda: None
     ) -> None:
         """`dtype` is the configured precision; `auto` and `fastest` count as the lowest precision they may select.
-        If `told_precision` returns the precision reported by the service, that one applies."""
+        If `told_precision` returns a precision that the service reports, that precision takes precedence."""
         self._client = client
         self._url = url
         self._dtype = _COARSEST.get(dtype, dtype)
@@ -57,7 +57,7 @@ class ServicePath:
 
         with ThreadPoolExecutor(_REQUESTS_AT_ONCE if at_once else 1) as threads:
             answers = list(threads.map(ask, questions))
-        # Asked after the replies: by then the replicas that answered have reported their precision.
+        # Asked after the replies, because the replicas that replied have reported their precision by then.
         if (precision := self._told_precision()) in TOLERANCES:
             self._dtype = Dtype(precision)
         return answers

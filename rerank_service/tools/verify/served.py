@@ -1,4 +1,4 @@
-"""Verifying a model in this process, through the scorer that a replica uses."""
+"""Loads a model in this process for verification, behind the scorer that replicas use."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -19,12 +19,12 @@ __all__ = ["EnginePath", "PairTokens", "ServedLogits", "ServedPath"]
 
 
 class ServedLogits(NamedTuple):
-    """Reply to a query."""
+    """Logits of a query's passages, as served."""
 
     logits: tuple[float, ...]
     """Logits in the order of the passages."""
     num_tokens: int
-    """Tokens of all pairs."""
+    """Number of tokens of all pairs together."""
 
 
 class PairTokens(NamedTuple):
@@ -35,7 +35,7 @@ class PairTokens(NamedTuple):
 
 
 class ServedPath(Protocol):
-    """A served model."""
+    """A served model to verify."""
 
     @property
     def description(self) -> str:
@@ -69,10 +69,10 @@ class ServedPath(Protocol):
 
 
 class EnginePath:
-    """A model loaded in this process, as configured."""
+    """A model loaded in this process with its configured settings."""
 
     def __init__(self, model: ModelConfig, num_cpus: float | None = None) -> None:
-        """`num_cpus` are the CPUs of a replica; null uses those of this process. Raises `CheckpointError`."""
+        """`num_cpus` is a replica's number of CPUs; null: all CPUs of this process. Raises `CheckpointError`."""
         self._model = model
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="launch")  # one thread, as in a replica
         self._tokenisers = ThreadPoolExecutor(model.replica.tokeniser_threads, thread_name_prefix="tokenise")
@@ -122,7 +122,7 @@ class EnginePath:
 
 
 def _whole(request_id: str, model_id: str, question: VerificationQuery) -> Shard:
-    """The query as a single shard, with all passages in order, duplicates included."""
+    """A single shard with the query and all its passages in order, including duplicates."""
     query, passages = question
     num_tokens = sum(estimate_tokens(query, passage) for passage in passages)
     indices = tuple(range(len(passages)))

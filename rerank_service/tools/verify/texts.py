@@ -94,11 +94,11 @@ VERIFICATION_QUERIES = (
         ),
     ),
 )
-"""Short and long texts, so that batches mix different lengths; 1,550 tokens for all-MiniLM-L6-v2."""
+"""Short and long texts, so batches mix different lengths. For all-MiniLM-L6-v2, they have 1,550 tokens."""
 
 
 def over_long_queries(window_tokens: int) -> tuple[VerificationQuery, VerificationQuery]:
-    """A passage, and a query, with more words than the window has tokens: every tokenizer must truncate them."""
+    """Two cases that every tokenizer truncates: a passage and a query with more words than the window has tokens."""
     words = " ".join(islice(cycle(_BEES.split()), window_tokens + 1))
     short = VERIFICATION_QUERIES[0].passages[:3]
     return VerificationQuery("How do bees keep warm?", (words,)), VerificationQuery(words, (*short, words))

@@ -1,4 +1,4 @@
-"""Compares served logits with the reference's: figures, tolerances and the verdict. Pure arithmetic."""
+"""Compares served logits with the reference's logits: figures, tolerances and the verdict. Pure arithmetic."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -27,47 +27,47 @@ __all__ = [
 LogitsByQuery = Sequence[Sequence[float]]
 
 _PROPORTIONAL = 0.999
-"""Correlation above which differing logits count as the same logits on another scale."""
+"""Correlation above which logits that differ are reported as equal logits on another scale."""
 
 
 class Tolerance(NamedTuple):
-    """Allowed differences from the reference's logits, as shares of their size.
+    """Allowed differences from the reference's logits, as shares of the size of these logits.
 
-    The size is the root mean square of the reference's logits, which covers spread and offset: rounding acts on both.
-    Measured on 2026-11-23 (AMD EPYC with AVX512-BF16 and VNNI, torch 2.13.0) on eighteen random checkpoints of
-    `make-checkpoint`, tiny and small, and on all-MiniLM-L6-v2. Random models are the worst case: a trained model
-    differs by a tenth to a fifth of that. The bounds are about twice the largest figure found, more in float32; wrong
-    models differed by more than any bound (`tests/unit/tools/verify/test_verify.py`).
+    The size is the root mean square, which covers both spread and offset, because rounding affects both.
+
+    Differences were measured on 2026-11-23 (AMD EPYC with AVX512-BF16 and VNNI, torch 2.13.0) on eighteen random
+    checkpoints of `make-checkpoint`, tiny and small, and on all-MiniLM-L6-v2. Random models are the worst case: a
+    trained model's differences are a tenth to a fifth as large. The bounds are about twice the largest differences
+    found, and wider in float32. Every wrong model exceeded a bound (`tests/unit/tools/verify/test_verify.py`).
     """
 
     largest: float
     """Bound for the largest difference of a pair."""
     mean: float
-    """Bound for the mean absolute difference. It varies less than the largest difference and exposes small errors in
-    all logits, such as a wrong temperature."""
+    """Bound for the mean absolute difference. The mean varies less than the largest difference, and exposes small
+    errors in all logits, such as a wrong temperature."""
     trained: float
-    """Bound for logits that others recorded of trained models. About four times the difference found on
-    all-MiniLM-L6-v2: its 6 layers round less often than the 16 of NVIDIA's 1B, where independent errors add up to
-    `sqrt(16 / 6) = 1.6` times as much."""
+    """Bound for recorded logits of trained models: about four times the difference found on all-MiniLM-L6-v2. NVIDIA's
+    1B rounds more often, in 16 layers instead of 6; independent errors add up to `sqrt(16 / 6) = 1.6` times as much."""
 
 
 TOLERANCES = {
-    # Found 3e-6 and 1e-6, from a different order of summation; GPUs and deeper models accumulate more.
+    # Largest and mean found: 3e-6 and 1e-6, from a different order of summation. GPUs and deeper models have more.
     Dtype.FLOAT32: Tolerance(1e-4, 2e-5, 1e-4),
-    # Found 0.0041 and 0.0013: a significand of 11 bits.
+    # Found: 0.0041 and 0.0013, with a significand of 11 bits.
     Dtype.FLOAT16: Tolerance(0.01, 0.004, 0.002),
-    # Found 0.048 and 0.014: 8 bits, so steps eight times as large as float16's.
+    # Found: 0.048 and 0.014, with 8 bits; rounding steps are eight times as large as in float16.
     Dtype.BFLOAT16: Tolerance(0.1, 0.03, 0.02),
-    # Found 0.095 and 0.031: 8 bits per row or channel; values beyond the calibrated range are clipped.
+    # Found: 0.095 and 0.031, with 8 bits per row or channel; values beyond the calibrated range are clipped.
     Dtype.INT8: Tolerance(0.2, 0.06, 0.08),
-    # Found 0.33 and 0.10, on a CPU that emulates the rounding: 4 bits, so steps sixteen times as large as bfloat16's.
+    # Found: 0.33 and 0.10, with 4 bits, emulated on a CPU; rounding steps are sixteen times as large as in bfloat16.
     Dtype.FLOAT8: Tolerance(0.5, 0.16, 0.15),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class LogitFigures:
-    """Differences between served logits and the reference's."""
+    """Differences between the served logits and the reference's logits."""
 
     num_queries: int
     num_pairs: int
@@ -81,25 +81,26 @@ class LogitFigures:
     mean_difference: float
     """Mean absolute difference."""
     largest_change: float
-    """Largest change of a served logit between its two batches."""
+    """Largest difference between two served logits of the same pair, computed in different batches."""
     ordered_alike: float
-    """Share of passage pairs of one query that both sides order alike, among those the reference does not tie."""
+    """Share of pairs of one query's passages that both sides order alike. Pairs with equal reference logits are not
+    counted."""
     kendall_tau: float
     """`2 * ordered_alike - 1`, which is Kendall's tau if there are no ties."""
     same_best: int
-    """Queries whose best passage is the same on both sides."""
+    """Number of queries whose best passage is the same on both sides."""
     correlation: float | None
-    """Correlation with the reference's logits; null if either side has only equal logits."""
+    """Correlation with the reference's logits; null if all logits of a side are equal."""
     slope: float | None
-    """Factor between the reference's logits and the served ones, by least squares."""
+    """Factor from the reference's logits to the served logits, by least squares."""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenFigures:
-    """Whether both sides see the same tokens."""
+    """Comparison of the tokens on both sides."""
 
     unit: str
-    """`pairs` if token ids were compared, `requests` if only numbers of tokens were."""
+    """`pairs` if token ids were compared, `requests` if only the numbers of tokens were compared."""
     num_compared: int
     num_different: int
     num_cut: int
@@ -109,7 +110,7 @@ class TokenFigures:
 
 @dataclass(frozen=True, slots=True)
 class RecordedFigures:
-    """Logits that others recorded, next to those computed here."""
+    """Recorded logits, and the logits of the same pairs as computed here."""
 
     recorded: RecordedLogits
     reference: tuple[float, ...]
@@ -121,7 +122,7 @@ class RecordedFigures:
     def allowed(self, dtype: Dtype = Dtype.FLOAT32) -> float:
         """Allowed difference of logits computed in `dtype`.
 
-        Half a rounding step of the recorded digits, plus the rounding errors of both computations.
+        It is half a rounding step of the recorded digits, plus the rounding errors of both computations.
         """
         recorded = self.recorded
         written = max(half_step(recorded.dtype, logit) for logit in recorded.logits)
@@ -131,7 +132,7 @@ class RecordedFigures:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One requirement, and whether it is met."""
+    """A requirement, and whether it is met."""
 
     name: str
     is_passed: bool
@@ -163,7 +164,7 @@ def half_step(dtype: Dtype, logit: float) -> float:
 
 
 def figures_of(reference: LogitsByQuery, served: LogitsByQuery, elsewhere: LogitsByQuery) -> LogitFigures:
-    """Figures of logits given query by query, all in the same order. `elsewhere` are served logits in other batches."""
+    """Compares logits, given query by query in the same order. `elsewhere` has the served logits from other batches."""
     expected, found, found_elsewhere = (np.concatenate(logits) for logits in (reference, served, elsewhere))
     differences = np.abs(found - expected)
     largest, spread, found_spread = float(differences.max()), float(expected.std()), float(found.std())
@@ -189,7 +190,7 @@ def figures_of(reference: LogitsByQuery, served: LogitsByQuery, elsewhere: Logit
 def judge(
     figures: LogitFigures, tokens: TokenFigures, recorded: Sequence[RecordedFigures], dtype: Dtype, must_repeat: bool
 ) -> tuple[tuple[Check, ...], str]:
-    """The checks, and the reason of the verdict. `must_repeat` requires bit-equal logits in every batch."""
+    """Returns the checks and the reason for the verdict. `must_repeat` requires bit-equal logits in every batch."""
     tolerance, size = TOLERANCES[dtype], figures.logit_size
     checks = (
         Check(
@@ -225,14 +226,14 @@ def _recorded_checks(recorded: RecordedFigures, dtype: Dtype) -> Iterator[Check]
     for side, logits, precision in sides:
         difference, allowed = recorded.largest_difference(logits), recorded.allowed(precision)
         name = f"recorded in {recorded.recorded.dtype.value}, {side}"
-        yield Check(name, difference <= allowed, f"{difference:.2g} off", f"{allowed:.2g}")
+        yield Check(name, difference <= allowed, f"differs by {difference:.2g}", f"{allowed:.2g}")
 
 
 def _likely_cause(figures: LogitFigures, tokens: TokenFigures, checks: Sequence[Check]) -> str:
     by_name = {check.name: check.is_passed for check in checks}
     agrees = by_name["largest difference"] and by_name["mean difference"]
     if tokens.num_different:
-        return "the model sees other tokens; check tokenizer, template and window"
+        return "the model sees different tokens; check tokenizer, template and window"
     if agrees and not by_name["batch invariance"]:
         return "a logit depends on the other pairs in its batch"
     if agrees:
@@ -253,5 +254,5 @@ def _ordered_alike(reference: LogitsByQuery, served: LogitsByQuery) -> float:
 
 
 def _size(logits: ArrayLike) -> float:
-    """Root mean square."""
+    """Root mean square of the logits."""
     return float(np.sqrt(np.mean(np.square(logits))))

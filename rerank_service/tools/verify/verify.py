@@ -1,6 +1,6 @@
 """Runs a model twice, as a plain reference and as served, and compares the results.
 
-The reference run ends before the served model is loaded: two copies, one of them in float32, may not fit in memory.
+The reference is freed before the served model is loaded, since two copies, one in float32, might not fit in memory.
 """
 
 import gc
@@ -25,12 +25,12 @@ from rerank_service.tools.verify.verdict import RecordedFigures, TokenFigures, V
 __all__ = ["ReferenceRun", "compare_served", "run_reference", "verify"]
 
 _LONGEST_SCORED = 1_024
-"""Tokens of the longest pair whose logit is compared; of longer pairs, only the tokens are. A pair of 8,192 tokens
-would take minutes on a CPU, and one matrix of `eager` attention would take 8.6 GB for the 1B's 32 heads."""
+"""Tokens of the longest pair whose logit is compared; for longer pairs, only the tokens are compared. A pair of 8,192
+tokens would take minutes on a CPU, and one matrix of `eager` attention would take 8.6 GB for the 1B's 32 heads."""
 
 _FEW_PARAMETERS = 50_000_000
-"""Number of parameters up to which the reference runs on one thread: more threads would mostly wait for each other. On
-a busy machine, all-MiniLM-L6-v2 took 17 CPU-seconds on two threads and 0.9 on one."""
+"""A reference with fewer parameters runs on one thread, since several threads would mostly wait for each other. On a
+busy machine, all-MiniLM-L6-v2 took 17 CPU-seconds on two threads and 0.9 on one."""
 
 _REQUEST_SIZES = (1, 2, 3)
 """Passages per request when all pairs are scored again in small requests."""
@@ -44,7 +44,7 @@ class Expected(NamedTuple):
     num_cut: int
     """Pairs truncated to the window."""
     logits: tuple[float, ...] | None
-    """Null if a pair is too long to be scored."""
+    """Logits in the order of the passages; null if a pair is too long to be scored."""
 
 
 class ReferenceRun(NamedTuple):
@@ -76,13 +76,13 @@ def verify(
 def run_reference(
     model: ModelConfig, recorded: Sequence[RecordedLogits] = (), on_progress: ReportProgress = no_progress
 ) -> ReferenceRun:
-    """Reference results of the queries in `texts.py`, of the recorded ones, and of two longer than the window."""
+    """Runs the reference on the queries in `texts.py`, those with recorded logits, and two that exceed the window."""
     on_progress("reference", 0, 1)
     folder = resolve_checkpoint(model.checkpoint)
     kind, device = engine_kind(folder, model.engine), resolve_device(model.engine.device)
     reference = load_reference(kind, folder, model, device)
     if num_threads := model.engine.num_threads or (1 if reference.num_parameters < _FEW_PARAMETERS else None):
-        torch.set_num_threads(num_threads)  # the engine sets its own number later
+        torch.set_num_threads(num_threads)  # the served engine sets its own number later
     further = [VerificationQuery(one.query, one.passages) for one in recorded]
     questions = [*VERIFICATION_QUERIES, *further, *over_long_queries(reference.window_tokens)]
     count = _Count("reference", _num_pairs(questions), on_progress)
@@ -133,8 +133,8 @@ def _expect(reference: Reference, question: VerificationQuery, count: "_Count") 
 def _ask_twice(
     served: ServedPath, questions: Sequence[VerificationQuery], on_progress: ReportProgress
 ) -> tuple[dict[VerificationQuery, ServedLogits], list[tuple[float, ...]]]:
-    """Scores everything twice: all queries concurrently, in mixed batches; then in reverse order in small requests,
-    one by one. The logits of the second run are returned in the order of the first.
+    """Scores everything twice: first all queries concurrently, in mixed batches; then small requests one by one, in
+    reverse order. The logits of the second run are returned in the order of the first.
     """
     count = _Count("served", 2 * _num_pairs(questions), on_progress)
     answers = served.answer(questions, True, count.add)
@@ -147,7 +147,7 @@ def _ask_twice(
 
 
 def _small_requests(questions: Sequence[VerificationQuery]) -> Iterator[tuple[int, VerificationQuery]]:
-    """The queries from last to first, with reversed passages, a few passages at a time."""
+    """Yields the queries from last to first, each with its passages in reverse order, a few passages at a time."""
     sizes = cycle(_REQUEST_SIZES)
     for index in reversed(range(len(questions))):
         passages = questions[index].passages[::-1]

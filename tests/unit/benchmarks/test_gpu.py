@@ -1,4 +1,4 @@
-"""The GPU bench, as far as a machine without one can run it."""
+"""The GPU benchmark, as far as a machine without a GPU can run it."""
 
 import json
 import subprocess
@@ -12,8 +12,8 @@ from benchmarks.gpu import flops
 ROOT = Path(__file__).parents[3]
 
 
-def test_it_runs_alone_and_prints_one_table(tmp_path: Path) -> None:
-    """From a checkout, in another folder; Ray is never imported."""
+def test_the_script_runs_without_an_installation_and_prints_a_table(tmp_path: Path) -> None:
+    """It runs from a checkout, in another folder, without importing Ray."""
     code = (
         "import runpy, sys; sys.modules['ray'] = None; "
         f"sys.argv = ['gpu.py', '--device', 'cpu', '--sizes', 'tiny', '--pairs', '4', '--repeats', '1', "
@@ -30,7 +30,7 @@ def test_it_runs_alone_and_prints_one_table(tmp_path: Path) -> None:
 
 
 def test_flops_of_the_published_shapes() -> None:
-    """2 x parameters of the layers a token (973M of the 1B's), and the attention's share on top."""
+    """Twice the layers' parameters per token (973M for the 1B), plus the operations of attention."""
     llama_1b = {
         "hidden_size": 2048,
         "intermediate_size": 8192,

@@ -1,4 +1,4 @@
-"""The study behind `docs/quality.md`: how its sets are made."""
+"""The sets of the study behind `docs/quality.md`."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ from benchmarks.quality_study.variants import SECTIONS, SETS
 CORPUS = [json.dumps({"_id": f"p{number}", "title": "", "text": f"text {number}"}) for number in range(7)]
 
 
-def test_every_passage_is_part_of_one_long_passage() -> None:
+def test_every_passage_is_in_exactly_one_long_passage() -> None:
     joined, places = join_corpus(CORPUS, 3, seed=1)
 
     texts = {row["_id"]: row["text"] for row in map(json.loads, joined)}

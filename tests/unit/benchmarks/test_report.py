@@ -1,4 +1,4 @@
-"""The report rewrites generated sections and nothing else, and the committed pages are up to date."""
+"""The report changes only generated sections, and the committed pages are up to date."""
 
 import json
 import re
@@ -95,13 +95,13 @@ def test_plots_are_reachable_from_a_page_in_a_subfolder(tmp_path: Path) -> None:
     assert "![a plot](../images/plot.svg)" in text
 
 
-def test_every_engine_has_its_row() -> None:
+def test_every_engine_has_a_row() -> None:
     result = json.loads((_RESULTS / "engine-cpu.json").read_text(encoding="utf-8"))
 
     assert engine_table(result).count("\n| ") == 1 + len(result["results"])
 
 
-def test_peers_are_sorted_by_cost_and_unmeasured_ones_come_last() -> None:
+def test_peers_are_sorted_by_cost_with_unmeasured_peers_last() -> None:
     settings = {"num_clients": 16, "num_pairs": 1600, "mean_pair_tokens": 126.0, "num_rounds": 3, "num_threads": 2}
     record = _ORIGIN | {
         "settings": settings | {"logit_range": 0.5},
@@ -120,7 +120,7 @@ def test_peers_are_sorted_by_cost_and_unmeasured_ones_come_last() -> None:
     assert "| broken | x 1 | not measured: did not start: no room |" in versions_table(record)
 
 
-def test_missing_figures_leave_their_cell_empty() -> None:
+def test_missing_figures_leave_empty_cells() -> None:
     probe = {"small_alone_s": 0.1, "small_behind_big_s": 0.1, "big_s": 0.1, "wait_share": None}
 
     table = service_table(_ORIGIN | {"results": {"loads": {"1 client": _LOAD}, **probe}})

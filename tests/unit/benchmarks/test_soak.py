@@ -1,4 +1,4 @@
-"""The criterion of the soak test finds growth, and ignores noise and warm-up."""
+"""The criterion of the soak test detects growth, and ignores noise and warm-up."""
 
 import random
 
@@ -22,10 +22,10 @@ def test_growth_in_the_first_third_is_ignored() -> None:
     assert rise == 0
 
 
-def test_a_leak_of_a_kilobyte_per_request_is_found_in_noise() -> None:
+def test_a_leak_of_a_kilobyte_per_request_is_detected_in_noise() -> None:
     noise = random.Random(0)
     noisy = [400 + noise.gauss(0, 3) for _ in range(60)]
-    leaking = [value + minute * 450 / 1024 for minute, value in enumerate(noisy)]  # 450 requests a minute
+    leaking = [value + minute * 450 / 1024 for minute, value in enumerate(noisy)]  # 450 requests per minute
 
     assert LIMITS["rss_mb"].allows(*reversed(rise_over(_MINUTES, noisy)))
     assert not LIMITS["rss_mb"].allows(*reversed(rise_over(_MINUTES, leaking)))

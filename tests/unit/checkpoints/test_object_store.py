@@ -22,7 +22,7 @@ WEIGHTS = "model.safetensors"
 
 
 class Bucket(MemoryFileSystem):  # type: ignore[misc]
-    """A store in memory whose reads fail on demand."""
+    """An in-memory store whose reads fail on demand."""
 
     protocol = "bucket"
     store: dict[str, Any] = {}  # noqa: RUF012 - a class attribute, as in its parent
@@ -127,7 +127,7 @@ def test_a_change_during_the_fetch_is_refused(
     def on_progress(stage: str, done: int, total: int) -> None:
         upload(bucket, {"vocab.txt": b"late"})
 
-    with pytest.raises(CheckpointError, match="changed while it was fetched"):
+    with pytest.raises(CheckpointError, match="changed during the fetch"):
         pull(URL, progress=on_progress)
     assert not [path for path in (tmp_path / "cache" / "objects").glob("*/*") if path.is_dir()]
 

@@ -69,8 +69,8 @@ def pulled(checkpoints: dict[str, Path], folder: Path, monkeypatch: pytest.Monke
     ("name", "damage", "message"),
     [
         ("model.safetensors", lambda content: content[:-1000], "model.safetensors has .* bytes instead of"),
-        ("model.safetensors", lambda content: content[:-1000] + bytes(1000), "model.safetensors has other content"),
-        ("tokenizer.json", lambda content: content.replace(b"the", b"teh", 1), "tokenizer.json has other content"),
+        ("model.safetensors", lambda content: content[:-1000] + bytes(1000), "model.safetensors has different content"),
+        ("tokenizer.json", lambda content: content.replace(b"the", b"teh", 1), "tokenizer.json has different content"),
         ("config.json", lambda _: None, "config.json cannot be read"),
     ],
 )

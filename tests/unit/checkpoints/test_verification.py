@@ -1,4 +1,4 @@
-"""The full digests of a file, and what the quick digest detects."""
+"""The full digests of a file, and the faults that the quick digest detects."""
 
 import hashlib
 from pathlib import Path
@@ -41,7 +41,7 @@ def test_all_bytes_are_read_and_progress_is_reported(large: Path) -> None:
 
 
 @pytest.mark.parametrize("start", [0, 1, 10_000_018, 5_000_000, 9_900_000])
-def test_the_quick_digest_detects_a_hole_of_a_64th_anywhere(large: Path, start: int) -> None:
+def test_the_quick_digest_detects_a_gap_of_a_64th_anywhere(large: Path, start: int) -> None:
     hole = bytes(min(10_000_019 // 63 + 1, 10_000_019 - start))
     assert quick_digest(changed(large, start, hole)) != quick_digest(large)
 

@@ -1,4 +1,4 @@
-"""Both clients against the real application over HTTP, and against a scripted server."""
+"""Tests both clients over HTTP, against the real application and against a scripted server."""
 
 import asyncio
 import dataclasses
@@ -58,7 +58,7 @@ def _rank_async(url: str, *arguments: Any, settings: dict[str, Any] | None = Non
 
 @pytest.fixture(params=[_rank, _rank_async], ids=["Client", "AsyncClient"])
 def rank(request: pytest.FixtureRequest) -> Rank:
-    """One call of `rank` by a client made for it, of either kind."""
+    """Calls `rank` once with a new client, synchronous or asynchronous."""
     ranked: Rank = request.param
     return ranked
 
@@ -78,7 +78,7 @@ def url(checkpoints: dict[str, Path], replica: LocalReplica) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def logits(checkpoints: dict[str, Path]) -> Callable[[list[str]], list[float]]:
-    """Logits of passages for the query `q`, each pair scored alone."""
+    """Logits of passages for the query `q`, with each pair scored alone."""
     engine = load_engine(local_model(checkpoints["llama_bidirec"], window_tokens=64))
 
     def scored(passages: list[str]) -> list[float]:
@@ -87,7 +87,9 @@ def logits(checkpoints: dict[str, Path]) -> Callable[[list[str]], list[float]]:
     return scored
 
 
-def test_passages_come_back_with_their_logits(rank: Rank, url: str, logits: Callable[[list[str]], list[float]]) -> None:
+def test_the_ranking_has_every_passage_with_its_logit(
+    rank: Rank, url: str, logits: Callable[[list[str]], list[float]]
+) -> None:
     passages = NASTY_PASSAGES[:8]
 
     ranked = rank(url, "q", passages)
@@ -100,10 +102,10 @@ def test_passages_come_back_with_their_logits(rank: Rank, url: str, logits: Call
     assert set(ranked.timings_ms) == {"parse", "tokenise", "queue", "forward", "total"}
 
 
-def test_many_passages_are_several_requests_and_one_ranking(
+def test_passages_of_several_requests_are_ranked_together(
     rank: Rank, url: str, logits: Callable[[list[str]], list[float]]
 ) -> None:
-    passages = [f"passage {number % 21} of many" for number in range(43)]  # some come twice: equal logits
+    passages = [f"passage {number % 21} of many" for number in range(43)]  # repeated passages have equal logits
 
     ranked = rank(url, "q", passages, settings={"max_passages": 8, "max_concurrent_requests": 3})
 
@@ -124,7 +126,7 @@ def test_truncated_and_unscored_passages_are_counted_over_all_requests(rank: Ran
     ]
     with scripted(*script) as server:
         ranked = rank(server.url, "q", ["a", "b"], settings={"max_passages": 1}, top_n=1)
-    with scripted() as server:  # that knows no such headers
+    with scripted() as server:  # sends no such headers
         untold = rank(server.url, "q", ["a"])
 
     assert (ranked.num_truncated, ranked.num_unscored) == (5, 1)
@@ -205,7 +207,7 @@ def test_a_refusal_without_retry_after_is_retried(rank: Rank) -> None:
         assert len(rank(server.url, "q", PASSAGES)) == 3
 
 
-def test_no_wait_goes_past_the_deadline(rank: Rank) -> None:
+def test_no_retry_waits_beyond_the_deadline(rank: Rank) -> None:
     with scripted(error(503, "come back later", **{"Retry-After": "3600"})) as server:
         with pytest.raises(ServiceUnavailableError, match="come back later") as caught:
             rank(server.url, "q", PASSAGES)
@@ -259,22 +261,22 @@ def test_a_refused_connection_raises_connection_failed(rank: Rank) -> None:
     assert isinstance(caught.value.__cause__, httpx.ConnectError)
 
 
-def test_a_call_ends_at_its_own_deadline(rank: Rank) -> None:
+def test_a_call_ends_at_its_timeout(rank: Rank) -> None:
     with scripted(HANG) as server:
         with pytest.raises(DeadlineExceededError, match=r"no answer within 0\.2 s") as caught:
             rank(server.url, "q", PASSAGES, settings={"timeout_s": 0.2})
-        assert len(server.seen) <= 1  # none, if this machine is so busy that the time is over before
+        assert len(server.seen) <= 1  # 0 if the machine is so busy that the time is up first
     assert caught.value.status is None
 
 
-def test_requests_carry_the_time_left(rank: Rank) -> None:
+def test_requests_contain_the_remaining_time(rank: Rank) -> None:
     with scripted(error(503, "soon", **{"Retry-After": "0"})) as server:
         rank(server.url, "q", PASSAGES, settings={"timeout_s": 30})
     first, second = (float(request.headers["x-request-timeout-seconds"]) for request in server.seen)
     assert 0 < second < first <= 30
 
 
-def test_all_requests_of_a_call_have_one_id(rank: Rank) -> None:
+def test_all_requests_of_a_call_have_the_same_id(rank: Rank) -> None:
     with scripted() as server:
         ranked = rank(server.url, "q", PASSAGES, settings={"max_passages": 1})
         again = rank(server.url, "q", PASSAGES)
@@ -282,13 +284,13 @@ def test_all_requests_of_a_call_have_one_id(rank: Rank) -> None:
     assert ranked.request_id != again.request_id
 
 
-def test_one_failed_part_fails_the_call(rank: Rank) -> None:
+def test_one_failed_request_fails_the_call(rank: Rank) -> None:
     with scripted(error(400, "no")) as server, pytest.raises(InvalidRequestError, match="no"):
         rank(server.url, "q", PASSAGES, settings={"max_passages": 1, "max_concurrent_requests": 1})
     assert len(server.seen) < 3
 
 
-def test_usage_is_summed_and_timings_are_the_slowest_parts(rank: Rank) -> None:
+def test_usage_is_summed_and_timings_are_maxima(rank: Rank) -> None:
     timings = ("queue;dur=1.5, total;dur=20", "cache;desc=hit, total;dur=7.25", "nonsense")
     with scripted(*(ranking([1.0], **{"Server-Timing": timing}) for timing in timings)) as server:
         ranked = rank(server.url, "q", PASSAGES, settings={"max_passages": 1})
@@ -320,13 +322,13 @@ def test_the_html_page_of_a_proxy_is_not_in_the_error(rank: Rank) -> None:
 
 
 @pytest.mark.parametrize("detail", [None, "text", [None, {"loc": None}, {"loc": ["body", "passages"], "msg": "m"}]])
-def test_a_foreign_error_body_is_an_error_too(rank: Rank, detail: Any) -> None:
+def test_an_error_in_another_format_keeps_its_message(rank: Rank, detail: Any) -> None:
     body = {"message": "not like this", "detail": detail}
     with scripted(Reply(422, body)) as server, pytest.raises(InvalidRequestError, match="not like this"):
         rank(server.url, "q", PASSAGES)
 
 
-def test_the_request_as_sent(rank: Rank) -> None:
+def test_the_request_has_all_fields_and_headers(rank: Rank) -> None:
     with scripted() as server:
         rank(f"{server.url}/prefix/v1/", "où?", ["là", "東京"], settings={"model": "m", "api_key": "k"})
     (request,) = server.seen
@@ -387,21 +389,21 @@ async def test_cancelling_a_call_cancels_its_requests() -> None:
 @pytest.mark.parametrize(
     ("settings", "options", "message"),
     [
-        ({"base_url": "not a url"}, {}, "is not like"),
+        ({"base_url": "not a url"}, {}, "must be an http or https URL"),
         ({"base_url": "http://host:port"}, {}, "is not a URL"),
-        ({"max_passages": 0}, {}, "start at 1"),
+        ({"max_passages": 0}, {}, "must be at least 1"),
         ({"timeout_s": 0}, {}, "above 0"),
-        ({}, {"top_n": 0}, "top_n starts at 1"),
+        ({}, {"top_n": 0}, "top_n must be at least 1"),
     ],
 )
-def test_wrong_arguments_are_refused_before_anything_is_sent(
+def test_invalid_arguments_are_rejected_before_a_request_is_sent(
     settings: dict[str, Any], options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message), Client(**settings) as client:
         client.rank("q", PASSAGES, **options)
 
 
-def test_a_single_string_is_refused() -> None:
+def test_a_single_string_is_rejected() -> None:
     with Client() as client, pytest.raises(TypeError, match="single string"):
         client.rank("q", "a passage")
 
@@ -423,7 +425,7 @@ def test_errors_survive_pickling() -> None:
         assert (type(copy), vars(copy), str(copy)) == (type(failure), vars(failure), str(failure))
 
 
-def test_no_time_is_left_after_the_deadline() -> None:
+def test_no_time_remains_after_the_deadline() -> None:
     assert Deadline(-1).left_s() == 0
 
 

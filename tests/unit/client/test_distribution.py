@@ -1,4 +1,4 @@
-"""The client as a distribution of its own: its files, its requirements, its version."""
+"""The client as a separate distribution: its files, requirements and version."""
 
 import os
 import shutil
@@ -20,7 +20,7 @@ FOLDER = ROOT / "rerank_service" / "client"
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built as `make client` does, from a copy: setuptools leaves folders beside the sources."""
+    """Builds the wheel as `make client` does, but from a copy, since setuptools leaves folders next to the sources."""
     folder = tmp_path_factory.mktemp("client")
     source = shutil.copytree(FOLDER, folder / "source", ignore=shutil.ignore_patterns("__pycache__"))
     build = "from setuptools.build_meta import build_wheel; build_wheel('..')"
@@ -30,7 +30,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def imported(wheel: Path, code: str) -> list[str]:
-    """Words printed by code that can import the wheel but not the repository."""
+    """Words printed by `code`, which can import the wheel but not the repository."""
     environment = os.environ | {"PYTHONPATH": str(wheel)}
     command = [sys.executable, "-W", "error", "-c", f"import sys, rerank_service_client as client; {code}"]
     return subprocess.run(
@@ -62,14 +62,14 @@ def test_both_packages_have_the_same_names_and_neither_imports_the_other(wheel: 
     assert "rerank_service" not in imported(wheel, "print(*sys.modules)")
 
 
-def test_importing_it_loads_nothing_heavy() -> None:
+def test_importing_the_client_loads_no_heavy_module() -> None:
     code = "import sys, rerank_service.client; print(*{name.partition('.')[0] for name in sys.modules})"
     loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
     assert "httpx" in loaded
     assert not {"ray", "torch", "transformers", "fastapi", "starlette", "pydantic", "numpy", "yaml"} & set(loaded)
 
 
-def test_the_requirements_are_also_the_services() -> None:
+def test_the_service_has_the_same_requirements() -> None:
     own, service = (
         tomllib.loads(path.read_text())["project"]["dependencies"]
         for path in (FOLDER / "pyproject.toml", ROOT / "pyproject.toml")

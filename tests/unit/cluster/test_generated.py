@@ -1,4 +1,4 @@
-"""The generated texts in `cluster/` are up to date and can be served."""
+"""The generated texts in `cluster/` are up to date, and are valid Serve configurations."""
 
 import importlib.util
 from pathlib import Path

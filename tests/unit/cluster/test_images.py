@@ -1,4 +1,4 @@
-"""The Dockerfile, the scripts and the compose file: linted, consistent, and with no unneeded files in the image."""
+"""The Dockerfile, scripts and compose file pass their linters and are consistent; the image has no unneeded files."""
 
 import fnmatch
 import json
@@ -24,7 +24,7 @@ SCRIPTS = [path.relative_to(ROOT).as_posix() for path in sorted(CLUSTER.rglob("*
 def program(name: str) -> str:
     """Path of a program in the test environment."""
     path = shutil.which(name, path=str(Path(sys.executable).parent))
-    assert path is not None, f"{name} is missing: install the extra dev"
+    assert path is not None, f"{name} is missing: install the extra `dev`"
     return path
 
 
@@ -60,10 +60,10 @@ def test_the_image_runs_without_root_and_stops_cleanly() -> None:
     assert instructions("USER")[-1] == "1000:1000"
     assert instructions("STOPSIGNAL") == ["SIGINT"]
     assert json.loads(instructions("CMD")[-1])[0] == "rerank-service"
-    assert not instructions("ENTRYPOINT")  # KubeRay and `ray up` start a shell of their own
+    assert not instructions("ENTRYPOINT")  # KubeRay and `ray up` start their own shell
 
 
-def test_dockerignore_admits_exactly_the_copied_files() -> None:
+def test_dockerignore_allows_exactly_the_copied_files() -> None:
     allowed = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
     copied = [word for line in instructions("COPY") if "--from" not in line for word in line.split()[:-1]]
     copied = [word.removeprefix("./") for word in copied if not word.startswith("--")]
@@ -78,7 +78,7 @@ def test_no_weights_are_copied_into_the_image() -> None:
     assert weights == []
 
 
-def test_compose_publishes_on_loopback_unless_told_otherwise() -> None:
+def test_compose_publishes_on_loopback_by_default() -> None:
     services = compose()["services"]
     published = [port for service in services.values() for port in service.get("ports", [])]
     assert set(published) == {"${PUBLISH:-127.0.0.1}:${PORT:-8000}:8000"}

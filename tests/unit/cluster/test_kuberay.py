@@ -1,4 +1,4 @@
-"""The KubeRay manifests as kustomize builds them: valid and consistent with the code."""
+"""The KubeRay manifests built by kustomize are valid and consistent with the code."""
 
 import copy
 from importlib.metadata import version
@@ -57,7 +57,7 @@ def test_every_resource_is_valid(folder: str) -> None:
     assert {name: lines for name, lines in found.items() if lines} == {}
 
 
-def test_a_mistake_would_be_found(folder: str) -> None:
+def test_mistakes_are_detected(folder: str) -> None:
     (service,) = copy.deepcopy(resources(folder, "RayService"))
     worker = service["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]
     worker["maxReplica"] = worker.pop("maxReplicas")
@@ -79,7 +79,7 @@ def test_rays_autoscaler_reads_the_cluster(folder: str) -> None:
         assert derived["available_node_types"][group["groupName"]]["resources"]["CPU"] == int(group["resources"]["CPU"])
 
 
-def test_each_model_fits_on_one_group_and_no_other(folder: str) -> None:
+def test_each_model_fits_on_exactly_one_group(folder: str) -> None:
     workers = cluster(folder)["workerGroupSpecs"]
     for model in settings(folder).models:
         wanted = {"CPU": model.replica.num_cpus, "GPU": model.replica.num_gpus} | dict(model.replica.resources)
@@ -93,7 +93,7 @@ def test_each_model_fits_on_one_group_and_no_other(folder: str) -> None:
         assert fitting[0]["maxReplicas"] >= (model.autoscaling.max_replicas if model.replica.num_gpus else 1)
 
 
-def test_kubernetes_gives_what_ray_counts(folder: str) -> None:
+def test_pods_request_the_resources_that_ray_counts(folder: str) -> None:
     for group in cluster(folder)["workerGroupSpecs"]:
         requests = container(group)["resources"]["requests"]
         assert requests["cpu"] == group["resources"]["CPU"]
@@ -116,7 +116,7 @@ def test_pods_have_time_to_drain(folder: str) -> None:
     for group in cluster(folder)["workerGroupSpecs"]:
         command = container(group)["lifecycle"]["preStop"]["exec"]["command"][-1]
         deadline_s = float(command.partition("--deadline-s ")[2].split()[0])
-        # Serve stops a replica this long before the deadline, whether there is another in its place or not.
+        # Serve stops a replica this long before the deadline, even if it has no replacement.
         assert deadline_s >= 2 * longest_s
         grace_s = group["template"]["spec"]["terminationGracePeriodSeconds"]
         assert deadline_s + ray_constants.RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S < grace_s
@@ -132,7 +132,7 @@ def test_pods_run_without_privileges(folder: str) -> None:
         }
 
 
-def test_versions_are_those_of_this_code(folder: str) -> None:
+def test_versions_equal_those_of_this_code(folder: str) -> None:
     assert cluster(folder)["rayVersion"] == version("ray")
     for group in groups(folder):
         assert container(group)["image"].split(":")[1].startswith(f"{__version__}-")
@@ -156,6 +156,6 @@ def test_api_keys_are_required_and_mounted(folder: str) -> None:
         assert Path(mount["mountPath"]) == path.parent
 
 
-def test_no_secret_is_in_a_file(folder: str) -> None:
+def test_no_file_contains_a_secret(folder: str) -> None:
     assert not resources(folder, "Secret")
     assert "kind: Secret" not in yaml.safe_dump_all(built(KUBERAY / folder))

@@ -1,4 +1,4 @@
-"""The dashboard and the rules use existing metrics; promtool runs the rules' own tests."""
+"""The dashboard and the alert rules use existing metrics; promtool runs the tests of the rules."""
 
 import importlib.util
 import json
@@ -28,7 +28,7 @@ SERIES = {
 
 @pytest.fixture(scope="module")
 def dashboard() -> ModuleType:
-    """The script, imported by path since `cluster` is not a package."""
+    """The dashboard's script, imported by path because `cluster` is not a package."""
     spec = importlib.util.spec_from_file_location("dashboard", FOLDER / "dashboard.py")
     assert spec is not None
     assert spec.loader is not None
@@ -42,7 +42,7 @@ def test_the_dashboard_equals_the_output_of_its_script(dashboard: ModuleType) ->
     assert json.loads((FOLDER / "grafana-dashboard.json").read_text()) == dashboard.dashboard()
 
 
-def test_the_dashboard_shows_every_metric_and_no_other(dashboard: ModuleType) -> None:
+def test_the_dashboard_shows_exactly_the_existing_metrics(dashboard: ModuleType) -> None:
     queries = [dashboard.query(text, "rerank", "5m") for panel in dashboard.PANELS for text in panel.queries.values()]
     used = {name for text in queries for name in re.findall(r"rerank_\w+", text)}
     assert used <= SERIES
@@ -71,7 +71,7 @@ def test_every_alert_is_in_the_runbook() -> None:
     [["check", "rules", "rules.yaml"], ["test", "rules", "rules.test.yaml"], ["check", "config", "prometheus.yaml"]],
     ids=lambda arguments: " ".join(arguments[:2]),
 )
-def test_promtool_agrees(arguments: list[str]) -> None:
+def test_promtool_accepts_the_rules(arguments: list[str]) -> None:
     done = subprocess.run(["promtool", *arguments], cwd=FOLDER, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 

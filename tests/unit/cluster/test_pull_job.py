@@ -1,4 +1,4 @@
-"""The job that fills the models' volume: valid, and consistent with the service's configuration."""
+"""The job that fills the models' volume is valid and consistent with the service's configuration."""
 
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,13 @@ def job() -> dict[str, Any]:
     return resource
 
 
-def test_the_job_is_valid_and_a_mistake_would_be_found(job: dict[str, Any]) -> None:
+def test_the_job_is_valid_and_a_mistake_is_detected(job: dict[str, Any]) -> None:
     assert problems(job) == []
     job["spec"]["template"]["spec"]["containers"][0]["comand"] = []
     assert any("comand" in problem for problem in problems(job))
 
 
-def test_it_fetches_a_known_model_to_where_the_service_reads_it(job: dict[str, Any]) -> None:
+def test_the_job_writes_a_known_model_to_the_folder_that_the_service_reads(job: dict[str, Any]) -> None:
     pod = job["spec"]["template"]["spec"]
     program, command, name, option, folder = pod["containers"][0]["command"]
     service = yaml.safe_load((KUBERAY / "base" / "rayservice.yaml").read_text())

@@ -1,4 +1,4 @@
-"""The cluster files for `ray up`: valid by Ray's schema and consistent with the Serve configuration."""
+"""The cluster files for `ray up` are valid by Ray's schema and consistent with the Serve configuration."""
 
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,11 @@ def read(name: str) -> dict[str, Any]:
     return document
 
 
-def test_ray_accepts_it(name: str) -> None:
+def test_ray_accepts_the_file(name: str) -> None:
     validate_config(prepare_config(read(name)))
 
 
-def test_a_mistake_would_be_found(name: str) -> None:
+def test_a_mistake_is_detected(name: str) -> None:
     with pytest.raises(Exception, match="head_node_types"):
         validate_config(prepare_config(read(name) | {"head_node_types": "head"}))
 
@@ -42,7 +42,7 @@ def test_each_model_fits_on_one_node_type(name: str) -> None:
         assert fitting[0]["max_workers"] >= model.autoscaling.max_replicas
 
 
-def test_every_node_gets_the_environment_before_ray_starts(name: str) -> None:
+def test_every_node_sets_the_environment_before_ray_starts(name: str) -> None:
     document = read(name)
     for role in ("head", "worker"):
         (command,) = [line for line in document[f"{role}_start_ray_commands"] if "ray start" in line]
@@ -56,5 +56,5 @@ def test_api_keys_are_required_and_mounted(name: str) -> None:
     assert str(path) in read(name)["file_mounts"]
 
 
-def test_the_image_is_of_this_version(name: str) -> None:
+def test_the_image_has_this_version(name: str) -> None:
     assert read(name)["docker"]["image"].endswith(f"rerank-service:{__version__}-cuda")

@@ -95,7 +95,7 @@ def apart(name: str, model: dict[str, Any]) -> dict[str, Any]:
     return {"name": name, "import_path": "rerank_service.app:build_model", "args": model}
 
 
-def test_a_model_may_have_an_application_of_its_own(tmp_path: Path) -> None:
+def test_a_model_may_have_its_own_application(tmp_path: Path) -> None:
     path = serve_file(tmp_path, apart("a", MODEL), ingress(MODEL | {"application": "a"}, MODEL | {"id": "b"}))
 
     assert [model.application for model in load_config(path).models] == ["a", None]

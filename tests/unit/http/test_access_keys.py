@@ -1,4 +1,4 @@
-"""Accepted keys, the file of hashes, and the caller of a request."""
+"""Accepted keys, the file of key hashes, and the caller of a request."""
 
 import hashlib
 import os
@@ -33,7 +33,7 @@ def test_without_keys_callers_are_addresses() -> None:
     assert keys.authenticate("Bearer one", "1.1.1.1") == keys.authenticate("Bearer two", "1.1.1.1")
 
 
-def test_callers_are_keys_and_keys_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_callers_are_digests_of_keys_and_keys_are_not_stored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RERANK_SERVICE_API_KEYS", "one,two")
     keys = ApiKeys(AuthConfig())
     one = keys.authenticate("Bearer one", "1.1.1.1")
@@ -41,7 +41,7 @@ def test_callers_are_keys_and_keys_are_not_kept(monkeypatch: pytest.MonkeyPatch)
     assert "one" not in one
 
 
-def test_keys_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keys_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RERANK_SERVICE_API_KEYS", "nvapi-one, nvapi-two,,")
     keys = ApiKeys(AuthConfig())
 
@@ -71,7 +71,7 @@ def test_a_changed_file_of_hashes_is_read_again(tmp_path: Path) -> None:
         keys.authenticate("Bearer old")
 
 
-def test_the_last_keys_stay_in_force_while_the_file_is_malformed_or_missing(tmp_path: Path) -> None:
+def test_the_previous_keys_stay_valid_while_the_file_is_malformed_or_missing(tmp_path: Path) -> None:
     path = tmp_path / "keys"
     path.write_text(digest("key"))
     keys = ApiKeys(AuthConfig(key_hashes_file=path))

@@ -1,4 +1,4 @@
-"""Requests and passages per minute: callers, headers, shared storage, and a storage that fails."""
+"""Limits of requests and passages per minute: callers, headers, shared storage, and failing storage."""
 
 import asyncio
 import socket
@@ -53,7 +53,7 @@ async def test_requests_pass_while_the_storage_fails(caplog: pytest.LogCaptureFi
 
 @pytest.fixture
 def redis_url(tmp_path: Path) -> Iterator[str]:
-    """A real Redis."""
+    """URL of a real Redis."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -1,4 +1,4 @@
-"""Routes, bodies and errors, over the real ranker and engine in this process."""
+"""Routes, bodies and errors, with the real ranker and engine in this process."""
 
 import asyncio
 import json
@@ -116,7 +116,7 @@ async def test_bad_bodies_have_an_exact_envelope(
     }
 
 
-async def test_many_problems_are_summed_up(client: httpx.AsyncClient) -> None:
+async def test_many_problems_are_summarised(client: httpx.AsyncClient) -> None:
     answer = (await client.post("/v1/ranking", json=BODY | {"passages": [5] * 100})).json()
 
     assert len(answer["detail"]) == 11
@@ -192,7 +192,7 @@ async def test_repeated_passages_share_a_logit_and_count_each_time(client: httpx
     assert copies["usage"]["total_tokens"] == 4 * single["usage"]["total_tokens"]
 
 
-async def test_a_client_that_disconnects_is_counted_as_499_and_not_as_500(models: list[ModelConfig]) -> None:
+async def test_a_client_that_disconnects_is_counted_as_499_not_as_500(models: list[ModelConfig]) -> None:
     stuck = Stuck()
     async with client_of(local_api(models, {model.id: stuck for model in models})) as client:
         request = asyncio.ensure_future(client.post("/v1/ranking", json=BODY))
@@ -239,7 +239,7 @@ async def test_truncate_none_names_the_passage_and_the_window(client: httpx.Asyn
     ("path", "model", "loc"),
     [("/v1/ranking", "nope", ["body", "model"]), ("/v1/retrieval/nvidia/nope/reranking", None, ["path", "slug"])],
 )
-async def test_an_unknown_model_lists_what_is_served(
+async def test_the_error_for_an_unknown_model_lists_the_served_models(
     client: httpx.AsyncClient, path: str, model: str | None, loc: list[str]
 ) -> None:
     response = await client.post(path, json=BODY | {"model": model})
@@ -254,7 +254,7 @@ async def test_an_unknown_model_lists_what_is_served(
     }
 
 
-async def test_routes_that_do_not_exist(client: httpx.AsyncClient) -> None:
+async def test_wrong_routes_and_methods_get_the_error_envelope(client: httpx.AsyncClient) -> None:
     missing, wrong = await client.get("/v1/rank"), await client.get("/v1/ranking")
 
     assert missing.status_code == 404
@@ -306,7 +306,7 @@ async def test_keys_guard_ranking_and_models(models: list[ModelConfig], monkeypa
 
 
 class _Broken:
-    """A replica that fails with the error it is given, or hangs without one."""
+    """A replica that fails with a given error, or hangs if there is none."""
 
     def __init__(self, fail: Callable[[], BaseException | None]) -> None:
         self._fail = fail
@@ -415,7 +415,7 @@ async def test_metadata_shows_the_precision_once_a_replica_has_reported_it(model
     body = BODY | {"passages": [{"text": "one"}]}
     async with client_of(local_api(models, replicas)) as client:
         before = (await client.get("/v1/metadata")).json()
-        while not heard:  # until readiness sends its test pair
+        while not heard:  # waits until readiness sends its test pair
             await asyncio.sleep(0.01)
         for _ in range(2):
             await client.post("/v1/ranking", json=body)
@@ -477,7 +477,7 @@ async def test_each_request_logs_one_line_of_sizes_and_times(
 
 
 @pytest.mark.parametrize(("share", "num_lines"), [(0.0, 1), (1.0, 3)])
-async def test_log_lines_of_answers_are_sampled_and_those_of_errors_are_not(
+async def test_successes_are_logged_by_sample_and_errors_always(
     models: list[ModelConfig], share: float, num_lines: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     replicas = {model.id: LocalReplica(model) for model in models}
@@ -497,8 +497,8 @@ async def test_the_documentation_page_needs_no_other_host(client: httpx.AsyncCli
 LONG = " ".join(f"Sentence {number} is about nothing." for number in range(30))
 
 
-async def test_passages_without_room_beside_the_query_are_counted(client: httpx.AsyncClient) -> None:
-    """The query fills the window of 64 tokens, so nothing of a passage is scored. An empty passage loses nothing."""
+async def test_passages_without_room_next_to_the_query_are_counted(client: httpx.AsyncClient) -> None:
+    """The query fills the window of 64 tokens, so no token of a passage is scored. An empty passage does not count."""
     passages = [{"text": "short"}, {"text": ""}, {"text": "short"}]
     response = await client.post("/v1/ranking", json={"query": {"text": "word " * 200}, "passages": passages})
     long = await client.post("/v1/ranking", json=BODY | {"passages": [{"text": LONG}]})
@@ -514,7 +514,7 @@ async def test_passages_without_room_beside_the_query_are_counted(client: httpx.
 
 
 async def test_windows_are_used_only_on_request(client: httpx.AsyncClient) -> None:
-    """Text beyond the model's window of 64 tokens changes a logit only in windows."""
+    """Text beyond the model's window of 64 tokens only changes a logit if windows are used."""
     body = BODY | {"passages": [{"text": "short"}, {"text": LONG + " one end"}, {"text": LONG + " another end"}]}
     cut = (await client.post("/v1/ranking", json=body)).json()
     none = (await client.post("/v1/ranking", json=body | {"passage_windows": None})).json()
@@ -564,7 +564,7 @@ async def test_invalid_window_options_are_named(
     assert message in problem["msg"]
 
 
-async def test_a_client_can_shorten_the_time_limit_and_not_lengthen_it(models: list[ModelConfig]) -> None:
+async def test_a_client_can_shorten_the_time_limit_but_not_lengthen_it(models: list[ModelConfig]) -> None:
     stuck = Stuck()
     replicas = dict.fromkeys([model.id for model in models], stuck)
     async with client_of(local_api(models, replicas, limits={"request_timeout_s": 0.2})) as c:
@@ -575,7 +575,7 @@ async def test_a_client_can_shorten_the_time_limit_and_not_lengthen_it(models: l
     assert shortened.status_code == lengthened.status_code == 504
     assert "within 0.05 s" in shortened.json()["message"]
     assert "within 0.2 s" in lengthened.json()["message"]
-    asked = [shard.timeout_s for shard in stuck.shards if shard.query == "a query"]  # without those of readiness
+    asked = [shard.timeout_s for shard in stuck.shards if shard.query == "a query"]  # without readiness's own requests
     assert 0 < asked[0] <= 0.05 < asked[1] <= 0.2
     assert wrong.status_code == 400
     assert wrong.json()["detail"][0]["loc"] == ["header", "x-request-timeout-seconds"]

@@ -1,4 +1,5 @@
-"""When an ingress calls itself ready, over the real ranker and router in virtual time. The replicas are stand-ins."""
+"""When an ingress reports that it is ready, with the real ranker and router in virtual time. The replicas are
+stand-ins."""
 
 import asyncio
 import selectors
@@ -32,7 +33,7 @@ REACHABLE = {
 
 
 class _JumpingSelector(selectors.SelectSelector):
-    """Never waits: it moves its clock by the time it would have waited."""
+    """Never waits, but advances its clock by the time it would have waited."""
 
     now_s = 1000.0
 
@@ -70,7 +71,7 @@ Scenario = Callable[[httpx.AsyncClient, dict[str, Handle]], Coroutine[Any, Any, 
 
 
 def play(scenario: Scenario, **settings: Any) -> dict[str, Handle]:
-    """Runs a scenario against an ingress with two models, or with `models`."""
+    """Runs a scenario against an ingress with `models`, by default two."""
     models = settings.pop("models", [{"id": name} for name in MODELS])
     checkpoint = {"checkpoint": {"source": "/somewhere"}}
     config = RerankConfig.model_validate({"models": [checkpoint | model for model in models], **settings})
@@ -154,12 +155,12 @@ def test_only_idle_models_are_probed_every_three_seconds() -> None:
     handles = play(scenario)
 
     assert counts[0] == 1  # its test pair
-    assert 17 <= counts[1] <= 21  # one every three seconds
-    assert sum(map(len, (handle.shards for handle in handles.values()))) == 60 + sum(counts)  # and none afterwards
+    assert 17 <= counts[1] <= 21  # one probe every three seconds
+    assert sum(map(len, (handle.shards for handle in handles.values()))) == 60 + sum(counts)  # no probes afterwards
 
 
 def test_a_probe_gives_the_replica_less_time_than_itself() -> None:
-    """So a busy replica refuses the pair in time, and a refusal is an answer."""
+    """A busy replica then refuses the pair in time, and a refusal is an answer."""
 
     async def scenario(client: httpx.AsyncClient, handles: dict[str, Handle]) -> None:
         await asyncio.sleep(4.0)
@@ -170,7 +171,7 @@ def test_a_probe_gives_the_replica_less_time_than_itself() -> None:
 
 
 def test_reports_that_come_with_a_probe_are_counted() -> None:
-    """A replica reports each batch once, with its next answer."""
+    """A replica reports each batch only once, with its next answer."""
     report = ReplicaReport("host:1", ((100, 0.5),), 2.0, 0, 0, 0, 50.0, 0, None, "int8")
 
     async def scenario(client: httpx.AsyncClient, handles: dict[str, Handle]) -> None:
@@ -225,7 +226,7 @@ def test_a_pool_is_probed_with_the_model_that_answered_last_and_may_take_long_to
         assert [len(handles[name].shards) for name in MODELS] == [
             1,
             4,
-        ]  # `a`: the test pair; `b`: the request, then probes
+        ]  # `a` received the test pair; `b` received the request and then probes
         handles["b"].outcome = None
         await asyncio.sleep(30.0)
         assert await ready(client) == READY

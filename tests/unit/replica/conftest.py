@@ -1,4 +1,4 @@
-"""What Serve provides around a replica."""
+"""The Serve context of a replica."""
 
 import asyncio
 import gc

@@ -1,4 +1,4 @@
-"""Calls that arrive together, through Serve's own `@serve.batch`."""
+"""Collecting calls that arrive together, with Serve's own `@serve.batch`."""
 
 import asyncio
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.usefixtures("serve_context")
 
 
 class Tokeniser:
-    """Records which shards arrived together. Results name their tokeniser and shard."""
+    """Records which shards arrived together. Each result names its tokeniser and shard."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -41,8 +41,8 @@ async def test_calls_that_arrive_together_are_tokenised_together() -> None:
     assert tokeniser.jobs == [["1", "2", "3"]]
 
 
-async def test_calls_of_two_models_are_tokenised_apart() -> None:
-    """As in a pool: each model has its own tokenizer, and another model's tokens would give a wrong logit."""
+async def test_calls_of_two_models_are_tokenised_separately() -> None:
+    """In a pool, each model has its own tokenizer, and another model's tokens would give a wrong logit."""
     one, other = Tokeniser("one"), Tokeniser("other")
     first, second = Collector(), Collector()
 
@@ -60,7 +60,7 @@ async def test_a_reloaded_model_tokenises_its_own_calls() -> None:
     assert answers == [["before 1"], ["after 2"], ["before 3"]]
 
 
-async def test_each_model_has_its_own_knobs() -> None:
+async def test_each_model_has_its_own_settings() -> None:
     first, second, tokeniser = Collector(), Collector(), Tokeniser("a")
     first.configure(BatchingConfig(collect_max_calls=1))
     second.configure(BatchingConfig(collect_max_calls=8))

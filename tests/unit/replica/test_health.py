@@ -25,7 +25,7 @@ def pair(value: int) -> EncodedPair:
 
 
 class Device(TorchEngine[EncodedPair]):
-    """Scores a pair by its first token. A test chooses what goes wrong."""
+    """Scores a pair by its first token. A test chooses the failure."""
 
     def __init__(self) -> None:
         super().__init__(torch.device("cpu"))
@@ -66,7 +66,7 @@ async def scheduler(device: Device) -> AsyncIterator[Scheduler[EncodedPair]]:
 
 
 async def until_unhealthy(scheduler: Scheduler[EncodedPair]) -> EngineFailed:
-    """Checks as Serve does; if the scheduler stays healthy, the timeout of the test ends it."""
+    """Repeats the health check as Serve does. If the scheduler stays healthy, the test's timeout ends the loop."""
     while True:
         try:
             scheduler.check()
@@ -113,7 +113,7 @@ def test_errors_that_a_device_survives(error: Exception) -> None:
     assert not is_final(error)
 
 
-async def test_a_lost_device_fails_all_requests_at_once_and_gets_no_more_work(
+async def test_a_lost_device_fails_all_requests_at_once_and_receives_no_more_work(
     scheduler: Scheduler[EncodedPair], device: Device
 ) -> None:
     await scheduler.submit("first", [pair(1)])
@@ -138,7 +138,7 @@ async def test_a_lost_device_fails_all_requests_at_once_and_gets_no_more_work(
 async def test_an_error_raised_while_polling_for_logits_does_not_end_the_loop(
     scheduler: Scheduler[EncodedPair], device: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`Event.query` raises errors of the device since the launch."""
+    """`Event.query` raises errors that the device has had since the launch."""
 
     class Event:
         def query(self) -> bool:
@@ -165,7 +165,7 @@ async def test_poison_never_makes_a_replica_unhealthy(scheduler: Scheduler[Encod
         await asyncio.sleep(0.01)
         scheduler.check()
 
-    assert [KNOWN] in device.batches[1:]  # the engine was suspected, and tried
+    assert [KNOWN] in device.batches[1:]  # the engine was suspected and tested
     assert (await scheduler.submit("good", [pair(3)])).logits == (3.0,)
 
 
@@ -181,7 +181,7 @@ async def test_one_poisonous_request_that_is_repeated_is_not_suspicious(
 async def test_an_engine_that_fails_a_known_pair_is_unhealthy_until_it_works_again(
     scheduler: Scheduler[EncodedPair], device: Device, logit: float | None
 ) -> None:
-    """Scoring the known pair raises, gives NaN, or gives another logit than before."""
+    """Scoring the known pair raises an error, gives NaN, or gives a different logit than before."""
     await scheduler.submit("first", [pair(1)])
     device.broken = RuntimeError("something odd") if logit is None else None
     for number in range(3):
@@ -208,7 +208,8 @@ async def test_an_engine_that_fails_a_known_pair_is_unhealthy_until_it_works_aga
 async def test_a_pass_that_does_not_return_is_unhealthy(
     scheduler: Scheduler[EncodedPair], device: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Unhealthy after 30 s, as the pass should take milliseconds; healthy again once it does return."""
+    """The scheduler is unhealthy after 30 s, because the pass should take milliseconds, and healthy again when the pass
+    returns."""
     now = [1000.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     for number in range(3):
@@ -241,7 +242,7 @@ async def test_a_slow_pass_does_not_count_as_hanging(
     batch_s: float | None,
     limit_s: int,
 ) -> None:
-    """A pass may compile for minutes while the speed is unknown; later it may take 20 times its expected time."""
+    """While the speed is unknown, a pass may compile for minutes. Later, a pass may take 20 times its expected time."""
     now = [1000.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     if batch_s is not None:

@@ -1,4 +1,4 @@
-"""A pool's replica without Serve's cache of models."""
+"""A pool's replica, without Serve's cache of models."""
 
 import asyncio
 import threading
@@ -20,7 +20,7 @@ SMALL = ModelConfig.model_validate({"id": "small", "checkpoint": {"source": "/sm
 
 
 class OnePool(PoolReplica):
-    """Keeps all models, instead of Serve's cache. Loads when the test says so."""
+    """Replaces Serve's cache and keeps all models. Loads models when the test allows it."""
 
     def __init__(self, *models: ModelConfig) -> None:
         super().__init__(PoolConfig(name="p"), models or [SMALL])
@@ -47,7 +47,9 @@ def shard(model: str) -> Shard:
     return Shard("r", model, "q", ("p",), (0,), Fitting(), 10, 10)
 
 
-async def test_a_caller_that_leaves_does_not_cancel_the_load(checkpoints: dict[str, Path], serve_context: None) -> None:
+async def test_a_caller_that_disconnects_does_not_cancel_the_load(
+    checkpoints: dict[str, Path], serve_context: None
+) -> None:
     replica = OnePool(local_model(checkpoints["bert"], pool="p"))
     call = asyncio.ensure_future(replica.score(shard("bert")))
     await replica.is_asked.wait()
@@ -114,7 +116,7 @@ async def test_a_model_that_cannot_be_loaded_leaves_the_replica_healthy(tmp_path
     await replica.check_health()
 
 
-async def test_a_device_lost_by_one_model_is_lost_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_device_lost_by_one_model_is_lost_for_all_models(monkeypatch: pytest.MonkeyPatch) -> None:
     replica = OnePool()
 
     def lose_device(*_: Any) -> Any:
@@ -130,7 +132,7 @@ async def test_a_device_lost_by_one_model_is_lost_for_all(monkeypatch: pytest.Mo
         await replica.score(shard("small"))
 
 
-async def test_a_load_that_never_ends_is_unhealthy(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_load_that_never_ends_makes_the_replica_unhealthy(monkeypatch: pytest.MonkeyPatch) -> None:
     replica, now, may_go_on = OnePool(), [1000.0], threading.Event()
 
     def never(*_: Any) -> Any:
@@ -146,7 +148,7 @@ async def test_a_load_that_never_ends_is_unhealthy(monkeypatch: pytest.MonkeyPat
         await replica.check_health()
         now[0] += 1.0
     now[0] += 1.0
-    with pytest.raises(EngineFailed, match="does not end"):
+    with pytest.raises(EngineFailed, match="takes too long"):
         await replica.check_health()
     may_go_on.set()
     with pytest.raises(EngineFailed):

@@ -1,4 +1,4 @@
-"""A replica with a simulated engine: health, load, and the shards it hands back."""
+"""A replica with a simulated engine: health, load and declined shards."""
 
 import asyncio
 import threading
@@ -25,7 +25,7 @@ STUCK = "a text on which a tokenizer never returns"
 
 
 class Stuck(SimulatedEngine):
-    """Never returns from tokenising one query until the test lets it."""
+    """Does not return from tokenising one particular query until the test allows it."""
 
     def __init__(self) -> None:
         super().__init__(1e6)
@@ -83,7 +83,7 @@ async def test_a_shard_is_declined_if_the_queue_is_longer_than_its_sender_assume
     assert answer.load.waiting_tokens == 0
 
 
-async def test_a_replica_is_unhealthy_once_no_tokenising_thread_is_left(
+async def test_a_replica_is_unhealthy_once_all_tokenising_threads_are_stuck(
     replica: Simulated, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [1000.0]
@@ -102,10 +102,10 @@ async def test_a_replica_is_unhealthy_once_no_tokenising_thread_is_left(
 
     first = await stick()
     await pass_a_minute()
-    await replica.check_health()  # another thread is left
+    await replica.check_health()  # another thread still works
     second = await stick()
     await pass_a_minute()
-    with pytest.raises(EngineFailed, match="no tokenising thread"):
+    with pytest.raises(EngineFailed, match="all tokenising threads"):
         await replica.check_health()
 
     replica.engine.may_go_on.set()

@@ -1,4 +1,4 @@
-"""A replica's scorer over a real engine, without Ray."""
+"""A replica's scorer with a real engine, without Ray."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -27,7 +27,7 @@ async def scorer(checkpoints: dict[str, Path]) -> AsyncIterator[ModelScorer]:
         await scorer.close()
 
 
-async def test_an_error_stays_with_its_shard_in_a_job_of_several(scorer: ModelScorer) -> None:
+async def test_an_error_affects_only_its_own_shard_of_a_job(scorer: ModelScorer) -> None:
     too_long = replace(SMALL, passages=("fits", LONG), fitting=Fitting(Truncate.NONE))
 
     first, second, third = scorer.start_tokenising([SMALL, too_long, SMALL])

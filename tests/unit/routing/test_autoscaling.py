@@ -1,4 +1,4 @@
-"""How many replicas are wanted, and that what Serve is given is what it takes."""
+"""How many replicas are wanted, and whether Serve accepts the settings it is given."""
 
 import json
 from dataclasses import asdict
@@ -36,25 +36,25 @@ def wanted(
 
 
 @pytest.mark.parametrize(("arriving", "replicas"), [(0, 0), (1, 1), (800, 1), (801, 2), (2400, 3)])
-def test_keeps_up_with_what_arrives(arriving: float, replicas: int) -> None:
+def test_replicas_match_the_arrival_rate(arriving: float, replicas: int) -> None:
     assert wanted(arriving, 0) == replicas
     assert wanted(0, 0, mean=arriving) == replicas
 
 
-def test_catches_up_with_what_waits_once_new_replicas_can_be_there() -> None:
+def test_the_backlog_is_cleared_once_new_replicas_are_up() -> None:
     assert wanted(0, 8000) == 4
     assert wanted(1000, 8000) == 5
-    assert wanted(0, 8000, start_s=30) == 1  # one does it before others could start
+    assert wanted(0, 8000, start_s=30) == 1  # one replica finishes before others could start
 
 
 @pytest.mark.parametrize(("calls", "replicas"), [(0, 0), (4, 1), (9, 3)])
-def test_counts_calls_until_the_speed_is_known(calls: float, replicas: int) -> None:
+def test_calls_are_counted_until_the_speed_is_known(calls: float, replicas: int) -> None:
     assert wanted(5000, 5000, speed=None, calls=calls) == replicas
 
 
 class Controller:
-    """What Serve's controller hands over, as far as the policy looks: replicas of 1,000 tokens a second, each of which
-    records its counter at moments of its own and reports once a second."""
+    """Simulates the parts of Serve's controller that the policy uses. Each replica scores 1,000 tokens per second,
+    records its counter at its own times, and reports once per second."""
 
     def __init__(self, num_replicas: int = 1, min_replicas: int = 1, policy: TokenPolicy = POLICY) -> None:
         self.num_replicas = self.target = num_replicas
@@ -71,11 +71,11 @@ class Controller:
         self._state, self._reports = {}, {}
 
     def offer(self, num_tokens: float) -> None:
-        """At once, spread over the replicas."""
+        """Offers tokens at once, spread over the replicas."""
         self._offered = [offered + num_tokens / len(self._offered) for offered in self._offered]
 
     def play(self, until_s: float, load: float = 0.0, calls: float = 0.0) -> list[float]:
-        """Answers of the policy, ten a second; `load` in tokens a second."""
+        """Returns the policy's answers, ten per second; `load` is in tokens per second."""
         answers = []
         while self.now_s < until_s:
             self.now_s = round(self.now_s + 0.1, 1)
@@ -112,7 +112,7 @@ def _is_due(now_s: float, period_s: float) -> bool:
 
 
 @pytest.mark.parametrize("num_replicas", [1, 2, 7])
-def test_follows_a_step_within_four_seconds(num_replicas: int) -> None:
+def test_a_step_is_followed_within_four_seconds(num_replicas: int) -> None:
     controller = Controller(num_replicas)
     controller.play(10.0, load=500)
     assert controller.play(14.0, load=8000.0 * num_replicas)[-1] >= 8 * num_replicas
@@ -120,7 +120,7 @@ def test_follows_a_step_within_four_seconds(num_replicas: int) -> None:
 
 @pytest.mark.parametrize("num_replicas", [1, 2, 7])
 @pytest.mark.parametrize("at_s", [10.0, 10.2, 10.5, 10.7])
-def test_one_burst_that_the_replicas_work_off_in_time_changes_nothing(num_replicas: int, at_s: float) -> None:
+def test_one_burst_that_the_replicas_clear_in_time_changes_nothing(num_replicas: int, at_s: float) -> None:
     controller = Controller(num_replicas)
     controller.play(at_s, load=10)
     controller.offer(20_000.0 * num_replicas)
@@ -128,7 +128,7 @@ def test_one_burst_that_the_replicas_work_off_in_time_changes_nothing(num_replic
 
 
 def test_few_large_requests_add_up() -> None:
-    """One of 20,000 tokens each five seconds is the load of four replicas."""
+    """One request of 20,000 tokens every five seconds is the load of four replicas."""
     controller = Controller()
     for number in range(12):
         controller.offer(20_000)
@@ -136,11 +136,11 @@ def test_few_large_requests_add_up() -> None:
     assert answers[-1] in (5, 6)
 
 
-def test_sums_replicas_and_averages_the_speed_of_those_that_have_one() -> None:
+def test_loads_are_summed_and_known_speeds_are_averaged() -> None:
     def series(*values: float) -> list[TimeStampedValue]:
         return [TimeStampedValue(0.1 + _RECORD_S * number, value) for number, value in enumerate(values)]
 
-    offered = {name: series(*(480.0 * number for number in range(9))) for name in "ab"}  # 800 a second each
+    offered = {name: series(*(480.0 * number for number in range(9))) for name in "ab"}  # 800 tokens per second each
     speeds = {"a": series(1000.0), "b": series(0.0)}
     context: Any = SimpleNamespace(
         raw_metrics={OFFERED: offered, SPEED: speeds, WAITING: {"a": series(0.0), "b": series(10.0)}},
@@ -154,13 +154,13 @@ def test_sums_replicas_and_averages_the_speed_of_those_that_have_one() -> None:
     assert POLICY(context)[0] == 2
 
 
-def test_before_any_report_the_calls_decide() -> None:
+def test_before_any_report_calls_decide() -> None:
     controller = Controller()
     controller.is_recovering = True
     assert controller.play(3.0, calls=8.0)[-1] == 2
 
 
-def test_fewer_only_once_fewer_have_done_for_a_while() -> None:
+def test_replicas_are_removed_only_once_fewer_have_sufficed_for_a_while() -> None:
     controller = Controller()
     before = controller.play(10.0, load=300)
     step = controller.play(16.0, load=2400)
@@ -172,8 +172,8 @@ def test_fewer_only_once_fewer_have_done_for_a_while() -> None:
 
 
 @pytest.mark.parametrize("steady_s", [60.0, 0.5])
-def test_a_controller_that_recovers_never_wants_fewer_than_its_target(steady_s: float) -> None:
-    """No replica is known for five seconds, then all are; under a load that three are enough for."""
+def test_a_recovering_controller_never_goes_below_its_target(steady_s: float) -> None:
+    """For five seconds, the controller knows no replica, then all of them. Three replicas suffice for the load."""
     controller = Controller(4, policy=TokenPolicy(0.8, 2.0, steady_s, 4.0))
     controller.play(20.0, load=2400)
     controller.restart()
@@ -184,7 +184,7 @@ def test_a_controller_that_recovers_never_wants_fewer_than_its_target(steady_s: 
     assert min(controller.play(40.0, load=2400)) >= 3
 
 
-def test_a_controller_that_recovers_goes_down_once_fewer_have_done_for_a_while() -> None:
+def test_a_recovering_controller_scales_down_once_fewer_have_sufficed_for_a_while() -> None:
     controller = Controller(4)
     controller.restart()
     answers = controller.play(70.0, load=300)
@@ -193,7 +193,7 @@ def test_a_controller_that_recovers_goes_down_once_fewer_have_done_for_a_while()
 
 
 def test_a_deployment_changed_under_load_keeps_its_replicas() -> None:
-    """Serve empties the state; the target may have fallen, as by its own `initial_replicas`."""
+    """Serve empties the state, and the target may have fallen, for example through Serve's own `initial_replicas`."""
     controller = Controller(4)
     controller.play(20.0, load=300)
     controller.target = 1
@@ -201,12 +201,12 @@ def test_a_deployment_changed_under_load_keeps_its_replicas() -> None:
     assert set(controller.play(40.0, load=300)) == {4}
 
 
-def test_a_new_deployment_begins_with_its_initial_replicas_and_keeps_them_for_a_while() -> None:
+def test_a_new_deployment_starts_with_its_initial_replicas_and_keeps_them_for_a_while() -> None:
     controller = Controller(3, policy=TokenPolicy(0.8, 2.0, 60.0, 4.0, initial_replicas=3))
     controller.target, controller.num_replicas = 1, 0
     assert controller.play(0.1) == [3]
     controller.target = 3
-    controller.is_recovering = True  # none runs or reports yet
+    controller.is_recovering = True  # no replica runs or reports yet
     assert set(controller.play(30.0)) == {3}
     controller.is_recovering, controller.num_replicas = False, 3
     answers = controller.play(100.0)
@@ -214,13 +214,13 @@ def test_a_new_deployment_begins_with_its_initial_replicas_and_keeps_them_for_a_
     assert answers[-1] == 0
 
 
-def test_a_model_without_replicas_wants_one_when_it_is_called() -> None:
+def test_a_model_without_replicas_needs_one_when_it_is_called() -> None:
     controller = Controller(0, min_replicas=0)
     assert set(controller.play(10.0)) == {0}
     assert controller.play(20.0, calls=1.0)[-1] == 1
 
 
-def test_serve_takes_the_options_and_finds_the_policy() -> None:
+def test_serve_accepts_the_options_and_finds_the_policy() -> None:
     options = serve_autoscaling(
         AutoscalingConfig(min_replicas=0, max_replicas=4, target_utilisation=0.5, max_wait_s=1.0)
     )
@@ -239,7 +239,7 @@ def test_serve_takes_the_options_and_finds_the_policy() -> None:
     assert built.wanted_replicas(ModelLoad(1000, 0, 0, 1000, 0, 0)) == 2
 
 
-def test_a_step_is_followed_within_eight_seconds_and_noise_does_not_make_it_swing() -> None:
+def test_a_step_is_followed_within_eight_seconds_and_noise_causes_no_oscillation() -> None:
     step, noisy = (simulate(scenario) for scenario in SCENARIOS)
     second = step.first_at(4)
     assert second is not None
@@ -250,7 +250,7 @@ def test_a_step_is_followed_within_eight_seconds_and_noise_does_not_make_it_swin
     assert sorted(noisy.wait_s)[len(noisy.wait_s) * 95 // 100] < 10
 
 
-def test_the_recorded_runs_are_what_the_simulation_plays() -> None:
+def test_the_simulation_reproduces_the_recorded_runs() -> None:
     recorded = json.loads((_RESULTS / "autoscaling.json").read_text())
     played = [asdict(run) | {"reversals": run.reversals} for run in map(simulate, SCENARIOS)]
     assert played == recorded
@@ -258,11 +258,11 @@ def test_the_recorded_runs_are_what_the_simulation_plays() -> None:
 
 @pytest.mark.parametrize("timeout_s", [2.0, 10.0, 60.0])
 def test_a_tenfold_load_gets_its_replicas_whatever_the_time_limit(timeout_s: float) -> None:
-    """As long as a replica takes to start, and a few seconds: what is refused counts."""
+    """Scaling takes the start time of a replica plus a few seconds, because refused requests count as load."""
     outcome = step(timeout_s)
     assert outcome.capacity_after_s is not None
     assert outcome.capacity_after_s <= 120 + 6
-    assert outcome.most_wanted <= 14  # ten at the target utilisation; retries do not count again
+    assert outcome.most_wanted <= 14  # ten replicas at the target utilisation; retries do not count again
     assert asdict(outcome) == _recorded(f"tenfold load, limit {timeout_s:g} s")
 
 

@@ -1,4 +1,5 @@
-"""Names of models, retries, and Ray's failures as our errors. The calls are stand-ins; Ray's exceptions are real."""
+"""Names of models, retries, and Ray's failures as the service's errors. The calls are stand-ins; Ray's exceptions are
+real."""
 
 import asyncio
 from dataclasses import replace
@@ -49,7 +50,7 @@ class Score:
 
 
 class Deployment:
-    """The `score` method of a deployment, with replicas chosen from the table as Serve's router does."""
+    """The `score` method of a deployment. Replicas are chosen from the table, as in Serve's router."""
 
     def __init__(self, replicas: dict[str, Any]) -> None:
         self.replicas = replicas
@@ -73,7 +74,7 @@ class Deployment:
         return local_router(config, {"nvidia/mistral": self}, {"nvidia/mistral": self.table}, metrics)
 
 
-def test_names_aliases_default_and_slugs() -> None:
+def test_models_are_found_by_name_alias_default_and_slug() -> None:
     router = local_router(CONFIG, {})
 
     assert router.resolve("NVIDIA/Llama-3.2-v2").id == "nvidia/llama-3.2-v2"
@@ -94,7 +95,7 @@ def test_of_two_models_with_one_slug_the_first_answers() -> None:
     assert router.resolve_slug("same").id == "first/same"
 
 
-async def test_a_shard_goes_to_its_models_deployment_with_the_models_id() -> None:
+async def test_a_shard_is_sent_to_its_models_deployment_with_the_models_id() -> None:
     wrong = ShardScores((-1.5,), (9,), (False,), (False,), 0.0, 0.0, 0.0)
     scores = {"nvidia/llama-3.2-v2": Score(wrong), "nvidia/mistral": Score(SCORED)}
 
@@ -133,11 +134,11 @@ async def test_another_replica_scores_the_shard_of_a_lost_one(loss: Exception) -
     assert replace(second, timeout_s=None, is_counted=False) == SHARD
     assert first.timeout_s is not None
     assert second.timeout_s is not None
-    assert 0.0 < second.timeout_s <= first.timeout_s <= 60.0  # the time left until the same deadline
+    assert 0.0 < second.timeout_s <= first.timeout_s <= 60.0  # the remaining time until the same deadline
     assert b'rerank_retried_shards_total{model="nvidia/mistral"} 1.0' in metrics.exposition()
 
 
-async def test_a_shard_that_took_two_replicas_down_is_not_given_to_a_third() -> None:
+async def test_a_shard_that_brought_down_two_replicas_is_not_sent_to_a_third() -> None:
     score = Score(ActorDiedError())
     with pytest.raises(ReplicaUnavailable):
         await local_router(CONFIG, {"nvidia/mistral": score}).score(SHARD, soon())
@@ -155,7 +156,7 @@ async def test_an_application_error_is_never_retried(error: Exception) -> None:
 
 
 @pytest.mark.parametrize("is_wrapped", [True, False])
-async def test_the_replicas_own_error_comes_through(is_wrapped: bool) -> None:
+async def test_the_replicas_own_error_is_raised(is_wrapped: bool) -> None:
     error = PairTooLong(3, 9000, 8192)
     outcome = RayTaskError("score", "traceback", error).as_instanceof_cause() if is_wrapped else error
 
@@ -193,7 +194,7 @@ async def test_a_shard_that_failed_on_one_replica_is_scored_on_another(is_wrappe
     for _ in range(20):
         assert await router.score(SHARD, soon()) == SCORED
 
-    assert deployment.sent.count("broken") == 1  # failing fast does not make it the best choice
+    assert deployment.sent.count("broken") == 1  # failing fast does not make a replica the best choice
     assert b'rerank_retried_shards_total{model="nvidia/mistral"} 1.0' in metrics.exposition()
 
 
@@ -236,7 +237,7 @@ async def test_a_lost_replica_and_a_failed_one_count_together() -> None:
     assert deployment.sent == ["a", "b"]
 
 
-async def test_a_declined_shard_goes_to_a_replica_that_is_less_busy() -> None:
+async def test_a_declined_shard_is_sent_to_a_less_busy_replica() -> None:
     busy = ReplicaLoad("a", 9_000, 1_000.0, 1.0)
     deployment = Deployment({"a": Declined(busy), "b": SCORED})
     deployment.table.add_report(ReplicaLoad("b", 100, 1_000.0, 1.0))
@@ -263,7 +264,7 @@ async def test_without_a_replica_a_shard_is_refused() -> None:
             await deployment.router().score(SHARD, soon())
 
 
-async def test_a_call_on_a_stopping_replica_is_left_alone() -> None:
+async def test_a_call_on_a_stopping_replica_continues() -> None:
     deployment = Deployment({"a": None})
     call = asyncio.ensure_future(deployment.router().score(SHARD, soon()))
     await asyncio.sleep(0)

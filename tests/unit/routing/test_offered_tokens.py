@@ -1,4 +1,5 @@
-"""The load that the autoscaler sees: each request once, whether accepted or refused for lack of capacity."""
+"""The load that the autoscaler sees: each request counts once, whether it is accepted or refused for lack of
+capacity."""
 
 import asyncio
 import threading
@@ -37,7 +38,7 @@ def threads() -> Iterator[ThreadPoolExecutor]:
 
 @pytest.fixture
 async def scorer(threads: ThreadPoolExecutor) -> ModelScorer:
-    """A scorer of at most 1,000 tokens a second that has measured its speed."""
+    """A scorer with at most 1,000 tokens per second, which has measured its speed."""
     scorer = ModelScorer(MODEL, SimulatedEngine(1_000.0), threads, threads)
     await scorer.score(shard(1, is_counted=True))
     assert scorer.offered_tokens == 0
@@ -45,7 +46,8 @@ async def scorer(threads: ThreadPoolExecutor) -> ModelScorer:
 
 
 async def busy(scorer: ModelScorer) -> "asyncio.Task[ShardScores]":
-    """Fifty seconds of uncounted work that never finishes, due before the shards of the tests."""
+    """Occupies the scorer with fifty seconds of uncounted work that never finishes and is due before the tests'
+    shards."""
     work = asyncio.ensure_future(scorer.score(shard(500, timeout_s=10.0, is_counted=True)))
     while not scorer.scheduler.queue.num_tokens:
         await asyncio.sleep(0)
@@ -71,7 +73,7 @@ async def test_a_shard_refused_for_lack_of_capacity_counts(scorer: ModelScorer) 
 async def test_a_shard_that_an_idle_replica_could_not_score_in_time_does_not_count(scorer: ModelScorer) -> None:
     work = await busy(scorer)
     with pytest.raises(WaitTooLong):
-        await scorer.score(shard(200, timeout_s=20.0))  # 20 s of work at least, of which 16 may be promised
+        await scorer.score(shard(200, timeout_s=20.0))  # at least 20 s of work, of which 16 s may be promised
     assert scorer.offered_tokens == 0
     work.cancel()
 
@@ -112,7 +114,7 @@ async def test_a_shard_that_another_replica_counted_does_not_count_again(scorer:
 
 
 class Refusing:
-    """A deployment that refuses its first call and answers the others; keeps the shards it got."""
+    """A deployment that refuses its first call and answers all others. It keeps the received shards."""
 
     def __init__(self) -> None:
         self.shards: list[Shard] = []

@@ -1,4 +1,4 @@
-"""Cutting a request into shards, the fan-out over them, and the order of the passages."""
+"""Cutting a request into shards, sending the shards in parallel, and the order of the passages."""
 
 import asyncio
 
@@ -17,7 +17,8 @@ CONFIG = RerankConfig.model_validate(
 
 
 class Passages:
-    """Scores a passage as the number it is; other texts are errors, or never answered. One shard per passage."""
+    """Scores a passage by the number in its text. Other texts cause errors or are never answered. Each passage is one
+    shard."""
 
     def __init__(self) -> None:
         self.cancelled: list[str] = []
@@ -99,7 +100,7 @@ def test_every_distinct_passage_is_in_one_shard_within_the_size(passages: list[s
         assert size <= shard_tokens or len(shard.passages) == 1
 
 
-def test_a_small_request_stays_whole() -> None:
+def test_a_small_request_is_not_split() -> None:
     (shard,) = cut_into_shards("r", "m", "q", list("abc"), Fitting(Truncate.NONE), 10_000)
 
     assert (shard.request_id, shard.model, shard.indices, shard.fitting) == (
@@ -111,7 +112,7 @@ def test_a_small_request_stays_whole() -> None:
 
 
 def test_shards_are_even() -> None:
-    """Four replicas finish together: no small shard is left for the end."""
+    """Four replicas finish together, because no small shard remains at the end."""
     shards = list(cut_into_shards("r", "m", "q", [f"{n:03} " + "word " * 100 for n in range(100)], Fitting(), 3600))
 
     sizes = [len(shard.passages) for shard in shards]
@@ -119,7 +120,7 @@ def test_shards_are_even() -> None:
     assert max(sizes) - min(sizes) <= 1
 
 
-def test_estimates_follow_bytes() -> None:
+def test_estimates_depend_on_bytes() -> None:
     assert estimate_tokens("", "word " * 400) == 508
     assert estimate_tokens("", "首都" * 400) == 608
     assert estimate_tokens("", "\ud800") > 0

@@ -95,7 +95,7 @@ def test_a_new_replica_gets_its_share_and_no_flood(table: ReplicaTable) -> None:
     assert chosen["n"] == pytest.approx(100, abs=5)
 
 
-def test_of_replicas_about_equal_the_nearest_is_chosen(table: ReplicaTable) -> None:
+def test_the_nearest_of_about_equal_replicas_is_chosen(table: ReplicaTable) -> None:
     for replica, waiting in (("far", 0), ("near", 5), ("busy", 400)):
         table.add_report(load(replica, waiting))
     distances = {"far": 2, "near": 1, "busy": 0}
@@ -114,10 +114,10 @@ def test_a_replica_declines_only_a_shard_that_would_wait_much_longer_than_expect
     assert 1_100 < limit < 1_500
 
 
-def test_a_replica_that_failed_is_avoided_then_tried_once_and_used_again(table: ReplicaTable, clock: Clock) -> None:
+def test_a_failed_replica_is_avoided_then_tried_once_then_used_again(table: ReplicaTable, clock: Clock) -> None:
     table.mark_failed("a")
     assert table.usable("ab", str) == ["b"]
-    assert table.usable("a", str) == ["a"]  # no other is left
+    assert table.usable("a", str) == ["a"]  # no other replica remains
 
     clock.now_s += 6
     assert table.usable("ab", str) == ["a", "b"]
@@ -129,7 +129,7 @@ def test_a_replica_that_failed_is_avoided_then_tried_once_and_used_again(table: 
 
 def test_a_failed_trial_avoids_the_replica_again(table: ReplicaTable, clock: Clock) -> None:
     table.mark_failed("a")
-    table.mark_answered("a")  # the answer to a call from before the failure
+    table.mark_answered("a")  # the answer to a call sent before the failure
     assert table.usable("ab", str) == ["b"]
     clock.now_s += 6
     table.claim(1, "trial", "a", 10)
@@ -145,26 +145,26 @@ def test_a_shard_avoids_its_own_replicas_before_those_that_failed_for_others(tab
     assert list(table.usable("a", str, avoid=["a"])) == ["a"]
 
 
-def test_shards_that_were_on_a_failed_replica_are_retried_apart(table: ReplicaTable) -> None:
-    """One of them broke it; the other would lose its second replica, too, on the same one."""
+def test_shards_that_were_on_a_failed_replica_are_retried_on_different_replicas(table: ReplicaTable) -> None:
+    """One of the shards broke the replica. On the same second replica, the harmless shard would fail again."""
     table.claim(1, "poison", "b", 10, suspect=7)
     assert table.usable("abc", str, avoid=["a"]) == ["c"]
-    assert table.usable("ab", str, avoid=["a"]) == ["b"]  # no other is left
+    assert table.usable("ab", str, avoid=["a"]) == ["b"]  # no other replica remains
     assert list(table.usable("abc", str)) == ["a", "b", "c"]  # new shards are no suspects
 
-    table.send(1, "poison", "c", 10, attempt=7)  # b was full
+    table.send(1, "poison", "c", 10, attempt=7)  # replica b was full
     assert table.usable("abc", str, avoid=["a"]) == ["b"]
     table.end_attempt(7)
     assert table.usable("abc", str, avoid=["a"]) == ["b", "c"]
 
 
-def test_a_replica_that_is_gone_leaves_nothing(table: ReplicaTable) -> None:
+def test_a_stopped_replica_leaves_no_state(table: ReplicaTable) -> None:
     table.add_report(load("a", 900))
     table.add_report(load("b", 100))
     table.mark_failed("a")
     table.keep_only({"b"})
 
-    assert table.expected_tokens("a") == 100  # the mean of the others
+    assert table.expected_tokens("a") == 100  # the mean of the other replicas
     assert list(table.usable("ab", str)) == ["a", "b"]
 
 

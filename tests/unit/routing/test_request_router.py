@@ -1,4 +1,5 @@
-"""The choice of a replica: outstanding tokens when calls fail, are cancelled or move, and the order within a pool."""
+"""The choice of a replica: outstanding tokens of calls that fail, are cancelled or move, and the order within a
+pool."""
 
 import random
 from collections import Counter
@@ -7,7 +8,7 @@ from rerank_service.routing.replica_table import OutstandingTokens
 from rerank_service.routing.request_router import rank_pool
 
 
-def test_siblings_see_each_other_before_any_is_sent() -> None:
+def test_shards_of_a_request_see_each_other_before_any_is_sent() -> None:
     load = OutstandingTokens()
     for call in range(4):
         best = min("ab", key=lambda replica: load[replica])
@@ -18,7 +19,7 @@ def test_siblings_see_each_other_before_any_is_sent() -> None:
 def test_a_claim_moves_with_the_call() -> None:
     load = OutstandingTokens()
     load.claim(1, "request", "a", 100)
-    load.claim(1, "request", "b", 100)  # chosen again, after a was full
+    load.claim(1, "request", "b", 100)  # chosen again, because replica a was full
     assert (load["a"], load["b"]) == (0, 100)
     load.send(1, "request", "a", 100)  # Serve gave the replica chosen for another call
     assert (load["a"], load["b"]) == (100, 0)
@@ -26,7 +27,7 @@ def test_a_claim_moves_with_the_call() -> None:
     assert load["a"] == 0
 
 
-def test_a_call_that_never_got_there_is_forgotten() -> None:
+def test_a_call_that_no_replica_accepted_is_forgotten() -> None:
     load = OutstandingTokens()
     load.claim(1, "request", "a", 100)
     load.complete("request", "a")
@@ -35,7 +36,7 @@ def test_a_call_that_never_got_there_is_forgotten() -> None:
     assert load["a"] == 0
 
 
-def test_a_replica_that_is_gone_and_comes_back_starts_at_zero() -> None:
+def test_a_replica_that_stops_and_returns_starts_at_zero() -> None:
     load = OutstandingTokens()
     load.claim(1, "first", "a", 100)
     load.send(2, "second", "a", 100)
@@ -72,7 +73,7 @@ def test_the_sums_end_at_zero_and_nothing_is_kept() -> None:
     for request, replica in sent:
         load.complete(request, replica)
     assert [load[replica] for replica in "abc"] == [0, 0, 0]
-    # A claim or a sent call that was kept would be subtracted a second time here.
+    # If a claim or a sent call were still kept, this would subtract it a second time.
     for call in range(1, 3000):
         load.release(call)
     for request, replica in sent_in_all:
@@ -92,7 +93,7 @@ def test_a_pool_spreads_a_model_only_under_load() -> None:
     assert rank_pool("m", {"a": (1001, True), "b": (1001, False)}, 1000)[0] == "a"
 
 
-def test_everybody_agrees_on_who_loads_a_model_and_the_models_spread() -> None:
+def test_all_routers_choose_the_same_replica_for_a_model_and_models_spread() -> None:
     replicas = dict.fromkeys("abcd", (0, False))
     homes = {f"model-{number}": rank_pool(f"model-{number}", replicas, 1000)[0] for number in range(400)}
 

@@ -1,4 +1,4 @@
-"""Our request routers inside Serve's own, without a cluster: only the replicas are stand-ins."""
+"""The request routers inside Serve's router, without a cluster. Only the replicas are stand-ins."""
 
 import asyncio
 from dataclasses import replace
@@ -26,12 +26,12 @@ class StandIn:
         self.node_id, self.availability_zone = node, zone
 
     async def get_queue_len(self, *, deadline_s: float) -> int:
-        await asyncio.sleep(0.001 if self.replica_id.unique_id == "a" else 0)  # choices overtake each other
+        await asyncio.sleep(0.001 if self.replica_id.unique_id == "a" else 0)  # lets choices overtake each other
         return 0
 
 
 class Routed:
-    """A router with its table, used as Serve's `assign_request` does."""
+    """A router with its table, used in the same way as by Serve's `assign_request`."""
 
     def __init__(
         self, request: pytest.FixtureRequest, router_class: type[ExpectedSecondsRouter], **options: Any
@@ -104,7 +104,7 @@ async def test_the_nearest_of_idle_replicas_is_chosen(routed: Routed) -> None:
     )
 
     assert await routed.assign(SHARD) == "c"
-    assert await routed.assign(SHARD) == "b"  # the near one is busy now
+    assert await routed.assign(SHARD) == "b"  # the near replica is busy now
 
 
 async def test_the_table_knows_the_number_of_running_replicas(routed: Routed) -> None:

@@ -45,7 +45,7 @@ def report(replica: str = "host:1", **changes: object) -> ReplicaReport:
     return ReplicaReport(replica=replica, **(facts | changes))  # type: ignore[arg-type]
 
 
-def test_precisions_are_those_of_recently_heard_replicas() -> None:
+def test_precisions_cover_replicas_that_answered_recently() -> None:
     now_s = 0.0
     metrics = IngressMetrics(clock=lambda: now_s)
     assert metrics.precisions("m") == set()
@@ -92,7 +92,7 @@ def test_values_are_recorded_by_kind() -> None:
 
 
 class KeptValues:
-    """Stands in for Ray."""
+    """Stands in for Ray's metrics."""
 
     def __init__(self) -> None:
         self.names: list[str] = []

@@ -1,4 +1,4 @@
-"""Traces reach a real OTLP collector in this process, and carry no text."""
+"""Traces reach an OTLP collector in this process and carry no text."""
 
 import threading
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ class Collector:
 
     @property
     def spans(self) -> list[Span]:
-        """Spans of requests, without those of readiness."""
+        """Spans of requests, without the spans of readiness."""
         requests = [ExportTraceServiceRequest.FromString(body) for body in self.bodies]
         scopes = [scope for one in requests for resource in one.resource_spans for scope in resource.scope_spans]
         spans = [span for scope in scopes for span in scope.spans]
@@ -66,7 +66,7 @@ def model(checkpoints: dict[str, Path]) -> ModelConfig:
 
 @pytest.fixture
 def ask(collector: Collector, model: ModelConfig) -> Any:
-    """Sends a ranking to a service with tracing, and ends the service, so that all spans arrive."""
+    """Sends a ranking to a service with tracing, and then stops the service so that all spans arrive."""
 
     async def send(replica: Any, **headers: str) -> httpx.Response:
         api = local_api([model], {model.id: replica}, tracing={"otlp_endpoint": collector.endpoint})

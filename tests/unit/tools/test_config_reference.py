@@ -13,13 +13,13 @@ SECTIONS = [item for item in vars(config).values() if isinstance(item, type) and
 
 @pytest.fixture(scope="module")
 def by_section() -> dict[str, str]:
-    """Text of each section of the reference, by the path in its heading."""
+    """Text of each section of the reference, by the path in the section's heading."""
     parts = re.split(r"^## (.*)$", config_reference(), flags=re.MULTILINE)
     return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
 @pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.__name__)
-def test_every_setting_is_listed_once_in_its_own_section(section: type[BaseModel], by_section: dict[str, str]) -> None:
+def test_every_setting_is_listed_once_in_its_section(section: type[BaseModel], by_section: dict[str, str]) -> None:
     names = set(section.model_fields)
     listed = [set(re.findall(r"^- \*\*`(\w+)`\*\*", text, flags=re.MULTILINE)) for text in by_section.values()]
     assert listed.count(names) == 1

@@ -1,4 +1,4 @@
-"""Data, loss and model of `training/`; an untrained model scores like the default."""
+"""Tests data, loss and model of `training/`. Before training, a model scores like the default model."""
 
 import gzip
 import json
@@ -98,7 +98,7 @@ def test_trained_weights_ignore_padding() -> None:
     torch.testing.assert_close(together[0], torch.stack(alone), atol=1e-4, rtol=0)
 
 
-def test_token_weights_are_shares_of_the_words(late: Scorer) -> None:
+def test_token_weights_of_a_query_sum_to_one(late: Scorer) -> None:
     queries = late.encode(late.tokenise([QUERY, OTHER]))
     weights = late.head.token_weights(queries)
 
@@ -106,7 +106,7 @@ def test_token_weights_are_shares_of_the_words(late: Scorer) -> None:
     assert bool((weights[~queries.words] == 0).all())
 
 
-def test_interpolation_halfway_to_the_trained_weights(tmp_path: Path) -> None:
+def test_interpolation_by_half_gives_the_mean_weights(tmp_path: Path) -> None:
     model = scorer()
     start = learnt(model)
     with torch.no_grad():
@@ -155,7 +155,7 @@ def test_only_given_sources_and_consistent_groups_are_read(tmp_path: Path) -> No
     assert read_groups(path, ["squad"]) == [Group("squad", "é?", ("yes", "no", "nö"))]
 
 
-def test_no_passage_answers_a_query_of_both_splits() -> None:
+def test_no_passage_is_a_positive_in_both_splits() -> None:
     groups = [Group("a", f"q{n}", (f"p{n // 3}", "x")) for n in range(900)]
     train, dev = split_groups(groups, dev_per_source=20)
 
@@ -171,7 +171,7 @@ def test_batches_repeat_with_the_seed_and_keep_the_positive_first() -> None:
     assert all(len(g.passages) == 3 and g.passages[0] == f"p{g.query[1:]}" for batch in first for g in batch)
 
 
-def test_a_lengthened_passage_still_has_its_own_text() -> None:
+def test_a_lengthened_passage_contains_the_original_text() -> None:
     batch = [Group("a", "q", ("p one", "n one")), Group("a", "r", ("p two", "n two"))]
     longer = lengthen(batch, 1.0, random.Random(0))
 
@@ -183,7 +183,7 @@ def test_a_lengthened_passage_still_has_its_own_text() -> None:
         )
 
 
-def test_ndcg_of_rank_is_that_of_one_relevant_passage() -> None:
+def test_ndcg_of_rank_assumes_one_relevant_passage() -> None:
     assert ndcg_of_rank(torch.tensor([0, 1, 9, 10])) == pytest.approx([1.0, 1 / np.log2(3), 1 / np.log2(11), 0.0])
 
 

@@ -46,7 +46,7 @@ ALL_FORMS: dict[str, tuple[str, dict[str, Any]]] = {
     "infinity": ("/rerank", INFINITY),
     "voyage": ("/v1/rerank", VOYAGE),
 }
-"""For every dialect: a path, and a minimal body that is recognised there."""
+"""For each dialect, a path and a minimal body that the path accepts."""
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ async def ask(client: httpx.AsyncClient, name: str, **changes: Any) -> httpx.Res
 
 
 def places(answer: Any) -> list[Mapping[str, Any]]:
-    """The results, whatever their field is called in the dialect."""
+    """The results, whatever name their field has in the dialect."""
     if isinstance(answer, list):
         return answer
     found: list[Mapping[str, Any]] = answer.get("results") or answer["data"]
@@ -171,7 +171,7 @@ async def test_documents_come_back_in_the_vendors_form(
 @pytest.mark.parametrize("name", ALL_FORMS)
 async def test_top_n_limits_the_results(client: httpx.AsyncClient, name: str) -> None:
     if "score" in name:
-        return  # no such field there
+        return  # the dialect has no such field
     field = "top_k" if name == "voyage" else "top_n"
     everything = places((await ask(client, name)).json())
 
@@ -231,7 +231,7 @@ async def test_an_unknown_model_is_404_in_the_vendors_form(client: httpx.AsyncCl
 
 
 def message_of(answer: Any) -> str:
-    """The message, wherever the dialect puts it."""
+    """The message, in whichever field the dialect puts it."""
     error = answer.get("error")
     nested = error["message"] if isinstance(error, dict) else error
     return str(answer.get("message") or nested or answer["detail"])
@@ -460,7 +460,9 @@ async def test_a_dialect_can_be_switched_off(model: ModelConfig) -> None:
 
 
 @pytest.mark.parametrize("name", ["vllm", "infinity", "tei"])
-async def test_unknown_fields_are_ignored_where_the_vendors_servers_do(client: httpx.AsyncClient, name: str) -> None:
+async def test_unknown_fields_are_ignored_if_the_vendors_server_ignores_them(
+    client: httpx.AsyncClient, name: str
+) -> None:
     assert (await ask(client, name, surprise=1)).status_code == 200
 
 
@@ -491,7 +493,7 @@ async def test_rate_limits_count_every_dialects_passages(model: ModelConfig) -> 
 
 
 class Failing:
-    """A replica that fails with the error it is given."""
+    """A replica that fails with a given error."""
 
     def __init__(self, error: BaseException) -> None:
         self._error = error
@@ -580,7 +582,7 @@ async def test_all_queries_of_a_request_share_one_request_id(model: ModelConfig)
 
 async def test_a_failed_query_cancels_the_others_and_its_error_is_the_answer(model: ModelConfig) -> None:
     class FailingOnce:
-        """Fails for the query `a` once that for `b` has arrived, and never answers `b`."""
+        """Fails for the query `a` once the query `b` has arrived, and never answers `b`."""
 
         def __init__(self) -> None:
             self.has_arrived = asyncio.Event()
@@ -611,7 +613,7 @@ LOSS_BODIES: dict[str, tuple[str, dict[str, Any]]] = ALL_FORMS | {
 
 
 class _Truncating:
-    """Truncates passages that begin with A, and scores nothing of those that begin with P."""
+    """Truncates passages that begin with A, and scores no token of passages that begin with P."""
 
     def remote(self, shard: Shard) -> "asyncio.Task[ShardScores]":
         unscored = tuple(text.startswith("P") for text in shard.passages)
@@ -632,7 +634,7 @@ async def test_every_answer_counts_truncated_and_unscored_passages(model: ModelC
         response = await client.post(path, json=body)
         metrics = (await client.get("/metrics")).text
 
-    num_copies = 2 if name == "nim" else 1  # a repeated passage is scored once and counted each time
+    num_copies = 2 if name == "nim" else 1  # a repeated passage is scored once, but counted each time
     assert response.status_code == 200
     assert response.headers["x-rerank-truncated-passages"] == str(num_copies + 1)
     assert response.headers["x-rerank-unscored-passages"] == str(num_copies)
@@ -697,7 +699,7 @@ FIELDS_OF_TEXTS = r"quer(?:y|ies)|passages|documents|texts|items|text_[12]|data_
 
 
 def assert_places_exist(body: dict[str, Any], message: str) -> None:
-    """Every field of texts named in the message exists in the body, up to the end of its path."""
+    """Checks that every text field named in the message exists in the body, with its whole path."""
     named = re.findall(rf"\b(?:{FIELDS_OF_TEXTS})(?![\w/])(?:\[\d+\]|\.text\b)*", message)
     for place in named:
         value: Any = body
@@ -706,14 +708,14 @@ def assert_places_exist(body: dict[str, Any], message: str) -> None:
 
 
 def places_named(answer: Any) -> list[str]:
-    """Machine-readable paths in the error, in dialects that have them."""
+    """Machine-readable paths in the error, if the dialect has such paths."""
     error, detail = answer.get("error"), answer.get("detail")
     params = [error["param"]] if isinstance(error, dict) and error["param"] else []
     return params + [dotted(tuple(one["loc"][1:])) for one in (detail if isinstance(detail, list) else [])]
 
 
 @pytest.mark.parametrize(("path", "body", "place"), NAMED)
-async def test_an_error_names_the_callers_own_fields(
+async def test_an_error_names_the_fields_of_the_callers_body(
     client: httpx.AsyncClient, path: str, body: dict[str, Any], place: str
 ) -> None:
     answer = (await client.post(path, json=body)).json()
@@ -725,7 +727,7 @@ async def test_an_error_names_the_callers_own_fields(
 
 
 @pytest.mark.parametrize("name", LOSS_BODIES)
-async def test_a_request_too_large_names_the_callers_own_field(model: ModelConfig, name: str) -> None:
+async def test_the_error_for_a_too_large_request_names_the_callers_field(model: ModelConfig, name: str) -> None:
     path, body = LOSS_BODIES[name]
     async with serving(model, _TooLarge()) as client:
         answer = (await client.post(path, json=body)).json()
@@ -740,7 +742,9 @@ async def test_vllms_param_is_null_for_a_header(client: httpx.AsyncClient) -> No
     assert answer["error"]["param"] is None
 
 
-async def test_replicas_learn_the_caller_and_never_the_key(model: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_replicas_receive_the_caller_but_never_the_key(
+    model: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("RERANK_SERVICE_API_KEYS", "first-key,second-key")
     replica, callers = LocalReplica(model), list[str]()
 
@@ -754,6 +758,6 @@ async def test_replicas_learn_the_caller_and_never_the_key(model: ModelConfig, m
             body = {"query": {"text": QUERY}, "passages": [{"text": "a"}]}
             await client.post("/v1/ranking", json=body, headers={"authorization": f"Bearer {key}"})
 
-    first, second, again = (caller for caller in callers if caller)  # readiness has no caller
+    first, second, again = (caller for caller in callers if caller)  # readiness's own pair has no caller
     assert first == again != second
     assert not any("key" in caller for caller in callers)

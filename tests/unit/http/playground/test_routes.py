@@ -20,7 +20,7 @@ PAGE_FILES = sorted(path.name for path in FOLDER.iterdir() if path.is_file() and
 
 
 def client_of(prefix: str = "", **settings: Any) -> httpx.AsyncClient:
-    model = embedded_model()  # never loaded here
+    model = embedded_model()  # never loaded in this test
     api = local_api([model], {model.id: None}, **settings)
     application = Starlette(routes=[Mount(prefix, api)]) if prefix else api
     return httpx.AsyncClient(transport=httpx.ASGITransport(application), base_url="http://rerank")
@@ -90,8 +90,8 @@ async def test_addresses_resolve_behind_a_prefix(prefix: str) -> None:
             assert (await client.get(page.url.join(address))).status_code == 200
 
 
-async def test_a_prefix_without_a_slash_redirects_to_the_one_with() -> None:
-    """Serve's proxy passes on such a request with the prefix as its path."""
+async def test_a_prefix_without_a_slash_redirects_to_the_prefix_with_a_slash() -> None:
+    """Serve's proxy forwards such a request with the prefix as its path."""
     model = embedded_model()
     transport = httpx.ASGITransport(local_api([model], {model.id: None}), root_path="/a/keyed")
     async with httpx.AsyncClient(transport=transport, base_url="http://rerank") as client:

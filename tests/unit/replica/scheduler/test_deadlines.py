@@ -1,4 +1,4 @@
-"""Admission and order by deadline, as arithmetic and on a simulated device."""
+"""Admission and order by deadline, calculated directly and on a simulated device."""
 
 import math
 import random
@@ -56,7 +56,7 @@ def test_a_request_already_late_does_not_block_newcomers() -> None:
     assert lateness(TokensDue(5.0, 1000), [TokensDue(10.0, 20_000)], 0, 0.0, SPEED) is None
 
 
-def test_without_a_deadline_anything_fits() -> None:
+def test_any_request_without_a_deadline_is_accepted() -> None:
     assert lateness(TokensDue(math.inf, 10**9), [TokensDue(math.inf, 10**9)], 10**6, 0.0, SPEED) is None
     assert urgent([TokensDue(math.inf, 10**9)], 0, 0.0, SPEED) == []
 
@@ -65,13 +65,13 @@ def test_no_request_is_urgent_while_there_is_time() -> None:
     assert urgent([TokensDue(2.0, 1000), TokensDue(10.0, 5000)], 0, 0.0, SPEED) == []
 
 
-def test_all_up_to_the_tightest_deadline_are_urgent() -> None:
+def test_all_requests_up_to_the_tightest_deadline_are_urgent() -> None:
     requests = [TokensDue(9.0, 1000), TokensDue(10.0, 8500), TokensDue(60.0, 1000)]
 
     assert urgent(requests, 0, 0.0, SPEED) == requests[:2]
 
 
-def test_if_not_all_can_be_in_time_the_longest_is_given_up() -> None:
+def test_if_not_all_requests_can_be_in_time_the_longest_is_given_up() -> None:
     requests = [TokensDue(5.0, 9000), TokensDue(5.0, 2000), TokensDue(5.0, 2600)]
 
     assert urgent(requests, 0, 0.0, SPEED) == requests[1:]
@@ -87,9 +87,8 @@ class Accepted:
 @pytest.mark.parametrize("max_in_flight", [1, 2])
 @pytest.mark.parametrize("seed", range(5))
 def test_under_triple_load_accepted_requests_are_in_time_and_fill_the_device(seed: int, max_in_flight: int) -> None:
-    """Skewed request sizes, deadlines of 2 and 8 s, a device of exactly 1,000 tokens a second.
-
-    With two batches in flight, the next one is chosen when the last one begins.
+    """Request sizes are skewed, deadlines are 2 and 8 s, and the device scores exactly 1,000 tokens per second. With
+    two batches in flight, the next batch is chosen when the last one starts.
     """
     rng = random.Random(seed)
     queue: FairQueue[int] = FairQueue()

@@ -1,4 +1,4 @@
-"""The queue on thousands of generated arrival patterns: fairness, token budget and counts."""
+"""The queue under thousands of generated arrival patterns: fairness, token budget and counts."""
 
 from collections import Counter
 
@@ -30,7 +30,7 @@ def test_pairs_of_a_job_are_drawn_in_order() -> None:
 def test_a_small_request_does_not_wait_for_a_large_one() -> None:
     queue: FairQueue[str] = FairQueue()
     queue.add("large", "large", [100] * 512)
-    queue.take(1600)  # the large one is under way
+    queue.take(1600)  # the large request has started
     queue.add("small", "small", [100] * 10)
 
     first, second = queue.take(1600), queue.take(1600)
@@ -151,7 +151,7 @@ def test_no_pair_is_lost_or_doubled_and_no_batch_is_over_budget(operations: list
 
 @pytest.mark.parametrize("num_rivals", [1, 3, 10])
 def test_a_small_request_behind_large_ones_gets_its_fair_share(num_rivals: int) -> None:
-    """Pairs scored before a request of 10 passages is done: at most equal shares for its rivals, and one batch."""
+    """Before a request of 10 passages is done, its rivals get at most equal shares, plus one batch."""
     queue: FairQueue[str] = FairQueue()
     for rival in range(num_rivals):
         queue.add(f"rival {rival}", "rival", [128] * 512)

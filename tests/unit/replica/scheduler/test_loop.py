@@ -1,4 +1,4 @@
-"""The scheduler with a device that a test can hold at any batch."""
+"""The scheduler with a device that a test can pause at any batch."""
 
 import asyncio
 import math
@@ -15,7 +15,7 @@ from rerank_service.replica.scheduler import Scheduler
 
 
 def pairs(count: int, value: int = 1, length: int = 10) -> list[EncodedPair]:
-    """Pairs whose logit is `value`, or which fail if it is one of the values below."""
+    """Pairs with the logit `value`; they fail if it is one of the values below."""
     return [EncodedPair(np.full(length, value, np.int32), length, False) for _ in range(count)]
 
 
@@ -23,7 +23,7 @@ CRASH, NAN, OUR_ERROR = -1, -2, -3
 
 
 class Ready:
-    """Logits that are ready at once."""
+    """Logits that are ready immediately."""
 
     is_ready = True
 
@@ -35,7 +35,7 @@ class Ready:
 
 
 class Device:
-    """Scores a pair by its first token, records its batches, and can be held."""
+    """Scores a pair by its first token, records the batches, and can be paused."""
 
     max_in_flight = 1
     memory_tokens: int | None = None
@@ -77,7 +77,7 @@ def device() -> Device:
 
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch) -> Device:
-    """A device that takes 5 s for each batch of 100 tokens, by its own clock."""
+    """A device that takes 5 s per batch of 100 tokens, by its own clock."""
     now = [1000.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
 
@@ -195,7 +195,7 @@ async def test_an_error_fails_only_its_own_request(scheduler: Scheduler[EncodedP
     assert (await scheduler.submit("after", pairs(1, 5))).logits == (5.0,)
 
 
-async def test_our_own_errors_pass_through(scheduler: Scheduler[EncodedPair]) -> None:
+async def test_the_services_own_errors_pass_unchanged(scheduler: Scheduler[EncodedPair]) -> None:
     with pytest.raises(PairTooLong):
         await scheduler.submit("r", pairs(1, OUR_ERROR))
 
@@ -250,7 +250,7 @@ async def test_a_dead_loop_raises_instead_of_hanging(scheduler: Scheduler[Encode
 
 
 class Later:
-    """Logits, or an error, that are ready once the test says so."""
+    """Logits or an error, ready when the test decides."""
 
     def __init__(self, logits: list[float]) -> None:
         self._logits = logits
@@ -308,7 +308,7 @@ async def test_a_full_batch_is_launched_while_another_is_running(
     large = asyncio.ensure_future(scheduler.submit("large", pairs(30, 3)))
     await device.launched(2)
     await settle()
-    assert len(device.pending) == 2  # and no third
+    assert len(device.pending) == 2  # no third batch is launched
 
     device.pending[0].finish()
     await device.launched(3)
@@ -336,7 +336,7 @@ async def test_a_second_batch_waits_until_it_is_full_or_the_device_is_free(
     assert [len(batch) for batch in device.batches] == [1, 6]
 
 
-async def test_an_error_that_shows_after_the_launch_fails_only_its_own_request(
+async def test_an_error_that_appears_after_the_launch_fails_only_its_own_request(
     pipelined: tuple[Scheduler[EncodedPair], Pipelined],
 ) -> None:
     scheduler, device = pipelined
@@ -359,7 +359,7 @@ async def test_a_batch_fits_the_device_memory(scheduler: Scheduler[EncodedPair],
 
 
 async def test_batches_are_a_small_share_of_the_queue(scheduler: Scheduler[EncodedPair], device: Device) -> None:
-    """300 pairs in batches of 10 at first, then fewer and fewer, never below 3."""
+    """300 pairs are drawn in batches of 10 at first, then in smaller and smaller batches, but never fewer than 3."""
     scheduler.min_batch_tokens = 30
     await scheduler.submit("r", pairs(300))
 
@@ -380,14 +380,14 @@ async def test_a_refusal_states_how_long_the_queue_takes(slow: Device) -> None:
     with pytest.raises(QueueFull) as caught:
         await scheduler.submit("late", pairs(20))
 
-    assert caught.value.retry_after_s == 10  # 200 tokens over the bound, at 20 a second
+    assert caught.value.retry_after_s == 10  # 200 tokens over the bound, at 20 tokens per second
     slow.is_free.set()
     await asyncio.gather(blocker, waiting)
     await scheduler.close()
 
 
 async def test_a_request_that_would_be_late_is_refused_at_once(slow: Device) -> None:
-    """With 500 tokens in the queue and a batch of 10 tokens running."""
+    """The queue has 500 tokens, and a batch of 10 tokens is running."""
     scheduler: Scheduler[EncodedPair] = Scheduler(slow, max_batch_tokens=100, max_queued_tokens=10_000)
     await scheduler.submit("first", pairs(30), timeout_s=1.0)  # an idle device accepts anything
     blocker = await slow.hold(scheduler)

@@ -1,6 +1,6 @@
 """The fair queue under thousands of seeded arrival patterns, with a virtual clock and a simulated device.
 
-A batch takes `OVERHEAD_S + tokens / TOKENS_PER_S`. All times are computed, none is measured.
+A batch takes `OVERHEAD_S + tokens / TOKENS_PER_S`. All times are computed, not measured.
 """
 
 import heapq
@@ -33,7 +33,7 @@ class Request:
 
 
 class Simulation:
-    """Feeds arrivals and cancellations to the queue in time and runs the device."""
+    """Feeds arrivals and cancellations to the queue at their times, and runs the device."""
 
     def __init__(self, requests: list[Request]) -> None:
         self.queue: FairQueue[str] = FairQueue()
@@ -80,7 +80,7 @@ class Simulation:
 
 
 def random_requests(rng: random.Random) -> list[Request]:
-    """Bursts of small, medium and huge requests; some have pairs over the budget, some are cancelled."""
+    """Bursts of small, medium and huge requests. Some have pairs over the budget, and some are cancelled."""
     requests = []
     for number in range(rng.randint(1, 25)):
         size = rng.choice([1, 1, 3, 10, 40, rng.randint(100, 512)])
@@ -117,12 +117,12 @@ def test_a_small_request_waits_for_one_batch_and_its_fair_share(num_rivals: int,
 
         assert small.done_s is not None
         one_batch_s = OVERHEAD_S + BUDGET / TOKENS_PER_S
-        num_batches = -(-sum(small.lengths) * (num_rivals + 1) // BUDGET) + 1  # its share of each, and the one running
+        num_batches = -(-sum(small.lengths) * (num_rivals + 1) // BUDGET) + 1  # its share, and the running batch
         assert small.done_s - small.arrival_s <= (num_batches + 1) * one_batch_s, seed
 
 
 def test_a_passage_behind_300_others_waits_for_a_small_part_of_their_time() -> None:
-    """In every server we compared, it waits for 93 to 99% of the big request's time."""
+    """In every other server that we measured, such a passage waits for 93 to 99% of the large request's time."""
     big = Request("big", 0.0, [128] * 300)
     small = Request("small", 0.01, [128])
     Simulation([big, small]).run()

@@ -1,4 +1,4 @@
-"""Calls that never return, by a clock of the test."""
+"""Detection of calls that never return, with a simulated clock."""
 
 from rerank_service.replica.scheduler import Watch
 
@@ -7,7 +7,7 @@ def checks(watch: Watch, times: list[float]) -> list[int]:
     return [watch.num_overdue(now_s) for now_s in times]
 
 
-def test_a_call_is_overdue_once_checks_have_seen_it_out_for_longer_than_its_limit() -> None:
+def test_a_call_is_overdue_once_checks_have_seen_it_run_longer_than_its_limit() -> None:
     watch = Watch()
     work = watch.begin(30.0)
 

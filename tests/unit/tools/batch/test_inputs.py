@@ -1,4 +1,4 @@
-"""Every kind of input file can be read from any record on, and errors name file, line and field."""
+"""Every kind of input can be read from any record, and errors name file, line and field."""
 
 import json
 from pathlib import Path
@@ -49,7 +49,7 @@ def test_json_rows_of_every_shape(tmp_path: Path) -> None:
             {"query": {"text": "f?"}, "passages": [{"text": "g"}, {"text": "h", "id": "z"}], "truncate": "END"},
         ],
     )
-    path.write_text(path.read_text().replace("\n", "\n\n", 1))  # an empty line is skipped and counted
+    path.write_text(path.read_text().replace("\n", "\n\n", 1))  # an empty line is skipped, but counts as a line
 
     assert read(path) == [
         TextPair(1, "q", "a?", "7", "b"),
@@ -82,7 +82,7 @@ def test_a_csv_field_may_exceed_the_csv_modules_default_limit(tmp_path: Path) ->
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet", "folder"])
 @pytest.mark.parametrize("chunk_pairs", [1, 3, 7, 100])
-def test_every_chunk_can_be_read_on_its_own(tmp_path: Path, beir: Path, suffix: str, chunk_pairs: int) -> None:
+def test_every_chunk_can_be_read_alone(tmp_path: Path, beir: Path, suffix: str, chunk_pairs: int) -> None:
     rows = [{"query": f"query {n}", "passage_id": str(n), "passage": TEXTS[n % len(TEXTS)]} for n in range(23)]
     asked = files(tmp_path / f"in{suffix}")
     match suffix:
@@ -118,7 +118,7 @@ def test_every_chunk_can_be_read_on_its_own(tmp_path: Path, beir: Path, suffix: 
     assert odd == [pair for n, pair in enumerate(whole) if n // chunk_pairs % 2 == 0]
 
 
-def test_a_folder_gives_the_pairs_of_a_run_or_of_qrels(tmp_path: Path, beir: Path) -> None:
+def test_a_folder_has_the_pairs_of_a_run_or_of_qrels(tmp_path: Path, beir: Path) -> None:
     expected = [("q2", "second?", "p1", f"Title 1 {TEXTS[1]}".strip()), ("q1", "first?", "p0", f"Title 0 {TEXTS[0]}")]
     for name, text in {
         "run": "q2 Q0 p1 1 9.5 bm25\nq1 Q0 p0 1 3 bm25\n",
@@ -145,7 +145,7 @@ def test_a_folder_gives_the_pairs_of_a_run_or_of_qrels(tmp_path: Path, beir: Pat
         (
             "in.jsonl",
             '{"query": "q", "passages": ["a"], "passage_ids": []}\n',
-            "passage_ids has 0 entries and",
+            "passage_ids has 0 entries, but",
         ),
         (
             "in.jsonl",

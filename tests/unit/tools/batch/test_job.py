@@ -1,4 +1,4 @@
-"""`rerank-service batch` in one process: kills do not change the output, and only the same job is resumed."""
+"""`rerank-service batch` in one process: kills do not change the output, and only an identical job is resumed."""
 
 import json
 import multiprocessing
@@ -37,7 +37,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def config(tmp_path: Path, checkpoints: dict[str, Path]) -> Path:
-    """Two models on one thread each, which keeps the tests fast on a busy machine."""
+    """A configuration with two models, each on one thread, which keeps the tests fast on a busy machine."""
     engine = {"dtype": "float32", "device": "cpu", "num_threads": 1}
     models = [
         {"id": name, "checkpoint": {"source": str(checkpoints[name])}, "engine": engine}
@@ -61,7 +61,7 @@ def run(*arguments: str) -> dict[str, Any]:
 
 
 def run_and_die(arguments: list[str], num_writes: int) -> None:
-    """Runs the command and kills it at its n-th flush to disk: of a temporary file, or of a folder after a rename."""
+    """Runs the command and kills it at its n-th flush to disk, either of a temporary file or of a folder."""
     fsync, remaining = os.fsync, iter(range(num_writes - 1))
 
     def fsync_or_die(descriptor: int) -> None:
@@ -88,7 +88,7 @@ def test_a_job_killed_repeatedly_writes_the_same_output(
 ) -> None:
     undisturbed, disturbed = tmp_path / f"a{suffix}", tmp_path / f"b{suffix}"
     run(*command(pairs, undisturbed, config))
-    writes = random.Random(seed).choices(range(1, 9), k=3)  # two of a chunk, two of the manifest
+    writes = random.Random(seed).choices(range(1, 9), k=3)  # a chunk and the manifest have two flushes each
 
     folder = disturbed.with_name(disturbed.name + ".parts")
     for num_writes in writes:
@@ -107,7 +107,7 @@ def test_a_kill_while_joining_loses_nothing(tmp_path: Path, pairs: Path, config:
     undisturbed, disturbed = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
     run(*command(pairs, undisturbed, config))
     run(*command(pairs, disturbed, config, "--keep-parts"))
-    disturbed.unlink()  # all parts are there, the output is not
+    disturbed.unlink()  # all parts exist, but not the output
 
     killed(command(pairs, disturbed, config), num_writes)
     summary = run(*command(pairs, disturbed, config))
@@ -116,7 +116,9 @@ def test_a_kill_while_joining_loses_nothing(tmp_path: Path, pairs: Path, config:
     assert summary["num_scored_pairs"] == 0
 
 
-def test_logits_equal_the_engines(tmp_path: Path, pairs: Path, config: Path, checkpoints: dict[str, Path]) -> None:
+def test_logits_equal_those_of_the_engine(
+    tmp_path: Path, pairs: Path, config: Path, checkpoints: dict[str, Path]
+) -> None:
     output = tmp_path / "out.jsonl"
     run(*command(pairs, output, config))
     engine = load_engine(local_model(checkpoints["llama_bidirec"]))
@@ -152,7 +154,7 @@ def test_a_stopped_job_reports_the_pairs_it_kept(
 
 @pytest.fixture
 def begun(tmp_path: Path, pairs: Path, config: Path) -> Path:
-    """Output of an unfinished job that has half of its parts."""
+    """Output path of an unfinished job that has half of its parts."""
     output = tmp_path / "begun.jsonl"
     run(*command(pairs, output, config, "--keep-parts"))
     output.unlink()
@@ -270,7 +272,7 @@ def test_errors_are_one_line(tmp_path: Path, pairs: Path, config: Path, argument
     assert result.exit_code == 2
     assert message in result.stderr
     assert "Traceback" not in result.output
-    assert set(tmp_path.rglob("*")) == before  # no folder, no lock
+    assert set(tmp_path.rglob("*")) == before  # neither folder nor lock remains
 
 
 def test_a_failed_start_keeps_the_unfinished_job(begun: Path, pairs: Path, config: Path) -> None:

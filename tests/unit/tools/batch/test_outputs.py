@@ -1,4 +1,4 @@
-"""Scored lines as JSONL, CSV, Parquet and TREC run."""
+"""Scored lines are written as JSONL, CSV, Parquet and TREC run."""
 
 import io
 import json
@@ -35,7 +35,7 @@ def test_parquet() -> None:
     assert [tuple(row.values()) for row in table.to_pylist()] == ROWS
 
 
-def test_a_run_is_ranked_and_ties_keep_the_order_of_the_input() -> None:
+def test_a_run_is_ranked_with_ties_in_the_order_of_the_input() -> None:
     assert written("o.trec").decode().splitlines() == [
         "q1 Q0 p,2 1 0.1 rerank-service",
         "q1 Q0 é 2 0.1 rerank-service",

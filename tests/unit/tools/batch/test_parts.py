@@ -1,4 +1,4 @@
-"""The folder of a job: atomic writes, one job at a time, foreign files are kept."""
+"""The folder of a job: writes are atomic, one job uses it at a time, and other files are kept."""
 
 from pathlib import Path
 
@@ -56,7 +56,7 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
         pass
 
 
-def test_only_its_own_files_are_removed(tmp_path: Path) -> None:
+def test_only_the_jobs_files_are_removed(tmp_path: Path) -> None:
     for foreign in (False, True):
         with Parts(tmp_path / "out") as parts:
             parts.write_manifest({})

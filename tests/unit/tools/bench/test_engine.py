@@ -1,4 +1,4 @@
-"""The engine benchmark and its workload. No speed is asserted."""
+"""Tests the engine benchmark and its workload. No speed is asserted."""
 
 import json
 

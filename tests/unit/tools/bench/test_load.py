@@ -1,4 +1,4 @@
-"""The load generator against a real HTTP server on loopback. No speed is asserted."""
+"""Tests the load generator against a real HTTP server on loopback. No speed is asserted."""
 
 import json
 import math
@@ -23,7 +23,7 @@ _SCORES = [0.25, -1.5, 3.0]
 
 
 class _Ranking(BaseHTTPRequestHandler):
-    """Speaks NVIDIA's API. The logit of a passage is its length; a query with `refuse` is answered with 503."""
+    """A server with NVIDIA's API. The logit of a passage is its length; a query with `refuse` is answered with 503."""
 
     protocol_version = "HTTP/1.1"
 
@@ -123,7 +123,7 @@ def test_medians_keep_nulls_and_sum_failures(url: str) -> None:
         (sigmoid_scores(PLAIN), {"logits": [1 / (1 + math.exp(-score)) for score in _SCORES]}),
     ],
 )
-def test_logits_come_back_in_the_order_of_the_request(api: RankingApi, answer: dict[str, Any]) -> None:
+def test_logits_have_the_order_of_the_request(api: RankingApi, answer: dict[str, Any]) -> None:
     assert api.logits(json.dumps(answer).encode(), 3) == pytest.approx(_SCORES)
 
 
@@ -154,7 +154,7 @@ async def test_the_probe_fails_on_refusals(url: str) -> None:
 _BURN = "sum(i * i for i in range(3_000_000))"
 _CHILD_OF_A_CHILD = f"""
 import subprocess, sys
-subprocess.run([sys.executable, "-c", {_BURN!r}], check=True)             # a child that has ended
+subprocess.run([sys.executable, "-c", {_BURN!r}], check=True)             # an ended child
 child = subprocess.Popen([sys.executable, "-c", {_BURN + "; print('done', flush=True); input()"!r}])
 child.wait()
 """
@@ -181,7 +181,7 @@ def test_cpu_seconds_count_children_of_children_alive_or_ended() -> None:
 
     assert parent.children_user > 0
     assert alive.user > 0
-    assert total > 0.99 * (parent.user + parent.children_user + alive.user)  # sums of floats
+    assert total > 0.99 * (parent.user + parent.children_user + alive.user)  # tolerance for sums of floats
 
 
 def test_an_ended_process_has_no_cpu_time() -> None:

@@ -21,6 +21,14 @@ def passages(tmp_path: Path) -> str:
     return str(path)
 
 
+@pytest.fixture(scope="module")
+def float32_config(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The shipped configuration in float32, which loads without the seconds of int8's calibration."""
+    path = tmp_path_factory.mktemp("config") / "float32.yaml"
+    path.write_text(Path(CONFIG).read_text().replace("dtype: fastest", "dtype: float32"))
+    return str(path)
+
+
 def test_version_and_help() -> None:
     assert runner.invoke(app, ["--version"]).stdout.strip() == __version__
     assert "make-checkpoint" in runner.invoke(app, ["--help"]).stdout
@@ -77,11 +85,11 @@ def test_serve_refuses_a_bad_configuration_before_starting_anything(tmp_path: Pa
     assert "Traceback" not in result.output
 
 
-def test_rank_in_process(passages: str) -> None:
-    command = ["rank", "What is the capital of France?", passages, "--in-process", "--config", CONFIG, "--top", "2"]
+def test_rank_in_process(passages: str, float32_config: str) -> None:
+    command = ["rank", "What is the capital of France?", passages, "--in-process", "--top", "2"]
 
-    shown = runner.invoke(app, command)
-    answer = json.loads(runner.invoke(app, [*command, "--json"]).stdout)
+    shown = runner.invoke(app, [*command, "--config", CONFIG])
+    answer = json.loads(runner.invoke(app, [*command, "--config", float32_config, "--json"]).stdout)
 
     assert shown.exit_code == 0
     assert shown.stdout.splitlines()[1].endswith("Paris is the capital of France.")
@@ -100,11 +108,11 @@ def test_rank_accepts_more_lines_than_fit_in_one_request() -> None:
     assert answer["usage"] == {"prompt_tokens": 6000, "total_tokens": 6000}
 
 
-def test_rank_reports_truncated_and_unscored_passages() -> None:
+def test_rank_reports_truncated_and_unscored_passages(float32_config: str) -> None:
     headers = {"x-rerank-truncated-passages": "2", "x-rerank-unscored-passages": "1"}
     with scripted(ranking([1.0, 2.0, 3.0], **headers)) as server:
         there = runner.invoke(app, ["rank", "q", "--url", server.url, "--json"], input="a\nb\nc")
-    command = ["rank", "q", "--in-process", "--config", CONFIG, "--json"]
+    command = ["rank", "q", "--in-process", "--config", float32_config, "--json"]
     here = runner.invoke(app, command, input="short\n" + "long " * 400)
     whole = runner.invoke(app, command, input="short")
 
@@ -125,8 +133,8 @@ def test_rank_prints_the_services_error() -> None:
     assert "error: 403: not with this key" in result.stderr
 
 
-def test_rank_reads_standard_input() -> None:
-    command = ["rank", "capital of France", "--in-process", "--config", CONFIG, "--json"]
+def test_rank_reads_standard_input(float32_config: str) -> None:
+    command = ["rank", "capital of France", "--in-process", "--config", float32_config, "--json"]
 
     answer = json.loads(runner.invoke(app, command, input="a pastry\nParis\n").stdout)
 

@@ -1,4 +1,4 @@
-"""Measures against figures computed by hand, candidates, and `rerank-service eval` on six passages."""
+"""Tests measures against figures computed by hand, the choice of candidates, and `rerank-service eval`."""
 
 import json
 from pathlib import Path
@@ -46,7 +46,7 @@ def test_measures_equal_those_computed_by_hand() -> None:
 
     values = measure(relevance, candidates, scores, recall_at=(1, 20))
 
-    # a: p2 (1), p1 (2), p0 (0), and p9 is missed; b: ties keep the order of the candidates, so p1 is 19th
+    # a: p2 (1), p1 (2), p0 (0), and p9 is not found; b: ties keep the order of the candidates, so p1 is 19th
     ndcg_a = (1 + 2 / np.log2(3)) / (2 + 1 / np.log2(3) + 1 / np.log2(4))
     assert values["ndcg@10"] == pytest.approx([ndcg_a, 0, 0])
     assert values["mrr@10"] == pytest.approx([1, 0, 0])
@@ -75,7 +75,7 @@ def test_a_run_provides_the_candidates_of_judged_queries(folder: Path, tmp_path:
     assert candidates == {"q1": ["paris", "berlin"], "q2": []}
     assert scores == {"q1": [0.7, 0.5], "q2": []}
 
-    for score in ("nan", "inf"):  # sorting would place these anywhere
+    for score in ("nan", "inf"):  # these have no place in a sorted order
         run.write_text(f"q1 Q0 berlin 1 0.5 x\nq1 Q0 paris 2 {score} x\n")
         with pytest.raises(BatchError, match=f"line 2: score '{score}' is not finite"):
             read_run(run, collection, top_k=2)
@@ -152,7 +152,7 @@ def test_errors_are_one_line(folder: Path, arguments: list[str], message: str) -
     assert "Traceback" not in result.output
 
 
-def test_judged_passages_are_the_candidates_where_each_query_has_several() -> None:
+def test_judged_passages_are_the_candidates_if_every_query_has_several() -> None:
     collection = Collection("c", CORPUS, {"q1": "?"}, {"q1": {"paris": 1, "berlin": 0}})
 
     assert collection.brings_candidates

@@ -17,7 +17,7 @@ from rerank_service.tools.planning.workload import Arrival, Mix, Phase, arrivals
 
 PAIR = 100
 ONE_BY_ONE = ReplicaSpeed(tokens_per_s=1_000.0, max_in_flight=1, max_batch_tokens=PAIR)
-"""One pair per batch, a tenth of a second each."""
+"""A speed at which every batch has one pair and takes a tenth of a second."""
 FAST = ReplicaSpeed(tokens_per_s=100_000.0, batch_overhead_s=0.002)
 
 
@@ -31,7 +31,7 @@ def latencies(ended: list[FinishedRequest]) -> list[float]:
 
 @pytest.mark.parametrize("utilisation", [0.3, 0.7, 0.85])
 def test_waits_at_one_device_agree_with_queueing_theory(utilisation: float) -> None:
-    """M/D/1: mean wait = utilisation / (2 (1 - utilisation)) service times (Pollaczek and Khinchine)."""
+    """M/D/1 queue: the mean wait is utilisation / (2 (1 - utilisation)) service times (Pollaczek and Khinchine)."""
     service_s = PAIR / ONE_BY_ONE.tokens_per_s
     fleet = Fleet(1, ONE_BY_ONE, costs=NO_COSTS, timeout_s=math.inf)
 
@@ -60,7 +60,7 @@ def test_shards_of_a_large_request_are_scored_in_parallel() -> None:
 
 @pytest.mark.parametrize("timeout_s", [0.5, 3.0, math.inf])
 @pytest.mark.parametrize("burstiness", [1.0, 8.0])
-def test_every_request_ends_once_even_under_twice_the_capacity(timeout_s: float, burstiness: float) -> None:
+def test_every_request_ends_once_even_at_twice_the_capacity(timeout_s: float, burstiness: float) -> None:
     mix = Mix({1: 4, 20: 3, 100: 2, 300: 1}, Lengths.SHORT)
     requests = load(mix, 2 * 3 * 100_000 / mix.request_tokens, 600, burstiness=burstiness)
 
@@ -123,14 +123,14 @@ def test_a_removed_replica_finishes_its_requests() -> None:
     assert cluster.num_replicas == 1
 
 
-def test_percentiles_are_nearest_rank() -> None:
+def test_percentiles_use_the_nearest_rank() -> None:
     assert percentile([3.0, 1.0, 2.0, 4.0], 0.5) == 2.0
     assert percentile(list(map(float, range(1, 101))), 0.99) == 99.0
     assert percentile([], 0.99) == math.inf
 
 
 def test_many_ingresses_route_almost_as_well_as_one() -> None:
-    """Without reports from replicas, the p99 with 16 ingresses was four times that with one."""
+    """Without reports from replicas, the p99 with 16 ingresses was four times the p99 with one ingress."""
     mix = Mix({10: 4, 40: 3, 160: 1}, Lengths.SHORT)
     requests = load(mix, 0.85 * 24 * FAST.full_tokens_per_s / mix.request_tokens, 2_500)
     costs = StackCosts(CpuCost(0.0, 0.0, 0.0), NO_COSTS.other, 0.0013, 0.0013, math.inf)
@@ -144,7 +144,7 @@ def test_many_ingresses_route_almost_as_well_as_one() -> None:
     assert p99[16] < 1.4 * p99[1]
 
 
-def test_a_slow_replica_does_not_slow_down_everyone() -> None:
+def test_a_slow_replica_does_not_slow_down_all_requests() -> None:
     mix = Mix({10: 4, 40: 3, 160: 1}, Lengths.SHORT)
     requests = load(mix, 0.7 * 7.5 * FAST.full_tokens_per_s / mix.request_tokens, 1_500)
     mixed = Fleet(8, FAST, 4, NO_COSTS, math.inf, slow_replicas=1)

@@ -1,4 +1,4 @@
-"""The search for the smallest fleet."""
+"""Tests the search for the smallest fleet."""
 
 import math
 from dataclasses import replace
@@ -50,7 +50,7 @@ def test_an_unreachable_target_reports_the_best_p99() -> None:
     assert 0.08 < refused.value.p99_s < 0.2
 
 
-def test_a_measurement_that_may_not_miss_ends_early() -> None:
+def test_a_measurement_ends_early_once_the_target_is_missed() -> None:
     assert measure(DEMAND, 3, may_miss=False) is None
     missed = measure(DEMAND, 3)
     assert missed is not None

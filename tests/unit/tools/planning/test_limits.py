@@ -71,7 +71,7 @@ def test_the_controller_limits_a_large_cluster() -> None:
 
 
 @pytest.mark.parametrize("cadence", [Cadence(1, 1), Cadence(10, 10)])
-def test_the_largest_fleet_uses_up_the_controllers_share(cadence: Cadence) -> None:
+def test_the_largest_fleet_uses_the_controllers_whole_share(cadence: Cadence) -> None:
     most = most_replicas(0.05, cadence)
 
     def cpus(replicas: int) -> float:
@@ -81,5 +81,5 @@ def test_the_largest_fleet_uses_up_the_controllers_share(cadence: Cadence) -> No
 
 
 def test_the_cost_per_million_passages() -> None:
-    # 600 x 100 passages a second are 216 million an hour.
+    # 600 x 100 passages per second are 216 million per hour.
     assert cost_per_million_passages(DEMAND, 108, price_per_gpu_hour=2.0) == pytest.approx(1.0)

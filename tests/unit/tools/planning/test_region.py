@@ -1,4 +1,4 @@
-"""The loss of a region, seen from a surviving one."""
+"""Tests the simulated loss of a region, as observed in a surviving region."""
 
 import itertools
 from dataclasses import replace
@@ -19,14 +19,14 @@ def test_new_replicas_restore_the_target() -> None:
     assert lost.replicas_before == 4
     assert lost.replicas[-1] >= 2 * 30 * 4_000 / 50_000
     assert lost.worst_p99_s > DEMAND.p99_s
-    assert lost.num_refused > 0  # with 5 s per request while half the replicas are missing
+    assert lost.num_refused > 0  # requests have a limit of 5 s, and half of the replicas are missing
     assert lost.recovered_after_s is not None
     assert 20 < lost.recovered_after_s < 90
     assert lost.unreachable == 300
     assert all(before <= after for before, after in itertools.pairwise(lost.replicas))
 
 
-def test_with_headroom_a_loss_goes_unnoticed() -> None:
+def test_with_headroom_clients_do_not_notice_a_loss() -> None:
     lost = lose_region(DEMAND, 8, Loss(regions=2, start_s=20.0, watched_s=60.0))
 
     assert (lost.num_refused, lost.recovered_after_s) == (0, 0.0)

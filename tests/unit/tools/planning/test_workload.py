@@ -1,4 +1,4 @@
-"""Simulated arrivals."""
+"""Tests the simulated arrivals."""
 
 import itertools
 import statistics
@@ -46,7 +46,7 @@ def test_the_rate_changes_with_the_phase() -> None:
 
 
 @pytest.mark.parametrize("tokens", [256, *Lengths])
-def test_means_equal_those_of_drawn_requests(tokens: int | Lengths) -> None:
+def test_means_equal_the_means_of_drawn_requests(tokens: int | Lengths) -> None:
     mix = Mix({1: 3, 40: 1}, tokens)
     drawn = some(mix, 1)
 
@@ -66,5 +66,5 @@ def test_attended_tokens_weigh_pairs_by_length() -> None:
 
 @pytest.mark.parametrize(("passages", "tokens"), [({}, 1), ({0: 1.0}, 1), ({1: 0.0}, 1), ({1: 1.0}, 0)])
 def test_an_empty_mix_is_an_error(passages: dict[int, float], tokens: int) -> None:
-    with pytest.raises(ValueError, match=r"needs sizes|at least one token"):
+    with pytest.raises(ValueError, match=r"needs sizes|needs at least one token"):
         Mix(passages, tokens)

@@ -48,7 +48,7 @@ runner = CliRunner()
 
 @pytest.fixture(scope="module")
 def folders(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A tiny checkpoint for each engine and architecture; the late-interaction one is the BERT without its head."""
+    """A tiny checkpoint for each engine and architecture. For late interaction, it is the BERT without a head."""
     folder = tmp_path_factory.mktemp("verify") / LATE
     shutil.copytree(checkpoints["bert"], folder)
     tensors = load_file(folder / "model.safetensors")
@@ -156,7 +156,7 @@ def causal(
     packed: PackedSequences,
     **_: object,
 ) -> tuple[torch.Tensor, None]:
-    """The attention of a model that has lost its `is_causal = False`."""
+    """The attention of a model whose `is_causal = False` is lost."""
     outputs = [
         torch.nn.functional.scaled_dot_product_attention(
             *(tensor[:, :, start:end] for tensor in (query, key, value)), is_causal=True, scale=scaling, enable_gqa=True
@@ -221,7 +221,7 @@ def test_a_yes_no_decoder_that_sees_later_tokens_is_rejected(
 def test_a_yes_no_decoder_converted_to_a_classifier_is_faithful(
     folders: dict[str, Path], reference_of: Callable[[str], ReferenceRun], tmp_path: Path
 ) -> None:
-    """As tomaarsen/Qwen3-Reranker-0.6B-seq-cls was made; its reference is another class of transformers."""
+    """The conversion is that of tomaarsen/Qwen3-Reranker-0.6B-seq-cls; the reference is another transformers class."""
     original = run_reference(local_model(folders["qwen3"]))
     config = Qwen3Config.from_pretrained(folders["qwen3"], num_labels=1, pad_token_id=0)
     causal_model = Qwen3ForCausalLM.from_pretrained(folders["qwen3"])
@@ -264,7 +264,7 @@ def test_a_logit_that_depends_on_its_batch_is_rejected(
 
 
 def test_the_files_take_precedence_over_the_configuration(folders: dict[str, Path], tmp_path: Path) -> None:
-    """The configuration applies only if the files state nothing, as with the 4B."""
+    """The configuration applies only if the files state no value, as for the 4B."""
     published = change_config(shutil.copytree(folders["mistral"], tmp_path / "says"), pooling="avg", temperature=1.0)
     options = {"pooling": "last", "temperature": 2.0, "prompt_template": "{passage}\n{query}"}
     silent, spoken = (local_model(folder, engine=options) for folder in (folders["mistral"], published))
@@ -273,7 +273,7 @@ def test_the_files_take_precedence_over_the_configuration(folders: dict[str, Pat
     assert failed(served(run_reference(spoken), spoken)) == {"largest difference", "mean difference"}
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if name != "qwen3"])  # whose prompt has 120 tokens
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "qwen3"])  # its prompt has 120 tokens
 def test_a_window_that_truncates_queries_is_faithful(folders: dict[str, Path], name: str) -> None:
     model = local_model(folders[name], window_tokens=16)
 
@@ -302,7 +302,7 @@ def test_both_readings_of_special_tokens_are_distinguished(
 
 
 class PassageFirst(EnginePath):
-    """Truncates pairs of a classifier like transformers' `only_second`, and the query if that is not enough."""
+    """Truncates a classifier's passages like transformers' `only_second`, and the query if it is too long by itself."""
 
     def __init__(self, model: ModelConfig) -> None:
         super().__init__(model)
@@ -365,7 +365,7 @@ def test_every_engine_has_a_reference(folders: dict[str, Path]) -> None:
 
 
 def recorded_from(question: VerificationQuery, logits: Sequence[float]) -> RecordedLogits:
-    """Logits as they would be recorded in bfloat16."""
+    """Rounds logits as a record in bfloat16 would."""
     written = torch.tensor(logits).bfloat16().tolist()
     return RecordedLogits(
         "m", question.query, question.passages, tuple(written), Dtype.BFLOAT16, Dtype.BFLOAT16, "this test"
@@ -388,10 +388,10 @@ def test_recorded_logits_distinguish_checkpoints(
     assert "weights or settings differ" in no.reason
 
 
-def test_logits_recorded_of_a_causal_run_are_rejected(
+def test_recorded_logits_of_a_causal_run_are_rejected(
     folders: dict[str, Path], reference_of: Callable[[str], ReferenceRun]
 ) -> None:
-    """The same weights, run the way older remote code runs them under transformers 5."""
+    """The weights are the same, but run as older remote code runs them with transformers 5."""
     model, run = local_model(folders["llama_bidirec"]), reference_of("llama_bidirec")
     kind, question = EngineKind.BIDIRECTIONAL_DECODER, run.expected[0].question
     causal_run: Any = load_reference(kind, folders["llama_bidirec"], model, torch.device("cpu"))
@@ -422,7 +422,7 @@ def test_other_models_have_no_recorded_logits() -> None:
 
 @pytest.mark.parametrize("recorded", RECORDED)
 def test_recorded_logits_are_numbers_of_their_precision(recorded: RecordedLogits) -> None:
-    """Equal to the recorded digits."""
+    """Rounding to the stated precision does not change the recorded digits."""
     assert len(recorded.logits) == len(recorded.passages)
     for logit in recorded.logits:
         rounded = float(torch.tensor(logit).to(getattr(torch, recorded.dtype.value)))
@@ -458,8 +458,8 @@ def test_equal_logits_have_figures() -> None:
     assert figures.ordered_alike == 1.0
 
 
-def test_the_embedded_model_is_faithful_as_it_is_configured() -> None:
-    """In int8 if the processor supports it."""
+def test_the_embedded_model_is_faithful_as_configured() -> None:
+    """The model runs in int8 if the processor supports it."""
     shown = runner.invoke(app, ["verify", "--config", CONFIG], env={"COLUMNS": "200"})
 
     assert shown.exit_code == 0, shown.output
@@ -468,7 +468,7 @@ def test_the_embedded_model_is_faithful_as_it_is_configured() -> None:
 
 
 def test_a_negative_verdict_sets_the_exit_code(folders: dict[str, Path], tmp_path: Path) -> None:
-    """A random checkpoint in a folder with the name of the real one."""
+    """The folder of a random checkpoint has the name of the real model."""
     folder = shutil.copytree(folders["llama_bidirec"], tmp_path / "llama-nemotron-rerank-1b-v2")
     command = ["verify", str(folder), "--dtype", "float32", "--json"]
 
@@ -491,7 +491,7 @@ def test_a_negative_verdict_sets_the_exit_code(folders: dict[str, Path], tmp_pat
 
 @pytest.fixture
 def service(folders: dict[str, Path]) -> Iterator[str]:
-    """A correct model, one with another pooling, and one with slightly different logits; all in float32."""
+    """A service with three models in float32: a correct one, one with another pooling, and one with changed logits."""
     right = local_model(folders["llama_bidirec"], id="right", aliases=["alias"])
     wrong = local_model(folders["llama_bidirec"], id="wrong", engine={"pooling": "last"})
     nearly = local_model(folders["llama_bidirec"], id="nearly", engine={"temperature": 1.03})
@@ -519,7 +519,7 @@ def test_a_running_service(folders: dict[str, Path], service: str) -> None:
 def test_a_running_service_is_verified_in_the_precision_it_reports(
     folders: dict[str, Path], service: str, tmp_path: Path, dtype: str
 ) -> None:
-    """A difference of 3% is within the tolerance of int8 and an error in float32."""
+    """A difference of 3% is within the tolerance of int8, but is an error in float32."""
     config = tmp_path / "serve.yaml"
     model = {"checkpoint": {"source": str(folders["llama_bidirec"])}, "engine": {"dtype": dtype, "device": "cpu"}}
     models = [model | {"id": name} for name in ("nearly", "right")]
@@ -551,7 +551,7 @@ def test_options_without_effect_are_errors(folders: dict[str, Path], options: li
     assert (result.exit_code, words in result.stderr) == (2, True)
 
 
-def test_an_unreachable_service_is_reported_at_once(folders: dict[str, Path]) -> None:
+def test_an_unreachable_service_is_reported_immediately(folders: dict[str, Path]) -> None:
     result = runner.invoke(app, ["verify", str(folders["bert"]), "--url", "http://127.0.0.1:9"])
 
     assert result.exit_code == 2
