@@ -1,4 +1,4 @@
-"""Models on devices: tokenise, pack, forward pass, pool, logit. Without Ray or HTTP."""
+"""Runs reranking models on devices: tokenises pairs, runs forward passes, returns logits. Uses neither Ray nor HTTP."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ __all__ = ["CacheCounts", "DeviceFacts", "EncodedPair", "Engine", "TokenSpan", "
 
 
 def load_engine(model: ModelConfig, num_cpus: float | None = None) -> Engine[Any]:
-    """See `build.load_engine`. The first call imports torch and transformers, which takes seconds."""
+    """Loads a model's engine with `build.load_engine`. The first call imports torch and transformers, which is slow."""
     from rerank_service.engine import build
 
     return build.load_engine(model, num_cpus)

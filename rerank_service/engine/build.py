@@ -1,4 +1,4 @@
-"""Builds the engine of a model's configuration and scores one pair with it before anyone relies on it."""
+"""Builds the engine for a model's configuration and scores one pair as a check."""
 
 import logging
 import os
@@ -36,15 +36,15 @@ _ENGINES: dict[EngineKind, type[CheckpointEngine[Any]]] = {
 }
 
 _KERNEL_CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128", "LRU_CACHE_CAPACITY": "128"}
-"""Capacities of oneDNN's and ideep's caches, in kernels. Each size of batch adds kernels of over a megabyte in all:
-with the default capacity of 1,024 a replica grows by more than a gigabyte, and is no faster."""
+"""Capacities of oneDNN's and ideep's kernel caches. Each new batch size adds over a megabyte of kernels: with the
+default capacity of 1,024, a replica grows by more than a gigabyte and is no faster."""
 
 
 def load_engine(model: ModelConfig, num_cpus: float | None = None) -> Engine[Any]:
     """Resolves a model's checkpoint, loads its engine and warms it up.
 
-    `num_cpus` is the replica's number of CPUs; null takes the process's. Sets torch's number of threads, which is
-    process-wide. Raises `CheckpointError`.
+    `num_cpus` is the replica's number of CPUs; null: all CPUs that the process may use. Also sets the number of torch
+    threads for the whole process. Raises `CheckpointError`.
     """
     started = time.perf_counter()
     for name, capacity in _KERNEL_CACHES.items():
@@ -54,7 +54,7 @@ def load_engine(model: ModelConfig, num_cpus: float | None = None) -> Engine[Any
     checkpoint = loading.Checkpoint(folder, loading.read_model_config(folder), model.engine, model.window_tokens)
     with cuda.current(loading.resolve_device(model.engine.device)):
         engine = _ENGINES[engine_kind(folder, model.engine)](checkpoint)
-        engine.flops_per_token = 2.0 * loading.num_linear_weights(folder)  # a multiplication and an addition a weight
+        engine.flops_per_token = 2.0 * loading.num_linear_weights(folder)  # one multiply and one add per weight
         warm_up(engine)
         if engine.device.type == "cuda":
             peak = gpu_peak(torch.cuda.get_device_name(engine.device))
@@ -69,7 +69,7 @@ def load_engine(model: ModelConfig, num_cpus: float | None = None) -> Engine[Any
 
 
 def warm_up(engine: Engine[Any]) -> None:
-    """Scores one pair. Raises `CheckpointError` if that fails or its logit is not finite."""
+    """Scores one pair. Raises `CheckpointError` if the forward pass fails or the logit is not finite."""
     pairs = engine.tokenise("What is reranking?", ["Sorting passages by relevance to a query."], Truncate.END)
     try:
         with engine.caches_off():
@@ -83,16 +83,16 @@ def warm_up(engine: Engine[Any]) -> None:
 
 
 def engine_kind(folder: Path, options: EngineConfig) -> EngineKind:
-    """The configured kind of engine, or else the one for the checkpoint's config.json. Raises `CheckpointError`."""
+    """The configured engine kind; for `auto`, the kind that config.json calls for. Raises `CheckpointError`."""
     if options.kind is not EngineKind.AUTO:
         return options.kind
     raw = loading.read_model_config(folder)
     kind = recognise_engine(raw, str(folder))
     if kind is EngineKind.BIDIRECTIONAL_DECODER and "pooling" not in raw and options.pooling is None:
         logger.warning(
-            "%s specifies neither its attention nor its pooling: treated as a model of NVIDIA's, with full attention "
-            "and average pooling. If it is one, set engine.kind: bidirectional_decoder; a causal classifier would rank "
-            "wrongly",
+            "%s specifies neither attention nor pooling, and is treated as a model from NVIDIA, with full attention "
+            "and average pooling. If this is right, set engine.kind: bidirectional_decoder; a causal classifier would "
+            "rank wrongly",
             folder,
         )
     return kind

@@ -1,7 +1,7 @@
-"""Loads a model from a checkpoint's folder by its own configuration, strictly and without foreign code.
+"""Loads a model from a checkpoint's folder strictly as its configuration says, without running foreign code.
 
-Refuses pickles, unknown architectures, and tensors that are missing, left over or of another shape, each of which
-would otherwise load silently and rank wrongly.
+Refuses pickles, unknown architectures, and tensors that are missing, unexpected or of the wrong shape: with such
+tensors, a model would load silently and rank wrongly.
 """
 
 import json
@@ -50,7 +50,7 @@ _NOT_MODEL_SETTINGS = frozenset(
         "torch_dtype",
     }
 )
-"""Keys of config.json that transformers' own configuration classes must not get."""
+"""Keys of config.json that are not passed to transformers' own configuration classes."""
 
 _OFFSET_POSITIONS = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "data2vec-text")
 """Families whose first position is pad_token_id + 1, which leaves fewer positions for tokens."""
@@ -61,14 +61,14 @@ class Checkpoint(NamedTuple):
 
     folder: Path
     raw: dict[str, Any]
-    """Its config.json."""
+    """The contents of config.json."""
     options: EngineConfig
     window_tokens: int | None
-    """The configured window. Null: the checkpoint's own."""
+    """The configured window; null: the window that the checkpoint specifies."""
 
 
 def native_config(config_class: Any, raw: dict[str, Any]) -> Any:
-    """A config.json as an instance of a transformers class, with the cache of keys and values turned off."""
+    """The contents of config.json as an instance of a transformers class, with the key-value cache turned off."""
     kept = {key: value for key, value in raw.items() if key not in _NOT_MODEL_SETTINGS}
     config = config_class(**deepcopy(kept))  # the configuration classes write into the dicts they are given
     config.use_cache = False
@@ -86,7 +86,7 @@ def transformers_config(folder: Path) -> Any:
 
 
 def read_model_config(folder: Path) -> dict[str, Any]:
-    """config.json as it is, including `auto_map`; no code is executed."""
+    """The contents of config.json, including `auto_map`; no code is executed."""
     return read_json(folder / "config.json")
 
 
@@ -107,8 +107,7 @@ def has_tensor(folder: Path, name: str) -> bool:
 
 
 def read_rows(folder: Path, name: str, row: int | None = None) -> torch.Tensor:
-    """A matrix `[rows, columns]` of the checkpoint in float32, or only one of its rows, which alone is then read.
-
+    """A matrix `[rows, columns]` of the checkpoint in float32. With `row`, only that row is read and returned.
     Raises `CheckpointError` if the tensor or the row does not exist.
     """
     path = _file_with(folder, name)
@@ -118,7 +117,7 @@ def read_rows(folder: Path, name: str, row: int | None = None) -> torch.Tensor:
         matrix = tensors.get_slice(name)
         num_rows = matrix.get_shape()[0]
         if row is not None and row >= num_rows:
-            raise CheckpointError(f"{name} of {folder} has {num_rows} rows; its tokenizer refers to row {row}")
+            raise CheckpointError(f"{name} of {folder} has {num_rows} rows; the tokenizer refers to row {row}")
         rows: torch.Tensor = matrix[:] if row is None else matrix[row : row + 1]
     return rows.float()
 
@@ -136,7 +135,7 @@ def _file_with(folder: Path, name: str) -> Path | None:
 
 
 def num_linear_weights(folder: Path) -> int:
-    """Weights that each token is multiplied by: those of all matrices except input and output embeddings."""
+    """Number of weights that each token is multiplied by: all matrices except the input and output embeddings."""
     total = 0
     for path in folder.glob("*.safetensors"):
         with safe_open(path, framework="pt") as tensors:
@@ -162,17 +161,17 @@ def load_weights(
 ) -> Any:
     """A model of `model_class` with all tensors of the checkpoint, on `device`, in evaluation mode.
 
-    A null `attention` takes the fastest that transformers has for the class. Tensors whose names start with one of
-    `ignored_prefixes` may be left over. Raises `CheckpointError`.
+    If `attention` is null, transformers chooses its fastest attention for the class. A tensor may remain unused if its
+    name starts with one of `ignored_prefixes`. Raises `CheckpointError`.
     """
     _refuse_pickles(folder)
     transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()  # `_refuse_mismatches` says the same as its load report, more briefly
+    transformers_logging.set_verbosity_error()  # `_refuse_mismatches` reports mismatches more briefly
     try:
         model, report = model_class.from_pretrained(
             folder,
             config=config,
-            dtype="auto" if precision.quantised else precision.states,  # weights are quantised as published
+            dtype="auto" if precision.quantised else precision.states,  # quantising needs the weights as published
             attn_implementation=attention,
             use_safetensors=True,
             local_files_only=True,
@@ -219,9 +218,9 @@ def first_position(model_config: dict[str, Any]) -> int:
 
 
 def resolve_window(configured: int | None, from_tokenizer: int | None, positions: int | None) -> int:
-    """Window in tokens: the configured one, else the smaller of the tokenizer's and the model's.
+    """Window in tokens: the configured window, else the smaller limit of tokenizer and model.
 
-    Raises `CheckpointError` if the configured window exceeds the model's positions, or if none is known.
+    Raises `CheckpointError` if the configured window exceeds the model's positions, or if no window is known.
     """
     if configured is not None:
         if positions is not None and configured > positions:
@@ -250,11 +249,11 @@ def _refuse_mismatches(folder: Path, report: dict[str, Any], ignored_prefixes: t
     found = {
         "missing": list(report["missing_keys"]),
         "unexpected": unexpected,
-        "of another shape": [key[0] for key in report["mismatched_keys"]],
+        "of the wrong shape": [key[0] for key in report["mismatched_keys"]],
     }
     problems = [f"{len(keys)} {what} ({', '.join(sorted(keys)[:3])}...)" for what, keys in found.items() if keys]
     if problems:
         raise CheckpointError(
             f"the tensors of {folder} do not fit its config.json: {'; '.join(problems)}. Check that the "
-            "checkpoint is a reranker with one output, complete, and that engine.kind is right"
+            "checkpoint is complete, that it is a reranker with one output, and that engine.kind is right"
         )

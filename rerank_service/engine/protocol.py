@@ -1,6 +1,6 @@
-"""The contract of every engine: takes pairs, knows their lengths early, returns one float32 logit for each pair.
+"""The contract of every engine: tokenises pairs before they are queued, and returns one float32 logit per pair.
 
-The scheduler uses nothing else of an engine.
+The scheduler relies only on this contract.
 """
 
 from collections.abc import Sequence
@@ -42,11 +42,11 @@ class DeviceFacts(NamedTuple):
     """Memory that an engine's device holds, and the device's peak speed."""
 
     memory_bytes: int
-    """Memory that torch holds on a GPU; the whole process's on a CPU; 0 where the system does not report it."""
+    """On a GPU, the memory held by torch; on a CPU, the memory of the process. 0 if the system does not report it."""
     peak_tokens_per_s: float | None
-    """Speed at which the model's linear layers alone would take the device's dense bfloat16 peak. Null: peak unknown.
+    """Speed at which the model's linear layers alone would reach the device's dense bfloat16 peak; null: unknown peak.
 
-    A speed divided by this is the model FLOP utilisation.
+    A measured speed divided by this value is the model FLOP utilisation.
     """
 
 
@@ -55,15 +55,15 @@ class EncodedPair:
     """A tokenised pair, truncated to the window."""
 
     token_ids: TokenIds
-    """The tokens that the window limits: of the whole templated pair; in a late-interaction engine of the passage."""
+    """Ids of the tokens that the window limits: the whole templated pair, or for late interaction only the passage."""
     num_tokens: int
-    """Tokens of query and passage with special tokens: billed, and counted against the size of a batch."""
+    """Tokens of query and passage, special tokens included. They are billed, and count towards the batch size."""
     is_truncated: bool
     """Whether the pair was longer than the window."""
     is_passage_cut: bool = field(default=False, kw_only=True)
-    """Whether a part of the passage was cut, and not only of the query."""
+    """Whether part of the passage was cut, not only part of the query."""
     is_unscored: bool = field(default=False, kw_only=True)
-    """Whether no token is left of a passage that has some, so that the logit says nothing about it."""
+    """Whether truncation removed every token of a non-empty passage, so that the logit is meaningless."""
 
 
 PairT = TypeVar("PairT", bound=EncodedPair)
@@ -79,7 +79,7 @@ class PendingLogits(Protocol):
         ...
 
     def wait(self) -> list[float]:
-        """Float32 logits `[B]`, unbounded, higher is more relevant. Raises `DeviceFailed` if the device is lost."""
+        """Float32 logits `[B]`, unbounded; higher means more relevant. Raises `DeviceFailed` if the device is lost."""
         ...
 
 
@@ -93,13 +93,13 @@ class BatchScorer(Protocol[_PairT_contra]):
 
     @property
     def memory_tokens(self) -> int | None:
-        """Tokens of a batch that fit in memory; null: unknown. Shrinks when a batch did not fit."""
+        """Tokens of the largest batch that fits in memory; null: unknown. Decreases after a batch that did not fit."""
         ...
 
     def launch(self, pairs: Sequence[_PairT_contra]) -> PendingLogits:
         """Starts one forward pass. Callers limit the tokens of a batch, and call from one thread at a time.
 
-        Raises `DeviceMemoryExhausted` if a single pair does not fit in memory, `DeviceFailed` if the device is lost.
+        Raises `DeviceMemoryExhausted` if one pair alone does not fit in memory, `DeviceFailed` if the device is lost.
         """
         ...
 
@@ -109,31 +109,31 @@ class Engine(BatchScorer[PairT], Protocol[PairT]):
 
     @property
     def window_tokens(self) -> int:
-        """Longest pair in tokens."""
+        """Length of the longest pair, in tokens."""
         ...
 
     @property
     def default_batch_tokens(self) -> int:
-        """Tokens of a batch; larger batches are hardly faster on this device."""
+        """Default token limit of a batch; larger batches are hardly faster on this device."""
         ...
 
     @property
     def cache_counts(self) -> CacheCounts:
-        """Look-ups in the passage cache; zeros if there is none."""
+        """Look-ups in the passage cache; zeros if the engine has no passage cache."""
         ...
 
     @property
     def cache_bytes(self) -> int:
-        """Most memory that the engine's caches may take on the device."""
+        """Memory limit of the engine's caches on the device."""
         ...
 
     def caches_off(self) -> AbstractContextManager[None]:
-        """Within this context, caches neither answer nor store nor count anything."""
+        """A context in which the caches are turned off: they return, store and count nothing."""
         ...
 
     @property
     def device_facts(self) -> DeviceFacts:
-        """Current facts about the device."""
+        """Memory held by the device now, and the device's peak speed."""
         ...
 
     @property
@@ -151,7 +151,7 @@ class Engine(BatchScorer[PairT], Protocol[PairT]):
         ...
 
     def passage_room(self, query: str) -> int:
-        """Tokens of a passage that fit beside this query; 0 if the query fills the window."""
+        """Number of passage tokens that fit in the window with this query; 0 if the query fills the window."""
         ...
 
     def token_spans(self, texts: Sequence[str]) -> list[list[TokenSpan]]:

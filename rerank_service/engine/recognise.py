@@ -1,6 +1,6 @@
-"""Chooses the engine of a checkpoint from its config.json alone; a refusal says why, and what to do.
+"""Chooses the engine for a checkpoint from config.json alone; a refusal states the reason and what to do.
 
-Reads no tensors, which the engines check against the configuration, and executes nothing.
+Reads no tensors and executes no code. The engines check the tensors against the configuration.
 """
 
 from collections.abc import Mapping
@@ -17,30 +17,30 @@ from rerank_service.errors import CheckpointError
 __all__ = ["SUPPORTED", "recognise_engine"]
 
 SUPPORTED = (
-    "sequence classifiers of one label that transformers has a class for (BERT, XLM-RoBERTa, ModernBERT, DeBERTa ...); "
+    "sequence classifiers with one label and a class in transformers (BERT, XLM-RoBERTa, ModernBERT, DeBERTa ...); "
     f"NVIDIA's bidirectional decoders ({', '.join(DECODER_FAMILIES)}); language models that answer yes or no "
-    f"({', '.join(YES_NO_PROMPTS)}; with a prompt of your own as engine.yes_no also "
+    f"({', '.join(YES_NO_PROMPTS)}; with your own prompt in engine.yes_no also "
     f"{', '.join(sorted(CAUSAL_FAMILIES.keys() - YES_NO_PROMPTS.keys()))}); encoders such as all-MiniLM-L6-v2, by late "
     "interaction"
 )
-"""The models there is an engine for, for messages."""
+"""List of supported models, as it appears in messages."""
 
 
 def recognise_engine(config: Mapping[str, Any], name: str) -> EngineKind:
-    """The engine for a checkpoint with this config.json. Raises `CheckpointError`, which refers to it as `name`."""
+    """The engine for a checkpoint with this config.json. Raises `CheckpointError`; its message starts with `name`."""
     architectures = [str(one) for one in config.get("architectures") or []]
     family = str(config.get("model_type"))
     is_classifier = any(one.endswith("ForSequenceClassification") for one in architectures)
     is_language_model = any(one.endswith("ForCausalLM") for one in architectures)
     if "quantization_config" in config:
-        raise _refusal(name, "is already quantised: use the weights it was made from, and set engine.dtype")
+        raise _refusal(name, "is already quantised: use the original weights, and set engine.dtype")
     if family in DECODER_FAMILIES and not is_language_model:
         return EngineKind.BIDIRECTIONAL_DECODER
     if "auto_map" in config or (is_classifier and family not in CONFIG_MAPPING):
         raise _refusal(
             name,
-            f"needs code that ships with it ({', '.join(architectures) or family}), and a checkpoint's code is never "
-            "run here. If transformers has the same model with the same tensor names, set engine.kind to try it; every "
+            f"needs code that ships with it ({', '.join(architectures) or family}), but a checkpoint's code is never "
+            "run. If transformers has the same model with the same tensor names, set engine.kind to try it; every "
             "tensor must then fit",
         )
     if (is_language_model or is_classifier) and family in YES_NO_PROMPTS:
@@ -48,21 +48,21 @@ def recognise_engine(config: Mapping[str, Any], name: str) -> EngineKind:
     if is_language_model and family in CAUSAL_FAMILIES:
         raise _refusal(
             name,
-            f"is a language model of the family {family}, which has no known reranking prompt: if it was trained to "
-            "answer yes or no, set engine.kind: yes_no_decoder and its prompt as engine.yes_no",
+            f"is a language model of the family {family}, which has no known reranking prompt: if the model was "
+            "trained to answer yes or no, set engine.kind: yes_no_decoder and give its prompt in engine.yes_no",
         )
     if is_language_model:
-        raise _refusal(name, f"is a language model of the family {family}, whose attention no engine here supports")
+        raise _refusal(name, f"is a language model of the family {family}, whose attention no engine supports")
     if is_classifier:
         return EngineKind.SEQUENCE_CLASSIFIER
     if any(one.endswith("Model") for one in architectures):
         return EngineKind.LATE_INTERACTION
     raise _refusal(
         name,
-        f"has architectures {architectures}, which no engine here supports; if it is a reranker that one of them can "
-        f"run, set engine.kind to one of {', '.join(kind for kind in EngineKind if kind is not EngineKind.AUTO)}",
+        f"has architectures {architectures}, which no engine supports; if it is a reranker that one of the engines "
+        f"can run, set engine.kind to one of {', '.join(kind for kind in EngineKind if kind is not EngineKind.AUTO)}",
     )
 
 
 def _refusal(name: str, reason: str) -> CheckpointError:
-    return CheckpointError(f"{name} {reason}. There are engines for {SUPPORTED}")
+    return CheckpointError(f"{name} {reason}. The engines support {SUPPORTED}")

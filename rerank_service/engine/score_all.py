@@ -1,4 +1,4 @@
-"""Scores any number of passages without a scheduler, in batches of a token budget: in-process commands, benchmarks."""
+"""Scores any number of passages in batches, without a scheduler; used by in-process commands and benchmarks."""
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,7 +15,7 @@ __all__ = ["OnScored", "QueryPassages", "encode_all", "score_all", "score_passag
 QueryPassages = tuple[str, Sequence[str]]
 """A query and its passages."""
 OnScored = Callable[[int, int], object]
-"""Called after each batch with the number of pairs scored so far and the number of all pairs."""
+"""A function called after each batch with the number of pairs scored so far and the total number of pairs."""
 
 
 def score_passages(
@@ -25,9 +25,10 @@ def score_passages(
     batch_tokens: int | None = None,
     on_scored: OnScored = lambda *_: None,
 ) -> tuple[EncodedPassages[PairT], tuple[float, ...]]:
-    """The pairs of all passages, query after query, and one logit for each passage.
+    """The pairs of all passages, query by query, and one logit per passage.
 
-    Raises `NonFiniteLogit` and, under `Truncate.NONE`, `PairTooLong`; their index counts the passages of all queries.
+    Raises `NonFiniteLogit` and, under `Truncate.NONE`, `PairTooLong`. The errors' index counts the passages of all
+    queries.
     """
     encoded = encode_all(engine, queries, fitting)
     try:
@@ -39,7 +40,7 @@ def score_passages(
 
 
 def encode_all(engine: Engine[PairT], queries: Iterable[QueryPassages], fitting: Fitting) -> EncodedPassages[PairT]:
-    """Pairs of several queries, query after query. The index of a `PairTooLong` counts the passages of all queries."""
+    """The pairs of several queries, query by query. The index in `PairTooLong` counts the passages of all queries."""
     parts: list[EncodedPassages[Any]] = []
     num_passages = 0
     for query, passages in queries:
@@ -59,7 +60,8 @@ def score_all(
 ) -> list[float]:
     """Finite float32 logits `[B]` in the order of `pairs`. Raises `NonFiniteLogit`.
 
-    A batch has at most `batch_tokens` tokens, by default the device's own number, and never more than fit in memory.
+    A batch has at most `batch_tokens` tokens (default: the engine's `default_batch_tokens`), and at most as many as fit
+    in memory.
     """
     budget = batch_tokens or engine.default_batch_tokens
     logits: dict[int, float] = {}
@@ -76,8 +78,8 @@ def score_all(
 def token_budget_batches(pairs: Sequence[EncodedPair], max_tokens: int) -> Iterator[list[int]]:
     """Indices of `pairs` in batches of at most `max_tokens` tokens, longest first; a longer pair has its own batch.
 
-    Pairs of the same passage are neighbours, and its tokens count once a batch: a late-interaction engine encodes each
-    distinct passage of a batch once.
+    Pairs with the same passage are adjacent, and the passage's tokens count once per batch, because a late-interaction
+    engine encodes each distinct passage of a batch once.
     """
     same_text: dict[bytes, list[int]] = {}
     for index, pair in enumerate(pairs):

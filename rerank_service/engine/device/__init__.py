@@ -1,1 +1,1 @@
-"""One device: precision, packing, the forward pass, CUDA graphs, launches, memory."""
+"""Runs a model on one device: precision, packing, the forward pass, CUDA graphs, launches, memory."""

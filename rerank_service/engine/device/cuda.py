@@ -1,8 +1,8 @@
-"""Everything that talks to CUDA itself: the current device, events, captured graphs, and which errors are final.
+"""Direct use of CUDA: the current device, events, captured graphs, and errors after which CUDA is unusable.
 
-Every call names its device. torch's own defaults belong to the thread's current device, which in a new thread is the
-first GPU: an event recorded there completes at once, whatever another GPU still computes, and its results would be
-read before they arrive.
+Every call names its device. By default, torch uses the thread's current device, which in a new thread is the first
+GPU. An event recorded on the first GPU would complete at once while another GPU still computes, and the host would
+read results that have not arrived yet.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ from rerank_service.errors import DeviceFailed
 __all__ = ["capture", "current", "device_errors", "is_final", "recorded_event"]
 
 _ACCELERATOR_ERROR: type[Exception] | None = getattr(torch, "AcceleratorError", None)
-"""torch's class for errors of CUDA itself; it exists from torch 2.8 on."""
+"""torch's class for CUDA errors; available since torch 2.8."""
 
 _FINAL = (
     "illegal memory access",
@@ -37,7 +37,7 @@ _FINAL = (
     "cublas_status_internal_error",
     "xid",
 )
-"""Phrases in the messages of CUDA, cuBLAS and cuDNN: torch has no error codes for them."""
+"""Phrases in messages of CUDA, cuBLAS and cuDNN that report a lost context; torch has no error codes for them."""
 _PASSING = (
     "out of memory",
     "alloc_failed",
@@ -46,32 +46,32 @@ _PASSING = (
     "no kernel image",
     "invalid device function",
 )
-"""CUDA refuses only the call and keeps working: the engine halves a batch, or one request fails."""
+"""Phrases in messages of errors after which CUDA keeps working: the engine halves a batch, or one request fails."""
 
 
 def current(device: torch.device) -> AbstractContextManager[Any]:
-    """Makes a GPU this thread's current device within the context; does nothing for a CPU."""
+    """Makes `device` this thread's current device within the context; does nothing for a CPU."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def recorded_event(device: torch.device) -> torch.cuda.Event:
-    """An event that completes when the device has finished all work launched on it so far."""
+    """An event that completes when `device` has finished all work launched so far on its current stream."""
     event = torch.cuda.Event()
     event.record(torch.cuda.current_stream(device))
     return event
 
 
 def capture(device: torch.device, run: Callable[[], torch.Tensor]) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
-    """The kernels of `run` as a graph, and the tensor that each replay overwrites."""
+    """Captures the kernels of `run` as a graph. Also returns the output tensor, which each replay overwrites."""
     with torch.cuda.device(device):
         stream = torch.cuda.Stream(device)
         stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(stream):
-            for _ in range(2):  # cuBLAS and Triton choose their kernels in these runs; they must not during a capture
+            for _ in range(2):  # cuBLAS and Triton choose their kernels here; a capture does not allow that
                 run()
         torch.cuda.current_stream(device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        # Without `stream`, torch captures on a stream it creates once per process, on whichever device is current then.
+        # Without `stream`, torch would create one stream per process, on the device that is current at that moment.
         with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             result = run()
     return graph, result
@@ -92,7 +92,7 @@ def is_final(error: BaseException) -> bool:
 
 @contextmanager
 def device_errors() -> Iterator[None]:
-    """Replaces a final error by `DeviceFailed`; all other errors pass through."""
+    """Turns an error that loses the CUDA context into `DeviceFailed`; all other errors pass through."""
     try:
         yield
     except Exception as error:

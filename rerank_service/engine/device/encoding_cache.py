@@ -1,6 +1,6 @@
 """A cache of token states, keyed by a text's tokens and bounded in bytes.
 
-The least recently used texts are dropped first. For one thread at a time.
+The least recently used texts are dropped first. The cache is not thread-safe.
 """
 
 import hashlib
@@ -14,11 +14,11 @@ __all__ = ["EncodingCache"]
 
 _DIGEST_BYTES = 16
 _ENTRY_BYTES = 512
-"""Estimate of the Python and torch objects that each entry takes beside its numbers."""
+"""Estimated size of the Python and torch objects that each entry needs in addition to its numbers."""
 
 
 class EncodingCache:
-    """Token states `[L, H]` as the model returned them: a cached text keeps its logit to the last bit."""
+    """Stores token states `[L, H]` as the model returned them: a cached text has exactly the same logit as before."""
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
@@ -28,7 +28,7 @@ class EncodingCache:
         self._entries: OrderedDict[bytes, torch.Tensor] = OrderedDict()  # least recently used first
 
     def get(self, token_ids: TokenIds) -> torch.Tensor | None:
-        """The states `[L, H]` of a text, or null; counts a hit or a miss."""
+        """The states `[L, H]` of a text, or null if they are not cached. Counts a hit or a miss."""
         key = _key(token_ids)
         states = self._entries.get(key)
         if states is None:
@@ -39,7 +39,7 @@ class EncodingCache:
         return states
 
     def put(self, token_ids: TokenIds, states: torch.Tensor) -> None:
-        """Stores a copy of a missing text's states, unless they alone exceed the bound."""
+        """Stores a copy of the states of an uncached text, unless they alone exceed `max_bytes`."""
         if _num_bytes(states) > self.max_bytes:
             return
         self._entries[_key(token_ids)] = states.clone()  # a view would keep the whole batch in memory

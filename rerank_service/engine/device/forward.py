@@ -1,9 +1,9 @@
 """Attention over packed sequences, registered with transformers as `packed` and `packed_causal`.
 
-Each sequence attends only to itself, whatever the model's own mask would say: the packing is the mask. With `packed`
-each token sees its whole sequence, with `packed_causal` only itself and the tokens before it. On a GPU in half
-precision this is one variable-length kernel per layer. Elsewhere it is a loop over the sequences, in which a pair gets
-the same numbers whatever its neighbours are.
+Each sequence attends only to itself: the packing replaces the model's own mask. With `packed`, each token sees its
+whole sequence; with `packed_causal`, it sees only itself and earlier tokens. On a GPU in half precision, attention is
+one variable-length kernel per layer. Elsewhere it is a loop over the sequences, so a pair's numbers do not depend on
+the other pairs of its batch.
 """
 
 import inspect
@@ -31,25 +31,25 @@ PACKED_ATTENTION = "packed"
 PACKED_CAUSAL_ATTENTION = "packed_causal"
 
 _HALF = (torch.bfloat16, torch.float16)
-"""Types that the variable-length kernel accepts."""
+"""Number types that the variable-length kernel accepts."""
 _LONGEST_PRODUCT = {torch.float32: 128, torch.bfloat16: 512}
-"""Longest sequence for which two plain products beat the fused kernel on a CPU: by 17 to 41% in bfloat16 and 18
-to 35% in float32, with 12 to 32 heads of 32 or 64 (AMD EPYC, two threads, torch 2.13.0). From 1,024 on they are
-slower."""
+"""Length of the longest sequence for which two plain matrix products beat the fused kernel on a CPU: by 17 to 41% in
+bfloat16 and by 18 to 35% in float32, with 12 to 32 heads of size 32 or 64 (AMD EPYC, two threads, torch 2.13.0). From
+1,024 tokens on, the products are slower."""
 _LONGEST_CAUSAL_PRODUCT = {torch.bfloat16: 512}
-"""The same limit for causal attention, where the fused kernel skips the later tokens and a product does not: products
-are 18 to 36% faster in bfloat16 up to 512, and never in float32 (16 and 32 heads of 128 and 64 on the same machine,
-one thread)."""
+"""Length of the longest sequence for which two plain products beat the fused kernel in causal attention. The fused
+kernel skips later tokens; the products do not. In bfloat16, products are 18 to 36% faster up to 512 tokens; in float32
+they are never faster (16 and 32 heads of size 128 and 64 on the same machine, one thread)."""
 _EVERYTHING, _NOTHING_LATER = (-1, -1), (-1, 0)
-"""Numbers of earlier and later tokens that a token sees, as the variable-length kernel takes them; -1 is all."""
-# With one split, the kernel's sums do not depend on the other sequences; torch 2.11 does not have the argument.
+"""Numbers of earlier and later tokens that a token sees, as arguments of the variable-length kernel; -1 means all."""
+# With one split, the kernel's sums do not depend on the other sequences. torch 2.11 lacks the argument.
 _BATCH_INVARIANT: dict[str, Any] = (
     {"num_splits": 1} if "num_splits" in inspect.signature(varlen_attn).parameters else {}
 )
 
 
 def hidden_states(model: Any, packed: PackedSequences) -> torch.Tensor:
-    """Final states `[T, H]` of a transformers base model that was loaded with one of the two attentions."""
+    """Final states `[T, H]` of a transformers base model that was loaded with `packed` or `packed_causal` attention."""
     inputs = {"input_ids": packed.token_ids, "position_ids": packed.position_ids}
     if packed.type_ids is not None:
         inputs["token_type_ids"] = packed.type_ids
@@ -69,10 +69,10 @@ def packed_attention(
     sees_later: bool = True,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """transformers' attention function; returns `[1, T, Hq, D]`. `packed` is passed through the model's call.
+    """Attention function with the signature that transformers expects; returns `[1, T, Hq, D]`.
 
-    `sees_later` is fixed by the registered name, because a layer's own `is_causal` is also true in a bidirectional
-    Llama.
+    transformers passes `packed` on from the model's call. The registered name fixes `sees_later`, because a layer's
+    own `is_causal` is true even in a bidirectional Llama.
     """
     if packed is None:
         raise ValueError("a model loaded with packed attention must be called with packed=PackedSequences")
@@ -99,9 +99,9 @@ def variable_length_attention(
     sees_later: bool,
     kernel: Callable[..., Any] = varlen_attn,
 ) -> torch.Tensor:
-    """All sequences in one call of a kernel with the signature of `varlen_attn`; returns `[1, T, Hq, D]`.
+    """Attention over all sequences in one call of `kernel`; returns `[1, T, Hq, D]`.
 
-    torch's own kernel runs only on a GPU, and only in half precision.
+    `kernel` has the signature of torch's own `varlen_attn`, which runs only on a GPU in half precision.
     """
     q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # [T, H, D]
     out: Any = kernel(
@@ -127,7 +127,7 @@ def _fused(
 def _two_products(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, sees_later: bool
 ) -> torch.Tensor:
-    """Attention by its definition, with all weights `[Hq, L, L]` in memory at once."""
+    """Attention computed directly from its definition, with all weights `[Hq, L, L]` in memory at once."""
     q, k, v = query[0], key[0], value[0]
     if len(q) != len(k):  # grouped-query attention: several query heads share a key head
         k, v = k.repeat_interleave(len(q) // len(k), 0), v.repeat_interleave(len(q) // len(v), 0)
@@ -139,7 +139,7 @@ def _two_products(
     return torch.bmm(scores.softmax(-1), v)[None]
 
 
-# Neither name has a mask function: with one, transformers would look for packed sequences in the positions of a causal
-# model, and wait for the device to do so. Without one, it passes no mask.
+# Neither name has a mask function. With one, transformers would search a causal model's positions for packed sequences,
+# and would wait for the device to do it. Without one, transformers passes no mask.
 AttentionInterface.register(PACKED_ATTENTION, packed_attention)
 AttentionInterface.register(PACKED_CAUSAL_ATTENTION, partial(packed_attention, sees_later=False))

@@ -1,8 +1,8 @@
-"""CUDA graphs for small batches on a GPU, whose kernels take longer to launch one by one than to run.
+"""CUDA graphs for small batches, whose kernels take longer to launch one by one than to run.
 
 A graph is captured for a fixed number of tokens (a bucket), and a batch is copied into the smallest bucket that holds
-it. Tokens beyond the batch belong to no sequence: nothing attends to them, and their states are dropped. A batch that
-fits in no bucket runs without a graph.
+it. Bucket tokens after the batch belong to no sequence: no other token attends to them, and their states are dropped.
+A batch that fits in no bucket runs without a graph.
 """
 
 import logging
@@ -36,17 +36,17 @@ StatesOf: TypeAlias = Callable[[PackedSequences], torch.Tensor]
 BUCKETS = (128, 256, 512, 1024, 2048)
 """Bucket sizes in tokens. Larger batches take longer to run than to launch."""
 _LONGEST = 512
-"""Tokens of the longest sequence in a graph: the captured attention kernel covers no longer ones."""
+"""Length of the longest sequence in a graph, in tokens; the captured attention kernel does not cover longer ones."""
 _TOKENS_PER_SEQUENCE = 32
-"""A bucket has one place for a sequence per this many tokens; a captured attention kernel takes time for each place."""
+"""Bucket tokens per sequence slot. A captured attention kernel takes time for every slot, used or not."""
 _TOLERANCE = 0.25
-"""Largest accepted difference between a token's replayed state and its state without a graph, as a share of its largest
-component. Rounding to bfloat16 causes up to 4% (all-MiniLM-L6-v2 and a random Llama of 4 layers), the states of another
-batch 130% (median)."""
+"""Largest accepted difference between a token's states with and without a graph, as a share of the state's largest
+component. Rounding to bfloat16 causes differences of up to 4% (all-MiniLM-L6-v2 and a random Llama of 4 layers). The
+states of a different batch would differ by 130% (median)."""
 
 
 class CapturedPass(NamedTuple):
-    """A recorded forward pass: its inputs, its replay, and the states that the replay overwrites."""
+    """A recorded forward pass: its inputs, a function that replays it, and the states that each replay overwrites."""
 
     inputs: PackedSequences
     replay: Callable[[], None]
@@ -57,7 +57,7 @@ Capture: TypeAlias = Callable[[StatesOf, PackedSequences], CapturedPass]
 
 
 class GraphedStates:
-    """`run`, replayed as a graph for batches that fit in a bucket."""
+    """Runs a forward pass: as a replayed graph if the batch fits in a bucket, otherwise by calling `run`."""
 
     def __init__(self, run: StatesOf, capture: Capture, buckets: Sequence[int] = BUCKETS) -> None:
         self._run = run
@@ -67,7 +67,7 @@ class GraphedStates:
         self._is_off = False
 
     def __call__(self, packed: PackedSequences) -> torch.Tensor:
-        """States `[T, H]`. The next call may overwrite them."""
+        """Final states `[T, H]` of a batch. The next call may overwrite them."""
         bucket = self._bucket_of(packed)
         if bucket is None:
             return self._run(packed)
@@ -82,25 +82,25 @@ class GraphedStates:
         if self._is_off or packed.max_length > _LONGEST:
             return None
         num_tokens, num_sequences = packed.bounds[-1], len(packed.bounds) - 1
-        fitting = (b for b in self._buckets if num_tokens <= b and num_sequences <= _places(b))
+        fitting = (b for b in self._buckets if num_tokens <= b and num_sequences <= _num_slots(b))
         return next(fitting, None)
 
     def _capture_bucket(self, bucket: int, packed: PackedSequences) -> bool:
         """Captures a graph on placeholder tokens and compares a replay of `packed` with a run without a graph.
 
-        Returns whether the graph may be used. A wrong or failed graph turns graphs off for good.
+        Returns whether the graph may be used. A graph that fails or computes wrong states turns all graphs off.
         """
         try:
             inputs = _placeholder(bucket, packed)
             captured = self._capture(self._run, inputs)
-            captured.states.fill_(torch.nan)  # shows a replay that writes nothing
+            captured.states.fill_(torch.nan)  # reveals a replay that writes nothing
             _lay_into(inputs, packed)
             captured.replay()
             error = _largest_row_error(captured.states[: packed.bounds[-1]], self._run(packed))
-            if not error <= _TOLERANCE:  # also true of NaN
-                raise RuntimeError(f"a token's replayed state differs by {error:.3g} of its largest component")
+            if not error <= _TOLERANCE:  # also refuses NaN
+                raise RuntimeError(f"a replayed state is off by {error:.3g} times its largest component")
         except RuntimeError as problem:
-            logger.warning("no CUDA graphs from now on (bucket=%d): %s", bucket, problem)
+            logger.warning("CUDA graphs are turned off (bucket=%d): %s", bucket, problem)
             self._is_off = True
             self._passes.clear()
             return False
@@ -109,7 +109,7 @@ class GraphedStates:
 
 
 def states_on(model: Any, options: EngineConfig) -> StatesOf:
-    """A transformers base model as a function; on a GPU compiled or with CUDA graphs, as `options` say."""
+    """A transformers base model as a function. On a GPU, `options` decide on compilation and CUDA graphs."""
     run = partial(hidden_states, model)
     if model.device.type != "cuda":
         return run
@@ -130,35 +130,35 @@ def compile_layers(model: torch.nn.Module, backend: str = "inductor") -> None:
 
 
 def capture_cuda_graph(run: StatesOf, inputs: PackedSequences) -> CapturedPass:
-    """Records `run` on `inputs`, whose tensors each replay reads anew."""
+    """Records `run` on `inputs`. Each replay reads the current contents of the input tensors."""
     graph, states = cuda.capture(inputs.token_ids.device, lambda: run(inputs))
     return CapturedPass(inputs, graph.replay, states)
 
 
-def _places(bucket: int) -> int:
+def _num_slots(bucket: int) -> int:
     return max(4, bucket // _TOKENS_PER_SEQUENCE)
 
 
 def _placeholder(bucket: int, like: PackedSequences) -> PackedSequences:
-    """Four sequences that fill a bucket, to capture a pass on; their states are never used."""
+    """Four sequences that fill a bucket, as input for a capture; their states are never used."""
     device = like.token_ids.device
     length = bucket // 4  # at most _LONGEST
-    starts = torch.arange(_places(bucket) + 1, dtype=torch.int32, device=device) * length
+    starts = torch.arange(_num_slots(bucket) + 1, dtype=torch.int32, device=device) * length
     return PackedSequences(
         token_ids=torch.zeros(1, bucket, dtype=torch.int64, device=device),
         position_ids=torch.arange(bucket, dtype=torch.int64, device=device)[None] % length,
         lengths=torch.full((4,), length, dtype=torch.int64, device=device),
         cu_seqlens=starts.clamp_max(bucket),
-        bounds=(),  # they differ in each replay, so no kernel may be launched according to them
+        bounds=(),  # bounds differ in each replay, so no kernel launch may depend on them
         max_length=min(bucket, _LONGEST),
         type_ids=None if like.type_ids is None else torch.zeros(1, bucket, dtype=torch.int64, device=device),
     )
 
 
 def _lay_into(inputs: PackedSequences, packed: PackedSequences) -> None:
-    """Copies a batch into a bucket. Unused places start and end where the last sequence ends.
+    """Copies a batch into a bucket. Unused slots start and end where the last sequence ends.
 
-    Tokens that an earlier batch left beyond it stay: they are valid ids and belong to no sequence.
+    Tokens of an earlier batch may remain after that end: they are valid ids and belong to no sequence.
     """
     num_tokens, num_bounds = packed.bounds[-1], len(packed.bounds)
     inputs.token_ids[:, :num_tokens].copy_(packed.token_ids)
@@ -170,7 +170,7 @@ def _lay_into(inputs: PackedSequences, packed: PackedSequences) -> None:
 
 
 def _largest_row_error(states: torch.Tensor, expected: torch.Tensor) -> float:
-    """Largest difference of two rows `[T, H]` as a share of the row's largest component; NaN if any is NaN."""
+    """Largest difference between corresponding rows, as a share of the row's largest component; NaN if any is NaN."""
     expected = expected.float()
     differences = (states.float() - expected).abs().amax(1)
     return float((differences / expected.abs().amax(1).clamp_min(1e-6)).max())

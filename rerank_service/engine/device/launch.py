@@ -1,6 +1,6 @@
-"""Launches batches on a device and returns their logits: asynchronously on a GPU, in halves when memory runs out.
+"""Launches batches on a device and returns their logits: asynchronously on a GPU, and in halves if memory runs out.
 
-The base of all engines; it works with any forward pass.
+`TorchEngine` is the base of all engines and works with any forward pass.
 """
 
 import logging
@@ -44,7 +44,10 @@ class DeviceLogits:
 
     @cuda.device_errors()
     def wait(self) -> list[float]:
-        """The logits, as soon as they are on the host; other threads run meanwhile. Raises `DeviceFailed`."""
+        """Waits until the logits are on the host, and returns them; other threads can run meanwhile.
+
+        Raises `DeviceFailed`.
+        """
         if self._event is not None:
             self._event.synchronize()
         logits: list[float] = self._host.tolist()
@@ -52,7 +55,7 @@ class DeviceLogits:
 
 
 class TorchEngine(ABC, Generic[PairT]):
-    """A model on a device; a subclass supplies the forward pass."""
+    """A model on a device; subclasses implement the forward pass."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -62,9 +65,9 @@ class TorchEngine(ABC, Generic[PairT]):
         self.memory_tokens: int | None = None
         """Tokens of a batch that fit in the device's memory; null: unknown."""
         self.flops_per_token = 0.0
-        """Floating-point operations of the linear layers; `build` sets it."""
+        """Floating-point operations of the linear layers per token; set by `build`."""
         self.peak_tokens_per_s: float | None = None
-        """See `DeviceFacts`; `build` sets it."""
+        """The device's peak speed, as defined in `DeviceFacts`; set by `build`."""
 
     @abstractmethod
     def forward(self, pairs: Sequence[PairT]) -> torch.Tensor:
@@ -72,34 +75,34 @@ class TorchEngine(ABC, Generic[PairT]):
 
     @property
     def cache_counts(self) -> CacheCounts:
-        """Zeros; an engine with a cache overrides this."""
+        """Zero look-ups; an engine with a cache overrides this."""
         return CacheCounts(0, 0)
 
     @property
     def cache_bytes(self) -> int:
-        """Zero; an engine with a cache overrides this."""
+        """Zero bytes; an engine with a cache overrides this."""
         return 0
 
     def caches_off(self) -> AbstractContextManager[None]:
-        """Does nothing; an engine with a cache overrides this."""
+        """A context without effect; an engine with a cache overrides this."""
         return nullcontext()
 
     @property
     def device_facts(self) -> DeviceFacts:
-        """The memory held now, and the device's peak."""
+        """The memory held now, and the device's peak speed."""
         memory_bytes = 0
         if self.device.type == "cuda":
             memory_bytes = int(torch.cuda.memory_reserved(self.device))
-        elif _STATM.exists():  # on Linux: its second field is the resident set, in pages
+        elif _STATM.exists():  # Linux: the second field of this file is the resident set, in pages
             memory_bytes = int(_STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
         return DeviceFacts(memory_bytes, self.peak_tokens_per_s)
 
     @cuda.device_errors()
     @torch.inference_mode()
     def launch(self, pairs: Sequence[PairT]) -> DeviceLogits:
-        """Starts a forward pass. A batch that does not fit in memory is halved until it does.
+        """Starts a forward pass. A batch that does not fit in memory is halved until its parts fit.
 
-        Raises `DeviceMemoryExhausted` if a single pair does not fit, `DeviceFailed` if the device is lost.
+        Raises `DeviceMemoryExhausted` if a single pair does not fit, and `DeviceFailed` if the device is lost.
         """
         with cuda.current(self.device):
             return DeviceLogits(self._forward_or_halves(pairs))
@@ -112,7 +115,7 @@ class TorchEngine(ABC, Generic[PairT]):
         try:
             return self.forward(pairs)
         except torch.OutOfMemoryError:
-            pass  # continue outside of the handler: the exception keeps the tensors of the failed pass alive
+            pass  # continue outside the handler: the exception keeps the tensors of the failed pass alive
         num_tokens = sum(pair.num_tokens for pair in pairs)
         if len(pairs) == 1:
             raise DeviceMemoryExhausted(num_tokens)

@@ -1,7 +1,7 @@
-"""Finds out how many tokens of a batch fit in a GPU's memory, by running one batch.
+"""Estimates how many tokens of a batch fit in a GPU's memory, by running one batch.
 
-With packed sequences and fused attention, a forward pass needs memory in proportion to its tokens, so one measured
-pass is enough. The result is an estimate: `launch` halves a batch that does not fit after all.
+With packed sequences and fused attention, a forward pass needs memory in proportion to its tokens, so measuring one
+pass is enough. The result is only an estimate: `launch` halves a batch that does not fit after all.
 """
 
 import logging
@@ -17,12 +17,11 @@ __all__ = ["CudaMeter", "MemoryMeter", "find_memory_tokens"]
 logger = logging.getLogger(__name__)
 
 _PROBE_TOKENS = 8192
-"""Tokens of the probe, roughly: a word counts as one."""
+"""Approximate number of tokens in the probe batch, at one token per word."""
 _PROBE_WORDS = 384
-"""Words of each of its passages."""
+"""Words in each passage of the probe batch."""
 _USABLE_SHARE = 0.8
-"""Share of the free memory to use; the rest is for fragmentation, other processes and workspaces of longer sequences.
-"""
+"""Share of the free memory to use; the rest allows for fragmentation, other processes and larger workspaces."""
 
 
 class MemoryMeter(Protocol):
@@ -33,7 +32,7 @@ class MemoryMeter(Protocol):
         ...
 
     def peak_bytes(self, run: Callable[[], object]) -> int:
-        """Most memory held during `run`, beyond what was held before it."""
+        """Peak memory during `run`, minus the memory held before it."""
         ...
 
 
@@ -45,7 +44,7 @@ class CudaMeter:
 
     def free_bytes(self) -> int:
         free, _ = torch.cuda.mem_get_info(self._device)
-        # Blocks that torch has reserved without using them are free for a pass too.
+        # Blocks that torch has reserved but not allocated are available to a pass too.
         cached = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
         return int(free + cached)
 
@@ -59,22 +58,22 @@ class CudaMeter:
 
 
 def find_memory_tokens(engine: Engine[Any], meter: MemoryMeter) -> int:
-    """Tokens of a batch that fit on `meter`'s device beside the engine's caches.
+    """Number of tokens in the largest batch that fits in the device's memory together with the engine's full caches.
 
-    At least the window, so that the longest pair is always tried. The probe runs with the caches off: a pass that
-    finds all its texts in a cache needs no memory.
+    The result is at least the window, because the longest pair is always tried. The probe runs with the caches off: a
+    pass whose texts are all cached needs no memory.
     """
     passages = [f"{number} " + "passage " * _PROBE_WORDS for number in range(_PROBE_TOKENS // _PROBE_WORDS)]
     pairs = engine.tokenise("How much memory does a token take?", passages, Truncate.END)
     num_tokens = sum(pair.num_tokens for pair in pairs)
     with engine.caches_off():
-        engine.score(pairs)  # the first pass also makes allocations that remain, such as workspaces
+        engine.score(pairs)  # the first pass also allocates memory that is kept, such as workspaces
         bytes_per_token = max(1.0, meter.peak_bytes(lambda: engine.score(pairs)) / num_tokens)
     free = meter.free_bytes() - engine.cache_bytes
     tokens = int(_USABLE_SHARE * free / bytes_per_token)
     if tokens < engine.window_tokens:
         logger.warning(
-            "device memory holds %d tokens, less than one pair of window_tokens=%d: %d bytes are free beside "
+            "device memory holds %d tokens, fewer than one pair of window_tokens=%d: %d bytes are free after "
             "cache_bytes=%d; lower passage_cache_bytes or window_tokens",
             *(max(0, tokens), engine.window_tokens, max(0, free), engine.cache_bytes),
         )

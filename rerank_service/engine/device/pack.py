@@ -1,4 +1,4 @@
-"""From sequences of different lengths to tensors, packed or sorted by length, and from token states to vectors."""
+"""Packs sequences of different lengths into tensors, groups them by length, and pools token states into vectors."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,14 +15,14 @@ __all__ = ["PackedSequences", "length_sorted_batches", "pack", "pool"]
 
 @dataclass(frozen=True, slots=True)
 class PackedSequences:
-    """B sequences of T tokens in all, laid end to end without padding."""
+    """B sequences with T tokens in total, laid end to end without padding."""
 
     token_ids: torch.Tensor  # [1, T] int64
     position_ids: torch.Tensor  # [1, T] int64, restarting with each sequence
     lengths: torch.Tensor  # [B] int64
-    cu_seqlens: torch.Tensor  # [B + 1] int32, on the device: where each sequence starts
-    bounds: tuple[int, ...]  # the same on the host, so that no layer waits for the device; empty in a graph's capture
-    max_length: int  # at least the longest; on a GPU a power of two, so that compiled code serves many batches
+    cu_seqlens: torch.Tensor  # [B + 1] int32, on the device: the start of each sequence, and T
+    bounds: tuple[int, ...]  # cu_seqlens on the host: no layer waits for the device; empty in a graph's capture
+    max_length: int  # at least the longest length; on a GPU a power of two: compiled code then serves many batches
     type_ids: torch.Tensor | None = None  # [1, T] int64: query or passage, for models that distinguish them
 
 
@@ -33,10 +33,11 @@ def pack(
     type_ids: Sequence[TokenIds] | None = None,
     first_position: int = 0,
 ) -> PackedSequences:
-    """Lays the sequences end to end; copies to a GPU are pinned and asynchronous.
+    """Lays the sequences end to end. Copies to a GPU are pinned and asynchronous.
 
-    Positions start at `first_position`. If that is not 0, the token id before it is RoBERTa's padding, which keeps
-    that position wherever a text spells it, as in transformers' `create_position_ids_from_input_ids`.
+    Positions start at `first_position`. If it is not 0, the token id `first_position - 1` is RoBERTa's padding. A
+    padding token that a text spells out also has this number as its position, as in transformers'
+    `create_position_ids_from_input_ids`.
     """
     lengths = np.fromiter(map(len, sequences), dtype=np.int64, count=len(sequences))
     bounds = (0, *accumulate(lengths.tolist()))
@@ -44,7 +45,7 @@ def pack(
     token_ids = np.concatenate(sequences).astype(np.int64)
     positions = np.arange(bounds[-1], dtype=np.int64) - starts + first_position
     if first_position and (is_padding := token_ids == first_position - 1).any():
-        before = np.concatenate([[0], np.cumsum(is_padding)])  # padding tokens before each token
+        before = np.concatenate([[0], np.cumsum(is_padding)])  # number of padding tokens before each token
         positions = np.where(is_padding, first_position - 1, positions - (before[:-1] - before[starts]))
     longest = int(lengths.max())
     return PackedSequences(
@@ -64,9 +65,9 @@ def _to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
 
 
 def pool(states: torch.Tensor, packed: PackedSequences, pooling: Pooling) -> torch.Tensor:
-    """Token states `[T, H]` of any float type to one float32 vector a sequence, `[B, H]`.
+    """Pools token states `[T, H]` of any float type into one float32 vector per sequence, `[B, H]`.
 
-    Names and formulas are those of the published checkpoints, where `weighted_avg` is a plain sum.
+    Names and formulas come from the published checkpoints, in which `weighted_avg` is a plain sum.
     """
     states = states.float()
     if pooling is Pooling.CLS:
@@ -74,15 +75,15 @@ def pool(states: torch.Tensor, packed: PackedSequences, pooling: Pooling) -> tor
     if pooling is Pooling.LAST:
         return states[packed.cu_seqlens[1:] - 1]
     how = "sum" if pooling is Pooling.WEIGHTED_AVG else "mean"
-    # `unsafe` skips a check that the lengths add up, for which the host would have to wait for the device.
+    # `unsafe` skips a check of the sum of the lengths, because the check makes the host wait for the device.
     return torch.segment_reduce(states, how, lengths=packed.lengths, unsafe=True)
 
 
 def length_sorted_batches(lengths: Sequence[int], max_padded_tokens: int, max_padding: float) -> Iterator[list[int]]:
     """Indices of `lengths` in batches of similar length, longest first, for models that need padding.
 
-    A batch has at most `max_padded_tokens` tokens with its padding, and at most the share `max_padding` of them is
-    padding; 0 batches only equal lengths.
+    A batch has at most `max_padded_tokens` tokens, padding included. At most the share `max_padding` of these tokens is
+    padding; with 0, all sequences of a batch have the same length.
     """
     batch: list[int] = []
     real_tokens = 0

@@ -1,6 +1,6 @@
 """Dense bfloat16 tensor-core peaks of GPUs, for estimates of utilisation and of fleet sizes.
 
-The figures are from NVIDIA's datasheets, some of which print twice as much: the peak with sparsity.
+The figures are from NVIDIA's datasheets. If a datasheet prints the peak with sparsity, the figure here is half of it.
 """
 
 from typing import NamedTuple
@@ -9,17 +9,17 @@ __all__ = ["GPU_PEAKS", "GpuPeak", "gpu_peak"]
 
 
 class GpuPeak(NamedTuple):
-    """One kind of GPU and its peak."""
+    """A GPU model and its peak speed."""
 
     key: str
-    """Name on our command line."""
+    """Name of the GPU on the command line."""
     name_part: str
     """Part of the name that the driver reports."""
     flops_per_s: float
-    """In bfloat16; in float16 where the GPU has no bfloat16 (T4)."""
+    """Peak in bfloat16, or in float16 if the GPU has no bfloat16 (T4)."""
 
 
-GPU_PEAKS = (  # a name comes before the shorter names it contains
+GPU_PEAKS = (  # longer names first, because `gpu_peak` takes the first match
     GpuPeak("b200", "B200", 2.25e15),
     GpuPeak("h200", "H200", 989e12),
     GpuPeak("h100-pcie", "H100 PCIe", 756e12),
@@ -37,5 +37,5 @@ GPU_PEAKS = (  # a name comes before the shorter names it contains
 
 
 def gpu_peak(driver_name: str) -> GpuPeak | None:
-    """The entry for a driver's name, for instance `NVIDIA H100 80GB HBM3`; null for a GPU that is not listed."""
+    """The entry for a name reported by the driver, such as `NVIDIA H100 80GB HBM3`; null if the GPU is not listed."""
     return next((gpu for gpu in GPU_PEAKS if gpu.name_part in driver_name), None)

@@ -21,11 +21,11 @@ class Precision:
     states: torch.dtype
     """Type of token states and of all weights that are not quantised."""
     quantised: Dtype | None = None
-    """Type in which the transformer's linear layers multiply, `int8` or `float8`. Null: that of `states`."""
+    """Type in which the transformer's linear layers multiply, `int8` or `float8`; null: the type of `states`."""
 
     @property
     def name(self) -> str:
-        """The coarsest type in use, which decides how far a logit may be off."""
+        """The coarsest type in use, which determines the accuracy of logits."""
         return self.quantised.value if self.quantised else str(self.states).removeprefix("torch.")
 
     def __str__(self) -> str:
@@ -34,10 +34,10 @@ class Precision:
 
 
 def resolve_precision(dtype: Dtype, device: torch.device) -> Precision:
-    """The number types that `dtype` stands for on `device`. Raises `CheckpointError` if the hardware lacks them.
+    """The number types that `dtype` selects on `device`. Raises `CheckpointError` if the hardware lacks them.
 
-    `auto` is bfloat16 if the hardware multiplies in it, else float32 on a CPU and float16 on a GPU. `fastest` is int8
-    on a CPU that multiplies in it, else `auto`.
+    `auto` is bfloat16 if the hardware supports it, else float32 on a CPU and float16 on a GPU. `fastest` is int8 on a
+    CPU that supports it, else the same as `auto`.
     """
     if dtype is Dtype.FASTEST:
         dtype = Dtype.INT8 if device.type == "cpu" and multiplies_int8() else Dtype.AUTO
@@ -50,13 +50,13 @@ def resolve_precision(dtype: Dtype, device: torch.device) -> Precision:
 
 
 def multiplies_int8() -> bool:
-    """Whether this CPU has VNNI. Without it, products overflow or take a reference path, thousands of times slower."""
+    """Whether this CPU has VNNI. Without VNNI, products overflow or run on a path that is thousands of times slower."""
     return bool(torch.cpu._is_vnni_supported())
 
 
 def computes_bfloat16() -> bool:
     """Whether this CPU has bfloat16 instructions. Without them, bfloat16 is several times slower than float32."""
-    # These functions are private, but torch has no other test.
+    # These functions are private, but torch offers no public ones.
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 

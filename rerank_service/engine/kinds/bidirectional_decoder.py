@@ -1,8 +1,8 @@
-"""NVIDIA's rerankers: Llama and Mistral with full attention, a pooled vector and a linear score.
+"""Engine for NVIDIA's rerankers: Llama and Mistral with full attention, pooling and a linear score.
 
 Source: the published modelling code of `llama_bidirec` and arXiv 2409.07691 (NV-RerankQA-Mistral4B-v3). This engine
-runs transformers' own Llama and Mistral with `is_causal = False`, and no remote code. transformers'
-`...ForSequenceClassification` is not used, because it pools the last token.
+runs transformers' own Llama and Mistral with `is_causal = False` and runs no remote code. It does not use transformers'
+`...ForSequenceClassification`, which pools the last token.
 """
 
 from collections.abc import Sequence
@@ -77,12 +77,12 @@ DECODER_FAMILIES = {
 
 
 class BidirectionalDecoderEngine(CheckpointEngine[EncodedPair]):
-    """One templated string for each pair; a packed forward pass; pooling and the linear score in float32."""
+    """Tokenises one templated string per pair, runs a packed forward pass, and pools and scores in float32."""
 
     kind = EngineKind.BIDIRECTIONAL_DECODER
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        """Pooling, temperature and template come from config.json, unless the options give them."""
+        """Takes pooling, temperature and template from the options, or else from config.json."""
         folder, raw, options = checkpoint.folder, checkpoint.raw, checkpoint.options
         family = _family(folder, raw)
         template = tokenise.checked_template(options.prompt_template or raw.get("prompt_template") or _DEFAULT_TEMPLATE)
@@ -93,7 +93,7 @@ class BidirectionalDecoderEngine(CheckpointEngine[EncodedPair]):
         self._temperature = options.temperature or float(raw.get("temperature") or 1.0)
 
         config: PreTrainedConfig = loading.native_config(family.config_class, raw)
-        config.is_causal = False  # in the configuration: an argument of each call would race between threads
+        config.is_causal = False  # set here, because an argument of each call would cause races between threads
         if hasattr(config, "sliding_window"):
             config.sliding_window = None
         config.has_score_bias = loading.has_tensor(folder, "score.bias")
@@ -105,8 +105,8 @@ class BidirectionalDecoderEngine(CheckpointEngine[EncodedPair]):
         self._score_bias = 0.0 if model.score.bias is None else float(model.score.bias)
 
     def tokenise(self, query: str, passages: Sequence[str], truncate: Truncate) -> list[EncodedPair]:
-        """See `Engine`. Cut on the right, as published: a query that fills the window leaves nothing of the passage."""
-        # The templated string as a whole: Llama 3's tokenizer joins the prompt's `:` with the first word after it.
+        """See `Engine`. Cuts pairs at the end, as published: with a query that fills the window, no passage remains."""
+        # Encodes each string as a whole, because Llama 3's tokenizer joins the prompt's `:` with the word after it.
         texts = [self._template.format(query=query, passage=passage) for passage in passages]
         pairs, lead_ids = [], None
         for index, encoding in enumerate(self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)):
@@ -124,7 +124,7 @@ class BidirectionalDecoderEngine(CheckpointEngine[EncodedPair]):
         return pairs
 
     def _lead_ids(self, query: str) -> list[int]:
-        """Token ids of the prompt up to its passage."""
+        """Token ids of the prompt before the passage."""
         lead = self._tokenizer.encode(tokenise.up_to_passage(self._template, query=query), add_special_tokens=False)
         return [self._bos_id, *lead.ids]
 
@@ -132,7 +132,7 @@ class BidirectionalDecoderEngine(CheckpointEngine[EncodedPair]):
         """`score(pool(states)) / temperature`: float32 logits `[B]`."""
         packed = pack(list(map(attrgetter("token_ids"), pairs)), self.device)
         pooled = pool(self._states(packed), packed, self._pooling)
-        # Row by row: the last bits of a matrix product would depend on the number of rows.
+        # Row by row, because the last bits of a matrix product would depend on the number of rows.
         logits: torch.Tensor = ((pooled * self._score_weight).sum(-1) + self._score_bias) / self._temperature
         return logits
 
@@ -142,7 +142,7 @@ def _family(folder: Path, raw: dict[str, Any]) -> _Family:
         return DECODER_FAMILIES[raw["model_type"]]
     except KeyError:
         raise CheckpointError(
-            f"{folder} has model_type {raw.get('model_type')!r}; a bidirectional decoder is one of "
+            f"{folder} has model_type {raw.get('model_type')!r}; a bidirectional decoder has one of "
             f"{', '.join(DECODER_FAMILIES)}"
         ) from None
 
@@ -152,4 +152,4 @@ def _published_pooling(folder: Path, raw: dict[str, Any]) -> Pooling:
     try:
         return Pooling(name)
     except ValueError:
-        raise CheckpointError(f"{folder} asks for pooling {name!r}; known are {', '.join(Pooling)}") from None
+        raise CheckpointError(f"{folder} asks for pooling {name!r}; use one of {', '.join(Pooling)}") from None

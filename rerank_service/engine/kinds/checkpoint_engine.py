@@ -1,4 +1,4 @@
-"""The base of the four kinds of engine: from a checkpoint's folder to a tokenizer, a window and loaded weights."""
+"""The base of the four engine kinds: loads the tokenizer, the window and the weights from a checkpoint's folder."""
 
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
@@ -27,9 +27,9 @@ class CheckpointEngine(TorchEngine[PairT]):
     _states: StatesOf
 
     def __init__(self, checkpoint: Checkpoint, prompt: Sequence[str] = ()) -> None:
-        """Loads everything but the weights. `prompt` has the engine's own texts (see `tokenise.load_tokenizer`).
+        """Loads everything except the weights. `prompt` holds the engine's own texts (see `tokenise.load_tokenizer`).
 
-        Raises `CheckpointError`, as the constructors of all kinds do.
+        Raises `CheckpointError`, as do the constructors of all engine kinds.
         """
         options = checkpoint.options
         super().__init__(loading.resolve_device(options.device))
@@ -47,12 +47,12 @@ class CheckpointEngine(TorchEngine[PairT]):
         """See `Engine`."""
 
     def passage_room(self, query: str) -> int:
-        """See `Engine`. By default, the window without the tokens of a pair with an empty passage."""
+        """See `Engine`. By default, the window minus the tokens of a pair with an empty passage."""
         (empty,) = self.tokenise(query, [""], Truncate.END)
         return self.window_tokens - len(empty.token_ids)
 
     def token_spans(self, texts: Sequence[str]) -> list[list[TokenSpan]]:
-        """See `Engine`. `encode_batch` is the slower of the tokenizer's two methods: the other gives no spans."""
+        """See `Engine`. Uses `encode_batch`, because the faster `encode_batch_fast` returns no spans."""
         return [encoding.offsets for encoding in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)]
 
     def _published_window(self) -> int | None:
@@ -66,7 +66,7 @@ class CheckpointEngine(TorchEngine[PairT]):
         attention: str | None,
         ignored_prefixes: Iterable[str] = (),
     ) -> Any:
-        """See `loading.load_weights`."""
+        """Loads the checkpoint's weights (see `loading.load_weights`)."""
         return loading.load_weights(
             model_class,
             self._checkpoint.folder,

@@ -1,8 +1,8 @@
-"""A sentence encoder as a reranker: MaxSim over tokens, combined with the cosine of the mean vectors.
+"""Engine that reranks with a sentence encoder: MaxSim over tokens, combined with the cosine of the mean vectors.
 
-`logit = a * cosine + b * maxsim + c`. MaxSim is ColBERT's (arXiv 2004.12832), here divided by the number of query
-tokens. Query and passages are encoded separately: a query once a request, each distinct passage once a batch, or not
-at all if the cache has it.
+`logit = a * cosine + b * maxsim + c`. MaxSim is defined as in ColBERT (arXiv 2004.12832), but divided by the number of
+query tokens. Queries and passages are encoded separately: a query once per request, and each distinct passage once per
+batch, or not at all if it is cached.
 """
 
 from collections.abc import Iterator, Sequence
@@ -32,22 +32,23 @@ from rerank_service.errors import PairTooLong
 __all__ = ["LateInteractionEngine", "LateInteractionPair"]
 
 _QUERY_CACHE_BYTES = 16 * 1024 * 1024
-"""Holds some hundred queries: a request's first batch encodes its query, and its other batches find it here."""
+"""Size of the query cache, enough for a few hundred queries. A request's first batch encodes the query; the
+request's other batches find the query in this cache."""
 
 _UNUSED_TENSORS = ("pooler.", "embeddings.position_ids")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LateInteractionPair(EncodedPair):
-    """A passage, with the query that all pairs of a request share."""
+    """A tokenised passage and the query, which all pairs of a request share."""
 
     query_ids: TokenIds
 
 
 class LateInteractionEngine(CheckpointEngine[LateInteractionPair]):
-    """Encodes each distinct text of a batch once, packed, then compares token states.
+    """Encodes each distinct text of a batch once, in a packed forward pass, then compares token states.
 
-    For any encoder whose attention transformers lets us replace; made for all-MiniLM-L6-v2.
+    Works with any encoder whose attention transformers can replace; made for all-MiniLM-L6-v2.
     """
 
     kind = EngineKind.LATE_INTERACTION
@@ -72,13 +73,13 @@ class LateInteractionEngine(CheckpointEngine[LateInteractionPair]):
         self._states(pack(passages, self.device))  # not `score`, which would fill the caches
 
     def _published_window(self) -> int | None:
-        """`max_seq_length` of a sentence-transformers checkpoint, with which it was trained and is normally run."""
+        """`max_seq_length` of a sentence-transformers checkpoint, the length used in training and in normal use."""
         path = self._checkpoint.folder / "sentence_bert_config.json"
         length = loading.read_json(path).get("max_seq_length") if path.is_file() else None
         return int(length) if length else super()._published_window()
 
     def tokenise(self, query: str, passages: Sequence[str], truncate: Truncate) -> list[LateInteractionPair]:
-        """See `Engine`. Query and passage have a window each; `num_tokens` counts both."""
+        """See `Engine`. Query and passage each have a whole window; `num_tokens` counts both."""
         query_encoding, *encodings = self._tokenizer.encode_batch_fast([query, *passages], add_special_tokens=True)
         query_ids, query_is_cut = self._cut(query_encoding, truncate, 0)
         pairs = []
@@ -89,7 +90,7 @@ class LateInteractionEngine(CheckpointEngine[LateInteractionPair]):
         return pairs
 
     def _cut(self, encoding: Any, truncate: Truncate, index: int) -> tuple[TokenIds, bool]:
-        """Keeps the closing special token of a text that is cut, because encoders are trained on `[CLS] ... [SEP]`."""
+        """Cuts a text but keeps its closing special token, because encoders are trained on `[CLS] ... [SEP]`."""
         token_ids = np.asarray(encoding.ids, np.int32)
         is_cut = len(token_ids) > self.window_tokens
         if is_cut:
@@ -99,10 +100,10 @@ class LateInteractionEngine(CheckpointEngine[LateInteractionPair]):
         return token_ids, is_cut
 
     def forward(self, pairs: Sequence[LateInteractionPair]) -> torch.Tensor:
-        """Float32 logits `[B]`; a batch may mix the pairs of several queries."""
+        """Float32 logits `[B]`; a batch may mix pairs of several queries."""
         texts = _DistinctTexts()
         queries = [texts.add(pair.query_ids) for pair in pairs]
-        num_queries = len(texts.sequences)  # these come first
+        num_queries = len(texts.sequences)  # the queries come first
         passages = [texts.add(pair.token_ids) for pair in pairs]
         states = self._encode(texts.sequences, num_queries)
         logits = torch.empty(len(pairs), device=self.device)
@@ -134,7 +135,7 @@ class LateInteractionEngine(CheckpointEngine[LateInteractionPair]):
             self._queries, self._passages = kept
 
     def _encode(self, sequences: Sequence[TokenIds], num_queries: int) -> "_TokenStates":
-        """Runs the encoder on the texts that no cache has. The first `num_queries` texts are queries."""
+        """Runs the encoder on the texts that are not cached. The first `num_queries` texts are queries."""
         caches = [self._queries if index < num_queries else self._passages for index in range(len(sequences))]
         known = [None if cache is None else cache.get(text) for cache, text in zip(caches, sequences, strict=True)]
         missing = [index for index, states in enumerate(known) if states is None]
@@ -150,7 +151,8 @@ class LateInteractionEngine(CheckpointEngine[LateInteractionPair]):
     def _compare(self, states: "_TokenStates", query: int, passages: list[int]) -> torch.Tensor:
         """Logits `[P]` of one query with its passages.
 
-        Passage by passage and row by row: the rounding of one product over all of them would depend on their number.
+        Computes passage by passage and row by row: in one product over all passages, rounding would depend on their
+        number.
         """
         words = states.words_of(query).T  # [H, Nq]
         best = [(states.tokens_of(passage) @ words).amax(0) for passage in passages]  # P times [Nq]
@@ -160,7 +162,7 @@ class LateInteractionEngine(CheckpointEngine[LateInteractionPair]):
 
 
 class _DistinctTexts:
-    """Token id sequences without duplicates."""
+    """Collects sequences of token ids without duplicates."""
 
     def __init__(self) -> None:
         self.sequences: list[TokenIds] = []
@@ -174,13 +176,13 @@ class _DistinctTexts:
 
 
 class _TokenStates:
-    """Unit-length float32 states: of each token `[T, H]`, and of each text's mean `[S, H]`."""
+    """Float32 vectors of unit length: token states `[T, H]`, and the mean state of each text `[S, H]`."""
 
     def __init__(self, raw: Sequence[torch.Tensor]) -> None:
         lengths = [len(states) for states in raw]
         joined = torch.cat(list(raw)).float()
         segments = torch.tensor(lengths, device=joined.device)
-        # `unsafe` skips a check of the lengths, for which the host would have to wait for the device.
+        # `unsafe` skips a check of the lengths, because the check makes the host wait for the device.
         self.means = F.normalize(torch.segment_reduce(joined, "mean", lengths=segments, unsafe=True), dim=-1)
         self._tokens = F.normalize(joined, dim=-1)
         self._bounds = (0, *accumulate(lengths))
@@ -190,6 +192,6 @@ class _TokenStates:
         return self._tokens[self._bounds[text] : self._bounds[text + 1]]
 
     def words_of(self, text: int) -> torch.Tensor:
-        """States without those of the first and last token (CLS, SEP), unless the text has no others."""
+        """States of a text's tokens without the first and last (CLS, SEP); of all tokens if there are no others."""
         start, end = self._bounds[text], self._bounds[text + 1]
         return self._tokens[start + 1 : end - 1] if end - start > 2 else self._tokens[start:end]

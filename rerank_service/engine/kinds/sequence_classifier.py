@@ -1,7 +1,7 @@
-"""Ordinary cross-encoders with one label, such as BERT, XLM-RoBERTa, ModernBERT and DeBERTa.
+"""Engine for ordinary cross-encoders with one label, such as BERT, XLM-RoBERTa, ModernBERT and DeBERTa.
 
-Runs transformers' own classes with their own heads, on pairs that the tokenizer encodes. BERT and (XLM-)RoBERTa run
-packed; other families get rectangular batches of pairs of equal length (on a GPU: of similar length).
+Runs transformers' own classes with their own heads, on pairs encoded by the tokenizer. BERT and (XLM-)RoBERTa run
+packed; other families run in rectangular batches of pairs of equal length, or on a GPU of similar length.
 """
 
 from collections.abc import Sequence
@@ -28,28 +28,28 @@ from rerank_service.errors import CheckpointError, PairTooLong
 __all__ = ["ClassifierPair", "SequenceClassifierEngine"]
 
 _PACKED_FAMILIES = ("bert", "roberta", "xlm-roberta")
-"""Families (`model_type`) with full attention and a head that reads the first token: their pairs can be packed."""
+"""Families (`model_type`) whose pairs can be packed: attention is full, and the head reads only the first token."""
 
 _ON_GPU, _ON_CPU = (16_384, 0.10), (512, 0.0)
-"""Most tokens of a rectangular batch, and its largest share of padding.
+"""Largest number of tokens in a rectangular batch, and largest share of padding.
 
 On a GPU, small batches cost more than some padding. On a CPU nothing is padded, and only short pairs share a batch:
-8 equal pairs took 3 times as long one by one as together at 20 tokens, 1.7 times at 70, half as long at 260 (small
-random DeBERTa, one thread). A long pair must be alone for its logit, too: in bfloat16, two equal pairs of 1,014
-tokens had other last bits than one alone (random ModernBERT, torch 2.13.0).
+scoring 8 equal pairs one by one took 3 times as long as together at 20 tokens, 1.7 times at 70, and half as long at
+260 (small random DeBERTa, one thread). A long pair also runs alone because of its logit: in bfloat16, two equal pairs
+of 1,014 tokens got different last bits than one pair alone (random ModernBERT, torch 2.13.0).
 """
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ClassifierPair(EncodedPair):
-    """A pair as its tokenizer joins it."""
+    """A query and a passage, joined by the tokenizer."""
 
     type_ids: TokenIds
-    """0 for tokens of the query, 1 for tokens of the passage, if the model distinguishes them."""
+    """0 for query tokens and 1 for passage tokens, if the model distinguishes them."""
 
 
 class SequenceClassifierEngine(CheckpointEngine[ClassifierPair]):
-    """A transformers classifier with one label, which reads query and passage together."""
+    """Runs a transformers classifier with one label, which reads query and passage together."""
 
     kind = EngineKind.SEQUENCE_CLASSIFIER
 
@@ -57,7 +57,7 @@ class SequenceClassifierEngine(CheckpointEngine[ClassifierPair]):
         super().__init__(checkpoint)
         config = loading.transformers_config(checkpoint.folder)
         if config.num_labels != 1:
-            raise CheckpointError(f"{checkpoint.folder} has {config.num_labels} labels; a reranker has one")
+            raise CheckpointError(f"{checkpoint.folder} has {config.num_labels} labels; a reranker has only one")
         self._is_packed = config.model_type in _PACKED_FAMILIES
         self._pad_id = int(config.pad_token_id or 0)
         self._first_position = loading.first_position(checkpoint.raw)
@@ -69,7 +69,7 @@ class SequenceClassifierEngine(CheckpointEngine[ClassifierPair]):
         prepare_linears(self._model, self._precision, lambda: self.score(calibration_pairs(self.tokenise)))
 
     def passage_room(self, query: str) -> int:
-        """See `Engine`. At least half of the window without special tokens: a longer query is cut for the passage."""
+        """See `Engine`. At least half of the window without special tokens, because a longer query is cut too."""
         (encoding,) = self._tokenizer.encode_batch_fast([(query, "")], add_special_tokens=True)
         room = self.window_tokens - encoding.sequence_ids.count(None)
         return max(room - encoding.sequence_ids.count(0), room // 2)
@@ -92,11 +92,11 @@ class SequenceClassifierEngine(CheckpointEngine[ClassifierPair]):
         return ClassifierPair(token_ids, len(token_ids), is_too_long, type_ids, is_passage_cut=is_passage_cut)
 
     def forward(self, pairs: Sequence[ClassifierPair]) -> torch.Tensor:
-        """The logit of the model's one label, float32 `[B]`."""
+        """The logit of the model's only label, float32 `[B]`."""
         return self._packed(pairs) if self._is_packed else self._padded(pairs)
 
     def _packed(self, pairs: Sequence[ClassifierPair]) -> torch.Tensor:
-        """All pairs end to end; the head gets the first token of each, as a batch of sequences of one token."""
+        """Scores all pairs, laid end to end. The head reads each pair's first token as a sequence of one token."""
         packed = pack(
             [pair.token_ids for pair in pairs],
             self.device,
@@ -111,7 +111,7 @@ class SequenceClassifierEngine(CheckpointEngine[ClassifierPair]):
         return logits[:, 0].float()
 
     def _padded(self, pairs: Sequence[ClassifierPair]) -> torch.Tensor:
-        """Batches of pairs of equal or similar length, for models that need rectangular input."""
+        """Scores batches of pairs of equal or similar length, for models that need rectangular input."""
         logits = torch.empty(len(pairs), device=self.device)
         lengths = [pair.num_tokens for pair in pairs]
         for batch in length_sorted_batches(lengths, *(_ON_CPU if self.device.type == "cpu" else _ON_GPU)):

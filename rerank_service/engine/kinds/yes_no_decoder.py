@@ -1,9 +1,9 @@
-"""Causal language models that answer yes or no about a pair: Qwen3-Reranker and similar models.
+"""Engine for causal language models that answer yes or no about a pair, such as Qwen3-Reranker.
 
-A pair's logit is the logit of "yes" minus that of "no" at the prompt's last token, `(W_yes - W_no) . state`: only two
-rows of the vocabulary are read, and only their difference is kept. Its sigmoid is the softmax over the two words, which
-the models' cards publish as the score. Checkpoints converted to a sequence classifier store that difference as
-`score.weight`. Runs transformers' own classes, and no remote code.
+A pair's logit is the logit of "yes" minus the logit of "no" at the prompt's last token, `(W_yes - W_no) . state`. Only
+these two rows of the vocabulary matrix are read, and only their difference is kept. The sigmoid of a pair's logit
+equals the softmax over the two words, which the model cards publish as the score. Checkpoints converted to a sequence
+classifier store the difference of the rows as `score.weight`. Runs transformers' own classes and no remote code.
 """
 
 from collections.abc import Sequence
@@ -36,8 +36,7 @@ CAUSAL_FAMILIES: dict[str, Any] = {
     "llama": LlamaModel,
     "mistral": MistralModel,
 }
-"""transformers' class for each `model_type`. Their attention has a scale and nothing else: no soft cap, sink or bias.
-"""
+"""transformers' class for each `model_type`. All use plain scaled attention, without a soft cap, sink or bias."""
 
 _CLASSIFIER_ROW = "score.weight"
 _VOCABULARY_ROWS = "lm_head.weight"
@@ -45,12 +44,12 @@ _TIED_ROWS = "model.embed_tokens.weight"
 
 
 class YesNoDecoderEngine(CheckpointEngine[EncodedPair]):
-    """One prompt for each pair; a packed causal forward pass; the last token's state times one vector in float32."""
+    """Encodes one prompt per pair, runs a packed causal pass, and multiplies the last state by a float32 vector."""
 
     kind = EngineKind.YES_NO_DECODER
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        """The prompt is the published one of the checkpoint's family, unless the options give one."""
+        """Takes the prompt from the options, or else the published prompt of the checkpoint's family."""
         folder, raw, options = checkpoint.folder, checkpoint.raw, checkpoint.options
         model_class, prompt = _model_class(folder, raw), _prompt(folder, raw, options.yes_no)
         super().__init__(checkpoint, prompt.parts)
@@ -58,8 +57,8 @@ class YesNoDecoderEngine(CheckpointEngine[EncodedPair]):
         reach = getattr(config, "sliding_window", None)
         if reach is not None and self.window_tokens > reach:
             raise CheckpointError(
-                f"this model's attention slides over {reach} tokens, which packed attention does not support: set "
-                f"window_tokens to at most {reach}, where it makes no difference"
+                f"this model has sliding-window attention over {reach} tokens, which packed attention does not "
+                f"support: set window_tokens to at most {reach}, where sliding has no effect"
             )
         self._parts = PromptParts(self._tokenizer, prompt, options.instruction, self.window_tokens)
         self.backbone = self._load_weights(
@@ -84,7 +83,7 @@ class YesNoDecoderEngine(CheckpointEngine[EncodedPair]):
         """`(W_yes - W_no) . state` of each prompt's last token: float32 logits `[B]`."""
         packed = pack(list(map(attrgetter("token_ids"), pairs)), self.device)
         last = self._states(packed)[packed.cu_seqlens[1:] - 1].float()  # [B, H]
-        # Row by row: the last bits of a matrix product would depend on the number of rows.
+        # Row by row, because the last bits of a matrix product would depend on the number of rows.
         return (last * self._direction).sum(-1)
 
 
@@ -93,7 +92,7 @@ def _model_class(folder: Path, raw: dict[str, Any]) -> Any:
         return CAUSAL_FAMILIES[raw["model_type"]]
     except KeyError:
         raise CheckpointError(
-            f"{folder} has model_type {raw.get('model_type')!r}; a yes/no decoder is one of "
+            f"{folder} has model_type {raw.get('model_type')!r}; a yes/no decoder has one of "
             f"{', '.join(CAUSAL_FAMILIES)}"
         ) from None
 
@@ -103,17 +102,17 @@ def _prompt(folder: Path, raw: dict[str, Any], configured: YesNoPrompt | None) -
     if prompt is None:
         raise CheckpointError(
             f"{folder} is a language model of the family {raw['model_type']!r}, which has no known reranking prompt "
-            f"({', '.join(YES_NO_PROMPTS)} have one): set engine.yes_no to the prompt it was trained with"
+            f"(only {', '.join(YES_NO_PROMPTS)} have one): set engine.yes_no to the prompt used in its training"
         )
     return prompt
 
 
 def _direction(folder: Path, config: PreTrainedConfig, tokenizer: Any, prompt: YesNoPrompt) -> torch.Tensor:
-    """The vector that a state is multiplied by, `[H]` float32."""
+    """The float32 vector `[H]` whose product with a prompt's last state is the logit."""
     if loading.has_tensor(folder, _CLASSIFIER_ROW):
         rows = loading.read_rows(folder, _CLASSIFIER_ROW)
         if len(rows) != 1:
-            raise CheckpointError(f"{folder} has {len(rows)} labels; a reranker has one")
+            raise CheckpointError(f"{folder} has {len(rows)} labels; a reranker has only one")
         return rows[0]
     name = _VOCABULARY_ROWS if loading.has_tensor(folder, _VOCABULARY_ROWS) else _TIED_ROWS
     if name == _TIED_ROWS and not config.tie_word_embeddings:
@@ -129,5 +128,7 @@ def _direction(folder: Path, config: PreTrainedConfig, tokenizer: Any, prompt: Y
 def _token_id(tokenizer: Any, word: str) -> int:
     ids: list[int] = tokenizer.encode(tokenise.prompt_text(tokenizer, word), add_special_tokens=False).ids
     if len(ids) != 1:
-        raise CheckpointError(f"the answer {word!r} is {len(ids)} tokens of this tokenizer, not one: see engine.yes_no")
+        raise CheckpointError(
+            f"the answer {word!r} must be one token, but is {len(ids)} in this tokenizer: see engine.yes_no"
+        )
     return ids[0]

@@ -1,8 +1,8 @@
-"""Linear layers on a CPU in 8-bit integers, with scales that a calibration fixes when the model is loaded.
+"""8-bit integer linear layers for a CPU, with scales that a calibration fixes when the model is loaded.
 
-Faster than `int8.Int8Linear`, which scales each row anew: bias and GELU are computed inside the product, and the two
-halves of a feed-forward network exchange bytes instead of floats. In return, values outside the calibrated range are
-clipped. Needs VNNI (`precision.multiplies_int8`).
+Faster than `int8.Int8Linear`, which computes a scale for each row: here, bias and GELU are computed inside the product,
+and the two halves of a feed-forward network exchange bytes instead of floats. In return, values outside the calibrated
+range are clipped. Needs VNNI (`precision.multiplies_int8`).
 """
 
 from typing import Literal, NamedTuple
@@ -18,15 +18,15 @@ __all__ = ["CalibratedInt8Linear", "DownProjection", "UpProjection", "quantise_f
 _CHANNEL_SHARE = 0.75
 """Share of the spread between input channels that moves into the weights: alpha of SmoothQuant (arXiv 2211.10438)."""
 _NUM_OUTLIERS = 16
-"""Channels between the halves of a feed-forward network that stay floats, as in LLM.int8() (arXiv 2208.07339). In
-all-MiniLM-L6-v2 one or two of 1,536 channels reach four times as far as all others; keeping them halves the logit
-error."""
+"""Number of channels between the halves of a feed-forward network that stay floats, as in LLM.int8() (arXiv
+2208.07339). In all-MiniLM-L6-v2, one or two of 1,536 channels have values four times as large as all other channels;
+keeping these channels as floats halves the logit error."""
 _TILE_ELEMENTS = 262_144
-"""Elements of a tile of inputs, whose float32 form then stays in the cache."""
+"""Elements per tile of inputs, few enough for the tile's float32 form to stay in the CPU cache."""
 
 
 class _ByteInputs:
-    """Floats `[..., K]` to bytes around 128, with a scale for each channel that its weights are multiplied by."""
+    """Converts floats `[..., K]` to bytes around 128. Each channel has a scale, which multiplies its weights."""
 
     def __init__(self, inputs: InputRange, weight: torch.Tensor) -> None:
         largest = torch.maximum(-inputs.lowest, inputs.highest).clamp_min(SMALLEST)  # [K]
@@ -41,7 +41,7 @@ class _ByteInputs:
         for start in range(0, len(rows), tile_rows):
             tile = slice(start, start + tile_rows)
             scaled = rows[tile].float().mul(self._inverse)
-            # Through an int8 view: torch converts to int8 seven times faster than to uint8.
+            # Writes through an int8 view, because torch converts to int8 seven times faster than to uint8.
             signed[tile] = scaled.clamp_(-LARGEST, LARGEST).round_()
         return outputs.bitwise_xor_(AROUND_ZERO.zero_point)
 
@@ -66,7 +66,7 @@ class CalibratedInt8Linear(torch.nn.Module):
 
 
 class _Halfway(NamedTuple):
-    """Output of a feed-forward network's first half, input of its second."""
+    """Output of the first half of a feed-forward network, which is the input of the second half."""
 
     quantised: torch.Tensor  # [..., N] bytes
     outliers: torch.Tensor  # [..., O] floats
@@ -100,7 +100,7 @@ class DownProjection(torch.nn.Module):
 def quantise_feed_forward(
     up: torch.nn.Linear, down: torch.nn.Linear, inputs: InputRange, between: InputRange, states: torch.dtype
 ) -> tuple[UpProjection, DownProjection]:
-    """`down(gelu(up(x)))` as two layers. `inputs` has the input ranges of `up`, `between` those of `down`."""
+    """`down(gelu(up(x)))` as two layers. `inputs` is the input range of `up`, and `between` that of `down`."""
     outliers = between.highest.topk(min(_NUM_OUTLIERS, up.out_features)).indices
     grid = _grid_of(between, outliers)
     up_weight, down_weight = up.weight.detach().float(), down.weight.detach().float()
@@ -113,7 +113,7 @@ def quantise_feed_forward(
 
 
 def _grid_of(values: InputRange, outliers: torch.Tensor) -> Grid:
-    """A grid from the lowest to the highest value of all channels but the outliers; it represents zero exactly."""
+    """A grid from the lowest to the highest value of all channels except the outliers; it represents zero exactly."""
     lowest = values.lowest.index_fill(0, outliers, 0).min().item()
     highest = values.highest.index_fill(0, outliers, 0).max().item()
     scale = max(highest - lowest, SMALLEST) / 255

@@ -1,6 +1,6 @@
-"""Calibration: the ranges of what enters a model's linear layers, observed on a few texts.
+"""Calibration: observes the ranges of the inputs of a model's linear layers on a few texts.
 
-`calibrated_int8` derives its fixed scales from them. Works on any model.
+`calibrated_int8` derives its fixed scales from these ranges. Works on any model.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -26,9 +26,9 @@ class InputRange:
 
 
 def calibration_pairs(tokenise: Callable[[str, Sequence[str], Truncate], list[PairT]]) -> list[PairT]:
-    """A query with prose, code, numbers and several scripts: paragraphs of about a hundred tokens, and single lines.
+    """Pairs of one query with prose, code, numbers and several scripts: paragraphs of about 100 tokens, and lines.
 
-    `tokenise` is an engine's.
+    `tokenise` is the method of an engine.
     """
     lines = [line for line in SAMPLE_TEXT.splitlines() if line]
     paragraphs = [text.replace("\n", " ") for text in SAMPLE_TEXT.split("\n\n")]
@@ -37,7 +37,7 @@ def calibration_pairs(tokenise: Callable[[str, Sequence[str], Truncate], list[Pa
 
 @torch.inference_mode()
 def observe_inputs(layers: Iterable[torch.nn.Linear], run: Callable[[], object]) -> dict[torch.nn.Linear, InputRange]:
-    """Ranges of the inputs of `layers` while `run` calls the model. Layers that were not called are left out."""
+    """Ranges of the inputs of `layers` while `run` calls the model. The result omits layers that were not called."""
     seen: dict[torch.nn.Linear, InputRange] = {}
     hooks = [layer.register_forward_pre_hook(partial(_observe, seen)) for layer in layers]
     try:

@@ -1,7 +1,7 @@
 """Linear layers in 8-bit floats (e4m3), with a scale for each output channel and for each row of the input.
 
-For Ada, Hopper and newer GPUs. A CPU multiplies the same numbers in float32: slow, but it shows the error of a logit
-without a GPU, and a row's result does not depend on its batch.
+For Ada, Hopper and newer GPUs. A CPU multiplies the same numbers in float32. This emulation is slow, but it shows the
+error of a logit without a GPU, and a row's result does not depend on the other rows of the batch.
 """
 
 from typing import Any
@@ -16,11 +16,11 @@ __all__ = ["Float8Linear", "can_be_float8"]
 _FLOAT8 = torch.float8_e4m3fn
 _LARGEST = torch.finfo(_FLOAT8).max  # 448
 _ALIGNMENT = 16
-"""Bytes: the tensor cores multiply only rows whose length is a multiple of this."""
+"""Tensor cores multiply only rows whose length in bytes is a multiple of this number."""
 
 
 def can_be_float8(linear: torch.nn.Linear) -> bool:
-    """Whether a GPU can multiply a layer of this shape in 8 bits."""
+    """Whether a GPU can run a layer of this shape in 8 bits."""
     return linear.in_features % _ALIGNMENT == 0 and linear.out_features % _ALIGNMENT == 0
 
 
@@ -56,13 +56,13 @@ class Float8Linear(torch.nn.Module):
 
 
 def _float32_product(weight: torch.Tensor) -> torch.nn.Module:
-    """`x @ weight.T` of the unscaled 8-bit numbers, `[N, K]`, in float32."""
+    """A layer that computes `x @ weight.T` in float32, on unscaled 8-bit weights `[N, K]`."""
     linear = torch.nn.Linear(weight.size(1), weight.size(0), bias=False).requires_grad_(False)
     linear.weight.copy_(weight.float())
     return PackedLinear(linear) if can_pack(torch.float32) else linear
 
 
 def _quantise_rows(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """`[R, K]` to 8-bit floats, and the float32 scale of each row `[R, 1]`."""
+    """Converts rows `[R, K]` to 8-bit floats; also returns the float32 scale of each row, `[R, 1]`."""
     scales = (rows.abs().amax(1, keepdim=True).float() / _LARGEST).clamp_min(torch.finfo(torch.float32).tiny)
     return (rows.float() / scales).clamp(-_LARGEST, _LARGEST).to(_FLOAT8), scales

@@ -1,8 +1,8 @@
-"""Linear layers on a CPU in 8-bit integers, multiplied by oneDNN.
+"""8-bit integer linear layers for a CPU, multiplied by oneDNN.
 
-`Int8Linear` scales its weights once per output channel and its inputs anew for each row, by the row's largest value:
-it needs no calibration, and no row depends on another, because integer sums are exact whatever the number of rows.
-Needs VNNI (`precision.multiplies_int8`).
+`Int8Linear` scales the weights of each output channel once, and scales each input row by the row's largest value. It
+needs no calibration, and rows do not depend on each other: integer sums are exact for any number of rows. Needs VNNI
+(`precision.multiplies_int8`).
 """
 
 from typing import Literal, NamedTuple
@@ -15,29 +15,29 @@ __all__ = ["AROUND_ZERO", "LARGEST", "SMALLEST", "ByteProduct", "Grid", "Int8Lin
 LARGEST = 127
 """Largest magnitude of a quantised value."""
 SMALLEST = torch.finfo(torch.float32).tiny
-"""Lower bound of a scale, so that rows and columns of zeros have one too."""
+"""Lower bound of a scale, used for rows and columns of zeros."""
 _TYPICAL_ROWS = 4096
-"""oneDNN lays the weights out for this number of rows; it accepts any other number as well."""
+"""Number of input rows for which oneDNN lays out the weights; any other number works too."""
 _TILE_ELEMENTS = 786_432
-"""Elements of a tile of rows, whose float32 intermediates then stay in the cache: 512 rows of 1,536."""
+"""Elements per tile of rows (512 rows of 1,536), few enough for float32 intermediates to stay in the CPU cache."""
 
 
 class Grid(NamedTuple):
-    """How the bytes of a tensor stand for values: `value = scale * (byte - zero_point)`."""
+    """How the bytes of a tensor represent values: `value = scale * (byte - zero_point)`."""
 
     scale: float
     zero_point: int
 
 
 AROUND_ZERO = Grid(1.0, 128)
-"""Signed values as unsigned bytes: oneDNN's fast kernels take only unsigned inputs, and its path for signed ones is
-4,000 times slower."""
+"""Represents signed values as unsigned bytes: oneDNN's fast kernels take only unsigned inputs, and its path for signed
+inputs is 4,000 times slower."""
 
 
 class ByteProduct:
-    """`activation(x @ weight.T + bias)` of bytes `[..., K]` on a grid, to floats `[..., N]` or to bytes on a grid.
+    """`activation(x @ weight.T + bias)` from bytes `[..., K]` on a grid to floats `[..., N]`, or to bytes on a grid.
 
-    Quantises the weights itself, each output channel by its own largest value.
+    The constructor quantises the weights, each output channel by its own largest value.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Int8Linear(torch.nn.Module):
         self._activation = activation
         self._num_outputs = linear.out_features
         self._tile_rows = max(16, _TILE_ELEMENTS // max(linear.in_features, linear.out_features))
-        # The product gets no bias: each row of it is still to be multiplied by the row's scale.
+        # The product gets no bias, because its rows are multiplied by their scales before the bias is added.
         self._multiply = ByteProduct(weight, None, AROUND_ZERO, torch.float32)
         bias = torch.zeros(linear.out_features) if linear.bias is None else linear.bias.detach().float()
         self._bias = bias  # [N]
@@ -93,7 +93,7 @@ class Int8Linear(torch.nn.Module):
 
 
 def _quantise_rows(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """`[R, K]` float32 to unsigned bytes around 128, and the scale of each row `[R, 1]`."""
+    """Converts float32 rows `[R, K]` to unsigned bytes around 128; also returns the scale of each row, `[R, 1]`."""
     scales = (rows.abs().amax(1, keepdim=True) / LARGEST).clamp_min_(SMALLEST)
     signed = (rows / scales).round_().to(torch.int8)  # torch converts to int8 seven times faster than to uint8
     return signed.view(torch.uint8).bitwise_xor_(AROUND_ZERO.zero_point), scales

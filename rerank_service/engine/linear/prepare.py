@@ -1,6 +1,6 @@
-"""Replaces the linear layers of a loaded model: by quantised ones, by oneDNN's on a CPU, or not at all.
+"""Replaces the linear layers of a loaded model with quantised layers, or on a CPU with packed ones, where possible.
 
-Works on any transformers model; its transformer layers are those in a `ModuleList`.
+Works on any transformers model. The layers inside a `ModuleList` are treated as its transformer layers.
 """
 
 from collections.abc import Callable, Iterator
@@ -26,8 +26,8 @@ def prepare_linears(
 ) -> None:
     """Replaces the linear layers of `model` in place, and converts its other parameters to `precision.states`.
 
-    Only transformer layers are quantised: a pooler or a head is small and decides the logit. In int8, the layers that
-    `run_calibration` calls get fixed scales; the others scale each row anew.
+    Only transformer layers are quantised, because a pooler or a head is small and determines the logit. In int8, the
+    layers that `run_calibration` calls get fixed scales; all other layers compute a scale for each row.
     """
     layers = [layer for layer in model.modules() if isinstance(layer, torch.nn.ModuleList)]
     if precision.quantised is Dtype.INT8:
@@ -39,7 +39,8 @@ def prepare_linears(
         for owner, name, linear in _linears(layers):
             if can_be_float8(linear):
                 setattr(owner, name, Float8Linear(linear, _take_activation(owner, name)))
-    # After quantising, which reads the published weights. Buffers keep their type: rotary frequencies stay float32.
+    # Convert only now: quantising reads the weights as published. Buffers keep their type, so rotary frequencies stay
+    # float32.
     for parameter in model.parameters():
         parameter.data = parameter.data.to(precision.states)
     if next(model.parameters()).device.type == "cpu" and can_pack(precision.states):
@@ -68,7 +69,7 @@ def _is_bert_feed_forward(block: Any) -> bool:
 
 
 def _linears(roots: list[Any]) -> Iterator[tuple[Any, str, torch.nn.Linear]]:
-    """Each linear layer below `roots`, with its owner and its name there; the caller may replace it at once."""
+    """Each linear layer below `roots`, with its owner and its attribute name; the caller may replace it at once."""
     for root in roots:
         for owner in list(root.modules()):
             for name, child in list(owner.named_children()):
@@ -77,7 +78,7 @@ def _linears(roots: list[Any]) -> Iterator[tuple[Any, str, torch.nn.Linear]]:
 
 
 def _take_activation(owner: Any, name: str) -> Literal["none", "gelu"]:
-    """Removes GELU from a BERT-like feed-forward that applies it to this layer's output, and names it; else `none`."""
+    """Removes the GELU that a BERT-like feed-forward applies to this layer's output. Returns the removed activation."""
     if name == "dense" and isinstance(getattr(owner, "intermediate_act_fn", None), GELUActivation):
         owner.intermediate_act_fn = torch.nn.Identity()
         return "gelu"

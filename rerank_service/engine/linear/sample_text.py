@@ -1,7 +1,7 @@
-"""Text to calibrate 8-bit layers with and to train the tokenizers of random checkpoints on.
+"""Sample text for calibrating 8-bit layers and for training the tokenizers of random checkpoints.
 
-Prose on several subjects, code, numbers and several scripts, written for this project. Changing it changes every
-tokenizer trained on it, and the scales of every calibrated model.
+The text has prose on several subjects, code, numbers and several scripts, and was written for this project. Changing
+the text changes every tokenizer trained on it, and the scales of every calibrated model.
 """
 
 __all__ = ["SAMPLE_TEXT"]

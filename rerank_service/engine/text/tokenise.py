@@ -1,8 +1,8 @@
-"""From text to token ids: the tokenizer file, the prompt template, truncation, and special tokens spelled in texts.
+"""Turns text into token ids: the tokenizer file, the prompt template, truncation, and special tokens spelled in texts.
 
-Uses the `tokenizers` library and `tokenizer.json` alone: no tokenizer class, no remote code. Its calls release the GIL
-and run in the calling thread only, so the caller's thread pool limits the work. Engines encode with
-`encode_batch_fast`, which leaves out the character offsets: they take a quarter of the time.
+Uses only the `tokenizers` library and `tokenizer.json`: no tokenizer class, no remote code. The library's calls release
+the GIL and run only in the calling thread, so the caller's thread pool limits the work. Engines encode with
+`encode_batch_fast`, which omits character offsets: computing them takes a quarter of the time.
 """
 
 import json
@@ -33,22 +33,23 @@ __all__ = [
 ]
 
 _NONCE = secrets.token_hex(16)
-"""Prefix of hidden names. No text can contain it, because nobody outside this process knows it."""
+"""Prefix of hidden names. No text can contain it, because it is unknown outside this process."""
 _PASSAGE = secrets.token_hex(16)
-"""Placeholder for a passage that no template contains."""
+"""Placeholder for a passage; no template contains this text."""
 
 _TAG = re.compile(r"<\S+>|\[\S+\]")
-"""Names of tokens that may be hidden. Tokenizers also add white space and words, which ordinary texts contain."""
+"""Names of added tokens that may be hidden. Some tokenizers also add white space and words, which must stay readable
+because ordinary texts contain them."""
 
 _ABSURD_LENGTH = 1_000_000
-"""transformers writes 1e30 for a window it does not know."""
+"""A window from this length on counts as unknown: transformers writes 1e30 for an unknown window."""
 
 
 def load_tokenizer(folder: Path, special_tokens: SpecialTokens = "text", prompt: Sequence[str] = ()) -> Tokenizer:
     """The fast tokenizer of a checkpoint, without the truncation and padding that its file may configure.
 
-    With `text`, special tokens get names that no text can spell (see `prompt_text`). So do the tags in `prompt` that
-    the tokenizer does not mark as special, such as Qwen's `<think>`. All ids stay those of the file.
+    If `special_tokens` is `text`, special tokens get names that no text can spell (see `prompt_text`). So do tags in
+    `prompt` that the tokenizer does not mark as special, such as Qwen's `<think>`. All ids stay as in the file.
     """
     path = folder / "tokenizer.json"
     if not path.is_file():
@@ -83,11 +84,11 @@ def prompt_text(tokenizer: Tokenizer, text: str) -> str:
 
 
 def _with_hidden_names(file: dict[str, Any], prompt: Sequence[str]) -> dict[str, Any]:
-    """A tokenizer file with its special tokens renamed, wherever their names occur in it.
+    """Renames the special tokens of a tokenizer file, wherever their names occur in the file.
 
     `Tokenizer.encode_special_tokens` is not enough. It applies to all texts of a tokenizer, prompts included, and it
     leaves the names in the vocabulary: Unigram finds `<pad>` in a text like any other piece (XLM-RoBERTa, DeBERTa v3),
-    and so does BPE if merges lead to it (`</` + `s>` in conversions of Llama).
+    and BPE finds `</s>` if merges lead to it (`</` + `s>` in conversions of Llama).
     """
     names = {
         token["content"]
@@ -103,7 +104,7 @@ def _with_hidden_names(file: dict[str, Any], prompt: Sequence[str]) -> dict[str,
     model = file["model"]
     if isinstance(model["vocab"], dict):
         model["vocab"] = {renamed(name): token_id for name, token_id in model["vocab"].items()}
-    else:  # Unigram's
+    else:  # Unigram
         model["vocab"] = [[renamed(name), score] for name, score in model["vocab"]]
     if model.get("unk_token"):
         model["unk_token"] = renamed(model["unk_token"])
@@ -114,7 +115,7 @@ def _with_hidden_names(file: dict[str, Any], prompt: Sequence[str]) -> dict[str,
 
 
 def model_max_length(folder: Path) -> int | None:
-    """Window in tokens according to tokenizer_config.json; null if it has none, or an absurdly long one."""
+    """Window in tokens from tokenizer_config.json; null if the file has no window or an absurdly long one."""
     length = _tokenizer_config(folder).get("model_max_length")
     return int(length) if length is not None and 0 < length < _ABSURD_LENGTH else None
 
@@ -131,34 +132,36 @@ def bos_token_id(folder: Path, tokenizer: Tokenizer, model_config: dict[str, Any
 
 
 def checked_template(template: str) -> str:
-    """The template itself. Raises `CheckpointError` unless it has a query, a passage and no other placeholder."""
+    """Returns the template. Raises `CheckpointError` unless its placeholders are `{query}` and `{passage}` alone."""
     try:
         rendered = template.format(query="QUERY", passage="PASSAGE")
     except (KeyError, IndexError, ValueError) as error:
-        raise CheckpointError(f"prompt template {template!r} takes {{query}} and {{passage}} only: {error}") from None
+        raise CheckpointError(
+            f"prompt template {template!r} may contain only {{query}} and {{passage}}: {error}"
+        ) from None
     if "QUERY" not in rendered or "PASSAGE" not in rendered:
         raise CheckpointError(f"prompt template {template!r} needs both {{query}} and {{passage}}")
     return template
 
 
 def up_to_passage(template: str, **values: str) -> str:
-    """The text of a prompt before its passage, for the other values of its template."""
+    """The text of a prompt before its passage; `values` fill the template's other placeholders."""
     return template.format(passage=_PASSAGE, **values).partition(_PASSAGE)[0]
 
 
 def leaves_no_passage(token_ids: Sequence[int] | TokenIds, lead_ids: Sequence[int]) -> bool:
-    """Whether truncated token ids end before the passage. `lead_ids` are those of the prompt up to its passage.
+    """Whether truncated token ids end before the passage. `lead_ids` are the ids of the prompt before the passage.
 
-    Compares ids and not lengths only, because the first word of a passage may share a token with the text before it.
+    Compares ids, not only lengths, because the first word of a passage may share a token with the text before it.
     """
     return len(token_ids) <= len(lead_ids) and list(token_ids) == list(lead_ids[: len(token_ids)])
 
 
 def truncated_lengths(query_tokens: int, passage_tokens: int, room: int) -> tuple[int, int]:
-    """Numbers of query and passage tokens to keep of a pair that is longer than `room`, cutting the longest first.
+    """Numbers of query and passage tokens to keep if a pair is longer than `room`, cutting the longer text first.
 
-    The rule of `tokenizers` (`TruncationStrategy::LongestFirst`), which sentence-transformers, TEI and Infinity apply:
-    the longer text is cut to the length of the other; if that is not enough, both get half of the room. An odd token
+    This is `TruncationStrategy::LongestFirst` of `tokenizers`, which sentence-transformers, TEI and Infinity apply too:
+    the longer text is cut to the length of the other; if that is not enough, each gets half of the room. An odd token
     goes to the longer text, or to the passage if both are equally long.
     """
     shorter = min(query_tokens, passage_tokens)
@@ -170,9 +173,9 @@ def truncated_lengths(query_tokens: int, passage_tokens: int, room: int) -> tupl
 
 
 def truncate_pair_encoding(encoding: Encoding, window_tokens: int) -> tuple[list[int], bool]:
-    """Positions to keep of a pair encoding that is too long, and whether any token of its passage is dropped.
+    """Positions to keep in a pair encoding that is too long, and whether any passage token is dropped.
 
-    Special tokens stay; query and passage lose tokens at their ends, as `truncated_lengths` says.
+    Special tokens stay. Query and passage are cut at their ends to the lengths given by `truncated_lengths`.
     """
     sequence_ids = encoding.sequence_ids  # None for special tokens, 0 for the query, 1 for the passage
     query = [position for position, sequence in enumerate(sequence_ids) if sequence == 0]

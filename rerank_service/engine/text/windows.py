@@ -1,6 +1,6 @@
-"""From passages to the pairs that are scored for them: one pair each, or several windows of a long passage.
+"""Turns passages into the pairs to score: one pair per passage, or several pairs for the windows of a long passage.
 
-Works on any engine. A passage that fits gives the same pair with and without windows, and so the same logit.
+Works with any engine. A passage that fits has the same pair with and without windows, and so the same logit.
 """
 
 from collections.abc import Sequence
@@ -16,31 +16,31 @@ from rerank_service.messages import MIN_WINDOW_TOKENS, Fitting, PassageWindows, 
 __all__ = ["EncodedPassages", "encode_passages", "shorten", "split"]
 
 _MARGIN_TOKENS = 4
-"""A window that starts inside a text may have a token or two more than the same words have in the whole text."""
+"""Tokens kept free in a window, because its text may have one or two tokens more on its own than in the passage."""
 
 _MAX_WORD_TOKENS = 8
-"""A longer run of tokens without a word boundary, as in Chinese, is cut anywhere."""
+"""Longest run of tokens searched for a word boundary; a longer run without one, as in Chinese, is cut anywhere."""
 
 _NUM_TOKENS, _IS_UNSCORED = attrgetter("num_tokens"), attrgetter("is_unscored")
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedPassages(Generic[PairT]):
-    """The pairs of a request's passages, passage by passage. All fields but `pairs` have one value a passage."""
+    """The pairs of a request's passages, grouped by passage. Every field except `pairs` has one value per passage."""
 
     pairs: Sequence[PairT]
     num_windows: tuple[int, ...]
-    """Pairs of the passage, at least one."""
+    """Number of pairs of the passage, at least one."""
     num_tokens: tuple[int, ...]
-    """Tokens of all its pairs."""
+    """Number of tokens in all pairs of the passage."""
     is_truncated: tuple[bool, ...]
-    """Whether a part of the passage, or of the query beside it, is in none of its pairs."""
+    """Whether part of the passage or of the query is missing from the passage's pairs."""
     is_unscored: tuple[bool, ...]
-    """Whether the passage has tokens and none of them is in a pair."""
+    """Whether the passage has tokens, but none of them is in a pair."""
 
     @classmethod
     def joined(cls, parts: Sequence["EncodedPassages[PairT]"]) -> "EncodedPassages[PairT]":
-        """The passages of several queries, query after query."""
+        """Joins the passages of several queries, query by query."""
         return cls(
             list(chain.from_iterable(part.pairs for part in parts)),
             tuple(chain.from_iterable(part.num_windows for part in parts)),
@@ -50,7 +50,7 @@ class EncodedPassages(Generic[PairT]):
         )
 
     def best(self, logits: Sequence[float]) -> tuple[float, ...]:
-        """The highest logit of each passage; `logits` has one for each pair."""
+        """The highest logit of each passage; `logits` has one value per pair."""
         best: list[float] = []
         start = 0
         for num_windows in self.num_windows:
@@ -68,7 +68,7 @@ def encode_passages(
         windows = None  # a single window is the start of the passage: plain truncation
     limit = fitting.max_passage_tokens
     shortened = passages if limit is None else shorten(engine, passages, limit)
-    # With windows, only a passage that does not fit in all of them is too long.
+    # With windows, a passage is too long only if all its windows together cannot hold it.
     pairs = engine.tokenise(query, shortened, fitting.truncate if windows is None else Truncate.END)
     split_up = {} if windows is None else _window_pairs(engine, query, shortened, pairs, windows)
 
@@ -87,9 +87,9 @@ def encode_passages(
 
 
 def shorten(engine: Engine[PairT], passages: Sequence[str], max_tokens: int) -> list[str]:
-    """Cuts each passage at the end of its token number `max_tokens`; shorter passages stay as they are."""
+    """Cuts each passage after its first `max_tokens` tokens; shorter passages stay unchanged."""
     shortened = list(passages)
-    # A token rarely has less than one byte, so only texts of more bytes are tokenised.
+    # A token rarely has less than one byte, so only texts with more bytes than `max_tokens` are tokenised.
     candidates = [index for index, text in enumerate(passages) if len(text.encode("utf-8", "replace")) > max_tokens]
     spans = engine.token_spans([passages[index] for index in candidates])
     for index, tokens in zip(candidates, spans, strict=True):
@@ -99,8 +99,7 @@ def shorten(engine: Engine[PairT], passages: Sequence[str], max_tokens: int) -> 
 
 
 def split(text: str, spans: Sequence[TokenSpan], tokens: int, windows: PassageWindows) -> tuple[list[str], bool]:
-    """Windows of at most `tokens` tokens, and whether they cover all of `text`, whose tokens have the given spans.
-
+    """Splits `text` into windows of at most `tokens` tokens; also returns whether the windows cover all of `text`.
     Windows start and end between words where a word boundary is near. The last window is as long as the others: it
     starts earlier instead of being shorter.
     """
@@ -113,7 +112,7 @@ def split(text: str, spans: Sequence[TokenSpan], tokens: int, windows: PassageWi
         if len(texts) == windows.max_per_passage:
             return texts, False
         start = max(_seam_before(text, spans, end - overlap, start), start + 1)
-    if texts:  # never after `start`: a later word boundary would leave out the tokens before it
+    if texts:  # never after `start`: the tokens before a later word boundary would be in no window
         start = min(start, _seam_after(text, spans, len(spans) - tokens))
     return [*texts, text[_begin(spans, start) :].lstrip()], True
 
@@ -121,7 +120,7 @@ def split(text: str, spans: Sequence[TokenSpan], tokens: int, windows: PassageWi
 def _window_pairs(
     engine: Engine[PairT], query: str, passages: Sequence[str], pairs: Sequence[PairT], windows: PassageWindows
 ) -> dict[int, tuple[list[PairT], bool]]:
-    """The windows' pairs of each passage that needs several, by its index, and whether they leave out a part of it."""
+    """For each passage that needs several windows, by index: the windows' pairs, and whether they omit part of it."""
     room = engine.passage_room(query)
     wanted = min(windows.tokens or room, room - _MARGIN_TOKENS)
     if wanted < MIN_WINDOW_TOKENS:  # the query leaves too little room for windows: the passage is truncated instead
@@ -138,7 +137,7 @@ def _window_pairs(
 
 
 def _seam_before(text: str, spans: Sequence[TokenSpan], token: int, start: int) -> int:
-    """The last token from `start` (exclusive) to `token` that starts a word; `token` itself if none is near."""
+    """The last token after `start`, up to `token`, that starts a word; `token` itself if no word starts nearby."""
     nearest = range(token, max(start, token - _MAX_WORD_TOKENS), -1)
     return next((index for index in nearest if _opens_word(text, spans, index)), token)
 
@@ -154,7 +153,7 @@ def _opens_word(text: str, spans: Sequence[TokenSpan], token: int) -> bool:
 
 
 def _too_long(engine: Engine[PairT], query: str, passage: str, index: int, windows: Sequence[PairT]) -> PairTooLong:
-    """The refusal of a passage that its windows do not hold, with the tokens of the whole pair and of the windows."""
+    """The error for a passage that does not fit in its windows, with token counts of the whole pair and its windows."""
     if any(pair.is_truncated for pair in windows):  # the query alone is too long, or leaves no room for windows
         try:
             engine.tokenise(query, [passage], Truncate.NONE)
@@ -166,5 +165,5 @@ def _too_long(engine: Engine[PairT], query: str, passage: str, index: int, windo
 
 
 def _begin(spans: Sequence[TokenSpan], token: int) -> int:
-    """Where a window starts in its text. Characters before the text's first token belong to the first window."""
+    """The character where a window starts. Characters before the text's first token belong to the first window."""
     return spans[token][0] if token else 0

@@ -1,4 +1,4 @@
-"""Prompts of yes/no decoders: the published ones, and their tokenisation in parts, whose end is never cut."""
+"""Published prompts of yes/no decoders, and the tokenisation of a prompt in parts. Fixed parts are never cut."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -25,7 +25,7 @@ _QWEN3_RERANKER = YesNoPrompt(
 )
 """For Qwen/Qwen3-Reranker-0.6B, -4B and -8B. Source: the code on their model cards, copied on GitHub in
 openvinotoolkit/openvino.genai, tests/python_tests/utils/qwen3_reranker_utils.py, and in vLLM's documentation. The
-published score is the softmax over the two words, which is the sigmoid of our logit."""
+published score is the softmax over the two words, which equals the sigmoid of our logit."""
 
 _MXBAI_RERANK_V2 = YesNoPrompt(
     parts=(
@@ -44,8 +44,8 @@ _MXBAI_RERANK_V2 = YesNoPrompt(
     no_word="0",
 )
 """For mixedbread-ai/mxbai-rerank-base-v2 and -large-v2. Source: github.com/mixedbread-ai/mxbai-rerank at commit
-03324ea, mxbai_rerank/mxbai_rerank_v2.py, whose `predict` returns our logit. With an instruction, its second part would
-be "instruction: ...\nquery: {query}"."""
+03324ea, mxbai_rerank/mxbai_rerank_v2.py, whose `predict` returns our logit. With an instruction, the second part of
+the prompt would be "instruction: ...\nquery: {query}"."""
 
 _BGE_RERANKER_V2_GEMMA = YesNoPrompt(
     parts=(
@@ -63,17 +63,17 @@ _BGE_RERANKER_V2_GEMMA = YesNoPrompt(
 FlagEmbedding/inference/reranker/decoder_only/base.py, which uses the logit of "Yes" alone."""
 
 YES_NO_PROMPTS = {"qwen3": _QWEN3_RERANKER, "qwen2": _MXBAI_RERANK_V2, "gemma": _BGE_RERANKER_V2_GEMMA}
-"""By the `model_type` of config.json, which says nothing else about a prompt; `engine.yes_no` overrides it."""
+"""Prompt for each `model_type`, the only hint at a prompt in config.json; `engine.yes_no` overrides the prompt."""
 
 
 class PromptParts:
-    """A prompt whose parts are tokenised one by one, as its publisher does, so that no token spans two of them."""
+    """A prompt whose parts are tokenised separately, as in the publisher's code: no token spans two parts."""
 
     def __init__(self, tokenizer: Any, prompt: YesNoPrompt, instruction: str | None, window_tokens: int) -> None:
-        """Raises `CheckpointError` if the prompt does not fit in the window, or has no place for the instruction."""
+        """Raises `CheckpointError` if the prompt does not fit in the window or lacks a place for the instruction."""
         if instruction is not None and not any("{instruction}" in part for part in prompt.parts):
             raise CheckpointError(
-                "engine.instruction is set, but this model's prompt has no place for one: set engine.yes_no to a "
+                "engine.instruction is set, but this model's prompt has no place for it: set engine.yes_no to a "
                 "prompt with {instruction}"
             )
         self._tokenizer = tokenizer
@@ -95,22 +95,22 @@ class PromptParts:
                 "window_tokens"
             )
         # The query keeps at most three quarters of the room, as in the code of mxbai-rerank-v2 and of
-        # bge-reranker-v2-gemma. mxbai counts the fixed parts between query and passage as room, too.
+        # bge-reranker-v2-gemma. As in mxbai's code, the fixed parts between query and passage count as room.
         between = range(*sorted(variable))
         num_between = sum(len(ids) for place, ids in self._fixed.items() if place in between)
         self._max_query_tokens = (self._room + num_between) * 3 // 4
 
     def passage_room(self, query: str) -> int:
-        """Tokens of a passage that fit beside this query; 0 if it fills the window."""
+        """Number of passage tokens that fit in the window with this query; 0 if the query fills the window."""
         query_tokens = min(len(self._query_ids(query)), self._max_query_tokens)
         return max(0, self._room - query_tokens - len(self._lead_ids(query)))
 
     def encode(self, query: str, passages: Sequence[str], truncate: Truncate) -> list[EncodedPair]:
         """Pairs in the order of `passages`. Raises `PairTooLong` under `Truncate.NONE`.
 
-        In a pair that is too long, a query with a part of its own is cut to three quarters of the room of both, and
-        then the passage is cut. A query in the same part as the passage is never cut: it may push the passage out of
-        the window, as in the code of Qwen3-Reranker.
+        If a pair is too long, a query with its own part of the prompt is first cut to three quarters of the room for
+        query and passage; then the passage is cut. A query in the same part as the passage is never cut and may push
+        the passage out of the window, as in the code of Qwen3-Reranker.
         """
         query_ids = self._query_ids(query)
         passages_ids = self._ids([self._rendered(self._passage_place, query, passage) for passage in passages])
@@ -138,13 +138,13 @@ class PromptParts:
         return pairs
 
     def _query_ids(self, query: str) -> list[int]:
-        """Token ids of the query's own part; none if query and passage share a part."""
+        """Token ids of the query's own part of the prompt; empty if query and passage share a part."""
         if self._query_place == self._passage_place:
             return []
         return self._ids([self._rendered(self._query_place, query)])[0]
 
     def _lead_ids(self, query: str) -> list[int]:
-        """Token ids of the passage's part up to the passage."""
+        """Token ids that precede the passage within its part of the prompt."""
         part = self._parts[self._passage_place]
         return self._ids([tokenise.up_to_passage(part, query=query, instruction=self._instruction)])[0]
 

@@ -1,4 +1,4 @@
-"""Published rerankers, and which of them a machine can run."""
+"""Published rerankers, and whether a machine can run them."""
 
 from rerank_service.tools.catalogue.models import CATALOGUE, KnownModel, known_model
 

@@ -1,17 +1,17 @@
-"""How much memory a known model needs, and whether this machine has it.
+"""Estimates how much memory a known model needs, and whether this machine has enough.
 
     weights      parameters x 2 bytes on a GPU or on a CPU that computes in bfloat16, x 4 otherwise
     activations  tokens of a batch x (12 hidden + 7 intermediate) x the same bytes; a batch holds at least the longest
                  pair
-    attention    only where attention weights are stored as matrices (DeBERTa): 5 x tokens x heads x longest pair x the
-                 same bytes
-    process      1 GB: Python, torch and transformers took 0.4 GB; the rest is for Ray's worker, or for a GPU context,
-                 which was not measured
+    attention    only for models that store attention weights as matrices (DeBERTa): 5 x tokens x heads x longest pair x
+                 the same bytes
+    process      1 GB: Python, torch and transformers took 0.4 GB; the rest is for Ray's worker, or for a GPU context
+                 (not measured)
 
-Batches of 3,584 tokens on a CPU took 0.47 to 0.95 of the two middle lines (Qwen3 of the 0.6B's shape in bfloat16 and
-float32; Qwen3, XLM-RoBERTa and DeBERTa of 4 layers). While a model loads, the page cache of its file adds to this; the
-system reclaims it. The estimate helps to choose a model; a starting replica measures its GPU
-(`engine/device/memory.py`).
+On a CPU, batches of 3,584 tokens took 0.47 to 0.95 times the sum of activations and attention (Qwen3 with the shape of
+the 0.6B in bfloat16 and float32; Qwen3, XLM-RoBERTa and DeBERTa with 4 layers). While a model loads, the page cache of
+its file takes memory in addition, which the system reclaims. The estimate helps to choose a model; a starting replica
+measures its GPU (`engine/device/memory.py`).
 """
 
 import os
@@ -26,7 +26,7 @@ __all__ = ["Fit", "Gpu", "Machine", "fit", "gigabytes", "needed_bytes", "this_ma
 _HALF_BYTES, _FULL_BYTES = 2, 4
 _PROCESS_BYTES = 1_000_000_000
 _LAID_OUT_COPIES = 5
-"""Measured: 5.1 matrices `[heads, L, L]` at once, for DeBERTa-v2 of 4 layers in float32 with pairs of 512 tokens."""
+"""Matrices `[heads, L, L]` in memory at once: 5.1 were measured for a 4-layer DeBERTa-v2 in float32, pairs of 512."""
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
@@ -38,22 +38,22 @@ class Gpu(NamedTuple):
 
 
 class Machine(NamedTuple):
-    """Hardware that decides whether a model runs."""
+    """Hardware of a machine that decides whether a model runs."""
 
     memory_bytes: int
-    """Memory of the machine, or the limit of this container."""
+    """Memory of the machine, or the container's memory limit."""
     gpus: tuple[Gpu, ...]
     has_bfloat16: bool
     """Whether the CPU computes in bfloat16."""
 
 
 class Fit(NamedTuple):
-    """Whether a model runs on a machine, and where."""
+    """Whether a model runs on a machine, and on which device."""
 
     place: str | None
     """`GPU` or `CPU`; null if the model does not fit."""
     needed_bytes: int | None
-    """Memory needed there, or on the CPU if the model does not fit; null if its size is unknown."""
+    """Memory that the model needs at `place`, or on the CPU if it does not fit; null if its size is unknown."""
     reason: str | None = None
     """Why the model does not fit."""
     is_slow: bool = False
@@ -61,8 +61,8 @@ class Fit(NamedTuple):
 
 
 def this_machine(cgroup_limit: Path = _CGROUP_LIMIT) -> Machine:
-    """Memory, GPUs and CPU precision of this machine. `cgroup_limit` contains the memory limit of a container."""
-    import torch  # seconds to import, and the rest of this file needs only arithmetic
+    """Memory, GPUs and CPU precision of this machine. The file `cgroup_limit` has the memory limit of a container."""
+    import torch  # takes seconds to import; the rest of this file does not need it
 
     from rerank_service.engine.device.precision import computes_bfloat16
 
@@ -81,7 +81,9 @@ def fit(model: KnownModel, machine: Machine) -> Fit:
     if model.refusal is not None:
         return Fit(None, None, model.refusal)
     if model.num_parameters is None:
-        return Fit(None, None, "its size is not published and no public files were found; if you have them, try it")
+        return Fit(
+            None, None, "its size is not published and no public files were found; if you have the files, try the model"
+        )
     on_gpu = needed_bytes(model, on_gpu=True, is_half=True)
     largest = max(machine.gpus, key=lambda gpu: gpu.memory_bytes, default=None)
     if largest is not None and largest.memory_bytes >= on_gpu:
@@ -95,7 +97,7 @@ def fit(model: KnownModel, machine: Machine) -> Fit:
 
 
 def needed_bytes(model: KnownModel, *, on_gpu: bool, is_half: bool) -> int:
-    """Memory of one replica, by the formula above. Raises `ValueError` if the model's size is unknown."""
+    """Memory of one replica, by the formula in this file's docstring. Raises `ValueError` if the size is unknown."""
     if model.num_parameters is None or model.hidden_size is None or model.intermediate_size is None:
         raise ValueError(f"the size of {model.name} is unknown")
     width = _HALF_BYTES if is_half else _FULL_BYTES
@@ -107,5 +109,5 @@ def needed_bytes(model: KnownModel, *, on_gpu: bool, is_half: bool) -> int:
 
 
 def gigabytes(num_bytes: int) -> str:
-    """For people, in units of 10^9 bytes."""
+    """A size in units of 10^9 bytes, for messages."""
     return f"{num_bytes / 1e9:.1f} GB"

@@ -1,6 +1,6 @@
-"""Published rerankers and what is known about them beyond their files: names, source, licence, size, prompt, window.
+"""The catalogue of published rerankers: names, source, licence, size, prompt and window of each.
 
-The entries are in `models.yaml`. `rerank-service models` lists them and `rerank-service config` writes configurations
+The entries are in `models.yaml`. `rerank-service models` lists them, and `rerank-service config` writes configurations
 from them.
 """
 
@@ -15,12 +15,12 @@ __all__ = ["CATALOGUE", "KnownModel", "known_model"]
 
 
 class KnownModel(BaseModel):
-    """One published model."""
+    """A published model."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
-    """Its name on the command line."""
+    """The model's name on the command line."""
 
     id: str
     """Model id that clients send."""
@@ -29,84 +29,84 @@ class KnownModel(BaseModel):
     """Other names that clients send."""
 
     application: str
-    """Serve application of its replicas, if the model has its own application."""
+    """Name of the Serve application for the model's replicas, if the model has its own application."""
 
     source: str
-    """Default location of its files: `package:NAME`, or the name of a folder in the models folder."""
+    """Default location of the model's files: `package:NAME`, or the name of a folder in the models folder."""
 
     hub_id: str | None = None
-    """Its repository on the model hub. Null: no public repository was found."""
+    """The model's repository on the model hub; null: no public repository was found."""
 
     revision: str | None = None
-    """Commit of that repository to download, 40 digits. Null: no public source names one."""
+    """Commit of the repository to download, 40 digits; null: no public source names a commit."""
 
     kind: EngineKind = EngineKind.AUTO
-    """Engine to name in a configuration; `auto` where the model's files identify it."""
+    """Engine to set in a configuration; `auto` if the model's files identify the engine."""
 
     engine: EngineKind | None = None
-    """Engine that runs it. Null: no engine here does, for the reason in `refusal`."""
+    """Engine that runs the model; null: no engine runs it, for the reason in `refusal`."""
 
     refusal: str | None = None
-    """Why no engine here runs it."""
+    """The reason why no engine runs the model."""
 
     architecture: str = ""
-    """Family, layers and width."""
+    """Model family, number of layers and width."""
 
     num_parameters: int | None = None
-    """Null: not published."""
+    """Number of parameters; null: not published."""
 
     hidden_size: int | None = None
     """Width of a token's hidden state."""
 
     intermediate_size: int | None = None
-    """Width of a feed-forward block."""
+    """Width of the feed-forward blocks."""
 
     laid_out_heads: int = 0
-    """Attention heads whose weight matrices are held in memory, as in DeBERTa; 0 for fused attention."""
+    """Number of attention heads whose weight matrices are stored in memory, as in DeBERTa; 0 for fused attention."""
 
     window_tokens: int | None = None
-    """Window to configure. Null: its files state it."""
+    """Window to set in a configuration; null: the model's files state the window."""
 
     longest_tokens: int = 512
-    """Window that its files state, where `window_tokens` is null."""
+    """Window that the model's files state, if `window_tokens` is null."""
 
     num_gpus: int | float = 0
-    """GPUs of one replica; 0 for a model made for CPUs."""
+    """GPUs per replica; 0 for a model made for CPUs."""
 
     dtype: Dtype = Dtype.AUTO
-    """Precision suited to the hardware it is made for."""
+    """Precision for the hardware that the model is made for."""
 
     max_batch_tokens: int | None = None
-    """Tokens of one forward pass on that hardware. Null: the service's default."""
+    """Tokens per forward pass on the hardware that the model is made for; null: the service's default."""
 
     template: str = "the tokenizer's own pair format"
     """How query and passage are joined into one text."""
 
     logit: str = "the model's raw, unbounded logit; sigmoid gives a probability"
-    """What its logit means."""
+    """Meaning of the model's logit."""
 
     licence: str = ""
-    """As stated by its publisher."""
+    """The licence, as stated by the publisher."""
 
     is_commercial: bool = True
     """Whether the licence allows commercial use."""
 
     note: str = ""
-    """What an operator should know, in one line."""
+    """A note for operators, in one line."""
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Its name, id and aliases."""
+        """The model's name, id and aliases."""
         return (self.name, self.id, *self.aliases)
 
     @property
     def package(self) -> str | None:
-        """Name of the Python package that contains its files; null if none does."""
+        """Name of the Python package with the model's files; null if there is no such package."""
         return self.source.removeprefix("package:") if self.source.startswith("package:") else None
 
     @property
     def pair_tokens(self) -> int:
-        """Tokens of the longest pair."""
+        """Length of the longest pair, in tokens."""
         return self.window_tokens or self.longest_tokens
 
 

@@ -1,4 +1,4 @@
-"""The `rerank-service` command, one file a subcommand."""
+"""The `rerank-service` command, with one file per subcommand."""
 
 from rerank_service.tools.cli.main import main
 

@@ -1,4 +1,5 @@
-"""`rerank-service batch`: scores files of pairs without a service. Options and messages; the job is `tools.batch`."""
+"""`rerank-service batch`: scores files of pairs without a service. This file has the options and messages;
+`tools.batch` does the work."""
 
 import json
 import signal
@@ -33,7 +34,7 @@ from rerank_service.tools.cli.progress import ProgressBar
 __all__ = ["batch"]
 
 _SMALL_PAIRS = 20_000
-"""Scoring this many pairs in one process takes less time than starting Ray and one model per core."""
+"""Scoring this many pairs in one process takes less time than starting Ray with one model per core."""
 
 Input = Annotated[Path, typer.Argument(metavar="INPUT", help=".jsonl, .csv, .tsv, .parquet, or a BEIR folder.")]
 Output = Annotated[Path, typer.Argument(metavar="OUTPUT", help=".jsonl, .csv, .parquet, or .trec for a TREC run.")]
@@ -42,31 +43,29 @@ Output = Annotated[Path, typer.Argument(metavar="OUTPUT", help=".jsonl, .csv, .p
 def batch(
     input_path: Input,
     output: Output,
-    model: str | None = typer.Option(None, help="Id in the configuration, or a checkpoint: package:NAME, a folder."),
+    model: str | None = typer.Option(None, help="Id in the configuration, or a checkpoint: package:NAME or a folder."),
     config: ConfigOption = None,
-    dtype: Dtype | None = typer.Option(None, help="Overrides the configuration's."),
-    candidates: Path | None = typer.Option(None, help="With a BEIR folder: TREC run or qrels that name the pairs."),
-    truncate: Truncate = typer.Option(Truncate.END, help="What happens to a pair longer than the window."),
+    dtype: Dtype | None = typer.Option(None, help="Precision; overrides the configured one."),
+    candidates: Path | None = typer.Option(None, help="With a BEIR folder: TREC run or qrels that list the pairs."),
+    truncate: Truncate = typer.Option(Truncate.END, help="How to handle a pair longer than the window."),
     max_windows: MaxWindows = 1,
     window_tokens: WindowTokens = None,
     overlap_tokens: OverlapTokens = DEFAULT_OVERLAP_TOKENS,
     in_process: bool = typer.Option(False, "--in-process", help="Score in this process, without Ray."),
-    workers: int | None = typer.Option(None, min=1, help="Ray actors; as many as fit if not given."),
-    address: str | None = typer.Option(None, help="Ray cluster; a local Ray is started if not given."),
-    chunk_pairs: int = typer.Option(
-        2_048, min=1, help="Pairs scored and saved together; a restart repeats at most one."
-    ),
+    workers: int | None = typer.Option(None, min=1, help="Number of Ray actors; by default as many as fit."),
+    address: str | None = typer.Option(None, help="Address of a Ray cluster; by default a local Ray is started."),
+    chunk_pairs: int = typer.Option(2_048, min=1, help="Pairs per chunk; a restart repeats at most one chunk."),
     force: bool = typer.Option(False, "--force", help="Replace an existing output."),
-    keep_parts: bool = typer.Option(False, "--keep-parts", help="Leave OUTPUT.parts when done."),
+    keep_parts: bool = typer.Option(False, "--keep-parts", help="Keep OUTPUT.parts when done."),
     as_json: bool = typer.Option(False, "--json", help="Print a summary as JSON when done."),
 ) -> None:
     """Score a file of queries and passages, of any size.
 
-    If it is stopped or killed, the same command resumes: no pair is lost or scored twice.
+    If the command is stopped or killed, run it again to resume: no pair is lost or scored twice.
     """
     started = time.monotonic()
     if in_process and (address or workers):
-        raise fail("--in-process has no workers and no cluster")
+        raise fail("--in-process cannot be combined with --workers or --address")
     parts = Parts(output)
     files = InputFiles(input_path.absolute(), candidates and candidates.absolute(), parts.index)
     windows = passage_windows(max_windows, window_tokens, overlap_tokens)
@@ -103,7 +102,7 @@ def _score(
 
 @contextmanager
 def _interrupt_on_sigterm() -> Iterator[None]:
-    """SIGTERM, which schedulers send before they kill a process, acts like Ctrl-C."""
+    """Makes SIGTERM act like Ctrl-C; schedulers send SIGTERM before they kill a process."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
@@ -113,7 +112,7 @@ def _interrupt_on_sigterm() -> Iterator[None]:
 
 def _stopped(job: BatchJob | None, parts: Parts) -> typer.Exit:
     kept = 0 if job is None else job.summary.num_resumed_pairs + job.summary.num_scored_pairs
-    where = f"{kept:,} pairs are kept in {parts.folder}: the same command resumes from there"
+    where = f"{kept:,} scored pairs are kept in {parts.folder}; run the same command to resume"
     typer.echo(f"stopped; {where if kept else 'no pair has been scored yet'}", err=True)
     return typer.Exit(130)
 

@@ -20,13 +20,13 @@ bench.command("service")(bench_service_command)
 def engine(
     lengths: Lengths = typer.Option(Lengths.SHORT, help="Distribution of passage lengths."),
     num_pairs: int = typer.Option(48, "--pairs", min=1, help="Pairs per run."),
-    repeats: int = typer.Option(3, min=1, help="Alternating runs; the median is shown."),
+    repeats: int = typer.Option(3, min=1, help="Number of alternating runs; the median is shown."),
     num_threads: int | None = typer.Option(
-        None, "--threads", min=1, help="Threads; all CPUs of this process if not given."
+        None, "--threads", min=1, help="Number of threads; by default all CPUs of this process."
     ),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object."),
 ) -> None:
-    """Compare the CPU engines with a bare forward pass of the same weights."""
+    """Compare the CPU engines with a bare forward pass with the same weights."""
     from rerank_service.tools.bench.engine import bench_engines  # torch takes seconds to import
 
     try:

@@ -16,18 +16,18 @@ __all__ = ["bench_service_command", "probe_line", "service_table"]
 def bench_service_command(
     url: Url = "http://127.0.0.1:8000",
     key: Key = None,
-    model: str | None = typer.Option(None, help="Model or alias; the default model if not given."),
+    model: str | None = typer.Option(None, help="Model or alias; by default the service's default model."),
     clients: str = typer.Option("1,16", help="Numbers of clients to measure, comma-separated."),
     num_requests: int = typer.Option(16, "--requests", min=1, help="Requests per load."),
     num_passages: int = typer.Option(100, "--passages", min=1, help="Passages per request, except in the mixed load."),
     passage_tokens: int = typer.Option(128, min=3, help="Tokens per passage, except in the mixed load."),
-    repeats: int = typer.Option(3, min=1, help="Runs of each load; the median is shown."),
-    pid: int | None = typer.Option(None, help="First process of the service: also measure its CPU time."),
+    repeats: int = typer.Option(3, min=1, help="Number of runs of each load; the median is shown."),
+    pid: int | None = typer.Option(None, help="Id of the service's first process; also measures CPU time."),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object."),
 ) -> None:
     """Measure a running service under load.
 
-    Loads are one client, many clients, requests of mixed sizes, and a small request behind a large one.
+    The loads are one client, many clients, requests of mixed sizes, and a small request behind a large one.
     """
     from rerank_service.tools.bench.service import Load, bench_service  # torch takes seconds to import
 
@@ -56,7 +56,7 @@ def bench_service_command(
 
 
 def service_table(figures: dict[str, Any], title: str) -> Table:
-    """One row per load."""
+    """A table with one row per load."""
     table = Table(title=title, box=None)
     table.add_column("load", no_wrap=True)
     for column in ("p50 s", "p95 s", "p99 s", "passages/s", "CPU-s/1k"):
@@ -77,12 +77,12 @@ def service_table(figures: dict[str, Any], title: str) -> Table:
 
 
 def probe_line(figures: dict[str, Any]) -> str:
-    """How long a small request waits behind a large one, in a sentence."""
+    """A sentence that says how long a small request waits behind a large one."""
     share = figures["wait_share"]
     if share is None:
-        return "The large request ended before a small one could be sent; the wait behind it was not measured."
+        return "The large request ended before a small one could be sent, so the wait was not measured."
     return (
-        f"A request of 1 passage behind one of 300 waits {share:.2f} of the large one's {figures['big_s']:.2f} s "
+        f"A request of 1 passage behind a request of 300 waits {share:.2f} of the large one's {figures['big_s']:.2f} s "
         f"({figures['small_behind_big_s']:.2f} s, alone {figures['small_alone_s']:.2f} s)."
     )
 
@@ -97,5 +97,5 @@ def _numbers(text: str) -> list[int]:
     except ValueError:
         numbers = []
     if not numbers or min(numbers) < 1:
-        raise fail(f"--clients {text!r} is not a list of positive whole numbers, like 1,16")
+        raise fail(f"--clients {text!r} is not a list of positive whole numbers, such as 1,16")
     return numbers

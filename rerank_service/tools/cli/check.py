@@ -16,7 +16,7 @@ __all__ = ["check"]
 
 def check(
     config: ConfigPath = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for an invalid file too.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, even for an invalid file.")] = False,
 ) -> None:
     """Check a configuration file without starting anything."""
     path = config_file(config)
@@ -36,7 +36,7 @@ def check(
 
 
 def _notes(settings: RerankConfig) -> list[str]:
-    """Settings that are valid but will not work well, or not on this machine alone."""
+    """Warnings about valid settings that will not work well, or not on this machine alone."""
     num_cpus = os.cpu_count() or 1
     hosts: list[ModelConfig | PoolConfig] = [
         *(model for model in settings.models if model.pool is None),
@@ -45,14 +45,14 @@ def _notes(settings: RerankConfig) -> list[str]:
     limit_s = settings.limits.request_timeout_s
     notes = [
         f"replica.graceful_shutdown_timeout_s {grace_s:g} of {host.deployment_name} is not above "
-        f"limits.request_timeout_s {limit_s:g}: a rolling update may score longer requests twice"
+        f"limits.request_timeout_s {limit_s:g}: during a rolling update, longer requests may be scored twice"
         for host in hosts
         if (grace_s := host.replica.graceful_shutdown_timeout_s) is not None and grace_s <= limit_s
     ]
     needed = sum(host.replica.num_cpus * host.autoscaling.min_replicas for host in hosts)
     if needed > num_cpus:
         notes.append(
-            f"the replicas need {needed:g} CPUs and this machine has {num_cpus}: without other nodes some never start "
-            "and the service never becomes ready; lower autoscaling.min_replicas or replica.num_cpus"
+            f"the replicas need {needed:g} CPUs and this machine has {num_cpus}: without other nodes, some replicas "
+            "never start and the service never becomes ready; lower autoscaling.min_replicas or replica.num_cpus"
         )
     return notes

@@ -1,4 +1,4 @@
-"""`rerank-service config`: writes a Serve configuration for given models, hardware and bounds."""
+"""`rerank-service config`: writes a Serve configuration for given models, hardware and replica counts."""
 
 import json
 import re
@@ -32,7 +32,7 @@ Models = Annotated[
     ),
 ]
 Pin = Annotated[
-    bool, typer.Option("--pin", help="Place replicas with GPUs only on nodes with the resource rerank:APPLICATION.")
+    bool, typer.Option("--pin", help="Place GPU replicas only on nodes with the resource rerank:APPLICATION.")
 ]
 
 
@@ -40,20 +40,24 @@ def config(
     context: typer.Context,
     models: Models,
     models_dir: Annotated[str, typer.Option(help="Folder with the known models' folders.")] = "/models",
-    replicas: Annotated[list[str] | None, typer.Option(metavar="[MODEL=]MIN:MAX", help="Bounds for replicas.")] = None,
-    gpus: Annotated[list[str] | None, typer.Option(metavar="[MODEL=]N", help="GPUs per replica; 0.5: half.")] = None,
+    replicas: Annotated[list[str] | None, typer.Option(metavar="[MODEL=]MIN:MAX", help="Number of replicas.")] = None,
+    gpus: Annotated[
+        list[str] | None, typer.Option(metavar="[MODEL=]N", help="GPUs per replica; 0.5 is half a GPU.")
+    ] = None,
     cpus: Annotated[list[str] | None, typer.Option(metavar="[MODEL=]N", help="CPUs per replica.")] = None,
-    ingresses: Annotated[str, typer.Option(metavar="MIN:MAX", help="Bounds for HTTP replicas.")] = "1:1",
+    ingresses: Annotated[str, typer.Option(metavar="MIN:MAX", help="Number of HTTP replicas.")] = "1:1",
     ingress_cpus: Annotated[float, typer.Option(min=0, help="CPUs reserved for each HTTP replica.")] = 0,
     pin: Pin = False,
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for other machines.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 admits other machines.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
     key_hashes: Annotated[str | None, typer.Option(help="File with SHA-256 hashes of keys, one per line.")] = None,
-    requests_per_minute: Annotated[int | None, typer.Option(help="Limit for each key.")] = None,
-    passages_per_minute: Annotated[int | None, typer.Option(help="Limit for each key.")] = None,
-    rate_limit_storage: Annotated[str | None, typer.Option(help="redis://... counts for all HTTP replicas.")] = None,
-    output: Annotated[Path | None, typer.Option(help="File to write; standard output if not given.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Write JSON, which Serve reads as well.")] = False,
+    requests_per_minute: Annotated[int | None, typer.Option(help="Request limit per key.")] = None,
+    passages_per_minute: Annotated[int | None, typer.Option(help="Passage limit per key.")] = None,
+    rate_limit_storage: Annotated[
+        str | None, typer.Option(help="redis://... shares counts between HTTP replicas.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="File to write; by default standard output.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Write JSON, which Serve also reads.")] = False,
 ) -> None:
     """Write a Serve configuration. Its first line names the command that wrote it."""
     served = _served_models(models, models_dir, replicas, gpus, cpus)
@@ -91,7 +95,7 @@ def _served_models(
     known = [_located(name, models_dir) for name in names]
     counts = Counter(model.application for model, _ in known)
     if repeated := [name for name, count in counts.items() if count > 1]:
-        raise fail(f"two models would be the application {', '.join(repeated)}; give each model once")
+        raise fail(f"several models have the application name {', '.join(repeated)}; give each model once")
     num_gpus, num_cpus = _by_model("--gpus", gpus, known, _amount), _by_model("--cpus", cpus, known, _amount)
     bounds = _by_model("--replicas", replicas, known, _bounds)
     return [
@@ -107,14 +111,16 @@ def _served_models(
 
 
 def _located(text: str, models_dir: str) -> tuple[KnownModel, CheckpointConfig]:
-    """A model and its checkpoint, from `MODEL` or `ID=SOURCE[@REVISION]`."""
+    """Parses `MODEL` or `ID=SOURCE[@REVISION]` into a model and its checkpoint."""
     name, has_source, source = text.partition("=")
     known = known_model(name)
     if known is not None and known.refusal is not None:
         raise fail(f"{known.name} cannot be served: {known.refusal}")
     if not has_source:
         if known is None:
-            raise fail(f"{name!r} is not a known model ({_KNOWN}): add where its files are, {name}=SOURCE[@REVISION]")
+            raise fail(
+                f"{name!r} is not a known model ({_KNOWN}): add the location of its files, {name}=SOURCE[@REVISION]"
+            )
         source = known.source if known.source.startswith("package:") else f"{models_dir.rstrip('/')}/{known.source}"
     source, _, revision = (source, "", "") if source.startswith(_PLACES) else source.partition("@")
     try:
@@ -133,7 +139,7 @@ def _by_model(
     models: Sequence[tuple[KnownModel, CheckpointConfig]],
     parse: Callable[[str], _Value],
 ) -> Callable[[KnownModel, _Value], _Value]:
-    """Reads values of `[MODEL=]VALUE`. The result returns the value for a model, or the default passed to it."""
+    """Parses options of the form `[MODEL=]VALUE` into a function that returns a model's value or a given default."""
     for_all: list[_Value] = []
     for_one: dict[str, _Value] = {}
     for text in texts or ():
@@ -156,7 +162,7 @@ def _spellings(model: KnownModel) -> set[str]:
 def _bounds(text: str) -> Bounds:
     fewest, _, most = text.partition(":")
     if not (fewest.isdecimal() and most.isdecimal()):
-        raise fail(f"{text!r} is not MIN:MAX, like 1:8")
+        raise fail(f"{text!r} is not MIN:MAX, such as 1:8")
     return Bounds(int(fewest), int(most))
 
 
@@ -168,7 +174,7 @@ def _amount(text: str) -> float:
 
 
 def _command(context: typer.Context) -> str:
-    """The command line that writes this configuration, without defaults and `--output`."""
+    """The command line that writes this configuration, without default values and without `--output`."""
     parts = ["rerank-service", "config"]
     for parameter in context.command.params:
         name = str(parameter.name)

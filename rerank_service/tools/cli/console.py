@@ -1,4 +1,4 @@
-"""What the subcommands share: where they print, how they fail, how they call a running service."""
+"""Code shared by the subcommands: consoles, error messages and calls to a running service."""
 
 from typing import Annotated, Any
 
@@ -13,22 +13,22 @@ stdout = Console()
 stderr = Console(stderr=True)
 
 Url = Annotated[str, typer.Option(help="Address of a running service.", envvar="RERANK_SERVICE_URL")]
-Key = Annotated[str | None, typer.Option(help="API key, if the service asks for one.", envvar="NVIDIA_API_KEY")]
+Key = Annotated[str | None, typer.Option(help="API key, if the service requires one.", envvar="NVIDIA_API_KEY")]
 
 
 def fail(message: str) -> typer.Exit:
-    """Prints an error and returns the exception to raise. Exit code 2, as for wrong usage."""
+    """Prints an error and returns the exception to raise, with exit code 2 as for wrong usage."""
     stderr.print(f"[bold red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)
     return typer.Exit(2)
 
 
 def unreachable(url: str, cause: str) -> typer.Exit:
     """Prints that no service answers at `url` and returns the exception to raise."""
-    return fail(f"cannot reach {url} ({cause}); is it running? Start one with: rerank-service serve")
+    return fail(f"cannot reach {url} ({cause}); is it running? Start a service with: rerank-service serve")
 
 
 def get_json(url: str, path: str, key: str | None) -> dict[str, Any]:
-    """What a running service returns for `path`. Ends the program with the service's own message on an error."""
+    """Fetches `path` from a running service. On an error, ends the program with the service's own message."""
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     try:
         response = httpx.get(url.rstrip("/") + path, headers=headers, timeout=120)

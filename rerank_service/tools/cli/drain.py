@@ -15,12 +15,13 @@ __all__ = ["drain"]
 
 _POLL_S = 0.5
 _PROXY_S = 45.0
-"""Longest wait for the proxy once the replicas are gone. Serve keeps it for half a minute and while it has requests:
-clients that ignore its health check can keep it forever."""
+"""Longest wait for the proxy once the replicas are gone. Serve keeps the proxy for half a minute and while it has
+requests: clients that ignore the proxy's health check can keep it running forever."""
 
 
 NodeId = Annotated[
-    str | None, typer.Argument(metavar="[NODE_ID]", help="The node's id in `ray list nodes`, or its first digits.")
+    str | None,
+    typer.Argument(metavar="[NODE_ID]", help="The node's id in `ray list nodes`, or the first digits of the id."),
 ]
 
 
@@ -29,17 +30,19 @@ def drain(
     node_ip: Annotated[str | None, typer.Option(help="The node's address.")] = None,
     this_node: Annotated[bool, typer.Option("--this-node", help="The node on this machine.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Drain even if no other node has room for a replica.")] = False,
-    address: Annotated[str, typer.Option(envvar="RAY_ADDRESS", help="The cluster; auto: this machine's.")] = "auto",
+    address: Annotated[
+        str, typer.Option(envvar="RAY_ADDRESS", help="The cluster's address; auto finds this machine's.")
+    ] = "auto",
     deadline_s: Annotated[float, typer.Option(min=1, help="Longest time to wait.")] = 240,
-    as_json: Annotated[bool, typer.Option("--json", help="Print what moves and what is left as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print moved and remaining replicas as JSON.")] = False,
 ) -> None:
-    """Move a node's replicas to other nodes, and wait until none is left on it.
+    """Move a node's replicas to other nodes, and wait until the node has none.
 
-    It first lists what is on the node. It refuses to drain the cluster's head, or a node with a replica that no other
-    node has room for, unless forced. Serve's proxy on the node ends last, half a minute after the replicas, or stays
-    while clients keep their connections to it. Afterwards, stop the node with `ray stop` there.
+    The command first lists the replicas and proxies on the node. Unless forced, it refuses to drain the cluster's head,
+    or a node with a replica that no other node has room for. Serve's proxy on the node ends last: half a minute after
+    the replicas, or later if clients keep their connections to it. Afterwards, run `ray stop` on the node.
 
-    Exit codes: 0 no replica is left; 1 some are left at the deadline; 2 refused, or no such node.
+    Exit codes: 0 no replica is left; 1 replicas are left at the deadline; 2 refused, or no such node.
     """
     if (node_id is not None) + (node_ip is not None) + this_node != 1:
         raise fail("which node? Give one of NODE_ID (`ray list nodes` shows them), --node-ip ADDRESS or --this-node")
@@ -56,7 +59,7 @@ def drain(
         if against and not force:
             if as_json:
                 typer.echo(json.dumps(facts | {"drained": False}))
-            raise fail(f"node {node.id} is not drained: {'; '.join(against)}. --force drains it all the same")
+            raise fail(f"node {node.id} is not drained: {'; '.join(against)}. --force drains it anyway")
         cluster.drain(node, deadline_s)
     except (ConnectionError, ValueError) as error:
         raise fail(str(error)) from None
@@ -70,7 +73,7 @@ def drain(
 
 
 def _wait(cluster: "Cluster", node: "Node", deadline_s: float) -> "Occupants":
-    """Waits until the node is empty, the deadline passes, or only a proxy with clients stays. Returns what is left."""
+    """Waits until the node is empty, the deadline passes or only a proxy with clients remains. Returns what is left."""
     deadline = time.monotonic() + deadline_s
     while True:
         left = cluster.occupants(node.id)
@@ -83,16 +86,16 @@ def _wait(cluster: "Cluster", node: "Node", deadline_s: float) -> "Occupants":
 
 
 def _num_proxies_to_go(node: "Node", occupants: "Occupants") -> int:
-    """Proxies that will still end. Serve never ends the head's."""
+    """Number of proxies that will still end. Serve never ends the proxy on the head."""
     return 0 if node.is_head else occupants.num_proxies
 
 
 def _outcome(node: "Node", left: "Occupants", deadline_s: float) -> str:
     if left.replicas:
-        return f"after {deadline_s:g} s it still has {_content(left)}"
+        return f"after {deadline_s:g} s, the node still has {_content(left)}"
     if _num_proxies_to_go(node, left):
-        return "no replica is left on it; clients of its HTTP proxy will need one retry"
-    return "nothing of the service is left on it"
+        return "no replica is left on it; clients of the node's HTTP proxy will need one retry"
+    return "no part of the service is left on it"
 
 
 def _content(occupants: "Occupants") -> str:
@@ -101,7 +104,7 @@ def _content(occupants: "Occupants") -> str:
         for (application, deployment), number in sorted(occupants.counts.items())
     ]
     parts += [f"{occupants.num_proxies} of Serve's HTTP proxies"] if occupants.num_proxies else []
-    return ", ".join(parts) or "nothing of the service"
+    return ", ".join(parts) or "no part of the service"
 
 
 def _facts(node: "Node", occupants: "Occupants", against: list[str]) -> dict[str, Any]:

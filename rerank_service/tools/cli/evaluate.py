@@ -1,5 +1,5 @@
-"""`rerank-service eval`: quality and speed of models on judged queries. Options and tables; the rest is in
-`tools.evaluation`."""
+"""`rerank-service eval`: measures quality and speed of models on judged queries. This file has the options and tables;
+`tools.evaluation` measures."""
 
 from __future__ import annotations
 
@@ -39,29 +39,34 @@ Folder = Annotated[Path, typer.Argument(metavar="DATASET", help="BEIR folder: co
 def evaluate_command(
     dataset: Folder,
     model: Annotated[
-        list[str] | None, typer.Option(help="As in `batch`; repeat to compare several. Default: the first configured.")
+        list[str] | None,
+        typer.Option(help="Model, as in `batch`; repeat to compare several. Default: the first configured one."),
     ] = None,
     config: ConfigOption = None,
-    dtype: Annotated[Dtype | None, typer.Option(help="Overrides the configuration's.")] = None,
-    qrels: Annotated[Path | None, typer.Option(help="Judgements; those in the folder if not given.")] = None,
-    run: Annotated[Path | None, typer.Option(help="TREC run with the candidates, instead of BM25.")] = None,
+    dtype: Annotated[Dtype | None, typer.Option(help="Precision; overrides the configured one.")] = None,
+    qrels: Annotated[Path | None, typer.Option(help="Judgements; by default those in the folder.")] = None,
+    run: Annotated[Path | None, typer.Option(help="TREC run with the candidates; by default BM25 finds them.")] = None,
     top_k: Annotated[int, typer.Option(min=1, help="Candidates per query.")] = 100,
-    recall_at: Annotated[list[int] | None, typer.Option(min=1, help="Cutoffs of recall. Default: 5 and 10.")] = None,
-    max_queries: Annotated[int | None, typer.Option(min=1, help="Use only this many queries, from the start.")] = None,
+    recall_at: Annotated[list[int] | None, typer.Option(min=1, help="Recall cutoffs. Default: 5 and 10.")] = None,
+    max_queries: Annotated[
+        int | None, typer.Option(min=1, help="Use only the first queries, up to this number.")
+    ] = None,
     max_windows: MaxWindows = 1,
     window_tokens: WindowTokens = None,
     overlap_tokens: OverlapTokens = DEFAULT_OVERLAP_TOKENS,
-    plot: Annotated[Path | None, typer.Option(help="Quality against speed: .png, .svg or .pdf.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="File for a plot of quality against speed: .png, .svg or .pdf.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print figures as JSON.")] = False,
 ) -> None:
     """Compare models on judged queries.
 
-    Measures are nDCG@10, MRR@10 and recall, shown beside those of BM25 and NVIDIA's published figures.
+    The measures are nDCG@10, MRR@10 and recall. BM25 and NVIDIA's published figures are shown for comparison.
     """
     if plot is not None and plot.suffix.lower() not in _PLOT_SUFFIXES:
         raise fail(f"{plot} must end in one of {', '.join(_PLOT_SUFFIXES)}")
     models = [choose_model(name, config, dtype) for name in (model or (None,))]
-    # torch takes seconds to import, and the rest needs the extra `tools`.
+    # imported here, because torch takes seconds and the other modules need the extra `tools`
     from rerank_service.tools.evaluation.collection import read_collection
     from rerank_service.tools.evaluation.evaluate import evaluate, prepare_task
     from rerank_service.tools.evaluation.plot import plot as draw
@@ -95,7 +100,7 @@ def _show(evaluation: Evaluation, as_json: bool) -> None:
             truncated = f"{model.model}: {model.truncated_pairs:.1%} of the pairs were truncated to the window"
             unscored = f", {model.unscored_pairs:.1%} without any token of the passage" if model.unscored_pairs else ""
             typer.echo(truncated + unscored)
-    title = "Published by others, on other corpora and with other first stages"
+    title = "Published by others, with different corpora and first stages"
     published = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for column in ("model", "first stage"):
         published.add_column(column, overflow="fold")
@@ -109,7 +114,7 @@ def _show(evaluation: Evaluation, as_json: bool) -> None:
 
 
 def _table(evaluation: Evaluation) -> Table:
-    """One row per model and measure, which fits 80 columns with any number of measures."""
+    """One row per model and measure, so that the table fits 80 columns however many measures it has."""
     title = (
         f"{evaluation.collection}: {evaluation.num_queries:,} queries, {evaluation.num_passages:,} passages, "
         f"candidates {evaluation.candidates}; {evaluation.queries_with_a_relevant_candidate:.1%} of the queries have a "
@@ -123,7 +128,7 @@ def _table(evaluation: Evaluation) -> Table:
         model, speed = row.model, "" if row.pairs_per_s is None else f"{row.pairs_per_s:,.0f}"
         for measure, (mean, low, high) in row.quality.items():
             table.add_row(Text(model), measure, f"{mean:.3f}", f"{low:.3f}-{high:.3f}", speed)
-            model = speed = ""  # once per model
+            model = speed = ""  # shown once per model
     return table
 
 

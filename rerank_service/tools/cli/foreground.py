@@ -1,7 +1,7 @@
 """Runs the applications of a configuration file in the foreground, for `rerank-service serve`.
 
-`serve run` starts them in the same way but stops differently: it kills the controller while it waits for an answer from
-it, so that Ray reports a failed call, and requests in flight get no answer.
+`serve run` starts applications in the same way but stops differently: it kills the controller while waiting for the
+controller's answer. Ray then reports a failed call, and requests in flight remain unanswered.
 """
 
 import signal
@@ -32,7 +32,7 @@ _POLL_S = 0.2
 def run(path: str) -> None:
     """Serves a configuration file until SIGINT or SIGTERM. Raises `SystemExit(2)` if a port is in use.
 
-    A second signal raises `KeyboardInterrupt`, which stops at once.
+    A second signal raises `KeyboardInterrupt`, which stops the service at once.
     """
     config = ServeDeploySchema.model_validate(yaml.safe_load(Path(path).read_text(encoding="utf-8")))
     _interrupt_on_signals()
@@ -46,7 +46,7 @@ def run(path: str) -> None:
 
 
 def endpoints_of(config: ServeDeploySchema, path: str) -> list[Endpoint]:
-    """The addresses that Serve will listen on here, with the setting that chooses each."""
+    """The addresses on this machine that Serve will listen on, each with the setting that chooses it."""
     http = config.http_options
     endpoints = []
     if config.proxy_location is not ProxyLocation.Disabled:
@@ -54,7 +54,7 @@ def endpoints_of(config: ServeDeploySchema, path: str) -> list[Endpoint]:
     if config.grpc_options.grpc_servicer_functions:
         endpoints.append(Endpoint(http.host, config.grpc_options.port, f"grpc_options.port in {path}"))
     if constants.RAY_SERVE_ENABLE_HA_PROXY:
-        everywhere = "0.0.0.0"  # noqa: S104 - where HAProxy listens
+        everywhere = "0.0.0.0"  # noqa: S104 - HAProxy listens on all interfaces
         variables = (
             ("RAY_SERVE_HAPROXY_STATS_PORT", constants.RAY_SERVE_HAPROXY_STATS_PORT),
             ("RAY_SERVE_HAPROXY_METRICS_PORT", constants.RAY_SERVE_HAPROXY_METRICS_PORT),
@@ -66,16 +66,15 @@ def endpoints_of(config: ServeDeploySchema, path: str) -> list[Endpoint]:
 
 def _start(config: ServeDeploySchema, path: str) -> None:
     endpoints = endpoints_of(config, path)
-    joins_a_cluster = canonicalize_bootstrap_address(None) is not None  # type: ignore[arg-type]  # as ray.init()
+    joins_a_cluster = canonicalize_bootstrap_address(None) is not None  # type: ignore[arg-type]  # the same lookup as in ray.init()
     if not joins_a_cluster:
         _require_free(endpoints)
-        if (
-            not constants.RAY_SERVE_ENABLE_HA_PROXY
-        ):  # HAProxy listens without SO_REUSEPORT: it cannot share a reserved port
+        # HAProxy listens without SO_REUSEPORT, so it cannot share a reserved port.
+        if not constants.RAY_SERVE_ENABLE_HA_PROXY:
             for endpoint in endpoints:
                 reserve(endpoint)
     ray.init(namespace=constants.SERVE_NAMESPACE)
-    _interrupt_on_signals()  # ray.init has installed its own handlers, which end Ray at once
+    _interrupt_on_signals()  # again, because ray.init installs handlers that end Ray at once
     if joins_a_cluster and not _controller_runs():
         _require_free(endpoints)
     serve.start(
@@ -94,10 +93,10 @@ def _require_free(endpoints: Sequence[Endpoint]) -> None:
 
 
 def _stop() -> None:
-    """Shuts Serve down and waits until it has ended.
+    """Shuts Serve down and waits until Serve has ended.
 
-    Applications with routes are deleted first, which lets their requests finish: Serve's own shutdown kills the proxies
-    at once.
+    Applications with routes are deleted first, which lets their requests finish. Serve's own shutdown would kill the
+    proxies at once.
     """
     if ray.is_initialized() and _controller_runs():
         client = _client()
@@ -119,7 +118,7 @@ def _client() -> ServeControllerClient:
 
 
 def _controller_runs() -> bool:
-    """Asks Ray and not the controller: Ray would report a call as failed if the controller ended meanwhile."""
+    """Asks Ray instead of the controller: if the controller ended during a call, Ray would report a failed call."""
     try:
         ray.get_actor(constants.SERVE_CONTROLLER_NAME, namespace=constants.SERVE_NAMESPACE)
     except ValueError:

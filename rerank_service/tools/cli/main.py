@@ -1,6 +1,6 @@
-"""The command tree. It knows each subcommand's name and one line of help, and imports its module when it is called.
+"""The command tree, with a name and one line of help per subcommand. Subcommands are imported only when called.
 
-So `--help`, `--version` and shell completion load neither FastAPI nor torch, which take seconds.
+`--help`, `--version` and shell completion therefore load neither FastAPI nor torch, which take seconds.
 """
 
 from importlib import import_module
@@ -18,25 +18,25 @@ SUBCOMMANDS = {
     "check": ("check:check", "Check a configuration file without starting anything."),
     "config": ("config:config", "Write a Serve configuration. Its first line names the command that wrote it."),
     "environment": ("serve:environment", "Print the environment variables for a node's Ray processes."),
-    "drain": ("drain:drain", "Move a node's replicas to other nodes, and wait until none is left on it."),
+    "drain": ("drain:drain", "Move a node's replicas to other nodes, and wait until the node has none."),
     "models": ("models:models", "List the known models, or the models of a running service."),
     "pull": ("pull:pull_command", "Fetch a model's files and check every byte."),
-    "rank": ("rank:rank", "Rank passages, one a line, for a query."),
+    "rank": ("rank:rank", "Rank passages, one per line, for a query."),
     "batch": ("batch:batch", "Score a file of queries and passages, of any size."),
     "eval": ("evaluate:evaluate_command", "Compare models on judged queries."),
-    "verify": ("verify:verify_command", "Check that a served model scores as its checkpoint does."),
+    "verify": ("verify:verify_command", "Check that a served model scores like its checkpoint."),
     "make-checkpoint": ("make_checkpoint:make_checkpoint_command", "Write a randomly initialised reranker checkpoint."),
     "plan": ("plan:plan", "Estimate how many GPUs a load needs, by simulation."),
     "bench": ("bench:bench", "Measure speed on this machine."),
 }
-"""By name: `module:attribute` in this package, and the first paragraph of the subcommand's own help."""
+"""For each name, `module:attribute` in this package and the first paragraph of the subcommand's help."""
 
 TOOLS_MODULES = frozenset({"Stemmer", "bm25s", "matplotlib", "pandas", "psutil", "pyarrow", "pytrec_eval"})
-"""Modules that a plain installation lacks and the extra `tools` installs."""
+"""Modules that only the extra `tools` installs."""
 
 
 class _LazySubcommand(TyperCommand):
-    """Stands in for a subcommand until it is called; the real one parses the arguments."""
+    """Placeholder for a subcommand; when called, it imports the real subcommand, which parses the arguments."""
 
     def __init__(self, name: str, target: str, help: str) -> None:
         super().__init__(name, help=help)
@@ -46,7 +46,7 @@ class _LazySubcommand(TyperCommand):
         return self.load().make_context(*args, **kwargs)
 
     def load(self) -> Any:
-        """The subcommand with its arguments and options."""
+        """Imports the real subcommand, with its arguments and options."""
         module, _, attribute = self._target.partition(":")
         subcommand = getattr(import_module(f"rerank_service.tools.cli.{module}"), attribute)
         if not isinstance(subcommand, typer.Typer):
@@ -75,7 +75,7 @@ class _CommandTree(TyperGroup):
 app = typer.Typer(
     cls=_CommandTree,
     name="rerank-service",
-    help="Self-hosted reranking: a query and passages in, passages by relevance out.",
+    help="Self-hosted reranking: orders passages by their relevance to a query.",
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,  # locals hold users' texts
 )

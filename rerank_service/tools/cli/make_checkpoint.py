@@ -27,7 +27,7 @@ class DType(StrEnum):
 
 def make_checkpoint_command(
     architecture: Annotated[Architecture, typer.Argument(help="The model family.")],
-    folder: Annotated[Path, typer.Argument(help="Folder to write to; created if absent.")],
+    folder: Annotated[Path, typer.Argument(help="Folder to write to; created if missing.")],
     size: Annotated[
         str, typer.Option(help="tiny or small; also 1b for llama_bidirec, 4b for mistral, 0.6b, 4b or 8b for qwen3.")
     ] = "tiny",
@@ -39,9 +39,9 @@ def make_checkpoint_command(
 ) -> None:
     """Write a randomly initialised reranker checkpoint.
 
-    For tests and measurements of speed.
+    The checkpoint is for tests and speed measurements.
     """
-    # torch and transformers take seconds to import, which --help need not wait for.
+    # imported here, because torch and transformers take seconds and --help does not need them
     from rerank_service.tools.random_checkpoints.make import count_parameters, make_checkpoint
 
     started = time.monotonic()

@@ -1,4 +1,4 @@
-"""`rerank-service models`: lists the models of a running service, or the known models and where each can run."""
+"""`rerank-service models`: lists the models of a running service, or the known models and the device for each."""
 
 import json
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ _DEFAULT_URL = "http://127.0.0.1:8000"
 
 ServiceUrl = Annotated[
     str | None,
-    typer.Option("--url", help="Address of a running service: list what it serves.", envvar="RERANK_SERVICE_URL"),
+    typer.Option("--url", help="Address of a running service whose models to list.", envvar="RERANK_SERVICE_URL"),
 ]
 
 
@@ -31,12 +31,12 @@ class _Files(StrEnum):
     """State of a model's files on this machine."""
 
     HERE = "here"
-    """Installed as a package, in the models' folder, pulled, or in the hub's own cache."""
+    """The files are installed as a package, in the models folder, pulled, or in the hub's own cache."""
     TO_INSTALL = "to install"
     TO_PULL = "to pull"
-    """Published on the model hub."""
+    """The files are published on the model hub."""
     TO_BRING = "to bring"
-    """Not public: the user has to provide them."""
+    """The files are not public: the user has to provide them."""
     USELESS = "-"
     """No engine runs this model."""
 
@@ -52,16 +52,16 @@ def models(
     served: Annotated[
         bool | None,
         typer.Option(
-            "--served/--known", help=f"Models of a service ({_DEFAULT_URL} without --url), or the known ones."
+            "--served/--known", help=f"List a service's models (at {_DEFAULT_URL} without --url), or the known models."
         ),
     ] = None,
     models_dir: Annotated[str, typer.Option(help="Folder with the known models' folders.")] = "/models",
     key: Key = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object; of a service, its own.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object; with a service, its answer.")] = False,
 ) -> None:
     """List the known models, or the models of a running service.
 
-    Of the known models it says which this machine can run, and where their files are.
+    For known models, the list says whether this machine can run them and where their files are.
     """
     if served if served is not None else url is not None:
         _list_served(url or _DEFAULT_URL, key, as_json)
@@ -118,7 +118,7 @@ def _row(entry: _Entry) -> tuple[str, ...]:
 
 
 def _explained(entry: _Entry) -> Iterator[str]:
-    """Why a model does not run here, or how to install its package."""
+    """Lines that say why a model does not run on this machine, or how to install its package."""
     if entry.fit.place is None:
         yield f"{entry.model.name}: {entry.fit.reason}"
     elif entry.files is _Files.TO_INSTALL and entry.model.package:

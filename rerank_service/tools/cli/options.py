@@ -1,7 +1,7 @@
 """Options that several subcommands share: the configuration file, a model, windows for long passages.
 
-`rank` uses these options with a running service too, and must not wait for `rerank_service.config`, which takes a
-third of a second to import: only the functions that read a configuration import it.
+`rerank_service.config` takes a third of a second to import, and `rank` does not need it with a running service. For
+this reason, only the functions that read a configuration import it.
 """
 
 from pathlib import Path
@@ -33,26 +33,26 @@ _CONFIG = "serve_config.yaml"
 _PACKAGED_CONFIG = Path(__file__).parents[1] / "deployment" / _CONFIG
 
 ConfigPath = Annotated[str | None, typer.Argument(help="Serve configuration file.", show_default=_CONFIG)]
-ConfigOption = Annotated[str | None, typer.Option(help="Where the models are configured.", show_default=_CONFIG)]
+ConfigOption = Annotated[str | None, typer.Option(help="File that configures the models.", show_default=_CONFIG)]
 
 MaxWindows = Annotated[
-    int, typer.Option(min=1, help="Score a long passage in up to this many windows; the best counts. 1 truncates it.")
+    int, typer.Option(min=1, help="Most windows per long passage; the best window counts. 1: truncate.")
 ]
 WindowTokens = Annotated[
     int | None,
-    typer.Option(min=MIN_WINDOW_TOKENS, help="Tokens of the passage in a window; as many as fit if not given."),
+    typer.Option(min=MIN_WINDOW_TOKENS, help="Passage tokens per window; by default as many as fit."),
 ]
 OverlapTokens = Annotated[int, typer.Option(min=0, help="Tokens that consecutive windows share.")]
 
 
 def passage_windows(max_windows: int, window_tokens: int | None, overlap_tokens: int) -> PassageWindows | None:
-    """Null: long passages are truncated."""
+    """The windows for long passages; null if long passages are truncated."""
     return PassageWindows(max_windows, window_tokens, overlap_tokens) if max_windows > 1 else None
 
 
 def config_file(path: str | None) -> str:
-    """`path`; if not given, this folder's `serve_config.yaml`, or else the packaged one, which serves the embedded
-    model."""
+    """`path` if given, else `serve_config.yaml` in the current folder, else the packaged file, which serves the
+    embedded model."""
     if path is not None or Path(_CONFIG).exists():
         return path or _CONFIG
     stderr.print(f"no {_CONFIG} here: using {_PACKAGED_CONFIG}", markup=False, highlight=False, soft_wrap=True)
@@ -60,7 +60,7 @@ def config_file(path: str | None) -> str:
 
 
 def checked_config(path: str) -> "RerankConfig":
-    """The settings of a file. Ends the program with every problem found in it."""
+    """The settings in a file. If they are invalid, ends the program and prints every problem."""
     from rerank_service.config import load_config
     from rerank_service.errors import ConfigError
 
@@ -71,10 +71,11 @@ def checked_config(path: str) -> "RerankConfig":
 
 
 def choose_model(name: str | None, config: str | None, dtype: "Dtype | None" = None) -> "ModelConfig":
-    """A model of a configuration by its id or alias (null: its default model), or a checkpoint by its source.
+    """The configured model with the id or alias `name`, or a model for the checkpoint source `name`.
 
-    A source is `package:NAME`, a folder (starts with `/`, `.` or `~`), or a hub id or an object store's folder with its
-    revision, `organisation/name@COMMIT`. Ends the program if `name` is none of these.
+    If `name` is null, returns the configuration's default model. A source is `package:NAME`, a folder that starts with
+    `/`, `.` or `~`, or a hub id or object-store folder with a revision, such as `organisation/name@COMMIT`. Ends the
+    program if `name` is none of these.
     """
     if name is not None and is_source(name):
         model = _checkpoint_model(name)
@@ -93,7 +94,7 @@ def choose_model(name: str | None, config: str | None, dtype: "Dtype | None" = N
 
 
 def is_source(name: str) -> bool:
-    """Whether `name` is a checkpoint's source rather than a model of the configuration."""
+    """Whether `name` is the source of a checkpoint rather than a model in the configuration."""
     return name.startswith(("package:", "/", ".", "~")) or "@" in name or "://" in name
 
 

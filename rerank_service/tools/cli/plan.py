@@ -1,5 +1,5 @@
-"""`rerank-service plan`: estimates how many GPUs a load needs, by simulation. Options and tables; `tools.planning`
-simulates."""
+"""`rerank-service plan`: estimates how many GPUs a load needs, by simulation. This file has the options and tables;
+`tools.planning` simulates."""
 
 import json
 import time
@@ -36,29 +36,37 @@ class Front(StrEnum):
 
 def plan(
     rps: float = typer.Option(..., min=0.001, help="Requests per second."),
-    passages: str = typer.Option(..., help="Passages per request; or a mix, SIZE:WEIGHT, like 10:4,100:1."),
-    tokens: str = typer.Option(..., help=f"Tokens per pair, query included; or {', '.join(Lengths)}."),
+    passages: str = typer.Option(..., help="Passages per request, or a mix SIZE:WEIGHT, such as 10:4,100:1."),
+    tokens: str = typer.Option(..., help=f"Tokens per pair, query included, or one of {', '.join(Lengths)}."),
     p99_ms: float = typer.Option(..., min=1, help="Target for the 99th percentile of latency."),
-    tokens_per_s: float | None = typer.Option(None, min=1, help="Measured for one replica: benchmarks/gpu.py."),
-    model: PlannedModel = typer.Option(
-        PlannedModel.LLAMA_1B, help="Model to estimate the speed of, without --tokens-per-s."
+    tokens_per_s: float | None = typer.Option(
+        None, min=1, help="Speed of one replica, as measured by benchmarks/gpu.py."
     ),
-    gpu: str = typer.Option("h100", help="GPU to estimate for: h100, h200, a100, l40s, a10, l4 ..."),
-    mfu: float = typer.Option(ASSUMED_MFU, min=0.01, max=1, help="Share of the GPU's peak throughput assumed."),
-    batch_overhead_ms: float | None = typer.Option(None, min=0, help="Fixed time per batch, on top of its tokens."),
-    burstiness: float = typer.Option(1.0, min=1, help="Squared variation of the gaps between requests; 1: Poisson."),
+    model: PlannedModel = typer.Option(
+        PlannedModel.LLAMA_1B, help="Model whose speed to estimate without --tokens-per-s."
+    ),
+    gpu: str = typer.Option("h100", help="GPU of each replica: h100, h200, a100, l40s, a10, l4 ..."),
+    mfu: float = typer.Option(ASSUMED_MFU, min=0.01, max=1, help="Assumed share of the GPU's peak throughput."),
+    batch_overhead_ms: float | None = typer.Option(
+        None, min=0, help="Fixed time per batch, added to the time for its tokens."
+    ),
+    burstiness: float = typer.Option(
+        1.0, min=1, help="Squared coefficient of variation of gaps between requests; 1: Poisson."
+    ),
     timeout_s: float = typer.Option(60.0, min=0.1, help="limits.request_timeout_s of the service."),
     front: Front = typer.Option(Front.HAPROXY, help="Proxy in front of the service."),
-    price_per_gpu_hour: float | None = typer.Option(None, min=0, help="In any currency: adds the cost."),
-    regions: int = typer.Option(1, min=1, help="Regions that share the load; from 2 on, one is lost."),
-    start_s: float = typer.Option(60.0, min=0, help="Time a new replica takes to start, after a region is lost."),
-    failover_s: float = typer.Option(10.0, min=0, help="Time until a lost region's clients reach the others."),
+    price_per_gpu_hour: float | None = typer.Option(
+        None, min=0, help="Price in any currency; adds the cost to the output."
+    ),
+    regions: int = typer.Option(1, min=1, help="Regions that share the load; with 2 or more, one fails."),
+    start_s: float = typer.Option(60.0, min=0, help="Time that a new replica takes to start after a region fails."),
+    failover_s: float = typer.Option(10.0, min=0, help="Time until clients of the failed region reach another region."),
     seed: int = typer.Option(0, help="Seed of the simulation."),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object."),
 ) -> None:
     """Estimate how many GPUs a load needs, by simulation.
 
-    Also shows what limits the fleet, what it costs, and what the loss of a region does.
+    Also shows the limits of the fleet, its cost, and the effect of losing a region.
     """
     from rerank_service.tools.planning.costs import HAPROXY, SERVE_PROXY  # imports Serve, which takes seconds
     from rerank_service.tools.planning.fleet import Demand
@@ -92,13 +100,13 @@ def _search(demand: "Demand", loss: "Loss | None", price_per_gpu_hour: float | N
             return plan_capacity(demand, loss=loss, price_per_gpu_hour=price_per_gpu_hour, on_try=spinner.show)
     except CannotMeet as error:
         raise fail(
-            f"no number of replicas keeps p99 within {_ms(demand.p99_s)}: at best it is {_ms(error.p99_s)}. "
-            "What helps: a faster replica (--tokens-per-s, --gpu), smaller requests, or a longer target."
+            f"no number of replicas keeps p99 within {_ms(demand.p99_s)}; the best p99 is {_ms(error.p99_s)}. "
+            "Use a faster replica (--tokens-per-s, --gpu), smaller requests or a higher target."
         ) from None
 
 
 class _SearchSpinner:
-    """A spinner on standard error, once the search has taken two seconds."""
+    """A spinner on standard error that appears when the search has taken two seconds."""
 
     def __init__(self) -> None:
         columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
@@ -114,7 +122,7 @@ class _SearchSpinner:
         self._progress.stop()
 
     def show(self, replicas: int) -> None:
-        """Called before a fleet of this size is simulated."""
+        """Shows the size of the fleet that is simulated next."""
         self._num_tried += 1
         if time.monotonic() - self._began < _BAR_AFTER_S:
             return
@@ -131,13 +139,13 @@ def _mix(passages: str, tokens: str) -> Mix:
         parts = [part.split(":") for part in passages.split(",")]
         sizes = {int(part[0]): float(part[1]) if len(part) > 1 else 1.0 for part in parts}
     except (ValueError, IndexError):
-        raise fail(f"--passages {passages!r} is neither a number nor a mix like 10:4,100:1") from None
+        raise fail(f"--passages {passages!r} is neither a number nor a mix such as 10:4,100:1") from None
     try:
         return Mix(sizes, Lengths(tokens) if tokens in set(Lengths) else int(tokens))
     except ValueError:
         raise fail(
-            f"--passages {passages!r} --tokens {tokens!r}: sizes, weights and tokens must be above 0, and tokens a "
-            f"number or one of {', '.join(Lengths)}"
+            f"--passages {passages!r} --tokens {tokens!r}: sizes, weights and tokens must be above 0, and tokens must "
+            f"be a number or one of {', '.join(Lengths)}"
         ) from None
 
 
@@ -152,7 +160,7 @@ def _table(found: "CapacityReport", passages: str, tokens: str) -> Table:
     table.add_row(
         "replicas",
         f"{plan.replicas:,}",
-        f"one fewer misses the target; {plan.fewest_replicas:,} just keep up with the load",
+        f"one replica fewer misses the target; {plan.fewest_replicas:,} just keep up with the load",
     )
     table.add_row("p99", _ms(measured.p99_s), spread)
     table.add_row("devices busy", f"{measured.utilisation:.2f}", f"the autoscaler would keep {found.kept_replicas:,}")
@@ -163,10 +171,10 @@ def _table(found: "CapacityReport", passages: str, tokens: str) -> Table:
     table.add_row(
         "controller",
         f"{limits.controller_cpus:.2f}",
-        f"of its core; {limits.controller_messages_per_s:,.0f} messages/s; enough to {limits.most_replicas:,} replicas",
+        f"of one core; {limits.controller_messages_per_s:,.0f} messages/s; supports {limits.most_replicas:,} replicas",
     )
     if found.cost_per_million_passages is not None:
-        table.add_row("cost", f"{found.cost_per_million_passages:.2f}", "per million passages, replicas alone")
+        table.add_row("cost", f"{found.cost_per_million_passages:.2f}", "per million passages, for replicas only")
     if found.region is not None:
         _add_region(table, found)
     return table
@@ -176,11 +184,11 @@ def _add_region(table: Table, found: "CapacityReport") -> None:
     region = found.region
     assert region is not None  # noqa: S101 - checked by the caller
     loss = region.loss
-    recovered = "not within the time watched" if loss.recovered_after_s is None else f"{loss.recovered_after_s:.0f} s"
+    recovered = "not within the simulated time" if loss.recovered_after_s is None else f"{loss.recovered_after_s:.0f} s"
     table.add_row(
         "each region",
         f"{region.plan.replicas:,}",
-        f"replicas; with {region.plan_after_loss.replicas:,} the loss of one goes unnoticed",
+        f"replicas; {region.plan_after_loss.replicas:,} per region meet the target even after one region fails",
     )
     table.add_row(
         "after a loss",
@@ -188,8 +196,10 @@ def _add_region(table: Table, found: "CapacityReport") -> None:
         f"until p99 is within the target again; {loss.replicas_before:,} to {max(loss.replicas):,} replicas, "
         f"each {region.assumed.start_s:g} s to start (--start-s)",
     )
-    table.add_row("", f"{loss.worst_p99_s:.1f} s", f"worst p99 meanwhile; {loss.num_refused:,} refused in each region")
-    table.add_row("", f"{loss.unreachable:,.0f}", "requests fail before their clients reach another region")
+    table.add_row(
+        "", f"{loss.worst_p99_s:.1f} s", f"worst p99 meanwhile; {loss.num_refused:,} requests refused in each region"
+    )
+    table.add_row("", f"{loss.unreachable:,.0f}", "requests fail before clients reach another region")
 
 
 def _notes(found: "CapacityReport") -> Iterator[str]:
@@ -198,7 +208,7 @@ def _notes(found: "CapacityReport") -> Iterator[str]:
             "[yellow]The speed is an assumption, not a measurement.[/] Measure yours with `python benchmarks/gpu.py` "
             "and pass it as --tokens-per-s."
         )
-    yield "This is a simulation; docs/capacity.md lists what it leaves out."
+    yield "This is a simulation; docs/capacity.md lists its limits."
 
 
 def _ms(seconds: float) -> str:

@@ -1,7 +1,7 @@
-"""Checks before the start that the service's ports are free, and names the process that holds one.
+"""Checks that the service's ports are free before it starts, and names the process that holds a port in use.
 
 Serve's proxies listen with SO_REUSEPORT: a second service on the same port would start without an error, and the kernel
-would distribute connections over both. The check therefore binds without that option.
+would distribute connections between the two. The check therefore binds without SO_REUSEPORT.
 """
 
 import errno
@@ -20,7 +20,7 @@ __all__ = ["Endpoint", "problem_of", "reserve"]
 
 _LISTENING = "0A"  # TCP_LISTEN in /proc/net/tcp
 _PROBE_TIMEOUT_S = 2
-_WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - where to ask instead
+_WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - address to probe instead
 
 
 class Endpoint(NamedTuple):
@@ -32,7 +32,7 @@ class Endpoint(NamedTuple):
 
 
 def problem_of(endpoint: Endpoint) -> str | None:
-    """Why the service cannot listen there, in one line; None if it can."""
+    """The reason why the service cannot listen on `endpoint`, in one line; None if it can."""
     try:
         with closing(_bound(endpoint, socket.SO_REUSEADDR if sys.platform == "linux" else None)):
             return None
@@ -44,17 +44,17 @@ def problem_of(endpoint: Endpoint) -> str | None:
 
 
 def reserve(endpoint: Endpoint) -> None:
-    """Makes `problem_of` in other processes find the port in use from now on, before the proxies listen.
+    """Makes `problem_of` in other processes report the port as in use even before the proxies listen.
 
-    The socket does not listen, so it receives no connections, and Serve's own socket can share the port with it. It is
-    held until this process ends. Systems without SO_REUSEPORT reserve nothing.
+    The reserving socket does not listen, so it receives no connections, and Serve's own socket can share the port. The
+    reservation lasts until this process ends. Systems without SO_REUSEPORT reserve nothing.
     """
     with suppress(OSError, AttributeError):
         _bound(endpoint, socket.SO_REUSEPORT).detach()
 
 
 def _bound(endpoint: Endpoint, option: int | None) -> socket.socket:
-    """On Linux, SO_REUSEADDR binds despite old connections in TIME_WAIT, but never beside a listener."""
+    """A bound socket. On Linux, SO_REUSEADDR permits old connections in TIME_WAIT, but no second listener."""
     family, kind, protocol, _, address = socket.getaddrinfo(
         endpoint.host, endpoint.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )[0]
@@ -82,10 +82,10 @@ def _holder(endpoint: Endpoint) -> str:
 
 
 def _listening_processes(port: int) -> Iterator[str]:
-    """Processes of this user that listen on a port. Linux only."""
+    """Processes of this user that listen on `port`. Works only on Linux."""
     links = {f"socket:[{inode}]" for inode in _listening_inodes(port)}
     for folder in Path("/proc").glob("[0-9]*") if links else ():
-        with suppress(OSError):  # the process has ended, or is another user's
+        with suppress(OSError):  # the process has ended or belongs to another user
             if any(_link(path) in links for path in (folder / "fd").iterdir()):
                 command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
                 yield f"process {folder.name}: {re.sub(r'[^ -~]', '?', command).strip()[:100]}"

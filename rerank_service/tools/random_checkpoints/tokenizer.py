@@ -1,4 +1,4 @@
-"""Small tokenizers, trained when needed, with the special tokens, template and files of each architecture.
+"""Small tokenizers, trained on demand, with the special tokens, template and files of each architecture.
 
 All are byte-level BPE, so every text can be encoded without unknown tokens.
 """
@@ -24,7 +24,7 @@ _LLAMA3_SPLIT = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
-# From Qwen: the same, except that every digit is a token.
+# From Qwen: the same as Llama 3's, except that every digit is a token.
 _QWEN_SPLIT = _LLAMA3_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}")
 
 _LLAMA3_TOKENS = {"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>"}
@@ -37,7 +37,7 @@ _BERT_TOKENS = {
 }
 _ROBERTA_TOKENS = {
     "bos_token": "<s>",
-    "pad_token": "<pad>",  # second, since XLM-RoBERTa's positions start at pad id + 1 = 2
+    "pad_token": "<pad>",  # in second place, because XLM-RoBERTa's positions start at pad id + 1 = 2
     "eos_token": "</s>",
     "unk_token": "<unk>",
     "cls_token": "<s>",
@@ -49,7 +49,7 @@ _QWEN_TOKENS = {"pad_token": "<|endoftext|>", "eos_token": "<|im_end|>", "start_
 
 _SPECIAL_TOKENS: dict[Architecture, dict[str, str]] = {
     Architecture.LLAMA_BIDIREC: {**_LLAMA3_TOKENS, "pad_token": "<|end_of_text|>"},
-    Architecture.MISTRAL: _LLAMA3_TOKENS,  # no pad token, like Mistral-7B-v0.1; readers fall back to eos
+    Architecture.MISTRAL: _LLAMA3_TOKENS,  # no pad token, as in Mistral-7B-v0.1; loaders fall back to eos
     Architecture.BERT: _BERT_TOKENS,
     Architecture.XLM_ROBERTA: _ROBERTA_TOKENS,
     Architecture.MODERNBERT: _BERT_TOKENS,
@@ -58,9 +58,9 @@ _SPECIAL_TOKENS: dict[Architecture, dict[str, str]] = {
 }
 
 _ANSWERS = ["yes", "no"] * 50
-"""Repeated often enough that each word becomes a single token, as in Qwen's vocabulary."""
+"""Training text that repeats each answer often enough to make it a single token, as in Qwen's vocabulary."""
 
-# Templates for one and for two sequences; ":1" is the type id of the second, if the model has type ids.
+# Templates for one and for two sequences; ":1" is the type id of the second sequence, if the model has type ids.
 _LLAMA3_TEMPLATE = ("<|begin_of_text|> $A", "<|begin_of_text|> $A <|begin_of_text|>:1 $B:1")
 _TEMPLATES: dict[Architecture, tuple[str, str]] = {
     Architecture.LLAMA_BIDIREC: _LLAMA3_TEMPLATE,
@@ -74,7 +74,7 @@ _TEMPLATES: dict[Architecture, tuple[str, str]] = {
 
 
 def tokenizer_files(architecture: Architecture, model_max_length: int) -> dict[str, str]:
-    """Files of the tokenizer, content by name."""
+    """The tokenizer's files: a mapping from file name to content."""
     tokens = _SPECIAL_TOKENS[architecture]
     config: dict[str, Any] = {
         **tokens,
@@ -91,7 +91,7 @@ def tokenizer_files(architecture: Architecture, model_max_length: int) -> dict[s
 
 
 def tokenizer_vocab_size(architecture: Architecture) -> int:
-    """Vocabulary size, special tokens included."""
+    """Size of the tokenizer's vocabulary, special tokens included."""
     return Tokenizer.from_str(_trained(architecture)).get_vocab_size()
 
 

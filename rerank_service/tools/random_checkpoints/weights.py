@@ -1,4 +1,4 @@
-"""Random tensors, each of which depends only on the seed, its name and its shape."""
+"""Random tensors. Each tensor depends only on the seed, its name and its shape."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 __all__ = ["random_tensor"]
 
 _CHUNK = 1 << 20
-"""Numbers drawn at a time, in float32. A bfloat16 tensor then needs little additional memory, is the rounded float32
-tensor of the same seed, and is made three times faster than if it were drawn in bfloat16. The value affects the
+"""Numbers drawn at a time, in float32. A bfloat16 tensor then needs little additional memory, equals the rounded
+float32 tensor of the same seed, and is drawn three times as fast as in bfloat16. Changing this value changes the
 weights."""
 
 _NOISE_STD = 0.1
@@ -19,7 +19,7 @@ _EMBEDDING_STD = 0.3
 
 _CLASSIFIER_GAIN = 4.0
 _SCORE_GAIN = 8.0
-"""Larger than for a classifier, since a decoder's score reads a mean over many tokens, which is smaller."""
+"""Gain of a decoder's score. It is larger than a classifier's, because the mean over many tokens is small."""
 
 
 def random_tensor(
@@ -32,8 +32,8 @@ def random_tensor(
 ) -> torch.Tensor:
     """A normally distributed tensor with mean one (norm weights) or zero (other weights).
 
-    Matrices keep the scale of their input, so that attention is far from uniform and a wrong mask or rotation changes
-    the logits; the head spreads logits over a few units. Without `has_noise`, norm weights are one and biases zero.
+    Matrices keep the scale of their input. Attention is then far from uniform, and a wrong mask or rotation changes the
+    logits. The head spreads logits over a few units. Without `has_noise`, norm weights are one and biases are zero.
     """
     is_vector = len(shape) == 1
     mean = 1.0 if is_vector and not name.endswith(".bias") else 0.0

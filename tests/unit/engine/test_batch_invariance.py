@@ -1,4 +1,4 @@
-"""A pair's logit does not depend on its neighbours, to the last bit, on a CPU, in every engine and precision."""
+"""On a CPU, a pair has the same logit to the last bit in every batch, for each engine and precision."""
 
 import random
 from pathlib import Path
@@ -14,12 +14,12 @@ from rerank_service.tools.random_checkpoints.make import Architecture
 from tests.models import NASTY_PASSAGES, embedded_model, local_model
 
 NUM_RANDOM_BATCHES = 14
-"""Every pair of a batch is compared with itself alone: over a hundred comparisons in batches of 15 different sizes."""
+"""Number of random batches. Each pair's logit is compared with its logit alone, over a hundred times in total."""
 ENGINES = ["embedded", *(architecture.value for architecture in Architecture)]
 
 
 def passages(rng: random.Random) -> list[str]:
-    """Long and short texts, most of them short: a long one costs much on a processor without AVX-512."""
+    """Long and short texts. Most are short, because long texts are slow on a processor without AVX-512."""
     words = ["the", "of", "and", "to", "in", "is", "that", "it", "was", "for", "on", "are", "as", "with", "his", "they"]
     return NASTY_PASSAGES + [" ".join(rng.choices(words, k=rng.randint(1, 40))) for _ in range(10)]
 
@@ -41,7 +41,7 @@ def test_a_pair_has_the_same_logit_alone_and_in_any_batch(checkpoints: dict[str,
     alone = [engine.score([pair])[0] for pair in pairs]
 
     states = torch.float32 if dtype == "float32" else torch.bfloat16
-    bound = 0.0 if can_pack(states) else 0.05  # a processor with AVX2 alone rounds bfloat16 in its own ways
+    bound = 0.0 if can_pack(states) else 0.05  # with AVX2 alone, the rounding of bfloat16 varies
     every = list(range(len(pairs)))
     for batch in [every, *(rng.choices(every, k=rng.randint(2, 13)) for _ in range(NUM_RANDOM_BATCHES))]:
         logits = engine.score([pairs[index] for index in batch])

@@ -38,7 +38,7 @@ def test_remote_code_is_refused(checkpoints: dict[str, Path], tmp_path: Path) ->
     assert not marker.exists()
 
 
-def test_a_native_model_that_names_code_loads_once_its_engine_is_set(
+def test_a_native_model_that_refers_to_code_loads_if_its_engine_is_configured(
     checkpoints: dict[str, Path], tmp_path: Path
 ) -> None:
     for name in ("tokenizer.json", "tokenizer_config.json", "model.safetensors"):
@@ -57,14 +57,14 @@ def test_a_native_model_that_names_code_loads_once_its_engine_is_set(
     assert engine.score(pairs) == original.score(pairs)
 
 
-def test_an_unknown_architecture_says_what_can_be_set(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+def test_the_error_for_an_unknown_architecture_names_the_setting(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]}')
 
     with pytest.raises(CheckpointError, match=r"T5ForConditionalGeneration.*engine\.kind"):
         load_engine(local_model(tmp_path))
 
 
-def test_a_half_written_file_is_refused(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+def test_a_half_written_weights_file_is_refused(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     for path in checkpoints["llama_bidirec"].iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     weights = tmp_path / "model.safetensors"
@@ -74,7 +74,7 @@ def test_a_half_written_file_is_refused(checkpoints: dict[str, Path], tmp_path: 
         load_engine(local_model(tmp_path))
 
 
-def test_a_gpu_that_is_not_there_is_named() -> None:
+def test_a_missing_gpu_is_reported() -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     with pytest.raises(CheckpointError, match="no GPU is visible; set device: auto or cpu"):
@@ -90,15 +90,13 @@ def test_window(configured: int | None, tokenizer: int | None, positions: int | 
     assert loading.resolve_window(configured, tokenizer, positions) == expected
 
 
-def test_a_window_nobody_states_must_be_configured() -> None:
+def test_an_unknown_window_must_be_configured() -> None:
     with pytest.raises(CheckpointError, match="set window_tokens"):
         loading.resolve_window(None, None, None)
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "config.json"])
-def test_half_written_settings_are_refused_in_any_folder(
-    checkpoints: dict[str, Path], tmp_path: Path, name: str
-) -> None:
+def test_half_written_settings_are_refused(checkpoints: dict[str, Path], tmp_path: Path, name: str) -> None:
     for file, content in contents(checkpoints["bert"]).items():
         (tmp_path / file).write_bytes(content[:200] if file == name else content)
 
@@ -106,7 +104,7 @@ def test_half_written_settings_are_refused_in_any_folder(
         load_engine(local_model(tmp_path))
 
 
-def test_a_replica_that_starts_fetches_once(
+def test_a_checkpoint_is_fetched_only_once(
     checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     with hub_with(contents(checkpoints["bert"])) as (hub, commit):

@@ -1,4 +1,4 @@
-"""What is made of published config.json files; only the keys that decide are given."""
+"""Engines chosen for published config.json files; the tests give only the keys that matter."""
 
 import json
 from pathlib import Path
@@ -35,7 +35,7 @@ def config_of(architecture: str, model_type: str, **others: Any) -> dict[str, An
         (config_of("Qwen3ForSequenceClassification", "qwen3"), EngineKind.YES_NO_DECODER),
     ],
 )
-def test_published_checkpoints_find_their_engine(config: dict[str, Any], kind: EngineKind) -> None:
+def test_published_checkpoints_get_the_right_engine(config: dict[str, Any], kind: EngineKind) -> None:
     assert recognise_engine(config, "it") is kind
 
 
@@ -54,26 +54,28 @@ def test_published_checkpoints_find_their_engine(config: dict[str, Any], kind: E
         (config_of("NewForSequenceClassification", "new"), "a checkpoint's code is never run"),
         (config_of("Qwen3ForCausalLM", "qwen3", auto_map={"AutoModelForCausalLM": "x.X"}), "never run"),
         (config_of("Qwen3ForCausalLM", "qwen3", quantization_config={"bits": 4}), "is already quantised"),
-        (config_of("LlamaForCausalLM", "llama"), "set engine.kind: yes_no_decoder and its prompt"),
-        (config_of("Gemma2ForCausalLM", "gemma2"), "whose attention no engine here supports"),
+        (config_of("LlamaForCausalLM", "llama"), "set engine.kind: yes_no_decoder and give its prompt"),
+        (config_of("Gemma2ForCausalLM", "gemma2"), "whose attention no engine supports"),
         (config_of("JinaForRanking", "qwen3"), "set engine.kind to one of bidirectional_decoder, sequence_classifier"),
-        (config_of("T5ForConditionalGeneration", "t5"), "no engine here supports"),
-        ({}, "no engine here supports"),
+        (config_of("T5ForConditionalGeneration", "t5"), "no engine supports"),
+        ({}, "no engine supports"),
     ],
 )
-def test_what_has_no_engine_is_refused_with_the_reason_and_what_there_is(config: dict[str, Any], reason: str) -> None:
+def test_an_unsupported_checkpoint_is_refused_with_the_reason_and_the_supported_models(
+    config: dict[str, Any], reason: str
+) -> None:
     with pytest.raises(CheckpointError, match=reason) as caught:
         recognise_engine(config, "some/model")
 
     assert str(caught.value).startswith("some/model ")
-    assert "There are engines for sequence classifiers of one label" in str(caught.value)
+    assert "The engines support sequence classifiers with one label" in str(caught.value)
 
 
 @pytest.mark.parametrize(
     ("settings", "is_warned"),
     [({}, True), ({"pooling": "avg"}, False), ({"model_type": "llama_bidirec", "pooling": "avg"}, False)],
 )
-def test_a_decoder_that_may_be_causal_is_named(
+def test_a_decoder_that_may_be_causal_causes_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, settings: dict[str, Any], is_warned: bool
 ) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config_of("LlamaForSequenceClassification", "llama") | settings))
@@ -84,7 +86,7 @@ def test_a_decoder_that_may_be_causal_is_named(
     assert ("a causal classifier would rank wrongly" in caplog.text) == is_warned
 
 
-def test_who_names_the_engine_is_not_warned(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_configured_engine_kind_causes_no_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config_of("MistralForSequenceClassification", "mistral")))
 
     assert (

@@ -1,4 +1,4 @@
-"""A logit that is not finite is refused by every caller: with checkpoints where one text alone has such a logit."""
+"""Every caller refuses a logit that is not finite. In the checkpoints used here, only one text has such a logit."""
 
 import json
 import shutil
@@ -41,7 +41,7 @@ runner = CliRunner()
 
 @pytest.fixture(scope="module")
 def poisoned(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """A checkpoint of each engine, where the embeddings of tokens that only `POISON` has are NaN."""
+    """Makes checkpoints of each engine in which tokens that occur only in `POISON` have NaN embeddings."""
 
     @cache
     def make(name: str) -> Path:
@@ -75,7 +75,7 @@ def config(tmp_path: Path, poisoned: Callable[[str], Path]) -> str:
 
 
 @pytest.mark.parametrize("name", [LLAMA, "bert", "modernbert", "qwen3", LATE])
-def test_every_engine_shows_it_and_the_passage_is_named(poisoned: Callable[[str], Path], name: str) -> None:
+def test_every_engine_raises_an_error_with_the_passages_index(poisoned: Callable[[str], Path], name: str) -> None:
     engine: Engine[Any] = load_engine(local_model(poisoned(name)))
     questions = [(QUERY, PASSAGES[:2]), (QUERY, PASSAGES)]
 
@@ -89,8 +89,8 @@ def test_every_engine_shows_it_and_the_passage_is_named(poisoned: Callable[[str]
     assert len(logits) == 3
 
 
-def test_a_better_window_does_not_hide_it(poisoned: Callable[[str], Path]) -> None:
-    """Of a logit and NaN, `max` takes whichever stands first."""
+def test_a_better_window_does_not_hide_a_nan(poisoned: Callable[[str], Path]) -> None:
+    """Given a logit and NaN, `max` returns whichever comes first."""
     engine: Engine[Any] = load_engine(local_model(poisoned(LLAMA), window_tokens=64))
     long = "Paris is the capital of France. " * 20
     windows = Fitting(windows=PassageWindows(99))
@@ -100,14 +100,14 @@ def test_a_better_window_does_not_hide_it(poisoned: Callable[[str], Path]) -> No
         assert caught.value.first == 1
 
 
-def test_the_passages_of_all_questions_are_counted_where_one_is_too_long(poisoned: Callable[[str], Path]) -> None:
+def test_the_index_of_a_pair_too_long_counts_the_passages_of_all_queries(poisoned: Callable[[str], Path]) -> None:
     engine: Engine[Any] = load_engine(local_model(poisoned(LLAMA), window_tokens=64))
     with pytest.raises(PairTooLong) as caught:
         encode_all(engine, [(QUERY, PASSAGES), (QUERY, ["short", "word " * 100])], Fitting(Truncate.NONE))
     assert caught.value.index == len(PASSAGES) + 1
 
 
-def test_batches_stay_within_the_memory_that_there_is(poisoned: Callable[[str], Path]) -> None:
+def test_batches_stay_within_the_available_memory(poisoned: Callable[[str], Path]) -> None:
     engine: Any = load_engine(local_model(poisoned(LLAMA)))
     pairs = engine.tokenise(QUERY, PASSAGES[:2] * 20, Truncate.END)
     engine.memory_tokens = 100
@@ -119,7 +119,7 @@ def test_batches_stay_within_the_memory_that_there_is(poisoned: Callable[[str], 
     assert scored[-1] == len(pairs)
 
 
-def test_a_ranking_has_no_place_for_it() -> None:
+def test_a_ranking_refuses_logits_that_are_not_finite() -> None:
     for logits in ([1.0, float("nan"), 5.0, 2.0], [1.0, float("inf")], [-float("inf")]):
         with pytest.raises(NonFiniteLogit):
             rank_by_logit(logits)
@@ -165,7 +165,7 @@ def test_eval(tmp_path: Path, config: str) -> None:
     assert "query 'q', passage 'p2' of set: the model's logit is not a finite number" in result.stderr
 
 
-async def test_a_service_fails_that_request_and_no_other(poisoned: Callable[[str], Path]) -> None:
+async def test_a_service_fails_only_the_affected_request(poisoned: Callable[[str], Path]) -> None:
     model: ModelConfig = local_model(poisoned(LLAMA))
     transport = httpx.ASGITransport(local_api([model], {model.id: LocalReplica(model)}))
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
@@ -178,7 +178,7 @@ async def test_a_service_fails_that_request_and_no_other(poisoned: Callable[[str
     assert "NaN or infinity for 1 pair(s)" in responses[0].text
 
 
-def test_what_verify_asks(poisoned: Callable[[str], Path]) -> None:
+def test_verify_refuses_logits_that_are_not_finite(poisoned: Callable[[str], Path]) -> None:
     path = EnginePath(local_model(poisoned(LLAMA)))
     try:
         with pytest.raises(NonFiniteLogit):
@@ -187,7 +187,7 @@ def test_what_verify_asks(poisoned: Callable[[str], Path]) -> None:
         path.close()
 
 
-def test_a_model_whose_every_logit_is_nan_is_not_loaded(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+def test_a_model_with_only_nan_logits_is_not_loaded(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     folder = tmp_path / "m"
     shutil.copytree(checkpoints[LLAMA], folder)
     tensors = load_file(folder / "model.safetensors")
@@ -199,8 +199,10 @@ def test_a_model_whose_every_logit_is_nan_is_not_loaded(checkpoints: dict[str, P
 
 
 @given(st.lists(st.integers(1, 600), max_size=80))
-def test_budget_batches_hold_every_pair_once_within_the_budget(lengths: list[int]) -> None:
-    pairs = [EncodedPair(np.ones(length, np.int32), length, False) for length in lengths]  # equal lengths are equal
+def test_batches_contain_every_pair_once_within_the_budget(lengths: list[int]) -> None:
+    pairs = [
+        EncodedPair(np.ones(length, np.int32), length, False) for length in lengths
+    ]  # pairs of equal length are equal
 
     batches = list(token_budget_batches(pairs, 500))
 
@@ -209,8 +211,8 @@ def test_budget_batches_hold_every_pair_once_within_the_budget(lengths: list[int
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(1, 90)), max_size=80), st.integers(1, 3))
-def test_a_passage_that_queries_share_counts_once_a_batch(drawn: list[tuple[int, int]], scale: int) -> None:
-    """As a late-interaction engine has them: a pair's own tokens are the passage's, and the query's come on top."""
+def test_a_passage_shared_by_queries_counts_once_per_batch(drawn: list[tuple[int, int]], scale: int) -> None:
+    """Pairs as in a late-interaction engine: `token_ids` holds only the passage; `num_tokens` includes the query."""
     passages = [np.full(40 * scale + number, number, np.int32) for number in range(6)]
     pairs = [EncodedPair(passages[number], len(passages[number]) + extra, False) for number, extra in drawn]
 
@@ -221,4 +223,4 @@ def test_a_passage_that_queries_share_counts_once_a_batch(drawn: list[tuple[int,
         encoded = sum(len(passages[number]) for number in {drawn[index][0] for index in batch})
         assert encoded + sum(drawn[index][1] for index in batch) <= 500 or len(batch) == 1
     held = [{drawn[index][0] for index in batch} for batch in batches]
-    assert sum(map(len, held)) <= len({number for number, _ in drawn}) + len(batches)  # once, but where a batch ends
+    assert sum(map(len, held)) <= len({number for number, _ in drawn}) + len(batches)  # once each, except at batch ends

@@ -1,4 +1,4 @@
-"""A GPU that is not the thread's current one, with fake CUDA tensors; and no bare call outside `engine/cuda.py`."""
+"""Runs on a GPU that is not the thread's current device, with fake CUDA tensors; bans bare CUDA calls elsewhere."""
 
 import ast
 from collections.abc import Iterator, Sequence
@@ -27,7 +27,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
 
 
 class OnSecondDevice(TorchEngine[EncodedPair]):
-    """Keeps its device busy, and remembers which one was current."""
+    """An engine on the second GPU: keeps the GPU busy, and records which device was current."""
 
     def __init__(self, cuda: FakeCuda) -> None:
         super().__init__(SECOND)
@@ -42,14 +42,14 @@ class OnSecondDevice(TorchEngine[EncodedPair]):
         return torch.zeros(len(pairs), device=SECOND)
 
 
-def test_logits_are_ready_when_their_own_device_is(cuda: FakeCuda) -> None:
+def test_logits_are_ready_when_their_own_device_is_done(cuda: FakeCuda) -> None:
     engine = OnSecondDevice(cuda)
 
     def launch() -> DeviceLogits:
         with FakeTensorMode():
             return engine.launch(PAIRS)
 
-    with ThreadPoolExecutor(1) as thread:  # as the scheduler launches
+    with ThreadPoolExecutor(1) as thread:  # in another thread, as in the scheduler
         logits = thread.submit(launch).result()
 
     assert not logits.is_ready
@@ -57,7 +57,7 @@ def test_logits_are_ready_when_their_own_device_is(cuda: FakeCuda) -> None:
     assert logits.is_ready
 
 
-def test_a_pass_runs_with_its_device_current_and_gives_it_back(cuda: FakeCuda) -> None:
+def test_a_pass_makes_its_device_current_and_restores_the_previous_one(cuda: FakeCuda) -> None:
     engine = OnSecondDevice(cuda)
     with FakeTensorMode():
         engine.launch(PAIRS)
@@ -94,7 +94,7 @@ MACHINE_WIDE = {"device_count", "empty_cache", "is_available"}
 
 
 def bare_calls(source: str) -> Iterator[str]:
-    """Uses of torch.cuda that depend on the thread's current device, or make what only `engine/cuda.py` may make."""
+    """Uses of torch.cuda that depend on the thread's current device, or make objects that only `device/cuda.py` may."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom) and node.module == "torch.cuda":
             yield f"line {node.lineno}: import torch, and name torch.cuda in full"
@@ -119,7 +119,7 @@ def bare_calls(source: str) -> Iterator[str]:
         "from torch.cuda import Event",
     ],
 )
-def test_the_ban_sees(source: str) -> None:
+def test_the_check_finds_bare_calls(source: str) -> None:
     assert list(bare_calls(source))
 
 

@@ -12,7 +12,7 @@ def states(number: int) -> torch.Tensor:
     return torch.full((3, 1000), float(number))
 
 
-def test_what_was_put_is_found_and_counted() -> None:
+def test_a_stored_text_is_found_and_counted() -> None:
     cache = EncodingCache(100_000)
     assert cache.get(text(1)) is None
     cache.put(text(1), states(1))
@@ -23,8 +23,8 @@ def test_what_was_put_is_found_and_counted() -> None:
     assert (cache.hits, cache.misses) == (1, 1)
 
 
-def test_the_bound_holds_and_the_least_recently_used_goes_first() -> None:
-    cache = EncodingCache(40_000)  # three entries of 12,000 bytes and a little
+def test_the_bound_holds_and_the_least_recently_used_text_is_dropped_first() -> None:
+    cache = EncodingCache(40_000)  # room for three entries of slightly over 12,000 bytes
     for number in range(3):
         cache.put(text(number), states(number))
     cache.get(text(0))
@@ -34,14 +34,14 @@ def test_the_bound_holds_and_the_least_recently_used_goes_first() -> None:
     assert cache.num_bytes <= 40_000
 
 
-def test_an_entry_over_the_bound_is_not_kept() -> None:
+def test_an_entry_larger_than_the_bound_is_not_stored() -> None:
     cache = EncodingCache(1_000)
     cache.put(text(1), states(1))
     assert cache.get(text(1)) is None
     assert cache.num_bytes == 0
 
 
-def test_a_copy_is_kept_not_the_batch() -> None:
+def test_the_cache_stores_a_copy_and_not_the_batch() -> None:
     cache = EncodingCache(100_000)
     batch = torch.zeros(30, 1000)
     cache.put(text(1), batch[3:6])

@@ -29,7 +29,7 @@ from tests.models import local_model
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("lengths", [[3, 1, 5], [128, 129, 2], [512, 513]])
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2)])
-def test_each_sequence_attends_to_itself_alone(
+def test_each_sequence_attends_only_to_itself(
     heads: int, kv_heads: int, lengths: list[int], dtype: torch.dtype, sees_later: bool
 ) -> None:
     torch.manual_seed(0)
@@ -54,14 +54,14 @@ def test_each_sequence_attends_to_itself_alone(
             torch.testing.assert_close(out[0, start:end, head].float(), expected, atol=tolerance, rtol=tolerance)
 
 
-def test_a_model_must_be_told_where_its_sequences_end() -> None:
+def test_a_model_must_be_called_with_packed_sequences() -> None:
     states = torch.zeros(1, 2, 3, 4)
     with pytest.raises(ValueError, match="packed="):
         packed_attention(torch.nn.Identity(), states, states, states, None)
 
 
-def test_the_gpu_kernel_takes_the_arguments_we_give_it() -> None:
-    """No GPU here: at least the call fits the installed torch's signature."""
+def test_the_gpu_kernel_accepts_our_arguments() -> None:
+    """Needs no GPU: checks the call only against the signature in the installed torch."""
     signature = inspect.signature(varlen_attn)
     signature.bind(*range(7), scale=None, window_size=(-1, 0), enable_gqa=True, num_splits=1)
 
@@ -76,7 +76,7 @@ def varlen_on_a_cpu(
     scale: float,
     after: int,
 ) -> torch.Tensor:
-    """Computes what the GPU's kernel does, from the same arguments."""
+    """Computes the same result as the GPU's kernel, from the same arguments."""
     out = torch.empty_like(q)
     bounds = cu_seqlens.tolist()
     for start, end in pairwise(bounds):
@@ -95,7 +95,7 @@ def _(q: torch.Tensor, *_: Any) -> torch.Tensor:
 
 
 def kernel(q: Any, k: Any, v: Any, cu_q: Any, cu_k: Any, max_q: int, max_k: int, **options: Any) -> Any:
-    """The signature of torch's kernel."""
+    """A CPU kernel with the signature of torch's GPU kernel."""
     before, after = options["window_size"]
     assert before == -1
     return varlen_on_a_cpu(q, k, v, cu_q, max_q, options["scale"], after)
@@ -110,7 +110,7 @@ def attention_on_a_gpu(
 
 @pytest.fixture
 def gpu_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Models attend as on a GPU, with a kernel for a CPU."""
+    """Makes models attend as on a GPU, but with a CPU kernel."""
     for name, sees_later in ((PACKED_ATTENTION, True), (PACKED_CAUSAL_ATTENTION, False)):
         monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, name, partial(attention_on_a_gpu, sees_later=sees_later))
 
@@ -127,7 +127,7 @@ def load_backbone(folder: Path) -> Any:
 
 
 @pytest.mark.parametrize("name", ["llama_bidirec", "qwen3"])
-def test_what_the_gpu_path_asks_for_gives_the_same_states(
+def test_the_gpu_path_computes_the_same_states(
     checkpoints: dict[str, Path], name: str, request: pytest.FixtureRequest
 ) -> None:
     model, packed = load_backbone(checkpoints[name]), random_batch(np.random.default_rng(0))
@@ -139,7 +139,7 @@ def test_what_the_gpu_path_asks_for_gives_the_same_states(
 
 @pytest.mark.parametrize("name", ["llama_bidirec", "mistral", "qwen3"])
 def test_layers_compile_once_for_any_batch(checkpoints: dict[str, Path], name: str, gpu_path: None) -> None:
-    """No graph break, and no recompilation after the first batches: what fusing on a GPU relies on."""
+    """Fusing on a GPU relies on this: no graph breaks, and no recompilation after the first batches."""
     model = load_backbone(checkpoints[name])
     rng = np.random.default_rng(0)
     batches = [random_batch(rng) for _ in range(12)]
@@ -159,7 +159,7 @@ WAITS_FOR_THE_DEVICE = {"aten::_local_scalar_dense", "aten::is_nonzero", "aten::
 
 
 class NoWaiting(TorchDispatchMode):
-    """Refuses operators whose answer the host must have before it can go on."""
+    """Refuses operators that make the host wait for their result."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         assert func._schema.name not in WAITS_FOR_THE_DEVICE, func

@@ -1,4 +1,4 @@
-"""Buckets, selection and fallback of captured passes, with a recording that needs no GPU."""
+"""Buckets, selection and fallback of captured passes, tested with recordings that need no GPU."""
 
 import dataclasses
 import logging
@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 
 
 def states_of(run: StatesOf, inputs: PackedSequences) -> torch.Tensor:
-    """As the variable-length kernel gives them, which reads the bounds from its inputs and writes no further row."""
+    """Imitates the variable-length kernel, which reads the bounds from its inputs and writes no other rows."""
     bounds = tuple(inputs.cu_seqlens.tolist())
     states = run(dataclasses.replace(inputs, bounds=bounds))
     states[bounds[-1] :] = torch.nan
@@ -27,7 +27,7 @@ def states_of(run: StatesOf, inputs: PackedSequences) -> torch.Tensor:
 
 
 class Recorder:
-    """What `capture_cuda_graph` does, on a CPU: reads the same tensors again at every replay."""
+    """Does on a CPU what `capture_cuda_graph` does on a GPU: each replay reads the same tensors again."""
 
     def __init__(self, spoil: Callable[[torch.Tensor], None] = lambda _: None) -> None:
         self.captured: list[int] = []
@@ -58,14 +58,14 @@ def replays_what_it_captured(run: StatesOf, inputs: PackedSequences) -> Captured
 
 
 def replays_captured_bounds(run: StatesOf, inputs: PackedSequences) -> CapturedPass:
-    """The sequences of the capture with the tokens of the replay."""
+    """A faulty capture: replays use their own tokens, but the sequence bounds of the capture."""
     fixed = dataclasses.replace(inputs, cu_seqlens=inputs.cu_seqlens.clone())
     states = states_of(run, fixed)
     return CapturedPass(inputs, lambda: states.copy_(states_of(run, fixed)), states)
 
 
 def runs_the_host_bounds(run: StatesOf, inputs: PackedSequences) -> CapturedPass:
-    """What `capture_cuda_graph` records where there is no variable-length kernel: in float32."""
+    """What `capture_cuda_graph` records in float32, for which there is no variable-length kernel."""
     states = run(inputs)
     return CapturedPass(inputs, lambda: states.copy_(run(inputs)), states)
 
@@ -89,7 +89,7 @@ def run() -> StatesOf:
         intermediate_size=64,
         vocab_size=50,
         max_position_embeddings=600,
-        initializer_range=0.3,  # so that a token's state depends on its neighbours as much as in a trained model
+        initializer_range=0.3,  # makes a token's state depend on its neighbours as much as in a trained model
     )
     config._attn_implementation = PACKED_ATTENTION
     return partial(hidden_states, BertModel(config).eval().requires_grad_(False))
@@ -102,7 +102,7 @@ def batch(*lengths: int, seed: int = 0) -> PackedSequences:
     return pack(sequences, CPU, type_ids=types)
 
 
-def test_a_replay_gives_the_states_of_the_batch_whatever_was_there_before(run: StatesOf) -> None:
+def test_a_replay_returns_the_states_of_its_batch_after_any_earlier_batch(run: StatesOf) -> None:
     recorder = Recorder()
     graphed = GraphedStates(run, recorder, buckets=(64, 128))
     batches = [(5, 20), (60,), (3, 3, 3), (1,), (40, 40), (90, 2), (6, 7), (128,)]
@@ -111,15 +111,28 @@ def test_a_replay_gives_the_states_of_the_batch_whatever_was_there_before(run: S
         torch.testing.assert_close(graphed(packed), run(packed), atol=1e-5, rtol=1e-5)
 
     assert recorder.captured == [64, 128]
-    assert recorder.replayed == [64, 64, 64, 64, 64, 128, 128, 128, 64, 128]  # a capture is followed by a check
+    assert recorder.replayed == [
+        64,
+        64,
+        64,
+        64,
+        64,
+        128,
+        128,
+        128,
+        64,
+        128,
+    ]  # each capture includes one replay as a check
 
 
 @pytest.mark.parametrize(
     ("bucket", "lengths"),
     [(64, (40, 40)), (64, (1, 1, 1, 1, 1)), (1024, (513,))],
-    ids=["more tokens than any bucket", "more sequences than its places", "longer than a captured kernel looks"],
+    ids=["more tokens than any bucket", "more sequences than slots", "longer than a captured kernel supports"],
 )
-def test_what_no_bucket_holds_runs_as_usual(run: StatesOf, bucket: int, lengths: tuple[int, ...]) -> None:
+def test_a_batch_that_fits_in_no_bucket_runs_without_a_graph(
+    run: StatesOf, bucket: int, lengths: tuple[int, ...]
+) -> None:
     recorder = Recorder()
     packed = batch(*lengths)
 
@@ -139,7 +152,7 @@ def test_what_no_bucket_holds_runs_as_usual(run: StatesOf, bucket: int, lengths:
         Recorder(lose_a_component),
     ],
 )
-def test_a_graph_with_other_states_is_never_used(
+def test_a_graph_with_wrong_states_is_never_used(
     run: StatesOf, caplog: pytest.LogCaptureFixture, capture: Capture, lengths: tuple[int, ...]
 ) -> None:
     attempts: list[int] = []
@@ -154,11 +167,11 @@ def test_a_graph_with_other_states_is_never_used(
             packed = batch(*some)
             assert torch.equal(graphed(packed), run(packed))
 
-    assert attempts == [64]  # and never tried again
-    assert "no CUDA graphs" in caplog.text
+    assert attempts == [64]  # no further attempt
+    assert "CUDA graphs are turned off" in caplog.text
 
 
-def test_a_capture_that_fails_is_no_error(run: StatesOf) -> None:
+def test_a_failed_capture_is_not_an_error(run: StatesOf) -> None:
     def fail(_: StatesOf, __: PackedSequences) -> CapturedPass:
         raise RuntimeError("operation not permitted when stream is capturing")
 
@@ -166,6 +179,6 @@ def test_a_capture_that_fails_is_no_error(run: StatesOf) -> None:
     assert torch.equal(GraphedStates(run, fail)(packed), run(packed))
 
 
-def test_a_cpu_has_no_graphs(run: StatesOf) -> None:
+def test_a_cpu_uses_no_graphs(run: StatesOf) -> None:
     model = run.args[0]  # type: ignore[attr-defined]
     assert not isinstance(states_on(model, EngineConfig()), GraphedStates)

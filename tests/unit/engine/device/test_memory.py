@@ -1,4 +1,4 @@
-"""The token budget, with a made-up account of memory: no GPU needed."""
+"""The token budget, computed with simulated memory; needs no GPU."""
 
 import logging
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from tests.models import embedded_model, local_model
 
 
 class Account:
-    """A device where a pass takes `bytes_per_token` for each of the probe's tokens."""
+    """A device with `free` bytes, on which every pass needs `peak` bytes."""
 
     def __init__(self, free: int, peak: int) -> None:
         self.free, self.peak = free, peak
@@ -30,14 +30,14 @@ class Account:
 
 
 @pytest.mark.parametrize("name", ["llama_bidirec", "bert"])
-def test_more_memory_more_tokens(checkpoints: dict[str, Path], name: str) -> None:
+def test_more_memory_holds_more_tokens(checkpoints: dict[str, Path], name: str) -> None:
     engine = load_engine(local_model(checkpoints[name]))
     small, large = (find_memory_tokens(engine, Account(free, 4_000_000)) for free in (10**7, 10**9))
     assert large == pytest.approx(100 * small, rel=0.01)
 
 
 class EncoderMeter:
-    """A device where a pass takes memory for the tokens it encodes, and for nothing else."""
+    """A device on which a pass needs memory only for the tokens it encodes."""
 
     def __init__(self, free: int, bytes_per_token: int = 1000) -> None:
         self._free, self._bytes_per_token = free, bytes_per_token
@@ -57,17 +57,17 @@ def late_interaction(cache_bytes: int | None) -> LateInteractionEngine:
     return engine
 
 
-def test_a_cache_of_passages_neither_hides_what_a_pass_takes_nor_is_given_away() -> None:
+def test_a_passage_cache_is_off_during_the_probe_and_its_memory_is_reserved() -> None:
     without, with_cache = late_interaction(None), late_interaction(400_000_000)
 
     expected = find_memory_tokens(without, EncoderMeter(600_000_000))
     found = find_memory_tokens(with_cache, EncoderMeter(1_000_000_000))
 
-    assert 400_000 < expected < 600_000  # 80% of what the queries' cache leaves of 600 MB, a query encoded once for all
+    assert 400_000 < expected < 600_000  # 80% of 600 MB minus the query cache; the query is encoded once
     assert found == expected
 
 
-def test_loading_and_the_probe_leave_no_trace_in_the_caches() -> None:
+def test_loading_and_the_probe_store_nothing_in_the_caches() -> None:
     engine = late_interaction(10_000_000)
     find_memory_tokens(engine, EncoderMeter(1_000_000_000))
     assert engine.cache_counts == (0, 0)
@@ -76,10 +76,10 @@ def test_loading_and_the_probe_leave_no_trace_in_the_caches() -> None:
     engine.score(pairs)
     engine.score(pairs)
 
-    assert engine.cache_counts == (1, 1)  # the passage of the warm-up was not kept, and the cache is on again
+    assert engine.cache_counts == (1, 1)  # the warm-up's passage was not cached, and the cache is on again
 
 
-def test_caches_that_take_all_there_is_are_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_caches_that_take_all_memory_cause_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     engine = late_interaction(1_000_000_000)
     with caplog.at_level(logging.WARNING):
         assert find_memory_tokens(engine, EncoderMeter(900_000_000)) == engine.window_tokens
@@ -91,5 +91,5 @@ def test_the_longest_pair_is_always_tried() -> None:
     assert find_memory_tokens(engine, Account(1, 10**9)) == engine.window_tokens
 
 
-def test_on_a_cpu_there_is_no_bound(checkpoints: dict[str, Path]) -> None:
+def test_a_cpu_has_no_token_limit(checkpoints: dict[str, Path]) -> None:
     assert load_engine(local_model(checkpoints["bert"])).memory_tokens is None

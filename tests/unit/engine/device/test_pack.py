@@ -12,7 +12,7 @@ CPU = torch.device("cpu")
 LENGTHS = st.lists(st.integers(1, 600), max_size=80)
 
 
-def test_sequences_lie_end_to_end_with_positions_restarting() -> None:
+def test_sequences_are_laid_end_to_end_and_positions_restart() -> None:
     packed = pack([np.array([7, 8], np.int32), np.array([9], np.int32), np.array([1, 2, 3], np.int32)], CPU)
 
     assert packed.token_ids.tolist() == [[7, 8, 9, 1, 2, 3]]
@@ -23,8 +23,8 @@ def test_sequences_lie_end_to_end_with_positions_restarting() -> None:
     assert packed.max_length == 3
 
 
-def test_positions_count_no_padding_where_they_begin_behind_its_id() -> None:
-    """As transformers numbers RoBERTa's tokens; only a text that is parsed has padding in it."""
+def test_positions_that_start_after_the_padding_id_do_not_count_padding() -> None:
+    """transformers numbers RoBERTa's tokens the same way. Only parsed texts contain padding tokens."""
     sequences = [np.array(ids, np.int32) for ids in ([0, 5, 1, 6, 1, 1, 2], [0, 1, 7, 2], [5, 6])]
 
     packed = pack(sequences, CPU, first_position=2)
@@ -56,7 +56,7 @@ def test_pooling(pooling: Pooling, expected: list[list[float]]) -> None:
 
 
 @given(LENGTHS, st.sampled_from([0.0, 0.1, 0.5]))
-def test_sorted_batches_hold_every_sequence_once_with_little_padding(lengths: list[int], max_padding: float) -> None:
+def test_sorted_batches_contain_every_sequence_once_with_little_padding(lengths: list[int], max_padding: float) -> None:
     batches = list(length_sorted_batches(lengths, 2_000, max_padding))
 
     assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))

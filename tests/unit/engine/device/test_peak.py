@@ -1,4 +1,4 @@
-"""A GPU is recognised by what its driver calls it."""
+"""GPUs are recognised by the name that the driver reports."""
 
 import pytest
 
@@ -20,15 +20,15 @@ from rerank_service.engine.device.peak import GPU_PEAKS, gpu_peak
         ("Tesla T4", "t4"),
     ],
 )
-def test_by_its_drivers_name(name: str, key: str) -> None:
+def test_a_gpu_is_recognised_by_the_drivers_name(name: str, key: str) -> None:
     gpu = gpu_peak(name)
     assert gpu is not None
     assert gpu.key == key
 
 
-def test_an_unknown_one_is_not_guessed() -> None:
+def test_an_unknown_gpu_has_no_peak() -> None:
     assert gpu_peak("NVIDIA GeForce RTX 4090") is None
 
 
-def test_every_entry_can_be_reached_by_its_own_name() -> None:
+def test_every_entry_is_found_by_its_own_name() -> None:
     assert [gpu_peak(f"NVIDIA {gpu.name_part}") for gpu in GPU_PEAKS] == list(GPU_PEAKS)

@@ -9,7 +9,7 @@ from rerank_service.errors import CheckpointError
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
-def test_what_a_dtype_means() -> None:
+def test_meaning_of_each_dtype() -> None:
     assert resolve_precision(Dtype.FLOAT32, CPU) == Precision(torch.float32)
     assert resolve_precision(Dtype.AUTO, CPU).states in (torch.float32, torch.bfloat16)
     assert resolve_precision(Dtype.FLOAT8, CPU).quantised is Dtype.FLOAT8
@@ -18,7 +18,7 @@ def test_what_a_dtype_means() -> None:
 
 
 @pytest.mark.parametrize(("has_vnni", "expected"), [(True, Dtype.INT8), (False, None)])
-def test_fastest_quantises_where_the_processor_can(
+def test_fastest_quantises_if_the_processor_can(
     monkeypatch: pytest.MonkeyPatch, has_vnni: bool, expected: Dtype | None
 ) -> None:
     monkeypatch.setattr(precision, "multiplies_int8", lambda: has_vnni)
@@ -30,7 +30,7 @@ def test_fastest_on_a_gpu_is_auto(monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve_precision(Dtype.FASTEST, GPU) == Precision(torch.bfloat16)
 
 
-def test_each_gpu_computes_in_what_it_has_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_gpu_uses_a_type_that_it_supports(monkeypatch: pytest.MonkeyPatch) -> None:
     capabilities = {torch.device("cuda", 0): (7, 5), torch.device("cuda", 1): (8, 0)}
     monkeypatch.setattr(torch.cuda, "get_device_capability", capabilities.__getitem__)
 
@@ -39,12 +39,12 @@ def test_each_gpu_computes_in_what_it_has_itself(monkeypatch: pytest.MonkeyPatch
     assert found == [torch.float16, torch.bfloat16]
 
 
-def test_int8_is_for_a_cpu() -> None:
+def test_int8_is_refused_on_a_gpu() -> None:
     with pytest.raises(CheckpointError, match="on a GPU set float8"):
         resolve_precision(Dtype.INT8, GPU)
 
 
-def test_int8_needs_the_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_int8_needs_vnni_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precision, "multiplies_int8", lambda: False)
     with pytest.raises(CheckpointError, match="needs a CPU with AVX512-VNNI"):
         resolve_precision(Dtype.INT8, CPU)

@@ -1,4 +1,4 @@
-"""The native loader against the published maths, written here in plain torch from the tensors themselves."""
+"""Compares the native loader with the published maths, which this file implements in plain torch."""
 
 import json
 import math
@@ -21,11 +21,11 @@ TOLERANCE = 2e-5
 
 
 def reference_logits(folder: Path, passages: list[str], pooling: str = "avg", temperature: float = 1.0) -> list[float]:
-    """Logits of QUERY with each passage, one pair at a time, float32."""
+    """Float32 logits of QUERY with each passage, computed one pair at a time."""
     config = json.loads((folder / "config.json").read_text())
     tensors = {name: tensor.float() for name, tensor in load_file(folder / "model.safetensors").items()}
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    tokenizer.encode_special_tokens = True  # those that passages spell are text
+    tokenizer.encode_special_tokens = True  # special tokens spelled in passages are text
     logits = []
     for passage in passages:
         ids = tokenizer.encode(f"question:{QUERY} \n \n passage:{passage}", add_special_tokens=False).ids
@@ -43,7 +43,7 @@ def reference_logits(folder: Path, passages: list[str], pooling: str = "avg", te
 
 
 def reference_states(config: dict[str, Any], tensors: dict[str, torch.Tensor], ids: torch.Tensor) -> torch.Tensor:
-    """Llama's and Mistral's layers with no mask at all: `[L]` to `[L, H]`."""
+    """Final states of Llama's and Mistral's layers, without a mask: `[L]` to `[L, H]`."""
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
     head_dim = config.get("head_dim") or config["hidden_size"] // heads
     angles = torch.outer(torch.arange(len(ids)).float(), rope_frequencies(config, head_dim))
@@ -76,7 +76,7 @@ def reference_states(config: dict[str, Any], tensors: dict[str, torch.Tensor], i
 
 
 def rope_frequencies(config: dict[str, Any], head_dim: int) -> torch.Tensor:
-    """Rotary frequencies `[D/2]`; Llama 3 slows the low ones down and blends in between (its model card)."""
+    """Rotary frequencies `[D/2]`. Llama 3 lowers low frequencies and blends the middle ones (see its model card)."""
     frequencies = 1.0 / config["rope_theta"] ** (torch.arange(0, head_dim, 2).float() / head_dim)
     scaling = config.get("rope_scaling")
     if not scaling:
@@ -126,8 +126,8 @@ def test_head_with_a_bias(tmp_path: Path) -> None:
     assert logits == pytest.approx(reference_logits(folder, NASTY_PASSAGES), abs=TOLERANCE)
 
 
-def test_differs_from_the_causal_run(checkpoints: dict[str, Path]) -> None:
-    """Guards against transformers dropping `is_causal = False` in silence, as it did to the remote code."""
+def test_logits_differ_from_those_with_causal_attention(checkpoints: dict[str, Path]) -> None:
+    """Guards against transformers silently ignoring `is_causal = False`, as it did with the remote code."""
     folder = checkpoints["llama_bidirec"]
     raw = json.loads((folder / "config.json").read_text())
     keep = {key: raw[key] for key in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")}
@@ -163,7 +163,7 @@ def test_a_logit_does_not_depend_on_its_batch(checkpoints: dict[str, Path], arch
     assert engine.score(pairs[::-1]) == pytest.approx(alone[::-1], abs=2e-6)
 
 
-def test_the_template_is_tokenised_whole_behind_one_bos(checkpoints: dict[str, Path]) -> None:
+def test_the_template_is_tokenised_as_a_whole_after_one_bos(checkpoints: dict[str, Path]) -> None:
     folder = checkpoints["llama_bidirec"]
     engine = load_engine(local_model(folder))
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -176,7 +176,7 @@ def test_the_template_is_tokenised_whole_behind_one_bos(checkpoints: dict[str, P
     assert pair.num_tokens == len(pair.token_ids)
 
 
-def test_another_template(checkpoints: dict[str, Path]) -> None:
+def test_a_configured_template(checkpoints: dict[str, Path]) -> None:
     folder = checkpoints["llama_bidirec"]
     engine = load_engine(local_model(folder, engine={"prompt_template": "{passage} | {query}"}))
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -186,7 +186,7 @@ def test_another_template(checkpoints: dict[str, Path]) -> None:
     assert pair.token_ids.tolist() == tokenizer.encode("p | q").ids
 
 
-def test_truncation_cuts_the_passage_from_the_right(checkpoints: dict[str, Path]) -> None:
+def test_truncation_cuts_the_end_of_the_passage(checkpoints: dict[str, Path]) -> None:
     window = 24
     engine = load_engine(local_model(checkpoints["llama_bidirec"], window_tokens=window))
     whole = load_engine(local_model(checkpoints["llama_bidirec"]))
@@ -199,7 +199,7 @@ def test_truncation_cuts_the_passage_from_the_right(checkpoints: dict[str, Path]
     assert (cut.num_tokens, cut.is_truncated, full.is_truncated) == (window, True, False)
 
 
-def test_the_window_is_exact(checkpoints: dict[str, Path]) -> None:
+def test_the_window_is_exact_to_one_token(checkpoints: dict[str, Path]) -> None:
     folder, query, passage = checkpoints["llama_bidirec"], "q", "one two three four five six seven eight"
     (whole,) = load_engine(local_model(folder)).tokenise(query, [passage], Truncate.END)
     exact = load_engine(local_model(folder, window_tokens=whole.num_tokens))
@@ -232,7 +232,7 @@ def test_bfloat16_stays_close_to_float32(checkpoints: dict[str, Path]) -> None:
 
 
 def _copy(source: Path, target: Path, **changes: Any) -> Path:
-    """A copy of a checkpoint with other values in its config.json."""
+    """Copies a checkpoint and changes values in the copy's config.json."""
     for path in source.iterdir():
         (target / path.name).write_bytes(path.read_bytes())
     config = json.loads((target / "config.json").read_text()) | changes
@@ -240,7 +240,7 @@ def _copy(source: Path, target: Path, **changes: Any) -> Path:
     return target
 
 
-def test_missing_and_left_over_tensors_are_refused(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+def test_missing_and_unexpected_tensors_are_refused(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     from rerank_service.errors import CheckpointError
 
     folder = _copy(checkpoints["llama_bidirec"], tmp_path)

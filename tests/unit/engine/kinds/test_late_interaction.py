@@ -1,4 +1,4 @@
-"""The embedded default, on its real weights."""
+"""The embedded default model, with its real weights."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ def engine() -> Engine:
 
 
 def reference_logits(query: str, passages: list[str]) -> list[float]:
-    """The formula with transformers' BERT as it comes, one text at a time."""
+    """Logits by the formula, with transformers' unmodified BERT, one text at a time."""
     folder = resolve_checkpoint(embedded_model().checkpoint)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(
         folder, tokenizer_file=str(folder / "tokenizer.json"), split_special_tokens=True
@@ -46,14 +46,14 @@ def reference_logits(query: str, passages: list[str]) -> list[float]:
     return logits
 
 
-def test_equals_the_formula_one_by_one(engine: Engine) -> None:
+def test_each_logit_equals_the_formula(engine: Engine) -> None:
     logits = engine.score(engine.tokenise(QUERY, NASTY_PASSAGES, Truncate.END))
 
     assert logits == pytest.approx(reference_logits(QUERY, NASTY_PASSAGES), abs=1e-4)
 
 
-def test_beside_a_long_query_passages_keep_their_own_logits(engine: Engine) -> None:
-    """Query and passage have a window each, so that neither takes the other's."""
+def test_passages_keep_different_logits_with_a_long_query(engine: Engine) -> None:
+    """Query and passage each have their own window, so a long query takes no room from the passages."""
     query, passages = "Which city is the capital? " * 200, [NASTY_PASSAGES[2], "bees make honey", "the last train"]
 
     pairs = engine.tokenise(query, passages, Truncate.END)
@@ -97,7 +97,7 @@ def test_a_logit_does_not_depend_on_its_batch(engine: Engine) -> None:
     assert engine.score(pairs * 2) == pytest.approx(alone * 2, abs=2e-5)
 
 
-def test_a_query_of_no_words_is_still_scored(engine: Engine) -> None:
+def test_a_query_without_words_is_still_scored(engine: Engine) -> None:
     logits = engine.score(engine.tokenise("\x00", NASTY_PASSAGES, Truncate.END))
 
     assert np.isfinite(logits).all()
@@ -112,7 +112,7 @@ def test_truncation_keeps_the_closing_token(engine: Engine) -> None:
         engine.tokenise("q", ["short", "word " * 600], Truncate.NONE)
 
 
-def test_the_window_is_the_checkpoints_own_and_can_be_wider() -> None:
+def test_the_window_comes_from_the_checkpoint_and_can_be_raised() -> None:
     assert load_engine(embedded_model()).window_tokens == 256
     assert load_engine(embedded_model(window_tokens=512)).window_tokens == 512
 
@@ -147,7 +147,7 @@ def test_tampered_weights_are_refused(tmp_path: Path) -> None:
 def test_a_cached_passage_has_the_same_logit_to_the_last_bit() -> None:
     fresh = load_engine(embedded_model())
     cached = load_engine(embedded_model(engine={"passage_cache_bytes": 10_000_000}))
-    before = cached.cache_counts  # the warm-up's
+    before = cached.cache_counts  # counts from the warm-up
     for query in (QUERY, "another question", QUERY):
         pairs = cached.tokenise(query, NASTY_PASSAGES, Truncate.END)
         assert cached.score(pairs) == fresh.score(pairs)

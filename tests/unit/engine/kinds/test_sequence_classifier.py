@@ -1,4 +1,4 @@
-"""Ordinary cross-encoders against transformers' own classes, one pair at a time without padding."""
+"""Compares ordinary cross-encoders with transformers' own classes, one pair at a time without padding."""
 
 import json
 from itertools import pairwise
@@ -21,7 +21,9 @@ ENCODERS = ["bert", "xlm_roberta", "modernbert", "deberta_v2"]
 
 @pytest.mark.parametrize("special_tokens", ["text", "parse"])
 @pytest.mark.parametrize("architecture", ENCODERS)
-def test_equals_transformers_one_by_one(checkpoints: dict[str, Path], architecture: str, special_tokens: str) -> None:
+def test_each_logit_equals_that_of_transformers(
+    checkpoints: dict[str, Path], architecture: str, special_tokens: str
+) -> None:
     folder = checkpoints[architecture]
     engine = load_engine(local_model(folder, engine={"special_tokens": special_tokens}))
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, split_special_tokens=special_tokens == "text")
@@ -31,7 +33,7 @@ def test_equals_transformers_one_by_one(checkpoints: dict[str, Path], architectu
     expected = []
     for passage, pair in zip(NASTY_PASSAGES, pairs, strict=True):
         inputs = tokenizer(
-            [QUERY],  # as lists: a single empty passage would count as none at all
+            [QUERY],  # as lists, because a single empty passage would count as missing
             [passage],
             truncation="longest_first",
             max_length=engine.window_tokens,
@@ -46,10 +48,10 @@ def test_equals_transformers_one_by_one(checkpoints: dict[str, Path], architectu
 
 
 @pytest.mark.parametrize("architecture", ENCODERS)
-def test_beside_a_query_longer_than_the_window_passages_keep_their_own_logits(
+def test_passages_keep_different_logits_if_the_query_is_longer_than_the_window(
     checkpoints: dict[str, Path], architecture: str
 ) -> None:
-    """Once the query took the whole window, and every passage had the same logit."""
+    """In an earlier version the query took the whole window, and every passage had the same logit."""
     folder, query = checkpoints[architecture], "query word " * 800
     passages = ["Paris is a city.", "bees make honey", "the last train left at nine"]
     engine = load_engine(local_model(folder))
@@ -75,7 +77,7 @@ def test_beside_a_query_longer_than_the_window_passages_keep_their_own_logits(
 
 
 @pytest.mark.parametrize("architecture", ENCODERS)
-def test_windows_beside_a_long_query_take_half_of_the_room(checkpoints: dict[str, Path], architecture: str) -> None:
+def test_windows_take_half_of_the_room_if_the_query_is_long(checkpoints: dict[str, Path], architecture: str) -> None:
     engine = load_engine(local_model(checkpoints[architecture], window_tokens=128))
     query, long = "query word " * 100, " ".join(f"sentence {number}." for number in range(100))
     fitting = Fitting(windows=PassageWindows(100))
@@ -84,18 +86,16 @@ def test_windows_beside_a_long_query_take_half_of_the_room(checkpoints: dict[str
 
     assert encoded.num_windows[0] == 1
     assert encoded.num_windows[1] > 2
-    assert encoded.is_truncated == (True, True)  # of the query, a part is in no pair
+    assert encoded.is_truncated == (True, True)  # part of the query is in no pair
     last = engine.tokenise(query, [long[-20:]], Truncate.END)[0].token_ids[-6:]
-    assert encoded.pairs[-1].token_ids[-6:].tolist() == last.tolist()  # the passage's end is read
+    assert encoded.pairs[-1].token_ids[-6:].tolist() == last.tolist()  # the last window contains the passage's end
     with pytest.raises(PairTooLong) as caught:
         encode_passages(engine, query, ["short", long], Fitting(Truncate.NONE, windows=fitting.windows))
     assert caught.value.num_tokens > caught.value.max_tokens == 128
 
 
 @pytest.mark.parametrize("architecture", ENCODERS)
-def test_a_passage_that_fits_beside_a_cut_query_gets_no_windows(
-    checkpoints: dict[str, Path], architecture: str
-) -> None:
+def test_a_passage_that_fits_with_a_cut_query_has_one_window(checkpoints: dict[str, Path], architecture: str) -> None:
     engine = load_engine(local_model(checkpoints[architecture], window_tokens=128))
     query = "query word " * 100
     room = engine.passage_room(query)
@@ -119,13 +119,13 @@ def test_a_logit_does_not_depend_on_its_batch(checkpoints: dict[str, Path], arch
     assert engine.score(pairs) == pytest.approx(alone, abs=2e-5)
 
 
-def test_positions_are_a_hard_limit_of_the_window(checkpoints: dict[str, Path]) -> None:
+def test_the_window_cannot_exceed_the_models_positions(checkpoints: dict[str, Path]) -> None:
     with pytest.raises(CheckpointError, match=r"window_tokens 4096 is above the model's \d+ positions"):
         load_engine(local_model(checkpoints["xlm_roberta"], window_tokens=4096))
 
 
 def test_xlm_roberta_fills_its_whole_window(checkpoints: dict[str, Path]) -> None:
-    """Its positions start at pad_token_id + 1, so two of them hold no token."""
+    """Positions of XLM-RoBERTa start at pad_token_id + 1, so two positions hold no token."""
     engine = load_engine(local_model(checkpoints["xlm_roberta"]))
 
     pairs = engine.tokenise(QUERY, ["word " * 3000], Truncate.END)

@@ -1,4 +1,4 @@
-"""The yes/no decoders against transformers' own language models, one pair at a time in float32."""
+"""Compares the yes/no decoders with transformers' own language models, one pair at a time in float32."""
 
 import json
 from pathlib import Path
@@ -61,7 +61,7 @@ def ids_of(tokenizer: Tokenizer, *texts: str) -> list[int]:
 
 
 def qwen3_ids(tokenizer: Tokenizer, passage: str, window: int, instruction: str = INSTRUCTION) -> list[int]:
-    """What the model card does: prefix + tokens of the pair, cut, + suffix."""
+    """Token ids as on the model card: prefix, then the tokens of the pair (cut to fit), then suffix."""
     prefix, suffix = ids_of(tokenizer, PREFIX), ids_of(tokenizer, SUFFIX)
     pair = ids_of(tokenizer, f"<Instruct>: {instruction}\n<Query>: {QUERY}\n<Document>: {passage}")
     return prefix + pair[: window - len(prefix) - len(suffix)] + suffix
@@ -69,7 +69,7 @@ def qwen3_ids(tokenizer: Tokenizer, passage: str, window: int, instruction: str 
 
 @torch.inference_mode()
 def last_logits(model: Any, ids: list[int]) -> torch.Tensor:
-    """Of the whole vocabulary `[V]`, at the last token."""
+    """Logits of the whole vocabulary `[V]` at the last token."""
     logits: torch.Tensor = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]
     return logits
 
@@ -83,7 +83,7 @@ def save_language_model(folder: Path, model: Any, tokenizer_from: Path, **change
     return folder
 
 
-def test_equals_the_published_code_one_by_one(checkpoints: dict[str, Path]) -> None:
+def test_each_logit_equals_that_of_the_published_code(checkpoints: dict[str, Path]) -> None:
     folder = checkpoints["qwen3"]
     engine = load_engine(local_model(folder))
     tokenizer, model = tokenizer_of(folder), AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
@@ -135,7 +135,7 @@ def test_each_family_equals_transformers(
     assert np.std(expected) > 0.01
 
 
-def test_without_a_no_the_logit_is_that_of_yes(tmp_path: Path, checkpoints: dict[str, Path]) -> None:
+def test_without_a_no_word_the_logit_is_that_of_yes(tmp_path: Path, checkpoints: dict[str, Path]) -> None:
     folder, tokenizer = checkpoints["qwen3"], tokenizer_of(checkpoints["qwen3"])
     engine = load_engine(local_model(folder, engine={"yes_no": OWN_PROMPT | {"no_word": None}}))
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
@@ -146,8 +146,10 @@ def test_without_a_no_the_logit_is_that_of_yes(tmp_path: Path, checkpoints: dict
     assert logit == pytest.approx(float(last_logits(model, ids)[tokenizer.token_to_id("yes")]), abs=TOLERANCE)
 
 
-def test_a_converted_classifier_gives_the_logits_of_its_original(tmp_path: Path, checkpoints: dict[str, Path]) -> None:
-    """As tomaarsen/Qwen3-Reranker-0.6B-seq-cls was made: one label, whose row is yes less no."""
+def test_a_converted_classifier_has_the_same_logits_as_its_original(
+    tmp_path: Path, checkpoints: dict[str, Path]
+) -> None:
+    """Converted like tomaarsen/Qwen3-Reranker-0.6B-seq-cls: the row of the only label is yes minus no."""
     original, tokenizer = checkpoints["qwen3"], tokenizer_of(checkpoints["qwen3"])
     config = Qwen3Config.from_pretrained(original)
     config.num_labels = 1
@@ -172,7 +174,7 @@ def test_a_converted_classifier_gives_the_logits_of_its_original(tmp_path: Path,
 
 
 def test_later_tokens_are_not_seen(checkpoints: dict[str, Path]) -> None:
-    """Guards against an attention that ignores causality: a state is the same whatever follows it."""
+    """Guards against an attention that ignores causality: later tokens must not change a state."""
     engine: Any = load_engine(local_model(checkpoints["qwen3"]))
     (pair,) = engine.tokenise(QUERY, ["a passage of several words"], Truncate.END)
     with torch.inference_mode():
@@ -191,7 +193,7 @@ def test_a_logit_does_not_depend_on_its_batch(checkpoints: dict[str, Path]) -> N
     assert engine.score(pairs[::-1]) == pytest.approx(alone[::-1], abs=2e-6)
 
 
-def test_a_long_passage_is_cut_and_the_end_of_the_prompt_stays(checkpoints: dict[str, Path]) -> None:
+def test_a_long_passage_is_cut_but_the_end_of_the_prompt_is_kept(checkpoints: dict[str, Path]) -> None:
     folder, window = checkpoints["qwen3"], 180
     engine, tokenizer = load_engine(local_model(folder, window_tokens=window)), tokenizer_of(folder)
     passage = "one two three four five six seven eight nine ten " * 20
@@ -206,8 +208,8 @@ def test_a_long_passage_is_cut_and_the_end_of_the_prompt_stays(checkpoints: dict
         engine.tokenise(QUERY, ["short", passage], Truncate.NONE)
 
 
-def test_a_query_of_its_own_part_leaves_the_passage_a_quarter_of_the_room(checkpoints: dict[str, Path]) -> None:
-    """As mxbai_rerank_v2.py and FlagEmbedding have it; a pair that fits is not cut."""
+def test_a_query_in_its_own_part_leaves_the_passage_a_quarter_of_the_room(checkpoints: dict[str, Path]) -> None:
+    """Cuts as mxbai_rerank_v2.py and FlagEmbedding do; a pair that fits is not cut."""
     folder = checkpoints["qwen3"]
     engine = load_engine(local_model(folder, window_tokens=64, engine={"yes_no": OWN_PROMPT}))
     tokenizer = tokenizer_of(folder)
@@ -229,7 +231,7 @@ def test_a_query_of_its_own_part_leaves_the_passage_a_quarter_of_the_room(checkp
     assert engine.tokenise(fits, ["seen"], Truncate.NONE)[0].token_ids.tolist() == [*of_fitting, *end]
 
 
-def test_an_instruction_takes_the_place_of_the_published_one(checkpoints: dict[str, Path]) -> None:
+def test_a_configured_instruction_replaces_the_published_one(checkpoints: dict[str, Path]) -> None:
     folder, instruction = checkpoints["qwen3"], "Find {braces} that match"
     engine = load_engine(local_model(folder, engine={"instruction": instruction}))
 
@@ -239,11 +241,11 @@ def test_an_instruction_takes_the_place_of_the_published_one(checkpoints: dict[s
     assert pair.token_ids.tolist() == expected
 
 
-def test_what_cannot_be_asked_is_refused(checkpoints: dict[str, Path]) -> None:
+def test_prompts_that_cannot_work_are_refused(checkpoints: dict[str, Path]) -> None:
     folder = checkpoints["qwen3"]
     for settings, message in [
-        ({"engine": {"yes_no": OWN_PROMPT | {"yes_word": "certainly not"}}}, "'certainly not' is .* tokens"),
-        ({"engine": {"yes_no": OWN_PROMPT, "instruction": "judge"}}, "no place for one"),
+        ({"engine": {"yes_no": OWN_PROMPT | {"yes_word": "certainly not"}}}, "'certainly not' must be one token"),
+        ({"engine": {"yes_no": OWN_PROMPT, "instruction": "judge"}}, "no place for it"),
         ({"window_tokens": 64}, r"the prompt alone takes \d+ tokens, and the window is 64"),
     ]:
         with pytest.raises(CheckpointError, match=message):
@@ -259,7 +261,9 @@ def test_what_cannot_be_asked_is_refused(checkpoints: dict[str, Path]) -> None:
         ({"parts": ["{instruction} {query}", "{passage}"]}, "instruction must give its default text"),
     ],
 )
-def test_a_prompt_without_its_places_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+def test_a_prompt_with_missing_or_misplaced_placeholders_is_refused(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         local_model(tmp_path, engine={"yes_no": OWN_PROMPT | changes})
 
@@ -275,7 +279,7 @@ def test_sliding_attention_within_the_window_is_refused(tmp_path: Path, checkpoi
     assert load_engine(local_model(folder, window_tokens=256, engine=options)).window_tokens == 256
 
 
-def test_left_over_and_missing_tensors_are_refused(tmp_path: Path, checkpoints: dict[str, Path]) -> None:
+def test_unexpected_and_missing_tensors_are_refused(tmp_path: Path, checkpoints: dict[str, Path]) -> None:
     for path in checkpoints["qwen3"].iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     weights = tmp_path / "model.safetensors"
@@ -290,7 +294,7 @@ def test_left_over_and_missing_tensors_are_refused(tmp_path: Path, checkpoints: 
         load_engine(local_model(tmp_path))
 
 
-def test_untied_without_a_head_is_refused(tmp_path: Path, checkpoints: dict[str, Path]) -> None:
+def test_untied_embeddings_without_a_head_are_refused(tmp_path: Path, checkpoints: dict[str, Path]) -> None:
     for path in checkpoints["qwen3"].iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     config = json.loads((tmp_path / "config.json").read_text()) | {"tie_word_embeddings": False}
@@ -308,7 +312,7 @@ def test_bfloat16_stays_close_to_float32(checkpoints: dict[str, Path]) -> None:
     assert coarse.score(pairs) == pytest.approx(exact.score(pairs), abs=0.25)
 
 
-def test_the_vocabulary_is_not_counted_as_work(tmp_path: Path, checkpoints: dict[str, Path]) -> None:
+def test_flops_do_not_include_the_vocabulary(tmp_path: Path, checkpoints: dict[str, Path]) -> None:
     tokenizer = tokenizer_of(checkpoints["qwen3"])
     config = Qwen3Config(**SIZES, vocab_size=tokenizer.get_vocab_size(), head_dim=16, tie_word_embeddings=False)
     folder = save_language_model(tmp_path, Qwen3ForCausalLM(config), checkpoints["qwen3"])
@@ -323,7 +327,7 @@ def test_the_vocabulary_is_not_counted_as_work(tmp_path: Path, checkpoints: dict
     ("family", "before", "after"),
     [
         (
-            "qwen2",  # as MxbaiRerankV2.prepare_inputs and concat_input_ids
+            "qwen2",  # as in MxbaiRerankV2.prepare_inputs and concat_input_ids
             [
                 "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n"
                 "<|im_start|>user\n",
@@ -339,7 +343,7 @@ def test_the_vocabulary_is_not_counted_as_work(tmp_path: Path, checkpoints: dict
             ],
         ),
         (
-            "gemma",  # as DatasetForReranker of FlagEmbedding
+            "gemma",  # as in DatasetForReranker of FlagEmbedding
             ["<bos>", f"A: {QUERY}", "\n"],
             [
                 "\n",
@@ -349,7 +353,7 @@ def test_the_vocabulary_is_not_counted_as_work(tmp_path: Path, checkpoints: dict
         ),
     ],
 )
-def test_other_published_prompts_are_tokenised_piece_by_piece(
+def test_other_published_prompts_are_tokenised_part_by_part(
     checkpoints: dict[str, Path], family: str, before: list[str], after: list[str]
 ) -> None:
     tokenizer, prompt = tokenizer_of(checkpoints["qwen3"]), YES_NO_PROMPTS[family]

@@ -1,4 +1,4 @@
-"""8-bit linear layers with scales fixed at load: what is observed, what is rounded, what is clipped."""
+"""8-bit linear layers with fixed scales: observed ranges, rounding errors and clipping."""
 
 from collections.abc import Callable
 
@@ -27,13 +27,13 @@ def range_of(rows: torch.Tensor) -> InputRange:
     return InputRange(rows.amin(0), rows.amax(0))
 
 
-def is_same_in_any_company(layer: Callable[[torch.Tensor], torch.Tensor], rows: torch.Tensor) -> bool:
+def is_batch_invariant(layer: Callable[[torch.Tensor], torch.Tensor], rows: torch.Tensor) -> bool:
     together = layer(rows)
     parts = [torch.equal(layer(rows[5 : 5 + count]), together[5 : 5 + count]) for count in (1, 2, 3, 16, 65, 125)]
     return all(parts) and torch.equal(layer(rows[3]), together[3]) and torch.equal(layer(rows[None]), together[None])
 
 
-def test_every_call_widens_the_range() -> None:
+def test_every_call_can_widen_the_observed_range() -> None:
     first, second, never = (linear_of(3, 3) for _ in range(3))
 
     def run() -> None:
@@ -47,7 +47,7 @@ def test_every_call_widens_the_range() -> None:
     assert seen[first].highest.tolist() == [1.0, 3.0, 0.5]
 
 
-def test_nothing_is_observed_after_a_failure() -> None:
+def test_hooks_are_removed_after_a_failure() -> None:
     layer = linear_of(3, 3)
 
     def run() -> None:
@@ -62,10 +62,10 @@ def test_nothing_is_observed_after_a_failure() -> None:
 @pytest.mark.parametrize("states", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("inputs", "outputs"), [(64, 128), (384, 1536), (1536, 384), (384, 1)])
 @torch.inference_mode()
-def test_rows_in_range_are_within_their_rounding(states: torch.dtype, inputs: int, outputs: int) -> None:
+def test_rows_within_range_have_only_rounding_errors(states: torch.dtype, inputs: int, outputs: int) -> None:
     linear = linear_of(inputs, outputs)
     rows = torch.randn(900, inputs).to(states)  # more than one tile
-    rows[:, 0] *= 40  # a channel of its own size
+    rows[:, 0] *= 40  # one channel with much larger values
     rows[7] = 0
     layer = CalibratedInt8Linear(linear, range_of(rows.float()), states)
 
@@ -74,12 +74,12 @@ def test_rows_in_range_are_within_their_rounding(states: torch.dtype, inputs: in
     assert got.dtype is states
     assert (got.float() - expected).std() <= 0.03 * expected.std()
     torch.testing.assert_close(got[7].float(), linear.bias, atol=5e-3, rtol=1e-2)  # zero is on the grid
-    assert is_same_in_any_company(layer, rows)
+    assert is_batch_invariant(layer, rows)
 
 
 @needs_int8
 @torch.inference_mode()
-def test_a_row_out_of_range_is_clipped() -> None:
+def test_values_out_of_range_are_clipped() -> None:
     linear = linear_of(64, 32, bias=False)
     rows = torch.randn(50, 64).clamp(-1, 1)
     layer = CalibratedInt8Linear(linear, InputRange(-torch.ones(64), torch.ones(64)), torch.float32)
@@ -99,7 +99,7 @@ def test_a_feed_forward_keeps_its_outliers(monkeypatch: pytest.MonkeyPatch) -> N
     def error() -> torch.Tensor:
         between = range_of(torch.nn.functional.gelu(up(rows)))
         first, second = quantise_feed_forward(up, down, range_of(rows), between, torch.float32)
-        assert is_same_in_any_company(lambda some: second(first(some)), rows)
+        assert is_batch_invariant(lambda some: second(first(some)), rows)
         expected = down(torch.nn.functional.gelu(up(rows)))
         return (second(first(rows)) - expected).std() / expected.std()
 
@@ -110,7 +110,7 @@ def test_a_feed_forward_keeps_its_outliers(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @needs_int8
-def test_only_layers_that_were_called_have_fixed_scales() -> None:
+def test_only_layers_called_in_calibration_have_fixed_scales() -> None:
     torch.manual_seed(0)
     config = BertConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, vocab_size=50)
     model, ids = BertModel(config).eval(), torch.arange(20)[None]
@@ -125,11 +125,11 @@ def test_only_layers_that_were_called_have_fixed_scales() -> None:
     assert type(first.output.dense).__name__ == "DownProjection"
     assert type(first.attention.self.query).__name__ == "CalibratedInt8Linear"
     assert type(second.intermediate.dense).__name__ == type(second.output.dense).__name__ == "Int8Linear"
-    torch.testing.assert_close(states, expected, atol=0.1, rtol=0)  # and GELU once, not twice
+    torch.testing.assert_close(states, expected, atol=0.1, rtol=0)  # GELU is applied once, not twice
 
 
 @needs_int8
-def test_the_embedded_model_ranks_as_in_float32() -> None:
+def test_the_embedded_model_ranks_in_int8_as_in_float32() -> None:
     query = "How do I keep bread fresh?"
     passages = ["Wrap the loaf in cloth.", "The train is late.", "Bread goes stale as its starch hardens.", "Yeast"]
     logits = {}

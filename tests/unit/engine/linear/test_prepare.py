@@ -1,4 +1,4 @@
-"""Linear layers of every precision against torch's own, and row by row."""
+"""Compares linear layers of every precision with torch's own, and batches with single rows."""
 
 from collections.abc import Callable
 from typing import Any
@@ -23,7 +23,7 @@ def linear_of(inputs: int, outputs: int, dtype: torch.dtype = torch.float32) -> 
     return torch.nn.Linear(inputs, outputs).to(dtype).requires_grad_(False)
 
 
-def is_same_in_any_company(layer: Callable[[Any], Any], rows: torch.Tensor) -> bool:
+def is_batch_invariant(layer: Callable[[Any], Any], rows: torch.Tensor) -> bool:
     together = layer(rows)
     parts = [torch.equal(layer(rows[5 : 5 + count]), together[5 : 5 + count]) for count in (1, 2, 3, 7, 16, 65, 125)]
     return all(parts) and torch.equal(layer(rows[3]), together[3]) and torch.equal(layer(rows[None]), together[None])
@@ -32,7 +32,7 @@ def is_same_in_any_company(layer: Callable[[Any], Any], rows: torch.Tensor) -> b
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("inputs", "outputs"), SHAPES)
 @torch.inference_mode()
-def test_packed(dtype: torch.dtype, inputs: int, outputs: int) -> None:
+def test_packed_layers_equal_torch(dtype: torch.dtype, inputs: int, outputs: int) -> None:
     if not can_pack(dtype):
         pytest.skip(f"this processor does not multiply packed {dtype}")
     linear = linear_of(inputs, outputs, dtype)
@@ -41,17 +41,17 @@ def test_packed(dtype: torch.dtype, inputs: int, outputs: int) -> None:
 
     atol = 2e-2 if dtype is torch.bfloat16 else 1e-5
     torch.testing.assert_close(packed(rows), linear(rows), atol=atol, rtol=1e-2)
-    assert is_same_in_any_company(packed, rows)
+    assert is_batch_invariant(packed, rows)
 
 
 @needs_int8
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("inputs", "outputs"), SHAPES)
 @torch.inference_mode()
-def test_int8_is_within_its_rounding(dtype: torch.dtype, inputs: int, outputs: int) -> None:
+def test_int8_has_only_rounding_errors(dtype: torch.dtype, inputs: int, outputs: int) -> None:
     linear = linear_of(inputs, outputs)
     rows = torch.randn(1300, inputs).to(dtype)  # more than one tile
-    rows[7] = 0  # has no scale
+    rows[7] = 0  # a row without a scale
     rows[8] *= 1e4
     quantised = Int8Linear(linear)
 
@@ -63,12 +63,12 @@ def test_int8_is_within_its_rounding(dtype: torch.dtype, inputs: int, outputs: i
     assert (error <= bound + 0.01 * expected.abs() + 1e-6).all()
     assert error[7].max() <= 0.01 * linear.bias.abs().max()
     assert quantised(rows).dtype is dtype
-    assert is_same_in_any_company(quantised, rows)
+    assert is_batch_invariant(quantised, rows)
 
 
 @needs_int8
 @torch.inference_mode()
-def test_int8_is_exact_where_nothing_is_rounded() -> None:
+def test_int8_is_exact_if_nothing_is_rounded() -> None:
     linear = linear_of(64, 32)
     linear.weight.copy_(torch.randint(-127, 128, (32, 64)))
     linear.weight[:, 0] = 127
@@ -80,7 +80,7 @@ def test_int8_is_exact_where_nothing_is_rounded() -> None:
 
 @pytest.mark.parametrize(("inputs", "outputs"), [(64, 128), (384, 1536)])
 @torch.inference_mode()
-def test_float8_is_within_its_rounding(inputs: int, outputs: int) -> None:
+def test_float8_has_only_rounding_errors(inputs: int, outputs: int) -> None:
     linear = linear_of(inputs, outputs)
     rows = torch.randn(130, inputs)
     rows[7] = 0
@@ -91,7 +91,7 @@ def test_float8_is_within_its_rounding(inputs: int, outputs: int) -> None:
     assert error.max() > 0
 
 
-def test_float8_takes_aligned_shapes() -> None:
+def test_float8_accepts_only_aligned_shapes() -> None:
     assert can_be_float8(torch.nn.Linear(64, 32))
     assert not can_be_float8(torch.nn.Linear(64, 1))
 
@@ -115,7 +115,7 @@ def kinds(model: torch.nn.Module) -> dict[str, int]:
         (Precision(torch.float32, Dtype.FLOAT8), "Float8Linear", 0.3),
     ],
 )
-def test_a_model_keeps_its_answers(precision: Precision, in_layers: str, tolerance: float) -> None:
+def test_a_prepared_model_computes_the_same_states(precision: Precision, in_layers: str, tolerance: float) -> None:
     model, ids = bert()
     with torch.inference_mode():
         expected = model(ids).last_hidden_state
@@ -123,6 +123,6 @@ def test_a_model_keeps_its_answers(precision: Precision, in_layers: str, toleran
         states = model(ids).last_hidden_state
 
     found = kinds(model)
-    assert found.pop(in_layers) >= 12  # q, k, v, attention output and the feed-forward's two, in two layers
+    assert found.pop(in_layers) >= 12  # q, k, v, attention output and two feed-forward layers, in each of two layers
     assert set(found) <= {"PackedLinear"}  # the pooler
-    torch.testing.assert_close(states, expected, atol=tolerance, rtol=0)  # and GELU once, not twice
+    torch.testing.assert_close(states, expected, atol=tolerance, rtol=0)  # GELU is applied once, not twice

@@ -1,4 +1,4 @@
-"""Texts are text: what a query or a passage spells of special tokens is read as characters, in every engine."""
+"""Every engine reads special tokens spelled out in a query or passage as plain characters."""
 
 import json
 import shutil
@@ -42,13 +42,13 @@ def ids(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 def special_ids(folder: Path) -> set[int]:
-    """But the one for unknown characters, which a text may always lead to."""
+    """Ids of all special tokens except the one for unknown characters, which any text may contain."""
     added = json.loads((folder / "tokenizer.json").read_text())["added_tokens"]
     return {token["id"] for token in added if token["special"] and "unk" not in token["content"].lower()}
 
 
 def unigram(names: list[str]) -> Tokenizer:
-    """With its special tokens among the pieces at the highest score, as XLM-RoBERTa and DeBERTa v3 have them."""
+    """A vocabulary in which special tokens are pieces with the highest score, as in XLM-RoBERTa and DeBERTa v3."""
     characters = sorted({*SAMPLE_TEXT, *(chr(code) for code in range(33, 127))} - {" ", "\n"})
     words = [f"▁{word}" for word in ("a", "the", "yes", "it", "was", "and")]
     pieces = [*((name, 0.0) for name in names), *((word, -4.0) for word in words), ("▁", -3.0)]
@@ -78,7 +78,7 @@ def deberta_v3() -> Tokenizer:
 
 
 def sentencepiece_bpe() -> Tokenizer:
-    """Whose merges lead to its special tokens, as those of some conversions of Llama do."""
+    """A tokenizer whose merges produce its special tokens, as in some conversions of Llama."""
     names, pieces = ["<unk>", "<s>", "</s>"], [*sorted({*SAMPLE_TEXT} | {*"<>/▁"}), "</", "s>", "it"]
     vocab = {piece: index for index, piece in enumerate([*names, *pieces])}
     merges = [("<", "/"), ("s", ">"), ("</", "s>"), ("<", "s>"), ("i", "t")]
@@ -89,7 +89,7 @@ def sentencepiece_bpe() -> Tokenizer:
 
 
 def words() -> Tokenizer:
-    """A vocabulary of words split at white space, in which `[SEP]` is one."""
+    """A vocabulary of words split at white space, one of which is `[SEP]`."""
     vocab = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4, "yes": 5, "it": 6}
     tokenizer = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -107,7 +107,7 @@ MADE: dict[str, Callable[[], Tokenizer]] = {
 
 @pytest.fixture(scope="module")
 def folders(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Tokenizers of every kind there is."""
+    """Folders with a tokenizer of every kind."""
     root = tmp_path_factory.mktemp("tokenizers")
     for name, make in MADE.items():
         (root / name).mkdir()
@@ -120,7 +120,7 @@ KINDS = ["bert", "xlm_roberta", "llama_bidirec", "qwen3", "minilm", *(f"made_{na
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_no_text_spells_a_special_token(folders: dict[str, Path], kind: str) -> None:
+def test_no_text_can_spell_a_special_token(folders: dict[str, Path], kind: str) -> None:
     tokenizer, special = load_tokenizer(folders[kind]), special_ids(folders[kind])
     names = [token["content"] for token in json.loads((folders[kind] / "tokenizer.json").read_text())["added_tokens"]]
 
@@ -132,8 +132,8 @@ def test_no_text_spells_a_special_token(folders: dict[str, Path], kind: str) -> 
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=60, deadline=None)
 @given(text=st.text() | st.text("aeisty <>[]/|_\n."))
-def test_other_texts_have_the_tokens_that_the_file_gives_them(folders: dict[str, Path], kind: str, text: str) -> None:
-    """Whatever holds no special token is read as ever, and `parse` reads everything as ever."""
+def test_other_texts_have_the_same_tokens_as_in_the_file(folders: dict[str, Path], kind: str, text: str) -> None:
+    """A text without special tokens has the ids of the tokenizer file. With `parse`, this holds for every text."""
     published = _published(folders[kind])
     expected = ids(published, text)
 
@@ -171,8 +171,8 @@ ENGINES = ["bert", "xlm_roberta", "modernbert", "deberta_v2", "llama_bidirec", "
 
 
 @pytest.mark.parametrize("name", ENGINES)
-def test_a_passage_cannot_write_a_part_of_the_prompt(folders: dict[str, Path], name: str) -> None:
-    """The special tokens of a pair are those of its prompt, in their places, whatever query and passage say."""
+def test_a_passage_cannot_forge_part_of_the_prompt(folders: dict[str, Path], name: str) -> None:
+    """A pair has exactly the special tokens of its prompt, whatever query and passage contain."""
     folder = folders["minilm" if name == "embedded" else name]
 
     def model(special_tokens: str) -> ModelConfig:
@@ -191,7 +191,7 @@ def test_a_passage_cannot_write_a_part_of_the_prompt(folders: dict[str, Path], n
     assert specials("parse", QUERY, INJECTIONS) != [of_prompt] * len(INJECTIONS)
 
 
-def test_a_yes_of_its_own_stands_in_the_users_turn(checkpoints: dict[str, Path]) -> None:
+def test_a_forged_yes_stays_in_the_users_turn(checkpoints: dict[str, Path]) -> None:
     published, engine = _published(checkpoints["qwen3"]), load_engine(local_model(checkpoints["qwen3"]))
     before, _, after = (ids(published, part) for part in YES_NO_PROMPTS["qwen3"].parts)
 
@@ -205,7 +205,7 @@ def test_a_yes_of_its_own_stands_in_the_users_turn(checkpoints: dict[str, Path])
 
 
 def test_tags_of_the_prompt_are_hidden_from_texts_too(folders: dict[str, Path], tmp_path: Path) -> None:
-    """Qwen's tokenizer does not call `<think>` special; a tag that is in no prompt stays what its file makes of it."""
+    """Qwen's tokenizer does not mark `<think>` as special. A tag that is in no prompt keeps its id from the file."""
     published = Tokenizer.from_file(str(folders["qwen3"] / "tokenizer.json"))
     published.add_tokens([AddedToken(name, normalized=False) for name in ("<think>", "</think>", "<h1>", "\n\n")])
     published.save(str(tmp_path / "tokenizer.json"))
@@ -228,7 +228,7 @@ def test_tags_of_the_prompt_are_hidden_from_texts_too(folders: dict[str, Path], 
     assert heading in pairs[2].token_ids
 
 
-def test_a_template_with_special_tokens_of_its_own(checkpoints: dict[str, Path]) -> None:
+def test_a_template_may_contain_special_tokens(checkpoints: dict[str, Path]) -> None:
     folder, template = checkpoints["mistral"], "<|end_of_text|>{query}<|end_of_text|>{passage}"
     model = local_model(folder, engine={"prompt_template": template})
     published, passages = _published(folder), [text for text in NASTY_PASSAGES if "<" not in text]
@@ -245,7 +245,7 @@ def test_a_template_with_special_tokens_of_its_own(checkpoints: dict[str, Path])
     assert _is_faithful(model)
 
 
-def test_a_yes_no_prompt_whose_special_tokens_stand_beside_texts(checkpoints: dict[str, Path]) -> None:
+def test_a_yes_no_prompt_may_have_special_tokens_next_to_texts(checkpoints: dict[str, Path]) -> None:
     parts = ["<|im_start|>user\n{query}", "\n<|im_end|>{passage}", "<|im_end|>\n<|im_start|>assistant\n"]
     prompt = {"parts": parts, "yes_word": "yes", "no_word": "no"}
     for special_tokens in ("text", "parse"):
@@ -258,7 +258,7 @@ def test_a_yes_no_prompt_whose_special_tokens_stand_beside_texts(checkpoints: di
 def test_unigram_vocabularies_equal_transformers(
     folders: dict[str, Path], tmp_path: Path, architecture: str, kind: str, special_tokens: str
 ) -> None:
-    """XLM-RoBERTa gives `<pad>` in a text the position of padding: parsed, it was 7.7e-2 off."""
+    """In XLM-RoBERTa a parsed `<pad>` has the position of padding; with other positions, a logit was off by 7.7e-2."""
     folder = shutil.copytree(folders[architecture], tmp_path / architecture)
     shutil.copy(folders[f"made_{kind}"] / "tokenizer.json", folder)
     model = local_model(folder, engine={"special_tokens": special_tokens})

@@ -1,4 +1,4 @@
-"""Long passages in windows, on every engine."""
+"""Long passages are scored in windows, on every engine."""
 
 import re
 from itertools import pairwise
@@ -20,7 +20,7 @@ LONG = " ".join(f"Sentence {number} speaks of naïve cafés, 東京, and of noth
 PASSAGES = ["Saturn has rings.", LONG, "", LONG + " Saturn has rings."]
 ENGINES = ("bert", "modernbert", "llama_bidirec", "mistral", "qwen3", "embedded")
 PROMPT_TOKENS = {"qwen3": 144}
-"""What the prompt takes of the window, where it is long."""
+"""Tokens of the window that a long prompt takes, by engine."""
 
 
 @pytest.fixture(scope="module", params=ENGINES)
@@ -39,7 +39,7 @@ def logits_of(engine: Engine, passages: list[str], fitting: Fitting) -> tuple[fl
     return encoded.best(engine.score(encoded.pairs))
 
 
-def test_a_passage_that_fits_is_the_same_pair(engine: Engine) -> None:
+def test_a_passage_that_fits_has_the_same_pair_with_windows(engine: Engine) -> None:
     cut = encode_passages(engine, QUERY, PASSAGES, Fitting())
     in_windows = encode_passages(engine, QUERY, PASSAGES, windows())
 
@@ -53,7 +53,7 @@ def test_a_passage_that_fits_is_the_same_pair(engine: Engine) -> None:
 
 
 def test_a_passage_has_the_logit_of_its_best_window(engine: Engine) -> None:
-    """As if the caller had split it himself."""
+    """The passage has the same logit as if the caller had split it."""
     encoded = encode_passages(engine, QUERY, [LONG], windows())
     logits = engine.score(encoded.pairs)
 
@@ -61,8 +61,8 @@ def test_a_passage_has_the_logit_of_its_best_window(engine: Engine) -> None:
     assert len(set(logits)) > 1
 
 
-def test_what_only_the_end_says_is_seen(engine: Engine) -> None:
-    """Two passages that begin alike are one and the same to who reads their beginnings."""
+def test_windows_read_the_end_of_a_passage(engine: Engine) -> None:
+    """Without windows, two long passages with the same beginning have the same logit."""
     first, second = logits_of(engine, [LONG, LONG + " Saturn has rings, and rings has Saturn."], Fitting())
     assert first == second
 
@@ -91,11 +91,11 @@ def test_more_windows_than_allowed_are_cut_or_refused(engine: Engine) -> None:
     encode_passages(engine, QUERY, PASSAGES, Fitting(Truncate.NONE, windows=PassageWindows(100)))
 
 
-def test_one_window_is_no_windows(engine: Engine) -> None:
+def test_a_single_window_is_plain_truncation(engine: Engine) -> None:
     assert logits_of(engine, PASSAGES, windows(1)) == logits_of(engine, PASSAGES, Fitting())
 
 
-def test_shorter_windows_than_the_model_has(engine: Engine) -> None:
+def test_windows_can_be_shorter_than_the_models_window(engine: Engine) -> None:
     encoded = encode_passages(engine, QUERY, [PASSAGES[0], LONG], windows(tokens=24))
     (query_only,) = encode_passages(engine, QUERY, [""], Fitting()).pairs
 
@@ -104,7 +104,7 @@ def test_shorter_windows_than_the_model_has(engine: Engine) -> None:
     assert encoded.num_windows[1] > encode_passages(engine, QUERY, [LONG], windows()).num_windows[0]
 
 
-def test_beside_a_query_that_fills_the_window_decoders_have_no_windows(engine: Engine) -> None:
+def test_decoders_make_no_windows_if_the_query_fills_the_window(engine: Engine) -> None:
     encoded = encode_passages(engine, LONG, ["short", "", LONG], windows())
 
     assert encoded.is_truncated == (True, True, True)
@@ -112,8 +112,8 @@ def test_beside_a_query_that_fills_the_window_decoders_have_no_windows(engine: E
     assert (encoded.num_windows[2] == 1) == ("decoder" in engine.description)
 
 
-def test_passages_of_which_no_token_is_left_are_told(engine: Engine) -> None:
-    """Decoders are cut on the right, as published; the others keep a part of each passage."""
+def test_passages_without_remaining_tokens_are_reported(engine: Engine) -> None:
+    """Decoders cut the end of a pair, as published; other engines keep a part of each passage."""
     is_cut_on_the_right = "decoder" in engine.description
     texts = ["Saturn has rings.", "", LONG]
 
@@ -128,8 +128,8 @@ def test_passages_of_which_no_token_is_left_are_told(engine: Engine) -> None:
         encode_passages(engine, LONG, texts, Fitting(Truncate.NONE))
 
 
-def test_a_passage_is_scored_from_its_first_token_on(checkpoints: dict[str, Path]) -> None:
-    """Query by query, one token longer each time, until nothing of the passage is left."""
+def test_a_passage_counts_as_scored_with_its_first_token(checkpoints: dict[str, Path]) -> None:
+    """Lengthens the query by one token at a time, until no token of the passage remains."""
     for name, window in (("llama_bidirec", 48), ("qwen3", 192)):
         engine = load_engine(local_model(checkpoints[name], window_tokens=window))
         whole = load_engine(local_model(checkpoints[name]))
@@ -145,7 +145,7 @@ def test_a_passage_is_scored_from_its_first_token_on(checkpoints: dict[str, Path
         assert seen == {(False, False), (True, False), (True, True)}
 
 
-def test_a_limit_of_its_own_comes_before_windows(engine: Engine) -> None:
+def test_the_passage_limit_applies_before_windows(engine: Engine) -> None:
     limited = Fitting(max_passage_tokens=120, windows=PassageWindows(100))
     encoded = encode_passages(engine, QUERY, [LONG], limited)
 
@@ -167,7 +167,9 @@ def test_a_text_is_shortened_at_the_end_of_a_token(engine: Engine) -> None:
 
 
 @settings(max_examples=400)
-@example(word_lengths=[3, 1], tokens=2, overlap=0, limit=2)  # the last window once began behind the one before
+@example(
+    word_lengths=[3, 1], tokens=2, overlap=0, limit=2
+)  # in an earlier version, a token between the last two windows was lost
 @given(
     word_lengths=st.lists(st.integers(1, 12), max_size=60),
     tokens=st.integers(2, 30),
@@ -175,7 +177,7 @@ def test_a_text_is_shortened_at_the_end_of_a_token(engine: Engine) -> None:
     limit=st.integers(1, 30),
 )
 def test_windows_cover_the_text_in_order(word_lengths: list[int], tokens: int, overlap: int, limit: int) -> None:
-    """A token here is four digits, its number; a word is so many of them."""
+    """Each token is its own number in four digits; `word_lengths` gives the tokens per word."""
     numbers = iter(range(10_000))
     text = " ".join("".join(f"{next(numbers):04}" for _ in range(length)) for length in word_lengths)
     spans = [match.span() for match in re.finditer(r"\d{4}", text)]
@@ -185,7 +187,7 @@ def test_windows_cover_the_text_in_order(word_lengths: list[int], tokens: int, o
     assert 1 <= len(texts) <= limit
     windows = [[int(digits) for digits in re.findall(r"\d{4}", window)] for window in texts]
     for before, after in pairwise(windows):
-        assert before[0] < after[0] <= before[-1] + 1  # none between them is lost
+        assert before[0] < after[0] <= before[-1] + 1  # no token between two windows is lost
     for window in windows:
         assert window == list(range(window[0], window[0] + len(window))) if window else not text
         assert len(window) <= tokens
@@ -195,7 +197,7 @@ def test_windows_cover_the_text_in_order(word_lengths: list[int], tokens: int, o
     assert not text or windows[0][0] == 0
 
 
-def test_windows_begin_at_words_and_the_last_is_a_full_one() -> None:
+def test_windows_start_at_words_and_the_last_has_full_length() -> None:
     text = "one two three four five six seven"
     spans = [match.span() for match in re.finditer(r"\w+", text)]
 
@@ -212,7 +214,7 @@ def test_windows_begin_at_words_and_the_last_is_a_full_one() -> None:
 
 
 def test_the_estimate_follows_the_windows(engine: Engine) -> None:
-    """Within a factor of what is scored, a model's own prompt apart: it decides shards and admission."""
+    """The estimate is within a factor of 3 of the scored tokens, prompt excluded. It decides shards and admission."""
     (prompt,) = engine.tokenise("", [""], Truncate.END)
     for fitting in (windows(), windows(3), windows(tokens=24)):
         window_tokens = fitting.windows and (fitting.windows.tokens or engine.window_tokens - prompt.num_tokens)

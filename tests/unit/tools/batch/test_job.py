@@ -148,7 +148,7 @@ def test_a_stopped_job_reports_the_pairs_it_kept(
     summary = run(*command(pairs, output, config))
 
     assert stopped.exit_code == 130
-    assert f"stopped; {3 * CHUNK_PAIRS} pairs are kept in {output}.parts: the same command resumes" in stopped.stderr
+    assert f"stopped; {3 * CHUNK_PAIRS} scored pairs are kept in {output}.parts; run the same" in stopped.stderr
     assert summary["num_resumed_pairs"] == 3 * CHUNK_PAIRS
 
 
@@ -258,7 +258,7 @@ def test_an_existing_output_is_replaced_only_with_force(tmp_path: Path, pairs: P
     [
         (["{pairs}", "{folder}/out.xlsx"], "out.xlsx must end in one of"),
         (["nowhere.jsonl", "{folder}/out.jsonl"], "cannot read"),
-        (["{pairs}", "{folder}/out.jsonl", "--in-process", "--workers", "2"], "--in-process has no workers"),
+        (["{pairs}", "{folder}/out.jsonl", "--in-process", "--workers", "2"], "--in-process cannot be combined"),
         (["{pairs}", "{folder}/out.jsonl", "--model", "org/name@abc"], "needs revision"),
         (["{pairs}", "{folder}/out.jsonl", "--model", "./nowhere", "--in-process"], "nowhere"),
         (["{pairs}", "{folder}/new/and/deep/out.jsonl", "--model", "./nowhere", "--in-process"], "nowhere"),

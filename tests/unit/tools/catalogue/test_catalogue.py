@@ -132,7 +132,7 @@ UNPUBLISHED = {"llama-nemotron-rerank-500m-v2", "jina-reranker-v1-turbo-en", "ji
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_numbers_are_those_of_the_published_shape(name: str) -> None:
+def test_numbers_equal_those_of_the_published_shape(name: str) -> None:
     model_class, config = SHAPES[name]
     with torch.device("meta"):
         model = model_class(config)
@@ -144,7 +144,7 @@ def test_numbers_are_those_of_the_published_shape(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MADE)
-def test_numbers_are_those_of_the_checkpoints_made_here(name: str) -> None:
+def test_numbers_equal_those_of_random_checkpoints(name: str) -> None:
     shape = shape_of(*MADE[name])
     assert known(name).num_parameters == count_parameters(*MADE[name])
     assert (known(name).hidden_size, known(name).intermediate_size) == (shape.hidden_size, shape.intermediate_size)
@@ -177,7 +177,7 @@ def test_memory_is_the_sum_of_weights_activations_and_process() -> None:
     laid_out = known("mxbai-rerank-base-v1")
     activations = 4_096 * (12 * 768 + 7 * 3072) + 5 * 4_096 * 12 * 512
     assert needed_bytes(laid_out, on_gpu=False, is_half=False) == 4 * (184_422_913 + activations) + 1_000_000_000
-    long = known("Qwen3-Reranker-0.6B")  # one pair of its window is more than a CPU's batch
+    long = known("Qwen3-Reranker-0.6B")  # the longest pair is larger than a CPU's default batch
     activations = 8_192 * (12 * 1024 + 7 * 3072)
     assert needed_bytes(long, on_gpu=False, is_half=True) == 2 * (595_776_512 + activations) + 1_000_000_000
 
@@ -198,7 +198,7 @@ def test_memory_is_the_sum_of_weights_activations_and_process() -> None:
             "largest GPU has 16.0 GB",
         ),
         ("Qwen3-Reranker-8B", H100._replace(gpus=(Gpu("T4", 16_000_000_000),)), "CPU", True, None),
-        ("jina-reranker-v2-base-multilingual", H100, None, False, "never run"),
+        ("jina-reranker-v2-base-multilingual", H100, None, False, "never runs code"),
         ("llama-nemotron-rerank-500m-v2", H100, None, False, "not published"),
     ],
 )
@@ -208,7 +208,7 @@ def test_where_a_model_runs(name: str, machine: Machine, place: str | None, is_s
     assert (verdict.reason is None) if reason is None else reason in (verdict.reason or "")
 
 
-def test_the_memory_of_a_container_is_its_limit(tmp_path: Path) -> None:
+def test_the_memory_of_a_container_is_the_limit_of_its_cgroup(tmp_path: Path) -> None:
     limit = tmp_path / "memory.max"
     physical = this_machine(limit).memory_bytes
     assert physical > 0
@@ -218,7 +218,7 @@ def test_the_memory_of_a_container_is_its_limit(tmp_path: Path) -> None:
     assert this_machine(limit).memory_bytes == 4_000_000
 
 
-def test_the_pages_prompts_are_configurations() -> None:
+def test_the_prompts_on_the_models_page_are_valid_configurations() -> None:
     blocks = re.findall(r"```yaml\n(.*?)```", PAGE.read_text(), re.DOTALL)
     configurations = [EngineConfig.model_validate(one["engine"]) for one in yaml.safe_load_all(blocks[0])]
     assert len(blocks) == 1

@@ -97,7 +97,7 @@ def test_rank_in_process(passages: str, float32_config: str) -> None:
     assert answer["usage"]["total_tokens"] > 0
 
 
-def test_rank_takes_more_lines_than_a_request() -> None:
+def test_rank_accepts_more_lines_than_fit_in_one_request() -> None:
     lines = "\n".join("x" * (1 + number % 7) for number in range(600))
     with scripted() as server:
         result = runner.invoke(app, ["rank", "q", "--url", server.url, "--json", "--top", "3"], input=lines)
@@ -117,8 +117,8 @@ def test_rank_reports_truncated_and_unscored_passages(float32_config: str) -> No
     whole = runner.invoke(app, command, input="short")
 
     assert there.stderr == (
-        "2 of 3 passages were truncated to the model's window; --max-windows ranks them whole\n"
-        "1 of them were not scored at all: shorten the query, which leaves no room for them\n"
+        "2 of 3 passages were truncated to the model's window; use --max-windows to rank them as a whole\n"
+        "The query leaves no room for 1 of them, which were not scored: shorten the query\n"
     )
     assert here.stderr.startswith("1 of 2 passages were truncated")
     assert len(json.loads(here.stdout)["rankings"]) == 2
@@ -153,7 +153,7 @@ def test_rank_reads_standard_input(float32_config: str) -> None:
         (["rank", "q", "{passages}", "--in-process", "--config", CONFIG, "--model", "nope"], "no model 'nope'"),
     ],
 )
-def test_errors_are_one_line(passages: str, arguments: list[str], message: str) -> None:
+def test_errors_are_reported_in_one_line(passages: str, arguments: list[str], message: str) -> None:
     result = runner.invoke(app, [argument.replace("{passages}", passages) for argument in arguments])
 
     assert result.exit_code == 2
@@ -164,7 +164,7 @@ def test_errors_are_one_line(passages: str, arguments: list[str], message: str) 
 PLAN = ["plan", "--rps", "20", "--passages", "20", "--tokens", "short", "--p99-ms", "500"]
 
 
-def test_plan_says_whether_the_speed_is_assumed() -> None:
+def test_plan_reports_whether_the_speed_is_assumed() -> None:
     shown = runner.invoke(app, [*PLAN, "--tokens-per-s", "20000"])
     assumed = runner.invoke(app, [*PLAN, "--gpu", "l4"])
 
@@ -185,7 +185,7 @@ def test_plan_as_json_is_minimal_and_repeatable() -> None:
     assert first["region"] is None
 
 
-def test_plan_with_regions_loses_one() -> None:
+def test_plan_with_regions_simulates_the_loss_of_one() -> None:
     command = [*PLAN, "--tokens-per-s", "20000", "--regions", "2", "--start-s", "5", "--timeout-s", "5", "--json"]
 
     region = json.loads(runner.invoke(app, command).stdout)["region"]
@@ -204,7 +204,7 @@ def test_plan_with_regions_loses_one() -> None:
         (["--tokens", "few"], "a number or one of short, chunks, long-tail"),
     ],
 )
-def test_plan_says_what_is_wrong(changed: list[str], message: str) -> None:
+def test_plan_reports_invalid_options(changed: list[str], message: str) -> None:
     result = runner.invoke(app, [*PLAN, *changed])
 
     assert result.exit_code == 2

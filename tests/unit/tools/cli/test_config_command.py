@@ -1,4 +1,4 @@
-"""`rerank-service config` and `environment`: the service and Ray Serve accept their output."""
+"""The service and Ray Serve accept the output of `rerank-service config` and `rerank-service environment`."""
 
 import json
 import os
@@ -59,7 +59,7 @@ def test_the_configuration_can_be_served_and_names_its_command(arguments: list[s
     assert written(*repeated) == text
 
 
-def test_a_model_with_gpus_has_an_application_of_its_own() -> None:
+def test_a_model_with_gpus_has_its_own_application() -> None:
     settings = settings_of(LLAMA, MINILM, "--replicas", "1:2", "--replicas", f"{LLAMA}=2:8", "--pin")
 
     llama, minilm = settings.models
@@ -71,7 +71,7 @@ def test_a_model_with_gpus_has_an_application_of_its_own() -> None:
     assert settings.default_model_id == llama.id
 
 
-def test_on_other_hardware_the_catalogues_settings_are_left_out() -> None:
+def test_the_catalogues_hardware_settings_are_omitted_on_other_hardware() -> None:
     (on_gpu,) = settings_of(LLAMA).models
     (on_cpu,) = settings_of(LLAMA, "--gpus", "0").models
 
@@ -101,7 +101,7 @@ def test_limits_and_keys() -> None:
     assert settings.auth.key_hashes_file == Path("/k")
 
 
-def test_to_a_file(tmp_path: Path) -> None:
+def test_output_to_a_file(tmp_path: Path) -> None:
     path = tmp_path / "serve.yaml"
 
     assert written(MINILM, "--output", str(path)) == ""
@@ -113,9 +113,9 @@ def test_to_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nobody/knows"], "add where its files are, nobody/knows=SOURCE[@REVISION]"),
+        (["nobody/knows"], "add the location of its files, nobody/knows=SOURCE[@REVISION]"),
         (["a=org/name"], "needs revision: its 40-digit commit"),
-        (["jina-reranker-v2-base-multilingual"], "cannot be served: its files need Python code of their own"),
+        (["jina-reranker-v2-base-multilingual"], "cannot be served: its files need their own Python code"),
         (["a=org/name@main"], "needs revision"),
         ([LLAMA, f"nvidia/{LLAMA}"], "give each model once"),
         ([LLAMA, "--replicas", "8"], "'8' is not MIN:MAX"),

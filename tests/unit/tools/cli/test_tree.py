@@ -1,4 +1,4 @@
-"""The command tree: what it imports, what it lists, and how it reports a package that is not installed."""
+"""The command tree: its imports, its list of subcommands, and its error for a package that is not installed."""
 
 import os
 import subprocess
@@ -14,7 +14,7 @@ from tests.http_servers import scripted
 
 CONFIG = str(Path(__file__).parents[4] / "serve_config.yaml")
 HEAVY = {"fastapi", "httpx", "numpy", "ray", "starlette", "tokenizers", "torch", "transformers", "yaml"}
-"""Not pydantic: Typer itself imports it to parse arguments."""
+"""Modules that the tree must not import. pydantic is not among them, because Typer itself imports it."""
 PRINT_MODULES = """
 import atexit, sys
 atexit.register(lambda: print("modules", *{name.partition(".")[0] for name in sys.modules}))
@@ -71,7 +71,7 @@ def test_the_tree_imports_nothing_heavy(arguments: list[str], environment: dict[
     assert set(modules.split()) & HEAVY == set()
 
 
-def test_ranking_by_a_service_imports_only_an_http_client(tmp_path: Path) -> None:
+def test_ranking_through_a_service_imports_only_an_http_client(tmp_path: Path) -> None:
     passages = tmp_path / "passages.txt"
     passages.write_text("one\ntwo\n")
     with scripted() as server:
@@ -102,7 +102,7 @@ def test_a_mistyped_subcommand_is_reported_with_a_suggestion() -> None:
 
 
 @pytest.mark.parametrize("module", sorted(TOOLS_MODULES))
-def test_a_package_that_is_not_installed_names_its_extra(module: str, tmp_path: Path) -> None:
+def test_the_error_for_a_missing_package_names_its_extra(module: str, tmp_path: Path) -> None:
     (tmp_path / "pairs.jsonl").write_text('{"query": "q", "passage": "p"}\n')
     command = {
         "pandas": ["batch", "pairs.jsonl", "out.jsonl", "--workers", "1"],

@@ -1,4 +1,4 @@
-"""`rerank-service drain`: the node, the output, refusals, and every `drain` command in the repository."""
+"""`rerank-service drain`: choice of the node, output, refusals, and every `drain` command in the repository."""
 
 import json
 import os
@@ -26,7 +26,7 @@ runner = CliRunner()
 
 
 class FakeCluster(Cluster):
-    """Three nodes without Ray. Draining a node empties it at once."""
+    """A cluster of three nodes without Ray, in which draining a node empties it at once."""
 
     def __init__(self, address: str = "auto") -> None:
         self.address = address
@@ -42,7 +42,7 @@ class FakeCluster(Cluster):
 
     def occupants(self, node_id: str) -> Occupants:
         if self.drained and not self.stays:
-            return Occupants([], int(node_id == HEAD.id))  # Serve keeps the head's
+            return Occupants([], int(node_id == HEAD.id))  # Serve keeps the proxy on the head
         return Occupants([MODEL, INGRESS], 1)
 
     def drain(self, node: Node, deadline_s: float) -> None:
@@ -67,7 +67,7 @@ def drained(fake: type[FakeCluster]) -> list[str]:
 
 
 @pytest.mark.parametrize("arguments", [[], ["--force"], ["bb22", "--this-node"], ["--node-ip", "192.0.2.3", "bb22"]])
-def test_exactly_one_node_must_be_named_before_the_cluster_is_asked(
+def test_exactly_one_node_must_be_named_before_the_cluster_is_contacted(
     fake: type[FakeCluster], arguments: list[str]
 ) -> None:
     result = run(*arguments)
@@ -88,7 +88,7 @@ def test_three_ways_to_name_a_node(fake: type[FakeCluster], arguments: list[str]
     assert result.exit_code == 0, result.output
     assert drained(fake) == [node_id]
     assert "1 of llama (application llama-1b), 1 of ingress (application rerank), 1 of Serve's HTTP" in result.stdout
-    assert "nothing of the service is left" in result.stdout
+    assert "no part of the service is left" in result.stdout
 
 
 @pytest.mark.parametrize("arguments", [["bb"], ["cc"], ["--node-ip", "192.0.2.9"]])
@@ -131,14 +131,14 @@ def test_a_node_with_replicas_that_fit_nowhere_is_refused_unless_forced(
     assert drained(fake) == [node]
 
 
-def test_what_is_left_at_the_deadline(fake: type[FakeCluster]) -> None:
+def test_replicas_left_at_the_deadline_are_reported(fake: type[FakeCluster]) -> None:
     fake.stays = True
 
     result = run("bb11", "--deadline-s", "1")
     as_json = run("bb11", "--deadline-s", "1", "--json")
 
     assert (result.exit_code, as_json.exit_code) == (1, 1)
-    assert "after 1 s it still has 1 of llama" in result.stdout
+    assert "after 1 s, the node still has 1 of llama" in result.stdout
     assert json.loads(as_json.stdout) == {
         "node_id": "bb11",
         "node_ip": "127.0.0.1",
@@ -154,7 +154,7 @@ def test_what_is_left_at_the_deadline(fake: type[FakeCluster]) -> None:
     }
 
 
-def test_replicas_are_placed_together() -> None:
+def test_replicas_that_are_placed_share_the_free_resources() -> None:
     two, small = [MODEL, MODEL], Replica("a", "b", {"CPU": 2.0})
 
     assert without_a_place(two, [OTHER]) == [MODEL]
@@ -165,7 +165,7 @@ def test_replicas_are_placed_together() -> None:
     assert obstacles(OTHER, [OTHER, HERE], Occupants([], 1)) == []
 
 
-def test_a_missing_cluster_is_one_line() -> None:
+def test_a_missing_cluster_is_reported_in_one_line() -> None:
     result = run("bb11", "--address", "127.0.0.1:1")
 
     assert result.exit_code == 2
@@ -173,7 +173,7 @@ def test_a_missing_cluster_is_one_line() -> None:
 
 
 def words_of(command: Sequence[str], folder: Path, **variables: str) -> list[list[str]]:
-    """Arguments of each call of `rerank-service drain` by a command line, recorded by a stand-in on its PATH."""
+    """Arguments of each `rerank-service drain` call made by `command`, recorded by a stand-in program on PATH."""
     stand_in, written = folder / "rerank-service", folder / "words"
     stand_in.write_text(f'#!/bin/sh\n[ "$1" = drain ] && printf "%s\\n" "$@" "" >>"{written}"\nexit 0\n')
     stand_in.chmod(0o755)
@@ -186,20 +186,20 @@ def words_of(command: Sequence[str], folder: Path, **variables: str) -> list[lis
 
 @pytest.mark.skipif(kustomize() is None, reason="needs kubectl or kustomize")
 @pytest.mark.parametrize("folder", ["base", "overlays/dev-cpu", "overlays/one-gpu", "overlays/many-nodes"])
-def test_the_prestop_hooks_of_kubernetes(fake: type[FakeCluster], folder: str, tmp_path: Path) -> None:
+def test_kubernetes_prestop_hooks_drain_their_node(fake: type[FakeCluster], folder: str, tmp_path: Path) -> None:
     (service,) = [one for one in built(ROOT / "cluster/kuberay" / folder) if one["kind"] == "RayService"]
     groups = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
     assert groups
     for group in groups:
         hook = group["template"]["spec"]["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
-        fake.known = [HEAD, HERE]  # the last worker of its kind goes too
+        fake.known = [HEAD, HERE]  # even the last worker of a group is drained
         for words in words_of(hook, tmp_path):
             assert runner.invoke(app, words).exit_code == 0
             assert drained(fake) == [HERE.id]
 
 
 @pytest.mark.parametrize("more", [[], ["--force"]])
-def test_the_scripts_for_bare_metal(fake: type[FakeCluster], tmp_path: Path, more: list[str]) -> None:
+def test_the_bare_metal_script_drains_its_node(fake: type[FakeCluster], tmp_path: Path, more: list[str]) -> None:
     (tmp_path / "auth_token").write_text("x")
     node = str(ROOT / "cluster/bare-metal/node.sh")
     (words,) = words_of(
@@ -215,7 +215,7 @@ def test_the_scripts_for_bare_metal(fake: type[FakeCluster], tmp_path: Path, mor
     assert ("--force" in words) == bool(more)
 
 
-def test_every_drain_command_in_the_documentation(fake: type[FakeCluster], tmp_path: Path) -> None:
+def test_every_drain_command_in_the_documentation_works(fake: type[FakeCluster], tmp_path: Path) -> None:
     pages = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "cluster").rglob("*.md")]
     commands = {
         match.replace("NODE_ID", "bb11").replace("ADDRESS", "127.0.0.1")
@@ -229,7 +229,7 @@ def test_every_drain_command_in_the_documentation(fake: type[FakeCluster], tmp_p
             assert drained(fake) == [HERE.id]
 
 
-def test_no_manifest_or_script_drains_in_another_way() -> None:
+def test_no_other_manifest_or_script_drains_nodes() -> None:
     texts = {
         path: path.read_text()
         for path in (ROOT / "cluster").rglob("*")

@@ -1,4 +1,4 @@
-"""The environment of Ray's processes; `tests/unit/cluster/test_kuberay.py` compares the manifests with it."""
+"""The environment of Ray's processes. `tests/unit/cluster/test_kuberay.py` compares the manifests with it."""
 
 from importlib import import_module
 
@@ -14,7 +14,7 @@ def test_only_missing_variables_are_added() -> None:
     assert environment == RAY_ENVIRONMENT | HAPROXY_ENVIRONMENT | {"RAY_USAGE_STATS_ENABLED": "1"}
 
 
-def test_values_repeated_from_the_proxies_are_theirs() -> None:
+def test_values_repeated_as_literals_equal_those_of_the_proxies() -> None:
     module, _, function = RAY_ENVIRONMENT["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"].partition(":")
 
     assert getattr(import_module(module), function)()

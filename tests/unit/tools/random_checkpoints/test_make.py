@@ -85,7 +85,7 @@ def score_averaged(model: Any, token_ids: list[int]) -> float:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_a_checkpoint_has_the_published_files_and_nothing_else(
+def test_a_checkpoint_has_exactly_the_published_files(
     tiny: dict[Architecture, Path], architecture: Architecture
 ) -> None:
     folder = tiny[architecture]
@@ -96,7 +96,7 @@ def test_a_checkpoint_has_the_published_files_and_nothing_else(
         assert weights.metadata() == {"format": "pt"}
 
 
-def test_llama_bidirec_config_is_written_the_published_way(tiny: dict[Architecture, Path]) -> None:
+def test_llama_bidirec_config_is_written_as_published(tiny: dict[Architecture, Path]) -> None:
     config = read_config(tiny[Architecture.LLAMA_BIDIREC])
     assert config["model_type"] == "llama_bidirec"
     assert config["architectures"] == ["LlamaBidirectionalForSequenceClassification"]
@@ -119,7 +119,7 @@ def test_llama_bidirec_config_is_written_the_published_way(tiny: dict[Architectu
     }
 
 
-def test_mistral_config_is_written_the_published_way(tiny: dict[Architecture, Path]) -> None:
+def test_mistral_config_is_written_as_published(tiny: dict[Architecture, Path]) -> None:
     config = read_config(tiny[Architecture.MISTRAL])
     assert config["model_type"] == "mistral"
     assert config["architectures"] == ["MistralForSequenceClassification"]
@@ -128,7 +128,7 @@ def test_mistral_config_is_written_the_published_way(tiny: dict[Architecture, Pa
     assert not {"pooling", "temperature", "auto_map"} & config.keys()
 
 
-def test_qwen3_config_is_written_the_published_way(tiny: dict[Architecture, Path]) -> None:
+def test_qwen3_config_is_written_as_published(tiny: dict[Architecture, Path]) -> None:
     config = read_config(tiny[Architecture.QWEN3])
     assert config["model_type"] == "qwen3"
     assert config["architectures"] == ["Qwen3ForCausalLM"]
@@ -141,7 +141,7 @@ def test_qwen3_config_is_written_the_published_way(tiny: dict[Architecture, Path
 
 
 @pytest.mark.parametrize("word", ["yes", "no"])
-def test_the_answers_of_qwen3_are_one_token_each(tiny: dict[Architecture, Path], word: str) -> None:
+def test_each_answer_of_qwen3_is_one_token(tiny: dict[Architecture, Path], word: str) -> None:
     assert read_tokenizer(tiny[Architecture.QWEN3]).encode(word).tokens == [word]
 
 
@@ -181,7 +181,9 @@ def test_the_head_bias_of_mistral_is_optional(tmp_path: Path, tiny: dict[Archite
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_the_same_seed_gives_the_same_bytes(tmp_path: Path, architecture: Architecture, dtype: make.DTypeName) -> None:
+def test_the_same_seed_produces_the_same_bytes(
+    tmp_path: Path, architecture: Architecture, dtype: make.DTypeName
+) -> None:
     first, again, other = (
         make_checkpoint(tmp_path / name, architecture, "tiny", seed=seed, dtype=dtype)
         for name, seed in [("first", 7), ("again", 7), ("other", 8)]
@@ -192,7 +194,7 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path: Path, architecture: Archit
     assert changed == {"model.safetensors"}
 
 
-def test_bfloat16_is_the_rounded_float32(tmp_path: Path, tiny: dict[Architecture, Path]) -> None:
+def test_bfloat16_weights_are_rounded_float32_weights(tmp_path: Path, tiny: dict[Architecture, Path]) -> None:
     folder = make_checkpoint(tmp_path / "exact", Architecture.LLAMA_BIDIREC, "tiny", dtype="float32")
     exact = load_file(folder / "model.safetensors")
     for name, rounded in load_file(tiny[Architecture.LLAMA_BIDIREC] / "model.safetensors").items():
@@ -242,7 +244,7 @@ def test_encoders_score_a_pair_that_fills_the_window(
     assert logits.isfinite().all()
 
 
-def test_a_causal_mask_or_an_unscaled_rotation_moves_the_logit(tiny: dict[Architecture, Path]) -> None:
+def test_a_causal_mask_or_an_unscaled_rotation_changes_the_logit(tiny: dict[Architecture, Path]) -> None:
     architecture = Architecture.LLAMA_BIDIREC
     folder = tiny[architecture]
     texts = ["The kidney filters blood.", "The bank raised the rate.", "def f(x): return x"]
@@ -260,7 +262,7 @@ def test_a_causal_mask_or_an_unscaled_rotation_moves_the_logit(tiny: dict[Archit
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("text", NASTY_TEXTS)
-def test_every_text_survives_the_tokenizer_without_an_unknown_token(
+def test_every_text_can_be_decoded_and_has_no_unknown_token(
     tiny: dict[Architecture, Path], architecture: Architecture, text: str
 ) -> None:
     tokenizer = read_tokenizer(tiny[architecture])
@@ -283,7 +285,7 @@ def test_every_text_survives_the_tokenizer_without_an_unknown_token(
         (Architecture.QWEN3, "a", "a b", [0, 0]),
     ],
 )
-def test_special_tokens_stand_where_the_family_puts_them(
+def test_special_tokens_have_the_positions_of_the_family(
     tiny: dict[Architecture, Path], architecture: Architecture, single: str, pair: str, type_ids: list[int]
 ) -> None:
     tokenizer = read_tokenizer(tiny[architecture])
@@ -327,7 +329,7 @@ def test_auto_tokenizer_agrees_with_the_file_on_a_pair(
         (Architecture.LLAMA_BIDIREC, "1b", 1_235_816_448),
         # embedding 32000 x 4096 + 16 layers of 218,112,000 + final norm 4096 + score 4096
         (Architecture.MISTRAL, "4b", 3_620_872_192),
-        # as embeddings-benchmark/mteb lists them, read off the published files
+        # as listed in embeddings-benchmark/mteb, from the published files
         (Architecture.QWEN3, "0.6b", 595_776_512),
         (Architecture.QWEN3, "4b", 4_021_784_576),
         (Architecture.QWEN3, "8b", 8_188_548_096),
@@ -340,7 +342,9 @@ def test_real_sizes_have_the_published_number_of_parameters(
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_counted_parameters_are_those_written(tiny: dict[Architecture, Path], architecture: Architecture) -> None:
+def test_counted_parameters_equal_those_in_the_files(
+    tiny: dict[Architecture, Path], architecture: Architecture
+) -> None:
     tensors = load_file(tiny[architecture] / "model.safetensors")
     assert count_parameters(architecture, "tiny") == sum(each.numel() for each in tensors.values())
 
@@ -355,7 +359,7 @@ def test_counted_parameters_are_those_written(tiny: dict[Architecture, Path], ar
         (Architecture.MISTRAL, {"size": "tiny", "dtype": "int8"}, "no dtype 'int8'.*bfloat16, float32"),
     ],
 )
-def test_an_unsupported_combination_names_what_is_supported(
+def test_the_error_for_an_unsupported_combination_names_the_supported_ones(
     tmp_path: Path, architecture: Architecture, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
@@ -372,12 +376,12 @@ def test_only_a_checkpoint_is_overwritten_and_only_on_request(tmp_path: Path) ->
     make_checkpoint(folder, Architecture.MISTRAL, "tiny", overwrite=True)
     assert read_config(folder)["model_type"] == "mistral"
     (folder / "thesis.txt").write_text("the only copy")
-    with pytest.raises(FileExistsError, match=r"more than a checkpoint and is not replaced: thesis\.txt"):
+    with pytest.raises(FileExistsError, match=r"not replaced, because it contains more than a checkpoint: thesis\.txt"):
         make_checkpoint(folder, Architecture.BERT, "tiny", overwrite=True)
     assert (folder / "thesis.txt").exists()
 
 
-def test_a_file_in_the_way_is_left_alone(tmp_path: Path) -> None:
+def test_a_file_at_the_target_path_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("precious")
     with pytest.raises(FileExistsError, match="not a folder"):
         make_checkpoint(tmp_path / "file", Architecture.BERT, "tiny", overwrite=True)
@@ -391,7 +395,7 @@ def test_the_current_folder_is_not_replaced(tmp_path: Path, monkeypatch: pytest.
     assert {path.name for path in (tmp_path / "relative").iterdir()} == FILES
 
 
-def test_an_interrupted_run_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_run_keeps_the_existing_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def run_out_of_disk(*_: Any, **__: Any) -> None:
         raise OSError("no space left on device")
 
