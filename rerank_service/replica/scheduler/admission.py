@@ -37,8 +37,8 @@ _QUIET_BONUS = 0.08
 """Added to `_PROMISED` for a caller below its equal share."""
 _LONGEST_HORIZON_S = 3600.0
 
-_NEWEST_WEIGHT = 0.2
-"""Weight of the newest batch in the drain rate."""
+_REMEMBERED_BATCHES = 5
+"""Full batches over which the drain rate is averaged."""
 _LONGEST_RETRY_S = 60
 
 _BATCHES_IN_QUEUE = 24
@@ -58,18 +58,23 @@ class DrainRate:
         self.tokens_per_s: float | None = None
         """Null before the first batch."""
         self._last_at_s = 0.0
+        self._largest_tokens = 0
+        self._averaged_tokens = 0
 
     def add(self, num_tokens: int, started_at_s: float, now_s: float) -> float:
         """Counts a finished batch and returns the seconds it kept the device busy.
 
         Idle time is left out: the batch counts from its own start, or from the end of the previous batch if that is
-        later.
+        later. Batches are weighted by their tokens: a batch of one short pair takes nearly as long as one with many
+        pairs, and says little about the speed under load.
         """
         busy_s = now_s - max(self._last_at_s, started_at_s)
         self._last_at_s = now_s
+        self._largest_tokens = max(self._largest_tokens, num_tokens)
+        self._averaged_tokens = min(self._averaged_tokens + num_tokens, _REMEMBERED_BATCHES * self._largest_tokens)
         rate = num_tokens / max(busy_s, 1e-6)
-        before = self.tokens_per_s
-        self.tokens_per_s = rate if before is None else before + _NEWEST_WEIGHT * (rate - before)
+        before = rate if self.tokens_per_s is None else self.tokens_per_s
+        self.tokens_per_s = before + num_tokens / max(1, self._averaged_tokens) * (rate - before)
         return busy_s
 
     def seconds_for(self, num_tokens: int) -> int:

@@ -183,5 +183,25 @@ def test_a_batch_launched_behind_another_counts_from_the_end_of_the_first() -> N
     assert drain.tokens_per_s == pytest.approx(1000)
 
 
+def test_short_batches_say_little_about_the_speed_of_full_ones() -> None:
+    """The first batch of a replica is one short test pair; single pairs come while it is nearly idle."""
+    drain, now_s = DrainRate(), 0.0
+
+    def add(num_tokens: int, busy_s: float) -> None:
+        nonlocal now_s
+        now_s += busy_s
+        drain.add(num_tokens, now_s - busy_s, now_s)
+
+    add(20, 0.010)
+    add(4_000, 0.250)
+    assert drain.tokens_per_s == pytest.approx(16_000, rel=0.01)
+    for _ in range(15):
+        add(20, 0.010)
+    assert drain.tokens_per_s == pytest.approx(16_000, rel=0.1)
+    for _ in range(20):
+        add(4_000, 0.500)  # the device has become slower
+    assert drain.tokens_per_s == pytest.approx(8_000, rel=0.02)
+
+
 def test_with_an_unknown_speed_clients_retry_after_a_second() -> None:
     assert DrainRate().seconds_for(10**9) == 1
