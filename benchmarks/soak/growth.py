@@ -20,8 +20,8 @@ class Limit:
 
 LIMITS = {"rss_mb": Limit(8.0, 0.02), "descriptors": Limit(4.0, 0.0), "series": Limit(60.0, 0.0)}
 """Allowed rise of each figure. Memory: allocators keep a few MB more or less at random. Descriptors: their number
-depends on the open connections at the time of the sample. Series: the first reply with a new status adds up to 25; one
-series per invalid name would add a hundred per minute."""
+depends on the open connections at the time of the sample. Series: the first reply with a new status can create as many
+as 25; one series per invalid name would add a hundred per minute."""
 
 
 def rise_over(at_s: Sequence[float], values: Sequence[float]) -> tuple[float, float]:

@@ -31,7 +31,7 @@ def _error(description: str) -> dict[str, Any]:
 _RANKING_HEADERS: dict[str, Any] = {
     name: {"description": description, "required": True, "schema": {"type": "integer", "minimum": 0}}
     for name, description in {
-        "x-rerank-truncated-passages": "Number of passages that were truncated, or whose query was. "
+        "x-rerank-truncated-passages": "Number of passages that were truncated or whose query was truncated. "
         "Repeated passages count each time.",
         "x-rerank-unscored-passages": "Number of truncated passages of which nothing was scored, because the query "
         "fills the model's window. Their scores are meaningless.",
