@@ -35,7 +35,9 @@ def main() -> None:
 def _run(pytest_arguments: list[str]) -> tuple[bool, str]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "ledger"
-        command = [sys.executable, "-m", "pytest", str(HERE), "-m", "load", "-s", *pytest_arguments]
+        # Ray leaves sockets to the garbage collector, which reports them in whichever test is running.
+        quiet = ["-W", "ignore::pytest.PytestUnraisableExceptionWarning"]
+        command = [sys.executable, "-m", "pytest", str(HERE), "-m", "load", "-s", *quiet, *pytest_arguments]
         is_passed = (
             subprocess.run(command, env=os.environ | {ledger.LEDGER_ENV: str(path)}, check=False).returncode == 0
         )
