@@ -12,7 +12,7 @@ The path of a request, and the errors that each step raises:
       |  shards    ReplicaUnavailable, RequestTimedOut
       v
     replica        RequestTooLarge
-      |  pairs     PairTooLong (tokenisation), QueueFull and WaitTooLong (admission)
+      |  pairs     PairTooLong, QueryTooLong (tokenisation), QueueFull and WaitTooLong (admission)
       v
     scheduler
       |  batches   NonFiniteLogit, DeviceMemoryExhausted, EngineFailed, DeviceFailed
@@ -28,7 +28,7 @@ status.
 """
 
 from collections.abc import Sequence
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, Self
 
 __all__ = [
     "BatchError",
@@ -44,6 +44,7 @@ __all__ = [
     "Loc",
     "NonFiniteLogit",
     "PairTooLong",
+    "QueryTooLong",
     "QueueFull",
     "RateLimited",
     "ReplicaUnavailable",
@@ -142,25 +143,51 @@ class PairTooLong(RerankError):
         index: int,
         num_tokens: int,
         max_tokens: int,
+        num_windows: int = 1,
         passage_at: Loc | None = None,
         query_at: Loc = ("query", "text"),
         remedy: str = "truncate: END",
     ) -> None:
-        """`passage_at` and `query_at` are the places of the two texts in the body. If `passage_at` is null, the place
-        of passage `index` in NVIDIA's API is used.
+        """`num_windows` is the number of windows that together hold `max_tokens`. `passage_at` and `query_at` are the
+        places of the two texts in the body. If `passage_at` is null, the place of passage `index` in NVIDIA's API is
+        used.
 
-        `remedy` is the setting that permits truncation.
+        `remedy` is the setting that permits truncation or more windows.
         """
-        super().__init__(index, num_tokens, max_tokens, passage_at, query_at, remedy)
+        super().__init__(index, num_tokens, max_tokens, num_windows, passage_at, query_at, remedy)
         self.index = index
         self.num_tokens = num_tokens
         self.max_tokens = max_tokens
+        self.num_windows = num_windows
         passage_at = passage_at or ("passages", index, "text")
         self.loc = ("body", *passage_at)
         # The words up to the second number are NIM's own; clients match them.
         self.message = (
             f"Input length {num_tokens} exceeds maximum allowed token size {max_tokens} "
             f"({dotted(query_at)} with {dotted(passage_at)}); shorten it, or send {remedy}"
+        )
+
+    def at(self, index: int) -> Self:
+        """The same error for passage `index`, counted among more passages."""
+        return type(self)(index, *self.args[1:])
+
+
+class QueryTooLong(PairTooLong):
+    """The query exceeds the model's window even with an empty passage, and the request forbids truncation."""
+
+    code = "query_too_long"
+
+    def __init__(self, index: int, num_tokens: int, max_tokens: int, query_at: Loc = ("query", "text")) -> None:
+        """`index` is a passage of the query; the message does not name it, because every passage has this error.
+
+        `num_tokens` counts the query and the model's prompt.
+        """
+        super().__init__(index, num_tokens, max_tokens)
+        self.args = (index, num_tokens, max_tokens, query_at)
+        self.loc = ("body", *query_at)
+        self.message = (
+            f"Input length {num_tokens} exceeds maximum allowed token size {max_tokens} "
+            f"({dotted(query_at)} with the model's prompt, without any passage); shorten the query"
         )
 
 
@@ -189,7 +216,10 @@ class UnknownModel(RerankError):
     def __init__(self, model: str, served: Sequence[str], loc: Loc = ("body", "model")) -> None:
         super().__init__(model, tuple(served), loc)
         self.loc = loc
-        self.message = f"Unknown model {model[:200]!r}; this service has: {', '.join(served)}"
+        self.message = (
+            f"Unknown model {model[:200]!r}; this service has: {', '.join(served)}. "
+            "Send one of these, or add the name to models[].aliases"
+        )
 
 
 class BodyTooLarge(RerankError):

@@ -31,7 +31,7 @@ from rerank_service.config.replica import (
     default_batch_tokens,
     default_min_batch_tokens,
 )
-from rerank_service.config.section import readable_problems, without_echoes
+from rerank_service.config.section import plain_message, readable_problems, without_echoes
 from rerank_service.config.service import (
     AuthConfig,
     DialectName,
@@ -74,6 +74,7 @@ __all__ = [
     "parse_config",
     "parse_model",
     "parse_serve_config",
+    "plain_message",
     "readable_problems",
     "without_echoes",
 ]

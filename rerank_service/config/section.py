@@ -1,4 +1,4 @@
-"""Base class of all configuration sections, and readable messages for validation errors."""
+"""Base class of all configuration sections, and readable messages for validation errors, which the API uses too."""
 
 import re
 
@@ -7,7 +7,7 @@ from pydantic_core import ErrorDetails
 
 from rerank_service.errors import dotted
 
-__all__ = ["Section", "readable_problems", "without_echoes"]
+__all__ = ["Section", "plain_message", "readable_problems", "without_echoes"]
 
 _MESSAGES = {
     "extra_forbidden": "unknown setting",
@@ -27,13 +27,18 @@ def readable_problems(error: ValidationError) -> str:
     lines = []
     for problem in without_echoes(error.errors(include_url=False)):
         kind, value = problem["type"], problem["input"]
-        # pydantic's own messages look like "Input should be greater than 0" and "Value error, the text of a validator".
-        text = re.sub(r"^\w+ should", "must", problem["msg"].removeprefix("Value error, "))
-        message = _MESSAGES.get(kind, text.replace(" after validation", ""))
+        message = _MESSAGES.get(kind, plain_message(problem["msg"]))
         if kind != "extra_forbidden" and not isinstance(value, dict | list | tuple | BaseModel):
             message += f", not {value!r}"
         lines.append(f"{dotted(problem['loc']) or 'configuration'}: {message}")
     return "\n".join(lines)
+
+
+def plain_message(message: str) -> str:
+    """Rewrites a message of pydantic, such as "Input should be greater than 0" or "Value error, the text of a
+    validator", to continue a sentence that starts with the field: "must be greater than 0"."""
+    text = re.sub(r"^\w+ should", "must", message.removeprefix("Value error, "))
+    return text.replace(" after validation", "")
 
 
 def without_echoes(details: list[ErrorDetails]) -> list[ErrorDetails]:

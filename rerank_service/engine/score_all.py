@@ -47,7 +47,7 @@ def encode_all(engine: Engine[PairT], queries: Iterable[QueryPassages], fitting:
         try:
             parts.append(encode_passages(engine, query, passages, fitting))
         except PairTooLong as error:
-            raise PairTooLong(num_passages + error.index, error.num_tokens, error.max_tokens) from None
+            raise error.at(num_passages + error.index) from None
         num_passages += len(passages)
     return EncodedPassages.joined(parts)
 

@@ -202,7 +202,7 @@ class ModelScorer:
                 passages = encode_passages(self._engine, shard.query, shard.passages, shard.fitting)
                 result = Tokenised(passages, time.perf_counter() - started)
             except PairTooLong as error:  # its index is that in the shard; callers need the index in the request
-                result = PairTooLong(shard.indices[error.index], error.num_tokens, error.max_tokens)
+                result = error.at(shard.indices[error.index])
             except Exception as error:
                 result = error
             finally:

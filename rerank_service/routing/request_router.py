@@ -1,8 +1,9 @@
-"""Chooses the replica for a shard: the one expected to finish it first or, in a pool, one that has the model loaded.
+"""Serve's hook for routing: a shard goes to the replica expected to finish it first or, in a pool, one that has the
+model loaded.
 
 Serve's default, the shorter of two random queues, counts calls, but a shard may be one short passage or sixteen
-thousand tokens (docs/decisions/0008). Serve loads this module in every process that holds a handle. The state is in
-`replica_table`, which the model router shares.
+thousand tokens (docs/decisions/0008). Serve loads this module in every process that holds a handle. The
+choice and its state are in `replica_table`, which the model router shares.
 """
 
 import asyncio

@@ -15,6 +15,7 @@ EXAMPLES = [
     RerankError(),
     errors.InvalidRequest([FieldProblem(("body", "query"), "query is required", "missing")]),
     errors.PairTooLong(3, 9000, 8192),
+    errors.QueryTooLong(3, 9000, 8192),
     errors.InvalidApiKey(True),
     errors.InvalidApiKey(False),
     errors.UnknownModel("x", ["a", "b"]),
@@ -79,6 +80,14 @@ ENVELOPES: list[tuple[int, str, list[str | int], str, str]] = [
         "shorten it, or send truncate: END",
     ),
     (
+        400,
+        "invalid_request_error",
+        ["body", "query", "text"],
+        "query_too_long",
+        "Input length 9000 exceeds maximum allowed token size 8192 (query.text with the model's prompt, without any "
+        "passage); shorten the query",
+    ),
+    (
         401,
         "authentication_error",
         ["header", "authorization"],
@@ -92,7 +101,13 @@ ENVELOPES: list[tuple[int, str, list[str | int], str, str]] = [
         "invalid_api_key",
         "Invalid API key: send the header 'Authorization: Bearer <key>' with a key of this service",
     ),
-    (404, "not_found_error", ["body", "model"], "model_not_found", "Unknown model 'x'; this service has: a, b"),
+    (
+        404,
+        "not_found_error",
+        ["body", "model"],
+        "model_not_found",
+        "Unknown model 'x'; this service has: a, b. Send one of these, or add the name to models[].aliases",
+    ),
     (
         413,
         "invalid_request_error",

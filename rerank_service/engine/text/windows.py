@@ -10,7 +10,7 @@ from operator import attrgetter
 from typing import Generic
 
 from rerank_service.engine.protocol import Engine, PairT, TokenSpan
-from rerank_service.errors import PairTooLong
+from rerank_service.errors import PairTooLong, QueryTooLong
 from rerank_service.messages import MIN_WINDOW_TOKENS, Fitting, PassageWindows, Truncate
 
 __all__ = ["EncodedPassages", "encode_passages", "shorten", "split"]
@@ -62,14 +62,18 @@ class EncodedPassages(Generic[PairT]):
 def encode_passages(
     engine: Engine[PairT], query: str, passages: Sequence[str], fitting: Fitting
 ) -> EncodedPassages[PairT]:
-    """The pairs that an engine scores for `passages`. Raises `PairTooLong` under `Truncate.NONE`."""
+    """The pairs that an engine scores for `passages`. Raises `PairTooLong` or `QueryTooLong` under
+    `Truncate.NONE`."""
     windows = fitting.windows
     if windows is not None and windows.max_per_passage == 1:
         windows = None  # a single window is the start of the passage: plain truncation
     limit = fitting.max_passage_tokens
     shortened = passages if limit is None else shorten(engine, passages, limit)
     # With windows, a passage is too long only if all its windows together cannot hold it.
-    pairs = engine.tokenise(query, shortened, fitting.truncate if windows is None else Truncate.END)
+    try:
+        pairs = engine.tokenise(query, shortened, fitting.truncate if windows is None else Truncate.END)
+    except PairTooLong as error:
+        raise _with_cause(engine, query, error) from None
     split_up = {} if windows is None else _window_pairs(engine, query, shortened, pairs, windows)
 
     all_pairs: list[PairT] = []
@@ -158,10 +162,21 @@ def _too_long(engine: Engine[PairT], query: str, passage: str, index: int, windo
         try:
             engine.tokenise(query, [passage], Truncate.NONE)
         except PairTooLong as error:
-            return PairTooLong(index, error.num_tokens, error.max_tokens)
+            return _with_cause(engine, query, error.at(index))
     (spans,) = engine.token_spans([passage])
     (empty,) = engine.tokenise(query, [""], Truncate.END)
-    return PairTooLong(index, empty.num_tokens + len(spans), sum(pair.num_tokens for pair in windows))
+    max_tokens = sum(pair.num_tokens for pair in windows)
+    return PairTooLong(index, empty.num_tokens + len(spans), max_tokens, len(windows))
+
+
+def _with_cause(engine: Engine[PairT], query: str, error: PairTooLong) -> PairTooLong:
+    """Returns `QueryTooLong` if the query exceeds the window even with an empty passage, and otherwise `error`. Which
+    passage fails first depends on how the request is cut into shards; the query's error does not."""
+    try:
+        engine.tokenise(query, [""], Truncate.NONE)
+    except PairTooLong as alone:
+        return QueryTooLong(error.index, alone.num_tokens, alone.max_tokens)
+    return error
 
 
 def _begin(spans: Sequence[TokenSpan], token: int) -> int:

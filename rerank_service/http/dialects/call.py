@@ -10,7 +10,15 @@ from pydantic import BaseModel
 from pydantic_core import from_json
 
 from rerank_service.config import LimitsConfig
-from rerank_service.errors import FieldProblem, InvalidRequest, Loc, PairTooLong, RequestTooLarge, RerankError
+from rerank_service.errors import (
+    FieldProblem,
+    InvalidRequest,
+    Loc,
+    PairTooLong,
+    QueryTooLong,
+    RequestTooLarge,
+    RerankError,
+)
 from rerank_service.messages import Fitting, Ranked
 
 __all__ = ["Body", "Dialect", "Fields", "RankingCall", "RankingQuery", "Refusal", "probability", "top"]
@@ -65,6 +73,8 @@ class RankingCall:
     way_out: str = ""
     """Field and value that make the service truncate long pairs instead of refusing them. Empty: long pairs are always
     truncated."""
+    more_windows: str = ""
+    """Field that permits more windows per passage. Empty: the request already has as many as it may."""
 
     def too_many_passages(self, count: int, limit: int) -> InvalidRequest:
         """The error for a request with more passages than `limit`."""
@@ -77,8 +87,13 @@ class RankingCall:
         match error:
             case PairTooLong():
                 index = error.index if query.indices is None else query.indices[error.index]
-                places = self.passage_at(index), self.query_at(index)
-                return PairTooLong(index, error.num_tokens, error.max_tokens, *places, self.way_out)
+                sizes = index, error.num_tokens, error.max_tokens
+                if isinstance(error, QueryTooLong):
+                    return QueryTooLong(*sizes, self.query_at(index))
+                remedy = self.way_out
+                if error.num_windows > 1 and self.more_windows:
+                    remedy = f"a larger {self.more_windows}, or {remedy}"
+                return PairTooLong(*sizes, error.num_windows, self.passage_at(index), self.query_at(index), remedy)
             case RequestTooLarge():
                 return RequestTooLarge(error.num_tokens, error.max_tokens, str(self.passage_at(0)[0]))
         return error

@@ -150,7 +150,8 @@ def _read(body: Body, limits: LimitsConfig) -> RankingCall:
     except ValidationError as error:
         raise InvalidRequest(field_problems(error, _message)) from None
     wanted = request.passage_windows
-    windows = None if wanted is None else _windows(wanted, limits.max_windows_per_passage)
+    most = limits.max_windows_per_passage
+    windows = None if wanted is None else _windows(wanted, most)
     return RankingCall(
         request.model,
         (RankingQuery(request.query.text, list(map(attrgetter("text"), request.passages))),),
@@ -159,6 +160,7 @@ def _read(body: Body, limits: LimitsConfig) -> RankingCall:
         passage_at=lambda index: ("passages", index, "text"),
         query_at=lambda _: ("query", "text"),
         way_out="truncate: END",
+        more_windows="passage_windows.max_per_passage" if windows and windows.max_per_passage < most else "",
     )
 
 
@@ -179,6 +181,8 @@ def _message(code: str, loc: Loc, detail: ErrorDetails) -> str:
             return f"The body is not valid JSON: {detail['msg'].removeprefix('Invalid JSON: ')}"
         case "model_type" if not field:
             return "The body must be a JSON object with query and passages"
+        case "model_type" if field == "passage_windows":
+            return f"{field} must be an object with any of: {', '.join(WindowOptions.model_fields)}"
         case "model_type":
             return f'{field} must be an object: {{"text": "..."}}'
         case "extra_forbidden":

@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from rerank_service.config import LimitsConfig, without_echoes
+from rerank_service.config import LimitsConfig, plain_message, without_echoes
 from rerank_service.errors import FieldProblem, InvalidRequest, Loc, dotted
 from rerank_service.http.dialects.call import Body
 
@@ -123,4 +123,5 @@ def field_message(code: str, field: str, detail: ErrorDetails) -> str:
             return f"{field} must be a list"
         case "document_type":
             return f"{field} {detail['msg']}"
-    return f"{field}: {detail['msg']}"
+    text = plain_message(detail["msg"])
+    return f"{field} {text}" if text.startswith("must ") else f"{field}: {text}"

@@ -245,11 +245,17 @@ def _form(request: VllmScoreRequest) -> tuple[str, str]:
 
 
 def _call(
-    request: _VllmRequest, queries: tuple[RankingQuery, ...], reply: Any, **places: Callable[[int], Loc]
+    request: _VllmRequest,
+    queries: tuple[RankingQuery, ...],
+    reply: Any,
+    passage_at: Callable[[int], Loc],
+    query_at: Callable[[int], Loc] = lambda _: ("query",),
 ) -> RankingCall:
     truncate = Truncate.NONE if request.truncate_prompt_tokens is None else Truncate.END
     fitting = Fitting(truncate, request.max_tokens_per_doc or None)
-    return RankingCall(request.model, queries, fitting, reply, **places, way_out="truncate_prompt_tokens: -1")
+    return RankingCall(
+        request.model, queries, fitting, reply, passage_at, query_at, way_out="truncate_prompt_tokens: -1"
+    )
 
 
 def _score(request: _VllmRequest, logit: float) -> float:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from rerank_service.config import ModelConfig
 from rerank_service.engine import Engine, load_engine
-from rerank_service.errors import BatchError, NonFiniteLogit, PairTooLong, RerankError
+from rerank_service.errors import BatchError, NonFiniteLogit, PairTooLong, QueryTooLong, RerankError
 from rerank_service.messages import Fitting
 from rerank_service.tools.batch.chunks import Chunk, ChunkReader
 from rerank_service.tools.batch.records import TextPair
@@ -69,9 +69,9 @@ class ChunkScorer:
         try:
             encoded, logits = score_passages(self._engine, by_query, self._fitting, self._batch_tokens)
         except PairTooLong as error:
-            number = pairs[error.index].number
+            number, what = pairs[error.index].number, "query" if isinstance(error, QueryTooLong) else "pair"
             raise BatchError(
-                f"{self._path}, line {number}: the pair has {error.num_tokens} tokens, but the window has only "
+                f"{self._path}, line {number}: the {what} has {error.num_tokens} tokens, but the window has only "
                 f"{error.max_tokens}; use --truncate END to truncate it"
             ) from None
         except NonFiniteLogit as error:

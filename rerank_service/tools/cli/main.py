@@ -69,7 +69,8 @@ class _CommandTree(TyperGroup):
                 raise
             from rerank_service.tools.cli.console import fail
 
-            raise fail(f"{error.name} is not installed: pip install 'rerank-service[tools]'") from None
+            message = f"{error.name} is not installed: pip install 'rerank-service[tools]'"
+            raise fail(f"{message} (in a clone: .venv/bin/pip install '.[tools]')") from None
 
 
 app = typer.Typer(

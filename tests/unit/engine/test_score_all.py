@@ -22,7 +22,7 @@ from rerank_service.engine.protocol import EncodedPair
 from rerank_service.engine.score_all import encode_all, score_all, score_passages, token_budget_batches
 from rerank_service.engine.text.tokenise import load_tokenizer
 from rerank_service.engine.text.yes_no_prompts import YES_NO_PROMPTS
-from rerank_service.errors import CheckpointError, NonFiniteLogit, PairTooLong
+from rerank_service.errors import CheckpointError, NonFiniteLogit, PairTooLong, QueryTooLong
 from rerank_service.messages import Fitting, PassageWindows, Truncate, checked_logits, rank_by_logit
 from rerank_service.tools.cli.main import app
 from rerank_service.tools.verify.served import EnginePath
@@ -105,6 +105,9 @@ def test_the_index_of_a_pair_too_long_counts_the_passages_of_all_queries(poisone
     with pytest.raises(PairTooLong) as caught:
         encode_all(engine, [(QUERY, PASSAGES), (QUERY, ["short", "word " * 100])], Fitting(Truncate.NONE))
     assert caught.value.index == len(PASSAGES) + 1
+    with pytest.raises(QueryTooLong) as query:
+        encode_all(engine, [(QUERY, PASSAGES), ("word " * 100, PASSAGES)], Fitting(Truncate.NONE))
+    assert query.value.index == len(PASSAGES)
 
 
 def test_batches_stay_within_the_available_memory(poisoned: Callable[[str], Path]) -> None:

@@ -82,7 +82,7 @@ BAD_BODIES: list[tuple[str, dict[str, Any], list[str | int], str, str]] = [
     ("blank query", {"query": {"text": " \n\x1c"}}, ["query", "text"], "string_pattern_mismatch",
      "query.text is blank; send the question to rank for"),
     ("query is a number", {"query": {"text": 5}}, ["query", "text"], "string_type",
-     "query.text: Input should be a valid string"),
+     "query.text must be a valid string"),
     ("no passages", {"passages": []}, ["passages"], "too_short", "passages is empty; send at least one passage"),
     ("a passage is text", {"passages": [{"text": "a"}, "b"]}, ["passages", 1], "model_type",
      'passages[1] must be an object: {"text": "..."}'),
@@ -94,7 +94,9 @@ BAD_BODIES: list[tuple[str, dict[str, Any], list[str | int], str, str]] = [
     ("unknown inner field", {"passages": [{"text": "a", "title": "b"}]}, ["passages", 0, "title"], "extra_forbidden",
      "passages[0].title is not a field of this API; accepted here: text"),
     ("unknown truncate", {"truncate": "START"}, ["truncate"], "literal_error",
-     "truncate: Input should be 'NONE' or 'END'"),
+     "truncate must be 'NONE' or 'END'"),
+    ("windows are a number", {"passage_windows": 3}, ["passage_windows"], "model_type",
+     "passage_windows must be an object with any of: max_per_passage, tokens, overlap_tokens"),
 ]  # fmt: skip
 
 
@@ -235,6 +237,21 @@ async def test_truncate_none_names_the_passage_and_the_window(client: httpx.Asyn
     assert (await client.post("/v1/ranking", json=body | {"truncate": "END"})).status_code == 200
 
 
+async def test_truncate_none_names_a_query_that_is_too_long_on_its_own(client: httpx.AsyncClient) -> None:
+    body = {"query": {"text": "word " * 200}, "truncate": "NONE"}
+    message = "(query.text with the model's prompt, without any passage); shorten the query"
+
+    for passages in (["short"], ["", LONG], [LONG, "short"]):
+        for windows in (None, {"max_per_passage": 2}):
+            texts = [{"text": text} for text in passages]
+            response = await client.post("/v1/ranking", json=body | {"passages": texts, "passage_windows": windows})
+            (problem,) = response.json()["detail"]
+            assert (response.status_code, problem["loc"]) == (400, ["body", "query", "text"])
+            assert problem["type"] == "query_too_long"
+            assert re.fullmatch(r"Input length 607 exceeds maximum allowed token size 64 .*", problem["msg"])
+            assert problem["msg"].endswith(message)
+
+
 @pytest.mark.parametrize(
     ("path", "model", "loc"),
     [("/v1/ranking", "nope", ["body", "model"]), ("/v1/retrieval/nvidia/nope/reranking", None, ["path", "slug"])],
@@ -243,7 +260,10 @@ async def test_the_error_for_an_unknown_model_lists_the_served_models(
     client: httpx.AsyncClient, path: str, model: str | None, loc: list[str]
 ) -> None:
     response = await client.post(path, json=BODY | {"model": model})
-    message = "Unknown model 'nope'; this service has: nvidia/llama-3.2-rerank, nvidia/new-name, nvidia/mistral-4b"
+    message = (
+        "Unknown model 'nope'; this service has: nvidia/llama-3.2-rerank, nvidia/new-name, nvidia/mistral-4b. "
+        "Send one of these, or add the name to models[].aliases"
+    )
 
     assert response.status_code == 404
     assert response.json() == {
@@ -531,10 +551,15 @@ async def test_windows_are_used_only_on_request(client: httpx.AsyncClient) -> No
 async def test_truncate_none_refuses_text_beyond_the_last_window(client: httpx.AsyncClient) -> None:
     body = BODY | {"passages": [{"text": "short"}, {"text": LONG}], "truncate": "NONE"}
     few = await client.post("/v1/ranking", json=body | {"passage_windows": {"max_per_passage": 2}})
+    query = body | {"query": {"text": "word " * 15}}  # leaves 12 tokens: too few for windows
+    no_room = await client.post("/v1/ranking", json=query | {"passage_windows": {"max_per_passage": 2}})
     many = await client.post("/v1/ranking", json=body | {"passage_windows": {}})
 
     assert few.status_code == 400
     assert few.json()["detail"][0]["loc"] == ["body", "passages", 1, "text"]
+    assert few.json()["message"].endswith("or send a larger passage_windows.max_per_passage, or truncate: END")
+    assert no_room.status_code == 400
+    assert no_room.json()["message"].endswith("shorten it, or send truncate: END")
     assert many.status_code == 200
 
 
@@ -543,11 +568,11 @@ async def test_truncate_none_refuses_text_beyond_the_last_window(client: httpx.A
     [
         ({"max_per_passage": 17}, 16, ["max_per_passage"], "passage_windows.max_per_passage is 17; at most 16 are"),
         ({}, 1, [], "passage_windows is turned off on this service; leave it out"),
-        ({"max_per_passage": 0}, 16, ["max_per_passage"], "passage_windows.max_per_passage: Input should be greater"),
-        ({"tokens": 15}, 16, ["tokens"], "passage_windows.tokens: Input should be greater than or equal to 16"),
-        ({"tokens": "64"}, 16, ["tokens"], "passage_windows.tokens: Input should be a valid integer"),
-        ({"overlap_tokens": True}, 16, ["overlap_tokens"], "passage_windows.overlap_tokens: Input should be a valid"),
-        ({"overlap_tokens": -1}, 16, ["overlap_tokens"], "passage_windows.overlap_tokens: Input should be greater"),
+        ({"max_per_passage": 0}, 16, ["max_per_passage"], "passage_windows.max_per_passage must be greater"),
+        ({"tokens": 15}, 16, ["tokens"], "passage_windows.tokens must be greater than or equal to 16"),
+        ({"tokens": "64"}, 16, ["tokens"], "passage_windows.tokens must be a valid integer"),
+        ({"overlap_tokens": True}, 16, ["overlap_tokens"], "passage_windows.overlap_tokens must be a valid"),
+        ({"overlap_tokens": -1}, 16, ["overlap_tokens"], "passage_windows.overlap_tokens must be greater"),
         ({"stride": 3}, 16, ["stride"], "accepted here: max_per_passage, tokens, overlap_tokens"),
     ],
 )

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from rerank_service.engine import load_engine
-from rerank_service.errors import PairTooLong, RequestTimedOut, RequestTooLarge
+from rerank_service.errors import PairTooLong, QueryTooLong, RequestTimedOut, RequestTooLarge
 from rerank_service.messages import Fitting, Shard, Truncate
 from rerank_service.replica.scorer import ModelScorer
 from tests.models import local_model
@@ -30,12 +30,16 @@ async def scorer(checkpoints: dict[str, Path]) -> AsyncIterator[ModelScorer]:
 async def test_an_error_affects_only_its_own_shard_of_a_job(scorer: ModelScorer) -> None:
     too_long = replace(SMALL, passages=("fits", LONG), fitting=Fitting(Truncate.NONE))
 
-    first, second, third = scorer.start_tokenising([SMALL, too_long, SMALL])
+    query_too_long = replace(too_long, query=LONG)
+
+    first, second, third, fourth = scorer.start_tokenising([SMALL, too_long, SMALL, query_too_long])
 
     assert (await first).passages.num_tokens == (await third).passages.num_tokens
     with pytest.raises(PairTooLong) as caught:
         await second
     assert caught.value.index == 7  # index of the passage in the request, not in the shard
+    with pytest.raises(QueryTooLong):
+        await fourth
 
 
 async def test_concurrent_calls_get_the_same_logits_as_single_ones(scorer: ModelScorer) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from rerank_service.engine import Engine, load_engine
 from rerank_service.engine.text.windows import encode_passages, shorten, split
-from rerank_service.errors import PairTooLong
+from rerank_service.errors import PairTooLong, QueryTooLong
 from rerank_service.messages import Fitting, PassageWindows, Truncate
 from rerank_service.routing.ranker import estimate_tokens
 from tests.models import embedded_model, local_model
@@ -88,6 +88,7 @@ def test_more_windows_than_allowed_are_cut_or_refused(engine: Engine) -> None:
         encode_passages(engine, QUERY, PASSAGES, Fitting(Truncate.NONE, windows=windows(2).windows))
     assert caught.value.index == 1
     assert caught.value.num_tokens > caught.value.max_tokens == two.num_tokens[1]
+    assert caught.value.num_windows == 2
     encode_passages(engine, QUERY, PASSAGES, Fitting(Truncate.NONE, windows=PassageWindows(100)))
 
 
@@ -124,8 +125,15 @@ def test_passages_without_remaining_tokens_are_reported(engine: Engine) -> None:
         assert encode_passages(engine, QUERY, texts, fitting).is_unscored == (False, False, False)
     logits = engine.score(encode_passages(engine, LONG, texts, Fitting()).pairs)
     assert (len(set(logits)) == 1) == is_cut_on_the_right
-    with pytest.raises(PairTooLong):
-        encode_passages(engine, LONG, texts, Fitting(Truncate.NONE))
+    for kept_whole in (Fitting(Truncate.NONE), Fitting(Truncate.NONE, windows=PassageWindows(2))):
+        refusals = []
+        for text in texts:
+            with pytest.raises(QueryTooLong) as caught:
+                encode_passages(engine, LONG, [text], kept_whole)
+            refusals.append(caught.value.args)
+        assert len(set(refusals)) == 1
+        _, num_tokens, max_tokens, _ = refusals[0]
+        assert num_tokens > max_tokens == engine.window_tokens
 
 
 def test_a_passage_counts_as_scored_with_its_first_token(checkpoints: dict[str, Path]) -> None:

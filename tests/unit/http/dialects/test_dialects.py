@@ -211,7 +211,10 @@ async def test_infinitys_name_for_the_default_model(client: httpx.AsyncClient) -
     assert response.json()["object"] == "rerank"
 
 
-UNKNOWN = "Unknown model 'nope'; this service has: nvidia/llama-3.2-rerank, rerank-v3.5"
+UNKNOWN = (
+    "Unknown model 'nope'; this service has: nvidia/llama-3.2-rerank, rerank-v3.5. "
+    "Send one of these, or add the name to models[].aliases"
+)
 UNKNOWN_MODEL: dict[str, Any] = {
     "jina": {"detail": UNKNOWN, "message": UNKNOWN},
     "cohere v1": {"message": UNKNOWN},
@@ -245,17 +248,17 @@ WRONG: list[tuple[str, dict[str, Any], int, str]] = [
     ("cohere v2", {"documents": ["a", 5]}, 400, 'documents[1] must be a string or {"text": "..."}'),
     ("cohere v2", {"relevant_spans": {}}, 400, "relevant_spans is not a field of this API; accepted here: model, "
      "query, documents, top_n, max_tokens_per_doc, return_documents, priority"),
-    ("cohere v1", {"max_chunks_per_doc": 0}, 400, "max_chunks_per_doc: Input should be greater than or equal to 1"),
+    ("cohere v1", {"max_chunks_per_doc": 0}, 400, "max_chunks_per_doc must be greater than or equal to 1"),
     ("cohere v1", {"documents": [{"title": "a"}]}, 400, "documents[0] must be a string, or an object with text "
      "in the fields: text"),
     ("cohere v1", {"documents": [5]}, 400, "documents has an entry that is neither a string nor an object"),
     ("tei", {"texts": []}, 400, "texts is empty; send at least one text"),
-    ("tei", {"query": 5}, 422, "query: Input should be a valid string"),
+    ("tei", {"query": 5}, 422, "query must be a valid string"),
     ("tei", {"texts": ["a"] * 5}, 413, "texts has 5 entries; at most 4 are allowed, so split the request"),
     ("tei", {"truncation_direction": "Left"}, 422, "truncation_direction must be Right, which truncates the end; "
      "leave it out"),
-    ("vllm", {"top_n": -1}, 400, "top_n: Input should be greater than or equal to 0"),
-    ("vllm", {"truncate_prompt_tokens": 5}, 400, "truncate_prompt_tokens: Input should be -1"),
+    ("vllm", {"top_n": -1}, 400, "top_n must be greater than or equal to 0"),
+    ("vllm", {"truncate_prompt_tokens": 5}, 400, "truncate_prompt_tokens must be -1"),
     ("vllm score", {"text_2": ...}, 400, "The body needs queries and texts in one of these pairs of fields: "
      "text_1 with text_2, queries with documents, queries with items, data_1 with data_2"),
     ("vllm score", {"text_1": ["a", "b"]}, 400, "text_1 has 2 entries and text_2 3; send one query, "
@@ -282,7 +285,7 @@ async def test_invalid_fields_are_named(
 async def test_infinity_adds_the_problems_in_fastapis_form(client: httpx.AsyncClient) -> None:
     answer = (await ask(client, "infinity", query=5)).json()
     assert answer["detail"] == [
-        {"loc": ["body", "query"], "msg": "query: Input should be a valid string", "type": "string_type"}
+        {"loc": ["body", "query"], "msg": "query must be a valid string", "type": "string_type"}
     ]
 
 
@@ -316,6 +319,9 @@ REFUSED: list[tuple[str, dict[str, Any], int, str]] = [
     ("vllm", {"documents": ["short", LONG]}, 400, "(query with documents[1]); shorten it, or send "
      "truncate_prompt_tokens: -1"),
     ("vllm score", {"text_1": ["a", "b"], "text_2": ["short", LONG]}, 400, "(text_1[1] with text_2[1])"),
+    ("tei", {"query": LONG, "truncate": False}, 413, "(query with the model's prompt"),
+    ("voyage", {"query": LONG, "truncation": False}, 400, "(query with the model's prompt"),
+    ("vllm score", {"text_1": ["a", LONG], "text_2": ["a", "b"]}, 400, "(text_1[1] with the model's prompt"),
 ]  # fmt: skip
 
 
@@ -326,7 +332,7 @@ async def test_long_documents_are_truncated_by_default(client: httpx.AsyncClient
 
 
 @pytest.mark.parametrize(("name", "changes", "status", "message"), REFUSED)
-async def test_the_refusal_of_a_long_document_names_the_field_to_change(
+async def test_the_refusal_of_a_long_text_names_the_field_to_change(
     client: httpx.AsyncClient, name: str, changes: dict[str, Any], status: int, message: str
 ) -> None:
     response = await ask(client, name, **changes)

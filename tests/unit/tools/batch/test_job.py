@@ -286,16 +286,18 @@ def test_a_failed_start_keeps_the_unfinished_job(begun: Path, pairs: Path, confi
     assert {path: path.read_bytes() for path in parts.iterdir()} == before
 
 
-def test_an_error_names_the_line_of_a_pair_that_is_too_long(tmp_path: Path, config: Path) -> None:
+@pytest.mark.parametrize(("long", "what"), [("passage", "pair"), ("query", "query")])
+def test_an_error_names_the_line_of_a_pair_that_is_too_long(tmp_path: Path, config: Path, long: str, what: str) -> None:
     path = tmp_path / "in.jsonl"
-    path.write_text('{"query": "q", "passage": "p"}\n' + json.dumps({"query": "q", "passage": "word " * 10_000}) + "\n")
+    line = json.dumps({"query": "q", "passage": "p", long: "word " * 10_000})
+    path.write_text('{"query": "q", "passage": "p"}\n' + line + "\n")
 
     result = runner.invoke(
         app, ["batch", str(path), str(tmp_path / "o.csv"), "--config", str(config), "--truncate", "NONE"]
     )
 
     assert result.exit_code == 2
-    assert f"{path}, line 2: the pair has " in result.stderr
+    assert f"{path}, line 2: the {what} has " in result.stderr
 
 
 def test_a_missing_package_names_its_extra(

@@ -114,5 +114,8 @@ def test_the_error_for_a_missing_package_names_its_extra(module: str, tmp_path: 
         done = run(code, *(word.replace("{url}", server.url) for word in command))
 
     assert done.returncode == 2, done.stderr
-    assert done.stderr.splitlines()[-1] == f"error: {module} is not installed: pip install 'rerank-service[tools]'"
+    assert done.stderr.splitlines()[-1] == (
+        f"error: {module} is not installed: pip install 'rerank-service[tools]' "
+        "(in a clone: .venv/bin/pip install '.[tools]')"
+    )
     assert "Traceback" not in done.stderr
