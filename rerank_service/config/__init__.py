@@ -17,6 +17,7 @@ from rerank_service.config.engine import (
     YesNoPrompt,
 )
 from rerank_service.config.loading import (
+    APP_IMPORT_PATH,
     MODEL_IMPORT_PATH,
     load_config,
     parse_config,
@@ -31,7 +32,7 @@ from rerank_service.config.replica import (
     default_batch_tokens,
     default_min_batch_tokens,
 )
-from rerank_service.config.section import plain_message, readable_problems, without_echoes
+from rerank_service.config.section import plain_message, readable_problems, unknown_setting, without_echoes
 from rerank_service.config.service import (
     AuthConfig,
     DialectName,
@@ -44,6 +45,7 @@ from rerank_service.config.service import (
 )
 
 __all__ = [
+    "APP_IMPORT_PATH",
     "MODEL_IMPORT_PATH",
     "AuthConfig",
     "AutoscalingConfig",
@@ -76,5 +78,6 @@ __all__ = [
     "parse_serve_config",
     "plain_message",
     "readable_problems",
+    "unknown_setting",
     "without_echoes",
 ]

@@ -59,8 +59,9 @@ class RerankConfig(Section):
                 owner = owners.setdefault(name.casefold(), model.id)
                 if owner != model.id:
                     raise ValueError(f"name {name!r} belongs to both {owner!r} and {model.id!r}; rename one")
-        if len({model.id for model in self.models}) < len(self.models):
-            raise ValueError("two models have the same id; rename one")
+        ids = [model.id for model in self.models]
+        if repeated := {one for one in ids if ids.count(one) > 1}:
+            raise ValueError(f"two models have the same id: {', '.join(sorted(repeated))}; rename one")
         hosts: tuple[ModelConfig | PoolConfig, ...] = (*self.models, *self.pools)
         if len({host.deployment_name for host in hosts}) < len(hosts):
             raise ValueError("the names of two models or pools give the same deployment name; rename one")

@@ -11,12 +11,29 @@ from rerank_service.config.model import ModelConfig
 from rerank_service.config.section import Section, readable_problems
 from rerank_service.errors import ConfigError
 
-__all__ = ["MODEL_IMPORT_PATH", "load_config", "parse_config", "parse_model", "parse_serve_config"]
+__all__ = ["APP_IMPORT_PATH", "MODEL_IMPORT_PATH", "load_config", "parse_config", "parse_model", "parse_serve_config"]
 
+APP_IMPORT_PATH = "rerank_service.app:build_app"
+"""Import path of the Serve application with the ingress."""
 MODEL_IMPORT_PATH = "rerank_service.app:build_model"
 """Import path of a Serve application that has one model's replicas and nothing else."""
 
 _SectionT = TypeVar("_SectionT", bound=Section)
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """PyYAML's safe loader, except that a repeated key is an error; PyYAML keeps only its last value."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if (key.tag, key.value) in seen:
+                    line = key.start_mark.line + 1
+                    raise ConfigError(f"line {line}: the key {key.value!r} occurs twice in one mapping; remove one")
+                seen.add((key.tag, key.value))
+        return node
 
 
 def load_config(path: Path) -> RerankConfig:
@@ -38,7 +55,7 @@ def parse_serve_config(text: str, source: str) -> RerankConfig:
     as `source`. Raises `ConfigError`.
     """
     try:
-        applications = yaml.safe_load(text)["applications"]
+        applications = yaml.load(text, _UniqueKeyLoader)["applications"]  # noqa: S506 - a safe loader
         apart = {one["name"]: one["args"] for one in applications if one.get("import_path") == MODEL_IMPORT_PATH}
         args = next(one["args"] for one in applications if one.get("import_path") != MODEL_IMPORT_PATH)
     except yaml.YAMLError as error:
@@ -74,4 +91,4 @@ def _parse(section: type[_SectionT], args: dict[str, Any]) -> _SectionT:
     try:
         return section.model_validate(args)
     except ValidationError as error:
-        raise ConfigError(readable_problems(error)) from None
+        raise ConfigError(readable_problems(error, section)) from None

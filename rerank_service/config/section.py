@@ -1,33 +1,40 @@
 """Base class of all configuration sections, and readable messages for validation errors, which the API uses too."""
 
 import re
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
 from rerank_service.errors import dotted
 
-__all__ = ["Section", "plain_message", "readable_problems", "without_echoes"]
+__all__ = ["Section", "plain_message", "readable_problems", "unknown_setting", "without_echoes"]
 
 _MESSAGES = {
-    "extra_forbidden": "unknown setting",
     "missing": "required, but missing",
     "model_type": "must be a mapping of settings",
 }
 
 
 class Section(BaseModel):
-    """An immutable group of settings. Unknown keys are errors, and attribute docstrings document the settings."""
+    """An immutable group of settings. Unknown keys are errors, infinite and NaN values too, and attribute docstrings
+    document the settings."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
-def readable_problems(error: ValidationError) -> str:
-    """One line per problem: the setting, the problem, and the invalid value."""
+def readable_problems(error: ValidationError, root: type[BaseModel] | None = None) -> str:
+    """One line per problem: the setting, the problem, and the invalid value. With `root`, the validated class, an
+    unknown setting is compared with the known ones."""
     lines = []
     for problem in without_echoes(error.errors(include_url=False)):
         kind, value = problem["type"], problem["input"]
         message = _MESSAGES.get(kind, plain_message(problem["msg"]))
+        if kind == "extra_forbidden":
+            *parents, name = problem["loc"]
+            message = unknown_setting(str(name), _settings_at(root, parents))
         if kind != "extra_forbidden" and not isinstance(value, dict | list | tuple | BaseModel):
             message += f", not {value!r}"
         lines.append(f"{dotted(problem['loc']) or 'configuration'}: {message}")
@@ -39,6 +46,28 @@ def plain_message(message: str) -> str:
     validator", to continue a sentence that starts with the field: "must be greater than 0"."""
     text = re.sub(r"^\w+ should", "must", message.removeprefix("Value error, "))
     return text.replace(" after validation", "")
+
+
+def unknown_setting(name: str, known: Iterable[str]) -> str:
+    """The message for an unknown setting, with the closest known name if one is close."""
+    close = get_close_matches(name, list(known), n=1)
+    return f"unknown setting; did you mean `{close[0]}`?" if close else "unknown setting"
+
+
+def _settings_at(section: Any, path: Iterable[str | int]) -> Iterable[str]:
+    """Names of the settings at `path` below `section`; none if the path leaves the known sections."""
+    for part in path:
+        if isinstance(part, str) and section is not None:
+            field = section.model_fields.get(part)
+            section = field and _section_in(field.annotation)
+    return () if section is None else section.model_fields
+
+
+def _section_in(annotation: Any) -> type[BaseModel] | None:
+    """The section in an annotation such as `Section | None` or `tuple[Section, ...]`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(filter(None, map(_section_in, get_args(annotation))), None)
 
 
 def without_echoes(details: list[ErrorDetails]) -> list[ErrorDetails]:

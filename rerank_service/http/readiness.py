@@ -5,7 +5,7 @@ import logging
 import uuid
 from collections.abc import Mapping, Sequence
 
-from rerank_service.errors import RerankError
+from rerank_service.errors import ReplicaUnavailable, RequestTimedOut, RerankError
 from rerank_service.messages import Deadline, Fitting
 from rerank_service.routing.model_router import ModelRouter
 from rerank_service.routing.ranker import Ranker, cut_into_shards
@@ -15,6 +15,8 @@ __all__ = ["Readiness"]
 logger = logging.getLogger(__name__)
 
 _RETRY_S = 0.5
+_REMIND_S = 30.0
+"""While a model starts, the log says so once in this time."""
 _QUERY, _PASSAGE = "Is the service ready?", "It is, once this pair has a logit."
 
 _IDLE_S = 3.0
@@ -93,10 +95,16 @@ class Readiness:
 
     async def _score_test_pair(self, model_id: str) -> None:
         """Ranks a pair through the whole request path, and repeats this until it succeeds."""
+        loop, said_at_s = asyncio.get_running_loop(), float("-inf")
         while True:
             deadline = Deadline.after(self._request_timeout_s)
             try:
                 await self._ranker.rank(model_id, _QUERY, [_PASSAGE], Fitting(), deadline)
+            except (ReplicaUnavailable, RequestTimedOut):  # normal while a replica starts
+                if loop.time() - said_at_s >= _REMIND_S:
+                    said_at_s = loop.time()
+                    logger.info("waiting for the first replica of model=%s", model_id)
+                await asyncio.sleep(_RETRY_S)
             except RerankError as error:
                 logger.warning("not ready model=%s: %s", model_id, error.message)
                 await asyncio.sleep(_RETRY_S)

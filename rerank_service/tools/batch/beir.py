@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from rerank_service.errors import BatchError
-from rerank_service.tools.batch.records import Position, QueryRecord
+from rerank_service.tools.batch.records import Position, QueryRecord, query_text
 from rerank_service.tools.batch.text_files import json_rows, open_input, positioned_lines
 
 __all__ = ["CORPUS", "QUERIES", "BeirCandidates", "Candidate", "build_index", "candidates", "field", "passage_text"]
@@ -100,6 +100,7 @@ class BeirCandidates:
                 for candidate in candidates(self._candidates, start):
                     place = f"{self._candidates}, line {candidate.position.number}"
                     query = field(asked.row(candidate.query_id, f"{place}: query"), "text", str(self._folder / QUERIES))
+                    query_text(query, f"{place}: text of query {candidate.query_id!r} in {self._folder / QUERIES}")
                     passage = passages.row(candidate.passage_id, f"{place}: passage")
                     text = passage_text(passage, str(self._folder / CORPUS))
                     yield QueryRecord(candidate.position, candidate.query_id, query, (candidate.passage_id,), (text,))

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Protocol
 
 from rerank_service.errors import BatchError
 
-__all__ = ["FIELDS", "Position", "QueryRecord", "Source", "TextPair", "pairs_of", "parse_record"]
+__all__ = ["FIELDS", "Position", "QueryRecord", "Source", "TextPair", "pairs_of", "parse_record", "query_text"]
 
 FIELDS = ("query_id", "query", "passage_id", "passage", "passage_ids", "passages")
 """Fields that are read from a row; other columns are ignored."""
@@ -74,12 +74,20 @@ def pairs_of(records: Iterator[QueryRecord]) -> Iterator[TextPair]:
             yield TextPair(position.number, query_id, query, passage_id, passage)
 
 
+def query_text(text: str, field: str) -> str:
+    """Returns `text`, the value of `field`. Raises `BatchError` if it is blank: the service refuses it too."""
+    if not text.strip():
+        raise BatchError(f"{field} is blank; give the question to rank for")
+    return text
+
+
 def parse_record(row: Mapping[str, Any], position: Position, path: Path) -> QueryRecord:
     """Parses a row with one passage or with a list of passages. `query_id` defaults to the row's number, and
     `passage_id` to the passage's index from 0, as in the API."""
-    parse = _RowParser(row, f"{path}, line {position.number}")
+    place = f"{path}, line {position.number}"
+    parse = _RowParser(row, place)
     query_id = parse.identifier("query_id", str(position.number))
-    query = parse.text("query")
+    query = query_text(parse.text("query"), f"{place}: query")
     if row.get("passages") is not None:
         texts, ids = parse.passages()
     else:

@@ -38,7 +38,7 @@ def engine(
         typer.echo(json.dumps(settings | {"engines": figures}))
         return
     table = Table(title=f"{num_pairs} pairs, {lengths.value}; median of {repeats}", box=None)
-    table.add_column("engine", no_wrap=True)
+    table.add_column("engine", overflow="fold")
     table.add_column("dtype", no_wrap=True)
     for column in ("CPU-s/1k", "bare", "ratio", "pairs/s", "error"):
         table.add_column(column, justify="right", no_wrap=True)

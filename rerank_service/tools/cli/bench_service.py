@@ -58,10 +58,10 @@ def bench_service_command(
 def service_table(figures: dict[str, Any], title: str) -> Table:
     """A table with one row per load."""
     table = Table(title=title, box=None)
-    table.add_column("load", no_wrap=True)
+    table.add_column("load", overflow="fold")
     for column in ("p50 s", "p95 s", "p99 s", "passages/s", "CPU-s/1k"):
         table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("failures")
+    table.add_column("failures", overflow="fold")
     for name, load in figures["loads"].items():
         table.add_row(
             name,

@@ -2,14 +2,23 @@
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from rerank_service.config import ModelConfig, PoolConfig, RerankConfig, load_config
+from rerank_service.config import (
+    APP_IMPORT_PATH,
+    MODEL_IMPORT_PATH,
+    ModelConfig,
+    PoolConfig,
+    RerankConfig,
+    load_config,
+)
 from rerank_service.errors import ConfigError
-from rerank_service.tools.cli.options import ConfigPath, checked_config, config_file
+from rerank_service.tools.cli.console import fail
+from rerank_service.tools.cli.options import ConfigPath, config_file
 
 __all__ = ["check"]
 
@@ -20,22 +29,47 @@ def check(
 ) -> None:
     """Check a configuration file without starting anything."""
     path = config_file(config)
-    if not as_json:
-        settings = checked_config(path)
-        typer.echo(f"{path} is valid; it serves {', '.join(model.id for model in settings.models)}")
-        for note in _notes(settings):
-            typer.echo(f"note: {note}")
-        return
     try:
         settings = load_config(Path(path))
+        from rerank_service.tools.cli.serve_file import read_serve_file  # imports Ray, which takes seconds
+
+        import_paths = {one.name: one.import_path for one in read_serve_file(path).applications}
     except ConfigError as error:
+        if not as_json:
+            raise fail(f"{path} cannot be served\n{error}") from None
         typer.echo(json.dumps({"valid": False, "problems": str(error).splitlines()}))
         raise typer.Exit(2) from None
     models = [model.id for model in settings.models]
-    typer.echo(json.dumps({"valid": True, "models": models, "notes": _notes(settings)}))
+    notes = [*_capacity_notes(settings), *_foreign_applications(import_paths), *_missing_files(settings)]
+    if as_json:
+        typer.echo(json.dumps({"valid": True, "models": models, "notes": notes}))
+        return
+    typer.echo(f"{path} is valid; it serves {', '.join(models)}")
+    for note in notes:
+        typer.echo(f"note: {note}")
 
 
-def _notes(settings: RerankConfig) -> list[str]:
+def _foreign_applications(import_paths: dict[str, str]) -> Iterator[str]:
+    for name, import_path in import_paths.items():
+        if import_path not in (APP_IMPORT_PATH, MODEL_IMPORT_PATH):
+            yield (
+                f"application {name!r} has the import path {import_path}, which is not part of this service "
+                f"({APP_IMPORT_PATH} or {MODEL_IMPORT_PATH}); whether it can be imported was not checked"
+            )
+
+
+def _missing_files(settings: RerankConfig) -> Iterator[str]:
+    """Other nodes may have the files: replicas and ingresses need not run on this machine."""
+    hashes = settings.auth.key_hashes_file
+    if hashes is not None and not hashes.is_file():
+        yield f"auth.key_hashes_file {hashes} is not a file on this machine; every node with an ingress needs it"
+    for model in settings.models:
+        source = model.checkpoint.source
+        if model.checkpoint.is_folder and not Path(source).expanduser().is_dir():
+            yield f"checkpoint.source {source} of {model.id} is not a folder on this machine; its replicas need it"
+
+
+def _capacity_notes(settings: RerankConfig) -> list[str]:
     """Warnings about valid settings that will not work well, or not on this machine alone."""
     num_cpus = os.cpu_count() or 1
     hosts: list[ModelConfig | PoolConfig] = [

@@ -8,11 +8,10 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from types import FrameType
 
+import httpx
 import ray
-import yaml
 from ray import serve
 from ray._private.services import canonicalize_bootstrap_address
 from ray.serve._private import constants
@@ -21,23 +20,32 @@ from ray.serve.config import ProxyLocation, gRPCOptions
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
 
+from rerank_service.config import MODEL_IMPORT_PATH
+from rerank_service.errors import ConfigError
 from rerank_service.tools.cli.console import fail, stderr
-from rerank_service.tools.cli.ports import Endpoint, problem_of, reserve
+from rerank_service.tools.cli.ports import Endpoint, local_url, problem_of, reserve, url_of
+from rerank_service.tools.cli.serve_file import read_serve_file
 
 __all__ = ["endpoints_of", "run"]
 
 _POLL_S = 0.2
+_READINESS_POLL_S = 2.0
 
 
 def run(path: str) -> None:
-    """Serves a configuration file until SIGINT or SIGTERM. Raises `SystemExit(2)` if a port is in use.
+    """Serves a configuration file until SIGINT or SIGTERM. Raises `SystemExit(2)` if Serve's part of the file is
+    invalid or a port is in use.
 
     A second signal raises `KeyboardInterrupt`, which stops the service at once.
     """
-    config = ServeDeploySchema.model_validate(yaml.safe_load(Path(path).read_text(encoding="utf-8")))
+    try:
+        config = read_serve_file(path)
+    except ConfigError as error:
+        sys.exit(fail(f"{path} cannot be served\n{error}").exit_code)
     _interrupt_on_signals()
     try:
         _start(config, path)
+        _wait_until_ready(config)
         while True:
             signal.pause()
     except KeyboardInterrupt:
@@ -84,6 +92,29 @@ def _start(config: ServeDeploySchema, path: str) -> None:
         controller_options=config.controller_options,
     )
     _client().deploy_apps(config)
+
+
+def _wait_until_ready(config: ServeDeploySchema) -> None:
+    """Prints one line when the service is ready, and returns. Without an HTTP proxy, returns at once."""
+    prefixes = [one.route_prefix for one in config.applications if one.import_path != MODEL_IMPORT_PATH]
+    if config.proxy_location is ProxyLocation.Disabled or not prefixes or prefixes[0] is None:
+        return
+    http, prefix = config.http_options, prefixes[0].rstrip("/")
+    scheme = "https" if http.ssl_certfile else "http"
+    health = f"{local_url(http.host, http.port, scheme)}{prefix}/v1/health/ready"
+    # The certificate names the service's public host, not this machine's address.
+    with httpx.Client(verify=False, trust_env=False, timeout=_READINESS_POLL_S) as client:  # noqa: S501
+        while not _answers(client, health):
+            time.sleep(_READINESS_POLL_S)
+    address = url_of(http.host, http.port, scheme) + prefix
+    stderr.print(f"ready on {address}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _answers(client: httpx.Client, url: str) -> bool:
+    try:
+        return client.get(url).is_success
+    except (httpx.HTTPError, httpx.InvalidURL):
+        return False
 
 
 def _require_free(endpoints: Sequence[Endpoint]) -> None:

@@ -79,7 +79,7 @@ def _list_served(url: str, key: str | None, as_json: bool) -> None:
         names = aliases.setdefault(entry["root"], [])
         if entry["id"] != entry["root"]:
             names.append(entry["id"])
-    table = Table("model", "also called")
+    table = Table(*(Column(name, overflow="fold") for name in ("model", "also called")))
     for model, names in aliases.items():
         table.add_row(model, "\n".join(names))
     stdout.print(table)

@@ -109,4 +109,4 @@ def _checkpoint_model(name: str) -> "ModelConfig":
         model_id = Path(source).expanduser().resolve().name if is_folder else source
         return ModelConfig(id=model_id, checkpoint=CheckpointConfig(source=source, revision=revision or None))
     except ValidationError as error:
-        raise fail(f"{name} is not a checkpoint\n{readable_problems(error)}") from None
+        raise fail(f"{name} is not a checkpoint\n{readable_problems(error, CheckpointConfig)}") from None

@@ -19,7 +19,7 @@ from rerank_service.tools.planning.workload import Mix
 
 if TYPE_CHECKING:
     from rerank_service.tools.planning.capacity import CapacityReport
-    from rerank_service.tools.planning.fleet import Demand
+    from rerank_service.tools.planning.fleet import Demand, FleetPlan
     from rerank_service.tools.planning.region import Loss
 
 __all__ = ["plan"]
@@ -157,13 +157,9 @@ def _table(found: "CapacityReport", passages: str, tokens: str) -> Table:
     table.add_column(style="bold", no_wrap=True, justify="right")
     table.add_column(style="dim")
     spread = f"95%: {_ms(measured.p99_low_s)} to {_ms(measured.p99_high_s)}; p50 {_ms(measured.p50_s)}"
-    table.add_row(
-        "replicas",
-        f"{plan.replicas:,}",
-        f"one replica fewer misses the target; {plan.fewest_replicas:,} just keep up with the load",
-    )
+    table.add_row("replicas", f"{plan.replicas:,}", _reason_for_replicas(plan))
     table.add_row("p99", _ms(measured.p99_s), spread)
-    table.add_row("devices busy", f"{measured.utilisation:.2f}", f"the autoscaler would keep {found.kept_replicas:,}")
+    table.add_row("devices busy", f"{measured.utilisation:.2f}", _kept_by_the_autoscaler(found))
     table.add_row("one replica", f"{demand.speed.tokens_per_s:,.0f}", f"tokens/s; {demand.speed.origin}")
     table.add_row(
         "ingresses", f"{plan.ingresses:,}", f"{limits.ingress_cpus:.1f} CPUs, {limits.other_cpus:.1f} elsewhere"
@@ -178,6 +174,23 @@ def _table(found: "CapacityReport", passages: str, tokens: str) -> Table:
     if found.region is not None:
         _add_region(table, found)
     return table
+
+
+def _reason_for_replicas(plan: "FleetPlan") -> str:
+    if plan.replicas == 1:
+        return "a single replica meets the target"
+    if plan.replicas == plan.fewest_replicas:
+        return "one replica fewer cannot keep up with the load"
+    return f"one replica fewer misses the target; {plan.fewest_replicas:,} just keep up with the load"
+
+
+def _kept_by_the_autoscaler(found: "CapacityReport") -> str:
+    kept = f"the autoscaler would keep {found.kept_replicas:,}"
+    if found.kept_replicas == found.plan.replicas:
+        return kept
+    from rerank_service.config import AutoscalingConfig
+
+    return f"{kept}, so that they are {AutoscalingConfig().target_utilisation:.0%} busy (target_utilisation)"
 
 
 def _add_region(table: Table, found: "CapacityReport") -> None:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import httpx
 
-__all__ = ["Endpoint", "problem_of", "reserve"]
+__all__ = ["Endpoint", "local_url", "problem_of", "reserve", "url_of"]
 
 _LISTENING = "0A"  # TCP_LISTEN in /proc/net/tcp
 _PROBE_TIMEOUT_S = 2
@@ -41,6 +41,16 @@ def problem_of(endpoint: Endpoint) -> str | None:
         if error.errno == errno.EADDRINUSE:
             return f"{where} is in use by {_holder(endpoint)}. Stop it, or choose another port: {endpoint.setting}"
         return f"cannot listen on {where}: {error.strerror or error}. See {endpoint.setting}"
+
+
+def url_of(host: str, port: int, scheme: str = "http") -> str:
+    """The URL of a listener, with brackets around an IPv6 address."""
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def local_url(host: str, port: int, scheme: str = "http") -> str:
+    """The URL at which this machine reaches a listener, even one on all addresses."""
+    return url_of(_WILDCARDS.get(host, host), port, scheme)
 
 
 def reserve(endpoint: Endpoint) -> None:
@@ -72,8 +82,7 @@ def _bound(endpoint: Endpoint, option: int | None) -> socket.socket:
 def _holder(endpoint: Endpoint) -> str:
     processes = sorted(set(_listening_processes(endpoint.port)))
     named = f" ({'; '.join(processes)})" if processes else ""
-    host = _WILDCARDS.get(endpoint.host, endpoint.host)
-    url = f"http://{f'[{host}]' if ':' in host else host}:{endpoint.port}/v1/health/live"
+    url = f"{local_url(endpoint.host, endpoint.port)}/v1/health/live"
     with suppress(httpx.HTTPError, ValueError, TypeError, KeyError):
         answer = httpx.get(url, timeout=_PROBE_TIMEOUT_S, trust_env=False).json()
         if answer["object"] == "health.response":

@@ -45,6 +45,8 @@ def rank(
     as_json: Annotated[bool, typer.Option("--json", help="Print the ranking as JSON.")] = False,
 ) -> None:
     """Rank passages, one per line, for a query."""
+    if not query.strip():
+        raise fail("the query is blank; give the question to rank for")
     lines = _read_lines(passages)
     windows = passage_windows(max_windows, window_tokens, overlap_tokens)
     answer, num_truncated, num_unscored = (
@@ -63,20 +65,26 @@ def rank(
         typer.echo(json.dumps(answer))
         return
     table = Table(box=None, pad_edge=False)
-    table.add_column("logit", justify="right")
-    table.add_column("index", justify="right", style="dim")
-    table.add_column("passage", overflow="ellipsis", no_wrap=True)
+    table.add_column("logit", justify="right", no_wrap=True)
+    table.add_column("index", justify="right", no_wrap=True, style="dim")
+    table.add_column("passage")  # may wrap, because rich narrows columns that may; the texts themselves do not wrap
     for ranking in answer["rankings"]:
         index = ranking["index"]
-        table.add_row(f"{ranking['logit']:.2f}", str(index), Text(lines[index]))
+        table.add_row(f"{ranking['logit']:.2f}", str(index), Text(lines[index], no_wrap=True, overflow="ellipsis"))
     stdout.print(table)
 
 
 def _read_lines(source: str) -> list[str]:
+    place = "standard input" if source == "-" else source
     try:
-        text = sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise fail(f"cannot read passages from {source}: {error}") from None
+        # Bytes, because Python decodes standard input leniently under some locales.
+        raw = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = 1 + error.object.count(b"\n", 0, error.start)
+        raise fail(f"cannot read passages from {place}: line {line} is not UTF-8 ({error.reason})") from None
+    except OSError as error:
+        raise fail(f"cannot read passages from {place}: {error}") from None
     lines = [line for line in text.splitlines() if line.strip()]
     if not lines:
         raise fail("there are no passages; give one per line")

@@ -112,8 +112,9 @@ def _show(verdict: Verdict) -> None:
     for line in (f"served     {verdict.served}", f"reference  {verdict.reference}"):
         typer.echo(line)
     table = Table(box=None, pad_edge=False, show_edge=False)
-    for column in ("check", "found", "allowed", ""):
-        table.add_column(column)
+    for column in ("check", "found", "allowed"):
+        table.add_column(column, overflow="fold")
+    table.add_column("", no_wrap=True)
     for check in verdict.checks:
         table.add_row(check.name, check.found, check.allowed, "yes" if check.is_passed else "[bold red]NO[/]")
     stdout.print("", table, "", sep="\n")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rerank_service.errors import BatchError
 from rerank_service.tools.batch.beir import CORPUS, QUERIES, candidates, field, passage_text
+from rerank_service.tools.batch.records import query_text
 from rerank_service.tools.batch.text_files import json_rows
 
 __all__ = ["Collection", "read_collection"]
@@ -46,7 +47,7 @@ def read_collection(folder: Path, qrels: Path | None = None, max_queries: int | 
         place = f"{folder / QUERIES}, line {position.number}"
         query_id, text = field(row, "_id", place), field(row, "text", place)
         if max(relevance.get(query_id, {}).values(), default=0) > 0:
-            queries[query_id] = text
+            queries[query_id] = query_text(text, f"{place}: text")
     if not queries:
         raise BatchError(
             f"{folder} has no query with a relevant passage: check that queries and qrels use the same ids"

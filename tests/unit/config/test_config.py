@@ -34,8 +34,15 @@ def test_the_shipped_configurations_are_valid(name: str) -> None:
     [
         ({}, "models: required, but missing"),
         ({"models": []}, "models: must have at least 1 item, not 0"),
-        (changed(batchign={}), "models[0].batchign: unknown setting"),
-        (changed(windowtokens=3), "models[0].windowtokens: unknown setting$"),
+        (changed(batchign={}), r"models[0].batchign: unknown setting; did you mean `batching`\?$"),
+        (changed(windowtokens=3), r"models[0].windowtokens: unknown setting; did you mean `window_tokens`\?$"),
+        (changed(engine={"dtipe": "int8"}), r"engine.dtipe: unknown setting; did you mean `dtype`\?$"),
+        (changed(engine={"yes_no": {"yess": "y"}}), r"engine.yes_no.yess: unknown setting"),
+        (changed(zzz=3), "models[0].zzz: unknown setting$"),
+        (
+            {"models": [MODEL], "limits": {"request_timeout_s": float("inf")}},
+            "limits.request_timeout_s: must be a finite number, not inf",
+        ),
         (changed(batching=3), "models[0].batching: must be a mapping of settings, not 3"),
         (
             changed(batching={"max_batch_tokens": 0}),
@@ -62,7 +69,7 @@ def test_the_shipped_configurations_are_valid(name: str) -> None:
             changed(autoscaling={"look_back_period_s": 1}),
             "look_back_period_s 1 must be greater than metrics_interval_s 1",
         ),
-        ({"models": [MODEL, MODEL]}, "two models have the same id"),
+        ({"models": [MODEL, MODEL]}, "two models have the same id: nvidia/a; rename one"),
         ({"models": [MODEL, MODEL | {"id": "nvidia_a"}]}, "give the same deployment name"),
         ({"models": [MODEL, MODEL | {"id": "b", "aliases": ["NVIDIA/A"]}]}, "belongs to both 'nvidia/a' and 'b'"),
         ({"models": [MODEL], "service": {"default_model": "b"}}, "default_model 'b' is not among models"),
@@ -157,6 +164,19 @@ def test_the_message_names_a_file_that_is_not_a_serve_configuration(tmp_path: Pa
     path.write_text(text)
     with pytest.raises(ConfigError, match=r"serve\.yaml"):
         load_config(path)
+
+
+def test_a_repeated_key_is_refused_and_a_merged_one_may_be_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "serve.yaml"
+    path.write_text("applications:\n- args: {}\n  args: {models: []}\n")
+    with pytest.raises(ConfigError, match=r"line 3: the key 'args' occurs twice in one mapping; remove one"):
+        load_config(path)
+
+    path.write_text(
+        "applications: [{args: {models: [&a {id: a, checkpoint: &c {source: /a}}, {<<: *a, id: b}, "
+        "{id: c, checkpoint: {<<: *c, source: /c}}]}}]"
+    )
+    assert [model.id for model in load_config(path).models] == ["a", "b", "c"]
 
 
 def test_the_message_names_a_missing_file(tmp_path: Path) -> None:

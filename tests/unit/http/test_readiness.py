@@ -71,11 +71,13 @@ Scenario = Callable[[httpx.AsyncClient, dict[str, Handle]], Coroutine[Any, Any, 
 
 
 def play(scenario: Scenario, **settings: Any) -> dict[str, Handle]:
-    """Runs a scenario against an ingress with `models`, by default two."""
+    """Runs a scenario against an ingress with `models`, by default two. With `starting`, no replica runs
+    yet."""
     models = settings.pop("models", [{"id": name} for name in MODELS])
+    first_outcome = ActorDiedError() if settings.pop("starting", False) else SCORED
     checkpoint = {"checkpoint": {"source": "/somewhere"}}
     config = RerankConfig.model_validate({"models": [checkpoint | model for model in models], **settings})
-    handles = {model.id: Handle() for model in config.models}
+    handles = {model.id: Handle(first_outcome) for model in config.models}
 
     async def run() -> None:
         async with client_of(api_over(config, handles)) as client:
@@ -115,6 +117,24 @@ def test_an_ingress_without_a_reachable_replica_for_ten_seconds_is_not_ready_unt
         assert await ready(client) == READY
 
     play(scenario)
+
+
+def test_a_starting_model_is_logged_every_thirty_seconds_and_only_a_later_loss_is_a_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def scenario(client: httpx.AsyncClient, handles: dict[str, Handle]) -> None:
+        await asyncio.sleep(65.0)
+        handles["a"].outcome = SCORED
+        await asyncio.sleep(5.0)
+        handles["a"].outcome = ActorDiedError()
+        await asyncio.sleep(11.0)
+
+    with caplog.at_level("INFO", "rerank_service.http.readiness"):
+        play(scenario, starting=True, models=[{"id": "a"}])
+
+    told = [(one.levelname, one.getMessage()) for one in caplog.records if one.name.endswith("readiness")]
+    waiting = ("INFO", "waiting for the first replica of model=a")
+    assert told == [waiting] * 3 + [("INFO", "ready model=a"), ("WARNING", "no replica answers model=a")]
 
 
 @pytest.mark.parametrize("outcome", UNREACHABLE.values(), ids=UNREACHABLE)

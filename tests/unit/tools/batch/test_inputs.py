@@ -139,6 +139,8 @@ def test_a_folder_has_the_pairs_of_a_run_or_of_qrels(tmp_path: Path, beir: Path)
         ("in.jsonl", '{"query": "q", "passage": "p"}\n{"query": "q"}\n', "line 2: passage is missing"),
         ("in.jsonl", '{"passage": "p"}\n', "line 1: query is missing"),
         ("in.jsonl", '{"query": 3, "passage": "p"}\n', "line 1: query is not text"),
+        ("in.jsonl", '{"query": "q", "passage": ""}\n{"query": "", "passage": ""}\n', "line 2: query is blank"),
+        ("in.csv", "query,passage\n ,p\n", "line 2: query is blank"),
         ("in.jsonl", '{"query": "q", "passages": []}\n', "line 1: passages is empty"),
         ("in.jsonl", '{"query": "q", "passages": ["a", 5]}\n', "line 1: passages.1 is not text"),
         ("in.jsonl", '{"query": "q", "passages": "a"}\n', "line 1: passages is not a list"),
@@ -198,6 +200,20 @@ def test_candidates_with_unknown_ids(tmp_path: Path, beir: Path, run: str, messa
 
     with pytest.raises(BatchError, match=message):
         plan_chunks(open_source(asked), 10)
+
+
+def test_a_blank_query_of_a_folder_is_an_error_only_if_it_is_a_candidate(tmp_path: Path, beir: Path) -> None:
+    with (beir / "queries.jsonl").open("a") as file:
+        file.write('{"_id": "q3", "text": " "}\n')
+    path = tmp_path / "run"
+    path.write_text("q1 Q0 p1 1 1 x\n")
+    asked = files(beir, path)
+    build_index(beir, asked.index)
+    assert plan_chunks(open_source(asked), 10).num_pairs == 1
+
+    path.write_text("q1 Q0 p1 1 1 x\nq3 Q0 p1 1 1 x\n")
+    with pytest.raises(BatchError, match=r"run, line 2: text of query 'q3' in .*queries\.jsonl is blank"):
+        plan_chunks(open_source(files(beir, path)), 10)
 
 
 def test_a_repeated_id_is_an_error(tmp_path: Path, beir: Path) -> None:

@@ -1,9 +1,14 @@
 """Subcommands that need no running service; `tests/service` runs the others."""
 
 import json
+import os
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
+from rich.console import Console
 from typer.testing import CliRunner
 
 from rerank_service import __version__
@@ -74,6 +79,60 @@ def test_check_warns_about_more_replicas_than_cpus(monkeypatch: pytest.MonkeyPat
     assert "the replicas need 2 CPUs and this machine has 1" in result.stdout
 
 
+def serve_file(folder: Path, **changes: Any) -> str:
+    """The shipped configuration with other settings of Serve."""
+    path = folder / "serve.yaml"
+    document = yaml.safe_load(Path(CONFIG).read_text())
+    path.write_text(yaml.safe_dump(document | changes))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "problems"),
+    [
+        ({"http_options": {"port": 99999}}, ["http_options.port: must be from 1 to 65,535, not 99999"]),
+        ({"http_options": {"host": 5}}, ["http_options.host: must be a valid string, not 5"]),
+        (
+            {"http_options": {"prot": 1, "request_timeout_s": float("inf")}},
+            [
+                "http_options.prot: unknown setting; did you mean `port`?",
+                "http_options.request_timeout_s: must be a finite number of seconds, or null for no limit, not inf",
+            ],
+        ),
+        ({"http_optionss": {}, "x-a": {}}, ["http_optionss: unknown setting; did you mean `http_options`?"]),
+    ],
+)
+def test_check_and_serve_refuse_invalid_settings_of_serve(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], problems: list[str]
+) -> None:
+    path = serve_file(tmp_path, **changes)
+    monkeypatch.setattr("os.environ", dict(os.environ))  # `serve` sets Ray's variables
+
+    told = json.loads(runner.invoke(app, ["check", path, "--json"]).stdout)
+    for command in ("check", "serve"):
+        result = runner.invoke(app, [command, path])
+        assert result.exit_code == 2
+        assert result.stderr.splitlines() == [f"error: {path} cannot be served", *problems]
+
+    assert told == {"valid": False, "problems": problems}
+
+
+def test_check_notes_what_other_nodes_may_have(tmp_path: Path) -> None:
+    document = yaml.safe_load(Path(CONFIG).read_text())
+    (application,) = document["applications"]
+    application["import_path"] = "mine:build"
+    application["args"]["models"][0]["checkpoint"] = {"source": "/no/where"}
+    application["args"]["auth"] = {"key_hashes_file": "/no/hashes"}
+
+    result = runner.invoke(app, ["check", serve_file(tmp_path, **document), "--json"])
+
+    assert result.exit_code == 0
+    foreign, hashes, folder = json.loads(result.stdout)["notes"][-3:]
+    assert "application 'rerank' has the import path mine:build, which is not part of this service" in foreign
+    assert "auth.key_hashes_file /no/hashes is not a file on this machine" in hashes
+    assert "checkpoint.source /no/where of sentence-transformers/all-MiniLM-L6-v2 is not a folder on this" in folder
+
+
 def test_serve_refuses_a_bad_configuration_before_starting_anything(tmp_path: Path) -> None:
     path = tmp_path / "serve.yaml"
     path.write_text("applications: [{args: {models: [{id: a, checkpoint: {source: x/y}}]}}]")
@@ -125,6 +184,41 @@ def test_rank_reports_truncated_and_unscored_passages(float32_config: str) -> No
     assert whole.stderr == ""
 
 
+@pytest.mark.parametrize("columns", [30, 80])
+def test_rank_shows_logit_and_index_of_a_passage_wider_than_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    monkeypatch.setattr("rerank_service.tools.cli.rank.stdout", Console(width=columns))
+    with scripted() as server:
+        result = runner.invoke(app, ["rank", "q", "--url", server.url], input="a " * 300 + "\n" + "x" * 300)
+
+    header, *rows = result.stdout.splitlines()
+    assert header.split() == ["logit", "index", "passage"]
+    assert [row.split()[:2] for row in rows] == [["600.00", "0"], ["300.00", "1"]]
+    assert all(len(row) <= columns and row.rstrip().endswith("…") for row in rows)
+
+
+@pytest.mark.parametrize("place", [[], ["--in-process"]])
+def test_rank_refuses_a_blank_query(place: list[str]) -> None:
+    result = runner.invoke(app, ["rank", " ", *place], input="a passage")
+
+    assert result.exit_code == 2
+    assert "the query is blank" in result.stderr
+
+
+def test_rank_reports_passages_that_are_not_utf8(tmp_path: Path) -> None:
+    raw = b"a passage\n\xff\xfe\n"
+    path = tmp_path / "passages.txt"
+    path.write_bytes(raw)
+
+    piped, named = runner.invoke(app, ["rank", "q", "-"], input=raw), runner.invoke(app, ["rank", "q", str(path)])
+
+    assert (piped.exit_code, named.exit_code) == (2, 2)
+    problem = "line 2 is not UTF-8 (invalid start byte)"
+    assert piped.stderr == f"error: cannot read passages from standard input: {problem}\n"
+    assert named.stderr == f"error: cannot read passages from {path}: {problem}\n"
+
+
 def test_rank_prints_the_services_error() -> None:
     with scripted(error(403, "not with this key")) as server:
         result = runner.invoke(app, ["rank", "q", "--url", server.url], input="a passage")
@@ -171,6 +265,18 @@ def test_plan_reports_whether_the_speed_is_assumed() -> None:
     assert (shown.exit_code, assumed.exit_code) == (0, 0)
     assert "an assumption, not a measurement" not in shown.stdout
     assert "an assumption, not a measurement" in assumed.stdout
+
+
+def test_plan_says_why_it_recommends_its_number_of_replicas(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rerank_service.tools.cli.plan.stdout", Console(width=200))
+    small = runner.invoke(app, [*PLAN, "--rps", "1", "--tokens-per-s", "200000"]).stdout
+    large = runner.invoke(app, [*PLAN, "--rps", "100", "--tokens-per-s", "20000"]).stdout
+
+    assert "a single replica meets the target" in small
+    assert "one replica fewer" not in small
+    assert "the autoscaler would keep 1\n" in re.sub(" +\n", "\n", small)
+    assert "one replica fewer" in large
+    assert "so that they are 80% busy (target_utilisation)" in large
 
 
 def test_plan_as_json_is_minimal_and_repeatable() -> None:

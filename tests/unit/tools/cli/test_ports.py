@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import closing, suppress
 
 import pytest
-from fastapi import FastAPI
+from fastapi import FastAPI, Response
 
 from rerank_service.tools.cli import foreground
 from rerank_service.tools.cli.ports import Endpoint, problem_of, reserve
@@ -137,6 +137,27 @@ def test_an_unusable_address_is_reported_with_its_setting(host: str, port: int, 
 
     assert words in str(problem)
     assert "X" in str(problem)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])  # noqa: S104
+def test_serve_says_once_that_it_is_ready(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], host: str
+) -> None:
+    api, statuses = FastAPI(), [503, 503, 200]
+    monkeypatch.setattr(foreground, "_READINESS_POLL_S", 0.05)
+
+    @api.get("/rerank/v1/health/ready")
+    def ready(response: Response) -> None:
+        response.status_code = statuses.pop(0)
+
+    application = {"import_path": "rerank_service.app:build_app", "route_prefix": "/rerank"}
+    with running(api) as url:
+        port = int(url.rpartition(":")[2])
+        settings = {"http_options": {"host": host, "port": port}, "applications": [application]}
+        foreground._wait_until_ready(foreground.ServeDeploySchema.model_validate(settings))
+
+    assert statuses == []
+    assert capsys.readouterr().err == f"ready on http://{host}:{port}/rerank\n"
 
 
 def test_serve_reads_its_ports_from_the_file_and_haproxys_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

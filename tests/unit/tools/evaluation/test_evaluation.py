@@ -39,6 +39,14 @@ def folder(tmp_path: Path) -> Path:
     return path
 
 
+def test_a_judged_query_must_not_be_blank(folder: Path) -> None:
+    path = folder / "queries.jsonl"
+    path.write_text(path.read_text().replace("What is the capital of France?", " "))
+
+    with pytest.raises(BatchError, match=r"queries\.jsonl, line 1: text is blank"):
+        read_collection(folder)
+
+
 def test_measures_equal_those_computed_by_hand() -> None:
     relevance = {"a": {"p1": 2, "p2": 1, "p9": 1}, "b": {"p1": 1}, "c": {"p7": 1}}
     candidates = {"a": ["p0", "p1", "p2"], "b": [f"p{n}" for n in range(20)][::-1], "c": []}
