@@ -391,8 +391,7 @@ class Scheduler(Generic[PairT]):
                 job.done.set_exception(DeviceFailed(cause) if cause else EngineFailed("the scheduler's loop has ended"))
 
     async def _in_thread(self, thread: ThreadPoolExecutor, call: Callable[..., ResultT], *arguments: Any) -> ResultT:
-        """Runs a call in a thread and watches whether it returns. Its time limit allows for all tokens on the
-        device."""
+        """Runs a call in a thread and watches whether it returns in the time for all tokens on the device."""
         speed = self.drain.tokens_per_s
         limit_s = max(_SHORTEST_HANG_S, _HANG_FACTOR * self._tokens_in_flight / speed) if speed else _FIRST_PASS_S
         work = self._watch.begin(limit_s)

@@ -41,9 +41,7 @@ def config(
     models: Models,
     models_dir: Annotated[str, typer.Option(help="Folder with the known models' folders.")] = "/models",
     replicas: Annotated[list[str] | None, typer.Option(metavar="[MODEL=]MIN:MAX", help="Number of replicas.")] = None,
-    gpus: Annotated[
-        list[str] | None, typer.Option(metavar="[MODEL=]N", help="GPUs per replica; 0.5 is half a GPU.")
-    ] = None,
+    gpus: Annotated[list[str] | None, typer.Option(metavar="[MODEL=]N", help="GPUs per replica, such as 0.5.")] = None,
     cpus: Annotated[list[str] | None, typer.Option(metavar="[MODEL=]N", help="CPUs per replica.")] = None,
     ingresses: Annotated[str, typer.Option(metavar="MIN:MAX", help="Number of HTTP replicas.")] = "1:1",
     ingress_cpus: Annotated[float, typer.Option(min=0, help="CPUs reserved for each HTTP replica.")] = 0,
@@ -53,9 +51,7 @@ def config(
     key_hashes: Annotated[str | None, typer.Option(help="File with SHA-256 hashes of keys, one per line.")] = None,
     requests_per_minute: Annotated[int | None, typer.Option(help="Request limit per key.")] = None,
     passages_per_minute: Annotated[int | None, typer.Option(help="Passage limit per key.")] = None,
-    rate_limit_storage: Annotated[
-        str | None, typer.Option(help="redis://... shares counts between HTTP replicas.")
-    ] = None,
+    rate_limit_storage: Annotated[str | None, typer.Option(help="redis://... for counts shared by ingresses.")] = None,
     output: Annotated[Path | None, typer.Option(help="File to write; by default standard output.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Write JSON, which Serve also reads.")] = False,
 ) -> None:

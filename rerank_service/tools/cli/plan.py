@@ -39,25 +39,15 @@ def plan(
     passages: str = typer.Option(..., help="Passages per request, or a mix SIZE:WEIGHT, such as 10:4,100:1."),
     tokens: str = typer.Option(..., help=f"Tokens per pair, query included, or one of {', '.join(Lengths)}."),
     p99_ms: float = typer.Option(..., min=1, help="Target for the 99th percentile of latency."),
-    tokens_per_s: float | None = typer.Option(
-        None, min=1, help="Speed of one replica, as measured by benchmarks/gpu.py."
-    ),
-    model: PlannedModel = typer.Option(
-        PlannedModel.LLAMA_1B, help="Model whose speed to estimate without --tokens-per-s."
-    ),
+    tokens_per_s: float | None = typer.Option(None, min=1, help="Speed of one replica, from benchmarks/gpu.py."),
+    model: PlannedModel = typer.Option(PlannedModel.LLAMA_1B, help="Model to estimate the speed of, if not given."),
     gpu: str = typer.Option("h100", help="GPU of each replica: h100, h200, a100, l40s, a10, l4 ..."),
     mfu: float = typer.Option(ASSUMED_MFU, min=0.01, max=1, help="Assumed share of the GPU's peak throughput."),
-    batch_overhead_ms: float | None = typer.Option(
-        None, min=0, help="Fixed time per batch, added to the time for its tokens."
-    ),
-    burstiness: float = typer.Option(
-        1.0, min=1, help="Squared coefficient of variation of gaps between requests; 1: Poisson."
-    ),
+    batch_overhead_ms: float | None = typer.Option(None, min=0, help="Fixed time per batch, besides its tokens' time."),
+    burstiness: float = typer.Option(1.0, min=1, help="Squared variation of gaps between requests; 1: Poisson."),
     timeout_s: float = typer.Option(60.0, min=0.1, help="limits.request_timeout_s of the service."),
     front: Front = typer.Option(Front.HAPROXY, help="Proxy in front of the service."),
-    price_per_gpu_hour: float | None = typer.Option(
-        None, min=0, help="Price in any currency; adds the cost to the output."
-    ),
+    price_per_gpu_hour: float | None = typer.Option(None, min=0, help="Price in any currency; adds the cost."),
     regions: int = typer.Option(1, min=1, help="Regions that share the load; with 2 or more, one fails."),
     start_s: float = typer.Option(60.0, min=0, help="Time that a new replica takes to start after a region fails."),
     failover_s: float = typer.Option(10.0, min=0, help="Time until clients of the failed region reach another region."),

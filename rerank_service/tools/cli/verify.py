@@ -66,9 +66,7 @@ def verify_command(
         num_cpus = chosen.replica.num_cpus if is_configured else None
         open_served: Callable[[], ServedPath] = partial(EnginePath, chosen, num_cpus)
     else:
-        served = get_json(url, "/v1/models", key)[
-            "data"
-        ]  # an error here saves the reference run, which takes half a minute
+        served = get_json(url, "/v1/models", key)["data"]  # fails before the reference run, which takes half a minute
         name = served_as or (chosen.id if is_configured else None)
         client = Client(url, api_key=key, model=name, timeout_s=_TIMEOUT_S)
         precision = partial(_reported_precision, url, served, name) if dtype is None else lambda: None
