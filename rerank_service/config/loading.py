@@ -73,7 +73,8 @@ def parse_serve_config(text: str, source: str) -> RerankConfig:
                 f"{MODEL_IMPORT_PATH} and the same settings as the model (a YAML anchor keeps them equal)"
             )
     if models_apart:
-        raise ConfigError(f"no model names the application {', '.join(sorted(models_apart))}: set models[].application")
+        unused = ", ".join(sorted(models_apart))
+        raise ConfigError(f"not used by any model: applications {unused}; set models[].application, or remove them")
     return config
 
 

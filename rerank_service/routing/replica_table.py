@@ -1,4 +1,4 @@
-"""Chooses replicas, and records what one process knows about a deployment's: load, recent failures, calls in flight.
+"""Chooses replicas, and records what one process knows about each: load, recent failures and calls in flight.
 
 Thread-safe, because Serve's router has its own event loop and the model router runs in the ingress's loop. This module
 does not import Ray: the simulator (`tools/planning/cluster.py`) runs the same code on a simulated clock.
