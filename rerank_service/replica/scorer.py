@@ -201,7 +201,7 @@ class ModelScorer:
             try:
                 passages = encode_passages(self._engine, shard.query, shard.passages, shard.fitting)
                 result = Tokenised(passages, time.perf_counter() - started)
-            except PairTooLong as error:  # its index is counted in the shard, callers need the request's
+            except PairTooLong as error:  # it has the passage's index in the shard, not in the request
                 result = error.at(shard.indices[error.index])
             except Exception as error:
                 result = error

@@ -1,4 +1,4 @@
-"""Chooses replicas, and records what one process knows about each: load, recent failures and calls in flight.
+"""Chooses replicas by the load, recent failures and calls in flight of each replica that this process knows of.
 
 Thread-safe, because Serve's router has its own event loop and the model router runs in the ingress's loop. This module
 does not import Ray: the simulator (`tools/planning/cluster.py`) runs the same code on a simulated clock.
