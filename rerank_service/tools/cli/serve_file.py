@@ -5,7 +5,6 @@ Importing this module imports Ray, which takes seconds. `config` checks the sett
 
 import math
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -15,14 +14,14 @@ from ray.serve.schema import HTTPOptionsSchema, ServeApplicationSchema, ServeDep
 from rerank_service.config import readable_problems, unknown_setting
 from rerank_service.errors import ConfigError
 
-__all__ = ["read_serve_file"]
+__all__ = ["read_serve_text"]
 
 _MAX_PORT = 65_535
 
 
-def read_serve_file(path: str) -> ServeDeploySchema:
-    """Reads a file that `load_config` accepts. Raises `ConfigError` with one line per problem."""
-    document = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+def read_serve_text(text: str) -> ServeDeploySchema:
+    """Reads a YAML text that `parse_serve_config` accepts. Raises `ConfigError` with one line per problem."""
+    document = yaml.safe_load(text)
     try:
         parsed = ServeDeploySchema.model_validate(document)
     except ValidationError as error:
