@@ -77,8 +77,10 @@ class ApiKeys:
     def _read(self, path: Path) -> None:
         try:
             version, text = _version(path), path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"auth.key_hashes_file {path} cannot be read: {error}") from None
+        except OSError as error:
+            raise ConfigError(f"auth.key_hashes_file {path} cannot be read: {error.strerror or error}") from None
+        except UnicodeDecodeError:
+            raise ConfigError(f"auth.key_hashes_file {path} cannot be read: it is not UTF-8 text") from None
         lines = [line.partition("#")[0].strip().lower() for line in text.splitlines()]
         bad = [number for number, line in enumerate(lines, 1) if line and not _DIGEST.fullmatch(line)]
         if bad:

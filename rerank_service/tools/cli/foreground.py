@@ -28,7 +28,7 @@ from rerank_service.tools.cli.console import fail, stderr
 from rerank_service.tools.cli.ports import Endpoint, problem_of, reserve
 from rerank_service.tools.cli.serve_file import read_serve_text
 from rerank_service.tools.cli.startup import StartFailed, wait_until_ready
-from rerank_service.tools.cli.terminal_log import quieten_driver, quieten_workers
+from rerank_service.tools.cli.terminal_log import WarningsOnly, quieten_driver, quieten_workers
 
 __all__ = ["Serving", "endpoints_of", "run"]
 
@@ -68,9 +68,11 @@ def run(serving: Serving) -> None:
     _interrupt_on_signals()
     failure = None
     try:
-        _start(config, serving)
+        terminal = _start(config, serving)
         for line in wait_until_ready(config, settings) or ():
             stderr.print(line, markup=False, highlight=False, soft_wrap=True)
+        if terminal is not None:
+            terminal.is_starting = False
         while True:
             signal.pause()
     except StartFailed as error:
@@ -104,7 +106,8 @@ def endpoints_of(config: ServeDeploySchema, setting: str) -> list[Endpoint]:
     return endpoints
 
 
-def _start(config: ServeDeploySchema, serving: Serving) -> None:
+def _start(config: ServeDeploySchema, serving: Serving) -> WarningsOnly | None:
+    """Starts Ray and the applications. Returns the filter between Ray's processes and the terminal, if there is one."""
     endpoints = endpoints_of(config, serving.port_setting)
     joins_a_cluster = canonicalize_bootstrap_address(None) is not None  # type: ignore[arg-type]  # the same lookup as in ray.init()
     if not joins_a_cluster:
@@ -115,10 +118,11 @@ def _start(config: ServeDeploySchema, serving: Serving) -> None:
                 reserve(endpoint)
     if serving.is_verbose:
         ray.init(namespace=constants.SERVE_NAMESPACE)
+        terminal = None
     else:
         quieten_driver()
         ray.init(namespace=constants.SERVE_NAMESPACE, logging_level=logging.WARNING)
-        quieten_workers()
+        terminal = quieten_workers()
     _interrupt_on_signals()  # again, because ray.init installs handlers that end Ray at once
     if joins_a_cluster and not _controller_runs():
         _require_free(endpoints)
@@ -129,6 +133,7 @@ def _start(config: ServeDeploySchema, serving: Serving) -> None:
         controller_options=config.controller_options,
     )
     _client().deploy_apps(config)
+    return terminal
 
 
 def _require_free(endpoints: Sequence[Endpoint]) -> None:

@@ -14,7 +14,7 @@ from rerank_service.config import APP_IMPORT_PATH, MODEL_IMPORT_PATH, RerankConf
 from rerank_service.tools.cli.console import stderr
 from rerank_service.tools.cli.ports import local_url, url_of
 
-__all__ = ["StartFailed", "failure_of", "ready_lines", "reason_in", "wait_until_ready"]
+__all__ = ["StartFailed", "failed_attempts", "failure_of", "ready_lines", "reason_in", "wait_until_ready"]
 
 _READINESS_POLL_S = 1.0
 _REQUEST_LIMIT_S = 2.0
@@ -49,9 +49,14 @@ def wait_until_ready(config: ServeDeploySchema, settings: RerankConfig) -> list[
         stderr.status("starting"),
         httpx.Client(verify=False, trust_env=False, timeout=_REQUEST_LIMIT_S) as client,  # noqa: S501
     ):
+        told: set[str] = set()
         while not _answers(client, f"{address.local}/v1/health/ready"):
-            if (reason := failure_of(serve.status().applications, names)) is not None:
+            applications = serve.status().applications
+            if (reason := failure_of(applications, names)) is not None:
                 raise StartFailed(reason)
+            for line in sorted(set(failed_attempts(applications, names)) - told):
+                told.add(line)
+                stderr.print(f"warning: {line}", markup=False, highlight=False, soft_wrap=True)
             time.sleep(_READINESS_POLL_S)
     return list(ready_lines(address.public, address.local, settings))
 
@@ -76,10 +81,18 @@ def failure_of(applications: Mapping[str, ApplicationStatusOverview], names: lis
         for deployment, state in application.deployments.items():
             error = _error_in(state.message)
             if error is not None and (has_ended or error.startswith(_FINAL)):
-                return f"{deployment} cannot start: {error.removeprefix(_OURS).partition(': ')[2]}"
+                return f"{deployment} cannot start: {reason_in(error)}"
         if has_ended:
             return f"application {name} cannot start: {reason_in(application.message)}"
     return None
+
+
+def failed_attempts(applications: Mapping[str, ApplicationStatusOverview], names: list[str]) -> Iterator[str]:
+    """A line for each deployment of the named applications that failed to start and is started again."""
+    for name in names:
+        for deployment, state in applications[name].deployments.items() if name in applications else ():
+            if (error := _error_in(state.message)) is not None:
+                yield f"{deployment} failed to start and is started again: {reason_in(error)}"
 
 
 def reason_in(message: str) -> str:

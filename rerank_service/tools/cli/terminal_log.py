@@ -12,6 +12,8 @@ __all__ = ["WarningsOnly", "quieten_driver", "quieten_workers"]
 
 _RECORD = re.compile(r"(DEBUG|INFO|WARNING|ERROR|CRITICAL) \d{4}-\d\d-\d\d ")
 _QUIET = frozenset({"DEBUG", "INFO"})
+_START_FAILED = "Exception in Replica("
+"""Serve's record of a replica that failed to start; `startup` reports the reason in words instead."""
 _HANDLER = "ray_print_logs"  # Ray removes the handler of this name when it disconnects
 
 
@@ -24,6 +26,8 @@ class WarningsOnly:
     def __init__(self, show: Callable[[dict[str, Any]], None]) -> None:
         self._show = show
         self._in_record: dict[tuple[Any, Any], bool] = {}
+        self.is_starting = True
+        """Whether failed starts of replicas are reported elsewhere."""
 
     def __call__(self, batch: Mapping[str, Any]) -> None:
         """Takes lines of one process: `lines`, `pid`, `is_err` and others."""
@@ -33,7 +37,11 @@ class WarningsOnly:
             record = _RECORD.match(line)
             if record is not None:
                 self._in_record[stream] = True
-            if (record is not None and record[1] not in _QUIET) or not self._in_record.get(stream):
+            if record is None:
+                is_shown = not self._in_record.get(stream)
+            else:
+                is_shown = record[1] not in _QUIET and not (self.is_starting and _START_FAILED in line)
+            if is_shown:
                 kept.append(line)
         if kept:
             self._show({**batch, "lines": kept})
@@ -47,11 +55,13 @@ def quieten_driver() -> None:
     logging.getLogger("ray._private.authentication.authentication_token_setup").addFilter(_is_not_an_announcement)
 
 
-def quieten_workers() -> None:
+def quieten_workers() -> WarningsOnly:
     """Hides the INFO lines of Ray's other processes. Call it after `ray.init`."""
+    handler = WarningsOnly(partial(worker.print_to_stdstream, ignore_prefix=False))
     dispatcher = ray_logging.global_worker_stdstream_dispatcher
     dispatcher.remove_handler(_HANDLER)
-    dispatcher.add_handler(_HANDLER, WarningsOnly(partial(worker.print_to_stdstream, ignore_prefix=False)))
+    dispatcher.add_handler(_HANDLER, handler)
+    return handler
 
 
 def _is_not_an_announcement(record: logging.LogRecord) -> bool:

@@ -67,40 +67,35 @@ def place(
     if device is DeviceChoice.CUDA and (large := [model for model in models if model not in on_gpu]):
         raise ConfigError(_too_large_for_gpu(large[0], machine, share, dtype))
     on_cpu = [model for model in models if model not in on_gpu]
-    gpu_cpus = max(1, min(_GPU_MODEL_CPUS, machine.num_cpus // max(1, len(machine.gpus))))
     if on_cpu:
         _require_memory(on_cpu, machine, dtype, chosen)
-    free_cpus = max(1.0, machine.num_cpus - gpu_cpus * len(on_gpu)) / max(1, len(on_cpu))
+    gpu_bounds = {model.id: chosen.get(model.id) or _gpu_bounds(on_gpu, machine) for model in on_gpu}
+    gpu_replicas = sum(one.max_replicas for one in gpu_bounds.values())
+    gpu_cpus = _rounded(min(_GPU_MODEL_CPUS, machine.num_cpus / (gpu_replicas + len(on_cpu) or 1)))
+    free_cpus = (machine.num_cpus - gpu_cpus * gpu_replicas) / max(1, len(on_cpu))
     free_bytes = machine.memory_bytes // max(1, len(on_cpu))
+    has_gpu = bool(candidates)
     return [
-        Placement(_gpus(share), gpu_cpus, chosen.get(model.id) or _gpu_bounds(on_gpu, machine))
-        if model in on_gpu
-        else _on_cpu(
-            model, machine, dtype, chosen.get(model.id), free_cpus, free_bytes, is_second_choice=bool(candidates)
-        )
+        Placement(_gpus(share), gpu_cpus, gpu_bounds[model.id])
+        if model.id in gpu_bounds
+        else _on_cpu(model, _bytes(model, machine, dtype), chosen.get(model.id), free_cpus, free_bytes, has_gpu)
         for model in models
     ]
 
 
 def _on_cpu(
-    model: KnownModel,
-    machine: Machine,
-    dtype: Dtype | None,
-    chosen: Bounds | None,
-    free_cpus: float,
-    free_bytes: int,
-    *,
-    is_second_choice: bool,
+    model: KnownModel, needed: int | None, chosen: Bounds | None, free_cpus: float, free_bytes: int, has_gpu: bool
 ) -> Placement:
+    """`needed` is the memory of a replica; `free_cpus` and `free_bytes` are the model's share of the machine."""
     size = model.num_parameters or 0
     num_cpus = min(free_cpus, max(1, math.ceil(size / _PARAMETERS_PER_CPU)))
     warning = None
     if model.num_gpus or size > _MOST_PARAMETERS_ON_CPU:
-        why = "it does not fit this machine's GPU" if is_second_choice else "this machine has no GPU that it can use"
+        why = "it does not fit this machine's GPU" if has_gpu else "no GPU is used"
         warning = f"{model.name} is slow on a CPU; {why}"
     if chosen is not None:
         return Placement(0, _rounded(min(num_cpus, free_cpus / chosen.max_replicas)), chosen, warning)
-    most = max(1, min(int(free_cpus // num_cpus), free_bytes // (_bytes(model, machine, dtype) or 1)))
+    most = max(1, min(int(free_cpus // num_cpus), free_bytes // (needed or 1)))
     return Placement(0, _rounded(num_cpus), Bounds(min(_FIRST_REPLICAS, most), most), warning)
 
 
@@ -152,13 +147,12 @@ def _require_memory(
     if total <= machine.memory_bytes:
         return
     parts = " and ".join(
-        f"{name} needs {gigabytes(size)}" + (f" for {first[name]} replicas" if first[name] > 1 else "")
+        f"{name} needs {gigabytes(size)} of memory" + (f" for {first[name]} replicas" if first[name] > 1 else "")
         for name, size in needed.items()
     )
     gpus = f", and {_gpu_words(machine)}" if machine.gpus else " and no GPU"
     raise ConfigError(
-        f"{parts} of memory; this machine has {gigabytes(machine.memory_bytes)}{gpus}. "
-        f"{_way_out(models, max(first.values()))}"
+        f"{parts}; this machine has {gigabytes(machine.memory_bytes)}{gpus}. {_way_out(models, max(first.values()))}"
     )
 
 
@@ -177,5 +171,5 @@ def _gpu_words(machine: Machine) -> str:
 
 
 def _way_out(models: Sequence[KnownModel], replicas: int) -> str:
-    fewer = "lower --replicas, " if replicas > 1 else "serve fewer models, " if len(models) > 1 else ""
+    fewer = "lower --replicas or " if replicas > 1 else "serve fewer models or " if len(models) > 1 else ""
     return f"{fewer}choose a smaller model (`rerank-service models` shows which fit)".capitalize()
