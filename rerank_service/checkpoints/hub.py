@@ -42,7 +42,7 @@ def resolve_revision(hub_id: str, revision: str | None) -> str:
         answer = _get(f"{_endpoint()}/api/models/{hub_id}/revision/{quote(revision or 'main', safe='')}").json()
     commit = answer.get("sha") if isinstance(answer, dict) else None
     if not isinstance(commit, str) or not _COMMIT.fullmatch(commit):
-        raise CheckpointError(f"{_endpoint()} returns no commit for {hub_id}; is it a model hub (HF_ENDPOINT)?")
+        raise CheckpointError(f"{_endpoint()} returns no commit for {hub_id}; check that HF_ENDPOINT is a model hub")
     return commit
 
 

@@ -70,10 +70,10 @@ def _packaged(name: str) -> tuple[Path, str]:
     package = PACKAGED_CHECKPOINTS.get(name)
     if package is None:
         known = ", ".join(f"package:{known}" for known in PACKAGED_CHECKPOINTS)
-        raise CheckpointError(f"package:{name} is not a known checkpoint package; known: {known}")
+        raise CheckpointError(f"package:{name} is not a known checkpoint package; use one of: {known}")
     spec = find_spec(package.module)  # does not import the package: its code never runs
     if spec is None or not spec.submodule_search_locations:
-        raise CheckpointError(f"the package {package.module} is not installed: {package.install}")
+        raise CheckpointError(f"the package {package.module} is not installed; install it with: {package.install}")
     return Path(spec.submodule_search_locations[0]) / package.subfolder, package.sha256
 
 

@@ -157,7 +157,7 @@ def read_manifest(folder: Path) -> Manifest | None:
         return None
     except (OSError, ValidationError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not written by `rerank-service pull`"
-        raise CheckpointError(f"cannot read {path}: {reason}; delete {folder} and pull it again") from None
+        raise CheckpointError(f"cannot read {path}: {reason}; delete {folder} and pull the checkpoint again") from None
 
 
 def content_revision(files: Mapping[str, FileRecord]) -> str:

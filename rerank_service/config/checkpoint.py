@@ -44,7 +44,8 @@ class CheckpointConfig(Section):
             if not _STORE_PATH.fullmatch(source):
                 scheme = source.partition("://")[0]
                 raise ValueError(
-                    f"{scheme}:// must be followed by a path without credentials; set these as environment variables"
+                    f"{scheme}:// must be followed by a path without credentials; "
+                    "set credentials as environment variables"
                 )
             if not _CONTENT.fullmatch(revision):
                 raise ValueError(

@@ -74,7 +74,7 @@ def parse_serve_config(text: str, source: str) -> RerankConfig:
             )
     if models_apart:
         unused = ", ".join(sorted(models_apart))
-        raise ConfigError(f"not used by any model: applications {unused}; set models[].application, or remove them")
+        raise ConfigError(f"no model uses these applications: {unused}; set models[].application, or remove them")
     return config
 
 

@@ -25,7 +25,7 @@ class BatchingConfig(Section):
 
     max_batch_tokens: PositiveInt | None = None
     """Maximum tokens in one forward pass. A pair longer than this is scored alone. Null: 16,384 on a GPU and 4,096 on a
-    CPU; larger batches are no faster there. Lower it if the device runs out of memory."""
+    CPU; larger batches are no faster. Lower it if the device runs out of memory."""
 
     min_batch_tokens: PositiveInt | None = None
     """Batch size in tokens while the queue is short. Batches grow with the queue from this size to `max_batch_tokens`,
@@ -33,8 +33,8 @@ class BatchingConfig(Section):
 
     collect_wait_ms: NonNegativeFloat = 0.0
     """Longest time in milliseconds that a call waits before tokenisation for other calls to join it. At the default of
-    0, only calls that arrive together are collected. All pairs are batched again in the queue. Raise it only for a very
-    large number of tiny requests."""
+    0, only calls that arrive together are collected. The queue then forms batches from the pairs of all calls. Raise it
+    only for a very large number of tiny requests."""
 
     collect_max_calls: PositiveInt = 32
     """Maximum number of calls tokenised together. The default suits nearly all loads."""

@@ -1,4 +1,4 @@
-"""The ranking endpoint: its routes, and the processing of each ranking request, in whichever API it is sent.
+"""The ranking endpoint: the routes of all APIs, and the processing of each ranking request.
 
 The steps are: authenticate, apply rate limits, read and parse the body, select the model, rank, reply.
 """
@@ -58,8 +58,8 @@ class RankingEndpoint:
         self._observer = observer
 
     async def answer(self, request: Request, dialects: Sequence[Dialect], slug: str | None = None) -> Response:
-        """Returns the ranking or the error, in the body's dialect. `dialects` share the path; `slug` names the model in
-        the URL."""
+        """Returns the ranking or the error, in the body's dialect. `dialects` are the dialects of the path; `slug` is
+        the model's name in the URL."""
         dialect = dialects[0]
         with self._observer.observe(request, dialect.name) as observation:
             try:
@@ -71,7 +71,7 @@ class RankingEndpoint:
                 body = await read_json_body(request, self._limits.max_body_bytes)
 
                 started_s = time.perf_counter()
-                if len(dialects) > 1:  # on a shared path, a field that only one dialect has decides
+                if len(dialects) > 1:  # on a shared path, fields of only one dialect decide
                     dialect = next((one for one in dialects if one.recognises(body.fields)), dialect)
                     observation.dialect = dialect.name
                 call = dialect.read(body, self._limits)

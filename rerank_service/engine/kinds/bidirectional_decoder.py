@@ -152,4 +152,6 @@ def _published_pooling(folder: Path, raw: dict[str, Any]) -> Pooling:
     try:
         return Pooling(name)
     except ValueError:
-        raise CheckpointError(f"{folder} asks for pooling {name!r}; use one of {', '.join(Pooling)}") from None
+        raise CheckpointError(
+            f"{folder} asks for pooling {name!r}; set engine.pooling to one of {', '.join(Pooling)}"
+        ) from None
