@@ -44,7 +44,7 @@ _LONGEST_PAUSE_S = 16.0
 
 
 class Destination(NamedTuple):
-    """Folder that a checkpoint is fetched into."""
+    """The folder into which a checkpoint is fetched."""
 
     parent: Path
     name: str | None

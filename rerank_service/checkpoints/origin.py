@@ -33,7 +33,7 @@ _SETTINGS = frozenset(
     }
 )
 _NAME = re.compile(r"\w[\w.-]*", re.ASCII)
-"""Plain file names: these cannot lead out of the folder, and are not hidden."""
+"""Plain file names, which cannot lead out of the folder and are not hidden."""
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
 

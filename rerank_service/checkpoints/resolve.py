@@ -66,7 +66,7 @@ def resolve_checkpoint(checkpoint: CheckpointConfig) -> Path:
 
 
 def _packaged(name: str) -> tuple[Path, str]:
-    """Folder and weights' SHA-256 of a packaged checkpoint."""
+    """Returns the folder of a packaged checkpoint, and the SHA-256 of its weights."""
     package = PACKAGED_CHECKPOINTS.get(name)
     if package is None:
         known = ", ".join(f"package:{known}" for known in PACKAGED_CHECKPOINTS)

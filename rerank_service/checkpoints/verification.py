@@ -67,7 +67,7 @@ class FileRecord(BaseModel):
     sha256: str
     quick_digest: str
     checked_against: str | None
-    """Algorithm of the source's digest with which the file was compared. Null: the source reports no digest."""
+    """Algorithm of the digest that the source reports for the file. Null: the source reports no digest."""
 
 
 class Manifest(BaseModel):

@@ -1,5 +1,4 @@
-"""Error responses. Errors outside the dialects have a JSON form that every known client can parse; `detail` is never
-null."""
+"""Error responses. The default is the JSON form of NVIDIA's API, which every known client can parse."""
 
 import logging
 from http import HTTPStatus

@@ -1,8 +1,8 @@
 """CUDA graphs for small batches, whose kernels take longer to launch one by one than to run.
 
 A graph is captured for a fixed number of tokens (a bucket), and a batch is copied into the smallest bucket that holds
-it. Bucket tokens after the batch belong to no sequence: no other token attends to them, and their states are dropped.
-A batch that fits in no bucket runs without a graph.
+it. Tokens of the bucket after the batch belong to no sequence: no other token attends to them, and their states are
+dropped. A batch that fits in no bucket runs without a graph.
 """
 
 import logging
@@ -57,7 +57,7 @@ Capture: TypeAlias = Callable[[StatesOf, PackedSequences], CapturedPass]
 
 
 class GraphedStates:
-    """Runs a forward pass: as a replayed graph if the batch fits in a bucket, otherwise by calling `run`."""
+    """Runs a forward pass: replays a graph if the batch fits in a bucket, and otherwise calls `run`."""
 
     def __init__(self, run: StatesOf, capture: Capture, buckets: Sequence[int] = BUCKETS) -> None:
         self._run = run

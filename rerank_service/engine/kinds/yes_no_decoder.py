@@ -49,7 +49,7 @@ class YesNoDecoderEngine(CheckpointEngine[EncodedPair]):
     kind = EngineKind.YES_NO_DECODER
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        """Takes the prompt from the options, or else the published prompt of the checkpoint's family."""
+        """Uses the prompt in the options, or else the published prompt of the checkpoint's family."""
         folder, raw, options = checkpoint.folder, checkpoint.raw, checkpoint.options
         model_class, prompt = _model_class(folder, raw), _prompt(folder, raw, options.yes_no)
         super().__init__(checkpoint, prompt.parts)

@@ -106,7 +106,7 @@ class PromptParts:
         return max(0, self._room - query_tokens - len(self._lead_ids(query)))
 
     def encode(self, query: str, passages: Sequence[str], truncate: Truncate) -> list[EncodedPair]:
-        """Pairs in the order of `passages`. Raises `PairTooLong` under `Truncate.NONE`.
+        """Returns the pairs in the order of `passages`. Raises `PairTooLong` under `Truncate.NONE`.
 
         If a pair is too long, a query with its own part of the prompt is first cut to three quarters of the room for
         query and passage; then the passage is cut. A query in the same part as the passage is never cut and may push

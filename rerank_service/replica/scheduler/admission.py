@@ -27,8 +27,8 @@ __all__ = [
 ]
 
 _PROMISED = 0.8
-"""Share of its time limit within which a new request must be done. The rest is a reserve in case the speed was
-overestimated."""
+"""Share of a new request's time limit within which the request must be done. The rest is a reserve in case the speed
+was overestimated."""
 _MOST_RESERVED = 0.5
 """Largest share of the device kept free for other callers, however many have been active."""
 _EXPECTED = 1.5
@@ -87,8 +87,8 @@ class DrainRate:
 def batch_budget(queued_tokens: int, fewest_tokens: int | None, most_tokens: int) -> int:
     """Token budget of the next batch: a small share of the queue, between two bounds.
 
-    Batches are full under load, and short when only one large request is queued, in case a small one follows. Without
-    `fewest_tokens`, the budget is always `most_tokens`.
+    Batches are full under load, and short when only one large request is queued, in case a small request follows.
+    Without `fewest_tokens`, the budget is always `most_tokens`.
     """
     if fewest_tokens is None:
         return most_tokens
@@ -130,7 +130,8 @@ class Activity:
 
 
 class Lateness(NamedTuple):
-    """Why a new request is refused: some work would take `expected_s`, but is due in `time_s`."""
+    """Reason for refusing a new request: this request, or one accepted earlier, would take `expected_s`, but is due in
+    `time_s`."""
 
     expected_s: float
     time_s: float
@@ -148,11 +149,11 @@ def lateness(
     tokens_per_s: float,
     bonus: float = 0.0,
 ) -> Lateness | None:
-    """Lateness that accepting the newcomer would cause, of the newcomer or of one of `others` due later; null if none.
+    """Returns how late the newcomer, or one of `others` with a later deadline, would be; null if none would be late.
 
     Work is done in the order of deadlines, after `busy_tokens`: the tokens on the device plus one batch, because a
     request is done only when its last batch is done. Requests already late do not block newcomers. `bonus` raises the
-    share of the newcomer's time that may be promised; half of it raises the same share for the others.
+    share of the newcomer's time that may be promised; half of `bonus` raises the share of the others.
     """
     promised, protected = _PROMISED + bonus, PROTECTED + bonus / 2
     later, earlier_tokens = [], 0
@@ -212,8 +213,8 @@ class Admission:
     def _broken_promise(
         self, newcomer: TokensDue, caller: str, own_tokens: int, busy_tokens: int, now_s: float, speed: float
     ) -> Lateness | None:
-        """Lateness that accepting the newcomer would cause if the other callers kept up their recent rates; null if
-        none."""
+        """Returns how late a request would be if the newcomer were accepted and the other callers kept up their recent
+        rates; null if none would be late."""
         horizon_s = _PROMISED * min(max(0.0, newcomer.deadline_s - now_s), _LONGEST_HORIZON_S)
         rates, backlogs = self._activity.tokens_per_s(now_s), self._queue.backlogs
         others = (rates.keys() | backlogs.keys()) - {caller}

@@ -88,7 +88,7 @@ class _Batch(Generic[JobT]):
 
 
 class FairQueue(Generic[JobT]):
-    """Holds the pairs of jobs. A job is one shard, added as the token counts of its pairs, in order."""
+    """Holds the pairs of jobs. A job is one shard. It is added as a list of its pairs' token counts."""
 
     def __init__(self) -> None:
         self._requests: dict[str, _Request[JobT]] = {}
@@ -181,8 +181,8 @@ class FairQueue(Generic[JobT]):
     def _draw_quiet(self, batch: _Batch[JobT]) -> None:
         """Draws from callers with a small backlog until half of the batch is filled.
 
-        Because half of the batch is reserved for these callers, urgent requests of another caller at most double their
-        wait.
+        Because half of the batch is reserved for these callers, urgent requests of another caller at most double these
+        callers' wait.
         """
         reserved = batch.room // 2
         most_tokens = self.num_tokens * _QUIET_SHARE / len(self._callers)
@@ -257,8 +257,8 @@ class FairQueue(Generic[JobT]):
 
 
 def urgent(by_deadline: Sequence[DueT], batch_tokens: int, now_s: float, tokens_per_s: float) -> list[DueT]:
-    """The requests to draw first, in this order; usually none. `by_deadline` is sorted, with the earliest deadline
-    first.
+    """Returns the requests to draw first, in the order of their deadlines; usually none. `by_deadline` is sorted, with
+    the earliest deadline first.
 
     Earliest deadline first is optimal on one device (Liu and Layland, 1973): if it misses a deadline, so does any other
     order. A request that is not urgent waits for one batch of `batch_tokens` and finishes with its own last batch. If
