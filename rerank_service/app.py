@@ -40,7 +40,7 @@ def build_app(args: dict[str, Any]) -> Application:
 def bind_app(config: RerankConfig, replica_class: type[Replica] = Replica) -> Application:
     """Builds the service from parsed settings. Benchmarks and tests pass their own `replica_class` to replace the
     engine."""
-    ApiKeys(config.auth)  # a bad key file fails the deployment here, with its own message
+    ApiKeys(config.auth)  # a bad key file fails the deployment here, with a clear message
     replicas = {
         model.id: _bind_replicas(model, replica_class, config.limits)
         for model in config.models

@@ -82,7 +82,7 @@ class ConfigError(Exception):
 
 
 class CheckpointError(Exception):
-    """A checkpoint cannot be found, verified or loaded. Raised when a replica loads it."""
+    """A checkpoint cannot be found, verified or loaded. Raised when a replica loads the checkpoint."""
 
 
 class BatchError(Exception):

@@ -69,8 +69,8 @@ class Deadline:
 
 @dataclass(frozen=True, slots=True)
 class PassageWindows:
-    """Options for long passages: each is scored in overlapping windows, and the best logit counts: MaxP (arXiv
-    1905.09217)."""
+    """Options for scoring a long passage in overlapping windows. The best window's logit is the passage's logit: MaxP
+    (arXiv 1905.09217)."""
 
     max_per_passage: int
     """Maximum number of windows. Text beyond them is truncated, or the request is refused under `Truncate.NONE`."""
@@ -199,7 +199,7 @@ OFFERED = "offered_tokens"
 WAITING = "waiting_tokens"
 SPEED = "tokens_per_s"
 START = "start_s"
-"""The four keys are those of the statistics that replicas report to Serve's autoscaler
+"""`OFFERED`, `WAITING`, `SPEED` and `START` are the keys of the statistics that replicas report to Serve's autoscaler
 (`Replica.record_autoscaling_stats`)."""
 
 
@@ -216,7 +216,7 @@ class Ranked:
     """Number of passages that were truncated or whose query was truncated, including the passages in `num_unscored`."""
     num_shards: int
     tokenise_s: float
-    """Longest tokenising time of a shard. `queue_s` and `forward_s` are also the longest times of a shard."""
+    """Longest tokenising time of the request's shards; `queue_s` and `forward_s` are the longest times too."""
     queue_s: float
     forward_s: float
     total_s: float
@@ -225,7 +225,7 @@ class Ranked:
 
 
 def checked_logits(logits: Sequence[float], num_pairs: int) -> Sequence[float]:
-    """Returns `logits` unchanged if they are one finite number per pair. Without this check, NaN would silently cause a
+    """Returns `logits` unchanged if there is one finite logit per pair. Without this check, NaN would silently cause a
     wrong order.
 
     Raises `NonFiniteLogit`, and `RuntimeError` if the number of logits differs from `num_pairs`.
@@ -239,6 +239,7 @@ def checked_logits(logits: Sequence[float], num_pairs: int) -> Sequence[float]:
 
 
 def rank_by_logit(logits: Sequence[float]) -> list[int]:
-    """Indices by descending logit; equal logits by ascending index. Raises `NonFiniteLogit`."""
+    """Returns the indices by descending logit. Equal logits are in the order of their indices. Raises
+    `NonFiniteLogit`."""
     checked_logits(logits, len(logits))
     return sorted(range(len(logits)), key=logits.__getitem__, reverse=True)  # `reverse` keeps the sort stable

@@ -77,7 +77,7 @@ class ApiError(RerankClientError):
 
 
 class InvalidRequestError(ApiError):
-    """The request is malformed or over a limit; `details` name the fields."""
+    """The request is malformed or exceeds a limit; `details` name the fields."""
 
 
 class AuthenticationError(ApiError):

@@ -118,8 +118,8 @@ def read_answer(part: Part, status: int, headers: Mapping[str, str], content: by
 
 
 def combine(passages: Sequence[str], answers: Iterable[PartAnswer], request_id: str, top_n: int | None) -> Ranking:
-    """Combines the answers, which are in the order of the parts, into one ranking of the `top_n` best passages. None:
-    all."""
+    """Combines the answers into one ranking of the `top_n` best passages. `answers` are in the order of the parts. If
+    `top_n` is None, the ranking has all passages."""
     answers = list(answers)
     logits = [logit for answer in answers for logit in answer.logits]
     order = sorted(range(len(logits)), key=lambda index: -logits[index])[:top_n]  # stable: equal logits by index

@@ -10,7 +10,7 @@ __all__ = ["PassageWindows", "RankedPassage", "Ranking", "Usage"]
 
 @dataclass(frozen=True, slots=True)
 class PassageWindows:
-    """Options for long passages: each is scored in overlapping windows, and its logit is that of its best window."""
+    """Options for scoring a long passage in overlapping windows. The best window's logit is the passage's logit."""
 
     max_per_passage: int
     """Maximum number of windows. Text beyond them is truncated, or the request is refused with `truncate="NONE"`."""

@@ -117,7 +117,7 @@ class EngineConfig(Section):
 
     kind: EngineKind = EngineKind.AUTO
     """Engine that runs the checkpoint. `auto` selects an engine by the checkpoint's `config.json`. Set a kind only if
-    that fails or if the service logs that it guessed."""
+    that fails or if the service logs that it guessed the kind."""
 
     device: Device = "auto"
     """Device of the forward pass: `cpu`, `cuda` or `cuda:N`. `auto` takes a GPU if the replica has one, else the
@@ -136,7 +136,7 @@ class EngineConfig(Section):
 
     cuda_graphs: bool = True
     """GPU, in bfloat16 and float16: run batches of at most 2,048 tokens as captured CUDA graphs, which saves launch
-    time. If a graph fails or its results differ from an ordinary pass, the engine turns graphs off and logs a
+    time. If a graph fails or its results differ from those of an ordinary pass, the engine turns graphs off and logs a
     warning."""
 
     compile: bool = False
@@ -157,8 +157,8 @@ class EngineConfig(Section):
     `config.json` says, else `avg`."""
 
     temperature: PositiveFloat | None = None
-    """Bidirectional decoder: the score is divided by this number, which changes its scale but not a ranking. Null:
-    as the checkpoint's `config.json` says, else 1."""
+    """Bidirectional decoder: the score is divided by this number. This changes the scale of scores but not a ranking.
+    Null: as the checkpoint's `config.json` says, else 1."""
 
     yes_no: YesNoPrompt | None = None
     """Yes/no decoder: its prompt and its two answers. Null: the prompt and the answers published with the model's

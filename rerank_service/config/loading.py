@@ -22,7 +22,8 @@ _SectionT = TypeVar("_SectionT", bound=Section)
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """PyYAML's safe loader, except that a repeated key is an error; PyYAML keeps only its last value."""
+    """PyYAML's safe loader, but a repeated key is an error. PyYAML itself keeps only the last value of a repeated
+    key."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)

@@ -29,8 +29,8 @@ class ModelConfig(Section):
     """The model's files."""
 
     window_tokens: Annotated[int, Field(ge=16)] | None = None
-    """Maximum tokens of a pair; anything beyond it is truncated, or refused under `truncate: NONE`. Null: the smaller
-    of the tokenizer's `model_max_length` and the model's number of positions. Lower it to save memory and time."""
+    """Maximum tokens of a pair. A longer pair is truncated, or refused under `truncate: NONE`. Null: the smaller of the
+    tokenizer's `model_max_length` and the model's number of positions. Lower it to save memory and time."""
 
     engine: EngineConfig = EngineConfig()
     """How the model runs."""

@@ -51,7 +51,7 @@ class ServiceConfig(Section):
     """General settings of the service."""
 
     default_model: str | None = None
-    """Model that answers requests without a `model`: an id or an alias. Null: the first of `models`."""
+    """Model that answers requests without a `model`: an id or an alias. Null: the first model in `models`."""
 
     playground: bool = True
     """Whether `/` serves a web page for trying the models. The page uses the API like any client, with the caller's own

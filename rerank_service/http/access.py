@@ -48,7 +48,7 @@ class ApiKeys:
     def authenticate(self, authorization: str | None, address: str | None = None) -> str:
         """Returns the caller for whom requests are counted: a digest of the key, or the address if no key is required.
 
-        Raises `InvalidApiKey` if a key is required and the header does not carry an accepted one.
+        Raises `InvalidApiKey` if a key is required and the header has no accepted key.
         """
         if not self.are_required:  # keys are ignored, because some clients send a placeholder
             return f"address {address or 'unknown'}"

@@ -71,7 +71,7 @@ class RankingEndpoint:
                 body = await read_json_body(request, self._limits.max_body_bytes)
 
                 started_s = time.perf_counter()
-                if len(dialects) > 1:  # on a shared path, fields of only one dialect decide
+                if len(dialects) > 1:  # on a shared path, the body's fields identify the dialect
                     dialect = next((one for one in dialects if one.recognises(body.fields)), dialect)
                     observation.dialect = dialect.name
                 call = dialect.read(body, self._limits)

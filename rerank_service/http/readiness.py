@@ -94,7 +94,7 @@ class Readiness:
                 await asyncio.sleep(_RETRY_S)
 
     async def _score_test_pair(self, model_id: str) -> None:
-        """Ranks a pair through the whole request path, and repeats this until it succeeds."""
+        """Ranks a pair through the whole request path, and repeats this until the ranking succeeds."""
         loop, said_at_s = asyncio.get_running_loop(), float("-inf")
         while True:
             deadline = Deadline.after(self._request_timeout_s)

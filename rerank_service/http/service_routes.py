@@ -76,8 +76,8 @@ def _add_health(routes: APIRouter, readiness: Readiness) -> None:
         },
     )
     async def ready() -> Response:
-        """Whether every permanently deployed model has scored a test pair, and the replicas of at least one of them
-        have answered within the last 10 seconds. While other models answer, a model without answers is listed in
+        """Whether every permanently deployed model has scored a test pair, and the replicas of at least one of these
+        models have answered within the last 10 seconds. While other models answer, a model without answers is listed in
         `unreachable`."""
         answer: dict[str, Any] = {"object": "health.response"}
         waiting_for, unreachable = readiness.waiting_for, readiness.unreachable

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 _LONGEST_LOAD_S = 900.0
 """Time limit for loading a model. The files are already local: loading a 4B model takes a minute, and compiling and
-capturing graphs take a few more."""
+capturing graphs take a few more minutes."""
 
 
 class LoadedModel:

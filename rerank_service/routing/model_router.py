@@ -48,7 +48,7 @@ class ScoreMethod(Protocol):
 
 
 class ModelRouter:
-    """The models of the service, by name, alias and slug, and a remote `score` for each."""
+    """The models of the service, by name, alias and slug, and a remote `score` method for each model."""
 
     def __init__(
         self,
@@ -138,7 +138,7 @@ class ModelRouter:
             self._metrics.record(OUTSTANDING_TOKENS, outstanding[shard.model], shard.model)
 
     async def probe(self, shard: Shard) -> None:
-        """Sends a shard once, without a span and without counting its tokens. Raises whatever the call raises."""
+        """Sends a shard once, without a span and without counting its tokens. Raises the errors of the call."""
         await self._call(shard)
 
     async def _call(self, shard: Shard) -> ShardScores | Declined:
@@ -168,7 +168,7 @@ class ModelRouter:
             if not isinstance(own_error, _ReplicaLost | ReplicaUnavailable):
                 self.answered_at[shard.model] = asyncio.get_running_loop().time()
             raise own_error from error
-        except (RayActorError, grpc.RpcError) as error:  # the latter under HAProxy, where calls are gRPC
+        except (RayActorError, grpc.RpcError) as error:  # under HAProxy, calls use gRPC
             raise _ReplicaLost from error
         except RayServeException as error:
             raise ReplicaUnavailable(shard.model) from error

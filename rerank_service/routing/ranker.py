@@ -203,7 +203,7 @@ class RefusedRequests:
             self._refused_at_s.popitem(last=False)
 
     def has(self, client_id: str, query: str, passages: Sequence[str]) -> bool:
-        """Whether this request repeats a refused one."""
+        """Whether this request repeats a refused request."""
         if not self._refused_at_s:  # the usual case: saves hashing the texts
             return False
         at_s = self._refused_at_s.get(hash((client_id, query, tuple(passages))))

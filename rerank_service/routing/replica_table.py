@@ -73,7 +73,7 @@ class OutstandingTokens:
         return sum(call.num_tokens for call in self._sent.get(replica, ()) if call.sent_at_s <= at_s)
 
     def claim(self, call: int, request_id: str, replica: Hashable, num_tokens: int) -> None:
-        """Counts a call on the replica chosen for it. A later claim of the same call replaces this one."""
+        """Counts a call on the replica chosen for it. A later claim of the same call replaces this claim."""
         self.release(call)
         self._claims[call] = (replica, request_id, num_tokens)
         self._by_replica[replica] += num_tokens
@@ -149,7 +149,7 @@ class ReplicaTable:
         self._suspects: dict[int, str] = {}  # by attempt, for shards on which another replica has failed
 
     def add_report(self, load: ReplicaLoad) -> None:
-        """Stores a replica's report, unless a newer one has already arrived."""
+        """Stores a replica's report, unless a newer report has already arrived."""
         with self.lock:
             report = self._reports.get(load.replica)
             if report is not None:
@@ -309,7 +309,7 @@ class ReplicaTable:
             self.outstanding.complete(request_id, replica)
 
     def route_of(self, attempt: int) -> str | None:
-        """The replica that accepted an attempt; null if none has."""
+        """The replica that accepted an attempt; null if no replica has accepted it."""
         return self._routes.get(attempt)
 
     def end_attempt(self, attempt: int) -> str | None:

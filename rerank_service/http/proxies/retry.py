@@ -36,7 +36,7 @@ _RANKING_PATH = re.compile(f"(?:{'|'.join(map(_pattern, RANKING_PATHS))})$")
 
 
 class RetryLostIngress:
-    """ASGI middleware in front of Serve's proxy, which retries a ranking once if its ingress dies."""
+    """ASGI middleware in front of Serve's proxy. It retries a ranking once if the ranking's ingress dies."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -100,7 +100,7 @@ class _RecordedBody:
         return message
 
     def replay(self) -> Receive:
-        """Returns a channel that yields the kept messages and then new ones."""
+        """Returns a channel that yields the kept messages and then new messages."""
         messages = list(self._messages)
 
         async def receive() -> Message:

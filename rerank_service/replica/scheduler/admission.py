@@ -38,7 +38,7 @@ _QUIET_BONUS = 0.08
 _LONGEST_HORIZON_S = 3600.0
 
 _REMEMBERED_BATCHES = 5
-"""Full batches over which the drain rate is averaged."""
+"""Number of full batches over which the drain rate is averaged."""
 _LONGEST_RETRY_S = 60
 
 _BATCHES_IN_QUEUE = 24
@@ -48,7 +48,7 @@ together about 1.5/24 of the time to clear the queue."""
 _MEMORY_S = 8.0
 """Time after which a token counts for 1/e in a caller's rate."""
 _MAX_CALLERS = 500
-"""Number of callers remembered. When there are twice as many, those with the lowest rates are forgotten."""
+"""Number of callers remembered. When there are twice as many, the callers with the lowest rates are forgotten."""
 
 
 class DrainRate:
@@ -65,7 +65,7 @@ class DrainRate:
         """Counts a finished batch and returns the seconds it kept the device busy.
 
         Idle time is left out: the batch counts from its own start, or from the end of the previous batch if that is
-        later. Batches are weighted by their tokens: a batch of one short pair takes nearly as long as one with many
+        later. Batches are weighted by their tokens: a batch of one short pair takes nearly as long as a batch of many
         pairs, and says little about the speed under load.
         """
         busy_s = now_s - max(self._last_at_s, started_at_s)

@@ -4,7 +4,7 @@ Start-time fair queueing (Goyal, Vin, Cheng 1996) on two levels: the next pair b
 tokens served, and to the request with the fewest tokens served among that caller's requests. New callers and new
 requests start level with the least served caller or request. A request of 10 passages therefore shares the next batch
 with a request of 512 passages, however long the larger request has been queued, and a caller with one request has the
-same share as a caller with two hundred.
+same share as a caller with two hundred requests.
 
 Requests close to their deadlines are the exception: they are drawn first, in the order of deadlines, whichever caller
 sent them. Half of such a batch is still reserved for callers with a small backlog, and `admission` keeps time free for
@@ -73,7 +73,7 @@ class _Caller(Generic[JobT]):
     served_tokens: int
     requests: dict[str, _Request[JobT]] = field(default_factory=dict)
     heap: list[tuple[int, int, _Request[JobT]]] = field(default_factory=list)  # served tokens, arrival, request
-    virtual_tokens: int = 0  # tokens served to the least served request when it was last drawn from
+    virtual_tokens: int = 0  # served tokens of the least served request, at the last draw from it
 
 
 @dataclass(eq=False, slots=True)
@@ -95,7 +95,7 @@ class FairQueue(Generic[JobT]):
         self._callers: dict[str, _Caller[JobT]] = {}
         self._heap: list[tuple[int, int, _Caller[JobT]]] = []  # served tokens, arrival, caller: one entry per caller
         self._arrivals = count()
-        self._virtual_tokens = 0  # tokens served to the least served caller when it was last drawn from
+        self._virtual_tokens = 0  # served tokens of the least served caller, at the last draw from it
         self.backlogs: dict[str, int] = {}
         """Queued tokens of each caller."""
         self.num_tokens = 0
@@ -157,7 +157,7 @@ class FairQueue(Generic[JobT]):
         """Draws the next batch: at most `max_tokens`, unless a single pair is longer than that.
 
         `now_s` is the time at which the batch can start, on the clock of the deadlines. Together with the device's
-        speed, it decides which requests are urgent; while the speed is unknown, none is urgent.
+        speed, it decides which requests are urgent; while the speed is unknown, no request is urgent.
         """
         batch: _Batch[JobT] = _Batch(max_tokens)
         is_blocked = False

@@ -73,7 +73,7 @@ class Watch:
     """Notices calls that never return. `begin` and `end` may be called from any thread.
 
     The time between two checks counts only up to a limit: after a process was stopped (SIGSTOP, a suspended machine),
-    its clock has advanced by minutes in which no call could return.
+    the process's clock has advanced by minutes in which no call could return.
     """
 
     def __init__(self) -> None:
@@ -183,8 +183,8 @@ class Scheduler(Generic[PairT]):
     def check(self) -> None:
         """Raises `EngineFailed` while pairs cannot be scored, or the subclass `DeviceFailed` if the device is lost.
 
-        The replica's health check calls it about every second. The time between two checks counts against a running
-        pass only up to a limit (see `Watch`).
+        The replica's health check calls this method about every second. The time between two checks counts against a
+        running pass only up to a limit (see `Watch`).
         """
         if self._lost_device is not None:
             raise DeviceFailed(self._lost_device)
@@ -212,7 +212,8 @@ class Scheduler(Generic[PairT]):
         """Scores `pairs`. Cancelling the call drops the pairs that are still queued.
 
         Callers share the device equally, and the requests of one caller share that caller's part equally. `timeout_s`
-        is a promise: pairs that could not meet it, or only by making other requests late, are refused at once.
+        is a promise: pairs that could not meet it, or could meet it only by making other requests late, are refused at
+        once.
 
         Raises `QueueFull`, `WaitTooLong`, `NonFiniteLogit`, `EngineFailed` or the engine's own error for these pairs.
         """
@@ -331,7 +332,7 @@ class Scheduler(Generic[PairT]):
                 self._fail(job, own_error)
 
     async def _score(self, pairs: Sequence[PairT]) -> list[float]:
-        """One forward pass outside the queue."""
+        """Runs one forward pass outside the queue."""
         pending = await self._in_thread(self._launch_thread, self._engine.launch, pairs)
         return await self._in_thread(self._wait_thread, pending.wait)
 
