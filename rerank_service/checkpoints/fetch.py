@@ -69,8 +69,8 @@ def fetch(
 ) -> Fetched:
     """Fetches a checkpoint, verifies every file, and returns its folder. Existing correct files are not fetched again.
 
-    With `thorough`, all bytes of existing files are read; otherwise `check_against_manifest` suffices. Raises
-    `CheckpointError`.
+    With `thorough`, all bytes of existing files are read; otherwise they are only checked with
+    `check_against_manifest`. Raises `CheckpointError`.
     """
     stem = destination.name or origin.fingerprint
     try:

@@ -87,7 +87,7 @@ def _fetched_folder(checkpoint: CheckpointConfig) -> Path:
     if not checkpoint.download:
         raise CheckpointError(
             f"{source} at {revision} is not in {cache_root()}, and downloading is off here (checkpoint.download); "
-            f"fetch it on this machine as the same user: rerank-service pull {source}@{revision}"
+            f"fetch the files on this machine as the same user: rerank-service pull {source}@{revision}"
         )
     logger.info("fetching source=%s revision=%s", source, revision)
     started = time.perf_counter()

@@ -92,7 +92,7 @@ def read_model_config(folder: Path) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file of a checkpoint. Raises `CheckpointError` if it is missing or not a JSON object."""
+    """Reads a JSON file of a checkpoint. Raises `CheckpointError` if the file is missing or not a JSON object."""
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -118,7 +118,7 @@ def read_rows(folder: Path, name: str, row: int | None = None) -> torch.Tensor:
         matrix = tensors.get_slice(name)
         num_rows = matrix.get_shape()[0]
         if row is not None and row >= num_rows:
-            raise CheckpointError(f"{name} of {folder} has {num_rows} rows; the tokenizer refers to row {row}")
+            raise CheckpointError(f"{name} in {folder} has {num_rows} rows; the tokenizer refers to row {row}")
         rows: torch.Tensor = matrix[:] if row is None else matrix[row : row + 1]
     return rows.float()
 
@@ -136,7 +136,7 @@ def _file_with(folder: Path, name: str) -> Path | None:
 
 
 def num_linear_weights(folder: Path) -> int:
-    """Number of weights that each token is multiplied by: all matrices except the input and output embeddings."""
+    """Number of weights by which each token is multiplied: all matrices except the input and output embeddings."""
     total = 0
     for path in folder.glob("*.safetensors"):
         with safe_open(path, framework="pt") as tensors:
@@ -186,7 +186,7 @@ def load_weights(
 
 
 def resolve_device(device: str) -> torch.device:
-    """Returns the configured device: `auto` is CUDA if a GPU is visible, else the CPU; `cuda` is the first visible GPU.
+    """Returns the configured device. `auto` is CUDA if a GPU is visible, else the CPU; `cuda` is the first visible GPU.
 
     Raises `CheckpointError` if the configured GPU is not visible.
     """
@@ -203,7 +203,7 @@ def resolve_device(device: str) -> torch.device:
 
 
 def max_positions(model_config: dict[str, Any]) -> int | None:
-    """Length of the longest sequence that the model has positions for; null if config.json does not say."""
+    """Length of the longest sequence for which the model has positions; null if config.json does not specify it."""
     positions = model_config.get("max_position_embeddings")
     if positions is None:
         return None

@@ -112,7 +112,7 @@ class Engine(BatchScorer[PairT], Protocol[PairT]):
 
     @property
     def window_tokens(self) -> int:
-        """Length of the longest pair, in tokens."""
+        """Maximum length of a pair, in tokens."""
         ...
 
     @property
@@ -162,5 +162,5 @@ class Engine(BatchScorer[PairT], Protocol[PairT]):
         ...
 
     def score(self, pairs: Sequence[PairT]) -> list[float]:
-        """Float32 logits `[B]` in the order of `pairs`: `launch`, then `wait`."""
+        """Returns float32 logits `[B]` in the order of `pairs`. Calls `launch`, then `wait`."""
         ...

@@ -196,7 +196,7 @@ def ranking_routes(endpoint: RankingEndpoint, dialects: Sequence[DialectName]) -
             _route(endpoint, spoken),
             "Dialects",
             operation_id="rank" + path.replace("/", "_"),
-            summary=f"Rank, in the dialect of {', '.join(dialect.name for dialect in spoken)}",
+            summary=f"Rank in the dialect of {', '.join(dialect.name for dialect in spoken)}",
             description=_DIALECTS_DESCRIPTION,
             openapi_extra=dialect_operation(spoken),
         )
@@ -209,10 +209,10 @@ _NIM_ROUTES = {
         "Rank Candidate Passages",
         "Score candidate passages against a query using a NeMo Retriever reranker.",
     ),
-    "/v1/retrieval/nvidia/reranking": ("rankPassagesHosted", "Rank, at the hosted URL", None),
+    "/v1/retrieval/nvidia/reranking": ("rankPassagesHosted", "Rank at the hosted URL", None),
     "/v1/retrieval/nvidia/{slug}/reranking": (
         "rankPassagesHostedModel",
-        "Rank, at the hosted URL of a model",
+        "Rank at the hosted URL of a model",
         "The slug is the model's name with `_` for `.`. A model named in the body takes precedence.",
     ),
 }

@@ -106,7 +106,7 @@ def _provider(config: TracingConfig) -> Any:
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
         from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
     except ImportError:
-        raise ConfigError("tracing.otlp_endpoint needs the extra: pip install 'rerank-service[tracing]'") from None
+        raise ConfigError("tracing.otlp_endpoint needs an extra: pip install 'rerank-service[tracing]'") from None
     provider = TracerProvider(
         sampler=ParentBased(TraceIdRatioBased(config.sample_ratio)),
         resource=Resource.create({"service.name": config.service_name}),

@@ -35,8 +35,8 @@ _ON_GPU, _ON_CPU = (16_384, 0.10), (512, 0.0)
 
 On a GPU, small batches cost more than some padding. On a CPU nothing is padded, and only short pairs share a batch:
 scoring 8 equal pairs one by one took 3 times as long as together at 20 tokens, 1.7 times at 70, and half as long at 260
-(small random DeBERTa, one thread). There is a second reason for scoring a long pair alone: in bfloat16, the last bits
-of a pair of 1,014 tokens differed between scoring two equal pairs together and one alone (random ModernBERT, torch
+(small random DeBERTa, one thread). Scoring a long pair alone also keeps its logit the same: in bfloat16, two equal
+pairs of 1,014 tokens, scored together, differed in the last bits from one pair scored alone (random ModernBERT, torch
 2.13.0).
 """
 

@@ -44,8 +44,8 @@ _MXBAI_RERANK_V2 = YesNoPrompt(
     no_word="0",
 )
 """For mixedbread-ai/mxbai-rerank-base-v2 and -large-v2. Source: github.com/mixedbread-ai/mxbai-rerank at commit
-03324ea, mxbai_rerank/mxbai_rerank_v2.py, whose `predict` returns our logit. With an instruction, the second part of
-the prompt would be "instruction: ...\nquery: {query}"."""
+03324ea, mxbai_rerank/mxbai_rerank_v2.py, whose `predict` returns the same value as our logit. With an instruction, the
+second part of the prompt would be "instruction: ...\nquery: {query}"."""
 
 _BGE_RERANKER_V2_GEMMA = YesNoPrompt(
     parts=(

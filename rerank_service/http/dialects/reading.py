@@ -116,7 +116,7 @@ def field_message(code: str, field: str, detail: ErrorDetails) -> str:
         case "missing":
             return f"{field} is required"
         case "string_pattern_mismatch":
-            return f"{field} is blank; send the text of the query"
+            return f"{field} is blank; send a text"
         case "too_short":
             return f"{field} is empty; send at least one text"
         case "tuple_type":

@@ -303,7 +303,7 @@ class Scheduler(Generic[PairT]):
 
     def _hand_out(self, drawn: Sequence[Drawn[_Job[PairT]]], logits: Sequence[float]) -> None:
         if len(logits) != len(drawn):
-            raise RuntimeError(f"the engine gave {len(logits)} logits for {len(drawn)} pairs")
+            raise RuntimeError(f"the engine returned {len(logits)} logits for {len(drawn)} pairs")
         if any(map(math.isfinite, logits)):  # the engine works
             self._failed_requests.clear()
             self._known_pair_error = None

@@ -80,7 +80,7 @@ BAD_BODIES: list[tuple[str, dict[str, Any], list[str | int], str, str]] = [
     ("no query", {"query": ...}, ["query"], "missing", "query is required"),
     ("query is text", {"query": "q"}, ["query"], "model_type", 'query must be an object: {"text": "..."}'),
     ("blank query", {"query": {"text": " \n\x1c"}}, ["query", "text"], "string_pattern_mismatch",
-     "query.text is blank; send the text of the query"),
+     "query.text is blank; send a text"),
     ("query is a number", {"query": {"text": 5}}, ["query", "text"], "string_type",
      "query.text must be a valid string"),
     ("no passages", {"passages": []}, ["passages"], "too_short", "passages is empty; send at least one passage"),

@@ -244,7 +244,7 @@ WRONG: list[tuple[str, dict[str, Any], int, str]] = [
     ("jina", {"query": ...}, 422, "query is required"),
     ("jina", {"documents": []}, 422, "documents is empty; send at least one text"),
     ("jina", {"documents": ["a"] * 5}, 422, "documents has 5 entries; at most 4 are allowed, so split the request"),
-    ("cohere v2", {"query": " \n"}, 400, "query is blank; send the text of the query"),
+    ("cohere v2", {"query": " \n"}, 400, "query is blank; send a text"),
     ("cohere v2", {"documents": ["a", 5]}, 400, 'documents[1] must be a string or {"text": "..."}'),
     ("cohere v2", {"relevant_spans": {}}, 400, "relevant_spans is not a field of this API; accepted here: model, "
      "query, documents, top_n, max_tokens_per_doc, return_documents, priority"),
