@@ -247,7 +247,7 @@ class RequestTooLarge(RerankError):
     category = "invalid_request_error"
 
     def __init__(self, num_tokens: int, max_tokens: int, field: str = "passages") -> None:
-        """`field` is the name of the body's field with the passages."""
+        """`field` is the body's field that holds the passages."""
         super().__init__(num_tokens, max_tokens, field)
         self.num_tokens = num_tokens
         self.max_tokens = max_tokens
@@ -266,8 +266,8 @@ class RateLimited(RerankError):
     category = "rate_limit_error"
 
     def __init__(self, what: str, per_minute: int, retry_after_s: int) -> None:
-        """`what` is the counted unit, `requests` or `passages`; `retry_after_s` is the time until the quota allows
-        more."""
+        """`what` is the counted unit, `requests` or `passages`; `retry_after_s` is the time until the quota is
+        available again."""
         super().__init__(what, per_minute, retry_after_s)
         self.what = what
         self.per_minute = per_minute

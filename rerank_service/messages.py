@@ -86,7 +86,8 @@ class Fitting:
 
     truncate: Truncate = Truncate.END
     max_passage_tokens: int | None = None
-    """Passages are cut to this length before anything else. Null: only the window limits passages."""
+    """Maximum tokens of a passage. Longer passages are cut before windows are applied. Null: only the window limits
+    passages."""
     windows: PassageWindows | None = None
     """Null: each passage has one window, and `truncate` applies to a passage that does not fit."""
 
@@ -216,7 +217,7 @@ class Ranked:
     """Number of passages that were truncated or whose query was truncated, including the passages in `num_unscored`."""
     num_shards: int
     tokenise_s: float
-    """Longest tokenising time of the request's shards; `queue_s` and `forward_s` are the longest times too."""
+    """`tokenise_s`, `queue_s` and `forward_s` are each the longest time of any shard."""
     queue_s: float
     forward_s: float
     total_s: float

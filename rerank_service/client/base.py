@@ -46,7 +46,7 @@ class RankCall:
         return read_answer(part, response.status_code, response.headers, response.content, self.request_id)
 
     def ranking(self, answers: Sequence[PartAnswer]) -> Ranking:
-        """Combines the answers for all parts, which are in the order of the parts, into the ranking."""
+        """Combines the answers, in the order of the parts, into the ranking."""
         return combine(self.passages, answers, self.request_id, self.top_n)
 
     def overdue(self) -> DeadlineExceededError:
@@ -74,7 +74,7 @@ class ClientBase(ABC, Generic[_Http]):
         - `api_key`: None means the environment variable RERANK_SERVICE_API_KEY.
         - `model`: None means the service's default model.
         - `timeout_s`: deadline of a whole call of `rank`, retries included. The default is the service's own limit.
-        - `max_retries`: maximum number of times that a request is retried after status 429 or 503.
+        - `max_retries`: maximum number of retries of each request after status 429 or 503.
         - `max_passages`: maximum passages per request; the default is the API's limit.
         - `max_concurrent_requests`: maximum requests in flight in a call with more than `max_passages` passages.
         """

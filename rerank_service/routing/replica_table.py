@@ -19,7 +19,7 @@ from rerank_service.messages import ReplicaLoad
 __all__ = ["MAX_DECLINED", "NUM_CHOICES", "OutstandingTokens", "ReplicaTable", "table_of"]
 
 NUM_CHOICES = 3
-"""Number of replicas offered to Serve for a shard; the first may be full."""
+"""Number of replicas offered to Serve for a shard. Serve needs alternatives, because the first replica may be full."""
 
 MAX_DECLINED = 2
 """Number of times that replicas may hand back a shard. After that, the next replica must keep it."""

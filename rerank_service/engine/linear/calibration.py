@@ -28,7 +28,7 @@ class InputRange:
 def calibration_pairs(tokenise: Callable[[str, Sequence[str], Truncate], list[PairT]]) -> list[PairT]:
     """Pairs of one query with prose, code, numbers and several scripts: paragraphs of about 100 tokens, and lines.
 
-    `tokenise` is an engine's method.
+    `tokenise` is the method of the engine that is calibrated.
     """
     lines = [line for line in SAMPLE_TEXT.splitlines() if line]
     paragraphs = [text.replace("\n", " ") for text in SAMPLE_TEXT.split("\n\n")]

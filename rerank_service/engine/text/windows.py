@@ -125,8 +125,8 @@ def split(text: str, spans: Sequence[TokenSpan], tokens: int, windows: PassageWi
 def _window_pairs(
     engine: Engine[PairT], query: str, passages: Sequence[str], pairs: Sequence[PairT], windows: PassageWindows
 ) -> dict[int, tuple[list[PairT], bool]]:
-    """Returns, for the index of each passage that needs several windows, the windows' pairs and whether the windows
-    omit part of the passage."""
+    """Returns an entry for the index of each passage that needs several windows: the windows' pairs, and whether the
+    windows omit part of the passage."""
     room = engine.passage_room(query)
     wanted = min(windows.tokens or room, room - _MARGIN_TOKENS)
     if wanted < MIN_WINDOW_TOKENS:  # the query leaves too little room for windows: the passage is truncated instead

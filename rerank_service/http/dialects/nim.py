@@ -58,8 +58,8 @@ _JSON_NUMBER = BeforeValidator(_reject_non_numbers)
 
 
 class WindowOptions(Wire):
-    """Options for passages that are too long for the model's window. Each is ranked in overlapping windows, by the
-    logit of its best window."""
+    """Options for passages that are too long for the model's window. Each passage is ranked in overlapping windows, by
+    the logit of its best window."""
 
     max_per_passage: Annotated[int, Field(ge=1), _JSON_NUMBER] | None = None
     """Maximum number of windows per passage. Text beyond them is truncated, or the request is refused under
