@@ -77,7 +77,8 @@ class TokenPolicy:
 
     The policy scales up when a higher count has been wanted for `upscale_delay_s`, so that a single burst adds no
     replicas. It scales down when a lower count has sufficed for `steady_s`: as in Kubernetes, the highest count wanted
-    in that time applies. Serve would apply its own delays to that highest count, which one peak would raise.
+    in that time applies. The policy applies the delays itself, because Serve would apply them to that highest count,
+    which a single peak raises.
 
     Serve empties the policy's state when Serve's controller restarts and when the deployment changes. Without state,
     the policy starts from the current number of replicas.

@@ -80,8 +80,7 @@ class Ranker:
             raise RequestTimedOut(deadline.timeout_s) from None
         except (ExceptionGroup, asyncio.CancelledError) as failure:
             error = failure.exceptions[0] if isinstance(failure, ExceptionGroup) else failure
-            # A request is cancelled when another request of the same HTTP call is refused; the client then retries
-            # both.
+            # A query is cancelled when another query of the same HTTP request is refused; the client then retries both.
             if client_id is not None and isinstance(error, QueueFull | WaitTooLong | asyncio.CancelledError):
                 self._refused.add(client_id, query, passages)
             raise error from error.__cause__

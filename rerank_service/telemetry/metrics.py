@@ -55,9 +55,9 @@ class MetricKind(StrEnum):
     """What happens to a recorded value. The enum's value is the method's name in prometheus_client and Ray."""
 
     COUNTER = "inc"
-    """The value is added to the previous ones."""
+    """The value is added to the previous values."""
     GAUGE = "set"
-    """The value replaces the previous one."""
+    """The value replaces the previous value."""
     HISTOGRAM = "observe"
     """The value is counted in the first bucket that holds it."""
 

@@ -1,10 +1,10 @@
 """Admission: decides whether a replica accepts or refuses new work, and gives the figures behind a refusal.
 
 The rules use the measured speed and the deadlines. A caller whose backlog is above an equal share is promised only the
-time that remains if the other active callers keep up their recent rates. A caller below its share may also use part of
-the reserve that every promise includes. Accepted work therefore finishes in time, and one caller's backlog rarely
-causes another caller's requests to be refused. The scheduler and the simulated replica of `planning` share these rules.
-The module uses no clock, thread or engine.
+device time that remains if the other active callers keep up their recent rates. A caller below its share may also use
+part of the reserve that every promise includes. Accepted work therefore finishes in time, and one caller's backlog
+rarely causes another caller's requests to be refused. The scheduler and the simulated replica of `planning` share these
+rules. The module uses no clock, thread or engine.
 """
 
 import heapq
