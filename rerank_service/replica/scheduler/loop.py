@@ -183,8 +183,7 @@ class Scheduler(Generic[PairT]):
     def check(self) -> None:
         """Raises `EngineFailed` while pairs cannot be scored, or the subclass `DeviceFailed` if the device is lost.
 
-        The replica's health check calls this method about every second. The time between two checks counts against a
-        running pass only up to a limit (see `Watch`).
+        The replica's health check calls this method about every second. See `Watch` for the time between two checks.
         """
         if self._lost_device is not None:
             raise DeviceFailed(self._lost_device)
@@ -212,8 +211,7 @@ class Scheduler(Generic[PairT]):
         """Scores `pairs`. Cancelling the call drops the pairs that are still queued.
 
         Callers share the device equally, and the requests of one caller share that caller's part equally. `timeout_s`
-        is a promise: pairs that could not meet it, or could meet it only by making other requests late, are refused at
-        once.
+        is a promise: pairs that could not meet it without making other requests late are refused at once.
 
         Raises `QueueFull`, `WaitTooLong`, `NonFiniteLogit`, `EngineFailed` or the engine's own error for these pairs.
         """
@@ -392,8 +390,7 @@ class Scheduler(Generic[PairT]):
                 job.done.set_exception(DeviceFailed(cause) if cause else EngineFailed("the scheduler's loop has ended"))
 
     async def _in_thread(self, thread: ThreadPoolExecutor, call: Callable[..., ResultT], *arguments: Any) -> ResultT:
-        """Runs a call in a thread. The call counts as hanging after a multiple of the expected time for all tokens on
-        the device."""
+        """Runs a call in a thread, with a time limit that depends on the tokens on the device."""
         speed = self.drain.tokens_per_s
         limit_s = max(_SHORTEST_HANG_S, _HANG_FACTOR * self._tokens_in_flight / speed) if speed else _FIRST_PASS_S
         work = self._watch.begin(limit_s)
