@@ -2,8 +2,8 @@
 
     python benchmarks/gpu.py [--json benchmarks/results/gpu.json]
 
-Needs only torch and transformers, but neither Ray nor an installation of this package. Writes random checkpoints of the
-published shapes to a temporary folder (10 GB for both) and loads them as the service does. MFU is the rate of
+Needs torch and transformers, but neither Ray nor an installation of this package. The script writes random checkpoints
+of the published shapes to a temporary folder (10 GB for both) and loads them as the service does. MFU is the rate of
 floating-point operations in the forward pass, divided by the rate in a large bfloat16 matrix product in the same run.
 Rows in float8 use the same divisor, so all rows are comparable.
 """

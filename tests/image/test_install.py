@@ -1,6 +1,6 @@
-"""The image's install step, run in a plain folder, which needs no container engine. It takes several minutes.
+"""Runs the image's install step in a plain folder, without a container engine. The test takes several minutes.
 
-`pytest tests/image -m image`. It needs a package index, and installs torch as that index has it.
+`pytest tests/image -m image`. The test needs a package index, and installs this index's build of torch.
 """
 
 import json

@@ -346,7 +346,7 @@ def test_overload_is_refused_in_the_documented_form(grid: Grid) -> None:
 
 
 def test_a_nodes_death_costs_one_request_in_a_hundred_at_most(grid: Grid) -> None:
-    """This must be the last test of the cluster, which afterwards has one worker less."""
+    """This test must run last, because it leaves the cluster with one worker fewer."""
 
     node = asyncio.run(_expendable_node(grid))
 

@@ -52,10 +52,11 @@ def models(
     served: Annotated[
         bool | None,
         typer.Option(
-            "--served/--known", help=f"List a service's models (at {_DEFAULT_URL} without --url), or the known models."
+            "--served/--known",
+            help=f"List the models of a running service (default: {_DEFAULT_URL}), or the known models.",
         ),
     ] = None,
-    models_dir: Annotated[str, typer.Option(help="Folder with the known models' folders.")] = "/models",
+    models_dir: Annotated[str, typer.Option(help="Folder that contains a folder for each known model.")] = "/models",
     key: Key = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object; with a service, its answer.")] = False,
 ) -> None:

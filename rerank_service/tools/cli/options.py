@@ -36,11 +36,11 @@ ConfigPath = Annotated[str | None, typer.Argument(help="Serve configuration file
 ConfigOption = Annotated[str | None, typer.Option(help="File that configures the models.", show_default=_CONFIG)]
 
 MaxWindows = Annotated[
-    int, typer.Option(min=1, help="Most windows per long passage; the best window counts. 1: truncate.")
+    int, typer.Option(min=1, help="Maximum number of windows per long passage; its best window counts. 1: truncate.")
 ]
 WindowTokens = Annotated[
     int | None,
-    typer.Option(min=MIN_WINDOW_TOKENS, help="Passage tokens per window; by default as many as fit."),
+    typer.Option(min=MIN_WINDOW_TOKENS, help="Passage tokens per window; by default all that fit."),
 ]
 OverlapTokens = Annotated[int, typer.Option(min=0, help="Tokens that consecutive windows share.")]
 

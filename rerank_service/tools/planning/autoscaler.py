@@ -30,7 +30,7 @@ class _TimedValue(NamedTuple):
 
 @dataclass
 class _Context:
-    """The fields of Serve's `AutoscalingContext` that the policy and Serve's delays read."""
+    """The fields of Serve's `AutoscalingContext` that the policy reads, and that Serve's delays depend on."""
 
     current_time: float
     current_num_replicas: int

@@ -209,7 +209,7 @@ def test_a_long_passage_is_cut_but_the_end_of_the_prompt_is_kept(checkpoints: di
 
 
 def test_a_query_in_its_own_part_leaves_the_passage_a_quarter_of_the_room(checkpoints: dict[str, Path]) -> None:
-    """Cuts as mxbai_rerank_v2.py and FlagEmbedding do; a pair that fits is not cut."""
+    """Pairs are truncated as by mxbai_rerank_v2.py and FlagEmbedding, but a pair that fits is not truncated."""
     folder = checkpoints["qwen3"]
     engine = load_engine(local_model(folder, window_tokens=64, engine={"yes_no": OWN_PROMPT}))
     tokenizer = tokenizer_of(folder)

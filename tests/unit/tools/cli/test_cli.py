@@ -176,8 +176,8 @@ def test_rank_reports_truncated_and_unscored_passages(float32_config: str) -> No
     whole = runner.invoke(app, command, input="short")
 
     assert there.stderr == (
-        "2 of 3 passages were truncated to the model's window; use --max-windows to rank them as a whole\n"
-        "The query leaves no room for 1 of them, which were not scored: shorten the query\n"
+        "2 of 3 passages were truncated to the model's window; use --max-windows to score their whole text\n"
+        "The query leaves no room for 1 of the passages (not scored): shorten the query\n"
     )
     assert here.stderr.startswith("1 of 2 passages were truncated")
     assert len(json.loads(here.stdout)["rankings"]) == 2
