@@ -2,7 +2,7 @@
 
     python -m benchmarks.autoscaling_requests [--json benchmarks/results/autoscaling-requests.json]
 
-It uses the simulated service of `tools.planning`, on a virtual clock. Refused clients retry like
+The service is simulated by `tools.planning`, on a virtual clock. Refused clients retry like
 `rerank_service.client`: after `Retry-After` plus up to a quarter of a second, at most `_MAX_RETRIES` times.
 """
 

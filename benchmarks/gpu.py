@@ -77,7 +77,7 @@ class GpuFigures:
     pairs_per_s: float
     tokens_per_s: float
     mfu: float
-    """Operations per second, as a share of those in the reference product."""
+    """Operations per second, as a share of the rate in the reference product."""
     one_pair_ms: float
     """Median time of a single pair of about 128 tokens."""
     max_logit_error: float

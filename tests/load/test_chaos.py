@@ -208,7 +208,7 @@ def test_no_memory_is_kept(grid: Grid) -> None:
 
 
 _MAX_GROWTH_MB = 10.0
-"""About two kilobytes per request; `benchmarks/soak.py` measures for longer."""
+"""About two kilobytes per request; `benchmarks/soak` measures a longer run."""
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,7 @@ def probe_line(figures: dict[str, Any]) -> str:
     """A sentence that says how long a small request waits behind a large one."""
     share = figures["wait_share"]
     if share is None:
-        return "The large request ended before a small one could be sent, so the wait was not measured."
+        return "The large request ended before a small request could be sent, so the wait was not measured."
     return (
         f"A request of 1 passage takes {figures['small_behind_big_s']:.2f} s behind a request of 300, and "
         f"{figures['small_alone_s']:.2f} s alone: it waits {share:.2f} of the {figures['big_s']:.2f} s that the large "

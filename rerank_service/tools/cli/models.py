@@ -58,7 +58,9 @@ def models(
     ] = None,
     models_dir: Annotated[str, typer.Option(help="Folder that contains a folder for each known model.")] = "/models",
     key: Key = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object; with a service, its answer.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object: for a running service, the service's own answer.")
+    ] = False,
 ) -> None:
     """List the known models, or the models of a running service.
 

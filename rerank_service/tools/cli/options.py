@@ -86,7 +86,7 @@ def choose_model(name: str | None, config: str | None, dtype: "Dtype | None" = N
         found = next((one for one in settings.models if wanted in map(str.casefold, one.names)), None)
         if found is None:
             known = ", ".join(one.id for one in settings.models)
-            raise fail(f"{path} has no model {name!r}; it has {known} (a folder starts with / or .)")
+            raise fail(f"{path} has no model {name!r}; it has {known} (a folder must start with / or .)")
         model = found
     if dtype is None:
         return model

@@ -210,8 +210,7 @@ def test_a_configuration_survives_pickling() -> None:
 
 
 def test_the_client_and_the_planner_have_the_defaults_of_the_service() -> None:
-    """They repeat the values, because the client is installed without the service, and the command line must start
-    fast."""
+    """Both repeat the values: the client is installed without the service, and the command line must start fast."""
     limits = LimitsConfig()
     client = inspect.signature(Client).parameters
     assert client["timeout_s"].default == limits.request_timeout_s

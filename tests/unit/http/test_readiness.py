@@ -1,4 +1,4 @@
-"""When an ingress reports that it is ready, with the real ranker and router in virtual time. The replicas are
+"""Tests when an ingress reports that it is ready, with the real ranker and router in virtual time. The replicas are
 stand-ins."""
 
 import asyncio

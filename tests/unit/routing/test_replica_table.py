@@ -146,7 +146,7 @@ def test_a_shard_avoids_its_own_replicas_before_those_that_failed_for_others(tab
 
 
 def test_shards_that_were_on_a_failed_replica_are_retried_on_different_replicas(table: ReplicaTable) -> None:
-    """One of the shards broke the replica. If both went to the same second replica, the harmless shard would fail
+    """One of the shards broke the replica. If both shards went to the same second replica, the harmless one would fail
     again."""
     table.claim(1, "poison", "b", 10, suspect=7)
     assert table.usable("abc", str, avoid=["a"]) == ["c"]

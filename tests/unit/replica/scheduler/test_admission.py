@@ -52,7 +52,7 @@ def test_a_refusal_for_a_long_wait_states_the_wait_and_when_to_retry() -> None:
 
 
 class VirtualDevice:
-    """Scores at `SPEED`, by a clock that only this device advances, when the test allows it."""
+    """Scores at `SPEED`, when the test allows it. Only this device advances its clock."""
 
     max_in_flight = 1
     memory_tokens: int | None = None
@@ -184,7 +184,7 @@ def test_a_batch_launched_behind_another_counts_from_the_end_of_the_first() -> N
 
 
 def test_short_batches_say_little_about_the_speed_of_full_ones() -> None:
-    """The first batch of a replica is one short test pair; single pairs come while it is nearly idle."""
+    """The first batch of a replica is one short test pair; single pairs come while the replica is nearly idle."""
     drain, now_s = DrainRate(), 0.0
 
     def add(num_tokens: int, busy_s: float) -> None:

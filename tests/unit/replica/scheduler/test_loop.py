@@ -99,7 +99,7 @@ async def scheduler(device: Device) -> AsyncIterator[Scheduler[EncodedPair]]:
 
 
 async def settle() -> None:
-    """Runs all tasks that are ready, until each waits for the device or a timer."""
+    """Gives the event loop ten turns, so every task runs until it has to wait."""
     for _ in range(10):
         await asyncio.sleep(0)
 

@@ -28,7 +28,7 @@ def passages(tmp_path: Path) -> str:
 
 @pytest.fixture(scope="module")
 def float32_config(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The shipped configuration in float32, which loads without the seconds of int8's calibration."""
+    """The shipped configuration in float32, because calibrating int8 takes seconds."""
     path = tmp_path_factory.mktemp("config") / "float32.yaml"
     path.write_text(Path(CONFIG).read_text().replace("dtype: fastest", "dtype: float32"))
     return str(path)
@@ -276,7 +276,7 @@ def test_plan_says_why_it_recommends_its_number_of_replicas(monkeypatch: pytest.
     assert "one replica fewer" not in small
     assert "the autoscaler would keep 1\n" in re.sub(" +\n", "\n", small)
     assert "one replica fewer" in large
-    assert "so that they are 80% busy (target_utilisation)" in large
+    assert "each 80% busy (target_utilisation)" in large
 
 
 def test_plan_as_json_is_minimal_and_repeatable() -> None:
