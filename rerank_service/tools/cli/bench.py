@@ -12,7 +12,9 @@ from rerank_service.tools.cli.console import fail, stdout
 
 __all__ = ["bench"]
 
-bench = typer.Typer(help="Measure speed on this machine.", no_args_is_help=True, add_completion=False)
+bench = typer.Typer(
+    help="Measure speed on this machine.", no_args_is_help=True, add_completion=False, rich_markup_mode="markdown"
+)
 bench.command("service")(bench_service_command)
 
 

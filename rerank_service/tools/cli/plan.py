@@ -47,7 +47,7 @@ def plan(
         None, min=0, help="Fixed time per batch, in addition to its tokens."
     ),
     burstiness: float = typer.Option(1.0, min=1, help="Squared CV of the gaps between requests; 1: Poisson."),
-    timeout_s: float = typer.Option(60.0, min=0.1, help="limits.request_timeout_s of the service."),
+    timeout_s: float = typer.Option(60.0, min=0.1, help="Request timeout of the service."),
     front: Front = typer.Option(Front.HAPROXY, help="Proxy in front of the service."),
     price_per_gpu_hour: float | None = typer.Option(None, min=0, help="Price in any currency; adds the cost."),
     regions: int = typer.Option(1, min=1, help="Regions that share the load; with 2 or more, one region fails."),
