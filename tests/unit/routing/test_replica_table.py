@@ -169,7 +169,7 @@ def test_a_stopped_replica_leaves_no_state(table: ReplicaTable) -> None:
     assert list(table.usable("ab", str)) == ["a", "b"]
 
 
-def test_sums_are_those_of_the_newest_reports_in_any_order_of_arrival(table: ReplicaTable) -> None:
+def test_sums_use_the_newest_reports_in_any_order_of_arrival(table: ReplicaTable) -> None:
     rng, last = random.Random(0), dict[str, ReplicaLoad]()
     for step in range(2_000):
         report = load(rng.choice("abcde"), rng.randrange(9_000), rng.choice([0.0, 5e5, 1e6]), rng.randrange(step + 1))

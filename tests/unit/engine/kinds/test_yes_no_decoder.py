@@ -135,7 +135,7 @@ def test_each_family_equals_transformers(
     assert np.std(expected) > 0.01
 
 
-def test_without_a_no_word_the_logit_is_that_of_yes(tmp_path: Path, checkpoints: dict[str, Path]) -> None:
+def test_without_a_no_word_the_logit_is_the_logit_of_yes(tmp_path: Path, checkpoints: dict[str, Path]) -> None:
     folder, tokenizer = checkpoints["qwen3"], tokenizer_of(checkpoints["qwen3"])
     engine = load_engine(local_model(folder, engine={"yes_no": OWN_PROMPT | {"no_word": None}}))
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
@@ -146,9 +146,7 @@ def test_without_a_no_word_the_logit_is_that_of_yes(tmp_path: Path, checkpoints:
     assert logit == pytest.approx(float(last_logits(model, ids)[tokenizer.token_to_id("yes")]), abs=TOLERANCE)
 
 
-def test_a_converted_classifier_has_the_same_logits_as_its_original(
-    tmp_path: Path, checkpoints: dict[str, Path]
-) -> None:
+def test_a_converted_classifier_has_the_logits_of_the_original(tmp_path: Path, checkpoints: dict[str, Path]) -> None:
     """Converted like tomaarsen/Qwen3-Reranker-0.6B-seq-cls: the row of the only label is yes minus no."""
     original, tokenizer = checkpoints["qwen3"], tokenizer_of(checkpoints["qwen3"])
     config = Qwen3Config.from_pretrained(original)

@@ -158,7 +158,7 @@ def test_a_batch_is_a_small_share_of_the_queue(queued: int, budget: int) -> None
     assert batch_budget(queued, None, 4096) == 4096
 
 
-def test_an_idle_device_takes_any_batch_and_a_busy_one_only_a_full_batch() -> None:
+def test_an_idle_device_takes_any_batch_and_a_busy_device_only_a_full_batch() -> None:
     assert may_launch(0, 2, queued_tokens=1, budget_tokens=1024)
     assert not may_launch(0, 2, queued_tokens=0, budget_tokens=1024)
     assert may_launch(1, 2, queued_tokens=1024, budget_tokens=1024)

@@ -216,7 +216,7 @@ async def test_a_wrong_number_of_logits_is_an_error() -> None:
     await scheduler.close()
 
 
-async def test_the_queue_is_bounded_but_an_empty_one_accepts_anything(
+async def test_the_queue_is_bounded_but_an_empty_queue_accepts_anything(
     scheduler: Scheduler[EncodedPair], device: Device
 ) -> None:
     blocker = await device.hold(scheduler)

@@ -117,7 +117,7 @@ def test_check_and_serve_refuse_invalid_settings_of_serve(
     assert told == {"valid": False, "problems": problems}
 
 
-def test_check_notes_what_other_nodes_may_have(tmp_path: Path) -> None:
+def test_check_notes_files_that_other_nodes_may_have(tmp_path: Path) -> None:
     document = yaml.safe_load(Path(CONFIG).read_text())
     (application,) = document["applications"]
     application["import_path"] = "mine:build"
@@ -291,7 +291,7 @@ def test_plan_as_json_is_minimal_and_repeatable() -> None:
     assert first["region"] is None
 
 
-def test_plan_with_regions_simulates_the_loss_of_one() -> None:
+def test_plan_with_regions_simulates_the_loss_of_a_region() -> None:
     command = [*PLAN, "--tokens-per-s", "20000", "--regions", "2", "--start-s", "5", "--timeout-s", "5", "--json"]
 
     region = json.loads(runner.invoke(app, command).stdout)["region"]
