@@ -1,4 +1,4 @@
-"""Training recipes by name, in order of their number of trainable weights."""
+"""Training recipes by name, from the fewest trainable weights to the most."""
 
 from dataclasses import dataclass, field
 

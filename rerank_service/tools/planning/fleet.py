@@ -37,7 +37,7 @@ _WARM_UP, _COOL_DOWN = 0.15, 0.05
 _PLENTY = 4
 """Multiple of the minimum number of replicas at which requests hardly wait."""
 _NORMAL_95 = 1.96
-"""Standard deviations of a two-sided 95% interval."""
+"""Half the width of a two-sided 95% interval, in standard deviations."""
 
 
 class CannotMeet(Exception):

@@ -183,7 +183,7 @@ def test_sums_use_the_newest_reports_in_any_order_of_arrival(table: ReplicaTable
 
     backlog = sum(report.waiting_tokens for report in last.values()) / len(last)
     assert table.expected_tokens("unknown") == pytest.approx(backlog)
-    # A replica declines above 1.1 times the backlog plus 5 ms at the mean speed.
+    # A replica declines if its backlog is above 1.1 times this backlog plus the tokens of 5 ms at the mean speed.
     speeds = [report.tokens_per_s for report in last.values() if report.tokens_per_s]
     assert table.decline_above("unknown", 0) == round(1.1 * backlog + 0.005 * sum(speeds) / len(speeds))
 

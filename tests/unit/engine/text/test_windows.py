@@ -20,7 +20,7 @@ LONG = " ".join(f"Sentence {number} speaks of naïve cafés, 東京, and of noth
 PASSAGES = ["Saturn has rings.", LONG, "", LONG + " Saturn has rings."]
 ENGINES = ("bert", "modernbert", "llama_bidirec", "mistral", "qwen3", "embedded")
 PROMPT_TOKENS = {"qwen3": 144}
-"""Tokens of the window that a long prompt takes, by engine."""
+"""Tokens that an engine's long prompt takes from the window."""
 
 
 @pytest.fixture(scope="module", params=ENGINES)
