@@ -49,9 +49,7 @@ def plan(
     burstiness: float = typer.Option(1.0, min=1, help="Squared CV of the gaps between requests; 1: Poisson."),
     timeout_s: float = typer.Option(60.0, min=0.1, help="Request timeout of the service."),
     front: Front = typer.Option(Front.HAPROXY, help="Proxy in front of the service."),
-    price_per_gpu_hour: float | None = typer.Option(
-        None, min=0, help="Price in any currency; adds the cost to the plan."
-    ),
+    price_per_gpu_hour: float | None = typer.Option(None, min=0, help="Price in any currency; adds the cost."),
     regions: int = typer.Option(1, min=1, help="Regions that share the load; with 2 or more, one region fails."),
     start_s: float = typer.Option(60.0, min=0, help="Time that a new replica takes to start after a region fails."),
     failover_s: float = typer.Option(10.0, min=0, help="Time until clients of the failed region reach another region."),
