@@ -31,7 +31,7 @@ class _Files(StrEnum):
     """State of a model's files on this machine."""
 
     HERE = "here"
-    """The files are installed as a package, in the models folder, pulled, or in the hub's own cache."""
+    """The files are in a package, in the models folder, in the cache of `pull`, or in the hub's own cache."""
     TO_INSTALL = "to install"
     TO_PULL = "to pull"
     """The files are published on the model hub."""

@@ -43,9 +43,7 @@ def plan(
     model: PlannedModel = typer.Option(PlannedModel.LLAMA_1B, help="Model to estimate if there is no --tokens-per-s."),
     gpu: str = typer.Option("h100", help="GPU of each replica: h100, h200, a100, l40s, a10, l4 ..."),
     mfu: float = typer.Option(ASSUMED_MFU, min=0.01, max=1, help="Assumed share of the GPU's peak throughput."),
-    batch_overhead_ms: float | None = typer.Option(
-        None, min=0, help="Fixed time per batch, in addition to its tokens."
-    ),
+    batch_overhead_ms: float | None = typer.Option(None, min=0, help="Fixed time per batch, whatever its size."),
     burstiness: float = typer.Option(1.0, min=1, help="Squared CV of the gaps between requests; 1: Poisson."),
     timeout_s: float = typer.Option(60.0, min=0.1, help="Request timeout of the service."),
     front: Front = typer.Option(Front.HAPROXY, help="Proxy in front of the service."),
