@@ -77,7 +77,7 @@ def pairs_of(records: Iterator[QueryRecord]) -> Iterator[TextPair]:
 def query_text(text: str, field: str) -> str:
     """Returns `text`, the value of `field`. Raises `BatchError` for a blank text, as the service would."""
     if not text.strip():
-        raise BatchError(f"{field} is blank; give the question to rank for")
+        raise BatchError(f"{field} is blank; give a text")
     return text
 
 

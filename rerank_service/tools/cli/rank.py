@@ -46,7 +46,7 @@ def rank(
 ) -> None:
     """Rank passages, one per line, for a query."""
     if not query.strip():
-        raise fail("the query is blank; give the question to rank for")
+        raise fail("the query is blank; give a text")
     lines = _read_lines(passages)
     windows = passage_windows(max_windows, window_tokens, overlap_tokens)
     answer, num_truncated, num_unscored = (
