@@ -40,7 +40,7 @@ def test_there_is_an_example_of_every_error() -> None:
 
 
 @pytest.mark.parametrize("error", EXAMPLES, ids=lambda error: type(error).__name__)
-def test_pickling_keeps_everything(error: RerankError) -> None:
+def test_pickling_keeps_every_field(error: RerankError) -> None:
     copy = pickle.loads(pickle.dumps(error))  # noqa: S301 - our own bytes
     assert (type(copy), copy.args, copy.message, copy.problems) == (
         type(error),
