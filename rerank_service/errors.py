@@ -98,10 +98,8 @@ class RerankError(Exception):
 
     loc: Loc = ()
     """Place in the request that the error concerns. Empty: no particular place."""
-
     retry_after_s: int | None = None
     """Seconds after which a retry makes sense. Null: a retry does not help."""
-
     message: str = "The service failed to answer this request; its log has the details"
     """One sentence for people."""
 
@@ -114,12 +112,20 @@ class RerankError(Exception):
         return self.message
 
 
-class InvalidRequest(RerankError):
+class _BadRequest(RerankError):
+    http_status = 400
+    category = "invalid_request_error"
+
+
+class _Overloaded(RerankError):
+    http_status = 503
+    category = "overloaded_error"
+
+
+class InvalidRequest(_BadRequest):
     """The request is malformed."""
 
-    http_status = 400
     code = "invalid_request"
-    category = "invalid_request_error"
 
     def __init__(self, problems: Sequence[FieldProblem]) -> None:
         super().__init__(tuple(problems))
@@ -131,12 +137,10 @@ class InvalidRequest(RerankError):
         return problems
 
 
-class PairTooLong(RerankError):
+class PairTooLong(_BadRequest):
     """A pair exceeds the model's window, and the request forbids truncation."""
 
-    http_status = 400
     code = "pair_too_long"
-    category = "invalid_request_error"
 
     def __init__(
         self,
@@ -150,10 +154,7 @@ class PairTooLong(RerankError):
     ) -> None:
         """`num_windows` is the number of windows that together hold `max_tokens`. `passage_at` and `query_at` are the
         places of the two texts in the body. If `passage_at` is null, the place of passage `index` in NVIDIA's API is
-        used.
-
-        `remedy` is the setting that permits truncation or more windows.
-        """
+        used. `remedy` is the setting that permits truncation or more windows."""
         super().__init__(index, num_tokens, max_tokens, num_windows, passage_at, query_at, remedy)
         self.index = index
         self.num_tokens = num_tokens
@@ -179,9 +180,7 @@ class QueryTooLong(PairTooLong):
 
     def __init__(self, index: int, num_tokens: int, max_tokens: int, query_at: Loc = ("query", "text")) -> None:
         """`index` is a passage of the query; the message does not name it, because every passage has this error.
-
-        `num_tokens` counts the query and the model's prompt.
-        """
+        `num_tokens` counts the query and the model's prompt."""
         super().__init__(index, num_tokens, max_tokens)
         self.args = (index, num_tokens, max_tokens, query_at)
         self.loc = ("body", *query_at)
@@ -222,12 +221,11 @@ class UnknownModel(RerankError):
         )
 
 
-class BodyTooLarge(RerankError):
+class BodyTooLarge(_BadRequest):
     """The body exceeds `limits.max_body_bytes`."""
 
     http_status = 413
     code = "body_too_large"
-    category = "invalid_request_error"
     loc = ("body",)
 
     def __init__(self, max_bytes: int) -> None:
@@ -238,12 +236,11 @@ class BodyTooLarge(RerankError):
         )
 
 
-class RequestTooLarge(RerankError):
+class RequestTooLarge(_BadRequest):
     """The request has more tokens than an empty queue admits."""
 
     http_status = 413
     code = "request_too_large"
-    category = "invalid_request_error"
 
     def __init__(self, num_tokens: int, max_tokens: int, field: str = "passages") -> None:
         """`field` is the body's name for its passages."""
@@ -265,8 +262,7 @@ class RateLimited(RerankError):
     category = "rate_limit_error"
 
     def __init__(self, what: str, per_minute: int, retry_after_s: int) -> None:
-        """`what` is the counted unit, `requests` or `passages`; `retry_after_s` is the time until the quota has room
-        again."""
+        """`what` is `requests` or `passages`; `retry_after_s` is the time until the quota has room again."""
         super().__init__(what, per_minute, retry_after_s)
         self.what = what
         self.per_minute = per_minute
@@ -274,12 +270,11 @@ class RateLimited(RerankError):
         self.message = f"The quota of {per_minute} {what} per minute is exhausted; retry after {retry_after_s} s"
 
 
-class UnsupportedMediaType(RerankError):
+class UnsupportedMediaType(_BadRequest):
     """A header declares the body as something other than plain JSON."""
 
     http_status = 415
     code = "unsupported_media_type"
-    category = "invalid_request_error"
 
     def __init__(self, header: str, value: str, expected: str) -> None:
         super().__init__(header, value, expected)
@@ -287,12 +282,10 @@ class UnsupportedMediaType(RerankError):
         self.message = f"{header} is {value[:100]!r}; {expected}"
 
 
-class QueueFull(RerankError):
+class QueueFull(_Overloaded):
     """A replica's queue has reached its limit."""
 
-    http_status = 503
     code = "queue_full"
-    category = "overloaded_error"
 
     def __init__(self, queued_tokens: int, max_queued_tokens: int, retry_after_s: int = 1) -> None:
         """`retry_after_s` is the time until the queue has room for the request, at the measured speed."""
@@ -306,26 +299,19 @@ class QueueFull(RerankError):
         )
 
 
-class WaitTooLong(RerankError):
+class WaitTooLong(_Overloaded):
     """With the current backlog, this request or one accepted earlier would miss its deadline."""
 
-    http_status = 503
     code = "wait_too_long"
-    category = "overloaded_error"
 
     def __init__(
         self, expected_s: float, time_s: float, reserve_s: float, is_another: bool, retry_after_s: int
     ) -> None:
         """`expected_s` is the estimated time until the answer. It exceeds `time_s`, the time until the deadline, minus
-        `reserve_s`.
-
-        With `is_another`, these times concern a request accepted earlier. `retry_after_s` is the time until half of the
-        current backlog is done, at the measured speed.
-        """
+        `reserve_s`. With `is_another`, these times concern a request accepted earlier. `retry_after_s` is the time
+        until half of the current backlog is done, at the measured speed."""
         super().__init__(expected_s, time_s, reserve_s, is_another, retry_after_s)
         self.expected_s = expected_s
-        self.time_s = time_s
-        self.reserve_s = reserve_s
         self.retry_after_s: int = retry_after_s
         what = "accepting this request would make an earlier one take" if is_another else "this request would take"
         self.message = (
@@ -335,12 +321,10 @@ class WaitTooLong(RerankError):
         )
 
 
-class ReplicaUnavailable(RerankError):
+class ReplicaUnavailable(_Overloaded):
     """The model has no running replica, or the replica stopped before it answered."""
 
-    http_status = 503
     code = "replica_unavailable"
-    category = "overloaded_error"
     retry_after_s: int = 1
 
     def __init__(self, model: str) -> None:
