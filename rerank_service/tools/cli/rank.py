@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from rerank_service.client import Client, ConnectionFailed, RerankClientError
@@ -64,10 +64,13 @@ def rank(
     if as_json:
         typer.echo(json.dumps(answer))
         return
-    table = Table(box=None, pad_edge=False)
-    table.add_column("logit", justify="right", no_wrap=True)
-    table.add_column("index", justify="right", no_wrap=True, style="dim")
-    table.add_column("passage")  # may wrap, because rich narrows columns that may; the texts themselves do not wrap
+    table = Table(
+        Column("logit", justify="right", no_wrap=True),
+        Column("index", justify="right", no_wrap=True, style="dim"),
+        "passage",  # may wrap, because rich narrows columns that may; the texts themselves do not wrap
+        box=None,
+        pad_edge=False,
+    )
     for ranking in answer["rankings"]:
         index = ranking["index"]
         table.add_row(f"{ranking['logit']:.2f}", str(index), Text(lines[index], no_wrap=True, overflow="ellipsis"))
@@ -120,7 +123,7 @@ def _rank_here(
 
     from rerank_service.engine import load_engine  # imports torch: slow, and not needed to rank through a service
     from rerank_service.engine.score_all import score_passages
-    from rerank_service.errors import CheckpointError, NonFiniteLogit, RerankError
+    from rerank_service.errors import NonFiniteLogit
 
     fitting, batch_tokens = Fitting(windows=windows), model.batching.max_batch_tokens
     try:
@@ -130,8 +133,6 @@ def _rank_here(
             f"the logit of passage {error.first} (from 0, blank lines not counted) is not a finite number; "
             f"set engine.dtype: float32 for {model.id} in {config or 'the configuration'}"
         ) from None
-    except (CheckpointError, RerankError) as error:
-        raise fail(str(error)) from None
     num_tokens = sum(encoded.num_tokens)
     answer = {
         "rankings": [{"index": index, "logit": logits[index]} for index in rank_by_logit(logits)],
