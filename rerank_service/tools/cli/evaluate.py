@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Column, Table
@@ -26,7 +26,7 @@ from rerank_service.tools.cli.options import (
 from rerank_service.tools.cli.progress import ProgressBar
 
 if TYPE_CHECKING:
-    from rerank_service.tools.evaluation.evaluate import Evaluation, ModelFigures
+    from rerank_service.tools.evaluation.evaluate import Evaluation
 
 __all__ = ["evaluate_command"]
 
@@ -83,12 +83,12 @@ def _show(evaluation: Evaluation, as_json: bool) -> None:
     from rerank_service.tools.evaluation.published import PUBLISHED
 
     if as_json:
-        others = [row._asdict() for row in PUBLISHED]
-        typer.echo(
-            json.dumps(
-                asdict(evaluation) | {"models": [_as_json(row) for row in evaluation.models], "published": others}
-            )
-        )
+        models = [
+            asdict(row) | {"quality": {name: one._asdict() for name, one in row.quality.items()}}
+            for row in evaluation.models
+        ]
+        published = [row._asdict() for row in PUBLISHED]
+        typer.echo(json.dumps(asdict(evaluation) | {"models": models, "published": published}))
         return
     stdout.print(_table(evaluation))
     for model in evaluation.models:
@@ -96,7 +96,7 @@ def _show(evaluation: Evaluation, as_json: bool) -> None:
             truncated = f"{model.model}: {model.truncated_pairs:.1%} of the pairs were truncated to the window"
             unscored = f", {model.unscored_pairs:.1%} without any token of the passage" if model.unscored_pairs else ""
             typer.echo(truncated + unscored)
-    published = Table(
+    table = Table(
         *(Column(name, overflow="fold") for name in ("model", "first stage")),
         *(Column(name, no_wrap=True) for name in ("measure", "value")),
         title="Published by others, with different corpora and first stages",
@@ -105,8 +105,8 @@ def _show(evaluation: Evaluation, as_json: bool) -> None:
         pad_edge=False,
     )
     for row in PUBLISHED:
-        published.add_row(row.model, row.first_stage, row.measure, f"{row.value:.4f}")
-    stdout.print("", published, sep="\n")
+        table.add_row(row.model, row.first_stage, row.measure, f"{row.value:.4f}")
+    stdout.print("", table, sep="\n")
     for collections, source in dict.fromkeys((row.collections, row.source) for row in PUBLISHED):
         typer.echo(f"Mean over {collections}. Source: {source}")
 
@@ -133,7 +133,3 @@ def _table(evaluation: Evaluation) -> Table:
             table.add_row(Text(model), measure, f"{mean:.3f}", f"{low:.3f}-{high:.3f}", speed)
             model = speed = ""  # shown once per model
     return table
-
-
-def _as_json(row: ModelFigures) -> dict[str, Any]:
-    return asdict(row) | {"quality": {name: one._asdict() for name, one in row.quality.items()}}
