@@ -167,7 +167,7 @@ def test_a_long_passage_opens_and_closes(visit: Visit) -> None:
 def test_a_blank_query_is_reported_at_its_field(visit: Visit) -> None:
     visit.query.fill(" ")
     visit.page.keyboard.press("Control+Enter")
-    expect(visit.error_at("query")).to_have_text("query.text is blank; send the question to rank for")
+    expect(visit.error_at("query")).to_have_text("query.text is blank; send a text")
     expect(visit.query).to_be_focused()
     expect(visit.query).to_have_attribute("aria-invalid", "true")
 

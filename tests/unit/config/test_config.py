@@ -123,7 +123,7 @@ def test_a_model_has_the_same_settings_in_both_applications(
 
 
 def test_an_application_that_no_model_names_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="not used by any model: applications a"):
+    with pytest.raises(ConfigError, match="no model uses these applications: a"):
         load_config(serve_file(tmp_path, ingress(MODEL), apart("a", MODEL)))
 
 
