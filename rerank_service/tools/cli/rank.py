@@ -98,7 +98,7 @@ def _rank_by_service(
     query: str, passages: list[str], model: str | None, url: str, key: str | None, windows: PassageWindows | None
 ) -> tuple[dict[str, Any], int | None, int | None]:
     """The answer in the API's form, even after several requests, and the numbers of truncated and unscored passages."""
-    sent = windows and ClientWindows(windows.max_per_passage, windows.tokens, windows.overlap_tokens)
+    sent = ClientWindows(windows.max_per_passage, windows.tokens, windows.overlap_tokens) if windows else None
     try:
         with Client(url, api_key=key, model=model, timeout_s=_TIMEOUT_S) as client:
             ranking = client.rank(query, passages, windows=sent)
