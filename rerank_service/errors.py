@@ -245,15 +245,18 @@ class RequestTooLarge(RerankError):
     code = "request_too_large"
     category = "invalid_request_error"
 
-    def __init__(self, num_tokens: int, max_tokens: int, field: str = "passages") -> None:
-        """`field` is the body's name for its passages."""
-        super().__init__(num_tokens, max_tokens, field)
+    def __init__(self, num_tokens: int, max_tokens: int, field: str = "passages", explained_by: str = "") -> None:
+        """`field` is the body's name for its passages. `explained_by` is the field that asks for explanations, if they
+        have so many tokens; empty: the ranking itself has."""
+        super().__init__(num_tokens, max_tokens, field, explained_by)
         self.num_tokens = num_tokens
         self.max_tokens = max_tokens
-        self.loc = ("body", field)
+        self.loc = ("body", *(explained_by.split(".") if explained_by else (field,)))
+        what = "Explaining the request takes" if explained_by else "The request has"
+        remedy = f"lower {explained_by}" if explained_by else f"split {field} over several requests"
         self.message = (
-            f"The request has about {num_tokens} tokens, more than the limit of {max_tokens} "
-            f"(batching.max_queued_tokens); split {field} over several requests"
+            f"{what} about {num_tokens} tokens, more than the limit of {max_tokens} "
+            f"(batching.max_queued_tokens); {remedy}"
         )
 
 
@@ -264,14 +267,17 @@ class RateLimited(RerankError):
     code = "rate_limited"
     category = "rate_limit_error"
 
-    def __init__(self, what: str, per_minute: int, retry_after_s: int) -> None:
+    def __init__(self, what: str, per_minute: int, retry_after_s: int, remedy: str = "") -> None:
         """`what` is the counted unit, `requests` or `passages`; `retry_after_s` is the time until the quota has room
-        again."""
-        super().__init__(what, per_minute, retry_after_s)
+        again. `remedy` is something else that helps, if there is anything."""
+        super().__init__(what, per_minute, retry_after_s, remedy)
         self.what = what
         self.per_minute = per_minute
         self.retry_after_s: int = retry_after_s
-        self.message = f"The quota of {per_minute} {what} per minute is exhausted; retry after {retry_after_s} s"
+        remedy = f", or {remedy}" if remedy else ""
+        self.message = (
+            f"The quota of {per_minute} {what} per minute is exhausted; retry after {retry_after_s} s{remedy}"
+        )
 
 
 class UnsupportedMediaType(RerankError):

@@ -34,6 +34,10 @@ def windows(max_per_passage: int = 100, tokens: int | None = None, overlap_token
     return Fitting(windows=PassageWindows(max_per_passage, tokens, overlap_tokens))
 
 
+def texts_of(text: str, places: tuple[list[tuple[int, int]], bool]) -> tuple[list[str], bool]:
+    return [text[start:end] for start, end in places[0]], places[1]
+
+
 def logits_of(engine: Engine, passages: list[str], fitting: Fitting) -> tuple[float, ...]:
     encoded = encode_passages(engine, QUERY, passages, fitting)
     return encoded.best(engine.score(encoded.pairs))
@@ -190,7 +194,7 @@ def test_windows_cover_the_text_in_order(word_lengths: list[int], tokens: int, o
     text = " ".join("".join(f"{next(numbers):04}" for _ in range(length)) for length in word_lengths)
     spans = [match.span() for match in re.finditer(r"\d{4}", text)]
 
-    texts, is_complete = split(text, spans, tokens, PassageWindows(limit, overlap_tokens=overlap))
+    texts, is_complete = texts_of(text, split(text, spans, tokens, PassageWindows(limit, overlap_tokens=overlap)))
 
     assert 1 <= len(texts) <= limit
     windows = [[int(digits) for digits in re.findall(r"\d{4}", window)] for window in texts]
@@ -209,16 +213,19 @@ def test_windows_start_at_words_and_the_last_has_full_length() -> None:
     text = "one two three four five six seven"
     spans = [match.span() for match in re.finditer(r"\w+", text)]
 
-    assert split(text, spans, 4, PassageWindows(9, overlap_tokens=1)) == (
+    assert texts_of(text, split(text, spans, 4, PassageWindows(9, overlap_tokens=1))) == (
         ["one two three four", "four five six seven"],
         True,
     )
-    assert split(text, spans, 3, PassageWindows(9, overlap_tokens=0)) == (
+    assert texts_of(text, split(text, spans, 3, PassageWindows(9, overlap_tokens=0))) == (
         ["one two three", "four five six", "five six seven"],
         True,
     )
-    assert split(text, spans, 3, PassageWindows(2, overlap_tokens=0)) == (["one two three", "four five six"], False)
-    assert split(text, spans, 9, PassageWindows(9)) == ([text], True)
+    assert texts_of(text, split(text, spans, 3, PassageWindows(2, overlap_tokens=0))) == (
+        ["one two three", "four five six"],
+        False,
+    )
+    assert split(text, spans, 9, PassageWindows(9)) == ([(0, len(text))], True)
 
 
 def test_the_estimate_follows_the_windows(engine: Engine) -> None:
