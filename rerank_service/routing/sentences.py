@@ -40,8 +40,8 @@ def split_sentences(text: str, max_sentences: int) -> list[Span]:
 
 
 def _without_spaces(text: str, start: int, end: int) -> Span:
-    part = text[start:end]
-    return end - len(part.lstrip()), start + len(part.rstrip())
+    part = text[start:end].lstrip()
+    return end - len(part), end - len(part) + len(part.rstrip())
 
 
 def _even_parts(text: str, start: int, end: int) -> Iterator[Span]:

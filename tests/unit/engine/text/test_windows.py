@@ -1,6 +1,7 @@
 """Long passages are scored in windows, on every engine."""
 
 import re
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rerank_service.engine import Engine, load_engine
-from rerank_service.engine.text.windows import encode_passages, shorten, split
+from rerank_service.engine.text.windows import encode_passages, matches_of, shorten, split
 from rerank_service.errors import PairTooLong, QueryTooLong
 from rerank_service.messages import Fitting, PassageWindows, Truncate
 from rerank_service.routing.ranker import estimate_tokens
@@ -207,6 +208,24 @@ def test_windows_cover_the_text_in_order(word_lengths: list[int], tokens: int, o
     assert (seen == sum(word_lengths)) == is_complete
     assert is_complete or len(texts) == limit
     assert not text or windows[0][0] == 0
+
+
+def test_matches_are_in_the_best_window_and_count_from_the_start_of_the_passage() -> None:
+    engine = load_engine(embedded_model().model_copy(update={"window_tokens": 64}))
+    passage = LONG[:1500] + " Saturn has rings. " + LONG[1500:]
+    aligner = engine.aligner
+    assert aligner is not None
+    encoded = encode_passages(engine, QUERY, ["Rings!", passage, ""], windows())
+    encoded = replace(encoded, pairs=aligner.recording(encoded.pairs))
+
+    found = matches_of(aligner, QUERY, ["Rings!", passage, ""], encoded, engine.score(encoded.pairs))
+
+    assert encoded.num_windows[1] > 10
+    words = [("rings", "Rings"), ("rings", "rings"), ("rings", "")]
+    for text, matches, expected in zip(["Rings!", passage, ""], found, words, strict=True):
+        last = matches[-1]
+        assert (QUERY[slice(*last.query)], text[slice(*(last.passage or (0, 0)))]) == expected
+    assert found[1][-1].passage == (1512, 1517)
 
 
 def test_windows_start_at_words_and_the_last_has_full_length() -> None:
