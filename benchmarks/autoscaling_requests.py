@@ -2,7 +2,7 @@
 
     python -m benchmarks.autoscaling_requests [--json benchmarks/results/autoscaling-requests.json]
 
-It uses the simulated service of `tools.planning`, on a virtual clock. Refused clients retry like
+The service is simulated by `tools.planning`, on a virtual clock. Refused clients retry like
 `rerank_service.client`: after `Retry-After` plus up to a quarter of a second, at most `_MAX_RETRIES` times.
 """
 
@@ -106,7 +106,7 @@ def large_request(start_s: float = _START_S) -> ScalingOutcome:
 
 
 def controller_restart() -> ScalingOutcome:
-    """Four replicas at a utilisation of 0.7. The controller crashes, and the new one finds them after 5 s."""
+    """Four replicas at a utilisation of 0.7. The controller crashes, and its successor finds the replicas after 5 s."""
     until_s = _CALM_S + 60.0
     run = _Playback(4, 60.0, _START_S, until_s)
     rps = 2.8 * _SPEED.full_tokens_per_s / _MIX.request_tokens

@@ -40,12 +40,12 @@ class CacheCounts(NamedTuple):
 
 
 class DeviceFacts(NamedTuple):
-    """Memory that an engine's device holds, and the device's peak speed."""
+    """Memory in use on an engine's device, and the device's peak speed."""
 
     memory_bytes: int
     """On a GPU, the memory held by torch; on a CPU, the memory of the process. 0 if the system does not report it."""
     peak_tokens_per_s: float | None
-    """Speed at which the model's linear layers alone would reach the device's dense bfloat16 peak; null: unknown peak.
+    """Speed at which the model's linear layers alone would reach the device's dense bfloat16 peak. Null: unknown peak.
 
     A measured speed divided by this value is the model FLOP utilisation.
     """
@@ -56,9 +56,10 @@ class EncodedPair:
     """A tokenised pair, truncated to the window."""
 
     token_ids: TokenIds
-    """Ids of the tokens that the window limits: the whole templated pair, or for late interaction only the passage."""
+    """Ids of the tokens that the window limits: the whole templated pair or, for late interaction, the passage."""
     num_tokens: int
-    """Tokens of query and passage, special tokens included. They are billed, and count towards the batch size."""
+    """Number of tokens of query and passage, including special tokens. It is billed, and counts towards the batch
+    size."""
     is_truncated: bool
     """Whether the pair was longer than the window."""
     is_passage_cut: bool = field(default=False, kw_only=True)
@@ -89,18 +90,20 @@ class BatchScorer(Protocol[_PairT_contra]):
 
     @property
     def max_in_flight(self) -> int:
-        """Batches that may be in flight at once; 1 if `launch` returns only when its batch is done."""
+        """Number of batches that may be in flight at once; 1 if `launch` returns only when its batch is done."""
         ...
 
     @property
     def memory_tokens(self) -> int | None:
-        """Tokens of the largest batch that fits in memory; null: unknown. Decreases after a batch that did not fit."""
+        """Number of tokens in the largest batch that fits in memory; null: unknown. Decreases after a batch that did
+        not fit."""
         ...
 
     def launch(self, pairs: Sequence[_PairT_contra]) -> PendingLogits:
         """Starts one forward pass. Callers limit the tokens of a batch, and call from one thread at a time.
 
-        Raises `DeviceMemoryExhausted` if one pair alone does not fit in memory, `DeviceFailed` if the device is lost.
+        Raises `DeviceMemoryExhausted` if a single pair does not fit in memory, and `DeviceFailed` if the device is
+        lost.
         """
         ...
 
@@ -125,7 +128,7 @@ class Engine(BatchScorer[PairT], Protocol[PairT]):
 
     @property
     def window_tokens(self) -> int:
-        """Length of the longest pair, in tokens."""
+        """Maximum length of a pair, in tokens."""
         ...
 
     @property
@@ -149,7 +152,7 @@ class Engine(BatchScorer[PairT], Protocol[PairT]):
 
     @property
     def device_facts(self) -> DeviceFacts:
-        """Memory held by the device now, and the device's peak speed."""
+        """Memory in use on the device now, and the device's peak speed."""
         ...
 
     @property
@@ -159,7 +162,7 @@ class Engine(BatchScorer[PairT], Protocol[PairT]):
 
     @property
     def precision(self) -> str:
-        """Coarsest type the model computes in: `float32`, `float16`, `bfloat16`, `int8` or `float8`."""
+        """Coarsest number type in the model's computation: `float32`, `float16`, `bfloat16`, `int8` or `float8`."""
         ...
 
     @property
@@ -168,7 +171,7 @@ class Engine(BatchScorer[PairT], Protocol[PairT]):
         ...
 
     def tokenise(self, query: str, passages: Sequence[str], truncate: Truncate) -> list[PairT]:
-        """Pairs in the order of `passages`. Raises `PairTooLong` under `Truncate.NONE`."""
+        """Returns the pairs in the order of `passages`. Raises `PairTooLong` under `Truncate.NONE`."""
         ...
 
     def passage_room(self, query: str) -> int:
@@ -180,5 +183,5 @@ class Engine(BatchScorer[PairT], Protocol[PairT]):
         ...
 
     def score(self, pairs: Sequence[PairT]) -> list[float]:
-        """Float32 logits `[B]` in the order of `pairs`: `launch`, then `wait`."""
+        """Returns float32 logits `[B]` in the order of `pairs`. Calls `launch`, then `wait`."""
         ...

@@ -1,4 +1,4 @@
-"""Error responses. All errors have one JSON form that every known client can parse; `detail` is never null."""
+"""Error responses. The default is the JSON form of NVIDIA's API, which every known client can parse."""
 
 import logging
 from http import HTTPStatus
@@ -57,7 +57,7 @@ async def _on_rerank_error(_: Request, error: Exception) -> Response:
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
-    """Answers the framework's errors, 404 and 405."""
+    """Answers the framework's errors: 404, 405 and others."""
     assert isinstance(error, HTTPException)  # noqa: S101 - registered for this class
     path = request.url.path[:200]
     message, category = str(error.detail), "invalid_request_error"

@@ -62,7 +62,7 @@ class Observation:
     dialect: str
     """Dialect of the request. Until the body is read, this is the first dialect of the path."""
     model_id: str = "unknown"
-    """Id of the resolved model; a client's text must not become a label."""
+    """Id of the resolved model. It is never the client's text, because it becomes a label."""
     parse_s: float = 0.0
     totals: _Totals | None = None
     """Null unless the request was ranked."""

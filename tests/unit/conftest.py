@@ -13,7 +13,7 @@ settings.load_profile("default")
 
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A tiny float32 checkpoint of each architecture, by its name."""
+    """A tiny float32 checkpoint of each architecture, by the architecture's name."""
     root = tmp_path_factory.mktemp("checkpoints")
     return {
         architecture.value: make_checkpoint(root / architecture.value, architecture, "tiny", dtype="float32")

@@ -1,4 +1,4 @@
-"""The number types a model computes in, and whether this machine supports them."""
+"""The number types in which a model computes, and whether this machine supports them."""
 
 from dataclasses import dataclass
 

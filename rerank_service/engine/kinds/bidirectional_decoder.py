@@ -82,7 +82,7 @@ class BidirectionalDecoderEngine(CheckpointEngine[EncodedPair]):
     kind = EngineKind.BIDIRECTIONAL_DECODER
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        """Takes pooling, temperature and template from the options, or else from config.json."""
+        """Uses pooling, temperature and template from the options, or else from config.json."""
         folder, raw, options = checkpoint.folder, checkpoint.raw, checkpoint.options
         family = _family(folder, raw)
         template = tokenise.checked_template(options.prompt_template or raw.get("prompt_template") or _DEFAULT_TEMPLATE)
@@ -93,7 +93,7 @@ class BidirectionalDecoderEngine(CheckpointEngine[EncodedPair]):
         self._temperature = options.temperature or float(raw.get("temperature") or 1.0)
 
         config: PreTrainedConfig = loading.native_config(family.config_class, raw)
-        config.is_causal = False  # set here, because an argument of each call would cause races between threads
+        config.is_causal = False  # set once, because setting it in each call would cause races between threads
         if hasattr(config, "sliding_window"):
             config.sliding_window = None
         config.has_score_bias = loading.has_tensor(folder, "score.bias")
@@ -105,7 +105,7 @@ class BidirectionalDecoderEngine(CheckpointEngine[EncodedPair]):
         self._score_bias = 0.0 if model.score.bias is None else float(model.score.bias)
 
     def tokenise(self, query: str, passages: Sequence[str], truncate: Truncate) -> list[EncodedPair]:
-        """See `Engine`. Cuts pairs at the end, as published: with a query that fills the window, no passage remains."""
+        """See `Engine`. Cuts pairs at the end, as published: if the query fills the window, no passage remains."""
         # Encodes each string as a whole, because Llama 3's tokenizer joins the prompt's `:` with the word after it.
         texts = [self._template.format(query=query, passage=passage) for passage in passages]
         pairs, lead_ids = [], None
@@ -152,4 +152,6 @@ def _published_pooling(folder: Path, raw: dict[str, Any]) -> Pooling:
     try:
         return Pooling(name)
     except ValueError:
-        raise CheckpointError(f"{folder} asks for pooling {name!r}; use one of {', '.join(Pooling)}") from None
+        raise CheckpointError(
+            f"{folder} asks for pooling {name!r}; set engine.pooling to one of {', '.join(Pooling)}"
+        ) from None

@@ -254,7 +254,8 @@ class _TokenStates:
         return self._tokens[self._bounds[text] : self._bounds[text + 1]]
 
     def words_of(self, text: int) -> torch.Tensor:
-        """States of a text's tokens without the first and last (CLS, SEP); of all tokens if there are no others."""
+        """States of a text's tokens without the first and last (CLS, SEP), or of all tokens if the text has no
+        others."""
         tokens = self.tokens_of(text)
         return tokens[_words(len(tokens))]
 

@@ -49,7 +49,7 @@ class YesNoDecoderEngine(CheckpointEngine[EncodedPair]):
     kind = EngineKind.YES_NO_DECODER
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        """Takes the prompt from the options, or else the published prompt of the checkpoint's family."""
+        """Uses the prompt in the options, or else the published prompt of the checkpoint's family."""
         folder, raw, options = checkpoint.folder, checkpoint.raw, checkpoint.options
         model_class, prompt = _model_class(folder, raw), _prompt(folder, raw, options.yes_no)
         super().__init__(checkpoint, prompt.parts)
@@ -102,7 +102,7 @@ def _prompt(folder: Path, raw: dict[str, Any], configured: YesNoPrompt | None) -
     if prompt is None:
         raise CheckpointError(
             f"{folder} is a language model of the family {raw['model_type']!r}, which has no known reranking prompt "
-            f"(only {', '.join(YES_NO_PROMPTS)} have one): set engine.yes_no to the prompt used in its training"
+            f"(only {', '.join(YES_NO_PROMPTS)} have one): set engine.yes_no to the prompt that was used in training"
         )
     return prompt
 
@@ -129,6 +129,6 @@ def _token_id(tokenizer: Any, word: str) -> int:
     ids: list[int] = tokenizer.encode(tokenise.prompt_text(tokenizer, word), add_special_tokens=False).ids
     if len(ids) != 1:
         raise CheckpointError(
-            f"the answer {word!r} must be one token, but is {len(ids)} in this tokenizer: see engine.yes_no"
+            f"the answer {word!r} must be one token, but is {len(ids)} tokens in this tokenizer: see engine.yes_no"
         )
     return ids[0]

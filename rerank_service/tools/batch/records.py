@@ -20,7 +20,7 @@ class Position(NamedTuple):
     offset: int
     """Offset in bytes, or in rows for a Parquet file."""
     number: int
-    """Number of the line (of the row in a Parquet file), counted from 1."""
+    """Line number, or row number in a Parquet file, counted from 1."""
 
 
 class QueryRecord(NamedTuple):
@@ -75,9 +75,9 @@ def pairs_of(records: Iterator[QueryRecord]) -> Iterator[TextPair]:
 
 
 def query_text(text: str, field: str) -> str:
-    """Returns `text`, the value of `field`. Raises `BatchError` if it is blank: the service refuses it too."""
+    """Returns `text`, the value of `field`. Raises `BatchError` for a blank text, as the service would."""
     if not text.strip():
-        raise BatchError(f"{field} is blank; give the question to rank for")
+        raise BatchError(f"{field} is blank; give a text")
     return text
 
 

@@ -37,14 +37,16 @@ class RankingApi:
         return PreparedRequest(json.dumps(body).encode(), len(passages))
 
     def logits(self, answer: bytes, num_passages: int) -> list[float]:
-        """Logits `[num_passages]` in the order of the request. Raises `ValueError` unless each passage has exactly
-        one."""
+        """Logits `[num_passages]` in the order of the request. Raises `ValueError` unless each passage has exactly one
+        logit."""
         try:
             rows = sorted(self.read(json.loads(answer)))
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a reply of this API: {answer[:200]!r}") from error
         if [index for index, _ in rows] != list(range(num_passages)):
-            raise ValueError(f"{len(rows)} scores for {num_passages} passages; each passage must have exactly one")
+            raise ValueError(
+                f"{len(rows)} scores for {num_passages} passages; each passage must have exactly one score"
+            )
         return [logit for _, logit in rows]
 
 

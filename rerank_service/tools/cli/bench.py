@@ -12,7 +12,9 @@ from rerank_service.tools.cli.console import fail, stdout
 
 __all__ = ["bench"]
 
-bench = typer.Typer(help="Measure speed on this machine.", no_args_is_help=True, add_completion=False)
+bench = typer.Typer(
+    help="Measure speed on this machine.", no_args_is_help=True, add_completion=False, rich_markup_mode="markdown"
+)
 bench.command("service")(bench_service_command)
 
 
@@ -20,7 +22,7 @@ bench.command("service")(bench_service_command)
 def engine(
     lengths: Lengths = typer.Option(Lengths.SHORT, help="Distribution of passage lengths."),
     num_pairs: int = typer.Option(48, "--pairs", min=1, help="Pairs per run."),
-    repeats: int = typer.Option(3, min=1, help="Number of alternating runs; the median is shown."),
+    repeats: int = typer.Option(3, min=1, help="Runs per engine; engines alternate, and the median is shown."),
     num_threads: int | None = typer.Option(
         None, "--threads", min=1, help="Number of threads; by default all CPUs of this process."
     ),
@@ -37,7 +39,7 @@ def engine(
         settings = {"lengths": lengths.value, "num_pairs": num_pairs, "repeats": repeats}
         typer.echo(json.dumps(settings | {"engines": figures}))
         return
-    table = Table(title=f"{num_pairs} pairs, {lengths.value}; median of {repeats}", box=None)
+    table = Table(title=f"{num_pairs} pairs, {lengths.value}; median of {repeats} runs", box=None)
     table.add_column("engine", overflow="fold")
     table.add_column("dtype", no_wrap=True)
     for column in ("CPU-s/1k", "bare", "ratio", "pairs/s", "error"):

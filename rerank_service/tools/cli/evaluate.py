@@ -40,12 +40,12 @@ def evaluate_command(
     dataset: Folder,
     model: Annotated[
         list[str] | None,
-        typer.Option(help="Model, as in `batch`; repeat to compare several. Default: the first configured one."),
+        typer.Option(help="Model, as in `batch`; repeat to compare models. Default: the configured default."),
     ] = None,
     config: ConfigOption = None,
-    dtype: Annotated[Dtype | None, typer.Option(help="Precision; overrides the configured one.")] = None,
-    qrels: Annotated[Path | None, typer.Option(help="Judgements; by default those in the folder.")] = None,
-    run: Annotated[Path | None, typer.Option(help="TREC run with the candidates; by default BM25 finds them.")] = None,
+    dtype: Annotated[Dtype | None, typer.Option(help="Precision; overrides the setting engine.dtype.")] = None,
+    qrels: Annotated[Path | None, typer.Option(help="File with judgements; by default the folder's qrels.")] = None,
+    run: Annotated[Path | None, typer.Option(help="TREC run with the candidates; without it, BM25 finds them.")] = None,
     top_k: Annotated[int, typer.Option(min=1, help="Candidates per query.")] = 100,
     recall_at: Annotated[list[int] | None, typer.Option(min=1, help="Recall cutoffs. Default: 5 and 10.")] = None,
     max_queries: Annotated[
@@ -98,9 +98,11 @@ def _show(evaluation: Evaluation, as_json: bool) -> None:
     for model in evaluation.models:
         if model.truncated_pairs:
             truncated = f"{model.model}: {model.truncated_pairs:.1%} of the pairs were truncated to the window"
-            unscored = f", {model.unscored_pairs:.1%} without any token of the passage" if model.unscored_pairs else ""
+            unscored = (
+                f", {model.unscored_pairs:.1%} have a query that fills the window" if model.unscored_pairs else ""
+            )
             typer.echo(truncated + unscored)
-    title = "Published by others, with different corpora and first stages"
+    title = "Figures published by others, for different corpora and first stages"
     published = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for column in ("model", "first stage"):
         published.add_column(column, overflow="fold")
@@ -118,7 +120,7 @@ def _table(evaluation: Evaluation) -> Table:
     title = (
         f"{evaluation.collection}: {evaluation.num_queries:,} queries, {evaluation.num_passages:,} passages, "
         f"candidates {evaluation.candidates}; {evaluation.queries_with_a_relevant_candidate:.1%} of the queries have a "
-        "relevant one"
+        "relevant candidate"
     )
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     table.add_column("model", overflow="fold")

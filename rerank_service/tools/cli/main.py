@@ -50,7 +50,7 @@ class _LazySubcommand(TyperCommand):
         module, _, attribute = self._target.partition(":")
         subcommand = getattr(import_module(f"rerank_service.tools.cli.{module}"), attribute)
         if not isinstance(subcommand, typer.Typer):
-            function, subcommand = subcommand, typer.Typer(add_completion=False)
+            function, subcommand = subcommand, typer.Typer(add_completion=False, rich_markup_mode="markdown")
             subcommand.command(self.name)(function)
         return typer.main.get_command(subcommand)
 

@@ -31,7 +31,7 @@ class _Files(StrEnum):
     """State of a model's files on this machine."""
 
     HERE = "here"
-    """The files are installed as a package, in the models folder, pulled, or in the hub's own cache."""
+    """The files are in a package, in the models folder, in the cache of `pull`, or in the hub's own cache."""
     TO_INSTALL = "to install"
     TO_PULL = "to pull"
     """The files are published on the model hub."""
@@ -52,12 +52,15 @@ def models(
     served: Annotated[
         bool | None,
         typer.Option(
-            "--served/--known", help=f"List a service's models (at {_DEFAULT_URL} without --url), or the known models."
+            "--served/--known",
+            help=f"List the models of a running service (default: {_DEFAULT_URL}), or the known models.",
         ),
     ] = None,
-    models_dir: Annotated[str, typer.Option(help="Folder with the known models' folders.")] = "/models",
+    models_dir: Annotated[str, typer.Option(help="Folder that contains a folder for each known model.")] = "/models",
     key: Key = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object; with a service, its answer.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object: for a running service, the service's own answer.")
+    ] = False,
 ) -> None:
     """List the known models, or the models of a running service.
 

@@ -72,7 +72,7 @@ def _lines(fetched: Fetched, asked: str | None, seconds: float, *, is_folder: bo
     sizes = [record.size_bytes for record in manifest.files.values()]
     num_unchecked = sum(record.checked_against is None for record in manifest.files.values())
     verified = (
-        "every digest checked" if not num_unchecked else "digests recorded; the source publishes none to check against"
+        "every digest checked" if not num_unchecked else "digests recorded but not checked: the source publishes none"
     )
     source = str(fetched.folder) if is_folder else manifest.source
     pin = [] if is_folder else [f"      revision: {manifest.revision}"]

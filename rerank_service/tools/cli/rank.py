@@ -46,7 +46,7 @@ def rank(
 ) -> None:
     """Rank passages, one per line, for a query."""
     if not query.strip():
-        raise fail("the query is blank; give the question to rank for")
+        raise fail("the query is blank; give a text")
     lines = _read_lines(passages)
     windows = passage_windows(max_windows, window_tokens, overlap_tokens)
     answer, num_truncated, num_unscored = (
@@ -56,9 +56,9 @@ def rank(
     )
     if num_truncated:
         told = f"{num_truncated} of {len(lines)} passages were truncated to the model's window"
-        told += "; use --max-windows to rank them as a whole"
+        told += "; use --max-windows to score their whole text"
         if num_unscored:
-            told += f"\nThe query leaves no room for {num_unscored} of them, which were not scored: shorten the query"
+            told += f"\nThe query leaves no room for {num_unscored} of the passages (not scored): shorten the query"
         typer.echo(told, err=True)
     answer["rankings"] = answer["rankings"][:top]
     if as_json:
@@ -67,7 +67,8 @@ def rank(
     table = Table(box=None, pad_edge=False)
     table.add_column("logit", justify="right", no_wrap=True)
     table.add_column("index", justify="right", no_wrap=True, style="dim")
-    table.add_column("passage")  # may wrap, because rich narrows columns that may; the texts themselves do not wrap
+    # Without no_wrap, since rich narrows only columns that may wrap. The texts are shortened instead of wrapped.
+    table.add_column("passage")
     for ranking in answer["rankings"]:
         index = ranking["index"]
         table.add_row(f"{ranking['logit']:.2f}", str(index), Text(lines[index], no_wrap=True, overflow="ellipsis"))
@@ -94,7 +95,7 @@ def _read_lines(source: str) -> list[str]:
 def _rank_by_service(
     query: str, passages: list[str], model: str | None, url: str, key: str | None, windows: PassageWindows | None
 ) -> tuple[dict[str, Any], int | None, int | None]:
-    """The answer in the API's form, even after several requests, and the numbers of truncated and unscored passages."""
+    """One answer in the API's form for all requests, and the numbers of truncated and unscored passages."""
     sent = None
     if windows is not None:
         sent = ClientWindows(windows.max_per_passage, windows.tokens, windows.overlap_tokens)

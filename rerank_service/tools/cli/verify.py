@@ -30,7 +30,7 @@ _TIMEOUT_S = 300.0
 _NONE = "none"
 
 Name = Annotated[
-    str | None, typer.Argument(metavar="MODEL", help="Model, as in `batch`; by default the first configured one.")
+    str | None, typer.Argument(metavar="MODEL", help="Model, as in `batch`; by default the configured default model.")
 ]
 Recorded = Annotated[
     str | None,
@@ -41,7 +41,7 @@ Recorded = Annotated[
 def verify_command(
     model: Name = None,
     config: ConfigOption = None,
-    dtype: Annotated[Dtype | None, typer.Option(help="Precision; overrides the configured one.")] = None,
+    dtype: Annotated[Dtype | None, typer.Option(help="Precision; overrides the setting engine.dtype.")] = None,
     url: Annotated[str | None, typer.Option(help="Verify this running service instead.")] = None,
     key: Key = None,
     served_as: Annotated[str | None, typer.Option(help="With --url: the service's name for the model.")] = None,
@@ -102,7 +102,7 @@ def _recorded(wanted: str | None, model_id: str) -> Sequence[RecordedLogits]:
     found = () if wanted == _NONE else recorded_of(wanted or model_id)
     if wanted not in (None, _NONE) and not found:
         known = ", ".join(dict.fromkeys(one.model for one in RECORDED))
-        raise fail(f"no logits of {wanted!r} are recorded; recorded are logits of {known}")
+        raise fail(f"no logits of {wanted!r} are recorded, only logits of {known}")
     return found
 
 
@@ -124,12 +124,12 @@ def _words(verdict: Verdict) -> Iterator[str]:
     figures = verdict.figures
     yield (
         f"{figures.num_pairs} pairs of {figures.num_queries} queries; reference logits: root mean square "
-        f"{figures.logit_size:.2f}, spread {figures.logit_spread:.2f}; the tolerance is that of {verdict.dtype.value}"
+        f"{figures.logit_size:.2f}, spread {figures.logit_spread:.2f}; tolerances of {verdict.dtype.value}"
     )
     of_spread = "no spread" if figures.largest_of_spread is None else f"{figures.largest_of_spread:.2g} of the spread"
     yield (
-        f"largest difference {of_spread}; {figures.ordered_alike:.1%} of passages in the same order "
-        f"(tau {figures.kendall_tau:.3f}); same best for {figures.same_best} of {figures.num_queries}"
+        f"largest difference {of_spread}; {figures.ordered_alike:.1%} of passage pairs in the same order "
+        f"(tau {figures.kendall_tau:.3f}); same best passage for {figures.same_best} of {figures.num_queries} queries"
     )
     for one in verdict.recorded:
         yield f"recorded   {_logits(one.recorded.logits)} ({one.recorded.source})"

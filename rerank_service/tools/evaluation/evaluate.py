@@ -74,7 +74,7 @@ class Evaluation:
 
 
 def prepare_task(collection: Collection, top_k: int, run: Path | None = None) -> Task:
-    """Chooses candidates: those of `run`, else the judged passages if each query has several, else the best of BM25."""
+    """Chooses candidates: `run`'s passages; else the judged passages, if each query has several; else BM25's best."""
     if run is not None:
         candidates, scores = read_run(run, collection, top_k)
         return Task(collection, candidates, run.name, scores, f"top {top_k} of {run.name}")

@@ -154,7 +154,7 @@ class SimulatedCluster:
         self._routed.append(replica)
 
     def remove_replica(self) -> None:
-        """Drains the newest replica: it receives no more requests and finishes its current ones."""
+        """Drains the newest replica: it receives no more requests and finishes its current requests."""
         self._routed.pop()
 
     def send(

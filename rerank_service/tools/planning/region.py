@@ -76,7 +76,7 @@ def replicas_kept(demand: Demand, planned: int, target_utilisation: float) -> in
 def lose_region(demand: Demand, planned: int, loss: Loss) -> RegionLoss:
     """Simulates a surviving region. `demand` and `planned` are one region's load and replicas before the loss."""
     if loss.regions < 2:
-        raise ValueError("at least two regions are needed to lose one")
+        raise ValueError("the loss of a region needs at least two regions")
     more = replace(demand, rps=demand.rps * loss.regions / (loss.regions - 1))
     before = replicas_kept(demand, planned, AutoscalingConfig().target_utilisation)
     most = loss.max_replicas or 4 * replicas_kept(more, planned, AutoscalingConfig().target_utilisation)

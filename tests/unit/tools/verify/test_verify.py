@@ -48,7 +48,7 @@ runner = CliRunner()
 
 @pytest.fixture(scope="module")
 def folders(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A tiny checkpoint for each engine and architecture. For late interaction, it is the BERT without a head."""
+    """A tiny checkpoint for each engine and architecture; late interaction has BERT without a head."""
     folder = tmp_path_factory.mktemp("verify") / LATE
     shutil.copytree(checkpoints["bert"], folder)
     tensors = load_file(folder / "model.safetensors")
@@ -391,7 +391,7 @@ def test_recorded_logits_distinguish_checkpoints(
 def test_recorded_logits_of_a_causal_run_are_rejected(
     folders: dict[str, Path], reference_of: Callable[[str], ReferenceRun]
 ) -> None:
-    """The weights are the same, but run as older remote code runs them with transformers 5."""
+    """The weights are unchanged, but the model runs as older remote code does with transformers 5."""
     model, run = local_model(folders["llama_bidirec"]), reference_of("llama_bidirec")
     kind, question = EngineKind.BIDIRECTIONAL_DECODER, run.expected[0].question
     causal_run: Any = load_reference(kind, folders["llama_bidirec"], model, torch.device("cpu"))
