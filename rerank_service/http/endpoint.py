@@ -157,14 +157,16 @@ class RankingEndpoint:
         plan = plan_explanation(query.passages, ranked, call.explain_top_n or 0)
         if not plan.passages:
             return [with_explanations(ranked, plan, None)], {}
-        headers = await self._rate_limits.take("passages", caller, len(plan.passages), "send a lower explain.top_n")
+        headers = await self._rate_limits.take(
+            "passages", caller, len(plan.passages), ", or send a lower explain.top_n"
+        )
         # Passages that fit also fit without a sentence, even under `truncate: NONE`.
         fitting = replace(call.fitting, truncate=Truncate.END)
         passes = replace(call, queries=(RankingQuery(query.text, plan.passages),), fitting=fitting)
         try:
             (scored,) = await self._rank(passes, model_id, deadline, caller, client_id, plan.aligns)
         except RequestTooLarge as error:
-            raise RequestTooLarge(error.num_tokens, error.max_tokens, explained_by="explain.top_n") from None
+            raise RequestTooLarge(error.num_tokens, error.max_tokens, "explain.top_n", "send a lower value") from None
         return [with_explanations(ranked, plan, scored)], headers
 
 

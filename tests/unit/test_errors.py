@@ -35,7 +35,8 @@ EXAMPLES = [
 
 
 def test_there_is_an_example_of_every_error() -> None:
-    classes = {item for item in vars(errors).values() if inspect.isclass(item) and issubclass(item, RerankError)}
+    public = [getattr(errors, name) for name in errors.__all__]
+    classes = {item for item in public if inspect.isclass(item) and issubclass(item, RerankError)}
     assert {type(example) for example in EXAMPLES} == classes
 
 

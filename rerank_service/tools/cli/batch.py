@@ -13,7 +13,6 @@ from typing import Annotated
 import typer
 
 from rerank_service.config import Dtype
-from rerank_service.errors import BatchError, CheckpointError
 from rerank_service.messages import Fitting, Truncate
 from rerank_service.tools.batch.chunk_scorer import ChunkScorer, ScoringTask, peak_memory_bytes
 from rerank_service.tools.batch.job import BatchJob, prepare
@@ -77,8 +76,6 @@ def batch(
             if job.missing:
                 _score(job, task, progress, in_process, address, workers)
             job.finish(progress, keep_parts)
-    except (BatchError, CheckpointError) as error:
-        raise fail(str(error)) from None
     except KeyboardInterrupt:
         raise _stopped(job, parts) from None
     _report(job, output, time.monotonic() - started, as_json)

@@ -94,7 +94,8 @@ def _list_known(models_dir: str, as_json: bool) -> None:
     machine = this_machine()
     entries = [_Entry(model, fit(model, machine), _files(model, models_dir)) for model in CATALOGUE]
     if as_json:
-        typer.echo(json.dumps({"machine": _machine_facts(machine), "models": [_facts(entry) for entry in entries]}))
+        hardware = machine._asdict() | {"gpus": [gpu._asdict() for gpu in machine.gpus]}
+        typer.echo(json.dumps({"machine": hardware, "models": [_facts(entry) for entry in entries]}))
         return
     table = Table(
         *(Column(name, no_wrap=True) for name in ("model", "runs on")),
@@ -134,10 +135,6 @@ def _summary(machine: Machine) -> str:
         f"This machine: {gigabytes(machine.memory_bytes)} of memory, {gpus}. "
         "More about each model: --json, docs/models.md. Models of a running service: --served or --url."
     )
-
-
-def _machine_facts(machine: Machine) -> dict[str, Any]:
-    return {**machine._asdict(), "gpus": [gpu._asdict() for gpu in machine.gpus]}
 
 
 def _facts(entry: _Entry) -> dict[str, Any]:

@@ -273,7 +273,7 @@ async def test_an_explanation_larger_than_the_queue_names_its_own_field(models: 
     assert answer.status_code == 413
     (problem,) = answer.json()["detail"]
     assert problem["loc"] == ["body", "explain", "top_n"]
-    assert problem["msg"].endswith("lower explain.top_n")
+    assert problem["msg"].endswith("send a lower value")
 
 
 async def test_metrics_and_log_count_the_extra_passages(
