@@ -22,6 +22,7 @@ from .errors import (
     RateLimitedError,
     ServiceUnavailableError,
 )
+from .explanation import Explanation, read_explanations
 from .ranking import PassageWindows, RankedPassage, Ranking, Usage
 
 __all__ = ["Options", "Part", "PartAnswer", "Truncate", "combine", "cut", "read_answer"]
@@ -48,6 +49,8 @@ class Options(NamedTuple):
     """None: the service's default model."""
     truncate: Truncate
     windows: PassageWindows | None
+    explain: int | None = None
+    """How many of the best passages to explain. None: none."""
 
     def fields(self) -> dict[str, Any]:
         """The fields of a request's body."""
@@ -55,6 +58,8 @@ class Options(NamedTuple):
         fields["truncate"] = self.truncate
         if self.windows is not None:
             fields["passage_windows"] = asdict(self.windows)
+        if self.explain is not None:
+            fields["explain"] = {"top_n": self.explain}
         return fields
 
 
@@ -77,6 +82,8 @@ class PartAnswer:
     timings_ms: dict[str, float]
     num_truncated: int | None
     num_unscored: int | None
+    explanations: Mapping[int, Explanation]
+    """By the index of the passage in the part."""
 
 
 def cut(query: str, passages: Sequence[str], options: Options, max_passages: int) -> list[Part]:
@@ -94,15 +101,16 @@ def cut(query: str, passages: Sequence[str], options: Options, max_passages: int
 
 
 def read_answer(part: Part, status: int, headers: Mapping[str, str], content: bytes, request_id: str) -> PartAnswer:
-    """Reads a response. Raises `ApiError` for an error status, and if the body does not rank this part's passages."""
+    """Reads a response. Raises `ApiError` for an error status, or if the body does not rank this part's passages."""
     body = _parsed(content)
     if status != 200:
         raise _error(part, status, headers, body, request_id)
     try:
         logits = {int(entry["index"]): float(entry["logit"]) for entry in body["rankings"]}
         usage = Usage(int(body["usage"]["prompt_tokens"]), int(body["usage"]["total_tokens"]))
+        explanations = read_explanations(body.get("explanations", ()))
     except (KeyError, TypeError, ValueError):
-        message = "the answer is not a ranking; is this the address of a rerank service?"
+        message = "the answer is not a ranking; check that base_url is the address of a rerank service"
         raise ApiError(status, message, request_id=request_id) from None
     is_complete = sorted(logits) == list(range(part.num_passages)) and len(body["rankings"]) == part.num_passages
     if not is_complete or not all(map(math.isfinite, logits.values())):
@@ -114,16 +122,19 @@ def read_answer(part: Part, status: int, headers: Mapping[str, str], content: by
         _timings_ms(headers.get("server-timing", "")),
         _count(headers.get("x-rerank-truncated-passages")),
         _count(headers.get("x-rerank-unscored-passages")),
+        explanations,
     )
 
 
 def combine(passages: Sequence[str], answers: Iterable[PartAnswer], request_id: str, top_n: int | None) -> Ranking:
-    """Combines the answers, given in the parts' order, into one ranking of the `top_n` best passages (None: of all)."""
+    """Combines the answers into one ranking of the `top_n` best passages. `answers` are in the order of the parts. If
+    `top_n` is None, the ranking has all passages."""
     answers = list(answers)
     logits = [logit for answer in answers for logit in answer.logits]
+    explanations = answers[0].explanations if len(answers) == 1 else {}  # a call in several parts has none
     order = sorted(range(len(logits)), key=lambda index: -logits[index])[:top_n]  # stable: equal logits by index
     return Ranking(
-        tuple(RankedPassage(index, passages[index], logits[index]) for index in order),
+        tuple(RankedPassage(index, passages[index], logits[index], explanations.get(index)) for index in order),
         Usage(
             sum(answer.usage.prompt_tokens for answer in answers), sum(answer.usage.total_tokens for answer in answers)
         ),
@@ -151,12 +162,12 @@ def _error(part: Part, status: int, headers: Mapping[str, str], body: Any, reque
         error_class = ModelNotFoundError
     message = str(envelope.get("message") or "the service gave no reason")
     if part.first_index and "passages[" in message:
-        message += f" (counted from passages[{part.first_index}], the first passage of this request)"
+        message += f" (the index counts from passages[{part.first_index}], the first passage of this request)"
     return error_class(status, message, details, request_id, _retry_after_s(headers.get("retry-after")))
 
 
 def _details(problems: Any, part: Part) -> tuple[ErrorDetail, ...]:
-    """The problems of an error body. Indices count the caller's passages, not the passages of the part."""
+    """Reads the problems in an error body. Indices count the caller's passages, not the passages of the part."""
     if not isinstance(problems, list):
         return ()
     details = []
@@ -170,7 +181,7 @@ def _details(problems: Any, part: Part) -> tuple[ErrorDetail, ...]:
 
 
 def _retry_after_s(value: str | None) -> float | None:
-    """Reads `Retry-After`, in seconds or, as some proxies send it, as a date."""
+    """Reads `Retry-After`, which is a number of seconds or, from some proxies, a date."""
     if value is None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""The ranking endpoint: its routes, and the processing of each ranking request, in whichever API it is sent.
+"""The ranking endpoint: the routes of all APIs, and the processing of each ranking request.
 
 The steps are: authenticate, apply rate limits, read and parse the body, select the model, rank, reply.
 """
@@ -9,6 +9,8 @@ import re
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
+from operator import attrgetter
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -28,13 +30,15 @@ from rerank_service.http.dialects import NIM, Body, Dialect, RankingCall, Rankin
 from rerank_service.http.envelope import error_response
 from rerank_service.http.openapi import RANKING_OPERATION, dialect_operation
 from rerank_service.http.proxies.headers import FORWARDED_TIMEOUT_HEADER, TIMEOUT_HEADER
-from rerank_service.messages import Deadline, Ranked
+from rerank_service.messages import Deadline, Ranked, Truncate
+from rerank_service.routing.explain import plan_explanation, with_explanations
 from rerank_service.routing.model_router import ModelRouter
 from rerank_service.routing.ranker import Ranker
 from rerank_service.telemetry.observation import CLIENT_DISCONNECTED, Observer
 
 __all__ = ["RankingEndpoint", "ranking_routes", "request_timeout_s"]
 
+_PASSAGES = attrgetter("passages")
 _JSON = re.compile(r"application/(json|.*\+json)")
 
 
@@ -58,8 +62,8 @@ class RankingEndpoint:
         self._observer = observer
 
     async def answer(self, request: Request, dialects: Sequence[Dialect], slug: str | None = None) -> Response:
-        """Returns the ranking or the error, in the body's dialect. `dialects` share the path; `slug` names the model in
-        the URL."""
+        """Returns the ranking or the error, in the body's dialect. `dialects` are the dialects of the path; `slug` is
+        the model's name in the URL."""
         dialect = dialects[0]
         with self._observer.observe(request, dialect.name) as observation:
             try:
@@ -71,13 +75,11 @@ class RankingEndpoint:
                 body = await read_json_body(request, self._limits.max_body_bytes)
 
                 started_s = time.perf_counter()
-                if len(dialects) > 1:  # on a shared path, a field that only one dialect has decides
+                if len(dialects) > 1:  # on a shared path, the body's fields identify the dialect
                     dialect = next((one for one in dialects if one.recognises(body.fields)), dialect)
                     observation.dialect = dialect.name
                 call = dialect.read(body, self._limits)
-                num_passages = 0
-                for query in call.queries:
-                    num_passages += len(query.passages)
+                num_passages = sum(map(len, map(_PASSAGES, call.queries)))
                 if num_passages > self._limits.max_passages:
                     raise call.too_many_passages(num_passages, self._limits.max_passages)
                 observation.parse_s = time.perf_counter() - started_s
@@ -86,9 +88,14 @@ class RankingEndpoint:
                 observation.model_id = model.id
                 headers |= await self._rate_limits.take("passages", caller, num_passages)
                 deadline = Deadline.after(timeout_s)  # the time for uploading the body does not count
-                rankings = await self._rank(call, model.id, deadline, caller, request.headers.get("x-request-id"))
+                client_id = request.headers.get("x-request-id")
+                rankings = await self._rank(call, model.id, deadline, caller, client_id)
+                if call.explain_top_n is not None:
+                    rankings, more = await self._explain(call, rankings, model.id, deadline, caller, client_id)
+                    headers |= more
                 observation.add_rankings(rankings)
-                reply = call.reply(rankings, model.id).model_dump_json(exclude_none=True)
+                # In explanations, null is a value.
+                reply = call.reply(rankings, model.id).model_dump_json(exclude_none=call.explain_top_n is None)
                 response = Response(reply, headers=headers, media_type="application/json")
             except ClientDisconnect:
                 response = Response(status_code=CLIENT_DISCONNECTED)
@@ -99,7 +106,13 @@ class RankingEndpoint:
         return response
 
     async def _rank(
-        self, call: RankingCall, model_id: str, deadline: Deadline, caller: str, client_id: str | None
+        self,
+        call: RankingCall,
+        model_id: str,
+        deadline: Deadline,
+        caller: str,
+        client_id: str | None,
+        explain: bool = False,
     ) -> list[Ranked]:
         """Ranks each query. Errors name the fields of the client's body."""
         request_id = uuid.uuid4().hex
@@ -115,6 +128,7 @@ class RankingEndpoint:
                     request_id=request_id,
                     client_id=client_id,
                     caller=caller,
+                    explain=explain,
                 )
             except (PairTooLong, RequestTooLarge) as error:
                 raise call.with_own_fields(error, query) from None
@@ -127,6 +141,33 @@ class RankingEndpoint:
         except ExceptionGroup as failures:
             raise failures.exceptions[0] from None  # the first failure cancelled the other queries
         return [task.result() for task in tasks]
+
+    async def _explain(
+        self,
+        call: RankingCall,
+        rankings: Sequence[Ranked],
+        model_id: str,
+        deadline: Deadline,
+        caller: str,
+        client_id: str | None,
+    ) -> tuple[list[Ranked], dict[str, str]]:
+        """The ranking of the call's only query with explanations, made within the same quota and deadline, and headers
+        for the answer."""
+        (query,), (ranked,) = call.queries, rankings
+        plan = plan_explanation(query.passages, ranked, call.explain_top_n or 0)
+        if not plan.passages:
+            return [with_explanations(ranked, plan, None)], {}
+        headers = await self._rate_limits.take(
+            "passages", caller, len(plan.passages), ", or send a lower explain.top_n"
+        )
+        # Passages that fit also fit without a sentence, even under `truncate: NONE`.
+        fitting = replace(call.fitting, truncate=Truncate.END)
+        passes = replace(call, queries=(RankingQuery(query.text, plan.passages),), fitting=fitting)
+        try:
+            (scored,) = await self._rank(passes, model_id, deadline, caller, client_id, plan.aligns)
+        except RequestTooLarge as error:
+            raise RequestTooLarge(error.num_tokens, error.max_tokens, "explain.top_n", "send a lower value") from None
+        return [with_explanations(ranked, plan, scored)], headers
 
 
 def request_timeout_s(headers: Mapping[str, str], limit_s: float) -> float:
@@ -196,7 +237,7 @@ def ranking_routes(endpoint: RankingEndpoint, dialects: Sequence[DialectName]) -
             _route(endpoint, spoken),
             "Dialects",
             operation_id="rank" + path.replace("/", "_"),
-            summary=f"Rank, in the dialect of {', '.join(dialect.name for dialect in spoken)}",
+            summary=f"Rank in the dialect of {', '.join(dialect.name for dialect in spoken)}",
             description=_DIALECTS_DESCRIPTION,
             openapi_extra=dialect_operation(spoken),
         )
@@ -209,10 +250,10 @@ _NIM_ROUTES = {
         "Rank Candidate Passages",
         "Score candidate passages against a query using a NeMo Retriever reranker.",
     ),
-    "/v1/retrieval/nvidia/reranking": ("rankPassagesHosted", "Rank, at the hosted URL", None),
+    "/v1/retrieval/nvidia/reranking": ("rankPassagesHosted", "Rank at the hosted URL", None),
     "/v1/retrieval/nvidia/{slug}/reranking": (
         "rankPassagesHostedModel",
-        "Rank, at the hosted URL of a model",
+        "Rank at the hosted URL of a model",
         "The slug is the model's name with `_` for `.`. A model named in the body takes precedence.",
     ),
 }

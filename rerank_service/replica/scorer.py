@@ -1,8 +1,8 @@
 """Scores the shards of one model: a bounded pool of threads tokenises them, then the scheduler scores them.
 
 Each call enters the scheduler separately, so that it has its own error, cancellation and queue time. Replicas put a
-`collector` in front of the scorer; `verify`, which loads the model in its own process, calls the scorer directly.
-Independent of Ray and HTTP.
+`collector` in front of the scorer; `verify`, which loads the model in its own process, calls the scorer directly. The
+module does not depend on Ray or HTTP.
 """
 
 import asyncio
@@ -12,13 +12,14 @@ import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, NamedTuple, TypeAlias
 
 from rerank_service.config import BatchingConfig, ModelConfig, default_min_batch_tokens
 from rerank_service.engine import Engine, Truncate
-from rerank_service.engine.text.windows import EncodedPassages, encode_passages
+from rerank_service.engine.text.windows import EncodedPassages, encode_passages, matches_of
 from rerank_service.errors import PairTooLong, QueueFull, RequestTimedOut, RequestTooLarge, WaitTooLong
-from rerank_service.messages import ReplicaReport, Shard, ShardScores
+from rerank_service.messages import ReplicaReport, Shard, ShardScores, TokenMatch
 from rerank_service.replica.scheduler import Scheduler, Watch
 from rerank_service.replica.scheduler.admission import lateness
 from rerank_service.replica.scheduler.fair_queue import TokensDue
@@ -40,7 +41,7 @@ _KNOWN_PAIR = ("What is reranking?", ["Sorting passages by relevance to a query.
 
 
 class Tokenised(NamedTuple):
-    """The pairs of a shard."""
+    """The pairs of a shard, and the time that tokenising took."""
 
     passages: EncodedPassages[Any]
     tokenise_s: float
@@ -73,6 +74,7 @@ class ModelScorer:
         """
         self._model = model
         self._engine = engine
+        self._aligner = engine.aligner
         self._tokenisers = tokenisers
         self._metrics = metrics or NoMetrics()
         self._collect = collect
@@ -138,12 +140,13 @@ class ModelScorer:
                 self.offered_tokens += offered_tokens
                 left_s = shard.timeout_s and max(0.0, shard.timeout_s - (time.perf_counter() - started))
                 scored = await self.scheduler.submit(shard.request_id, passages.pairs, left_s, shard.caller)
+                matches = await self._matches(shard, passages, scored.logits) if shard.explain else None
         except TimeoutError:
             raise RequestTimedOut(shard.timeout_s or 0) from None
         except (QueueFull, WaitTooLong):
             speed = self.scheduler.drain.tokens_per_s
             if left_s is not None and speed and lateness(TokensDue(left_s, sum(num_tokens)), (), 0, 0.0, speed):
-                self.offered_tokens -= offered_tokens  # too slow even for an idle replica: more replicas would not help
+                self.offered_tokens -= offered_tokens  # too slow even when idle: more replicas would not help
             raise
         finally:
             self._num_calls -= 1
@@ -158,6 +161,18 @@ class ModelScorer:
             forward_s=scored.forward_s,
             started_at=started_at,
             report=self._report(),
+            can_align=self._aligner is not None,
+            matches=matches,
+        )
+
+    async def _matches(
+        self, shard: Shard, passages: EncodedPassages[Any], logits: Sequence[float]
+    ) -> tuple[tuple[TokenMatch, ...], ...] | None:
+        """The token matches of each passage, or null if the model cannot report them."""
+        if self._aligner is None:
+            return None
+        return await asyncio.get_running_loop().run_in_executor(
+            self._tokenisers, matches_of, self._aligner, shard.query, shard.passages, passages, logits
         )
 
     async def _tokenised(self, shard: Shard) -> Tokenised:
@@ -168,8 +183,8 @@ class ModelScorer:
                 future = await self._collect(self.start_tokenising, shard)
             return await future
         except asyncio.CancelledError:
-            # When a replica refuses a shard, the ingress cancels the other shards of the request. Those shards are load
-            # too, and their tokens are estimated.
+            # When a replica refuses a shard, the ingress cancels the other shards of the request. Those shards count as
+            # load too, by their estimated tokens.
             if not shard.is_counted:
                 most = shard.num_tokens if shard.fitting.windows else len(shard.passages) * self._engine.window_tokens
                 self.offered_tokens += min(shard.num_tokens, most)
@@ -200,8 +215,10 @@ class ModelScorer:
             result: Tokenised | Exception
             try:
                 passages = encode_passages(self._engine, shard.query, shard.passages, shard.fitting)
+                if shard.explain and self._aligner is not None:
+                    passages = replace(passages, pairs=self._aligner.recording(passages.pairs))
                 result = Tokenised(passages, time.perf_counter() - started)
-            except PairTooLong as error:  # it has the passage's index in the shard, not in the request
+            except PairTooLong as error:  # the error has the passage's index in the shard, not in the request
                 result = error.at(shard.indices[error.index])
             except Exception as error:
                 result = error

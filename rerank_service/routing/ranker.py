@@ -12,7 +12,16 @@ from typing import Protocol
 
 from rerank_service.config import RerankConfig
 from rerank_service.errors import QueueFull, RequestTimedOut, WaitTooLong
-from rerank_service.messages import Deadline, Fitting, PassageWindows, Ranked, Shard, ShardScores, rank_by_logit
+from rerank_service.messages import (
+    Deadline,
+    Fitting,
+    PassageWindows,
+    Ranked,
+    Shard,
+    ShardScores,
+    TokenMatch,
+    rank_by_logit,
+)
 
 __all__ = ["Ranker", "RefusedRequests", "ShardScorer", "cut_into_shards", "estimate_tokens", "even_slices"]
 
@@ -27,10 +36,10 @@ _REMEMBERED_S = 120.0
 
 
 class ShardScorer(Protocol):
-    """The method of `ModelRouter` that a ranker calls; importing the router itself would load Ray."""
+    """The part of `ModelRouter` that a ranker uses. Importing the router itself would load Ray."""
 
     async def score(self, shard: Shard, deadline: Deadline) -> ShardScores:
-        """Scores a shard on some replica of its model."""
+        """Scores a shard on one of the model's replicas."""
 
 
 class Ranker:
@@ -51,16 +60,16 @@ class Ranker:
         request_id: str | None = None,
         client_id: str | None = None,
         caller: str = "",
+        explain: bool = False,
     ) -> Ranked:
         """Ranks `passages`. The first error of a shard cancels the other shards and is raised. At the deadline,
         `RequestTimedOut` is raised.
 
         Calls with the same `request_id` share one request's portion of device time, and all requests from one `caller`
         share one caller's portion. `client_id` is the id that the client gave the request. A retry with the same id
-        after a refusal does not count as load again.
+        after a refusal does not count as load again. With `explain`, a model that can align also gives token matches.
         """
         started = time.perf_counter()
-        is_retry = client_id is not None and self._refused.has(client_id, query, passages)
         shards = cut_into_shards(
             request_id or uuid.uuid4().hex,
             model_id,
@@ -68,8 +77,9 @@ class Ranker:
             passages,
             fitting,
             self._shard_tokens[model_id],
-            is_counted=is_retry,
+            is_counted=client_id is not None and self._refused.has(client_id, query, passages),
             caller=caller,
+            explain=explain,
         )
         calls: list[tuple[Shard, asyncio.Task[ShardScores]]] = []
         try:
@@ -80,8 +90,7 @@ class Ranker:
             raise RequestTimedOut(deadline.timeout_s) from None
         except (ExceptionGroup, asyncio.CancelledError) as failure:
             error = failure.exceptions[0] if isinstance(failure, ExceptionGroup) else failure
-            # A request is cancelled when another request of the same HTTP call is refused; the client then retries
-            # both.
+            # A query is cancelled when another query of the same HTTP request is refused; the client then retries both.
             if client_id is not None and isinstance(error, QueueFull | WaitTooLong | asyncio.CancelledError):
                 self._refused.add(client_id, query, passages)
             raise error from error.__cause__
@@ -93,11 +102,16 @@ def _assemble(
 ) -> Ranked:
     """Puts each passage's logit at its index in the request; copies of a passage share one logit."""
     scored: dict[str, tuple[float, int, bool, bool]] = {}
+    matches: dict[str, Sequence[TokenMatch]] = {}
+    can_align = True
     tokenise_s = queue_s = forward_s = 0.0
     for shard, call in calls:
         scores = call.result()
         columns = zip(scores.logits, scores.num_tokens, scores.is_truncated, scores.is_unscored, strict=True)
         scored.update(zip(shard.passages, columns, strict=True))
+        can_align &= scores.can_align
+        if scores.matches is not None:
+            matches.update(zip(shard.passages, scores.matches, strict=True))
         tokenise_s = max(tokenise_s, scores.tokenise_s)
         queue_s = max(queue_s, scores.queue_s)
         forward_s = max(forward_s, scores.forward_s)
@@ -113,6 +127,8 @@ def _assemble(
         forward_s=forward_s,
         total_s=total_s,
         num_unscored=sum(is_unscored),
+        can_align=can_align,
+        matches=list(map(matches.__getitem__, passages)) if len(matches) == len(scored) else None,
     )
 
 
@@ -126,8 +142,9 @@ def cut_into_shards(
     timeout_s: float | None = None,
     is_counted: bool = False,
     caller: str = "",
+    explain: bool = False,
 ) -> Iterator[Shard]:
-    """Shards of about equal size, each at most `shard_tokens` by estimate unless a single pair is larger.
+    """Yields shards of about equal size. By estimate, each has at most `shard_tokens`, unless a single pair is larger.
 
     A passage that occurs more than once in the request is scored once. This saves work and gives all copies exactly
     the same logit, even on a GPU, where a logit may depend on the batch.
@@ -152,6 +169,7 @@ def cut_into_shards(
             timeout_s=timeout_s,
             is_counted=is_counted,
             caller=caller,
+            explain=explain,
         )
 
 
@@ -171,7 +189,7 @@ def estimate_tokens(query: str, passage: str, windows: PassageWindows | None = N
 
 
 def even_slices(sizes: Sequence[int], max_size: int) -> Iterator[tuple[int, int]]:
-    """Consecutive slices of about equal total size, each at most `max_size` unless a single entry is larger."""
+    """Yields consecutive slices of about equal total size, each at most `max_size` unless a single entry is larger."""
     num_slices = -(-sum(sizes) // max_size)
     even_size = -(-sum(sizes) // num_slices)
     start, filled = 0, 0
@@ -184,7 +202,7 @@ def even_slices(sizes: Sequence[int], max_size: int) -> Iterator[tuple[int, int]
 
 
 class RefusedRequests:
-    """Requests that replicas refused in the last two minutes, so that a retry does not count as load again.
+    """Remembers requests that replicas refused in the last two minutes, so that a retry does not count as load again.
 
     Each ingress replica keeps its own record: a retry that reaches another ingress replica counts again.
     """
@@ -203,7 +221,7 @@ class RefusedRequests:
             self._refused_at_s.popitem(last=False)
 
     def has(self, client_id: str, query: str, passages: Sequence[str]) -> bool:
-        """Whether this request repeats a refused one."""
+        """Whether this request repeats a refused request."""
         if not self._refused_at_s:  # the usual case: saves hashing the texts
             return False
         at_s = self._refused_at_s.get(hash((client_id, query, tuple(passages))))

@@ -167,7 +167,7 @@ def test_a_long_passage_opens_and_closes(visit: Visit) -> None:
 def test_a_blank_query_is_reported_at_its_field(visit: Visit) -> None:
     visit.query.fill(" ")
     visit.page.keyboard.press("Control+Enter")
-    expect(visit.error_at("query")).to_have_text("query.text is blank; send the question to rank for")
+    expect(visit.error_at("query")).to_have_text("query.text is blank; send a text")
     expect(visit.query).to_be_focused()
     expect(visit.query).to_have_attribute("aria-invalid", "true")
 
@@ -199,7 +199,7 @@ def test_an_unreachable_service_is_reported(context: BrowserContext, visit: Visi
     expect(visit.error_at("general")).to_contain_text("did not answer. Is it running?")
 
 
-def test_an_alias_is_shown_as_one(visit: Visit) -> None:
+def test_an_alias_is_marked_as_an_alias(visit: Visit) -> None:
     options = visit.page.get_by_label("Model").locator("option")
     expect(options).to_have_count(4)
     assert options.nth(1).inner_text() == "minilm (alias of sentence-transformers/all-MiniLM-L6-v2)"

@@ -15,6 +15,7 @@ from rerank_service.http.dialects.call import Body
 
 __all__ = [
     "Documents",
+    "JsonNumber",
     "QueryText",
     "TopN",
     "Wire",
@@ -48,6 +49,16 @@ QueryText = Annotated[str, Field(pattern=r"\S")]
 TopN = Annotated[int, Field(ge=1)]
 
 
+def _reject_non_numbers(value: Any) -> Any:
+    if isinstance(value, bool | str):
+        raise PydanticCustomError("int_type", "Input should be a valid integer")
+    return value
+
+
+JsonNumber = BeforeValidator(_reject_non_numbers)
+"""A JSON number, such as 16 or 16.0; not "16" or true."""
+
+
 def text_of(document: Any) -> Any:
     """The text of a document, which is a string or an object with `text`. Raises an error that pydantic reports."""
     text = document.get("text") if isinstance(document, dict) else document
@@ -66,10 +77,10 @@ Documents = Annotated[tuple[_DocumentText, ...], Field(min_length=1)]
 
 
 def read(request: type[_WireT], body: Body, limits: LimitsConfig, *, ignores_unknown: bool = False) -> _WireT:
-    """Reads the body as a `request`. Raises `InvalidRequest` with all problems, up to ten.
+    """Reads the body as a `request`. Raises `InvalidRequest` with the first ten problems.
 
-    Unknown fields are ignored with `ignores_unknown`, for vendors whose own servers ignore them, or if the
-    configuration says so.
+    Unknown fields are ignored if the configuration says so, or with `ignores_unknown`, for vendors whose own servers
+    ignore unknown fields.
     """
     extra = "ignore" if ignores_unknown or limits.unknown_fields == "ignore" else "forbid"
 
@@ -106,7 +117,7 @@ def field_problems(error: ValidationError, message: Callable[[str, Loc, ErrorDet
         problems.append(FieldProblem(loc, message(code, loc, detail), code))
     if len(details) > _MAX_PROBLEMS:
         more = len(details) - _MAX_PROBLEMS
-        problems.append(FieldProblem(("body",), f"and {more} more problems of this kind", "too_many_problems"))
+        problems.append(FieldProblem(("body",), f"and {more} more problems", "too_many_problems"))
     return problems
 
 
@@ -116,7 +127,7 @@ def field_message(code: str, field: str, detail: ErrorDetails) -> str:
         case "missing":
             return f"{field} is required"
         case "string_pattern_mismatch":
-            return f"{field} is blank; send the question to rank for"
+            return f"{field} is blank; send a text"
         case "too_short":
             return f"{field} is empty; send at least one text"
         case "tuple_type":

@@ -28,12 +28,14 @@ Models = Annotated[
     typer.Argument(
         metavar="MODEL...",
         help="A known model, ORG/NAME on the hub, a folder, or ID=SOURCE; @REVISION may follow. "
-        "The first is the default.",
+        "The first model is the default.",
     ),
 ]
 ModelsDir = Annotated[
     str | None,
-    typer.Option(help="Folder with the known models' folders; by default /models if a model is there, else the hub."),
+    typer.Option(
+        help="Folder that contains a folder for each known model; by default /models if it has the model, else the hub."
+    ),
 ]
 Device = Annotated[
     DeviceChoice,
@@ -60,12 +62,12 @@ def config(
     pin: Pin = False,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 admits other machines.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
-    key_hashes: Annotated[str | None, typer.Option(help="File with SHA-256 hashes of keys, one per line.")] = None,
-    requests_per_minute: Annotated[int | None, typer.Option(help="Request limit per key.")] = None,
-    passages_per_minute: Annotated[int | None, typer.Option(help="Passage limit per key.")] = None,
+    key_hashes: Annotated[str | None, typer.Option(help="File with SHA-256 hashes of API keys, one per line.")] = None,
+    requests_per_minute: Annotated[int | None, typer.Option(help="Maximum requests per key and minute.")] = None,
+    passages_per_minute: Annotated[int | None, typer.Option(help="Maximum passages per key and minute.")] = None,
     rate_limit_storage: Annotated[str | None, typer.Option(help="redis://... for counts shared by ingresses.")] = None,
     output: Annotated[Path | None, typer.Option(help="File to write; by default standard output.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Write JSON, which Serve also reads.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Write JSON instead of YAML; Serve reads both.")] = False,
 ) -> None:
     """Write a Serve configuration. Its first line names the command that wrote it."""
     is_cluster = pin or ingresses != _ONE_INGRESS or ingress_cpus > 0
