@@ -88,9 +88,11 @@ def parse_serve_config(text: str, source: str) -> RerankConfig:
 
 def _hint(document: Any) -> str:
     """Names the key that was probably meant to be `applications`, or `args` of an application."""
-    applications = document.get("applications") if isinstance(document, dict) else None
-    sections = [("applications", document)] if applications is None else [("args", one) for one in applications]
-    for wanted, section in sections:
+    if not isinstance(document, dict):
+        return ""
+    applications = document.get("applications", document)
+    inner = applications if isinstance(applications, list) else []
+    for wanted, section in [("applications", document), *(("args", one) for one in inner)]:
         close = get_close_matches(wanted, list(map(str, section)), n=1) if isinstance(section, dict) else []
         if close and wanted not in section:
             return f"; `{close[0]}` must be spelt `{wanted}`"
