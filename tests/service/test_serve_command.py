@@ -134,7 +134,7 @@ def test_a_folder_is_served_with_keys_from_a_file(tmp_path: Path) -> None:
         headers = {"Authorization": "Bearer key-of-the-test"}
         answer = httpx.post(f"{service.url}/v1/ranking", json=body, headers=headers, timeout=CLIENT_TIMEOUT_S)
         pages = [httpx.get(f"{service.url}{path}", timeout=CLIENT_TIMEOUT_S).status_code for path in ("/", "/docs")]
-        _wait_for_line(service, "  docs ")
+        _wait_for_line(service, "  keys ")
         code, _ = service.end(signal.SIGINT)
 
     assert (refused.status_code, answer.status_code, pages) == (401, 200, [200, 200])
@@ -149,6 +149,7 @@ def test_a_folder_is_served_with_keys_from_a_file(tmp_path: Path) -> None:
         "  models  mine",
         f"  page    {service.url}/",
         f"  docs    {service.url}/docs",
+        "  keys    requests need a key",
         "stopping after the requests in flight; press Ctrl-C again to stop at once",
     ]
     assert "key-of-the-test" not in printed

@@ -16,7 +16,7 @@ from rerank_service.tools.cli.ports import is_loopback
 if TYPE_CHECKING:
     from rerank_service.config import AuthConfig
 
-__all__ = ["KEY_VARIABLE", "key_hashes", "warn_of_open_access"]
+__all__ = ["KEY_VARIABLE", "key_hashes", "needs_key", "warn_of_open_access"]
 
 KEY_VARIABLE = "RERANK_SERVICE_API_KEY"
 
@@ -32,10 +32,14 @@ def key_hashes(path: Path | None, environment: Mapping[str, str]) -> tuple[str, 
     return tuple(dict.fromkeys(hashlib.sha256(key.encode()).hexdigest() for key in keys))
 
 
+def needs_key(auth: "AuthConfig") -> bool:
+    """Whether requests need a key, with the environment of this process."""
+    return bool(auth.key_hashes or auth.key_hashes_file is not None or os.environ.get(auth.keys_env))
+
+
 def warn_of_open_access(host: str, auth: "AuthConfig") -> None:
     """Prints a warning if other machines can reach `host` and requests need no key."""
-    has_keys = auth.key_hashes or auth.key_hashes_file is not None or os.environ.get(auth.keys_env)
-    if not has_keys and not is_loopback(host):
+    if not needs_key(auth) and not is_loopback(host):
         stderr.print(
             f"warning: {host} admits other machines, and requests need no key: set --api-key-file FILE or "
             f"{KEY_VARIABLE}, or in a file auth.key_hashes_file",

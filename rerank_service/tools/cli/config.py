@@ -90,6 +90,10 @@ def config(
         raise fail(f"this configuration cannot be served\n{error}") from None
     if as_json:
         text = json.dumps(yaml.safe_load(text), indent=2) + "\n"
+    _write(text, output)
+
+
+def _write(text: str, output: Path | None) -> None:
     if output is None:
         typer.echo(text, nl=False)
         return

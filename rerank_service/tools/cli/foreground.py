@@ -64,12 +64,14 @@ def run(serving: Serving) -> None:
         sys.exit(fail(f"{serving.name} cannot be served\n{error}").exit_code)
     http = config.http_options
     http.host, http.port = serving.host or http.host, serving.port or http.port
-    warn_of_open_access("0.0.0.0" if constants.RAY_SERVE_ENABLE_HA_PROXY else http.host, settings.auth)  # noqa: S104
     _interrupt_on_signals()
     failure = None
     try:
-        terminal = _start(config, serving)
-        for line in wait_until_ready(config, settings) or ():
+        with stderr.status("starting"):
+            terminal = _start(config, serving)
+            lines = wait_until_ready(config, settings)
+        warn_of_open_access("0.0.0.0" if constants.RAY_SERVE_ENABLE_HA_PROXY else http.host, settings.auth)  # noqa: S104
+        for line in lines:
             stderr.print(line, markup=False, highlight=False, soft_wrap=True)
         if terminal is not None:
             terminal.is_starting = False

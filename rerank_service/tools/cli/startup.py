@@ -11,6 +11,7 @@ from ray.serve.config import ProxyLocation
 from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, ServeDeploySchema
 
 from rerank_service.config import APP_IMPORT_PATH, MODEL_IMPORT_PATH, RerankConfig
+from rerank_service.tools.cli.api_keys import needs_key
 from rerank_service.tools.cli.console import stderr
 from rerank_service.tools.cli.ports import local_url, url_of
 
@@ -35,20 +36,17 @@ class _Address(NamedTuple):
     local: str
 
 
-def wait_until_ready(config: ServeDeploySchema, settings: RerankConfig) -> list[str] | None:
-    """Waits for the readiness of the ingress. Returns lines that announce it, or null without an HTTP proxy.
+def wait_until_ready(config: ServeDeploySchema, settings: RerankConfig) -> list[str]:
+    """Waits for the readiness of the ingress. Returns lines that announce it; none without an HTTP proxy.
 
     Raises `StartFailed` if a replica cannot start.
     """
     address = _address(config)
     if address is None:
-        return None
+        return []
     names = [one.name for one in config.applications if one.import_path in (APP_IMPORT_PATH, MODEL_IMPORT_PATH)]
     # The certificate names the service's public host, not this machine's address.
-    with (
-        stderr.status("starting"),
-        httpx.Client(verify=False, trust_env=False, timeout=_REQUEST_LIMIT_S) as client,  # noqa: S501
-    ):
+    with httpx.Client(verify=False, trust_env=False, timeout=_REQUEST_LIMIT_S) as client:  # noqa: S501
         told: set[str] = set()
         while not _answers(client, f"{address.local}/v1/health/ready"):
             applications = serve.status().applications
@@ -62,13 +60,16 @@ def wait_until_ready(config: ServeDeploySchema, settings: RerankConfig) -> list[
 
 
 def ready_lines(public: str, local: str, settings: RerankConfig) -> Iterator[str]:
-    """The announcement: the address, then the models, the page and the documentation of the API."""
+    """The announcement: the address, then the models, the page, the documentation of the API, and whether keys are
+    needed."""
     yield f"ready on {public}"
     for number, model in enumerate(settings.models):
         yield f"  {'' if number else 'models':<6}  {model.id}"
     if settings.service.playground:
         yield f"  page    {local}/"
     yield f"  docs    {local}/docs"
+    if needs_key(settings.auth):
+        yield "  keys    requests need a key"
 
 
 def failure_of(applications: Mapping[str, ApplicationStatusOverview], names: list[str]) -> str | None:

@@ -9,7 +9,7 @@ import pytest
 from fastapi import FastAPI, Response
 from ray.serve.schema import ApplicationStatus, ServeDeploySchema
 
-from rerank_service.config import RerankConfig
+from rerank_service.config import AuthConfig, RerankConfig
 from rerank_service.tools.cli import startup
 from rerank_service.tools.cli.api_keys import warn_of_open_access
 from rerank_service.tools.cli.terminal_log import WarningsOnly, quieten_driver
@@ -73,6 +73,8 @@ def test_the_announcement_shows_address_models_page_and_documentation() -> None:
         f"  docs    {local}/docs",
     ]
     assert not any("page" in line for line in startup.ready_lines(public, local, settings(playground=False)))
+    keyed = settings().model_copy(update={"auth": AuthConfig(key_hashes=("0" * 64,))})
+    assert list(startup.ready_lines(public, local, keyed))[-1] == "  keys    requests need a key"
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])  # noqa: S104
@@ -93,7 +95,6 @@ def test_it_waits_until_the_ingress_is_ready(monkeypatch: pytest.MonkeyPatch, ho
         lines = startup.wait_until_ready(config, settings())
 
     assert statuses == []
-    assert lines is not None
     assert lines[0] == f"ready on http://{host}:{port}/rerank"
     assert lines[-1] == f"  docs    http://127.0.0.1:{port}/rerank/docs"
 
