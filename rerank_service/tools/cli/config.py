@@ -10,7 +10,7 @@ import yaml
 
 from rerank_service.config import parse_serve_config
 from rerank_service.errors import CheckpointError, ConfigError
-from rerank_service.tools.catalogue import KnownModel
+from rerank_service.tools.catalogue import KnownModel, known_model
 from rerank_service.tools.catalogue.locate import MODELS_DIR, Located, locate
 from rerank_service.tools.cli.command_line import command_line
 from rerank_service.tools.cli.console import fail
@@ -112,7 +112,7 @@ def _served_models(
     gpus: Sequence[str] | None,
     cpus: Sequence[str] | None,
 ) -> list[ServedModel]:
-    located = [_pinned(name, models_dir or (MODELS_DIR if is_cluster else None)) for name in names]
+    located = [_pinned(name, models_dir or (MODELS_DIR if is_cluster or _is_private(name) else None)) for name in names]
     models = [one.known for one in located]
     refuse_repeated(models)
     num_gpus, num_cpus = by_model("--gpus", gpus, models, amount), by_model("--cpus", cpus, models, amount)
@@ -135,6 +135,12 @@ def _served_models(
             )
         )
     return served
+
+
+def _is_private(name: str) -> bool:
+    """Whether this is a known model that only a folder can provide."""
+    known = known_model(name)
+    return known is not None and known.hub_id is None and known.package is None
 
 
 def _pinned(text: str, models_dir: str | None) -> Located:

@@ -42,8 +42,9 @@ def settings_of(*arguments: str) -> RerankConfig:
     [
         [LLAMA],
         [MINILM],
-        [LLAMA, MISTRAL, MINILM, *FROM_FOLDERS],
+        [LLAMA, MISTRAL, MINILM],
         [*(model.name for model in CATALOGUE if model.refusal is None), *FROM_FOLDERS, "--device", "cuda"],
+        [*(model.name for model in CATALOGUE if model.refusal is None)],
         [LLAMA, "--device", "cuda"],
         [LLAMA, "--device", "cpu"],
         [LLAMA, MISTRAL, *ON_A_CLUSTER],
@@ -121,7 +122,6 @@ def test_output_to_a_file(tmp_path: Path) -> None:
         (["unheard-of"], "'unheard-of' is not a known model"),
         (["bge-m3"], "did you mean bge-reranker-v2-m3?"),
         (["a=s3://bucket/folder"], "needs revision: the 64 digits"),
-        ([MISTRAL], "has no public location"),
         (["jina-reranker-v2-base-multilingual"], "cannot be served: its files need their own Python code"),
         ([LLAMA, f"nvidia/{LLAMA}"], "give each model once"),
         ([LLAMA, "--replicas", "8:"], "'8:' is not a number of replicas: N or MIN:MAX"),
@@ -174,6 +174,11 @@ def test_gpus_per_replica_need_no_gpu_here() -> None:
     (model,) = settings_of(LLAMA, "--gpus", "0.5").models
     assert (model.replica.num_gpus, model.engine.device) == (0.5, "cuda")
     assert model.checkpoint.source == CATALOGUE[0].hub_id
+
+
+def test_a_model_without_a_public_location_comes_from_its_folder() -> None:
+    (model,) = settings_of(MISTRAL).models
+    assert model.checkpoint.source == f"/models/{MISTRAL}"
 
 
 def test_a_cpu_is_written_if_it_was_chosen() -> None:
