@@ -13,7 +13,15 @@ from pydantic_core import ErrorDetails
 
 from rerank_service.config import LimitsConfig
 from rerank_service.errors import InvalidRequest, Loc, RerankError, dotted
-from rerank_service.http.dialects.call import Body, Dialect, RankingCall, RankingQuery, Refusal
+from rerank_service.http.dialects.call import (
+    EXAMPLE_QUERY,
+    EXAMPLE_TEXTS,
+    Body,
+    Dialect,
+    RankingCall,
+    RankingQuery,
+    Refusal,
+)
 from rerank_service.http.dialects.explanations import (
     ExplainOptions,
     ExplanationEntry,
@@ -233,4 +241,9 @@ NIM = Dialect(
     error=ErrorEnvelope,
     read=_read,
     refuse=_refuse,
+    example={
+        "query": {"text": EXAMPLE_QUERY},
+        "passages": [{"text": text} for text in EXAMPLE_TEXTS],
+        "truncate": "END",
+    },
 )
