@@ -6,9 +6,10 @@ remedy, and never repeat the user's text.
 
 from collections.abc import Sequence
 from operator import attrgetter
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, ValidationError
+from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import ErrorDetails
 
 from rerank_service.config import LimitsConfig
@@ -122,12 +123,18 @@ class Usage(Wire):
     """Same as `prompt_tokens`: a reranker generates no tokens."""
 
 
+def _without_default(schema: dict[str, Any]) -> None:
+    del schema["default"]  # null stands for an absent field
+
+
 class RankingResponse(Wire):
     """All passages, most relevant first."""
 
     rankings: tuple[PassageLogit, ...]
     usage: Usage
-    explanations: tuple[ExplanationEntry, ...] | None = None
+    explanations: Annotated[
+        tuple[ExplanationEntry, ...] | SkipJsonSchema[None], Field(json_schema_extra=_without_default)
+    ] = None
     """The explained passages, most relevant first. Absent unless the request has `explain`."""
 
 
