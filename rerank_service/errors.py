@@ -310,7 +310,7 @@ class WaitTooLong(_Overloaded):
         times belong to a request accepted earlier. `retry_after_s` is the time until half of the current backlog is
         done, at the measured speed."""
         super().__init__(expected_s, time_s, reserve_s, is_another, retry_after_s)
-        self.expected_s = expected_s
+        self.expected_s, self.time_s, self.reserve_s = expected_s, time_s, reserve_s
         self.retry_after_s: int = retry_after_s
         what = "accepting this request would make an earlier request take" if is_another else "this request would take"
         self.message = (
