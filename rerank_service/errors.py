@@ -396,5 +396,5 @@ class DeviceMemoryExhausted(RerankError):
         super().__init__(num_tokens)
         self.message = (
             f"A pair of {num_tokens} tokens does not fit in the device's memory; "
-            "shorten it, or ask the operator to lower window_tokens"
+            "shorten the pair, or ask the operator to lower window_tokens"
         )

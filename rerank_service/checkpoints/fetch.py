@@ -259,8 +259,8 @@ class _Fetch:
         if needed_bytes > free_bytes:
             needed, free = f"{needed_bytes / 1e9:.2f} GB", f"{free_bytes / 1e9:.2f} GB"
             raise CheckpointError(
-                f"too little space: {self._origin.source} needs {needed} more, and {self._stage.parent} has {free} "
-                f"free; {_ELSEWHERE}"
+                f"too little disk space: {self._origin.source} needs {needed} more, and {self._stage.parent} has "
+                f"{free} free; {_ELSEWHERE}"
             )
 
     def _receive(self, file: RemoteFile) -> None:

@@ -316,7 +316,7 @@ def test_missing_disk_space_is_reported_before_the_download(
     hub: FakeHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
-    with pytest.raises(CheckpointError, match=r"too little space: org/tiny needs .* more.*RERANK_SERVICE_CACHE"):
+    with pytest.raises(CheckpointError, match=r"too little disk space: org/tiny needs .* more.*RERANK_SERVICE_CACHE"):
         pull(ID)
     assert not hub.asked_for("resolve")
 
