@@ -23,7 +23,7 @@ The path of a request, and the errors that each step raises:
     batch jobs     BatchError
 
 Errors are pickled between processes. Each `__init__` therefore passes all its arguments to `Exception.__init__`:
-unpickling rebuilds the error from these arguments. This module must not know HTTP beyond the status.
+unpickling rebuilds the error from these arguments. Of HTTP, this module uses only the status.
 """
 
 from collections.abc import Sequence
@@ -396,5 +396,5 @@ class DeviceMemoryExhausted(RerankError):
         super().__init__(num_tokens)
         self.message = (
             f"A pair of {num_tokens} tokens does not fit in the device's memory; "
-            "shorten it, or ask the operator to lower window_tokens"
+            "shorten the pair, or ask the operator to lower window_tokens"
         )

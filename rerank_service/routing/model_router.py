@@ -138,7 +138,7 @@ class ModelRouter:
             self._metrics.record(OUTSTANDING_TOKENS, outstanding[shard.model], shard.model)
 
     async def probe(self, shard: Shard) -> None:
-        """Sends a shard once, without a span and without counting its tokens. Raises the errors of the call."""
+        """Sends a shard once, without a span and without counting its tokens. Raises the errors of the replica."""
         await self._call(shard)
 
     async def _call(self, shard: Shard) -> ShardScores | Declined:
