@@ -46,8 +46,8 @@ _SILENT_S = 3.0
 class Reranker:
     """A model loaded in this process. Threads may share it: their calls run one after the other.
 
-    `close`, or the end of a `with` block, releases the model and its memory on the device. Loading a model also sets,
-    for the whole process, torch's number of threads, and silences the log of transformers below errors.
+    `close`, or the end of a `with` block, releases the model and its memory on the device. Loading a model changes two
+    settings of the whole process: torch's number of threads, and the log of transformers, which then has only errors.
     """
 
     def __init__(
@@ -70,7 +70,8 @@ class Reranker:
         - `device`: `cpu`, `cuda` or `cuda:N`. `auto`: a GPU if there is one, else the CPU.
         - `dtype`: `float32`, `bfloat16`, `float16`, `int8`, `float8` or `fastest` (see `engine.dtype`). `auto`: as
           `rerank-service serve` would choose for this model and device.
-        - `num_threads`: CPU threads of a forward pass. None: one for each CPU that the process may use.
+        - `num_threads`: CPU threads of a forward pass. None: one for each CPU that the process may use. With several
+          models in a process, the number of the last one applies to all.
         - `window_tokens`: longest pair, in tokens. None: the model's own window.
         - `batch_tokens`: most tokens in one forward pass. None: what suits the device.
         - `show_progress`: whether to show the progress of downloads and rankings on standard error. None: on a
@@ -131,8 +132,8 @@ class Reranker:
         passages of each query. Passages may be empty; queries may not be blank.
 
         A pair that is longer than the model's window is truncated, or refused with `truncate="NONE"`. With `windows`,
-        the best of a long passage's windows counts. `num_truncated` and `num_unscored` of a ranking say how many of its
-        passages were concerned; its `request_id` is empty.
+        a long passage has the logit of its best window. `num_truncated` and `num_unscored` of a ranking count its
+        truncated and unscored passages; `request_id` is empty.
 
         Raises `ValueError` or `TypeError` for an invalid argument, and from `rerank_service.errors`: `PairTooLong` or
         `QueryTooLong` with `truncate="NONE"`, and `NonFiniteLogit`. Each message names the argument, with its index.
@@ -157,8 +158,8 @@ class Reranker:
     ) -> float | NDArray[np.float32]:
         """The logit of each pair of a query and a passage, in the order of `pairs`; a float for a single pair.
 
-        The shape of `CrossEncoder.predict` in sentence-transformers, which applies a sigmoid for most models; these are
-        the raw logits. Long pairs are truncated. Raises the errors of `rank`.
+        The arguments and the result are those of `CrossEncoder.predict` in sentence-transformers, but the logits are
+        raw: `CrossEncoder` applies a sigmoid for most models. Long pairs are truncated. Raises the errors of `rank`.
         """
         listed, is_single = checked_pairs(pairs)
         questions = [(query, [passage for _, passage in group]) for query, group in groupby(listed, key=itemgetter(0))]

@@ -127,7 +127,9 @@ def _rank_here(
 
 
 def _as_sent(windows: PassageWindows | None) -> ClientWindows | None:
-    return windows and ClientWindows(windows.max_per_passage, windows.tokens, windows.overlap_tokens)
+    if windows is None:
+        return None
+    return ClientWindows(windows.max_per_passage, windows.tokens, windows.overlap_tokens)
 
 
 def _answer(ranking: Ranking) -> tuple[dict[str, Any], int | None, int | None]:

@@ -90,11 +90,9 @@ def printed(code: str) -> list[str]:
     return done.stdout.split()
 
 
-@pytest.mark.parametrize("architecture", list(Architecture))
-async def test_logits_and_usage_equal_the_services_to_the_last_bit(
-    checkpoints: dict[str, Path], architecture: Architecture
-) -> None:
-    model = local_model(checkpoints[architecture.value])
+@pytest.mark.parametrize("name", [*(architecture.value for architecture in Architecture), "embedded"])
+async def test_logits_and_usage_equal_the_services_to_the_last_bit(checkpoints: dict[str, Path], name: str) -> None:
+    model = embedded_model() if name == "embedded" else local_model(checkpoints[name])
     body = {"query": {"text": QUERY}, "passages": [{"text": text} for text in NASTY_PASSAGES]}
     async with client_of(local_api([model], {model.id: LocalReplica(model)})) as client:
         response = await client.post("/v1/ranking", json=body)
@@ -335,11 +333,22 @@ def test_a_branch_is_fetched_once_and_pinned(
         assert capsys.readouterr().err == ""
 
 
+def test_an_object_stores_folder_gets_the_revision_of_its_files(
+    bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    isolated_environment(monkeypatch, tmp_path, "http://127.0.0.1:9")
+    with Reranker(f"file://{bert}", device="cpu") as reranker:
+        assert len(reranker.rank(QUERY, PASSAGES)) == 3
+    assert reranker.model.checkpoint.source == f"file://{bert}"
+    assert len(str(reranker.model.checkpoint.revision)) == 64
+
+
 def test_a_short_call_shows_nothing_and_a_long_one_shows_pairs(
     tiny: Reranker, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(progress, "_LINE_EVERY_S", 0.0)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(module, "_SILENT_S", math.inf)
     tiny.rank(QUERY, PASSAGES)
     assert capsys.readouterr().err == ""
 
@@ -408,6 +417,7 @@ def test_an_interrupted_call_stops_its_work(tiny: Reranker, monkeypatch: pytest.
     assert len(batches) == 1
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # from Python 3.12 on
 def test_a_forked_process_is_told_to_load_its_own(tiny: Reranker) -> None:
     def use(answers: Any) -> None:
         try:
@@ -455,6 +465,6 @@ def test_the_gpu_memory_is_given_back(bert: Path, monkeypatch: pytest.MonkeyPatc
     assert emptied == [True]  # after the weights are gone
 
 
-def test_the_settings_are_those_of_the_embedded_service() -> None:
+def test_complete_settings_are_used_as_they_are() -> None:
     given = embedded_model()
     assert module.model_settings(given, module.LoadOptions(), progress_is_unused) == given
