@@ -268,9 +268,10 @@ def _ranking(
     texts: Sequence[str], encoded: EncodedPassages[Any], logits: Sequence[float], own: slice, top_n: int | None
 ) -> Ranking:
     """The ranking of one query. `own` selects its passages among those of all queries."""
+    own_logits = logits[own]
     num_tokens = sum(encoded.num_tokens[own])
     return Ranking(
-        tuple(RankedPassage(index, texts[index], logits[own][index]) for index in rank_by_logit(logits[own])[:top_n]),
+        tuple(RankedPassage(index, texts[index], own_logits[index]) for index in rank_by_logit(own_logits)[:top_n]),
         Usage(num_tokens, num_tokens),
         request_id="",
         num_truncated=sum(encoded.is_truncated[own]),
