@@ -1,6 +1,6 @@
 """Verifies a checkpoint's files on this machine by digests, a manifest and safetensors headers.
 
-The manifest is stored with the fetched files. This module must not know the sources of files.
+The manifest is stored with the fetched files. This module must not depend on the sources of files.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 Progress = Callable[[str, int, int], None]
-"""Called with the current activity, the megabytes done, and the megabytes in total."""
+"""Called with the current activity, the amount done, and the total amount; for files, the amounts are megabytes."""
 
 MANIFEST_FILE = "fetched.json"
 

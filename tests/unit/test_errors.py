@@ -35,7 +35,8 @@ EXAMPLES = [
 
 
 def test_there_is_an_example_of_every_error() -> None:
-    classes = {item for item in vars(errors).values() if inspect.isclass(item) and issubclass(item, RerankError)}
+    public = [getattr(errors, name) for name in errors.__all__]
+    classes = {item for item in public if inspect.isclass(item) and issubclass(item, RerankError)}
     assert {type(example) for example in EXAMPLES} == classes
 
 
@@ -201,7 +202,7 @@ ENVELOPES: list[tuple[int, str, list[str | int], str, str]] = [
         [],
         "device_memory_exhausted",
         "A pair of 8192 tokens does not fit in the device's memory; "
-        "shorten it, or ask the operator to lower window_tokens",
+        "shorten the pair, or ask the operator to lower window_tokens",
     ),
 ]
 

@@ -51,7 +51,8 @@ class YesNoDecoderEngine(CheckpointEngine[EncodedPair]):
     def __init__(self, checkpoint: Checkpoint) -> None:
         """Uses the prompt in the options, or else the published prompt of the checkpoint's family."""
         folder, raw, options = checkpoint.folder, checkpoint.raw, checkpoint.options
-        model_class, prompt = _model_class(folder, raw), _prompt(folder, raw, options.yes_no)
+        model_class = loading.class_of_family(checkpoint, CAUSAL_FAMILIES, "yes/no decoder")
+        prompt = _prompt(folder, raw, options.yes_no)
         super().__init__(checkpoint, prompt.parts)
         config = loading.native_config(model_class.config_class, raw)
         reach = getattr(config, "sliding_window", None)
@@ -87,16 +88,6 @@ class YesNoDecoderEngine(CheckpointEngine[EncodedPair]):
         return (last * self._direction).sum(-1)
 
 
-def _model_class(folder: Path, raw: dict[str, Any]) -> Any:
-    try:
-        return CAUSAL_FAMILIES[raw["model_type"]]
-    except KeyError:
-        raise CheckpointError(
-            f"{folder} has model_type {raw.get('model_type')!r}; a yes/no decoder has one of "
-            f"{', '.join(CAUSAL_FAMILIES)}"
-        ) from None
-
-
 def _prompt(folder: Path, raw: dict[str, Any], configured: YesNoPrompt | None) -> YesNoPrompt:
     prompt = configured or YES_NO_PROMPTS.get(raw["model_type"])
     if prompt is None:
@@ -117,7 +108,8 @@ def _direction(folder: Path, config: PreTrainedConfig, tokenizer: Any, prompt: Y
     name = _VOCABULARY_ROWS if loading.has_tensor(folder, _VOCABULARY_ROWS) else _TIED_ROWS
     if name == _TIED_ROWS and not config.tie_word_embeddings:
         raise CheckpointError(
-            f"{folder} has neither {_VOCABULARY_ROWS} nor {_CLASSIFIER_ROW}, and its embeddings are not tied"
+            f"{folder} has neither {_VOCABULARY_ROWS} nor {_CLASSIFIER_ROW}, and its embeddings are not tied: "
+            "check that the checkpoint is complete"
         )
     direction = loading.read_rows(folder, name, _token_id(tokenizer, prompt.yes_word))[0]
     if prompt.no_word is not None:
@@ -129,6 +121,7 @@ def _token_id(tokenizer: Any, word: str) -> int:
     ids: list[int] = tokenizer.encode(tokenise.prompt_text(tokenizer, word), add_special_tokens=False).ids
     if len(ids) != 1:
         raise CheckpointError(
-            f"the answer {word!r} must be one token, but is {len(ids)} tokens in this tokenizer: see engine.yes_no"
+            f"the answer {word!r} must be one token, but is {len(ids)} tokens in this tokenizer: "
+            "set a shorter answer in engine.yes_no"
         )
     return ids[0]

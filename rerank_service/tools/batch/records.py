@@ -50,21 +50,17 @@ class Source(Protocol):
     @property
     def files(self) -> tuple[Path, ...]:
         """Files that make up the input."""
-        ...
 
     @property
     def can_seek(self) -> bool:
         """Whether reading can start at a later record without reading the records before it."""
-        ...
 
     @property
     def extent(self) -> int:
         """`Position.offset` at the end of the input; for a BEIR folder, at the end of its candidates file."""
-        ...
 
     def records(self, start: Position | None = None) -> Iterator[QueryRecord]:
         """Yields the records in order, beginning at `start`. Raises `BatchError` with file, line and field."""
-        ...
 
 
 def pairs_of(records: Iterator[QueryRecord]) -> Iterator[TextPair]:

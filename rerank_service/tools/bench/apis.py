@@ -67,14 +67,6 @@ def _inverse_sigmoid(score: float) -> float:
     return math.copysign(math.inf, score - 0.5)
 
 
-def _nim_fields(query: str, passages: Sequence[str]) -> dict[str, Any]:
-    return {"query": {"text": query}, "passages": [{"text": passage} for passage in passages]}
-
-
-def _nim_rows(reply: dict[str, Any]) -> list[tuple[int, float]]:
-    return [(row["index"], row["logit"]) for row in reply["rankings"]]
-
-
 def _cohere_api(extra: dict[str, Any]) -> RankingApi:
     return RankingApi(
         "/rerank",
@@ -83,7 +75,11 @@ def _cohere_api(extra: dict[str, Any]) -> RankingApi:
     )
 
 
-NIM = RankingApi("/v1/ranking", _nim_fields, _nim_rows)
+NIM = RankingApi(
+    "/v1/ranking",
+    lambda query, passages: {"query": {"text": query}, "passages": [{"text": passage} for passage in passages]},
+    lambda reply: [(row["index"], row["logit"]) for row in reply["rankings"]],
+)
 """The API of this service and of NVIDIA's."""
 
 INFINITY = _cohere_api({"raw_scores": True})

@@ -13,7 +13,6 @@ from typing import Annotated
 import typer
 
 from rerank_service.config import Dtype
-from rerank_service.errors import BatchError, CheckpointError
 from rerank_service.messages import Fitting, Truncate
 from rerank_service.tools.batch.chunk_scorer import ChunkScorer, ScoringTask, peak_memory_bytes
 from rerank_service.tools.batch.job import BatchJob, prepare
@@ -52,11 +51,11 @@ def batch(
     window_tokens: WindowTokens = None,
     overlap_tokens: OverlapTokens = DEFAULT_OVERLAP_TOKENS,
     in_process: bool = typer.Option(False, "--in-process", help="Score in this process, without Ray."),
-    workers: int | None = typer.Option(None, min=1, help="Ray actors; by default all that the cluster can hold."),
+    workers: int | None = typer.Option(None, min=1, help="Number of Ray actors; by default, as many as fit."),
     address: str | None = typer.Option(None, help="Address of a Ray cluster; by default a local Ray is started."),
     chunk_pairs: int = typer.Option(2_048, min=1, help="Pairs per chunk; a restart repeats at most one chunk."),
     force: bool = typer.Option(False, "--force", help="Replace an existing output."),
-    keep_parts: bool = typer.Option(False, "--keep-parts", help="Keep the folder OUTPUT.parts at the end."),
+    keep_parts: bool = typer.Option(False, "--keep-parts", help="Keep the folder OUTPUT.parts when the job is done."),
     as_json: bool = typer.Option(False, "--json", help="Print a summary as JSON at the end."),
 ) -> None:
     """Score a file of queries and passages, of any size.
@@ -77,8 +76,6 @@ def batch(
             if job.missing:
                 _score(job, task, progress, in_process, address, workers)
             job.finish(progress, keep_parts)
-    except (BatchError, CheckpointError) as error:
-        raise fail(str(error)) from None
     except KeyboardInterrupt:
         raise _stopped(job, parts) from None
     _report(job, output, time.monotonic() - started, as_json)

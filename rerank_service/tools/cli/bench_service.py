@@ -5,9 +5,8 @@ from dataclasses import asdict
 from typing import Any
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
-from rerank_service.errors import CheckpointError
 from rerank_service.tools.cli.console import Key, Url, fail, stdout
 
 __all__ = ["bench_service_command", "probe_line", "service_table"]
@@ -44,7 +43,7 @@ def bench_service_command(
     )
     try:
         figures = asdict(bench_service(load))
-    except (CheckpointError, RuntimeError) as error:
+    except RuntimeError as error:
         raise fail(str(error)) from None
     if as_json:
         settings = {name: getattr(load, name) for name in ("num_requests", "num_passages", "passage_tokens", "repeats")}
@@ -57,11 +56,14 @@ def bench_service_command(
 
 def service_table(figures: dict[str, Any], title: str) -> Table:
     """A table with one row per load."""
-    table = Table(title=title, box=None)
-    table.add_column("load", overflow="fold")
-    for column in ("p50 s", "p95 s", "p99 s", "passages/s", "CPU-s/1k"):
-        table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("failures", overflow="fold")
+    numbers = ("p50 s", "p95 s", "p99 s", "passages/s", "CPU-s/1k")
+    table = Table(
+        Column("load", overflow="fold"),
+        *(Column(name, justify="right", no_wrap=True) for name in numbers),
+        Column("failures", overflow="fold"),
+        title=title,
+        box=None,
+    )
     for name, load in figures["loads"].items():
         table.add_row(
             name,

@@ -2,15 +2,13 @@
 `tools.planning` simulates."""
 
 import json
-import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
 import typer
-from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from rerank_service.tools.bench.workload import Lengths
 from rerank_service.tools.cli.console import fail, stderr, stdout
@@ -23,8 +21,6 @@ if TYPE_CHECKING:
     from rerank_service.tools.planning.region import Loss
 
 __all__ = ["plan"]
-
-_BAR_AFTER_S = 2.0
 
 
 class Front(StrEnum):
@@ -86,42 +82,17 @@ def _search(demand: "Demand", loss: "Loss | None", price_per_gpu_hour: float | N
     from rerank_service.tools.planning.fleet import CannotMeet
 
     try:
-        with _SearchSpinner() as spinner:
-            return plan_capacity(demand, loss=loss, price_per_gpu_hour=price_per_gpu_hour, on_try=spinner.show)
+        with stderr.status("simulating") as status:
+
+            def show(replicas: int) -> None:
+                status.update(f"simulating {replicas:,} replicas")
+
+            return plan_capacity(demand, loss=loss, price_per_gpu_hour=price_per_gpu_hour, on_try=show)
     except CannotMeet as error:
         raise fail(
             f"no number of replicas keeps p99 within {_ms(demand.p99_s)}; the best p99 is {_ms(error.p99_s)}. "
             "Use a faster replica (--tokens-per-s, --gpu), smaller requests or a higher target."
         ) from None
-
-
-class _SearchSpinner:
-    """A spinner on standard error that appears when the search has taken two seconds."""
-
-    def __init__(self) -> None:
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-        self._progress = Progress(*columns, console=stderr, transient=True)
-        self._began = time.monotonic()
-        self._num_tried = 0
-        self._task: TaskID | None = None
-
-    def __enter__(self) -> "_SearchSpinner":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def show(self, replicas: int) -> None:
-        """Shows the size of the fleet that is simulated next."""
-        self._num_tried += 1
-        if time.monotonic() - self._began < _BAR_AFTER_S:
-            return
-        said = f"simulating {replicas:,} replicas (fleet {self._num_tried})"
-        if self._task is None:
-            self._progress.start()
-            self._task = self._progress.add_task(said, total=None)
-        else:
-            self._progress.update(self._task, description=said)
 
 
 def _mix(passages: str, tokens: str) -> Mix:
@@ -142,10 +113,15 @@ def _mix(passages: str, tokens: str) -> Mix:
 def _table(found: "CapacityReport", passages: str, tokens: str) -> Table:
     demand, plan, measured, limits = found.demand, found.plan, found.plan.measured, found.limits
     title = f"{demand.rps:g} requests/s of {passages} passages of {tokens} tokens, p99 within {_ms(demand.p99_s)}"
-    table = Table(title=title, title_justify="left", box=None, show_header=False)
-    table.add_column(no_wrap=True)
-    table.add_column(style="bold", no_wrap=True, justify="right")
-    table.add_column(style="dim")
+    table = Table(
+        Column(no_wrap=True),
+        Column(style="bold", no_wrap=True, justify="right"),
+        Column(style="dim"),
+        title=title,
+        title_justify="left",
+        box=None,
+        show_header=False,
+    )
     spread = f"95%: {_ms(measured.p99_low_s)} to {_ms(measured.p99_high_s)}; p50 {_ms(measured.p50_s)}"
     table.add_row("replicas", f"{plan.replicas:,}", _reason_for_replicas(plan))
     table.add_row("p99", _ms(measured.p99_s), spread)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from rerank_service.client import Client, ConnectionFailed, Ranking, RerankClientError
@@ -64,11 +64,13 @@ def rank(
     if as_json:
         typer.echo(json.dumps(answer))
         return
-    table = Table(box=None, pad_edge=False)
-    table.add_column("logit", justify="right", no_wrap=True)
-    table.add_column("index", justify="right", no_wrap=True, style="dim")
-    # Without no_wrap, since rich narrows only columns that may wrap. The texts are shortened instead of wrapped.
-    table.add_column("passage")
+    table = Table(
+        Column("logit", justify="right", no_wrap=True),
+        Column("index", justify="right", no_wrap=True, style="dim"),
+        "passage",  # without no_wrap, since rich narrows only columns that may wrap; the texts are shortened instead
+        box=None,
+        pad_edge=False,
+    )
     for ranking in answer["rankings"]:
         index = ranking["index"]
         table.add_row(f"{ranking['logit']:.2f}", str(index), Text(lines[index], no_wrap=True, overflow="ellipsis"))
@@ -111,7 +113,7 @@ def _rank_here(
     """Like `_rank_by_service`, but runs the engine in this process."""
     model = choose_model(name, config)
 
-    from rerank_service.errors import CheckpointError, NonFiniteLogit, RerankError
+    from rerank_service.errors import NonFiniteLogit
     from rerank_service.tools.reranker import Reranker  # numpy and the settings: not needed to rank through a service
 
     try:
@@ -122,14 +124,10 @@ def _rank_here(
             f"the logit of passage {error.first} (from 0, blank lines not counted) is not a finite number; "
             f"set engine.dtype: float32 for {model.id} in {config or 'the configuration'}"
         ) from None
-    except (CheckpointError, RerankError) as error:
-        raise fail(str(error)) from None
 
 
 def _as_sent(windows: PassageWindows | None) -> ClientWindows | None:
-    if windows is None:
-        return None
-    return ClientWindows(windows.max_per_passage, windows.tokens, windows.overlap_tokens)
+    return ClientWindows(windows.max_per_passage, windows.tokens, windows.overlap_tokens) if windows else None
 
 
 def _answer(ranking: Ranking) -> tuple[dict[str, Any], int | None, int | None]:

@@ -10,11 +10,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from rerank_service.client import Client, ConnectionFailed, RerankClientError
 from rerank_service.config import Dtype
-from rerank_service.errors import CheckpointError, RerankError
 from rerank_service.tools.cli.console import Key, fail, get_json, stdout, unreachable
 from rerank_service.tools.cli.options import ConfigOption, choose_model, is_source
 from rerank_service.tools.cli.progress import ProgressBar
@@ -30,7 +29,7 @@ _TIMEOUT_S = 300.0
 _NONE = "none"
 
 Name = Annotated[
-    str | None, typer.Argument(metavar="MODEL", help="Model, as in `batch`; by default the configured default model.")
+    str | None, typer.Argument(metavar="MODEL", help="Configured model or checkpoint; by default, the default model.")
 ]
 Recorded = Annotated[
     str | None,
@@ -76,7 +75,7 @@ def verify_command(
             verdict = verify(chosen, open_served, expected, progress)
     except ConnectionFailed as error:
         raise unreachable(url or "", error.cause) from None
-    except (CheckpointError, RerankError, RerankClientError) as error:
+    except RerankClientError as error:
         raise fail(str(error)) from None
     if as_json:
         typer.echo(json.dumps(asdict(verdict)))
@@ -107,17 +106,13 @@ def _recorded(wanted: str | None, model_id: str) -> Sequence[RecordedLogits]:
 
 
 def _show(verdict: Verdict) -> None:
-    for line in (f"served     {verdict.served}", f"reference  {verdict.reference}"):
-        typer.echo(line)
-    table = Table(box=None, pad_edge=False, show_edge=False)
-    for column in ("check", "found", "allowed"):
-        table.add_column(column, overflow="fold")
-    table.add_column("", no_wrap=True)
+    typer.echo(f"served     {verdict.served}\nreference  {verdict.reference}")
+    folded = (Column(name, overflow="fold") for name in ("check", "found", "allowed"))
+    table = Table(*folded, Column("", no_wrap=True), box=None, pad_edge=False, show_edge=False)
     for check in verdict.checks:
         table.add_row(check.name, check.found, check.allowed, "yes" if check.is_passed else "[bold red]NO[/]")
     stdout.print("", table, "", sep="\n")
-    for line in _words(verdict):
-        typer.echo(line)
+    typer.echo("\n".join(_words(verdict)))
 
 
 def _words(verdict: Verdict) -> Iterator[str]:

@@ -181,8 +181,7 @@ def measure(demand: Demand, replicas: int, num_requests: int = _NUM_REQUESTS, ma
         clock.is_stopped = len(latencies) == num_counted or (not may_miss and num_missed > allowed)
 
     cluster = SimulatedCluster(fleet, clock, on_end, demand.seed)
-    for request in requests:
-        clock.at(request.at_s, cluster.send, request)
+    cluster.send_all(iter(requests))
     clock.run()
     if num_missed > allowed and not may_miss:
         return None

@@ -3,8 +3,6 @@
 This module imports neither torch nor transformers, because the command line reads it to list the choices.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
