@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from rerank_service.checkpoints.verification import Progress
 from rerank_service.client import PassageWindows, RankedPassage, Ranking, Usage
 from rerank_service.client.exchange import Truncate as TruncateName
 from rerank_service.config import ModelConfig
@@ -29,7 +30,6 @@ from rerank_service.engine.text.windows import EncodedPassages
 from rerank_service.errors import NonFiniteLogit, PairTooLong
 from rerank_service.messages import Fitting, rank_by_logit
 from rerank_service.tools.catalogue.settings import LoadOptions, ModelName, model_settings
-from rerank_service.tools.progress import ReportProgress
 from rerank_service.tools.reranker_inputs import Places, checked_fitting, checked_pairs, checked_questions, placed
 
 if TYPE_CHECKING:
@@ -196,7 +196,7 @@ class Reranker:
         if engine is None:
             raise _closed()
 
-        def job(report: ReportProgress) -> tuple[EncodedPassages[Any], tuple[float, ...]]:
+        def job(report: Progress) -> tuple[EncodedPassages[Any], tuple[float, ...]]:
             reported = _reported(questions, report)
             return score_passages(engine, reported, fitting, batch_tokens, partial(report, "scored"))
 
@@ -205,7 +205,7 @@ class Reranker:
         except (PairTooLong, NonFiniteLogit) as error:
             raise placed(error, places) from None
 
-    def _run(self, job: Callable[[ReportProgress], _Result]) -> _Result:
+    def _run(self, job: Callable[[Progress], _Result]) -> _Result:
         """Runs `job` in the thread. If the waiting caller is interrupted, the job stops at its next report."""
         if os.getpid() != self._process:
             raise RuntimeError("a Reranker does not survive a fork; create it in the process that uses it")
@@ -229,7 +229,7 @@ class _Abandoned(Exception):
 
 
 def _with_progress(
-    job: Callable[[ReportProgress], _Result], show_progress: bool | None, is_abandoned: threading.Event
+    job: Callable[[Progress], _Result], show_progress: bool | None, is_abandoned: threading.Event
 ) -> _Result:
     started = time.monotonic()
     is_shown = sys.stderr.isatty() if show_progress is None else show_progress
@@ -251,12 +251,12 @@ def _with_progress(
         return job(report)
 
 
-def _load(model: ModelName, options: LoadOptions, report: ReportProgress) -> tuple[ModelConfig, Engine[Any]]:
+def _load(model: ModelName, options: LoadOptions, report: Progress) -> tuple[ModelConfig, Engine[Any]]:
     settings = model_settings(model, options, report)
     return settings, load_engine(settings, progress=report)
 
 
-def _reported(questions: Sequence[QueryPassages], report: ReportProgress) -> Iterator[QueryPassages]:
+def _reported(questions: Sequence[QueryPassages], report: Progress) -> Iterator[QueryPassages]:
     """Yields the queries with passages, and reports each before it is tokenised."""
     for number, question in enumerate(questions):
         report("reading", number, len(questions))
