@@ -189,7 +189,7 @@ def request_timeout_s(headers: Mapping[str, str], limit_s: float) -> float:
 
 
 async def read_json_body(request: Request, max_bytes: int) -> Body:
-    """Reads the body. It must be uncompressed, and its Content-Type must be JSON or absent.
+    """Reads the body. The body must be uncompressed, and its Content-Type must be JSON or absent.
 
     Raises `UnsupportedMediaType`, and `BodyTooLarge` as soon as more than `max_bytes` arrive, with or without a
     Content-Length.
@@ -248,7 +248,7 @@ _NIM_ROUTES = {
     "/v1/ranking": (
         "rankPassages",
         "Rank Candidate Passages",
-        "Score candidate passages against a query using a NeMo Retriever reranker.",
+        "Ranks candidate passages by their relevance to a query.",
     ),
     "/v1/retrieval/nvidia/reranking": ("rankPassagesHosted", "Rank at the hosted URL", None),
     "/v1/retrieval/nvidia/{slug}/reranking": (
