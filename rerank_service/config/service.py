@@ -124,7 +124,7 @@ class RateLimitConfig(Section):
 
 
 class AuthConfig(Section):
-    """API keys that clients send as bearer tokens. Without keys, the service answers everyone."""
+    """API keys that clients send as bearer tokens or in other headers. Without keys, the service answers everyone."""
 
     keys_env: str = "RERANK_SERVICE_API_KEYS"
     """Environment variable that holds the accepted keys, separated by commas; read at start. An unset or empty variable
@@ -137,6 +137,10 @@ class AuthConfig(Section):
 
     key_hashes: tuple[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")], ...] = ()
     """SHA-256 digests of accepted keys, in hex. A new key takes effect when the configuration is deployed again."""
+
+    key_headers: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9-]+$")], ...] = ("x-api-key", "api-key")
+    """Headers that may contain a key, in addition to `Authorization: Bearer KEY`. A request needs a valid key in only
+    one of the headers, and its quotas are those of this key."""
 
 
 class DialectName(StrEnum):

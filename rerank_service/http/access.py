@@ -1,4 +1,4 @@
-"""Access control: bearer keys, and per-minute limits of each caller's requests and passages.
+"""Access control: API keys, and per-minute limits of each caller's requests and passages.
 
 Keys are compared as SHA-256 digests, in constant time. Limits use a sliding window, kept in this process's memory or
 shared through Redis.
@@ -11,6 +11,7 @@ import math
 import os
 import re
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,6 +37,7 @@ class ApiKeys:
     def __init__(self, config: AuthConfig) -> None:
         """Raises `ConfigError` if a configured file of key hashes is unreadable or malformed."""
         keys = (key.strip() for key in os.environ.get(config.keys_env, "").split(","))
+        self._headers = ("authorization", *(name.lower() for name in config.key_headers))
         self._fixed = frozenset({_digest(key) for key in keys if key} | set(map(bytes.fromhex, config.key_hashes)))
         self._file = config.key_hashes_file
         self._file_version: tuple[int, int, int] | None = None
@@ -45,25 +47,26 @@ class ApiKeys:
         self.are_required = bool(self._fixed) or self._file is not None
         """Whether requests need a key. With a configured file, they need one even while the file is empty."""
 
-    def authenticate(self, authorization: str | None, address: str | None = None) -> str:
-        """Returns the caller for whom requests are counted: a digest of the key, or the address if no key is required.
+    def authenticate(self, headers: Mapping[str, str], address: str | None = None) -> str:
+        """Returns the caller for whom requests are counted: a digest of the accepted key, or the address if no key is
+        required. Other values in the headers do not change the caller.
 
-        Raises `InvalidApiKey` if a key is required and the header has no accepted key.
+        Raises `InvalidApiKey` if a key is required and no header has an accepted key.
         """
         if not self.are_required:  # keys are ignored, because some clients send a placeholder
             return f"address {address or 'unknown'}"
-        scheme, _, key = (authorization or "").partition(" ")
-        if scheme.lower() != "bearer" or not key.strip():
+        # One value per header: the number of comparisons must not grow with the request.
+        offered = [_digest(key) for key in (_key_in(name, headers.get(name, "")) for name in self._headers) if key]
+        if not offered:
             raise InvalidApiKey(is_missing=True)
         if self._file is not None:
             self._reload(self._file)
-        offered = _digest(key.strip())
-        is_accepted = False
-        for known in self._fixed | self._from_file:
-            is_accepted |= hmac.compare_digest(offered, known)  # no early exit: the time must not depend on the key
-        if not is_accepted:
+        known_keys = self._fixed | self._from_file
+        # `sum` has no early exit: the time must not depend on the key.
+        accepted = [one for one in offered if sum(hmac.compare_digest(one, known) for known in known_keys)]
+        if not accepted:
             raise InvalidApiKey(is_missing=False)
-        return offered.hex()[:32]
+        return accepted[0].hex()[:32]
 
     def _reload(self, path: Path) -> None:
         """Reads a changed file again. The previous keys stay valid while the file is missing or malformed."""
@@ -90,6 +93,15 @@ class ApiKeys:
             )
         self._from_file = frozenset(bytes.fromhex(line) for line in lines if line)
         self._file_version = version
+
+
+def _key_in(header: str, value: str) -> str:
+    """The key in a header's value; empty if there is none. `Authorization` has a key only after `Bearer`; the other
+    headers usually consist of the key alone."""
+    scheme, _, key = value.strip().partition(" ")
+    if scheme.lower() == "bearer":
+        return key.strip()
+    return "" if header == "authorization" else value.strip()
 
 
 def _digest(key: str) -> bytes:

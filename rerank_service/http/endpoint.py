@@ -68,7 +68,7 @@ class RankingEndpoint:
         with self._observer.observe(request, dialect.name) as observation:
             try:
                 address = request.client and request.client.host
-                caller = self._keys.authenticate(request.headers.get("authorization"), address)
+                caller = self._keys.authenticate(request.headers, address)
                 headers = await self._rate_limits.take("requests", caller, 1)
                 timeout_s = request_timeout_s(request.headers, self._limits.request_timeout_s)
                 slug_model = None if slug is None else self._router.resolve_slug(slug)

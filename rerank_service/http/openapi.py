@@ -141,7 +141,10 @@ def _describe(api: FastAPI, config: RerankConfig, keys_are_required: bool) -> di
         schema = dialect.request.model_json_schema(ref_template=_REF)
         _add(schemas, _with_max_items(schema, config.limits), dialect.request.__name__)
     _add_examples(document["paths"], config)
-    components["securitySchemes"] = {"BearerAuth": {"type": "http", "scheme": "bearer", "bearerFormat": "nvapi-..."}}
+    scheme = {"type": "http", "scheme": "bearer", "bearerFormat": "nvapi-..."}
+    if config.auth.key_headers:
+        scheme["description"] = f"The key may also be in one of these headers: {', '.join(config.auth.key_headers)}."
+    components["securitySchemes"] = {"BearerAuth": scheme}
     document["security"] = [{"BearerAuth": []}] if keys_are_required else [{}, {"BearerAuth": []}]
     return document
 

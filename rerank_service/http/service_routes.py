@@ -36,7 +36,7 @@ def service_routes(config: RerankConfig, keys: ApiKeys, readiness: Readiness, me
     @routes.get("/v1/models", responses={401: {"description": "Missing or invalid API key."}})
     async def models(request: Request) -> dict[str, Any]:
         """Served models and their aliases. An alias has the model's id as `root`."""
-        keys.authenticate(request.headers.get("authorization"))
+        keys.authenticate(request.headers)
         return model_list
 
     @routes.get("/metrics", response_class=Response, responses=_PROMETHEUS_RESPONSE, openapi_extra=_PUBLIC)
