@@ -8,6 +8,7 @@ import math
 import re
 import time
 import uuid
+import zlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from operator import attrgetter
@@ -189,26 +190,48 @@ def request_timeout_s(headers: Mapping[str, str], limit_s: float) -> float:
 
 
 async def read_json_body(request: Request, max_bytes: int) -> Body:
-    """Reads the body. The body must be uncompressed, and its Content-Type must be JSON or absent.
+    """Reads the body. The body may be compressed with gzip, and its Content-Type must be JSON or absent.
 
-    Raises `UnsupportedMediaType`, and `BodyTooLarge` as soon as more than `max_bytes` arrive, with or without a
-    Content-Length.
+    Raises `UnsupportedMediaType`, `InvalidRequest` if the gzip stream is damaged, and `BodyTooLarge` as soon as more
+    than `max_bytes` arrive, with or without a Content-Length. A compressed body has the same limit before and after
+    decompression.
     """
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type and not _JSON.fullmatch(media_type):
         raise UnsupportedMediaType("Content-Type", media_type, "send 'Content-Type: application/json'")
     encoding = request.headers.get("content-encoding", "").strip().lower()
-    if encoding not in ("", "identity"):
-        raise UnsupportedMediaType("Content-Encoding", encoding, "send the body uncompressed")
+    if encoding not in ("", "identity", "gzip", "x-gzip"):
+        raise UnsupportedMediaType("Content-Encoding", encoding, "send the body uncompressed, or use gzip")
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > max_bytes:
         raise BodyTooLarge(max_bytes)
-    raw = bytearray()
+    gzip = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS) if "gzip" in encoding else None  # zlib's number for gzip
+    num_read, raw = 0, bytearray()
     async for chunk in request.stream():
-        raw += chunk
-        if len(raw) > max_bytes:
+        num_read += len(chunk)
+        raw += chunk if gzip is None else _decompress(gzip, chunk, max_bytes + 1 - len(raw))
+        if max(num_read, len(raw)) > max_bytes:
             raise BodyTooLarge(max_bytes)
+    if gzip is not None and not gzip.eof:
+        raise _damaged_gzip()
     return Body(bytes(raw).removeprefix(b"\xef\xbb\xbf"))  # .NET clients send a byte order mark
+
+
+def _decompress(gzip: "zlib._Decompress", chunk: bytes, max_bytes: int) -> bytes:
+    """The next part of a body, at most `max_bytes`, so that a small body cannot fill the memory. Raises
+    `InvalidRequest`."""
+    try:
+        part = gzip.decompress(chunk, max_bytes)
+    except zlib.error:
+        raise _damaged_gzip() from None
+    if gzip.unused_data:  # a second stream; each one would cost a copy of the rest, and no known client sends one
+        raise _damaged_gzip()
+    return part
+
+
+def _damaged_gzip() -> InvalidRequest:
+    message = "The body is not one complete gzip stream, although Content-Encoding is gzip"
+    return InvalidRequest([FieldProblem(("body",), message, "gzip_invalid")])
 
 
 def ranking_routes(endpoint: RankingEndpoint, dialects: Sequence[DialectName]) -> APIRouter:

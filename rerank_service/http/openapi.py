@@ -63,7 +63,7 @@ RANKING_OPERATION: dict[str, Any] = {
         "401": _error("Missing or invalid API key."),
         "404": _error("Unknown model."),
         "413": _error("The body exceeds the size limit, or the request has more tokens than a replica's queue holds."),
-        "415": _error("The Content-Type is not JSON, or the body is compressed."),
+        "415": _error("The Content-Type is not JSON, or the body is compressed with an encoding other than gzip."),
         "429": _error("The caller's per-minute quota of requests or passages is exhausted; see Retry-After."),
         "500": _error("The model failed on this request."),
         "503": _error("The service is overloaded, or no replica of the model is available; see Retry-After."),

@@ -188,11 +188,12 @@ async def test_another_content_type_is_415(client: httpx.AsyncClient) -> None:
     }
 
 
-async def test_a_compressed_body_is_415(client: httpx.AsyncClient) -> None:
-    response = await client.post("/v1/ranking", json=BODY, headers={"content-encoding": "gzip"})
+@pytest.mark.parametrize("encoding", ["br", "deflate", "zstd", "gzip, gzip", "compress"])
+async def test_an_encoding_other_than_gzip_is_415(client: httpx.AsyncClient, encoding: str) -> None:
+    response = await client.post("/v1/ranking", json=BODY, headers={"content-encoding": encoding})
 
     assert response.status_code == 415
-    assert response.json()["message"] == "Content-Encoding is 'gzip'; send the body uncompressed"
+    assert response.json()["message"] == f"Content-Encoding is '{encoding}'; send the body uncompressed, or use gzip"
 
 
 async def test_repeated_passages_share_a_logit_and_count_each_time(client: httpx.AsyncClient) -> None:
