@@ -17,6 +17,7 @@ from rerank_service.http.access import ApiKeys, RateLimits
 from rerank_service.http.endpoint import RankingEndpoint, ranking_routes
 from rerank_service.http.envelope import add_error_handlers
 from rerank_service.http.openapi import add_openapi
+from rerank_service.http.paths import SecondLook
 from rerank_service.http.playground.routes import playground_routes
 from rerank_service.http.readiness import Readiness
 from rerank_service.http.service_routes import service_routes
@@ -61,6 +62,7 @@ def build_api(
     api.include_router(service_routes(config, keys, readiness, metrics))
     if config.service.playground:
         api.router.routes.extend(playground_routes())
+    api.router.default = SecondLook(api.router)
     add_error_handlers(api)
     add_openapi(api, config, keys_are_required=keys.are_required)
     return api

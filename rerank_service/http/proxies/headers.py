@@ -1,4 +1,5 @@
-"""Middleware for Serve's proxies: keeps request headers from controlling the proxy, and retries lost requests.
+"""Middleware for Serve's proxies: keeps request headers from controlling the proxy, tolerates a doubled slash at the
+start of a path, and retries lost requests.
 
 Serve's proxy acts on some request headers. With these headers, a client could turn off the proxy's timeout, cause the
 proxy's plain-text 408 instead of the service's 504, or keep the service working after the client disconnects. Serve
@@ -13,7 +14,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from rerank_service.http.proxies.retry import RetryLostIngress
 
-__all__ = ["FORWARDED_TIMEOUT_HEADER", "IMPORT_PATH", "TIMEOUT_HEADER", "DefuseHeaders", "proxy_middlewares"]
+__all__ = [
+    "FORWARDED_TIMEOUT_HEADER",
+    "IMPORT_PATH",
+    "TIMEOUT_HEADER",
+    "DefuseHeaders",
+    "MergeLeadingSlashes",
+    "proxy_middlewares",
+]
 
 IMPORT_PATH = f"{__name__}:proxy_middlewares"
 
@@ -27,6 +35,19 @@ _FORWARDED_TIMEOUT = FORWARDED_TIMEOUT_HEADER.encode()
 _DISCONNECT_DISABLED = b"x-request-disconnect-disabled"
 _REQUEST_ID = b"x-request-id"
 _MAX_REQUEST_ID_BYTES = 128
+
+
+class MergeLeadingSlashes:
+    """ASGI middleware that merges slashes at the start of a path. Serve compares this part with the applications' route
+    prefixes; the ingress tolerates slashes in the rest of the path."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"].startswith("//"):
+            scope = {**scope, "path": "/" + scope["path"].lstrip("/")}
+        await self._app(scope, receive, send)
 
 
 class DefuseHeaders:
@@ -59,5 +80,5 @@ def _is_loggable(request_id: bytes) -> bool:
 def proxy_middlewares() -> list[Middleware]:
     """Middleware for Serve's own proxies. Under HAProxy, the middleware runs in the ingresses, and HAProxy performs the
     retries."""
-    defuse = Middleware(DefuseHeaders)
-    return [defuse] if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1" else [Middleware(RetryLostIngress), defuse]
+    inner = [Middleware(DefuseHeaders), Middleware(MergeLeadingSlashes)]
+    return inner if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1" else [Middleware(RetryLostIngress), *inner]

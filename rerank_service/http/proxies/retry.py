@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from rerank_service.errors import ReplicaUnavailable, RequestTimedOut
 from rerank_service.http.dialects import RANKING_PATHS
 from rerank_service.http.envelope import error_response
+from rerank_service.http.paths import without_extra_slashes
 
 __all__ = ["MAX_ATTEMPTS", "RetryLostIngress"]
 
@@ -42,7 +43,8 @@ class RetryLostIngress:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "POST" or not _RANKING_PATH.search(scope["path"]):
+        is_post = scope["type"] == "http" and scope["method"] == "POST"
+        if not is_post or not _RANKING_PATH.search(without_extra_slashes(scope["path"])):
             return await self._app(scope, receive, send)
         started_s = time.perf_counter()
         body = _RecordedBody(receive)

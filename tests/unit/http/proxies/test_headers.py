@@ -3,7 +3,7 @@
 import pytest
 from starlette.types import Message, Scope
 
-from rerank_service.http.proxies.headers import IMPORT_PATH, DefuseHeaders, proxy_middlewares
+from rerank_service.http.proxies.headers import IMPORT_PATH, DefuseHeaders, MergeLeadingSlashes, proxy_middlewares
 from rerank_service.http.proxies.retry import RetryLostIngress
 
 
@@ -43,9 +43,39 @@ async def test_other_scopes_pass_unchanged() -> None:
     assert await seen_behind([(b"x-request-id", b"x" * 200)], "websocket") == [(b"x-request-id", b"x" * 200)]
 
 
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("//prefix/v1/rerank", "/prefix/v1/rerank"),
+        ("///", "/"),
+        ("/prefix//v1/rerank/", "/prefix//v1/rerank/"),
+        ("/", "/"),
+        ("", ""),
+    ],
+)
+async def test_a_route_prefix_is_found_behind_a_doubled_slash(path: str, expected: str) -> None:
+    seen: list[Scope] = []
+
+    async def app(scope: Scope, _receive: object, _send: object) -> None:
+        seen.append(scope)
+
+    async def unused(*_: object) -> Message:
+        raise AssertionError
+
+    scope = {"type": "http", "path": path, "headers": []}
+    await MergeLeadingSlashes(app)(scope, unused, unused)  # type: ignore[arg-type]
+
+    assert [one["path"] for one in seen] == [expected]
+    assert scope["path"] == path
+
+
 def test_serve_finds_the_middleware(monkeypatch: pytest.MonkeyPatch) -> None:
     assert IMPORT_PATH == "rerank_service.http.proxies.headers:proxy_middlewares"
     monkeypatch.delenv("RAY_SERVE_ENABLE_HA_PROXY", raising=False)
-    assert [middleware.cls for middleware in proxy_middlewares()] == [RetryLostIngress, DefuseHeaders]
+    assert [middleware.cls for middleware in proxy_middlewares()] == [
+        RetryLostIngress,
+        DefuseHeaders,
+        MergeLeadingSlashes,
+    ]
     monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "1")
-    assert [middleware.cls for middleware in proxy_middlewares()] == [DefuseHeaders]
+    assert [middleware.cls for middleware in proxy_middlewares()] == [DefuseHeaders, MergeLeadingSlashes]

@@ -69,7 +69,18 @@ async def ask(
 
 
 @pytest.mark.parametrize("first", [None, (500, b"text/plain", b"Internal Server Error"), RuntimeError("gone")])
-@pytest.mark.parametrize("path", ["/keyed/v1/ranking", "/v1/retrieval/nvidia/reranking", "/v2/rerank", "/v1/score"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/keyed/v1/ranking",
+        "/v1/retrieval/nvidia/reranking",
+        "/v2/rerank",
+        "/v1/score",
+        "/v1/rerank/",
+        "//v1//rerank//",
+        "/keyed//v1/ranking",
+    ],
+)
 async def test_a_lost_request_is_retried_in_full(first: Answer, path: str) -> None:
     proxy = Proxy(first, OK)
     assert await ask(proxy, path) == (200, OK[2])
