@@ -57,6 +57,11 @@ class ServiceConfig(Section):
     """Whether `/` serves a web page for trying the models. The page uses the API like any client, with the caller's own
     key."""
 
+    cors_allow_origins: tuple[Annotated[str, Field(pattern=r"^(\*|[a-z][a-z0-9+.-]*://[^/\s]+)$")], ...] = ()
+    """Origins of web pages on other hosts that may call the API from a browser, for instance `https://app.example.com`,
+    or `*` for all. An origin has no path. Cookies are never used. Empty: no page on another host may read an answer. The
+    playground needs no entry."""
+
     ingress: IngressConfig = IngressConfig()
     """The replicas that answer HTTP requests."""
 

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
+from starlette.middleware.cors import CORSMiddleware
 
 from rerank_service import __version__
 from rerank_service.config import ModelConfig, RerankConfig
@@ -63,6 +64,14 @@ def build_api(
     if config.service.playground:
         api.router.routes.extend(playground_routes())
     api.router.default = SecondLook(api.router)
+    if config.service.cors_allow_origins:  # answers preflight requests, which browsers send without a key
+        api.add_middleware(
+            CORSMiddleware,
+            allow_origins=config.service.cors_allow_origins,
+            allow_methods=("GET", "HEAD", "POST"),
+            allow_headers=("*",),
+            expose_headers=("*",),
+        )
     add_error_handlers(api)
     add_openapi(api, config, keys_are_required=keys.are_required)
     return api
