@@ -194,6 +194,8 @@ class ReplicaReport:
     """Model FLOP utilisation while the device has work; null if the device's peak is unknown."""
     precision: str = ""
     """Precision of the model's computation, as in `Engine.precision`."""
+    window_tokens: int | None = None
+    """Maximum length of a pair, in tokens."""
 
 
 @dataclass(frozen=True, slots=True)

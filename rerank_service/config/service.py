@@ -59,8 +59,7 @@ class ServiceConfig(Section):
 
     cors_allow_origins: tuple[Annotated[str, Field(pattern=r"^(\*|[a-z][a-z0-9+.-]*://[^/\s]+)$")], ...] = ()
     """Origins of web pages on other hosts that may call the API from a browser, for instance `https://app.example.com`,
-    or `*` for all. An origin has no path. Cookies are never used. Empty: no page on another host may read an answer. The
-    playground needs no entry."""
+    or `*` for all. An origin has no path. Cookies are never used. Empty: only the playground may call the API."""
 
     ingress: IngressConfig = IngressConfig()
     """The replicas that answer HTTP requests."""

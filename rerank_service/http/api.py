@@ -5,10 +5,11 @@ states the configured limits.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
+from fastapi.routing import APIRoute
 from fastapi_offline import FastAPIOffline
 from starlette.middleware.cors import CORSMiddleware
 
@@ -17,6 +18,7 @@ from rerank_service.config import ModelConfig, RerankConfig
 from rerank_service.http.access import ApiKeys, RateLimits
 from rerank_service.http.endpoint import RankingEndpoint, ranking_routes
 from rerank_service.http.envelope import add_error_handlers
+from rerank_service.http.model_routes import model_routes
 from rerank_service.http.openapi import add_openapi
 from rerank_service.http.paths import SecondLook
 from rerank_service.http.playground.routes import playground_routes
@@ -58,23 +60,44 @@ def build_api(
         redirect_slashes=False,
         redoc_url=None,
     )
+    _with_head(api.router)  # /docs
     endpoint = RankingEndpoint(config, keys, rate_limits, router, ranker, observer)
     api.include_router(ranking_routes(endpoint, config.dialects))
-    api.include_router(service_routes(config, keys, readiness, metrics))
+    api.include_router(_with_head(model_routes(config, keys, metrics)))
+    api.include_router(_with_head(service_routes(config, readiness, metrics)))
     if config.service.playground:
         api.router.routes.extend(playground_routes())
     api.router.default = SecondLook(api.router)
-    if config.service.cors_allow_origins:  # answers preflight requests, which browsers send without a key
-        api.add_middleware(
-            CORSMiddleware,
-            allow_origins=config.service.cors_allow_origins,
-            allow_methods=("GET", "HEAD", "POST"),
-            allow_headers=("*",),
-            expose_headers=("*",),
-        )
+    if config.service.cors_allow_origins:
+        _allow_origins(api, config.service.cors_allow_origins)
     add_error_handlers(api)
     add_openapi(api, config, keys_are_required=keys.are_required)
     return api
+
+
+def _with_head(routes: APIRouter) -> APIRouter:
+    """Adds HEAD to each GET route, as Starlette does for its own routes. The OpenAPI document lists only GET."""
+    for route in list(routes.routes):
+        if isinstance(route, APIRoute):
+            routes.add_api_route(
+                route.path,
+                route.endpoint,
+                methods=["HEAD"],
+                response_class=route.response_class,
+                include_in_schema=False,
+            )
+    return routes
+
+
+def _allow_origins(api: FastAPI, origins: Sequence[str]) -> None:
+    """Adds the middleware for web pages on other hosts. It answers preflight requests, which have no key."""
+    api.add_middleware(
+        CORSMiddleware,
+        allow_origins=origins,
+        allow_methods=("GET", "HEAD", "POST"),
+        allow_headers=("*",),
+        expose_headers=("*",),
+    )
 
 
 def _models_on_same_replicas(config: RerankConfig, model: ModelConfig) -> list[str]:

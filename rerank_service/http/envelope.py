@@ -52,15 +52,16 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     """Answers the framework's errors: 404, 405 and others."""
     assert isinstance(error, HTTPException)  # noqa: S101 - registered for this class
     path = request.url.path[:200]
-    message, category = str(error.detail), "invalid_request_error"
+    message, category, headers = str(error.detail), "invalid_request_error", dict(error.headers or {})
     if error.status_code == HTTPStatus.NOT_FOUND:
         message, category = f"There is no route {path}; the API is described at /docs", "not_found_error"
     elif error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        allowed = (error.headers or {}).get("Allow", "another method")
+        methods = set(headers.get("Allow", "").split(", "))
+        headers["Allow"] = allowed = ", ".join(sorted(methods | {"HEAD"} if "GET" in methods else methods))
         message = f"{request.method[:20]} is not allowed on {path}; use {allowed}"
     problem = ErrorDetail(loc=("path",), msg=message, type=HTTPStatus(error.status_code).name.lower())
     body = ErrorEnvelope(message=message, detail=(problem,), type=category).model_dump_json()
-    return Response(body, error.status_code, error.headers, media_type="application/json")
+    return Response(body, error.status_code, headers, media_type="application/json")
 
 
 async def _on_validation_error(_: Request, error: Exception) -> Response:

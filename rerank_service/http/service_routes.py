@@ -1,14 +1,14 @@
-"""Routes for platforms and tools: models, health, metadata and metrics. None of these routes calls a model."""
+"""Routes for platforms and tools: health, metadata and metrics. None of these routes calls a model or needs a key,
+because health probes and metric scrapers have none."""
 
 import time
 from typing import Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 
 from rerank_service import __version__
-from rerank_service.config import RerankConfig
-from rerank_service.http.access import ApiKeys
+from rerank_service.config import DialectName, RerankConfig
 from rerank_service.http.readiness import Readiness
 from rerank_service.telemetry.ingress_metrics import IngressMetrics
 
@@ -28,16 +28,9 @@ _LICENSE = {
 _FROM_FINEST = ("float32", "float16", "bfloat16", "int8", "float8")
 
 
-def service_routes(config: RerankConfig, keys: ApiKeys, readiness: Readiness, metrics: IngressMetrics) -> APIRouter:
-    """Builds the GET routes. Only `/v1/models` requires a key, because health probes and metric scrapers have none."""
+def service_routes(config: RerankConfig, readiness: Readiness, metrics: IngressMetrics) -> APIRouter:
+    """Builds the GET routes of NVIDIA's API, and similar routes of the enabled dialects."""
     routes = APIRouter(tags=["Service"])
-    model_list = _model_list(config)
-
-    @routes.get("/v1/models", responses={401: {"description": "Missing or invalid API key."}})
-    async def models(request: Request) -> dict[str, Any]:
-        """Served models and their aliases. An alias has the model's id as `root`."""
-        keys.authenticate(request.headers)
-        return model_list
 
     @routes.get("/metrics", response_class=Response, responses=_PROMETHEUS_RESPONSE, openapi_extra=_PUBLIC)
     @routes.get("/v1/metrics", response_class=Response, responses=_PROMETHEUS_RESPONSE, openapi_extra=_PUBLIC)
@@ -46,20 +39,14 @@ def service_routes(config: RerankConfig, keys: ApiKeys, readiness: Readiness, me
         return Response(metrics.exposition(), media_type=_PROMETHEUS)
 
     _add_health(routes, readiness)
+    _add_dialect_routes(routes, config, readiness)
     _add_descriptions(routes, config, metrics)
     return routes
 
 
-def _model_list(config: RerankConfig) -> dict[str, Any]:
-    """The default model comes first: clients without a configured model use the first model in the list."""
-    default, created = config.default_model_id.casefold(), int(time.time())
-    default_first = sorted(config.models, key=lambda model: default not in {name.casefold() for name in model.names})
-    entries = [
-        {"id": name, "object": "model", "created": created, "owned_by": "rerank-service", "root": model.id}
-        for model in default_first
-        for name in model.names
-    ]
-    return {"object": "list", "data": entries}
+_UNAVAILABLE: dict[int | str, dict[str, Any]] = {
+    503: {"description": "A model has not scored its test pair yet, or no replica of any model answers."}
+}
 
 
 def _add_health(routes: APIRouter, readiness: Readiness) -> None:
@@ -68,27 +55,49 @@ def _add_health(routes: APIRouter, readiness: Readiness) -> None:
         """Whether the process responds."""
         return {"object": "health.response", "message": "Service is live.", "status": "live"}
 
-    @routes.get(
-        "/v1/health/ready",
-        openapi_extra=_PUBLIC,
-        responses={
-            503: {"description": "A model has not scored its test pair yet, or no replica of any model answers."}
-        },
-    )
+    @routes.get("/v1/health/ready", openapi_extra=_PUBLIC, responses=_UNAVAILABLE)
     async def ready() -> Response:
         """Whether every permanently deployed model has scored a test pair, and the replicas of at least one of these
         models have answered within the last 10 seconds. While other models answer, a model without answers is listed in
         `unreachable`."""
-        answer: dict[str, Any] = {"object": "health.response"}
-        waiting_for, unreachable = readiness.waiting_for, readiness.unreachable
-        if unreachable:
-            answer["unreachable"] = unreachable
-        if not readiness.is_ready:
-            cause = f"waiting for: {', '.join(waiting_for)}" if waiting_for else "no replica of any model answers"
-            message = f"Service is not ready; {cause}"
-            return JSONResponse(answer | {"message": message, "status": "not_ready", "ready": False}, 503)
-        message = f"Service is ready, except for: {', '.join(unreachable)}" if unreachable else "Service is ready."
-        return JSONResponse(answer | {"message": message, "status": "ready", "ready": True})
+        return _readiness_response(readiness)
+
+
+def _add_dialect_routes(routes: APIRouter, config: RerankConfig, readiness: Readiness) -> None:
+    spoken = set(config.dialects)
+    if spoken & {DialectName.VLLM, DialectName.INFINITY, DialectName.TEI}:
+
+        @routes.get("/health", openapi_extra=_PUBLIC, responses=_UNAVAILABLE)
+        async def health() -> Response:
+            """Readiness, as in vLLM, Infinity and text-embeddings-inference."""
+            return _readiness_response(readiness, unix=time.time())  # Infinity's client reads the time
+
+    if spoken & {DialectName.VLLM, DialectName.TEI}:
+
+        @routes.get("/ping", openapi_extra=_PUBLIC, responses=_UNAVAILABLE)
+        async def ping() -> Response:
+            """Readiness, as in vLLM and text-embeddings-inference, for SageMaker."""
+            return _readiness_response(readiness)
+
+    if DialectName.VLLM in config.dialects:
+
+        @routes.get("/version", openapi_extra=_PUBLIC)
+        async def vllm_version() -> dict[str, str]:
+            """Version of the service, in the form of vLLM."""
+            return {"version": __version__}
+
+
+def _readiness_response(readiness: Readiness, **more: Any) -> Response:
+    answer: dict[str, Any] = {"object": "health.response", **more}
+    waiting_for, unreachable = readiness.waiting_for, readiness.unreachable
+    if unreachable:
+        answer["unreachable"] = unreachable
+    if not readiness.is_ready:
+        cause = f"waiting for: {', '.join(waiting_for)}" if waiting_for else "no replica of any model answers"
+        message = f"Service is not ready; {cause}"
+        return JSONResponse(answer | {"message": message, "status": "not_ready", "ready": False}, 503)
+    message = f"Service is ready, except for: {', '.join(unreachable)}" if unreachable else "Service is ready."
+    return JSONResponse(answer | {"message": message, "status": "ready", "ready": True})
 
 
 def _add_descriptions(routes: APIRouter, config: RerankConfig, metrics: IngressMetrics) -> None:

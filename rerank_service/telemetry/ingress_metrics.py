@@ -31,6 +31,8 @@ class IngressMetrics:
         self._ray = ray
         self._clock = clock
         self._reports: dict[tuple[str, str], tuple[float, ReplicaReport]] = {}
+        self.window_tokens: dict[str, int] = {}
+        """Maximum length of a pair in tokens, by model id. A model has no entry before its first answer."""
 
     def record(self, metric: Metric, value: float, *labels: str) -> None:
         """Records a value; `labels` are the values of `metric.labels`."""
@@ -45,6 +47,8 @@ class IngressMetrics:
         """Stores and counts the report that came with a replica's answer."""
         record_counts(self, model, report)
         self._reports[model, report.replica] = (self._clock(), report)
+        if report.window_tokens is not None:
+            self.window_tokens[model] = report.window_tokens
 
     def precisions(self, model: str) -> set[str]:
         """Number formats used by the model's replicas that answered within the last minute."""
