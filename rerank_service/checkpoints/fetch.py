@@ -108,7 +108,7 @@ def find_whole(
 
 @contextmanager
 def _locked(lock: Path, source: str) -> Iterator[None]:
-    # Imported here: with the hub's library, this takes half a second, and only fetching needs it.
+    # Imported here, because only fetching needs a lock, and huggingface_hub takes half a second to import.
     from filelock import Timeout
     from huggingface_hub.utils import WeakFileLock
 
@@ -302,7 +302,7 @@ class _Fetch:
         done_bytes = sum(record.size_bytes for record in self._records.values())
         total_bytes = sum(other.size_bytes for other in self._origin.files)
         reason = "the connection ended early"
-        with path.open("r+b") as target:  # not append mode: if locks fail, two writers write identical bytes
+        with path.open("r+b") as target:  # no append: if the lock fails, both writers write the same bytes
             try:
                 for position, piece in self._origin.read(file, offset):
                     if position != target.tell():

@@ -167,7 +167,7 @@ def content_revision(files: Mapping[str, FileRecord]) -> str:
 
 
 def is_as_recorded(folder: Path, manifest: Manifest, progress: Progress) -> bool:
-    """Whether every file has the size and full digest in the manifest. Reads all bytes."""
+    """Whether every file has the size and the full digest that the manifest records. Reads all bytes."""
     for name, record in manifest.files.items():
         path = folder / name
         if not path.is_file() or path.stat().st_size != record.size_bytes:

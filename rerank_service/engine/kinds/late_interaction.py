@@ -91,7 +91,7 @@ class LateInteractionEngine(CheckpointEngine[LateInteractionPair]):
         self._states(pack(passages, self.device))  # not `score`, which would fill the caches
 
     def _published_window(self) -> int | None:
-        """`max_seq_length` of a sentence-transformers checkpoint, the length used in training and in normal use."""
+        """`max_seq_length` of a sentence-transformers checkpoint: the model is trained and used with this length."""
         path = self._checkpoint.folder / "sentence_bert_config.json"
         length = loading.read_json(path).get("max_seq_length") if path.is_file() else None
         return int(length) if length else super()._published_window()

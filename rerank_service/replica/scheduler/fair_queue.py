@@ -26,7 +26,7 @@ JobT = TypeVar("JobT", bound=Hashable)
 DueT = TypeVar("DueT", bound="TokensDue")
 
 PROTECTED = 0.9
-"""Share of the time to a deadline that other work may use up. Beyond it, a request is urgent."""
+"""Share of the time to its deadline within which a request must be done. A request that would take longer is urgent."""
 
 _MAX_MISFITS = 8
 """Maximum number of requests skipped in the search for a pair that still fits. A longer search costs time and hardly

@@ -63,7 +63,7 @@ class Cluster:
         host, _, port = self.address.rpartition(":")
         try:
             with closing(socket.create_connection((host.strip("[]"), int(port)), _CONNECT_LIMIT_S)):
-                pass  # Ray itself would retry for 40 s
+                pass  # without this attempt, Ray would retry for 40 s
         except OSError as error:
             raise ConnectionError(f"no Ray cluster answers at {self.address}: {error}") from None
         self._state = GlobalStateAccessor(
