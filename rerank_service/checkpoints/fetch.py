@@ -1,7 +1,7 @@
 """Fetches a checkpoint's files into a folder. The folder appears only when it is complete and verified.
 
-One process at a time works on a folder. A killed process leaves a hidden `.partial` folder next to the intended folder,
-and the next process resumes from it. This module must not depend on hubs, object stores or HTTP.
+One process at a time works on a folder. A killed process leaves its files in a hidden `.partial` folder next to the
+intended folder, and the next process resumes from these files. This module must not depend on hubs, object stores or HTTP.
 """
 
 import contextlib

@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 Progress = Callable[[str, int, int], None]
-"""Called with the current activity, the amount done, and the total amount; for files, the amounts are megabytes."""
+"""A function that takes the current activity, the amount done, and the total; for files, amounts are in megabytes."""
 
 MANIFEST_FILE = "fetched.json"
 

@@ -1,9 +1,9 @@
 """Attention over packed sequences, registered with transformers as `packed` and `packed_causal`.
 
 Each sequence attends only to itself: the packing replaces the model's own mask. With `packed`, each token sees its
-whole sequence; with `packed_causal`, it sees only itself and earlier tokens. On a GPU in half precision, attention is
-one variable-length kernel per layer. Elsewhere it is a loop over the sequences, so a pair's numbers do not depend on
-the other pairs of its batch.
+whole sequence; with `packed_causal`, each token sees only itself and earlier tokens. On a GPU in half precision,
+attention is one variable-length kernel per layer. Elsewhere, attention is a loop over the sequences, so the logit of a
+pair does not depend on the other pairs of its batch.
 """
 
 import inspect

@@ -50,7 +50,8 @@ class _MatchRecord:
         self.similarities = self.tokens = torch.empty(0)
 
     def fill(self, similarities: torch.Tensor) -> None:
-        """Takes the cosines `[L, Nq]` of all passage tokens with these query tokens. Does not wait for the device."""
+        """Records the best matches. `similarities` are the cosines `[L, Nq]` of all passage tokens with the query tokens.
+        Does not wait for the device."""
         self.similarities, self.tokens = similarities.max(0)
 
 
@@ -60,7 +61,7 @@ class LateInteractionPair(EncodedPair):
 
     query_ids: TokenIds
     record: _MatchRecord | None = field(default=None, kw_only=True)
-    """Filled by the forward pass. Null: nobody asked for the matches."""
+    """The forward pass fills this record. Null: no matches are requested."""
 
 
 class LateInteractionEngine(CheckpointEngine[LateInteractionPair]):

@@ -1,4 +1,4 @@
-"""Drains one node of a running Ray cluster: Ray places nothing new on the node, and Serve moves its replicas.
+"""Drains one node of a running Ray cluster: Ray places nothing new on the node, and Serve moves the node's replicas.
 
 This module talks only to the cluster's control store (GCS). It is not a Ray driver, because a drained node ends its
 drivers.

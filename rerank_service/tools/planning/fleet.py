@@ -31,7 +31,7 @@ _NUM_REQUESTS = 6_000
 """Number of requests in a simulation; sixty of them are slower than the p99."""
 _NUM_COARSE = 1_500
 _NUM_TARGETS = 40
-"""Minimum duration of a simulation, as a multiple of the target, since queues of large fleets build up slowly."""
+"""Minimum duration of a simulation, as a multiple of the target p99, because queues of large fleets build up slowly."""
 _WARM_UP, _COOL_DOWN = 0.15, 0.05
 """Uncounted requests before and after the counted requests, as shares of the number of counted requests."""
 _PLENTY = 4
