@@ -1,7 +1,8 @@
 """Fetches a checkpoint's files into a folder. The folder appears only when it is complete and verified.
 
 One process at a time works on a folder. A killed process leaves its files in a hidden `.partial` folder next to the
-intended folder, and the next process resumes from these files. This module must not depend on hubs, object stores or HTTP.
+intended folder, and the next process resumes from these files. This module must not depend on hubs, object stores or
+HTTP.
 """
 
 import contextlib
@@ -51,7 +52,7 @@ class Destination(NamedTuple):
     """Name of the folder. Null: the revision, once it is known."""
 
     is_cache: bool = True
-    """Whether files may be hard links to identical files elsewhere. Otherwise they are copies, which the user may
+    """Whether files may be hard links to identical files elsewhere. If false, all files are copies, which the user may
     edit."""
 
 
@@ -69,7 +70,7 @@ def fetch(
 ) -> Fetched:
     """Fetches a checkpoint, verifies every file, and returns its folder. Existing correct files are not fetched again.
 
-    With `thorough`, all bytes of existing files are read; otherwise they are only checked with
+    With `thorough`, all bytes of existing files are read; otherwise the files are only checked with
     `check_against_manifest`. Raises `CheckpointError`.
     """
     stem = destination.name or origin.fingerprint

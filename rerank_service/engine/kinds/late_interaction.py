@@ -50,8 +50,8 @@ class _MatchRecord:
         self.similarities = self.tokens = torch.empty(0)
 
     def fill(self, similarities: torch.Tensor) -> None:
-        """Records the best matches. `similarities` are the cosines `[L, Nq]` of all passage tokens with the query tokens.
-        Does not wait for the device."""
+        """Records the best matches. `similarities` are the cosines `[L, Nq]` of passage tokens with query tokens. Does
+        not wait for the device."""
         self.similarities, self.tokens = similarities.max(0)
 
 
