@@ -57,7 +57,7 @@ class _MatchRecord:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LateInteractionPair(EncodedPair):
-    """A tokenised passage and the query, which all pairs of a request share."""
+    """A tokenised passage, and the tokenised query that all pairs of a request share."""
 
     query_ids: TokenIds
     record: _MatchRecord | None = field(default=None, kw_only=True)
