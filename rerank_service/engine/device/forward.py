@@ -33,9 +33,9 @@ PACKED_CAUSAL_ATTENTION = "packed_causal"
 _HALF = (torch.bfloat16, torch.float16)
 """Number types that the variable-length kernel accepts."""
 _LONGEST_PRODUCT = {torch.float32: 128, torch.bfloat16: 512}
-"""Length of the longest sequence for which two plain matrix products beat the fused kernel on a CPU. The products were
-17 to 41% faster in bfloat16 and 18 to 35% in float32, with 12 to 32 heads of size 32 or 64 (AMD EPYC, two threads,
-torch 2.13.0). From 1,024 tokens on, the products are slower."""
+"""Length of the longest sequence for which two plain matrix products beat the fused kernel on a CPU. They beat it
+by 17 to 41% in bfloat16 and by 18 to 35% in float32, with 12 to 32 heads of size 32 or 64 (AMD EPYC, two threads, torch
+2.13.0). From 1,024 tokens on, the products are slower."""
 _LONGEST_CAUSAL_PRODUCT = {torch.bfloat16: 512}
 """Length of the longest sequence for which two plain products beat the fused kernel in causal attention. The fused
 kernel skips later tokens; the products do not. In bfloat16, products are 18 to 36% faster up to 512 tokens; in float32

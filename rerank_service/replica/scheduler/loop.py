@@ -147,7 +147,7 @@ class Scheduler(Generic[PairT]):
 
         `launch_thread`, with one worker, launches the forward passes; the caller shuts it down. Pass the thread that
         loaded the engine: each computing thread has its own set of OpenMP threads. If two sets share the same CPUs,
-        their threads sleep instead of spinning while they wait, which costs a quarter of the speed.
+        their threads stop spinning while they wait, which costs a quarter of the speed.
         """
         self.max_batch_tokens = max_batch_tokens
         self.min_batch_tokens = min_batch_tokens
