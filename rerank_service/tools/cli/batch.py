@@ -18,7 +18,7 @@ from rerank_service.tools.batch.chunk_scorer import ChunkScorer, ScoringTask, pe
 from rerank_service.tools.batch.job import BatchJob, prepare
 from rerank_service.tools.batch.parts import Parts
 from rerank_service.tools.batch.sources import InputFiles
-from rerank_service.tools.cli.console import fail
+from rerank_service.tools.cli.console import fail, say
 from rerank_service.tools.cli.options import (
     DEFAULT_OVERLAP_TOKENS,
     ConfigOption,
@@ -125,6 +125,4 @@ def _report(job: BatchJob, output: Path, wall_s: float, as_json: bool) -> None:
     cut = f"; {summary.num_truncated_pairs:,} truncated to the window" if summary.num_truncated_pairs else ""
     if summary.num_unscored_pairs:
         cut += f", {summary.num_unscored_pairs:,} of them with a query that fills the window"
-    typer.echo(
-        f"{output}: {summary.num_pairs:,} pairs{resumed}, {wall_s:.1f} s, {rate:,.0f} pairs/s, {summary.engine}{cut}"
-    )
+    say(f"{output}: {summary.num_pairs:,} pairs{resumed}, {wall_s:.1f} s, {rate:,.0f} pairs/s, {summary.engine}{cut}")

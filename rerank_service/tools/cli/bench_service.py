@@ -7,7 +7,7 @@ from typing import Any
 import typer
 from rich.table import Column, Table
 
-from rerank_service.tools.cli.console import Key, Url, fail, stdout
+from rerank_service.tools.cli.console import Key, Url, fail, say, stdout
 
 __all__ = ["bench_service_command", "probe_line", "service_table"]
 
@@ -51,7 +51,7 @@ def bench_service_command(
         return
     title = f"{num_requests} requests of {num_passages} passages of {passage_tokens} tokens; median of {repeats} runs"
     stdout.print(service_table(figures, title))
-    stdout.print(probe_line(figures), highlight=False)
+    say(probe_line(figures))
 
 
 def service_table(figures: dict[str, Any], title: str) -> Table:
@@ -62,7 +62,9 @@ def service_table(figures: dict[str, Any], title: str) -> Table:
         *(Column(name, justify="right", no_wrap=True) for name in numbers),
         Column("failures", overflow="fold"),
         title=title,
+        title_justify="left",
         box=None,
+        pad_edge=False,
     )
     for name, load in figures["loads"].items():
         table.add_row(

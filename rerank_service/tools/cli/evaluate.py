@@ -13,7 +13,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from rerank_service.config import Dtype
-from rerank_service.tools.cli.console import fail, stdout
+from rerank_service.tools.cli.console import fail, say, stdout
 from rerank_service.tools.cli.options import (
     DEFAULT_OVERLAP_TOKENS,
     ConfigOption,
@@ -64,6 +64,8 @@ def evaluate_command(
     """
     if plot is not None and plot.suffix.lower() not in _PLOT_SUFFIXES:
         raise fail(f"{plot} must end in one of {', '.join(_PLOT_SUFFIXES)}")
+    if plot is not None and not plot.absolute().parent.is_dir():  # not after an hour of scoring
+        raise fail(f"{plot} cannot be written: {plot.parent} is not a folder")
     models = [choose_model(name, config, dtype) for name in (model or (None,))]
     # imported here, because torch takes seconds and the other modules need the extra `tools`
     from rerank_service.tools.evaluation.collection import read_collection
@@ -97,7 +99,7 @@ def _show(evaluation: Evaluation, as_json: bool) -> None:
             unscored = (
                 f", {model.unscored_pairs:.1%} have a query that fills the window" if model.unscored_pairs else ""
             )
-            typer.echo(truncated + unscored)
+            say(truncated + unscored)
     table = Table(
         *(Column(name, overflow="fold") for name in ("model", "first stage")),
         *(Column(name, no_wrap=True) for name in ("measure", "value")),
@@ -110,7 +112,7 @@ def _show(evaluation: Evaluation, as_json: bool) -> None:
         table.add_row(row.model, row.first_stage, row.measure, f"{row.value:.4f}")
     stdout.print("", table, sep="\n")
     for collections, source in dict.fromkeys((row.collections, row.source) for row in PUBLISHED):
-        typer.echo(f"Mean over {collections}. Source: {source}")
+        say(f"Mean over {collections}. Source: {source}")
 
 
 def _table(evaluation: Evaluation) -> Table:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from rerank_service.tools.cli.console import fail
+from rerank_service.tools.files import file_problem
 from rerank_service.tools.random_checkpoints.shapes import Architecture
 
 __all__ = ["make_checkpoint_command"]
@@ -54,8 +55,10 @@ def make_checkpoint_command(
             overwrite=force,
             progress=size not in _SMALL_SIZES,
         )
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         raise fail(str(error)) from error
+    except OSError as error:
+        raise fail(file_problem(error, folder, is_output=True)) from None
     num_parameters = count_parameters(architecture, size, head_bias=head_bias)
     num_bytes = sum(path.stat().st_size for path in folder.iterdir())
     seconds = time.monotonic() - started

@@ -1,18 +1,18 @@
 """`rerank-service rank`: ranks lines of text, with a running service or in this process."""
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Column, Table
 from rich.text import Text
 
 from rerank_service.client import Client, ConnectionFailed, RerankClientError
 from rerank_service.client import PassageWindows as ClientWindows
 from rerank_service.messages import Fitting, PassageWindows, rank_by_logit
-from rerank_service.tools.cli.console import Key, Url, fail, stdout, unreachable
+from rerank_service.tools.cli.console import Key, Url, fail, stderr, stdout, unreachable
 from rerank_service.tools.cli.options import (
     DEFAULT_OVERLAP_TOKENS,
     ConfigOption,
@@ -22,10 +22,13 @@ from rerank_service.tools.cli.options import (
     choose_model,
     passage_windows,
 )
+from rerank_service.tools.files import file_problem
 
 __all__ = ["rank"]
 
 _TIMEOUT_S = 120.0
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+"""Control characters, which a passage must not send to the terminal."""
 
 
 def rank(
@@ -64,30 +67,31 @@ def rank(
     if as_json:
         typer.echo(json.dumps(answer))
         return
-    table = Table(
-        Column("logit", justify="right", no_wrap=True),
-        Column("index", justify="right", no_wrap=True, style="dim"),
-        "passage",  # without no_wrap, since rich narrows only columns that may wrap; the texts are shortened instead
-        box=None,
-        pad_edge=False,
-    )
-    for ranking in answer["rankings"]:
-        index = ranking["index"]
-        table.add_row(f"{ranking['logit']:.2f}", str(index), Text(lines[index], no_wrap=True, overflow="ellipsis"))
-    stdout.print(table)
+    _show(answer["rankings"], lines)
+
+
+def _show(rankings: list[dict[str, Any]], lines: list[str]) -> None:
+    """Prints one line per passage. On a terminal, a passage is shortened to the width that logit and index leave."""
+    rows = [("logit", "index", "passage")]
+    rows += [(f"{one['logit']:.2f}", str(one["index"]), _CONTROL.sub(" ", lines[one["index"]])) for one in rankings]
+    logits, indices = (max(len(row[column]) for row in rows) for column in (0, 1))
+    for logit, index, passage in rows:
+        line = Text.assemble(logit.rjust(logits), "  ", (index.rjust(indices), "dim"), "  ", passage)
+        stdout.print(
+            line, no_wrap=True, overflow="ellipsis" if stdout.is_terminal else "ignore", crop=stdout.is_terminal
+        )
 
 
 def _read_lines(source: str) -> list[str]:
     place = "standard input" if source == "-" else source
+    if source == "-" and sys.stdin.isatty():
+        stderr.print("reading passages from the terminal, one per line; Ctrl-D ends them")
     try:
         # Bytes, because Python decodes standard input leniently under some locales.
         raw = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
         text = raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = 1 + error.object.count(b"\n", 0, error.start)
-        raise fail(f"cannot read passages from {place}: line {line} is not UTF-8 ({error.reason})") from None
-    except OSError as error:
-        raise fail(f"cannot read passages from {place}: {error}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise fail(file_problem(error, place)) from None
     lines = [line for line in text.splitlines() if line.strip()]
     if not lines:
         raise fail("there are no passages; give one per line")

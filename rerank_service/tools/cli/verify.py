@@ -14,7 +14,7 @@ from rich.table import Column, Table
 
 from rerank_service.client import Client, ConnectionFailed, RerankClientError
 from rerank_service.config import Dtype
-from rerank_service.tools.cli.console import Key, fail, get_json, stdout, unreachable
+from rerank_service.tools.cli.console import Key, fail, get_json, say, stdout, unreachable
 from rerank_service.tools.cli.options import ConfigOption, choose_model, is_source
 from rerank_service.tools.cli.progress import ProgressBar
 
@@ -33,7 +33,7 @@ Name = Annotated[
 ]
 Recorded = Annotated[
     str | None,
-    typer.Option(help="Published model whose recorded logits must match, or `none`; by default chosen by MODEL."),
+    typer.Option(help="Published model whose recorded scores must match, or `none`; by default chosen by MODEL."),
 ]
 
 
@@ -49,7 +49,8 @@ def verify_command(
 ) -> None:
     """Check that a served model scores like its checkpoint.
 
-    The reference is a plain run of the checkpoint. Exit codes: 0 the scores agree; 1 they do not agree.
+    The command scores the same texts with the served model and with a plain run of the checkpoint, and compares. Exit
+    codes: 0 the scores agree; 1 they do not agree; 2 an error.
     """
     if served_as is not None and url is None:
         raise fail("--served-as needs --url")
@@ -106,13 +107,15 @@ def _recorded(wanted: str | None, model_id: str) -> Sequence[RecordedLogits]:
 
 
 def _show(verdict: Verdict) -> None:
-    typer.echo(f"served     {verdict.served}\nreference  {verdict.reference}")
+    say(f"served     {verdict.served}")
+    say(f"reference  {verdict.reference}")
     folded = (Column(name, overflow="fold") for name in ("check", "found", "allowed"))
     table = Table(*folded, Column("", no_wrap=True), box=None, pad_edge=False, show_edge=False)
     for check in verdict.checks:
         table.add_row(check.name, check.found, check.allowed, "yes" if check.is_passed else "[bold red]NO[/]")
     stdout.print("", table, "", sep="\n")
-    typer.echo("\n".join(_words(verdict)))
+    for line in _words(verdict):
+        say(line)
 
 
 def _words(verdict: Verdict) -> Iterator[str]:
