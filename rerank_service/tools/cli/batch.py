@@ -18,7 +18,7 @@ from rerank_service.tools.batch.chunk_scorer import ChunkScorer, ScoringTask, pe
 from rerank_service.tools.batch.job import BatchJob, prepare
 from rerank_service.tools.batch.parts import Parts
 from rerank_service.tools.batch.sources import InputFiles
-from rerank_service.tools.cli.console import fail, say
+from rerank_service.tools.cli.console import DTYPE_HELP, MODEL_HELP, fail, say
 from rerank_service.tools.cli.options import (
     DEFAULT_OVERLAP_TOKENS,
     ConfigOption,
@@ -35,32 +35,48 @@ __all__ = ["batch"]
 _SMALL_PAIRS = 20_000
 """Scoring this many pairs in one process takes less time than starting Ray with one model per core."""
 
-Input = Annotated[Path, typer.Argument(metavar="INPUT", help=".jsonl, .csv, .tsv, .parquet, or a BEIR folder.")]
-Output = Annotated[Path, typer.Argument(metavar="OUTPUT", help=".jsonl, .csv, .parquet, or .trec for a TREC run.")]
+Input = Annotated[
+    Path,
+    typer.Argument(
+        metavar="INPUT", help="File of queries and passages: .jsonl, .csv, .tsv or .parquet; or a BEIR folder."
+    ),
+]
+Output = Annotated[Path, typer.Argument(metavar="OUTPUT", help="File for the scores: .jsonl, .csv, .parquet or .trec.")]
 
 
 def batch(
     input_path: Input,
     output: Output,
-    model: str | None = typer.Option(None, help="Configured model, or a checkpoint: package:NAME or a folder."),
+    model: str | None = typer.Option(None, help=MODEL_HELP),
     config: ConfigOption = None,
-    dtype: Dtype | None = typer.Option(None, help="Precision; overrides the setting engine.dtype."),
-    candidates: Path | None = typer.Option(None, help="TREC run or qrels with the pairs to score; for a BEIR folder."),
-    truncate: Truncate = typer.Option(Truncate.END, help="How to handle a pair longer than the window."),
+    dtype: Dtype | None = typer.Option(None, help=DTYPE_HELP),
+    candidates: Path | None = typer.Option(
+        None, help="For a BEIR folder: a TREC run or qrels file that lists the pairs to score."
+    ),
+    truncate: Truncate = typer.Option(
+        Truncate.END, help="For a text longer than the model reads. END: cut its end off; NONE: refuse it."
+    ),
     max_windows: MaxWindows = 1,
     window_tokens: WindowTokens = None,
     overlap_tokens: OverlapTokens = DEFAULT_OVERLAP_TOKENS,
     in_process: bool = typer.Option(False, "--in-process", help="Score in this process, without Ray."),
-    workers: int | None = typer.Option(None, min=1, help="Ray actors; by default all that the cluster can hold."),
-    address: str | None = typer.Option(None, help="Address of a Ray cluster; by default a local Ray is started."),
-    chunk_pairs: int = typer.Option(2_048, min=1, help="Pairs per chunk; a restart repeats at most one chunk."),
+    workers: int | None = typer.Option(
+        None, min=1, help="Number of Ray workers; by default as many as the cluster has room for."
+    ),
+    address: str | None = typer.Option(
+        None, help="Address of a Ray cluster; by default Ray starts on this machine if needed."
+    ),
+    chunk_pairs: int = typer.Option(
+        2_048, min=1, help="Pairs that are saved together; a restart repeats no more than these."
+    ),
     force: bool = typer.Option(False, "--force", help="Replace an existing output."),
     keep_parts: bool = typer.Option(False, "--keep-parts", help="Keep the folder OUTPUT.parts at the end."),
     as_json: bool = typer.Option(False, "--json", help="Print a summary as JSON at the end."),
 ) -> None:
     """Score a file of queries and passages, of any size.
 
-    If the command is stopped or killed, run it again to resume: no pair is lost or scored twice.
+    No service needs to run. If the command is stopped or killed, run it again to resume: no pair is lost or scored
+    twice.
     """
     started = time.monotonic()
     if in_process and (address or workers):

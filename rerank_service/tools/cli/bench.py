@@ -24,9 +24,11 @@ bench.command("service")(bench_service_command)
 
 @bench.command()
 def engine(
-    lengths: Lengths = typer.Option(Lengths.SHORT, help="Distribution of passage lengths."),
-    num_pairs: int = typer.Option(48, "--pairs", min=1, help="Pairs per run."),
-    repeats: int = typer.Option(3, min=1, help="Runs per engine; engines alternate, and the median is shown."),
+    lengths: Lengths = typer.Option(
+        Lengths.SHORT, help="Passages like search snippets, pieces of documents, or whole documents."
+    ),
+    num_pairs: int = typer.Option(48, "--pairs", min=1, help="Number of query-passage pairs per run."),
+    repeats: int = typer.Option(3, min=1, help="Number of runs; the median is shown."),
     num_threads: int | None = typer.Option(
         None, "--threads", min=1, help="Number of threads; by default all CPUs of this process."
     ),

@@ -15,13 +15,13 @@ __all__ = ["bench_service_command", "probe_line", "service_table"]
 def bench_service_command(
     url: Url = "http://127.0.0.1:8000",
     key: Key = None,
-    model: str | None = typer.Option(None, help="Model or alias; by default the service's default model."),
-    clients: str = typer.Option("1,16", help="Numbers of clients to measure, comma-separated."),
+    model: str | None = typer.Option(None, help="Name of the model; by default the service's default model."),
+    clients: str = typer.Option("1,16", help="Numbers of concurrent clients to measure, such as 1,16."),
     num_requests: int = typer.Option(16, "--requests", min=1, help="Number of requests in each load."),
     num_passages: int = typer.Option(100, "--passages", min=1, help="Passages per request, except in the mixed load."),
     passage_tokens: int = typer.Option(128, min=3, help="Tokens per passage, except in the mixed load."),
     repeats: int = typer.Option(3, min=1, help="Number of runs of each load; the median is shown."),
-    pid: int | None = typer.Option(None, help="Id of the service's root process; needed to measure CPU time."),
+    pid: int | None = typer.Option(None, help="Process id of `rerank-service serve`, to measure CPU time too."),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object."),
 ) -> None:
     """Measure a running service under load.

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-__all__ = ["Key", "Url", "fail", "get_json", "say", "stderr", "stdout", "unreachable"]
+__all__ = ["DTYPE_HELP", "MODEL_HELP", "Key", "Url", "fail", "get_json", "say", "stderr", "stdout", "unreachable"]
 
 stdout = Console()
 stderr = Console(stderr=True)
@@ -21,6 +21,12 @@ Key = Annotated[
         envvar=["RERANK_SERVICE_API_KEY", "NVIDIA_API_KEY"],
     ),
 ]
+
+MODEL_HELP = (
+    "Id of a configured model, a folder with a checkpoint, package:NAME, or ORG/NAME@COMMIT. Default: the "
+    "configuration's first model."
+)
+DTYPE_HELP = "Number format of the computation; overrides the configuration's engine.dtype."
 
 _ERRNO = re.compile(r"^\[Errno -?\d+\] ")
 

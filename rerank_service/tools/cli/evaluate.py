@@ -13,7 +13,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from rerank_service.config import Dtype
-from rerank_service.tools.cli.console import fail, say, stdout
+from rerank_service.tools.cli.console import DTYPE_HELP, MODEL_HELP, fail, say, stdout
 from rerank_service.tools.cli.options import (
     DEFAULT_OVERLAP_TOKENS,
     ConfigOption,
@@ -32,21 +32,30 @@ __all__ = ["evaluate_command"]
 
 _PLOT_SUFFIXES = (".png", ".svg", ".pdf")
 
-Folder = Annotated[Path, typer.Argument(metavar="DATASET", help="BEIR folder: corpus.jsonl, queries.jsonl, qrels.")]
+Folder = Annotated[
+    Path, typer.Argument(metavar="DATASET", help="Folder in BEIR's format: corpus.jsonl, queries.jsonl and qrels.")
+]
 
 
 def evaluate_command(
     dataset: Folder,
     model: Annotated[
         list[str] | None,
-        typer.Option(help="Model, as in `batch`; repeat to compare models. Default: the configured default."),
+        typer.Option(help=f"{MODEL_HELP} Repeat the option to compare models."),
     ] = None,
     config: ConfigOption = None,
-    dtype: Annotated[Dtype | None, typer.Option(help="Precision; overrides the setting engine.dtype.")] = None,
-    qrels: Annotated[Path | None, typer.Option(help="File with judgements; by default the folder's qrels.")] = None,
-    run: Annotated[Path | None, typer.Option(help="TREC run with the candidates; without it, BM25 finds them.")] = None,
-    top_k: Annotated[int, typer.Option(min=1, help="Candidates per query.")] = 100,
-    recall_at: Annotated[list[int] | None, typer.Option(min=1, help="Recall cutoffs. Default: 5 and 10.")] = None,
+    dtype: Annotated[Dtype | None, typer.Option(help=DTYPE_HELP)] = None,
+    qrels: Annotated[
+        Path | None, typer.Option(help="File that says which passages are relevant; by default the folder's qrels.")
+    ] = None,
+    run: Annotated[
+        Path | None, typer.Option(help="TREC run with the passages to rank; without it, BM25 finds them.")
+    ] = None,
+    top_k: Annotated[int, typer.Option(min=1, help="Passages that are ranked per query.")] = 100,
+    recall_at: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="Measure recall among this many best passages; repeatable. Default: 5 and 10."),
+    ] = None,
     max_queries: Annotated[
         int | None, typer.Option(min=1, help="Use only the first queries, up to this number.")
     ] = None,
@@ -60,7 +69,8 @@ def evaluate_command(
 ) -> None:
     """Compare models on judged queries.
 
-    The measures are nDCG@10, MRR@10 and recall. BM25 and NVIDIA's published figures are shown for comparison.
+    The dataset says which passages are relevant to each query. The measures are nDCG@10, MRR@10 and recall: 1 is
+    perfect. BM25 and NVIDIA's published figures are shown for comparison.
     """
     if plot is not None and plot.suffix.lower() not in _PLOT_SUFFIXES:
         raise fail(f"{plot} must end in one of {', '.join(_PLOT_SUFFIXES)}")

@@ -31,14 +31,14 @@ def make_checkpoint_command(
         str, typer.Option(help="tiny or small; also 1b for llama_bidirec, 4b for mistral, 0.6b, 4b or 8b for qwen3.")
     ] = "tiny",
     seed: Annotated[int, typer.Option(help="The same seed gives the same weights.")] = 0,
-    dtype: Annotated[DType, typer.Option(help="Element type of the weights.")] = DType.BFLOAT16,
+    dtype: Annotated[DType, typer.Option(help="Number format of the weights.")] = DType.BFLOAT16,
     head_bias: Annotated[bool, typer.Option("--head-bias", help="Add score.bias; mistral only.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing checkpoint.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Write a randomly initialised reranker checkpoint.
 
-    The checkpoint is for tests and speed measurements.
+    Its rankings are meaningless: it is for tests and speed measurements.
     """
     # imported here, because torch and transformers take seconds and --help does not need them
     from rerank_service.tools.random_checkpoints.make import count_parameters, make_checkpoint

@@ -72,7 +72,9 @@ def models(
             help=f"List the models of a running service (default: {_DEFAULT_URL}), or the known models.",
         ),
     ] = None,
-    models_dir: Annotated[str, typer.Option(help="Folder that contains a folder for each known model.")] = "/models",
+    models_dir: Annotated[
+        str, typer.Option(help="Folder where downloaded models may already be, one folder per model.")
+    ] = "/models",
     key: Key = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object: for a running service, the service's own answer.")

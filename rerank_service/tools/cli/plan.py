@@ -33,18 +33,34 @@ class Front(StrEnum):
 
 def plan(
     rps: float = typer.Option(..., min=0.001, help="Requests per second."),
-    passages: str = typer.Option(..., help="Passages per request, or a mix SIZE:WEIGHT, such as 10:4,100:1."),
-    tokens: str = typer.Option(..., help=f"Tokens per pair, query included, or one of {', '.join(Lengths)}."),
-    p99_ms: float = typer.Option(..., min=1, help="Target for the 99th percentile of latency."),
-    tokens_per_s: float | None = typer.Option(None, min=1, help="Speed of one replica, measured by benchmarks/gpu.py."),
-    model: PlannedModel = typer.Option(PlannedModel.LLAMA_1B, help="Model to estimate if there is no --tokens-per-s."),
-    gpu: str = typer.Option("h100", help="GPU of each replica: h100, h200, a100, l40s, a10, l4 ..."),
-    mfu: float = typer.Option(ASSUMED_MFU, min=0.01, max=1, help="Assumed share of the GPU's peak throughput."),
-    batch_overhead_ms: float | None = typer.Option(None, min=0, help="Fixed time per batch, whatever its size."),
-    burstiness: float = typer.Option(1.0, min=1, help="Squared CV of the gaps between requests; 1: Poisson."),
+    passages: str = typer.Option(
+        ..., help="Passages per request, or a mix SIZE:WEIGHT: 10:4,100:1 is four requests of 10 to one of 100."
+    ),
+    tokens: str = typer.Option(
+        ..., help=f"Tokens of query and passage together, or a kind of text: {', '.join(Lengths)}."
+    ),
+    p99_ms: float = typer.Option(..., min=1, help="Time in which 99% of the requests must be answered."),
+    tokens_per_s: float | None = typer.Option(
+        None, min=1, help="Measured speed of one GPU (benchmarks/gpu.py); by default an estimate."
+    ),
+    model: PlannedModel = typer.Option(
+        PlannedModel.LLAMA_1B, help="Model whose speed is estimated: NVIDIA's 1B or 4B, or the embedded one (CPU)."
+    ),
+    gpu: str = typer.Option("h100", help="GPU for the estimate: h100, h200, a100, l40s, a10, l4 ..."),
+    mfu: float = typer.Option(
+        ASSUMED_MFU, min=0.01, max=1, help="Share of the GPU's peak throughput that the estimate assumes."
+    ),
+    batch_overhead_ms: float | None = typer.Option(
+        None, min=0, help="Time that each batch takes in addition, whatever its size."
+    ),
+    burstiness: float = typer.Option(
+        1.0, min=1, help="1: requests arrive at random (Poisson); higher: in bursts. Squared CV of the gaps."
+    ),
     timeout_s: float = typer.Option(60.0, min=0.1, help="Request timeout of the service."),
-    front: Front = typer.Option(Front.HAPROXY, help="Proxy in front of the service."),
-    price_per_gpu_hour: float | None = typer.Option(None, min=0, help="Price in any currency; adds the cost."),
+    front: Front = typer.Option(Front.HAPROXY, help="HTTP proxy in front of the service."),
+    price_per_gpu_hour: float | None = typer.Option(
+        None, min=0, help="Price of a GPU hour in any currency, to show the cost."
+    ),
     regions: int = typer.Option(1, min=1, help="Regions that share the load; with 2 or more, one region fails."),
     start_s: float = typer.Option(60.0, min=0, help="Time that a new replica takes to start after a region fails."),
     failover_s: float = typer.Option(10.0, min=0, help="Time until clients of the failed region reach another region."),

@@ -32,22 +32,28 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 def rank(
-    query: Annotated[str, typer.Argument(help="The query to rank the passages for.")],
-    passages: Annotated[str, typer.Argument(help="File with one passage per line; - reads standard input.")] = "-",
+    query: Annotated[str, typer.Argument(help="The question or search text.")],
+    passages: Annotated[str, typer.Argument(help="Text file with one passage per line; -: standard input.")] = "-",
     url: Url = "http://127.0.0.1:8000",
     key: Key = None,
-    model: Annotated[str | None, typer.Option(help="Model or alias; by default the service's default model.")] = None,
-    top: Annotated[int | None, typer.Option(min=1, help="Number of best passages to show.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Name of the model; by default the service's default model.")
+    ] = None,
+    top: Annotated[int | None, typer.Option(min=1, help="Show only this many passages, the best ones.")] = None,
     max_windows: MaxWindows = 1,
     window_tokens: WindowTokens = None,
     overlap_tokens: OverlapTokens = DEFAULT_OVERLAP_TOKENS,
     in_process: Annotated[
-        bool, typer.Option("--in-process", help="Load the model in this process, without a service.")
+        bool, typer.Option("--in-process", help="Load the model here, without a running service.")
     ] = False,
     config: ConfigOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the ranking as JSON.")] = False,
 ) -> None:
-    """Rank passages, one per line, for a query."""
+    """Rank passages, one per line, for a query.
+
+    The best passage comes first. A higher score (logit) means more relevant; scores of different models cannot be
+    compared. Example: rerank-service rank "What is the capital of France?" examples/passages.txt --top 3
+    """
     if not query.strip():
         raise fail("the query is blank; give a text")
     lines = _read_lines(passages)

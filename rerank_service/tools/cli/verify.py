@@ -14,7 +14,7 @@ from rich.table import Column, Table
 
 from rerank_service.client import Client, ConnectionFailed, RerankClientError
 from rerank_service.config import Dtype
-from rerank_service.tools.cli.console import Key, fail, get_json, say, stdout, unreachable
+from rerank_service.tools.cli.console import DTYPE_HELP, MODEL_HELP, Key, fail, get_json, say, stdout, unreachable
 from rerank_service.tools.cli.options import ConfigOption, choose_model, is_source
 from rerank_service.tools.cli.progress import ProgressBar
 
@@ -28,9 +28,7 @@ __all__ = ["verify_command"]
 _TIMEOUT_S = 300.0
 _NONE = "none"
 
-Name = Annotated[
-    str | None, typer.Argument(metavar="MODEL", help="Model, as in `batch`; by default the configured default model.")
-]
+Name = Annotated[str | None, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
 Recorded = Annotated[
     str | None,
     typer.Option(help="Published model whose recorded scores must match, or `none`; by default chosen by MODEL."),
@@ -40,10 +38,14 @@ Recorded = Annotated[
 def verify_command(
     model: Name = None,
     config: ConfigOption = None,
-    dtype: Annotated[Dtype | None, typer.Option(help="Precision; overrides the setting engine.dtype.")] = None,
-    url: Annotated[str | None, typer.Option(help="Verify this running service instead.")] = None,
+    dtype: Annotated[Dtype | None, typer.Option(help=DTYPE_HELP)] = None,
+    url: Annotated[
+        str | None, typer.Option(help="Verify a running service at this address; by default a model loaded here.")
+    ] = None,
     key: Key = None,
-    served_as: Annotated[str | None, typer.Option(help="With --url: the service's name for the model.")] = None,
+    served_as: Annotated[
+        str | None, typer.Option(help="With --url: name of the model in the service, if it differs.")
+    ] = None,
     recorded: Recorded = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the verdict and its figures as JSON.")] = False,
 ) -> None:

@@ -270,7 +270,7 @@ def test_errors_are_reported_in_one_line(passages: str, arguments: list[str], me
         (["rank", "q", "{passages}/x"], "{passages}/x is not a folder, or lies in a path that is not a folder"),
         (["batch", "{folder}/no.jsonl", "{folder}/out.jsonl"], "{folder}/no.jsonl does not exist"),
         (["batch", "{pairs}", "{passages}/out.jsonl"], "{passages}/out.jsonl.parts cannot be written: not a directory"),
-        (["make-checkpoint", "bert", "{passages}/x"], "{passages}/x cannot be written: not a directory"),
+        (["make-checkpoint", "bert", "{passages}/x"], "{passages}/x cannot be written: file exists"),
         (
             ["eval", "{folder}", "--plot", "{folder}/no/x.png"],
             "{folder}/no/x.png cannot be written: {folder}/no is not a",

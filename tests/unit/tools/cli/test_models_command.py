@@ -63,7 +63,7 @@ def test_without_a_service_every_known_model_is_listed(small_machine: None) -> N
     ]
     fast, slow, refused = ({line.split()[0]: line for line in part.splitlines()} for part in parts[1:4])
     assert {model.name for model in CATALOGUE} <= {*fast, *slow, *refused}
-    assert fast["ms-marco-MiniLM-L6-v2"].split()[1:] == ["English", "1.2", "GB", "to", "download", "Apache-2.0"]
+    assert fast["ms-marco-MiniLM-L6-v2"].split()[1:] == ["English", "1.3", "GB", "to", "download", "Apache-2.0"]
     assert "100+ languages" in slow["Qwen3-Reranker-0.6B"]
     text = " ".join(parts[3].split())
     assert "Qwen3-Reranker-8B this machine has 8.0 GB of memory, and no GPU; the model needs" in text
