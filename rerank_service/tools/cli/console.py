@@ -24,7 +24,7 @@ Key = Annotated[
 
 MODEL_HELP = (
     "Id of a configured model, a folder with a checkpoint, package:NAME, or ORG/NAME@COMMIT. Default: the "
-    "configuration's first model."
+    "configuration's default model."
 )
 DTYPE_HELP = "Number format of the computation; overrides the configuration's engine.dtype."
 
