@@ -70,7 +70,7 @@ def batch(
         2_048, min=1, help="Pairs that are saved together; a restart repeats no more than these."
     ),
     force: bool = typer.Option(False, "--force", help="Replace an existing output."),
-    keep_parts: bool = typer.Option(False, "--keep-parts", help="Keep the folder OUTPUT.parts at the end."),
+    keep_parts: bool = typer.Option(False, "--keep-parts", help="Keep the folder OUTPUT.parts when the job is done."),
     as_json: bool = typer.Option(False, "--json", help="Print a summary as JSON at the end."),
 ) -> None:
     """Score a file of queries and passages, of any size.
