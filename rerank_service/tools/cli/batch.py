@@ -50,25 +50,17 @@ def batch(
     model: str | None = typer.Option(None, help=MODEL_HELP),
     config: ConfigOption = None,
     dtype: Dtype | None = typer.Option(None, help=DTYPE_HELP),
-    candidates: Path | None = typer.Option(
-        None, help="For a BEIR folder: a TREC run or qrels file that lists the pairs to score."
-    ),
+    candidates: Path | None = typer.Option(None, help="For a BEIR folder: TREC run or qrels with the pairs to score."),
     truncate: Truncate = typer.Option(
-        Truncate.END, help="For a text longer than the model reads. END: cut its end off; NONE: refuse it."
+        Truncate.END, help="If a text is too long for the model: END cuts it, NONE fails."
     ),
     max_windows: MaxWindows = 1,
     window_tokens: WindowTokens = None,
     overlap_tokens: OverlapTokens = DEFAULT_OVERLAP_TOKENS,
     in_process: bool = typer.Option(False, "--in-process", help="Score in this process, without Ray."),
-    workers: int | None = typer.Option(
-        None, min=1, help="Number of Ray workers; by default as many as the cluster has room for."
-    ),
-    address: str | None = typer.Option(
-        None, help="Address of a Ray cluster; by default Ray starts on this machine if needed."
-    ),
-    chunk_pairs: int = typer.Option(
-        2_048, min=1, help="Pairs that are saved together; a restart repeats no more than these."
-    ),
+    workers: int | None = typer.Option(None, min=1, help="Number of Ray workers; by default, as many as fit."),
+    address: str | None = typer.Option(None, help="Address of a Ray cluster; by default a local Ray is started."),
+    chunk_pairs: int = typer.Option(2_048, min=1, help="Pairs that are saved at a time; a restart repeats these."),
     force: bool = typer.Option(False, "--force", help="Replace an existing output."),
     keep_parts: bool = typer.Option(False, "--keep-parts", help="Keep the folder OUTPUT.parts when the job is done."),
     as_json: bool = typer.Option(False, "--json", help="Print a summary as JSON at the end."),

@@ -36,35 +36,32 @@ Folder = Annotated[
     Path, typer.Argument(metavar="DATASET", help="Folder in BEIR's format: corpus.jsonl, queries.jsonl and qrels.")
 ]
 
+Models = Annotated[list[str] | None, typer.Option(help=f"{MODEL_HELP} Repeat the option to compare models.")]
+Qrels = Annotated[
+    Path | None, typer.Option(help="File that says which passages are relevant; by default the folder's qrels.")
+]
+RecallAt = Annotated[
+    list[int] | None,
+    typer.Option(min=1, help="Measure recall among this many best passages; repeatable. Default: 5 and 10."),
+]
+
 
 def evaluate_command(
     dataset: Folder,
-    model: Annotated[
-        list[str] | None,
-        typer.Option(help=f"{MODEL_HELP} Repeat the option to compare models."),
-    ] = None,
+    model: Models = None,
     config: ConfigOption = None,
     dtype: Annotated[Dtype | None, typer.Option(help=DTYPE_HELP)] = None,
-    qrels: Annotated[
-        Path | None, typer.Option(help="File that says which passages are relevant; by default the folder's qrels.")
-    ] = None,
+    qrels: Qrels = None,
     run: Annotated[
-        Path | None, typer.Option(help="TREC run with the passages to rank; without it, BM25 finds them.")
+        Path | None, typer.Option(help="TREC run with the passages to rank; by default BM25's best.")
     ] = None,
     top_k: Annotated[int, typer.Option(min=1, help="Passages that are ranked per query.")] = 100,
-    recall_at: Annotated[
-        list[int] | None,
-        typer.Option(min=1, help="Measure recall among this many best passages; repeatable. Default: 5 and 10."),
-    ] = None,
-    max_queries: Annotated[
-        int | None, typer.Option(min=1, help="Use only the first queries, up to this number.")
-    ] = None,
+    recall_at: RecallAt = None,
+    max_queries: Annotated[int | None, typer.Option(min=1, help="Use only this many queries, the first ones.")] = None,
     max_windows: MaxWindows = 1,
     window_tokens: WindowTokens = None,
     overlap_tokens: OverlapTokens = DEFAULT_OVERLAP_TOKENS,
-    plot: Annotated[
-        Path | None, typer.Option(help="File for a plot of quality against speed: .png, .svg or .pdf.")
-    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw quality against speed: .png, .svg or .pdf.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print figures as JSON.")] = False,
 ) -> None:
     """Compare models on judged queries.

@@ -5,15 +5,14 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from enum import StrEnum
-from itertools import count
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Column, Table
 
 from rerank_service.tools.bench.workload import Lengths
 from rerank_service.tools.cli.console import fail, say, stderr, stdout
-from rerank_service.tools.planning.speed import ASSUMED_MFU, PlannedModel, speed_of
+from rerank_service.tools.planning.speed import ASSUMED_MFU, PlannedModel, ReplicaSpeed, speed_of
 from rerank_service.tools.planning.workload import Mix
 
 if TYPE_CHECKING:
@@ -31,54 +30,69 @@ class Front(StrEnum):
     SERVE_PROXY = "serve-proxy"
 
 
+Passages = Annotated[
+    str,
+    typer.Option(help="Passages per request, or a mix SIZE:WEIGHT: 10:4,100:1 is four requests of 10 to one of 100."),
+]
+Tokens = Annotated[
+    str, typer.Option(help=f"Tokens of query and passage together, or a kind of text: {', '.join(Lengths)}.")
+]
+P99 = Annotated[float, typer.Option(min=1, help="Time in which 99% of the requests must be answered.")]
+MeasuredSpeed = Annotated[
+    float | None,
+    typer.Option(min=1, help="Measured speed of one GPU (benchmarks/gpu.py); by default an estimate."),
+]
+EstimatedModel = Annotated[
+    PlannedModel,
+    typer.Option(help="Model whose speed is estimated: NVIDIA's 1B or 4B, or the embedded one (CPU)."),
+]
+Mfu = Annotated[
+    float, typer.Option(min=0.01, max=1, help="Share of the GPU's peak throughput that the estimate assumes.")
+]
+Overhead = Annotated[
+    float | None, typer.Option(min=0, help="Time that each batch takes in addition, whatever its size.")
+]
+Burstiness = Annotated[
+    float,
+    typer.Option(
+        min=1,
+        help="1: requests arrive at random (Poisson); above 1: in bursts. Squared CV of the time between requests.",
+    ),
+]
+Price = Annotated[float | None, typer.Option(min=0, help="Price of a GPU hour in any currency, to show the cost.")]
+Regions = Annotated[int, typer.Option(min=1, help="Regions that share the load; with 2 or more, one region fails.")]
+FailoverTime = Annotated[
+    float, typer.Option(min=0, help="Time until clients of the failed region reach another region.")
+]
+StartTime = Annotated[float, typer.Option(min=0, help="Time that a new replica takes to start after a region fails.")]
+
+
 def plan(
-    rps: float = typer.Option(..., min=0.001, help="Requests per second."),
-    passages: str = typer.Option(
-        ..., help="Passages per request, or a mix SIZE:WEIGHT: 10:4,100:1 is four requests of 10 to one of 100."
-    ),
-    tokens: str = typer.Option(
-        ..., help=f"Tokens of query and passage together, or a kind of text: {', '.join(Lengths)}."
-    ),
-    p99_ms: float = typer.Option(..., min=1, help="Time in which 99% of the requests must be answered."),
-    tokens_per_s: float | None = typer.Option(
-        None, min=1, help="Measured speed of one GPU (benchmarks/gpu.py); by default an estimate."
-    ),
-    model: PlannedModel = typer.Option(
-        PlannedModel.LLAMA_1B, help="Model whose speed is estimated: NVIDIA's 1B or 4B, or the embedded one (CPU)."
-    ),
-    gpu: str = typer.Option("h100", help="GPU for the estimate: h100, h200, a100, l40s, a10, l4 ..."),
-    mfu: float = typer.Option(
-        ASSUMED_MFU, min=0.01, max=1, help="Share of the GPU's peak throughput that the estimate assumes."
-    ),
-    batch_overhead_ms: float | None = typer.Option(
-        None, min=0, help="Time that each batch takes in addition, whatever its size."
-    ),
-    burstiness: float = typer.Option(
-        1.0, min=1, help="1: requests arrive at random (Poisson); higher: in bursts. Squared CV of the gaps."
-    ),
-    timeout_s: float = typer.Option(60.0, min=0.1, help="Request timeout of the service."),
-    front: Front = typer.Option(Front.HAPROXY, help="HTTP proxy in front of the service."),
-    price_per_gpu_hour: float | None = typer.Option(
-        None, min=0, help="Price of a GPU hour in any currency, to show the cost."
-    ),
-    regions: int = typer.Option(1, min=1, help="Regions that share the load; with 2 or more, one region fails."),
-    start_s: float = typer.Option(60.0, min=0, help="Time that a new replica takes to start after a region fails."),
-    failover_s: float = typer.Option(10.0, min=0, help="Time until clients of the failed region reach another region."),
-    seed: int = typer.Option(0, help="Seed of the simulation."),
-    as_json: bool = typer.Option(False, "--json", help="Print one JSON object."),
+    rps: Annotated[float, typer.Option(min=0.001, help="Requests per second.")],
+    passages: Passages,
+    tokens: Tokens,
+    p99_ms: P99,
+    tokens_per_s: MeasuredSpeed = None,
+    model: EstimatedModel = PlannedModel.LLAMA_1B,
+    gpu: Annotated[str, typer.Option(help="GPU for the estimate: h100, h200, a100, l40s, a10, l4 ...")] = "h100",
+    mfu: Mfu = ASSUMED_MFU,
+    batch_overhead_ms: Overhead = None,
+    burstiness: Burstiness = 1.0,
+    timeout_s: Annotated[float, typer.Option(min=0.1, help="Request timeout of the service.")] = 60.0,
+    front: Annotated[Front, typer.Option(help="HTTP proxy in front of the service.")] = Front.HAPROXY,
+    price_per_gpu_hour: Price = None,
+    regions: Regions = 1,
+    start_s: StartTime = 60.0,
+    failover_s: FailoverTime = 10.0,
+    seed: Annotated[int, typer.Option(help="Seed of the simulation.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Estimate how many GPUs a load needs, by simulation.
 
     Also shows the limits of the fleet, its cost, and the effect of losing a region.
     """
     mix = _mix(passages, tokens)
-    batch_s = None if batch_overhead_ms is None else batch_overhead_ms / 1000
-    try:
-        speed = speed_of(
-            mix, tokens_per_s=tokens_per_s, model=model, gpu=gpu.lower(), mfu=mfu, batch_overhead_s=batch_s
-        )
-    except ValueError as error:
-        raise fail(str(error)) from None
+    speed = _speed(mix, tokens_per_s, model, gpu.lower(), mfu, batch_overhead_ms)
     device = "replica" if speed.is_measured else gpu.upper()
     with stderr.status("preparing the simulation") as status:
         from rerank_service.tools.planning.costs import HAPROXY, SERVE_PROXY  # imports Serve, which takes seconds
@@ -88,7 +102,9 @@ def plan(
         costs = HAPROXY if front is Front.HAPROXY else SERVE_PROXY
         demand = Demand(mix, rps, p99_ms / 1000, speed, burstiness, costs, timeout_s, seed)
         loss = Loss(regions, start_s, failover_s) if regions > 1 else None
-        found = _search(demand, loss, price_per_gpu_hour, lambda words: status.update(words.format(device=device)))
+        found = _search(
+            demand, loss, price_per_gpu_hour, lambda tried: status.update(f"simulating {_several(tried, device)}")
+        )
     if as_json:
         typer.echo(json.dumps(asdict(found)))
         return
@@ -98,16 +114,21 @@ def plan(
         say(note)
 
 
+def _speed(
+    mix: Mix, tokens_per_s: float | None, model: PlannedModel, gpu: str, mfu: float, batch_overhead_ms: float | None
+) -> ReplicaSpeed:
+    overhead_s = None if batch_overhead_ms is None else batch_overhead_ms / 1000
+    try:
+        return speed_of(mix, tokens_per_s=tokens_per_s, model=model, gpu=gpu, mfu=mfu, batch_overhead_s=overhead_s)
+    except ValueError as error:
+        raise fail(str(error)) from None
+
+
 def _search(
-    demand: "Demand", loss: "Loss | None", price_per_gpu_hour: float | None, show: Callable[[str], None]
+    demand: "Demand", loss: "Loss | None", price_per_gpu_hour: float | None, on_try: Callable[[int], None]
 ) -> "CapacityReport":
     from rerank_service.tools.planning.capacity import plan_capacity
     from rerank_service.tools.planning.fleet import CannotMeet
-
-    numbers = count(1)
-
-    def on_try(replicas: int) -> None:
-        show(f"simulation {next(numbers)}: {replicas:,} x {{device}}")
 
     try:
         return plan_capacity(demand, loss=loss, price_per_gpu_hour=price_per_gpu_hour, on_try=on_try)

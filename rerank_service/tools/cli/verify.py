@@ -29,6 +29,9 @@ _TIMEOUT_S = 300.0
 _NONE = "none"
 
 Name = Annotated[str | None, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
+ServiceUrl = Annotated[
+    str | None, typer.Option(help="Verify a running service at this address; by default a model loaded here.")
+]
 Recorded = Annotated[
     str | None,
     typer.Option(help="Published model whose recorded scores must match, or `none`; by default chosen by MODEL."),
@@ -39,20 +42,15 @@ def verify_command(
     model: Name = None,
     config: ConfigOption = None,
     dtype: Annotated[Dtype | None, typer.Option(help=DTYPE_HELP)] = None,
-    url: Annotated[
-        str | None, typer.Option(help="Verify a running service at this address; by default a model loaded here.")
-    ] = None,
+    url: ServiceUrl = None,
     key: Key = None,
-    served_as: Annotated[
-        str | None, typer.Option(help="With --url: name of the model in the service, if it differs.")
-    ] = None,
+    served_as: Annotated[str | None, typer.Option(help="With --url: the service's name for the model.")] = None,
     recorded: Recorded = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the verdict and its figures as JSON.")] = False,
 ) -> None:
     """Check that a served model scores like its checkpoint.
 
-    The command scores the same texts with the served model and with a plain run of the checkpoint, and compares. Exit
-    codes: 0 the scores agree; 1 they do not agree; 2 an error.
+    Both score the same texts. Exit codes: 0 the scores agree; 1 they do not agree; 2 an error.
     """
     if served_as is not None and url is None:
         raise fail("--served-as needs --url")
