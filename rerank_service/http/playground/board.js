@@ -1,0 +1,249 @@
+// The board: one ranking with lines from the order before, or two rankings with lines between them.
+import { $, announce, choice, counted, duration, element, signed } from "./dom.js";
+import { drawLines, highlightLine } from "./lines.js";
+import { bm25Order, kendallTau, overlapAt } from "./order.js";
+import { RankingList, timeEntries } from "./rows.js";
+
+/** From this number of passages on, each row takes one line. */
+const COMPACT_FROM = 13;
+/** Number of places that count as the top of a long ranking. */
+const TOP = 10;
+
+export class Board {
+  #first;
+  #second;
+  #result = $("result");
+  #board = $("board");
+  #lines = $("lines");
+  #slider = $("threshold");
+  #before = null;
+  #threshold = null;
+
+  /** `onWhy(list, index)` is called for a row's button "why", `onCut()` after the threshold has changed. */
+  constructor(onWhy, onCut) {
+    this.#first = new RankingList(onWhy);
+    this.#second = new RankingList(onWhy);
+    this.#board.append(this.#first.element, this.#second.element);
+    this.#second.element.hidden = true;
+    this.#slider.addEventListener("input", () => {
+      this.#readSlider();
+      onCut();
+    });
+    $("before").addEventListener("change", () => this.#showMoves(true));
+    new ResizeObserver(() => this.#draw(false)).observe(this.#board);
+    addEventListener("resize", () => this.#lists().forEach((list) => list.markClamped()));
+    for (const kind of ["pointerover", "pointerleave", "focusin", "focusout"]) {
+      this.#board.addEventListener(kind, (event) => this.#highlight(event));
+    }
+  }
+
+  get state() {
+    return this.#result.dataset.state;
+  }
+
+  /** Logit from which passages are kept; null: all are kept. */
+  get threshold() {
+    return this.#threshold;
+  }
+
+  set threshold(value) {
+    this.#threshold = value;
+    if (this.#isSingle()) this.#showCut();
+  }
+
+  /** Body of the request that gave the shown ranking. */
+  get body() {
+    return this.#first.ranked?.body ?? null;
+  }
+
+  showPreview(texts) {
+    this.#second.element.hidden = true;
+    this.#board.classList.toggle("compact", texts.length >= COMPACT_FROM);
+    this.#board.classList.remove("two");
+    this.#first.setTexts(texts);
+    this.#first.showPreview();
+    this.#lines.replaceChildren();
+    this.#setState("preview", "Preview", texts.length ? "as pasted" : "");
+  }
+
+  shows(texts) {
+    return this.#first.shows(texts);
+  }
+
+  /** Shows one ranking, or two rankings of the same passages. */
+  showRankings(query, texts, rankings) {
+    const isSameModel = this.#first.ranked?.body.model === rankings[0].body.model;
+    if (!isSameModel && this.#first.ranked) this.#threshold = null; // a logit means nothing to another model
+    const lists = [this.#first, this.#second].slice(0, rankings.length);
+    this.#second.element.hidden = rankings.length < 2;
+    this.#board.classList.toggle("two", rankings.length === 2);
+    this.#setState("ranked", "Ranking", summaryOf(rankings));
+    if (rankings.length === 2) this.#second.setTexts(texts);
+    lists.forEach((list, at) => list.show(rankings[at]));
+    this.#before = { pasted: texts.map((_, index) => index), bm25: bm25Order(query, texts) };
+    $("times").replaceChildren(...rankings.flatMap(({ body, times }) => timesOf(rankings.length > 1 && body.model, times)));
+    this.#showLoss(rankings);
+    this.#showAgreement();
+    this.#showMoves(true);
+    if (rankings.length === 1) this.#showScale();
+  }
+
+  /** Keeps the ranking readable while the next request is written, marked as that of the previous one. */
+  markStale() {
+    this.#setState("stale", "Ranking", "of the previous request");
+  }
+
+  markRefused(index) {
+    this.#first.markRefused(index);
+  }
+
+  setBusy(isBusy) {
+    this.#board.setAttribute("aria-busy", isBusy);
+  }
+
+  /** `preview`: passages as pasted; `ranked`; `stale`: ranked, but the form has changed since. */
+  #setState(state, title, summary) {
+    this.#result.dataset.state = state;
+    $("result-title").textContent = title;
+    $("summary").textContent = summary;
+    $("show-times").hidden = state === "preview";
+    if (state === "preview") $("times").hidden = $("loss").hidden = $("agreement").hidden = true;
+    $("times").hidden = $("show-times").hidden || $("show-times").getAttribute("aria-expanded") !== "true";
+    $("scale").hidden = state === "preview" || this.#board.classList.contains("two");
+  }
+
+  #lists = () => (this.#isSingle() || this.state === "preview" ? [this.#first] : [this.#first, this.#second]);
+  #isSingle = () => this.#first.ranked !== null && this.#second.element.hidden;
+
+  /** The list whose order is the start of the lines, first place first. */
+  #orderBefore = () => (this.#isSingle() ? this.#before[choice("before")] : this.#first.ranked.order);
+
+  #showMoves(isAnimated) {
+    if (this.#isSingle()) {
+      this.#first.showMoves(this.#orderBefore());
+    } else {
+      this.#first.showMoves(null);
+      this.#second.showMoves(this.#first.ranked.order);
+    }
+    this.#draw(isAnimated);
+  }
+
+  #draw(isAnimated) {
+    if (this.#first.ranked === null) return;
+    const offset = this.#lines.getBoundingClientRect().top - this.#board.getBoundingClientRect().top;
+    const [left, right] = this.#isSingle() ? [this.#first, this.#first] : [this.#first, this.#second];
+    const [lefts, rights] = [left.heights(), right.heights()];
+    const { order } = right.ranked;
+    const was = new Map(this.#orderBefore().map((index, at) => [index, at]));
+    const ends = order.map((index, at) => {
+      // In a single list, the place before is that of the row which has this place now.
+      const from = this.#isSingle() ? lefts[order[was.get(index)]] : lefts[index];
+      return { index, from: from - offset, to: rights[index] - offset, rise: was.get(index) - at, isTop: at < TOP };
+    });
+    drawLines(this.#lines, ends, isAnimated);
+  }
+
+  #highlight({ type, target }) {
+    const row = type === "pointerover" || type === "focusin" ? target.closest?.(".row") : null;
+    const index = row?.dataset.index ?? null;
+    highlightLine(this.#lines, this.state === "preview" ? null : index);
+    for (const list of this.#lists()) {
+      for (const { row: other } of list.rows) other.classList.toggle("active", other.dataset.index === index);
+    }
+  }
+
+  #showScale() {
+    const { low, high } = this.#first.range;
+    Object.assign(this.#slider, { min: low, max: high, step: (high - low) / 200 || 1 });
+    $("low").textContent = signed(low);
+    $("high").textContent = signed(high);
+    const zero = high > low ? (100 * (0 - low)) / (high - low) : -1;
+    $("zero").hidden = zero < 22 || zero > 78; // beside the two ends there is no room for a third number
+    this.#board.style.setProperty("--zero", `${zero}%`);
+    this.#board.classList.toggle("crosses-zero", zero > 0 && zero < 100);
+    this.#slider.disabled = !(high > low);
+    this.#showCut();
+  }
+
+  /** Rounds down, so that the passage whose bar ends at the thumb is kept. */
+  #readSlider() {
+    const { low, high } = this.#first.range;
+    const scale = 10 ** Math.max(2, 2 - Math.floor(Math.log10(high - low)));
+    const value = Math.floor(Number(this.#slider.value) * scale) / scale;
+    this.#threshold = Number(this.#slider.value) <= Number(this.#slider.min) || value <= low ? null : value;
+    this.#showCut(false);
+  }
+
+  #showCut(movesThumb = true) {
+    const { low, high } = this.#first.range;
+    const kept = this.#first.cut(this.#threshold);
+    const count = this.#first.rows.length;
+    const isAll = this.#threshold === null;
+    const words = isAll ? `Keep all ${count}` : `Keep ${kept} of ${count}`;
+    $("kept").textContent = words;
+    if (movesThumb) this.#slider.value = isAll ? low : this.#threshold;
+    this.#slider.setAttribute("aria-valuetext", isAll ? words : `${words}: logit at least ${this.#threshold}`);
+    const share = isAll ? 0 : Math.min(1, Math.max(0, (this.#threshold - low) / (high - low)));
+    this.#board.style.setProperty("--cut", `${100 * share}%`);
+    this.#board.classList.toggle("has-cut", !isAll);
+  }
+
+  #showAgreement() {
+    const isTwo = !this.#second.element.hidden;
+    $("agreement").hidden = !isTwo;
+    if (!isTwo) return;
+    const [a, b] = [this.#first.ranked.order, this.#second.ranked.order];
+    const k = Math.min(a.length, a.length > 2 * TOP ? TOP : 3);
+    const same = Math.round(overlapAt(a, b, k) * k);
+    const tau = a.length > 1 ? kendallTau(a, b) : 1;
+    const figures = [
+      [signed(tau), "Kendall’s tau", "1: the same order, −1: the reverse order"],
+      [`${same} of ${k}`, `in both top ${k}`, `Passages that are among the first ${k} of both rankings`],
+    ];
+    const entries = figures.map(([figure, name, title]) => {
+      const entry = element("p", "figure", element("b", "", figure), ` ${name}`);
+      entry.title = title;
+      return entry;
+    });
+    $("agreement").replaceChildren(...entries);
+  }
+
+  /** Says how many passages were truncated or not scored, and offers windows for them. */
+  #showLoss(rankings) {
+    const sentences = rankings.flatMap((ranked) => lossOf(ranked, rankings.length > 1));
+    $("loss").hidden = sentences.length === 0;
+    $("loss-words").textContent = sentences.join(" ");
+    $("use-windows").hidden = !rankings.some((one) => one.numTruncated > one.numUnscored && !one.body.passage_windows);
+  }
+
+  /** Tells screen readers the result. */
+  announceRanking() {
+    const { order } = this.#first.ranked;
+    announce(`Ranked ${$("summary").textContent}. First: passage with index ${order[0]}. ${$("loss-words").textContent}`);
+  }
+}
+
+function summaryOf(rankings) {
+  const [{ order, numTokens, times }] = rankings;
+  const passages = counted(order.length, "passage");
+  if (rankings.length > 1) return `${passages}, two models`;
+  return `${duration(times.get("total"))} · ${passages} · ${counted(numTokens, "token")}`;
+}
+
+const timesOf = (name, times) => [...(name ? [element("div", "of-model model-name", element("dt", "", name))] : []), ...timeEntries(times)];
+
+function lossOf({ body, numTruncated, numUnscored }, isNamed) {
+  const by = isNamed ? ` by ${body.model}` : "";
+  const sentences = [];
+  if (numTruncated > numUnscored) {
+    const count = numTruncated - numUnscored;
+    const [were, exceed] = count === 1 ? ["was", "it exceeds"] : ["were", "they exceed"];
+    const room = body.passage_windows ? "the number of parts that the service allows" : "the model's window";
+    sentences.push(`${counted(count, "passage")} ${were} truncated${by}: together with the query, ${exceed} ${room}.`);
+  }
+  if (numUnscored > 0) {
+    const [were, its] = numUnscored === 1 ? ["was", "its rank is"] : ["were", "their ranks are"];
+    sentences.push(`${counted(numUnscored, "passage")} ${were} not scored${by}: the query fills the model's window, so ${its} meaningless.`);
+  }
+  return sentences;
+}
