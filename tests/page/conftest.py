@@ -21,7 +21,7 @@ from rerank_service.errors import QueueFull
 from rerank_service.messages import Shard, ShardScores
 from tests.local_service import LocalReplica, local_api
 from tests.models import EMBEDDED, embedded_model
-from tests.page.visit import BUSY, CROWDED, KEY, Visit
+from tests.page.visit import BUSY, COSINE, CROWDED, KEY, Visit
 
 _CHROMIUMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 _START_LIMIT_S = 120
@@ -52,23 +52,36 @@ class CrowdedReplica:
 
 @dataclass(frozen=True)
 class Service:
-    """URLs of the application without keys and of the application with keys."""
+    """URLs of the applications."""
 
     url: str
+    """One model."""
     keyed_url: str
+    """One model, and a key is required."""
+    models_url: str
+    """Several models: two that rank, one that is busy, one without room."""
 
 
 @pytest.fixture(scope="session")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """An application without keys at `/`, with models that are busy or have no room, and one with keys at `/keyed`."""
+    """The applications, each behind its own prefix."""
     hashes = tmp_path_factory.mktemp("keys") / "hashes"
     hashes.write_text(hashlib.sha256(KEY.encode()).hexdigest() + "\n")
     model = embedded_model(aliases=["minilm"])
+    head = {"cosine_weight": 12.0, "maxsim_weight": 0.0, "bias": -6.0}
+    cosine = embedded_model(engine={"head": head}).model_copy(update={"id": COSINE})
     busy = model.model_copy(update={"id": BUSY, "aliases": ()})
     crowded = model.model_copy(update={"id": CROWDED, "aliases": ()})
-    replicas = {EMBEDDED: LocalReplica(model), BUSY: BusyReplica(), CROWDED: CrowdedReplica()}
+    replicas = {
+        EMBEDDED: LocalReplica(model),
+        COSINE: LocalReplica(cosine),
+        BUSY: BusyReplica(),
+        CROWDED: CrowdedReplica(),
+    }
+    one = local_api([model], replicas)
     keyed = local_api([model], replicas, auth={"key_hashes_file": str(hashes)})
-    routes = [Mount("/keyed", keyed), Mount("/", local_api([model, busy, crowded], replicas))]
+    several = local_api([model, cosine, busy, crowded], replicas)
+    routes = [Mount("/keyed", keyed), Mount("/models", several), Mount("/one", one)]
     server = uvicorn.Server(uvicorn.Config(Starlette(routes=routes), port=0, ws="none", log_level="warning"))
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -78,7 +91,8 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     port = server.servers[0].sockets[0].getsockname()[1]
-    yield Service(url=f"http://127.0.0.1:{port}/", keyed_url=f"http://127.0.0.1:{port}/keyed/")
+    origin = f"http://127.0.0.1:{port}"
+    yield Service(url=f"{origin}/one/", keyed_url=f"{origin}/keyed/", models_url=f"{origin}/models/")
     server.should_exit = True
     thread.join()
 
@@ -110,7 +124,8 @@ def page(context: BrowserContext, service: Service) -> Iterator[Page]:
     complaints: list[str] = []
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.on("console", lambda line: complaints.append(line.text) if line.type in ("error", "warning") else None)
-    page.on("request", lambda request: None if request.url.startswith(service.url) else complaints.append(request.url))
+    origin = service.url.removesuffix("one/")
+    page.on("request", lambda request: None if request.url.startswith(origin) else complaints.append(request.url))
     yield page
     # Chromium itself logs a line per error response.
     assert [line for line in complaints if not line.startswith("Failed to load resource")] == []
@@ -118,8 +133,16 @@ def page(context: BrowserContext, service: Service) -> Iterator[Page]:
 
 @pytest.fixture
 def visit(page: Page, service: Service) -> Visit:
-    """The application without keys, just opened."""
+    """The application with one model, just opened."""
     return Visit(page, service.url)
+
+
+@pytest.fixture
+def models_visit(page: Page, service: Service) -> Visit:
+    """The application with several models, just opened."""
+    visit = Visit(page, service.models_url)
+    expect(page.get_by_role("group", name="Model")).to_be_visible()
+    return visit
 
 
 @pytest.fixture
