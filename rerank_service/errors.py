@@ -22,9 +22,8 @@ The path of a request, and the errors that each step raises:
     at start       ConfigError, CheckpointError
     batch jobs     BatchError
 
-Errors are pickled when they pass from one process to another. Each `__init__` therefore passes all its arguments to
-`Exception.__init__`: unpickling rebuilds the error from these arguments. This module must not know HTTP beyond the
-status.
+Errors are pickled between processes. Each `__init__` therefore passes all its arguments to `Exception.__init__`:
+unpickling rebuilds the error from these arguments. This module must not know HTTP beyond the status.
 """
 
 from collections.abc import Sequence
@@ -98,10 +97,8 @@ class RerankError(Exception):
 
     loc: Loc = ()
     """Path to the part of the request that the error concerns. Empty: no particular part."""
-
     retry_after_s: int | None = None
     """Seconds after which a retry makes sense. Null: a retry does not help."""
-
     message: str = "The service failed to answer this request; the service's log has the details"
     """Explanation of the error for people."""
 
@@ -114,12 +111,20 @@ class RerankError(Exception):
         return self.message
 
 
-class InvalidRequest(RerankError):
+class _BadRequest(RerankError):
+    http_status = 400
+    category = "invalid_request_error"
+
+
+class _Overloaded(RerankError):
+    http_status = 503
+    category = "overloaded_error"
+
+
+class InvalidRequest(_BadRequest):
     """The request is malformed."""
 
-    http_status = 400
     code = "invalid_request"
-    category = "invalid_request_error"
 
     def __init__(self, problems: Sequence[FieldProblem]) -> None:
         super().__init__(tuple(problems))
@@ -127,16 +132,13 @@ class InvalidRequest(RerankError):
 
     @property
     def problems(self) -> tuple[FieldProblem, ...]:
-        problems: tuple[FieldProblem, ...] = self.args[0]
-        return problems
+        return tuple(self.args[0])
 
 
-class PairTooLong(RerankError):
+class PairTooLong(_BadRequest):
     """A pair exceeds the model's window, and the request forbids truncation."""
 
-    http_status = 400
     code = "pair_too_long"
-    category = "invalid_request_error"
 
     def __init__(
         self,
@@ -150,10 +152,7 @@ class PairTooLong(RerankError):
     ) -> None:
         """`num_windows` is the number of windows that together hold `max_tokens`. `passage_at` and `query_at` are the
         paths to the passage and the query in the body. If `passage_at` is null, the error names the path to passage
-        `index` in NVIDIA's API.
-
-        `remedy` is the field to send so that the service truncates the pair or uses more windows.
-        """
+        `index` in NVIDIA's API. `remedy` is the field that permits truncation or more windows."""
         super().__init__(index, num_tokens, max_tokens, num_windows, passage_at, query_at, remedy)
         self.index = index
         self.num_tokens = num_tokens
@@ -179,10 +178,7 @@ class QueryTooLong(PairTooLong):
 
     def __init__(self, index: int, num_tokens: int, max_tokens: int, query_at: Loc = ("query", "text")) -> None:
         """`index` is the index of a passage. The message does not name it, because every passage of the query causes
-        this error.
-
-        `num_tokens` counts the query and the model's prompt.
-        """
+        this error. `num_tokens` counts the query and the model's prompt."""
         super().__init__(index, num_tokens, max_tokens)
         self.args = (index, num_tokens, max_tokens, query_at)
         self.loc = ("body", *query_at)
@@ -223,12 +219,11 @@ class UnknownModel(RerankError):
         )
 
 
-class BodyTooLarge(RerankError):
+class BodyTooLarge(_BadRequest):
     """The body exceeds `limits.max_body_bytes`."""
 
     http_status = 413
     code = "body_too_large"
-    category = "invalid_request_error"
     loc = ("body",)
 
     def __init__(self, max_bytes: int) -> None:
@@ -239,12 +234,11 @@ class BodyTooLarge(RerankError):
         )
 
 
-class RequestTooLarge(RerankError):
+class RequestTooLarge(_BadRequest):
     """The request has more tokens than an empty queue admits."""
 
     http_status = 413
     code = "request_too_large"
-    category = "invalid_request_error"
 
     def __init__(self, num_tokens: int, max_tokens: int, field: str = "passages") -> None:
         """`field` is the body's field that holds the passages."""
@@ -266,8 +260,7 @@ class RateLimited(RerankError):
     category = "rate_limit_error"
 
     def __init__(self, what: str, per_minute: int, retry_after_s: int) -> None:
-        """`what` is the counted unit, `requests` or `passages`; `retry_after_s` is the time until the quota is
-        available again."""
+        """`what` is `requests` or `passages`; `retry_after_s` is the time until the quota is available again."""
         super().__init__(what, per_minute, retry_after_s)
         self.what = what
         self.per_minute = per_minute
@@ -275,12 +268,11 @@ class RateLimited(RerankError):
         self.message = f"The quota of {per_minute} {what} per minute is exhausted; retry after {retry_after_s} s"
 
 
-class UnsupportedMediaType(RerankError):
+class UnsupportedMediaType(_BadRequest):
     """A header declares the body as something other than plain JSON."""
 
     http_status = 415
     code = "unsupported_media_type"
-    category = "invalid_request_error"
 
     def __init__(self, header: str, value: str, expected: str) -> None:
         super().__init__(header, value, expected)
@@ -288,12 +280,10 @@ class UnsupportedMediaType(RerankError):
         self.message = f"{header} is {value[:100]!r}; {expected}"
 
 
-class QueueFull(RerankError):
+class QueueFull(_Overloaded):
     """A replica's queue has reached its limit."""
 
-    http_status = 503
     code = "queue_full"
-    category = "overloaded_error"
 
     def __init__(self, queued_tokens: int, max_queued_tokens: int, retry_after_s: int = 1) -> None:
         """`retry_after_s` is the time until the queue has room for the request, at the measured speed."""
@@ -307,26 +297,20 @@ class QueueFull(RerankError):
         )
 
 
-class WaitTooLong(RerankError):
+class WaitTooLong(_Overloaded):
     """The backlog is so long that this request, or a request accepted earlier, would miss its deadline."""
 
-    http_status = 503
     code = "wait_too_long"
-    category = "overloaded_error"
 
     def __init__(
         self, expected_s: float, time_s: float, reserve_s: float, is_another: bool, retry_after_s: int
     ) -> None:
         """`expected_s` is the estimated time until the answer, and `time_s` is the time until the deadline. The request
-        is refused because `expected_s` exceeds `time_s - reserve_s`.
-
-        If `is_another` is true, these times belong to a request accepted earlier. `retry_after_s` is the time until
-        half of the current backlog is done, at the measured speed.
-        """
+        is refused because `expected_s` exceeds `time_s - reserve_s`. If `is_another` is true, these
+        times belong to a request accepted earlier. `retry_after_s` is the time until half of the current backlog is
+        done, at the measured speed."""
         super().__init__(expected_s, time_s, reserve_s, is_another, retry_after_s)
         self.expected_s = expected_s
-        self.time_s = time_s
-        self.reserve_s = reserve_s
         self.retry_after_s: int = retry_after_s
         what = "accepting this request would make an earlier request take" if is_another else "this request would take"
         self.message = (
@@ -336,12 +320,10 @@ class WaitTooLong(RerankError):
         )
 
 
-class ReplicaUnavailable(RerankError):
+class ReplicaUnavailable(_Overloaded):
     """The model has no running replica, or the replica stopped before it answered."""
 
-    http_status = 503
     code = "replica_unavailable"
-    category = "overloaded_error"
     retry_after_s: int = 1
 
     def __init__(self, model: str) -> None:
@@ -391,12 +373,10 @@ class EngineFailed(RerankError):
         self.message = f"The model failed on this request ({cause}); the replica's log has the details"
 
 
-class DeviceFailed(EngineFailed):
+class DeviceFailed(_Overloaded, EngineFailed):
     """The replica's device is unusable until the replica's process is replaced. The request is not the cause."""
 
-    http_status = 503
     code = "device_failed"
-    category = "overloaded_error"
     retry_after_s: int = 5  # about the time that Serve takes to notice the failure
 
     def __init__(self, cause: str) -> None:

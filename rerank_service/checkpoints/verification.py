@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 Progress = Callable[[str, int, int], None]
-"""Called with the current activity, the megabytes done, and the megabytes in total."""
+"""Called with the current activity, the amount done, and the total amount; for files, the amounts are megabytes."""
 
 MANIFEST_FILE = "fetched.json"
 

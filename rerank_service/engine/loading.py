@@ -6,7 +6,7 @@ tensors, a model would load without an error and rank wrongly.
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +22,7 @@ from rerank_service.errors import CheckpointError
 
 __all__ = [
     "Checkpoint",
+    "class_of_family",
     "first_position",
     "has_tensor",
     "load_weights",
@@ -84,6 +85,16 @@ def transformers_config(folder: Path) -> Any:
         raise CheckpointError(
             f"transformers has no model class for {folder} ({error}). Code that ships with a checkpoint is never run"
         ) from error
+
+
+def class_of_family(checkpoint: Checkpoint, classes: Mapping[str, Any], engine: str) -> Any:
+    """The class for the checkpoint's `model_type`. Raises `CheckpointError` if `engine` has none for it."""
+    family: Any = checkpoint.raw.get("model_type")
+    if family not in classes:
+        raise CheckpointError(
+            f"{checkpoint.folder} has model_type {family!r}; a {engine} has one of {', '.join(classes)}"
+        )
+    return classes[family]
 
 
 def read_model_config(folder: Path) -> dict[str, Any]:

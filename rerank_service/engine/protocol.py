@@ -77,11 +77,9 @@ class PendingLogits(Protocol):
     @property
     def is_ready(self) -> bool:
         """Whether `wait` returns at once."""
-        ...
 
     def wait(self) -> list[float]:
         """Float32 logits `[B]`, unbounded; higher means more relevant. Raises `DeviceFailed` if the device is lost."""
-        ...
 
 
 class BatchScorer(Protocol[_PairT_contra]):
@@ -90,13 +88,11 @@ class BatchScorer(Protocol[_PairT_contra]):
     @property
     def max_in_flight(self) -> int:
         """Number of batches that may be in flight at once; 1 if `launch` returns only when its batch is done."""
-        ...
 
     @property
     def memory_tokens(self) -> int | None:
         """Number of tokens in the largest batch that fits in memory; null: unknown. Decreases after a batch that did
         not fit."""
-        ...
 
     def launch(self, pairs: Sequence[_PairT_contra]) -> PendingLogits:
         """Starts one forward pass. Callers limit the tokens of a batch, and call from one thread at a time.
@@ -104,7 +100,6 @@ class BatchScorer(Protocol[_PairT_contra]):
         Raises `DeviceMemoryExhausted` if a single pair does not fit in memory, and `DeviceFailed` if the device is
         lost.
         """
-        ...
 
 
 class Engine(BatchScorer[PairT], Protocol[PairT]):
@@ -113,54 +108,42 @@ class Engine(BatchScorer[PairT], Protocol[PairT]):
     @property
     def window_tokens(self) -> int:
         """Maximum length of a pair, in tokens."""
-        ...
 
     @property
     def default_batch_tokens(self) -> int:
         """Default token limit of a batch; larger batches are hardly faster on this device."""
-        ...
 
     @property
     def cache_counts(self) -> CacheCounts:
         """Look-ups in the passage cache; zeros if the engine has no passage cache."""
-        ...
 
     @property
     def cache_bytes(self) -> int:
         """Memory limit of the engine's caches on the device."""
-        ...
 
     def caches_off(self) -> AbstractContextManager[None]:
         """A context in which the caches are turned off: they return, store and count nothing."""
-        ...
 
     @property
     def device_facts(self) -> DeviceFacts:
         """Memory in use on the device now, and the device's peak speed."""
-        ...
 
     @property
     def description(self) -> str:
         """Kind, device and precision, for logs."""
-        ...
 
     @property
     def precision(self) -> str:
         """Coarsest number type in the model's computation: `float32`, `float16`, `bfloat16`, `int8` or `float8`."""
-        ...
 
     def tokenise(self, query: str, passages: Sequence[str], truncate: Truncate) -> list[PairT]:
         """Returns the pairs in the order of `passages`. Raises `PairTooLong` under `Truncate.NONE`."""
-        ...
 
     def passage_room(self, query: str) -> int:
         """Number of passage tokens that fit in the window with this query; 0 if the query fills the window."""
-        ...
 
     def token_spans(self, texts: Sequence[str]) -> list[list[TokenSpan]]:
         """Spans of each text's tokens, without special tokens."""
-        ...
 
     def score(self, pairs: Sequence[PairT]) -> list[float]:
         """Returns float32 logits `[B]` in the order of `pairs`. Calls `launch`, then `wait`."""
-        ...

@@ -104,17 +104,15 @@ class Readiness:
                 if loop.time() - said_at_s >= _REMIND_S:
                     said_at_s = loop.time()
                     logger.info("waiting for the first replica of model=%s", model_id)
-                await asyncio.sleep(_RETRY_S)
             except RerankError as error:
                 logger.warning("not ready model=%s: %s", model_id, error.message)
-                await asyncio.sleep(_RETRY_S)
             except Exception:
                 logger.exception("not ready model=%s", model_id)
-                await asyncio.sleep(_RETRY_S)
             else:
                 self._waiting.remove(model_id)
                 logger.info("ready model=%s", model_id)
                 return
+            await asyncio.sleep(_RETRY_S)
 
     async def _probe(self, model_id: str) -> None:
         """Sends one pair to the model's replicas, and marks the model as failed if no replica answers."""

@@ -82,7 +82,6 @@ class MetricSink(Protocol):
 
     def record(self, metric: Metric, value: float, *labels: str) -> None:
         """Records a value; `labels` are the values of `metric.labels`, in the same order."""
-        ...
 
 
 class NoMetrics:

@@ -60,7 +60,7 @@ class Service:
 
 @pytest.fixture(scope="session")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """An application without keys at `/`, with models that are busy or have no room, and one with keys at `/keyed`."""
+    """Two applications: `/` needs no key and has models that are busy or have no room, and `/keyed` needs a key."""
     hashes = tmp_path_factory.mktemp("keys") / "hashes"
     hashes.write_text(hashlib.sha256(KEY.encode()).hexdigest() + "\n")
     model = embedded_model(aliases=["minilm"])

@@ -199,7 +199,7 @@ def test_an_unreachable_service_is_reported(context: BrowserContext, visit: Visi
     expect(visit.error_at("general")).to_contain_text("did not answer. Is it running?")
 
 
-def test_an_alias_is_shown_as_one(visit: Visit) -> None:
+def test_an_alias_is_marked_as_an_alias(visit: Visit) -> None:
     options = visit.page.get_by_label("Model").locator("option")
     expect(options).to_have_count(4)
     assert options.nth(1).inner_text() == "minilm (alias of sentence-transformers/all-MiniLM-L6-v2)"

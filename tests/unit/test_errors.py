@@ -35,12 +35,13 @@ EXAMPLES = [
 
 
 def test_there_is_an_example_of_every_error() -> None:
-    classes = {item for item in vars(errors).values() if inspect.isclass(item) and issubclass(item, RerankError)}
+    public = [getattr(errors, name) for name in errors.__all__]
+    classes = {item for item in public if inspect.isclass(item) and issubclass(item, RerankError)}
     assert {type(example) for example in EXAMPLES} == classes
 
 
 @pytest.mark.parametrize("error", EXAMPLES, ids=lambda error: type(error).__name__)
-def test_pickling_keeps_everything(error: RerankError) -> None:
+def test_pickling_keeps_every_field(error: RerankError) -> None:
     copy = pickle.loads(pickle.dumps(error))  # noqa: S301 - our own bytes
     assert (type(copy), copy.args, copy.message, copy.problems) == (
         type(error),

@@ -51,7 +51,8 @@ class YesNoDecoderEngine(CheckpointEngine[EncodedPair]):
     def __init__(self, checkpoint: Checkpoint) -> None:
         """Uses the prompt in the options, or else the published prompt of the checkpoint's family."""
         folder, raw, options = checkpoint.folder, checkpoint.raw, checkpoint.options
-        model_class, prompt = _model_class(folder, raw), _prompt(folder, raw, options.yes_no)
+        model_class = loading.class_of_family(checkpoint, CAUSAL_FAMILIES, "yes/no decoder")
+        prompt = _prompt(folder, raw, options.yes_no)
         super().__init__(checkpoint, prompt.parts)
         config = loading.native_config(model_class.config_class, raw)
         reach = getattr(config, "sliding_window", None)
@@ -85,16 +86,6 @@ class YesNoDecoderEngine(CheckpointEngine[EncodedPair]):
         last = self._states(packed)[packed.cu_seqlens[1:] - 1].float()  # [B, H]
         # Row by row, because the last bits of a matrix product would depend on the number of rows.
         return (last * self._direction).sum(-1)
-
-
-def _model_class(folder: Path, raw: dict[str, Any]) -> Any:
-    try:
-        return CAUSAL_FAMILIES[raw["model_type"]]
-    except KeyError:
-        raise CheckpointError(
-            f"{folder} has model_type {raw.get('model_type')!r}; a yes/no decoder has one of "
-            f"{', '.join(CAUSAL_FAMILIES)}"
-        ) from None
 
 
 def _prompt(folder: Path, raw: dict[str, Any], configured: YesNoPrompt | None) -> YesNoPrompt:

@@ -353,8 +353,7 @@ class Scheduler(Generic[PairT]):
             self._try_known_pair()
 
     def _try_known_pair(self) -> None:
-        """Scores the known pair in a task: a health check that waited for the device would fail whenever the device is
-        slow."""
+        """Scores the known pair in a task, because a health check must not wait for a slow device."""
         if self._known_pair is not None and (self._known_pair_trial is None or self._known_pair_trial.done()):
             self._known_pair_trial = asyncio.get_running_loop().create_task(self._score_known_pair(self._known_pair))
 

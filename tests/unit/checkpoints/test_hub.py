@@ -108,7 +108,7 @@ def test_a_moved_branch_gets_its_own_folder_and_only_changed_files_are_fetched(
     after = pull(ID, "main")
 
     assert before.manifest.revision != after.manifest.revision == commit_at(hub)
-    assert fetched_files(before.folder) == files  # replicas pinned to it keep working
+    assert fetched_files(before.folder) == files  # replicas pinned to the old commit keep working
     assert len(hub.asked_for(f"?name={WEIGHTS}")) == 1
     assert after.received_bytes < 50_000 < before.received_bytes
 

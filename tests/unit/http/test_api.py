@@ -534,7 +534,7 @@ async def test_passages_without_room_next_to_the_query_are_counted(client: httpx
 
 
 async def test_windows_are_used_only_on_request(client: httpx.AsyncClient) -> None:
-    """Text beyond the model's window of 64 tokens only changes a logit if windows are used."""
+    """Text beyond the model's window of 64 tokens changes a logit only if windows are used."""
     body = BODY | {"passages": [{"text": "short"}, {"text": LONG + " one end"}, {"text": LONG + " another end"}]}
     cut = (await client.post("/v1/ranking", json=body)).json()
     none = (await client.post("/v1/ranking", json=body | {"passage_windows": None})).json()

@@ -234,7 +234,7 @@ async def test_an_unknown_model_is_404_in_the_vendors_form(client: httpx.AsyncCl
 
 
 def message_of(answer: Any) -> str:
-    """The message, in whichever field the dialect puts it."""
+    """The error message, from the dialect's own field."""
     error = answer.get("error")
     nested = error["message"] if isinstance(error, dict) else error
     return str(answer.get("message") or nested or answer["detail"])
