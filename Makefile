@@ -1,4 +1,4 @@
-# `make serve` and `make test` work in a fresh clone: the first run installs everything, later runs start at once.
+# `make serve` and `make test` work in a fresh clone: the first run installs everything, and later runs start at once.
 PYTHON ?= python3
 VENV ?= .venv
 CONFIG ?= serve_config.yaml
@@ -19,15 +19,26 @@ TRAINED ?= .bench/training
 
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: serve test test-clusters client clients chaos soak check docs bench train format clean
+.PHONY: serve test test-unit test-service test-clusters client clients chaos soak check docs bench train format clean
 
 serve: $(VENV)/.installed ## install, then serve on http://127.0.0.1:8000
 	$(BIN)/rerank-service serve $(CONFIG)
 
-test: $(VENV)/.installed-dev ## install, then run the tests
+test: $(VENV)/.installed-dev ## install, then run the tests, or those in PYTEST="..."
+ifdef PYTEST
 	$(BIN)/python -m pytest $(PYTEST)
+else
+	@echo "Running the unit tests and, at the same time, the page and service tests (takes under ten minutes)"
+	@$(MAKE) --jobs 2 --keep-going $(if $(filter output-sync,$(.FEATURES)),--output-sync) test-unit test-service
+endif
 
-test-clusters: $(VENV)/.installed-dev ## start and stop whole services and clusters; about five minutes
+test-unit: $(VENV)/.installed-dev ## run the unit tests
+	$(BIN)/python -m pytest tests/unit
+
+test-service: $(VENV)/.installed-dev ## run the page and service tests
+	$(BIN)/python -m pytest tests/page tests/service
+
+test-clusters: $(VENV)/.installed-dev ## run the tests that start and stop whole services and clusters; about six minutes
 	$(BIN)/python -m pytest -m cluster $(PYTEST)
 
 client: $(BIN)/python ## build the Python client alone as a wheel in dist/
@@ -42,7 +53,7 @@ clients: $(VENV)/.installed-dev ## run other vendors' clients against a running 
 chaos: $(VENV)/.installed-dev ## break replicas, ingresses, the controller, a node and the head under load; 15 minutes per run
 	$(BIN)/python -m tests.load --runs $(RUNS)
 
-soak: $(VENV)/.installed-tools ## send an hour of mixed traffic: memory, descriptors and metric series must stay flat
+soak: $(VENV)/.installed-tools ## send mixed traffic for an hour and record memory, descriptors and metric series, which must stay flat
 	@mkdir -p $(RESULTS)
 	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES) --json $(RESULTS)/soak.json
 
@@ -52,11 +63,11 @@ check: $(VENV)/.installed-dev docs ## check lint, format, types, import contract
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-docs: $(VENV)/.installed-docs ## build the documentation as a site in site/; broken links fail
+docs: $(VENV)/.installed-docs ## build the documentation as a site in site/; fails on broken links
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --nitpicky -q -b html -c docs/site . site
 	@echo "open site/index.html or: $(BIN)/python -m http.server --bind 127.0.0.1 --directory site 8080"
 
-bench: $(VENV)/.installed-tools ## measure the engines, the service, then other servers in turn; over an hour on two cores
+bench: $(VENV)/.installed-tools ## measure the engines, the service and other servers, one after the other; over an hour on two cores
 	@mkdir -p $(RESULTS)
 	$(BIN)/rerank-service bench engine
 	$(BIN)/python -m benchmarks.service --json $(RESULTS)/service-cpu.json

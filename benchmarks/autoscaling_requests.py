@@ -2,13 +2,14 @@
 
     python -m benchmarks.autoscaling_requests [--json benchmarks/results/autoscaling-requests.json]
 
-It uses the simulated service of `tools.planning`, on a virtual clock. Refused clients retry like
+The service is simulated by `tools.planning`, on a virtual clock. Refused clients retry like
 `rerank_service.client`: after `Retry-After` plus up to a quarter of a second, at most `_MAX_RETRIES` times.
 """
 
 import json
 import random
 from dataclasses import asdict, dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Annotated
 
@@ -59,6 +60,12 @@ class _Playback:
         self.scaled = ScaledCluster(self.cluster, self.autoscaler, self.clock, start_s, until_s)
         self._until_s = until_s
 
+    def play(self, phases: list[Phase], keeps_id: bool = True) -> None:
+        for arrival in takewhile(lambda one: one.at_s < self._until_s, arrivals(_MIX, phases)):
+            self.clock.at(arrival.at_s, self.send, arrival, keeps_id)
+        self.scaled.start()
+        self.clock.run()
+
     def send(self, arrival: Arrival, keeps_id: bool, num_retries: int = 0) -> None:
         def come_back(retry_after_s: float) -> None:
             if num_retries < _MAX_RETRIES:
@@ -81,12 +88,7 @@ def step(timeout_s: float, keeps_id: bool = True) -> ScalingOutcome:
     until_s = _CALM_S + _START_S + 30.0
     run = _Playback(1, timeout_s, _START_S, until_s)
     rps = 0.8 * _SPEED.full_tokens_per_s / _MIX.request_tokens
-    for arrival in arrivals(_MIX, [Phase(0.0, rps), Phase(_CALM_S, 10 * rps)]):
-        if arrival.at_s >= until_s:
-            break
-        run.clock.at(arrival.at_s, run.send, arrival, keeps_id)
-    run.scaled.start()
-    run.clock.run()
+    run.play([Phase(0.0, rps), Phase(_CALM_S, 10 * rps)], keeps_id)
     return run.outcome(8.0, _CALM_S)
 
 
@@ -95,28 +97,18 @@ def large_request(start_s: float = _START_S) -> ScalingOutcome:
     until_s = _CALM_S + 60.0
     run = _Playback(1, 60.0, start_s, until_s)
     rps = 0.1 * _SPEED.full_tokens_per_s / _MIX.request_tokens
-    for arrival in arrivals(_MIX, [Phase(0.0, rps)]):
-        if arrival.at_s >= until_s:
-            break
-        run.clock.at(arrival.at_s, run.send, arrival, True)
     run.clock.at(_CALM_S, run.send, Arrival(_CALM_S, [512] * 512), True)
-    run.scaled.start()
-    run.clock.run()
+    run.play([Phase(0.0, rps)])
     return run.outcome(1.0, _CALM_S)
 
 
 def controller_restart() -> ScalingOutcome:
-    """Four replicas at a utilisation of 0.7. The controller crashes, and the new one finds them after 5 s."""
+    """Four replicas at a utilisation of 0.7. The controller crashes, and its successor finds the replicas after 5 s."""
     until_s = _CALM_S + 60.0
     run = _Playback(4, 60.0, _START_S, until_s)
     rps = 2.8 * _SPEED.full_tokens_per_s / _MIX.request_tokens
-    for arrival in arrivals(_MIX, [Phase(0.0, rps)]):
-        if arrival.at_s >= until_s:
-            break
-        run.clock.at(arrival.at_s, run.send, arrival, True)
     run.clock.at(_CALM_S, run.autoscaler.restart, _CALM_S, 5.0)
-    run.scaled.start()
-    run.clock.run()
+    run.play([Phase(0.0, rps)])
     return run.outcome(2.8, _CALM_S)
 
 

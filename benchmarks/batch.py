@@ -147,7 +147,7 @@ def main(
     workers: Annotated[int | None, typer.Option(min=1, help="Number of Ray actors; default: no Ray.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="File for the figures.")] = None,
 ) -> None:
-    """Counts the pairs lost to kills, and measures memory on the whole input and on a tenth of it."""
+    """Counts the pairs lost when a job is killed, and measures memory on the whole input and on a tenth of it."""
     report = provenance(_PACKAGES)
     with tempfile.TemporaryDirectory(dir=os.environ.get("BATCH_FOLDER")) as name:
         results = {}

@@ -25,7 +25,7 @@ from rerank_service.tools.planning.speed import ReplicaSpeed
 
 TOKENS_PER_S = 10_000.0
 DEADLINES: dict[tuple[float, ...], float] = {(2.0, 8.0): 60.0, (60.0,): 240.0}
-"""Deadlines in seconds from which each request draws one at random, and the duration of the load."""
+"""Possible deadlines of a request, drawn at random, and the duration of the load, all in seconds."""
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ _ROUNDS = 9
 
 
 def measure(num_replicas: int, num_handles: int) -> dict[str, float]:
-    """Microseconds and bytes for the given numbers of replicas and ingresses."""
+    """Costs, in microseconds and bytes, for the given numbers of replicas and ingresses."""
     replicas = [ReplicaID(f"{number:08x}", _DEPLOYMENT) for number in range(num_replicas)]
     replica_report = compress_metric_report(_replica_report(replicas[0]))
     handle_report = _handle_report(0, replicas)

@@ -2,8 +2,8 @@
 
     python benchmarks/gpu.py [--json benchmarks/results/gpu.json]
 
-Needs only torch and transformers, but neither Ray nor an installation of this package. Writes random checkpoints of the
-published shapes to a temporary folder (10 GB for both) and loads them as the service does. MFU is the rate of
+Needs torch and transformers, but neither Ray nor an installation of this package. The script writes random checkpoints
+of the published shapes to a temporary folder (10 GB for both) and loads them as the service does. MFU is the rate of
 floating-point operations in the forward pass, divided by the rate in a large bfloat16 matrix product in the same run.
 Rows in float8 use the same divisor, so all rows are comparable.
 """
@@ -77,7 +77,7 @@ class GpuFigures:
     pairs_per_s: float
     tokens_per_s: float
     mfu: float
-    """Operations per second, as a share of those in the reference product."""
+    """Operations per second, as a share of the rate in the reference product."""
     one_pair_ms: float
     """Median time of a single pair of about 128 tokens."""
     max_logit_error: float

@@ -61,7 +61,7 @@ def choose_model(config: Path | None, dtype: Dtype | None, window: int | None) -
 
 
 def load_engines(model: ModelConfig, with_parts: bool = True) -> dict[str, Engine[Any]]:
-    """Engines to compare: those for the parts of a late-interaction score, if requested, then the model's engine."""
+    """Engines to compare: if requested, one for each part of a late-interaction score, then the model's engine."""
     engine = load_engine(model)
     if not with_parts or not isinstance(engine, LateInteractionEngine):
         return {model.id: engine}

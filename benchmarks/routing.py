@@ -5,7 +5,7 @@
 `fading + declines` is the service's rule. The other rules are `own tokens`, which uses the tokens that the ingress
 itself has in flight; `reports`, which also uses the backlogs reported with replies, unchanged until the next report;
 `fading reports`, where reports decay towards the mean; and `power of two` and `power of four`, which choose by the same
-estimate among that many random replicas.
+estimate among two or four random replicas.
 """
 
 import itertools

@@ -38,7 +38,7 @@ def main(
         load = Load(server.url, (1, num_clients), num_requests, num_passages, 128, repeats, server.pid)
         figures = asdict(bench_service(load))
     console = Console()
-    console.print(service_table(figures, f"{num_requests} requests; median of {repeats}"))
+    console.print(service_table(figures, f"{num_requests} requests; median of {repeats} runs"))
     console.print(probe_line(figures), highlight=False)
     if json_path:
         record = provenance(["rerank-service", "ray", "torch", "transformers"])

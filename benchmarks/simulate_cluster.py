@@ -73,7 +73,7 @@ def validate(json_path: Json = None) -> None:
 
 
 def _compare_router() -> dict[str, Any]:
-    """Compares the run that measured routers, with four replicas behind Serve's own proxy."""
+    """Compares the simulation with the run that measured routers: four replicas behind Serve's own proxy."""
     measured = next(row for row in recorded("stack-router.json")["results"] if row["router"] == "fewest tokens")
     coming = schedule(questions(0), 0.7 * 4 * TOKENS_PER_S, 60.0, random.Random(0))  # noqa: S311 - as `stack.router`
     requests = [Arrival(at_s, question.lengths) for at_s, question in coming]

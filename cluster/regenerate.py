@@ -1,7 +1,7 @@
 """Regenerates the Serve configurations in this folder. Run it after a change of the generator.
 
 A generated text begins with `# Written by: rerank-service config ...` and extends to the end of its YAML block. A test
-fails if one differs from the output of its command.
+fails if a generated text differs from the output of its command.
 """
 
 import shlex

@@ -1,4 +1,4 @@
-"""Binds the Serve deployments; the only module that chooses their options.
+"""Binds the Serve deployments. No other module chooses their options.
 
 `serve_config.yaml` names `build_app` as its import path. `build_model` is the import path of a model's own application.
 """
@@ -31,8 +31,8 @@ __all__ = ["bind_app", "build_app", "build_model", "serve_autoscaling"]
 def build_app(args: dict[str, Any]) -> Application:
     """The service: an ingress, and an autoscaled deployment for each model and each pool.
 
-    `args` are the settings of `RerankConfig` as a dict, because Serve's own validation of a typed parameter reports
-    problems less readably. Raises `ConfigError`.
+    `args` holds the settings of `RerankConfig`. It is a dict because Serve's own validation of a typed parameter
+    reports problems less readably. Raises `ConfigError`.
     """
     return bind_app(parse_config(args))
 
@@ -40,7 +40,7 @@ def build_app(args: dict[str, Any]) -> Application:
 def bind_app(config: RerankConfig, replica_class: type[Replica] = Replica) -> Application:
     """Builds the service from parsed settings. Benchmarks and tests pass their own `replica_class` to replace the
     engine."""
-    ApiKeys(config.auth)  # a bad key file fails the deployment here, with its own message
+    ApiKeys(config.auth)  # a bad key file fails the deployment here, with a clear message
     replicas = {
         model.id: _bind_replicas(model, replica_class, config.limits)
         for model in config.models
@@ -67,8 +67,8 @@ def bind_app(config: RerankConfig, replica_class: type[Replica] = Replica) -> Ap
 def build_model(args: dict[str, Any]) -> Application:
     """The replicas of one model as a separate application, for `models[].application`.
 
-    The application can be added, changed and removed while the replicas of other models keep running. `args` are the
-    settings of `ModelConfig` as a dict. Raises `ConfigError`.
+    The application can be added, changed and removed while the replicas of other models keep running. `args` holds the
+    settings of `ModelConfig`. Raises `ConfigError`.
     """
     model = parse_model(args)
     root = serve.deployment(
@@ -80,7 +80,8 @@ def build_model(args: dict[str, Any]) -> Application:
 
 
 class _Root:
-    """Placeholder root; never started. Serve refuses a custom request router on an application's root deployment."""
+    """A root deployment that is never started. Serve refuses a custom request router on an application's root
+    deployment."""
 
     def __init__(self, replicas: Any) -> None: ...
 
@@ -138,7 +139,8 @@ def serve_autoscaling(config: AutoscalingConfig) -> dict[str, Any]:
         "upscale_delay_s": options.pop("upscale_delay_s"),
         "initial_replicas": options.pop("initial_replicas", None),
     }
-    # The policy applies both delays itself: Serve would apply its own delays to the policy's result, which keeps peaks.
+    # The policy applies both delays itself. Serve would apply its delays to the policy's result, in which peaks
+    # persist.
     options |= dict.fromkeys(("upscale_delay_s", "downscale_delay_s", "downscale_to_zero_delay_s"), 0)
     policy = f"{TokenPolicy.__module__}:{TokenPolicy.__qualname__}"
     return options | {"policy": {"policy_function": policy, "policy_kwargs": policy_kwargs}}

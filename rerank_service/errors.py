@@ -22,9 +22,8 @@ The path of a request, and the errors that each step raises:
     at start       ConfigError, CheckpointError
     batch jobs     BatchError
 
-Errors are pickled when they pass from one process to another. Each `__init__` therefore passes all its arguments to
-`Exception.__init__`: unpickling rebuilds the error from these arguments. This module must not know HTTP beyond the
-status.
+Errors are pickled between processes. Each `__init__` therefore passes all its arguments to `Exception.__init__`:
+unpickling rebuilds the error from these arguments. This module must not know HTTP beyond the status.
 """
 
 from collections.abc import Sequence
@@ -58,11 +57,11 @@ __all__ = [
 ]
 
 Loc = tuple[str | int, ...]
-"""A place in a request or a configuration: keys and indices, from the outside in."""
+"""Path to a place in a request or a configuration: keys and indices, outermost first."""
 
 
 def dotted(loc: Loc) -> str:
-    """Formats a place for people: `passages[1].text`."""
+    """Formats a path for people, for example `passages[1].text`."""
     path = ""
     for part in loc:
         path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
@@ -70,7 +69,7 @@ def dotted(loc: Loc) -> str:
 
 
 class FieldProblem(NamedTuple):
-    """One problem with a request: the place, a message for people, and a code for programs."""
+    """One problem with a request: the path to the field, a message for people, and a code for programs."""
 
     loc: Loc
     message: str
@@ -82,7 +81,7 @@ class ConfigError(Exception):
 
 
 class CheckpointError(Exception):
-    """A checkpoint cannot be found, verified or loaded. Raised when a replica loads it."""
+    """A checkpoint cannot be found, verified or loaded. Raised when a replica loads the checkpoint."""
 
 
 class BatchError(Exception):
@@ -90,20 +89,18 @@ class BatchError(Exception):
 
 
 class RerankError(Exception):
-    """Base of all errors that clients receive."""
+    """Base class of all errors that clients receive."""
 
     http_status: ClassVar[int] = 500
     code: ClassVar[str] = "internal_error"
     category: ClassVar[str] = "api_error"
 
     loc: Loc = ()
-    """Place in the request that the error concerns. Empty: no particular place."""
-
+    """Path to the part of the request that the error concerns. Empty: no particular part."""
     retry_after_s: int | None = None
     """Seconds after which a retry makes sense. Null: a retry does not help."""
-
-    message: str = "The service failed to answer this request; its log has the details"
-    """One sentence for people."""
+    message: str = "The service failed to answer this request; the service's log has the details"
+    """Explanation of the error for people."""
 
     @property
     def problems(self) -> tuple[FieldProblem, ...]:
@@ -114,12 +111,20 @@ class RerankError(Exception):
         return self.message
 
 
-class InvalidRequest(RerankError):
+class _BadRequest(RerankError):
+    http_status = 400
+    category = "invalid_request_error"
+
+
+class _Overloaded(RerankError):
+    http_status = 503
+    category = "overloaded_error"
+
+
+class InvalidRequest(_BadRequest):
     """The request is malformed."""
 
-    http_status = 400
     code = "invalid_request"
-    category = "invalid_request_error"
 
     def __init__(self, problems: Sequence[FieldProblem]) -> None:
         super().__init__(tuple(problems))
@@ -127,16 +132,13 @@ class InvalidRequest(RerankError):
 
     @property
     def problems(self) -> tuple[FieldProblem, ...]:
-        problems: tuple[FieldProblem, ...] = self.args[0]
-        return problems
+        return tuple(self.args[0])
 
 
-class PairTooLong(RerankError):
+class PairTooLong(_BadRequest):
     """A pair exceeds the model's window, and the request forbids truncation."""
 
-    http_status = 400
     code = "pair_too_long"
-    category = "invalid_request_error"
 
     def __init__(
         self,
@@ -149,11 +151,8 @@ class PairTooLong(RerankError):
         remedy: str = "truncate: END",
     ) -> None:
         """`num_windows` is the number of windows that together hold `max_tokens`. `passage_at` and `query_at` are the
-        places of the two texts in the body. If `passage_at` is null, the place of passage `index` in NVIDIA's API is
-        used.
-
-        `remedy` is the setting that permits truncation or more windows.
-        """
+        paths to the passage and the query in the body. If `passage_at` is null, the error names the path to passage
+        `index` in NVIDIA's API. `remedy` is the field that permits truncation or more windows."""
         super().__init__(index, num_tokens, max_tokens, num_windows, passage_at, query_at, remedy)
         self.index = index
         self.num_tokens = num_tokens
@@ -164,11 +163,11 @@ class PairTooLong(RerankError):
         # The words up to the second number are NIM's own; clients match them.
         self.message = (
             f"Input length {num_tokens} exceeds maximum allowed token size {max_tokens} "
-            f"({dotted(query_at)} with {dotted(passage_at)}); shorten it, or send {remedy}"
+            f"({dotted(query_at)} with {dotted(passage_at)}); shorten the input, or send {remedy}"
         )
 
     def at(self, index: int) -> Self:
-        """The same error for passage `index`, counted among more passages."""
+        """The same error, with `index` as the passage's index."""
         return type(self)(index, *self.args[1:])
 
 
@@ -178,10 +177,8 @@ class QueryTooLong(PairTooLong):
     code = "query_too_long"
 
     def __init__(self, index: int, num_tokens: int, max_tokens: int, query_at: Loc = ("query", "text")) -> None:
-        """`index` is a passage of the query; the message does not name it, because every passage has this error.
-
-        `num_tokens` counts the query and the model's prompt.
-        """
+        """`index` is the index of a passage. The message does not name it, because every passage of the query causes
+        this error. `num_tokens` counts the query and the model's prompt."""
         super().__init__(index, num_tokens, max_tokens)
         self.args = (index, num_tokens, max_tokens, query_at)
         self.loc = ("body", *query_at)
@@ -203,11 +200,11 @@ class InvalidApiKey(RerankError):
         super().__init__(is_missing)
         self.is_missing = is_missing
         what = "Missing API key" if is_missing else "Invalid API key"
-        self.message = f"{what}: send the header 'Authorization: Bearer <key>' with a key of this service"
+        self.message = f"{what}: send the header 'Authorization: Bearer <key>' with a valid key"
 
 
 class UnknownModel(RerankError):
-    """The service has no model of the requested name."""
+    """The service has no model with the requested name."""
 
     http_status = 404
     code = "model_not_found"
@@ -218,16 +215,15 @@ class UnknownModel(RerankError):
         self.loc = loc
         self.message = (
             f"Unknown model {model[:200]!r}; this service has: {', '.join(served)}. "
-            "Send one of these, or add the name to models[].aliases"
+            "Send one of these names, or add the name to models[].aliases"
         )
 
 
-class BodyTooLarge(RerankError):
+class BodyTooLarge(_BadRequest):
     """The body exceeds `limits.max_body_bytes`."""
 
     http_status = 413
     code = "body_too_large"
-    category = "invalid_request_error"
     loc = ("body",)
 
     def __init__(self, max_bytes: int) -> None:
@@ -238,15 +234,14 @@ class BodyTooLarge(RerankError):
         )
 
 
-class RequestTooLarge(RerankError):
+class RequestTooLarge(_BadRequest):
     """The request has more tokens than an empty queue admits."""
 
     http_status = 413
     code = "request_too_large"
-    category = "invalid_request_error"
 
     def __init__(self, num_tokens: int, max_tokens: int, field: str = "passages") -> None:
-        """`field` is the body's name for its passages."""
+        """`field` is the body's field that holds the passages."""
         super().__init__(num_tokens, max_tokens, field)
         self.num_tokens = num_tokens
         self.max_tokens = max_tokens
@@ -265,8 +260,7 @@ class RateLimited(RerankError):
     category = "rate_limit_error"
 
     def __init__(self, what: str, per_minute: int, retry_after_s: int) -> None:
-        """`what` is the counted unit, `requests` or `passages`; `retry_after_s` is the time until the quota has room
-        again."""
+        """`what` is `requests` or `passages`; `retry_after_s` is the time until the quota is available again."""
         super().__init__(what, per_minute, retry_after_s)
         self.what = what
         self.per_minute = per_minute
@@ -274,12 +268,11 @@ class RateLimited(RerankError):
         self.message = f"The quota of {per_minute} {what} per minute is exhausted; retry after {retry_after_s} s"
 
 
-class UnsupportedMediaType(RerankError):
+class UnsupportedMediaType(_BadRequest):
     """A header declares the body as something other than plain JSON."""
 
     http_status = 415
     code = "unsupported_media_type"
-    category = "invalid_request_error"
 
     def __init__(self, header: str, value: str, expected: str) -> None:
         super().__init__(header, value, expected)
@@ -287,12 +280,10 @@ class UnsupportedMediaType(RerankError):
         self.message = f"{header} is {value[:100]!r}; {expected}"
 
 
-class QueueFull(RerankError):
+class QueueFull(_Overloaded):
     """A replica's queue has reached its limit."""
 
-    http_status = 503
     code = "queue_full"
-    category = "overloaded_error"
 
     def __init__(self, queued_tokens: int, max_queued_tokens: int, retry_after_s: int = 1) -> None:
         """`retry_after_s` is the time until the queue has room for the request, at the measured speed."""
@@ -306,41 +297,33 @@ class QueueFull(RerankError):
         )
 
 
-class WaitTooLong(RerankError):
-    """With the current backlog, this request or one accepted earlier would miss its deadline."""
+class WaitTooLong(_Overloaded):
+    """The backlog is so long that this request, or a request accepted earlier, would miss its deadline."""
 
-    http_status = 503
     code = "wait_too_long"
-    category = "overloaded_error"
 
     def __init__(
         self, expected_s: float, time_s: float, reserve_s: float, is_another: bool, retry_after_s: int
     ) -> None:
-        """`expected_s` is the estimated time until the answer. It exceeds `time_s`, the time until the deadline, minus
-        `reserve_s`.
-
-        With `is_another`, these times concern a request accepted earlier. `retry_after_s` is the time until half of the
-        current backlog is done, at the measured speed.
-        """
+        """`expected_s` is the estimated time until the answer, and `time_s` is the time until the deadline. The request
+        is refused because `expected_s` exceeds `time_s - reserve_s`. If `is_another` is true, these
+        times belong to a request accepted earlier. `retry_after_s` is the time until half of the current backlog is
+        done, at the measured speed."""
         super().__init__(expected_s, time_s, reserve_s, is_another, retry_after_s)
         self.expected_s = expected_s
-        self.time_s = time_s
-        self.reserve_s = reserve_s
         self.retry_after_s: int = retry_after_s
-        what = "accepting this request would make an earlier one take" if is_another else "this request would take"
+        what = "accepting this request would make an earlier request take" if is_another else "this request would take"
         self.message = (
-            f"The backlog is too long: {what} an estimated {expected_s:.3g} s. Its deadline is in "
-            f"{time_s:.3g} s, of which {reserve_s:.3g} s are kept in reserve in case the device slows down; "
+            f"The backlog is too long: {what} an estimated {expected_s:.3g} s. The deadline is in "
+            f"{time_s:.3g} s, including a reserve of {reserve_s:.3g} s in case the device slows down; "
             f"retry after {retry_after_s} s"
         )
 
 
-class ReplicaUnavailable(RerankError):
+class ReplicaUnavailable(_Overloaded):
     """The model has no running replica, or the replica stopped before it answered."""
 
-    http_status = 503
     code = "replica_unavailable"
-    category = "overloaded_error"
     retry_after_s: int = 1
 
     def __init__(self, model: str) -> None:
@@ -369,7 +352,7 @@ class NonFiniteLogit(RerankError):
     code = "non_finite_logit"
 
     def __init__(self, num_pairs: int, first: int = 0) -> None:
-        """`first` is the index of the first affected pair, or of its passage, among the scored ones."""
+        """`first` is the index of the first affected pair, or of that pair's passage, in the caller's list."""
         super().__init__(num_pairs, first)
         self.num_pairs = num_pairs
         self.first = first
@@ -390,17 +373,18 @@ class EngineFailed(RerankError):
         self.message = f"The model failed on this request ({cause}); the replica's log has the details"
 
 
-class DeviceFailed(EngineFailed):
-    """The replica's device is unusable until the replica's process is replaced. The request is not at fault."""
+class DeviceFailed(_Overloaded, EngineFailed):
+    """The replica's device is unusable until the replica's process is replaced. The request is not the cause."""
 
-    http_status = 503
     code = "device_failed"
-    category = "overloaded_error"
     retry_after_s: int = 5  # about the time that Serve takes to notice the failure
 
     def __init__(self, cause: str) -> None:
         super().__init__(cause)
-        self.message = f"A replica's device failed ({cause}) and is being replaced; retry after {self.retry_after_s} s"
+        self.message = (
+            f"The device of a replica failed ({cause}), and the replica is being replaced; "
+            f"retry after {self.retry_after_s} s"
+        )
 
 
 class DeviceMemoryExhausted(RerankError):

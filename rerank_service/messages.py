@@ -49,12 +49,13 @@ class Truncate(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Deadline:
-    """When the answer to a request is due, on this process's monotonic clock. It is meaningless in another process."""
+    """Time at which the answer to a request is due, on this process's monotonic clock. It is meaningless in another
+    process."""
 
     timeout_s: float
     """The request's original time limit, for error messages."""
     at_s: float
-    """`time.monotonic()` at which the limit ends."""
+    """Value of `time.monotonic()` at the deadline."""
 
     @classmethod
     def after(cls, timeout_s: float) -> "Deadline":
@@ -68,14 +69,15 @@ class Deadline:
 
 @dataclass(frozen=True, slots=True)
 class PassageWindows:
-    """Scores a long passage in overlapping windows and keeps the best logit: MaxP (arXiv 1905.09217)."""
+    """Options for scoring a long passage in overlapping windows. The best window's logit is the passage's logit: MaxP
+    (arXiv 1905.09217)."""
 
     max_per_passage: int
-    """Number of windows after which the passage is truncated, or refused under `Truncate.NONE`."""
+    """Maximum number of windows. Text beyond them is truncated, or the request is refused under `Truncate.NONE`."""
     tokens: int | None = None
-    """Tokens of the passage in a window. Null: as many as fit next to the query."""
+    """Passage tokens per window. Null: as many as fit next to the query."""
     overlap_tokens: int = DEFAULT_OVERLAP_TOKENS
-    """Tokens that a window shares with the one before it; limited to half of a window."""
+    """Tokens that two consecutive windows share; limited to half of a window."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +86,10 @@ class Fitting:
 
     truncate: Truncate = Truncate.END
     max_passage_tokens: int | None = None
-    """Passages are cut to this length first. Null: only the window limits them."""
+    """Maximum tokens of a passage. Longer passages are cut before windows are applied. Null: only the window limits
+    passages."""
     windows: PassageWindows | None = None
-    """Null: one window per passage; a passage that does not fit is cut or refused, as `truncate` says."""
+    """Null: each passage has one window, and `truncate` applies to a passage that does not fit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +119,7 @@ class Shard:
     """Number of this attempt, unique in the ingress's process; 0: not numbered. `ReplicaTable.route_of` returns the
     replica of a numbered attempt."""
     avoid: tuple[str, ...] = ()
-    """Serve's ids of the replicas that failed on the shard and should not get it again."""
+    """Serve's ids of the replicas that failed on the shard and should not receive it again."""
     may_decline: bool = field(default=False, compare=False)
     """Whether the replica may hand the shard back unscored."""
     decline_above: int | None = field(default=None, compare=False)
@@ -126,7 +129,7 @@ class Shard:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaLoad:
-    """How busy a replica is: the basis for choosing between replicas."""
+    """Load of a replica. Senders choose between replicas by their loads."""
 
     replica: str
     """Serve's id of the replica."""
@@ -155,7 +158,7 @@ class ReplicaReport:
     batches: tuple[tuple[int, float], ...]
     """For each batch, its tokens and their share of the batch's token budget."""
     busy_s: float
-    """Time during which the device had a batch."""
+    """Time during which the device was running a batch."""
     cache_hits: int
     """Passages found in the replica's cache."""
     cache_misses: int
@@ -176,7 +179,7 @@ class ShardScores:
 
     logits: tuple[float, ...]
     num_tokens: tuple[int, ...]
-    """Tokens of the passage's pairs, after the template and after truncation."""
+    """Tokens of the passage's pairs, including the template, after truncation."""
     is_truncated: tuple[bool, ...]
     """Whether a part of the passage was not scored."""
     is_unscored: tuple[bool, ...]
@@ -187,17 +190,18 @@ class ShardScores:
     forward_s: float
     """Time from the start of the first batch with a pair of this shard to the last logit."""
     started_at: float = 0.0
-    """Seconds since the epoch when the replica received the shard, by the replica's clock."""
+    """Time at which the replica received the shard, in seconds since the epoch by the replica's clock."""
     report: ReplicaReport | None = None
     load: ReplicaLoad | None = None
 
 
 OFFERED = "offered_tokens"
-"""Counter since the replica's start: tokens accepted, and tokens refused for lack of capacity."""
+"""Tokens that the replica has accepted, or refused for lack of capacity, since its start."""
 WAITING = "waiting_tokens"
 SPEED = "tokens_per_s"
 START = "start_s"
-"""Keys of the statistics that replicas report to Serve's autoscaler (`Replica.record_autoscaling_stats`)."""
+"""`OFFERED`, `WAITING`, `SPEED` and `START` are the keys of the statistics that replicas report to Serve's autoscaler
+(`Replica.record_autoscaling_stats`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,20 +214,20 @@ class Ranked:
     """One logit per passage, in the request's order."""
     num_tokens: int
     num_truncated: int
-    """Passages not scored in full, or scored with a truncated query; includes those in `num_unscored`."""
+    """Number of passages that were truncated or whose query was truncated, including the passages in `num_unscored`."""
     num_shards: int
     tokenise_s: float
-    """Tokenising time of the slowest shard; `queue_s` and `forward_s` likewise."""
+    """`tokenise_s`, `queue_s` and `forward_s` are each the longest time of any shard."""
     queue_s: float
     forward_s: float
     total_s: float
     num_unscored: int = 0
-    """Passages with no token inside the window; their logits are meaningless."""
+    """Number of passages with no token inside the window; their logits are meaningless."""
 
 
 def checked_logits(logits: Sequence[float], num_pairs: int) -> Sequence[float]:
-    """Returns `logits` unchanged if they are one finite number per pair. NaN would cause a wrong order without an
-    error.
+    """Returns `logits` unchanged if there is one finite logit per pair. Without this check, NaN would silently cause a
+    wrong order.
 
     Raises `NonFiniteLogit`, and `RuntimeError` if the number of logits differs from `num_pairs`.
     """
@@ -236,6 +240,7 @@ def checked_logits(logits: Sequence[float], num_pairs: int) -> Sequence[float]:
 
 
 def rank_by_logit(logits: Sequence[float]) -> list[int]:
-    """Indices by descending logit; equal logits by ascending index. Raises `NonFiniteLogit`."""
+    """Returns the indices by descending logit. Equal logits are in the order of their indices. Raises
+    `NonFiniteLogit`."""
     checked_logits(logits, len(logits))
     return sorted(range(len(logits)), key=logits.__getitem__, reverse=True)  # `reverse` keeps the sort stable

@@ -14,7 +14,7 @@ __all__ = ["recorded_passes"]
 
 @contextmanager
 def recorded_passes() -> Iterator[list[PackedSequences]]:
-    """Yields the batches that bidirectional models read within the context, one entry per forward pass."""
+    """Yields a list to which each forward pass of a bidirectional model adds its batch while the block runs."""
     passes: list[PackedSequences] = []
 
     def attention(*inputs: Any, packed: PackedSequences, **options: Any) -> Any:

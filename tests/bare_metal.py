@@ -20,13 +20,13 @@ HEAD, WORKERS = "127.0.0.1", ["127.0.0.2", "127.0.0.3"]
 
 @dataclass(frozen=True)
 class Hosts:
-    """Three hosts, as the scripts see them."""
+    """Three addresses of this machine that the scripts use as three hosts."""
 
     folder: Path
     environment: dict[str, str]
     url: str
     ports: dict[int, int]
-    """Ports used by the test, by the recipe's default port."""
+    """The test's port for each default port of the recipe."""
 
     @classmethod
     def on_this_machine(

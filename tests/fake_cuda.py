@@ -1,5 +1,5 @@
-"""A CUDA runtime with several devices that computes nothing, over torch's own Python code: it tracks the current
-device, and the stream on which each event is recorded. With `FakeTensorMode`, whose tensors claim to be on a GPU, the
+"""A fake CUDA runtime with several devices, under torch's own Python code. It computes nothing, and tracks the current
+device and the stream on which each event is recorded. With `FakeTensorMode`, whose tensors claim to be on a GPU, the
 device code runs on a machine without a GPU.
 """
 

@@ -21,7 +21,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def isolated_environment(monkeypatch: pytest.MonkeyPatch, root: Path, endpoint: str) -> dict[str, str]:
-    """Sets the caches to folders in `root`, the hub to `endpoint`, and no token. Returns the variables for
+    """Sets the caches to folders in `root` and the hub to `endpoint`, and removes any token. Returns the variables for
     subprocesses."""
     environment = {
         "RERANK_SERVICE_CACHE": str(root / "cache"),

@@ -36,7 +36,7 @@ class LocalReplica:
 
 
 def local_api(models: Sequence[ModelConfig], replicas: Mapping[str, Any], **settings: Any) -> FastAPI:
-    """Returns an application with these models. `replicas` has, by model id, objects with a `remote` method."""
+    """Returns an application with these models. `replicas` maps model ids to objects with a `remote` method."""
     config = RerankConfig.model_validate({"models": [model.model_dump() for model in models], **settings})
     return api_over(config, replicas)
 

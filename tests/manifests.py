@@ -19,7 +19,7 @@ RAY_SERVICE_SCHEMA = Path(__file__).parent / "schemas" / "rayservice.yaml"
 
 
 def kustomize() -> list[str] | None:
-    """Returns a command that builds a kustomization, if this machine has one."""
+    """Returns a command that builds a kustomization; null if this machine has no such program."""
     commands = (["kubectl", "kustomize"], ["kustomize", "build"])
     return next((command for command in commands if shutil.which(command[0])), None)
 

@@ -106,7 +106,7 @@ def compare(
     out: Out,
     without: Annotated[
         list[str] | None,
-        typer.Option(help="Sets similar to the training data; differences are also shown without them."),
+        typer.Option(help="Sets similar to the training data; differences are also shown without these sets."),
     ] = None,
 ) -> None:
     """Computes differences from the default, with paired 95% intervals. Writes OUT/comparison.json."""

@@ -1,4 +1,4 @@
-"""Training recipes by name, in order of their number of trainable weights."""
+"""Training recipes by name, from the fewest trainable weights to the most."""
 
 from dataclasses import dataclass, field
 
@@ -23,7 +23,8 @@ class Recipe:
     encoder_rate: float = 3e-5
     head_rate: float = 2e-3
     scalar_rate: float = 2e-2
-    """Learning rate of the gates, and of the head's weights of cosine, MaxSim and matches, which are about 1 to 10."""
+    """Learning rate of the gates and of the head's weights. The weights of cosine, MaxSim and matches are about 1 to
+    10."""
 
     num_groups: int = 8
     num_passages: int = 4

@@ -26,7 +26,7 @@ _PAUSE_S = 2.0
 def train(model: Scorer, groups: Sequence[Group], recipe: Recipe, out: Path, pause_file: Path | None = None) -> None:
     """Trains a model in place. Saves weights to `out` regularly and at the end, and losses to a `.jsonl` file.
 
-    No step starts while `pause_file` exists, to leave the machine to other measurements.
+    No step starts while `pause_file` exists, so other measurements can use the machine alone.
     """
     optimizer = torch.optim.AdamW(_parameter_groups(model, recipe), weight_decay=0.01, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate_share(step, recipe.num_steps))

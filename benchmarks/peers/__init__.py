@@ -1,4 +1,4 @@
-"""Compares this service with other rerankers, in turn, with the same checkpoint, machine and load.
+"""Compares this service with other rerankers, one after another, with the same checkpoint, machine and load.
 
 python -m benchmarks.peers [--only NAME,NAME] [--rounds N] [--json benchmarks/results/peers-cpu.json]
 

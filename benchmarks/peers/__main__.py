@@ -134,9 +134,9 @@ def _table(results: Sequence[Result], bare: Sequence[BareFigures], plan: RoundSe
     workload = plan.workload
     title = (
         f"{len(workload.requests)} requests, {workload.num_pairs} pairs of {workload.mean_tokens:.0f} tokens; "
-        f"{plan.num_threads} threads; median of {plan.num_rounds}"
+        f"{plan.num_threads} threads; median of {plan.num_rounds} rounds"
     )
-    caption = f"pairs/s with {plan.num_clients} clients, p50 with 1; wait: as a share of a 300-passage request"
+    caption = f"pairs/s with {plan.num_clients} clients, p50 with 1; wait as a share of a large request's time"
     table = Table(title=title, box=None, caption=caption)
     table.add_column("contender", no_wrap=True)
     for column in ("CPU-s/1k", "ratio", "pairs/s", "p50 s", "wait", "error", "failed"):

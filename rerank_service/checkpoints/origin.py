@@ -33,7 +33,7 @@ _SETTINGS = frozenset(
     }
 )
 _NAME = re.compile(r"\w[\w.-]*", re.ASCII)
-"""Plain file names: these cannot lead out of the folder, and are not hidden."""
+"""Plain file names, which cannot lead out of the folder and are not hidden."""
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
 
@@ -116,5 +116,5 @@ def _no_safetensors(source: str, present: Iterable[str]) -> str:
     return (
         f"{source} has only pickled weights ({', '.join(pickles[:3])}), which can run code when opened; nothing was "
         "fetched. Choose a revision with safetensors (the hub offers conversions at refs/pr/N), or convert the weights "
-        "on a machine you can afford to lose: AutoModel...from_pretrained(folder).save_pretrained(folder)"
+        "on an isolated machine: AutoModel...from_pretrained(folder).save_pretrained(folder)"
     )

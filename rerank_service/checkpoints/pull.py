@@ -27,7 +27,7 @@ def pull(
     progress: Progress = no_progress,
     thorough: bool = True,
 ) -> Fetched:
-    """Fetches the checkpoint of a hub id or an object store's path into `to`, or into this machine's cache.
+    """Fetches a checkpoint into `to`, or into this machine's cache. `source` is a hub id or a path in an object store.
 
     `revision` is a commit, branch or tag of the hub, or the `verification.content_revision` of an object store's files;
     null means the current state of the source. A commit or content revision that is complete on this machine needs no
@@ -88,7 +88,8 @@ def _origin(source: str, revision: str | None) -> Origin:
 
 
 def _check_revision(source: str, wanted: str | None, found: str) -> None:
-    """Raises `CheckpointError` if an object store's files are not the wanted ones. A hub's commit never changes."""
+    """Raises `CheckpointError` if an object store's files do not have the wanted revision. A hub's commit never
+    changes."""
     if "://" in source and wanted is not None and found != wanted:
         raise CheckpointError(
             f"{source} is now at revision {found}, not at {wanted}: restore the earlier files, or configure the new "

@@ -66,14 +66,14 @@ def resolve_checkpoint(checkpoint: CheckpointConfig) -> Path:
 
 
 def _packaged(name: str) -> tuple[Path, str]:
-    """Folder and weights' SHA-256 of a packaged checkpoint."""
+    """Returns the folder of a packaged checkpoint, and the SHA-256 of its weights."""
     package = PACKAGED_CHECKPOINTS.get(name)
     if package is None:
         known = ", ".join(f"package:{known}" for known in PACKAGED_CHECKPOINTS)
-        raise CheckpointError(f"package:{name} is not a known checkpoint package; known: {known}")
+        raise CheckpointError(f"package:{name} is not a known checkpoint package; use one of: {known}")
     spec = find_spec(package.module)  # does not import the package: its code never runs
     if spec is None or not spec.submodule_search_locations:
-        raise CheckpointError(f"the package {package.module} is not installed: {package.install}")
+        raise CheckpointError(f"the package {package.module} is not installed; install it with: {package.install}")
     return Path(spec.submodule_search_locations[0]) / package.subfolder, package.sha256
 
 
@@ -87,7 +87,7 @@ def _fetched_folder(checkpoint: CheckpointConfig) -> Path:
     if not checkpoint.download:
         raise CheckpointError(
             f"{source} at {revision} is not in {cache_root()}, and downloading is off here (checkpoint.download); "
-            f"fetch it on this machine as the same user: rerank-service pull {source}@{revision}"
+            f"fetch the files on this machine as the same user: rerank-service pull {source}@{revision}"
         )
     logger.info("fetching source=%s revision=%s", source, revision)
     started = time.perf_counter()

@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 Progress = Callable[[str, int, int], None]
-"""Called with the current activity, the megabytes done, and the megabytes in total."""
+"""Called with the current activity, the amount done, and the total amount; for files, the amounts are megabytes."""
 
 MANIFEST_FILE = "fetched.json"
 
@@ -67,7 +67,7 @@ class FileRecord(BaseModel):
     sha256: str
     quick_digest: str
     checked_against: str | None
-    """Algorithm of the source's digest with which the file was compared. Null: the source reports no digest."""
+    """Algorithm of the digest that the source reports for the file. Null: the source reports no digest."""
 
 
 class Manifest(BaseModel):
@@ -157,7 +157,7 @@ def read_manifest(folder: Path) -> Manifest | None:
         return None
     except (OSError, ValidationError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not written by `rerank-service pull`"
-        raise CheckpointError(f"cannot read {path}: {reason}; delete {folder} and pull it again") from None
+        raise CheckpointError(f"cannot read {path}: {reason}; delete {folder} and pull the checkpoint again") from None
 
 
 def content_revision(files: Mapping[str, FileRecord]) -> str:

@@ -32,9 +32,9 @@ class AsyncClient(ClientBase[httpx.AsyncClient]):
         """Ranks `passages` by relevance to `query` and returns all of them, or the `top_n` best.
 
         Without passages, the ranking is empty and no request is sent. With `windows`, a passage that is longer than the
-        model's window is scored by its best part. More than `max_passages` passages are sent in several concurrent
-        requests. Raises `RerankClientError`. If one request fails or the call is cancelled, the others are cancelled
-        too, and the service drops the passages that it has not started to score.
+        model's window is scored by its best window. More than `max_passages` passages are sent in several concurrent
+        requests. Raises `RerankClientError`. If one request fails or the call is cancelled, the other requests are
+        cancelled, and the service drops the passages that it has not started to score.
         """
         call = self._call(query, passages, Options(model, truncate, windows), top_n)
         slots = asyncio.Semaphore(self._max_concurrent_requests)

@@ -32,7 +32,7 @@ _Http = TypeVar("_Http", httpx.Client, httpx.AsyncClient)
 
 @dataclass(frozen=True)
 class RankCall:
-    """One call of `rank`: its requests, and how their responses become a ranking."""
+    """One call of `rank`. It holds the requests and combines their responses into a ranking."""
 
     passages: Sequence[str]
     parts: list[Part]
@@ -46,16 +46,16 @@ class RankCall:
         return read_answer(part, response.status_code, response.headers, response.content, self.request_id)
 
     def ranking(self, answers: Sequence[PartAnswer]) -> Ranking:
-        """Combines the answers for all parts, given in the parts' order, into the ranking."""
+        """Combines the answers, in the order of the parts, into the ranking."""
         return combine(self.passages, answers, self.request_id, self.top_n)
 
     def overdue(self) -> DeadlineExceededError:
-        """The error for a call whose deadline passes in the client."""
+        """The error for a call that the service has not answered by the deadline."""
         return DeadlineExceededError(None, f"no answer within {self.timeout_s:g} s", request_id=self.request_id)
 
 
 class ClientBase(ABC, Generic[_Http]):
-    """Settings of a client. Connections are kept open and reused until the client is closed."""
+    """Base class of both clients. Connections are kept open and reused until the client is closed."""
 
     def __init__(
         self,
@@ -68,15 +68,15 @@ class ClientBase(ABC, Generic[_Http]):
         max_passages: int = 512,
         max_concurrent_requests: int = 4,
     ) -> None:
-        """Does not open a connection yet. Raises `ValueError` for an invalid argument.
+        """Creates a client without opening a connection. Raises `ValueError` for an invalid argument.
 
         - `base_url`: address of the service; a trailing `/v1` is accepted.
         - `api_key`: None means the environment variable RERANK_SERVICE_API_KEY.
         - `model`: None means the service's default model.
         - `timeout_s`: deadline of a whole call of `rank`, retries included. The default is the service's own limit.
-        - `max_retries`: how often a request is retried after status 429 or 503.
+        - `max_retries`: maximum number of retries of each request after status 429 or 503.
         - `max_passages`: maximum passages per request; the default is the API's limit.
-        - `max_concurrent_requests`: maximum requests in flight, for a call with more than `max_passages` passages.
+        - `max_concurrent_requests`: maximum requests in flight in a call with more than `max_passages` passages.
         """
         if min(max_passages, max_concurrent_requests) < 1 or max_retries < 0 or timeout_s <= 0:
             raise ValueError(
@@ -99,7 +99,7 @@ class ClientBase(ABC, Generic[_Http]):
 
     def _call(self, query: str, passages: Sequence[str], options: Options, top_n: int | None) -> RankCall:
         if top_n is not None and top_n < 1:
-            raise ValueError("top_n must be at least 1; leave it out for all passages")
+            raise ValueError("top_n must be at least 1; leave it out to return all passages")
         parts = cut(query, passages, options._replace(model=options.model or self._model), self._max_passages)
         return RankCall(passages, parts, top_n, uuid.uuid4().hex, self._timeout_s, Deadline(self._timeout_s))
 

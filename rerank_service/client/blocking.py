@@ -32,7 +32,7 @@ class Client(ClientBase[httpx.Client]):
         """Ranks `passages` by relevance to `query` and returns all of them, or the `top_n` best.
 
         Without passages, the ranking is empty and no request is sent. With `windows`, a passage that is longer than the
-        model's window is scored by its best part. More than `max_passages` passages are sent in several concurrent
+        model's window is scored by its best window. More than `max_passages` passages are sent in several concurrent
         requests from separate threads. Raises `RerankClientError`. If one request fails, the call waits for the
         requests in flight and sends no others.
         """
@@ -55,7 +55,7 @@ class Client(ClientBase[httpx.Client]):
         self.close()
 
     def _open(self, base_url: str, headers: dict[str, str]) -> httpx.Client:
-        # No limit on connections, only on idle ones: waiting for a free connection would count against the deadline.
+        # Only idle connections are limited: waiting for a free connection would count against the deadline.
         return httpx.Client(base_url=base_url, headers=headers, limits=httpx.Limits(max_keepalive_connections=100))
 
     def _answer(self, call: RankCall, part: Part) -> PartAnswer:

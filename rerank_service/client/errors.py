@@ -1,11 +1,11 @@
 """The errors of the client.
 
     RerankClientError
-    ├── ConnectionFailed              in two attempts, the service was not reached or closed the connection
+    ├── ConnectionFailed              two attempts did not reach the service or lost the connection
     └── ApiError                      the service answered with an error
         ├── InvalidRequestError       400, 413, 415, 422: the request must be changed
         ├── AuthenticationError       401, 403
-        ├── ModelNotFoundError        404 for the model; the message lists the served models
+        ├── ModelNotFoundError        404 for an unknown model; the message lists the served models
         ├── RateLimitedError          429 with no retries or no time left
         ├── ServiceUnavailableError   503 with no retries or no time left
         └── DeadlineExceededError     504, or the client's own `timeout_s` has passed
@@ -38,7 +38,7 @@ class ErrorDetail(NamedTuple):
 
 
 class RerankClientError(Exception):
-    """Base class: a ranking failed."""
+    """Base class of the client's errors."""
 
 
 class ConnectionFailed(RerankClientError):
@@ -77,7 +77,7 @@ class ApiError(RerankClientError):
 
 
 class InvalidRequestError(ApiError):
-    """The request is malformed or over a limit; `details` name the fields."""
+    """The request is malformed or exceeds a limit; `details` name the fields."""
 
 
 class AuthenticationError(ApiError):
@@ -85,7 +85,7 @@ class AuthenticationError(ApiError):
 
 
 class ModelNotFoundError(ApiError):
-    """The service has no model of that name."""
+    """The service has no model with the requested name."""
 
 
 class RateLimitedError(ApiError):

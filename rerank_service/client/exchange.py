@@ -94,7 +94,7 @@ def cut(query: str, passages: Sequence[str], options: Options, max_passages: int
 
 
 def read_answer(part: Part, status: int, headers: Mapping[str, str], content: bytes, request_id: str) -> PartAnswer:
-    """Reads a response. Raises `ApiError` for an error status, and if the body does not rank this part's passages."""
+    """Reads a response. Raises `ApiError` for an error status, or if the body does not rank this part's passages."""
     body = _parsed(content)
     if status != 200:
         raise _error(part, status, headers, body, request_id)
@@ -102,7 +102,7 @@ def read_answer(part: Part, status: int, headers: Mapping[str, str], content: by
         logits = {int(entry["index"]): float(entry["logit"]) for entry in body["rankings"]}
         usage = Usage(int(body["usage"]["prompt_tokens"]), int(body["usage"]["total_tokens"]))
     except (KeyError, TypeError, ValueError):
-        message = "the answer is not a ranking; is this the address of a rerank service?"
+        message = "the answer is not a ranking; check that base_url is the address of a rerank service"
         raise ApiError(status, message, request_id=request_id) from None
     is_complete = sorted(logits) == list(range(part.num_passages)) and len(body["rankings"]) == part.num_passages
     if not is_complete or not all(map(math.isfinite, logits.values())):
@@ -118,7 +118,8 @@ def read_answer(part: Part, status: int, headers: Mapping[str, str], content: by
 
 
 def combine(passages: Sequence[str], answers: Iterable[PartAnswer], request_id: str, top_n: int | None) -> Ranking:
-    """Combines the answers, given in the parts' order, into one ranking of the `top_n` best passages (None: of all)."""
+    """Combines the answers into one ranking of the `top_n` best passages. `answers` are in the order of the parts. If
+    `top_n` is None, the ranking has all passages."""
     answers = list(answers)
     logits = [logit for answer in answers for logit in answer.logits]
     order = sorted(range(len(logits)), key=lambda index: -logits[index])[:top_n]  # stable: equal logits by index
@@ -151,12 +152,12 @@ def _error(part: Part, status: int, headers: Mapping[str, str], body: Any, reque
         error_class = ModelNotFoundError
     message = str(envelope.get("message") or "the service gave no reason")
     if part.first_index and "passages[" in message:
-        message += f" (counted from passages[{part.first_index}], the first passage of this request)"
+        message += f" (the index counts from passages[{part.first_index}], the first passage of this request)"
     return error_class(status, message, details, request_id, _retry_after_s(headers.get("retry-after")))
 
 
 def _details(problems: Any, part: Part) -> tuple[ErrorDetail, ...]:
-    """The problems of an error body. Indices count the caller's passages, not the passages of the part."""
+    """Reads the problems in an error body. Indices count the caller's passages, not the passages of the part."""
     if not isinstance(problems, list):
         return ()
     details = []
@@ -170,7 +171,7 @@ def _details(problems: Any, part: Part) -> tuple[ErrorDetail, ...]:
 
 
 def _retry_after_s(value: str | None) -> float | None:
-    """Reads `Retry-After`, in seconds or, as some proxies send it, as a date."""
+    """Reads `Retry-After`, which is a number of seconds or, from some proxies, a date."""
     if value is None:
         return None
     try:

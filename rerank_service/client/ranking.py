@@ -10,12 +10,12 @@ __all__ = ["PassageWindows", "RankedPassage", "Ranking", "Usage"]
 
 @dataclass(frozen=True, slots=True)
 class PassageWindows:
-    """Scores a long passage in overlapping windows; the passage's logit is that of the best window."""
+    """Options for scoring a long passage in overlapping windows. The best window's logit is the passage's logit."""
 
     max_per_passage: int
-    """Text beyond this many windows is truncated, or refused with `truncate="NONE"`."""
+    """Maximum number of windows. Text beyond them is truncated, or the request is refused with `truncate="NONE"`."""
     tokens: int | None = None
-    """Passage tokens in a window. None: as many as fit next to the query."""
+    """Passage tokens per window. None: as many as fit next to the query."""
     overlap_tokens: int = 32
     """Tokens that two consecutive windows share, at most half of `tokens`."""
 
@@ -46,20 +46,21 @@ class Usage:
 
 @dataclass(frozen=True)
 class Ranking(Sequence[RankedPassage]):
-    """A sequence of `RankedPassage`, by descending logit; equal logits are in the order of their indices."""
+    """A sequence of `RankedPassage` by descending logit. Passages with equal logits are in the order of their
+    indices."""
 
     passages: tuple[RankedPassage, ...]
     usage: Usage
     request_id: str
     """Id sent with every request of the call and logged by the service."""
     timings_ms: Mapping[str, float] = field(default_factory=dict)
-    """Duration of each stage in the service (`Server-Timing`). For several requests, these are the durations of the
-    slowest one."""
+    """Duration of each stage in the service (`Server-Timing`). If the call sent several requests, these are the
+    durations of the slowest request."""
     num_truncated: int | None = None
     """Number of truncated passages among all passages of the call, not only among the `top_n`. None if the service does
     not report it."""
     num_unscored: int | None = None
-    """Number of truncated passages without a scored token, because the query fills the model's window. Their logits are
+    """Number of passages of which no token was scored, because the query fills the model's window. Their logits are
     meaningless. None if the service does not report it."""
 
     @overload

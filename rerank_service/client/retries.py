@@ -1,4 +1,4 @@
-"""When a request is retried, and the deadline of a call."""
+"""Rules for retrying a request, and the deadline of a call."""
 
 import time
 from typing import Any
@@ -29,8 +29,8 @@ class Deadline:
 
 
 def retry_options(max_retries: int, deadline: Deadline) -> dict[str, Any]:
-    """Returns arguments of tenacity's `Retrying` or `AsyncRetrying` for one request. They keep state, so use them only
-    once.
+    """Returns arguments of tenacity's `Retrying` or `AsyncRetrying` for one request. The arguments keep state, so use
+    them only once.
 
     A request is retried after 429, 503 and one broken connection. If the next wait would exceed the deadline, the error
     is raised immediately.

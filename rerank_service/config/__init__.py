@@ -1,7 +1,7 @@
-"""Every setting of the service with its default, documentation and validation, and the loading of a configuration.
+"""Defines every setting of the service with its default, documentation and validation, and loads configurations.
 
-Attribute docstrings are the documentation and the JSON schema. This package must not import Ray, torch or HTTP: the
-command line, the engine and the head node of a cluster all read it.
+The attributes' docstrings become the documentation and the descriptions in the JSON schema. This package must not
+import Ray, torch or HTTP: the command line, the engine and the head node of a cluster all read it.
 """
 
 from rerank_service.config.application import RerankConfig

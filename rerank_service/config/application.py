@@ -43,7 +43,7 @@ class RerankConfig(Section):
 
     dialects: tuple[DialectName, ...] = tuple(DialectName)
     """Compatible APIs of other vendors to serve, in order of preference. The default is all of them. If several APIs
-    share a path and a request matches more than one, the first in this list answers."""
+    share a path and a request matches more than one, the first API in this list answers."""
 
     logs: LogConfig = LogConfig()
     """Access log."""

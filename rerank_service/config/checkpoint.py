@@ -29,9 +29,9 @@ class CheckpointConfig(Section):
     it null for a package or a folder."""
 
     download: bool = True
-    """Whether a starting replica may fetch files that are not in its machine's cache. Set false on machines without
-    network access: the replica then fails to start, and the error message gives the `rerank-service pull` command to
-    run."""
+    """Whether a starting replica may fetch files that are not in its machine's cache. Set it to false on machines
+    without network access: the replica then fails to start, and the error message gives the `rerank-service pull`
+    command to run."""
 
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     """Expected SHA-256 of `model.safetensors`, in hex. Set it to check the full digest on every load. Null: the digest
@@ -44,7 +44,8 @@ class CheckpointConfig(Section):
             if not _STORE_PATH.fullmatch(source):
                 scheme = source.partition("://")[0]
                 raise ValueError(
-                    f"{scheme}:// must be followed by a path without credentials; set these as environment variables"
+                    f"{scheme}:// must be followed by a path without credentials; "
+                    "set credentials as environment variables"
                 )
             if not _CONTENT.fullmatch(revision):
                 raise ValueError(

@@ -1,4 +1,4 @@
-"""Settings that say how a checkpoint is run: the engine, device and precision, and the settings of each engine kind."""
+"""Settings that say how a checkpoint runs: the engine, device and precision, and the settings of each engine kind."""
 
 import re
 from enum import StrEnum
@@ -59,8 +59,8 @@ Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
 class LateInteractionHead(Section):
     """Linear head of a late-interaction model: `logit = cosine_weight * cosine + maxsim_weight * maxsim + bias`.
 
-    The defaults were fitted for all-MiniLM-L6-v2, pointwise, on public groups of a question and its passages. Fit your
-    own for any other encoder.
+    The defaults were fitted pointwise for all-MiniLM-L6-v2, on public questions with their passages. Fit your own
+    weights for any other encoder.
     """
 
     cosine_weight: float = 6.42
@@ -70,7 +70,7 @@ class LateInteractionHead(Section):
     """Weight of MaxSim: for each query token the best cosine with any passage token, averaged over the query tokens."""
 
     bias: float = -11.00
-    """Constant added to the weighted sum. It shifts all logits alike and never changes a ranking."""
+    """Constant added to the weighted sum. It shifts all logits equally and never changes a ranking."""
 
 
 _PROMPT_SLOT = re.compile(r"\{[^{}]*\}")
@@ -81,8 +81,8 @@ class YesNoPrompt(Section):
 
     parts: Annotated[tuple[str, ...], Field(min_length=1)]
     """The prompt, in parts that are tokenised separately. Together they contain `{query}` once, `{passage}` once, and
-    optionally `{instruction}`. The part with `{passage}` must end with it: a pair that is too long is truncated there,
-    and the parts after it stay whole."""
+    optionally `{instruction}`. The part with `{passage}` must end with it: a pair that is too long is truncated at that
+    place, and the later parts stay whole."""
 
     yes_word: Annotated[str, Field(min_length=1)]
     """The answer for a relevant passage. It must be a single token of the model. Quote it in YAML, where a bare yes
@@ -117,7 +117,7 @@ class EngineConfig(Section):
 
     kind: EngineKind = EngineKind.AUTO
     """Engine that runs the checkpoint. `auto` selects an engine by the checkpoint's `config.json`. Set a kind only if
-    that fails or if the service logs that it guessed."""
+    that fails or if the service logs that it guessed the kind."""
 
     device: Device = "auto"
     """Device of the forward pass: `cpu`, `cuda` or `cuda:N`. `auto` takes a GPU if the replica has one, else the
@@ -136,7 +136,7 @@ class EngineConfig(Section):
 
     cuda_graphs: bool = True
     """GPU, in bfloat16 and float16: run batches of at most 2,048 tokens as captured CUDA graphs, which saves launch
-    time. If a graph fails or its results differ from an ordinary pass, the engine turns graphs off and logs a
+    time. If a graph fails or its results differ from those of an ordinary pass, the engine turns graphs off and logs a
     warning."""
 
     compile: bool = False
@@ -144,9 +144,9 @@ class EngineConfig(Section):
     the first start."""
 
     special_tokens: SpecialTokens = "text"
-    """How special tokens that a query or passage spells out, such as `[SEP]` or `<|im_end|>`, are read. `text`: as
-    plain characters, so that a passage cannot write part of the prompt. `parse`: as special tokens, the default of
-    transformers. Templates and prompts are always parsed."""
+    """How the service reads special tokens, such as `[SEP]` or `<|im_end|>`, that a query or passage spells out.
+    `text`: as plain characters, so that a passage cannot write part of the prompt. `parse`: as special tokens, like
+    transformers by default. Templates and prompts are always parsed."""
 
     prompt_template: str | None = None
     """Bidirectional decoder: text of a pair, with `{query}` and `{passage}`. Null: the template in the checkpoint's
@@ -157,11 +157,12 @@ class EngineConfig(Section):
     `config.json` says, else `avg`."""
 
     temperature: PositiveFloat | None = None
-    """Bidirectional decoder: the score is divided by this number, which changes its scale but not a ranking. Null:
-    as the checkpoint's `config.json` says, else 1."""
+    """Bidirectional decoder: the score is divided by this number. This changes the scale of scores but not a ranking.
+    Null: as the checkpoint's `config.json` says, else 1."""
 
     yes_no: YesNoPrompt | None = None
-    """Yes/no decoder: its prompt and its two answers. Null: those published with the model's family."""
+    """Yes/no decoder: its prompt and its two answers. Null: the prompt and the answers published with the model's
+    family."""
 
     instruction: str | None = None
     """Yes/no decoder: the criterion by which passages are judged, if the prompt contains `{instruction}`. Null: the
@@ -171,7 +172,7 @@ class EngineConfig(Section):
     """Late interaction: weights of the linear head."""
 
     passage_cache_bytes: PositiveInt | None = None
-    """Late interaction: memory in bytes in which each replica caches encoded passages; the least recently used are
+    """Late interaction: size in bytes of each replica's cache of encoded passages; the least recently used passages are
     dropped first. Set it if the same passages are ranked again and again. A passage of 128 tokens takes about 100 KB
     (384 dimensions, bfloat16). On a GPU this memory is not available to batches. Null: no cache."""
 

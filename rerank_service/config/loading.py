@@ -22,7 +22,8 @@ _SectionT = TypeVar("_SectionT", bound=Section)
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """PyYAML's safe loader, except that a repeated key is an error; PyYAML keeps only its last value."""
+    """PyYAML's safe loader, but a repeated key is an error. PyYAML itself keeps only the last value of a repeated
+    key."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -74,7 +75,7 @@ def parse_serve_config(text: str, source: str) -> RerankConfig:
             )
     if models_apart:
         unused = ", ".join(sorted(models_apart))
-        raise ConfigError(f"not used by any model: applications {unused}; set models[].application, or remove them")
+        raise ConfigError(f"no model uses these applications: {unused}; set models[].application, or remove them")
     return config
 
 

@@ -29,14 +29,14 @@ class ModelConfig(Section):
     """The model's files."""
 
     window_tokens: Annotated[int, Field(ge=16)] | None = None
-    """Maximum tokens of a pair; anything beyond it is truncated, or refused under `truncate: NONE`. Null: the
-    tokenizer's `model_max_length` or the model's number of positions. Lower it to save memory and time."""
+    """Maximum tokens of a pair. A longer pair is truncated, or refused under `truncate: NONE`. Null: the smaller of the
+    tokenizer's `model_max_length` and the model's number of positions. Lower it to save memory and time."""
 
     engine: EngineConfig = EngineConfig()
     """How the model runs."""
 
     batching: BatchingConfig = BatchingConfig()
-    """How each replica forms batches; applied without a restart."""
+    """How each replica forms batches. Changes are applied without a restart."""
 
     replica: ReplicaConfig = ReplicaConfig()
     """Resources of each replica."""
@@ -79,8 +79,8 @@ class PoolConfig(Section):
     """Name by which models refer to the pool in `models[].pool`."""
 
     models_per_replica: PositiveInt = 4
-    """Models that one replica keeps loaded; the least recently used is unloaded first. The replica's memory must hold
-    this many models, including the one being loaded."""
+    """Maximum number of models that one replica keeps loaded; the least recently used model is unloaded first. The
+    replica's memory must hold this many models, including the one being loaded."""
 
     spread_above_tokens: PositiveInt = 65_536
     """Limit of a replica's outstanding tokens. A model is loaded on another replica only while all replicas with the

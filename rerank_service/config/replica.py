@@ -24,8 +24,8 @@ class BatchingConfig(Section):
     `user_config`)."""
 
     max_batch_tokens: PositiveInt | None = None
-    """Maximum tokens in one forward pass. A pair longer than this is scored alone. Null: 16,384 on a GPU and 4,096 on a
-    CPU; larger batches are no faster there. Lower it if the device runs out of memory."""
+    """Maximum tokens in one forward pass. A longer pair is scored alone. Null: 16,384 on a GPU and 4,096 on a CPU;
+    larger batches are no faster. Lower it if the device runs out of memory."""
 
     min_batch_tokens: PositiveInt | None = None
     """Batch size in tokens while the queue is short. Batches grow with the queue from this size to `max_batch_tokens`,
@@ -33,8 +33,8 @@ class BatchingConfig(Section):
 
     collect_wait_ms: NonNegativeFloat = 0.0
     """Longest time in milliseconds that a call waits before tokenisation for other calls to join it. At the default of
-    0, only calls that arrive together are collected. All pairs are batched again in the queue. Raise it only for a very
-    large number of tiny requests."""
+    0, only calls that arrive together are collected. The queue then forms batches from the pairs of all calls. Raise it
+    only for a very large number of tiny requests."""
 
     collect_max_calls: PositiveInt = 32
     """Maximum number of calls tokenised together. The default suits nearly all loads."""
@@ -60,7 +60,7 @@ class ReplicaConfig(Section):
 
     max_ongoing_requests: PositiveInt = 1_024
     """Maximum number of shards sent to one replica at a time; further shards wait at the ingress. Replicas already
-    limit their queue by tokens and deadlines, so keep this number above the number that they admit."""
+    limit their queue by tokens and deadlines, so keep this number above the number of shards that they admit."""
 
     tokeniser_threads: PositiveInt = 2
     """Number of tokenising threads, in addition to the thread that runs the forward pass. Raise it if the device is
@@ -71,7 +71,7 @@ class ReplicaConfig(Section):
 
     health_check_timeout_s: PositiveFloat = 3.0
     """Seconds a replica has to answer a health check. After three failures in a row, Serve replaces the replica, and
-    another replica scores its work."""
+    another replica scores the failed replica's shards."""
 
     graceful_shutdown_timeout_s: PositiveFloat | None = None
     """Seconds a replica has to finish its work before it is stopped, when it is scaled down or replaced. Null: 15 s
@@ -89,8 +89,8 @@ class AutoscalingConfig(Section):
     """Maximum number of replicas. Raise it to let the model scale out under load."""
 
     initial_replicas: NonNegativeInt | None = None
-    """Replicas that a new deployment starts with and keeps for at least `downscale_delay_s`. Null: `min_replicas`.
-    Deploying a change keeps the current number."""
+    """Replicas that a new deployment starts with and keeps for at least `downscale_delay_s`. Null: `min_replicas`. A
+    changed deployment keeps its current number of replicas."""
 
     target_utilisation: Annotated[float, Field(gt=0, le=1)] = 0.8
     """Share of the time that a replica should be busy. The rest is headroom for bursts. Lower this share for lower

@@ -1,4 +1,5 @@
-"""Base class of all configuration sections, and readable messages for validation errors, which the API uses too."""
+"""Base class of all configuration sections, and readable messages for validation errors. The API uses these messages
+too."""
 
 import re
 from collections.abc import Iterable
@@ -19,15 +20,15 @@ _MESSAGES = {
 
 
 class Section(BaseModel):
-    """An immutable group of settings. Unknown keys are errors, infinite and NaN values too, and attribute docstrings
-    document the settings."""
+    """An immutable group of settings. Unknown keys, infinite values and NaN are errors. Attribute docstrings document
+    the settings."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 def readable_problems(error: ValidationError, root: type[BaseModel] | None = None) -> str:
-    """One line per problem: the setting, the problem, and the invalid value. With `root`, the validated class, an
-    unknown setting is compared with the known ones."""
+    """Formats each problem as a line with the setting, the problem and the invalid value. If `root`, the validated
+    class, is given, the line for an unknown setting suggests a known setting with a similar name."""
     lines = []
     for problem in without_echoes(error.errors(include_url=False)):
         kind, value = problem["type"], problem["input"]
@@ -42,14 +43,14 @@ def readable_problems(error: ValidationError, root: type[BaseModel] | None = Non
 
 
 def plain_message(message: str) -> str:
-    """Rewrites a message of pydantic, such as "Input should be greater than 0" or "Value error, the text of a
-    validator", to continue a sentence that starts with the field: "must be greater than 0"."""
+    """Rewrites a message of pydantic to continue a sentence that starts with the field. "Input should be greater than
+    0" becomes "must be greater than 0", and "Value error, " before a validator's text is removed."""
     text = re.sub(r"^\w+ should", "must", message.removeprefix("Value error, "))
     return text.replace(" after validation", "")
 
 
 def unknown_setting(name: str, known: Iterable[str]) -> str:
-    """The message for an unknown setting, with the closest known name if one is close."""
+    """The message for an unknown setting. It suggests a known setting with a similar name, if there is one."""
     close = get_close_matches(name, list(known), n=1)
     return f"unknown setting; did you mean `{close[0]}`?" if close else "unknown setting"
 
@@ -71,6 +72,7 @@ def _section_in(annotation: Any) -> type[BaseModel] | None:
 
 
 def without_echoes(details: list[ErrorDetails]) -> list[ErrorDetails]:
-    """Drops each "too short" error that only results from invalid entries, because pydantic counts only valid ones."""
+    """Drops each "too short" error that only results from invalid entries, because pydantic counts only valid
+    entries."""
     owners = {detail["loc"][:depth] for detail in details for depth in range(len(detail["loc"]))}
     return [detail for detail in details if detail["type"] != "too_short" or detail["loc"] not in owners]

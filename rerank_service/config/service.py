@@ -21,7 +21,7 @@ __all__ = [
 
 
 class IngressConfig(Section):
-    """The ingress: replicas that answer HTTP requests and hand their pairs to the models' replicas."""
+    """The ingress: replicas that answer HTTP requests and send the requests' pairs to the models' replicas."""
 
     min_replicas: PositiveInt = 1
     """Minimum number of ingress replicas. With two or more, requests do not wait while one replica restarts."""
@@ -31,8 +31,8 @@ class IngressConfig(Section):
     throughput."""
 
     num_cpus: NonNegativeFloat = 0
-    """CPUs reserved for each ingress replica. An ingress parses JSON and otherwise waits: 0 suits a laptop, 1 a
-    cluster."""
+    """CPUs reserved for each ingress replica. An ingress parses JSON and otherwise waits: 0 suits a laptop, and 1 suits
+    a cluster."""
 
     max_ongoing_requests: PositiveInt = 1_000
     """Maximum number of HTTP requests in flight in one ingress replica; further requests wait in the proxy."""
@@ -51,7 +51,7 @@ class ServiceConfig(Section):
     """General settings of the service."""
 
     default_model: str | None = None
-    """Model that answers requests without a `model`: an id or an alias. Null: the first of `models`."""
+    """Model that answers requests without a `model`: an id or an alias. Null: the first model in `models`."""
 
     playground: bool = True
     """Whether `/` serves a web page for trying the models. The page uses the API like any client, with the caller's own
@@ -62,11 +62,12 @@ class ServiceConfig(Section):
 
 
 _REPLICA_MARGIN_S = 15.0
-"""Time for the batch that runs at the deadline, and for Serve's check whether a replica is idle, made every two
-seconds."""
+"""Time for the batch that runs at the deadline, and for Serve's next check whether the replica is idle. Serve checks
+every two seconds."""
 _INGRESS_MARGIN_S = 50.0
-"""Behind HAProxy, a stopping ingress accepts requests for another RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S (30 s
-unless set). http_options.request_timeout_s is 15 s above the limit, and 5 s are spare."""
+"""Sum of three times. Behind HAProxy, a stopping ingress accepts requests for
+RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S (30 s unless set); http_options.request_timeout_s is 15 s above the
+limit; 5 s are spare."""
 
 
 class LimitsConfig(Section):

@@ -1,12 +1,12 @@
-"""Loads a model from a checkpoint's folder strictly as its configuration says, without running foreign code.
+"""Loads a model from a checkpoint's folder, strictly as config.json says, without running code from the folder.
 
-Refuses pickles, unknown architectures, and tensors that are missing, unexpected or of the wrong shape: with such
-tensors, a model would load silently and rank wrongly.
+Refuses pickles, unknown architectures, and tensors that are missing, unexpected or of the wrong shape: with wrong
+tensors, a model would load without an error and rank wrongly.
 """
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +22,7 @@ from rerank_service.errors import CheckpointError
 
 __all__ = [
     "Checkpoint",
+    "class_of_family",
     "first_position",
     "has_tensor",
     "load_weights",
@@ -57,7 +58,7 @@ _OFFSET_POSITIONS = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "m
 
 
 class Checkpoint(NamedTuple):
-    """A checkpoint to load, and the options to load it with."""
+    """A checkpoint to load, and the options for loading it."""
 
     folder: Path
     raw: dict[str, Any]
@@ -76,7 +77,8 @@ def native_config(config_class: Any, raw: dict[str, Any]) -> Any:
 
 
 def transformers_config(folder: Path) -> Any:
-    """A checkpoint's configuration as transformers reads it. Raises `CheckpointError` if it has no class for it."""
+    """A checkpoint's configuration as transformers reads it. Raises `CheckpointError` if transformers has no class for
+    this checkpoint."""
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
@@ -85,13 +87,23 @@ def transformers_config(folder: Path) -> Any:
         ) from error
 
 
+def class_of_family(checkpoint: Checkpoint, classes: Mapping[str, Any], engine: str) -> Any:
+    """The class for the checkpoint's `model_type`. Raises `CheckpointError` if `engine` has none for it."""
+    family: Any = checkpoint.raw.get("model_type")
+    if family not in classes:
+        raise CheckpointError(
+            f"{checkpoint.folder} has model_type {family!r}; a {engine} has one of {', '.join(classes)}"
+        )
+    return classes[family]
+
+
 def read_model_config(folder: Path) -> dict[str, Any]:
     """The contents of config.json, including `auto_map`; no code is executed."""
     return read_json(folder / "config.json")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file of a checkpoint. Raises `CheckpointError` if it is missing or not a JSON object."""
+    """Reads a JSON file of a checkpoint. Raises `CheckpointError` if the file is missing or not a JSON object."""
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -107,7 +119,7 @@ def has_tensor(folder: Path, name: str) -> bool:
 
 
 def read_rows(folder: Path, name: str, row: int | None = None) -> torch.Tensor:
-    """A matrix `[rows, columns]` of the checkpoint in float32. With `row`, only that row is read and returned.
+    """Returns a matrix `[rows, columns]` of the checkpoint in float32. With `row`, only that row is read and returned.
     Raises `CheckpointError` if the tensor or the row does not exist.
     """
     path = _file_with(folder, name)
@@ -117,7 +129,7 @@ def read_rows(folder: Path, name: str, row: int | None = None) -> torch.Tensor:
         matrix = tensors.get_slice(name)
         num_rows = matrix.get_shape()[0]
         if row is not None and row >= num_rows:
-            raise CheckpointError(f"{name} of {folder} has {num_rows} rows; the tokenizer refers to row {row}")
+            raise CheckpointError(f"{name} in {folder} has {num_rows} rows; the tokenizer refers to row {row}")
         rows: torch.Tensor = matrix[:] if row is None else matrix[row : row + 1]
     return rows.float()
 
@@ -135,7 +147,7 @@ def _file_with(folder: Path, name: str) -> Path | None:
 
 
 def num_linear_weights(folder: Path) -> int:
-    """Number of weights that each token is multiplied by: all matrices except the input and output embeddings."""
+    """Number of weights by which each token is multiplied: all matrices except the input and output embeddings."""
     total = 0
     for path in folder.glob("*.safetensors"):
         with safe_open(path, framework="pt") as tensors:
@@ -159,7 +171,7 @@ def load_weights(
     attention: str | None,
     ignored_prefixes: Iterable[str] = (),
 ) -> Any:
-    """A model of `model_class` with all tensors of the checkpoint, on `device`, in evaluation mode.
+    """Returns a model of `model_class` with all tensors of the checkpoint, on `device`, in evaluation mode.
 
     If `attention` is null, transformers chooses its fastest attention for the class. A tensor may remain unused if its
     name starts with one of `ignored_prefixes`. Raises `CheckpointError`.
@@ -185,7 +197,7 @@ def load_weights(
 
 
 def resolve_device(device: str) -> torch.device:
-    """`auto` is CUDA if a GPU is visible, else the CPU. `cuda` without a number is the first visible GPU.
+    """Returns the configured device. `auto` is CUDA if a GPU is visible, else the CPU; `cuda` is the first visible GPU.
 
     Raises `CheckpointError` if the configured GPU is not visible.
     """
@@ -202,7 +214,7 @@ def resolve_device(device: str) -> torch.device:
 
 
 def max_positions(model_config: dict[str, Any]) -> int | None:
-    """Length of the longest sequence that the model has positions for; null if config.json does not say."""
+    """Length of the longest sequence for which the model has positions; null if config.json does not specify it."""
     positions = model_config.get("max_position_embeddings")
     if positions is None:
         return None

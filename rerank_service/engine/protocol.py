@@ -39,12 +39,12 @@ class CacheCounts(NamedTuple):
 
 
 class DeviceFacts(NamedTuple):
-    """Memory that an engine's device holds, and the device's peak speed."""
+    """Memory in use on an engine's device, and the device's peak speed."""
 
     memory_bytes: int
     """On a GPU, the memory held by torch; on a CPU, the memory of the process. 0 if the system does not report it."""
     peak_tokens_per_s: float | None
-    """Speed at which the model's linear layers alone would reach the device's dense bfloat16 peak; null: unknown peak.
+    """Speed at which the model's linear layers alone would reach the device's dense bfloat16 peak. Null: unknown peak.
 
     A measured speed divided by this value is the model FLOP utilisation.
     """
@@ -55,9 +55,10 @@ class EncodedPair:
     """A tokenised pair, truncated to the window."""
 
     token_ids: TokenIds
-    """Ids of the tokens that the window limits: the whole templated pair, or for late interaction only the passage."""
+    """Ids of the tokens that the window limits: the whole templated pair or, for late interaction, the passage."""
     num_tokens: int
-    """Tokens of query and passage, special tokens included. They are billed, and count towards the batch size."""
+    """Number of tokens of query and passage, including special tokens. It is billed, and counts towards the batch
+    size."""
     is_truncated: bool
     """Whether the pair was longer than the window."""
     is_passage_cut: bool = field(default=False, kw_only=True)
@@ -76,11 +77,9 @@ class PendingLogits(Protocol):
     @property
     def is_ready(self) -> bool:
         """Whether `wait` returns at once."""
-        ...
 
     def wait(self) -> list[float]:
         """Float32 logits `[B]`, unbounded; higher means more relevant. Raises `DeviceFailed` if the device is lost."""
-        ...
 
 
 class BatchScorer(Protocol[_PairT_contra]):
@@ -88,20 +87,19 @@ class BatchScorer(Protocol[_PairT_contra]):
 
     @property
     def max_in_flight(self) -> int:
-        """Batches that may be in flight at once; 1 if `launch` returns only when its batch is done."""
-        ...
+        """Number of batches that may be in flight at once; 1 if `launch` returns only when its batch is done."""
 
     @property
     def memory_tokens(self) -> int | None:
-        """Tokens of the largest batch that fits in memory; null: unknown. Decreases after a batch that did not fit."""
-        ...
+        """Number of tokens in the largest batch that fits in memory; null: unknown. Decreases after a batch that did
+        not fit."""
 
     def launch(self, pairs: Sequence[_PairT_contra]) -> PendingLogits:
         """Starts one forward pass. Callers limit the tokens of a batch, and call from one thread at a time.
 
-        Raises `DeviceMemoryExhausted` if one pair alone does not fit in memory, `DeviceFailed` if the device is lost.
+        Raises `DeviceMemoryExhausted` if a single pair does not fit in memory, and `DeviceFailed` if the device is
+        lost.
         """
-        ...
 
 
 class Engine(BatchScorer[PairT], Protocol[PairT]):
@@ -109,55 +107,43 @@ class Engine(BatchScorer[PairT], Protocol[PairT]):
 
     @property
     def window_tokens(self) -> int:
-        """Length of the longest pair, in tokens."""
-        ...
+        """Maximum length of a pair, in tokens."""
 
     @property
     def default_batch_tokens(self) -> int:
         """Default token limit of a batch; larger batches are hardly faster on this device."""
-        ...
 
     @property
     def cache_counts(self) -> CacheCounts:
         """Look-ups in the passage cache; zeros if the engine has no passage cache."""
-        ...
 
     @property
     def cache_bytes(self) -> int:
         """Memory limit of the engine's caches on the device."""
-        ...
 
     def caches_off(self) -> AbstractContextManager[None]:
         """A context in which the caches are turned off: they return, store and count nothing."""
-        ...
 
     @property
     def device_facts(self) -> DeviceFacts:
-        """Memory held by the device now, and the device's peak speed."""
-        ...
+        """Memory in use on the device now, and the device's peak speed."""
 
     @property
     def description(self) -> str:
         """Kind, device and precision, for logs."""
-        ...
 
     @property
     def precision(self) -> str:
-        """Coarsest type the model computes in: `float32`, `float16`, `bfloat16`, `int8` or `float8`."""
-        ...
+        """Coarsest number type in the model's computation: `float32`, `float16`, `bfloat16`, `int8` or `float8`."""
 
     def tokenise(self, query: str, passages: Sequence[str], truncate: Truncate) -> list[PairT]:
-        """Pairs in the order of `passages`. Raises `PairTooLong` under `Truncate.NONE`."""
-        ...
+        """Returns the pairs in the order of `passages`. Raises `PairTooLong` under `Truncate.NONE`."""
 
     def passage_room(self, query: str) -> int:
         """Number of passage tokens that fit in the window with this query; 0 if the query fills the window."""
-        ...
 
     def token_spans(self, texts: Sequence[str]) -> list[list[TokenSpan]]:
         """Spans of each text's tokens, without special tokens."""
-        ...
 
     def score(self, pairs: Sequence[PairT]) -> list[float]:
-        """Float32 logits `[B]` in the order of `pairs`: `launch`, then `wait`."""
-        ...
+        """Returns float32 logits `[B]` in the order of `pairs`. Calls `launch`, then `wait`."""

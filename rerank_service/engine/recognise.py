@@ -27,7 +27,8 @@ SUPPORTED = (
 
 
 def recognise_engine(config: Mapping[str, Any], name: str) -> EngineKind:
-    """The engine for a checkpoint with this config.json. Raises `CheckpointError`; its message starts with `name`."""
+    """The engine for a checkpoint with this config.json. Raises `CheckpointError` with a message that starts with
+    `name`."""
     architectures = [str(one) for one in config.get("architectures") or []]
     family = str(config.get("model_type"))
     is_classifier = any(one.endswith("ForSequenceClassification") for one in architectures)

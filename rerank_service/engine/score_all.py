@@ -25,10 +25,10 @@ def score_passages(
     batch_tokens: int | None = None,
     on_scored: OnScored = lambda *_: None,
 ) -> tuple[EncodedPassages[PairT], tuple[float, ...]]:
-    """The pairs of all passages, query by query, and one logit per passage.
+    """Scores all passages. Returns their pairs, query by query, and one logit per passage.
 
-    Raises `NonFiniteLogit` and, under `Truncate.NONE`, `PairTooLong`. The errors' index counts the passages of all
-    queries.
+    Raises `NonFiniteLogit` and, under `Truncate.NONE`, `PairTooLong`. The index in these errors counts the passages of
+    all queries.
     """
     encoded = encode_all(engine, queries, fitting)
     try:
@@ -40,7 +40,8 @@ def score_passages(
 
 
 def encode_all(engine: Engine[PairT], queries: Iterable[QueryPassages], fitting: Fitting) -> EncodedPassages[PairT]:
-    """The pairs of several queries, query by query. The index in `PairTooLong` counts the passages of all queries."""
+    """Returns the pairs of several queries, query by query. The index in `PairTooLong` counts the passages of all
+    queries."""
     parts: list[EncodedPassages[Any]] = []
     num_passages = 0
     for query, passages in queries:

@@ -48,9 +48,9 @@ class ApiKeys:
     def authenticate(self, authorization: str | None, address: str | None = None) -> str:
         """Returns the caller for whom requests are counted: a digest of the key, or the address if no key is required.
 
-        Raises `InvalidApiKey` if a key is required and the header does not carry an accepted one.
+        Raises `InvalidApiKey` if a key is required and the header has no accepted key.
         """
-        if not self.are_required:  # keys are ignored then: some clients send a placeholder
+        if not self.are_required:  # keys are ignored, because some clients send a placeholder
             return f"address {address or 'unknown'}"
         scheme, _, key = (authorization or "").partition(" ")
         if scheme.lower() != "bearer" or not key.strip():
@@ -72,7 +72,7 @@ class ApiKeys:
                 self._read(path)
                 logger.info("read API keys file=%s num_keys=%d", path, len(self._from_file))
         except (ConfigError, OSError) as error:
-            logger.warning("cannot reload API keys, the previous keys stay valid: %s", error)
+            logger.warning("cannot reload API keys; the previous keys stay valid: %s", error)
 
     def _read(self, path: Path) -> None:
         try:
@@ -83,7 +83,7 @@ class ApiKeys:
         bad = [number for number, line in enumerate(lines, 1) if line and not _DIGEST.fullmatch(line)]
         if bad:
             raise ConfigError(
-                f"auth.key_hashes_file {path}, line {bad[0]}: not a SHA-256 in hex; "
+                f"auth.key_hashes_file {path}, line {bad[0]}: not a SHA-256 digest in hex; "
                 "make one with: printf %s KEY | sha256sum"
             )
         self._from_file = frozenset(bytes.fromhex(line) for line in lines if line)

@@ -27,7 +27,7 @@ class Ingress:
 
     def __init__(self, config: RerankConfig, replicas: Mapping[str, DeploymentHandle[Any]]) -> None:
         """`replicas` maps model ids to the handles of the models' deployments. Models with their own application are
-        not in it, because they may start later or be redeployed.
+        not in this mapping, because they may start later or be redeployed.
         """
         log_through_serve()
         self._config = config

@@ -1,4 +1,4 @@
-"""The ranking endpoint: its routes, and the processing of each ranking request, in whichever API it is sent.
+"""The ranking endpoint: the routes of all APIs, and the processing of each ranking request.
 
 The steps are: authenticate, apply rate limits, read and parse the body, select the model, rank, reply.
 """
@@ -58,8 +58,8 @@ class RankingEndpoint:
         self._observer = observer
 
     async def answer(self, request: Request, dialects: Sequence[Dialect], slug: str | None = None) -> Response:
-        """Returns the ranking or the error, in the body's dialect. `dialects` share the path; `slug` names the model in
-        the URL."""
+        """Returns the ranking or the error, in the body's dialect. `dialects` are the dialects of the path; `slug` is
+        the model's name in the URL."""
         dialect = dialects[0]
         with self._observer.observe(request, dialect.name) as observation:
             try:
@@ -71,7 +71,7 @@ class RankingEndpoint:
                 body = await read_json_body(request, self._limits.max_body_bytes)
 
                 started_s = time.perf_counter()
-                if len(dialects) > 1:  # on a shared path, a field that only one dialect has decides
+                if len(dialects) > 1:  # on a shared path, the body's fields identify the dialect
                     dialect = next((one for one in dialects if one.recognises(body.fields)), dialect)
                     observation.dialect = dialect.name
                 call = dialect.read(body, self._limits)
@@ -196,7 +196,7 @@ def ranking_routes(endpoint: RankingEndpoint, dialects: Sequence[DialectName]) -
             _route(endpoint, spoken),
             "Dialects",
             operation_id="rank" + path.replace("/", "_"),
-            summary=f"Rank, in the dialect of {', '.join(dialect.name for dialect in spoken)}",
+            summary=f"Rank in the dialect of {', '.join(dialect.name for dialect in spoken)}",
             description=_DIALECTS_DESCRIPTION,
             openapi_extra=dialect_operation(spoken),
         )
@@ -209,10 +209,10 @@ _NIM_ROUTES = {
         "Rank Candidate Passages",
         "Score candidate passages against a query using a NeMo Retriever reranker.",
     ),
-    "/v1/retrieval/nvidia/reranking": ("rankPassagesHosted", "Rank, at the hosted URL", None),
+    "/v1/retrieval/nvidia/reranking": ("rankPassagesHosted", "Rank at the hosted URL", None),
     "/v1/retrieval/nvidia/{slug}/reranking": (
         "rankPassagesHostedModel",
-        "Rank, at the hosted URL of a model",
+        "Rank at the hosted URL of a model",
         "The slug is the model's name with `_` for `.`. A model named in the body takes precedence.",
     ),
 }

@@ -1,4 +1,4 @@
-"""Error responses. All errors have one JSON form that every known client can parse; `detail` is never null."""
+"""Error responses. The default is the JSON form of NVIDIA's API, which every known client can parse."""
 
 import logging
 from http import HTTPStatus
@@ -7,7 +7,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from rerank_service.errors import FieldProblem, RateLimited, RerankError
+from rerank_service.errors import FieldProblem, InvalidRequest, RateLimited, RerankError
 from rerank_service.http.dialects import NIM, Dialect
 from rerank_service.http.dialects.nim import ErrorDetail, ErrorEnvelope
 
@@ -43,21 +43,13 @@ def rate_limit_headers(what: str, per_minute: int, remaining: int, reset_s: int)
     return {f"X-RateLimit-{name}-{what.title()}": str(figure) for name, figure in figures.items()}
 
 
-def _envelope(
-    status: int, message: str, problems: tuple[FieldProblem, ...], category: str, headers: dict[str, str]
-) -> Response:
-    detail = tuple(ErrorDetail(loc=loc, msg=text, type=code) for loc, text, code in problems)
-    body = ErrorEnvelope(message=message, detail=detail, type=category).model_dump_json()
-    return Response(body, status, headers, media_type="application/json")
-
-
 async def _on_rerank_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, RerankError)  # noqa: S101 - registered for this class
     return error_response(error)
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
-    """Answers the framework's errors, 404 and 405."""
+    """Answers the framework's errors: 404, 405 and others."""
     assert isinstance(error, HTTPException)  # noqa: S101 - registered for this class
     path = request.url.path[:200]
     message, category = str(error.detail), "invalid_request_error"
@@ -66,20 +58,19 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     elif error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         allowed = (error.headers or {}).get("Allow", "another method")
         message = f"{request.method[:20]} is not allowed on {path}; use {allowed}"
-    code = HTTPStatus(error.status_code).name.lower()
-    problems = (FieldProblem(("path",), message, code),)
-    return _envelope(error.status_code, message, problems, category, dict(error.headers or {}))
+    problem = ErrorDetail(loc=("path",), msg=message, type=HTTPStatus(error.status_code).name.lower())
+    body = ErrorEnvelope(message=message, detail=(problem,), type=category).model_dump_json()
+    return Response(body, error.status_code, error.headers, media_type="application/json")
 
 
 async def _on_validation_error(_: Request, error: Exception) -> Response:
     """Answers invalid path or query parameters. The dialects validate the bodies."""
     assert isinstance(error, RequestValidationError)  # noqa: S101 - registered for this class
-    problems = tuple(
+    problems = [
         FieldProblem(tuple(problem["loc"]), f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}", problem["type"])
         for problem in error.errors()
-    )
-    message = "; ".join(problem.message for problem in problems)
-    return _envelope(HTTPStatus.BAD_REQUEST, message, problems, "invalid_request_error", {})
+    ]
+    return error_response(InvalidRequest(problems))
 
 
 async def _on_unexpected_error(_: Request, error: Exception) -> Response:

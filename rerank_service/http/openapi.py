@@ -33,8 +33,8 @@ _RANKING_HEADERS: dict[str, Any] = {
     for name, description in {
         "x-rerank-truncated-passages": "Number of passages that were truncated or whose query was truncated. "
         "Repeated passages count each time.",
-        "x-rerank-unscored-passages": "Number of truncated passages of which nothing was scored, because the query "
-        "fills the model's window. Their scores are meaningless.",
+        "x-rerank-unscored-passages": "Number of passages of which no token was scored, because the query fills "
+        "the model's window. Their scores are meaningless.",
     }.items()
 }
 

@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 _RETRY_S = 0.5
 _REMIND_S = 30.0
-"""While a model starts, the log says so once in this time."""
+"""Interval at which the log repeats that a model is still starting."""
 _QUERY, _PASSAGE = "Is the service ready?", "It is, once this pair has a logit."
 
 _IDLE_S = 3.0
@@ -31,7 +31,7 @@ _UNREACHABLE_S = 10.0
 
 
 class Readiness:
-    """Sends each model a test pair until the model has scored it once, and afterwards probes each idle model.
+    """Sends each model a test pair until the model has scored the pair once, and then probes each idle model.
 
     Every answer from a replica counts, whether to a probe or to a request. A refusal also counts, because a replica
     with a full queue is reachable.
@@ -94,7 +94,7 @@ class Readiness:
                 await asyncio.sleep(_RETRY_S)
 
     async def _score_test_pair(self, model_id: str) -> None:
-        """Ranks a pair through the whole request path, and repeats this until it succeeds."""
+        """Ranks a pair through the whole request path, and repeats this until the ranking succeeds."""
         loop, said_at_s = asyncio.get_running_loop(), float("-inf")
         while True:
             deadline = Deadline.after(self._request_timeout_s)
@@ -104,17 +104,15 @@ class Readiness:
                 if loop.time() - said_at_s >= _REMIND_S:
                     said_at_s = loop.time()
                     logger.info("waiting for the first replica of model=%s", model_id)
-                await asyncio.sleep(_RETRY_S)
             except RerankError as error:
                 logger.warning("not ready model=%s: %s", model_id, error.message)
-                await asyncio.sleep(_RETRY_S)
             except Exception:
                 logger.exception("not ready model=%s", model_id)
-                await asyncio.sleep(_RETRY_S)
             else:
                 self._waiting.remove(model_id)
                 logger.info("ready model=%s", model_id)
                 return
+            await asyncio.sleep(_RETRY_S)
 
     async def _probe(self, model_id: str) -> None:
         """Sends one pair to the model's replicas, and marks the model as failed if no replica answers."""
@@ -128,7 +126,7 @@ class Readiness:
             async with asyncio.timeout(_NO_ANSWER_S):
                 await self._router.probe(shard)
         except TimeoutError:
-            if len(pool) > 1:  # a replica does not answer while it loads another model, however long that takes
+            if len(pool) > 1:  # a replica cannot answer while it loads another model
                 return
         except Exception as error:
             logger.debug("probe failed model=%s: %s", probed, type(error).__name__)

@@ -51,7 +51,7 @@ def service_routes(config: RerankConfig, keys: ApiKeys, readiness: Readiness, me
 
 
 def _model_list(config: RerankConfig) -> dict[str, Any]:
-    """The default model comes first: clients without a configured model use the first of the list."""
+    """The default model comes first: clients without a configured model use the first model in the list."""
     default, created = config.default_model_id.casefold(), int(time.time())
     default_first = sorted(config.models, key=lambda model: default not in {name.casefold() for name in model.names})
     entries = [
@@ -76,8 +76,8 @@ def _add_health(routes: APIRouter, readiness: Readiness) -> None:
         },
     )
     async def ready() -> Response:
-        """Whether every permanently deployed model has scored a test pair, and the replicas of at least one of them
-        have answered within the last 10 seconds. While other models answer, a model without answers is listed in
+        """Whether every permanently deployed model has scored a test pair, and the replicas of at least one of these
+        models have answered within the last 10 seconds. While other models answer, a model without answers is listed in
         `unreachable`."""
         answer: dict[str, Any] = {"object": "health.response"}
         waiting_for, unreachable = readiness.waiting_for, readiness.unreachable
@@ -96,8 +96,8 @@ def _add_descriptions(routes: APIRouter, config: RerankConfig, metrics: IngressM
     async def metadata() -> dict[str, Any]:
         """Version and models, in the form of a NIM.
 
-        `precision` is the number format in which a model computes, the coarsest if the model's replicas differ. It is
-        null before a replica's first answer, and after a minute without an answer.
+        `precision` is the number format in which a model computes, or the coarsest format if the model's replicas
+        differ. It is null before a replica's first answer, and after a minute without an answer.
         """
         models = []
         for model in config.models:

@@ -63,7 +63,7 @@ class BaseReplica(ABC):
         return replace(scores, load=self._load())
 
     async def check_health(self) -> None:
-        """Raises `EngineFailed` while the replica cannot score shards, or its subclass `DeviceFailed` if the device is
+        """Raises `EngineFailed` while the replica cannot score shards, or the subclass `DeviceFailed` if the device is
         lost.
 
         Serve replaces the replica after three failures in a row. All models share the device, so the whole replica is

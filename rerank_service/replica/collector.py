@@ -1,8 +1,8 @@
 """Groups calls that reach a replica at the same time and tokenises each group together, using `@serve.batch`.
 
 `@serve.batch` closes a batch after a set time, so it must not form the forward batches. Here it only collects calls, by
-default without waiting, and the decorated function returns at once (docs/decisions/0001). Independent of models and
-HTTP.
+default without waiting, and the decorated function returns at once (docs/decisions/0001). The module does not depend on
+models or HTTP.
 """
 
 from itertools import groupby

@@ -1,7 +1,8 @@
 """A replica of a pool: a Ray actor with several models on one device, each loaded when the first request needs it.
 
 A pool suits many small models that are used occasionally. Serve's `@serve.multiplexed` keeps the most recently used
-models loaded, and `request_router.PoolRouter` decides which replica serves which model. Independent of HTTP.
+models loaded, and `request_router.PoolRouter` decides which replica serves which model. The module does not depend on
+HTTP.
 """
 
 import asyncio
@@ -26,8 +27,8 @@ __all__ = ["LoadedModel", "PoolReplica", "pool_replica_class"]
 logger = logging.getLogger(__name__)
 
 _LONGEST_LOAD_S = 900.0
-"""The files are already local: loading a 4B model takes a minute, and compiling and capturing graphs takes a few
-more."""
+"""Time limit for loading a model. The files are already local: loading a 4B model takes a minute, and compiling and
+capturing graphs take a few more minutes."""
 
 
 class LoadedModel:
@@ -43,8 +44,8 @@ class LoadedModel:
     def __del__(self) -> None:
         """Waits until the calls of this model are answered; Serve loads the next model afterwards.
 
-        Serve calls it in a separate thread. If it is called in the event loop's thread, the replica is stopping:
-        nothing needs to be unloaded, and waiting would block the calls.
+        Serve calls this method in a separate thread. If the method runs in the event loop's thread, the replica is
+        stopping: nothing needs to be unloaded, and waiting would block the calls.
         """
         if self._is_unloaded or not self._event_loop.is_running():
             return
@@ -68,14 +69,14 @@ class PoolReplica(BaseReplica):
         self._loading = Watch()
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Applies changed settings, by model id. Serve calls it at start and when `user_config` changes."""
+        """Applies changed settings, by model id. Serve calls this method at start and when `user_config` changes."""
         self._knobs = user_config
         for model_id in self._scorers:
             self._configure(model_id, self._knobs.get(model_id, {}))
 
     async def check_health(self) -> None:
-        """Also raises `EngineFailed` while a load takes too long. A model that cannot be loaded does not make a replica
-        unhealthy."""
+        """Raises `EngineFailed` if loading a model takes too long, and the errors of `BaseReplica.check_health`. A
+        model that cannot be loaded does not make a replica unhealthy."""
         await super().check_health()
         if self._loading.num_overdue(time.perf_counter()):
             raise EngineFailed("loading a model takes too long")
@@ -85,7 +86,7 @@ class PoolReplica(BaseReplica):
         raise NotImplementedError("deploy a class made by pool_replica_class")
 
     async def load(self, model_id: str) -> LoadedModel:
-        """Loads a model. Raises `EngineFailed` if that fails, `DeviceFailed` if the device is lost."""
+        """Loads a model. Raises `EngineFailed` if loading fails, and `DeviceFailed` if the device is lost."""
         started = time.perf_counter()
         work = self._loading.begin(_LONGEST_LOAD_S)
         try:
@@ -104,7 +105,7 @@ class PoolReplica(BaseReplica):
         return LoadedModel(self, model_id, scorer)
 
     async def unload(self, model_id: str, scorer: ModelScorer) -> None:
-        """Forgets a loaded model once its calls are answered."""
+        """Removes a loaded model, and waits until the model's calls are answered."""
         self._unloaded_tokens += scorer.offered_tokens
         del self._scorers[model_id]
         logger.info("unloaded model=%s", model_id)
@@ -113,19 +114,20 @@ class PoolReplica(BaseReplica):
     async def _scorer(self, model_id: str) -> ModelScorer:
         if model_id not in self._scorers:  # in a separate task: a caller that disconnects must not cancel the load
             await asyncio.shield(asyncio.ensure_future(self.loaded(model_id)))
-        # Now in the cache, so this call does not pause: the model could be unloaded in a pause before the call is
-        # counted.
+        # The model is in the cache now, so this call does not pause. During a pause, the model could be unloaded before
+        # the call is counted.
         return (await self.loaded(model_id)).scorer
 
     def _load_in_own_thread(self, model: ModelConfig) -> Engine[Any]:
-        """Loads a model in a thread that ends afterwards, together with its OpenMP threads: a second set of OpenMP
-        threads would slow down the first."""
+        """Loads a model in a separate thread. The thread and its OpenMP threads end afterwards, because a second set of
+        OpenMP threads would slow down the first."""
         with ThreadPoolExecutor(1, thread_name_prefix="load") as thread:
             return thread.submit(load_engine, model, self._num_cpus).result()
 
 
 def _fetched(model: ModelConfig) -> ModelConfig:
-    """Fetches a model's files now: the model is loaded later, during a request, which must not download anything.
+    """Fetches a model's files at start, because the model is loaded later, during a request, and a request must not
+    download anything.
 
     A failed fetch is logged, and only requests for that model fail.
     """
@@ -140,8 +142,8 @@ def _fetched(model: ModelConfig) -> ModelConfig:
 
 
 def pool_replica_class(models_per_replica: int) -> type[PoolReplica]:
-    """Makes a class that keeps up to `models_per_replica` models loaded: Serve's decorator takes this number as a
-    constant."""
+    """Makes a class that keeps up to `models_per_replica` models loaded. Serve's decorator needs this number when the
+    class is defined."""
 
     class SizedPoolReplica(PoolReplica):
         @serve.multiplexed(max_num_models_per_replica=models_per_replica)

@@ -1,4 +1,4 @@
-"""A Ray actor that serves one model. `app` binds it as a Serve deployment. Independent of HTTP."""
+"""A Ray actor that serves one model. `app` binds it as a Serve deployment. The module does not depend on HTTP."""
 
 import time
 from typing import Any
@@ -26,7 +26,8 @@ class Replica(BaseReplica):
         return load_engine(self._model, self._model.replica.num_cpus)
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Applies changed settings without a restart. Serve calls it at start and when `user_config` changes."""
+        """Applies changed settings without a restart. Serve calls this method at start and when `user_config`
+        changes."""
         self._configure(self._model.id, user_config)
 
     async def _scorer(self, model_id: str) -> ModelScorer:

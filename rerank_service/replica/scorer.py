@@ -1,8 +1,8 @@
 """Scores the shards of one model: a bounded pool of threads tokenises them, then the scheduler scores them.
 
 Each call enters the scheduler separately, so that it has its own error, cancellation and queue time. Replicas put a
-`collector` in front of the scorer; `verify`, which loads the model in its own process, calls the scorer directly.
-Independent of Ray and HTTP.
+`collector` in front of the scorer; `verify`, which loads the model in its own process, calls the scorer directly. The
+module does not depend on Ray or HTTP.
 """
 
 import asyncio
@@ -40,7 +40,7 @@ _KNOWN_PAIR = ("What is reranking?", ["Sorting passages by relevance to a query.
 
 
 class Tokenised(NamedTuple):
-    """The pairs of a shard."""
+    """The pairs of a shard, and the time that tokenising took."""
 
     passages: EncodedPassages[Any]
     tokenise_s: float
@@ -143,7 +143,7 @@ class ModelScorer:
         except (QueueFull, WaitTooLong):
             speed = self.scheduler.drain.tokens_per_s
             if left_s is not None and speed and lateness(TokensDue(left_s, sum(num_tokens)), (), 0, 0.0, speed):
-                self.offered_tokens -= offered_tokens  # too slow even for an idle replica: more replicas would not help
+                self.offered_tokens -= offered_tokens  # too slow even when idle: more replicas would not help
             raise
         finally:
             self._num_calls -= 1
@@ -168,8 +168,8 @@ class ModelScorer:
                 future = await self._collect(self.start_tokenising, shard)
             return await future
         except asyncio.CancelledError:
-            # When a replica refuses a shard, the ingress cancels the other shards of the request. Those shards are load
-            # too, and their tokens are estimated.
+            # When a replica refuses a shard, the ingress cancels the other shards of the request. Those shards count as
+            # load too, by their estimated tokens.
             if not shard.is_counted:
                 most = shard.num_tokens if shard.fitting.windows else len(shard.passages) * self._engine.window_tokens
                 self.offered_tokens += min(shard.num_tokens, most)
@@ -201,7 +201,7 @@ class ModelScorer:
             try:
                 passages = encode_passages(self._engine, shard.query, shard.passages, shard.fitting)
                 result = Tokenised(passages, time.perf_counter() - started)
-            except PairTooLong as error:  # it has the passage's index in the shard, not in the request
+            except PairTooLong as error:  # the error has the passage's index in the shard, not in the request
                 result = error.at(shard.indices[error.index])
             except Exception as error:
                 result = error

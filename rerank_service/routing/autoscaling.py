@@ -25,11 +25,11 @@ _RECENT = "wanted_of_late"
 _SLOTS = 5
 """Slots in the look-back period; a replica records its counters about once per slot."""
 _UNEVEN = 2.0
-"""The slots hold a burst if the fullest one exceeds the median by more than this factor; after a step, the two are
-about equal."""
+"""The slots hold a burst if the fullest one exceeds the median by more than this factor; after a step in the load, the
+two are about equal."""
 _MEAN_S = 30.0
 """Window of the mean rate. A longer window follows a load of few, large requests too slowly; a shorter window mistakes
-a single large request for such a load. A request that the replicas can score in this time at the target utilisation
+a single large request for a lasting load. A request that the replicas can score in this time at the target utilisation
 adds no replica."""
 
 
@@ -49,7 +49,8 @@ class ModelLoad:
     """The load of one model, over all its replicas."""
 
     steady_tokens_per_s: float
-    """Offered rate in most slots of the look-back period. It follows a step within seconds and ignores a burst."""
+    """Offered rate in most slots of the look-back period. It follows a step in the load within seconds and ignores a
+    burst."""
     mean_tokens_per_s: float
     """Offered rate over `_MEAN_S`. It also measures a load of few, large requests."""
     waiting_tokens: float
@@ -76,7 +77,8 @@ class TokenPolicy:
 
     The policy scales up when a higher count has been wanted for `upscale_delay_s`, so that a single burst adds no
     replicas. It scales down when a lower count has sufficed for `steady_s`: as in Kubernetes, the highest count wanted
-    in that time applies. Serve would apply its own delays to that highest count, which one peak would raise.
+    in that time applies. The policy applies the delays itself, because Serve would apply them to that highest count,
+    which a single peak raises.
 
     Serve empties the policy's state when Serve's controller restarts and when the deployment changes. Without state,
     the policy starts from the current number of replicas.
@@ -142,8 +144,8 @@ class TokenPolicy:
     def _replicas_present(self, context: AutoscalingContext) -> int:
         """Number of replicas from which a policy without state starts.
 
-        After a restart of the controller, the target is the last saved one, and a replica counts as running only once
-        the controller has found it again. A deployment counts as new if it has no replicas and its target is the
+        After a restart of the controller, the target is the last saved target, and a replica counts as running only
+        once the controller has found it again. A deployment counts as new if it has no replicas and its target is the
         minimum. A new deployment starts with `initial_replicas`. Serve's own option of that name would also shrink a
         running deployment when it is redeployed.
         """

@@ -1,4 +1,4 @@
-"""Finds the model with a given name and sends shards to its Serve deployment. Only this module calls replicas.
+"""Finds the model with a given name and sends shards to the model's Serve deployment. Only this module calls replicas.
 
 Every failure of Ray becomes one of the service's errors. The shard itself carries the model's id: Serve's own
 `multiplexed_model_id` slows down a busy deployment that does not load models on demand (docs/decisions/0004).
@@ -32,7 +32,7 @@ _MAX_REPLICAS = 2
 """Number of replicas that may be lost or fail on a shard: after two, the shard itself is the likely cause."""
 _POLL_S = 0.5
 _POLLS_WITHOUT_REPLICA = 3
-"""Consecutive polls without a running replica after which a waiting call ends."""
+"""Number of consecutive polls without a running replica after which a waiting call ends."""
 _ATTEMPTS = itertools.count(1)
 
 
@@ -48,7 +48,7 @@ class ScoreMethod(Protocol):
 
 
 class ModelRouter:
-    """The models of the service, by name, alias and slug, and a remote `score` for each."""
+    """The models of the service, by name, alias and slug, and a remote `score` method for each model."""
 
     def __init__(
         self,
@@ -93,12 +93,12 @@ class ModelRouter:
         return model
 
     async def score(self, shard: Shard, deadline: Deadline) -> ShardScores:
-        """Scores a shard on some replica of its model. Cancelling the call also cancels the replica's work.
+        """Scores a shard on one of the model's replicas. Cancelling the call also cancels the replica's work.
 
         If the replica or its node dies, or its forward pass fails, a second replica scores the shard. If the second
-        replica fails as well, the shard itself may be the cause, and it is sent to no third replica. No other error is
-        retried. Raises `ReplicaUnavailable` within two seconds if no replica is running, except for a model that scales
-        from zero, whose requests wait for the start.
+        replica fails as well, the shard itself may be the cause, and no third replica receives it. No other error is
+        retried. Raises `ReplicaUnavailable` within two seconds if no replica is running. If the model scales from zero,
+        the call waits for a replica to start instead.
         """
         table = self._tables[shard.model]
         failed: list[str | None] = []  # replicas; null if the shard was lost before a replica accepted it
@@ -138,7 +138,7 @@ class ModelRouter:
             self._metrics.record(OUTSTANDING_TOKENS, outstanding[shard.model], shard.model)
 
     async def probe(self, shard: Shard) -> None:
-        """Sends a shard once, without a span and without counting its tokens. Raises whatever the call raises."""
+        """Sends a shard once, without a span and without counting its tokens. Raises the errors of the call."""
         await self._call(shard)
 
     async def _call(self, shard: Shard) -> ShardScores | Declined:
@@ -168,7 +168,7 @@ class ModelRouter:
             if not isinstance(own_error, _ReplicaLost | ReplicaUnavailable):
                 self.answered_at[shard.model] = asyncio.get_running_loop().time()
             raise own_error from error
-        except (RayActorError, grpc.RpcError) as error:  # the latter under HAProxy, where calls are gRPC
+        except (RayActorError, grpc.RpcError) as error:  # under HAProxy, calls use gRPC
             raise _ReplicaLost from error
         except RayServeException as error:
             raise ReplicaUnavailable(shard.model) from error

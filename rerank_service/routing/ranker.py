@@ -27,10 +27,10 @@ _REMEMBERED_S = 120.0
 
 
 class ShardScorer(Protocol):
-    """The method of `ModelRouter` that a ranker calls; importing the router itself would load Ray."""
+    """The part of `ModelRouter` that a ranker uses. Importing the router itself would load Ray."""
 
     async def score(self, shard: Shard, deadline: Deadline) -> ShardScores:
-        """Scores a shard on some replica of its model."""
+        """Scores a shard on one of the model's replicas."""
 
 
 class Ranker:
@@ -80,8 +80,7 @@ class Ranker:
             raise RequestTimedOut(deadline.timeout_s) from None
         except (ExceptionGroup, asyncio.CancelledError) as failure:
             error = failure.exceptions[0] if isinstance(failure, ExceptionGroup) else failure
-            # A request is cancelled when another request of the same HTTP call is refused; the client then retries
-            # both.
+            # A query is cancelled when another query of the same HTTP request is refused; the client then retries both.
             if client_id is not None and isinstance(error, QueueFull | WaitTooLong | asyncio.CancelledError):
                 self._refused.add(client_id, query, passages)
             raise error from error.__cause__
@@ -127,7 +126,7 @@ def cut_into_shards(
     is_counted: bool = False,
     caller: str = "",
 ) -> Iterator[Shard]:
-    """Shards of about equal size, each at most `shard_tokens` by estimate unless a single pair is larger.
+    """Yields shards of about equal size. By estimate, each has at most `shard_tokens`, unless a single pair is larger.
 
     A passage that occurs more than once in the request is scored once. This saves work and gives all copies exactly
     the same logit, even on a GPU, where a logit may depend on the batch.
@@ -171,7 +170,7 @@ def estimate_tokens(query: str, passage: str, windows: PassageWindows | None = N
 
 
 def even_slices(sizes: Sequence[int], max_size: int) -> Iterator[tuple[int, int]]:
-    """Consecutive slices of about equal total size, each at most `max_size` unless a single entry is larger."""
+    """Yields consecutive slices of about equal total size, each at most `max_size` unless a single entry is larger."""
     num_slices = -(-sum(sizes) // max_size)
     even_size = -(-sum(sizes) // num_slices)
     start, filled = 0, 0
@@ -184,7 +183,7 @@ def even_slices(sizes: Sequence[int], max_size: int) -> Iterator[tuple[int, int]
 
 
 class RefusedRequests:
-    """Requests that replicas refused in the last two minutes, so that a retry does not count as load again.
+    """Remembers requests that replicas refused in the last two minutes, so that a retry does not count as load again.
 
     Each ingress replica keeps its own record: a retry that reaches another ingress replica counts again.
     """
@@ -203,7 +202,7 @@ class RefusedRequests:
             self._refused_at_s.popitem(last=False)
 
     def has(self, client_id: str, query: str, passages: Sequence[str]) -> bool:
-        """Whether this request repeats a refused one."""
+        """Whether this request repeats a refused request."""
         if not self._refused_at_s:  # the usual case: saves hashing the texts
             return False
         at_s = self._refused_at_s.get(hash((client_id, query, tuple(passages))))

@@ -1,4 +1,4 @@
-"""Chooses replicas by the load, recent failures and calls in flight of each replica that this process knows of.
+"""Chooses replicas by their load, recent failures and calls in flight, as far as this process knows them.
 
 Thread-safe, because Serve's router has its own event loop and the model router runs in the ingress's loop. This module
 does not import Ray: the simulator (`tools/planning/cluster.py`) runs the same code on a simulated clock.
@@ -19,10 +19,10 @@ from rerank_service.messages import ReplicaLoad
 __all__ = ["MAX_DECLINED", "NUM_CHOICES", "OutstandingTokens", "ReplicaTable", "table_of"]
 
 NUM_CHOICES = 3
-"""Number of replicas offered to Serve for a shard, because the first may be full."""
+"""Number of replicas offered to Serve for a shard. Serve needs alternatives, because the first replica may be full."""
 
 MAX_DECLINED = 2
-"""How often replicas may hand back a shard. The next replica must keep it."""
+"""Number of times that replicas may hand back a shard. After that, the next replica must keep it."""
 
 _ON_THE_WAY_S = 0.005
 """A call sent less than this time before a report was received is assumed to be missing from the report."""
@@ -38,7 +38,8 @@ _DECLINE_SHARE, _DECLINE_SHARDS, _DECLINE_S = 0.1, 0.1, 0.005
 """A replica declines a shard if its backlog exceeds the estimate by more than the sum of three margins: a share of the
 estimate, a share of the shard, and a time. Below that sum, sending the shard again costs more than it gains."""
 _AVOIDED_S = 5.0
-"""A failed replica receives no shard for this long, then one shard at a time until it answers one."""
+"""A failed replica receives no shard for this long. After that, it receives one shard at a time until it answers
+one."""
 _LONGEST_TRIAL_S = 10.0
 """A trial without an outcome ends after this long."""
 
@@ -72,7 +73,7 @@ class OutstandingTokens:
         return sum(call.num_tokens for call in self._sent.get(replica, ()) if call.sent_at_s <= at_s)
 
     def claim(self, call: int, request_id: str, replica: Hashable, num_tokens: int) -> None:
-        """Counts a call on the replica chosen for it. A later claim of the same call replaces this one."""
+        """Counts a call on the replica chosen for it. A later claim of the same call replaces this claim."""
         self.release(call)
         self._claims[call] = (replica, request_id, num_tokens)
         self._by_replica[replica] += num_tokens
@@ -83,7 +84,7 @@ class OutstandingTokens:
             self._by_replica[claim[0]] -= claim[2]
 
     def send(self, call: int, request_id: str, replica: Hashable, num_tokens: int) -> None:
-        """Counts a call on the replica that accepted it, in place of the claimed one."""
+        """Counts a call on the replica that accepted it, instead of the replica that was claimed."""
         self.release(call)
         self._sent[replica].append(_Sent(request_id, self._clock(), num_tokens))
         self._by_replica[replica] += num_tokens
@@ -98,7 +99,7 @@ class OutstandingTokens:
                 if not sent:
                     del self._sent[replica]
                 return
-        # The replica never accepted the call: only its claim is left.
+        # The replica never accepted the call: only the call's claim is left.
         self.release(next((call for call, claim in self._claims.items() if claim[:2] == (replica, request_id)), 0))
 
     def keep_only(self, replicas: Collection[Hashable]) -> None:
@@ -148,7 +149,7 @@ class ReplicaTable:
         self._suspects: dict[int, str] = {}  # by attempt, for shards on which another replica has failed
 
     def add_report(self, load: ReplicaLoad) -> None:
-        """Stores a replica's report, unless a newer one has already arrived."""
+        """Stores a replica's report, unless a newer report has already arrived."""
         with self.lock:
             report = self._reports.get(load.replica)
             if report is not None:
@@ -308,7 +309,7 @@ class ReplicaTable:
             self.outstanding.complete(request_id, replica)
 
     def route_of(self, attempt: int) -> str | None:
-        """The replica that accepted an attempt; null if none has."""
+        """The replica that accepted an attempt; null if no replica has accepted it."""
         return self._routes.get(attempt)
 
     def end_attempt(self, attempt: int) -> str | None:
@@ -330,7 +331,7 @@ class ReplicaTable:
                 del self._failures[replica]
 
     def absolve(self, replica: str) -> None:
-        """Takes back `mark_failed`: the same pairs failed on another replica too."""
+        """Takes back `mark_failed`, because the same pairs failed on another replica too."""
         with self.lock:
             self._failures.pop(replica, None)
 

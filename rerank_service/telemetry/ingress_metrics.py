@@ -1,4 +1,4 @@
-"""Metrics of an ingress process: Prometheus text at `/metrics`, and a copy of the ingress's own values to Ray.
+"""Metrics of an ingress process: Prometheus text at `/metrics`, and a copy of the ingress's own values for Ray.
 
 The text also covers the replicas that answer this ingress. Replicas publish their own values to Ray.
 """
@@ -59,7 +59,7 @@ class IngressMetrics:
         return generate_latest(self._registry)
 
     def _aggregate(self, model: str) -> None:
-        """Sets a model's gauges to the sums over its replicas, and the utilisation to their mean."""
+        """Sets a model's gauges to the sums over the model's replicas, and the gauge of the utilisation to the mean."""
         reports = self._current_reports(model)
         self.record(metrics.DEVICE_WAITING_TOKENS, sum(report.waiting_tokens for report in reports), model)
         self.record(metrics.DEVICE_TOKENS_PER_SECOND, sum(report.tokens_per_s for report in reports), model)

@@ -55,9 +55,9 @@ class MetricKind(StrEnum):
     """What happens to a recorded value. The enum's value is the method's name in prometheus_client and Ray."""
 
     COUNTER = "inc"
-    """The value is added to the previous ones."""
+    """The value is added to the previous values."""
     GAUGE = "set"
-    """The value replaces the previous one."""
+    """The value replaces the previous value."""
     HISTOGRAM = "observe"
     """The value is counted in the first bucket that holds it."""
 
@@ -82,7 +82,6 @@ class MetricSink(Protocol):
 
     def record(self, metric: Metric, value: float, *labels: str) -> None:
         """Records a value; `labels` are the values of `metric.labels`, in the same order."""
-        ...
 
 
 class NoMetrics:
@@ -116,7 +115,7 @@ REQUEST_SECONDS = _histogram("request_seconds", "Time from the parsed body to th
 TOKENISE_SECONDS = _histogram("tokenise_seconds", "Tokenisation time of a request's slowest shard.", _SECONDS)
 QUEUE_SECONDS = _histogram("queue_seconds", "Longest time a shard of a request is queued for the device.", _SECONDS)
 FORWARD_SECONDS = _histogram(
-    "forward_seconds", "Time from a shard's first batch to its last logit; a request's slowest shard.", _SECONDS
+    "forward_seconds", "Time from the first batch to the last logit of a request's slowest shard.", _SECONDS
 )
 OUTSTANDING_TOKENS = _gauge(
     "outstanding_tokens", "Estimated tokens in flight from this ingress to replicas.", by_replica=False

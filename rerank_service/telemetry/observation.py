@@ -61,7 +61,7 @@ class Observation:
     dialect: str
     """Dialect of the request. Until the body is read, this is the first dialect of the path."""
     model_id: str = "unknown"
-    """Id of the resolved model; a client's text must not become a label."""
+    """Id of the resolved model. It is never the client's text, because it becomes a label."""
     parse_s: float = 0.0
     totals: _Totals | None = None
     """Null unless the request was ranked."""
@@ -164,12 +164,14 @@ class Observer:
         if (totals := observation.totals) is None:
             fields["total_ms"] = round(1000 * (time.perf_counter() - observation.started_s), 1)
         else:
-            fields["num_passages"] = totals.num_passages
-            fields["num_tokens"] = totals.num_tokens
-            fields["num_truncated"] = totals.num_truncated
-            fields["num_unscored"] = totals.num_unscored
-            fields["num_shards"] = totals.num_shards
-            fields |= observation.timings_ms
+            fields |= {
+                "num_passages": totals.num_passages,
+                "num_tokens": totals.num_tokens,
+                "num_truncated": totals.num_truncated,
+                "num_unscored": totals.num_unscored,
+                "num_shards": totals.num_shards,
+                **observation.timings_ms,
+            }
         if observation.span.is_recording():
             fields["trace_id"] = f"{observation.span.get_span_context().trace_id:032x}"
         line = "request"

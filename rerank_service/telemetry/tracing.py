@@ -36,7 +36,7 @@ class Tracing:
         self, name: str, attributes: Mapping[str, Any], headers: Mapping[str, str] | None = None
     ) -> Iterator[Span]:
         """Starts a child of the current span. With the `headers` of a client's request, the span instead continues the
-        client's trace, which the W3C header `traceparent` names."""
+        client's trace, which the W3C header `traceparent` identifies."""
         with self._tracer.start_as_current_span(
             name,
             None if headers is None else _W3C.extract(headers),
@@ -106,7 +106,7 @@ def _provider(config: TracingConfig) -> Any:
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
         from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
     except ImportError:
-        raise ConfigError("tracing.otlp_endpoint needs the extra: pip install 'rerank-service[tracing]'") from None
+        raise ConfigError("tracing.otlp_endpoint needs an extra: pip install 'rerank-service[tracing]'") from None
     provider = TracerProvider(
         sampler=ParentBased(TraceIdRatioBased(config.sample_ratio)),
         resource=Resource.create({"service.name": config.service_name}),

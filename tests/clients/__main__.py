@@ -105,7 +105,7 @@ def run(name: str, url: str, folder: Path) -> list[Outcome]:
     environment = {**os.environ, **_STAY_AT_HOME, "RERANK_CLIENTS_URL": url}
     subprocess.run([*command, str(tests), f"--junitxml={report}"], check=False, env=environment, cwd=ROOT)
     cases = ElementTree.parse(report).iter("testcase") if report.exists() else ()  # noqa: S314 - our own report
-    return [outcome_of(case) for case in cases] or [Outcome(name, "none of them ran", 0, 1)]
+    return [outcome_of(case) for case in cases] or [Outcome(name, "no test ran", 0, 1)]
 
 
 def outcome_of(case: ElementTree.Element) -> Outcome:

@@ -35,7 +35,7 @@ def test_logits_are_returned_on_request_by_infinity(
 
 
 @pytest.mark.client("infinity-client 0.0.78", "Infinity")
-def test_it_reads_our_errors(url: str, query: str) -> None:
+def test_infinitys_client_reads_our_errors(url: str, query: str) -> None:
     answer = rerank.sync(client=Client(base_url=url), body=RerankInput(query=query, documents=[]))
 
     assert isinstance(answer, HTTPValidationError)

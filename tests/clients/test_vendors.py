@@ -72,7 +72,7 @@ def test_cohere_v2_reads_our_errors(url: str, query: str, texts: list[str]) -> N
         client.rerank(model="rerank-v3.5", query=" ", documents=texts)
 
     assert unknown.value.body["message"].startswith("Unknown model 'rerank-v9'; this service has:")
-    assert blank.value.body == {"message": "query is blank; send the question to rank for"}
+    assert blank.value.body == {"message": "query is blank; send a text"}
 
 
 @pytest.mark.client("voyageai 0.5.0", "Voyage")

@@ -1,6 +1,6 @@
-"""The image's install step, run in a plain folder, which needs no container engine. It takes several minutes.
+"""Runs the image's install step in a plain folder, without a container engine. The test takes several minutes.
 
-`pytest tests/image -m image`. It needs a package index, and installs torch as that index has it.
+`pytest tests/image -m image`. The test needs a package index, and installs this index's build of torch.
 """
 
 import json
@@ -17,7 +17,7 @@ PASSAGES = ["A croissant is a pastry.", "Paris is the capital of France.", "Berl
 pytestmark = [pytest.mark.image, pytest.mark.timeout(1800)]
 
 
-def test_what_the_image_is_built_from_installs_and_ranks(tmp_path: Path) -> None:
+def test_the_sources_of_the_image_can_be_installed_and_rank(tmp_path: Path) -> None:
     context = _build_context(tmp_path / "context")
     venv = tmp_path / "rerank-service"
     environment = {name: value for name, value in os.environ.items() if name not in {"PYTHONPATH", "VIRTUAL_ENV"}}

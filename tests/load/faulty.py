@@ -23,7 +23,7 @@ from rerank_service.replica.replica import Replica
 __all__ = ["POISON", "Fault", "break_one", "broken_pid", "build_app", "faulty_application"]
 
 POISON = "drink me"
-"""A query whose pairs kill the scoring process without an exception, as a bug in a driver may."""
+"""A query whose pairs kill the scoring process without an exception, as a bug in a driver can."""
 
 
 class Fault(StrEnum):
@@ -49,7 +49,7 @@ class _FaultyForward:
         self._poisoned: list[Any] = []
 
     def tokenise(self, query: str, passages: Sequence[str], truncate: Truncate) -> list[Any]:
-        """Tokenises with the engine, and remembers the pairs of the poison."""
+        """Tokenises with the engine, and remembers the pairs of the query `POISON`."""
         pairs: list[Any] = self._tokenise(query, passages, truncate)
         if query == POISON:
             self._poisoned += pairs

@@ -208,7 +208,7 @@ def test_no_memory_is_kept(grid: Grid) -> None:
 
 
 _MAX_GROWTH_MB = 10.0
-"""About two kilobytes per request; `benchmarks/soak.py` measures for longer."""
+"""About two kilobytes per request; `benchmarks/soak` measures a longer run."""
 
 
 @pytest.mark.parametrize(
@@ -346,7 +346,7 @@ def test_overload_is_refused_in_the_documented_form(grid: Grid) -> None:
 
 
 def test_a_nodes_death_costs_one_request_in_a_hundred_at_most(grid: Grid) -> None:
-    """This must be the last test of the cluster, which afterwards has one worker less."""
+    """This test must run last, because it leaves the cluster with one worker fewer."""
 
     node = asyncio.run(_expendable_node(grid))
 

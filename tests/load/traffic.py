@@ -16,7 +16,7 @@ __all__ = ["Question", "Traffic", "Verdicts"]
 _TOLERANCE = 1e-4
 """Largest difference between the logit of a pair in a batch and its logit alone, in float32."""
 _ALLOWED = (429, 503, 504)
-"""Error statuses that the documentation allows for a valid request, with the error envelope."""
+"""Error statuses that a valid request may receive, according to the documentation, in the error envelope."""
 
 
 @dataclass(frozen=True)

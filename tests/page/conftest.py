@@ -6,7 +6,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -149,3 +149,24 @@ def models_visit(page: Page, service: Service) -> Visit:
 def keyed_visit(page: Page, service: Service) -> Visit:
     """The application with keys, just opened."""
     return Visit(page, service.keyed_url)
+
+
+CALL = "async ([path, name, args]) => (await import(path))[name](...args)"
+"""Calls an exported function of a module in the page."""
+
+
+@pytest.fixture(scope="module")
+def call(browser: Browser, service: Service) -> Iterator[Callable[..., Any]]:
+    """Calls a function of a module: `call("order.kendallTau", [0, 1], [1, 0])`. Errors of the function are raised."""
+    page = browser.new_page()
+    complaints: list[str] = []
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.goto(service.url)
+
+    def of(name: str, *args: Any) -> Any:
+        module, function = name.split(".")
+        return page.evaluate(CALL, [f"{service.url}playground/{module}.js", function, args])
+
+    yield of
+    page.close()
+    assert complaints == []

@@ -62,7 +62,7 @@ def test_a_key_is_taken_from_the_environment(context: BrowserContext, keyed_visi
 
 
 def test_512_long_passages_do_not_exceed_the_shells_argument_limit(context: BrowserContext, visit: Visit) -> None:
-    visit.write("q", [f"{number} " + "x" * 2000 for number in range(514)])  # over 1 MB; refused, so cheap
+    visit.write("q", [f"{number} " + "x" * 2000 for number in range(514)])  # over 1 MB; the service refuses it at once
     answer = run("curl", copied(context, visit, "curl"))
     assert "passages has 514 entries" in str(answer["message"])
 

@@ -11,7 +11,7 @@ from tests.page.visit import BUSY, LONG, Visit
 def test_a_blank_query_is_reported_at_its_field(visit: Visit) -> None:
     visit.query.fill(" ")
     visit.page.keyboard.press("Control+Enter")
-    expect(visit.error_at("query")).to_have_text("query.text is blank; send the question to rank for")
+    expect(visit.error_at("query")).to_have_text("query.text is blank; send a text")
     expect(visit.query).to_be_focused()
     expect(visit.query).to_have_attribute("aria-invalid", "true")
 

@@ -23,7 +23,7 @@ _WATCHED_S = 8
 
 
 def test_a_killed_controller_removes_no_replica(service: Service) -> None:
-    """A change of live settings, after which Serve also empties the policy's state, removes no replica either."""
+    """A change of live settings removes no replica either, although Serve then empties the policy's state."""
     try:
         _deploy(service)
         _wait_until(lambda: _is_ready(service))

@@ -1,4 +1,4 @@
-"""The scripts in `examples/`, run as by a user, against the running service and with real weights."""
+"""The scripts in `examples/`, run as a user would run them, against the running service and with real weights."""
 
 import subprocess
 import sys

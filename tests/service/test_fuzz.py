@@ -153,7 +153,7 @@ def test_a_body_of_another_form_is_400(client: httpx.Client, value: Any) -> None
 @pytest.mark.parametrize("text", BLANKS, ids=ascii)
 def test_a_blank_query_is_400(client: httpx.Client, text: str) -> None:
     error = assert_error(client.post("/v1/ranking", json=BODY | {"query": {"text": text}}), 400)
-    assert error["message"] == "query.text is blank; send the question to rank for"
+    assert error["message"] == "query.text is blank; send a text"
 
 
 @pytest.mark.parametrize(

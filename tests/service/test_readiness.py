@@ -1,4 +1,5 @@
-"""An ingress reports that it is not ready while its only model has no replicas, and is ready again when they return."""
+"""An ingress reports that it is not ready while its only model has no replicas, and that it is ready again when
+replicas return."""
 
 import time
 

@@ -35,12 +35,13 @@ EXAMPLES = [
 
 
 def test_there_is_an_example_of_every_error() -> None:
-    classes = {item for item in vars(errors).values() if inspect.isclass(item) and issubclass(item, RerankError)}
+    public = [getattr(errors, name) for name in errors.__all__]
+    classes = {item for item in public if inspect.isclass(item) and issubclass(item, RerankError)}
     assert {type(example) for example in EXAMPLES} == classes
 
 
 @pytest.mark.parametrize("error", EXAMPLES, ids=lambda error: type(error).__name__)
-def test_pickling_keeps_everything(error: RerankError) -> None:
+def test_pickling_keeps_every_field(error: RerankError) -> None:
     copy = pickle.loads(pickle.dumps(error))  # noqa: S301 - our own bytes
     assert (type(copy), copy.args, copy.message, copy.problems) == (
         type(error),
@@ -69,7 +70,13 @@ def test_the_error_for_a_long_pair_has_the_words_that_clients_match() -> None:
 
 
 ENVELOPES: list[tuple[int, str, list[str | int], str, str]] = [
-    (500, "api_error", [], "internal_error", "The service failed to answer this request; its log has the details"),
+    (
+        500,
+        "api_error",
+        [],
+        "internal_error",
+        "The service failed to answer this request; the service's log has the details",
+    ),
     (400, "invalid_request_error", ["body", "query"], "missing", "query is required"),
     (
         400,
@@ -77,7 +84,7 @@ ENVELOPES: list[tuple[int, str, list[str | int], str, str]] = [
         ["body", "passages", 3, "text"],
         "pair_too_long",
         "Input length 9000 exceeds maximum allowed token size 8192 (query.text with passages[3].text); "
-        "shorten it, or send truncate: END",
+        "shorten the input, or send truncate: END",
     ),
     (
         400,
@@ -92,21 +99,21 @@ ENVELOPES: list[tuple[int, str, list[str | int], str, str]] = [
         "authentication_error",
         ["header", "authorization"],
         "invalid_api_key",
-        "Missing API key: send the header 'Authorization: Bearer <key>' with a key of this service",
+        "Missing API key: send the header 'Authorization: Bearer <key>' with a valid key",
     ),
     (
         401,
         "authentication_error",
         ["header", "authorization"],
         "invalid_api_key",
-        "Invalid API key: send the header 'Authorization: Bearer <key>' with a key of this service",
+        "Invalid API key: send the header 'Authorization: Bearer <key>' with a valid key",
     ),
     (
         404,
         "not_found_error",
         ["body", "model"],
         "model_not_found",
-        "Unknown model 'x'; this service has: a, b. Send one of these, or add the name to models[].aliases",
+        "Unknown model 'x'; this service has: a, b. Send one of these names, or add the name to models[].aliases",
     ),
     (
         413,
@@ -149,8 +156,8 @@ ENVELOPES: list[tuple[int, str, list[str | int], str, str]] = [
         "overloaded_error",
         [],
         "wait_too_long",
-        "The backlog is too long: this request would take an estimated 70.5 s. Its deadline is in 60 s, of which 12 s "
-        "are kept in reserve in case the device slows down; retry after 12 s",
+        "The backlog is too long: this request would take an estimated 70.5 s. The deadline is in 60 s, including "
+        "a reserve of 12 s in case the device slows down; retry after 12 s",
     ),
     (
         503,
@@ -186,8 +193,8 @@ ENVELOPES: list[tuple[int, str, list[str | int], str, str]] = [
         "overloaded_error",
         [],
         "device_failed",
-        "A replica's device failed (AcceleratorError: CUDA error: an illegal memory access was encountered) "
-        "and is being replaced; retry after 5 s",
+        "The device of a replica failed (AcceleratorError: CUDA error: an illegal memory access was encountered), "
+        "and the replica is being replaced; retry after 5 s",
     ),
     (
         500,

@@ -139,7 +139,7 @@ def _two_products(
     return torch.bmm(scores.softmax(-1), v)[None]
 
 
-# Neither name has a mask function. With one, transformers would search a causal model's positions for packed sequences,
-# and would wait for the device to do it. Without one, transformers passes no mask.
+# Neither name has a mask function, so transformers passes no mask. With a mask function, transformers would search a
+# causal model's positions for packed sequences, and the search would wait for the device.
 AttentionInterface.register(PACKED_ATTENTION, packed_attention)
 AttentionInterface.register(PACKED_CAUSAL_ATTENTION, partial(packed_attention, sees_later=False))

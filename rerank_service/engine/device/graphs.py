@@ -1,8 +1,8 @@
 """CUDA graphs for small batches, whose kernels take longer to launch one by one than to run.
 
 A graph is captured for a fixed number of tokens (a bucket), and a batch is copied into the smallest bucket that holds
-it. Bucket tokens after the batch belong to no sequence: no other token attends to them, and their states are dropped.
-A batch that fits in no bucket runs without a graph.
+it. Tokens of the bucket after the end of the batch belong to no sequence: no other token attends to them, and their
+states are dropped. A batch that fits in no bucket runs without a graph.
 """
 
 import logging
@@ -57,7 +57,7 @@ Capture: TypeAlias = Callable[[StatesOf, PackedSequences], CapturedPass]
 
 
 class GraphedStates:
-    """Runs a forward pass: as a replayed graph if the batch fits in a bucket, otherwise by calling `run`."""
+    """Runs a forward pass: replays a graph if the batch fits in a bucket, and otherwise calls `run`."""
 
     def __init__(self, run: StatesOf, capture: Capture, buckets: Sequence[int] = BUCKETS) -> None:
         self._run = run
@@ -109,7 +109,8 @@ class GraphedStates:
 
 
 def states_on(model: Any, options: EngineConfig) -> StatesOf:
-    """A transformers base model as a function. On a GPU, `options` decide on compilation and CUDA graphs."""
+    """Returns a function that runs a transformers base model. On a GPU, `options` select compilation and CUDA
+    graphs."""
     run = partial(hidden_states, model)
     if model.device.type != "cuda":
         return run

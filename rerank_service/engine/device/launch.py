@@ -60,10 +60,10 @@ class TorchEngine(ABC, Generic[PairT]):
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.max_in_flight = 2 if device.type == "cuda" else 1
-        """On a GPU, one batch is packed and launched while another runs; a single stream keeps them in order."""
+        """On a GPU, one batch is packed and launched while another runs; a single stream keeps the batches in order."""
         self.default_batch_tokens = default_batch_tokens(on_gpu=device.type == "cuda")
         self.memory_tokens: int | None = None
-        """Tokens of a batch that fit in the device's memory; null: unknown."""
+        """Number of tokens in the largest batch that fits in the device's memory; null: unknown."""
         self.flops_per_token = 0.0
         """Floating-point operations of the linear layers per token; set by `build`."""
         self.peak_tokens_per_s: float | None = None
@@ -89,7 +89,7 @@ class TorchEngine(ABC, Generic[PairT]):
 
     @property
     def device_facts(self) -> DeviceFacts:
-        """The memory held now, and the device's peak speed."""
+        """Memory in use on the device now, and the device's peak speed."""
         memory_bytes = 0
         if self.device.type == "cuda":
             memory_bytes = int(torch.cuda.memory_reserved(self.device))

@@ -29,11 +29,9 @@ class MemoryMeter(Protocol):
 
     def free_bytes(self) -> int:
         """Memory that a forward pass can still take."""
-        ...
 
     def peak_bytes(self, run: Callable[[], object]) -> int:
         """Peak memory during `run`, minus the memory held before it."""
-        ...
 
 
 class CudaMeter:

@@ -21,8 +21,8 @@ class PackedSequences:
     position_ids: torch.Tensor  # [1, T] int64, restarting with each sequence
     lengths: torch.Tensor  # [B] int64
     cu_seqlens: torch.Tensor  # [B + 1] int32, on the device: the start of each sequence, and T
-    bounds: tuple[int, ...]  # cu_seqlens on the host: no layer waits for the device; empty in a graph's capture
-    max_length: int  # at least the longest length; on a GPU a power of two: compiled code then serves many batches
+    bounds: tuple[int, ...]  # cu_seqlens on the host, so that no layer waits for the device; empty in a capture
+    max_length: int  # at least the longest length; a power of two on a GPU, so that batches share compiled code
     type_ids: torch.Tensor | None = None  # [1, T] int64: query or passage, for models that distinguish them
 
 

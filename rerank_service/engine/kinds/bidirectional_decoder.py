@@ -8,7 +8,7 @@ runs transformers' own Llama and Mistral with `is_causal = False` and runs no re
 from collections.abc import Sequence
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,20 +60,13 @@ class _BidirectionalMistral(MistralPreTrainedModel):
         self.post_init()
 
 
-class _Family(NamedTuple):
-    config_class: type[PreTrainedConfig]
-    model_class: Any
-
-
-_LLAMA = _Family(LlamaConfig, _BidirectionalLlama)
-_MISTRAL = _Family(MistralConfig, _BidirectionalMistral)
-DECODER_FAMILIES = {
-    "llama_bidirec": _LLAMA,
-    "llama": _LLAMA,
-    "mistral_bidirec": _MISTRAL,
-    "mistral": _MISTRAL,
+DECODER_FAMILIES: dict[str, Any] = {
+    "llama_bidirec": _BidirectionalLlama,
+    "llama": _BidirectionalLlama,
+    "mistral_bidirec": _BidirectionalMistral,
+    "mistral": _BidirectionalMistral,
 }
-"""transformers' classes for each `model_type` of config.json."""
+"""Class for each `model_type` of config.json."""
 
 
 class BidirectionalDecoderEngine(CheckpointEngine[EncodedPair]):
@@ -82,9 +75,9 @@ class BidirectionalDecoderEngine(CheckpointEngine[EncodedPair]):
     kind = EngineKind.BIDIRECTIONAL_DECODER
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        """Takes pooling, temperature and template from the options, or else from config.json."""
+        """Uses pooling, temperature and template from the options, or else from config.json."""
         folder, raw, options = checkpoint.folder, checkpoint.raw, checkpoint.options
-        family = _family(folder, raw)
+        model_class = loading.class_of_family(checkpoint, DECODER_FAMILIES, "bidirectional decoder")
         template = tokenise.checked_template(options.prompt_template or raw.get("prompt_template") or _DEFAULT_TEMPLATE)
         super().__init__(checkpoint, prompt=[template])
         self._template = tokenise.prompt_text(self._tokenizer, template)
@@ -92,12 +85,12 @@ class BidirectionalDecoderEngine(CheckpointEngine[EncodedPair]):
         self._pooling = options.pooling or _published_pooling(folder, raw)
         self._temperature = options.temperature or float(raw.get("temperature") or 1.0)
 
-        config: PreTrainedConfig = loading.native_config(family.config_class, raw)
-        config.is_causal = False  # set here, because an argument of each call would cause races between threads
+        config: PreTrainedConfig = loading.native_config(model_class.config_class, raw)
+        config.is_causal = False  # set once, because setting it in each call would cause races between threads
         if hasattr(config, "sliding_window"):
             config.sliding_window = None
         config.has_score_bias = loading.has_tensor(folder, "score.bias")
-        model = self._load_weights(family.model_class, config, attention=PACKED_ATTENTION)
+        model = self._load_weights(model_class, config, attention=PACKED_ATTENTION)
         self.backbone = model.model
         self._states = states_on(self.backbone, options)
         prepare_linears(self.backbone, self._precision)
@@ -105,7 +98,7 @@ class BidirectionalDecoderEngine(CheckpointEngine[EncodedPair]):
         self._score_bias = 0.0 if model.score.bias is None else float(model.score.bias)
 
     def tokenise(self, query: str, passages: Sequence[str], truncate: Truncate) -> list[EncodedPair]:
-        """See `Engine`. Cuts pairs at the end, as published: with a query that fills the window, no passage remains."""
+        """See `Engine`. Cuts pairs at the end, as published: if the query fills the window, no passage remains."""
         # Encodes each string as a whole, because Llama 3's tokenizer joins the prompt's `:` with the word after it.
         texts = [self._template.format(query=query, passage=passage) for passage in passages]
         pairs, lead_ids = [], None
@@ -137,19 +130,11 @@ class BidirectionalDecoderEngine(CheckpointEngine[EncodedPair]):
         return logits
 
 
-def _family(folder: Path, raw: dict[str, Any]) -> _Family:
-    try:
-        return DECODER_FAMILIES[raw["model_type"]]
-    except KeyError:
-        raise CheckpointError(
-            f"{folder} has model_type {raw.get('model_type')!r}; a bidirectional decoder has one of "
-            f"{', '.join(DECODER_FAMILIES)}"
-        ) from None
-
-
 def _published_pooling(folder: Path, raw: dict[str, Any]) -> Pooling:
     name = raw.get("pooling") or Pooling.AVG
     try:
         return Pooling(name)
     except ValueError:
-        raise CheckpointError(f"{folder} asks for pooling {name!r}; use one of {', '.join(Pooling)}") from None
+        raise CheckpointError(
+            f"{folder} asks for pooling {name!r}; set engine.pooling to one of {', '.join(Pooling)}"
+        ) from None

@@ -192,6 +192,7 @@ class _TokenStates:
         return self._tokens[self._bounds[text] : self._bounds[text + 1]]
 
     def words_of(self, text: int) -> torch.Tensor:
-        """States of a text's tokens without the first and last (CLS, SEP); of all tokens if there are no others."""
+        """States of a text's tokens without the first and last (CLS, SEP), or of all tokens if the text has no
+        others."""
         start, end = self._bounds[text], self._bounds[text + 1]
         return self._tokens[start + 1 : end - 1] if end - start > 2 else self._tokens[start:end]

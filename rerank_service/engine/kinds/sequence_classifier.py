@@ -1,7 +1,7 @@
 """Engine for ordinary cross-encoders with one label, such as BERT, XLM-RoBERTa, ModernBERT and DeBERTa.
 
 Runs transformers' own classes with their own heads, on pairs encoded by the tokenizer. BERT and (XLM-)RoBERTa run
-packed; other families run in rectangular batches of pairs of equal length, or on a GPU of similar length.
+packed; other families run in rectangular batches of pairs with equal length or, on a GPU, with similar length.
 """
 
 from collections.abc import Sequence
@@ -34,9 +34,10 @@ _ON_GPU, _ON_CPU = (16_384, 0.10), (512, 0.0)
 """Largest number of tokens in a rectangular batch, and largest share of padding.
 
 On a GPU, small batches cost more than some padding. On a CPU nothing is padded, and only short pairs share a batch:
-scoring 8 equal pairs one by one took 3 times as long as together at 20 tokens, 1.7 times at 70, and half as long at
-260 (small random DeBERTa, one thread). A long pair also runs alone because of its logit: in bfloat16, two equal pairs
-of 1,014 tokens got different last bits than one pair alone (random ModernBERT, torch 2.13.0).
+scoring 8 equal pairs one by one took 3 times as long as together at 20 tokens, 1.7 times at 70, and half as long at 260
+(small random DeBERTa, one thread). Scoring a long pair alone also keeps its logit the same: in bfloat16, two equal
+pairs of 1,014 tokens, scored together, differed in the last bits from one pair scored alone (random ModernBERT, torch
+2.13.0).
 """
 
 
@@ -69,7 +70,8 @@ class SequenceClassifierEngine(CheckpointEngine[ClassifierPair]):
         prepare_linears(self._model, self._precision, lambda: self.score(calibration_pairs(self.tokenise)))
 
     def passage_room(self, query: str) -> int:
-        """See `Engine`. At least half of the window without special tokens, because a longer query is cut too."""
+        """See `Engine`. The room is at least half of the window without special tokens, because a longer query is cut
+        too."""
         (encoding,) = self._tokenizer.encode_batch_fast([(query, "")], add_special_tokens=True)
         room = self.window_tokens - encoding.sequence_ids.count(None)
         return max(room - encoding.sequence_ids.count(0), room // 2)

@@ -49,9 +49,10 @@ class YesNoDecoderEngine(CheckpointEngine[EncodedPair]):
     kind = EngineKind.YES_NO_DECODER
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        """Takes the prompt from the options, or else the published prompt of the checkpoint's family."""
+        """Uses the prompt in the options, or else the published prompt of the checkpoint's family."""
         folder, raw, options = checkpoint.folder, checkpoint.raw, checkpoint.options
-        model_class, prompt = _model_class(folder, raw), _prompt(folder, raw, options.yes_no)
+        model_class = loading.class_of_family(checkpoint, CAUSAL_FAMILIES, "yes/no decoder")
+        prompt = _prompt(folder, raw, options.yes_no)
         super().__init__(checkpoint, prompt.parts)
         config = loading.native_config(model_class.config_class, raw)
         reach = getattr(config, "sliding_window", None)
@@ -87,22 +88,12 @@ class YesNoDecoderEngine(CheckpointEngine[EncodedPair]):
         return (last * self._direction).sum(-1)
 
 
-def _model_class(folder: Path, raw: dict[str, Any]) -> Any:
-    try:
-        return CAUSAL_FAMILIES[raw["model_type"]]
-    except KeyError:
-        raise CheckpointError(
-            f"{folder} has model_type {raw.get('model_type')!r}; a yes/no decoder has one of "
-            f"{', '.join(CAUSAL_FAMILIES)}"
-        ) from None
-
-
 def _prompt(folder: Path, raw: dict[str, Any], configured: YesNoPrompt | None) -> YesNoPrompt:
     prompt = configured or YES_NO_PROMPTS.get(raw["model_type"])
     if prompt is None:
         raise CheckpointError(
             f"{folder} is a language model of the family {raw['model_type']!r}, which has no known reranking prompt "
-            f"(only {', '.join(YES_NO_PROMPTS)} have one): set engine.yes_no to the prompt used in its training"
+            f"(only {', '.join(YES_NO_PROMPTS)} have one): set engine.yes_no to the prompt that was used in training"
         )
     return prompt
 
@@ -129,6 +120,6 @@ def _token_id(tokenizer: Any, word: str) -> int:
     ids: list[int] = tokenizer.encode(tokenise.prompt_text(tokenizer, word), add_special_tokens=False).ids
     if len(ids) != 1:
         raise CheckpointError(
-            f"the answer {word!r} must be one token, but is {len(ids)} in this tokenizer: see engine.yes_no"
+            f"the answer {word!r} must be one token, but is {len(ids)} tokens in this tokenizer: see engine.yes_no"
         )
     return ids[0]

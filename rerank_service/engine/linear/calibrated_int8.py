@@ -26,7 +26,7 @@ _TILE_ELEMENTS = 262_144
 
 
 class _ByteInputs:
-    """Converts floats `[..., K]` to bytes around 128. Each channel has a scale, which multiplies its weights."""
+    """Converts floats `[..., K]` to bytes around 128. Each channel's scale multiplies the channel's weights."""
 
     def __init__(self, inputs: InputRange, weight: torch.Tensor) -> None:
         largest = torch.maximum(-inputs.lowest, inputs.highest).clamp_min(SMALLEST)  # [K]

@@ -1,4 +1,4 @@
-"""Calibration: observes the ranges of the inputs of a model's linear layers on a few texts.
+"""Calibration: measures the ranges of the inputs to a model's linear layers on a few texts.
 
 `calibrated_int8` derives its fixed scales from these ranges. Works on any model.
 """
@@ -28,7 +28,7 @@ class InputRange:
 def calibration_pairs(tokenise: Callable[[str, Sequence[str], Truncate], list[PairT]]) -> list[PairT]:
     """Pairs of one query with prose, code, numbers and several scripts: paragraphs of about 100 tokens, and lines.
 
-    `tokenise` is the method of an engine.
+    `tokenise` is the method of the engine that is calibrated.
     """
     lines = [line for line in SAMPLE_TEXT.splitlines() if line]
     paragraphs = [text.replace("\n", " ") for text in SAMPLE_TEXT.split("\n\n")]
@@ -37,7 +37,8 @@ def calibration_pairs(tokenise: Callable[[str, Sequence[str], Truncate], list[Pa
 
 @torch.inference_mode()
 def observe_inputs(layers: Iterable[torch.nn.Linear], run: Callable[[], object]) -> dict[torch.nn.Linear, InputRange]:
-    """Ranges of the inputs of `layers` while `run` calls the model. The result omits layers that were not called."""
+    """Returns the ranges of the inputs to `layers` while `run` calls the model. The result omits layers that were not
+    called."""
     seen: dict[torch.nn.Linear, InputRange] = {}
     hooks = [layer.register_forward_pre_hook(partial(_observe, seen)) for layer in layers]
     try:

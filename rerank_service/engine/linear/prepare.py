@@ -1,6 +1,6 @@
-"""Replaces the linear layers of a loaded model with quantised layers, or on a CPU with packed ones, where possible.
+"""Replaces the linear layers of a loaded model with quantised layers or, on a CPU, with packed layers, where possible.
 
-Works on any transformers model. The layers inside a `ModuleList` are treated as its transformer layers.
+Works on any transformers model. The layers inside a `ModuleList` are treated as the model's transformer layers.
 """
 
 from collections.abc import Callable, Iterator
@@ -62,7 +62,7 @@ def _calibrate(layers: list[Any], states: torch.dtype, run: Callable[[], object]
 
 
 def _is_bert_feed_forward(block: Any) -> bool:
-    """Whether `block` is `intermediate.dense`, then GELU and nothing else, then `output.dense`."""
+    """Whether `block` consists of `intermediate.dense`, GELU and `output.dense`, in this order."""
     first, second = getattr(block, "intermediate", None), getattr(block, "output", None)
     has_gelu = isinstance(getattr(first, "intermediate_act_fn", None), GELUActivation)
     return has_gelu and all(isinstance(getattr(half, "dense", None), torch.nn.Linear) for half in (first, second))

@@ -42,14 +42,15 @@ _TAG = re.compile(r"<\S+>|\[\S+\]")
 because ordinary texts contain them."""
 
 _ABSURD_LENGTH = 1_000_000
-"""A window from this length on counts as unknown: transformers writes 1e30 for an unknown window."""
+"""A window of this length or more counts as unknown: transformers writes 1e30 for an unknown window."""
 
 
 def load_tokenizer(folder: Path, special_tokens: SpecialTokens = "text", prompt: Sequence[str] = ()) -> Tokenizer:
     """The fast tokenizer of a checkpoint, without the truncation and padding that its file may configure.
 
-    If `special_tokens` is `text`, special tokens get names that no text can spell (see `prompt_text`). So do tags in
-    `prompt` that the tokenizer does not mark as special, such as Qwen's `<think>`. All ids stay as in the file.
+    If `special_tokens` is `text`, special tokens are renamed so that no text can spell them (see `prompt_text`). Tags
+    in `prompt` that the tokenizer does not mark as special, such as Qwen's `<think>`, are renamed too. All ids stay as
+    in the file.
     """
     path = folder / "tokenizer.json"
     if not path.is_file():
@@ -71,7 +72,8 @@ def load_tokenizer(folder: Path, special_tokens: SpecialTokens = "text", prompt:
 
 
 def prompt_text(tokenizer: Tokenizer, text: str) -> str:
-    """A trusted text, such as a template, with its special tokens renamed to the hidden names of `tokenizer`."""
+    """Returns a trusted text, such as a template, with its special tokens renamed to the hidden names of
+    `tokenizer`."""
     hidden = [
         token.content.removeprefix(_NONCE)
         for token in tokenizer.get_added_tokens_decoder().values()

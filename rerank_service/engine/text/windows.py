@@ -1,6 +1,6 @@
 """Turns passages into the pairs to score: one pair per passage, or several pairs for the windows of a long passage.
 
-Works with any engine. A passage that fits has the same pair with and without windows, and so the same logit.
+Works with any engine. A passage that fits has the same pair with and without windows, and therefore the same logit.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,8 @@ from rerank_service.messages import MIN_WINDOW_TOKENS, Fitting, PassageWindows, 
 __all__ = ["EncodedPassages", "encode_passages", "shorten", "split"]
 
 _MARGIN_TOKENS = 4
-"""Tokens kept free in a window, because its text may have one or two tokens more on its own than in the passage."""
+"""Tokens kept free in a window, because the window's text may have one or two more tokens than the same text in the
+passage."""
 
 _MAX_WORD_TOKENS = 8
 """Longest run of tokens searched for a word boundary; a longer run without one, as in Chinese, is cut anywhere."""
@@ -124,7 +125,8 @@ def split(text: str, spans: Sequence[TokenSpan], tokens: int, windows: PassageWi
 def _window_pairs(
     engine: Engine[PairT], query: str, passages: Sequence[str], pairs: Sequence[PairT], windows: PassageWindows
 ) -> dict[int, tuple[list[PairT], bool]]:
-    """For each passage that needs several windows, by index: the windows' pairs, and whether they omit part of it."""
+    """Returns an entry for the index of each passage that needs several windows: the windows' pairs, and whether the
+    windows omit part of the passage."""
     room = engine.passage_room(query)
     wanted = min(windows.tokens or room, room - _MARGIN_TOKENS)
     if wanted < MIN_WINDOW_TOKENS:  # the query leaves too little room for windows: the passage is truncated instead

@@ -44,8 +44,8 @@ _MXBAI_RERANK_V2 = YesNoPrompt(
     no_word="0",
 )
 """For mixedbread-ai/mxbai-rerank-base-v2 and -large-v2. Source: github.com/mixedbread-ai/mxbai-rerank at commit
-03324ea, mxbai_rerank/mxbai_rerank_v2.py, whose `predict` returns our logit. With an instruction, the second part of
-the prompt would be "instruction: ...\nquery: {query}"."""
+03324ea, mxbai_rerank/mxbai_rerank_v2.py, whose `predict` returns the same value as our logit. With an instruction, the
+second part of the prompt would be "instruction: ...\nquery: {query}"."""
 
 _BGE_RERANKER_V2_GEMMA = YesNoPrompt(
     parts=(
@@ -106,7 +106,7 @@ class PromptParts:
         return max(0, self._room - query_tokens - len(self._lead_ids(query)))
 
     def encode(self, query: str, passages: Sequence[str], truncate: Truncate) -> list[EncodedPair]:
-        """Pairs in the order of `passages`. Raises `PairTooLong` under `Truncate.NONE`.
+        """Returns the pairs in the order of `passages`. Raises `PairTooLong` under `Truncate.NONE`.
 
         If a pair is too long, a query with its own part of the prompt is first cut to three quarters of the room for
         query and passage; then the passage is cut. A query in the same part as the passage is never cut and may push

@@ -1,7 +1,7 @@
-"""Reranking APIs as thin adapters: each turns a body into a `RankingCall`, and a ranking into the API's own form.
+"""Adapters for reranking APIs: each turns a body into a `RankingCall`, and a ranking into the answer of its API.
 
-Each API has one file. A dialect must not know models, replicas, or HTTP beyond the status; `http/endpoint.py` does the
-work.
+Each API has one file. A dialect must not know models, replicas, or HTTP beyond the status. `http/endpoint.py` deals
+with these.
 """
 
 from collections.abc import Mapping, Sequence

@@ -24,7 +24,7 @@ from rerank_service.messages import Fitting, Ranked
 __all__ = ["Body", "Dialect", "Fields", "RankingCall", "RankingQuery", "Refusal", "probability", "top"]
 
 Fields = Mapping[str, Any]
-"""The top level of a body."""
+"""The fields at the top level of a body."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class RankingCall:
     model: str | None
     """Null: the default model."""
     queries: tuple[RankingQuery, ...]
-    """The queries, nearly always one; some dialects pair several queries with passages."""
+    """The queries. Most requests have one query; some dialects pair several queries with passages."""
     fitting: Fitting
     """How passages longer than the model's window are handled."""
     reply: Callable[[Sequence[Ranked], str], BaseModel]
@@ -74,7 +74,7 @@ class RankingCall:
     """Field and value that make the service truncate long pairs instead of refusing them. Empty: long pairs are always
     truncated."""
     more_windows: str = ""
-    """Field that permits more windows per passage. Empty: the request already has as many as it may."""
+    """Field that permits more windows per passage. Empty: the request already has the maximum."""
 
     def too_many_passages(self, count: int, limit: int) -> InvalidRequest:
         """The error for a request with more passages than `limit`."""

@@ -27,7 +27,7 @@ class CohereRerankV2Request(Wire):
     """Body of Cohere's `/v2/rerank`."""
 
     model: str | None = None
-    """Name of a model this service has. Null or absent: the default model."""
+    """Name of a model that this service serves. Null or absent: the default model."""
     query: QueryText
     documents: Documents
     """Strings, or objects with `text`."""
@@ -41,7 +41,7 @@ class CohereRerankV2Request(Wire):
     """Whether to return the documents with their scores. The field is only part of version 1, but some clients send it
     to version 2."""
     priority: int | None = None
-    """Accepted and ignored: requests share the device fairly."""
+    """Accepted and ignored, because requests share the device fairly."""
 
 
 def _objects_or_texts(documents: tuple[Any, ...]) -> tuple[str | Mapping[str, Any], ...]:
@@ -54,7 +54,7 @@ class CohereRerankV1Request(Wire):
     """Body of Cohere's `/v1/rerank`."""
 
     model: str | None = None
-    """Name of a model this service has. Null or absent: the default model."""
+    """Name of a model that this service serves. Null or absent: the default model."""
     query: QueryText
     documents: Annotated[
         tuple[Any, ...],

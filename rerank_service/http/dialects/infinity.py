@@ -40,7 +40,7 @@ class InfinityRerankRequest(Wire):
     raw_scores: bool = False
     """Whether scores are logits instead of probabilities."""
     model: str | None = _NO_MODEL
-    """Name of a model this service has. `default/not-specified`, null or absent: the default model."""
+    """Name of a model that this service serves. `default/not-specified`, null or absent: the default model."""
     top_n: TopN | None = None
     """How many results to return. Null or absent: all."""
 

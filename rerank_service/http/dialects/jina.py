@@ -25,7 +25,7 @@ class JinaRerankRequest(Wire):
     """Body of Jina's `/v1/rerank`."""
 
     model: str | None = None
-    """Name of a model this service has. Null or absent: the default model."""
+    """Name of a model that this service serves. Null or absent: the default model."""
     query: Annotated[
         str, Field(pattern=r"\S"), BeforeValidator(text_of), WithJsonSchema({"type": "string"}, mode="validation")
     ]

@@ -58,8 +58,8 @@ _JSON_NUMBER = BeforeValidator(_reject_non_numbers)
 
 
 class WindowOptions(Wire):
-    """How to rank a passage that is too long for the model's window: in overlapping windows, by the best window's
-    logit."""
+    """Options for passages that are too long for the model's window. Each passage is ranked in overlapping windows, by
+    the logit of its best window."""
 
     max_per_passage: Annotated[int, Field(ge=1), _JSON_NUMBER] | None = None
     """Maximum number of windows per passage. Text beyond them is truncated, or the request is refused under
@@ -182,7 +182,7 @@ def _message(code: str, loc: Loc, detail: ErrorDetails) -> str:
         case "model_type" if not field:
             return "The body must be a JSON object with query and passages"
         case "model_type" if field == "passage_windows":
-            return f"{field} must be an object with any of: {', '.join(WindowOptions.model_fields)}"
+            return f"{field} must be an object with any of these fields: {', '.join(WindowOptions.model_fields)}"
         case "model_type":
             return f'{field} must be an object: {{"text": "..."}}'
         case "extra_forbidden":

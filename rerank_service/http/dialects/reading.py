@@ -66,10 +66,10 @@ Documents = Annotated[tuple[_DocumentText, ...], Field(min_length=1)]
 
 
 def read(request: type[_WireT], body: Body, limits: LimitsConfig, *, ignores_unknown: bool = False) -> _WireT:
-    """Reads the body as a `request`. Raises `InvalidRequest` with all problems, up to ten.
+    """Reads the body as a `request`. Raises `InvalidRequest` with the first ten problems.
 
-    Unknown fields are ignored with `ignores_unknown`, for vendors whose own servers ignore them, or if the
-    configuration says so.
+    Unknown fields are ignored if the configuration says so, or with `ignores_unknown`, for vendors whose own servers
+    ignore unknown fields.
     """
     extra = "ignore" if ignores_unknown or limits.unknown_fields == "ignore" else "forbid"
 
@@ -106,7 +106,7 @@ def field_problems(error: ValidationError, message: Callable[[str, Loc, ErrorDet
         problems.append(FieldProblem(loc, message(code, loc, detail), code))
     if len(details) > _MAX_PROBLEMS:
         more = len(details) - _MAX_PROBLEMS
-        problems.append(FieldProblem(("body",), f"and {more} more problems of this kind", "too_many_problems"))
+        problems.append(FieldProblem(("body",), f"and {more} more problems", "too_many_problems"))
     return problems
 
 
@@ -116,7 +116,7 @@ def field_message(code: str, field: str, detail: ErrorDetails) -> str:
         case "missing":
             return f"{field} is required"
         case "string_pattern_mismatch":
-            return f"{field} is blank; send the question to rank for"
+            return f"{field} is blank; send a text"
         case "too_short":
             return f"{field} is empty; send at least one text"
         case "tuple_type":

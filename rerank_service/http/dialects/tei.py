@@ -1,4 +1,4 @@
-"""`/rerank` of Hugging Face's text-embeddings-inference, following its router's source.
+"""`/rerank` of Hugging Face's text-embeddings-inference, following the source of that project's router.
 
 Scores are probabilities, or logits with `raw_scores`.
 """
@@ -51,8 +51,8 @@ class TeiRerankRequest(Wire):
     """How many results to return. Null or absent: all. Some clients send this field, but text-embeddings-inference
     ignores it."""
     model: str | None = None
-    """Name of a model this service has. Null or absent: the default model. An extension: text-embeddings-inference
-    serves a single model."""
+    """Name of a model that this service serves. Null or absent: the default model. An extension:
+    text-embeddings-inference serves a single model."""
 
 
 class TeiRank(Wire):
@@ -77,7 +77,7 @@ class TeiError(Wire):
 def _read(body: Body, limits: LimitsConfig) -> RankingCall:
     request = read(TeiRerankRequest, body, limits, ignores_unknown=True)
     if request.truncation_direction.lower() != "right":
-        message = "truncation_direction must be Right, which truncates the end; leave it out"
+        message = "truncation_direction must be Right (the end is truncated); leave the field out"
         raise invalid(("truncation_direction",), message, "unsupported_value")
 
     def reply(rankings: Sequence[Ranked], _: str) -> TeiRerankResponse:

@@ -69,7 +69,7 @@ _FORMS = (("text_1", "text_2"), ("queries", "documents"), ("queries", "items"), 
 
 class _VllmRequest(Wire):
     model: str | None = None
-    """Name of a model this service has. Null or absent: the default model."""
+    """Name of a model that this service serves. Null or absent: the default model."""
     truncate_prompt_tokens: Literal[-1] | None = None
     """With -1, a query and document that together exceed the model's window are truncated. Null or absent: they are
     refused. No other value is supported."""
@@ -202,8 +202,8 @@ def _read_score(body: Body, limits: LimitsConfig) -> RankingCall:
     query_texts, texts = getattr(request, query_field), getattr(request, text_field)
     if len(query_texts) not in (1, len(texts)):
         message = (
-            f"{query_field} has {len(query_texts)} entries and {text_field} {len(texts)}; "
-            "send one query, or one for each text"
+            f"{query_field} has {len(query_texts)} entries, and {text_field} has {len(texts)}; "
+            "send one query, or one query for each text"
         )
         raise invalid((query_field,), message, "lengths_differ")
     indices_of: dict[str, list[int]] = {}

@@ -18,7 +18,7 @@ class VoyageRerankRequest(Wire):
     query: QueryText
     documents: Documents
     model: str | None = None
-    """Name of a model this service has. Null or absent: the default model."""
+    """Name of a model that this service serves. Null or absent: the default model."""
     top_k: TopN | None = None
     """How many results to return. Null or absent: all."""
     return_documents: bool | None = None

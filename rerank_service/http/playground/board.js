@@ -180,9 +180,11 @@ export class Board {
     const count = this.#first.rows.length;
     const isAll = this.#threshold === null;
     const words = isAll ? `Keep all ${count}` : `Keep ${kept} of ${count}`;
+    const number = String(this.#threshold).replace("-", "−");
+    $("cut").textContent = isAll ? "" : number;
     $("kept").textContent = words;
     if (movesThumb) this.#slider.value = isAll ? low : this.#threshold;
-    this.#slider.setAttribute("aria-valuetext", isAll ? words : `${words}: logit at least ${this.#threshold}`);
+    this.#slider.setAttribute("aria-valuetext", isAll ? words : `${words}: logit at least ${number}`);
     const share = isAll ? 0 : Math.min(1, Math.max(0, (this.#threshold - low) / (high - low)));
     this.#board.style.setProperty("--cut", `${100 * share}%`);
     this.#board.classList.toggle("has-cut", !isAll);

@@ -6,7 +6,7 @@ import { clearErrors, showRefusal, wordsOf } from "./errors.js";
 import { EXAMPLE } from "./example.js";
 import { clearOrFillIn, fillForm, passagesInForm, requestBodies, showCount, startFiles, stateOfForm } from "./form.js";
 import { askForKey, keyIsRequired, showKeyHeld, startKeyForm } from "./keyform.js";
-import { offerModels } from "./models.js";
+import { chosenModels, offerModels } from "./models.js";
 import { explain, models, rank, Refusal, serviceUrl } from "./service.js";
 import { decodeState, encodeState } from "./share.js";
 import { drawWhy } from "./why.js";
@@ -138,7 +138,11 @@ async function onWhy(list, index) {
 
 async function share() {
   const state = { ...stateOfForm(), before: choice("before"), threshold: board.threshold };
-  history.replaceState(null, "", `#${await encodeState(state)}`);
+  try {
+    history.replaceState(null, "", `#${await encodeState(state)}`);
+  } catch (error) {
+    return toast(error.message); // too much for a link
+  }
   const isCopied = await copied(location.href);
   const length = location.href.length > 8000 ? " It is long; some apps cut long links." : "";
   toast(`${isCopied ? "Link copied." : "The link is in the address bar."} It holds the query and the passages.${length}`);
@@ -200,7 +204,7 @@ function listen() {
   $("stop").addEventListener("click", stop);
   $("retry").addEventListener("click", async () => {
     clearErrors();
-    if (await loadModels()) submit();
+    if (chosenModels().length > 0 || (await loadModels())) submit();
   });
   $("clear").addEventListener("click", () => {
     clearOrFillIn();

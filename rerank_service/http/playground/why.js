@@ -11,31 +11,29 @@ export function drawWhy(query, passage, explanation) {
 const shade = (weight) => `shade-${weight < 0 ? "minus-" : ""}${Math.round(5 * Math.min(1, Math.abs(weight)))}`;
 
 function part(tag, { text, weight, title }) {
-  const made = element(tag, `token ${shade(weight ?? 0)}`, text);
-  if (title) made.title = title;
+  const made = element(tag, `token ${shade(weight)}`, text);
+  made.title = title;
   return made;
 }
 
 // ---- Late interaction: each token of the query, and the token of the passage that it met
 
 function alignment(query, passage, explanation) {
-  const segments = shadeTokens(passage, explanation);
-  const parts = segments.map((segment) => (segment.weight ? part("span", segment) : document.createTextNode(segment.text)));
-  const at = startsOf(segments);
+  const { segments, queryTokens } = shadeTokens(passage, explanation, query);
+  const parts = segments.map((segment) => (segment.title ? part("span", segment) : document.createTextNode(segment.text)));
+  const partAt = partsByStart(segments, parts);
   const picture = svg("svg", { class: "link-line", "aria-hidden": "true" });
   const panel = element("div", "why-panel");
   const buttons = [];
   const queryLine = element("p", "query-line");
   const characters = Array.from(query);
   let done = 0;
-  for (const match of explanation.matches) {
-    const { start, end } = match.query;
+  for (const { text, start, end, similarity, passage: met } of queryTokens) {
     if (start < done) continue;
-    queryLine.append(characters.slice(done, start).join(""));
-    const met = match.passage && parts[at(match.passage.start)];
-    const token = queryToken(characters.slice(start, end).join(""), match, met, () => link(panel, picture, token, met));
+    const target = met && partAt.get(met.start);
+    const token = queryToken(text, similarity, target, () => link(panel, picture, token, target));
+    queryLine.append(characters.slice(done, start).join(""), token);
     buttons.push(token);
-    queryLine.append(token);
     done = end;
   }
   queryLine.append(characters.slice(done).join(""));
@@ -43,26 +41,30 @@ function alignment(query, passage, explanation) {
   queryLine.setAttribute("role", "group");
   queryLine.setAttribute("aria-label", "Tokens of the query");
   moveWithArrows(queryLine, buttons);
-  const text = element("p", "text whole", ...parts);
-  text.dir = "auto";
   const legend = element("p", "legend", "Point at a word of the query to see the word of the passage that it met. Darker: more similar.");
-  panel.append(queryLine, text, legend, picture);
+  panel.append(queryLine, textOf(...parts), legend, picture);
   for (const kind of ["pointerleave", "focusout"]) panel.addEventListener(kind, () => unlink(panel, picture));
   return panel;
 }
 
-/** Returns a function from an offset in code points to the segment that contains it. */
-function startsOf(segments) {
-  const starts = [];
-  let start = 0;
-  for (const { text } of segments) {
-    starts.push(start);
-    start += Array.from(text).length;
-  }
-  return (offset) => starts.findLastIndex((one) => one <= offset);
+function textOf(...parts) {
+  const text = element("p", "text whole", ...parts);
+  text.dir = "auto";
+  return text;
 }
 
-function queryToken(text, { similarity }, met, onPoint) {
+/** The part that starts at an offset in code points. */
+function partsByStart(segments, parts) {
+  const byStart = new Map();
+  let start = 0;
+  segments.forEach(({ text }, at) => {
+    byStart.set(start, parts[at]);
+    start += Array.from(text).length;
+  });
+  return byStart;
+}
+
+function queryToken(text, similarity, met, onPoint) {
   const token = element("button", `token ${shade(similarity)}`, text);
   token.type = "button";
   token.tabIndex = -1;
@@ -111,24 +113,16 @@ function unlink(panel, picture) {
 // ---- Every other engine: how much each sentence adds to the logit
 
 function sentences(passage, explanation) {
-  const segments = shadeSentences(passage, explanation);
-  const contributions = explanation.sentences.map(({ contribution }) => contribution);
-  const text = element("p", "text whole");
-  text.dir = "auto";
-  let sentence = 0;
-  for (const segment of segments) {
-    if (segment.weight === undefined || segment.text.trim() === "") {
-      text.append(segment.text);
-      continue;
-    }
-    text.append(part("span", segment));
-    const contribution = contributions[sentence++];
-    if (contribution !== null && contribution !== undefined) text.append(element("sup", "contribution", signed(contribution)));
+  const text = textOf();
+  for (const segment of shadeSentences(passage, explanation)) {
+    const isSentence = segment.contribution !== undefined;
+    text.append(isSentence ? part("span", segment) : segment.text);
+    if (isSentence && segment.contribution !== null) text.append(element("sup", "contribution", signed(segment.contribution)));
   }
-  const only = contributions.length === 1;
-  const words = only
-    ? "The passage has one sentence, so there is nothing to leave out and compare with."
-    : "How much the logit falls when a sentence is left out.";
-  const legend = element("p", "legend", ...(explanation.is_approximate ? [element("b", "badge", "approximate"), " "] : []), words);
-  return element("div", "why-panel", text, legend);
+  const words =
+    explanation.sentences.length === 1
+      ? "The passage has one sentence, so there is nothing to leave out and compare with."
+      : "How much the logit falls when a sentence is left out.";
+  const mark = explanation.is_approximate ? [element("b", "badge", "approximate"), " "] : [];
+  return element("div", "why-panel", text, element("p", "legend", ...mark, words));
 }

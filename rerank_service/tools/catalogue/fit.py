@@ -26,7 +26,8 @@ __all__ = ["Fit", "Gpu", "Machine", "fit", "gigabytes", "needed_bytes", "this_ma
 _HALF_BYTES, _FULL_BYTES = 2, 4
 _PROCESS_BYTES = 1_000_000_000
 _LAID_OUT_COPIES = 5
-"""Matrices `[heads, L, L]` in memory at once: 5.1 were measured for a 4-layer DeBERTa-v2 in float32, pairs of 512."""
+"""Matrices `[heads, L, L]` in memory at once: 5.1 were measured for a 4-layer DeBERTa-v2 in float32, with pairs of 512
+tokens."""
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
@@ -38,7 +39,7 @@ class Gpu(NamedTuple):
 
 
 class Machine(NamedTuple):
-    """Hardware of a machine that decides whether a model runs."""
+    """The hardware that decides whether a machine can run a model."""
 
     memory_bytes: int
     """Memory of the machine, or the container's memory limit."""
@@ -53,7 +54,8 @@ class Fit(NamedTuple):
     place: str | None
     """`GPU` or `CPU`; null if the model does not fit."""
     needed_bytes: int | None
-    """Memory that the model needs at `place`, or on the CPU if it does not fit; null if its size is unknown."""
+    """Memory that the model needs on the device in `place`, or on the CPU if it does not fit; null if its size is
+    unknown."""
     reason: str | None = None
     """Why the model does not fit."""
     is_slow: bool = False

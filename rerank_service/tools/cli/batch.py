@@ -13,7 +13,6 @@ from typing import Annotated
 import typer
 
 from rerank_service.config import Dtype
-from rerank_service.errors import BatchError, CheckpointError
 from rerank_service.messages import Fitting, Truncate
 from rerank_service.tools.batch.chunk_scorer import ChunkScorer, ScoringTask, peak_memory_bytes
 from rerank_service.tools.batch.job import BatchJob, prepare
@@ -43,21 +42,21 @@ Output = Annotated[Path, typer.Argument(metavar="OUTPUT", help=".jsonl, .csv, .p
 def batch(
     input_path: Input,
     output: Output,
-    model: str | None = typer.Option(None, help="Id in the configuration, or a checkpoint: package:NAME or a folder."),
+    model: str | None = typer.Option(None, help="Configured model, or a checkpoint: package:NAME or a folder."),
     config: ConfigOption = None,
-    dtype: Dtype | None = typer.Option(None, help="Precision; overrides the configured one."),
-    candidates: Path | None = typer.Option(None, help="With a BEIR folder: TREC run or qrels that list the pairs."),
+    dtype: Dtype | None = typer.Option(None, help="Precision; overrides the setting engine.dtype."),
+    candidates: Path | None = typer.Option(None, help="TREC run or qrels with the pairs to score; for a BEIR folder."),
     truncate: Truncate = typer.Option(Truncate.END, help="How to handle a pair longer than the window."),
     max_windows: MaxWindows = 1,
     window_tokens: WindowTokens = None,
     overlap_tokens: OverlapTokens = DEFAULT_OVERLAP_TOKENS,
     in_process: bool = typer.Option(False, "--in-process", help="Score in this process, without Ray."),
-    workers: int | None = typer.Option(None, min=1, help="Number of Ray actors; by default as many as fit."),
+    workers: int | None = typer.Option(None, min=1, help="Ray actors; by default all that the cluster can hold."),
     address: str | None = typer.Option(None, help="Address of a Ray cluster; by default a local Ray is started."),
     chunk_pairs: int = typer.Option(2_048, min=1, help="Pairs per chunk; a restart repeats at most one chunk."),
     force: bool = typer.Option(False, "--force", help="Replace an existing output."),
-    keep_parts: bool = typer.Option(False, "--keep-parts", help="Keep OUTPUT.parts when done."),
-    as_json: bool = typer.Option(False, "--json", help="Print a summary as JSON when done."),
+    keep_parts: bool = typer.Option(False, "--keep-parts", help="Keep the folder OUTPUT.parts at the end."),
+    as_json: bool = typer.Option(False, "--json", help="Print a summary as JSON at the end."),
 ) -> None:
     """Score a file of queries and passages, of any size.
 
@@ -77,8 +76,6 @@ def batch(
             if job.missing:
                 _score(job, task, progress, in_process, address, workers)
             job.finish(progress, keep_parts)
-    except (BatchError, CheckpointError) as error:
-        raise fail(str(error)) from None
     except KeyboardInterrupt:
         raise _stopped(job, parts) from None
     _report(job, output, time.monotonic() - started, as_json)
@@ -124,12 +121,10 @@ def _report(job: BatchJob, output: Path, wall_s: float, as_json: bool) -> None:
         measured = {"wall_s": wall_s, "pairs_per_s": rate, "peak_memory_bytes": peak_memory_bytes()}
         typer.echo(json.dumps({"output": str(output), **asdict(summary), **measured}))
         return
-    resumed = f", {summary.num_resumed_pairs:,} of them by an earlier run" if summary.num_resumed_pairs else ""
+    resumed = f", {summary.num_resumed_pairs:,} of them scored by an earlier run" if summary.num_resumed_pairs else ""
     cut = f"; {summary.num_truncated_pairs:,} truncated to the window" if summary.num_truncated_pairs else ""
     if summary.num_unscored_pairs:
-        cut += (
-            f", {summary.num_unscored_pairs:,} of them without any token of the passage: their queries fill the window"
-        )
+        cut += f", {summary.num_unscored_pairs:,} of them with a query that fills the window"
     typer.echo(
         f"{output}: {summary.num_pairs:,} pairs{resumed}, {wall_s:.1f} s, {rate:,.0f} pairs/s, {summary.engine}{cut}"
     )

@@ -5,9 +5,8 @@ from dataclasses import asdict
 from typing import Any
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
-from rerank_service.errors import CheckpointError
 from rerank_service.tools.cli.console import Key, Url, fail, stdout
 
 __all__ = ["bench_service_command", "probe_line", "service_table"]
@@ -18,11 +17,11 @@ def bench_service_command(
     key: Key = None,
     model: str | None = typer.Option(None, help="Model or alias; by default the service's default model."),
     clients: str = typer.Option("1,16", help="Numbers of clients to measure, comma-separated."),
-    num_requests: int = typer.Option(16, "--requests", min=1, help="Requests per load."),
+    num_requests: int = typer.Option(16, "--requests", min=1, help="Number of requests in each load."),
     num_passages: int = typer.Option(100, "--passages", min=1, help="Passages per request, except in the mixed load."),
     passage_tokens: int = typer.Option(128, min=3, help="Tokens per passage, except in the mixed load."),
     repeats: int = typer.Option(3, min=1, help="Number of runs of each load; the median is shown."),
-    pid: int | None = typer.Option(None, help="Id of the service's first process; also measures CPU time."),
+    pid: int | None = typer.Option(None, help="Id of the service's root process; needed to measure CPU time."),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object."),
 ) -> None:
     """Measure a running service under load.
@@ -44,24 +43,27 @@ def bench_service_command(
     )
     try:
         figures = asdict(bench_service(load))
-    except (CheckpointError, RuntimeError) as error:
+    except RuntimeError as error:
         raise fail(str(error)) from None
     if as_json:
         settings = {name: getattr(load, name) for name in ("num_requests", "num_passages", "passage_tokens", "repeats")}
         typer.echo(json.dumps(settings | figures))
         return
-    title = f"{num_requests} requests of {num_passages} passages of {passage_tokens} tokens; median of {repeats}"
+    title = f"{num_requests} requests of {num_passages} passages of {passage_tokens} tokens; median of {repeats} runs"
     stdout.print(service_table(figures, title))
     stdout.print(probe_line(figures), highlight=False)
 
 
 def service_table(figures: dict[str, Any], title: str) -> Table:
     """A table with one row per load."""
-    table = Table(title=title, box=None)
-    table.add_column("load", overflow="fold")
-    for column in ("p50 s", "p95 s", "p99 s", "passages/s", "CPU-s/1k"):
-        table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("failures", overflow="fold")
+    numbers = ("p50 s", "p95 s", "p99 s", "passages/s", "CPU-s/1k")
+    table = Table(
+        Column("load", overflow="fold"),
+        *(Column(name, justify="right", no_wrap=True) for name in numbers),
+        Column("failures", overflow="fold"),
+        title=title,
+        box=None,
+    )
     for name, load in figures["loads"].items():
         table.add_row(
             name,
@@ -80,10 +82,11 @@ def probe_line(figures: dict[str, Any]) -> str:
     """A sentence that says how long a small request waits behind a large one."""
     share = figures["wait_share"]
     if share is None:
-        return "The large request ended before a small one could be sent, so the wait was not measured."
+        return "The large request ended before a small request could be sent, so the wait was not measured."
     return (
-        f"A request of 1 passage behind a request of 300 waits {share:.2f} of the large one's {figures['big_s']:.2f} s "
-        f"({figures['small_behind_big_s']:.2f} s, alone {figures['small_alone_s']:.2f} s)."
+        f"A request of 1 passage takes {figures['small_behind_big_s']:.2f} s behind a request of 300, and "
+        f"{figures['small_alone_s']:.2f} s alone: it waits {share:.2f} of the {figures['big_s']:.2f} s that the large "
+        "request takes."
     )
 
 

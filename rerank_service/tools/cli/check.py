@@ -59,7 +59,7 @@ def _foreign_applications(import_paths: dict[str, str]) -> Iterator[str]:
 
 
 def _missing_files(settings: RerankConfig) -> Iterator[str]:
-    """Other nodes may have the files: replicas and ingresses need not run on this machine."""
+    """Warnings, not errors: replicas and ingresses may run on other nodes, which may have the files."""
     hashes = settings.auth.key_hashes_file
     if hashes is not None and not hashes.is_file():
         yield f"auth.key_hashes_file {hashes} is not a file on this machine; every node with an ingress needs it"
@@ -70,7 +70,7 @@ def _missing_files(settings: RerankConfig) -> Iterator[str]:
 
 
 def _capacity_notes(settings: RerankConfig) -> list[str]:
-    """Warnings about valid settings that will not work well, or not on this machine alone."""
+    """Warnings about valid settings that work badly or need more machines than this one."""
     num_cpus = os.cpu_count() or 1
     hosts: list[ModelConfig | PoolConfig] = [
         *(model for model in settings.models if model.pool is None),

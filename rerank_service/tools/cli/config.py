@@ -28,7 +28,7 @@ _GPU_MODEL_CPUS = 4.0
 Models = Annotated[
     list[str],
     typer.Argument(
-        metavar="MODEL...", help=f"A known model ({_KNOWN}), or ID=SOURCE[@REVISION]. The first is the default."
+        metavar="MODEL...", help=f"A known model ({_KNOWN}), or ID=SOURCE[@REVISION]. The first model is the default."
     ),
 ]
 Pin = Annotated[
@@ -39,7 +39,7 @@ Pin = Annotated[
 def config(
     context: typer.Context,
     models: Models,
-    models_dir: Annotated[str, typer.Option(help="Folder with the known models' folders.")] = "/models",
+    models_dir: Annotated[str, typer.Option(help="Folder that contains a folder for each known model.")] = "/models",
     replicas: Annotated[list[str] | None, typer.Option(metavar="[MODEL=]MIN:MAX", help="Number of replicas.")] = None,
     gpus: Annotated[list[str] | None, typer.Option(metavar="[MODEL=]N", help="GPUs per replica, such as 0.5.")] = None,
     cpus: Annotated[list[str] | None, typer.Option(metavar="[MODEL=]N", help="CPUs per replica.")] = None,
@@ -48,12 +48,12 @@ def config(
     pin: Pin = False,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 admits other machines.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
-    key_hashes: Annotated[str | None, typer.Option(help="File with SHA-256 hashes of keys, one per line.")] = None,
-    requests_per_minute: Annotated[int | None, typer.Option(help="Request limit per key.")] = None,
-    passages_per_minute: Annotated[int | None, typer.Option(help="Passage limit per key.")] = None,
+    key_hashes: Annotated[str | None, typer.Option(help="File with SHA-256 hashes of API keys, one per line.")] = None,
+    requests_per_minute: Annotated[int | None, typer.Option(help="Maximum requests per key and minute.")] = None,
+    passages_per_minute: Annotated[int | None, typer.Option(help="Maximum passages per key and minute.")] = None,
     rate_limit_storage: Annotated[str | None, typer.Option(help="redis://... for counts shared by ingresses.")] = None,
     output: Annotated[Path | None, typer.Option(help="File to write; by default standard output.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Write JSON, which Serve also reads.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Write JSON instead of YAML; Serve reads both.")] = False,
 ) -> None:
     """Write a Serve configuration. Its first line names the command that wrote it."""
     served = _served_models(models, models_dir, replicas, gpus, cpus)

@@ -39,6 +39,6 @@ def get_json(url: str, path: str, key: str | None) -> dict[str, Any]:
         raise unreachable(url, str(error) or type(error).__name__) from None
     try:
         message = str(response.json()["message"])
-    except (ValueError, KeyError, TypeError):  # from a proxy, not from the service
+    except (ValueError, KeyError, TypeError):  # a proxy in front of the service may reply without JSON
         message = response.text[:500]
     raise fail(f"{response.status_code}: {message}")

@@ -15,8 +15,8 @@ __all__ = ["drain"]
 
 _POLL_S = 0.5
 _PROXY_S = 45.0
-"""Longest wait for the proxy once the replicas are gone. Serve keeps the proxy for half a minute and while it has
-requests: clients that ignore the proxy's health check can keep it running forever."""
+"""Longest wait for the proxy once the replicas are gone. Serve keeps the proxy for half a minute, and longer while the
+proxy has requests: clients that ignore its health check can keep it running forever."""
 
 
 NodeId = Annotated[
@@ -27,11 +27,11 @@ NodeId = Annotated[
 
 def drain(
     node_id: NodeId = None,
-    node_ip: Annotated[str | None, typer.Option(help="The node's address.")] = None,
-    this_node: Annotated[bool, typer.Option("--this-node", help="The node on this machine.")] = False,
+    node_ip: Annotated[str | None, typer.Option(help="The node's IP address.")] = None,
+    this_node: Annotated[bool, typer.Option("--this-node", help="Drain the node on this machine.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Drain even if no other node has room for a replica.")] = False,
     address: Annotated[
-        str, typer.Option(envvar="RAY_ADDRESS", help="The cluster's address; auto finds this machine's.")
+        str, typer.Option(envvar="RAY_ADDRESS", help="The cluster's address; auto: the cluster of this machine.")
     ] = "auto",
     deadline_s: Annotated[float, typer.Option(min=1, help="Longest time to wait.")] = 240,
     as_json: Annotated[bool, typer.Option("--json", help="Print moved and remaining replicas as JSON.")] = False,

@@ -6,14 +6,13 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from rerank_service.config import Dtype
-from rerank_service.errors import BatchError, CheckpointError, RerankError
 from rerank_service.tools.cli.console import fail, stdout
 from rerank_service.tools.cli.options import (
     DEFAULT_OVERLAP_TOKENS,
@@ -27,7 +26,7 @@ from rerank_service.tools.cli.options import (
 from rerank_service.tools.cli.progress import ProgressBar
 
 if TYPE_CHECKING:
-    from rerank_service.tools.evaluation.evaluate import Evaluation, ModelFigures
+    from rerank_service.tools.evaluation.evaluate import Evaluation
 
 __all__ = ["evaluate_command"]
 
@@ -40,12 +39,12 @@ def evaluate_command(
     dataset: Folder,
     model: Annotated[
         list[str] | None,
-        typer.Option(help="Model, as in `batch`; repeat to compare several. Default: the first configured one."),
+        typer.Option(help="Model, as in `batch`; repeat to compare models. Default: the configured default."),
     ] = None,
     config: ConfigOption = None,
-    dtype: Annotated[Dtype | None, typer.Option(help="Precision; overrides the configured one.")] = None,
-    qrels: Annotated[Path | None, typer.Option(help="Judgements; by default those in the folder.")] = None,
-    run: Annotated[Path | None, typer.Option(help="TREC run with the candidates; by default BM25 finds them.")] = None,
+    dtype: Annotated[Dtype | None, typer.Option(help="Precision; overrides the setting engine.dtype.")] = None,
+    qrels: Annotated[Path | None, typer.Option(help="File with judgements; by default the folder's qrels.")] = None,
+    run: Annotated[Path | None, typer.Option(help="TREC run with the candidates; without it, BM25 finds them.")] = None,
     top_k: Annotated[int, typer.Option(min=1, help="Candidates per query.")] = 100,
     recall_at: Annotated[list[int] | None, typer.Option(min=1, help="Recall cutoffs. Default: 5 and 10.")] = None,
     max_queries: Annotated[
@@ -71,13 +70,10 @@ def evaluate_command(
     from rerank_service.tools.evaluation.evaluate import evaluate, prepare_task
     from rerank_service.tools.evaluation.plot import plot as draw
 
-    try:
-        with ProgressBar(**{one.id: "pairs" for one in models}) as progress:
-            task = prepare_task(read_collection(dataset, qrels, max_queries), top_k, run)
-            windows = passage_windows(max_windows, window_tokens, overlap_tokens)
-            evaluation = evaluate(task, models, recall_at or [5, 10], progress, windows)
-    except (BatchError, CheckpointError, RerankError) as error:
-        raise fail(str(error)) from None
+    with ProgressBar(**{one.id: "pairs" for one in models}) as progress:
+        task = prepare_task(read_collection(dataset, qrels, max_queries), top_k, run)
+        windows = passage_windows(max_windows, window_tokens, overlap_tokens)
+        evaluation = evaluate(task, models, recall_at or [5, 10], progress, windows)
     if plot is not None:
         draw(evaluation, plot)
     _show(evaluation, as_json)
@@ -87,28 +83,32 @@ def _show(evaluation: Evaluation, as_json: bool) -> None:
     from rerank_service.tools.evaluation.published import PUBLISHED
 
     if as_json:
-        others = [row._asdict() for row in PUBLISHED]
-        typer.echo(
-            json.dumps(
-                asdict(evaluation) | {"models": [_as_json(row) for row in evaluation.models], "published": others}
-            )
-        )
+        models = [
+            asdict(row) | {"quality": {name: one._asdict() for name, one in row.quality.items()}}
+            for row in evaluation.models
+        ]
+        published = [row._asdict() for row in PUBLISHED]
+        typer.echo(json.dumps(asdict(evaluation) | {"models": models, "published": published}))
         return
     stdout.print(_table(evaluation))
     for model in evaluation.models:
         if model.truncated_pairs:
             truncated = f"{model.model}: {model.truncated_pairs:.1%} of the pairs were truncated to the window"
-            unscored = f", {model.unscored_pairs:.1%} without any token of the passage" if model.unscored_pairs else ""
+            unscored = (
+                f", {model.unscored_pairs:.1%} have a query that fills the window" if model.unscored_pairs else ""
+            )
             typer.echo(truncated + unscored)
-    title = "Published by others, with different corpora and first stages"
-    published = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for column in ("model", "first stage"):
-        published.add_column(column, overflow="fold")
-    for column in ("measure", "value"):
-        published.add_column(column, no_wrap=True)
+    table = Table(
+        *(Column(name, overflow="fold") for name in ("model", "first stage")),
+        *(Column(name, no_wrap=True) for name in ("measure", "value")),
+        title="Figures published by others, for different corpora and first stages",
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+    )
     for row in PUBLISHED:
-        published.add_row(row.model, row.first_stage, row.measure, f"{row.value:.4f}")
-    stdout.print("", published, sep="\n")
+        table.add_row(row.model, row.first_stage, row.measure, f"{row.value:.4f}")
+    stdout.print("", table, sep="\n")
     for collections, source in dict.fromkeys((row.collections, row.source) for row in PUBLISHED):
         typer.echo(f"Mean over {collections}. Source: {source}")
 
@@ -118,19 +118,20 @@ def _table(evaluation: Evaluation) -> Table:
     title = (
         f"{evaluation.collection}: {evaluation.num_queries:,} queries, {evaluation.num_passages:,} passages, "
         f"candidates {evaluation.candidates}; {evaluation.queries_with_a_relevant_candidate:.1%} of the queries have a "
-        "relevant one"
+        "relevant candidate"
     )
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    table.add_column("model", overflow="fold")
-    for column in ("measure", "mean", "95% interval", "pairs/s"):
-        table.add_column(column, justify="left" if column == "measure" else "right", no_wrap=True)
+    table = Table(
+        Column("model", overflow="fold"),
+        Column("measure", no_wrap=True),
+        *(Column(name, justify="right", no_wrap=True) for name in ("mean", "95% interval", "pairs/s")),
+        title=title,
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+    )
     for row in evaluation.models:
         model, speed = row.model, "" if row.pairs_per_s is None else f"{row.pairs_per_s:,.0f}"
         for measure, (mean, low, high) in row.quality.items():
             table.add_row(Text(model), measure, f"{mean:.3f}", f"{low:.3f}-{high:.3f}", speed)
             model = speed = ""  # shown once per model
     return table
-
-
-def _as_json(row: ModelFigures) -> dict[str, Any]:
-    return asdict(row) | {"quality": {name: one._asdict() for name, one in row.quality.items()}}

@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from rerank_service import __version__
+from rerank_service.errors import BatchError, CheckpointError, RerankError
 
 __all__ = ["SUBCOMMANDS", "TOOLS_MODULES", "app", "main"]
 
@@ -50,7 +51,7 @@ class _LazySubcommand(TyperCommand):
         module, _, attribute = self._target.partition(":")
         subcommand = getattr(import_module(f"rerank_service.tools.cli.{module}"), attribute)
         if not isinstance(subcommand, typer.Typer):
-            function, subcommand = subcommand, typer.Typer(add_completion=False)
+            function, subcommand = subcommand, typer.Typer(add_completion=False, rich_markup_mode="markdown")
             subcommand.command(self.name)(function)
         return typer.main.get_command(subcommand)
 
@@ -64,13 +65,16 @@ class _CommandTree(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
+        except (BatchError, CheckpointError, RerankError) as error:
+            message = str(error)
         except ImportError as error:
             if (error.name or "").partition(".")[0] not in TOOLS_MODULES:
                 raise
-            from rerank_service.tools.cli.console import fail
-
             message = f"{error.name} is not installed: pip install 'rerank-service[tools]'"
-            raise fail(f"{message} (in a clone: .venv/bin/pip install '.[tools]')") from None
+            message += " (in a clone: .venv/bin/pip install '.[tools]')"
+        from rerank_service.tools.cli.console import fail
+
+        raise fail(message)
 
 
 app = typer.Typer(

@@ -1,7 +1,5 @@
 """`rerank-service make-checkpoint`: writes a randomly initialised checkpoint."""
 
-from __future__ import annotations
-
 import json
 import time
 from enum import StrEnum

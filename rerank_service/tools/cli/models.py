@@ -31,7 +31,7 @@ class _Files(StrEnum):
     """State of a model's files on this machine."""
 
     HERE = "here"
-    """The files are installed as a package, in the models folder, pulled, or in the hub's own cache."""
+    """The files are in a package, in the models folder, in the cache of `pull`, or in the hub's own cache."""
     TO_INSTALL = "to install"
     TO_PULL = "to pull"
     """The files are published on the model hub."""
@@ -52,12 +52,15 @@ def models(
     served: Annotated[
         bool | None,
         typer.Option(
-            "--served/--known", help=f"List a service's models (at {_DEFAULT_URL} without --url), or the known models."
+            "--served/--known",
+            help=f"List the models of a running service (default: {_DEFAULT_URL}), or the known models.",
         ),
     ] = None,
-    models_dir: Annotated[str, typer.Option(help="Folder with the known models' folders.")] = "/models",
+    models_dir: Annotated[str, typer.Option(help="Folder that contains a folder for each known model.")] = "/models",
     key: Key = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object; with a service, its answer.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object: for a running service, the service's own answer.")
+    ] = False,
 ) -> None:
     """List the known models, or the models of a running service.
 
@@ -91,7 +94,8 @@ def _list_known(models_dir: str, as_json: bool) -> None:
     machine = this_machine()
     entries = [_Entry(model, fit(model, machine), _files(model, models_dir)) for model in CATALOGUE]
     if as_json:
-        typer.echo(json.dumps({"machine": _machine_facts(machine), "models": [_facts(entry) for entry in entries]}))
+        hardware = machine._asdict() | {"gpus": [gpu._asdict() for gpu in machine.gpus]}
+        typer.echo(json.dumps({"machine": hardware, "models": [_facts(entry) for entry in entries]}))
         return
     table = Table(
         *(Column(name, no_wrap=True) for name in ("model", "runs on")),
@@ -131,10 +135,6 @@ def _summary(machine: Machine) -> str:
         f"This machine: {gigabytes(machine.memory_bytes)} of memory, {gpus}. "
         "More about each model: --json, docs/models.md. Models of a running service: --served or --url."
     )
-
-
-def _machine_facts(machine: Machine) -> dict[str, Any]:
-    return {**machine._asdict(), "gpus": [gpu._asdict() for gpu in machine.gpus]}
 
 
 def _facts(entry: _Entry) -> dict[str, Any]:

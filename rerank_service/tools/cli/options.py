@@ -36,11 +36,11 @@ ConfigPath = Annotated[str | None, typer.Argument(help="Serve configuration file
 ConfigOption = Annotated[str | None, typer.Option(help="File that configures the models.", show_default=_CONFIG)]
 
 MaxWindows = Annotated[
-    int, typer.Option(min=1, help="Most windows per long passage; the best window counts. 1: truncate.")
+    int, typer.Option(min=1, help="Maximum number of windows per long passage; its best window counts. 1: truncate.")
 ]
 WindowTokens = Annotated[
     int | None,
-    typer.Option(min=MIN_WINDOW_TOKENS, help="Passage tokens per window; by default as many as fit."),
+    typer.Option(min=MIN_WINDOW_TOKENS, help="Passage tokens per window; by default all that fit."),
 ]
 OverlapTokens = Annotated[int, typer.Option(min=0, help="Tokens that consecutive windows share.")]
 
@@ -86,7 +86,7 @@ def choose_model(name: str | None, config: str | None, dtype: "Dtype | None" = N
         found = next((one for one in settings.models if wanted in map(str.casefold, one.names)), None)
         if found is None:
             known = ", ".join(one.id for one in settings.models)
-            raise fail(f"{path} has no model {name!r}; it has {known} (a folder starts with / or .)")
+            raise fail(f"{path} has no model {name!r}; it has {known} (a folder must start with / or .)")
         model = found
     if dtype is None:
         return model

@@ -2,15 +2,13 @@
 `tools.planning` simulates."""
 
 import json
-import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
 import typer
-from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from rerank_service.tools.bench.workload import Lengths
 from rerank_service.tools.cli.console import fail, stderr, stdout
@@ -23,8 +21,6 @@ if TYPE_CHECKING:
     from rerank_service.tools.planning.region import Loss
 
 __all__ = ["plan"]
-
-_BAR_AFTER_S = 2.0
 
 
 class Front(StrEnum):
@@ -39,16 +35,16 @@ def plan(
     passages: str = typer.Option(..., help="Passages per request, or a mix SIZE:WEIGHT, such as 10:4,100:1."),
     tokens: str = typer.Option(..., help=f"Tokens per pair, query included, or one of {', '.join(Lengths)}."),
     p99_ms: float = typer.Option(..., min=1, help="Target for the 99th percentile of latency."),
-    tokens_per_s: float | None = typer.Option(None, min=1, help="Speed of one replica, from benchmarks/gpu.py."),
-    model: PlannedModel = typer.Option(PlannedModel.LLAMA_1B, help="Model to estimate, without --tokens-per-s."),
+    tokens_per_s: float | None = typer.Option(None, min=1, help="Speed of one replica, measured by benchmarks/gpu.py."),
+    model: PlannedModel = typer.Option(PlannedModel.LLAMA_1B, help="Model to estimate if there is no --tokens-per-s."),
     gpu: str = typer.Option("h100", help="GPU of each replica: h100, h200, a100, l40s, a10, l4 ..."),
     mfu: float = typer.Option(ASSUMED_MFU, min=0.01, max=1, help="Assumed share of the GPU's peak throughput."),
-    batch_overhead_ms: float | None = typer.Option(None, min=0, help="Fixed time per batch, on top of its tokens."),
+    batch_overhead_ms: float | None = typer.Option(None, min=0, help="Fixed time per batch, whatever its size."),
     burstiness: float = typer.Option(1.0, min=1, help="Squared CV of the gaps between requests; 1: Poisson."),
-    timeout_s: float = typer.Option(60.0, min=0.1, help="limits.request_timeout_s of the service."),
+    timeout_s: float = typer.Option(60.0, min=0.1, help="Request timeout of the service."),
     front: Front = typer.Option(Front.HAPROXY, help="Proxy in front of the service."),
     price_per_gpu_hour: float | None = typer.Option(None, min=0, help="Price in any currency; adds the cost."),
-    regions: int = typer.Option(1, min=1, help="Regions that share the load; with 2 or more, one fails."),
+    regions: int = typer.Option(1, min=1, help="Regions that share the load; with 2 or more, one region fails."),
     start_s: float = typer.Option(60.0, min=0, help="Time that a new replica takes to start after a region fails."),
     failover_s: float = typer.Option(10.0, min=0, help="Time until clients of the failed region reach another region."),
     seed: int = typer.Option(0, help="Seed of the simulation."),
@@ -86,42 +82,17 @@ def _search(demand: "Demand", loss: "Loss | None", price_per_gpu_hour: float | N
     from rerank_service.tools.planning.fleet import CannotMeet
 
     try:
-        with _SearchSpinner() as spinner:
-            return plan_capacity(demand, loss=loss, price_per_gpu_hour=price_per_gpu_hour, on_try=spinner.show)
+        with stderr.status("simulating") as status:
+
+            def show(replicas: int) -> None:
+                status.update(f"simulating {replicas:,} replicas")
+
+            return plan_capacity(demand, loss=loss, price_per_gpu_hour=price_per_gpu_hour, on_try=show)
     except CannotMeet as error:
         raise fail(
             f"no number of replicas keeps p99 within {_ms(demand.p99_s)}; the best p99 is {_ms(error.p99_s)}. "
             "Use a faster replica (--tokens-per-s, --gpu), smaller requests or a higher target."
         ) from None
-
-
-class _SearchSpinner:
-    """A spinner on standard error that appears when the search has taken two seconds."""
-
-    def __init__(self) -> None:
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-        self._progress = Progress(*columns, console=stderr, transient=True)
-        self._began = time.monotonic()
-        self._num_tried = 0
-        self._task: TaskID | None = None
-
-    def __enter__(self) -> "_SearchSpinner":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def show(self, replicas: int) -> None:
-        """Shows the size of the fleet that is simulated next."""
-        self._num_tried += 1
-        if time.monotonic() - self._began < _BAR_AFTER_S:
-            return
-        said = f"simulating {replicas:,} replicas (fleet {self._num_tried})"
-        if self._task is None:
-            self._progress.start()
-            self._task = self._progress.add_task(said, total=None)
-        else:
-            self._progress.update(self._task, description=said)
 
 
 def _mix(passages: str, tokens: str) -> Mix:
@@ -142,17 +113,24 @@ def _mix(passages: str, tokens: str) -> Mix:
 def _table(found: "CapacityReport", passages: str, tokens: str) -> Table:
     demand, plan, measured, limits = found.demand, found.plan, found.plan.measured, found.limits
     title = f"{demand.rps:g} requests/s of {passages} passages of {tokens} tokens, p99 within {_ms(demand.p99_s)}"
-    table = Table(title=title, title_justify="left", box=None, show_header=False)
-    table.add_column(no_wrap=True)
-    table.add_column(style="bold", no_wrap=True, justify="right")
-    table.add_column(style="dim")
+    table = Table(
+        Column(no_wrap=True),
+        Column(style="bold", no_wrap=True, justify="right"),
+        Column(style="dim"),
+        title=title,
+        title_justify="left",
+        box=None,
+        show_header=False,
+    )
     spread = f"95%: {_ms(measured.p99_low_s)} to {_ms(measured.p99_high_s)}; p50 {_ms(measured.p50_s)}"
     table.add_row("replicas", f"{plan.replicas:,}", _reason_for_replicas(plan))
     table.add_row("p99", _ms(measured.p99_s), spread)
     table.add_row("devices busy", f"{measured.utilisation:.2f}", _kept_by_the_autoscaler(found))
     table.add_row("one replica", f"{demand.speed.tokens_per_s:,.0f}", f"tokens/s; {demand.speed.origin}")
     table.add_row(
-        "ingresses", f"{plan.ingresses:,}", f"{limits.ingress_cpus:.1f} CPUs, {limits.other_cpus:.1f} elsewhere"
+        "ingresses",
+        f"{plan.ingresses:,}",
+        f"{limits.ingress_cpus:.1f} CPUs; other processes use {limits.other_cpus:.1f}",
     )
     table.add_row(
         "controller",
@@ -171,7 +149,7 @@ def _reason_for_replicas(plan: "FleetPlan") -> str:
         return "a single replica meets the target"
     if plan.replicas == plan.fewest_replicas:
         return "one replica fewer cannot keep up with the load"
-    return f"one replica fewer misses the target; {plan.fewest_replicas:,} just keep up with the load"
+    return f"one replica fewer misses the target; {plan.fewest_replicas:,} would keep up with the load"
 
 
 def _kept_by_the_autoscaler(found: "CapacityReport") -> str:
@@ -180,7 +158,7 @@ def _kept_by_the_autoscaler(found: "CapacityReport") -> str:
         return kept
     from rerank_service.config import AutoscalingConfig
 
-    return f"{kept}, so that they are {AutoscalingConfig().target_utilisation:.0%} busy (target_utilisation)"
+    return f"{kept}, each {AutoscalingConfig().target_utilisation:.0%} busy (target_utilisation)"
 
 
 def _add_region(table: Table, found: "CapacityReport") -> None:
@@ -197,7 +175,7 @@ def _add_region(table: Table, found: "CapacityReport") -> None:
         "after a loss",
         recovered,
         f"until p99 is within the target again; {loss.replicas_before:,} to {max(loss.replicas):,} replicas, "
-        f"each {region.assumed.start_s:g} s to start (--start-s)",
+        f"each of which starts in {region.assumed.start_s:g} s (--start-s)",
     )
     table.add_row(
         "", f"{loss.worst_p99_s:.1f} s", f"worst p99 meanwhile; {loss.num_refused:,} requests refused in each region"

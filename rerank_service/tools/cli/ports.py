@@ -49,7 +49,7 @@ def url_of(host: str, port: int, scheme: str = "http") -> str:
 
 
 def local_url(host: str, port: int, scheme: str = "http") -> str:
-    """The URL at which this machine reaches a listener, even one on all addresses."""
+    """The URL at which this machine reaches a listener, even if the listener is bound to all addresses."""
     return url_of(_WILDCARDS.get(host, host), port, scheme)
 
 

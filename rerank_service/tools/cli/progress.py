@@ -20,7 +20,7 @@ _WINDOW_S = 60.0
 class ProgressBar:
     """Shows one stage at a time. Call it with the stage, the amount done and the total.
 
-    `ProgressBar(scored="pairs")` shows amount and rate for the stage `scored`, and only a percentage for the others.
+    `ProgressBar(scored="pairs")` shows amount and rate for the stage `scored`, and only a percentage for other stages.
     """
 
     def __init__(self, **units: str) -> None:

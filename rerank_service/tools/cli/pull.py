@@ -11,7 +11,6 @@ from rerank_service.checkpoints.pull import Fetched, pull
 from rerank_service.checkpoints.resolve import PACKAGED_CHECKPOINTS
 from rerank_service.errors import CheckpointError
 from rerank_service.tools.catalogue import known_model
-from rerank_service.tools.cli.console import fail
 from rerank_service.tools.cli.progress import ProgressBar
 
 __all__ = ["pull_command"]
@@ -35,18 +34,14 @@ def pull_command(
     or missing files are fetched. A stopped pull resumes where it ended.
     """
     started = time.monotonic()
-    try:
-        source, revision = _place(model)
-        with ProgressBar(fetching="MB", checking="MB") as progress:
-            fetched = pull(source, revision, to=to, progress=progress)
-    except CheckpointError as error:
-        raise fail(str(error)) from error
+    source, revision = _place(model)
+    with ProgressBar(fetching="MB", checking="MB") as progress:
+        fetched = pull(source, revision, to=to, progress=progress)
     seconds = time.monotonic() - started
     if as_json:
         typer.echo(json.dumps(_facts(fetched, revision, seconds)))
         return
-    for line in _lines(fetched, revision, seconds, is_folder=to is not None):
-        typer.echo(line)
+    typer.echo("\n".join(_lines(fetched, revision, seconds, is_folder=to is not None)))
 
 
 def _place(model: str) -> tuple[str, str | None]:
@@ -72,7 +67,7 @@ def _lines(fetched: Fetched, asked: str | None, seconds: float, *, is_folder: bo
     sizes = [record.size_bytes for record in manifest.files.values()]
     num_unchecked = sum(record.checked_against is None for record in manifest.files.values())
     verified = (
-        "every digest checked" if not num_unchecked else "digests recorded; the source publishes none to check against"
+        "every digest checked" if not num_unchecked else "digests recorded but not checked: the source publishes none"
     )
     source = str(fetched.folder) if is_folder else manifest.source
     pin = [] if is_folder else [f"      revision: {manifest.revision}"]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from rerank_service.client import Client, ConnectionFailed, RerankClientError
@@ -46,7 +46,7 @@ def rank(
 ) -> None:
     """Rank passages, one per line, for a query."""
     if not query.strip():
-        raise fail("the query is blank; give the question to rank for")
+        raise fail("the query is blank; give a text")
     lines = _read_lines(passages)
     windows = passage_windows(max_windows, window_tokens, overlap_tokens)
     answer, num_truncated, num_unscored = (
@@ -56,18 +56,21 @@ def rank(
     )
     if num_truncated:
         told = f"{num_truncated} of {len(lines)} passages were truncated to the model's window"
-        told += "; use --max-windows to rank them as a whole"
+        told += "; use --max-windows to score their whole text"
         if num_unscored:
-            told += f"\nThe query leaves no room for {num_unscored} of them, which were not scored: shorten the query"
+            told += f"\nThe query leaves no room for {num_unscored} of the passages (not scored): shorten the query"
         typer.echo(told, err=True)
     answer["rankings"] = answer["rankings"][:top]
     if as_json:
         typer.echo(json.dumps(answer))
         return
-    table = Table(box=None, pad_edge=False)
-    table.add_column("logit", justify="right", no_wrap=True)
-    table.add_column("index", justify="right", no_wrap=True, style="dim")
-    table.add_column("passage")  # may wrap, because rich narrows columns that may; the texts themselves do not wrap
+    table = Table(
+        Column("logit", justify="right", no_wrap=True),
+        Column("index", justify="right", no_wrap=True, style="dim"),
+        "passage",  # without no_wrap, since rich narrows only columns that may wrap; the texts are shortened instead
+        box=None,
+        pad_edge=False,
+    )
     for ranking in answer["rankings"]:
         index = ranking["index"]
         table.add_row(f"{ranking['logit']:.2f}", str(index), Text(lines[index], no_wrap=True, overflow="ellipsis"))
@@ -94,10 +97,8 @@ def _read_lines(source: str) -> list[str]:
 def _rank_by_service(
     query: str, passages: list[str], model: str | None, url: str, key: str | None, windows: PassageWindows | None
 ) -> tuple[dict[str, Any], int | None, int | None]:
-    """The answer in the API's form, even after several requests, and the numbers of truncated and unscored passages."""
-    sent = None
-    if windows is not None:
-        sent = ClientWindows(windows.max_per_passage, windows.tokens, windows.overlap_tokens)
+    """One answer in the API's form for all requests, and the numbers of truncated and unscored passages."""
+    sent = ClientWindows(windows.max_per_passage, windows.tokens, windows.overlap_tokens) if windows else None
     try:
         with Client(url, api_key=key, model=model, timeout_s=_TIMEOUT_S) as client:
             ranking = client.rank(query, passages, windows=sent)
@@ -120,7 +121,7 @@ def _rank_here(
 
     from rerank_service.engine import load_engine  # imports torch: slow, and not needed to rank through a service
     from rerank_service.engine.score_all import score_passages
-    from rerank_service.errors import CheckpointError, NonFiniteLogit, RerankError
+    from rerank_service.errors import NonFiniteLogit
 
     fitting, batch_tokens = Fitting(windows=windows), model.batching.max_batch_tokens
     try:
@@ -130,8 +131,6 @@ def _rank_here(
             f"the logit of passage {error.first} (from 0, blank lines not counted) is not a finite number; "
             f"set engine.dtype: float32 for {model.id} in {config or 'the configuration'}"
         ) from None
-    except (CheckpointError, RerankError) as error:
-        raise fail(str(error)) from None
     num_tokens = sum(encoded.num_tokens)
     answer = {
         "rankings": [{"index": index, "logit": logits[index]} for index in rank_by_logit(logits)],

@@ -33,7 +33,7 @@ def read_serve_file(path: str) -> ServeDeploySchema:
 
 
 def _unknown_keys(document: Mapping[str, Any]) -> Iterator[str]:
-    """Serve ignores these keys, so that a misspelt one would have no effect."""
+    """Problems with unknown keys. Serve ignores such keys, so a misspelt setting would have no effect."""
     yield from _unknown_in(document, ServeDeploySchema, "")
     yield from _unknown_in(document.get("http_options", {}), HTTPOptionsSchema, "http_options.")
     for index, application in enumerate(document["applications"]):

@@ -10,11 +10,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from rerank_service.client import Client, ConnectionFailed, RerankClientError
 from rerank_service.config import Dtype
-from rerank_service.errors import CheckpointError, RerankError
 from rerank_service.tools.cli.console import Key, fail, get_json, stdout, unreachable
 from rerank_service.tools.cli.options import ConfigOption, choose_model, is_source
 from rerank_service.tools.cli.progress import ProgressBar
@@ -30,7 +29,7 @@ _TIMEOUT_S = 300.0
 _NONE = "none"
 
 Name = Annotated[
-    str | None, typer.Argument(metavar="MODEL", help="Model, as in `batch`; by default the first configured one.")
+    str | None, typer.Argument(metavar="MODEL", help="Model, as in `batch`; by default the configured default model.")
 ]
 Recorded = Annotated[
     str | None,
@@ -41,7 +40,7 @@ Recorded = Annotated[
 def verify_command(
     model: Name = None,
     config: ConfigOption = None,
-    dtype: Annotated[Dtype | None, typer.Option(help="Precision; overrides the configured one.")] = None,
+    dtype: Annotated[Dtype | None, typer.Option(help="Precision; overrides the setting engine.dtype.")] = None,
     url: Annotated[str | None, typer.Option(help="Verify this running service instead.")] = None,
     key: Key = None,
     served_as: Annotated[str | None, typer.Option(help="With --url: the service's name for the model.")] = None,
@@ -76,7 +75,7 @@ def verify_command(
             verdict = verify(chosen, open_served, expected, progress)
     except ConnectionFailed as error:
         raise unreachable(url or "", error.cause) from None
-    except (CheckpointError, RerankError, RerankClientError) as error:
+    except RerankClientError as error:
         raise fail(str(error)) from None
     if as_json:
         typer.echo(json.dumps(asdict(verdict)))
@@ -102,34 +101,30 @@ def _recorded(wanted: str | None, model_id: str) -> Sequence[RecordedLogits]:
     found = () if wanted == _NONE else recorded_of(wanted or model_id)
     if wanted not in (None, _NONE) and not found:
         known = ", ".join(dict.fromkeys(one.model for one in RECORDED))
-        raise fail(f"no logits of {wanted!r} are recorded; recorded are logits of {known}")
+        raise fail(f"no logits of {wanted!r} are recorded, only logits of {known}")
     return found
 
 
 def _show(verdict: Verdict) -> None:
-    for line in (f"served     {verdict.served}", f"reference  {verdict.reference}"):
-        typer.echo(line)
-    table = Table(box=None, pad_edge=False, show_edge=False)
-    for column in ("check", "found", "allowed"):
-        table.add_column(column, overflow="fold")
-    table.add_column("", no_wrap=True)
+    typer.echo(f"served     {verdict.served}\nreference  {verdict.reference}")
+    folded = (Column(name, overflow="fold") for name in ("check", "found", "allowed"))
+    table = Table(*folded, Column("", no_wrap=True), box=None, pad_edge=False, show_edge=False)
     for check in verdict.checks:
         table.add_row(check.name, check.found, check.allowed, "yes" if check.is_passed else "[bold red]NO[/]")
     stdout.print("", table, "", sep="\n")
-    for line in _words(verdict):
-        typer.echo(line)
+    typer.echo("\n".join(_words(verdict)))
 
 
 def _words(verdict: Verdict) -> Iterator[str]:
     figures = verdict.figures
     yield (
         f"{figures.num_pairs} pairs of {figures.num_queries} queries; reference logits: root mean square "
-        f"{figures.logit_size:.2f}, spread {figures.logit_spread:.2f}; the tolerance is that of {verdict.dtype.value}"
+        f"{figures.logit_size:.2f}, spread {figures.logit_spread:.2f}; tolerances of {verdict.dtype.value}"
     )
     of_spread = "no spread" if figures.largest_of_spread is None else f"{figures.largest_of_spread:.2g} of the spread"
     yield (
-        f"largest difference {of_spread}; {figures.ordered_alike:.1%} of passages in the same order "
-        f"(tau {figures.kendall_tau:.3f}); same best for {figures.same_best} of {figures.num_queries}"
+        f"largest difference {of_spread}; {figures.ordered_alike:.1%} of passage pairs in the same order "
+        f"(tau {figures.kendall_tau:.3f}); same best passage for {figures.same_best} of {figures.num_queries} queries"
     )
     for one in verdict.recorded:
         yield f"recorded   {_logits(one.recorded.logits)} ({one.recorded.source})"

@@ -35,7 +35,7 @@ HAPROXY_ENVIRONMENT = {
     "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
     "RAY_SERVE_HAPROXY_RETRIES": "1",
     "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(256 * 1024),
-    # After a reload, the old HAProxy process finishes its requests; limits.request_timeout_s may be up to ten minutes.
+    # After a reload, the old HAProxy process finishes its requests; limits.request_timeout_s allows up to ten minutes.
     "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "660",
     # An ingress that is being removed still accepts requests for this time, until every HAProxy has been reloaded.
     # Serve's default of 30 s is for load balancers that address the ingresses directly.

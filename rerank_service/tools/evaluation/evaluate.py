@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from rerank_service.checkpoints.verification import Progress, no_progress
 from rerank_service.config import ModelConfig
 from rerank_service.engine import load_engine
 from rerank_service.messages import PassageWindows
@@ -13,7 +14,6 @@ from rerank_service.tools.evaluation.collection import Collection
 from rerank_service.tools.evaluation.first_stage import Bm25, choose_candidates, read_run
 from rerank_service.tools.evaluation.measures import Figure, figure, measure
 from rerank_service.tools.evaluation.scoring import score_candidates
-from rerank_service.tools.progress import ReportProgress, no_progress
 
 __all__ = ["Evaluation", "ModelFigures", "Task", "evaluate", "prepare_task"]
 
@@ -74,7 +74,7 @@ class Evaluation:
 
 
 def prepare_task(collection: Collection, top_k: int, run: Path | None = None) -> Task:
-    """Chooses candidates: those of `run`, else the judged passages if each query has several, else the best of BM25."""
+    """Chooses candidates: `run`'s passages; else the judged passages, if each query has several; else BM25's best."""
     if run is not None:
         candidates, scores = read_run(run, collection, top_k)
         return Task(collection, candidates, run.name, scores, f"top {top_k} of {run.name}")
@@ -88,7 +88,7 @@ def evaluate(
     task: Task,
     models: Sequence[ModelConfig],
     recall_at: Sequence[int],
-    progress: ReportProgress = no_progress,
+    progress: Progress = no_progress,
     windows: PassageWindows | None = None,
 ) -> Evaluation:
     """Figures of the first stage and of each model. `windows` defines how to split long passages.
@@ -111,7 +111,7 @@ def evaluate(
 
 
 def _evaluate_model(
-    task: Task, model: ModelConfig, recall_at: Sequence[int], progress: ReportProgress, windows: PassageWindows | None
+    task: Task, model: ModelConfig, recall_at: Sequence[int], progress: Progress, windows: PassageWindows | None
 ) -> ModelFigures:
     progress(f"loading {model.id}", 0, 1)
     engine = load_engine(model)

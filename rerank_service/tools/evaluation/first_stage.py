@@ -1,4 +1,4 @@
-"""Candidates of each query: BM25's best passages, those of a TREC run, or the judged passages."""
+"""Candidates of each query: BM25's best passages, the passages of a TREC run, or the judged passages."""
 
 import math
 from itertools import islice

@@ -1,4 +1,4 @@
-"""Figures that NVIDIA published about its two models, with sources; none was measured by this project.
+"""Figures that NVIDIA published about its two models, with sources. This project measured none of them.
 
 Figures are comparable only on the same corpus and with the same first stage. The figures below are averages over
 four public sets, with candidates from dense embedding models.

@@ -30,7 +30,7 @@ class _TimedValue(NamedTuple):
 
 @dataclass
 class _Context:
-    """The fields of Serve's `AutoscalingContext` that the policy and Serve's delays read."""
+    """The fields of Serve's `AutoscalingContext` that the policy reads, and that Serve's delays depend on."""
 
     current_time: float
     current_num_replicas: int
@@ -116,7 +116,7 @@ class ScaledCluster:
         self._num_starting = 0
 
     def start(self) -> None:
-        """Starts scaling, which ends at `until_s`."""
+        """Starts the autoscaler, which stops at `until_s`."""
         self._clock.at(self._clock.now_s, self._tick, 0)
 
     def _tick(self, number: int) -> None:

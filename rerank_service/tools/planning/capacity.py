@@ -30,7 +30,7 @@ class CapacityReport:
     demand: Demand
     plan: FleetPlan
     kept_replicas: int
-    """Replicas that the autoscaler keeps running for its `target_utilisation`, but at least those of the plan."""
+    """Replicas that the autoscaler keeps running to reach its `target_utilisation`, and never fewer than planned."""
     limits: Limits
     region: RegionReport | None
     cost_per_million_passages: float | None

@@ -6,7 +6,7 @@ omits failing processes, network limits, and exhausted CPUs other than those of 
 
 import math
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from operator import attrgetter
@@ -154,7 +154,7 @@ class SimulatedCluster:
         self._routed.append(replica)
 
     def remove_replica(self) -> None:
-        """Drains the newest replica: it receives no more requests and finishes its current ones."""
+        """Drains the newest replica: it receives no more requests and finishes its current requests."""
         self._routed.pop()
 
     def send(
@@ -175,6 +175,12 @@ class SimulatedCluster:
         self._clock.at(self._clock.now_s + self._fleet.costs.front_s, self._parse, request)
         if math.isfinite(self._fleet.timeout_s):
             self._clock.at(self._clock.now_s + self._fleet.timeout_s, self._give_up, request, End.TIMED_OUT)
+
+    def send_all(self, requests: Iterator[Arrival]) -> None:
+        """Sends each request at its time. The next request is drawn only then, so the requests may be endless."""
+        if (arrival := next(requests, None)) is not None:
+            self._clock.at(arrival.at_s, self.send, arrival)
+            self._clock.at(arrival.at_s, self.send_all, requests)
 
     def _parse(self, request: _SimulatedRequest) -> None:
         slices = list(even_slices(request.arrival.lengths, self._fleet.speed.shard_tokens))
@@ -274,21 +280,12 @@ def run(
 ) -> list[FinishedRequest]:
     """Simulates the requests and returns them in the order of their ends. Stops early if `may_stop` returns true."""
     clock, ended = Clock(), list[FinishedRequest]()
-    coming = iter(requests)
 
     def on_end(one: FinishedRequest) -> None:
         ended.append(one)
         clock.is_stopped = may_stop is not None and may_stop(one)
 
-    cluster = SimulatedCluster(fleet, clock, on_end, seed)
-
-    def send_next(arrival: Arrival) -> None:
-        cluster.send(arrival)
-        if (following := next(coming, None)) is not None:
-            clock.at(following.at_s, send_next, following)
-
-    if (first := next(coming, None)) is not None:
-        clock.at(first.at_s, send_next, first)
+    SimulatedCluster(fleet, clock, on_end, seed).send_all(iter(requests))
     clock.run()
     return ended
 

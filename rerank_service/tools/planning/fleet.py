@@ -33,11 +33,11 @@ _NUM_COARSE = 1_500
 _NUM_TARGETS = 40
 """Minimum duration of a simulation, as a multiple of the target, since queues of large fleets build up slowly."""
 _WARM_UP, _COOL_DOWN = 0.15, 0.05
-"""Additional requests simulated before and after the counted ones, as shares of the number of counted requests."""
+"""Uncounted requests before and after the counted requests, as shares of the number of counted requests."""
 _PLENTY = 4
 """Multiple of the minimum number of replicas at which requests hardly wait."""
 _NORMAL_95 = 1.96
-"""Standard deviations of a two-sided 95% interval."""
+"""Half the width of a two-sided 95% interval, in standard deviations."""
 
 
 class CannotMeet(Exception):
@@ -181,8 +181,7 @@ def measure(demand: Demand, replicas: int, num_requests: int = _NUM_REQUESTS, ma
         clock.is_stopped = len(latencies) == num_counted or (not may_miss and num_missed > allowed)
 
     cluster = SimulatedCluster(fleet, clock, on_end, demand.seed)
-    for request in requests:
-        clock.at(request.at_s, cluster.send, request)
+    cluster.send_all(iter(requests))
     clock.run()
     if num_missed > allowed and not may_miss:
         return None

@@ -1,6 +1,7 @@
 """Load that a fleet puts on ingresses, routers and Serve's single controller, computed from measured costs.
 
-The costs come from `control-plane.json` and `stack-control.json` in `benchmarks/results`; a test compares them.
+The costs come from `control-plane.json` and `stack-control.json` in `benchmarks/results`; a test checks that the values
+are equal.
 """
 
 import math

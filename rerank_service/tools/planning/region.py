@@ -7,6 +7,7 @@ or a global load balancer) is modelled as a delay.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 
 from rerank_service.config import AutoscalingConfig
 from rerank_service.tools.planning.autoscaler import Autoscaler, ScaledCluster
@@ -76,62 +77,47 @@ def replicas_kept(demand: Demand, planned: int, target_utilisation: float) -> in
 def lose_region(demand: Demand, planned: int, loss: Loss) -> RegionLoss:
     """Simulates a surviving region. `demand` and `planned` are one region's load and replicas before the loss."""
     if loss.regions < 2:
-        raise ValueError("at least two regions are needed to lose one")
+        raise ValueError("the loss of a region needs at least two regions")
     more = replace(demand, rps=demand.rps * loss.regions / (loss.regions - 1))
-    before = replicas_kept(demand, planned, AutoscalingConfig().target_utilisation)
-    most = loss.max_replicas or 4 * replicas_kept(more, planned, AutoscalingConfig().target_utilisation)
-    return _SurvivorSimulation(demand, more, before, max(before, most), loss).run()
+    target_utilisation = AutoscalingConfig().target_utilisation
+    before = replicas_kept(demand, planned, target_utilisation)
+    most = max(before, loss.max_replicas or 4 * replicas_kept(more, planned, target_utilisation))
+    until_s = _CALM_S + loss.watched_s
+    clock, ended = Clock(), list[FinishedRequest]()
+    fleet = Fleet(before, demand.speed, ingresses_for(more), demand.costs, demand.timeout_s)
+    cluster = SimulatedCluster(fleet, clock, ended.append, demand.seed)
+    options = AutoscalingConfig(min_replicas=before, max_replicas=most)
+    autoscaler = Autoscaler(options, demand.speed.full_tokens_per_s, loss.start_s)
+    scaled = ScaledCluster(cluster, autoscaler, clock, loss.start_s, until_s)
+    phases = [Phase(0.0, demand.rps), Phase(_CALM_S + loss.failover_s, more.rps)]
+    coming = arrivals(demand.mix, phases, demand.burstiness, demand.seed)
+    cluster.send_all(takewhile(lambda arrival: arrival.at_s < until_s, coming))
+    scaled.start()
+    clock.run()
+    return _outcome(demand, loss, ended, scaled.replicas, int(until_s))
 
 
-class _SurvivorSimulation:
-    """Simulation of a surviving region, from `_CALM_S` before the loss to `watched_s` after it."""
-
-    def __init__(self, demand: Demand, more: Demand, before: int, most: int, loss: Loss) -> None:
-        self._demand, self._loss = demand, loss
-        self._lost_at_s = _CALM_S
-        self._until_s = _CALM_S + loss.watched_s
-        self._ended: list[FinishedRequest] = []
-        self._clock = Clock()
-        fleet = Fleet(before, demand.speed, ingresses_for(more), demand.costs, demand.timeout_s)
-        self._cluster = SimulatedCluster(fleet, self._clock, self._ended.append, demand.seed)
-        options = AutoscalingConfig(min_replicas=before, max_replicas=most)
-        autoscaler = Autoscaler(options, demand.speed.full_tokens_per_s, loss.start_s)
-        self._scaled = ScaledCluster(self._cluster, autoscaler, self._clock, loss.start_s, self._until_s)
-        phases = [Phase(0.0, demand.rps), Phase(self._lost_at_s + loss.failover_s, more.rps)]
-        self._coming = arrivals(demand.mix, phases, demand.burstiness, demand.seed)
-
-    def run(self) -> RegionLoss:
-        self._send_next()
-        self._scaled.start()
-        self._clock.run()
-        return self._outcome()
-
-    def _send_next(self) -> None:
-        arrival = next(self._coming)
-        if arrival.at_s < self._until_s:
-            self._clock.at(arrival.at_s, self._cluster.send, arrival)
-            self._clock.at(arrival.at_s, self._send_next)
-
-    def _outcome(self) -> RegionLoss:
-        seconds, replicas = int(self._until_s), self._scaled.replicas
-        by_second: list[list[FinishedRequest]] = [[] for _ in range(seconds)]
-        for ended in self._ended:
-            by_second[int(ended.at_s)].append(ended)
-        refused = [sum(one.end is not End.ANSWERED for one in ended) for ended in by_second]
-        p99_s = [_p99(by_second[max(0, at - _WINDOW_S + 1) : at + 1]) for at in range(seconds)]
-        lost_at = int(self._lost_at_s)
-        bad = [at for at in range(lost_at, seconds) if refused[at] or p99_s[at] > self._demand.p99_s]
-        ends_well = not bad or bad[-1] < seconds - _WINDOW_S
-        return RegionLoss(
-            lost_at_s=self._lost_at_s,
-            replicas_before=replicas[0],
-            replicas_after=replicas[-1],
-            replicas=replicas[:seconds],
-            p99_s=p99_s,
-            refused=refused,
-            unreachable=self._demand.rps * self._loss.failover_s,
-            recovered_after_s=(float(bad[-1] + 1 - lost_at) if bad else 0.0) if ends_well else None,
-        )
+def _outcome(
+    demand: Demand, loss: Loss, ended: Sequence[FinishedRequest], replicas: Sequence[int], seconds: int
+) -> RegionLoss:
+    by_second: list[list[FinishedRequest]] = [[] for _ in range(seconds)]
+    for one in ended:
+        by_second[int(one.at_s)].append(one)
+    refused = [sum(one.end is not End.ANSWERED for one in sent) for sent in by_second]
+    p99_s = [_p99(by_second[max(0, at - _WINDOW_S + 1) : at + 1]) for at in range(seconds)]
+    lost_at = int(_CALM_S)
+    bad = [at for at in range(lost_at, seconds) if refused[at] or p99_s[at] > demand.p99_s]
+    ends_well = not bad or bad[-1] < seconds - _WINDOW_S
+    return RegionLoss(
+        lost_at_s=_CALM_S,
+        replicas_before=replicas[0],
+        replicas_after=replicas[-1],
+        replicas=list(replicas[:seconds]),
+        p99_s=p99_s,
+        refused=refused,
+        unreachable=demand.rps * loss.failover_s,
+        recovered_after_s=(float(bad[-1] + 1 - lost_at) if bad else 0.0) if ends_well else None,
+    )
 
 
 def _p99(seconds: Sequence[Sequence[FinishedRequest]]) -> float:

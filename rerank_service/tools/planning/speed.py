@@ -33,7 +33,7 @@ EMBEDDED_TOKENS_PER_S = {Lengths.SHORT: 9_396.0, Lengths.CHUNKS: 8_050.0, Length
 """Throughput of one replica on one core in int8: tokens per pair divided by CPU time per pair, for the late-interaction
 engine in benchmarks/results/engine-cpu.json (AMD EPYC with AVX512-VNNI)."""
 _SHORT_TOKENS = 160
-"""Longest fixed length of pairs for which the speed of `short` is used."""
+"""Up to this fixed number of tokens per pair, the speed measured for `short` applies."""
 
 _ASSUMED_BATCH_OVERHEAD_S = 0.002
 

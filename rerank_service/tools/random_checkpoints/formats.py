@@ -4,8 +4,6 @@ Configurations of decoders are written key by key, because transformers would wr
 of tensors come from transformers' own classes on the meta device, without weights.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from copy import deepcopy

@@ -3,8 +3,6 @@
 This module imports neither torch nor transformers, because the command line reads it to list the choices.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -64,10 +62,10 @@ class Shape:
     """Number of buckets for distances between tokens; large distances share a bucket. Used only by DeBERTa."""
 
     is_tied: bool = True
-    """Whether the output layer shares the embedding's weights, which are then written once. Used only by Qwen3."""
+    """Whether the output layer and the embedding share weights; shared weights are written once. Used only by Qwen3."""
 
     has_noise: bool = True
-    """Whether norms differ from one and biases from zero: tests then notice a loader that drops or swaps one."""
+    """Whether norms differ from one and biases from zero: tests then notice a loader that drops or swaps a weight."""
 
 
 _NO_LIMIT = 1000000000000000019884624838656

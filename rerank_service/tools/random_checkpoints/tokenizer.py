@@ -3,8 +3,6 @@
 All are byte-level BPE, so every text can be encoded without unknown tokens.
 """
 
-from __future__ import annotations
-
 import json
 from functools import cache
 from typing import Any

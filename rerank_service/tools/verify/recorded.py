@@ -1,4 +1,4 @@
-"""Logits of published weights as recorded by others, with sources; none was measured by this project.
+"""Logits of published weights that others recorded, with sources. This project measured none of them.
 
 If a checkpoint of one of these models gives other logits, it is a different model or runs incorrectly. The four
 logits in the documentation of NVIDIA's NIM ("which way should i go?", -1.2421875 to -8.2421875) are omitted: depending

@@ -29,17 +29,9 @@ class ServicePath:
         """`dtype` is the configured precision; `auto` and `fastest` count as the lowest precision they may select.
         If `told_precision` returns a precision that the service reports, that precision takes precedence."""
         self._client = client
-        self._url = url
-        self._dtype = _COARSEST.get(dtype, dtype)
         self._told_precision = told_precision
-
-    @property
-    def dtype(self) -> Dtype:
-        return self._dtype
-
-    @property
-    def description(self) -> str:
-        return f"the service at {self._url}"
+        self.dtype = _COARSEST.get(dtype, dtype)
+        self.description = f"the service at {url}"
 
     def tokens(self, question: VerificationQuery) -> list[PairTokens] | None:
         return None
@@ -59,7 +51,7 @@ class ServicePath:
             answers = list(threads.map(ask, questions))
         # Asked after the replies, because the replicas that replied have reported their precision by then.
         if (precision := self._told_precision()) in TOLERANCES:
-            self._dtype = Dtype(precision)
+            self.dtype = Dtype(precision)
         return answers
 
     def close(self) -> None:

@@ -40,32 +40,26 @@ class ServedPath(Protocol):
     @property
     def description(self) -> str:
         """Engine, device and precision, or the address of a service."""
-        ...
 
     @property
     def dtype(self) -> Dtype:
         """Precision that sets the tolerances."""
-        ...
 
     @property
     def must_repeat(self) -> bool:
         """Whether the logit of a pair must be bit-equal in every batch."""
-        ...
 
     def tokens(self, question: VerificationQuery) -> list[PairTokens] | None:
         """Tokens of each pair; null if unknown."""
-        ...
 
     def answer(
         self, questions: Sequence[VerificationQuery], at_once: bool, on_answered: Callable[[int], None]
     ) -> list[ServedLogits]:
         """Sends each query as one request, concurrently or one by one. `on_answered` is called with the number of
         passages of each answered request."""
-        ...
 
     def close(self) -> None:
         """Releases the model or the connection."""
-        ...
 
 
 class EnginePath:
@@ -85,10 +79,7 @@ class EnginePath:
         precision = resolve_precision(model.engine.dtype, device)
         self.dtype = Dtype(precision.name)
         self.must_repeat = device.type == "cpu" and can_pack(precision.states)
-
-    @property
-    def description(self) -> str:
-        return f"{self._engine.description}, through the scheduler"
+        self.description = f"{self._engine.description}, through the scheduler"
 
     def close(self) -> None:
         self._thread.shutdown()

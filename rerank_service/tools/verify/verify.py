@@ -12,10 +12,10 @@ from typing import NamedTuple
 import torch
 
 from rerank_service.checkpoints.resolve import resolve_checkpoint
+from rerank_service.checkpoints.verification import Progress, no_progress
 from rerank_service.config import ModelConfig
 from rerank_service.engine.build import engine_kind
 from rerank_service.engine.loading import resolve_device
-from rerank_service.tools.progress import ReportProgress, no_progress
 from rerank_service.tools.verify.recorded import RecordedLogits
 from rerank_service.tools.verify.reference import Reference, load_reference
 from rerank_service.tools.verify.served import PairTokens, ServedLogits, ServedPath
@@ -61,7 +61,7 @@ def verify(
     model: ModelConfig,
     open_served: Callable[[], ServedPath],
     recorded: Sequence[RecordedLogits] = (),
-    on_progress: ReportProgress = no_progress,
+    on_progress: Progress = no_progress,
 ) -> Verdict:
     """Compares a model with its reference. Raises `CheckpointError`, and the errors of the served path."""
     run = run_reference(model, recorded, on_progress)
@@ -74,7 +74,7 @@ def verify(
 
 
 def run_reference(
-    model: ModelConfig, recorded: Sequence[RecordedLogits] = (), on_progress: ReportProgress = no_progress
+    model: ModelConfig, recorded: Sequence[RecordedLogits] = (), on_progress: Progress = no_progress
 ) -> ReferenceRun:
     """Runs the reference on the queries in `texts.py`, those with recorded logits, and two that exceed the window."""
     on_progress("reference", 0, 1)
@@ -91,7 +91,7 @@ def run_reference(
     return ReferenceRun(model.id, description, reference.window_tokens, expected, tuple(recorded))
 
 
-def compare_served(run: ReferenceRun, served: ServedPath, on_progress: ReportProgress = no_progress) -> Verdict:
+def compare_served(run: ReferenceRun, served: ServedPath, on_progress: Progress = no_progress) -> Verdict:
     """Scores the same queries with the served model and compares the results."""
     expected = {one.question: one.logits for one in run.expected if one.logits is not None}
     answers, elsewhere = _ask_twice(served, list(expected), on_progress)
@@ -131,7 +131,7 @@ def _expect(reference: Reference, question: VerificationQuery, count: "_Count") 
 
 
 def _ask_twice(
-    served: ServedPath, questions: Sequence[VerificationQuery], on_progress: ReportProgress
+    served: ServedPath, questions: Sequence[VerificationQuery], on_progress: Progress
 ) -> tuple[dict[VerificationQuery, ServedLogits], list[tuple[float, ...]]]:
     """Scores everything twice: first all queries concurrently, in mixed batches; then small requests one by one, in
     reverse order. The logits of the second run are returned in the order of the first.
@@ -179,7 +179,7 @@ def _compare_tokens(
 class _Count:
     """Counts scored pairs and reports them."""
 
-    def __init__(self, stage: str, total: int, on_progress: ReportProgress) -> None:
+    def __init__(self, stage: str, total: int, on_progress: Progress) -> None:
         self._stage, self._total, self._on_progress = stage, total, on_progress
         self._done = 0
         self.add(0)

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[3]
 
 
 def test_the_script_runs_without_an_installation_and_prints_a_table(tmp_path: Path) -> None:
-    """It runs from a checkout, in another folder, without importing Ray."""
+    """The script runs from a checkout, in another folder, without importing Ray."""
     code = (
         "import runpy, sys; sys.modules['ray'] = None; "
         f"sys.argv = ['gpu.py', '--device', 'cpu', '--sizes', 'tiny', '--pairs', '4', '--repeats', '1', "

@@ -108,7 +108,7 @@ def test_a_moved_branch_gets_its_own_folder_and_only_changed_files_are_fetched(
     after = pull(ID, "main")
 
     assert before.manifest.revision != after.manifest.revision == commit_at(hub)
-    assert fetched_files(before.folder) == files  # replicas pinned to it keep working
+    assert fetched_files(before.folder) == files  # replicas pinned to the old commit keep working
     assert len(hub.asked_for(f"?name={WEIGHTS}")) == 1
     assert after.received_bytes < 50_000 < before.received_bytes
 
@@ -238,7 +238,7 @@ def test_429_and_503_are_retried_after_a_pause(hub: FakeHub, files: dict[str, by
         (Fault("/revision/", status=500, times=9), r"the hub failed on org/tiny \(500\)"),
         (Fault("/revision/", status=401), r"org/tiny is not found or private \(401, with no token\).*HF_TOKEN"),
         (Fault("/revision/", status=403), r"the hub refuses org/tiny with no token \(403\).*HF_TOKEN"),
-        (Fault("/revision/", status=200), "returns no commit for org/tiny; is it a model hub"),
+        (Fault("/revision/", status=200), "returns no commit for org/tiny; check that HF_ENDPOINT"),
         (Fault("/tree/", status=200), "does not answer like a model hub"),
     ],
 )
@@ -316,7 +316,7 @@ def test_missing_disk_space_is_reported_before_the_download(
     hub: FakeHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
-    with pytest.raises(CheckpointError, match=r"no space left: org/tiny needs .* more.*RERANK_SERVICE_CACHE"):
+    with pytest.raises(CheckpointError, match=r"too little space: org/tiny needs .* more.*RERANK_SERVICE_CACHE"):
         pull(ID)
     assert not hub.asked_for("resolve")
 

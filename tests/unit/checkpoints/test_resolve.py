@@ -74,7 +74,7 @@ def pulled(checkpoints: dict[str, Path], folder: Path, monkeypatch: pytest.Monke
         ("config.json", lambda _: None, "config.json cannot be read"),
     ],
 )
-def test_a_folder_that_differs_from_what_was_pulled_is_refused(
+def test_a_folder_that_changed_after_the_pull_is_refused(
     checkpoints: dict[str, Path],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,

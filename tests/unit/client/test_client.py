@@ -167,7 +167,7 @@ def test_the_error_for_a_malformed_request_names_the_field(rank: Rank, url: str)
 
 def test_the_error_for_a_long_passage_has_the_callers_index(rank: Rank, url: str) -> None:
     passages = ["short"] * 20 + ["word " * 200]
-    with pytest.raises(InvalidRequestError, match=r"counted from passages\[16\]") as caught:
+    with pytest.raises(InvalidRequestError, match=r"counts from passages\[16\]") as caught:
         rank(url, "q", passages, truncate="NONE", settings={"max_passages": 8})
     assert caught.value.details[0].loc == ("body", "passages", 20, "text")
     assert "word word" not in str(caught.value)

@@ -116,7 +116,7 @@ def test_pods_have_time_to_drain(folder: str) -> None:
     for group in cluster(folder)["workerGroupSpecs"]:
         command = container(group)["lifecycle"]["preStop"]["exec"]["command"][-1]
         deadline_s = float(command.partition("--deadline-s ")[2].split()[0])
-        # Serve stops a replica this long before the deadline, even if it has no replacement.
+        # Serve stops a replica this long before the deadline, even if the replica has no replacement.
         assert deadline_s >= 2 * longest_s
         grace_s = group["template"]["spec"]["terminationGracePeriodSeconds"]
         assert deadline_s + ray_constants.RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S < grace_s

@@ -123,7 +123,7 @@ def test_a_model_has_the_same_settings_in_both_applications(
 
 
 def test_an_application_that_no_model_names_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="not used by any model: applications a"):
+    with pytest.raises(ConfigError, match="no model uses these applications: a"):
         load_config(serve_file(tmp_path, ingress(MODEL), apart("a", MODEL)))
 
 
@@ -147,7 +147,7 @@ def test_the_default_shard_size_depends_on_the_hardware_of_the_replicas() -> Non
     assert [config.shard_tokens_of(model) for model in config.models] == [4_096, 16_384, 16_384]
 
 
-def test_the_default_model_is_the_first_unless_one_is_named() -> None:
+def test_the_default_model_is_the_first_unless_the_configuration_names_another() -> None:
     two = [MODEL, MODEL | {"id": "b", "aliases": ["bee"]}]
     assert RerankConfig.model_validate({"models": two}).default_model_id == "nvidia/a"
     assert RerankConfig.model_validate({"models": two, "service": {"default_model": "Bee"}}).default_model_id == "Bee"
@@ -166,7 +166,7 @@ def test_the_message_names_a_file_that_is_not_a_serve_configuration(tmp_path: Pa
         load_config(path)
 
 
-def test_a_repeated_key_is_refused_and_a_merged_one_may_be_replaced(tmp_path: Path) -> None:
+def test_a_repeated_key_is_refused_and_a_merged_key_may_be_replaced(tmp_path: Path) -> None:
     path = tmp_path / "serve.yaml"
     path.write_text("applications:\n- args: {}\n  args: {models: []}\n")
     with pytest.raises(ConfigError, match=r"line 3: the key 'args' occurs twice in one mapping; remove one"):
@@ -210,7 +210,7 @@ def test_a_configuration_survives_pickling() -> None:
 
 
 def test_the_client_and_the_planner_have_the_defaults_of_the_service() -> None:
-    """Neither may import the configuration: the client stands alone, and the command line must start fast."""
+    """Both repeat the values: the client is installed without the service, and the command line must start fast."""
     limits = LimitsConfig()
     client = inspect.signature(Client).parameters
     assert client["timeout_s"].default == limits.request_timeout_s

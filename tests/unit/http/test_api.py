@@ -80,7 +80,7 @@ BAD_BODIES: list[tuple[str, dict[str, Any], list[str | int], str, str]] = [
     ("no query", {"query": ...}, ["query"], "missing", "query is required"),
     ("query is text", {"query": "q"}, ["query"], "model_type", 'query must be an object: {"text": "..."}'),
     ("blank query", {"query": {"text": " \n\x1c"}}, ["query", "text"], "string_pattern_mismatch",
-     "query.text is blank; send the question to rank for"),
+     "query.text is blank; send a text"),
     ("query is a number", {"query": {"text": 5}}, ["query", "text"], "string_type",
      "query.text must be a valid string"),
     ("no passages", {"passages": []}, ["passages"], "too_short", "passages is empty; send at least one passage"),
@@ -96,7 +96,7 @@ BAD_BODIES: list[tuple[str, dict[str, Any], list[str | int], str, str]] = [
     ("unknown truncate", {"truncate": "START"}, ["truncate"], "literal_error",
      "truncate must be 'NONE' or 'END'"),
     ("windows are a number", {"passage_windows": 3}, ["passage_windows"], "model_type",
-     "passage_windows must be an object with any of: max_per_passage, tokens, overlap_tokens"),
+     "passage_windows must be an object with any of these fields: max_per_passage, tokens, overlap_tokens"),
 ]  # fmt: skip
 
 
@@ -122,7 +122,7 @@ async def test_many_problems_are_summarised(client: httpx.AsyncClient) -> None:
     answer = (await client.post("/v1/ranking", json=BODY | {"passages": [5] * 100})).json()
 
     assert len(answer["detail"]) == 11
-    assert answer["detail"][-1]["msg"] == "and 90 more problems of this kind"
+    assert answer["detail"][-1]["msg"] == "and 90 more problems"
 
 
 RAW_BODIES = {
@@ -262,7 +262,7 @@ async def test_the_error_for_an_unknown_model_lists_the_served_models(
     response = await client.post(path, json=BODY | {"model": model})
     message = (
         "Unknown model 'nope'; this service has: nvidia/llama-3.2-rerank, nvidia/new-name, nvidia/mistral-4b. "
-        "Send one of these, or add the name to models[].aliases"
+        "Send one of these names, or add the name to models[].aliases"
     )
 
     assert response.status_code == 404
@@ -312,7 +312,7 @@ async def test_keys_guard_ranking_and_models(models: list[ModelConfig], monkeypa
         right = await client.post("/v1/ranking", json=BODY, headers={"authorization": "Bearer nvapi-secret"})
         probes = [await client.get(path) for path in ("/v1/health/live", "/metrics", "/v1/version", "/openapi.json")]
 
-    message = "Missing API key: send the header 'Authorization: Bearer <key>' with a key of this service"
+    message = "Missing API key: send the header 'Authorization: Bearer <key>' with a valid key"
     assert (missing.status_code, missing.headers["www-authenticate"]) == (401, "Bearer")
     assert missing.json() == {
         "object": "error",
@@ -534,7 +534,7 @@ async def test_passages_without_room_next_to_the_query_are_counted(client: httpx
 
 
 async def test_windows_are_used_only_on_request(client: httpx.AsyncClient) -> None:
-    """Text beyond the model's window of 64 tokens only changes a logit if windows are used."""
+    """Text beyond the model's window of 64 tokens changes a logit only if windows are used."""
     body = BODY | {"passages": [{"text": "short"}, {"text": LONG + " one end"}, {"text": LONG + " another end"}]}
     cut = (await client.post("/v1/ranking", json=body)).json()
     none = (await client.post("/v1/ranking", json=body | {"passage_windows": None})).json()
@@ -559,7 +559,7 @@ async def test_truncate_none_refuses_text_beyond_the_last_window(client: httpx.A
     assert few.json()["detail"][0]["loc"] == ["body", "passages", 1, "text"]
     assert few.json()["message"].endswith("or send a larger passage_windows.max_per_passage, or truncate: END")
     assert no_room.status_code == 400
-    assert no_room.json()["message"].endswith("shorten it, or send truncate: END")
+    assert no_room.json()["message"].endswith("shorten the input, or send truncate: END")
     assert many.status_code == 200
 
 

@@ -1,4 +1,4 @@
-"""When an ingress reports that it is ready, with the real ranker and router in virtual time. The replicas are
+"""Tests when an ingress reports that it is ready, with the real ranker and router in virtual time. The replicas are
 stand-ins."""
 
 import asyncio
@@ -180,7 +180,7 @@ def test_only_idle_models_are_probed_every_three_seconds() -> None:
 
 
 def test_a_probe_gives_the_replica_less_time_than_itself() -> None:
-    """A busy replica then refuses the pair in time, and a refusal is an answer."""
+    """A busy replica then refuses the pair before the probe gives up, and a refusal counts as an answer."""
 
     async def scenario(client: httpx.AsyncClient, handles: dict[str, Handle]) -> None:
         await asyncio.sleep(4.0)

@@ -13,7 +13,7 @@ from ray.serve.schema import ReplicaRank
 
 @pytest.fixture
 async def serve_context() -> AsyncIterator[None]:
-    """Makes this process look like a replica: `@serve.batch` reads its `max_ongoing_requests`."""
+    """Makes this process look like a replica: `@serve.batch` reads the replica's `max_ongoing_requests`."""
     context._set_internal_replica_context(
         replica_id=ReplicaID("replica", DeploymentID("model", "application")),
         servable_object=print,
@@ -27,4 +27,4 @@ async def serve_context() -> AsyncIterator[None]:
     for task in queues:
         task.cancel()
     await asyncio.gather(*queues, return_exceptions=True)
-    gc.collect()  # Serve's queue creates an event loop if it is deleted outside of one
+    gc.collect()  # if Serve's queue is deleted outside an event loop, it creates a loop

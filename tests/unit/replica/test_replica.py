@@ -25,7 +25,7 @@ STUCK = "a text on which a tokenizer never returns"
 
 
 class Stuck(SimulatedEngine):
-    """Does not return from tokenising one particular query until the test allows it."""
+    """Tokenises one particular query only when the test allows it."""
 
     def __init__(self) -> None:
         super().__init__(1e6)

@@ -127,7 +127,7 @@ def test_one_burst_that_the_replicas_clear_in_time_changes_nothing(num_replicas:
     assert max(controller.play(30.0, load=10)) == num_replicas
 
 
-def test_few_large_requests_add_up() -> None:
+def test_a_few_large_requests_add_up() -> None:
     """One request of 20,000 tokens every five seconds is the load of four replicas."""
     controller = Controller()
     for number in range(12):
@@ -154,7 +154,7 @@ def test_loads_are_summed_and_known_speeds_are_averaged() -> None:
     assert POLICY(context)[0] == 2
 
 
-def test_before_any_report_calls_decide() -> None:
+def test_before_the_first_report_the_number_of_calls_decides() -> None:
     controller = Controller()
     controller.is_recovering = True
     assert controller.play(3.0, calls=8.0)[-1] == 2

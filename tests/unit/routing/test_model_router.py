@@ -125,7 +125,7 @@ async def test_a_lost_replica_is_unavailable(outcome: Exception) -> None:
     [ActorDiedError(), ActorUnavailableError("cannot be reached", None), RayTaskError("score", "", ActorDiedError())],
     ids=["died", "unreachable", "died, wrapped"],
 )
-async def test_another_replica_scores_the_shard_of_a_lost_one(loss: Exception) -> None:
+async def test_another_replica_scores_the_shard_of_a_lost_replica(loss: Exception) -> None:
     score, metrics = Score(loss, SCORED), IngressMetrics()
     router = local_router(CONFIG, {"nvidia/mistral": score}, metrics=metrics)
     assert await router.score(SHARD, soon()) == SCORED
@@ -228,7 +228,7 @@ async def test_the_only_replica_does_not_get_a_failed_shard_twice() -> None:
     assert deployment.sent == ["only"]
 
 
-async def test_a_lost_replica_and_a_failed_one_count_together() -> None:
+async def test_a_lost_replica_and_a_failed_replica_count_together() -> None:
     deployment = Deployment({"a": ActorDiedError(), "b": EngineFailed("IndexError"), "c": SCORED})
 
     with pytest.raises(EngineFailed):

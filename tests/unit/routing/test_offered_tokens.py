@@ -134,7 +134,9 @@ class Refusing:
 @pytest.mark.parametrize(
     ("client_id", "passage", "is_counted"), [("a", "p", True), ("b", "p", False), ("a", "q", False), (None, "p", False)]
 )
-async def test_a_refused_requests_retry_counts_once(client_id: str | None, passage: str, is_counted: bool) -> None:
+async def test_a_refused_request_and_its_retry_count_once(
+    client_id: str | None, passage: str, is_counted: bool
+) -> None:
     config = RerankConfig(models=(MODEL,))
     replica = Refusing()
     ranker = Ranker(local_router(config, {"m": replica}), config)

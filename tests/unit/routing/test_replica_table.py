@@ -146,7 +146,8 @@ def test_a_shard_avoids_its_own_replicas_before_those_that_failed_for_others(tab
 
 
 def test_shards_that_were_on_a_failed_replica_are_retried_on_different_replicas(table: ReplicaTable) -> None:
-    """One of the shards broke the replica. On the same second replica, the harmless shard would fail again."""
+    """One of the shards broke the replica. If both shards went to the same second replica, the harmless one would fail
+    again."""
     table.claim(1, "poison", "b", 10, suspect=7)
     assert table.usable("abc", str, avoid=["a"]) == ["c"]
     assert table.usable("ab", str, avoid=["a"]) == ["b"]  # no other replica remains
@@ -168,7 +169,7 @@ def test_a_stopped_replica_leaves_no_state(table: ReplicaTable) -> None:
     assert list(table.usable("ab", str)) == ["a", "b"]
 
 
-def test_sums_are_those_of_the_newest_reports_in_any_order_of_arrival(table: ReplicaTable) -> None:
+def test_sums_use_the_newest_reports_in_any_order_of_arrival(table: ReplicaTable) -> None:
     rng, last = random.Random(0), dict[str, ReplicaLoad]()
     for step in range(2_000):
         report = load(rng.choice("abcde"), rng.randrange(9_000), rng.choice([0.0, 5e5, 1e6]), rng.randrange(step + 1))
@@ -182,7 +183,7 @@ def test_sums_are_those_of_the_newest_reports_in_any_order_of_arrival(table: Rep
 
     backlog = sum(report.waiting_tokens for report in last.values()) / len(last)
     assert table.expected_tokens("unknown") == pytest.approx(backlog)
-    # A replica declines above 1.1 times the backlog plus 5 ms at the mean speed.
+    # A replica declines if its backlog is above 1.1 times this backlog plus the tokens of 5 ms at the mean speed.
     speeds = [report.tokens_per_s for report in last.values() if report.tokens_per_s]
     assert table.decline_above("unknown", 0) == round(1.1 * backlog + 0.005 * sum(speeds) / len(speeds))
 

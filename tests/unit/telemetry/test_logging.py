@@ -21,7 +21,7 @@ class Kept(logging.Handler):
 
 @pytest.fixture
 def kept() -> Iterator[Kept]:
-    """Installs a handler as Serve's only one, and restores both loggers afterwards."""
+    """Installs a handler as Serve's only handler, and restores both loggers afterwards."""
     handler = Kept()
     state = {logger: (logger.handlers, logger.level, logger.propagate, logger.filters[:]) for logger in (SERVE, OWN)}
     SERVE.handlers = [handler]

@@ -1,4 +1,4 @@
-"""Tests data, loss and model of `training/`. Before training, a model scores like the default model."""
+"""Tests the data, loss and model of `training/`. Before training, a model scores like the default model."""
 
 import gzip
 import json

@@ -1,4 +1,7 @@
-"""Runs on a GPU that is not the thread's current device, with fake CUDA tensors; bans bare CUDA calls elsewhere."""
+"""Runs an engine on a GPU that is not the thread's current device, with fake CUDA tensors.
+
+Outside `device/cuda.py`, the source must not contain CUDA calls that depend on the current device.
+"""
 
 import ast
 from collections.abc import Iterator, Sequence
@@ -94,7 +97,8 @@ MACHINE_WIDE = {"device_count", "empty_cache", "is_available"}
 
 
 def bare_calls(source: str) -> Iterator[str]:
-    """Uses of torch.cuda that depend on the thread's current device, or make objects that only `device/cuda.py` may."""
+    """Uses of torch.cuda that depend on the thread's current device, or create objects that only `device/cuda.py` may
+    create."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom) and node.module == "torch.cuda":
             yield f"line {node.lineno}: import torch, and name torch.cuda in full"

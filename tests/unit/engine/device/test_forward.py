@@ -139,7 +139,7 @@ def test_the_gpu_path_computes_the_same_states(
 
 @pytest.mark.parametrize("name", ["llama_bidirec", "mistral", "qwen3"])
 def test_layers_compile_once_for_any_batch(checkpoints: dict[str, Path], name: str, gpu_path: None) -> None:
-    """Fusing on a GPU relies on this: no graph breaks, and no recompilation after the first batches."""
+    """On a GPU, kernels are fused only if there is no graph break and no recompilation after the first batches."""
     model = load_backbone(checkpoints[name])
     rng = np.random.default_rng(0)
     batches = [random_batch(rng) for _ in range(12)]

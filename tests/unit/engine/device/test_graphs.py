@@ -65,7 +65,7 @@ def replays_captured_bounds(run: StatesOf, inputs: PackedSequences) -> CapturedP
 
 
 def runs_the_host_bounds(run: StatesOf, inputs: PackedSequences) -> CapturedPass:
-    """What `capture_cuda_graph` records in float32, for which there is no variable-length kernel."""
+    """The pass that `capture_cuda_graph` records in float32, for which there is no variable-length kernel."""
     states = run(inputs)
     return CapturedPass(inputs, lambda: states.copy_(run(inputs)), states)
 

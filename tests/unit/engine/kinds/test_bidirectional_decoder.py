@@ -127,7 +127,7 @@ def test_head_with_a_bias(tmp_path: Path) -> None:
 
 
 def test_logits_differ_from_those_with_causal_attention(checkpoints: dict[str, Path]) -> None:
-    """Guards against transformers silently ignoring `is_causal = False`, as it did with the remote code."""
+    """Guards against transformers silently ignoring `is_causal = False`, as happened with the remote code."""
     folder = checkpoints["llama_bidirec"]
     raw = json.loads((folder / "config.json").read_text())
     keep = {key: raw[key] for key in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")}

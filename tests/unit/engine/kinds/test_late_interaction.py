@@ -63,7 +63,7 @@ def test_passages_keep_different_logits_with_a_long_query(engine: Engine) -> Non
     assert rank_by_logit(engine.score(pairs))[0] == 0
 
 
-def test_ranks_as_a_person_would(engine: Engine) -> None:
+def test_the_most_relevant_passage_is_first_and_the_least_relevant_last(engine: Engine) -> None:
     passages = [
         "A croissant is a buttery, flaky pastry.",
         "The French Revolution began in 1789.",

@@ -135,7 +135,7 @@ def test_each_family_equals_transformers(
     assert np.std(expected) > 0.01
 
 
-def test_without_a_no_word_the_logit_is_that_of_yes(tmp_path: Path, checkpoints: dict[str, Path]) -> None:
+def test_without_a_no_word_the_logit_is_the_logit_of_yes(tmp_path: Path, checkpoints: dict[str, Path]) -> None:
     folder, tokenizer = checkpoints["qwen3"], tokenizer_of(checkpoints["qwen3"])
     engine = load_engine(local_model(folder, engine={"yes_no": OWN_PROMPT | {"no_word": None}}))
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
@@ -146,9 +146,7 @@ def test_without_a_no_word_the_logit_is_that_of_yes(tmp_path: Path, checkpoints:
     assert logit == pytest.approx(float(last_logits(model, ids)[tokenizer.token_to_id("yes")]), abs=TOLERANCE)
 
 
-def test_a_converted_classifier_has_the_same_logits_as_its_original(
-    tmp_path: Path, checkpoints: dict[str, Path]
-) -> None:
+def test_a_converted_classifier_has_the_logits_of_the_original(tmp_path: Path, checkpoints: dict[str, Path]) -> None:
     """Converted like tomaarsen/Qwen3-Reranker-0.6B-seq-cls: the row of the only label is yes minus no."""
     original, tokenizer = checkpoints["qwen3"], tokenizer_of(checkpoints["qwen3"])
     config = Qwen3Config.from_pretrained(original)
@@ -209,7 +207,7 @@ def test_a_long_passage_is_cut_but_the_end_of_the_prompt_is_kept(checkpoints: di
 
 
 def test_a_query_in_its_own_part_leaves_the_passage_a_quarter_of_the_room(checkpoints: dict[str, Path]) -> None:
-    """Cuts as mxbai_rerank_v2.py and FlagEmbedding do; a pair that fits is not cut."""
+    """Pairs are truncated as by mxbai_rerank_v2.py and FlagEmbedding, but a pair that fits is not truncated."""
     folder = checkpoints["qwen3"]
     engine = load_engine(local_model(folder, window_tokens=64, engine={"yes_no": OWN_PROMPT}))
     tokenizer = tokenizer_of(folder)

@@ -42,7 +42,7 @@ def ids(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 def special_ids(folder: Path) -> set[int]:
-    """Ids of all special tokens except the one for unknown characters, which any text may contain."""
+    """Ids of all special tokens except the token for unknown characters, which any text may contain."""
     added = json.loads((folder / "tokenizer.json").read_text())["added_tokens"]
     return {token["id"] for token in added if token["special"] and "unk" not in token["content"].lower()}
 

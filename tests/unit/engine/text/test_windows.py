@@ -20,7 +20,7 @@ LONG = " ".join(f"Sentence {number} speaks of naïve cafés, 東京, and of noth
 PASSAGES = ["Saturn has rings.", LONG, "", LONG + " Saturn has rings."]
 ENGINES = ("bert", "modernbert", "llama_bidirec", "mistral", "qwen3", "embedded")
 PROMPT_TOKENS = {"qwen3": 144}
-"""Tokens of the window that a long prompt takes, by engine."""
+"""Tokens that an engine's long prompt takes from the window."""
 
 
 @pytest.fixture(scope="module", params=ENGINES)
@@ -185,7 +185,7 @@ def test_a_text_is_shortened_at_the_end_of_a_token(engine: Engine) -> None:
     limit=st.integers(1, 30),
 )
 def test_windows_cover_the_text_in_order(word_lengths: list[int], tokens: int, overlap: int, limit: int) -> None:
-    """Each token is its own number in four digits; `word_lengths` gives the tokens per word."""
+    """Every token is a different number of four digits; `word_lengths` gives the tokens per word."""
     numbers = iter(range(10_000))
     text = " ".join("".join(f"{next(numbers):04}" for _ in range(length)) for length in word_lengths)
     spans = [match.span() for match in re.finditer(r"\d{4}", text)]

@@ -213,7 +213,7 @@ async def test_infinitys_name_for_the_default_model(client: httpx.AsyncClient) -
 
 UNKNOWN = (
     "Unknown model 'nope'; this service has: nvidia/llama-3.2-rerank, rerank-v3.5. "
-    "Send one of these, or add the name to models[].aliases"
+    "Send one of these names, or add the name to models[].aliases"
 )
 UNKNOWN_MODEL: dict[str, Any] = {
     "jina": {"detail": UNKNOWN, "message": UNKNOWN},
@@ -234,7 +234,7 @@ async def test_an_unknown_model_is_404_in_the_vendors_form(client: httpx.AsyncCl
 
 
 def message_of(answer: Any) -> str:
-    """The message, in whichever field the dialect puts it."""
+    """The error message, from the dialect's own field."""
     error = answer.get("error")
     nested = error["message"] if isinstance(error, dict) else error
     return str(answer.get("message") or nested or answer["detail"])
@@ -244,7 +244,7 @@ WRONG: list[tuple[str, dict[str, Any], int, str]] = [
     ("jina", {"query": ...}, 422, "query is required"),
     ("jina", {"documents": []}, 422, "documents is empty; send at least one text"),
     ("jina", {"documents": ["a"] * 5}, 422, "documents has 5 entries; at most 4 are allowed, so split the request"),
-    ("cohere v2", {"query": " \n"}, 400, "query is blank; send the question to rank for"),
+    ("cohere v2", {"query": " \n"}, 400, "query is blank; send a text"),
     ("cohere v2", {"documents": ["a", 5]}, 400, 'documents[1] must be a string or {"text": "..."}'),
     ("cohere v2", {"relevant_spans": {}}, 400, "relevant_spans is not a field of this API; accepted here: model, "
      "query, documents, top_n, max_tokens_per_doc, return_documents, priority"),
@@ -255,14 +255,14 @@ WRONG: list[tuple[str, dict[str, Any], int, str]] = [
     ("tei", {"texts": []}, 400, "texts is empty; send at least one text"),
     ("tei", {"query": 5}, 422, "query must be a valid string"),
     ("tei", {"texts": ["a"] * 5}, 413, "texts has 5 entries; at most 4 are allowed, so split the request"),
-    ("tei", {"truncation_direction": "Left"}, 422, "truncation_direction must be Right, which truncates the end; "
-     "leave it out"),
+    ("tei", {"truncation_direction": "Left"}, 422, "truncation_direction must be Right (the end is truncated); "
+     "leave the field out"),
     ("vllm", {"top_n": -1}, 400, "top_n must be greater than or equal to 0"),
     ("vllm", {"truncate_prompt_tokens": 5}, 400, "truncate_prompt_tokens must be -1"),
     ("vllm score", {"text_2": ...}, 400, "The body needs queries and texts in one of these pairs of fields: "
      "text_1 with text_2, queries with documents, queries with items, data_1 with data_2"),
-    ("vllm score", {"text_1": ["a", "b"]}, 400, "text_1 has 2 entries and text_2 3; send one query, "
-     "or one for each text"),
+    ("vllm score", {"text_1": ["a", "b"]}, 400, "text_1 has 2 entries, and text_2 has 3; send one query, "
+     "or one query for each text"),
     ("infinity", {"documents": 5}, 422, "documents must be a list"),
     ("voyage", {"truncate": True}, 400, "truncate is not a field of this API; accepted here: query, documents, model, "
      "top_k, return_documents, truncation"),
@@ -313,10 +313,10 @@ async def test_errors_do_not_repeat_the_users_text(client: httpx.AsyncClient, na
 
 TRUNCATING = ["jina", "cohere v1", "cohere v2", "tei", "infinity", "voyage"]
 REFUSED: list[tuple[str, dict[str, Any], int, str]] = [
-    ("tei", {"texts": ["short", LONG], "truncate": False}, 413, "(query with texts[1]); shorten it, or send "
+    ("tei", {"texts": ["short", LONG], "truncate": False}, 413, "(query with texts[1]); shorten the input, or send "
      "truncate: true"),
     ("voyage", {"documents": ["short", LONG], "truncation": False}, 400, "or send truncation: true"),
-    ("vllm", {"documents": ["short", LONG]}, 400, "(query with documents[1]); shorten it, or send "
+    ("vllm", {"documents": ["short", LONG]}, 400, "(query with documents[1]); shorten the input, or send "
      "truncate_prompt_tokens: -1"),
     ("vllm score", {"text_1": ["a", "b"], "text_2": ["short", LONG]}, 400, "(text_1[1] with text_2[1])"),
     ("tei", {"query": LONG, "truncate": False}, 413, "(query with the model's prompt"),

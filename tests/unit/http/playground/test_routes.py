@@ -90,7 +90,7 @@ async def test_addresses_resolve_behind_a_prefix(prefix: str) -> None:
 
 
 async def test_a_prefix_without_a_slash_redirects_to_the_prefix_with_a_slash() -> None:
-    """Serve's proxy forwards such a request with the prefix as its path."""
+    """For a request without the final slash, Serve's proxy forwards the prefix as the path."""
     model = embedded_model()
     transport = httpx.ASGITransport(local_api([model], {model.id: None}), root_path="/a/keyed")
     async with httpx.AsyncClient(transport=transport, base_url="http://rerank") as client:

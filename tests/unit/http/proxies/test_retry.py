@@ -99,7 +99,7 @@ async def test_the_largest_allowed_body_is_retried(max_body_bytes: int) -> None:
 
 
 async def test_an_ingress_refuses_too_large_a_body_during_the_upload() -> None:
-    """This bounds the number of bytes that a proxy keeps for a retry."""
+    """The refusal bounds the number of bytes that a proxy keeps for a retry."""
     endless: Message = {"type": "http.request", "body": b" " * 4096, "more_body": True}
     num_read = 0
 

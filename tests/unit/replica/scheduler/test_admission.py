@@ -52,7 +52,7 @@ def test_a_refusal_for_a_long_wait_states_the_wait_and_when_to_retry() -> None:
 
 
 class VirtualDevice:
-    """Scores at `SPEED`, by a clock that only this device advances, when the test allows it."""
+    """Scores at `SPEED`, when the test allows it. Only this device advances its clock."""
 
     max_in_flight = 1
     memory_tokens: int | None = None
@@ -158,7 +158,7 @@ def test_a_batch_is_a_small_share_of_the_queue(queued: int, budget: int) -> None
     assert batch_budget(queued, None, 4096) == 4096
 
 
-def test_an_idle_device_takes_any_batch_and_a_busy_one_only_a_full_batch() -> None:
+def test_an_idle_device_takes_any_batch_and_a_busy_device_only_a_full_batch() -> None:
     assert may_launch(0, 2, queued_tokens=1, budget_tokens=1024)
     assert not may_launch(0, 2, queued_tokens=0, budget_tokens=1024)
     assert may_launch(1, 2, queued_tokens=1024, budget_tokens=1024)
@@ -184,7 +184,7 @@ def test_a_batch_launched_behind_another_counts_from_the_end_of_the_first() -> N
 
 
 def test_short_batches_say_little_about_the_speed_of_full_ones() -> None:
-    """The first batch of a replica is one short test pair; single pairs come while it is nearly idle."""
+    """The first batch of a replica is one short test pair; single pairs come while the replica is nearly idle."""
     drain, now_s = DrainRate(), 0.0
 
     def add(num_tokens: int, busy_s: float) -> None:

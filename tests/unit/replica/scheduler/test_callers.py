@@ -46,8 +46,8 @@ def test_urgent_requests_of_one_caller_at_most_double_the_wait_of_another(at_s: 
 
 @pytest.mark.parametrize("timeout_s", [60.0, 8.0])
 def test_a_flood_from_one_caller_rarely_causes_refusals_for_another(timeout_s: float) -> None:
-    """The load is three times the device's capacity for 200 s. Without shares by caller, 5 and 8 of the 390 requests
-    were refused, and the median wait of the other requests was 59.3 of 60 s and 7.6 of 8 s."""
+    """The load is three times the device's capacity for 200 s. Without shares by caller, 5 of the 390 requests were
+    refused at a limit of 60 s, and 8 at a limit of 8 s; the median waits of the others were 59.3 s and 7.6 s."""
     rng = random.Random(0)
     contest, at_s = Contest(), 0.0
     while at_s < 200.0:

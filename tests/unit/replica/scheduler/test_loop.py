@@ -15,7 +15,7 @@ from rerank_service.replica.scheduler import Scheduler
 
 
 def pairs(count: int, value: int = 1, length: int = 10) -> list[EncodedPair]:
-    """Pairs with the logit `value`; they fail if it is one of the values below."""
+    """Pairs with the logit `value`. With `CRASH`, `NAN` or `OUR_ERROR` as the value, scoring them fails."""
     return [EncodedPair(np.full(length, value, np.int32), length, False) for _ in range(count)]
 
 
@@ -99,7 +99,7 @@ async def scheduler(device: Device) -> AsyncIterator[Scheduler[EncodedPair]]:
 
 
 async def settle() -> None:
-    """Lets all tasks that can run do so."""
+    """Gives the event loop ten turns, so every task runs until it has to wait."""
     for _ in range(10):
         await asyncio.sleep(0)
 
@@ -216,7 +216,7 @@ async def test_a_wrong_number_of_logits_is_an_error() -> None:
     await scheduler.close()
 
 
-async def test_the_queue_is_bounded_but_an_empty_one_accepts_anything(
+async def test_the_queue_is_bounded_but_an_empty_queue_accepts_anything(
     scheduler: Scheduler[EncodedPair], device: Device
 ) -> None:
     blocker = await device.hold(scheduler)

@@ -122,7 +122,7 @@ def test_a_small_request_waits_for_one_batch_and_its_fair_share(num_rivals: int,
 
 
 def test_a_passage_behind_300_others_waits_for_a_small_part_of_their_time() -> None:
-    """In every other server that we measured, such a passage waits for 93 to 99% of the large request's time."""
+    """In every other server that we measured, a single passage waits for 93 to 99% of the large request's time."""
     big = Request("big", 0.0, [128] * 300)
     small = Request("small", 0.01, [128])
     Simulation([big, small]).run()

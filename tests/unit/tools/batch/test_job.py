@@ -197,7 +197,7 @@ def test_pairs_whose_query_fills_the_window_are_counted(tmp_path: Path, config: 
     shown = runner.invoke(app, command(pairs, tmp_path / "out.csv", config))
 
     assert (summary["num_truncated_pairs"], summary["num_unscored_pairs"]) == (1, 1)
-    assert "1 truncated to the window, 1 of them without any token of the passage" in shown.stdout
+    assert "1 truncated to the window, 1 of them with a query that fills the window" in shown.stdout
 
 
 @pytest.mark.parametrize(

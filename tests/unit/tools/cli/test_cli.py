@@ -28,7 +28,7 @@ def passages(tmp_path: Path) -> str:
 
 @pytest.fixture(scope="module")
 def float32_config(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The shipped configuration in float32, which loads without the seconds of int8's calibration."""
+    """The shipped configuration in float32, because calibrating int8 takes seconds."""
     path = tmp_path_factory.mktemp("config") / "float32.yaml"
     path.write_text(Path(CONFIG).read_text().replace("dtype: fastest", "dtype: float32"))
     return str(path)
@@ -117,7 +117,7 @@ def test_check_and_serve_refuse_invalid_settings_of_serve(
     assert told == {"valid": False, "problems": problems}
 
 
-def test_check_notes_what_other_nodes_may_have(tmp_path: Path) -> None:
+def test_check_notes_files_that_other_nodes_may_have(tmp_path: Path) -> None:
     document = yaml.safe_load(Path(CONFIG).read_text())
     (application,) = document["applications"]
     application["import_path"] = "mine:build"
@@ -176,8 +176,8 @@ def test_rank_reports_truncated_and_unscored_passages(float32_config: str) -> No
     whole = runner.invoke(app, command, input="short")
 
     assert there.stderr == (
-        "2 of 3 passages were truncated to the model's window; use --max-windows to rank them as a whole\n"
-        "The query leaves no room for 1 of them, which were not scored: shorten the query\n"
+        "2 of 3 passages were truncated to the model's window; use --max-windows to score their whole text\n"
+        "The query leaves no room for 1 of the passages (not scored): shorten the query\n"
     )
     assert here.stderr.startswith("1 of 2 passages were truncated")
     assert len(json.loads(here.stdout)["rankings"]) == 2
@@ -276,7 +276,7 @@ def test_plan_says_why_it_recommends_its_number_of_replicas(monkeypatch: pytest.
     assert "one replica fewer" not in small
     assert "the autoscaler would keep 1\n" in re.sub(" +\n", "\n", small)
     assert "one replica fewer" in large
-    assert "so that they are 80% busy (target_utilisation)" in large
+    assert "each 80% busy (target_utilisation)" in large
 
 
 def test_plan_as_json_is_minimal_and_repeatable() -> None:
@@ -291,7 +291,7 @@ def test_plan_as_json_is_minimal_and_repeatable() -> None:
     assert first["region"] is None
 
 
-def test_plan_with_regions_simulates_the_loss_of_one() -> None:
+def test_plan_with_regions_simulates_the_loss_of_a_region() -> None:
     command = [*PLAN, "--tokens-per-s", "20000", "--regions", "2", "--start-s", "5", "--timeout-s", "5", "--json"]
 
     region = json.loads(runner.invoke(app, command).stdout)["region"]

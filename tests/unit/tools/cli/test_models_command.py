@@ -142,7 +142,7 @@ def test_known_lists_known_models_even_with_a_service_configured() -> None:
     assert len(json.loads(result.stdout)["models"]) == len(CATALOGUE)
 
 
-def test_served_without_an_address_asks_the_default_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_served_without_an_address_asks_the_default_address(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rerank_service.tools.cli.models._DEFAULT_URL", "http://127.0.0.1:9")
 
     result = runner.invoke(app, ["models", "--served"])

@@ -90,6 +90,13 @@ def test_the_tree_shows_the_first_paragraph_of_each_subcommands_help() -> None:
         assert " ".join(str(subcommand.help).split("\n\n")[0].split()) == line
 
 
+def test_the_help_keeps_square_brackets_and_joins_the_lines_of_a_paragraph() -> None:
+    """Typer's default mode reads brackets as markup, and ends a line of help where the source ends one."""
+    shown = run("", "pull", "--help", COLUMNS="80").stdout
+    assert "ORG/NAME[@REVISION] on the hub" in shown
+    assert "present are checked; only damaged or missing files" in shown
+
+
 def test_an_option_of_a_subcommand_is_completed() -> None:
     words = {"_RERANK_SERVICE_COMPLETE": "complete_bash", "COMP_WORDS": "rerank-service rank --in", "COMP_CWORD": "2"}
     assert "--in-process" in run("", **words).stdout.split()

@@ -26,7 +26,7 @@ runner = CliRunner()
 
 
 class FakeCluster(Cluster):
-    """A cluster of three nodes without Ray, in which draining a node empties it at once."""
+    """A cluster of three nodes without Ray, in which a drained node is empty at once."""
 
     def __init__(self, address: str = "auto") -> None:
         self.address = address

@@ -83,7 +83,7 @@ def test_a_run_provides_the_candidates_of_judged_queries(folder: Path, tmp_path:
     assert candidates == {"q1": ["paris", "berlin"], "q2": []}
     assert scores == {"q1": [0.7, 0.5], "q2": []}
 
-    for score in ("nan", "inf"):  # these have no place in a sorted order
+    for score in ("nan", "inf"):  # scores that cannot be sorted
         run.write_text(f"q1 Q0 berlin 1 0.5 x\nq1 Q0 paris 2 {score} x\n")
         with pytest.raises(BatchError, match=f"line 2: score '{score}' is not finite"):
             read_run(run, collection, top_k=2)

@@ -27,7 +27,7 @@ _RESULTS = Path(__file__).parents[4] / "benchmarks" / "results"
 def test_operations_equal_those_computed_by_hand(
     architecture: Architecture, size: str, layers_gflop: float, a_token_attended: int
 ) -> None:
-    """The expected values are those of decision 7."""
+    """The expected values come from decision 7 in `docs/decisions`."""
     shape = shape_of(architecture, size)
 
     assert flops_per_token(shape, 0) / 1e9 == pytest.approx(layers_gflop, abs=0.001)
