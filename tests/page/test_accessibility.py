@@ -23,7 +23,9 @@ def assert_accessible(page: Page) -> None:
         for node in rule["nodes"]
     ]
     assert unsure == []
-    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    too_wide = "[...document.querySelectorAll('*')].filter((one) => one.getBoundingClientRect().right > innerWidth + 1)"
+    fits = "document.documentElement.scrollWidth <= innerWidth"
+    assert page.evaluate(fits), page.evaluate(f"{too_wide}.map((one) => one.outerHTML.slice(0, 200))")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
