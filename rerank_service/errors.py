@@ -240,15 +240,15 @@ class RequestTooLarge(_BadRequest):
     http_status = 413
     code = "request_too_large"
 
-    def __init__(self, num_tokens: int, max_tokens: int, field: str = "passages") -> None:
-        """`field` is the body's field that holds the passages."""
-        super().__init__(num_tokens, max_tokens, field)
+    def __init__(self, num_tokens: int, max_tokens: int, field: str = "passages", remedy: str = "") -> None:
+        """`field` is the body's field that causes the tokens. Without a `remedy`, it is the list of passages."""
+        super().__init__(num_tokens, max_tokens, field, remedy)
         self.num_tokens = num_tokens
         self.max_tokens = max_tokens
-        self.loc = ("body", field)
+        self.loc = ("body", *field.split("."))
         self.message = (
             f"The request has about {num_tokens} tokens, more than the limit of {max_tokens} "
-            f"(batching.max_queued_tokens); split {field} over several requests"
+            f"(batching.max_queued_tokens); {remedy or f'split {field} over several requests'}"
         )
 
 
@@ -259,13 +259,15 @@ class RateLimited(RerankError):
     code = "rate_limited"
     category = "rate_limit_error"
 
-    def __init__(self, what: str, per_minute: int, retry_after_s: int) -> None:
-        """`what` is `requests` or `passages`; `retry_after_s` is the time until the quota is available again."""
-        super().__init__(what, per_minute, retry_after_s)
+    def __init__(self, what: str, per_minute: int, retry_after_s: int, remedy: str = "") -> None:
+        """`what` is `requests` or `passages`. `remedy` is another way out, such as ", or send fewer". Empty: none."""
+        super().__init__(what, per_minute, retry_after_s, remedy)
         self.what = what
         self.per_minute = per_minute
         self.retry_after_s: int = retry_after_s
-        self.message = f"The quota of {per_minute} {what} per minute is exhausted; retry after {retry_after_s} s"
+        self.message = (
+            f"The quota of {per_minute} {what} per minute is exhausted; retry after {retry_after_s} s{remedy}"
+        )
 
 
 class UnsupportedMediaType(_BadRequest):

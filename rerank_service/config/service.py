@@ -4,7 +4,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from rerank_service.config.section import Section
 
@@ -82,6 +82,10 @@ class LimitsConfig(Section):
     max_windows_per_passage: PositiveInt = 16
     """Maximum number of windows into which a request may split a long passage (`passage_windows`, or
     `max_chunks_per_doc` in Cohere's API). 1 turns windows off."""
+
+    max_explained_passages: NonNegativeInt = 10
+    """Maximum number of passages that a request may have explained (`explain.top_n`). An explanation scores the passage
+    once more, or up to 16 times, once without each sentence. 0 turns explanations off."""
 
     request_timeout_s: PositiveFloat = 60.0
     """Maximum time in seconds for a request; after that the service answers 504 and drops the remaining work. A client

@@ -118,8 +118,11 @@ class RateLimits:
         if bridge is not None:
             await bridge.storage.aclose()
 
-    async def take(self, what: Literal["requests", "passages"], caller: str, count: int) -> dict[str, str]:
-        """Counts `count` requests or passages of a caller. Returns headers for the answer. Raises `RateLimited`."""
+    async def take(
+        self, what: Literal["requests", "passages"], caller: str, count: int, remedy: str = ""
+    ) -> dict[str, str]:
+        """Counts `count` requests or passages of a caller. Returns headers for the answer. Raises `RateLimited`, whose
+        message names `remedy`."""
         limit = self._limits.get(what)
         if limit is None:
             return {}
@@ -131,7 +134,7 @@ class RateLimits:
             return {}
         seconds = max(1, math.ceil(window.reset_time - time.time()))
         if not is_allowed:
-            raise RateLimited(what, limit.amount, seconds)
+            raise RateLimited(what, limit.amount, seconds, remedy)
         return rate_limit_headers(what, limit.amount, max(0, window.remaining), seconds)
 
 

@@ -154,6 +154,7 @@ def _with_limits(schema: dict[str, Any], limits: LimitsConfig) -> dict[str, Any]
     schema = deepcopy(schema)
     schema["properties"]["passages"]["maxItems"] = limits.max_passages
     _limit_windows(schema, limits.max_windows_per_passage)
+    _limit_explanations(schema, limits.max_explained_passages)
     if limits.unknown_fields == "ignore":
         for part in (schema, *schema["$defs"].values()):
             part.pop("additionalProperties", None)
@@ -171,6 +172,13 @@ def _limit_windows(schema: dict[str, Any], limit: int) -> None:
         return
     whole, _ = schema["$defs"]["WindowOptions"]["properties"]["max_per_passage"]["anyOf"]
     whole["maximum"] = limit
+
+
+def _limit_explanations(schema: dict[str, Any], limit: int) -> None:
+    if limit == 0:  # turned off
+        del schema["properties"]["explain"], schema["$defs"]["ExplainOptions"]
+        return
+    schema["$defs"]["ExplainOptions"]["properties"]["top_n"]["maximum"] = limit
 
 
 def _with_max_items(schema: dict[str, Any], limits: LimitsConfig) -> dict[str, Any]:

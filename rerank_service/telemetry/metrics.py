@@ -106,7 +106,7 @@ def _gauge(name: str, documentation: str, *, by_replica: bool = True) -> Metric:
 REQUESTS = _counter(
     "requests", "Ranking requests answered; status 499: the client disconnected.", "model", "status", "dialect"
 )
-PASSAGES = _counter("passages", "Passages ranked.")
+PASSAGES = _counter("passages", "Passages ranked, and passages scored again for explanations.")
 TOKENS = _counter("tokens", "Tokens of ranked pairs.")
 TRUNCATED_PAIRS = _counter("truncated_pairs", "Pairs truncated to the model's window.")
 UNSCORED_PAIRS = _counter("unscored_pairs", "Pairs whose query fills the window, leaving no room for the passage.")

@@ -146,7 +146,7 @@ def test_an_unknown_model_is_404_with_the_served_names(client: httpx.Client) -> 
 
 def test_an_unknown_field_is_400_with_the_accepted_fields(client: httpx.Client) -> None:
     error = assert_error(_rank(client, PASSAGES, top_n=3), 400)
-    accepted = "model, query, passages, truncate, passage_windows"
+    accepted = "model, query, passages, truncate, passage_windows, explain"
     assert error["message"] == f"top_n is not a field of this API; accepted here: {accepted}"
 
 

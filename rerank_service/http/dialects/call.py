@@ -75,6 +75,8 @@ class RankingCall:
     truncated."""
     more_windows: str = ""
     """Field that permits more windows per passage. Empty: the request already has the maximum."""
+    explain_top_n: int | None = None
+    """How many of the best passages to explain. Null: none. Only a call with one query may have explanations."""
 
     def too_many_passages(self, count: int, limit: int) -> InvalidRequest:
         """The error for a request with more passages than `limit`."""
