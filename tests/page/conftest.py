@@ -19,9 +19,10 @@ from starlette.routing import Mount
 
 from rerank_service.errors import QueueFull
 from rerank_service.messages import Shard, ShardScores
+from rerank_service.tools.random_checkpoints.make import Architecture, make_checkpoint
 from tests.local_service import LocalReplica, local_api
-from tests.models import EMBEDDED, embedded_model
-from tests.page.visit import BUSY, COSINE, CROWDED, KEY, Visit
+from tests.models import EMBEDDED, embedded_model, local_model
+from tests.page.visit import BUSY, COSINE, CROSS_ENCODER, CROWDED, KEY, Visit
 
 _CHROMIUMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 _START_LIMIT_S = 120
@@ -59,7 +60,9 @@ class Service:
     keyed_url: str
     """One model, and a key is required."""
     models_url: str
-    """Several models: two that rank, one that is busy, one without room."""
+    """Several models: three that rank, one that is busy, one without room."""
+    silent_url: str
+    """One model, and no explanations."""
 
 
 @pytest.fixture(scope="session")
@@ -70,18 +73,22 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     model = embedded_model(aliases=["minilm"])
     head = {"cosine_weight": 12.0, "maxsim_weight": 0.0, "bias": -6.0}
     cosine = embedded_model(engine={"head": head}).model_copy(update={"id": COSINE})
+    folder = make_checkpoint(tmp_path_factory.mktemp("models") / "cross", Architecture.BERT, "tiny", dtype="float32")
+    cross_encoder = local_model(folder).model_copy(update={"id": CROSS_ENCODER})
     busy = model.model_copy(update={"id": BUSY, "aliases": ()})
     crowded = model.model_copy(update={"id": CROWDED, "aliases": ()})
     replicas = {
         EMBEDDED: LocalReplica(model),
         COSINE: LocalReplica(cosine),
+        CROSS_ENCODER: LocalReplica(cross_encoder),
         BUSY: BusyReplica(),
         CROWDED: CrowdedReplica(),
     }
     one = local_api([model], replicas)
     keyed = local_api([model], replicas, auth={"key_hashes_file": str(hashes)})
-    several = local_api([model, cosine, busy, crowded], replicas)
-    routes = [Mount("/keyed", keyed), Mount("/models", several), Mount("/one", one)]
+    several = local_api([model, cosine, cross_encoder, busy, crowded], replicas)
+    silent = local_api([model], replicas, limits={"max_explained_passages": 0})
+    routes = [Mount("/keyed", keyed), Mount("/silent", silent), Mount("/models", several), Mount("/one", one)]
     server = uvicorn.Server(uvicorn.Config(Starlette(routes=routes), port=0, ws="none", log_level="warning"))
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -92,7 +99,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         time.sleep(0.05)
     port = server.servers[0].sockets[0].getsockname()[1]
     origin = f"http://127.0.0.1:{port}"
-    yield Service(url=f"{origin}/one/", keyed_url=f"{origin}/keyed/", models_url=f"{origin}/models/")
+    yield Service(*(f"{origin}/{prefix}/" for prefix in ("one", "keyed", "models", "silent")))
     server.should_exit = True
     thread.join()
 

@@ -7,7 +7,7 @@ from playwright.sync_api import Page, expect
 
 from tests.models import EMBEDDED
 from tests.page.conftest import Service
-from tests.page.visit import BUSY, LONG, Visit
+from tests.page.visit import BUSY, CROSS_ENCODER, LONG, Visit
 
 DESKTOP, PHONE, SMALL_PHONE = (1280, 900), (390, 844), (320, 568)
 
@@ -41,6 +41,11 @@ def test_axe_finds_no_violation(page: Page, service: Service, scheme: str, size:
     visit.rank()
     page.get_by_role("button", name="Times").click()
     visit.cut_at(visit.logits()[0])
+    assert_accessible(page)
+
+    visit.ask_why(0)
+    assert_accessible(page)
+    page.get_by_role("group", name="Tokens of the query").get_by_role("button").nth(1).focus()
     assert_accessible(page)
 
     page.get_by_role("button", name="Code").first.click()
@@ -79,6 +84,12 @@ def test_axe_finds_no_violation_with_several_models(
     assert_accessible(page)
 
     page.get_by_role("button", name="Use one model").click()
+    visit.choose_model(CROSS_ENCODER)
+    visit.write("bread", ["Bread is baked. It is sold. The shop is closed on Sundays."])
+    visit.rank()
+    visit.ask_why(0)
+    assert_accessible(page)
+
     visit.choose_model(BUSY)
     visit.rank_button.click()
     expect(visit.error_at("general")).to_contain_text("busy")

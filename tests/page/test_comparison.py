@@ -59,7 +59,7 @@ def test_the_second_list_leaves_out_the_first_model(models_visit: Visit) -> None
     page = models_visit.page
     models_visit.compare()
     rival = page.get_by_role("group", name="Compared with")
-    expect(rival.get_by_role("radio")).to_have_count(3)
+    expect(rival.get_by_role("radio")).to_have_count(4)
     models_visit.choose_model(COSINE)
     expect(page.get_by_role("group", name="Models").get_by_label(COSINE)).to_be_focused()
     expect(rival.get_by_label(EMBEDDED)).to_be_checked()

@@ -5,11 +5,13 @@ from typing import Any
 import httpx
 from playwright.sync_api import Locator, Page, Route, expect
 
-__all__ = ["BUSY", "COSINE", "CROWDED", "KEY", "LONG", "Visit"]
+__all__ = ["BUSY", "COSINE", "CROSS_ENCODER", "CROWDED", "KEY", "LONG", "Visit"]
 
 BUSY = "always/busy"
 COSINE = "an-organisation/a-second-model-with-a-name-that-is-too-long-for-one-line"
 """Id of a model that compares mean vectors only, so its order differs."""
+CROSS_ENCODER = "tiny/cross-encoder"
+"""Id of a cross-encoder with random weights."""
 CROWDED = "no/room"
 """Id of a model whose window is filled by any query."""
 KEY = "nvapi-of-the-page"
@@ -100,6 +102,14 @@ class Visit:
         asked: list[Any] = []
         self.page.on("request", lambda sent: asked.append(sent.post_data_json) if "ranking" in sent.url else None)
         return asked
+
+    def ask_why(self, row: int) -> Locator:
+        """Presses "Why?" at a row, and returns the explanation once it is there."""
+        self.rows.nth(row).hover()
+        self.rows.nth(row).get_by_role("button", name="Why?").click()
+        panel = self.rows.nth(row).locator(".why-panel")
+        expect(panel).to_be_visible()
+        return panel
 
     def order(self, column: int = 0) -> list[int]:
         """Indices of the passages, in the order of one of the lists on the page."""

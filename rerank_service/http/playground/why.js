@@ -1,5 +1,5 @@
 // Why a passage has its score: its text with the parts shaded that the model met, built from the API's explanation.
-import { element, hidden, signed, svg } from "./dom.js";
+import { element, signed, svg } from "./dom.js";
 import { shadeSentences, shadeTokens } from "./explanation.js";
 
 /** Returns the shaded passage. */
@@ -10,41 +10,39 @@ export function drawWhy(query, passage, explanation) {
 /** A weight from -1 to 1 as one of eleven shades. */
 const shade = (weight) => `shade-${weight < 0 ? "minus-" : ""}${Math.round(5 * Math.min(1, Math.abs(weight)))}`;
 
-function part(tag, { text, weight, title }) {
-  const made = element(tag, `token ${shade(weight)}`, text);
+/** Cosines of tokens crowd between 0.4 and 1; squares tell them apart. */
+const tokenShade = (similarity) => shade(Math.max(0, similarity) ** 2);
+
+function part(text, title, shadeName) {
+  const made = element("span", `token ${shadeName}`, text);
   made.title = title;
   return made;
 }
 
 // ---- Late interaction: each token of the query, and the token of the passage that it met
 
+const LEGEND = "Point at a word of the query to see what it met. Darker: more similar.";
+
 function alignment(query, passage, explanation) {
   const { segments, queryTokens } = shadeTokens(passage, explanation, query);
-  const parts = segments.map((segment) => (segment.title ? part("span", segment) : document.createTextNode(segment.text)));
+  const parts = segments.map(({ text, weight, title }) => (title ? part(text, title, tokenShade(weight)) : document.createTextNode(text)));
   const partAt = partsByStart(segments, parts);
-  const picture = svg("svg", { class: "link-line", "aria-hidden": "true" });
-  const panel = element("div", "why-panel");
-  const buttons = [];
+  const links = new Links(element("p", "legend", LEGEND));
   const queryLine = element("p", "query-line");
   const characters = Array.from(query);
   let done = 0;
-  for (const { text, start, end, similarity, passage: met } of queryTokens) {
-    if (start < done) continue;
-    const target = met && partAt.get(met.start);
-    const token = queryToken(text, similarity, target, () => link(panel, picture, token, target));
-    queryLine.append(characters.slice(done, start).join(""), token);
-    buttons.push(token);
-    done = end;
+  for (const token of queryTokens) {
+    if (token.start < done) continue;
+    queryLine.append(characters.slice(done, token.start).join(""), queryToken(token, partAt, links));
+    done = token.end;
   }
   queryLine.append(characters.slice(done).join(""));
   queryLine.dir = "auto";
   queryLine.setAttribute("role", "group");
   queryLine.setAttribute("aria-label", "Tokens of the query");
-  moveWithArrows(queryLine, buttons);
-  const legend = element("p", "legend", "Point at a word of the query to see the word of the passage that it met. Darker: more similar.");
-  panel.append(queryLine, textOf(...parts), legend, picture);
-  for (const kind of ["pointerleave", "focusout"]) panel.addEventListener(kind, () => unlink(panel, picture));
-  return panel;
+  moveWithArrows(queryLine);
+  links.panel.prepend(queryLine, textOf(...parts));
+  return links.panel;
 }
 
 function textOf(...parts) {
@@ -64,60 +62,79 @@ function partsByStart(segments, parts) {
   return byStart;
 }
 
-function queryToken(text, similarity, met, onPoint) {
-  const token = element("button", `token ${shade(similarity)}`, text);
-  token.type = "button";
+/** A token that can be pointed at. It is no button, because buttons break the joined letters of Arabic. */
+function queryToken({ text, similarity, passage }, partAt, links) {
+  const met = passage && partAt.get(passage.start);
+  const words = `“${text}” is most similar to ${met ? `“${met.textContent}”` : "a token without text"}: ${similarity.toFixed(2)}`;
+  const token = part(text, words, tokenShade(similarity));
   token.tabIndex = -1;
-  const words = met ? `met “${met.textContent}”, similarity ${similarity.toFixed(2)}` : "met no word of the passage";
-  token.title = words;
-  token.append(hidden(` ${words}`));
-  for (const kind of ["pointerenter", "focus", "click"]) token.addEventListener(kind, onPoint);
+  token.setAttribute("role", "button");
+  token.setAttribute("aria-label", words);
+  for (const kind of ["pointerenter", "focus"]) token.addEventListener(kind, () => links.show(token, met, words));
   return token;
 }
 
 /** One stop of the Tab key for all tokens; the arrow keys move between them. */
-function moveWithArrows(line, buttons) {
-  if (buttons.length) buttons[0].tabIndex = 0;
+function moveWithArrows(line) {
+  const tokens = [...line.querySelectorAll(".token")];
+  if (tokens.length) tokens[0].tabIndex = 0;
   line.addEventListener("keydown", (event) => {
     const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
-    const at = buttons.indexOf(event.target);
+    const at = tokens.indexOf(event.target);
     if (!step || at < 0) return;
     event.preventDefault();
-    const next = buttons[(at + step + buttons.length) % buttons.length];
+    const forward = getComputedStyle(line).direction === "rtl" && event.key.match(/Left|Right/) ? -step : step;
+    const next = tokens[(at + forward + tokens.length) % tokens.length];
     event.target.tabIndex = -1;
     next.tabIndex = 0;
     next.focus();
   });
 }
 
-/** Marks a query token and the passage token it met, and draws a line between them. */
-function link(panel, picture, token, met) {
-  unlink(panel, picture);
-  token.classList.add("linked");
-  if (!met) return;
-  met.classList.add("linked");
-  const frame = panel.getBoundingClientRect();
-  const [a, b] = [token, met].map((one) => one.getClientRects()[0] ?? one.getBoundingClientRect());
-  const [x1, y1] = [a.left + a.width / 2 - frame.left, a.bottom - frame.top];
-  const [x2, y2] = [b.left + b.width / 2 - frame.left, b.top - frame.top];
-  const middle = (y1 + y2) / 2;
-  picture.setAttribute("viewBox", `0 0 ${frame.width} ${frame.height}`);
-  picture.append(svg("path", { d: `M${x1},${y1} C${x1},${middle} ${x2},${middle} ${x2},${y2}` }));
-}
+/** The line from a query token to the passage token that it met, and their similarity in words. */
+class Links {
+  #picture = svg("svg", { class: "link-line", "aria-hidden": "true" });
+  #legend;
 
-function unlink(panel, picture) {
-  for (const one of panel.querySelectorAll(".linked")) one.classList.remove("linked");
-  picture.replaceChildren();
+  constructor(legend) {
+    this.#legend = legend;
+    this.panel = element("div", "why-panel", legend, this.#picture);
+    for (const kind of ["pointerleave", "focusout"]) this.panel.addEventListener(kind, () => this.hide());
+  }
+
+  show(token, met, words) {
+    this.hide();
+    this.#legend.textContent = words;
+    token.classList.add("linked");
+    if (!met) return;
+    met.classList.add("linked");
+    const frame = this.panel.getBoundingClientRect();
+    const [a, b] = [token, met].map((one) => one.getClientRects()[0]);
+    const [x1, x2] = [a, b].map(({ left, width }) => left + width / 2 - frame.left);
+    const [top, height] = [a.bottom - frame.top, b.top - a.bottom];
+    const [left, width] = [Math.min(x1, x2) - 2, Math.abs(x1 - x2) + 4];
+    // The picture covers the line only, not the words at its ends.
+    const place = { left: `${left}px`, top: `${top}px`, width: `${width}px`, height: `${height}px` };
+    Object.assign(this.#picture.style, place);
+    this.#picture.setAttribute("viewBox", `${left} 0 ${width} ${height}`);
+    this.#picture.append(svg("path", { d: `M${x1},0 C${x1},${height / 2} ${x2},${height / 2} ${x2},${height}` }));
+  }
+
+  hide() {
+    for (const one of this.panel.querySelectorAll(".linked")) one.classList.remove("linked");
+    this.#picture.replaceChildren();
+    this.#legend.textContent = LEGEND;
+  }
 }
 
 // ---- Every other engine: how much each sentence adds to the logit
 
 function sentences(passage, explanation) {
   const text = textOf();
-  for (const segment of shadeSentences(passage, explanation)) {
-    const isSentence = segment.contribution !== undefined;
-    text.append(isSentence ? part("span", segment) : segment.text);
-    if (isSentence && segment.contribution !== null) text.append(element("sup", "contribution", signed(segment.contribution)));
+  for (const { text: piece, weight, title, contribution } of shadeSentences(passage, explanation)) {
+    const isSentence = contribution !== undefined;
+    text.append(isSentence ? part(piece, title, shade(weight)) : piece);
+    if (isSentence && contribution !== null) text.append(element("sup", "contribution", signed(contribution)));
   }
   const words =
     explanation.sentences.length === 1
