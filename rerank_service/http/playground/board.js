@@ -41,9 +41,9 @@ export class Board {
     return this.#result.dataset.state;
   }
 
-  /** Logit from which passages are kept; null: all are kept. */
+  /** Logit from which passages are kept; null: all are kept, as always with two models, whose scales differ. */
   get threshold() {
-    return this.#threshold;
+    return this.#second.element.hidden ? this.#threshold : null;
   }
 
   set threshold(value) {

@@ -113,6 +113,12 @@ async def test_pythons_files_are_not_served(client: httpx.AsyncClient) -> None:
         assert (await client.get(f"/playground/{name}")).status_code == 404
 
 
+def test_the_page_loads_all_its_files_at_once() -> None:
+    """A module that only another module names would be requested after that one has arrived."""
+    named = re.findall(r'(?:href|src)="playground/([^"]+)"', (FOLDER / "index.html").read_text(encoding="utf-8"))
+    assert sorted([*named, "index.html"]) == PAGE_FILES
+
+
 @pytest.mark.parametrize("name", [name for name in PAGE_FILES if name.endswith(".js")])
 def test_modules_import_only_files_of_the_page(name: str) -> None:
     text = (FOLDER / name).read_text(encoding="utf-8")
