@@ -2,7 +2,7 @@
 
 /**
  * @typedef {object} CodeRequest
- * @property {string} url  address of the service, without `/v1/ranking`
+ * @property {string} url  address of the service, without the path of the API
  * @property {string | null} model  null: the service's default model
  * @property {string} query
  * @property {string[]} passages

@@ -15,8 +15,8 @@ const BASE64URL = /^[A-Za-z0-9_-]+$/;
 export async function encodeState(state) {
   const bytes = new TextEncoder().encode(JSON.stringify(state));
   if (bytes.length > MAX_BYTES) throw new Error("A link holds at most 2 MB. Shorten or remove passages, then share again.");
-  if (!globalThis.CompressionStream) return PLAIN + base64url(bytes);
-  return DEFLATED + base64url(await through(bytes, new CompressionStream("deflate"), Infinity));
+  if (!globalThis.CompressionStream) return PLAIN + textOf(bytes);
+  return DEFLATED + textOf(await through(bytes, new CompressionStream("deflate"), Infinity));
 }
 
 /**
@@ -74,7 +74,7 @@ const FIELDS = {
   threshold: (value) => value === null || Number.isFinite(value),
 };
 
-function base64url(bytes) {
+function textOf(bytes) {
   const parts = [];
   const step = 0x8000; // a function takes a limited number of arguments
   for (let at = 0; at < bytes.length; at += step) parts.push(String.fromCharCode(...bytes.subarray(at, at + step)));
