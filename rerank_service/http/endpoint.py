@@ -248,7 +248,7 @@ _NIM_ROUTES = {
     "/v1/ranking": (
         "rankPassages",
         "Rank Candidate Passages",
-        "Score candidate passages against a query using a NeMo Retriever reranker.",
+        "Ranks candidate passages by their relevance to a query.",
     ),
     "/v1/retrieval/nvidia/reranking": ("rankPassagesHosted", "Rank at the hosted URL", None),
     "/v1/retrieval/nvidia/{slug}/reranking": (

@@ -52,7 +52,8 @@ _SHARES = (0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 
 
 class MetricKind(StrEnum):
-    """What happens to a recorded value. The enum's value is the method's name in prometheus_client and Ray."""
+    """What happens to a recorded value. Each member's value is the name of the recording method in prometheus_client
+    and in Ray's metrics."""
 
     COUNTER = "inc"
     """The value is added to the previous values."""

@@ -6,14 +6,23 @@ remedy, and never repeat the user's text.
 
 from collections.abc import Sequence
 from operator import attrgetter
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, ValidationError
+from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import ErrorDetails
 
 from rerank_service.config import LimitsConfig
 from rerank_service.errors import InvalidRequest, Loc, RerankError, dotted
-from rerank_service.http.dialects.call import Body, Dialect, RankingCall, RankingQuery, Refusal
+from rerank_service.http.dialects.call import (
+    EXAMPLE_QUERY,
+    EXAMPLE_TEXTS,
+    Body,
+    Dialect,
+    RankingCall,
+    RankingQuery,
+    Refusal,
+)
 from rerank_service.http.dialects.explanations import (
     ExplainOptions,
     ExplanationEntry,
@@ -114,12 +123,18 @@ class Usage(Wire):
     """Same as `prompt_tokens`: a reranker generates no tokens."""
 
 
+def _without_default(schema: dict[str, Any]) -> None:
+    del schema["default"]  # null stands for an absent field
+
+
 class RankingResponse(Wire):
     """All passages, most relevant first."""
 
     rankings: tuple[PassageLogit, ...]
     usage: Usage
-    explanations: tuple[ExplanationEntry, ...] | None = None
+    explanations: Annotated[
+        tuple[ExplanationEntry, ...] | SkipJsonSchema[None], Field(json_schema_extra=_without_default)
+    ] = None
     """The explained passages, most relevant first. Absent unless the request has `explain`."""
 
 
@@ -233,4 +248,9 @@ NIM = Dialect(
     error=ErrorEnvelope,
     read=_read,
     refuse=_refuse,
+    example={
+        "query": {"text": EXAMPLE_QUERY},
+        "passages": [{"text": text} for text in EXAMPLE_TEXTS],
+        "truncate": "END",
+    },
 )

@@ -1,6 +1,6 @@
 """Parsing and validation shared by the dialects: texts, limits, and error messages that name the dialect's own fields.
 
-The module must not know any particular dialect. Messages never repeat the user's text.
+This module must not depend on any particular dialect. Messages never repeat the user's text.
 """
 
 from collections.abc import Callable

@@ -36,7 +36,12 @@ ConfigPath = Annotated[str | None, typer.Argument(help="Serve configuration file
 ConfigOption = Annotated[str | None, typer.Option(help="File that configures the models.", show_default=_CONFIG)]
 
 MaxWindows = Annotated[
-    int, typer.Option(min=1, help="Maximum number of windows per long passage; its best window counts. 1: truncate.")
+    int,
+    typer.Option(
+        min=1,
+        help="Maximum number of windows per long passage; the best window's logit becomes the passage's logit. "
+        "1: truncate.",
+    ),
 ]
 WindowTokens = Annotated[
     int | None,
@@ -86,7 +91,10 @@ def choose_model(name: str | None, config: str | None, dtype: "Dtype | None" = N
         found = next((one for one in settings.models if wanted in map(str.casefold, one.names)), None)
         if found is None:
             known = ", ".join(one.id for one in settings.models)
-            raise fail(f"{path} has no model {name!r}; it has {known} (a folder must start with / or .)")
+            raise fail(
+                f"{path} has no model {name!r}; it has {known}. "
+                "If you meant a checkpoint folder, start its path with / or ."
+            )
         model = found
     if dtype is None:
         return model
