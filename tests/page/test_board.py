@@ -140,7 +140,7 @@ def test_the_threshold_stays_for_the_next_request_to_the_model(visit: Visit) -> 
 def test_fifty_passages_take_one_line_each(page: Page, service: Service) -> None:
     page.set_viewport_size({"width": 1280, "height": 900})
     visit = Visit(page, service.url)
-    passages = [f"Passage {number} about bread. {LONG}" for number in range(50)]
+    passages = [f"Passage {number} about bread. {LONG[:1000]}" for number in range(50)]
     visit.write("bread", passages)
     visit.rank()
     heights = [row.bounding_box()["height"] for row in visit.rows.all()]
@@ -149,7 +149,7 @@ def test_fifty_passages_take_one_line_each(page: Page, service: Service) -> None
 
     visit.rows.first.hover()
     visit.rows.first.get_by_role("button", name="More").click()
-    assert visit.rows.first.bounding_box()["height"] > 200
+    assert visit.rows.first.bounding_box()["height"] > 100
     expect(page.locator(".scale")).to_be_visible()
     visit.rows.last.scroll_into_view_if_needed()
     expect(page.locator(".scale")).to_be_in_viewport()  # the threshold stays in reach

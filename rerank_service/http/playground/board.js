@@ -16,19 +16,17 @@ export class Board {
   #board = $("board");
   #lines = $("lines");
   #slider = $("threshold");
-  #before = null;
+  #compared = null;
+  #bm25 = null;
   #threshold = null;
 
-  /** `onWhy(list, index)` is called for a row's button "why", `onCut()` after the threshold has changed. */
-  constructor(onWhy, onCut) {
+  /** `onWhy(list, index)` is called for a row's button "Why?". */
+  constructor(onWhy) {
     this.#first = new RankingList(onWhy);
     this.#second = new RankingList(onWhy);
     this.#board.append(this.#first.element, this.#second.element);
     this.#second.element.hidden = true;
-    this.#slider.addEventListener("input", () => {
-      this.#readSlider();
-      onCut();
-    });
+    this.#slider.addEventListener("input", () => this.#readSlider());
     $("before").addEventListener("change", () => this.#showMoves(true));
     new ResizeObserver(() => this.#draw(false)).observe(this.#board);
     addEventListener("resize", () => this.#lists().forEach((list) => list.markClamped()));
@@ -80,8 +78,9 @@ export class Board {
     this.#setState("ranked", "Ranking", summaryOf(rankings));
     if (rankings.length === 2) this.#second.setTexts(texts);
     lists.forEach((list, at) => list.show(rankings[at]));
-    this.#before = { pasted: texts.map((_, index) => index), bm25: bm25Order(query, texts) };
-    $("times").replaceChildren(...rankings.flatMap(({ body, times }) => timesOf(rankings.length > 1 && body.model, times)));
+    this.#compared = { query, texts };
+    const isNamed = rankings.length > 1;
+    $("times").replaceChildren(...rankings.flatMap(({ body, times }) => timesOf(isNamed ? body.model : null, times)));
     this.#showLoss(rankings);
     this.#showAgreement();
     this.#showMoves(true);
@@ -116,7 +115,13 @@ export class Board {
   #isSingle = () => this.#first.ranked !== null && this.#second.element.hidden;
 
   /** The list whose order is the start of the lines, first place first. */
-  #orderBefore = () => (this.#isSingle() ? this.#before[choice("before")] : this.#first.ranked.order);
+  #orderBefore() {
+    if (!this.#isSingle()) return this.#first.ranked.order;
+    const { query, texts } = this.#compared;
+    if (choice("before") === "pasted") return [...texts.keys()];
+    if (this.#bm25?.of !== this.#compared) this.#bm25 = { of: this.#compared, order: bm25Order(query, texts) };
+    return this.#bm25.order; // kept, because it takes a while for long passages
+  }
 
   #showMoves(isAnimated) {
     if (this.#isSingle()) {
@@ -221,7 +226,9 @@ export class Board {
   /** Tells screen readers the result. */
   announceRanking() {
     const { order } = this.#first.ranked;
-    announce(`Ranked ${$("summary").textContent}. First: passage with index ${order[0]}. ${$("loss-words").textContent}`);
+    announce(
+      `Ranked ${$("summary").textContent}. First: passage with index ${order[0]}. ${$("loss-words").textContent}`,
+    );
   }
 }
 
@@ -232,7 +239,10 @@ function summaryOf(rankings) {
   return `${duration(times.get("total"))} · ${passages} · ${counted(numTokens, "token")}`;
 }
 
-const timesOf = (name, times) => [...(name ? [element("div", "of-model model-name", element("dt", "", name))] : []), ...timeEntries(times)];
+function timesOf(name, times) {
+  const title = name === null ? [] : [element("div", "of-model model-name", element("dt", "", name))];
+  return [...title, ...timeEntries(times)];
+}
 
 function lossOf({ body, numTruncated, numUnscored }, isNamed) {
   const by = isNamed ? ` by ${body.model}` : "";
@@ -245,7 +255,8 @@ function lossOf({ body, numTruncated, numUnscored }, isNamed) {
   }
   if (numUnscored > 0) {
     const [were, its] = numUnscored === 1 ? ["was", "its rank is"] : ["were", "their ranks are"];
-    sentences.push(`${counted(numUnscored, "passage")} ${were} not scored${by}: the query fills the model's window, so ${its} meaningless.`);
+    const count = counted(numUnscored, "passage");
+    sentences.push(`${count} ${were} not scored${by}: the query fills the model's window, so ${its} meaningless.`);
   }
   return sentences;
 }

@@ -27,7 +27,9 @@ export function svg(tag, attributes) {
 /** The value of the checked radio button. */
 export const choice = (name) => document.querySelector(`input[name="${name}"]:checked`)?.value;
 
-export const choose = (name, value) => (document.querySelector(`input[name="${name}"][value="${value}"]`).checked = true);
+export function choose(name, value) {
+  document.querySelector(`input[name="${name}"][value="${value}"]`).checked = true;
+}
 
 export const hidden = (words) => element("span", "visually-hidden", words);
 
@@ -36,7 +38,9 @@ export const announce = (words) => ($("announcement").textContent = words);
 
 export const prefersReducedMotion = () => matchMedia("(prefers-reduced-motion: reduce)").matches;
 
-const format = (value, digits) => value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
+function format(value, digits) {
+  return value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
+}
 
 export const number = (value) => format(value, 0);
 export const counted = (count, noun) => `${number(count)} ${noun}${count === 1 ? "" : "s"}`;

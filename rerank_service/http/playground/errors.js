@@ -27,8 +27,8 @@ export function clearErrors() {
 /** The error in plain words, followed by the service's own message. */
 export function wordsOf(refusal, message = refusal.message) {
   const headline = HEADLINES[refusal.status]?.() ?? "";
-  const unexplained = headline || refusal.status < 300 ? "" : `The service answered with status ${refusal.status} and no explanation.`;
-  return [headline, message || unexplained].filter(Boolean).join("\n");
+  if (headline || message) return [headline, message].filter(Boolean).join("\n");
+  return `The service answered with status ${refusal.status} and no explanation.`;
 }
 
 /** Shows each problem at its field. Returns the names of the fields, `general` for problems of the whole request. */

@@ -17,8 +17,8 @@ export function showKeyHeld() {
   $("key-entry").hidden = true;
 }
 
-/** `onKey()` is called with a key in store, and `onForget()` after it has been forgotten. */
-export function startKeyForm(onKey, onForget) {
+/** `onKey()` is called with a new key in store. */
+export function startKeyForm(onKey) {
   $("key-form").addEventListener("submit", (event) => {
     event.preventDefault();
     clearErrors();
@@ -34,7 +34,6 @@ export function startKeyForm(onKey, onForget) {
   $("key-forget").addEventListener("click", () => {
     askForKey();
     $("key").focus();
-    onForget();
   });
   if (key.get() !== null) showKeyHeld();
 }

@@ -1,12 +1,11 @@
 // The choice of one model, or of two to compare. Names wrap and are never cut.
-import { $, button, element } from "./dom.js";
+import { $, button, choice, element } from "./dom.js";
 
 let served = [];
 
 /** Ids of the chosen models: one, or two that differ. Empty until the service has listed its models. */
 export function chosenModels() {
-  const names = ["model", "rival"].map((group) => document.querySelector(`#models input[name="${group}"]:checked`)?.value);
-  return names.filter(Boolean);
+  return ["model", "rival"].map(choice).filter(Boolean);
 }
 
 /** Offers the served models and chooses `wanted`, as far as they exist. */
@@ -27,7 +26,15 @@ function draw(first, second) {
     return;
   }
   const choices = [group("model", second ? "Models" : "Model", served, first)];
-  if (second) choices.push(group("rival", "Compared with", served.filter(({ name }) => name !== first), second));
+  if (second)
+    choices.push(
+      group(
+        "rival",
+        "Compared with",
+        served.filter(({ name }) => name !== first),
+        second,
+      ),
+    );
   const words = second ? "Use one model" : "Compare two models";
   const toggle = button("link", words, () => {
     draw(first, second ? undefined : served.find(({ name }) => name !== first).name);
@@ -65,4 +72,7 @@ function onChange(group) {
   $("models").dispatchEvent(new Event("input", { bubbles: true }));
 }
 
-const label = ({ name, aliases }) => [name, ...aliases.map((alias) => element("span", "quiet alias", ` also ${alias}`))];
+const label = ({ name, aliases }) => [
+  name,
+  ...aliases.map((alias) => element("span", "quiet alias", ` also ${alias}`)),
+];

@@ -11,7 +11,7 @@ import { explain, models, rank, Refusal, serviceUrl } from "./service.js";
 import { decodeState, encodeState } from "./share.js";
 import { drawWhy } from "./why.js";
 
-const board = new Board(onWhy, () => {});
+const board = new Board(onWhy);
 let running = null;
 let wantedModels = [];
 
@@ -34,8 +34,9 @@ function refuse(error, prefix = "") {
   const places = showRefusal(error, prefix);
   if (isFirstVisit) clearErrors();
   for (const { loc } of error.problems) if (loc[1] === "passages") board.markRefused(loc[2]);
+  const controls = { model: document.querySelector("#models input"), truncate: $("fitting") };
   const place = places.find((one) => one !== "general");
-  (place === "model" ? document.querySelector("#models input") : place === "truncate" ? $("fitting") : place && $(place))?.focus();
+  (controls[place] ?? $(place))?.focus();
 }
 
 // ---- Ranking: one request per model and press
@@ -145,7 +146,9 @@ async function share() {
   }
   const isCopied = await copied(location.href);
   const length = location.href.length > 8000 ? " It is long; some apps cut long links." : "";
-  toast(`${isCopied ? "Link copied." : "The link is in the address bar."} It holds the query and the passages.${length}`);
+  toast(
+    `${isCopied ? "Link copied." : "The link is in the address bar."} It holds the query and the passages.${length}`,
+  );
 }
 
 /** Fills the form from the address. Returns whether the address has a state. */
@@ -237,15 +240,12 @@ async function start() {
 }
 
 if (/Mac|iPhone|iPad/.test(navigator.platform)) $("modifier").textContent = "⌘";
-startKeyForm(
-  async () => {
-    if (!(await loadModels())) return;
-    showKeyHeld();
-    announce("API key accepted");
-    $("query").focus();
-  },
-  () => {},
-);
+startKeyForm(async () => {
+  if (!(await loadModels())) return;
+  showKeyHeld();
+  announce("API key accepted");
+  $("query").focus();
+});
 startFiles((words) => {
   clearErrors();
   onEdit();

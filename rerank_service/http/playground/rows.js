@@ -1,5 +1,15 @@
 // One ranking as a list of rows, one row per passage. Rows are kept by index, so that they can move to their places.
-import { button, counted, duration, element, hidden, milliseconds, percent, prefersReducedMotion, signed } from "./dom.js";
+import {
+  button,
+  counted,
+  duration,
+  element,
+  hidden,
+  milliseconds,
+  percent,
+  prefersReducedMotion,
+  signed,
+} from "./dom.js";
 
 const MOVE = { duration: 560, easing: "cubic-bezier(.2, .7, .2, 1)" };
 const isCode = (text) => /\n(?: {2,}|\t)\S/.test(text);
@@ -176,7 +186,8 @@ export class RankingList {
     parts.text.dir = "auto";
     parts.row.dataset.index = index;
     parts.more.hidden = parts.whyPanel.hidden = true;
-    const meta = element("p", "meta", parts.moved, parts.index, parts.mark, parts.more, parts.why);
+    const actions = element("span", "actions", parts.more, parts.why);
+    const meta = element("p", "meta", parts.moved, parts.index, parts.mark, actions);
     const score = element("p", "score", hidden("logit "), parts.logit, " ", hidden("sigmoid "), parts.probability);
     const body = element("div", "body", parts.text, parts.whyPanel, meta);
     parts.row.append(parts.place, body, element("div", "bar", parts.fill), score);

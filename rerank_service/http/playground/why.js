@@ -1,10 +1,11 @@
-// Why a passage has its score: its text with the parts shaded that the model met, built from the API's explanation.
+// Why a passage has its score: its text, shaded by the API's explanation.
 import { element, signed, svg } from "./dom.js";
 import { shadeSentences, shadeTokens } from "./explanation.js";
 
 /** Returns the shaded passage. */
 export function drawWhy(query, passage, explanation) {
-  return explanation.method === "token_alignment" ? alignment(query, passage, explanation) : sentences(passage, explanation);
+  if (explanation.method === "token_alignment") return alignment(query, passage, explanation);
+  return sentences(passage, explanation);
 }
 
 /** A weight from -1 to 1 as one of eleven shades. */
@@ -12,6 +13,8 @@ const shade = (weight) => `shade-${weight < 0 ? "minus-" : ""}${Math.round(5 * M
 
 /** Cosines of tokens crowd between 0.4 and 1; squares tell them apart. */
 const tokenShade = (similarity) => shade(Math.max(0, similarity) ** 2);
+
+const plain = (text) => document.createTextNode(text);
 
 function part(text, title, shadeName) {
   const made = element("span", `token ${shadeName}`, text);
@@ -25,7 +28,9 @@ const LEGEND = "Point at a word of the query to see what it met. Darker: more si
 
 function alignment(query, passage, explanation) {
   const { segments, queryTokens } = shadeTokens(passage, explanation, query);
-  const parts = segments.map(({ text, weight, title }) => (title ? part(text, title, tokenShade(weight)) : document.createTextNode(text)));
+  const parts = segments.map(({ text, weight, title }) =>
+    title ? part(text, title, tokenShade(weight)) : plain(text),
+  );
   const partAt = partsByStart(segments, parts);
   const links = new Links(element("p", "legend", LEGEND));
   const queryLine = element("p", "query-line");
@@ -65,7 +70,8 @@ function partsByStart(segments, parts) {
 /** A token that can be pointed at. It is no button, because buttons break the joined letters of Arabic. */
 function queryToken({ text, similarity, passage }, partAt, links) {
   const met = passage && partAt.get(passage.start);
-  const words = `“${text}” is most similar to ${met ? `“${met.textContent}”` : "a token without text"}: ${similarity.toFixed(2)}`;
+  const other = met ? `“${met.textContent}”` : "a token without text";
+  const words = `“${text}” is most similar to ${other}: ${similarity.toFixed(2)}`;
   const token = part(text, words, tokenShade(similarity));
   token.tabIndex = -1;
   token.setAttribute("role", "button");
