@@ -31,7 +31,7 @@ __all__ = ["bind_app", "build_app", "build_model", "serve_autoscaling"]
 def build_app(args: dict[str, Any]) -> Application:
     """The service: an ingress, and an autoscaled deployment for each model and each pool.
 
-    `args` holds the settings of `RerankConfig`. It is a dict because Serve's own validation of a typed parameter
+    `args` holds the settings of `RerankConfig`. `args` is a dict because Serve's own validation of a typed parameter
     reports problems less readably. Raises `ConfigError`.
     """
     return bind_app(parse_config(args))

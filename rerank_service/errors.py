@@ -177,8 +177,8 @@ class QueryTooLong(PairTooLong):
     code = "query_too_long"
 
     def __init__(self, index: int, num_tokens: int, max_tokens: int, query_at: Loc = ("query", "text")) -> None:
-        """`index` is the index of a passage. The message does not name it, because every passage of the query causes
-        this error. `num_tokens` counts the query and the model's prompt."""
+        """`index` is the index of a passage. The message does not name this passage, because every passage of the query
+        causes this error. `num_tokens` counts the query and the model's prompt."""
         super().__init__(index, num_tokens, max_tokens)
         self.args = (index, num_tokens, max_tokens, query_at)
         self.loc = ("body", *query_at)

@@ -223,7 +223,7 @@ class ShardScores:
 
 
 class SentenceContribution(NamedTuple):
-    """A part of a passage, usually a sentence, and its part in the passage's logit."""
+    """A part of a passage, usually a sentence, and its contribution to the passage's logit."""
 
     sentence: Span
     contribution: float | None

@@ -1,7 +1,7 @@
 """Model hubs as a source of checkpoints: commits, listings and files over HTTP, through huggingface_hub.
 
-It uses plain HTTP instead of Xet, because mirrors and proxies support HTTP and an interrupted transfer can resume. This
-module must not depend on local folders.
+This module uses plain HTTP instead of Xet, because mirrors and proxies support HTTP and an interrupted transfer can
+resume. It must not depend on local folders.
 """
 
 import hashlib

@@ -1,6 +1,6 @@
 """Turns a configured checkpoint into a folder on this machine with verified files.
 
-This runs when a replica starts. It knows sources and digests, but not the content of the files.
+This module runs when a replica starts. It must not depend on the content of the files.
 """
 
 import hashlib

@@ -110,8 +110,8 @@ def read_digests(path: Path, progress: Progress = no_progress) -> FileDigests:
 def quick_digest(path: Path) -> str:
     """SHA-256 of a file or, for a large file, of 4 MB of samples spread evenly from the first to the last byte.
 
-    It detects a truncated file, a swapped file and any gap that covers a 64th of the file, but not a single flipped
-    bit.
+    The digest detects a truncated file, a swapped file and any gap that covers a 64th of the file, but not a single
+    flipped bit.
     """
     size_bytes = path.stat().st_size
     digest = hashlib.sha256()

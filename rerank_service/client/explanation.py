@@ -51,7 +51,8 @@ class Explanation:
 
 
 def read_explanations(entries: Sequence[Mapping[str, Any]]) -> dict[int, Explanation]:
-    """Explanations by the passages' indices. Raises `KeyError`, `TypeError` or `ValueError` for another form."""
+    """Explanations by the passages' indices. Raises `KeyError`, `TypeError` or `ValueError` if the answer has another
+    form."""
     return {
         int(entry["index"]): Explanation(
             str(entry["method"]),

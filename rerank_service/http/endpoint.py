@@ -189,7 +189,7 @@ def request_timeout_s(headers: Mapping[str, str], limit_s: float) -> float:
 
 
 async def read_json_body(request: Request, max_bytes: int) -> Body:
-    """Reads the body. It must be uncompressed, and its Content-Type must be JSON or absent.
+    """Reads the body. The body must be uncompressed, and its Content-Type must be JSON or absent.
 
     Raises `UnsupportedMediaType`, and `BodyTooLarge` as soon as more than `max_bytes` arrive, with or without a
     Content-Length.

@@ -97,7 +97,7 @@ def _add_descriptions(routes: APIRouter, config: RerankConfig, metrics: IngressM
         """Version and models, in the form of a NIM.
 
         `precision` is the number format in which a model computes, or the coarsest format if the model's replicas
-        differ. It is null before a replica's first answer, and after a minute without an answer.
+        differ. `precision` is null before a replica's first answer, and after a minute without an answer.
         """
         models = []
         for model in config.models:

@@ -75,10 +75,10 @@ class _Arrivals(NamedTuple):
 class TokenPolicy:
     """Asks for enough replicas to score the offered tokens, and to clear the backlog soon after new replicas are up.
 
-    The policy scales up when a higher count has been wanted for `upscale_delay_s`, so that a single burst adds no
-    replicas. It scales down when a lower count has sufficed for `steady_s`: as in Kubernetes, the highest count wanted
-    in that time applies. The policy applies the delays itself, because Serve would apply them to that highest count,
-    which a single peak raises.
+    The policy scales up when a higher number of replicas has been wanted for `upscale_delay_s`, so that a single burst
+    adds no replicas. It scales down when a lower number has sufficed for `steady_s`: as in Kubernetes, the highest
+    number wanted in that time applies. The policy applies the delays itself, because Serve would apply them to that
+    highest number, which a single peak raises.
 
     Serve empties the policy's state when Serve's controller restarts and when the deployment changes. Without state,
     the policy starts from the current number of replicas.

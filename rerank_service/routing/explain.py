@@ -1,8 +1,8 @@
 """Explains the best passages of a ranking: which passages to score in addition, and what their scores say.
 
 A model with late interaction reports which tokens match. With any other model, each sentence of a passage is left out
-in turn, and the change of the logit is the sentence's contribution. That is an approximation: sentences also act
-together.
+in turn, and the change of the logit is the sentence's contribution. This contribution is approximate, because sentences
+also affect the logit together.
 """
 
 from collections.abc import Sequence
@@ -103,7 +103,7 @@ class LeaveOneOutPlan:
 
     @property
     def passages(self) -> Sequence[str]:
-        """The passages, each without one sentence. A passage with a single sentence has none."""
+        """The passages, each without one sentence. Empty for a passage with a single sentence."""
         return [variant for variants in self._variants for variant in variants]
 
     def explanations(self, scored: Ranked | None) -> list[Explanation]:

@@ -67,7 +67,8 @@ class Ranker:
 
         Calls with the same `request_id` share one request's portion of device time, and all requests from one `caller`
         share one caller's portion. `client_id` is the id that the client gave the request. A retry with the same id
-        after a refusal does not count as load again. With `explain`, a model that can align also gives token matches.
+        after a refusal does not count as load again. With `explain`, the scores include token matches if the model can
+        report them.
         """
         started = time.perf_counter()
         shards = cut_into_shards(

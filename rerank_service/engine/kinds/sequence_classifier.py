@@ -70,8 +70,8 @@ class SequenceClassifierEngine(CheckpointEngine[ClassifierPair]):
         prepare_linears(self._model, self._precision, lambda: self.score(calibration_pairs(self.tokenise)))
 
     def passage_room(self, query: str) -> int:
-        """See `Engine`. The room is at least half of the window without special tokens, because a longer query is cut
-        too."""
+        """See `Engine`. The room for a passage is at least half of the window without special tokens, because a longer
+        query is cut too."""
         (encoding,) = self._tokenizer.encode_batch_fast([(query, "")], add_special_tokens=True)
         room = self.window_tokens - encoding.sequence_ids.count(None)
         return max(room - encoding.sequence_ids.count(0), room // 2)

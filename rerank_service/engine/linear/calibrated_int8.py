@@ -100,7 +100,8 @@ class DownProjection(torch.nn.Module):
 def quantise_feed_forward(
     up: torch.nn.Linear, down: torch.nn.Linear, inputs: InputRange, between: InputRange, states: torch.dtype
 ) -> tuple[UpProjection, DownProjection]:
-    """`down(gelu(up(x)))` as two layers. `inputs` is the input range of `up`, and `between` that of `down`."""
+    """`down(gelu(up(x)))` as two layers. `inputs` is the input range of `up`, and `between` the input range of
+    `down`."""
     outliers = between.highest.topk(min(_NUM_OUTLIERS, up.out_features)).indices
     grid = _grid_of(between, outliers)
     up_weight, down_weight = up.weight.detach().float(), down.weight.detach().float()

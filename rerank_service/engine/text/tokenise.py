@@ -163,8 +163,8 @@ def truncated_lengths(query_tokens: int, passage_tokens: int, room: int) -> tupl
     """Numbers of query and passage tokens to keep if a pair is longer than `room`, cutting the longer text first.
 
     This is `TruncationStrategy::LongestFirst` of `tokenizers`, which sentence-transformers, TEI and Infinity apply too:
-    the longer text is cut to the length of the other; if that is not enough, each gets half of the room. An odd token
-    goes to the longer text, or to the passage if both are equally long.
+    the longer text is cut to the length of the shorter text; if this is not enough, each text gets half of the room. An
+    odd token goes to the longer text, or to the passage if both are equally long.
     """
     shorter = min(query_tokens, passage_tokens)
     if 2 * shorter <= room:

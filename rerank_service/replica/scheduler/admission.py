@@ -117,7 +117,7 @@ class Activity:
             self._counts = dict(heapq.nlargest(_MAX_CALLERS, self._counts.items(), key=itemgetter(1)))
 
     def tokens_per_s(self, now_s: float) -> dict[str, float]:
-        """Returns the rate of each recently active caller, and forgets the others."""
+        """Returns the rate of each recently active caller, and forgets the other callers."""
         rates: dict[str, float] = {}
         for caller, (num_tokens, at_s) in list(self._counts.items()):
             decayed = num_tokens * math.exp((at_s - now_s) / _MEMORY_S)
@@ -153,7 +153,7 @@ def lateness(
 
     Work is done in the order of deadlines, after `busy_tokens`: the tokens on the device plus one batch, because a
     request is done only when its last batch is done. Requests already late do not block newcomers. `bonus` raises the
-    share of the newcomer's time that may be promised; half of `bonus` raises the share of the others.
+    share of the newcomer's time that may be promised; half of `bonus` raises the share of the other requests.
     """
     promised, protected = _PROMISED + bonus, PROTECTED + bonus / 2
     later, earlier_tokens = [], 0

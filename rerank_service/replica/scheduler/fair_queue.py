@@ -88,7 +88,7 @@ class _Batch(Generic[JobT]):
 
 
 class FairQueue(Generic[JobT]):
-    """Holds the pairs of jobs. A job is one shard. It is added as a list of its pairs' token counts."""
+    """Holds the pairs of jobs. A job is one shard. A job is added as a list of the token counts of its pairs."""
 
     def __init__(self) -> None:
         self._requests: dict[str, _Request[JobT]] = {}
@@ -196,7 +196,7 @@ class FairQueue(Generic[JobT]):
                 quiet.remove(caller)
 
     def _draw_fairly(self, batch: _Batch[JobT]) -> None:
-        """Draws from the least served caller until nothing else fits."""
+        """Draws from the least served caller until no further pair fits."""
         skipped: list[_Caller[JobT]] = []
         while self._heap and len(batch.misfits) + len(skipped) < _MAX_MISFITS:
             served_tokens, _, caller = heapq.heappop(self._heap)
@@ -262,8 +262,8 @@ def urgent(by_deadline: Sequence[DueT], batch_tokens: int, now_s: float, tokens_
 
     Earliest deadline first is optimal on one device (Liu and Layland, 1973): if it misses a deadline, so does any other
     order. A request that is not urgent waits for one batch of `batch_tokens` and finishes with its own last batch. If
-    some deadlines can no longer be met, the longest requests are given up to save the others (Moore, 1968), and are
-    scored in the remaining time.
+    some deadlines can no longer be met, the longest requests are given up to save the other requests (Moore, 1968), and
+    are scored in the remaining time.
     """
     kept: list[DueT] = []
     batch_s = batch_tokens / tokens_per_s

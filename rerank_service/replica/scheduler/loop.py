@@ -87,7 +87,7 @@ class Watch:
         return work
 
     def end(self, work: _Work) -> None:
-        """Notes that a call has returned."""
+        """Records that a call has returned."""
         self._out.pop(work, None)
 
     def num_overdue(self, now_s: float) -> int:
@@ -142,8 +142,8 @@ class Scheduler(Generic[PairT]):
         launch_thread: ThreadPoolExecutor | None = None,
         known_pair: PairT | None = None,
     ) -> None:
-        """`known_pair` is scored at the start, and again after several requests in a row have failed. If it fails too,
-        the engine is at fault, not the requests.
+        """`known_pair` is scored at the start, and again after several requests in a row have failed. If this pair
+        fails too, the engine is at fault, not the requests.
 
         `launch_thread`, with one worker, launches the forward passes; the caller shuts it down. Pass the thread that
         loaded the engine: each computing thread has its own set of OpenMP threads, and two sets on the same CPUs stop

@@ -94,7 +94,7 @@ class BatchJob:
 def prepare(
     task: ScoringTask, output: Path, parts: Parts, chunk_pairs: int, progress: Progress, overwrite: bool = False
 ) -> BatchJob:
-    """Plans a new job, or resumes the one in `parts`. Raises `BatchError` for an invalid input or output, or for
+    """Plans a new job, or resumes the job in `parts`. Raises `BatchError` for an invalid input or output, or for
     settings that differ from those of the job to resume."""
     check_output(output)
     source = open_source(task.files)

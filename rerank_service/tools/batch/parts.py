@@ -115,7 +115,7 @@ class Parts:
                 )
 
     def clear(self) -> None:
-        """Removes the files of the job. The manifest goes first, because other files are ignored without it."""
+        """Removes the files of the job. The manifest is removed first, because other files are ignored without it."""
         (self.folder / _MANIFEST).unlink(missing_ok=True)
         for path in self.folder.iterdir():
             if _OURS.fullmatch(path.name) and path.name != _LOCK:

@@ -99,7 +99,8 @@ class Autoscaler:
 
 
 class ScaledCluster:
-    """A cluster whose autoscaler adds or removes replicas. Like Serve's controller, it decides ten times per second."""
+    """A cluster whose autoscaler adds or removes replicas. Like Serve's controller, the autoscaler decides ten times
+    per second."""
 
     def __init__(
         self, cluster: SimulatedCluster, autoscaler: Autoscaler, clock: Clock, replica_start_s: float, until_s: float

@@ -110,7 +110,7 @@ def fewest_replicas(demand: Demand) -> int:
 
 
 def ingresses_for(demand: Demand) -> int:
-    """Number of ingresses at which each is busy 60% of the time."""
+    """Number of ingresses at which each ingress is busy 60% of the time."""
     return max(1, math.ceil(demand.rps * demand.ingress_cpu_s / _INGRESS_UTILISATION))
 
 

@@ -122,7 +122,8 @@ class RecordedFigures:
     def allowed(self, dtype: Dtype = Dtype.FLOAT32) -> float:
         """Allowed difference of logits computed in `dtype`.
 
-        It is half a rounding step of the recorded digits, plus the rounding errors of both computations.
+        The allowed difference is half a rounding step of the recorded digits, plus the rounding errors of both
+        computations.
         """
         recorded = self.recorded
         written = max(half_step(recorded.dtype, logit) for logit in recorded.logits)
