@@ -99,6 +99,16 @@ def test_512_long_passages_do_not_exceed_the_shells_argument_limit(context: Brow
     assert "passages has 514 entries" in str(answer["message"])
 
 
+def test_a_press_beside_the_dialog_closes_it(visit: Visit) -> None:
+    visit.page.get_by_role("button", name="Code").first.click()
+    dialog = visit.page.get_by_role("dialog")
+    box = dialog.bounding_box()
+    visit.page.mouse.click(box["x"] + 5, box["y"] + 5)  # its padding
+    expect(dialog).to_be_visible()
+    visit.page.mouse.click(box["x"] - 20, box["y"] + 20)
+    expect(dialog).to_be_hidden()
+
+
 def test_the_page_selects_the_code_if_it_cannot_copy(visit: Visit) -> None:
     visit.page.evaluate("Object.defineProperty(navigator, 'clipboard', {value: undefined})")
     visit.page.get_by_role("button", name="Code").first.click()

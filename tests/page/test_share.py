@@ -78,6 +78,18 @@ def test_a_link_opened_in_the_same_tab_replaces_the_form(context: BrowserContext
     expect(visit.query).to_have_value("first")
 
 
+def test_a_link_opened_during_a_request_aborts_it(context: BrowserContext, visit: Visit) -> None:
+    visit.write("first", ["one"])
+    link = share(context, visit)
+    visit.write("second", ["two", "three"])
+    visit.hold_rankings()
+    visit.rank_button.click()
+    visit.page.goto(link)
+    expect(visit.query).to_have_value("first")
+    expect(visit.rank_button).to_be_visible()
+    expect(visit.rows).to_have_count(1)
+
+
 @pytest.mark.parametrize("fragment", ["x", "%%%", "AAAA", "1" * 5000])
 def test_a_damaged_link_shows_the_example(visit: Visit, fragment: str) -> None:
     example = visit.query.input_value()

@@ -14,8 +14,14 @@ export function startCodeBox(currentRequest) {
   for (const id of ["show-code", "code-of-cut"]) $(id).addEventListener("click", open);
   for (const input of document.querySelectorAll('input[name="language"]')) input.addEventListener("change", show);
   $("close-code").addEventListener("click", () => $("code").close());
-  $("code").addEventListener("click", ({ target }) => target === $("code") && $("code").close()); // the backdrop
+  $("code").addEventListener("pointerdown", closeOutside);
   $("copy").addEventListener("click", copy);
+}
+
+/** Closes the dialog if the visitor presses beside it, on the backdrop. */
+function closeOutside({ clientX, clientY }) {
+  const { left, right, top, bottom } = $("code").getBoundingClientRect();
+  if (clientX < left || clientX > right || clientY < top || clientY > bottom) $("code").close();
 }
 
 async function copy() {

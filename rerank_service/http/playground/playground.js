@@ -232,6 +232,7 @@ function listen() {
 }
 
 async function start() {
+  running?.abort();
   if (!(await openShared())) fillForm(EXAMPLE);
   clearErrors();
   showCount();
