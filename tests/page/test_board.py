@@ -34,7 +34,7 @@ def test_equal_logits_have_equal_full_bars_and_no_threshold(visit: Visit) -> Non
 ENDS = """paths => paths.map((path) => {
     const [start, end] = [path.getPointAtLength(0), path.getPointAtLength(path.getTotalLength())];
     const top = path.ownerSVGElement.getBoundingClientRect().top;
-    return [Number(path.dataset.index), start.y + top, end.y + top];
+    return [Number(path.parentNode.dataset.index), start.y + top, end.y + top];
 })"""
 
 
@@ -87,7 +87,7 @@ def test_pointing_at_a_row_highlights_its_line(visit: Visit) -> None:
     visit.rank()
     row = visit.rows.nth(2)
     row.hover()
-    active = visit.page.locator("#lines path.active")
+    active = visit.page.locator("#lines .active")
     expect(active).to_have_count(1)
     assert active.get_attribute("data-index") == row.get_attribute("data-index")
     visit.page.mouse.move(5, 5)

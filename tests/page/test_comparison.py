@@ -47,7 +47,7 @@ def test_lines_lead_from_one_model_to_the_other(models_visit: Visit) -> None:
     )
     lefts, rights = (visit.page.locator("ol").nth(column).locator("li").evaluate_all(heights) for column in range(2))
     slopes = lines.evaluate_all(
-        "paths => Object.fromEntries(paths.map((path) => [path.dataset.index, "
+        "paths => Object.fromEntries(paths.map((path) => [path.parentNode.dataset.index, "
         "path.getPointAtLength(path.getTotalLength()).y - path.getPointAtLength(0).y]))"
     )
     for index, slope in slopes.items():

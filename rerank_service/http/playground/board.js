@@ -1,6 +1,6 @@
 // The board: one ranking with lines from the order before, or two rankings with lines between them.
 import { $, announce, choice, counted, duration, element, signed } from "./dom.js";
-import { drawLines, highlightLine } from "./lines.js";
+import { drawLines, fitLines, highlightLine } from "./lines.js";
 import { bm25Order, kendallTau, overlapAt } from "./order.js";
 import { RankingList, timeEntries } from "./rows.js";
 
@@ -27,8 +27,8 @@ export class Board {
     this.#board.append(this.#first.element, this.#second.element);
     this.#second.element.hidden = true;
     this.#slider.addEventListener("input", () => this.#readSlider());
-    $("before").addEventListener("change", () => this.#showMoves(true));
-    new ResizeObserver(() => this.#draw(false)).observe(this.#board);
+    $("before").addEventListener("change", () => this.#showMoves());
+    new ResizeObserver(() => fitLines(this.#lines, this.#moves())).observe(this.#board);
     addEventListener("resize", () => this.#lists().forEach((list) => list.markClamped()));
     for (const kind of ["pointerover", "pointerleave", "focusin", "focusout"]) {
       this.#board.addEventListener(kind, (event) => this.#highlight(event));
@@ -83,7 +83,7 @@ export class Board {
     $("times").replaceChildren(...rankings.flatMap(({ body, times }) => timesOf(isNamed ? body.model : null, times)));
     this.#showLoss(rankings);
     this.#showAgreement();
-    this.#showMoves(true);
+    this.#showMoves();
     if (rankings.length === 1) this.#showScale();
   }
 
@@ -123,29 +123,29 @@ export class Board {
     return this.#bm25.order; // kept, because it takes a while for long passages
   }
 
-  #showMoves(isAnimated) {
+  #showMoves() {
     if (this.#isSingle()) {
       this.#first.showMoves(this.#orderBefore());
     } else {
       this.#first.showMoves(null);
       this.#second.showMoves(this.#first.ranked.order);
     }
-    this.#draw(isAnimated);
+    drawLines(this.#lines, this.#moves());
   }
 
-  #draw(isAnimated) {
-    if (this.#first.ranked === null) return;
+  /** The lines to draw, see `drawLines`. */
+  #moves() {
+    if (this.#first.ranked === null) return [];
     const offset = this.#lines.getBoundingClientRect().top - this.#board.getBoundingClientRect().top;
     const [left, right] = this.#isSingle() ? [this.#first, this.#first] : [this.#first, this.#second];
     const [lefts, rights] = [left.heights(), right.heights()];
     const { order } = right.ranked;
     const was = new Map(this.#orderBefore().map((index, at) => [index, at]));
-    const ends = order.map((index, at) => {
+    return order.map((index, at) => {
       // In a single list, the place before is that of the row which has this place now.
       const from = this.#isSingle() ? lefts[order[was.get(index)]] : lefts[index];
       return { index, from: from - offset, to: rights[index] - offset, rise: was.get(index) - at, isTop: at < TOP };
     });
-    drawLines(this.#lines, ends, isAnimated);
   }
 
   #highlight({ type, target }) {
