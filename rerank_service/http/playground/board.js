@@ -240,7 +240,7 @@ function summaryOf(rankings) {
 }
 
 function timesOf(name, times) {
-  const title = name === null ? [] : [element("div", "of-model model-name", element("dt", "", name))];
+  const title = name === null ? [] : [element("div", "of-model", element("dt", "", "model"), element("dd", "model-name", name))];
   return [...title, ...timeEntries(times)];
 }
 
