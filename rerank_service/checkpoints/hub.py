@@ -122,8 +122,8 @@ def _get(url: str) -> httpx2.Response:
 def _headers() -> dict[str, str]:
     """Returns headers with the token from HF_TOKEN or `hf auth login`.
 
-    The headers of huggingface_hub would list installed packages, and that library would ask the hub how to identify AI
-    agents.
+    The library's own `build_hf_headers` is not used: its User-Agent names Python, torch and the AI agent that runs the
+    process, and to recognise agents the library fetches a list of them from the hub.
     """
     token = None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
     authorization = {"Authorization": f"Bearer {token}"} if token else {}

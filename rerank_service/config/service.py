@@ -135,6 +135,9 @@ class AuthConfig(Section):
     whenever it changes. While this setting names a file, every request needs a key, even if the file is empty. Null: no
     file."""
 
+    key_hashes: tuple[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")], ...] = ()
+    """SHA-256 digests of accepted keys, in hex. A new key takes effect when the configuration is deployed again."""
+
 
 class DialectName(StrEnum):
     """A compatible reranking API that is served in addition to NVIDIA's; docs/dialects.md lists the routes and

@@ -9,9 +9,9 @@ import typer
 from rich.table import Column, Table
 from rich.text import Text
 
-from rerank_service.client import Client, ConnectionFailed, RerankClientError
+from rerank_service.client import Client, ConnectionFailed, Ranking, RerankClientError
 from rerank_service.client import PassageWindows as ClientWindows
-from rerank_service.messages import Fitting, PassageWindows, rank_by_logit
+from rerank_service.messages import PassageWindows
 from rerank_service.tools.cli.console import Key, Url, fail, stdout, unreachable
 from rerank_service.tools.cli.options import (
     DEFAULT_OVERLAP_TOKENS,
@@ -98,42 +98,41 @@ def _rank_by_service(
     query: str, passages: list[str], model: str | None, url: str, key: str | None, windows: PassageWindows | None
 ) -> tuple[dict[str, Any], int | None, int | None]:
     """One answer in the API's form for all requests, and the numbers of truncated and unscored passages."""
-    sent = ClientWindows(windows.max_per_passage, windows.tokens, windows.overlap_tokens) if windows else None
     try:
         with Client(url, api_key=key, model=model, timeout_s=_TIMEOUT_S) as client:
-            ranking = client.rank(query, passages, windows=sent)
+            return _answer(client.rank(query, passages, windows=_as_sent(windows)))
     except ConnectionFailed as error:
         raise unreachable(url, error.cause) from None
     except (RerankClientError, ValueError) as error:
         raise fail(str(error)) from None
-    answer = {
-        "rankings": [{"index": passage.index, "logit": passage.logit} for passage in ranking],
-        "usage": {"prompt_tokens": ranking.usage.prompt_tokens, "total_tokens": ranking.usage.total_tokens},
-    }
-    return answer, ranking.num_truncated, ranking.num_unscored
 
 
 def _rank_here(
     query: str, passages: list[str], name: str | None, config: str | None, windows: PassageWindows | None
-) -> tuple[dict[str, Any], int, int]:
+) -> tuple[dict[str, Any], int | None, int | None]:
     """Like `_rank_by_service`, but runs the engine in this process."""
     model = choose_model(name, config)
 
-    from rerank_service.engine import load_engine  # imports torch: slow, and not needed to rank through a service
-    from rerank_service.engine.score_all import score_passages
     from rerank_service.errors import NonFiniteLogit
+    from rerank_service.tools.reranker import Reranker  # numpy and the settings: not needed to rank through a service
 
-    fitting, batch_tokens = Fitting(windows=windows), model.batching.max_batch_tokens
     try:
-        encoded, logits = score_passages(load_engine(model), [(query, passages)], fitting, batch_tokens)
+        with Reranker(model) as reranker:
+            return _answer(reranker.rank(query, passages, windows=_as_sent(windows)))
     except NonFiniteLogit as error:
         raise fail(
             f"the logit of passage {error.first} (from 0, blank lines not counted) is not a finite number; "
             f"set engine.dtype: float32 for {model.id} in {config or 'the configuration'}"
         ) from None
-    num_tokens = sum(encoded.num_tokens)
+
+
+def _as_sent(windows: PassageWindows | None) -> ClientWindows | None:
+    return ClientWindows(windows.max_per_passage, windows.tokens, windows.overlap_tokens) if windows else None
+
+
+def _answer(ranking: Ranking) -> tuple[dict[str, Any], int | None, int | None]:
     answer = {
-        "rankings": [{"index": index, "logit": logits[index]} for index in rank_by_logit(logits)],
-        "usage": {"prompt_tokens": num_tokens, "total_tokens": num_tokens},
+        "rankings": [{"index": passage.index, "logit": passage.logit} for passage in ranking],
+        "usage": {"prompt_tokens": ranking.usage.prompt_tokens, "total_tokens": ranking.usage.total_tokens},
     }
-    return answer, sum(encoded.is_truncated), sum(encoded.is_unscored)
+    return answer, ranking.num_truncated, ranking.num_unscored
