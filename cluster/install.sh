@@ -111,6 +111,8 @@ install_with_uv() (
     [ -z "${UV_EXTRA_INDEX_URL-}" ] || export UV_INDEX_STRATEGY="${UV_INDEX_STRATEGY:-unsafe-best-match}"
     UV_FIND_LINKS=$(echo "${UV_FIND_LINKS-} $torch_page" | xargs | tr ' ' ,)
     export UV_FIND_LINKS
+    # As pip does: the image's user cannot write bytecode, and without it a start of the service takes minutes.
+    export UV_COMPILE_BYTECODE="${UV_COMPILE_BYTECODE:-1}"
     "$1" pip install --quiet --python "$python" --constraint constraints.txt $editable "$package"
 )
 
