@@ -21,17 +21,28 @@ TRAINED ?= .bench/training
 
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: serve test tools test-clusters client clients chaos soak check docs bench train format clean
+.PHONY: serve tools test test-unit test-service test-clusters client clients chaos soak check docs bench train format clean
 
 serve: $(VENV)/.installed ## install, then serve on http://127.0.0.1:8000
 	$(BIN)/rerank-service serve $(CONFIG)
 
-test: $(VENV)/.installed-dev ## install, then run the tests
+tools: $(VENV)/.installed-tools ## install what batches, evaluation and benchmarks need: the extra `tools`
+
+test: $(VENV)/.installed-dev ## install, then run the tests, or those in PYTEST="..."
+ifdef PYTEST
 	$(BIN)/python -m pytest $(PYTEST)
+else
+	@echo "Running the unit tests and, at the same time, the page and service tests (takes under ten minutes)"
+	@$(MAKE) --jobs 2 --keep-going $(if $(filter output-sync,$(.FEATURES)),--output-sync) test-unit test-service
+endif
 
-tools: $(VENV)/.installed-tools ## install the extra `tools`: what batches, evaluation and benchmarks need
+test-unit: $(VENV)/.installed-dev ## run the unit tests
+	$(BIN)/python -m pytest tests/unit
 
-test-clusters: $(VENV)/.installed-dev ## run the tests that start and stop whole services and clusters; about five minutes
+test-service: $(VENV)/.installed-dev ## run the page and service tests
+	$(BIN)/python -m pytest tests/page tests/service
+
+test-clusters: $(VENV)/.installed-dev ## run the tests that start and stop whole services and clusters; about six minutes
 	$(BIN)/python -m pytest -m cluster $(PYTEST)
 
 client: $(BIN)/python ## build the Python client alone as a wheel in dist/

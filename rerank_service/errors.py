@@ -23,7 +23,7 @@ The path of a request, and the errors that each step raises:
     batch jobs     BatchError
 
 Errors are pickled between processes. Each `__init__` therefore passes all its arguments to `Exception.__init__`:
-unpickling rebuilds the error from these arguments. This module must not know HTTP beyond the status.
+unpickling rebuilds the error from these arguments. Of HTTP, this module uses only the status.
 """
 
 from collections.abc import Sequence
@@ -240,15 +240,14 @@ class RequestTooLarge(_BadRequest):
     http_status = 413
     code = "request_too_large"
 
-    def __init__(self, num_tokens: int, max_tokens: int, field: str = "passages") -> None:
-        """`field` is the body's field that holds the passages."""
-        super().__init__(num_tokens, max_tokens, field)
-        self.num_tokens = num_tokens
-        self.max_tokens = max_tokens
-        self.loc = ("body", field)
+    def __init__(self, num_tokens: int, max_tokens: int, field: str = "passages", remedy: str = "") -> None:
+        """`field` is the body's field that causes the tokens. Without a `remedy`, it is the list of passages."""
+        super().__init__(num_tokens, max_tokens, field, remedy)
+        self.num_tokens, self.max_tokens = num_tokens, max_tokens
+        self.loc = ("body", *field.split("."))
         self.message = (
             f"The request has about {num_tokens} tokens, more than the limit of {max_tokens} "
-            f"(batching.max_queued_tokens); split {field} over several requests"
+            f"(batching.max_queued_tokens); {remedy or f'split {field} over several requests'}"
         )
 
 
@@ -259,13 +258,14 @@ class RateLimited(RerankError):
     code = "rate_limited"
     category = "rate_limit_error"
 
-    def __init__(self, what: str, per_minute: int, retry_after_s: int) -> None:
-        """`what` is `requests` or `passages`; `retry_after_s` is the time until the quota is available again."""
-        super().__init__(what, per_minute, retry_after_s)
-        self.what = what
-        self.per_minute = per_minute
+    def __init__(self, what: str, per_minute: int, retry_after_s: int, remedy: str = "") -> None:
+        """`what` is `requests` or `passages`. `remedy` is another way out, such as ", or send fewer". Empty: none."""
+        super().__init__(what, per_minute, retry_after_s, remedy)
+        self.what, self.per_minute = what, per_minute
         self.retry_after_s: int = retry_after_s
-        self.message = f"The quota of {per_minute} {what} per minute is exhausted; retry after {retry_after_s} s"
+        self.message = (
+            f"The quota of {per_minute} {what} per minute is exhausted; retry after {retry_after_s} s{remedy}"
+        )
 
 
 class UnsupportedMediaType(_BadRequest):
@@ -310,7 +310,7 @@ class WaitTooLong(_Overloaded):
         times belong to a request accepted earlier. `retry_after_s` is the time until half of the current backlog is
         done, at the measured speed."""
         super().__init__(expected_s, time_s, reserve_s, is_another, retry_after_s)
-        self.expected_s = expected_s
+        self.expected_s, self.time_s, self.reserve_s = expected_s, time_s, reserve_s
         self.retry_after_s: int = retry_after_s
         what = "accepting this request would make an earlier request take" if is_another else "this request would take"
         self.message = (
@@ -396,5 +396,5 @@ class DeviceMemoryExhausted(RerankError):
         super().__init__(num_tokens)
         self.message = (
             f"A pair of {num_tokens} tokens does not fit in the device's memory; "
-            "shorten it, or ask the operator to lower window_tokens"
+            "shorten the pair, or ask the operator to lower window_tokens"
         )

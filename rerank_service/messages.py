@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import NamedTuple
 
 from rerank_service.errors import NonFiniteLogit
 
@@ -20,13 +21,19 @@ __all__ = [
     "WAITING",
     "Deadline",
     "Declined",
+    "Explanation",
     "Fitting",
     "PassageWindows",
     "Ranked",
     "ReplicaLoad",
     "ReplicaReport",
+    "SentenceContribution",
+    "SentenceContributions",
     "Shard",
     "ShardScores",
+    "Span",
+    "TokenAlignment",
+    "TokenMatch",
     "Truncate",
     "checked_logits",
     "rank_by_logit",
@@ -38,6 +45,10 @@ the other."""
 
 MIN_WINDOW_TOKENS = 16
 """Smallest number of passage tokens that a window may have next to the query."""
+
+
+Span = tuple[int, int]
+"""Start and end of a part of a text, in characters (Unicode code points)."""
 
 
 class Truncate(StrEnum):
@@ -125,6 +136,18 @@ class Shard:
     decline_above: int | None = field(default=None, compare=False)
     """Limit of the replica's outstanding tokens. Above it, the replica hands the shard back, because the ingress relied
     on a stale report. Null: no limit."""
+    explain: bool = False
+    """Whether the answer should have the token matches of each passage, if the model can report them."""
+
+
+class TokenMatch(NamedTuple):
+    """A token of the query, and the token of the passage that is most similar to it."""
+
+    query: Span
+    passage: Span | None
+    """Null: the model's own token without characters, such as CLS or SEP."""
+    similarity: float
+    """Cosine of the two tokens' states."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +216,39 @@ class ShardScores:
     """Time at which the replica received the shard, in seconds since the epoch by the replica's clock."""
     report: ReplicaReport | None = None
     load: ReplicaLoad | None = None
+    can_align: bool = False
+    """Whether the model can report token matches."""
+    matches: tuple[tuple[TokenMatch, ...], ...] | None = None
+    """The token matches of each passage, in the order of the query's tokens. Null: not asked for, or not possible."""
+
+
+class SentenceContribution(NamedTuple):
+    """A part of a passage, usually a sentence, and its part in the passage's logit."""
+
+    sentence: Span
+    contribution: float | None
+    """Logit of the whole passage minus the logit without the sentence. Null: the passage has no other sentence."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenAlignment:
+    """Explains a passage's logit by the token matches that the model itself computes."""
+
+    index: int
+    """Index of the passage in the request."""
+    matches: Sequence[TokenMatch]
+
+
+@dataclass(frozen=True, slots=True)
+class SentenceContributions:
+    """Explains a passage's logit by leaving out one sentence at a time."""
+
+    index: int
+    """Index of the passage in the request."""
+    sentences: Sequence[SentenceContribution]
+
+
+Explanation = TokenAlignment | SentenceContributions
 
 
 OFFERED = "offered_tokens"
@@ -223,6 +279,14 @@ class Ranked:
     total_s: float
     num_unscored: int = 0
     """Number of passages with no token inside the window; their logits are meaningless."""
+    can_align: bool = False
+    """Whether the model can report token matches."""
+    matches: Sequence[Sequence[TokenMatch]] | None = None
+    """The token matches of each passage, in the request's order. Null: not asked for, or not possible."""
+    explanations: Sequence[Explanation] | None = None
+    """Explanations of the best passages, most relevant first. Null: not asked for."""
+    num_explaining: int = 0
+    """Passages scored in addition, for the explanations. `num_tokens` and the times include them."""
 
 
 def checked_logits(logits: Sequence[float], num_pairs: int) -> Sequence[float]:

@@ -10,7 +10,7 @@ import httpx
 from fastapi import FastAPI
 
 from rerank_service.config import ModelConfig, RerankConfig
-from rerank_service.engine import load_engine
+from rerank_service.engine import Engine, load_engine
 from rerank_service.http.api import build_api
 from rerank_service.messages import Shard, ShardScores
 from rerank_service.replica.scorer import ModelScorer
@@ -26,9 +26,10 @@ __all__ = ["LocalReplica", "api_over", "client_of", "local_api", "local_router"]
 class LocalReplica:
     """Replaces a deployment handle's `score` with a replica's scorer in this process."""
 
-    def __init__(self, model: ModelConfig) -> None:
+    def __init__(self, model: ModelConfig, engine: Engine[Any] | None = None) -> None:
+        """Without an `engine` that is already loaded, loads the model."""
         launch_thread = ThreadPoolExecutor(1)
-        engine = launch_thread.submit(load_engine, model).result()
+        engine = engine or launch_thread.submit(load_engine, model).result()
         self._scorer = ModelScorer(model, engine, launch_thread, ThreadPoolExecutor(1))
 
     def remote(self, shard: Shard) -> "asyncio.Task[ShardScores]":

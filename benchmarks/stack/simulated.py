@@ -60,6 +60,7 @@ class SimulatedEngine:
     memory_tokens: int | None = None
     window_tokens = 8192
     default_batch_tokens = 16_384
+    aligner = None
     cache_counts = CacheCounts(0, 0)
     device_facts = DeviceFacts(0, None)
     precision = "float32"

@@ -1,7 +1,7 @@
 """Fetches a checkpoint's files into a folder. The folder appears only when it is complete and verified.
 
 One process at a time works on a folder. A killed process leaves a hidden `.partial` folder next to the intended folder,
-and the next process resumes from it. This module must not know hubs, object stores or HTTP.
+and the next process resumes from it. This module must not depend on hubs, object stores or HTTP.
 """
 
 import contextlib
@@ -136,12 +136,14 @@ def _existing_folder(origin: Origin, destination: Destination) -> Path | None:
         return None
     manifest = read_manifest(folder)
     if manifest is None and any(folder.iterdir()):
-        raise CheckpointError(f"{folder} holds files that were not pulled; they are kept, so choose another folder")
+        raise CheckpointError(
+            f"{folder} contains files that `pull` did not write and will not overwrite; choose another folder"
+        )
     if manifest is not None:
         wanted = (origin.source, origin.revision or manifest.revision)
         if (manifest.source, manifest.revision) != wanted:
             raise CheckpointError(
-                f"{folder} holds {manifest.source} at {manifest.revision}: choose another folder, or delete this one"
+                f"{folder} contains {manifest.source} at {manifest.revision}: choose another folder, or delete this one"
             )
     return folder
 
@@ -257,8 +259,8 @@ class _Fetch:
         if needed_bytes > free_bytes:
             needed, free = f"{needed_bytes / 1e9:.2f} GB", f"{free_bytes / 1e9:.2f} GB"
             raise CheckpointError(
-                f"too little space: {self._origin.source} needs {needed} more, and {self._stage.parent} has {free} "
-                f"free; {_ELSEWHERE}"
+                f"too little disk space: {self._origin.source} needs {needed} more, and {self._stage.parent} has "
+                f"{free} free; {_ELSEWHERE}"
             )
 
     def _receive(self, file: RemoteFile) -> None:

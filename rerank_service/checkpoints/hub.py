@@ -1,7 +1,7 @@
 """Model hubs as a source of checkpoints: commits, listings and files over HTTP, through huggingface_hub.
 
 It uses plain HTTP instead of Xet, because mirrors and proxies support HTTP and an interrupted transfer can resume. This
-module must not know local folders.
+module must not depend on local folders.
 """
 
 import hashlib
@@ -137,7 +137,7 @@ def _remote_file(entry: RepoFile) -> RemoteFile:
         digest, size_bytes = Digest("git-sha1", str(entry.blob_id)), int(entry.size)
     pattern = _SHA256 if digest.algorithm == "sha256" else _COMMIT
     if not pattern.fullmatch(digest.hexdigest) or size_bytes < 0:
-        raise ValueError(f"{entry.path} has the digest {digest.hexdigest!r} and {size_bytes} bytes")
+        raise ValueError(f"invalid digest {digest.hexdigest!r} or size of {size_bytes} bytes for {entry.path}")
     return RemoteFile(entry.path, size_bytes, digest)
 
 

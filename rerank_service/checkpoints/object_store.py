@@ -1,6 +1,6 @@
 """A folder of an object store (`s3://`, `gs://`, or any other store that fsspec supports) as a source of checkpoints.
 
-Credentials come from the environment, as with each store's own tools. This module must not know local folders.
+Credentials come from the environment, as with each store's own tools. This module must not depend on local folders.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
 """The interface of a source of checkpoints, and the selection of files to fetch.
 
-Only safetensors, tokenizer and configuration files in the top folder are fetched. This module must not know any
-particular source, or the destination and content of files.
+Only safetensors, tokenizer and configuration files in the top folder are fetched. This module must not depend on
+any particular source, or on the destination and content of files.
 """
 
 import re

@@ -1,6 +1,7 @@
 """Turns a source's name and revision into verified files on this machine.
 
-It selects the kind of source and the folder in the cache. It must not know configurations, replicas or terminals.
+It selects the kind of source and the folder in the cache. This module must not depend on configurations, replicas or
+terminals.
 """
 
 import hashlib

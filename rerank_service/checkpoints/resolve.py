@@ -86,7 +86,7 @@ def _fetched_folder(checkpoint: CheckpointConfig) -> Path:
         return folder
     if not checkpoint.download:
         raise CheckpointError(
-            f"{source} at {revision} is not in {cache_root()}, and downloading is off here (checkpoint.download); "
+            f"{source} at {revision} is not in {cache_root()}, and checkpoint.download is false for this model; "
             f"fetch the files on this machine as the same user: rerank-service pull {source}@{revision}"
         )
     logger.info("fetching source=%s revision=%s", source, revision)
@@ -120,4 +120,6 @@ def _check_sha256(weights: Path, expected: str) -> None:
     with weights.open("rb") as file:
         actual = hashlib.file_digest(file, "sha256").hexdigest()
     if actual != expected:
-        raise CheckpointError(f"{weights} has sha256 {actual}, expected {expected}: fetch the file again")
+        raise CheckpointError(
+            f"{weights} has sha256 {actual}, but checkpoint.sha256 is {expected}: fetch the file again"
+        )

@@ -1,6 +1,6 @@
 """Verifies a checkpoint's files on this machine by digests, a manifest and safetensors headers.
 
-The manifest is stored with the fetched files. This module must not know the sources of files.
+The manifest is stored with the fetched files. This module must not depend on the sources of files.
 """
 
 import hashlib

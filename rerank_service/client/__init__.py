@@ -19,6 +19,7 @@ from .errors import (
     RerankClientError,
     ServiceUnavailableError,
 )
+from .explanation import Explanation, SentenceContribution, Span, TokenMatch
 from .ranking import PassageWindows, RankedPassage, Ranking, Usage
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "ConnectionFailed",
     "DeadlineExceededError",
     "ErrorDetail",
+    "Explanation",
     "InvalidRequestError",
     "ModelNotFoundError",
     "PassageWindows",
@@ -36,7 +38,10 @@ __all__ = [
     "Ranking",
     "RateLimitedError",
     "RerankClientError",
+    "SentenceContribution",
     "ServiceUnavailableError",
+    "Span",
+    "TokenMatch",
     "Usage",
     "__version__",
 ]

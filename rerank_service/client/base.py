@@ -100,6 +100,13 @@ class ClientBase(ABC, Generic[_Http]):
     def _call(self, query: str, passages: Sequence[str], options: Options, top_n: int | None) -> RankCall:
         if top_n is not None and top_n < 1:
             raise ValueError("top_n must be at least 1; leave it out to return all passages")
+        if options.explain is not None and options.explain < 1:
+            raise ValueError("explain must be at least 1; leave it out for no explanations")
+        if options.explain is not None and len(passages) > self._max_passages:
+            raise ValueError(
+                f"explain needs all passages in one request, but {len(passages)} passages are more than max_passages "
+                f"({self._max_passages}); rank them first, then explain the best ones"
+            )
         parts = cut(query, passages, options._replace(model=options.model or self._model), self._max_passages)
         return RankCall(passages, parts, top_n, uuid.uuid4().hex, self._timeout_s, Deadline(self._timeout_s))
 

@@ -22,6 +22,7 @@ from .errors import (
     RateLimitedError,
     ServiceUnavailableError,
 )
+from .explanation import Explanation, read_explanations
 from .ranking import PassageWindows, RankedPassage, Ranking, Usage
 
 __all__ = ["Options", "Part", "PartAnswer", "Truncate", "combine", "cut", "read_answer"]
@@ -48,6 +49,8 @@ class Options(NamedTuple):
     """None: the service's default model."""
     truncate: Truncate
     windows: PassageWindows | None
+    explain: int | None = None
+    """How many of the best passages to explain. None: none."""
 
     def fields(self) -> dict[str, Any]:
         """The fields of a request's body."""
@@ -55,6 +58,8 @@ class Options(NamedTuple):
         fields["truncate"] = self.truncate
         if self.windows is not None:
             fields["passage_windows"] = asdict(self.windows)
+        if self.explain is not None:
+            fields["explain"] = {"top_n": self.explain}
         return fields
 
 
@@ -77,6 +82,8 @@ class PartAnswer:
     timings_ms: dict[str, float]
     num_truncated: int | None
     num_unscored: int | None
+    explanations: Mapping[int, Explanation]
+    """By the index of the passage in the part."""
 
 
 def cut(query: str, passages: Sequence[str], options: Options, max_passages: int) -> list[Part]:
@@ -101,6 +108,7 @@ def read_answer(part: Part, status: int, headers: Mapping[str, str], content: by
     try:
         logits = {int(entry["index"]): float(entry["logit"]) for entry in body["rankings"]}
         usage = Usage(int(body["usage"]["prompt_tokens"]), int(body["usage"]["total_tokens"]))
+        explanations = read_explanations(body.get("explanations", ()))
     except (KeyError, TypeError, ValueError):
         message = "the answer is not a ranking; check that base_url is the address of a rerank service"
         raise ApiError(status, message, request_id=request_id) from None
@@ -114,6 +122,7 @@ def read_answer(part: Part, status: int, headers: Mapping[str, str], content: by
         _timings_ms(headers.get("server-timing", "")),
         _count(headers.get("x-rerank-truncated-passages")),
         _count(headers.get("x-rerank-unscored-passages")),
+        explanations,
     )
 
 
@@ -122,9 +131,10 @@ def combine(passages: Sequence[str], answers: Iterable[PartAnswer], request_id: 
     `top_n` is None, the ranking has all passages."""
     answers = list(answers)
     logits = [logit for answer in answers for logit in answer.logits]
+    explanations = answers[0].explanations if len(answers) == 1 else {}  # a call in several parts has none
     order = sorted(range(len(logits)), key=lambda index: -logits[index])[:top_n]  # stable: equal logits by index
     return Ranking(
-        tuple(RankedPassage(index, passages[index], logits[index]) for index in order),
+        tuple(RankedPassage(index, passages[index], logits[index], explanations.get(index)) for index in order),
         Usage(
             sum(answer.usage.prompt_tokens for answer in answers), sum(answer.usage.total_tokens for answer in answers)
         ),

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import overload
 
+from .explanation import Explanation
+
 __all__ = ["PassageWindows", "RankedPassage", "Ranking", "Usage"]
 
 
@@ -29,6 +31,8 @@ class RankedPassage:
     text: str
     logit: float
     """Raw relevance score, unbounded; higher is more relevant."""
+    explanation: Explanation | None = None
+    """Present for the `explain` best passages of a call."""
 
     @property
     def probability(self) -> float:

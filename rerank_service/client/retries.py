@@ -32,8 +32,8 @@ def retry_options(max_retries: int, deadline: Deadline) -> dict[str, Any]:
     """Returns arguments of tenacity's `Retrying` or `AsyncRetrying` for one request. The arguments keep state, so use
     them only once.
 
-    A request is retried after 429, 503 and one broken connection. If the next wait would exceed the deadline, the error
-    is raised immediately.
+    A request is retried after a response with the status 429 or 503, and once after a broken connection. If the next
+    wait would exceed the deadline, the error is raised immediately.
     """
     retries = _Retries(max_retries, deadline)
     return {

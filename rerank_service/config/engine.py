@@ -106,9 +106,9 @@ class YesNoPrompt(Section):
         if slots.count("{query}") != 1 or slots.count("{passage}") != 1:
             raise ValueError("parts must contain {query} once and {passage} once")
         if not any(part.endswith("{passage}") for part in self.parts):
-            raise ValueError("the part with {passage} must end with it; move the text after {passage} to the next part")
+            raise ValueError("the part with {passage} must end with {passage}; move the text after it to the next part")
         if "{instruction}" in slots and self.instruction is None:
-            raise ValueError("parts contain {instruction}, so instruction must give its default text")
+            raise ValueError("parts contain {instruction}: set instruction to its default text")
         return self
 
 

@@ -1,5 +1,6 @@
 """Loads the configuration from a Serve configuration file, or from the `args` of a Serve application."""
 
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -44,8 +45,10 @@ def load_config(path: Path) -> RerankConfig:
     """
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read {path}: {error}") from None
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"cannot read {path}: it is not UTF-8 text") from None
     return parse_serve_config(text, str(path))
 
 
@@ -55,14 +58,18 @@ def parse_serve_config(text: str, source: str) -> RerankConfig:
     A model with its own application must have the same settings in that application. Error messages refer to the text
     as `source`. Raises `ConfigError`.
     """
+    document = None
     try:
-        applications = yaml.load(text, _UniqueKeyLoader)["applications"]  # noqa: S506 - a safe loader
+        document = yaml.load(text, _UniqueKeyLoader)  # noqa: S506 - a safe loader
+        applications = document["applications"]
         apart = {one["name"]: one["args"] for one in applications if one.get("import_path") == MODEL_IMPORT_PATH}
         args = next(one["args"] for one in applications if one.get("import_path") != MODEL_IMPORT_PATH)
     except yaml.YAMLError as error:
         raise ConfigError(f"cannot read {source}: {error}") from None
     except (AttributeError, KeyError, StopIteration, TypeError):
-        raise ConfigError(f"{source} is not a Serve configuration: it has no application with args") from None
+        raise ConfigError(
+            f"{source} is not a Serve configuration: it has no application with args{_hint(document)}"
+        ) from None
     config = parse_config(args)
     models_apart = {name: parse_model(model) for name, model in apart.items()}
     for model in config.models:
@@ -77,6 +84,19 @@ def parse_serve_config(text: str, source: str) -> RerankConfig:
         unused = ", ".join(sorted(models_apart))
         raise ConfigError(f"no model uses these applications: {unused}; set models[].application, or remove them")
     return config
+
+
+def _hint(document: Any) -> str:
+    """Names the key that was probably meant to be `applications`, or `args` of an application."""
+    if not isinstance(document, dict):
+        return ""
+    applications = document.get("applications", document)
+    inner = applications if isinstance(applications, list) else []
+    for wanted, section in [("applications", document), *(("args", one) for one in inner)]:
+        close = get_close_matches(wanted, list(map(str, section)), n=1) if isinstance(section, dict) else []
+        if close and wanted not in section:
+            return f"; `{close[0]}` must be spelt `{wanted}`"
+    return ""
 
 
 def parse_config(args: dict[str, Any]) -> RerankConfig:

@@ -4,7 +4,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from rerank_service.config.section import Section
 
@@ -83,6 +83,10 @@ class LimitsConfig(Section):
     """Maximum number of windows into which a request may split a long passage (`passage_windows`, or
     `max_chunks_per_doc` in Cohere's API). 1 turns windows off."""
 
+    max_explained_passages: NonNegativeInt = 10
+    """Maximum number of passages that a request may have explained (`explain.top_n`). An explanation scores the passage
+    once more, or up to 16 times, once without each sentence. 0 turns explanations off."""
+
     request_timeout_s: PositiveFloat = 60.0
     """Maximum time in seconds for a request; after that the service answers 504 and drops the remaining work. A client
     can set a shorter limit with the header `x-request-timeout-seconds`. The default is the timeout of LangChain's and
@@ -130,6 +134,9 @@ class AuthConfig(Section):
     """File with the accepted keys' SHA-256 digests in hex, one per line; `#` starts a comment. The file is read again
     whenever it changes. While this setting names a file, every request needs a key, even if the file is empty. Null: no
     file."""
+
+    key_hashes: tuple[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")], ...] = ()
+    """SHA-256 digests of accepted keys, in hex. A new key takes effect when the configuration is deployed again."""
 
 
 class DialectName(StrEnum):

@@ -92,7 +92,7 @@ def class_of_family(checkpoint: Checkpoint, classes: Mapping[str, Any], engine: 
     family: Any = checkpoint.raw.get("model_type")
     if family not in classes:
         raise CheckpointError(
-            f"{checkpoint.folder} has model_type {family!r}; a {engine} has one of {', '.join(classes)}"
+            f"{checkpoint.folder} has model_type {family!r}; a {engine} supports only {', '.join(classes)}"
         )
     return classes[family]
 

@@ -11,9 +11,10 @@ from typing import NamedTuple, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from rerank_service.messages import Truncate
+from rerank_service.messages import Span, TokenMatch, Truncate
 
 __all__ = [
+    "Aligner",
     "BatchScorer",
     "CacheCounts",
     "DeviceFacts",
@@ -27,7 +28,7 @@ __all__ = [
 ]
 
 TokenIds = NDArray[np.int32]  # [L]
-TokenSpan = tuple[int, int]
+TokenSpan = Span
 """Start and end of a token in its text, in characters."""
 
 
@@ -102,6 +103,21 @@ class BatchScorer(Protocol[_PairT_contra]):
         """
 
 
+class Aligner(Protocol[PairT]):
+    """The part of an engine that reports token matches, if the model compares the tokens of query and passage."""
+
+    def recording(self, pairs: Sequence[PairT]) -> list[PairT]:
+        """Copies of `pairs` for which the forward pass also records the matches. Their logits do not change."""
+        ...
+
+    def matches(self, query: str, passages: Sequence[str], pairs: Sequence[PairT]) -> list[list[TokenMatch]]:
+        """The recorded matches of each pair, as places in its texts. Takes pairs from `recording` once they are scored.
+
+        Raises `DeviceFailed`.
+        """
+        ...
+
+
 class Engine(BatchScorer[PairT], Protocol[PairT]):
     """A model on a device. Several threads may call `tokenise` at once."""
 
@@ -135,6 +151,11 @@ class Engine(BatchScorer[PairT], Protocol[PairT]):
     @property
     def precision(self) -> str:
         """Coarsest number type in the model's computation: `float32`, `float16`, `bfloat16`, `int8` or `float8`."""
+
+    @property
+    def aligner(self) -> Aligner[PairT] | None:
+        """Reports token matches; null if the model compares no tokens."""
+        ...
 
     def tokenise(self, query: str, passages: Sequence[str], truncate: Truncate) -> list[PairT]:
         """Returns the pairs in the order of `passages`. Raises `PairTooLong` under `Truncate.NONE`."""

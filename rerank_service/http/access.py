@@ -36,13 +36,13 @@ class ApiKeys:
     def __init__(self, config: AuthConfig) -> None:
         """Raises `ConfigError` if a configured file of key hashes is unreadable or malformed."""
         keys = (key.strip() for key in os.environ.get(config.keys_env, "").split(","))
-        self._from_environment = frozenset(_digest(key) for key in keys if key)
+        self._fixed = frozenset({_digest(key) for key in keys if key} | set(map(bytes.fromhex, config.key_hashes)))
         self._file = config.key_hashes_file
         self._file_version: tuple[int, int, int] | None = None
         self._from_file: frozenset[bytes] = frozenset()
         if self._file is not None:
             self._read(self._file)
-        self.are_required = bool(self._from_environment) or self._file is not None
+        self.are_required = bool(self._fixed) or self._file is not None
         """Whether requests need a key. With a configured file, they need one even while the file is empty."""
 
     def authenticate(self, authorization: str | None, address: str | None = None) -> str:
@@ -59,7 +59,7 @@ class ApiKeys:
             self._reload(self._file)
         offered = _digest(key.strip())
         is_accepted = False
-        for known in self._from_environment | self._from_file:
+        for known in self._fixed | self._from_file:
             is_accepted |= hmac.compare_digest(offered, known)  # no early exit: the time must not depend on the key
         if not is_accepted:
             raise InvalidApiKey(is_missing=False)
@@ -77,8 +77,10 @@ class ApiKeys:
     def _read(self, path: Path) -> None:
         try:
             version, text = _version(path), path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"auth.key_hashes_file {path} cannot be read: {error}") from None
+        except OSError as error:
+            raise ConfigError(f"auth.key_hashes_file {path} cannot be read: {error.strerror or error}") from None
+        except UnicodeDecodeError:
+            raise ConfigError(f"auth.key_hashes_file {path} cannot be read: it is not UTF-8 text") from None
         lines = [line.partition("#")[0].strip().lower() for line in text.splitlines()]
         bad = [number for number, line in enumerate(lines, 1) if line and not _DIGEST.fullmatch(line)]
         if bad:
@@ -118,8 +120,11 @@ class RateLimits:
         if bridge is not None:
             await bridge.storage.aclose()
 
-    async def take(self, what: Literal["requests", "passages"], caller: str, count: int) -> dict[str, str]:
-        """Counts `count` requests or passages of a caller. Returns headers for the answer. Raises `RateLimited`."""
+    async def take(
+        self, what: Literal["requests", "passages"], caller: str, count: int, remedy: str = ""
+    ) -> dict[str, str]:
+        """Counts `count` requests or passages of a caller. Returns headers for the answer. Raises `RateLimited`, whose
+        message names `remedy`."""
         limit = self._limits.get(what)
         if limit is None:
             return {}
@@ -131,7 +136,7 @@ class RateLimits:
             return {}
         seconds = max(1, math.ceil(window.reset_time - time.time()))
         if not is_allowed:
-            raise RateLimited(what, limit.amount, seconds)
+            raise RateLimited(what, limit.amount, seconds, remedy)
         return rate_limit_headers(what, limit.amount, max(0, window.remaining), seconds)
 
 

@@ -50,7 +50,7 @@ def build_api(
     api = FastAPIOffline(  # serves /docs without a third-party host: many clusters have no internet access
         title="Rerank service",
         version=__version__,
-        description="Ranks passages by their relevance to a query with a cross-encoder. "
+        description="Ranks passages by their relevance to a query. "
         "Compatible with the NVIDIA NIM reranking API and with the APIs of other vendors.",
         lifespan=lifespan,
         redirect_slashes=False,

@@ -9,6 +9,8 @@ import re
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
+from operator import attrgetter
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -28,13 +30,15 @@ from rerank_service.http.dialects import NIM, Body, Dialect, RankingCall, Rankin
 from rerank_service.http.envelope import error_response
 from rerank_service.http.openapi import RANKING_OPERATION, dialect_operation
 from rerank_service.http.proxies.headers import FORWARDED_TIMEOUT_HEADER, TIMEOUT_HEADER
-from rerank_service.messages import Deadline, Ranked
+from rerank_service.messages import Deadline, Ranked, Truncate
+from rerank_service.routing.explain import plan_explanation, with_explanations
 from rerank_service.routing.model_router import ModelRouter
 from rerank_service.routing.ranker import Ranker
 from rerank_service.telemetry.observation import CLIENT_DISCONNECTED, Observer
 
 __all__ = ["RankingEndpoint", "ranking_routes", "request_timeout_s"]
 
+_PASSAGES = attrgetter("passages")
 _JSON = re.compile(r"application/(json|.*\+json)")
 
 
@@ -75,9 +79,7 @@ class RankingEndpoint:
                     dialect = next((one for one in dialects if one.recognises(body.fields)), dialect)
                     observation.dialect = dialect.name
                 call = dialect.read(body, self._limits)
-                num_passages = 0
-                for query in call.queries:
-                    num_passages += len(query.passages)
+                num_passages = sum(map(len, map(_PASSAGES, call.queries)))
                 if num_passages > self._limits.max_passages:
                     raise call.too_many_passages(num_passages, self._limits.max_passages)
                 observation.parse_s = time.perf_counter() - started_s
@@ -86,9 +88,14 @@ class RankingEndpoint:
                 observation.model_id = model.id
                 headers |= await self._rate_limits.take("passages", caller, num_passages)
                 deadline = Deadline.after(timeout_s)  # the time for uploading the body does not count
-                rankings = await self._rank(call, model.id, deadline, caller, request.headers.get("x-request-id"))
+                client_id = request.headers.get("x-request-id")
+                rankings = await self._rank(call, model.id, deadline, caller, client_id)
+                if call.explain_top_n is not None:
+                    rankings, more = await self._explain(call, rankings, model.id, deadline, caller, client_id)
+                    headers |= more
                 observation.add_rankings(rankings)
-                reply = call.reply(rankings, model.id).model_dump_json(exclude_none=True)
+                # In explanations, null is a value.
+                reply = call.reply(rankings, model.id).model_dump_json(exclude_none=call.explain_top_n is None)
                 response = Response(reply, headers=headers, media_type="application/json")
             except ClientDisconnect:
                 response = Response(status_code=CLIENT_DISCONNECTED)
@@ -99,7 +106,13 @@ class RankingEndpoint:
         return response
 
     async def _rank(
-        self, call: RankingCall, model_id: str, deadline: Deadline, caller: str, client_id: str | None
+        self,
+        call: RankingCall,
+        model_id: str,
+        deadline: Deadline,
+        caller: str,
+        client_id: str | None,
+        explain: bool = False,
     ) -> list[Ranked]:
         """Ranks each query. Errors name the fields of the client's body."""
         request_id = uuid.uuid4().hex
@@ -115,6 +128,7 @@ class RankingEndpoint:
                     request_id=request_id,
                     client_id=client_id,
                     caller=caller,
+                    explain=explain,
                 )
             except (PairTooLong, RequestTooLarge) as error:
                 raise call.with_own_fields(error, query) from None
@@ -127,6 +141,33 @@ class RankingEndpoint:
         except ExceptionGroup as failures:
             raise failures.exceptions[0] from None  # the first failure cancelled the other queries
         return [task.result() for task in tasks]
+
+    async def _explain(
+        self,
+        call: RankingCall,
+        rankings: Sequence[Ranked],
+        model_id: str,
+        deadline: Deadline,
+        caller: str,
+        client_id: str | None,
+    ) -> tuple[list[Ranked], dict[str, str]]:
+        """The ranking of the call's only query with explanations, made within the same quota and deadline, and headers
+        for the answer."""
+        (query,), (ranked,) = call.queries, rankings
+        plan = plan_explanation(query.passages, ranked, call.explain_top_n or 0)
+        if not plan.passages:
+            return [with_explanations(ranked, plan, None)], {}
+        headers = await self._rate_limits.take(
+            "passages", caller, len(plan.passages), ", or send a lower explain.top_n"
+        )
+        # Passages that fit also fit without a sentence, even under `truncate: NONE`.
+        fitting = replace(call.fitting, truncate=Truncate.END)
+        passes = replace(call, queries=(RankingQuery(query.text, plan.passages),), fitting=fitting)
+        try:
+            (scored,) = await self._rank(passes, model_id, deadline, caller, client_id, plan.aligns)
+        except RequestTooLarge as error:
+            raise RequestTooLarge(error.num_tokens, error.max_tokens, "explain.top_n", "send a lower value") from None
+        return [with_explanations(ranked, plan, scored)], headers
 
 
 def request_timeout_s(headers: Mapping[str, str], limit_s: float) -> float:
@@ -207,7 +248,7 @@ _NIM_ROUTES = {
     "/v1/ranking": (
         "rankPassages",
         "Rank Candidate Passages",
-        "Score candidate passages against a query using a NeMo Retriever reranker.",
+        "Ranks candidate passages by their relevance to a query.",
     ),
     "/v1/retrieval/nvidia/reranking": ("rankPassagesHosted", "Rank at the hosted URL", None),
     "/v1/retrieval/nvidia/{slug}/reranking": (

@@ -12,8 +12,9 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from rerank_service.config import LimitsConfig, RerankConfig
-from rerank_service.http.dialects import Dialect, routes_of
+from rerank_service.http.dialects import NIM, Dialect, routes_of
 from rerank_service.http.dialects.nim import ErrorEnvelope, RankingRequest, RankingResponse
+from rerank_service.routing.model_router import slug_of
 
 __all__ = ["RANKING_OPERATION", "add_openapi", "dialect_operation"]
 
@@ -123,7 +124,7 @@ def _describe(api: FastAPI, config: RerankConfig, keys_are_required: bool) -> di
         routes=api.routes,
         servers=api.servers or None,  # FastAPI stores the route prefix here
         tags=[
-            {"name": "Reranking", "description": "Cross-encoder reranking operations"},
+            {"name": "Reranking", "description": "NVIDIA's reranking API"},
             {"name": "Dialects", "description": "Reranking through other vendors' APIs"},
         ],
     )
@@ -139,9 +140,24 @@ def _describe(api: FastAPI, config: RerankConfig, keys_are_required: bool) -> di
             _add(schemas, part.model_json_schema(ref_template=_REF, mode="serialization"), part.__name__)
         schema = dialect.request.model_json_schema(ref_template=_REF)
         _add(schemas, _with_max_items(schema, config.limits), dialect.request.__name__)
+    _add_examples(document["paths"], config)
     components["securitySchemes"] = {"BearerAuth": {"type": "http", "scheme": "bearer", "bearerFormat": "nvapi-..."}}
     document["security"] = [{"BearerAuth": []}] if keys_are_required else [{}, {"BearerAuth": []}]
     return document
+
+
+def _add_examples(paths: dict[str, Any], config: RerankConfig) -> None:
+    """Adds bodies, and a model's slug, that this service answers with 200."""
+    model = config.default_model_id
+    for path, spoken in {**dict.fromkeys(NIM.paths, (NIM,)), **routes_of(config.dialects)}.items():
+        operation = paths[path]["post"]
+        bodies = {dialect.name: dialect.example for dialect in spoken}
+        if NIM in spoken and config.limits.max_explained_passages:
+            bodies["nim, explained"] = {**NIM.example, "explain": {"top_n": 1}}
+        examples = {name: {"value": {"model": model, **body}} for name, body in bodies.items()}
+        operation["requestBody"]["content"]["application/json"]["examples"] = examples
+        for parameter in operation.get("parameters", ()):
+            parameter["example"] = slug_of(model)
 
 
 def _add(schemas: dict[str, Any], schema: dict[str, Any], name: str) -> None:
@@ -154,6 +170,7 @@ def _with_limits(schema: dict[str, Any], limits: LimitsConfig) -> dict[str, Any]
     schema = deepcopy(schema)
     schema["properties"]["passages"]["maxItems"] = limits.max_passages
     _limit_windows(schema, limits.max_windows_per_passage)
+    _limit_explanations(schema, limits.max_explained_passages)
     if limits.unknown_fields == "ignore":
         for part in (schema, *schema["$defs"].values()):
             part.pop("additionalProperties", None)
@@ -171,6 +188,13 @@ def _limit_windows(schema: dict[str, Any], limit: int) -> None:
         return
     whole, _ = schema["$defs"]["WindowOptions"]["properties"]["max_per_passage"]["anyOf"]
     whole["maximum"] = limit
+
+
+def _limit_explanations(schema: dict[str, Any], limit: int) -> None:
+    if limit == 0:  # turned off
+        del schema["properties"]["explain"], schema["$defs"]["ExplainOptions"]
+        return
+    schema["$defs"]["ExplainOptions"]["properties"]["top_n"]["maximum"] = limit
 
 
 def _with_max_items(schema: dict[str, Any], limits: LimitsConfig) -> dict[str, Any]:

@@ -12,13 +12,14 @@ import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, NamedTuple, TypeAlias
 
 from rerank_service.config import BatchingConfig, ModelConfig, default_min_batch_tokens
 from rerank_service.engine import Engine, Truncate
-from rerank_service.engine.text.windows import EncodedPassages, encode_passages
+from rerank_service.engine.text.windows import EncodedPassages, encode_passages, matches_of
 from rerank_service.errors import PairTooLong, QueueFull, RequestTimedOut, RequestTooLarge, WaitTooLong
-from rerank_service.messages import ReplicaReport, Shard, ShardScores
+from rerank_service.messages import ReplicaReport, Shard, ShardScores, TokenMatch
 from rerank_service.replica.scheduler import Scheduler, Watch
 from rerank_service.replica.scheduler.admission import lateness
 from rerank_service.replica.scheduler.fair_queue import TokensDue
@@ -73,6 +74,7 @@ class ModelScorer:
         """
         self._model = model
         self._engine = engine
+        self._aligner = engine.aligner
         self._tokenisers = tokenisers
         self._metrics = metrics or NoMetrics()
         self._collect = collect
@@ -138,6 +140,7 @@ class ModelScorer:
                 self.offered_tokens += offered_tokens
                 left_s = shard.timeout_s and max(0.0, shard.timeout_s - (time.perf_counter() - started))
                 scored = await self.scheduler.submit(shard.request_id, passages.pairs, left_s, shard.caller)
+                matches = await self._matches(shard, passages, scored.logits) if shard.explain else None
         except TimeoutError:
             raise RequestTimedOut(shard.timeout_s or 0) from None
         except (QueueFull, WaitTooLong):
@@ -158,6 +161,18 @@ class ModelScorer:
             forward_s=scored.forward_s,
             started_at=started_at,
             report=self._report(),
+            can_align=self._aligner is not None,
+            matches=matches,
+        )
+
+    async def _matches(
+        self, shard: Shard, passages: EncodedPassages[Any], logits: Sequence[float]
+    ) -> tuple[tuple[TokenMatch, ...], ...] | None:
+        """The token matches of each passage, or null if the model cannot report them."""
+        if self._aligner is None:
+            return None
+        return await asyncio.get_running_loop().run_in_executor(
+            self._tokenisers, matches_of, self._aligner, shard.query, shard.passages, passages, logits
         )
 
     async def _tokenised(self, shard: Shard) -> Tokenised:
@@ -200,6 +215,8 @@ class ModelScorer:
             result: Tokenised | Exception
             try:
                 passages = encode_passages(self._engine, shard.query, shard.passages, shard.fitting)
+                if shard.explain and self._aligner is not None:
+                    passages = replace(passages, pairs=self._aligner.recording(passages.pairs))
                 result = Tokenised(passages, time.perf_counter() - started)
             except PairTooLong as error:  # the error has the passage's index in the shard, not in the request
                 result = error.at(shard.indices[error.index])

@@ -24,7 +24,7 @@ from rerank_service.telemetry.ingress_metrics import IngressMetrics
 from rerank_service.telemetry.metrics import OUTSTANDING_TOKENS, RETRIED_SHARDS
 from rerank_service.telemetry.tracing import Tracing
 
-__all__ = ["ModelRouter", "ScoreMethod"]
+__all__ = ["ModelRouter", "ScoreMethod", "slug_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ class ModelRouter:
         self._default = config.default_model_id
         self._by_name = {name.casefold(): model for model in config.models for name in model.names}
         # Reversed, so that the first of two models with the same slug stays in the dict.
-        self._by_slug = {_slug(name): model for name, model in reversed(self._by_name.items())}
+        self._by_slug = {slug_of(name): model for name, model in reversed(self._by_name.items())}
 
     def resolve(self, name: str | None) -> ModelConfig:
         """The model with this name or alias; for null, the default model. Raises `UnknownModel`."""
@@ -87,7 +87,7 @@ class ModelRouter:
     def resolve_slug(self, slug: str) -> ModelConfig:
         """The model with this slug: its name without the organisation and with `_` for `.`, as in hosted URLs. Raises
         `UnknownModel`."""
-        model = self._by_slug.get(_slug(slug.casefold()))
+        model = self._by_slug.get(slug_of(slug.casefold()))
         if model is None:
             raise self._unknown(slug, ("path", "slug"))
         return model
@@ -138,7 +138,7 @@ class ModelRouter:
             self._metrics.record(OUTSTANDING_TOKENS, outstanding[shard.model], shard.model)
 
     async def probe(self, shard: Shard) -> None:
-        """Sends a shard once, without a span and without counting its tokens. Raises the errors of the call."""
+        """Sends a shard once, without a span and without counting its tokens. Raises the errors of the replica."""
         await self._call(shard)
 
     async def _call(self, shard: Shard) -> ShardScores | Declined:
@@ -220,5 +220,6 @@ def _own_error(error: RayTaskError, model: str) -> Exception:
     return error
 
 
-def _slug(name: str) -> str:
+def slug_of(name: str) -> str:
+    """A model's name in hosted URLs: without the organisation, and with `_` for `.`."""
     return name.rsplit("/", 1)[-1].replace(".", "_")

@@ -12,7 +12,16 @@ from typing import Protocol
 
 from rerank_service.config import RerankConfig
 from rerank_service.errors import QueueFull, RequestTimedOut, WaitTooLong
-from rerank_service.messages import Deadline, Fitting, PassageWindows, Ranked, Shard, ShardScores, rank_by_logit
+from rerank_service.messages import (
+    Deadline,
+    Fitting,
+    PassageWindows,
+    Ranked,
+    Shard,
+    ShardScores,
+    TokenMatch,
+    rank_by_logit,
+)
 
 __all__ = ["Ranker", "RefusedRequests", "ShardScorer", "cut_into_shards", "estimate_tokens", "even_slices"]
 
@@ -51,16 +60,16 @@ class Ranker:
         request_id: str | None = None,
         client_id: str | None = None,
         caller: str = "",
+        explain: bool = False,
     ) -> Ranked:
         """Ranks `passages`. The first error of a shard cancels the other shards and is raised. At the deadline,
         `RequestTimedOut` is raised.
 
         Calls with the same `request_id` share one request's portion of device time, and all requests from one `caller`
         share one caller's portion. `client_id` is the id that the client gave the request. A retry with the same id
-        after a refusal does not count as load again.
+        after a refusal does not count as load again. With `explain`, a model that can align also gives token matches.
         """
         started = time.perf_counter()
-        is_retry = client_id is not None and self._refused.has(client_id, query, passages)
         shards = cut_into_shards(
             request_id or uuid.uuid4().hex,
             model_id,
@@ -68,8 +77,9 @@ class Ranker:
             passages,
             fitting,
             self._shard_tokens[model_id],
-            is_counted=is_retry,
+            is_counted=client_id is not None and self._refused.has(client_id, query, passages),
             caller=caller,
+            explain=explain,
         )
         calls: list[tuple[Shard, asyncio.Task[ShardScores]]] = []
         try:
@@ -92,11 +102,16 @@ def _assemble(
 ) -> Ranked:
     """Puts each passage's logit at its index in the request; copies of a passage share one logit."""
     scored: dict[str, tuple[float, int, bool, bool]] = {}
+    matches: dict[str, Sequence[TokenMatch]] = {}
+    can_align = True
     tokenise_s = queue_s = forward_s = 0.0
     for shard, call in calls:
         scores = call.result()
         columns = zip(scores.logits, scores.num_tokens, scores.is_truncated, scores.is_unscored, strict=True)
         scored.update(zip(shard.passages, columns, strict=True))
+        can_align &= scores.can_align
+        if scores.matches is not None:
+            matches.update(zip(shard.passages, scores.matches, strict=True))
         tokenise_s = max(tokenise_s, scores.tokenise_s)
         queue_s = max(queue_s, scores.queue_s)
         forward_s = max(forward_s, scores.forward_s)
@@ -112,6 +127,8 @@ def _assemble(
         forward_s=forward_s,
         total_s=total_s,
         num_unscored=sum(is_unscored),
+        can_align=can_align,
+        matches=list(map(matches.__getitem__, passages)) if len(matches) == len(scored) else None,
     )
 
 
@@ -125,6 +142,7 @@ def cut_into_shards(
     timeout_s: float | None = None,
     is_counted: bool = False,
     caller: str = "",
+    explain: bool = False,
 ) -> Iterator[Shard]:
     """Yields shards of about equal size. By estimate, each has at most `shard_tokens`, unless a single pair is larger.
 
@@ -151,6 +169,7 @@ def cut_into_shards(
             timeout_s=timeout_s,
             is_counted=is_counted,
             caller=caller,
+            explain=explain,
         )
 
 

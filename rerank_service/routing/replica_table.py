@@ -304,7 +304,7 @@ class ReplicaTable:
                 self._suspects[attempt] = replica
 
     def complete(self, request_id: str, replica: str) -> None:
-        """Ends one call of the request on this replica."""
+        """Records that one of the request's calls to this replica has ended."""
         with self.lock:
             self.outstanding.complete(request_id, replica)
 

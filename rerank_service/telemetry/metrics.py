@@ -52,7 +52,8 @@ _SHARES = (0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 
 
 class MetricKind(StrEnum):
-    """What happens to a recorded value. The enum's value is the method's name in prometheus_client and Ray."""
+    """What happens to a recorded value. Each member's value is the name of the recording method in prometheus_client
+    and in Ray's metrics."""
 
     COUNTER = "inc"
     """The value is added to the previous values."""
@@ -106,7 +107,7 @@ def _gauge(name: str, documentation: str, *, by_replica: bool = True) -> Metric:
 REQUESTS = _counter(
     "requests", "Ranking requests answered; status 499: the client disconnected.", "model", "status", "dialect"
 )
-PASSAGES = _counter("passages", "Passages ranked.")
+PASSAGES = _counter("passages", "Passages ranked, and passages scored again for explanations.")
 TOKENS = _counter("tokens", "Tokens of ranked pairs.")
 TRUNCATED_PAIRS = _counter("truncated_pairs", "Pairs truncated to the model's window.")
 UNSCORED_PAIRS = _counter("unscored_pairs", "Pairs whose query fills the window, leaving no room for the passage.")

@@ -41,6 +41,7 @@ class _Totals:
     """Sums over the rankings of a request's queries; the times are those of the slowest query."""
 
     num_passages: int = 0
+    num_explaining: int = 0
     num_tokens: int = 0
     num_truncated: int = 0
     num_unscored: int = 0
@@ -76,6 +77,7 @@ class Observation:
         totals = self.totals = _Totals()
         for ranked in rankings:
             totals.num_passages += len(ranked.logits)
+            totals.num_explaining += ranked.num_explaining
             totals.num_tokens += ranked.num_tokens
             totals.num_truncated += ranked.num_truncated
             totals.num_unscored += ranked.num_unscored
@@ -142,7 +144,7 @@ class Observer:
         elif isinstance(error, _SHED):
             record(metrics.SHED_REQUESTS, 1, model, error.code)
         if (totals := observation.totals) is not None:
-            record(metrics.PASSAGES, totals.num_passages, model)
+            record(metrics.PASSAGES, totals.num_passages + totals.num_explaining, model)
             record(metrics.REQUEST_PASSAGES, totals.num_passages, model)
             record(metrics.TOKENS, totals.num_tokens, model)
             record(metrics.TRUNCATED_PAIRS, totals.num_truncated, model)
@@ -166,6 +168,7 @@ class Observer:
         else:
             fields |= {
                 "num_passages": totals.num_passages,
+                **({"num_explaining": totals.num_explaining} if totals.num_explaining else {}),
                 "num_tokens": totals.num_tokens,
                 "num_truncated": totals.num_truncated,
                 "num_unscored": totals.num_unscored,

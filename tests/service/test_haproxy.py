@@ -35,7 +35,10 @@ from tests.service.running import (
 _START_LIMIT_S = 240
 PASSAGES = [f"{number} {long_text(60)}" for number in range(40)]
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="HAProxy comes with Ray on Linux only")
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.skipif(sys.platform != "linux", reason="HAProxy comes with Ray on Linux only"),
+]
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,10 @@ from tests.service.running import (
     CLIENT_TIMEOUT_S,
     KEY,
     LLAMA,
+    LOGIT_TOLERANCE,
     MINILM,
     MISTRAL,
+    POOLED,
     Reference,
     Service,
     assert_error,
@@ -112,6 +114,36 @@ def test_truncate_none_changes_nothing_for_short_passages(
     assert_ranked(_rank(client, PASSAGES, truncate="NONE"), references[LLAMA].logits(QUERY, PASSAGES))
 
 
+def test_late_interaction_explains_a_ranking_by_its_tokens(
+    client: httpx.Client, references: dict[str, Reference]
+) -> None:
+    passages = [f"{number}. {PASSAGES[number % 3]}" for number in range(200)]  # several shards and both replicas' work
+    answer = _rank(client, passages, model=MINILM, explain={"top_n": 10})
+    body = assert_ranked(answer, references[MINILM].logits(QUERY, passages))
+    explanations = body["explanations"]
+    assert [one["index"] for one in explanations] == [ranking["index"] for ranking in body["rankings"][:10]]
+    for explanation in explanations:
+        assert (explanation["method"], explanation["is_approximate"]) == ("token_alignment", False)
+        (protein,) = [m for m in explanation["matches"] if QUERY[m["query"]["start"] : m["query"]["end"]] == "protein"]
+        place = protein["passage"]
+        assert passages[explanation["index"]][place["start"] : place["end"]] == "protein"
+
+
+@pytest.mark.parametrize("model_id", [LLAMA, POOLED[0]])
+def test_other_models_explain_a_ranking_by_leaving_out_sentences(
+    client: httpx.Client, references: dict[str, Reference], model_id: str
+) -> None:
+    passages = [PASSAGES[1], f"{PASSAGES[0]} {PASSAGES[2]}"]
+    answer = _rank(client, passages, model=model_id, explain={"top_n": 2})
+    body = assert_ranked(answer, references[model_id].logits(QUERY, passages))
+    by_index = {one["index"]: one for one in body["explanations"]}
+    assert {one["method"] for one in body["explanations"]} == {"leave_one_sentence_out"}
+    assert by_index[0]["sentences"] == [{"start": 0, "end": len(PASSAGES[1]), "contribution": None}]
+    whole, first, second = references[model_id].logits(QUERY, [passages[1], PASSAGES[2], f"{PASSAGES[0]} "])
+    contributions = [part["contribution"] for part in by_index[1]["sentences"]]
+    assert contributions == pytest.approx([whole - first, whole - second], abs=2 * LOGIT_TOLERANCE)
+
+
 @pytest.mark.parametrize(
     ("route", "model_id"),
     [
@@ -146,7 +178,7 @@ def test_an_unknown_model_is_404_with_the_served_names(client: httpx.Client) -> 
 
 def test_an_unknown_field_is_400_with_the_accepted_fields(client: httpx.Client) -> None:
     error = assert_error(_rank(client, PASSAGES, top_n=3), 400)
-    accepted = "model, query, passages, truncate, passage_windows"
+    accepted = "model, query, passages, truncate, passage_windows, explain"
     assert error["message"] == f"top_n is not a field of this API; accepted here: {accepted}"
 
 

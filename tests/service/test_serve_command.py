@@ -1,5 +1,6 @@
-"""`rerank-service serve` as a process: a port in use, and shutdown by Ctrl-C or SIGTERM."""
+"""`rerank-service serve` as a process: a port in use, a folder with a model, and shutdown by Ctrl-C or SIGTERM."""
 
+import json
 import os
 import signal
 import socket
@@ -17,6 +18,8 @@ import psutil
 import pytest
 import yaml
 
+from rerank_service.tools.random_checkpoints.make import make_checkpoint
+from rerank_service.tools.random_checkpoints.shapes import Architecture
 from tests.ports import free_port
 from tests.service.running import CLIENT_TIMEOUT_S, long_text, ranking_body
 
@@ -57,25 +60,31 @@ def write_configuration(path: Path, port: int, host: str = "127.0.0.1") -> None:
 
 @contextmanager
 def running(folder: Path, arguments: Sequence[str]) -> Iterator[Running]:
-    http, *others = (free_port() for _ in range(4))
-    path, log = folder / "serve.yaml", folder / "log"
-    write_configuration(path, http, "0.0.0.0" if arguments else "127.0.0.1")  # noqa: S104 - HAProxy takes nothing else
-    names = ("HAPROXY_STATS_PORT", "HAPROXY_METRICS_PORT", "FALLBACK_PROXY_HTTP_PORT")
-    variables = {f"RAY_SERVE_{name}": str(port) for name, port in zip(names, others, strict=True)}
+    """The shipped configuration with these arguments, once it is ready."""
+    port, path = free_port(), folder / "serve.yaml"
+    write_configuration(path, port, "0.0.0.0" if arguments else "127.0.0.1")  # noqa: S104 - HAProxy takes nothing else
+    with started(folder, [str(path), *arguments], port) as service:
+        _wait_until_ready(service)
+        yield service
+
+
+@contextmanager
+def started(folder: Path, arguments: Sequence[str], port: int) -> Iterator[Running]:
+    names, log = ("HAPROXY_STATS_PORT", "HAPROXY_METRICS_PORT", "FALLBACK_PROXY_HTTP_PORT"), folder / "log"
+    variables = {f"RAY_SERVE_{name}": str(free_port()) for name in names}
     variables["RAY_SERVE_HAPROXY_CONFIG_FILE_LOC"] = str(folder / "haproxy.cfg")
     with log.open("ab") as output:
         process = subprocess.Popen(
-            [PROGRAM, "serve", str(path), *arguments],
+            [PROGRAM, "serve", *arguments],
             env=os.environ | variables,
+            cwd=folder,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    service = Running(process, f"http://127.0.0.1:{http}", log, folder)
     try:
-        _wait_until_ready(service)
-        yield service
+        yield Running(process, f"http://127.0.0.1:{port}", log, folder)
     finally:
         tree = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
         for one in (*tree, process):
@@ -112,6 +121,55 @@ def test_a_signal_ends_the_service_after_its_requests(
     assert "ERROR" not in printed
 
 
+@pytest.mark.cluster
+def test_a_folder_is_served_with_keys_from_a_file(tmp_path: Path) -> None:
+    port = free_port()
+    make_checkpoint(tmp_path / "mine", Architecture.BERT, "tiny")
+    (tmp_path / "keys").write_text("key-of-the-test\n")
+    arguments = ["./mine", "--port", str(port), "--api-key-file", "keys", "--replicas", "1"]
+    with started(tmp_path, arguments, port) as service:
+        _wait_until_ready(service)
+        body = ranking_body("mine", "which?", ["this", "that"])
+        refused = httpx.post(f"{service.url}/v1/ranking", json=body, timeout=CLIENT_TIMEOUT_S)
+        headers = {"Authorization": "Bearer key-of-the-test"}
+        answer = httpx.post(f"{service.url}/v1/ranking", json=body, headers=headers, timeout=CLIENT_TIMEOUT_S)
+        pages = [httpx.get(f"{service.url}{path}", timeout=CLIENT_TIMEOUT_S).status_code for path in ("/", "/docs")]
+        _wait_for_line(service, "  keys ")
+        code, _ = service.end(signal.SIGINT)
+
+    assert (refused.status_code, answer.status_code, pages) == (401, 200, [200, 200])
+    assert len(answer.json()["rankings"]) == 2
+    assert code == 0
+    printed = service.log.read_text()
+    lines = [line for line in printed.splitlines() if "WARNING" not in line]  # a busy machine schedules late
+    assert lines == [
+        f"mine: {tmp_path}/mine",
+        "  on the CPU, 1 replica of 1 CPU",
+        f"ready on {service.url}",
+        "  models  mine",
+        f"  page    {service.url}/",
+        f"  docs    {service.url}/docs",
+        "  keys    requests need a key",
+        "stopping after the requests in flight; press Ctrl-C again to stop at once",
+    ]
+    assert "key-of-the-test" not in printed
+
+
+@pytest.mark.cluster
+def test_a_model_that_cannot_load_ends_the_command_with_its_reason(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path / "mine", Architecture.BERT, "tiny")
+    config = tmp_path / "mine" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"intermediate_size": 8}))
+    with started(tmp_path, ["./mine", "--port", str(free_port())], 0) as service:
+        code = service.process.wait(_LIMIT_S)
+
+    printed = service.log.read_text()
+    assert code == 1, printed
+    assert "Traceback" not in printed
+    last = printed.splitlines()[-1]
+    assert last.startswith(f"error: mine cannot start: the tensors of {tmp_path}/mine do not fit its config.json")
+
+
 def _rank(url: str, num_passages: int) -> int | str:
     """Returns the status of a ranking, or the body of an error."""
     body = ranking_body(None, "which?", [f"{index} {long_text(40)}" for index in range(num_passages)])
@@ -143,6 +201,13 @@ def test_a_port_in_use_by_another_program_is_reported_in_one_line(tmp_path: Path
     assert result.returncode == 2
     (line,) = result.stderr.splitlines()
     assert line.startswith(f"error: port {port} of 127.0.0.1 is in use by another program (process {os.getpid()}")
+
+
+def _wait_for_line(service: Running, start: str) -> None:
+    deadline = time.monotonic() + _LIMIT_S
+    while not any(line.startswith(start) for line in service.log.read_text().splitlines()):
+        assert time.monotonic() < deadline, service.log.read_text()[-2000:]
+        time.sleep(0.2)
 
 
 def _wait_until_ready(service: Running) -> None:

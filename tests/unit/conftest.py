@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+import rerank_service.tools.cli.console  # noqa: F401 - before a test sets COLUMNS, which a rich console reads once
 from rerank_service.tools.random_checkpoints.make import Architecture, make_checkpoint
 
 settings.register_profile("default", deadline=None)  # slowness of a busy machine is not a failure

@@ -202,7 +202,7 @@ ENVELOPES: list[tuple[int, str, list[str | int], str, str]] = [
         [],
         "device_memory_exhausted",
         "A pair of 8192 tokens does not fit in the device's memory; "
-        "shorten it, or ask the operator to lower window_tokens",
+        "shorten the pair, or ask the operator to lower window_tokens",
     ),
 ]
 

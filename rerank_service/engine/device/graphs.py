@@ -98,7 +98,7 @@ class GraphedStates:
             captured.replay()
             error = _largest_row_error(captured.states[: packed.bounds[-1]], self._run(packed))
             if not error <= _TOLERANCE:  # also refuses NaN
-                raise RuntimeError(f"a replayed state is off by {error:.3g} times its largest component")
+                raise RuntimeError(f"a state of the replayed graph differs by {error:.3g} times its largest component")
         except RuntimeError as problem:
             logger.warning("CUDA graphs are turned off (bucket=%d): %s", bucket, problem)
             self._is_off = True

@@ -50,14 +50,24 @@ def resolve_precision(dtype: Dtype, device: torch.device) -> Precision:
 
 
 def multiplies_int8() -> bool:
-    """Whether this CPU has VNNI. Without VNNI, products overflow or run on a path that is thousands of times slower."""
-    return bool(torch.cpu._is_vnni_supported())
+    """Whether this CPU has VNNI and torch uses AVX-512. Without VNNI, products overflow or run on a path that is
+    thousands of times slower.
+    """
+    return _uses_avx512() and bool(torch.cpu._is_vnni_supported())
 
 
 def computes_bfloat16() -> bool:
-    """Whether this CPU has bfloat16 instructions. Without them, bfloat16 is several times slower than float32."""
+    """Whether this CPU has bfloat16 instructions and torch uses AVX-512. Without them, bfloat16 is several times slower
+    than float32.
+    """
     # These functions are private, but torch offers no public ones.
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    has_instructions = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return _uses_avx512() and bool(has_instructions)
+
+
+def _uses_avx512() -> bool:
+    """Whether torch's kernels use AVX-512. `ATEN_CPU_CAPABILITY=avx2` turns it off on a processor that has it."""
+    return torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 def _fastest_float(device: torch.device) -> torch.dtype:
@@ -71,7 +81,10 @@ def _refuse_unless_possible(dtype: Dtype, device: torch.device) -> None:
     if dtype is Dtype.INT8 and device.type != "cpu":
         raise CheckpointError("dtype int8 is for a CPU; on a GPU set float8 (Ada, Hopper or newer) or bfloat16")
     if dtype is Dtype.INT8 and not multiplies_int8():
-        raise CheckpointError("dtype int8 needs a CPU with AVX512-VNNI, which this CPU does not have; set dtype: auto")
+        raise CheckpointError(
+            "dtype int8 needs a CPU with AVX512-VNNI, which this CPU lacks or ATEN_CPU_CAPABILITY turns off; "
+            "set dtype: auto"
+        )
     if (
         dtype is Dtype.FLOAT8
         and device.type == "cuda"

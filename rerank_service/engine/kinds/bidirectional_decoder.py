@@ -136,5 +136,5 @@ def _published_pooling(folder: Path, raw: dict[str, Any]) -> Pooling:
         return Pooling(name)
     except ValueError:
         raise CheckpointError(
-            f"{folder} asks for pooling {name!r}; set engine.pooling to one of {', '.join(Pooling)}"
+            f"{folder} asks for pooling {name!r}, which is unknown; set engine.pooling to one of {', '.join(Pooling)}"
         ) from None

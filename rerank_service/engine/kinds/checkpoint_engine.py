@@ -12,7 +12,7 @@ from rerank_service.engine.device.graphs import StatesOf
 from rerank_service.engine.device.launch import TorchEngine
 from rerank_service.engine.device.precision import resolve_precision
 from rerank_service.engine.loading import Checkpoint
-from rerank_service.engine.protocol import PairT, TokenSpan, Truncate
+from rerank_service.engine.protocol import Aligner, PairT, TokenSpan, Truncate
 from rerank_service.engine.text import tokenise
 
 __all__ = ["CheckpointEngine"]
@@ -54,6 +54,11 @@ class CheckpointEngine(TorchEngine[PairT]):
     def token_spans(self, texts: Sequence[str]) -> list[list[TokenSpan]]:
         """See `Engine`. Uses `encode_batch`, because the faster `encode_batch_fast` returns no spans."""
         return [encoding.offsets for encoding in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+
+    @property
+    def aligner(self) -> Aligner[PairT] | None:
+        """Null; an engine that compares tokens overrides this."""
+        return None
 
     def _published_window(self) -> int | None:
         return tokenise.model_max_length(self._checkpoint.folder)

@@ -2,12 +2,13 @@
 
 `logit = a * cosine + b * maxsim + c`. MaxSim is defined as in ColBERT (arXiv 2004.12832), but divided by the number of
 query tokens. Queries and passages are encoded separately: a query once per request, and each distinct passage once per
-batch, or not at all if it is cached.
+batch, or not at all if it is cached. On request, the engine also reports which passage token gave each query token its
+maximum.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Any
 
@@ -18,6 +19,7 @@ from transformers import AutoModel
 
 from rerank_service.config import EngineKind
 from rerank_service.engine import loading
+from rerank_service.engine.device import cuda
 from rerank_service.engine.device.encoding_cache import EncodingCache
 from rerank_service.engine.device.forward import PACKED_ATTENTION
 from rerank_service.engine.device.graphs import states_on
@@ -26,8 +28,9 @@ from rerank_service.engine.kinds.checkpoint_engine import CheckpointEngine
 from rerank_service.engine.linear.calibration import calibration_pairs
 from rerank_service.engine.linear.prepare import prepare_linears
 from rerank_service.engine.loading import Checkpoint
-from rerank_service.engine.protocol import CacheCounts, EncodedPair, TokenIds, Truncate
+from rerank_service.engine.protocol import Aligner, CacheCounts, EncodedPair, TokenIds, TokenSpan, Truncate
 from rerank_service.errors import PairTooLong
+from rerank_service.messages import TokenMatch
 
 __all__ = ["LateInteractionEngine", "LateInteractionPair"]
 
@@ -38,11 +41,26 @@ request's other batches find the query in this cache."""
 _UNUSED_TENSORS = ("pooler.", "embeddings.position_ids")
 
 
+class _MatchRecord:
+    """The best match of each query token that MaxSim counts, on the device."""
+
+    __slots__ = ("similarities", "tokens")
+
+    def __init__(self) -> None:
+        self.similarities = self.tokens = torch.empty(0)
+
+    def fill(self, similarities: torch.Tensor) -> None:
+        """Takes the cosines `[L, Nq]` of all passage tokens with these query tokens. Does not wait for the device."""
+        self.similarities, self.tokens = similarities.max(0)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class LateInteractionPair(EncodedPair):
     """A tokenised passage and the query, which all pairs of a request share."""
 
     query_ids: TokenIds
+    record: _MatchRecord | None = field(default=None, kw_only=True)
+    """Filled by the forward pass. Null: nobody asked for the matches."""
 
 
 class LateInteractionEngine(CheckpointEngine[LateInteractionPair]):
@@ -109,8 +127,45 @@ class LateInteractionEngine(CheckpointEngine[LateInteractionPair]):
         logits = torch.empty(len(pairs), device=self.device)
         for query in dict.fromkeys(queries):
             rows = [row for row, other in enumerate(queries) if other == query]
-            logits[rows] = self._compare(states, query, [passages[row] for row in rows])
+            logits[rows] = self._compare(
+                states, query, [passages[row] for row in rows], [pairs[row].record for row in rows]
+            )
         return logits
+
+    @property
+    def aligner(self) -> Aligner[LateInteractionPair]:
+        """The engine itself."""
+        return self
+
+    def recording(self, pairs: Sequence[LateInteractionPair]) -> list[LateInteractionPair]:
+        """See `Aligner`."""
+        return [replace(pair, record=_MatchRecord()) for pair in pairs]
+
+    @cuda.device_errors()
+    def matches(
+        self, query: str, passages: Sequence[str], pairs: Sequence[LateInteractionPair]
+    ) -> list[list[TokenMatch]]:
+        """See `Aligner`. Leaves out query tokens without characters."""
+        query_spans, *passages_spans = map(self._kept_spans, self._tokenizer.encode_batch([query, *passages]))
+        query_spans = query_spans[_words(len(query_spans))]
+        found = []
+        for spans, pair in zip(passages_spans, pairs, strict=True):
+            assert pair.record is not None  # noqa: S101 - the pairs come from `recording`
+            tokens, similarities = pair.record.tokens.tolist(), pair.record.similarities.tolist()
+            best = zip(query_spans, tokens, similarities, strict=True)
+            found.append(
+                [
+                    TokenMatch(word, _with_characters(spans[token]), cosine)
+                    for word, token, cosine in best
+                    if _with_characters(word)
+                ]
+            )
+        return found
+
+    def _kept_spans(self, encoding: Any) -> list[TokenSpan]:
+        """Spans of the tokens that `_cut` keeps."""
+        spans: list[TokenSpan] = encoding.offsets
+        return spans if len(spans) <= self.window_tokens else [*spans[: self.window_tokens - 1], spans[-1]]
 
     @property
     def cache_counts(self) -> CacheCounts:
@@ -148,14 +203,21 @@ class LateInteractionEngine(CheckpointEngine[LateInteractionPair]):
                     cache.put(sequences[index], states)
         return _TokenStates([states for states in known if states is not None])
 
-    def _compare(self, states: "_TokenStates", query: int, passages: list[int]) -> torch.Tensor:
-        """Logits `[P]` of one query with its passages.
+    def _compare(
+        self, states: "_TokenStates", query: int, passages: list[int], records: Sequence[_MatchRecord | None]
+    ) -> torch.Tensor:
+        """Logits `[P]` of one query with its passages. Fills the records that are not null.
 
         Computes passage by passage and row by row: in one product over all passages, rounding would depend on their
         number.
         """
         words = states.words_of(query).T  # [H, Nq]
-        best = [(states.tokens_of(passage) @ words).amax(0) for passage in passages]  # P times [Nq]
+        best = []  # P times [Nq]
+        for passage, record in zip(passages, records, strict=True):
+            similarities = states.tokens_of(passage) @ words  # [L, Nq]
+            best.append(similarities.amax(0))
+            if record is not None:
+                record.fill(similarities)
         maxsim = torch.stack(best).mean(1)  # [P]
         cosine = (states.means[passages] * states.means[query]).sum(1)  # [P]
         return self.head.cosine_weight * cosine + self.head.maxsim_weight * maxsim + self.head.bias
@@ -194,5 +256,15 @@ class _TokenStates:
     def words_of(self, text: int) -> torch.Tensor:
         """States of a text's tokens without the first and last (CLS, SEP), or of all tokens if the text has no
         others."""
-        start, end = self._bounds[text], self._bounds[text + 1]
-        return self._tokens[start + 1 : end - 1] if end - start > 2 else self._tokens[start:end]
+        tokens = self.tokens_of(text)
+        return tokens[_words(len(tokens))]
+
+
+def _words(num_tokens: int) -> slice:
+    """The tokens of a query that MaxSim counts: all but the first and last (CLS, SEP), or all if there are no
+    others."""
+    return slice(1, num_tokens - 1) if num_tokens > 2 else slice(num_tokens)
+
+
+def _with_characters(span: TokenSpan) -> TokenSpan | None:
+    return span if span[0] < span[1] else None

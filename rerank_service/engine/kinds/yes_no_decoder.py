@@ -108,7 +108,8 @@ def _direction(folder: Path, config: PreTrainedConfig, tokenizer: Any, prompt: Y
     name = _VOCABULARY_ROWS if loading.has_tensor(folder, _VOCABULARY_ROWS) else _TIED_ROWS
     if name == _TIED_ROWS and not config.tie_word_embeddings:
         raise CheckpointError(
-            f"{folder} has neither {_VOCABULARY_ROWS} nor {_CLASSIFIER_ROW}, and its embeddings are not tied"
+            f"{folder} has neither {_VOCABULARY_ROWS} nor {_CLASSIFIER_ROW}, and its embeddings are not tied: "
+            "check that the checkpoint is complete"
         )
     direction = loading.read_rows(folder, name, _token_id(tokenizer, prompt.yes_word))[0]
     if prompt.no_word is not None:
@@ -120,6 +121,7 @@ def _token_id(tokenizer: Any, word: str) -> int:
     ids: list[int] = tokenizer.encode(tokenise.prompt_text(tokenizer, word), add_special_tokens=False).ids
     if len(ids) != 1:
         raise CheckpointError(
-            f"the answer {word!r} must be one token, but is {len(ids)} tokens in this tokenizer: see engine.yes_no"
+            f"the answer {word!r} must be one token, but is {len(ids)} tokens in this tokenizer: "
+            "set a shorter answer in engine.yes_no"
         )
     return ids[0]

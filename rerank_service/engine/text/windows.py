@@ -9,11 +9,11 @@ from itertools import chain
 from operator import attrgetter
 from typing import Generic
 
-from rerank_service.engine.protocol import Engine, PairT, TokenSpan
+from rerank_service.engine.protocol import Aligner, Engine, PairT, TokenSpan
 from rerank_service.errors import PairTooLong, QueryTooLong
-from rerank_service.messages import MIN_WINDOW_TOKENS, Fitting, PassageWindows, Truncate
+from rerank_service.messages import MIN_WINDOW_TOKENS, Fitting, PassageWindows, Span, TokenMatch, Truncate
 
-__all__ = ["EncodedPassages", "encode_passages", "shorten", "split"]
+__all__ = ["EncodedPassages", "encode_passages", "matches_of", "shorten", "split"]
 
 _MARGIN_TOKENS = 4
 """Tokens kept free in a window, because the window's text may have one or two more tokens than the same text in the
@@ -22,14 +22,19 @@ passage."""
 _MAX_WORD_TOKENS = 8
 """Longest run of tokens searched for a word boundary; a longer run without one, as in Chinese, is cut anywhere."""
 
+_WHOLE = (None,)
+"""The window of a passage with a single pair."""
+
 _NUM_TOKENS, _IS_UNSCORED = attrgetter("num_tokens"), attrgetter("is_unscored")
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedPassages(Generic[PairT]):
-    """The pairs of a request's passages, grouped by passage. Every field except `pairs` has one value per passage."""
+    """The pairs of a request's passages, grouped by passage. Fields after `windows` have one value per passage."""
 
     pairs: Sequence[PairT]
+    windows: Sequence[TokenSpan | None]
+    """For each pair, the part of the passage that is its window. Null: the passage has one pair."""
     num_windows: tuple[int, ...]
     """Number of pairs of the passage, at least one."""
     num_tokens: tuple[int, ...]
@@ -44,6 +49,7 @@ class EncodedPassages(Generic[PairT]):
         """Joins the passages of several queries, query by query."""
         return cls(
             list(chain.from_iterable(part.pairs for part in parts)),
+            list(chain.from_iterable(part.windows for part in parts)),
             tuple(chain.from_iterable(part.num_windows for part in parts)),
             tuple(chain.from_iterable(part.num_tokens for part in parts)),
             tuple(chain.from_iterable(part.is_truncated for part in parts)),
@@ -58,6 +64,15 @@ class EncodedPassages(Generic[PairT]):
             best.append(max(logits[start : start + num_windows]))
             start += num_windows
         return tuple(best)
+
+    def best_pairs(self, logits: Sequence[float]) -> list[int]:
+        """For each passage, the index in `pairs` of its pair with the highest logit."""
+        best: list[int] = []
+        start = 0
+        for num_windows in self.num_windows:
+            best.append(max(range(start, start + num_windows), key=logits.__getitem__))
+            start += num_windows
+        return best
 
 
 def encode_passages(
@@ -78,17 +93,42 @@ def encode_passages(
     split_up = {} if windows is None else _window_pairs(engine, query, shortened, pairs, windows)
 
     all_pairs: list[PairT] = []
+    all_windows: list[TokenSpan | None] = []
     num_windows, num_tokens, is_truncated, is_unscored = [], [], [], []
     for index, pair in enumerate(pairs):
-        group, is_cut = split_up.get(index, ([pair], pair.is_truncated))
+        group, places, is_cut = split_up.get(index, ([pair], _WHOLE, pair.is_truncated))
         if is_cut and fitting.truncate is Truncate.NONE:
             raise _too_long(engine, query, shortened[index], index, group)
         all_pairs += group
+        all_windows += places
         num_windows.append(len(group))
         num_tokens.append(sum(map(_NUM_TOKENS, group)))
         is_truncated.append(is_cut or shortened[index] != passages[index])
         is_unscored.append(all(map(_IS_UNSCORED, group)))
-    return EncodedPassages(all_pairs, tuple(num_windows), tuple(num_tokens), tuple(is_truncated), tuple(is_unscored))
+    return EncodedPassages(
+        all_pairs, all_windows, tuple(num_windows), tuple(num_tokens), tuple(is_truncated), tuple(is_unscored)
+    )
+
+
+def matches_of(
+    aligner: Aligner[PairT],
+    query: str,
+    passages: Sequence[str],
+    encoded: EncodedPassages[PairT],
+    logits: Sequence[float],
+) -> tuple[tuple[TokenMatch, ...], ...]:
+    """The token matches of each passage, in its best window; places count from the start of the whole passage.
+
+    The pairs of `encoded` come from `Aligner.recording`; `logits` has one value per pair.
+    """
+    best = encoded.best_pairs(logits)
+    windows = [encoded.windows[pair] or (0, len(passage)) for pair, passage in zip(best, passages, strict=True)]
+    texts = [passage[start:end] for passage, (start, end) in zip(passages, windows, strict=True)]
+    found = aligner.matches(query, texts, [encoded.pairs[pair] for pair in best])
+    return tuple(
+        tuple(match._replace(passage=_moved(match.passage, start)) for match in matches)
+        for matches, (start, _) in zip(found, windows, strict=True)
+    )
 
 
 def shorten(engine: Engine[PairT], passages: Sequence[str], max_tokens: int) -> list[str]:
@@ -103,30 +143,30 @@ def shorten(engine: Engine[PairT], passages: Sequence[str], max_tokens: int) -> 
     return shortened
 
 
-def split(text: str, spans: Sequence[TokenSpan], tokens: int, windows: PassageWindows) -> tuple[list[str], bool]:
-    """Splits `text` into windows of at most `tokens` tokens; also returns whether the windows cover all of `text`.
+def split(text: str, spans: Sequence[TokenSpan], tokens: int, windows: PassageWindows) -> tuple[list[TokenSpan], bool]:
+    """Places of windows of at most `tokens` tokens in `text`; also returns whether the windows cover all of `text`.
     Windows start and end between words where a word boundary is near. The last window is as long as the others: it
     starts earlier instead of being shorter.
     """
     overlap = min(windows.overlap_tokens, tokens // 2)
-    texts: list[str] = []
+    places: list[TokenSpan] = []
     start = 0
     while start + tokens < len(spans):
         end = _seam_before(text, spans, start + tokens, start)
-        texts.append(text[_begin(spans, start) : spans[end - 1][1]].lstrip())
-        if len(texts) == windows.max_per_passage:
-            return texts, False
+        places.append(_without_leading_space(text, _begin(spans, start), spans[end - 1][1]))
+        if len(places) == windows.max_per_passage:
+            return places, False
         start = max(_seam_before(text, spans, end - overlap, start), start + 1)
-    if texts:  # never after `start`: the tokens before a later word boundary would be in no window
+    if places:  # never after `start`: the tokens before a later word boundary would be in no window
         start = min(start, _seam_after(text, spans, len(spans) - tokens))
-    return [*texts, text[_begin(spans, start) :].lstrip()], True
+    return [*places, _without_leading_space(text, _begin(spans, start), len(text))], True
 
 
 def _window_pairs(
     engine: Engine[PairT], query: str, passages: Sequence[str], pairs: Sequence[PairT], windows: PassageWindows
-) -> dict[int, tuple[list[PairT], bool]]:
-    """Returns an entry for the index of each passage that needs several windows: the windows' pairs, and whether the
-    windows omit part of the passage."""
+) -> dict[int, tuple[list[PairT], list[TokenSpan], bool]]:
+    """Returns an entry for the index of each passage that needs several windows: the windows' pairs and places, and
+    whether the windows omit part of the passage."""
     room = engine.passage_room(query)
     wanted = min(windows.tokens or room, room - _MARGIN_TOKENS)
     if wanted < MIN_WINDOW_TOKENS:  # the query leaves too little room for windows: the passage is truncated instead
@@ -136,9 +176,9 @@ def _window_pairs(
     result = {}
     for index, spans in zip(long, engine.token_spans([passages[index] for index in long]), strict=True):
         if len(spans) > (wanted if pairs[index].is_passage_cut else most):
-            texts, is_complete = split(passages[index], spans, wanted, windows)
-            group = engine.tokenise(query, texts, Truncate.END)
-            result[index] = group, not is_complete or any(pair.is_truncated for pair in group)
+            places, is_complete = split(passages[index], spans, wanted, windows)
+            group = engine.tokenise(query, [passages[index][start:end] for start, end in places], Truncate.END)
+            result[index] = group, places, not is_complete or any(pair.is_truncated for pair in group)
     return result
 
 
@@ -179,6 +219,14 @@ def _with_cause(engine: Engine[PairT], query: str, error: PairTooLong) -> PairTo
     except PairTooLong as alone:
         return QueryTooLong(error.index, alone.num_tokens, alone.max_tokens)
     return error
+
+
+def _moved(place: Span | None, start: int) -> Span | None:
+    return None if place is None else (place[0] + start, place[1] + start)
+
+
+def _without_leading_space(text: str, start: int, end: int) -> TokenSpan:
+    return end - len(text[start:end].lstrip()), end
 
 
 def _begin(spans: Sequence[TokenSpan], token: int) -> int:

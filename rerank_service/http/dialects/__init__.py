@@ -1,7 +1,7 @@
 """Adapters for reranking APIs: each turns a body into a `RankingCall`, and a ranking into the answer of its API.
 
-Each API has one file. A dialect must not know models, replicas, or HTTP beyond the status. `http/endpoint.py` deals
-with these.
+Each API has one file. Of HTTP, a dialect uses only the status. A dialect must not depend on models or replicas;
+`http/endpoint.py` calls the models.
 """
 
 from collections.abc import Mapping, Sequence

@@ -21,7 +21,19 @@ from rerank_service.errors import (
 )
 from rerank_service.messages import Fitting, Ranked
 
-__all__ = ["Body", "Dialect", "Fields", "RankingCall", "RankingQuery", "Refusal", "probability", "top"]
+__all__ = [
+    "EXAMPLE_QUERY",
+    "EXAMPLE_RERANK",
+    "EXAMPLE_TEXTS",
+    "Body",
+    "Dialect",
+    "Fields",
+    "RankingCall",
+    "RankingQuery",
+    "Refusal",
+    "probability",
+    "top",
+]
 
 Fields = Mapping[str, Any]
 """The fields at the top level of a body."""
@@ -75,6 +87,8 @@ class RankingCall:
     truncated."""
     more_windows: str = ""
     """Field that permits more windows per passage. Empty: the request already has the maximum."""
+    explain_top_n: int | None = None
+    """How many of the best passages to explain. Null: none. Only a call with one query may have explanations."""
 
     def too_many_passages(self, count: int, limit: int) -> InvalidRequest:
         """The error for a request with more passages than `limit`."""
@@ -119,8 +133,17 @@ class Dialect:
     read: Callable[[Body, LimitsConfig], RankingCall]
     """Parses and validates a body. Raises `InvalidRequest`."""
     refuse: Callable[[RerankError], Refusal]
+    example: Mapping[str, Any]
+    """A body for the API's documentation, without `model`. On a shared path, its fields select this dialect, unless
+    this dialect is the first of the path."""
     recognises: Callable[[Fields], bool] = lambda _: False
     """Whether a body has fields that no other dialect on a shared path has."""
+
+
+EXAMPLE_QUERY = "What is the capital of France?"
+EXAMPLE_TEXTS = ["Paris is the capital of France. It lies on the Seine.", "Berlin is the capital of Germany."]
+EXAMPLE_RERANK: dict[str, Any] = {"query": EXAMPLE_QUERY, "documents": EXAMPLE_TEXTS}
+"""Example for the dialects with `documents`; each adds its own fields."""
 
 
 def probability(logit: float) -> float:

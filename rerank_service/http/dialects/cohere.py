@@ -12,7 +12,16 @@ from pydantic_core import PydanticCustomError
 
 from rerank_service.config import LimitsConfig
 from rerank_service.errors import RerankError
-from rerank_service.http.dialects.call import Body, Dialect, RankingCall, RankingQuery, Refusal, probability, top
+from rerank_service.http.dialects.call import (
+    EXAMPLE_RERANK,
+    Body,
+    Dialect,
+    RankingCall,
+    RankingQuery,
+    Refusal,
+    probability,
+    top,
+)
 from rerank_service.http.dialects.reading import Documents, QueryText, TopN, Wire, invalid, read
 from rerank_service.messages import Fitting, PassageWindows, Ranked
 
@@ -220,6 +229,7 @@ V1 = Dialect(
     error=CohereError,
     read=_read_v1,
     refuse=_refuse,
+    example=EXAMPLE_RERANK | {"top_n": 1, "max_chunks_per_doc": 10},
     recognises=lambda fields: not fields.keys().isdisjoint(("rank_fields", "max_chunks_per_doc")),
 )
 V2 = Dialect(
@@ -230,4 +240,5 @@ V2 = Dialect(
     error=CohereError,
     read=_read_v2,
     refuse=_refuse,
+    example=EXAMPLE_RERANK | {"top_n": 1},
 )

@@ -11,6 +11,7 @@ from pydantic import RootModel
 from rerank_service.config import LimitsConfig
 from rerank_service.errors import InvalidRequest, RerankError
 from rerank_service.http.dialects.call import (
+    EXAMPLE_RERANK,
     Body,
     Dialect,
     Fields,
@@ -146,5 +147,6 @@ RERANK = Dialect(
     error=InfinityErrorBody,
     read=_read,
     refuse=_refuse,
+    example=EXAMPLE_RERANK | {"top_n": 1, "raw_scores": False},
     recognises=_recognises,
 )

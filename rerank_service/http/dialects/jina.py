@@ -13,7 +13,16 @@ from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from rerank_service.config import LimitsConfig
 from rerank_service.errors import InvalidRequest, RerankError
-from rerank_service.http.dialects.call import Body, Dialect, RankingCall, RankingQuery, Refusal, probability, top
+from rerank_service.http.dialects.call import (
+    EXAMPLE_RERANK,
+    Body,
+    Dialect,
+    RankingCall,
+    RankingQuery,
+    Refusal,
+    probability,
+    top,
+)
 from rerank_service.http.dialects.cohere import CohereMeta, meta_of
 from rerank_service.http.dialects.reading import Documents, TopN, Wire, read, text_of
 from rerank_service.messages import Fitting, Ranked
@@ -119,4 +128,5 @@ RERANK = Dialect(
     error=JinaError,
     read=_read,
     refuse=_refuse,
+    example=EXAMPLE_RERANK | {"top_n": 1},
 )

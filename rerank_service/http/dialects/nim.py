@@ -8,13 +8,29 @@ from collections.abc import Sequence
 from operator import attrgetter
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
-from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic import ConfigDict, Field, ValidationError
+from pydantic.json_schema import SkipJsonSchema
+from pydantic_core import ErrorDetails
 
 from rerank_service.config import LimitsConfig
 from rerank_service.errors import InvalidRequest, Loc, RerankError, dotted
-from rerank_service.http.dialects.call import Body, Dialect, RankingCall, RankingQuery, Refusal
+from rerank_service.http.dialects.call import (
+    EXAMPLE_QUERY,
+    EXAMPLE_TEXTS,
+    Body,
+    Dialect,
+    RankingCall,
+    RankingQuery,
+    Refusal,
+)
+from rerank_service.http.dialects.explanations import (
+    ExplainOptions,
+    ExplanationEntry,
+    checked_top_n,
+    explanation_entry,
+)
 from rerank_service.http.dialects.reading import (
+    JsonNumber,
     QueryText,
     Wire,
     field_message,
@@ -47,28 +63,18 @@ class Passage(Wire):
     """Text of the passage; may be empty."""
 
 
-def _reject_non_numbers(value: Any) -> Any:
-    if isinstance(value, bool | str):
-        raise PydanticCustomError("int_type", "Input should be a valid integer")
-    return value
-
-
-_JSON_NUMBER = BeforeValidator(_reject_non_numbers)
-"""A JSON number, such as 16 or 16.0; not "16" or true."""
-
-
 class WindowOptions(Wire):
     """Options for passages that are too long for the model's window. Each passage is ranked in overlapping windows, by
     the logit of its best window."""
 
-    max_per_passage: Annotated[int, Field(ge=1), _JSON_NUMBER] | None = None
+    max_per_passage: Annotated[int, Field(ge=1), JsonNumber] | None = None
     """Maximum number of windows per passage. Text beyond them is truncated, or the request is refused under
     `truncate: NONE`. Null or absent: the service's own limit."""
 
-    tokens: Annotated[int, Field(ge=MIN_WINDOW_TOKENS), _JSON_NUMBER] | None = None
+    tokens: Annotated[int, Field(ge=MIN_WINDOW_TOKENS), JsonNumber] | None = None
     """Passage tokens per window. Null or absent: as many as fit next to the query."""
 
-    overlap_tokens: Annotated[int, Field(ge=0), _JSON_NUMBER] = DEFAULT_OVERLAP_TOKENS
+    overlap_tokens: Annotated[int, Field(ge=0), JsonNumber] = DEFAULT_OVERLAP_TOKENS
     """Tokens shared by two consecutive windows; limited to half a window."""
 
 
@@ -91,6 +97,9 @@ class RankingRequest(Wire):
     """An extension of NVIDIA's API: ranks long passages in windows. Null or absent: long passages are handled as
     `truncate` says."""
 
+    explain: ExplainOptions | None = None
+    """An extension of NVIDIA's API: explains the best passages in `explanations`. Null or absent: no explanations."""
+
 
 class PassageLogit(Wire):
     """A passage's relevance to the query."""
@@ -101,16 +110,21 @@ class PassageLogit(Wire):
     index: int
     """Original index in the request `passages` array."""
     logit: float
-    """Raw cross-encoder relevance logit (higher = more relevant)."""
+    """Raw relevance logit (higher = more relevant)."""
 
 
 class Usage(Wire):
     """Tokens of the request."""
 
     prompt_tokens: int
-    """Tokens of all query-passage pairs, with the model's prompt, after truncation."""
+    """Tokens of all query-passage pairs, with the model's prompt, after truncation; pairs scored for explanations
+    included."""
     total_tokens: int
     """Same as `prompt_tokens`: a reranker generates no tokens."""
+
+
+def _without_default(schema: dict[str, Any]) -> None:
+    del schema["default"]  # null stands for an absent field
 
 
 class RankingResponse(Wire):
@@ -118,6 +132,10 @@ class RankingResponse(Wire):
 
     rankings: tuple[PassageLogit, ...]
     usage: Usage
+    explanations: Annotated[
+        tuple[ExplanationEntry, ...] | SkipJsonSchema[None], Field(json_schema_extra=_without_default)
+    ] = None
+    """The explained passages, most relevant first. Absent unless the request has `explain`."""
 
 
 class ErrorDetail(Wire):
@@ -152,6 +170,7 @@ def _read(body: Body, limits: LimitsConfig) -> RankingCall:
     wanted = request.passage_windows
     most = limits.max_windows_per_passage
     windows = None if wanted is None else _windows(wanted, most)
+    explain = request.explain
     return RankingCall(
         request.model,
         (RankingQuery(request.query.text, list(map(attrgetter("text"), request.passages))),),
@@ -161,6 +180,7 @@ def _read(body: Body, limits: LimitsConfig) -> RankingCall:
         query_at=lambda _: ("query", "text"),
         way_out="truncate: END",
         more_windows="passage_windows.max_per_passage" if windows and windows.max_per_passage < most else "",
+        explain_top_n=None if explain is None else checked_top_n(explain, limits.max_explained_passages),
     )
 
 
@@ -174,6 +194,14 @@ def _windows(wanted: WindowOptions, limit: int) -> PassageWindows:
     return PassageWindows(wanted.max_per_passage or limit, wanted.tokens, wanted.overlap_tokens)
 
 
+_PARTS: dict[str, type[Wire]] = {
+    "query": Query,
+    "passages": Passage,
+    "passage_windows": WindowOptions,
+    "explain": ExplainOptions,
+}
+
+
 def _message(code: str, loc: Loc, detail: ErrorDetails) -> str:
     field = dotted(loc[1:])
     match code:
@@ -183,11 +211,12 @@ def _message(code: str, loc: Loc, detail: ErrorDetails) -> str:
             return "The body must be a JSON object with query and passages"
         case "model_type" if field == "passage_windows":
             return f"{field} must be an object with any of these fields: {', '.join(WindowOptions.model_fields)}"
+        case "model_type" if field == "explain":
+            return f'{field} must be an object: {{"top_n": 3}}'
         case "model_type":
             return f'{field} must be an object: {{"text": "..."}}'
         case "extra_forbidden":
-            parts: dict[str, type[Wire]] = {"query": Query, "passages": Passage, "passage_windows": WindowOptions}
-            owner = parts.get(str(loc[1]), RankingRequest) if len(loc) > 2 else RankingRequest
+            owner = _PARTS.get(str(loc[1]), RankingRequest) if len(loc) > 2 else RankingRequest
             return f"{field} is not a field of this API; accepted here: {', '.join(owner.model_fields)}"
         case "too_short":
             return f"{field} is empty; send at least one passage"
@@ -200,7 +229,10 @@ def _reply(rankings: Sequence[Ranked], _: str) -> RankingResponse:
     for index in ranked.order:
         passages.append(PassageLogit(index=index, logit=ranked.logits[index]))
     usage = Usage(prompt_tokens=ranked.num_tokens, total_tokens=ranked.num_tokens)
-    return RankingResponse(rankings=tuple(passages), usage=usage)
+    if ranked.explanations is None:
+        return RankingResponse(rankings=tuple(passages), usage=usage)
+    explanations = tuple(map(explanation_entry, ranked.explanations))
+    return RankingResponse(rankings=tuple(passages), usage=usage, explanations=explanations)
 
 
 def _refuse(error: RerankError) -> Refusal:
@@ -216,4 +248,9 @@ NIM = Dialect(
     error=ErrorEnvelope,
     read=_read,
     refuse=_refuse,
+    example={
+        "query": {"text": EXAMPLE_QUERY},
+        "passages": [{"text": text} for text in EXAMPLE_TEXTS],
+        "truncate": "END",
+    },
 )

@@ -1,6 +1,6 @@
 """Parsing and validation shared by the dialects: texts, limits, and error messages that name the dialect's own fields.
 
-The module must not know any particular dialect. Messages never repeat the user's text.
+This module must not depend on any particular dialect. Messages never repeat the user's text.
 """
 
 from collections.abc import Callable
@@ -15,6 +15,7 @@ from rerank_service.http.dialects.call import Body
 
 __all__ = [
     "Documents",
+    "JsonNumber",
     "QueryText",
     "TopN",
     "Wire",
@@ -46,6 +47,16 @@ QueryText = Annotated[str, Field(pattern=r"\S")]
 """A query, which must not be blank."""
 
 TopN = Annotated[int, Field(ge=1)]
+
+
+def _reject_non_numbers(value: Any) -> Any:
+    if isinstance(value, bool | str):
+        raise PydanticCustomError("int_type", "Input should be a valid integer")
+    return value
+
+
+JsonNumber = BeforeValidator(_reject_non_numbers)
+"""A JSON number, such as 16 or 16.0; not "16" or true."""
 
 
 def text_of(document: Any) -> Any:

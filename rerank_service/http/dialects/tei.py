@@ -24,7 +24,17 @@ from rerank_service.errors import (
     UnsupportedMediaType,
     WaitTooLong,
 )
-from rerank_service.http.dialects.call import Body, Dialect, RankingCall, RankingQuery, Refusal, probability, top
+from rerank_service.http.dialects.call import (
+    EXAMPLE_QUERY,
+    EXAMPLE_TEXTS,
+    Body,
+    Dialect,
+    RankingCall,
+    RankingQuery,
+    Refusal,
+    probability,
+    top,
+)
 from rerank_service.http.dialects.reading import Documents, QueryText, TopN, Wire, invalid, read
 from rerank_service.messages import Fitting, Ranked, Truncate
 
@@ -154,5 +164,6 @@ RERANK = Dialect(
     error=TeiError,
     read=_read,
     refuse=_refuse,
+    example={"query": EXAMPLE_QUERY, "texts": EXAMPLE_TEXTS, "truncate": True},
     recognises=lambda fields: "texts" in fields,
 )

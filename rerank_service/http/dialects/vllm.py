@@ -16,6 +16,9 @@ from pydantic_core import PydanticKnownError
 from rerank_service.config import LimitsConfig
 from rerank_service.errors import Loc, RerankError, dotted
 from rerank_service.http.dialects.call import (
+    EXAMPLE_QUERY,
+    EXAMPLE_RERANK,
+    EXAMPLE_TEXTS,
     Body,
     Dialect,
     Fields,
@@ -306,6 +309,7 @@ RERANK = Dialect(
     error=VllmError,
     read=_read_rerank,
     refuse=_refuse,
+    example=EXAMPLE_RERANK | {"top_n": 1, "truncate_prompt_tokens": -1},
     recognises=_recognises,
 )
 SCORE = Dialect(
@@ -316,4 +320,5 @@ SCORE = Dialect(
     error=VllmError,
     read=_read_score,
     refuse=_refuse,
+    example={"text_1": EXAMPLE_QUERY, "text_2": EXAMPLE_TEXTS},
 )

@@ -5,7 +5,16 @@ from typing import Literal
 
 from rerank_service.config import LimitsConfig
 from rerank_service.errors import RerankError
-from rerank_service.http.dialects.call import Body, Dialect, RankingCall, RankingQuery, Refusal, probability, top
+from rerank_service.http.dialects.call import (
+    EXAMPLE_RERANK,
+    Body,
+    Dialect,
+    RankingCall,
+    RankingQuery,
+    Refusal,
+    probability,
+    top,
+)
 from rerank_service.http.dialects.reading import Documents, QueryText, TopN, Wire, read
 from rerank_service.messages import Fitting, Ranked, Truncate
 
@@ -98,5 +107,6 @@ RERANK = Dialect(
     error=VoyageError,
     read=_read,
     refuse=_refuse,
+    example=EXAMPLE_RERANK | {"top_k": 1},
     recognises=lambda fields: not fields.keys().isdisjoint(("top_k", "truncation")),
 )

@@ -4,7 +4,7 @@ JSON form.
 If an ingress dies, Serve answers with an empty 500. A ranking changes no state, so sending it again is safe; the client
 only waits longer. Other applications behind the same proxies are not affected.
 
-A proxy does not know the configuration, which may change while the proxy runs, so the paths come from the dialects.
+A proxy does not read the configuration, which may change while the proxy runs, so the paths come from the dialects.
 This module sets no limit on the body: the ingress refuses a body above `limits.max_body_bytes` during the upload, and
 the refusal ends the request.
 """

@@ -1,4 +1,4 @@
-"""Estimates how much memory a known model needs, and whether this machine has enough.
+"""Estimates how much memory a model needs, and whether this machine has enough.
 
     weights      parameters x 2 bytes on a GPU or on a CPU that computes in bfloat16, x 4 otherwise
     activations  tokens of a batch x (12 hidden + 7 intermediate) x the same bytes; a batch holds at least the longest
@@ -14,14 +14,16 @@ its file takes memory in addition, which the system reclaims. The estimate helps
 measures its GPU (`engine/device/memory.py`).
 """
 
+import json
+import math
 import os
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rerank_service.config import default_batch_tokens
 from rerank_service.tools.catalogue.models import KnownModel
 
-__all__ = ["Fit", "Gpu", "Machine", "fit", "gigabytes", "needed_bytes", "this_machine"]
+__all__ = ["Fit", "Gpu", "Machine", "fit", "gigabytes", "needed_bytes", "sized", "this_machine"]
 
 _HALF_BYTES, _FULL_BYTES = 2, 4
 _PROCESS_BYTES = 1_000_000_000
@@ -29,6 +31,7 @@ _LAID_OUT_COPIES = 5
 """Matrices `[heads, L, L]` in memory at once: 5.1 were measured for a 4-layer DeBERTa-v2 in float32, with pairs of 512
 tokens."""
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+_CGROUP_CPUS = Path("/sys/fs/cgroup/cpu.max")
 
 
 class Gpu(NamedTuple):
@@ -46,6 +49,8 @@ class Machine(NamedTuple):
     gpus: tuple[Gpu, ...]
     has_bfloat16: bool
     """Whether the CPU computes in bfloat16."""
+    num_cpus: int = 1
+    """CPUs that this process may use."""
 
 
 class Fit(NamedTuple):
@@ -75,7 +80,47 @@ def this_machine(cgroup_limit: Path = _CGROUP_LIMIT) -> Machine:
         memory_bytes=min(memory_bytes, int(limit)) if limit.isdecimal() else memory_bytes,
         gpus=tuple(Gpu(gpu.name, gpu.total_memory) for gpu in gpus),
         has_bfloat16=computes_bfloat16(),
+        num_cpus=_num_cpus(),
     )
+
+
+def _num_cpus(cgroup_quota: Path = _CGROUP_CPUS) -> int:
+    """CPUs of the process, at most those of the container's quota, which Ray counts too."""
+    num_cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota, _, period = (cgroup_quota.read_text().strip() if cgroup_quota.is_file() else "max").partition(" ")
+    if quota.isdecimal() and period.isdecimal():
+        num_cpus = min(num_cpus, int(quota) // int(period))
+    return max(1, num_cpus)
+
+
+def sized(model: KnownModel, folder: Path) -> KnownModel:
+    """`model` with the sizes that it lacks, read from the config.json and the safetensors headers in `folder`."""
+    if model.num_parameters is not None:
+        return model
+    from safetensors import safe_open
+
+    raw = _read_json(folder / "config.json")
+    num_parameters = 0
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="np") as tensors:
+            num_parameters += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+    hidden = int(raw.get("hidden_size") or raw.get("dim") or 1024)
+    limits = (raw.get("max_position_embeddings"), _read_json(folder / "tokenizer_config.json").get("model_max_length"))
+    is_laid_out = str(raw.get("model_type")).startswith("deberta")
+    return model.model_copy(
+        update={
+            "num_parameters": num_parameters,
+            "hidden_size": hidden,
+            "intermediate_size": int(raw.get("intermediate_size") or raw.get("hidden_dim") or 4 * hidden),
+            "longest_tokens": int(min([limit for limit in limits if limit] or [512])),
+            "laid_out_heads": int(raw.get("num_attention_heads") or 12) if is_laid_out else 0,
+        }
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return settings
 
 
 def fit(model: KnownModel, machine: Machine) -> Fit:

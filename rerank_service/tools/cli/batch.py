@@ -51,11 +51,11 @@ def batch(
     window_tokens: WindowTokens = None,
     overlap_tokens: OverlapTokens = DEFAULT_OVERLAP_TOKENS,
     in_process: bool = typer.Option(False, "--in-process", help="Score in this process, without Ray."),
-    workers: int | None = typer.Option(None, min=1, help="Ray actors; by default all that the cluster can hold."),
+    workers: int | None = typer.Option(None, min=1, help="Number of Ray actors; by default, as many as fit."),
     address: str | None = typer.Option(None, help="Address of a Ray cluster; by default a local Ray is started."),
     chunk_pairs: int = typer.Option(2_048, min=1, help="Pairs per chunk; a restart repeats at most one chunk."),
     force: bool = typer.Option(False, "--force", help="Replace an existing output."),
-    keep_parts: bool = typer.Option(False, "--keep-parts", help="Keep the folder OUTPUT.parts at the end."),
+    keep_parts: bool = typer.Option(False, "--keep-parts", help="Keep the folder OUTPUT.parts when the job is done."),
     as_json: bool = typer.Option(False, "--json", help="Print a summary as JSON at the end."),
 ) -> None:
     """Score a file of queries and passages, of any size.

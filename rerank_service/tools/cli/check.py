@@ -31,9 +31,11 @@ def check(
     path = config_file(config)
     try:
         settings = load_config(Path(path))
-        from rerank_service.tools.cli.serve_file import read_serve_file  # imports Ray, which takes seconds
+        from rerank_service.tools.cli.serve_file import read_serve_text  # imports Ray, which takes seconds
 
-        import_paths = {one.name: one.import_path for one in read_serve_file(path).applications}
+        import_paths = {
+            one.name: one.import_path for one in read_serve_text(Path(path).read_text("utf-8")).applications
+        }
     except ConfigError as error:
         if not as_json:
             raise fail(f"{path} cannot be served\n{error}") from None
@@ -54,7 +56,7 @@ def _foreign_applications(import_paths: dict[str, str]) -> Iterator[str]:
         if import_path not in (APP_IMPORT_PATH, MODEL_IMPORT_PATH):
             yield (
                 f"application {name!r} has the import path {import_path}, which is not part of this service "
-                f"({APP_IMPORT_PATH} or {MODEL_IMPORT_PATH}); whether it can be imported was not checked"
+                f"({APP_IMPORT_PATH} or {MODEL_IMPORT_PATH}); only its package was looked for"
             )
 
 

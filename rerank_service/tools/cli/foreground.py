@@ -1,16 +1,17 @@
-"""Runs the applications of a configuration file in the foreground, for `rerank-service serve`.
+"""Runs the applications of a configuration in the foreground, for `rerank-service serve`.
 
 `serve run` starts applications in the same way but stops differently: it kills the controller while waiting for the
 controller's answer. Ray then reports a failed call, and requests in flight remain unanswered.
 """
 
+import logging
 import signal
 import sys
 import time
 from collections.abc import Sequence
 from types import FrameType
+from typing import NamedTuple
 
-import httpx
 import ray
 from ray import serve
 from ray._private.services import canonicalize_bootstrap_address
@@ -20,47 +21,82 @@ from ray.serve.config import ProxyLocation, gRPCOptions
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
 
-from rerank_service.config import MODEL_IMPORT_PATH
+from rerank_service.config import parse_serve_config
 from rerank_service.errors import ConfigError
+from rerank_service.tools.cli.api_keys import warn_of_open_access
 from rerank_service.tools.cli.console import fail, stderr
-from rerank_service.tools.cli.ports import Endpoint, local_url, problem_of, reserve, url_of
-from rerank_service.tools.cli.serve_file import read_serve_file
+from rerank_service.tools.cli.ports import Endpoint, problem_of, reserve
+from rerank_service.tools.cli.serve_file import read_serve_text
+from rerank_service.tools.cli.startup import StartFailed, wait_until_ready
+from rerank_service.tools.cli.terminal_log import WarningsOnly, quieten_driver, quieten_workers
 
-__all__ = ["endpoints_of", "run"]
+__all__ = ["Serving", "endpoints_of", "run"]
 
 _POLL_S = 0.2
-_READINESS_POLL_S = 2.0
 
 
-def run(path: str) -> None:
-    """Serves a configuration file until SIGINT or SIGTERM. Raises `SystemExit(2)` if Serve's part of the file is
-    invalid or a port is in use.
+class Serving(NamedTuple):
+    """A configuration to serve."""
 
-    A second signal raises `KeyboardInterrupt`, which stops the service at once.
+    text: str
+    """The YAML of the configuration."""
+    name: str
+    """Its name in messages."""
+    port_setting: str
+    """The setting that chooses the port, in messages."""
+    host: str | None = None
+    """Address to listen on; null: `http_options.host` of the configuration."""
+    port: int | None = None
+    """Port to listen on; null: `http_options.port` of the configuration."""
+    is_verbose: bool = False
+    """Whether all lines of Ray's processes reach the terminal."""
+
+
+def run(serving: Serving) -> None:
+    """Serves a configuration until SIGINT or SIGTERM.
+
+    Raises `SystemExit(2)` if Serve's part of the configuration is invalid or a port is in use, and `SystemExit(1)` if a
+    replica cannot start. A second signal raises `KeyboardInterrupt`, which stops the service at once.
     """
     try:
-        config = read_serve_file(path)
+        settings, config = parse_serve_config(serving.text, serving.name), read_serve_text(serving.text)
     except ConfigError as error:
-        sys.exit(fail(f"{path} cannot be served\n{error}").exit_code)
+        sys.exit(fail(f"{serving.name} cannot be served\n{error}").exit_code)
+    http = config.http_options
+    http.host, http.port = serving.host or http.host, serving.port or http.port
     _interrupt_on_signals()
+    failure = None
     try:
-        _start(config, path)
-        _wait_until_ready(config)
+        with stderr.status("starting"):
+            terminal = _start(config, serving)
+            lines = wait_until_ready(config, settings)
+        warn_of_open_access("0.0.0.0" if constants.RAY_SERVE_ENABLE_HA_PROXY else http.host, settings.auth)  # noqa: S104
+        for line in lines:
+            stderr.print(line, markup=False, highlight=False, soft_wrap=True)
+        if terminal is not None:
+            terminal.is_starting = False
         while True:
             signal.pause()
+    except StartFailed as error:
+        failure = fail(str(error))
     except KeyboardInterrupt:
         stderr.print("stopping after the requests in flight; press Ctrl-C again to stop at once")
     _stop()
+    if failure is not None:
+        sys.exit(1)
 
 
-def endpoints_of(config: ServeDeploySchema, path: str) -> list[Endpoint]:
-    """The addresses on this machine that Serve will listen on, each with the setting that chooses it."""
+def endpoints_of(config: ServeDeploySchema, setting: str) -> list[Endpoint]:
+    """The addresses on this machine that Serve will listen on, each with the setting that chooses it.
+
+    `setting` chooses the port for HTTP.
+    """
     http = config.http_options
     endpoints = []
     if config.proxy_location is not ProxyLocation.Disabled:
-        endpoints.append(Endpoint(http.host, http.port, f"http_options.port in {path}"))
+        endpoints.append(Endpoint(http.host, http.port, setting))
     if config.grpc_options.grpc_servicer_functions:
-        endpoints.append(Endpoint(http.host, config.grpc_options.port, f"grpc_options.port in {path}"))
+        endpoints.append(Endpoint(http.host, config.grpc_options.port, "grpc_options.port of the configuration"))
     if constants.RAY_SERVE_ENABLE_HA_PROXY:
         everywhere = "0.0.0.0"  # noqa: S104 - HAProxy listens on all interfaces
         variables = (
@@ -72,8 +108,9 @@ def endpoints_of(config: ServeDeploySchema, path: str) -> list[Endpoint]:
     return endpoints
 
 
-def _start(config: ServeDeploySchema, path: str) -> None:
-    endpoints = endpoints_of(config, path)
+def _start(config: ServeDeploySchema, serving: Serving) -> WarningsOnly | None:
+    """Starts Ray and the applications. Returns the filter between Ray's processes and the terminal, if there is one."""
+    endpoints = endpoints_of(config, serving.port_setting)
     joins_a_cluster = canonicalize_bootstrap_address(None) is not None  # type: ignore[arg-type]  # the same lookup as in ray.init()
     if not joins_a_cluster:
         _require_free(endpoints)
@@ -81,7 +118,13 @@ def _start(config: ServeDeploySchema, path: str) -> None:
         if not constants.RAY_SERVE_ENABLE_HA_PROXY:
             for endpoint in endpoints:
                 reserve(endpoint)
-    ray.init(namespace=constants.SERVE_NAMESPACE)
+    if serving.is_verbose:
+        ray.init(namespace=constants.SERVE_NAMESPACE)
+        terminal = None
+    else:
+        quieten_driver()
+        ray.init(namespace=constants.SERVE_NAMESPACE, logging_level=logging.WARNING)
+        terminal = quieten_workers()
     _interrupt_on_signals()  # again, because ray.init installs handlers that end Ray at once
     if joins_a_cluster and not _controller_runs():
         _require_free(endpoints)
@@ -92,29 +135,7 @@ def _start(config: ServeDeploySchema, path: str) -> None:
         controller_options=config.controller_options,
     )
     _client().deploy_apps(config)
-
-
-def _wait_until_ready(config: ServeDeploySchema) -> None:
-    """Prints one line when the service is ready, and returns. Without an HTTP proxy, returns at once."""
-    prefixes = [one.route_prefix for one in config.applications if one.import_path != MODEL_IMPORT_PATH]
-    if config.proxy_location is ProxyLocation.Disabled or not prefixes or prefixes[0] is None:
-        return
-    http, prefix = config.http_options, prefixes[0].rstrip("/")
-    scheme = "https" if http.ssl_certfile else "http"
-    health = f"{local_url(http.host, http.port, scheme)}{prefix}/v1/health/ready"
-    # The certificate names the service's public host, not this machine's address.
-    with httpx.Client(verify=False, trust_env=False, timeout=_READINESS_POLL_S) as client:  # noqa: S501
-        while not _answers(client, health):
-            time.sleep(_READINESS_POLL_S)
-    address = url_of(http.host, http.port, scheme) + prefix
-    stderr.print(f"ready on {address}", markup=False, highlight=False, soft_wrap=True)
-
-
-def _answers(client: httpx.Client, url: str) -> bool:
-    try:
-        return client.get(url).is_success
-    except (httpx.HTTPError, httpx.InvalidURL):
-        return False
+    return terminal
 
 
 def _require_free(endpoints: Sequence[Endpoint]) -> None:

@@ -23,7 +23,7 @@ _DEFAULT_URL = "http://127.0.0.1:8000"
 
 ServiceUrl = Annotated[
     str | None,
-    typer.Option("--url", help="Address of a running service whose models to list.", envvar="RERANK_SERVICE_URL"),
+    typer.Option("--url", help="List the models of the running service at this address.", envvar="RERANK_SERVICE_URL"),
 ]
 
 
@@ -31,7 +31,7 @@ class _Files(StrEnum):
     """State of a model's files on this machine."""
 
     HERE = "here"
-    """The files are in a package, in the models folder, in the cache of `pull`, or in the hub's own cache."""
+    """The files are in a package, in the models folder, in the cache of `pull`, or in huggingface_hub's local cache."""
     TO_INSTALL = "to install"
     TO_PULL = "to pull"
     """The files are published on the model hub."""
@@ -163,7 +163,7 @@ def _files(model: KnownModel, models_dir: str) -> _Files:
 
 
 def _is_fetched(hub_id: str, revision: str | None) -> bool:
-    """Whether the files were fetched by `rerank-service pull` or into the hub's own cache."""
+    """Whether the files were fetched by `rerank-service pull` or into huggingface_hub's local cache."""
     if revision is not None and cached_folder(hub_id, revision) is not None:
         return True
     from huggingface_hub import try_to_load_from_cache  # takes half a second to import

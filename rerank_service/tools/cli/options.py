@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rerank_service.config import Dtype, ModelConfig, RerankConfig
 
 __all__ = [
+    "CONFIG_FILE",
     "DEFAULT_OVERLAP_TOKENS",
     "ConfigOption",
     "ConfigPath",
@@ -29,14 +30,20 @@ __all__ = [
     "passage_windows",
 ]
 
-_CONFIG = "serve_config.yaml"
-_PACKAGED_CONFIG = Path(__file__).parents[1] / "deployment" / _CONFIG
+CONFIG_FILE = "serve_config.yaml"
+"""Configuration file in the current folder that commands use by default."""
+_PACKAGED_CONFIG = Path(__file__).parents[1] / "deployment" / CONFIG_FILE
 
-ConfigPath = Annotated[str | None, typer.Argument(help="Serve configuration file.", show_default=_CONFIG)]
-ConfigOption = Annotated[str | None, typer.Option(help="File that configures the models.", show_default=_CONFIG)]
+ConfigPath = Annotated[str | None, typer.Argument(help="Serve configuration file.", show_default=CONFIG_FILE)]
+ConfigOption = Annotated[str | None, typer.Option(help="File that configures the models.", show_default=CONFIG_FILE)]
 
 MaxWindows = Annotated[
-    int, typer.Option(min=1, help="Maximum number of windows per long passage; its best window counts. 1: truncate.")
+    int,
+    typer.Option(
+        min=1,
+        help="Maximum number of windows per long passage; the best window's logit becomes the passage's logit. "
+        "1: truncate.",
+    ),
 ]
 WindowTokens = Annotated[
     int | None,
@@ -53,9 +60,9 @@ def passage_windows(max_windows: int, window_tokens: int | None, overlap_tokens:
 def config_file(path: str | None) -> str:
     """`path` if given, else `serve_config.yaml` in the current folder, else the packaged file, which serves the
     embedded model."""
-    if path is not None or Path(_CONFIG).exists():
-        return path or _CONFIG
-    stderr.print(f"no {_CONFIG} here: using {_PACKAGED_CONFIG}", markup=False, highlight=False, soft_wrap=True)
+    if path is not None or Path(CONFIG_FILE).exists():
+        return path or CONFIG_FILE
+    stderr.print(f"no {CONFIG_FILE} here: using {_PACKAGED_CONFIG}", markup=False, highlight=False, soft_wrap=True)
     return str(_PACKAGED_CONFIG)
 
 
@@ -86,7 +93,10 @@ def choose_model(name: str | None, config: str | None, dtype: "Dtype | None" = N
         found = next((one for one in settings.models if wanted in map(str.casefold, one.names)), None)
         if found is None:
             known = ", ".join(one.id for one in settings.models)
-            raise fail(f"{path} has no model {name!r}; it has {known} (a folder must start with / or .)")
+            raise fail(
+                f"{path} has no model {name!r}; it has {known}. "
+                "If you meant a checkpoint folder, start its path with / or ."
+            )
         model = found
     if dtype is None:
         return model

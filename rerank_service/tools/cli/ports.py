@@ -5,6 +5,7 @@ would distribute connections between the two. The check therefore binds without 
 """
 
 import errno
+import ipaddress
 import os
 import re
 import socket
@@ -16,7 +17,7 @@ from typing import NamedTuple
 
 import httpx
 
-__all__ = ["Endpoint", "local_url", "problem_of", "reserve", "url_of"]
+__all__ = ["Endpoint", "is_loopback", "local_url", "problem_of", "reserve", "url_of"]
 
 _LISTENING = "0A"  # TCP_LISTEN in /proc/net/tcp
 _PROBE_TIMEOUT_S = 2
@@ -51,6 +52,14 @@ def url_of(host: str, port: int, scheme: str = "http") -> str:
 def local_url(host: str, port: int, scheme: str = "http") -> str:
     """The URL at which this machine reaches a listener, even if the listener is bound to all addresses."""
     return url_of(_WILDCARDS.get(host, host), port, scheme)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can connect to a listener on `host`. A host name other than localhost may be public."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def reserve(endpoint: Endpoint) -> None:

@@ -29,7 +29,7 @@ _TIMEOUT_S = 300.0
 _NONE = "none"
 
 Name = Annotated[
-    str | None, typer.Argument(metavar="MODEL", help="Model, as in `batch`; by default the configured default model.")
+    str | None, typer.Argument(metavar="MODEL", help="Configured model or checkpoint; by default, the default model.")
 ]
 Recorded = Annotated[
     str | None,

@@ -37,6 +37,10 @@ class ServedModel(NamedTuple):
     num_gpus: float
     num_cpus: float
     replicas: Bounds
+    device: str | None = None
+    """Device to set; null: `cuda` with GPUs, and none without."""
+    dtype: Dtype | None = None
+    """Precision to set; null: the catalogue's, on the hardware that it is meant for."""
 
     @property
     def suits_its_hardware(self) -> bool:
@@ -54,6 +58,7 @@ class Layout(NamedTuple):
     is_pinned: bool = False
     """Whether the replicas of a GPU model are placed only on nodes with the model's `group_resource`."""
     key_hashes_file: str | None = None
+    key_hashes: tuple[str, ...] = ()
     requests_per_minute: int | None = None
     passages_per_minute: int | None = None
     rate_limit_storage: str | None = None
@@ -128,7 +133,7 @@ def _ingress_application(models: Sequence[ServedModel], layout: Layout) -> list[
         "    models:",
         *_indented(listed, "      "),
         *_indented(_lines(_service(models, layout)), "    "),
-        *([] if layout.key_hashes_file else _indented(_KEYS_HINT, "    ")),
+        *([] if layout.key_hashes_file or layout.key_hashes else _indented(_KEYS_HINT, "    ")),
     ]
 
 
@@ -144,6 +149,8 @@ def _service(models: Sequence[ServedModel], layout: Layout) -> dict[str, Any]:
     settings: dict[str, Any] = {"service": {"default_model": models[0].known.id, "ingress": ingress}}
     if layout.key_hashes_file:
         settings["auth"] = {"key_hashes_file": layout.key_hashes_file}
+    elif layout.key_hashes:
+        settings["auth"] = {"key_hashes": list(layout.key_hashes)}
     limits = {
         "requests_per_minute": layout.requests_per_minute,
         "passages_per_minute": layout.passages_per_minute,
@@ -182,10 +189,11 @@ def _engine(model: ServedModel) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     if model.known.kind is not EngineKind.AUTO:
         settings["kind"] = model.known.kind.value
-    if model.num_gpus:
-        settings["device"] = "cuda"
-    if model.suits_its_hardware and model.known.dtype is not Dtype.AUTO:
-        settings["dtype"] = model.known.dtype.value
+    if device := model.device or ("cuda" if model.num_gpus else None):
+        settings["device"] = device
+    dtype = model.dtype or (model.known.dtype if model.suits_its_hardware else Dtype.AUTO)
+    if dtype is not Dtype.AUTO:
+        settings["dtype"] = dtype.value
     return settings
 
 

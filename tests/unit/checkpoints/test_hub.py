@@ -316,7 +316,7 @@ def test_missing_disk_space_is_reported_before_the_download(
     hub: FakeHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
-    with pytest.raises(CheckpointError, match=r"too little space: org/tiny needs .* more.*RERANK_SERVICE_CACHE"):
+    with pytest.raises(CheckpointError, match=r"too little disk space: org/tiny needs .* more.*RERANK_SERVICE_CACHE"):
         pull(ID)
     assert not hub.asked_for("resolve")
 
@@ -336,14 +336,14 @@ def test_pulling_into_a_given_folder(hub: FakeHub, files: dict[str, bytes], tmp_
     assert fetched_files(target) == files
 
     commit = hub.put(ID, files | {"config.json": files["config.json"] + b" "})
-    with pytest.raises(CheckpointError, match=r"holds org/tiny at .*: choose another folder"):
+    with pytest.raises(CheckpointError, match=r"contains org/tiny at .*: choose another folder"):
         pull(ID, commit, to=target)
 
 
 def test_a_folder_with_other_files_is_left_unchanged(hub: FakeHub, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("irreplaceable")
-    with pytest.raises(CheckpointError, match="were not pulled"):
+    with pytest.raises(CheckpointError, match="contains files that `pull` did not write"):
         pull(ID, to=tmp_path / "mine")
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
 

@@ -55,7 +55,7 @@ def test_a_missing_revision_is_not_downloaded_if_downloading_is_off(
     isolated_environment(monkeypatch, tmp_path, "http://127.0.0.1:9")
     checkpoint = CheckpointConfig(source="org/tiny", revision="0" * 40, download=False)
 
-    with pytest.raises(CheckpointError, match=f"downloading is off here.*rerank-service pull org/tiny@{'0' * 40}"):
+    with pytest.raises(CheckpointError, match=f"checkpoint.download is false.*rerank-service pull org/tiny@{'0' * 40}"):
         resolve_checkpoint(checkpoint)
 
 

@@ -21,6 +21,7 @@ from rerank_service.client import (
     ConnectionFailed,
     DeadlineExceededError,
     ErrorDetail,
+    Explanation,
     InvalidRequestError,
     ModelNotFoundError,
     PassageWindows,
@@ -29,6 +30,8 @@ from rerank_service.client import (
     RateLimitedError,
     RerankClientError,
     ServiceUnavailableError,
+    Span,
+    TokenMatch,
     Usage,
 )
 from rerank_service.client.retries import Deadline
@@ -100,6 +103,45 @@ def test_the_ranking_has_every_passage_with_its_logit(
     assert [passage.logit for passage in ranked] == pytest.approx([expected[p.index] for p in ranked], abs=1e-5)
     assert ranked.usage.total_tokens == ranked.usage.prompt_tokens > 0
     assert set(ranked.timings_ms) == {"parse", "tokenise", "queue", "forward", "total"}
+
+
+def test_the_best_passages_are_explained_by_their_sentences(rank: Rank, url: str) -> None:
+    passages = ["One.", "First here. Then there.", "Third! And more. And more still."]
+
+    ranked = rank(url, "q", passages, explain=2)
+
+    best, second, third = ranked
+    assert third.explanation is None
+    for passage in (best, second):
+        assert passage.explanation is not None
+        assert (passage.explanation.method, passage.explanation.is_approximate) == ("leave_one_sentence_out", True)
+        assert passage.explanation.matches == ()
+        texts = [part.span.of(passage.text) for part in passage.explanation.sentences]
+        assert " ".join(texts) == passage.text
+        assert all((part.contribution is None) == (len(texts) == 1) for part in passage.explanation.sentences)
+
+
+def test_token_matches_are_read(rank: Rank) -> None:
+    answer = ranking([1.0, 2.0])
+    match = {"query": {"start": 0, "end": 1}, "passage": {"start": 2, "end": 5}, "similarity": 0.5}
+    explanation = {"index": 1, "method": "token_alignment", "is_approximate": False}
+    answer.body["explanations"] = [explanation | {"matches": [match, match | {"passage": None}]}]
+    with scripted(answer) as server:
+        best, other = rank(server.url, "q", ["one", "two"], explain=1)
+
+    assert server.seen[0].body["explain"] == {"top_n": 1}
+    assert other.explanation is None
+    expected = (TokenMatch(Span(0, 1), Span(2, 5), 0.5), TokenMatch(Span(0, 1), None, 0.5))
+    assert best.explanation == Explanation("token_alignment", False, matches=expected)
+
+
+def test_a_call_of_several_requests_cannot_be_explained(rank: Rank) -> None:
+    with scripted() as server:
+        with pytest.raises(ValueError, match=r"5 passages are more than max_passages \(4\)"):
+            rank(server.url, "q", list("abcde"), explain=1, settings={"max_passages": 4})
+        with pytest.raises(ValueError, match="explain must be at least 1"):
+            rank(server.url, "q", ["a"], explain=0)
+    assert not server.seen
 
 
 def test_passages_of_several_requests_are_ranked_together(

@@ -57,6 +57,14 @@ def test_keys_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None
         assert not caught.value.is_missing
 
 
+def test_hashes_in_the_configuration() -> None:
+    keys = ApiKeys(AuthConfig(key_hashes=(digest("one"), digest("two"))))
+    assert keys.are_required
+    assert keys.authenticate("Bearer one") != keys.authenticate("Bearer two")
+    with pytest.raises(InvalidApiKey):
+        keys.authenticate("Bearer three")
+
+
 def test_a_changed_file_of_hashes_is_read_again(tmp_path: Path) -> None:
     path = tmp_path / "keys"
     path.write_text(f"# staff\n{digest('old')}  # until Friday\n\n")

@@ -90,13 +90,23 @@ BAD_BODIES: list[tuple[str, dict[str, Any], list[str | int], str, str]] = [
      "passages has 5 entries; at most 4 are allowed, so split the request"),
     ("unknown field", {"top_n": 2}, ["top_n"], "extra_forbidden",
      "top_n is not a field of this API; accepted here: model, query, passages, truncate, "
-     "passage_windows"),
+     "passage_windows, explain"),
     ("unknown inner field", {"passages": [{"text": "a", "title": "b"}]}, ["passages", 0, "title"], "extra_forbidden",
      "passages[0].title is not a field of this API; accepted here: text"),
     ("unknown truncate", {"truncate": "START"}, ["truncate"], "literal_error",
      "truncate must be 'NONE' or 'END'"),
     ("windows are a number", {"passage_windows": 3}, ["passage_windows"], "model_type",
      "passage_windows must be an object with any of these fields: max_per_passage, tokens, overlap_tokens"),
+    ("explain is true", {"explain": True}, ["explain"], "model_type", 'explain must be an object: {"top_n": 3}'),
+    ("explain is empty", {"explain": {}}, ["explain", "top_n"], "missing", "explain.top_n is required"),
+    ("nothing to explain", {"explain": {"top_n": 0}}, ["explain", "top_n"], "greater_than_equal",
+     "explain.top_n must be greater than or equal to 1"),
+    ("explain is text", {"explain": {"top_n": "3"}}, ["explain", "top_n"], "int_type",
+     "explain.top_n must be a valid integer"),
+    ("too many to explain", {"explain": {"top_n": 11}}, ["explain", "top_n"], "too_many_explanations",
+     "explain.top_n is 11; at most 10 are allowed (limits.max_explained_passages)"),
+    ("unknown explain field", {"explain": {"top_n": 1, "k": 2}}, ["explain", "k"], "extra_forbidden",
+     "explain.k is not a field of this API; accepted here: top_n"),
 ]  # fmt: skip
 
 

@@ -97,7 +97,7 @@ async def test_files_are_fetched_at_the_start_and_never_during_a_request(
         with pytest.raises(EngineFailed, match="CheckpointError"):
             await replica.load("gone")
         assert not hub.seen
-    assert "downloading is off here" in caplog.text
+    assert "checkpoint.download is false" in caplog.text
 
 
 async def test_a_model_of_another_pool_is_not_loaded() -> None:

@@ -12,7 +12,7 @@ from rerank_service.engine import load_engine
 from rerank_service.errors import PairTooLong, QueryTooLong, RequestTimedOut, RequestTooLarge
 from rerank_service.messages import Fitting, Shard, Truncate
 from rerank_service.replica.scorer import ModelScorer
-from tests.models import local_model
+from tests.models import embedded_model, local_model
 
 SMALL = Shard("r", "bert", "a query", ("one passage", "another"), (4, 7), Fitting(), 10, 10)
 LONG = "word " * 500
@@ -50,6 +50,28 @@ async def test_concurrent_calls_get_the_same_logits_as_single_ones(scorer: Model
 
     assert [scores.logits for scores in together] == alone
     assert len(set(alone)) == 5
+
+
+async def test_a_model_that_compares_no_tokens_reports_no_matches(scorer: ModelScorer) -> None:
+    plain, explained = await scorer.score(SMALL), await scorer.score(replace(SMALL, explain=True))
+
+    assert explained.logits == plain.logits
+    assert (explained.can_align, explained.matches) == (False, None)
+
+
+async def test_late_interaction_reports_matches_when_asked() -> None:
+    model = embedded_model()
+    shard = replace(SMALL, query="red house", passages=("A house that is red", "A blue boat"))
+    with ThreadPoolExecutor(1) as launch_thread, ThreadPoolExecutor(1) as tokenisers:
+        scorer = ModelScorer(model, launch_thread.submit(load_engine, model).result(), launch_thread, tokenisers)
+        plain, explained = await scorer.score(shard), await scorer.score(replace(shard, explain=True))
+        await scorer.close()
+
+    assert (plain.can_align, plain.matches) == (True, None)
+    assert explained.logits == plain.logits
+    assert explained.matches is not None
+    assert [match.passage for match in explained.matches[0]] == [(16, 19), (2, 7)]
+    assert [match.query for match in explained.matches[1]] == [(0, 3), (4, 9)]
 
 
 async def test_refusals(scorer: ModelScorer) -> None:

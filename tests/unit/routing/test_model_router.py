@@ -27,7 +27,7 @@ CONFIG = RerankConfig.model_validate(
         "service": {"default_model": "nvidia/mistral"},
     }
 )
-SHARD = Shard("r", "nvidia/mistral", "q", ("p",), (0,), Fitting(), 9, 9)
+SHARD = Shard("r", "nvidia/mistral", "q", ("p",), (0,), Fitting(), 9, 9, explain=True)
 SCORED = ShardScores((1.5,), (9,), (False,), (False,), 0.0, 0.0, 0.0)
 
 

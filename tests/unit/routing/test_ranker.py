@@ -1,6 +1,7 @@
 """Cutting a request into shards, sending the shards in parallel, and the order of the passages."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 
 from rerank_service.config import RerankConfig
 from rerank_service.errors import QueueFull, ReplicaUnavailable, RequestTimedOut
-from rerank_service.messages import Deadline, Fitting, Shard, ShardScores, Truncate, rank_by_logit
+from rerank_service.messages import Deadline, Fitting, Shard, ShardScores, TokenMatch, Truncate, rank_by_logit
 from rerank_service.routing.ranker import Ranker, cut_into_shards, estimate_tokens
 
 CONFIG = RerankConfig.model_validate(
@@ -57,6 +58,22 @@ async def test_passages_are_ranked_and_copies_share_a_logit(ranker: Ranker, scor
     assert (ranked.num_tokens, ranked.num_truncated, ranked.num_unscored) == (28, 2, 0)
     assert (ranked.num_shards, scorer.num_started) == (3, 3)
     assert (ranked.tokenise_s, ranked.queue_s, ranked.forward_s) == (0.1, 3.0, 0.3)
+
+
+async def test_token_matches_are_put_at_their_passages() -> None:
+    class Aligning(Passages):
+        async def score(self, shard: Shard, deadline: Deadline) -> ShardScores:
+            scores = await super().score(shard, deadline)
+            match = TokenMatch((0, 1), None, scores.logits[0])
+            return replace(scores, can_align=True, matches=((match,),) if shard.explain else None)
+
+    passages = ["1", "3", "2", "3"]
+    plain = await Ranker(Aligning(), CONFIG).rank("m", "q", passages, Fitting(), Deadline.after(60.0))
+    explained = await Ranker(Aligning(), CONFIG).rank("m", "q", passages, Fitting(), Deadline.after(60.0), explain=True)
+
+    assert (plain.can_align, plain.matches) == (True, None)
+    assert explained.matches is not None
+    assert [match.similarity for (match,) in explained.matches] == [1.0, 3.0, 2.0, 3.0]
 
 
 async def test_the_first_error_of_a_shard_is_raised_and_the_other_shards_are_cancelled(

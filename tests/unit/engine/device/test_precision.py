@@ -3,7 +3,7 @@ import torch
 
 from rerank_service.config import Dtype
 from rerank_service.engine.device import precision
-from rerank_service.engine.device.precision import Precision, resolve_precision
+from rerank_service.engine.device.precision import Precision, computes_bfloat16, multiplies_int8, resolve_precision
 from rerank_service.errors import CheckpointError
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -23,6 +23,18 @@ def test_fastest_quantises_if_the_processor_can(
 ) -> None:
     monkeypatch.setattr(precision, "multiplies_int8", lambda: has_vnni)
     assert resolve_precision(Dtype.FASTEST, CPU).quantised is expected
+
+
+@pytest.mark.parametrize(("in_use", "expected"), [("AVX512", True), ("AVX2", False), ("DEFAULT", False)])
+def test_instructions_that_torch_does_not_use_do_not_count(
+    monkeypatch: pytest.MonkeyPatch, in_use: str, expected: bool
+) -> None:
+    for name in ("_is_vnni_supported", "_is_avx512_bf16_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda: True)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: in_use)
+
+    assert multiplies_int8() is expected
+    assert computes_bfloat16() is expected
 
 
 def test_fastest_on_a_gpu_is_auto(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from transformers import BertModel, PreTrainedTokenizerFast
 from rerank_service.checkpoints.resolve import resolve_checkpoint
 from rerank_service.engine import Engine, Truncate, load_engine
 from rerank_service.errors import PairTooLong
-from rerank_service.messages import rank_by_logit
+from rerank_service.messages import TokenMatch, rank_by_logit
 from tests.attention import recorded_passes
 from tests.models import NASTY_PASSAGES, embedded_model
 
@@ -50,6 +50,93 @@ def test_each_logit_equals_the_formula(engine: Engine) -> None:
     logits = engine.score(engine.tokenise(QUERY, NASTY_PASSAGES, Truncate.END))
 
     assert logits == pytest.approx(reference_logits(QUERY, NASTY_PASSAGES), abs=1e-4)
+
+
+def reference_matches(query: str, passage: str) -> list[TokenMatch]:
+    """The best match of each query token, with transformers' unmodified BERT."""
+    folder = resolve_checkpoint(embedded_model().checkpoint)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(
+        folder, tokenizer_file=str(folder / "tokenizer.json"), split_special_tokens=True
+    )
+    model = BertModel.from_pretrained(folder, add_pooling_layer=False).eval()
+
+    def encoded(text: str) -> tuple[torch.Tensor, list[tuple[int, int]]]:
+        tokens = tokenizer(text, truncation=True, max_length=256, return_offsets_mapping=True)
+        with torch.inference_mode():
+            states = model(torch.tensor([tokens["input_ids"]])).last_hidden_state[0]
+        return F.normalize(states, dim=-1), tokens["offset_mapping"]
+
+    (q, q_places), (p, p_places) = encoded(query), encoded(passage)
+    matches = []
+    for state, place in list(zip(q, q_places, strict=True))[1:-1]:
+        cosines = p @ state
+        best = int(cosines.argmax())
+        matches.append(TokenMatch(place, None if p_places[best] == (0, 0) else p_places[best], float(cosines[best])))
+    return matches
+
+
+@pytest.mark.parametrize("query", [QUERY, "Wie heißt die Hauptstadt Frankreichs? 首都", "capital " * 400])
+def test_matches_are_the_largest_cosines(engine: Engine, query: str) -> None:
+    aligner = engine.aligner
+    assert aligner is not None
+    pairs = aligner.recording(engine.tokenise(query, NASTY_PASSAGES, Truncate.END))
+    engine.score(pairs)
+
+    for passage, matches in zip(NASTY_PASSAGES, aligner.matches(query, NASTY_PASSAGES, pairs), strict=True):
+        expected = reference_matches(query, passage)
+        assert [match.query for match in matches] == [match.query for match in expected]
+        assert [match.similarity for match in matches] == pytest.approx([m.similarity for m in expected], abs=1e-5)
+        differing = [pair for pair in zip(matches, expected, strict=True) if pair[0].passage != pair[1].passage]
+        assert len(differing) <= len(matches) * 0.02  # two tokens may tie within rounding
+
+
+def test_matches_are_places_in_the_texts_as_sent(engine: Engine) -> None:
+    passage = "🎉 Naïve PARIS"
+    aligner = engine.aligner
+    assert aligner is not None
+    pairs = aligner.recording(engine.tokenise("paris naïve", [passage], Truncate.END))
+    engine.score(pairs)
+
+    (matches,) = aligner.matches("paris naïve", [passage], pairs)
+
+    assert [("paris naïve"[slice(*m.query)], passage[slice(*(m.passage or (0, 0)))]) for m in matches] == [
+        ("paris", "PARIS"),
+        ("naïve", "Naïve"),
+    ]
+
+
+def test_recording_matches_changes_no_logit(engine: Engine) -> None:
+    pairs = engine.tokenise(QUERY, NASTY_PASSAGES, Truncate.END)
+    aligner = engine.aligner
+    assert aligner is not None
+    recording = aligner.recording(pairs)
+    mixed = [recording[n] if n % 2 else pair for n, pair in enumerate(pairs)]
+
+    assert engine.score(recording) == engine.score(mixed) == engine.score(pairs)
+
+
+def test_the_matches_of_a_cached_passage_are_the_same() -> None:
+    cached = load_engine(embedded_model(engine={"passage_cache_bytes": 10_000_000}))
+    aligner = cached.aligner
+    assert aligner is not None
+    pairs = cached.tokenise(QUERY, NASTY_PASSAGES, Truncate.END)
+    found = []
+    for _ in range(2):
+        recording = aligner.recording(pairs)
+        cached.score(recording)
+        found.append(aligner.matches(QUERY, NASTY_PASSAGES, recording))
+
+    assert cached.cache_counts.hits > 0
+    assert found[0] == found[1]
+
+
+def test_a_query_without_words_has_no_matches(engine: Engine) -> None:
+    aligner = engine.aligner
+    assert aligner is not None
+    pairs = aligner.recording(engine.tokenise("\x00", ["Paris"], Truncate.END))
+    engine.score(pairs)
+
+    assert aligner.matches("\x00", ["Paris"], pairs) == [[]]
 
 
 def test_passages_keep_different_logits_with_a_long_query(engine: Engine) -> None:

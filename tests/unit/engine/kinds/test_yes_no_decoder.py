@@ -254,9 +254,9 @@ def test_prompts_that_cannot_work_are_refused(checkpoints: dict[str, Path]) -> N
     ("changes", "message"),
     [
         ({"parts": ["{passage}"]}, "must contain {query} once"),
-        ({"parts": ["{query} {passage} end"]}, "must end with it"),
+        ({"parts": ["{query} {passage} end"]}, "must end with {passage}"),
         ({"parts": ["{query}", "{doc} {passage}"]}, "parts contain {doc}"),
-        ({"parts": ["{instruction} {query}", "{passage}"]}, "instruction must give its default text"),
+        ({"parts": ["{instruction} {query}", "{passage}"]}, "set instruction to its default text"),
     ],
 )
 def test_a_prompt_with_missing_or_misplaced_placeholders_is_refused(

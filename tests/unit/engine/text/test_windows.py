@@ -1,6 +1,7 @@
 """Long passages are scored in windows, on every engine."""
 
 import re
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rerank_service.engine import Engine, load_engine
-from rerank_service.engine.text.windows import encode_passages, shorten, split
+from rerank_service.engine.text.windows import encode_passages, matches_of, shorten, split
 from rerank_service.errors import PairTooLong, QueryTooLong
 from rerank_service.messages import Fitting, PassageWindows, Truncate
 from rerank_service.routing.ranker import estimate_tokens
@@ -32,6 +33,10 @@ def engine(request: pytest.FixtureRequest, checkpoints: dict[str, Path]) -> Engi
 
 def windows(max_per_passage: int = 100, tokens: int | None = None, overlap_tokens: int = 8) -> Fitting:
     return Fitting(windows=PassageWindows(max_per_passage, tokens, overlap_tokens))
+
+
+def texts_of(text: str, places: tuple[list[tuple[int, int]], bool]) -> tuple[list[str], bool]:
+    return [text[start:end] for start, end in places[0]], places[1]
 
 
 def logits_of(engine: Engine, passages: list[str], fitting: Fitting) -> tuple[float, ...]:
@@ -190,7 +195,7 @@ def test_windows_cover_the_text_in_order(word_lengths: list[int], tokens: int, o
     text = " ".join("".join(f"{next(numbers):04}" for _ in range(length)) for length in word_lengths)
     spans = [match.span() for match in re.finditer(r"\d{4}", text)]
 
-    texts, is_complete = split(text, spans, tokens, PassageWindows(limit, overlap_tokens=overlap))
+    texts, is_complete = texts_of(text, split(text, spans, tokens, PassageWindows(limit, overlap_tokens=overlap)))
 
     assert 1 <= len(texts) <= limit
     windows = [[int(digits) for digits in re.findall(r"\d{4}", window)] for window in texts]
@@ -205,20 +210,41 @@ def test_windows_cover_the_text_in_order(word_lengths: list[int], tokens: int, o
     assert not text or windows[0][0] == 0
 
 
+def test_matches_are_in_the_best_window_and_count_from_the_start_of_the_passage() -> None:
+    engine = load_engine(embedded_model().model_copy(update={"window_tokens": 64}))
+    passage = LONG[:1500] + " Saturn has rings. " + LONG[1500:]
+    aligner = engine.aligner
+    assert aligner is not None
+    encoded = encode_passages(engine, QUERY, ["Rings!", passage, ""], windows())
+    encoded = replace(encoded, pairs=aligner.recording(encoded.pairs))
+
+    found = matches_of(aligner, QUERY, ["Rings!", passage, ""], encoded, engine.score(encoded.pairs))
+
+    assert encoded.num_windows[1] > 10
+    words = [("rings", "Rings"), ("rings", "rings"), ("rings", "")]
+    for text, matches, expected in zip(["Rings!", passage, ""], found, words, strict=True):
+        last = matches[-1]
+        assert (QUERY[slice(*last.query)], text[slice(*(last.passage or (0, 0)))]) == expected
+    assert found[1][-1].passage == (1512, 1517)
+
+
 def test_windows_start_at_words_and_the_last_has_full_length() -> None:
     text = "one two three four five six seven"
     spans = [match.span() for match in re.finditer(r"\w+", text)]
 
-    assert split(text, spans, 4, PassageWindows(9, overlap_tokens=1)) == (
+    assert texts_of(text, split(text, spans, 4, PassageWindows(9, overlap_tokens=1))) == (
         ["one two three four", "four five six seven"],
         True,
     )
-    assert split(text, spans, 3, PassageWindows(9, overlap_tokens=0)) == (
+    assert texts_of(text, split(text, spans, 3, PassageWindows(9, overlap_tokens=0))) == (
         ["one two three", "four five six", "five six seven"],
         True,
     )
-    assert split(text, spans, 3, PassageWindows(2, overlap_tokens=0)) == (["one two three", "four five six"], False)
-    assert split(text, spans, 9, PassageWindows(9)) == ([text], True)
+    assert texts_of(text, split(text, spans, 3, PassageWindows(2, overlap_tokens=0))) == (
+        ["one two three", "four five six"],
+        False,
+    )
+    assert split(text, spans, 9, PassageWindows(9)) == ([(0, len(text))], True)
 
 
 def test_the_estimate_follows_the_windows(engine: Engine) -> None:

@@ -26,7 +26,7 @@ from transformers import (
 from rerank_service.config import EngineConfig, EngineKind
 from rerank_service.engine.text.yes_no_prompts import YES_NO_PROMPTS
 from rerank_service.tools.catalogue import CATALOGUE, KnownModel, known_model
-from rerank_service.tools.catalogue.fit import Gpu, Machine, fit, needed_bytes, this_machine
+from rerank_service.tools.catalogue.fit import Gpu, Machine, _num_cpus, fit, needed_bytes, sized, this_machine
 from rerank_service.tools.random_checkpoints.make import Architecture, count_parameters
 from rerank_service.tools.random_checkpoints.shapes import shape_of
 
@@ -164,6 +164,25 @@ def test_every_entry_is_complete(model: KnownModel) -> None:
     assert model.revision is None or (model.hub_id and re.fullmatch("[0-9a-f]{40}", model.revision))
     if model.engine is EngineKind.YES_NO_DECODER:
         assert model.architecture.split(",")[0].lower() in YES_NO_PROMPTS
+
+
+@pytest.mark.parametrize("name", ["bert", "modernbert", "qwen3", "deberta_v2"])
+def test_sizes_of_an_unknown_model_are_read_from_its_files(name: str, checkpoints: dict[str, Path]) -> None:
+    unknown = KnownModel(name="mine", id="mine", application="mine", source="")
+    model, shape = sized(unknown, checkpoints[name]), shape_of(Architecture(name), "tiny")
+
+    assert model.num_parameters == count_parameters(Architecture(name), "tiny")
+    assert (model.hidden_size, model.intermediate_size) == (shape.hidden_size, shape.intermediate_size)
+    assert bool(model.laid_out_heads) == (name == "deberta_v2")
+    assert needed_bytes(model, on_gpu=False, is_half=False) > 1_000_000_000
+    assert sized(known("bge-reranker-base"), checkpoints[name]) is known("bge-reranker-base")
+
+
+@pytest.mark.parametrize(("quota", "most"), [("max 100000", 4096), ("250000 100000", 2), ("50000 100000", 1)])
+def test_cpus_are_limited_by_the_quota_of_the_container(quota: str, most: int, tmp_path: Path) -> None:
+    path = tmp_path / "cpu.max"
+    path.write_text(quota + "\n")
+    assert 1 <= _num_cpus(path) <= most
 
 
 def test_models_without_commercial_use_are_marked() -> None:

@@ -45,7 +45,7 @@ def test_check() -> None:
 
     bad = runner.invoke(app, ["check", "nowhere.yaml"])
     assert bad.exit_code == 2
-    assert "cannot read nowhere.yaml" in bad.stderr
+    assert bad.stderr.splitlines()[-1] == "cannot read nowhere.yaml: No such file or directory"
 
 
 def test_without_a_file_the_packaged_configuration_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,6 +100,14 @@ def serve_file(folder: Path, **changes: Any) -> str:
             ],
         ),
         ({"http_optionss": {}, "x-a": {}}, ["http_optionss: unknown setting; did you mean `http_options`?"]),
+        ({"proxy_loaction": "EveryNode"}, ["proxy_loaction: unknown setting; did you mean `proxy_location`?"]),
+        (
+            {"logging_config": {"log_levle": "INFO"}, "grpc_options": {"prot": 1}},
+            [
+                "grpc_options.prot: unknown setting; did you mean `port`?",
+                "logging_config.log_levle: unknown setting; did you mean `log_level`?",
+            ],
+        ),
     ],
 )
 def test_check_and_serve_refuse_invalid_settings_of_serve(
@@ -117,10 +125,94 @@ def test_check_and_serve_refuse_invalid_settings_of_serve(
     assert told == {"valid": False, "problems": problems}
 
 
+MINILM = "sentence-transformers_all-MiniLM-L6-v2"
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"route_prefx": "/"}, "route_prefx: unknown setting; did you mean `route_prefix`?"),
+        ({"runtime_env": {"env_var": {}}}, "runtime_env.env_var: unknown setting; did you mean `env_vars`?"),
+        (
+            {"autoscaling_policy": {"policy_functon": "a:b"}},
+            "autoscaling_policy.policy_functon: unknown setting; did you mean `policy_function`?",
+        ),
+        (
+            {"deployments": [{"name": "ingres"}]},
+            "deployments[0].name: the application has no deployment 'ingres'; did you mean `ingress`?",
+        ),
+        (
+            {"deployments": [{"name": "x"}]},
+            f"deployments[0].name: the application has no deployment 'x'; it has ingress, {MINILM}",
+        ),
+        (
+            {"deployments": [{"name": "ingress", "ray_actor_options": {"num_cpu": 1}}]},
+            "deployments[0].ray_actor_options.num_cpu: unknown setting; did you mean `num_cpus`?",
+        ),
+        (
+            {"deployments": [{"name": "ingress", "autoscaling_config": {"min_replica": 1}}]},
+            "deployments[0].autoscaling_config.min_replica: unknown setting; did you mean `min_replicas`?",
+        ),
+        (
+            {"deployments": [{"name": MINILM, "user_config": {"max_batch_token": 1}}]},
+            "deployments[0].user_config.max_batch_token: unknown setting; did you mean `max_batch_tokens`?",
+        ),
+        ({"import_path": "not_there:build"}, "import_path: the package 'not_there' is not installed"),
+        (
+            {"import_path": "rerank_servce.app:build_app"},
+            "import_path: the package 'rerank_servce' is not installed; did you mean `rerank_service.app:build_app`?",
+        ),
+        (
+            {"import_path": "rerank_service.app:build_ap"},
+            "import_path: rerank_service.app:build_ap does not exist; did you mean `rerank_service.app:build_app`?",
+        ),
+    ],
+)
+def test_check_refuses_misspelt_names_in_an_application(tmp_path: Path, changes: dict[str, Any], problem: str) -> None:
+    (application,) = yaml.safe_load(Path(CONFIG).read_text())["applications"]
+    path = serve_file(tmp_path, applications=[application | changes])
+
+    result = runner.invoke(app, ["check", path])
+
+    assert result.exit_code == 2
+    assert result.stderr.splitlines() == [f"error: {path} cannot be served", f"applications[0].{problem}"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"import_path": "not_there:build", "runtime_env": {"working_dir": "s3://bucket/code.zip"}},
+        {"deployments": [{"name": "ingress", "num_replicas": 2}, {"name": MINILM, "user_config": {}}]},
+        {"runtime_env": {"env_vars": {"A": "b"}}, "x-anchors": {"a": 1}},
+    ],
+)
+def test_check_accepts_what_serve_accepts(tmp_path: Path, changes: dict[str, Any]) -> None:
+    (application,) = yaml.safe_load(Path(CONFIG).read_text())["applications"]
+
+    result = runner.invoke(app, ["check", serve_file(tmp_path, applications=[application | changes])])
+
+    assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("application: []", "; `application` must be spelt `applications`"),
+        ("applications: [{name: a, arg: {}}]", "; `arg` must be spelt `args`"),
+        ("a: 1", ""),
+    ],
+)
+def test_check_names_the_key_that_was_meant(tmp_path: Path, text: str, hint: str) -> None:
+    path = tmp_path / "serve.yaml"
+    path.write_text(text)
+    problem = f"{path} is not a Serve configuration: it has no application with args{hint}"
+    assert runner.invoke(app, ["check", str(path)]).stderr.splitlines()[-1] == problem
+
+
 def test_check_notes_files_that_other_nodes_may_have(tmp_path: Path) -> None:
     document = yaml.safe_load(Path(CONFIG).read_text())
     (application,) = document["applications"]
-    application["import_path"] = "mine:build"
+    application["import_path"] = "json:build"
     application["args"]["models"][0]["checkpoint"] = {"source": "/no/where"}
     application["args"]["auth"] = {"key_hashes_file": "/no/hashes"}
 
@@ -128,7 +220,7 @@ def test_check_notes_files_that_other_nodes_may_have(tmp_path: Path) -> None:
 
     assert result.exit_code == 0
     foreign, hashes, folder = json.loads(result.stdout)["notes"][-3:]
-    assert "application 'rerank' has the import path mine:build, which is not part of this service" in foreign
+    assert "application 'rerank' has the import path json:build, which is not part of this service" in foreign
     assert "auth.key_hashes_file /no/hashes is not a file on this machine" in hashes
     assert "checkpoint.source /no/where of sentence-transformers/all-MiniLM-L6-v2 is not a folder on this" in folder
 

@@ -13,12 +13,15 @@ from typer.testing import CliRunner
 
 from rerank_service.config import RerankConfig, load_config, parse_serve_config
 from rerank_service.tools.catalogue import CATALOGUE, known_model
+from rerank_service.tools.catalogue.fit import Gpu, Machine
 from rerank_service.tools.cli.main import app
 from rerank_service.tools.deployment.ray_environment import HAPROXY_ENVIRONMENT, RAY_ENVIRONMENT
+from tests.fake_hub import fake_hub
 
 LLAMA, MISTRAL, MINILM = "llama-3.2-nv-rerankqa-1b-v2", "nv-rerankqa-mistral-4b-v3", "all-MiniLM-L6-v2"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 ON_A_CLUSTER = ["--replicas", "1:8", "--ingresses", "2:8", "--ingress-cpus", "1", "--pin", "--host", "10.0.0.1"]
+FROM_FOLDERS = ["--models-dir", "/models"]
 runner = CliRunner()
 
 
@@ -40,7 +43,10 @@ def settings_of(*arguments: str) -> RerankConfig:
         [LLAMA],
         [MINILM],
         [LLAMA, MISTRAL, MINILM],
-        [model.name for model in CATALOGUE if model.refusal is None],
+        [*(model.name for model in CATALOGUE if model.refusal is None), *FROM_FOLDERS, "--device", "cuda"],
+        [*(model.name for model in CATALOGUE if model.refusal is None)],
+        [LLAMA, "--device", "cuda"],
+        [LLAMA, "--device", "cpu"],
         [LLAMA, MISTRAL, *ON_A_CLUSTER],
         [LLAMA, "--gpus", "0", "--cpus", "2"],
         [MINILM, "--gpus", "0.5"],
@@ -72,7 +78,7 @@ def test_a_model_with_gpus_has_its_own_application() -> None:
 
 
 def test_the_catalogues_hardware_settings_are_omitted_on_other_hardware() -> None:
-    (on_gpu,) = settings_of(LLAMA).models
+    (on_gpu,) = settings_of(LLAMA, "--device", "cuda").models
     (on_cpu,) = settings_of(LLAMA, "--gpus", "0").models
 
     assert (on_gpu.engine.device, on_gpu.engine.dtype, on_gpu.batching.max_batch_tokens) == ("cuda", "bfloat16", 32_768)
@@ -113,15 +119,20 @@ def test_output_to_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nobody/knows"], "add the location of its files, nobody/knows=SOURCE[@REVISION]"),
-        (["a=org/name"], "needs revision: its 40-digit commit"),
+        (["unheard-of"], "'unheard-of' is not a known model"),
+        (["bge-m3"], "did you mean bge-reranker-v2-m3?"),
+        (["a=s3://bucket/folder"], "needs revision: the 64 digits"),
         (["jina-reranker-v2-base-multilingual"], "cannot be served: its files need their own Python code"),
-        (["a=org/name@main"], "needs revision"),
         ([LLAMA, f"nvidia/{LLAMA}"], "give each model once"),
-        ([LLAMA, "--replicas", "8"], "'8' is not MIN:MAX"),
+        ([LLAMA, "--replicas", "8:"], "'8:' is not a number of replicas: N or MIN:MAX"),
         ([LLAMA, "--replicas", "8:1"], "min_replicas 8 is greater than max_replicas 1"),
         ([LLAMA, "--gpus", "one"], "'one' is not a number"),
         ([LLAMA, "--gpus", f"{MISTRAL}=1"], "is not among the models given"),
+        ([LLAMA, "--gpus", "1", "--device", "cpu"], "--device cpu and --gpus exclude each other"),
+        (
+            [MINILM, "--output", "/no/folder/serve.yaml"],
+            "cannot write /no/folder/serve.yaml: No such file or directory",
+        ),
         ([LLAMA, "--passages-per-minute", "3"], "the largest request could never pass"),
     ],
 )
@@ -131,6 +142,61 @@ def test_invalid_configurations_are_refused_with_the_reason(arguments: list[str]
     assert result.exit_code == 2
     assert message in result.stderr
     assert "Traceback" not in result.output
+    assert "Errno" not in result.output
+
+
+@pytest.mark.parametrize("gpus", [(), (Gpu("L4", 24_000_000_000),)], ids=["no GPU", "GPU"])
+def test_by_default_the_models_run_on_this_machine(monkeypatch: pytest.MonkeyPatch, gpus: tuple[Gpu, ...]) -> None:
+    machine = Machine(16_000_000_000, gpus, has_bfloat16=False, num_cpus=8)
+    monkeypatch.setattr("rerank_service.tools.catalogue.fit.this_machine", lambda: machine)
+
+    llama, minilm = settings_of(LLAMA, MINILM).models
+
+    assert llama.replica.num_gpus == len(gpus)
+    assert (llama.engine.device, llama.engine.dtype) == (("cuda", "bfloat16") if gpus else ("auto", "auto"))
+    assert (llama.checkpoint.source, llama.checkpoint.revision) == (CATALOGUE[0].hub_id, CATALOGUE[0].revision)
+    assert (minilm.replica.num_gpus, minilm.engine.dtype) == (0, "fastest")
+
+
+@pytest.mark.parametrize("option", [["--pin"], ["--ingresses", "2:2"], ["--ingress-cpus", "1"]])
+def test_options_for_a_cluster_give_each_model_its_usual_hardware_and_folder(
+    monkeypatch: pytest.MonkeyPatch, option: list[str]
+) -> None:
+    monkeypatch.setattr("rerank_service.tools.catalogue.fit.this_machine", pytest.fail)
+
+    (model,) = settings_of(LLAMA, *option).models
+
+    assert (model.replica.num_gpus, model.engine.device) == (1, "cuda")
+    assert model.checkpoint.source == "/models/llama-nemotron-rerank-1b-v2"
+
+
+def test_gpus_per_replica_need_no_gpu_here() -> None:
+    (model,) = settings_of(LLAMA, "--gpus", "0.5").models
+    assert (model.replica.num_gpus, model.engine.device) == (0.5, "cuda")
+    assert model.checkpoint.source == CATALOGUE[0].hub_id
+
+
+def test_a_model_without_a_public_location_comes_from_its_folder() -> None:
+    (model,) = settings_of(MISTRAL).models
+    assert model.checkpoint.source == f"/models/{MISTRAL}"
+
+
+def test_a_cpu_is_written_if_it_was_chosen() -> None:
+    (model,) = settings_of(LLAMA, "--device", "cpu").models
+    assert (model.replica.num_gpus, model.engine.device) == (0, "cpu")
+
+
+def test_a_fixed_number_of_replicas() -> None:
+    (model,) = settings_of(MINILM, "--replicas", "3").models
+    assert (model.autoscaling.min_replicas, model.autoscaling.max_replicas) == (3, 3)
+
+
+def test_a_branch_of_the_hub_is_written_as_its_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    with fake_hub() as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        commit = hub.put("org/name", {"config.json": b"{}"})
+        (model,) = settings_of("mine=org/name").models
+    assert (model.id, model.checkpoint.source, model.checkpoint.revision) == ("mine", "org/name", commit)
 
 
 def test_names_in_the_catalogue_are_unambiguous() -> None:

@@ -68,7 +68,7 @@ def test_without_a_service_every_known_model_is_listed(small_machine: None) -> N
 def test_as_json(small_machine: None) -> None:
     answer = listed()
 
-    assert answer["machine"] == {"memory_bytes": 8_000_000_000, "gpus": [], "has_bfloat16": False}
+    assert answer["machine"] == {"memory_bytes": 8_000_000_000, "gpus": [], "has_bfloat16": False, "num_cpus": 1}
     models = {model["name"]: model for model in answer["models"]}
     assert list(models) == [model.name for model in CATALOGUE]
     minilm, qwen = models["all-MiniLM-L6-v2"], models["Qwen3-Reranker-0.6B"]

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from contextlib import closing, suppress
 
 import pytest
-from fastapi import FastAPI, Response
+from fastapi import FastAPI
 
 from rerank_service.tools.cli import foreground
-from rerank_service.tools.cli.ports import Endpoint, problem_of, reserve
+from rerank_service.tools.cli.ports import Endpoint, is_loopback, problem_of, reserve
 from tests.http_servers import running
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the rules for sharing a port differ on other systems")
@@ -139,35 +139,31 @@ def test_an_unusable_address_is_reported_with_its_setting(host: str, port: int, 
     assert "X" in str(problem)
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])  # noqa: S104
-def test_serve_says_once_that_it_is_ready(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], host: str
-) -> None:
-    api, statuses = FastAPI(), [503, 503, 200]
-    monkeypatch.setattr(foreground, "_READINESS_POLL_S", 0.05)
-
-    @api.get("/rerank/v1/health/ready")
-    def ready(response: Response) -> None:
-        response.status_code = statuses.pop(0)
-
-    application = {"import_path": "rerank_service.app:build_app", "route_prefix": "/rerank"}
-    with running(api) as url:
-        port = int(url.rpartition(":")[2])
-        settings = {"http_options": {"host": host, "port": port}, "applications": [application]}
-        foreground._wait_until_ready(foreground.ServeDeploySchema.model_validate(settings))
-
-    assert statuses == []
-    assert capsys.readouterr().err == f"ready on http://{host}:{port}/rerank\n"
+@pytest.mark.parametrize(
+    ("host", "is_local"),
+    [
+        ("127.0.0.1", True),
+        ("127.1.2.3", True),
+        ("::1", True),
+        ("localhost", True),
+        ("0.0.0.0", False),  # noqa: S104
+        ("::", False),
+        ("192.0.2.1", False),
+        ("gpu-1", False),
+    ],
+)
+def test_loopback_addresses(host: str, is_local: bool) -> None:
+    assert is_loopback(host) is is_local
 
 
 def test_serve_reads_its_ports_from_the_file_and_haproxys_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = {"http_options": {"host": "127.0.0.1", "port": 8123}, "applications": []}
     config = foreground.ServeDeploySchema.model_validate(settings)
-    assert [(one.host, one.port) for one in foreground.endpoints_of(config, "f")] == [("127.0.0.1", 8123)]
+    assert [(one.host, one.port) for one in foreground.endpoints_of(config, "--port")] == [("127.0.0.1", 8123)]
 
     monkeypatch.setattr(foreground.constants, "RAY_SERVE_ENABLE_HA_PROXY", True)
     monkeypatch.setattr(foreground.constants, "RAY_SERVE_HAPROXY_STATS_PORT", 8405)
-    ports = {one.port: one.setting for one in foreground.endpoints_of(config, "f")}
-    assert ports[8123] == "http_options.port in f"
+    ports = {one.port: one.setting for one in foreground.endpoints_of(config, "--port")}
+    assert ports[8123] == "--port"
     assert ports[8405] == "the environment variable RAY_SERVE_HAPROXY_STATS_PORT"
     assert len(ports) == 4

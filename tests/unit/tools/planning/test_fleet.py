@@ -9,6 +9,7 @@ from rerank_service.tools.planning.costs import HAPROXY
 from rerank_service.tools.planning.fleet import (
     CannotMeet,
     Demand,
+    FleetPlan,
     fewest_replicas,
     first_enough,
     ingresses_for,
@@ -21,9 +22,12 @@ from rerank_service.tools.planning.workload import Mix
 DEMAND = Demand(Mix({20: 1}, 200), rps=40, p99_s=0.25, speed=ReplicaSpeed(50_000.0, batch_overhead_s=0.002))
 
 
-def test_one_replica_fewer_misses_the_target() -> None:
-    plan = smallest(DEMAND)
+@pytest.fixture(scope="module")
+def plan() -> FleetPlan:
+    return smallest(DEMAND)
 
+
+def test_one_replica_fewer_misses_the_target(plan: FleetPlan) -> None:
     fewer = measure(DEMAND, plan.replicas - 1)
     assert plan.measured.p99_s <= DEMAND.p99_s
     assert fewer is not None
@@ -31,16 +35,16 @@ def test_one_replica_fewer_misses_the_target() -> None:
     assert plan.replicas >= plan.fewest_replicas == fewest_replicas(DEMAND) == 4
 
 
-def test_bursts_and_shorter_targets_need_more_replicas() -> None:
-    usual = smallest(DEMAND).replicas
+def test_bursts_and_shorter_targets_need_more_replicas(plan: FleetPlan) -> None:
+    usual = plan.replicas
 
     assert smallest(replace(DEMAND, burstiness=8.0)).replicas > usual
     assert smallest(replace(DEMAND, p99_s=0.15)).replicas > usual
     assert smallest(replace(DEMAND, p99_s=2.0)).replicas <= usual
 
 
-def test_a_plan_is_repeatable() -> None:
-    assert smallest(DEMAND) == smallest(DEMAND)
+def test_a_plan_is_repeatable(plan: FleetPlan) -> None:
+    assert smallest(DEMAND) == plan
 
 
 def test_an_unreachable_target_reports_the_best_p99() -> None:
