@@ -1,4 +1,4 @@
-"""The image's entrypoint serves what its arguments name, and runs the programs that KubeRay, `ray up` and people start."""
+"""The image's entrypoint serves what its arguments name, and runs the programs that KubeRay and `ray up` start."""
 
 import os
 import subprocess

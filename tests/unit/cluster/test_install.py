@@ -296,7 +296,11 @@ def test_make_installs_with_the_script(machine: Machine) -> None:
 
     def run() -> None:
         subprocess.run(
-            [make, "tools", "VENV=venv", "TORCH=cuda"], cwd=machine.folder, env=environment, check=True, stdout=subprocess.DEVNULL
+            [make, "tools", "VENV=venv", "TORCH=cuda"],
+            cwd=machine.folder,
+            env=environment,
+            check=True,
+            stdout=subprocess.DEVNULL,
         )
 
     run()
