@@ -1,6 +1,6 @@
 """Turns a configured checkpoint into a folder on this machine with verified files.
 
-This runs when a replica starts. It knows sources and digests, but not the content of the files.
+This module runs when a replica starts. It must not depend on the content of the files.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rerank_service.checkpoints.pull import cache_root, cached_folder, pull
-from rerank_service.checkpoints.verification import check_against_manifest, check_safetensors
+from rerank_service.checkpoints.verification import Progress, check_against_manifest, check_safetensors, no_progress
 from rerank_service.config import CheckpointConfig
 from rerank_service.errors import CheckpointError
 
@@ -42,7 +42,7 @@ PACKAGED_CHECKPOINTS = {
 }
 
 
-def resolve_checkpoint(checkpoint: CheckpointConfig) -> Path:
+def resolve_checkpoint(checkpoint: CheckpointConfig, progress: Progress = no_progress) -> Path:
     """Returns the checkpoint's complete folder, after checking the weights against the configured digest, if any.
 
     Files of a hub or an object store are fetched unless the revision is already on this machine. Sizes and quick
@@ -55,7 +55,7 @@ def resolve_checkpoint(checkpoint: CheckpointConfig) -> Path:
     elif checkpoint.is_folder:
         folder = Path(checkpoint.source).expanduser()
     else:
-        folder = _fetched_folder(checkpoint)
+        folder = _fetched_folder(checkpoint, progress)
     if not folder.is_dir():
         raise CheckpointError(f"checkpoint folder {folder} does not exist")
     check_against_manifest(folder)
@@ -77,7 +77,7 @@ def _packaged(name: str) -> tuple[Path, str]:
     return Path(spec.submodule_search_locations[0]) / package.subfolder, package.sha256
 
 
-def _fetched_folder(checkpoint: CheckpointConfig) -> Path:
+def _fetched_folder(checkpoint: CheckpointConfig, progress: Progress) -> Path:
     source, revision = checkpoint.source, str(checkpoint.revision)  # not null: the configuration requires it
     folder = cached_folder(source, revision)
     if folder is None and checkpoint.is_hub_id:
@@ -91,14 +91,14 @@ def _fetched_folder(checkpoint: CheckpointConfig) -> Path:
         )
     logger.info("fetching source=%s revision=%s", source, revision)
     started = time.perf_counter()
-    fetched = pull(source, revision, thorough=False)
+    fetched = pull(source, revision, progress=progress, thorough=False)
     fetch_s = time.perf_counter() - started
     logger.info("fetched source=%s received_bytes=%d fetch_s=%.1f", source, fetched.received_bytes, fetch_s)
     return fetched.folder
 
 
 def _in_hub_cache(hub_id: str, commit: str) -> Path | None:
-    """Returns the folder to which `hf download` or another program has fetched the commit; null if there is none."""
+    """Returns the folder into which `hf download` or another program has fetched the commit; null if there is none."""
     from huggingface_hub import snapshot_download  # takes half a second; only hub ids need it
 
     try:

@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 Progress = Callable[[str, int, int], None]
-"""Called with the current activity, the amount done, and the total amount; for files, the amounts are megabytes."""
+"""A function that takes the current activity, the amount done, and the total; for files, amounts are in megabytes."""
 
 MANIFEST_FILE = "fetched.json"
 
@@ -110,8 +110,8 @@ def read_digests(path: Path, progress: Progress = no_progress) -> FileDigests:
 def quick_digest(path: Path) -> str:
     """SHA-256 of a file or, for a large file, of 4 MB of samples spread evenly from the first to the last byte.
 
-    It detects a truncated file, a swapped file and any gap that covers a 64th of the file, but not a single flipped
-    bit.
+    The digest detects a truncated file, a swapped file and any gap that covers a 64th of the file, but not a single
+    flipped bit.
     """
     size_bytes = path.stat().st_size
     digest = hashlib.sha256()
@@ -167,7 +167,7 @@ def content_revision(files: Mapping[str, FileRecord]) -> str:
 
 
 def is_as_recorded(folder: Path, manifest: Manifest, progress: Progress) -> bool:
-    """Whether every file has the size and full digest in the manifest. Reads all bytes."""
+    """Whether every file has the size and the full digest that the manifest records. Reads all bytes."""
     for name, record in manifest.files.items():
         path = folder / name
         if not path.is_file() or path.stat().st_size != record.size_bytes:

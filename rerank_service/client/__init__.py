@@ -1,7 +1,8 @@
 """The Python client of the rerank service: `Client` and, for asyncio, `AsyncClient`.
 
-It needs httpx and tenacity, but none of the service's modules. The same files also form a separate distribution,
-`rerank-service-client`, imported as `rerank_service_client`; imports in this package are therefore relative.
+The client needs httpx and tenacity, but none of the service's modules. The same files also form a separate
+distribution, `rerank-service-client`, imported as `rerank_service_client`; imports in this package are therefore
+relative.
 """
 
 from .asynchronous import AsyncClient

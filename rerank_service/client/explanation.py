@@ -47,11 +47,12 @@ class Explanation:
     matches: tuple[TokenMatch, ...] = ()
     """One entry per token of the query, in order."""
     sentences: tuple[SentenceContribution, ...] = ()
-    """In the order of the passage."""
+    """All sentences, in the order of the passage."""
 
 
 def read_explanations(entries: Sequence[Mapping[str, Any]]) -> dict[int, Explanation]:
-    """Explanations by the passages' indices. Raises `KeyError`, `TypeError` or `ValueError` for another form."""
+    """Explanations by the passages' indices. Raises `KeyError`, `TypeError` or `ValueError` if the answer has another
+    form."""
     return {
         int(entry["index"]): Explanation(
             str(entry["method"]),

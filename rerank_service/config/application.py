@@ -128,7 +128,7 @@ class RerankConfig(Section):
         return next((pool.replica for pool in self.pools if pool.name == model.pool), model.replica)
 
     def shard_tokens_of(self, model: ModelConfig) -> int:
-        """`service.ingress.shard_tokens`, or the default for the model's hardware."""
+        """`service.ingress.shard_tokens`, or the default number of tokens for the model's hardware."""
         on_gpu = self.replica_of(model).num_gpus > 0
         return self.service.ingress.shard_tokens or default_batch_tokens(on_gpu=on_gpu)
 

@@ -2,14 +2,15 @@
 
 from typing import Any
 
+from rerank_service.checkpoints.verification import Progress, no_progress
 from rerank_service.config import ModelConfig
 from rerank_service.engine.protocol import CacheCounts, DeviceFacts, EncodedPair, Engine, TokenSpan, Truncate
 
 __all__ = ["CacheCounts", "DeviceFacts", "EncodedPair", "Engine", "TokenSpan", "Truncate", "load_engine"]
 
 
-def load_engine(model: ModelConfig, num_cpus: float | None = None) -> Engine[Any]:
+def load_engine(model: ModelConfig, num_cpus: float | None = None, progress: Progress = no_progress) -> Engine[Any]:
     """Loads a model's engine with `build.load_engine`. The first call imports torch and transformers, which is slow."""
     from rerank_service.engine import build
 
-    return build.load_engine(model, num_cpus)
+    return build.load_engine(model, num_cpus, progress)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from rerank_service.checkpoints.resolve import resolve_checkpoint
+from rerank_service.checkpoints.verification import Progress, no_progress
 from rerank_service.config import EngineConfig, EngineKind, ModelConfig
 from rerank_service.engine import loading
 from rerank_service.engine.device import cuda
@@ -37,20 +38,20 @@ _ENGINES: dict[EngineKind, type[CheckpointEngine[Any]]] = {
 
 _KERNEL_CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128", "LRU_CACHE_CAPACITY": "128"}
 """Capacities of oneDNN's and ideep's kernel caches. Each new batch size adds over a megabyte of kernels: with the
-default capacity of 1,024, a replica grows by more than a gigabyte and is no faster."""
+default capacity of 1,024, a replica grows by more than a gigabyte and is no faster than with 128."""
 
 
-def load_engine(model: ModelConfig, num_cpus: float | None = None) -> Engine[Any]:
+def load_engine(model: ModelConfig, num_cpus: float | None = None, progress: Progress = no_progress) -> Engine[Any]:
     """Resolves a model's checkpoint, loads its engine and warms it up.
 
-    `num_cpus` is the replica's number of CPUs; null: all CPUs that the process may use. Also sets the number of torch
-    threads for the whole process. Raises `CheckpointError`.
+    `num_cpus` is the replica's number of CPUs; null: all CPUs that the process may use. `progress` is told about the
+    fetching of files. Also sets the number of torch threads for the whole process. Raises `CheckpointError`.
     """
     started = time.perf_counter()
     for name, capacity in _KERNEL_CACHES.items():
         os.environ.setdefault(name, capacity)
     torch.set_num_threads(model.engine.num_threads or _num_threads(num_cpus))
-    folder = resolve_checkpoint(model.checkpoint)
+    folder = resolve_checkpoint(model.checkpoint, progress)
     checkpoint = loading.Checkpoint(folder, loading.read_model_config(folder), model.engine, model.window_tokens)
     with cuda.current(loading.resolve_device(model.engine.device)):
         engine = _ENGINES[engine_kind(folder, model.engine)](checkpoint)

@@ -151,8 +151,8 @@ class RankingEndpoint:
         caller: str,
         client_id: str | None,
     ) -> tuple[list[Ranked], dict[str, str]]:
-        """The ranking of the call's only query with explanations, made within the same quota and deadline, and headers
-        for the answer."""
+        """Returns the ranking of the call's only query with its explanations, and headers for the answer. The
+        explanations count against the same quota and deadline as the ranking."""
         (query,), (ranked,) = call.queries, rankings
         plan = plan_explanation(query.passages, ranked, call.explain_top_n or 0)
         if not plan.passages:
@@ -189,7 +189,7 @@ def request_timeout_s(headers: Mapping[str, str], limit_s: float) -> float:
 
 
 async def read_json_body(request: Request, max_bytes: int) -> Body:
-    """Reads the body. It must be uncompressed, and its Content-Type must be JSON or absent.
+    """Reads the body. The body must be uncompressed, and its Content-Type must be JSON or absent.
 
     Raises `UnsupportedMediaType`, and `BodyTooLarge` as soon as more than `max_bytes` arrive, with or without a
     Content-Length.

@@ -1,4 +1,4 @@
-"""Error responses. The default is the JSON form of NVIDIA's API, which every known client can parse."""
+"""Error responses. The default form is the JSON of NVIDIA's API, which every known client can parse."""
 
 import logging
 from http import HTTPStatus

@@ -29,7 +29,7 @@ _FROM_FINEST = ("float32", "float16", "bfloat16", "int8", "float8")
 
 
 def service_routes(config: RerankConfig, keys: ApiKeys, readiness: Readiness, metrics: IngressMetrics) -> APIRouter:
-    """Builds the GET routes. Only `/v1/models` requires a key, because health probes and metric scrapers have none."""
+    """Builds the GET routes, of which only `/v1/models` requires a key: health probes and metric scrapers have none."""
     routes = APIRouter(tags=["Service"])
     model_list = _model_list(config)
 
@@ -97,7 +97,7 @@ def _add_descriptions(routes: APIRouter, config: RerankConfig, metrics: IngressM
         """Version and models, in the form of a NIM.
 
         `precision` is the number format in which a model computes, or the coarsest format if the model's replicas
-        differ. It is null before a replica's first answer, and after a minute without an answer.
+        differ. `precision` is null before a replica's first answer, and after a minute without an answer.
         """
         models = []
         for model in config.models:

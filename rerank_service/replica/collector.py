@@ -19,7 +19,8 @@ __all__ = ["Collector"]
 
 
 class Collector:
-    """Collects the calls of one model. It outlives the model's scorers, because `@serve.batch` never ends its task."""
+    """Collects the calls of one model. A collector outlives the model's scorers, because `@serve.batch` never ends its
+    task."""
 
     def __init__(self) -> None:
         # Each collector has its own function. With a method of the class, all instances would share the queue and

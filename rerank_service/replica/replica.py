@@ -1,4 +1,5 @@
-"""A Ray actor that serves one model. `app` binds it as a Serve deployment. The module does not depend on HTTP."""
+"""A Ray actor that serves one model. `app` binds the actor as a Serve deployment. The module does not depend on
+HTTP."""
 
 import time
 from typing import Any

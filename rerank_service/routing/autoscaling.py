@@ -25,8 +25,8 @@ _RECENT = "wanted_of_late"
 _SLOTS = 5
 """Slots in the look-back period; a replica records its counters about once per slot."""
 _UNEVEN = 2.0
-"""The slots hold a burst if the fullest one exceeds the median by more than this factor; after a step in the load, the
-two are about equal."""
+"""The slots hold a burst if the fullest slot exceeds the median slot by more than this factor. After a step in the
+load, these two slots are about equal."""
 _MEAN_S = 30.0
 """Window of the mean rate. A longer window follows a load of few, large requests too slowly; a shorter window mistakes
 a single large request for a lasting load. A request that the replicas can score in this time at the target utilisation
@@ -75,10 +75,10 @@ class _Arrivals(NamedTuple):
 class TokenPolicy:
     """Asks for enough replicas to score the offered tokens, and to clear the backlog soon after new replicas are up.
 
-    The policy scales up when a higher count has been wanted for `upscale_delay_s`, so that a single burst adds no
-    replicas. It scales down when a lower count has sufficed for `steady_s`: as in Kubernetes, the highest count wanted
-    in that time applies. The policy applies the delays itself, because Serve would apply them to that highest count,
-    which a single peak raises.
+    The policy scales up when a higher number of replicas has been wanted for `upscale_delay_s`, so that a single burst
+    adds no replicas. It scales down when a lower number has sufficed for `steady_s`: as in Kubernetes, the highest
+    number wanted in that time applies. The policy applies the delays itself, because Serve would apply them to that
+    highest number, which a single peak raises.
 
     Serve empties the policy's state when Serve's controller restarts and when the deployment changes. Without state,
     the policy starts from the current number of replicas.
@@ -176,8 +176,9 @@ class TokenPolicy:
         """Returns `steady_tokens_per_s` and `mean_tokens_per_s`.
 
         The steady rate is that of the median slot in the look-back period, so it follows a step after three of five
-        slots. A burst fills two slots, because replicas record at different moments, or three if a record is late. If
-        the slots differ as much as in a burst, the next lower slot counts instead of the median.
+        slots. A burst fills two slots, because replicas record at different moments. If a record is late, the burst
+        reaches a third slot, and this slot is the median. Therefore, if the fullest slot exceeds the median by more
+        than the factor `_UNEVEN`, the slot below the median counts instead.
         """
         # the newest slot that all replicas have reported
         complete = math.floor((now_s - self._report_interval_s) / self._slot_s)

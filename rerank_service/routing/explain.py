@@ -1,8 +1,8 @@
 """Explains the best passages of a ranking: which passages to score in addition, and what their scores say.
 
 A model with late interaction reports which tokens match. With any other model, each sentence of a passage is left out
-in turn, and the change of the logit is the sentence's contribution. That is an approximation: sentences also act
-together.
+in turn, and the change of the logit is the sentence's contribution. This contribution is approximate, because sentences
+also affect the logit together.
 """
 
 from collections.abc import Sequence
@@ -40,8 +40,8 @@ class ExplanationPlan(Protocol):
         ...
 
     def explanations(self, scored: Ranked | None) -> list[Explanation]:
-        """The explanations, most relevant passage first. `scored` has the scores of `passages`, or is null if there are
-        none."""
+        """The explanations, most relevant passage first. `scored` has the scores of `passages`, or is null if
+        `passages` is empty."""
         ...
 
 
@@ -55,8 +55,8 @@ def plan_explanation(passages: Sequence[str], ranked: Ranked, top_n: int) -> Exp
 
 
 def with_explanations(ranked: Ranked, plan: ExplanationPlan, scored: Ranked | None) -> Ranked:
-    """The ranking with its explanations; its tokens, shards and times include those of `scored`, which has the scores
-    of the plan's passages or is null if there are none."""
+    """The ranking with its explanations. `scored` has the scores of the plan's passages, or is null if the plan has
+    none. The tokens, shards and times of `scored` are added to those of the ranking."""
     explanations = plan.explanations(scored)
     if scored is None:
         return replace(ranked, explanations=explanations)
@@ -103,7 +103,7 @@ class LeaveOneOutPlan:
 
     @property
     def passages(self) -> Sequence[str]:
-        """The passages, each without one sentence. A passage with a single sentence has none."""
+        """The passages, each without one sentence. Empty for a passage with a single sentence."""
         return [variant for variants in self._variants for variant in variants]
 
     def explanations(self, scored: Ranked | None) -> list[Explanation]:

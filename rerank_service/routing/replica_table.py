@@ -90,8 +90,7 @@ class OutstandingTokens:
         self._by_replica[replica] += num_tokens
 
     def complete(self, request_id: str, replica: Hashable) -> None:
-        """Ends one call of the request on this replica: the oldest, because all calls of a request share the request's
-        id."""
+        """Removes the request's oldest call on this replica, because all calls of a request share the request's id."""
         sent = self._sent.get(replica, [])
         for index, call in enumerate(sent):
             if call.request_id == request_id:
@@ -226,7 +225,8 @@ class ReplicaTable:
         """The replicas expected to finish a shard first, best first. Replicas with about equal times are ordered by
         distance, nearest first.
 
-        The method does not sort all replicas: with 1,000 replicas, sorting takes twice as long (docs/capacity.md).
+        The method does not sort all replicas: with 1,000 replicas, sorting would take twice as long as this selection
+        (docs/appendix/capacity.md).
         """
         with self.lock:
             expected = [self._expected_s(id_of(replica), num_tokens) for replica in replicas]

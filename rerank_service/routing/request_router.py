@@ -1,9 +1,9 @@
 """Serve's hook for routing: a shard is sent to the replica expected to finish it first or, in a pool, to a replica that
 has the model loaded.
 
-Serve's default router picks the shorter of two random queues. It counts calls, but a shard may be one short passage or
-sixteen thousand tokens (docs/decisions/0008). Serve loads this module in every process that holds a handle. The choice
-and its state are in `replica_table`, which the model router uses too.
+Serve's default router picks the shorter of two random queues. That router counts calls, but a shard may be one short
+passage or sixteen thousand tokens (docs/decisions/0008). Serve loads this module in every process that holds a handle.
+The choice and its state are in `replica_table`, which the model router uses too.
 """
 
 import asyncio
@@ -32,8 +32,8 @@ __all__ = ["ExpectedSecondsRouter", "PoolRouter", "rank_pool"]
 class ExpectedSecondsRouter(FIFOMixin, LocalityMixin, RequestRouter):
     """Serve's request router for the deployment of a model.
 
-    It needs `FIFOMixin` because all shards of a request have the request's id: without the mixin, Serve would match a
-    chosen replica to only one of these shards.
+    This router needs `FIFOMixin` because all shards of a request have the request's id: without the mixin, Serve would
+    match a chosen replica to only one of these shards.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -46,7 +46,7 @@ class ExpectedSecondsRouter(FIFOMixin, LocalityMixin, RequestRouter):
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
     ) -> list[list[RunningReplica]]:
-        """Returns the best replicas, best first. If a replica is full, Serve asks the next one."""
+        """Returns the best replicas, best first. If a replica is full, Serve asks the next replica."""
         avoid = [replica for shard in _shards(pending_request) for replica in shard.avoid]
         usable = self._table.usable(candidate_replicas, _id_of, avoid)
         ranked = self._ranked(usable, pending_request)

@@ -1,5 +1,6 @@
 """Tools that serving does not need.
 
+reranker            ranking in a Python process, without a service
 cli                 the `rerank-service` command, one file per subcommand
 batch               score files of any size without a service
 evaluation          ranking quality on judged queries

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 import urllib.request
@@ -24,6 +25,8 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 ENVIRONMENTS = ROOT / ".bench" / "clients"
 START_LIMIT_S = 300
+_IN_PROCESS = "in-process"
+"""The environment that also sees the packages of the running environment, because its tests load a model."""
 _STAY_AT_HOME = {"HAYSTACK_TELEMETRY_ENABLED": "False", "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
 """Environment variables that keep clients from calling anything but the service."""
 
@@ -57,6 +60,9 @@ def install(name: str) -> None:
     print(f"Installing {requirements.relative_to(ROOT)} into {folder.relative_to(ROOT)}", flush=True)
     shutil.rmtree(folder, ignore_errors=True)
     subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+    if name == _IN_PROCESS:  # pip then installs only the packages that this environment lacks, without torch
+        (packages,) = folder.glob("lib/python*/site-packages")
+        (packages / "service.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
     pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     subprocess.run([*pip, "--requirement", str(requirements)], check=True)
     stamp.write_text(digest, encoding="utf-8")

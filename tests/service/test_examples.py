@@ -43,6 +43,14 @@ def test_langchain(service: Service) -> None:
     assert len(best) == 3
 
 
+def test_langchain_in_process() -> None:
+    command = [sys.executable, str(EXAMPLES / "langchain_in_process.py"), "How did sailors avoid scurvy?"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=LIMIT_S)
+    _, *best = done.stdout.splitlines()
+    assert "[passages.txt:" in best[0]
+    assert len(best) == 3
+
+
 @pytest.mark.skipif(find_spec("llama_index") is None, reason="llama-index-postprocessor-nvidia-rerank is not installed")
 def test_llamaindex(service: Service) -> None:
     _, *best = printed(service, "llamaindex_rerank.py")

@@ -60,10 +60,12 @@ def write_configuration(path: Path, port: int, host: str = "127.0.0.1") -> None:
 
 @contextmanager
 def running(folder: Path, arguments: Sequence[str]) -> Iterator[Running]:
-    """The shipped configuration with these arguments, once it is ready."""
+    """The shipped configuration with these arguments, once it is ready. With arguments, other options replace the
+    address in the file."""
     port, path = free_port(), folder / "serve.yaml"
-    write_configuration(path, port, "0.0.0.0" if arguments else "127.0.0.1")  # noqa: S104 - HAProxy takes nothing else
-    with started(folder, [str(path), *arguments], port) as service:
+    write_configuration(path, free_port() if arguments else port)
+    listening = ["--port", str(port), "--host", "0.0.0.0"] if arguments else []  # noqa: S104 - HAProxy takes nothing else
+    with started(folder, [str(path), *listening, *arguments], port) as service:
         _wait_until_ready(service)
         yield service
 

@@ -66,7 +66,7 @@ def computes_bfloat16() -> bool:
 
 
 def _uses_avx512() -> bool:
-    """Whether torch's kernels use AVX-512. `ATEN_CPU_CAPABILITY=avx2` turns it off on a processor that has it."""
+    """Whether torch's kernels use AVX-512. `ATEN_CPU_CAPABILITY=avx2` turns AVX-512 off on a processor that has it."""
     return torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 

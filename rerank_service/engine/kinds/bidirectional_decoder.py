@@ -98,7 +98,7 @@ class BidirectionalDecoderEngine(CheckpointEngine[EncodedPair]):
         self._score_bias = 0.0 if model.score.bias is None else float(model.score.bias)
 
     def tokenise(self, query: str, passages: Sequence[str], truncate: Truncate) -> list[EncodedPair]:
-        """See `Engine`. Cuts pairs at the end, as published: if the query fills the window, no passage remains."""
+        """See `Engine`. Cuts pairs at the end, as NVIDIA does: if the query fills the window, no passage remains."""
         # Encodes each string as a whole, because Llama 3's tokenizer joins the prompt's `:` with the word after it.
         texts = [self._template.format(query=query, passage=passage) for passage in passages]
         pairs, lead_ids = [], None

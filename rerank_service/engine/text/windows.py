@@ -1,6 +1,7 @@
 """Turns passages into the pairs to score: one pair per passage, or several pairs for the windows of a long passage.
 
-Works with any engine. A passage that fits has the same pair with and without windows, and therefore the same logit.
+Works with any engine. A passage that fits in one window has the same pair with and without windows, and therefore the
+same logit.
 """
 
 from collections.abc import Sequence
@@ -145,8 +146,8 @@ def shorten(engine: Engine[PairT], passages: Sequence[str], max_tokens: int) -> 
 
 def split(text: str, spans: Sequence[TokenSpan], tokens: int, windows: PassageWindows) -> tuple[list[TokenSpan], bool]:
     """Places of windows of at most `tokens` tokens in `text`; also returns whether the windows cover all of `text`.
-    Windows start and end between words where a word boundary is near. The last window is as long as the others: it
-    starts earlier instead of being shorter.
+    Windows start and end between words where a word boundary is near. The last window is as long as the other windows:
+    it starts earlier instead of being shorter.
     """
     overlap = min(windows.overlap_tokens, tokens // 2)
     places: list[TokenSpan] = []

@@ -59,7 +59,8 @@ class SentenceContribution(Wire):
 
 
 class LeaveOneSentenceOut(Wire):
-    """Explains a passage's logit by leaving out one sentence at a time. Approximate, because sentences act together."""
+    """Explains a passage's logit by leaving out one sentence at a time. Approximate, because sentences also affect the
+    logit together."""
 
     index: int
     """Original index in the request `passages` array."""
@@ -73,7 +74,7 @@ ExplanationEntry = Annotated[TokenAlignment | LeaveOneSentenceOut, Field(discrim
 
 
 def checked_top_n(wanted: ExplainOptions, limit: int) -> int:
-    """How many passages to explain. Raises `InvalidRequest` if that is more than `limit`."""
+    """How many passages to explain. Raises `InvalidRequest` if this number exceeds `limit`."""
     if limit == 0:
         message = "explain is turned off on this service (limits.max_explained_passages is 0); leave it out"
         raise invalid(("explain",), message, "explanations_turned_off")

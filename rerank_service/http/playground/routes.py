@@ -1,4 +1,4 @@
-"""The playground at `/`: four static files, read once. The content security policy allows nothing else.
+"""The playground at `/`: four static files, read once. The content security policy allows no other host.
 
 The page uses the public API like any client, so this module needs no models, keys or rankings.
 """

@@ -2,8 +2,8 @@
 HAProxy.
 
 Serve's template has no hook for additional lines. The added lines make HAProxy buffer each request until it is
-complete, so that HAProxy can send the request to another ingress if the first one dies. They also give HAProxy's own
-errors the service's JSON form. `ray_environment` sets RAY_SERVE_HAPROXY_BINARY_PATH to this program.
+complete, so that HAProxy can send the request to another ingress if the first one dies. The added lines also give
+HAProxy's own errors the service's JSON form. `ray_environment` sets RAY_SERVE_HAPROXY_BINARY_PATH to this program.
 """
 
 import os

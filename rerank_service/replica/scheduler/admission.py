@@ -34,7 +34,7 @@ _MOST_RESERVED = 0.5
 _EXPECTED = 1.5
 """Rate of work expected from another caller, as a multiple of its recent rate, because arrivals are uneven."""
 _QUIET_BONUS = 0.08
-"""Added to `_PROMISED` for a caller below its equal share."""
+"""Amount added to `_PROMISED` for a caller below its equal share."""
 _LONGEST_HORIZON_S = 3600.0
 
 _REMEMBERED_BATCHES = 5
@@ -48,7 +48,8 @@ together about 1.5/24 of the time to clear the queue."""
 _MEMORY_S = 8.0
 """Time after which a token counts for 1/e in a caller's rate."""
 _MAX_CALLERS = 500
-"""Number of callers remembered. When there are twice as many, the callers with the lowest rates are forgotten."""
+"""Number of callers to keep. Once more than twice this number are counted, all but those with the highest rates are
+forgotten."""
 
 
 class DrainRate:
@@ -117,7 +118,7 @@ class Activity:
             self._counts = dict(heapq.nlargest(_MAX_CALLERS, self._counts.items(), key=itemgetter(1)))
 
     def tokens_per_s(self, now_s: float) -> dict[str, float]:
-        """Returns the rate of each recently active caller, and forgets the others."""
+        """Returns the rate of each recently active caller, and forgets the other callers."""
         rates: dict[str, float] = {}
         for caller, (num_tokens, at_s) in list(self._counts.items()):
             decayed = num_tokens * math.exp((at_s - now_s) / _MEMORY_S)
@@ -153,7 +154,7 @@ def lateness(
 
     Work is done in the order of deadlines, after `busy_tokens`: the tokens on the device plus one batch, because a
     request is done only when its last batch is done. Requests already late do not block newcomers. `bonus` raises the
-    share of the newcomer's time that may be promised; half of `bonus` raises the share of the others.
+    share of the newcomer's time that may be promised; half of `bonus` raises the share of the other requests.
     """
     promised, protected = _PROMISED + bonus, PROTECTED + bonus / 2
     later, earlier_tokens = [], 0

@@ -1,6 +1,6 @@
 """CPU time of engines, compared with the bare forward pass of the same weights.
 
-The bare pass runs unmodified transformers in float32, on the same number of threads. Its pairs are tokenised in
+The bare forward pass runs unmodified transformers in float32, on the same number of threads. Its pairs are tokenised in
 advance, sorted by length and padded in batches of 32. Repeats of all contenders alternate, so other work on the machine
 affects all of them.
 """

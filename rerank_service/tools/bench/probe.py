@@ -43,7 +43,7 @@ class SmallBehindBig:
 async def probe_small_behind_big(
     url: str, big: PreparedRequest, small: PreparedRequest, headers: Mapping[str, str] | None = None
 ) -> SmallBehindBig:
-    """Sends `small` 0.2 s after `big`. Raises `RuntimeError` if either fails."""
+    """Sends `small` 0.2 s after `big`. Raises `RuntimeError` if either request fails."""
     async with httpx.AsyncClient(headers=headers, timeout=_TIMEOUT_S) as client:
         alone = [_latency_s(await post(client, url, small)) for _ in range(_IDLE_REPEATS)]
         running = asyncio.create_task(post(client, url, big))

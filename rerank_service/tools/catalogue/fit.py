@@ -144,7 +144,8 @@ def fit(model: KnownModel, machine: Machine) -> Fit:
 
 
 def needed_bytes(model: KnownModel, *, on_gpu: bool, is_half: bool) -> int:
-    """Memory of one replica, by the formula in this file's docstring. Raises `ValueError` if the size is unknown."""
+    """Memory of one replica, by the formula in this file's docstring. Raises `ValueError` if the model's size is
+    unknown."""
     if model.num_parameters is None or model.hidden_size is None or model.intermediate_size is None:
         raise ValueError(f"the size of {model.name} is unknown")
     width = _HALF_BYTES if is_half else _FULL_BYTES

@@ -77,8 +77,8 @@ class Located(NamedTuple):
 def locate(text: str, models_dir: str | None = None) -> Located:
     """Reads a text in one of the forms above. Raises `CheckpointError` with one line that says what is possible.
 
-    The files of a known model are in its folder in `models_dir`. If that is null, they are in `/models` if they are on
-    this machine, and otherwise on the hub at the catalogue's commit.
+    The files of a known model are in its folder in `models_dir`. If `models_dir` is null, they are in `/models` if that
+    folder has them, and otherwise on the hub at the catalogue's commit.
     """
     if _is_source(text):
         source, revision = _split(text)
@@ -121,7 +121,7 @@ def _split(text: str) -> tuple[str, str | None]:
 
 
 def _model_of(source: str) -> KnownModel:
-    """The model at a source: the catalogue's for a known package, otherwise one named like its folder."""
+    """The model at a source: the catalogue's model for a known package, otherwise a model named like its folder."""
     if source.startswith(_PACKAGE):
         known = next((model for model in CATALOGUE if model.source == source), None)
         return known or _unlisted(source.removeprefix(_PACKAGE))

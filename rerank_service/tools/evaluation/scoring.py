@@ -24,7 +24,7 @@ def score_candidates(
 ) -> tuple[EncodedPassages[PairT], Scores]:
     """Returns the encoded passages, query by query in the order of the candidates, and their scores.
 
-    If a logit is not finite, raises `BatchError` with its query and passage.
+    If a logit is not finite, raises `BatchError` with the logit's query and passage.
     """
     asked = questions(collection, candidates)
     try:

@@ -30,7 +30,7 @@ class _TimedValue(NamedTuple):
 
 @dataclass
 class _Context:
-    """The fields of Serve's `AutoscalingContext` that the policy reads, and that Serve's delays depend on."""
+    """The fields of Serve's `AutoscalingContext` that the policy or Serve's delays need."""
 
     current_time: float
     current_num_replicas: int
@@ -99,7 +99,8 @@ class Autoscaler:
 
 
 class ScaledCluster:
-    """A cluster whose autoscaler adds or removes replicas. Like Serve's controller, it decides ten times per second."""
+    """A cluster whose autoscaler adds or removes replicas. Like Serve's controller, the autoscaler decides ten times
+    per second."""
 
     def __init__(
         self, cluster: SimulatedCluster, autoscaler: Autoscaler, clock: Clock, replica_start_s: float, until_s: float

@@ -70,7 +70,7 @@ class RegionLoss:
 
 
 def replicas_kept(demand: Demand, planned: int, target_utilisation: float) -> int:
-    """Number of replicas that a region runs: the planned number, or the autoscaler's if that is larger."""
+    """Number of replicas that a region runs: the planned number, or the autoscaler's number if it is larger."""
     return max(planned, math.ceil(demand.tokens_per_s / (target_utilisation * demand.speed.full_tokens_per_s)))
 
 

@@ -168,7 +168,7 @@ SHAPES: dict[Architecture, dict[str, Shape]] = {
 
 
 def shape_of(architecture: Architecture, size: str) -> Shape:
-    """The shape for `size`. Raises `ValueError` with the supported sizes if there is none."""
+    """The shape for `size`. Raises `ValueError` with the supported sizes if no shape has this size."""
     sizes = SHAPES[Architecture(architecture)]
     if size not in sizes:
         raise ValueError(f"{architecture} has no size {size!r}; supported: {', '.join(sizes)}")

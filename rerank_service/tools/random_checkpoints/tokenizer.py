@@ -1,6 +1,6 @@
 """Small tokenizers, trained on demand, with the special tokens, template and files of each architecture.
 
-All are byte-level BPE, so every text can be encoded without unknown tokens.
+All tokenizers are byte-level BPE, so every text can be encoded without unknown tokens.
 """
 
 import json

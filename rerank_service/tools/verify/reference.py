@@ -139,7 +139,7 @@ class _Prompt(NamedTuple):
 
     @classmethod
     def of(cls, raw: dict[str, Any], model: ModelConfig) -> "_Prompt":
-        """Values from the checkpoint's files or, if they state none, from the configuration.
+        """Values from the checkpoint's files or, if the files state none, from the configuration.
 
         The model type `llama_bidirec` is NVIDIA's own: if the files have no template, NVIDIA's template applies.
         """

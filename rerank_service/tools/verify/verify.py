@@ -76,7 +76,8 @@ def verify(
 def run_reference(
     model: ModelConfig, recorded: Sequence[RecordedLogits] = (), on_progress: Progress = no_progress
 ) -> ReferenceRun:
-    """Runs the reference on the queries in `texts.py`, those with recorded logits, and two that exceed the window."""
+    """Runs the reference on the queries in `texts.py`, the queries with recorded logits, and two queries that exceed
+    the window."""
     on_progress("reference", 0, 1)
     folder = resolve_checkpoint(model.checkpoint)
     kind, device = engine_kind(folder, model.engine), resolve_device(model.engine.device)
@@ -134,7 +135,7 @@ def _ask_twice(
     served: ServedPath, questions: Sequence[VerificationQuery], on_progress: Progress
 ) -> tuple[dict[VerificationQuery, ServedLogits], list[tuple[float, ...]]]:
     """Scores everything twice: first all queries concurrently, in mixed batches; then small requests one by one, in
-    reverse order. The logits of the second run are returned in the order of the first.
+    reverse order. The logits of the second run are returned in the order of the first run.
     """
     count = _Count("served", 2 * _num_pairs(questions), on_progress)
     answers = served.answer(questions, True, count.add)
