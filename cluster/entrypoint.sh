@@ -17,4 +17,5 @@ case ${1-} in
     '' | -* | */*) ;; # nothing, an option, a hub id or a path
     *) if command -v "$1" >/dev/null; then exec "$@"; fi ;;
 esac
-exec rerank-service serve --host 0.0.0.0 "$@"
+# Logs of requests go to `docker logs`.
+exec rerank-service serve --verbose --host 0.0.0.0 "$@"

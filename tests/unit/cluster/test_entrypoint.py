@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ENTRYPOINT = Path(__file__).parents[3] / "cluster/entrypoint.sh"
-SERVE = "rerank-service serve --host 0.0.0.0"
+SERVE = "rerank-service serve --verbose --host 0.0.0.0"
 
 
 @pytest.fixture
