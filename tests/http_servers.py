@@ -1,5 +1,6 @@
 """Real HTTP servers on loopback for client tests: the application, and a server with scripted replies."""
 
+import gzip
 import json
 import socket
 import threading
@@ -66,7 +67,8 @@ class _Scripted(BaseHTTPRequestHandler):
         self.server.num_connections += 1
 
     def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        raw = self.rfile.read(int(self.headers["Content-Length"]))
+        body = json.loads(gzip.decompress(raw) if self.headers["Content-Encoding"] == "gzip" else raw)
         self.server.seen.append(Seen(self.path, {k.lower(): v for k, v in self.headers.items()}, body))
         reply = next(self.server.script, None) or ranking([float(len(entry["text"])) for entry in body["passages"]])
         if reply is HANG:
