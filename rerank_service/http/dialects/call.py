@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 Fields = Mapping[str, Any]
-"""The fields at the top level of a body."""
+"""The fields at the top level of a body. None is null."""
 
 
 @dataclass(frozen=True)
@@ -47,14 +47,15 @@ class Body:
 
     @cached_property
     def fields(self) -> Fields:
-        """The body, parsed on first use. Raises `InvalidRequest` if the body is not a JSON object."""
+        """The body without its null fields, parsed on first use: in every API, null means absent. Raises
+        `InvalidRequest` if the body is not a JSON object."""
         try:
             fields = from_json(self.raw, cache_strings="keys")
         except ValueError as error:
             raise _invalid(f"The body is not valid JSON: {error}", "json_invalid") from None
         if not isinstance(fields, dict):
             raise _invalid("The body must be a JSON object", "model_type")
-        return fields
+        return {name: value for name, value in fields.items() if value is not None}
 
 
 class RankingQuery(NamedTuple):

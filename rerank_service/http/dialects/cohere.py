@@ -206,7 +206,7 @@ def _text(document: str | Mapping[str, Any], fields: Sequence[str], index: int) 
     """Returns the text to rank. If there are several fields, each becomes a line with its name, as Cohere advises."""
     if isinstance(document, str):
         return document
-    values = [(field, document[field]) for field in fields if field in document]
+    values = [(field, document[field]) for field in fields if document.get(field) is not None]
     if not values or not all(isinstance(value, str) for _, value in values):
         message = (
             f"documents[{index}] must be a string, or an object with text in the fields: {', '.join(fields)[:200]}"

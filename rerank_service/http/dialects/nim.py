@@ -74,8 +74,8 @@ class WindowOptions(Wire):
     tokens: Annotated[int, Field(ge=MIN_WINDOW_TOKENS), JsonNumber] | None = None
     """Passage tokens per window. Null or absent: as many as fit next to the query."""
 
-    overlap_tokens: Annotated[int, Field(ge=0), JsonNumber] = DEFAULT_OVERLAP_TOKENS
-    """Tokens shared by two consecutive windows; limited to half a window."""
+    overlap_tokens: Annotated[int, Field(ge=0), JsonNumber] | None = DEFAULT_OVERLAP_TOKENS
+    """Tokens shared by two consecutive windows; limited to half a window. Null: the default."""
 
 
 class RankingRequest(Wire):
@@ -191,7 +191,8 @@ def _windows(wanted: WindowOptions, limit: int) -> PassageWindows:
     if (wanted.max_per_passage or 1) > limit:
         message = f"passage_windows.max_per_passage is {wanted.max_per_passage}; at most {limit} are allowed"
         raise invalid(("passage_windows", "max_per_passage"), message, "too_many_windows")
-    return PassageWindows(wanted.max_per_passage or limit, wanted.tokens, wanted.overlap_tokens)
+    overlap_tokens = DEFAULT_OVERLAP_TOKENS if wanted.overlap_tokens is None else wanted.overlap_tokens
+    return PassageWindows(wanted.max_per_passage or limit, wanted.tokens, overlap_tokens)
 
 
 _PARTS: dict[str, type[Wire]] = {

@@ -28,10 +28,10 @@ WINDOW_TOKENS = 64
 
 DOCUMENTS: dict[str, Any] = {"query": QUERY, "documents": TEXTS}
 TEI: dict[str, Any] = {"query": QUERY, "texts": TEXTS}
-VOYAGE = DOCUMENTS | {"top_k": None}
+VOYAGE = DOCUMENTS | {"truncation": True}
 INFINITY = DOCUMENTS | {"raw_scores": False}
 COHERE_V1 = DOCUMENTS | {"max_chunks_per_doc": 1}
-VLLM = DOCUMENTS | {"truncate_prompt_tokens": None}
+VLLM = DOCUMENTS | {"use_activation": True}
 
 ALL_FORMS: dict[str, tuple[str, dict[str, Any]]] = {
     "jina": ("/v1/rerank", DOCUMENTS),
@@ -446,6 +446,38 @@ async def test_the_body_decides_the_dialect_on_a_shared_path(
     assert [line for line in requests if 'status="200"' in line and f'dialect="{dialect}"' in line], requests
 
 
+OPTIONAL = [
+    *("model", "top_n", "top_k", "return_documents", "raw_scores", "truncation", "rank_fields", "max_chunks_per_doc"),
+    *("max_tokens_per_doc", "truncate_prompt_tokens", "truncation_side", "use_activation", "priority", "truncate"),
+    *("truncation_direction", "return_text", "max_tokens_per_query", "instruction"),
+]
+
+
+@pytest.mark.parametrize("name", ALL_FORMS)
+async def test_null_means_absent(client: httpx.AsyncClient, name: str) -> None:
+    """A null field neither changes the answer nor selects another dialect."""
+    without = (await ask(client, name)).json()
+    nulls = (await ask(client, name, **dict.fromkeys(set(OPTIONAL) - ALL_FORMS[name][1].keys()))).json()
+
+    assert places(nulls) == places(without)
+    assert isinstance(without, list) or nulls.keys() == without.keys()
+
+
+async def test_null_means_absent_in_nvidias_api(client: httpx.AsyncClient) -> None:
+    body = {"query": {"text": QUERY}, "passages": [{"text": LONG}], "passage_windows": {}}
+    windows = dict.fromkeys(("max_per_passage", "tokens", "overlap_tokens"))
+    nulls = body | {"model": None, "truncate": None, "explain": None, "passage_windows": windows}
+
+    answers = [(await client.post("/v1/ranking", json=one)).json() for one in (body, nulls)]
+
+    assert answers[0] == answers[1]
+
+
+async def test_a_required_field_that_is_null_is_missing(client: httpx.AsyncClient) -> None:
+    response = await ask(client, "cohere v2", query=None)
+    assert (response.status_code, response.json()["message"]) == (400, "query is required")
+
+
 async def test_the_order_of_dialects_decides_if_the_body_matches_several(model: ModelConfig) -> None:
     async with serving(model, dialects=["cohere", "infinity", "vllm", "jina"]) as client:
         assert set((await client.post("/v1/rerank", json=DOCUMENTS)).json()) == {"id", "results", "meta"}
@@ -694,7 +726,7 @@ NAMED: list[tuple[str, dict[str, Any], str]] = [
     ("/score", {"text_1": " ", "text_2": "a"}, "text_1"),
     ("/score", {"text_1": ["a", " "], "text_2": ["a", "b"]}, "text_1[1]"),
     ("/score", {"text_1": 5, "text_2": "a"}, "text_1"),
-    ("/rerank", {"query": "q", "documents": 5, "truncate_prompt_tokens": None}, "documents"),
+    ("/rerank", {"query": "q", "documents": 5, "use_activation": True}, "documents"),
     ("/v1/rerank", {"query": "q", "documents": ["a", 5]}, "documents[1]"),
     ("/v1/rerank", {"query": {"text": " "}, "documents": ["a"]}, "query"),
     ("/v2/rerank", {"query": "q", "documents": ["a"] * 5}, "documents"),
