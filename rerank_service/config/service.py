@@ -92,9 +92,10 @@ class LimitsConfig(Section):
     can set a shorter limit with the header `x-request-timeout-seconds`. The default is the timeout of LangChain's and
     Haystack's clients."""
 
-    unknown_fields: Literal["reject", "ignore"] = "reject"
-    """What happens to a request with fields that the API does not have. `reject`: it is refused with 400, as in NIM
-    2.x. `ignore`: the fields are dropped."""
+    unknown_fields: Literal["reject", "ignore"] = "ignore"
+    """What happens to a request with fields that the API does not have. `ignore`: the fields are dropped, and the
+    response header `x-ignored-fields` names them. `reject`: the request is refused, as in NIM 2.x; the APIs of vLLM,
+    Infinity and text-embeddings-inference still ignore the fields, as their own servers do."""
 
     @property
     def replica_grace_s(self) -> float:

@@ -79,6 +79,8 @@ class RankingEndpoint:
                     dialect = next((one for one in dialects if one.recognises(body.fields)), dialect)
                     observation.dialect = dialect.name
                 call = dialect.read(body, self._limits)
+                if body.ignored_fields:
+                    observation.add_ignored_fields(body.ignored_fields)
                 num_passages = sum(map(len, map(_PASSAGES, call.queries)))
                 if num_passages > self._limits.max_passages:
                     raise call.too_many_passages(num_passages, self._limits.max_passages)

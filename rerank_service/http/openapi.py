@@ -37,6 +37,11 @@ _RANKING_HEADERS: dict[str, Any] = {
         "x-rerank-unscored-passages": "Number of passages of which no token was scored, because the query fills "
         "the model's window. Their scores are meaningless.",
     }.items()
+} | {
+    "x-ignored-fields": {
+        "description": "Names of up to ten fields of the body that the API does not have; absent if there are none.",
+        "schema": {"type": "string"},
+    },
 }
 
 RANKING_OPERATION: dict[str, Any] = {

@@ -6,6 +6,7 @@ The records hold sizes, times and codes, never text.
 import asyncio
 import logging
 import random
+import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -35,6 +36,19 @@ _SERVER_TIMING = (
 )
 """W3C Server Timing, which browsers and proxies display."""
 
+_FIELD_NAME = re.compile(r"[A-Za-z0-9_.-]{1,40}")
+_MAX_FIELD_NAMES = 10
+_KNOWN_FIELDS = frozenset(
+    (
+        *("documents", "encoding_format", "instruct", "instruction", "is_truncated", "kwargs", "max_chunks_per_doc"),
+        *("max_tokens_per_doc", "metadata", "model", "model-id", "normalize", "overlap_tokens", "passages", "priority"),
+        *("query", "rank_fields", "raw_scores", "relevant_spans", "return_documents", "return_embeddings"),
+        *("return_len", "return_text", "texts", "threshold", "top_k", "top_n", "topN", "truncate"),
+        *("truncate_prompt_tokens", "truncation", "use_activation", "user"),
+    )
+)
+"""Ignored fields that metrics and logs name. Clients send these fields to one API or another."""
+
 
 @dataclass(slots=True)
 class _Totals:
@@ -63,6 +77,8 @@ class Observation:
     """Dialect of the request. Until the body is read, this is the first dialect of the path."""
     model_id: str = "unknown"
     """Id of the resolved model. It is never the client's text, because it becomes a label."""
+    ignored_fields: tuple[str, ...] = ()
+    """The ignored fields' names for metrics and logs: names in `_KNOWN_FIELDS`, or `other`."""
     parse_s: float = 0.0
     totals: _Totals | None = None
     """Null unless the request was ranked."""
@@ -96,6 +112,12 @@ class Observation:
         self.reply_headers["Server-Timing"] = _SERVER_TIMING.format_map(self.timings_ms)
         self.reply_headers["x-rerank-truncated-passages"] = str(totals.num_truncated)
         self.reply_headers["x-rerank-unscored-passages"] = str(totals.num_unscored)
+
+    def add_ignored_fields(self, names: Sequence[str]) -> None:
+        """Names the ignored fields in a reply header; `other` stands for names that do not suit a header."""
+        shown = dict.fromkeys(name if _FIELD_NAME.fullmatch(name) else "other" for name in names)
+        self.reply_headers["x-ignored-fields"] = ", ".join(list(shown)[:_MAX_FIELD_NAMES])
+        self.ignored_fields = tuple(sorted({name if name in _KNOWN_FIELDS else "other" for name in names}))
 
     def fail(self, error: Exception) -> RerankError:
         """Records the error that ended the request, and returns the error that the client receives."""
@@ -143,6 +165,8 @@ class Observer:
             record(metrics.LIMITED_REQUESTS, 1, error.what)
         elif isinstance(error, _SHED):
             record(metrics.SHED_REQUESTS, 1, model, error.code)
+        for field_name in observation.ignored_fields:
+            record(metrics.IGNORED_FIELDS, 1, field_name, observation.dialect)
         if (totals := observation.totals) is not None:
             record(metrics.PASSAGES, totals.num_passages + totals.num_explaining, model)
             record(metrics.REQUEST_PASSAGES, totals.num_passages, model)
@@ -163,6 +187,8 @@ class Observer:
         }
         if observation.error is not None:
             fields["code"] = observation.error.code
+        if observation.ignored_fields:
+            fields["ignored_fields"] = ",".join(observation.ignored_fields)
         if (totals := observation.totals) is None:
             fields["total_ms"] = round(1000 * (time.perf_counter() - observation.started_s), 1)
         else:

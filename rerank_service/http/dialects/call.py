@@ -39,11 +39,14 @@ Fields = Mapping[str, Any]
 """The fields at the top level of a body. None is null."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Body:
     """A request's body."""
 
     raw: bytes
+    ignored_fields: tuple[str, ...] = ()
+    """Names of fields that the API does not have, such as `top_n` or `query.lang`. The dialect sets them when it reads
+    the body."""
 
     @cached_property
     def fields(self) -> Fields:

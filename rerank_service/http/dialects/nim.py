@@ -13,7 +13,7 @@ from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import ErrorDetails
 
 from rerank_service.config import LimitsConfig
-from rerank_service.errors import InvalidRequest, Loc, RerankError, dotted
+from rerank_service.errors import Loc, RerankError, dotted
 from rerank_service.http.dialects.call import (
     EXAMPLE_QUERY,
     EXAMPLE_TEXTS,
@@ -34,7 +34,7 @@ from rerank_service.http.dialects.reading import (
     QueryText,
     Wire,
     field_message,
-    field_problems,
+    ignored_fields,
     invalid,
 )
 from rerank_service.messages import (
@@ -163,10 +163,10 @@ class ErrorEnvelope(Wire):
 
 def _read(body: Body, limits: LimitsConfig) -> RankingCall:
     try:
-        extra: Literal["forbid", "ignore"] = "forbid" if limits.unknown_fields == "reject" else "ignore"
-        request = RankingRequest.model_validate_json(body.raw, extra=extra)
+        request = RankingRequest.model_validate_json(body.raw, extra="forbid")
     except ValidationError as error:
-        raise InvalidRequest(field_problems(error, _message)) from None
+        body.ignored_fields = ignored_fields(error, _message, is_strict=limits.unknown_fields == "reject")
+        request = RankingRequest.model_validate_json(body.raw, extra="ignore")
     wanted = request.passage_windows
     most = limits.max_windows_per_passage
     windows = None if wanted is None else _windows(wanted, most)

@@ -3,7 +3,7 @@
 This module must not depend on any particular dialect. Messages never repeat the user's text.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
@@ -20,7 +20,7 @@ __all__ = [
     "TopN",
     "Wire",
     "field_message",
-    "field_problems",
+    "ignored_fields",
     "invalid",
     "place_of",
     "read",
@@ -31,6 +31,10 @@ _MAX_PROBLEMS = 10
 """Maximum number of problems in one error, because a request can have one problem per passage."""
 _MAX_FIELD_CHARACTERS = 80
 """Maximum length of a field's name in error messages, because the name comes from the client."""
+
+
+_IMAGES = frozenset(("image", "images", "image_url"))
+"""Fields in which multimodal clients send the image of a query or passage."""
 
 
 class Wire(BaseModel):
@@ -82,7 +86,7 @@ def read(request: type[_WireT], body: Body, limits: LimitsConfig, *, ignores_unk
     Unknown fields are ignored if the configuration says so, or with `ignores_unknown`, for vendors whose own servers
     ignore unknown fields.
     """
-    extra = "ignore" if ignores_unknown or limits.unknown_fields == "ignore" else "forbid"
+    is_strict = limits.unknown_fields == "reject" and not ignores_unknown
 
     def message(code: str, loc: Loc, detail: ErrorDetails) -> str:
         field = dotted(loc[1:])
@@ -91,9 +95,28 @@ def read(request: type[_WireT], body: Body, limits: LimitsConfig, *, ignores_unk
         return field_message(code, field, detail)
 
     try:
-        return request.model_validate(body.fields, extra=extra)  # type: ignore[arg-type]
+        return request.model_validate(body.fields, extra="forbid")
     except ValidationError as error:
-        raise InvalidRequest(field_problems(error, message)) from None
+        body.ignored_fields = ignored_fields(error, message, is_strict=is_strict)
+    return request.model_validate(body.fields, extra="ignore")
+
+
+def ignored_fields(error: ValidationError, message: "_Message", *, is_strict: bool) -> tuple[str, ...]:
+    """Names of the unknown fields that caused `error`. Raises `InvalidRequest` if the body has any other problem, or
+    if unknown fields are refused. An image is always refused: a ranking without it would be wrong."""
+    details = without_echoes(error.errors(include_url=False, include_input=False))
+    others: list[ErrorDetails] = []
+    unknown: list[ErrorDetails] = []
+    for detail in details:
+        loc = detail["loc"]
+        is_unknown = detail["type"] == "extra_forbidden" and (len(loc) == 1 or loc[-1] not in _IMAGES)
+        (unknown if is_unknown else others).append(detail)
+    if is_strict or any(detail["type"] == "missing" for detail in others):  # a missing field may be misspelt
+        raise InvalidRequest(_problems(others + unknown, message))
+    if others:
+        raise InvalidRequest(_problems(others, message))
+    names = (".".join(part for part in detail["loc"] if isinstance(part, str)) for detail in unknown)
+    return tuple(dict.fromkeys(names))
 
 
 def invalid(loc: Loc, message: str, code: str) -> InvalidRequest:
@@ -106,10 +129,12 @@ def place_of(body: Body, field: str, index: int) -> Loc:
     return (field, index) if isinstance(body.fields[field], list) else (field,)
 
 
-def field_problems(error: ValidationError, message: Callable[[str, Loc, ErrorDetails], str]) -> list[FieldProblem]:
-    """The first ten problems of `error`. `message` forms a sentence from a code, a path that starts with `body`, and
-    the details."""
-    details = without_echoes(error.errors(include_url=False, include_input=False))
+_Message = Callable[[str, Loc, ErrorDetails], str]
+"""Forms a sentence from a code, a path that starts with `body`, and the details of a problem."""
+
+
+def _problems(details: Sequence[ErrorDetails], message: _Message) -> list[FieldProblem]:
+    """The first ten problems."""
     problems = []
     for detail in details[:_MAX_PROBLEMS]:
         path = (part[:_MAX_FIELD_CHARACTERS] if isinstance(part, str) else part for part in detail["loc"])

@@ -246,8 +246,6 @@ WRONG: list[tuple[str, dict[str, Any], int, str]] = [
     ("jina", {"documents": ["a"] * 5}, 422, "documents has 5 entries; at most 4 are allowed, so split the request"),
     ("cohere v2", {"query": " \n"}, 400, "query is blank; send a text"),
     ("cohere v2", {"documents": ["a", 5]}, 400, 'documents[1] must be a string or {"text": "..."}'),
-    ("cohere v2", {"relevant_spans": {}}, 400, "relevant_spans is not a field of this API; accepted here: model, "
-     "query, documents, top_n, max_tokens_per_doc, return_documents, priority"),
     ("cohere v1", {"max_chunks_per_doc": 0}, 400, "max_chunks_per_doc must be greater than or equal to 1"),
     ("cohere v1", {"documents": [{"title": "a"}]}, 400, "documents[0] must be a string, or an object with text "
      "in the fields: text"),
@@ -264,8 +262,6 @@ WRONG: list[tuple[str, dict[str, Any], int, str]] = [
     ("vllm score", {"text_1": ["a", "b"]}, 400, "text_1 has 2 entries, and text_2 has 3; send one query, "
      "or one query for each text"),
     ("infinity", {"documents": 5}, 422, "documents must be a list"),
-    ("voyage", {"truncate": True}, 400, "truncate is not a field of this API; accepted here: query, documents, model, "
-     "top_k, return_documents, truncation"),
 ]  # fmt: skip
 
 
@@ -498,15 +494,37 @@ async def test_a_dialect_can_be_switched_off(model: ModelConfig) -> None:
 
 
 @pytest.mark.parametrize("name", ["vllm", "infinity", "tei"])
-async def test_unknown_fields_are_ignored_if_the_vendors_server_ignores_them(
-    client: httpx.AsyncClient, name: str
+async def test_the_strict_setting_ignores_what_the_vendors_server_ignores(model: ModelConfig, name: str) -> None:
+    async with serving(model, limits={"unknown_fields": "reject"}) as client:
+        assert (await ask(client, name, surprise=1)).status_code == 200
+
+
+@pytest.mark.parametrize("name", ALL_FORMS)
+async def test_unknown_fields_are_ignored_and_named(client: httpx.AsyncClient, name: str) -> None:
+    response = await ask(client, name, surprise=1, kwargs="{}")
+
+    assert response.status_code == 200
+    assert places(response.json()) == places((await ask(client, name)).json())
+    assert response.headers["x-ignored-fields"] == "surprise, kwargs"
+
+
+STRICT: list[tuple[str, dict[str, Any], int, str]] = [
+    ("jina", {"surprise": 1}, 422, "surprise is not a field of this API"),
+    ("cohere v2", {"relevant_spans": {}}, 400, "relevant_spans is not a field of this API; accepted here: model, "
+     "query, documents, top_n, max_tokens_per_doc, return_documents, priority"),
+    ("voyage", {"truncate": True}, 400, "truncate is not a field of this API; accepted here: query, documents, model, "
+     "top_k, return_documents, truncation"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "changes", "status", "message"), STRICT)
+async def test_the_strict_setting_refuses_unknown_fields(
+    model: ModelConfig, name: str, changes: dict[str, Any], status: int, message: str
 ) -> None:
-    assert (await ask(client, name, surprise=1)).status_code == 200
-
-
-async def test_unknown_fields_can_be_ignored_everywhere(model: ModelConfig) -> None:
-    async with serving(model, limits={"unknown_fields": "ignore"}) as client:
-        assert [(await ask(client, name, surprise=1)).status_code for name in ALL_FORMS] == [200] * len(ALL_FORMS)
+    async with serving(model, limits={"unknown_fields": "reject"}) as client:
+        response = await ask(client, name, **changes)
+    assert response.status_code == status
+    assert message in message_of(response.json())
 
 
 @pytest.mark.parametrize("name", ALL_FORMS)
@@ -693,8 +711,9 @@ async def test_openapi_describes_the_counts_on_every_ranking_route(client: httpx
     assert len(ranking) == 3 + len({path for path, _ in ALL_FORMS.values()})
     for operation in ranking:
         headers = operation["responses"]["200"]["headers"]
-        assert set(headers) == {"x-rerank-truncated-passages", "x-rerank-unscored-passages"}
-        assert all(header["schema"] == {"type": "integer", "minimum": 0} for header in headers.values())
+        counts = {"x-rerank-truncated-passages", "x-rerank-unscored-passages"}
+        assert set(headers) == counts | {"x-ignored-fields"}
+        assert all(headers[name]["schema"] == {"type": "integer", "minimum": 0} for name in counts)
 
 
 class _TooLarge:
