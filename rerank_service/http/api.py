@@ -57,7 +57,7 @@ def build_api(
         redoc_url=None,
     )
     endpoint = RankingEndpoint(config, keys, rate_limits, router, ranker, observer)
-    api.include_router(ranking_routes(endpoint, config.dialects))
+    api.include_router(ranking_routes(endpoint, config))
     api.include_router(service_routes(config, keys, readiness, metrics))
     if config.service.playground:
         api.router.routes.extend(playground_routes())

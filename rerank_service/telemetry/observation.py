@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import quote
 
 from fastapi import Request
 from opentelemetry.trace import Span
@@ -78,7 +79,7 @@ class Observation:
     model_id: str = "unknown"
     """Id of the resolved model. It is never the client's text, because it becomes a label."""
     ignored_fields: tuple[str, ...] = ()
-    """The ignored fields' names for metrics and logs: names in `_KNOWN_FIELDS`, or `other`."""
+    """Fields of the body that the API does not have, as the client names them."""
     parse_s: float = 0.0
     totals: _Totals | None = None
     """Null unless the request was ranked."""
@@ -110,14 +111,9 @@ class Observation:
             "total_ms": round(1000 * totals.total_s, 1),
         }
         self.reply_headers["Server-Timing"] = _SERVER_TIMING.format_map(self.timings_ms)
+        self.reply_headers["x-model"] = quote(self.model_id, safe="/:@")
         self.reply_headers["x-rerank-truncated-passages"] = str(totals.num_truncated)
         self.reply_headers["x-rerank-unscored-passages"] = str(totals.num_unscored)
-
-    def add_ignored_fields(self, names: Sequence[str]) -> None:
-        """Names the ignored fields in a reply header; `other` stands for names that do not suit a header."""
-        shown = dict.fromkeys(name if _FIELD_NAME.fullmatch(name) else "other" for name in names)
-        self.reply_headers["x-ignored-fields"] = ", ".join(list(shown)[:_MAX_FIELD_NAMES])
-        self.ignored_fields = tuple(sorted({name if name in _KNOWN_FIELDS else "other" for name in names}))
 
     def fail(self, error: Exception) -> RerankError:
         """Records the error that ended the request, and returns the error that the client receives."""
@@ -150,13 +146,14 @@ class Observer:
                 observation.status = CLIENT_DISCONNECTED
                 raise
             finally:
+                known_fields = _note_ignored_fields(observation) if observation.ignored_fields else ()
                 span.set_attribute("rerank.dialect", observation.dialect)
                 span.set_attribute("http.response.status_code", observation.status)
-                self._record(observation)
+                self._record(observation, known_fields)
                 if observation.totals is None or random.random() < self._sample_ratio:  # noqa: S311 - no secret
-                    self._log(observation)
+                    self._log(observation, known_fields)
 
-    def _record(self, observation: Observation) -> None:
+    def _record(self, observation: Observation, ignored_fields: Sequence[str]) -> None:
         record, model, error = self._metrics.record, observation.model_id, observation.error
         record(metrics.REQUESTS, 1, model, str(observation.status), observation.dialect)
         if observation.status == CLIENT_DISCONNECTED:
@@ -165,7 +162,7 @@ class Observer:
             record(metrics.LIMITED_REQUESTS, 1, error.what)
         elif isinstance(error, _SHED):
             record(metrics.SHED_REQUESTS, 1, model, error.code)
-        for field_name in observation.ignored_fields:
+        for field_name in ignored_fields:
             record(metrics.IGNORED_FIELDS, 1, field_name, observation.dialect)
         if (totals := observation.totals) is not None:
             record(metrics.PASSAGES, totals.num_passages + totals.num_explaining, model)
@@ -178,7 +175,7 @@ class Observer:
             record(metrics.QUEUE_SECONDS, totals.queue_s, model)
             record(metrics.FORWARD_SECONDS, totals.forward_s, model)
 
-    def _log(self, observation: Observation) -> None:
+    def _log(self, observation: Observation, ignored_fields: Sequence[str]) -> None:
         """Logs one line per request; JSON logs have the same values as fields."""
         fields: dict[str, Any] = {
             "status": observation.status,
@@ -187,8 +184,8 @@ class Observer:
         }
         if observation.error is not None:
             fields["code"] = observation.error.code
-        if observation.ignored_fields:
-            fields["ignored_fields"] = ",".join(observation.ignored_fields)
+        if ignored_fields:
+            fields["ignored_fields"] = ",".join(ignored_fields)
         if (totals := observation.totals) is None:
             fields["total_ms"] = round(1000 * (time.perf_counter() - observation.started_s), 1)
         else:
@@ -207,3 +204,12 @@ class Observer:
         for name, value in fields.items():
             line += f" {name}={value}"
         logger.info("%s", line, extra=fields)
+
+
+def _note_ignored_fields(observation: Observation) -> Sequence[str]:
+    """Names the ignored fields in a reply header, where `other` stands for names that do not suit a header. Returns the
+    names for metrics and logs: names in `_KNOWN_FIELDS`, or `other`."""
+    names = observation.ignored_fields
+    shown = dict.fromkeys(name if _FIELD_NAME.fullmatch(name) else "other" for name in names)
+    observation.reply_headers["x-ignored-fields"] = ", ".join(list(shown)[:_MAX_FIELD_NAMES])
+    return sorted({name if name in _KNOWN_FIELDS else "other" for name in names})

@@ -12,7 +12,6 @@ from pydantic import ConfigDict, Field, ValidationError
 from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import ErrorDetails
 
-from rerank_service.config import LimitsConfig
 from rerank_service.errors import Loc, RerankError, dotted
 from rerank_service.http.dialects.call import (
     EXAMPLE_QUERY,
@@ -21,6 +20,7 @@ from rerank_service.http.dialects.call import (
     Dialect,
     RankingCall,
     RankingQuery,
+    ReadingRules,
     Refusal,
 )
 from rerank_service.http.dialects.explanations import (
@@ -89,7 +89,7 @@ class RankingRequest(Wire):
     passages: Annotated[tuple[Passage, ...], Field(min_length=1)]
     """Candidate passages."""
 
-    truncate: Literal["NONE", "END"] | None = "END"
+    truncate: Literal["NONE", "END"] | None = None
     """How to handle a query and passage that together exceed the model's window: `END` truncates them, `NONE` refuses
     the request."""
 
@@ -161,26 +161,26 @@ class ErrorEnvelope(Wire):
     """Kind of error, for instance `invalid_request_error`."""
 
 
-def _read(body: Body, limits: LimitsConfig) -> RankingCall:
+def _read(body: Body, rules: ReadingRules) -> RankingCall:
     try:
         request = RankingRequest.model_validate_json(body.raw, extra="forbid")
     except ValidationError as error:
-        body.ignored_fields = ignored_fields(error, _message, is_strict=limits.unknown_fields == "reject")
+        body.ignored_fields = ignored_fields(error, _message, is_strict=rules.limits.unknown_fields == "reject")
         request = RankingRequest.model_validate_json(body.raw, extra="ignore")
     wanted = request.passage_windows
-    most = limits.max_windows_per_passage
+    most = rules.limits.max_windows_per_passage
     windows = None if wanted is None else _windows(wanted, most)
     explain = request.explain
     return RankingCall(
         request.model,
         (RankingQuery(request.query.text, list(map(attrgetter("text"), request.passages))),),
-        Fitting(Truncate(request.truncate or Truncate.END), windows=windows),
+        Fitting(Truncate(request.truncate or rules.truncate or Truncate.END), windows=windows),
         _reply,
         passage_at=lambda index: ("passages", index, "text"),
         query_at=lambda _: ("query", "text"),
         way_out="truncate: END",
         more_windows="passage_windows.max_per_passage" if windows and windows.max_per_passage < most else "",
-        explain_top_n=None if explain is None else checked_top_n(explain, limits.max_explained_passages),
+        explain_top_n=None if explain is None else checked_top_n(explain, rules.limits.max_explained_passages),
     )
 
 

@@ -16,7 +16,9 @@ from rerank_service.http.dialects.call import Body
 __all__ = [
     "Documents",
     "JsonNumber",
+    "QueryOrObject",
     "QueryText",
+    "ReturnedDocument",
     "TopN",
     "Wire",
     "field_message",
@@ -24,6 +26,7 @@ __all__ = [
     "invalid",
     "place_of",
     "read",
+    "returned",
     "text_of",
 ]
 
@@ -35,6 +38,8 @@ _MAX_FIELD_CHARACTERS = 80
 
 _IMAGES = frozenset(("image", "images", "image_url"))
 """Fields in which multimodal clients send the image of a query or passage."""
+_PART_TYPES = frozenset(("image_url", "image", "video_url", "video", "audio_url", "input_audio"))
+"""Content parts that error messages name; other types are not repeated, because they come from the client."""
 
 
 class Wire(BaseModel):
@@ -64,20 +69,65 @@ JsonNumber = BeforeValidator(_reject_non_numbers)
 
 
 def text_of(document: Any) -> Any:
-    """The text of a document, which is a string or an object with `text`. Raises an error that pydantic reports."""
-    text = document.get("text") if isinstance(document, dict) else document
-    if not isinstance(text, str):
-        raise PydanticCustomError("document_type", 'must be a string or {"text": "..."}')
-    return text
+    """The text of a document, which is a string, an object with `text`, or an object with content parts of the type
+    `text`; the parts' texts become lines. Raises an error that pydantic reports."""
+    if isinstance(document, str):
+        return document
+    if isinstance(document, dict):
+        text, parts = document.get("text"), document.get("content")
+        if isinstance(text, str):
+            return text
+        if text is None and isinstance(parts, list) and parts:
+            return "\n".join(map(_text_of_part, parts))
+        if text is None and not _IMAGES.isdisjoint(document):
+            raise PydanticCustomError("document_type", "is an image; this service ranks only text")
+    raise PydanticCustomError("document_type", 'must be a string or {"text": "..."}')
+
+
+def _text_of_part(part: Any) -> str:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind == "text" and isinstance(part.get("text"), str):
+        return str(part["text"])
+    known = kind if isinstance(kind, str) and kind in _PART_TYPES else "no known type"
+    raise PydanticCustomError("document_type", f"has a content part of {known}; this service ranks only text parts")
+
+
+def returned(document: Any, *, as_string: bool = False) -> Any:
+    """A document in the answer of Jina or Cohere: the object that was sent, or an object with the text that was sent;
+    with `as_string`, the text."""
+    if as_string:
+        return text_of(document)
+    return document if isinstance(document, dict) else {"text": document}
 
 
 _TEXT_OBJECT = {"type": "object", "required": ["text"], "properties": {"text": {"type": "string"}}}
+_PARTS_OBJECT = {
+    "type": "object",
+    "required": ["content"],
+    "properties": {
+        "content": {
+            "type": "array",
+            "minItems": 1,
+            "items": {**_TEXT_OBJECT, "required": ["type", "text"]},
+        }
+    },
+}
 _DocumentText = Annotated[
-    str, BeforeValidator(text_of), WithJsonSchema({"anyOf": [{"type": "string"}, _TEXT_OBJECT]}, mode="validation")
+    str,
+    BeforeValidator(text_of),
+    WithJsonSchema({"anyOf": [{"type": "string"}, _TEXT_OBJECT, _PARTS_OBJECT]}, mode="validation"),
 ]
 
 Documents = Annotated[tuple[_DocumentText, ...], Field(min_length=1)]
-"""Texts to rank. Objects with `text` are accepted and replaced by their text."""
+"""Texts to rank. Objects with `text` or with text parts in `content` are accepted and replaced by their text."""
+
+ReturnedDocument = Annotated[
+    Any, WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "object"}, {"type": "null"}]}, mode="serialization")
+]
+"""A document in an answer."""
+
+QueryOrObject = Annotated[str, Field(pattern=r"\S"), BeforeValidator(text_of), WithJsonSchema({"type": "string"})]
+"""A query, which must not be blank; an object with its text is accepted."""
 
 
 def read(request: type[_WireT], body: Body, limits: LimitsConfig, *, ignores_unknown: bool = False) -> _WireT:
