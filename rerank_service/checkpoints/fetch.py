@@ -87,7 +87,9 @@ def fetch(
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise CheckpointError(f"no space left in {destination.parent}; {_ELSEWHERE}") from error
-        raise CheckpointError(f"cannot write to {destination.parent}: {error}; {_ELSEWHERE}") from error
+        raise CheckpointError(
+            f"cannot write to {destination.parent}: {error.strerror or error}; {_ELSEWHERE}"
+        ) from error
 
 
 def find_whole(

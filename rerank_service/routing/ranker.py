@@ -62,8 +62,7 @@ class Ranker:
         caller: str = "",
         explain: bool = False,
     ) -> Ranked:
-        """Ranks `passages`. The first error of a shard cancels the other shards and is raised. At the deadline,
-        `RequestTimedOut` is raised.
+        """Ranks `passages`. A shard's first error cancels the other shards. Raises it, or `RequestTimedOut`.
 
         Calls with the same `request_id` share one request's portion of device time, and all requests from one `caller`
         share one caller's portion. `client_id` is the id that the client gave the request. A retry with the same id

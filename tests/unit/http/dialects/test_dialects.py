@@ -274,7 +274,7 @@ WRONG: list[tuple[str, dict[str, Any], int, str]] = [
      "documents[0] has a content part of image_url; this service ranks only text parts"),
     ("cohere v1", {"documents": [{"content": [{"type": ["my secret"]}]}]}, 400,
      "documents[0] has a content part of no known type; this service ranks only text parts"),
-    ("vllm score", {"text_2": ...}, 400, "The body needs queries and texts in one of these pairs of fields: "
+    ("vllm score", {"text_2": ...}, 400, "The body needs queries and texts in exactly one of these pairs of fields: "
      "text_1 with text_2, queries with documents, queries with items, data_1 with data_2"),
     ("vllm score", {"text_1": ["a", "b"]}, 400, "text_1 has 2 entries, and text_2 has 3; send one query, "
      "or one query for each text"),
