@@ -152,7 +152,7 @@ class PairTooLong(_BadRequest):
     ) -> None:
         """`num_windows` is the number of windows that together hold `max_tokens`. `passage_at` and `query_at` are the
         paths to the passage and the query in the body. If `passage_at` is null, the error names the path to passage
-        `index` in NVIDIA's API. `remedy` is the field that permits truncation or more windows."""
+        `index` in NVIDIA's API. `remedy` is the field that permits truncation or more windows; it may be empty."""
         super().__init__(index, num_tokens, max_tokens, num_windows, passage_at, query_at, remedy)
         self.index = index
         self.num_tokens = num_tokens
@@ -163,7 +163,8 @@ class PairTooLong(_BadRequest):
         # The words up to the second number are NIM's own; clients match them.
         self.message = (
             f"Input length {num_tokens} exceeds maximum allowed token size {max_tokens} "
-            f"({dotted(query_at)} with {dotted(passage_at)}); shorten the input, or send {remedy}"
+            f"({dotted(query_at)} with {dotted(passage_at)}); shorten the input"
+            + (f", or send {remedy}" if remedy else "")
         )
 
     def at(self, index: int) -> Self:

@@ -101,6 +101,11 @@ class Fitting:
     passages."""
     windows: PassageWindows | None = None
     """Null: each passage has one window, and `truncate` applies to a passage that does not fit."""
+    max_pair_tokens: int | None = None
+    """Maximum tokens of a pair with the model's prompt. The passage is cut, but not the query. Null, or more than the
+    model's window: the window is the limit."""
+    keeps_end: bool = False
+    """Whether a passage that is cut to the window keeps its end instead of its start."""
 
 
 @dataclass(frozen=True, slots=True)

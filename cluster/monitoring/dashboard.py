@@ -77,6 +77,12 @@ ROWS: dict[str, list[Panel]] = {
                 "{{model}} retried shards": _rate("retried_shards_total", "model"),
             },
         ),
+        Panel(
+            "Ignored fields",
+            "reqps",
+            "Requests with fields that the API does not have, by field and API.",
+            {"{{dialect}} {{field}}": "sum by (field, dialect) (rate(M_ignored_fields_total[W]))"},
+        ),
     ],
     "Throughput": [
         Panel("Passages", "ops", "Passages ranked per second.", {"{{model}}": _rate("passages_total", "model")}),

@@ -12,12 +12,16 @@ from rerank_service.config.service import (
     DialectName,
     LimitsConfig,
     LogConfig,
+    PathConfig,
+    RankingPath,
     RateLimitConfig,
     ServiceConfig,
     TracingConfig,
 )
 
 __all__ = ["RerankConfig"]
+
+_DEFAULT_MAX_DOCUMENTS = 1_000
 
 
 class RerankConfig(Section):
@@ -44,6 +48,9 @@ class RerankConfig(Section):
     dialects: tuple[DialectName, ...] = tuple(DialectName)
     """Compatible APIs of other vendors to serve, in order of preference. The default is all of them. If several APIs
     share a path and a request matches more than one, the first API in this list answers."""
+
+    paths: dict[RankingPath, PathConfig] = Field(default={})
+    """Exceptions for single paths, such as `/v1/rerank: {prefer: voyage}`."""
 
     logs: LogConfig = LogConfig()
     """Access log."""
@@ -87,12 +94,14 @@ class RerankConfig(Section):
 
     @model_validator(mode="after")
     def _largest_request_is_within_the_quota(self) -> Self:
-        per_minute, largest = self.rate_limits.passages_per_minute, self.limits.max_passages
-        if per_minute is not None and per_minute < largest:
-            raise ValueError(
-                f"rate_limits.passages_per_minute {per_minute} is less than limits.max_passages {largest}: "
-                "the largest request could never pass; raise the quota or lower the limit"
-            )
+        per_minute = self.rate_limits.passages_per_minute
+        for name in ("max_passages", "max_documents"):
+            largest = getattr(self.limits, name)
+            if per_minute is not None and largest is not None and per_minute < largest:
+                raise ValueError(
+                    f"rate_limits.passages_per_minute {per_minute} is less than limits.{name} {largest}: "
+                    "the largest request could never pass; raise the quota or lower the limit"
+                )
         return self
 
     @model_validator(mode="after")
@@ -107,6 +116,16 @@ class RerankConfig(Section):
                     f"{default_s:g} s, and its requests are scored again"
                 )
         return self
+
+    @property
+    def max_documents(self) -> int:
+        """Maximum number of documents in a request of another vendor's API."""
+        limits, per_minute = self.limits, self.rate_limits.passages_per_minute
+        if limits.max_documents is not None:
+            return limits.max_documents
+        is_default = limits.max_passages == LimitsConfig().max_passages
+        most = _DEFAULT_MAX_DOCUMENTS if is_default else limits.max_passages
+        return most if per_minute is None else min(most, per_minute)
 
     def models_of(self, pool: PoolConfig) -> tuple[ModelConfig, ...]:
         """The models that the pool's replicas load."""

@@ -14,6 +14,8 @@ __all__ = [
     "IngressConfig",
     "LimitsConfig",
     "LogConfig",
+    "PathConfig",
+    "RankingPath",
     "RateLimitConfig",
     "ServiceConfig",
     "TracingConfig",
@@ -78,7 +80,17 @@ class LimitsConfig(Section):
     """Limits of a single request. The error that refuses a request names the limit."""
 
     max_passages: PositiveInt = 512
-    """Maximum number of passages in a request."""
+    """Maximum number of passages in a request of NVIDIA's API."""
+
+    max_documents: PositiveInt | None = None
+    """Maximum number of documents in a request of another vendor's API. Null: `max_passages`, or 1,000 if
+    `max_passages` has its default, because clients of Cohere, Jina and Voyage send up to 1,000; never more than
+    `rate_limits.passages_per_minute`."""
+
+    truncate: Literal["NONE", "END"] | None = None
+    """What happens to a query and passage that together exceed the model's window, if the request does not say it.
+    `END`: they are truncated. `NONE`: the request is refused. Null: what the API specifies; vLLM's APIs refuse, and all
+    others truncate."""
 
     max_body_bytes: PositiveInt = 32 * 1024 * 1024
     """Largest request body, in bytes."""
@@ -96,9 +108,10 @@ class LimitsConfig(Section):
     can set a shorter limit with the header `x-request-timeout-seconds`. The default is the timeout of LangChain's and
     Haystack's clients."""
 
-    unknown_fields: Literal["reject", "ignore"] = "reject"
-    """What happens to a request with fields that the API does not have. `reject`: it is refused with 400, as in NIM
-    2.x. `ignore`: the fields are dropped."""
+    unknown_fields: Literal["reject", "ignore"] = "ignore"
+    """What happens to a request with fields that the API does not have. `ignore`: the fields are dropped, and the
+    response header `x-ignored-fields` names them. `reject`: the request is refused, as in NIM 2.x; the APIs of vLLM,
+    Infinity and text-embeddings-inference still ignore the fields, as their own servers do."""
 
     @property
     def replica_grace_s(self) -> float:
@@ -157,6 +170,32 @@ class DialectName(StrEnum):
     INFINITY = "infinity"
     TEI = "tei"
     VOYAGE = "voyage"
+
+
+class RankingPath(StrEnum):
+    """A path of ranking requests; `/v1/ranking` also stands for NVIDIA's hosted URLs."""
+
+    RANKING = "/v1/ranking"
+    RERANK = "/rerank"
+    V1_RERANK = "/v1/rerank"
+    V2_RERANK = "/v2/rerank"
+    SCORE = "/score"
+    V1_SCORE = "/v1/score"
+
+
+class PathConfig(Section):
+    """What one path does differently. Where two vendors' APIs share a path and contradict each other, these settings
+    decide."""
+
+    prefer: DialectName | None = None
+    """The API that answers requests that are valid in several APIs. Null: the first of `dialects` that has the path."""
+
+    documents: Literal["object", "string"] = "object"
+    """Form of `results[].document` in Jina's and Cohere's APIs. `object`: the object that was sent, or `{"text": ...}`
+    for a string. `string`: the text, as in Jina's API since October 2025."""
+
+    truncate: Literal["NONE", "END"] | None = None
+    """As `limits.truncate`, for this path. Null: `limits.truncate` applies."""
 
 
 class LogConfig(Section):

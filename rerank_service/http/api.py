@@ -62,7 +62,7 @@ def build_api(
     )
     _with_head(api.router)  # /docs
     endpoint = RankingEndpoint(config, keys, rate_limits, router, ranker, observer)
-    api.include_router(ranking_routes(endpoint, config.dialects))
+    api.include_router(ranking_routes(endpoint, config))
     api.include_router(_with_head(model_routes(config, keys, metrics)))
     api.include_router(_with_head(service_routes(config, readiness, metrics)))
     if config.service.playground:

@@ -17,7 +17,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from starlette.requests import ClientDisconnect
 
-from rerank_service.config import DialectName, RerankConfig
+from rerank_service.config import RerankConfig
 from rerank_service.errors import (
     BodyTooLarge,
     FieldProblem,
@@ -27,7 +27,16 @@ from rerank_service.errors import (
     UnsupportedMediaType,
 )
 from rerank_service.http.access import ApiKeys, RateLimits
-from rerank_service.http.dialects import NIM, Body, Dialect, RankingCall, RankingQuery, routes_of
+from rerank_service.http.dialects import (
+    NIM,
+    Body,
+    Dialect,
+    RankingCall,
+    RankingQuery,
+    ReadingRules,
+    routes_of,
+    rules_of,
+)
 from rerank_service.http.envelope import error_response
 from rerank_service.http.openapi import RANKING_OPERATION, dialect_operation
 from rerank_service.http.proxies.headers import FORWARDED_TIMEOUT_HEADER, TIMEOUT_HEADER
@@ -62,9 +71,10 @@ class RankingEndpoint:
         self._ranker = ranker
         self._observer = observer
 
-    async def answer(self, request: Request, dialects: Sequence[Dialect], slug: str | None = None) -> Response:
-        """Returns the ranking or the error, in the body's dialect. `dialects` are the dialects of the path; `slug` is
-        the model's name in the URL."""
+    async def answer(
+        self, request: Request, dialects: Sequence[Dialect], rules: ReadingRules, slug: str | None = None
+    ) -> Response:
+        """Returns the ranking or the error, in the body's dialect. `slug` is the model's name in the URL."""
         dialect = dialects[0]
         with self._observer.observe(request, dialect.name) as observation:
             try:
@@ -79,13 +89,14 @@ class RankingEndpoint:
                 if len(dialects) > 1:  # on a shared path, the body's fields identify the dialect
                     dialect = next((one for one in dialects if one.recognises(body.fields)), dialect)
                     observation.dialect = dialect.name
-                call = dialect.read(body, self._limits)
+                call = dialect.read(body, rules)
+                observation.ignored_fields = body.ignored_fields
                 num_passages = sum(map(len, map(_PASSAGES, call.queries)))
-                if num_passages > self._limits.max_passages:
-                    raise call.too_many_passages(num_passages, self._limits.max_passages)
+                if num_passages > rules.max_passages:
+                    raise call.too_many_passages(num_passages, rules.max_passages)
                 observation.parse_s = time.perf_counter() - started_s
 
-                model = slug_model if call.model is None and slug_model else self._router.resolve(call.model)
+                model = (call.model is None and slug_model) or self._router.resolve(call.model, call.any_model)
                 observation.model_id = model.id
                 headers |= await self._rate_limits.take("passages", caller, num_passages)
                 deadline = Deadline.after(timeout_s)  # the time for uploading the body does not count
@@ -234,12 +245,14 @@ def _damaged_gzip() -> InvalidRequest:
     return InvalidRequest([FieldProblem(("body",), message, "gzip_invalid")])
 
 
-def ranking_routes(endpoint: RankingEndpoint, dialects: Sequence[DialectName]) -> APIRouter:
-    """NVIDIA's routes, and the routes of the enabled dialects."""
+def ranking_routes(endpoint: RankingEndpoint, config: RerankConfig) -> APIRouter:
+    """NVIDIA's routes, and the routes of the enabled dialects. Raises `ConfigError` if a path prefers a dialect that it
+    does not have."""
     routes = APIRouter()
+    own_rules = rules_of(config, NIM.paths[0], is_own=True)
 
     async def rank_at_slug(slug: str, request: Request) -> Response:
-        return await endpoint.answer(request, (NIM,), slug)
+        return await endpoint.answer(request, (NIM,), own_rules, slug)
 
     def add(path: str, rank: Callable[..., Awaitable[Response]], tag: str, **options: Any) -> None:
         routes.add_api_route(path, rank, methods=["POST"], tags=[tag], response_class=Response, **options)
@@ -247,17 +260,17 @@ def ranking_routes(endpoint: RankingEndpoint, dialects: Sequence[DialectName]) -
     for path, (operation_id, summary, description) in _NIM_ROUTES.items():
         add(
             path,
-            rank_at_slug if "{slug}" in path else _route(endpoint, (NIM,)),
+            rank_at_slug if "{slug}" in path else _route(endpoint, (NIM,), own_rules),
             "Reranking",
             operation_id=operation_id,
             summary=summary,
             description=description,
             openapi_extra=RANKING_OPERATION,
         )
-    for path, spoken in routes_of(dialects).items():
+    for path, spoken in routes_of(config.dialects, config.paths).items():
         add(
             path,
-            _route(endpoint, spoken),
+            _route(endpoint, spoken, rules_of(config, path)),
             "Dialects",
             operation_id="rank" + path.replace("/", "_"),
             summary=f"Rank in the dialect of {', '.join(dialect.name for dialect in spoken)}",
@@ -287,8 +300,10 @@ _DIALECTS_DESCRIPTION = (
 )
 
 
-def _route(endpoint: RankingEndpoint, dialects: Sequence[Dialect]) -> Callable[[Request], Awaitable[Response]]:
+def _route(
+    endpoint: RankingEndpoint, dialects: Sequence[Dialect], rules: ReadingRules
+) -> Callable[[Request], Awaitable[Response]]:
     async def rank(request: Request) -> Response:
-        return await endpoint.answer(request, dialects)
+        return await endpoint.answer(request, dialects, rules)
 
     return rank

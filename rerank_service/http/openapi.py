@@ -12,8 +12,9 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from rerank_service.config import LimitsConfig, RerankConfig
-from rerank_service.http.dialects import NIM, Dialect, routes_of
+from rerank_service.http.dialects import NIM, Dialect, routes_of, rules_of
 from rerank_service.http.dialects.nim import ErrorEnvelope, RankingRequest, RankingResponse
+from rerank_service.messages import Truncate
 from rerank_service.routing.model_router import slug_of
 
 __all__ = ["RANKING_OPERATION", "add_openapi", "dialect_operation"]
@@ -37,6 +38,12 @@ _RANKING_HEADERS: dict[str, Any] = {
         "x-rerank-unscored-passages": "Number of passages of which no token was scored, because the query fills "
         "the model's window. Their scores are meaningless.",
     }.items()
+} | {
+    "x-model": {"description": "Id of the model that ranked the passages.", "schema": {"type": "string"}},
+    "x-ignored-fields": {
+        "description": "Names of up to ten fields of the body that the API does not have; absent if there are none.",
+        "schema": {"type": "string"},
+    },
 }
 
 RANKING_OPERATION: dict[str, Any] = {
@@ -134,13 +141,15 @@ def _describe(api: FastAPI, config: RerankConfig, keys_are_required: bool) -> di
     for model in (RankingResponse, ErrorEnvelope):
         _add(schemas, model.model_json_schema(ref_template=_REF), model.__name__)
     request = RankingRequest.model_json_schema(ref_template=_REF)
-    _add(schemas, _with_limits(request, config.limits), "RankingRequestDefaultModel")
+    truncate = rules_of(config, NIM.paths[0], is_own=True).truncate or Truncate.END
+    _add(schemas, _with_limits(request, config.limits, truncate), "RankingRequestDefaultModel")
     schemas["RankingRequest"] = _contract(schemas["RankingRequestDefaultModel"])
-    for dialect in {id(one): one for spoken in routes_of(config.dialects).values() for one in spoken}.values():
+    routes = routes_of(config.dialects, config.paths)
+    for dialect in {id(one): one for spoken in routes.values() for one in spoken}.values():
         for part in (dialect.response, dialect.error):
             _add(schemas, part.model_json_schema(ref_template=_REF, mode="serialization"), part.__name__)
         schema = dialect.request.model_json_schema(ref_template=_REF)
-        _add(schemas, _with_max_items(schema, config.limits), dialect.request.__name__)
+        _add(schemas, _with_max_items(schema, config.max_documents), dialect.request.__name__)
     _add_examples(document["paths"], config)
     scheme = {"type": "http", "scheme": "bearer", "bearerFormat": "nvapi-..."}
     if config.auth.key_headers:
@@ -153,7 +162,7 @@ def _describe(api: FastAPI, config: RerankConfig, keys_are_required: bool) -> di
 def _add_examples(paths: dict[str, Any], config: RerankConfig) -> None:
     """Adds bodies, and a model's slug, that this service answers with 200."""
     model = config.default_model_id
-    for path, spoken in {**dict.fromkeys(NIM.paths, (NIM,)), **routes_of(config.dialects)}.items():
+    for path, spoken in {**dict.fromkeys(NIM.paths, (NIM,)), **routes_of(config.dialects, config.paths)}.items():
         operation = paths[path]["post"]
         bodies = {dialect.name: dialect.example for dialect in spoken}
         if NIM in spoken and config.limits.max_explained_passages:
@@ -170,7 +179,7 @@ def _add(schemas: dict[str, Any], schema: dict[str, Any], name: str) -> None:
     schemas[name] = schema | {"title": name}
 
 
-def _with_limits(schema: dict[str, Any], limits: LimitsConfig) -> dict[str, Any]:
+def _with_limits(schema: dict[str, Any], limits: LimitsConfig, truncate: Truncate) -> dict[str, Any]:
     schema = deepcopy(schema)
     schema["properties"]["passages"]["maxItems"] = limits.max_passages
     _limit_windows(schema, limits.max_windows_per_passage)
@@ -180,7 +189,7 @@ def _with_limits(schema: dict[str, Any], limits: LimitsConfig) -> dict[str, Any]
             part.pop("additionalProperties", None)
     schema["properties"]["truncate"] = {
         "anyOf": [{"type": "string", "enum": ["NONE", "END"]}, {"type": "null"}],
-        "default": "END",
+        "default": truncate.value,
         "description": schema["properties"]["truncate"]["description"],
     }
     return schema
@@ -201,11 +210,11 @@ def _limit_explanations(schema: dict[str, Any], limit: int) -> None:
     schema["$defs"]["ExplainOptions"]["properties"]["top_n"]["maximum"] = limit
 
 
-def _with_max_items(schema: dict[str, Any], limits: LimitsConfig) -> dict[str, Any]:
+def _with_max_items(schema: dict[str, Any], limit: int) -> dict[str, Any]:
     for name in ("documents", "texts"):
         part = schema["properties"].get(name, {})
         if part.get("type") == "array":
-            part["maxItems"] = limits.max_passages
+            part["maxItems"] = limit
     # Whether unknown fields are refused depends on the dialect and the configuration.
     schema.pop("additionalProperties", None)
     return schema

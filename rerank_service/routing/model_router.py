@@ -77,10 +77,13 @@ class ModelRouter:
         # Reversed, so that the first of two models with the same slug stays in the dict.
         self._by_slug = {slug_of(name): model for name, model in reversed(self._by_name.items())}
 
-    def resolve(self, name: str | None) -> ModelConfig:
-        """The model with this name or alias; for null, the default model. Raises `UnknownModel`."""
+    def resolve(self, name: str | None, or_default: bool = False) -> ModelConfig:
+        """The model with this name or alias; for null, the default model, and with `or_default` also for an unknown
+        name. Raises `UnknownModel`."""
         model = self._by_name.get((self._default if name is None else name).casefold())
         if model is None:
+            if or_default:
+                return self._by_name[self._default.casefold()]
             raise self._unknown(str(name), ("body", "model"))
         return model
 

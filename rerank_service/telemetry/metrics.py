@@ -1,6 +1,6 @@
 """Every metric of the service, with its labels. Names and units follow Prometheus's conventions.
 
-Label values come from the configuration, from our error codes and from status codes, so their number is bounded.
+Label values come from the configuration, from fixed lists and from status codes, so their number is bounded.
 """
 
 from dataclasses import dataclass
@@ -22,6 +22,7 @@ __all__ = [
     "DEVICE_TOKENS_PER_SECOND",
     "DEVICE_WAITING_TOKENS",
     "FORWARD_SECONDS",
+    "IGNORED_FIELDS",
     "INGRESS_METRICS",
     "LIMITED_REQUESTS",
     "OUTSTANDING_TOKENS",
@@ -106,6 +107,12 @@ def _gauge(name: str, documentation: str, *, by_replica: bool = True) -> Metric:
 
 REQUESTS = _counter(
     "requests", "Ranking requests answered; status 499: the client disconnected.", "model", "status", "dialect"
+)
+IGNORED_FIELDS = _counter(
+    "ignored_fields",
+    "Ranking requests with a field that the API does not have, by name.",
+    "field",
+    "dialect",
 )
 PASSAGES = _counter("passages", "Passages ranked, and passages scored again for explanations.")
 TOKENS = _counter("tokens", "Tokens of ranked pairs.")

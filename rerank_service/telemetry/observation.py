@@ -6,11 +6,13 @@ The records hold sizes, times and codes, never text.
 import asyncio
 import logging
 import random
+import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import quote
 
 from fastapi import Request
 from opentelemetry.trace import Span
@@ -34,6 +36,19 @@ _SERVER_TIMING = (
     "total;dur={total_ms}"
 )
 """W3C Server Timing, which browsers and proxies display."""
+
+_FIELD_NAME = re.compile(r"[A-Za-z0-9_.-]{1,40}")
+_MAX_FIELD_NAMES = 10
+_KNOWN_FIELDS = frozenset(
+    (
+        *("documents", "encoding_format", "instruct", "instruction", "is_truncated", "kwargs", "max_chunks_per_doc"),
+        *("max_tokens_per_doc", "metadata", "model", "model-id", "normalize", "overlap_tokens", "passages", "priority"),
+        *("query", "rank_fields", "raw_scores", "relevant_spans", "return_documents", "return_embeddings"),
+        *("return_len", "return_text", "texts", "threshold", "top_k", "top_n", "topN", "truncate"),
+        *("truncate_prompt_tokens", "truncation", "use_activation", "user"),
+    )
+)
+"""Ignored fields that metrics and logs name. Clients send these fields to one API or another."""
 
 
 @dataclass(slots=True)
@@ -63,6 +78,8 @@ class Observation:
     """Dialect of the request. Until the body is read, this is the first dialect of the path."""
     model_id: str = "unknown"
     """Id of the resolved model. It is never the client's text, because it becomes a label."""
+    ignored_fields: tuple[str, ...] = ()
+    """Fields of the body that the API does not have, as the client names them."""
     parse_s: float = 0.0
     totals: _Totals | None = None
     """Null unless the request was ranked."""
@@ -94,6 +111,7 @@ class Observation:
             "total_ms": round(1000 * totals.total_s, 1),
         }
         self.reply_headers["Server-Timing"] = _SERVER_TIMING.format_map(self.timings_ms)
+        self.reply_headers["x-model"] = quote(self.model_id, safe="/:@")
         self.reply_headers["x-rerank-truncated-passages"] = str(totals.num_truncated)
         self.reply_headers["x-rerank-unscored-passages"] = str(totals.num_unscored)
 
@@ -128,13 +146,14 @@ class Observer:
                 observation.status = CLIENT_DISCONNECTED
                 raise
             finally:
+                known_fields = _note_ignored_fields(observation) if observation.ignored_fields else ()
                 span.set_attribute("rerank.dialect", observation.dialect)
                 span.set_attribute("http.response.status_code", observation.status)
-                self._record(observation)
+                self._record(observation, known_fields)
                 if observation.totals is None or random.random() < self._sample_ratio:  # noqa: S311 - no secret
-                    self._log(observation)
+                    self._log(observation, known_fields)
 
-    def _record(self, observation: Observation) -> None:
+    def _record(self, observation: Observation, ignored_fields: Sequence[str]) -> None:
         record, model, error = self._metrics.record, observation.model_id, observation.error
         record(metrics.REQUESTS, 1, model, str(observation.status), observation.dialect)
         if observation.status == CLIENT_DISCONNECTED:
@@ -143,6 +162,8 @@ class Observer:
             record(metrics.LIMITED_REQUESTS, 1, error.what)
         elif isinstance(error, _SHED):
             record(metrics.SHED_REQUESTS, 1, model, error.code)
+        for field_name in ignored_fields:
+            record(metrics.IGNORED_FIELDS, 1, field_name, observation.dialect)
         if (totals := observation.totals) is not None:
             record(metrics.PASSAGES, totals.num_passages + totals.num_explaining, model)
             record(metrics.REQUEST_PASSAGES, totals.num_passages, model)
@@ -154,7 +175,7 @@ class Observer:
             record(metrics.QUEUE_SECONDS, totals.queue_s, model)
             record(metrics.FORWARD_SECONDS, totals.forward_s, model)
 
-    def _log(self, observation: Observation) -> None:
+    def _log(self, observation: Observation, ignored_fields: Sequence[str]) -> None:
         """Logs one line per request; JSON logs have the same values as fields."""
         fields: dict[str, Any] = {
             "status": observation.status,
@@ -163,6 +184,8 @@ class Observer:
         }
         if observation.error is not None:
             fields["code"] = observation.error.code
+        if ignored_fields:
+            fields["ignored_fields"] = ",".join(ignored_fields)
         if (totals := observation.totals) is None:
             fields["total_ms"] = round(1000 * (time.perf_counter() - observation.started_s), 1)
         else:
@@ -181,3 +204,12 @@ class Observer:
         for name, value in fields.items():
             line += f" {name}={value}"
         logger.info("%s", line, extra=fields)
+
+
+def _note_ignored_fields(observation: Observation) -> Sequence[str]:
+    """Names the ignored fields in a reply header, where `other` stands for names that do not suit a header. Returns the
+    names for metrics and logs: names in `_KNOWN_FIELDS`, or `other`."""
+    names = observation.ignored_fields
+    shown = dict.fromkeys(name if _FIELD_NAME.fullmatch(name) else "other" for name in names)
+    observation.reply_headers["x-ignored-fields"] = ", ".join(list(shown)[:_MAX_FIELD_NAMES])
+    return sorted({name if name in _KNOWN_FIELDS else "other" for name in names})

@@ -45,7 +45,7 @@ def config_reference(heading_level: int = 2) -> str:
                 facts.append(f"default `{json.dumps(setting['default'])}`")
             paragraphs.append(f"- **`{key}`** ({', '.join(facts)})  \n  {_one_line(setting['description'])}")
             if child is not None:
-                suffix = "[]" if setting.get("type") == "array" else ""
+                suffix = {"array": "[]", "object": ".*"}.get(setting.get("type", ""), "")
                 nested.append((child, f"{path}.{key}{suffix}".removeprefix(".")))
         for child, child_path in nested:
             describe(child, child_path)
@@ -55,8 +55,10 @@ def config_reference(heading_level: int = 2) -> str:
 
 
 def _section_of(setting: _Schema, definitions: _Schema) -> _Schema | None:
-    """Schema of the section that a setting contains: directly, as an alternative to null, or in a list."""
-    for candidate in (setting, setting.get("items", {}), *setting.get("anyOf", [])):
+    """Schema of the section that a setting contains: directly, as an alternative to null, in a list, or in a
+    mapping."""
+    values = setting.get("additionalProperties") or {}
+    for candidate in (setting, setting.get("items", {}), values, *setting.get("anyOf", [])):
         target: _Schema = definitions.get(candidate.get("$ref", "").rpartition("/")[2], {})
         if "properties" in target:
             return target

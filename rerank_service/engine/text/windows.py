@@ -86,6 +86,8 @@ def encode_passages(
         windows = None  # a single window is the start of the passage: plain truncation
     limit = fitting.max_passage_tokens
     shortened = passages if limit is None else shorten(engine, passages, limit)
+    if fitting.truncate is Truncate.END and (fitting.keeps_end or fitting.max_pair_tokens is not None):
+        shortened = _shorten_to_pair(engine, query, shortened, fitting)
     # With windows, a passage is too long only if all its windows together cannot hold it.
     try:
         pairs = engine.tokenise(query, shortened, fitting.truncate if windows is None else Truncate.END)
@@ -134,13 +136,30 @@ def matches_of(
 
 def shorten(engine: Engine[PairT], passages: Sequence[str], max_tokens: int) -> list[str]:
     """Cuts each passage after its first `max_tokens` tokens; shorter passages stay unchanged."""
+    return _cut(engine, passages, max_tokens, max_tokens)
+
+
+def _shorten_to_pair(engine: Engine[PairT], query: str, passages: Sequence[str], fitting: Fitting) -> list[str]:
+    """Cuts each passage that does not fit next to the query, at the end that `fitting` names. At least one token
+    stays."""
+    most = min(fitting.max_pair_tokens or engine.window_tokens, engine.window_tokens)
+    room = engine.passage_room(query) - (engine.window_tokens - most)
+    return _cut(engine, passages, room, room - _MARGIN_TOKENS if fitting.keeps_end else room, fitting.keeps_end)
+
+
+def _cut(
+    engine: Engine[PairT], passages: Sequence[str], max_tokens: int, kept_tokens: int, keeps_end: bool = False
+) -> list[str]:
+    """Cuts each passage of more than `max_tokens` tokens to `kept_tokens` tokens, but at least one."""
+    kept_tokens = max(kept_tokens, 1)
     shortened = list(passages)
     # A token rarely has less than one byte, so only texts with more bytes than `max_tokens` are tokenised.
     candidates = [index for index, text in enumerate(passages) if len(text.encode("utf-8", "replace")) > max_tokens]
     spans = engine.token_spans([passages[index] for index in candidates])
     for index, tokens in zip(candidates, spans, strict=True):
-        if len(tokens) > max_tokens:
-            shortened[index] = passages[index][: tokens[max_tokens - 1][1]]
+        if len(tokens) > max(max_tokens, 1):
+            text = passages[index]
+            shortened[index] = text[tokens[-kept_tokens][0] :] if keeps_end else text[: tokens[kept_tokens - 1][1]]
     return shortened
 
 

@@ -5,13 +5,26 @@ Each API has one file. Of HTTP, a dialect uses only the status. A dialect must n
 """
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
-from rerank_service.config import DialectName
+from rerank_service.config import DialectName, PathConfig, RankingPath
+from rerank_service.errors import ConfigError
 from rerank_service.http.dialects import cohere, infinity, jina, tei, vllm, voyage
-from rerank_service.http.dialects.call import Body, Dialect, RankingCall, RankingQuery, Refusal
+from rerank_service.http.dialects.call import Body, Dialect, RankingCall, RankingQuery, ReadingRules, Refusal, rules_of
 from rerank_service.http.dialects.nim import NIM
 
-__all__ = ["NIM", "RANKING_PATHS", "Body", "Dialect", "RankingCall", "RankingQuery", "Refusal", "routes_of"]
+__all__ = [
+    "NIM",
+    "RANKING_PATHS",
+    "Body",
+    "Dialect",
+    "RankingCall",
+    "RankingQuery",
+    "ReadingRules",
+    "Refusal",
+    "routes_of",
+    "rules_of",
+]
 
 _DIALECTS: Mapping[DialectName, Sequence[Dialect]] = {
     DialectName.JINA: (jina.RERANK,),
@@ -23,13 +36,24 @@ _DIALECTS: Mapping[DialectName, Sequence[Dialect]] = {
 }
 
 
-def routes_of(names: Sequence[DialectName]) -> dict[str, tuple[Dialect, ...]]:
-    """Dialects by path. Dialects that share a path are in the order of `names`."""
+def routes_of(
+    names: Sequence[DialectName], paths: Mapping[RankingPath, PathConfig] = MappingProxyType({})
+) -> dict[str, tuple[Dialect, ...]]:
+    """Dialects by path. Dialects that share a path are in the order of `names`, after the dialect that the path
+    prefers. Raises `ConfigError` if a path does not have the dialect that it prefers."""
     routes: dict[str, tuple[Dialect, ...]] = {}
     for name in names:
         for dialect in _DIALECTS[name]:
             for path in dialect.paths:
                 routes[path] = (*routes.get(path, ()), dialect)
+    for path, exception in paths.items():
+        if (preferred := exception.prefer) is None:
+            continue
+        spoken = routes.get(path, ())
+        if preferred not in {dialect.name for dialect in spoken}:
+            known = ", ".join(dialect.name for dialect in spoken) or "none"
+            raise ConfigError(f"paths.{path}.prefer: {path} has no API {preferred}; it has: {known}")
+        routes[path] = tuple(sorted(spoken, key=lambda dialect: dialect.name != preferred))
     return routes
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel
 from pydantic_core import from_json
 
-from rerank_service.config import LimitsConfig
+from rerank_service.config import LimitsConfig, PathConfig, RankingPath, RerankConfig
 from rerank_service.errors import (
     FieldProblem,
     InvalidRequest,
@@ -19,7 +19,7 @@ from rerank_service.errors import (
     RequestTooLarge,
     RerankError,
 )
-from rerank_service.messages import Fitting, Ranked
+from rerank_service.messages import Fitting, Ranked, Truncate
 
 __all__ = [
     "EXAMPLE_QUERY",
@@ -30,31 +30,65 @@ __all__ = [
     "Fields",
     "RankingCall",
     "RankingQuery",
+    "ReadingRules",
     "Refusal",
     "probability",
+    "rules_of",
     "top",
 ]
 
 Fields = Mapping[str, Any]
-"""The fields at the top level of a body."""
+"""The fields at the top level of a body. None is null."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Body:
     """A request's body."""
 
     raw: bytes
+    ignored_fields: tuple[str, ...] = ()
+    """Names of fields that the API does not have, such as `top_n` or `query.lang`. The dialect sets them when it reads
+    the body."""
 
     @cached_property
     def fields(self) -> Fields:
-        """The body, parsed on first use. Raises `InvalidRequest` if the body is not a JSON object."""
+        """The body without its null fields, parsed on first use: in every API, null means absent. Raises
+        `InvalidRequest` if the body is not a JSON object."""
         try:
             fields = from_json(self.raw, cache_strings="keys")
         except ValueError as error:
             raise _invalid(f"The body is not valid JSON: {error}", "json_invalid") from None
         if not isinstance(fields, dict):
             raise _invalid("The body must be a JSON object", "model_type")
-        return fields
+        return {name: value for name, value in fields.items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class ReadingRules:
+    """The configuration that applies to the bodies of a path."""
+
+    limits: LimitsConfig
+    max_passages: int
+    """Maximum number of passages in a request."""
+    truncate: Truncate | None
+    """What happens to long pairs if the request does not say it. Null: what the API specifies."""
+    returns_strings: bool
+    """Whether returned documents are strings instead of objects, in Jina's and Cohere's APIs."""
+    needs_model: bool
+    """Whether APIs that require `model` refuse a request without it: the configuration names no default model."""
+
+
+def rules_of(config: RerankConfig, path: str, *, is_own: bool = False) -> ReadingRules:
+    """The rules of a path. NVIDIA's own paths (`is_own`) share the settings of `/v1/ranking`."""
+    exception = config.paths.get(RankingPath.RANKING if is_own else RankingPath(path), PathConfig())
+    truncate = exception.truncate or config.limits.truncate
+    return ReadingRules(
+        config.limits,
+        config.limits.max_passages if is_own else config.max_documents,
+        None if truncate is None else Truncate(truncate),
+        exception.documents == "string",
+        config.service.default_model is None,
+    )
 
 
 class RankingQuery(NamedTuple):
@@ -87,6 +121,8 @@ class RankingCall:
     truncated."""
     more_windows: str = ""
     """Field that permits more windows per passage. Empty: the request already has the maximum."""
+    any_model: bool = False
+    """Whether the default model answers if the service has no model with this name."""
     explain_top_n: int | None = None
     """How many of the best passages to explain. Null: none. Only a call with one query may have explanations."""
 
@@ -130,7 +166,7 @@ class Dialect:
     request: type[BaseModel]
     response: type[BaseModel]
     error: type[BaseModel]
-    read: Callable[[Body, LimitsConfig], RankingCall]
+    read: Callable[[Body, ReadingRules], RankingCall]
     """Parses and validates a body. Raises `InvalidRequest`."""
     refuse: Callable[[RerankError], Refusal]
     example: Mapping[str, Any]

@@ -1,6 +1,7 @@
 """Cohere's `/v1/rerank` and `/v2/rerank`, as specified at docs.cohere.com and used by Cohere's own Python client.
 
-Scores are probabilities: Cohere documents the range 0 to 1.
+Scores are probabilities: Cohere documents the range 0 to 1. A body of version 2 may also come from a client of vLLM, so
+the answer also has the fields that such a client reads: `model`, `usage` and documents.
 """
 
 import uuid
@@ -10,7 +11,6 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from rerank_service.config import LimitsConfig
 from rerank_service.errors import RerankError
 from rerank_service.http.dialects.call import (
     EXAMPLE_RERANK,
@@ -18,12 +18,23 @@ from rerank_service.http.dialects.call import (
     Dialect,
     RankingCall,
     RankingQuery,
+    ReadingRules,
     Refusal,
     probability,
     top,
 )
-from rerank_service.http.dialects.reading import Documents, QueryText, TopN, Wire, invalid, read
-from rerank_service.messages import Fitting, PassageWindows, Ranked
+from rerank_service.http.dialects.reading import (
+    Documents,
+    QueryText,
+    ReturnedDocument,
+    TopN,
+    Wire,
+    invalid,
+    read,
+    returned,
+    text_of,
+)
+from rerank_service.messages import Fitting, PassageWindows, Ranked, Truncate
 
 __all__ = ["V1", "V2", "CohereMeta", "meta_of"]
 
@@ -36,7 +47,7 @@ class CohereRerankV2Request(Wire):
     """Body of Cohere's `/v2/rerank`."""
 
     model: str | None = None
-    """Name of a model that this service serves. Null or absent: the default model."""
+    """Name of a model that this service serves. Required, unless `service.default_model` is configured."""
     query: QueryText
     documents: Documents
     """Strings, or objects with `text`."""
@@ -48,8 +59,8 @@ class CohereRerankV2Request(Wire):
     window."""
     return_documents: bool | None = None
     """Whether to return the documents with their scores. The field belongs only to version 1, but some clients send it
-    to version 2."""
-    priority: int | None = None
+    to version 2. Null or absent: yes, as in vLLM's API."""
+    priority: Annotated[int, Field(ge=0, le=999)] | None = None
     """Accepted and ignored, because requests share the device fairly."""
 
 
@@ -90,16 +101,11 @@ class CohereRerankV1Request(Wire):
     window."""
 
 
-class CohereDocument(Wire):
-    """A document, included in the answer on request."""
-
-    text: str
-
-
 class CohereResult(Wire):
     """The score of one document."""
 
-    document: CohereDocument | None = None
+    document: ReturnedDocument = None
+    """The document as it was sent; a string becomes `{"text": ...}`."""
     index: int
     relevance_score: float
     """Between 0 and 1: the logistic function of the logit."""
@@ -141,10 +147,30 @@ class CohereRerankResponse(Wire):
     meta: CohereMeta
 
 
+class CohereUsage(Wire):
+    """Tokens of all query-document pairs, with the model's prompt, after truncation."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class CohereRerankV2Response(CohereRerankResponse):
+    """Results, most relevant first, with the fields that vLLM's clients read."""
+
+    model: str
+    usage: CohereUsage
+
+
 class CohereError(Wire):
     """Cohere's error body."""
 
     message: str
+
+
+class CohereV1Error(CohereError):
+    """Cohere's error body, with the field that Xinference's clients read."""
+
+    detail: str
 
 
 def meta_of(ranked: Ranked, version: str) -> CohereMeta:
@@ -157,56 +183,69 @@ def meta_of(ranked: Ranked, version: str) -> CohereMeta:
     )
 
 
-def _read_v2(body: Body, limits: LimitsConfig) -> RankingCall:
-    request = read(CohereRerankV2Request, body, limits)
+def _read_v2(body: Body, rules: ReadingRules) -> RankingCall:
+    request = read(CohereRerankV2Request, body, rules.limits)
+    if request.model is None and rules.needs_model:
+        message = "model is required, unless service.default_model is configured"
+        raise invalid(("model",), message, "missing")
     max_tokens = request.max_tokens_per_doc
-    max_windows = 1 if max_tokens is None else limits.max_windows_per_passage
-    fitting = _fitting(max_tokens or _DEFAULT_TOKENS_PER_DOCUMENT, max_windows)
-    return _call(request, request.documents, "2", fitting)
+    max_windows = 1 if max_tokens is None else rules.limits.max_windows_per_passage
+    returns_documents = request.return_documents is not False
+
+    def reply(rankings: Sequence[Ranked], model_id: str) -> CohereRerankV2Response:
+        (ranked,) = rankings
+        usage = CohereUsage(prompt_tokens=ranked.num_tokens, total_tokens=ranked.num_tokens)
+        results = _results(ranked, request.top_n, body, rules, returns_documents)
+        return CohereRerankV2Response(
+            id=str(uuid.uuid4()), results=results, meta=meta_of(ranked, "2"), model=model_id, usage=usage
+        )
+
+    fitting = _fitting(max_tokens or _DEFAULT_TOKENS_PER_DOCUMENT, max_windows, rules)
+    query = RankingQuery(request.query, request.documents)
+    return RankingCall(request.model, (query,), fitting, reply, lambda index: ("documents", index))
 
 
-def _read_v1(body: Body, limits: LimitsConfig) -> RankingCall:
-    request = read(CohereRerankV1Request, body, limits)
+def _read_v1(body: Body, rules: ReadingRules) -> RankingCall:
+    request = read(CohereRerankV1Request, body, rules.limits)
     fields = request.rank_fields or _DEFAULT_RANK_FIELDS
     texts = [_text(document, fields, index) for index, document in enumerate(request.documents)]
-    max_windows = min(request.max_chunks_per_doc or 1, limits.max_windows_per_passage)
-    return _call(request, texts, "1", _fitting(request.max_tokens_per_doc, max_windows))
-
-
-def _fitting(max_tokens: int | None, max_windows: int) -> Fitting:
-    windows = PassageWindows(max_windows) if max_windows > 1 else None
-    return Fitting(max_passage_tokens=max_tokens, windows=windows)
-
-
-def _call(
-    request: CohereRerankV1Request | CohereRerankV2Request,
-    texts: Sequence[str],
-    version: str,
-    fitting: Fitting,
-) -> RankingCall:
+    max_windows = min(request.max_chunks_per_doc or 1, rules.limits.max_windows_per_passage)
 
     def reply(rankings: Sequence[Ranked], _: str) -> CohereRerankResponse:
         (ranked,) = rankings
-        results = (
-            CohereResult(
-                document=CohereDocument(text=texts[index]) if request.return_documents else None,
-                index=index,
-                relevance_score=probability(logit),
-            )
-            for index, logit in top(ranked, request.top_n)
-        )
-        return CohereRerankResponse(id=str(uuid.uuid4()), results=tuple(results), meta=meta_of(ranked, version))
+        results = _results(ranked, request.top_n, body, rules, bool(request.return_documents))
+        return CohereRerankResponse(id=str(uuid.uuid4()), results=results, meta=meta_of(ranked, "1"))
 
-    return RankingCall(
-        request.model, (RankingQuery(request.query, texts),), fitting, reply, lambda index: ("documents", index)
-    )
+    fitting = _fitting(request.max_tokens_per_doc, max_windows, rules)
+    query = RankingQuery(request.query, texts)
+    return RankingCall(request.model, (query,), fitting, reply, lambda index: ("documents", index))
+
+
+def _fitting(max_tokens: int | None, max_windows: int, rules: ReadingRules) -> Fitting:
+    windows = PassageWindows(max_windows) if max_windows > 1 else None
+    return Fitting(rules.truncate or Truncate.END, max_tokens, windows)
+
+
+def _results(
+    ranked: Ranked, top_n: int | None, body: Body, rules: ReadingRules, returns_documents: bool
+) -> tuple[CohereResult, ...]:
+    documents, results = body.fields["documents"], []
+    for index, logit in top(ranked, top_n):
+        document = returned(documents[index], as_string=rules.returns_strings) if returns_documents else None
+        results.append(CohereResult(document=document, index=index, relevance_score=probability(logit)))
+    return tuple(results)
 
 
 def _text(document: str | Mapping[str, Any], fields: Sequence[str], index: int) -> str:
     """Returns the text to rank. If there are several fields, each becomes a line with its name, as Cohere advises."""
     if isinstance(document, str):
         return document
-    values = [(field, document[field]) for field in fields if field in document]
+    if fields == _DEFAULT_RANK_FIELDS and document.get("text") is None and "content" in document:
+        try:
+            return str(text_of(document))
+        except PydanticCustomError as error:
+            raise invalid(("documents", index), f"documents[{index}] {error.message()}", "document_type") from None
+    values = [(field, document[field]) for field in fields if document.get(field) is not None]
     if not values or not all(isinstance(value, str) for _, value in values):
         message = (
             f"documents[{index}] must be a string, or an object with text in the fields: {', '.join(fields)[:200]}"
@@ -217,7 +256,11 @@ def _text(document: str | Mapping[str, Any], fields: Sequence[str], index: int) 
     return "\n".join(f"{field}: {value}" for field, value in values)
 
 
-def _refuse(error: RerankError) -> Refusal:
+def _refuse_v1(error: RerankError) -> Refusal:
+    return Refusal(error.http_status, CohereV1Error(message=error.message, detail=error.message))
+
+
+def _refuse_v2(error: RerankError) -> Refusal:
     return Refusal(error.http_status, CohereError(message=error.message))
 
 
@@ -226,9 +269,9 @@ V1 = Dialect(
     paths=("/v1/rerank",),
     request=CohereRerankV1Request,
     response=CohereRerankResponse,
-    error=CohereError,
+    error=CohereV1Error,
     read=_read_v1,
-    refuse=_refuse,
+    refuse=_refuse_v1,
     example=EXAMPLE_RERANK | {"top_n": 1, "max_chunks_per_doc": 10},
     recognises=lambda fields: not fields.keys().isdisjoint(("rank_fields", "max_chunks_per_doc")),
 )
@@ -236,9 +279,9 @@ V2 = Dialect(
     name="cohere",
     paths=("/v2/rerank",),
     request=CohereRerankV2Request,
-    response=CohereRerankResponse,
+    response=CohereRerankV2Response,
     error=CohereError,
     read=_read_v2,
-    refuse=_refuse,
+    refuse=_refuse_v2,
     example=EXAMPLE_RERANK | {"top_n": 1},
 )

@@ -8,7 +8,6 @@ from typing import Literal
 
 from pydantic import RootModel
 
-from rerank_service.config import LimitsConfig
 from rerank_service.errors import InvalidRequest, RerankError
 from rerank_service.http.dialects.call import (
     EXAMPLE_RERANK,
@@ -17,13 +16,14 @@ from rerank_service.http.dialects.call import (
     Fields,
     RankingCall,
     RankingQuery,
+    ReadingRules,
     Refusal,
     probability,
     top,
 )
 from rerank_service.http.dialects.nim import ErrorDetail
 from rerank_service.http.dialects.reading import Documents, QueryText, TopN, Wire, read
-from rerank_service.messages import Fitting, Ranked
+from rerank_service.messages import Fitting, Ranked, Truncate
 
 __all__ = ["RERANK"]
 
@@ -97,8 +97,8 @@ class InfinityErrorBody(RootModel[InfinityValidationError | InfinityError]):
     """Infinity's error body, with `detail` for a validation error."""
 
 
-def _read(body: Body, limits: LimitsConfig) -> RankingCall:
-    request = read(InfinityRerankRequest, body, limits, ignores_unknown=True)
+def _read(body: Body, rules: ReadingRules) -> RankingCall:
+    request = read(InfinityRerankRequest, body, rules.limits, ignores_unknown=True)
 
     def reply(rankings: Sequence[Ranked], model_id: str) -> InfinityRerankResponse:
         (ranked,) = rankings
@@ -120,7 +120,8 @@ def _read(body: Body, limits: LimitsConfig) -> RankingCall:
 
     model = None if request.model == _NO_MODEL else request.model
     query = RankingQuery(request.query, request.documents)
-    return RankingCall(model, (query,), Fitting(), reply, lambda index: ("documents", index))
+    fitting = Fitting(rules.truncate or Truncate.END)
+    return RankingCall(model, (query,), fitting, reply, lambda index: ("documents", index))
 
 
 def _refuse(error: RerankError) -> Refusal:

@@ -1,7 +1,8 @@
-"""Jina's `/v1/rerank`, as specified at api.jina.ai. Scores are probabilities.
+"""Jina's `/v1/rerank`, as its API answered in 2025 and 2026. Scores are probabilities.
 
-Cohere's version 1 sends the same fields to the same path, so a body may come from either client. The answer therefore
-also has the fields that Cohere's client reads: `id`, `meta`, and `message` in an error.
+Cohere's version 1 and Voyage send the same fields to the same path, so a body may come from any of the three clients.
+The answer therefore also has the fields that Cohere's client reads (`id`, `meta`, and `message` in an error) and the
+`data` that Voyage's clients read, unless a field of the body is not Voyage's.
 """
 
 import uuid
@@ -9,9 +10,8 @@ from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, WithJsonSchema
+from pydantic import Field
 
-from rerank_service.config import LimitsConfig
 from rerank_service.errors import InvalidRequest, RerankError
 from rerank_service.http.dialects.call import (
     EXAMPLE_RERANK,
@@ -19,13 +19,22 @@ from rerank_service.http.dialects.call import (
     Dialect,
     RankingCall,
     RankingQuery,
+    ReadingRules,
     Refusal,
     probability,
     top,
 )
 from rerank_service.http.dialects.cohere import CohereMeta, meta_of
-from rerank_service.http.dialects.reading import Documents, TopN, Wire, read, text_of
-from rerank_service.messages import Fitting, Ranked
+from rerank_service.http.dialects.reading import (
+    Documents,
+    QueryOrObject,
+    ReturnedDocument,
+    TopN,
+    Wire,
+    read,
+    returned,
+)
+from rerank_service.messages import Fitting, Ranked, Truncate
 
 __all__ = ["RERANK"]
 
@@ -35,24 +44,16 @@ class JinaRerankRequest(Wire):
 
     model: str | None = None
     """Name of a model that this service serves. Null or absent: the default model."""
-    query: Annotated[
-        str, Field(pattern=r"\S"), BeforeValidator(text_of), WithJsonSchema({"type": "string"}, mode="validation")
-    ]
+    query: QueryOrObject
     documents: Documents
     """Strings, or objects with `text`."""
     top_n: TopN | None = None
     """How many results to return. Null or absent: all."""
     return_documents: bool | None = None
-    """Whether to return the documents with their scores. Null or absent: no."""
+    """Whether to return the documents with their scores. Null or absent: yes, as in Jina's API."""
     max_tokens_per_doc: Annotated[int, Field(ge=1)] | None = None
     """Longer documents are truncated to this many tokens. Cohere's clients may send this field. Null or absent:
     documents are truncated only to the model's window."""
-
-
-class JinaDocument(Wire):
-    """A document, included in the answer on request."""
-
-    text: str
 
 
 class JinaResult(Wire):
@@ -61,7 +62,15 @@ class JinaResult(Wire):
     index: int
     relevance_score: float
     """Between 0 and 1: the logistic function of the logit."""
-    document: JinaDocument | None = None
+    document: ReturnedDocument = None
+    """The document as it was sent; a string becomes `{"text": ...}`. The setting `paths` can return strings instead."""
+
+
+class JinaScore(Wire):
+    """The score of one document, in Voyage's form."""
+
+    relevance_score: float
+    index: int
 
 
 class JinaUsage(Wire):
@@ -79,6 +88,8 @@ class JinaRerankResponse(Wire):
     object: Literal["list"] = "list"
     usage: JinaUsage
     results: tuple[JinaResult, ...]
+    data: tuple[JinaScore, ...] | None = None
+    """The same scores for Voyage's clients. Absent if the body has a field that Voyage does not have."""
     meta: CohereMeta
 
 
@@ -89,29 +100,30 @@ class JinaError(Wire):
     message: str
 
 
-def _read(body: Body, limits: LimitsConfig) -> RankingCall:
-    request = read(JinaRerankRequest, body, limits)
+def _read(body: Body, rules: ReadingRules) -> RankingCall:
+    request = read(JinaRerankRequest, body, rules.limits)
+
+    returns_documents = request.return_documents is not False
+    may_be_voyages = request.top_n is None and request.max_tokens_per_doc is None
 
     def reply(rankings: Sequence[Ranked], model_id: str) -> JinaRerankResponse:
         (ranked,) = rankings
-        results = (
-            JinaResult(
-                index=index,
-                relevance_score=probability(logit),
-                document=JinaDocument(text=request.documents[index]) if request.return_documents else None,
-            )
-            for index, logit in top(ranked, request.top_n)
-        )
+        sent, results = body.fields["documents"], []
+        for index, logit in top(ranked, request.top_n):
+            document = returned(sent[index], as_string=rules.returns_strings) if returns_documents else None
+            results.append(JinaResult(index=index, relevance_score=probability(logit), document=document))
+        scores = (JinaScore(index=one.index, relevance_score=one.relevance_score) for one in results)
         return JinaRerankResponse(
             id=str(uuid.uuid4()),
             model=model_id,
             usage=JinaUsage(total_tokens=ranked.num_tokens, prompt_tokens=ranked.num_tokens),
             results=tuple(results),
+            data=tuple(scores) if may_be_voyages else None,
             meta=meta_of(ranked, "1"),
         )
 
     query = RankingQuery(request.query, request.documents)
-    fitting = Fitting(max_passage_tokens=request.max_tokens_per_doc)
+    fitting = Fitting(rules.truncate or Truncate.END, request.max_tokens_per_doc)
     return RankingCall(request.model, (query,), fitting, reply, lambda index: ("documents", index))
 
 

@@ -12,8 +12,7 @@ from pydantic import ConfigDict, Field, ValidationError
 from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import ErrorDetails
 
-from rerank_service.config import LimitsConfig
-from rerank_service.errors import InvalidRequest, Loc, RerankError, dotted
+from rerank_service.errors import Loc, RerankError, dotted
 from rerank_service.http.dialects.call import (
     EXAMPLE_QUERY,
     EXAMPLE_TEXTS,
@@ -21,6 +20,7 @@ from rerank_service.http.dialects.call import (
     Dialect,
     RankingCall,
     RankingQuery,
+    ReadingRules,
     Refusal,
 )
 from rerank_service.http.dialects.explanations import (
@@ -34,7 +34,7 @@ from rerank_service.http.dialects.reading import (
     QueryText,
     Wire,
     field_message,
-    field_problems,
+    ignored_fields,
     invalid,
 )
 from rerank_service.messages import (
@@ -74,8 +74,8 @@ class WindowOptions(Wire):
     tokens: Annotated[int, Field(ge=MIN_WINDOW_TOKENS), JsonNumber] | None = None
     """Passage tokens per window. Null or absent: as many as fit next to the query."""
 
-    overlap_tokens: Annotated[int, Field(ge=0), JsonNumber] = DEFAULT_OVERLAP_TOKENS
-    """Tokens shared by two consecutive windows; limited to half a window."""
+    overlap_tokens: Annotated[int, Field(ge=0), JsonNumber] | None = DEFAULT_OVERLAP_TOKENS
+    """Tokens shared by two consecutive windows; limited to half a window. Null: the default."""
 
 
 class RankingRequest(Wire):
@@ -89,7 +89,7 @@ class RankingRequest(Wire):
     passages: Annotated[tuple[Passage, ...], Field(min_length=1)]
     """Candidate passages."""
 
-    truncate: Literal["NONE", "END"] | None = "END"
+    truncate: Literal["NONE", "END"] | None = None
     """How to handle a query and passage that together exceed the model's window: `END` truncates them, `NONE` refuses
     the request."""
 
@@ -161,26 +161,26 @@ class ErrorEnvelope(Wire):
     """Kind of error, for instance `invalid_request_error`."""
 
 
-def _read(body: Body, limits: LimitsConfig) -> RankingCall:
+def _read(body: Body, rules: ReadingRules) -> RankingCall:
     try:
-        extra: Literal["forbid", "ignore"] = "forbid" if limits.unknown_fields == "reject" else "ignore"
-        request = RankingRequest.model_validate_json(body.raw, extra=extra)
+        request = RankingRequest.model_validate_json(body.raw, extra="forbid")
     except ValidationError as error:
-        raise InvalidRequest(field_problems(error, _message)) from None
+        body.ignored_fields = ignored_fields(error, _message, is_strict=rules.limits.unknown_fields == "reject")
+        request = RankingRequest.model_validate_json(body.raw, extra="ignore")
     wanted = request.passage_windows
-    most = limits.max_windows_per_passage
+    most = rules.limits.max_windows_per_passage
     windows = None if wanted is None else _windows(wanted, most)
     explain = request.explain
     return RankingCall(
         request.model,
         (RankingQuery(request.query.text, list(map(attrgetter("text"), request.passages))),),
-        Fitting(Truncate(request.truncate or Truncate.END), windows=windows),
+        Fitting(Truncate(request.truncate or rules.truncate or Truncate.END), windows=windows),
         _reply,
         passage_at=lambda index: ("passages", index, "text"),
         query_at=lambda _: ("query", "text"),
         way_out="truncate: END",
         more_windows="passage_windows.max_per_passage" if windows and windows.max_per_passage < most else "",
-        explain_top_n=None if explain is None else checked_top_n(explain, limits.max_explained_passages),
+        explain_top_n=None if explain is None else checked_top_n(explain, rules.limits.max_explained_passages),
     )
 
 
@@ -191,7 +191,8 @@ def _windows(wanted: WindowOptions, limit: int) -> PassageWindows:
     if (wanted.max_per_passage or 1) > limit:
         message = f"passage_windows.max_per_passage is {wanted.max_per_passage}; at most {limit} are allowed"
         raise invalid(("passage_windows", "max_per_passage"), message, "too_many_windows")
-    return PassageWindows(wanted.max_per_passage or limit, wanted.tokens, wanted.overlap_tokens)
+    overlap_tokens = DEFAULT_OVERLAP_TOKENS if wanted.overlap_tokens is None else wanted.overlap_tokens
+    return PassageWindows(wanted.max_per_passage or limit, wanted.tokens, overlap_tokens)
 
 
 _PARTS: dict[str, type[Wire]] = {

@@ -3,7 +3,7 @@
 This module must not depend on any particular dialect. Messages never repeat the user's text.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
@@ -16,14 +16,17 @@ from rerank_service.http.dialects.call import Body
 __all__ = [
     "Documents",
     "JsonNumber",
+    "QueryOrObject",
     "QueryText",
+    "ReturnedDocument",
     "TopN",
     "Wire",
     "field_message",
-    "field_problems",
+    "ignored_fields",
     "invalid",
     "place_of",
     "read",
+    "returned",
     "text_of",
 ]
 
@@ -31,6 +34,12 @@ _MAX_PROBLEMS = 10
 """Maximum number of problems in one error, because a request can have one problem per passage."""
 _MAX_FIELD_CHARACTERS = 80
 """Maximum length of a field's name in error messages, because the name comes from the client."""
+
+
+_IMAGES = frozenset(("image", "images", "image_url"))
+"""Fields in which multimodal clients send the image of a query or passage."""
+_PART_TYPES = frozenset(("image_url", "image", "video_url", "video", "audio_url", "input_audio"))
+"""Content parts that error messages name; other types are not repeated, because they come from the client."""
 
 
 class Wire(BaseModel):
@@ -60,20 +69,65 @@ JsonNumber = BeforeValidator(_reject_non_numbers)
 
 
 def text_of(document: Any) -> Any:
-    """The text of a document, which is a string or an object with `text`. Raises an error that pydantic reports."""
-    text = document.get("text") if isinstance(document, dict) else document
-    if not isinstance(text, str):
-        raise PydanticCustomError("document_type", 'must be a string or {"text": "..."}')
-    return text
+    """The text of a document, which is a string, an object with `text`, or an object with content parts of the type
+    `text`; the parts' texts become lines. Raises an error that pydantic reports."""
+    if isinstance(document, str):
+        return document
+    if isinstance(document, dict):
+        text, parts = document.get("text"), document.get("content")
+        if isinstance(text, str):
+            return text
+        if text is None and isinstance(parts, list) and parts:
+            return "\n".join(map(_text_of_part, parts))
+        if text is None and not _IMAGES.isdisjoint(document):
+            raise PydanticCustomError("document_type", "is an image; this service ranks only text")
+    raise PydanticCustomError("document_type", 'must be a string or {"text": "..."}')
+
+
+def _text_of_part(part: Any) -> str:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind == "text" and isinstance(part.get("text"), str):
+        return str(part["text"])
+    known = kind if isinstance(kind, str) and kind in _PART_TYPES else "no known type"
+    raise PydanticCustomError("document_type", f"has a content part of {known}; this service ranks only text parts")
+
+
+def returned(document: Any, *, as_string: bool = False) -> Any:
+    """A document in the answer of Jina or Cohere: the object that was sent, or an object with the text that was sent;
+    with `as_string`, the text."""
+    if as_string:
+        return text_of(document)
+    return document if isinstance(document, dict) else {"text": document}
 
 
 _TEXT_OBJECT = {"type": "object", "required": ["text"], "properties": {"text": {"type": "string"}}}
+_PARTS_OBJECT = {
+    "type": "object",
+    "required": ["content"],
+    "properties": {
+        "content": {
+            "type": "array",
+            "minItems": 1,
+            "items": {**_TEXT_OBJECT, "required": ["type", "text"]},
+        }
+    },
+}
 _DocumentText = Annotated[
-    str, BeforeValidator(text_of), WithJsonSchema({"anyOf": [{"type": "string"}, _TEXT_OBJECT]}, mode="validation")
+    str,
+    BeforeValidator(text_of),
+    WithJsonSchema({"anyOf": [{"type": "string"}, _TEXT_OBJECT, _PARTS_OBJECT]}, mode="validation"),
 ]
 
 Documents = Annotated[tuple[_DocumentText, ...], Field(min_length=1)]
-"""Texts to rank. Objects with `text` are accepted and replaced by their text."""
+"""Texts to rank. Objects with `text` or with text parts in `content` are accepted and replaced by their text."""
+
+ReturnedDocument = Annotated[
+    Any, WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "object"}, {"type": "null"}]}, mode="serialization")
+]
+"""A document in an answer."""
+
+QueryOrObject = Annotated[str, Field(pattern=r"\S"), BeforeValidator(text_of), WithJsonSchema({"type": "string"})]
+"""A query, which must not be blank; an object with its text is accepted."""
 
 
 def read(request: type[_WireT], body: Body, limits: LimitsConfig, *, ignores_unknown: bool = False) -> _WireT:
@@ -82,7 +136,7 @@ def read(request: type[_WireT], body: Body, limits: LimitsConfig, *, ignores_unk
     Unknown fields are ignored if the configuration says so, or with `ignores_unknown`, for vendors whose own servers
     ignore unknown fields.
     """
-    extra = "ignore" if ignores_unknown or limits.unknown_fields == "ignore" else "forbid"
+    is_strict = limits.unknown_fields == "reject" and not ignores_unknown
 
     def message(code: str, loc: Loc, detail: ErrorDetails) -> str:
         field = dotted(loc[1:])
@@ -91,9 +145,28 @@ def read(request: type[_WireT], body: Body, limits: LimitsConfig, *, ignores_unk
         return field_message(code, field, detail)
 
     try:
-        return request.model_validate(body.fields, extra=extra)  # type: ignore[arg-type]
+        return request.model_validate(body.fields, extra="forbid")
     except ValidationError as error:
-        raise InvalidRequest(field_problems(error, message)) from None
+        body.ignored_fields = ignored_fields(error, message, is_strict=is_strict)
+    return request.model_validate(body.fields, extra="ignore")
+
+
+def ignored_fields(error: ValidationError, message: "_Message", *, is_strict: bool) -> tuple[str, ...]:
+    """Names of the unknown fields that caused `error`. Raises `InvalidRequest` if the body has any other problem, or
+    if unknown fields are refused. An image is always refused: a ranking without it would be wrong."""
+    details = without_echoes(error.errors(include_url=False, include_input=False))
+    others: list[ErrorDetails] = []
+    unknown: list[ErrorDetails] = []
+    for detail in details:
+        loc = detail["loc"]
+        is_unknown = detail["type"] == "extra_forbidden" and (len(loc) == 1 or loc[-1] not in _IMAGES)
+        (unknown if is_unknown else others).append(detail)
+    if is_strict or any(detail["type"] == "missing" for detail in others):  # a missing field may be misspelt
+        raise InvalidRequest(_problems(others + unknown, message))
+    if others:
+        raise InvalidRequest(_problems(others, message))
+    names = (".".join(part for part in detail["loc"] if isinstance(part, str)) for detail in unknown)
+    return tuple(dict.fromkeys(names))
 
 
 def invalid(loc: Loc, message: str, code: str) -> InvalidRequest:
@@ -106,10 +179,12 @@ def place_of(body: Body, field: str, index: int) -> Loc:
     return (field, index) if isinstance(body.fields[field], list) else (field,)
 
 
-def field_problems(error: ValidationError, message: Callable[[str, Loc, ErrorDetails], str]) -> list[FieldProblem]:
-    """The first ten problems of `error`. `message` forms a sentence from a code, a path that starts with `body`, and
-    the details."""
-    details = without_echoes(error.errors(include_url=False, include_input=False))
+_Message = Callable[[str, Loc, ErrorDetails], str]
+"""Forms a sentence from a code, a path that starts with `body`, and the details of a problem."""
+
+
+def _problems(details: Sequence[ErrorDetails], message: _Message) -> list[FieldProblem]:
+    """The first ten problems."""
     problems = []
     for detail in details[:_MAX_PROBLEMS]:
         path = (part[:_MAX_FIELD_CHARACTERS] if isinstance(part, str) else part for part in detail["loc"])

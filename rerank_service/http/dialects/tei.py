@@ -9,7 +9,6 @@ from typing import Annotated, Literal
 
 from pydantic import Field, RootModel
 
-from rerank_service.config import LimitsConfig
 from rerank_service.errors import (
     BodyTooLarge,
     InvalidApiKey,
@@ -31,6 +30,7 @@ from rerank_service.http.dialects.call import (
     Dialect,
     RankingCall,
     RankingQuery,
+    ReadingRules,
     Refusal,
     probability,
     top,
@@ -50,9 +50,9 @@ class TeiRerankRequest(Wire):
     texts: Documents
     truncate: bool | None = None
     """Whether to truncate a query and text that together exceed the model's window; false refuses the request. Null or
-    absent: true."""
+    absent: true, unless the service is configured otherwise."""
     truncation_direction: str = "Right"
-    """Only `Right` is supported: the end is truncated."""
+    """End of a text that is truncated: `Right` or `Left`. The query is never cut at its start."""
     raw_scores: bool = False
     """Whether scores are logits instead of probabilities."""
     return_text: bool = False
@@ -61,7 +61,7 @@ class TeiRerankRequest(Wire):
     """How many results to return. Null or absent: all. Some clients send this field, which text-embeddings-inference
     itself ignores."""
     model: str | None = None
-    """Name of a model that this service serves. Null or absent: the default model. An extension:
+    """Name of a model that this service serves. An unknown name, null or absent: the default model. An extension:
     text-embeddings-inference serves a single model."""
 
 
@@ -84,10 +84,10 @@ class TeiError(Wire):
     error_type: Annotated[ErrorType, Field(description="Kind of error.")]
 
 
-def _read(body: Body, limits: LimitsConfig) -> RankingCall:
-    request = read(TeiRerankRequest, body, limits, ignores_unknown=True)
-    if request.truncation_direction.lower() != "right":
-        message = "truncation_direction must be Right (the end is truncated); leave the field out"
+def _read(body: Body, rules: ReadingRules) -> RankingCall:
+    request = read(TeiRerankRequest, body, rules.limits, ignores_unknown=True)
+    if (direction := request.truncation_direction.lower()) not in ("left", "right"):
+        message = "truncation_direction must be Left or Right"
         raise invalid(("truncation_direction",), message, "unsupported_value")
 
     def reply(rankings: Sequence[Ranked], _: str) -> TeiRerankResponse:
@@ -102,14 +102,17 @@ def _read(body: Body, limits: LimitsConfig) -> RankingCall:
         )
         return TeiRerankResponse(tuple(ranks))
 
-    truncate = Truncate.NONE if request.truncate is False else Truncate.END
+    truncate = rules.truncate or Truncate.END
+    if request.truncate is not None:
+        truncate = Truncate.END if request.truncate else Truncate.NONE
     return RankingCall(
         request.model,
         (RankingQuery(request.query, request.texts),),
-        Fitting(truncate),
+        Fitting(truncate, keeps_end=direction == "left"),
         reply,
         passage_at=lambda index: ("texts", index),
         way_out="truncate: true",
+        any_model=True,
     )
 
 
@@ -158,7 +161,7 @@ def _classify(error: RerankError) -> tuple[ErrorType, int]:
 
 RERANK = Dialect(
     name="tei",
-    paths=("/rerank",),
+    paths=("/rerank", "/v1/rerank"),
     request=TeiRerankRequest,
     response=TeiRerankResponse,
     error=TeiError,

@@ -1,7 +1,7 @@
 """vLLM's `/rerank` and `/score`, under all their paths, following vLLM's own server.
 
 Scores are probabilities, or logits with `use_activation: false`. Without `truncate_prompt_tokens`, a pair longer than
-the model's window is refused, as in vLLM.
+the model's window is refused, as in vLLM, unless the service is configured otherwise.
 """
 
 import time
@@ -10,10 +10,9 @@ from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidatorFunctionWrapHandler, WithJsonSchema, WrapValidator
+from pydantic import AfterValidator, Field, ValidatorFunctionWrapHandler, WithJsonSchema, WrapValidator
 from pydantic_core import PydanticKnownError
 
-from rerank_service.config import LimitsConfig
 from rerank_service.errors import Loc, RerankError, dotted
 from rerank_service.http.dialects.call import (
     EXAMPLE_QUERY,
@@ -24,12 +23,14 @@ from rerank_service.http.dialects.call import (
     Fields,
     RankingCall,
     RankingQuery,
+    ReadingRules,
     Refusal,
     probability,
     top,
 )
 from rerank_service.http.dialects.reading import (
     Documents,
+    QueryOrObject,
     QueryText,
     Wire,
     invalid,
@@ -58,6 +59,12 @@ def _one_or_many_queries(value: Any, queries: ValidatorFunctionWrapHandler) -> A
     return (value,)
 
 
+def _not_zero(tokens: int) -> int:
+    if tokens == 0:
+        raise ValueError("must be -1 or at least 1")
+    return tokens
+
+
 _JSON_OF_ONE_OR_MANY = WithJsonSchema(
     {"anyOf": [{"type": "string"}, {"type": "array", "minItems": 1, "items": {"type": "string"}}]}, mode="validation"
 )
@@ -73,11 +80,12 @@ _FORMS = (("text_1", "text_2"), ("queries", "documents"), ("queries", "items"), 
 class _VllmRequest(Wire):
     model: str | None = None
     """Name of a model that this service serves. Null or absent: the default model."""
-    truncate_prompt_tokens: Literal[-1] | None = None
-    """With -1, a query and document that together exceed the model's window are truncated. Null or absent: they are
-    refused. No other value is supported."""
-    truncation_side: Literal["right"] | None = None
-    """Only `right` is supported: the end is truncated."""
+    truncate_prompt_tokens: Annotated[int, Field(ge=-1), AfterValidator(_not_zero)] | None = None
+    """Maximum tokens of the prompt, which contains query and document; longer documents are truncated, but the query is
+    not. -1, or more than the model's window: the window. Null or absent: a pair that exceeds the window is refused,
+    unless the service is configured otherwise."""
+    truncation_side: Literal["left", "right"] | None = None
+    """End of the document that is truncated. Null or absent: `right`, vLLM's default for rerankers."""
     max_tokens_per_doc: Annotated[int, Field(ge=0)] = 0
     """Longer documents are truncated to this many tokens. 0: documents are truncated only to the model's window."""
     max_tokens_per_query: Literal[0] = 0
@@ -95,7 +103,7 @@ class _VllmRequest(Wire):
 class VllmRerankRequest(_VllmRequest):
     """Body of vLLM's `/rerank`. Unknown fields are ignored, as in vLLM."""
 
-    query: QueryText
+    query: QueryOrObject
     documents: _OneOrMany
     """One document or several."""
     top_n: Annotated[int, Field(ge=0)] = 0
@@ -180,8 +188,8 @@ class VllmError(Wire):
     error: VllmErrorInfo
 
 
-def _read_rerank(body: Body, limits: LimitsConfig) -> RankingCall:
-    request = read(VllmRerankRequest, body, limits, ignores_unknown=True)
+def _read_rerank(body: Body, rules: ReadingRules) -> RankingCall:
+    request = read(VllmRerankRequest, body, rules.limits, ignores_unknown=True)
 
     def reply(rankings: Sequence[Ranked], model_id: str) -> VllmRerankResponse:
         (ranked,) = rankings
@@ -197,11 +205,11 @@ def _read_rerank(body: Body, limits: LimitsConfig) -> RankingCall:
         return VllmRerankResponse(id=f"score-{uuid.uuid4().hex}", model=model_id, usage=usage, results=tuple(results))
 
     query = RankingQuery(request.query, request.documents)
-    return _call(request, (query,), reply, passage_at=lambda index: place_of(body, "documents", index))
+    return _call(request, rules, (query,), reply, passage_at=lambda index: place_of(body, "documents", index))
 
 
-def _read_score(body: Body, limits: LimitsConfig) -> RankingCall:
-    request = read(VllmScoreRequest, body, limits, ignores_unknown=True)
+def _read_score(body: Body, rules: ReadingRules) -> RankingCall:
+    request = read(VllmScoreRequest, body, rules.limits, ignores_unknown=True)
     query_field, text_field = _form(request)
     query_texts, texts = getattr(request, query_field), getattr(request, text_field)
     if len(query_texts) not in (1, len(texts)):
@@ -232,6 +240,7 @@ def _read_score(body: Body, limits: LimitsConfig) -> RankingCall:
 
     return _call(
         request,
+        rules,
         queries,
         reply,
         passage_at=lambda index: place_of(body, text_field, index),
@@ -251,13 +260,19 @@ def _form(request: VllmScoreRequest) -> tuple[str, str]:
 
 def _call(
     request: _VllmRequest,
+    rules: ReadingRules,
     queries: tuple[RankingQuery, ...],
     reply: Any,
     passage_at: Callable[[int], Loc],
     query_at: Callable[[int], Loc] = lambda _: ("query",),
 ) -> RankingCall:
-    truncate = Truncate.NONE if request.truncate_prompt_tokens is None else Truncate.END
-    fitting = Fitting(truncate, request.max_tokens_per_doc or None)
+    num_tokens = request.truncate_prompt_tokens
+    fitting = Fitting(
+        (rules.truncate or Truncate.NONE) if num_tokens is None else Truncate.END,
+        request.max_tokens_per_doc or None,
+        max_pair_tokens=None if num_tokens == -1 else num_tokens,
+        keeps_end=request.truncation_side == "left",
+    )
     return RankingCall(
         request.model, queries, fitting, reply, passage_at, query_at, way_out="truncate_prompt_tokens: -1"
     )

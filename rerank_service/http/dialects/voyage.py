@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Literal
 
-from rerank_service.config import LimitsConfig
 from rerank_service.errors import RerankError
 from rerank_service.http.dialects.call import (
     EXAMPLE_RERANK,
@@ -11,6 +10,7 @@ from rerank_service.http.dialects.call import (
     Dialect,
     RankingCall,
     RankingQuery,
+    ReadingRules,
     Refusal,
     probability,
     top,
@@ -67,8 +67,8 @@ class VoyageError(Wire):
     detail: str
 
 
-def _read(body: Body, limits: LimitsConfig) -> RankingCall:
-    request = read(VoyageRerankRequest, body, limits)
+def _read(body: Body, rules: ReadingRules) -> RankingCall:
+    request = read(VoyageRerankRequest, body, rules.limits)
 
     def reply(rankings: Sequence[Ranked], model_id: str) -> VoyageRerankResponse:
         (ranked,) = rankings
@@ -84,7 +84,9 @@ def _read(body: Body, limits: LimitsConfig) -> RankingCall:
             data=tuple(results), model=model_id, usage=VoyageUsage(total_tokens=ranked.num_tokens)
         )
 
-    truncate = Truncate.NONE if request.truncation is False else Truncate.END
+    truncate = rules.truncate or Truncate.END
+    if request.truncation is not None:
+        truncate = Truncate.END if request.truncation else Truncate.NONE
     return RankingCall(
         request.model,
         (RankingQuery(request.query, request.documents),),

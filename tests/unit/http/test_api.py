@@ -88,11 +88,6 @@ BAD_BODIES: list[tuple[str, dict[str, Any], list[str | int], str, str]] = [
      'passages[1] must be an object: {"text": "..."}'),
     ("too many passages", {"passages": [{"text": "a"}] * 5}, ["passages"], "too_many_passages",
      "passages has 5 entries; at most 4 are allowed, so split the request"),
-    ("unknown field", {"top_n": 2}, ["top_n"], "extra_forbidden",
-     "top_n is not a field of this API; accepted here: model, query, passages, truncate, "
-     "passage_windows, explain"),
-    ("unknown inner field", {"passages": [{"text": "a", "title": "b"}]}, ["passages", 0, "title"], "extra_forbidden",
-     "passages[0].title is not a field of this API; accepted here: text"),
     ("unknown truncate", {"truncate": "START"}, ["truncate"], "literal_error",
      "truncate must be 'NONE' or 'END'"),
     ("windows are a number", {"passage_windows": 3}, ["passage_windows"], "model_type",
@@ -105,8 +100,6 @@ BAD_BODIES: list[tuple[str, dict[str, Any], list[str | int], str, str]] = [
      "explain.top_n must be a valid integer"),
     ("too many to explain", {"explain": {"top_n": 11}}, ["explain", "top_n"], "too_many_explanations",
      "explain.top_n is 11; at most 10 are allowed (limits.max_explained_passages)"),
-    ("unknown explain field", {"explain": {"top_n": 1, "k": 2}}, ["explain", "k"], "extra_forbidden",
-     "explain.k is not a field of this API; accepted here: top_n"),
 ]  # fmt: skip
 
 
@@ -126,6 +119,33 @@ async def test_bad_bodies_have_an_exact_envelope(
         "detail": [{"loc": ["body", *loc], "msg": message, "type": code}],
         "type": "invalid_request_error",
     }
+
+
+UNKNOWN_FIELDS: list[tuple[str, dict[str, Any], list[str | int], str, str]] = [
+    ("unknown field", {"top_n": 2}, ["top_n"], "extra_forbidden",
+     "top_n is not a field of this API; accepted here: model, query, passages, truncate, "
+     "passage_windows, explain"),
+    ("unknown inner field", {"passages": [{"text": "a", "title": "b"}]}, ["passages", 0, "title"], "extra_forbidden",
+     "passages[0].title is not a field of this API; accepted here: text"),
+    ("unknown window option", {"passage_windows": {"stride": 3}}, ["passage_windows", "stride"], "extra_forbidden",
+     "passage_windows.stride is not a field of this API; accepted here: max_per_passage, tokens, overlap_tokens"),
+    ("unknown explain field", {"explain": {"top_n": 1, "k": 2}}, ["explain", "k"], "extra_forbidden",
+     "explain.k is not a field of this API; accepted here: top_n"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "loc", "code", "message"), [case[1:] for case in UNKNOWN_FIELDS],
+                         ids=[case[0] for case in UNKNOWN_FIELDS])  # fmt: skip
+async def test_the_strict_setting_refuses_unknown_fields(
+    models: list[ModelConfig], changes: dict[str, Any], loc: list[str | int], code: str, message: str
+) -> None:
+    replicas = {model.id: LocalReplica(model) for model in models}
+    async with client_of(local_api(models, replicas, limits={"unknown_fields": "reject"})) as client:
+        response = await client.post("/v1/ranking", json=BODY | changes)
+
+    assert response.status_code == 400
+    assert response.json()["detail"] == [{"loc": ["body", *loc], "msg": message, "type": code}]
+    assert "x-ignored-fields" not in response.headers
 
 
 async def test_many_problems_are_summarised(client: httpx.AsyncClient) -> None:
@@ -305,13 +325,48 @@ async def test_wrong_routes_and_methods_get_the_error_envelope(client: httpx.Asy
     assert wrong.json()["message"] == "GET is not allowed on /v1/ranking; use POST"
 
 
-async def test_unknown_fields_can_be_ignored(models: list[ModelConfig]) -> None:
-    replicas = {model.id: LocalReplica(model) for model in models}
-    async with client_of(local_api(models, replicas, limits={"unknown_fields": "ignore"})) as client:
-        response = await client.post("/v1/ranking", json=BODY | {"top_n": 1, "user": "x"})
+async def test_unknown_fields_are_ignored_and_named(
+    client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    passages = [{"text": one["text"], "id": 1} for one in BODY["passages"]]
+    extra: dict[str, Any] = {"top_n": 1, "my secret field": 5, "x" * 41: 5, "x": 5, "passage_windows": {"k": None}}
+    with caplog.at_level("INFO", logger="rerank_service"):
+        plain = await client.post("/v1/ranking", json=BODY)
+        response = await client.post("/v1/ranking", json=BODY | extra | {"passages": passages})
+    metrics = (await client.get("/metrics")).text
 
     assert response.status_code == 200
-    assert len(response.json()["rankings"]) == 3
+    assert response.json() == plain.json()
+    assert "x-ignored-fields" not in plain.headers
+    names = response.headers["x-ignored-fields"].split(", ")
+    assert sorted(names) == ["other", "passage_windows.k", "passages.id", "top_n", "x"]
+    assert 'rerank_ignored_fields_total{dialect="nim",field="other"} 1.0' in metrics
+    assert 'rerank_ignored_fields_total{dialect="nim",field="top_n"} 1.0' in metrics
+    assert "ignored_fields=other,top_n" in caplog.text
+    assert "secret" not in caplog.text + metrics
+
+
+async def test_the_header_names_ten_ignored_fields(client: httpx.AsyncClient) -> None:
+    response = await client.post("/v1/ranking", json=BODY | {f"x{index}": 1 for index in range(50)})
+    assert len(response.headers["x-ignored-fields"].split(", ")) == 10
+
+
+async def test_a_misspelt_field_is_named_if_a_required_field_is_missing(client: httpx.AsyncClient) -> None:
+    body = {"query": BODY["query"], "passagse": BODY["passages"], "top_n": 1}
+    answer = (await client.post("/v1/ranking", json=body)).json()
+    assert [one["loc"][1:] for one in answer["detail"]] == [["passages"], ["passagse"], ["top_n"]]
+
+
+async def test_other_problems_do_not_blame_ignored_fields(client: httpx.AsyncClient) -> None:
+    answer = (await client.post("/v1/ranking", json=BODY | {"truncate": "START", "top_n": 1})).json()
+    assert [one["loc"] for one in answer["detail"]] == [["body", "truncate"]]
+
+
+async def test_an_image_is_refused(client: httpx.AsyncClient) -> None:
+    passages = [{"text": "a", "image": "data:image/png;base64,AA"}]
+    answer = await client.post("/v1/ranking", json=BODY | {"passages": passages})
+    assert answer.status_code == 400
+    assert answer.json()["message"] == "passages[0].image is not a field of this API; accepted here: text"
 
 
 async def test_keys_guard_ranking_and_models(models: list[ModelConfig], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -584,7 +639,6 @@ async def test_truncate_none_refuses_text_beyond_the_last_window(client: httpx.A
         ({"tokens": "64"}, 16, ["tokens"], "passage_windows.tokens must be a valid integer"),
         ({"overlap_tokens": True}, 16, ["overlap_tokens"], "passage_windows.overlap_tokens must be a valid"),
         ({"overlap_tokens": -1}, 16, ["overlap_tokens"], "passage_windows.overlap_tokens must be greater"),
-        ({"stride": 3}, 16, ["stride"], "accepted here: max_per_passage, tokens, overlap_tokens"),
     ],
 )
 async def test_invalid_window_options_are_named(

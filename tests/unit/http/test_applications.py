@@ -2,7 +2,8 @@
 
 `tests/compatibility/applications` has a file for each application. The requests, and the fields that the application
 reads from the answers, are facts taken from its source. `refused_today` marks a request that the service does not
-answer as the application needs; whoever changes that removes the mark.
+answer as the application needs; whoever changes that removes the mark. `works_with` has settings that make a marked
+request work.
 """
 
 import json
@@ -72,6 +73,7 @@ FORM = {
                     "largest_batch": {"type": "integer"},
                     "larger_batch_refused_today": {"type": "string"},
                     "long_text_refused_today": {"type": "string"},
+                    "works_with": {"type": "object"},
                     "wants_errors": {"const": True},
                     "only": {"type": "object"},
                     "reads_from_errors": {"type": "array"},
@@ -111,6 +113,7 @@ def cases(mark: str, entries: Sequence[tuple[str, Request]]) -> list[Any]:
 RANKINGS = [(f"{application}: {request['provider']}", request) for application, request in REQUESTS]
 WORKING = [entry for entry in RANKINGS if "refused_today" not in entry[1]]
 BATCHES = [entry for entry in RANKINGS if "largest_batch" in entry[1]]
+WITH_SETTINGS = [entry for entry in RANKINGS if "works_with" in entry[1]]
 FIRST_CALLS = [(f"{name}: {call['path']}", call) for name, entry in RANKINGS for call in entry.get("calls_first", ())]
 
 
@@ -134,7 +137,8 @@ async def client(
     entry = request.node.callspec.params["entry"]
     has_key = any(KEY in value for value in entry.get("headers", {}).values())
     monkeypatch.setenv("RERANK_SERVICE_API_KEYS", KEY if has_key else "")
-    async with client_of(local_api([model], {model.id: LocalReplica(model, engine)})) as c:
+    settings = entry["works_with"] if "settings" in request.node.name else {}
+    async with client_of(local_api([model], {model.id: LocalReplica(model, engine)}, **settings)) as c:
         yield c
 
 
@@ -176,6 +180,21 @@ async def test_an_application_can_rank_a_text_that_is_too_long(client: httpx.Asy
     answer = await send(client, entry, entry["body"] | {field: [with_text(texts[0], long), *texts[1:]]})
 
     assert answer.status_code == (400 if entry.get("wants_errors") else 200), answer.text
+
+
+@pytest.mark.parametrize("entry", cases("", WITH_SETTINGS))
+async def test_settings_serve_an_application_that_the_defaults_refuse(
+    client: httpx.AsyncClient, entry: Request
+) -> None:
+    field, texts = texts_of(entry)
+    long = " ".join([text_of(texts[0])] * WINDOW_TOKENS)
+
+    whole = await send(client, entry, entry["body"])
+    cut = await send(client, entry, entry["body"] | {field: [with_text(texts[0], long), *texts[1:]]})
+
+    assert [whole.status_code, cut.status_code] == [200, 200], cut.text
+    check_fields(whole.json(), entry)
+    check_order(whole.json(), entry, await by_relevance(client, entry))
 
 
 @pytest.mark.parametrize("entry", cases("refused_today", FIRST_CALLS))

@@ -13,7 +13,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from rerank_service.config import DialectName, ModelConfig
-from rerank_service.errors import NonFiniteLogit, QueueFull, ReplicaUnavailable, RequestTooLarge, dotted
+from rerank_service.errors import ConfigError, NonFiniteLogit, QueueFull, ReplicaUnavailable, RequestTooLarge, dotted
 from rerank_service.http.dialects import routes_of
 from rerank_service.http.dialects.call import probability
 from rerank_service.messages import Shard, ShardScores
@@ -28,15 +28,15 @@ WINDOW_TOKENS = 64
 
 DOCUMENTS: dict[str, Any] = {"query": QUERY, "documents": TEXTS}
 TEI: dict[str, Any] = {"query": QUERY, "texts": TEXTS}
-VOYAGE = DOCUMENTS | {"top_k": None}
+VOYAGE = DOCUMENTS | {"truncation": True}
 INFINITY = DOCUMENTS | {"raw_scores": False}
 COHERE_V1 = DOCUMENTS | {"max_chunks_per_doc": 1}
-VLLM = DOCUMENTS | {"truncate_prompt_tokens": None}
+VLLM = DOCUMENTS | {"use_activation": True}
 
 ALL_FORMS: dict[str, tuple[str, dict[str, Any]]] = {
     "jina": ("/v1/rerank", DOCUMENTS),
     "cohere v1": ("/v1/rerank", COHERE_V1),
-    "cohere v2": ("/v2/rerank", DOCUMENTS),
+    "cohere v2": ("/v2/rerank", DOCUMENTS | {"model": MODEL}),
     "tei": ("/rerank", TEI),
     "vllm": ("/rerank", DOCUMENTS),
     "vllm v1": ("/v1/rerank", VLLM),
@@ -88,6 +88,10 @@ def score_of(place: Mapping[str, Any]) -> float:
     return float(place.get("relevance_score", place.get("score", math.nan)))
 
 
+def scores_by_index(response: httpx.Response) -> dict[int, float]:
+    return {place["index"]: score_of(place) for place in places(response.json())}
+
+
 @pytest.mark.parametrize("name", ALL_FORMS)
 async def test_scores_are_probabilities_in_descending_order(client: httpx.AsyncClient, name: str) -> None:
     logits = await logits_of(client)
@@ -110,9 +114,9 @@ def test_a_probability_neither_overflows_nor_leaves_its_range() -> None:
 
 
 SHAPES: dict[str, tuple[set[str], set[str]]] = {
-    "jina": ({"id", "model", "object", "usage", "results", "meta"}, {"index", "relevance_score"}),
+    "jina": ({"id", "model", "object", "usage", "results", "data", "meta"}, {"index", "relevance_score", "document"}),
     "cohere v1": ({"id", "results", "meta"}, {"index", "relevance_score"}),
-    "cohere v2": ({"id", "results", "meta"}, {"index", "relevance_score"}),
+    "cohere v2": ({"id", "results", "meta", "model", "usage"}, {"index", "relevance_score", "document"}),
     "vllm": ({"id", "model", "usage", "results"}, {"index", "document", "relevance_score"}),
     "vllm score": ({"id", "object", "created", "model", "data", "usage"}, {"index", "object", "score"}),
     "infinity": ({"object", "results", "model", "usage", "id", "created"}, {"index", "relevance_score"}),
@@ -150,8 +154,10 @@ async def test_usage_equals_that_of_our_own_api(client: httpx.AsyncClient) -> No
 @pytest.mark.parametrize(
     ("name", "changes", "document"),
     [
+        ("jina", {}, {"text": "{}"}),
         ("jina", {"return_documents": True}, {"text": "{}"}),
         ("cohere v1", {"return_documents": True}, {"text": "{}"}),
+        ("cohere v2", {}, {"text": "{}"}),
         ("cohere v2", {"return_documents": True}, {"text": "{}"}),
         ("vllm", {}, {"text": "{}"}),
         ("infinity", {"return_documents": True}, "{}"),
@@ -201,7 +207,7 @@ async def test_logits_are_returned_on_request(client: httpx.AsyncClient, name: s
 @pytest.mark.parametrize("name", ALL_FORMS)
 async def test_the_model_may_be_named_or_omitted(client: httpx.AsyncClient, name: str) -> None:
     scores = [score_of(place) for place in places((await ask(client, name)).json())]
-    for model in (None, MODEL, "RERANK-v3.5"):
+    for model in (MODEL, "RERANK-v3.5") if name == "cohere v2" else (None, MODEL, "RERANK-v3.5"):
         named = places((await ask(client, name, model=model)).json())
         assert [score_of(place) for place in named] == scores
 
@@ -217,9 +223,9 @@ UNKNOWN = (
 )
 UNKNOWN_MODEL: dict[str, Any] = {
     "jina": {"detail": UNKNOWN, "message": UNKNOWN},
-    "cohere v1": {"message": UNKNOWN},
+    "cohere v1": {"detail": UNKNOWN, "message": UNKNOWN},
     "cohere v2": {"message": UNKNOWN},
-    "tei": {"error": UNKNOWN, "error_type": "Validation"},
+    "tei": {"error": UNKNOWN, "error_type": "Validation"},  # only the form: text-embeddings-inference ignores the model
     "vllm": {"error": {"message": UNKNOWN, "type": "NotFoundError", "param": "model", "code": 404}},
     "vllm score": {"error": {"message": UNKNOWN, "type": "NotFoundError", "param": "model", "code": 404}},
     "infinity": {"error": {"message": UNKNOWN, "type": "not_found_error", "param": None, "code": 404}},
@@ -227,7 +233,7 @@ UNKNOWN_MODEL: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("name", UNKNOWN_MODEL)
+@pytest.mark.parametrize("name", sorted(UNKNOWN_MODEL.keys() - {"tei"}))
 async def test_an_unknown_model_is_404_in_the_vendors_form(client: httpx.AsyncClient, name: str) -> None:
     response = await ask(client, name, model="nope")
     assert (response.status_code, response.json()) == (404, UNKNOWN_MODEL[name])
@@ -246,8 +252,6 @@ WRONG: list[tuple[str, dict[str, Any], int, str]] = [
     ("jina", {"documents": ["a"] * 5}, 422, "documents has 5 entries; at most 4 are allowed, so split the request"),
     ("cohere v2", {"query": " \n"}, 400, "query is blank; send a text"),
     ("cohere v2", {"documents": ["a", 5]}, 400, 'documents[1] must be a string or {"text": "..."}'),
-    ("cohere v2", {"relevant_spans": {}}, 400, "relevant_spans is not a field of this API; accepted here: model, "
-     "query, documents, top_n, max_tokens_per_doc, return_documents, priority"),
     ("cohere v1", {"max_chunks_per_doc": 0}, 400, "max_chunks_per_doc must be greater than or equal to 1"),
     ("cohere v1", {"documents": [{"title": "a"}]}, 400, "documents[0] must be a string, or an object with text "
      "in the fields: text"),
@@ -255,17 +259,26 @@ WRONG: list[tuple[str, dict[str, Any], int, str]] = [
     ("tei", {"texts": []}, 400, "texts is empty; send at least one text"),
     ("tei", {"query": 5}, 422, "query must be a valid string"),
     ("tei", {"texts": ["a"] * 5}, 413, "texts has 5 entries; at most 4 are allowed, so split the request"),
-    ("tei", {"truncation_direction": "Left"}, 422, "truncation_direction must be Right (the end is truncated); "
-     "leave the field out"),
+    ("tei", {"truncation_direction": "Up"}, 422, "truncation_direction must be Left or Right"),
+    ("cohere v2", {"priority": 1000}, 400, "priority must be less than or equal to 999"),
+    ("cohere v2", {"priority": -1}, 400, "priority must be greater than or equal to 0"),
+    ("cohere v2", {"model": ...}, 400, "model is required, unless service.default_model is configured"),
+    ("infinity", {"top_n": 0}, 422, "top_n must be greater than or equal to 1"),
+    ("infinity", {"top_n": -1}, 422, "top_n must be greater than or equal to 1"),
     ("vllm", {"top_n": -1}, 400, "top_n must be greater than or equal to 0"),
-    ("vllm", {"truncate_prompt_tokens": 5}, 400, "truncate_prompt_tokens must be -1"),
+    ("vllm", {"truncate_prompt_tokens": 0}, 400, "truncate_prompt_tokens must be -1 or at least 1"),
+    ("vllm", {"truncate_prompt_tokens": -2}, 400, "truncate_prompt_tokens must be greater than or equal to -1"),
+    ("jina", {"documents": [{"image": "https://a/b.png"}]}, 422, "documents[0] is an image; this service ranks only "
+     "text"),
+    ("vllm", {"documents": [{"content": [{"type": "image_url", "image_url": {"url": "a"}}]}]}, 400,
+     "documents[0] has a content part of image_url; this service ranks only text parts"),
+    ("cohere v1", {"documents": [{"content": [{"type": ["my secret"]}]}]}, 400,
+     "documents[0] has a content part of no known type; this service ranks only text parts"),
     ("vllm score", {"text_2": ...}, 400, "The body needs queries and texts in exactly one of these pairs of fields: "
      "text_1 with text_2, queries with documents, queries with items, data_1 with data_2"),
     ("vllm score", {"text_1": ["a", "b"]}, 400, "text_1 has 2 entries, and text_2 has 3; send one query, "
      "or one query for each text"),
     ("infinity", {"documents": 5}, 422, "documents must be a list"),
-    ("voyage", {"truncate": True}, 400, "truncate is not a field of this API; accepted here: query, documents, model, "
-     "top_k, return_documents, truncation"),
 ]  # fmt: skip
 
 
@@ -388,8 +401,12 @@ async def test_the_services_limit_of_windows_applies_to_cohere(model: ModelConfi
 
 async def test_objects_with_text_are_documents(client: httpx.AsyncClient) -> None:
     objects = [{"text": text, "id": 7} for text in TEXTS]
-    for name in ("jina", "cohere v1", "cohere v2", "infinity", "voyage"):
-        assert places((await ask(client, name, documents=objects)).json()) == places((await ask(client, name)).json())
+    parts = [{"content": [{"type": "text", "text": text}]} for text in TEXTS]
+    for name in ("jina", "cohere v1", "cohere v2", "vllm", "infinity", "voyage", "tei"):
+        plain = scores_by_index(await ask(client, name))
+        for documents in (objects, parts):
+            field = "texts" if name == "tei" else "documents"
+            assert scores_by_index(await ask(client, name, **{field: documents})) == plain
 
 
 async def test_cohere_ranks_the_given_fields(client: httpx.AsyncClient) -> None:
@@ -400,8 +417,13 @@ async def test_cohere_ranks_the_given_fields(client: httpx.AsyncClient) -> None:
         await ask(client, "cohere v1", documents=documents, rank_fields=["title", "body"], return_documents=True)
     ).json()
 
+    lines = [f"title: {text}\nbody: x" for text in TEXTS]
     assert one == places((await ask(client, "cohere v1")).json())
-    assert {place["document"]["text"] for place in two["results"]} == {f"title: {text}\nbody: x" for text in TEXTS}
+    assert all(place["document"] == documents[place["index"]] for place in two["results"])
+    assert {place["index"]: place["relevance_score"] for place in two["results"]} == {
+        place["index"]: place["relevance_score"]
+        for place in (await ask(client, "cohere v1", documents=lines)).json()["results"]
+    }
 
 
 async def test_pairs_of_several_queries_keep_their_indices(client: httpx.AsyncClient) -> None:
@@ -432,7 +454,8 @@ ON_SHARED_PATHS: list[tuple[str, dict[str, Any], str]] = [
     ("/v1/rerank", DOCUMENTS | {"top_k": 2}, "voyage"),
     ("/v1/rerank", DOCUMENTS | {"truncation": True}, "voyage"),
     ("/v1/rerank", DOCUMENTS | {"truncate_prompt_tokens": -1}, "vllm"),
-    ("/v2/rerank", DOCUMENTS | {"max_tokens_per_doc": 4096}, "cohere"),
+    ("/v2/rerank", DOCUMENTS | {"model": MODEL, "max_tokens_per_doc": 4096}, "cohere"),
+    ("/v1/rerank", TEI | {"raw_scores": False}, "tei"),
     ("/v2/rerank", DOCUMENTS | {"truncation_side": "right"}, "vllm"),
 ]
 
@@ -446,10 +469,194 @@ async def test_the_body_decides_the_dialect_on_a_shared_path(
     assert [line for line in requests if 'status="200"' in line and f'dialect="{dialect}"' in line], requests
 
 
+OPTIONAL = [
+    *("model", "top_n", "top_k", "return_documents", "raw_scores", "truncation", "rank_fields", "max_chunks_per_doc"),
+    *("max_tokens_per_doc", "truncate_prompt_tokens", "truncation_side", "use_activation", "priority", "truncate"),
+    *("truncation_direction", "return_text", "max_tokens_per_query", "instruction"),
+]
+
+
+@pytest.mark.parametrize("name", ALL_FORMS)
+async def test_null_means_absent(client: httpx.AsyncClient, name: str) -> None:
+    """A null field neither changes the answer nor selects another dialect."""
+    without = (await ask(client, name)).json()
+    nulls = (await ask(client, name, **dict.fromkeys(set(OPTIONAL) - ALL_FORMS[name][1].keys()))).json()
+
+    assert places(nulls) == places(without)
+    assert isinstance(without, list) or nulls.keys() == without.keys()
+
+
+async def test_null_means_absent_in_nvidias_api(client: httpx.AsyncClient) -> None:
+    body = {"query": {"text": QUERY}, "passages": [{"text": LONG}], "passage_windows": {}}
+    windows = dict.fromkeys(("max_per_passage", "tokens", "overlap_tokens"))
+    nulls = body | {"model": None, "truncate": None, "explain": None, "passage_windows": windows}
+
+    answers = [(await client.post("/v1/ranking", json=one)).json() for one in (body, nulls)]
+
+    assert answers[0] == answers[1]
+
+
+async def test_a_required_field_that_is_null_is_missing(client: httpx.AsyncClient) -> None:
+    response = await ask(client, "cohere v2", query=None)
+    assert (response.status_code, response.json()["message"]) == (400, "query is required")
+
+
 async def test_the_order_of_dialects_decides_if_the_body_matches_several(model: ModelConfig) -> None:
     async with serving(model, dialects=["cohere", "infinity", "vllm", "jina"]) as client:
         assert set((await client.post("/v1/rerank", json=DOCUMENTS)).json()) == {"id", "results", "meta"}
         assert (await client.post("/rerank", json=DOCUMENTS)).json()["object"] == "rerank"
+
+
+async def test_a_path_can_prefer_an_api(model: ModelConfig) -> None:
+    paths = {"/v1/rerank": {"prefer": "voyage"}, "/v2/rerank": {"prefer": "vllm"}, "/rerank": {"prefer": "infinity"}}
+    async with serving(model, paths=paths) as client:
+        assert set((await client.post("/v1/rerank", json=DOCUMENTS)).json()) == {"object", "data", "model", "usage"}
+        assert set((await client.post("/v2/rerank", json=DOCUMENTS)).json()) == {"id", "model", "usage", "results"}
+        assert (await client.post("/rerank", json=DOCUMENTS)).json()["object"] == "rerank"
+        assert "results" in (await client.post("/v1/rerank", json=COHERE_V1)).json()
+
+
+@pytest.mark.parametrize(("path", "api"), [("/score", "jina"), ("/v1/rerank", "infinity"), ("/v1/ranking", "vllm")])
+def test_a_path_cannot_prefer_an_api_that_it_does_not_have(model: ModelConfig, path: str, api: str) -> None:
+    with pytest.raises(ConfigError, match=f"paths.{path}.prefer: {path} has no API {api}; it has: "):
+        local_api([model], {}, paths={path: {"prefer": api}})
+
+
+async def test_a_path_can_return_documents_as_strings(model: ModelConfig) -> None:
+    async with serving(model, paths={"/v1/rerank": {"documents": "string"}}) as client:
+        for changes in ({}, {"documents": [{"text": text, "id": 1} for text in TEXTS]}):
+            places_ = (await ask(client, "jina", **changes)).json()["results"]
+            assert all(place["document"] == TEXTS[place["index"]] for place in places_)
+        v2 = (await ask(client, "cohere v2")).json()["results"]
+    assert all(place["document"] == {"text": TEXTS[place["index"]]} for place in v2)
+
+
+async def test_an_answer_has_voyages_data_unless_a_field_rules_voyage_out(client: httpx.AsyncClient) -> None:
+    answer = (await ask(client, "jina")).json()
+    scores = [{key: place[key] for key in ("index", "relevance_score")} for place in answer["results"]]
+    assert answer["data"] == scores
+    assert "data" not in (await ask(client, "jina", top_n=2)).json()
+
+
+@pytest.mark.parametrize("name", ["jina", "cohere v1", "cohere v2"])
+async def test_documents_come_back_as_they_were_sent(client: httpx.AsyncClient, name: str) -> None:
+    documents = [{"text": text, "title": None, "id": 7, "deep": [[{"a": [1.5, True]}]]} for text in TEXTS]
+    documents[1] = TEXTS[1]  # type: ignore[call-overload]
+
+    answer = (await ask(client, name, documents=documents, return_documents=True)).json()
+
+    sent = [documents[0], {"text": TEXTS[1]}, documents[2]]
+    assert all(place["document"] == sent[place["index"]] for place in answer["results"])
+    without = (await ask(client, name, documents=documents, return_documents=False)).json()
+    assert all("document" not in place for place in without["results"])
+
+
+async def test_tei_ignores_the_model(client: httpx.AsyncClient) -> None:
+    for path in ("/rerank", "/v1/rerank"):
+        response = await client.post(path, json=TEI | {"model": "nope"})
+        assert (response.status_code, response.headers["x-model"]) == (200, MODEL)
+        assert scores_by_index(response) == scores_by_index(await ask(client, "tei"))
+
+
+async def test_cohere_v2_needs_no_model_if_a_default_is_configured(model: ModelConfig) -> None:
+    async with serving(model, service={"default_model": MODEL}) as client:
+        assert (await client.post("/v2/rerank", json=DOCUMENTS)).status_code == 200
+
+
+async def test_left_truncation_keeps_the_end(client: httpx.AsyncClient) -> None:
+    text = "first " * 100 + TEXTS[0]
+    requests: list[tuple[str, dict[str, Any]]] = [
+        ("tei", {"texts": [text], "truncation_direction": "Left", "raw_scores": True}),
+        ("tei", {"texts": [text], "truncation_direction": "Right", "raw_scores": True}),
+        ("tei", {"texts": ["first " * 100], "raw_scores": True}),
+    ]
+    left, right, same = [await ask(client, name, **changes) for name, changes in requests]
+
+    assert left.headers["x-rerank-truncated-passages"] == "1"
+    assert scores_by_index(right) == scores_by_index(same)
+    assert scores_by_index(left) != scores_by_index(right)
+    short = {"texts": TEXTS, "truncation_direction": "left"}
+    assert scores_by_index(await ask(client, "tei", **short)) == scores_by_index(await ask(client, "tei"))
+
+
+async def test_vllm_truncates_the_document_to_the_prompts_tokens(client: httpx.AsyncClient) -> None:
+    async def answer(**changes: Any) -> httpx.Response:
+        response = await ask(client, "vllm", **changes)
+        assert response.status_code == 200, response.text
+        return response
+
+    words = "one two three four five six seven eight nine ten"
+    whole = await answer(documents=[words])
+    num_tokens = whole.json()["usage"]["total_tokens"]
+    exact = await answer(documents=[words], truncate_prompt_tokens=num_tokens)
+    cut = await answer(documents=[words], truncate_prompt_tokens=num_tokens - 3)
+    num_own = num_tokens - (await answer(documents=[""])).json()["usage"]["total_tokens"]
+    start = await answer(documents=[words], max_tokens_per_doc=num_own - 3)
+    left = await answer(documents=[words], truncate_prompt_tokens=num_tokens - 3, truncation_side="left")
+    tiny = await answer(documents=[words], truncate_prompt_tokens=1)
+
+    assert scores_by_index(exact) == scores_by_index(whole)
+    assert scores_by_index(cut) == scores_by_index(start) != scores_by_index(left)
+    assert [one.headers["x-rerank-truncated-passages"] for one in (whole, exact, cut, left, tiny)] == list("00111")
+    assert cut.json()["usage"]["total_tokens"] == num_tokens - 3
+    assert tiny.json()["usage"]["total_tokens"] == num_tokens - num_own + 1
+    huge = await answer(documents=[LONG], truncate_prompt_tokens=5000)
+    assert huge.json()["usage"]["total_tokens"] == WINDOW_TOKENS
+
+
+@pytest.mark.parametrize("name", ALL_FORMS)
+@pytest.mark.parametrize("truncate", ["END", "NONE"])
+async def test_the_configuration_decides_what_happens_to_long_texts(
+    model: ModelConfig, name: str, truncate: str
+) -> None:
+    path, _ = ALL_FORMS[name]
+    field = {"tei": "texts", "vllm score": "text_2"}.get(name, "documents")
+    silent = {"truncation": None, "truncate": None}
+    settings: list[dict[str, Any]] = [
+        {"limits": {"truncate": truncate}},
+        {"limits": {"truncate": "NONE"}, "paths": {path: {"truncate": truncate}}},
+    ]
+    for one in settings:
+        async with serving(model, **one) as client:
+            changes = silent | {field: ["short", LONG, "short"], "top_k": 3 if name == "voyage" else None}
+            response = await ask(client, name, **changes)
+        assert (response.status_code == 200) == (truncate == "END"), response.text
+        if truncate == "NONE":
+            assert "exceeds maximum allowed token size" in message_of(response.json())
+            assert not message_of(response.json()).endswith("send ")
+
+
+async def test_the_default_of_truncate_in_nvidias_api_is_a_setting(model: ModelConfig) -> None:
+    body = {"query": {"text": QUERY}, "passages": [{"text": LONG}]}
+    for paths, status in (({}, 200), ({"/v1/ranking": {"truncate": "NONE"}}, 400)):
+        async with serving(model, paths=paths) as client:
+            schema = (await client.get("/openapi.json")).json()["components"]["schemas"]["RankingRequest"]
+            for path in ("/v1/ranking", "/v1/retrieval/nvidia/reranking"):
+                assert (await client.post(path, json=body)).status_code == status
+                assert (await client.post(path, json=body | {"truncate": "END"})).status_code == 200
+                assert (await client.post(path, json=body | {"truncate": None})).status_code == status
+        assert schema["properties"]["truncate"]["default"] == ("END" if status == 200 else "NONE")
+
+
+LIMITS: list[tuple[dict[str, Any], int, int]] = [
+    ({}, 512, 1000),
+    ({"limits": {"max_passages": 5}}, 5, 5),
+    ({"limits": {"max_documents": 7}}, 512, 7),
+    ({"rate_limits": {"passages_per_minute": 600}}, 512, 600),
+]
+
+
+@pytest.mark.parametrize(("settings", "passages", "documents"), LIMITS)
+async def test_each_api_has_its_limit_of_passages(
+    model: ModelConfig, settings: dict[str, Any], passages: int, documents: int
+) -> None:
+    async with serving(model, **settings) as client:
+        own = {"query": {"text": "q"}, "passages": [{"text": "p"}] * (passages + 1)}
+        answers = [await client.post("/v1/ranking", json=own)]
+        answers.append(await ask(client, "cohere v2", documents=["p"] * (documents + 1)))
+    assert [answer.status_code for answer in answers] == [400, 400]
+    assert f"at most {passages} are allowed" in answers[0].json()["message"]
+    assert f"at most {documents} are allowed" in answers[1].json()["message"]
 
 
 async def test_a_dialect_can_be_switched_off(model: ModelConfig) -> None:
@@ -466,15 +673,37 @@ async def test_a_dialect_can_be_switched_off(model: ModelConfig) -> None:
 
 
 @pytest.mark.parametrize("name", ["vllm", "infinity", "tei"])
-async def test_unknown_fields_are_ignored_if_the_vendors_server_ignores_them(
-    client: httpx.AsyncClient, name: str
+async def test_the_strict_setting_ignores_what_the_vendors_server_ignores(model: ModelConfig, name: str) -> None:
+    async with serving(model, limits={"unknown_fields": "reject"}) as client:
+        assert (await ask(client, name, surprise=1)).status_code == 200
+
+
+@pytest.mark.parametrize("name", ALL_FORMS)
+async def test_unknown_fields_are_ignored_and_named(client: httpx.AsyncClient, name: str) -> None:
+    response = await ask(client, name, surprise=1, kwargs="{}")
+
+    assert response.status_code == 200
+    assert places(response.json()) == places((await ask(client, name)).json())
+    assert response.headers["x-ignored-fields"] == "surprise, kwargs"
+
+
+STRICT: list[tuple[str, dict[str, Any], int, str]] = [
+    ("jina", {"surprise": 1}, 422, "surprise is not a field of this API"),
+    ("cohere v2", {"relevant_spans": {}}, 400, "relevant_spans is not a field of this API; accepted here: model, "
+     "query, documents, top_n, max_tokens_per_doc, return_documents, priority"),
+    ("voyage", {"truncate": True}, 400, "truncate is not a field of this API; accepted here: query, documents, model, "
+     "top_k, return_documents, truncation"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "changes", "status", "message"), STRICT)
+async def test_the_strict_setting_refuses_unknown_fields(
+    model: ModelConfig, name: str, changes: dict[str, Any], status: int, message: str
 ) -> None:
-    assert (await ask(client, name, surprise=1)).status_code == 200
-
-
-async def test_unknown_fields_can_be_ignored_everywhere(model: ModelConfig) -> None:
-    async with serving(model, limits={"unknown_fields": "ignore"}) as client:
-        assert [(await ask(client, name, surprise=1)).status_code for name in ALL_FORMS] == [200] * len(ALL_FORMS)
+    async with serving(model, limits={"unknown_fields": "reject"}) as client:
+        response = await ask(client, name, **changes)
+    assert response.status_code == status
+    assert message in message_of(response.json())
 
 
 @pytest.mark.parametrize("name", ALL_FORMS)
@@ -562,7 +791,7 @@ def validator(document: dict[str, Any], schema: dict[str, Any]) -> Draft202012Va
 def test_every_dialect_has_its_paths() -> None:
     spoken = {path: [dialect.name for dialect in dialects] for path, dialects in routes_of(list(DialectName)).items()}
     assert spoken == {
-        "/v1/rerank": ["jina", "cohere", "vllm", "voyage"],
+        "/v1/rerank": ["jina", "cohere", "vllm", "tei", "voyage"],
         "/v2/rerank": ["cohere", "vllm"],
         "/rerank": ["vllm", "infinity", "tei"],
         "/score": ["vllm"],
@@ -661,8 +890,9 @@ async def test_openapi_describes_the_counts_on_every_ranking_route(client: httpx
     assert len(ranking) == 3 + len({path for path, _ in ALL_FORMS.values()})
     for operation in ranking:
         headers = operation["responses"]["200"]["headers"]
-        assert set(headers) == {"x-rerank-truncated-passages", "x-rerank-unscored-passages"}
-        assert all(header["schema"] == {"type": "integer", "minimum": 0} for header in headers.values())
+        counts = {"x-rerank-truncated-passages", "x-rerank-unscored-passages"}
+        assert set(headers) == counts | {"x-ignored-fields", "x-model"}
+        assert all(headers[name]["schema"] == {"type": "integer", "minimum": 0} for name in counts)
 
 
 class _TooLarge:
@@ -694,10 +924,10 @@ NAMED: list[tuple[str, dict[str, Any], str]] = [
     ("/score", {"text_1": " ", "text_2": "a"}, "text_1"),
     ("/score", {"text_1": ["a", " "], "text_2": ["a", "b"]}, "text_1[1]"),
     ("/score", {"text_1": 5, "text_2": "a"}, "text_1"),
-    ("/rerank", {"query": "q", "documents": 5, "truncate_prompt_tokens": None}, "documents"),
+    ("/rerank", {"query": "q", "documents": 5, "use_activation": True}, "documents"),
     ("/v1/rerank", {"query": "q", "documents": ["a", 5]}, "documents[1]"),
     ("/v1/rerank", {"query": {"text": " "}, "documents": ["a"]}, "query"),
-    ("/v2/rerank", {"query": "q", "documents": ["a"] * 5}, "documents"),
+    ("/v2/rerank", {"model": MODEL, "query": "q", "documents": ["a"] * 5}, "documents"),
     ("/v1/ranking", {"query": {"text": "q"}, "passages": [{"text": "a"}] * 5}, "passages"),
     ("/v1/ranking", {"query": {"text": "q"}, "passages": [{"text": 5}]}, "passages[0].text"),
 ]  # fmt: skip
