@@ -163,8 +163,7 @@ class PairTooLong(_BadRequest):
         # The words up to the second number are NIM's own; clients match them.
         self.message = (
             f"Input length {num_tokens} exceeds maximum allowed token size {max_tokens} "
-            f"({dotted(query_at)} with {dotted(passage_at)}); shorten the input"
-            + (f", or send {remedy}" if remedy else "")
+            f"({dotted(query_at)} with {dotted(passage_at)}); shorten the input{remedy and f', or send {remedy}'}"
         )
 
     def at(self, index: int) -> Self:

@@ -63,7 +63,10 @@ def _name(rng: random.Random) -> str:
 KINDS: Mapping[str, tuple[int, Callable[[random.Random], SoakRequest]]] = {
     "nim": (30, lambda rng: _ranking(rng, "/v1/ranking", _nim(rng), {200})),
     "hosted": (4, lambda rng: _ranking(rng, "/v1/retrieval/nvidia/all-MiniLM-L6-v2/reranking", _nim(rng), {200})),
-    "cohere": (6, lambda rng: _ranking(rng, "/v2/rerank", {"query": _text(rng), "documents": _texts(rng)}, {200})),
+    "cohere": (
+        6,
+        lambda rng: _ranking(rng, "/v2/rerank", {"model": MODEL, "query": _text(rng), "documents": _texts(rng)}, {200}),
+    ),
     "jina": (6, lambda rng: _ranking(rng, "/v1/rerank", {"query": _text(rng), "documents": _texts(rng)}, {200})),
     "voyage": (
         4,
@@ -91,7 +94,7 @@ KINDS: Mapping[str, tuple[int, Callable[[random.Random], SoakRequest]]] = {
         3,
         lambda rng: _ranking(rng, f"/v1/retrieval/nvidia/{rng.getrandbits(64):x}/reranking", _nim(rng), {200, 404}),
     ),
-    "unknown field": (5, lambda rng: _ranking(rng, "/v1/ranking", _nim(rng) | {_name(rng): 1}, {400})),
+    "unknown field": (5, lambda rng: _ranking(rng, "/v1/ranking", _nim(rng) | {_name(rng): 1}, {200})),
     "unknown path": (3, lambda rng: _ranking(rng, f"/{_name(rng)}", {}, {404})),
     "unknown method": (
         2,

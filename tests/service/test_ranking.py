@@ -176,10 +176,10 @@ def test_an_unknown_model_is_404_with_the_served_names(client: httpx.Client) -> 
     assert assert_error(slug, 404)["detail"][0]["loc"] == ["path", "slug"]
 
 
-def test_an_unknown_field_is_400_with_the_accepted_fields(client: httpx.Client) -> None:
-    error = assert_error(_rank(client, PASSAGES, top_n=3), 400)
-    accepted = "model, query, passages, truncate, passage_windows, explain"
-    assert error["message"] == f"top_n is not a field of this API; accepted here: {accepted}"
+def test_an_unknown_field_is_ignored_and_named(client: httpx.Client, references: dict[str, Reference]) -> None:
+    response = _rank(client, PASSAGES, top_n=3)
+    assert_ranked(response, references[LLAMA].logits(QUERY, PASSAGES))
+    assert response.headers["x-ignored-fields"] == "top_n"
 
 
 @pytest.mark.parametrize("chunked", [False, True])

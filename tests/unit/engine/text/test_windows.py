@@ -66,6 +66,36 @@ def test_a_passage_has_the_logit_of_its_best_window(engine: Engine) -> None:
     assert len(set(logits)) > 1
 
 
+def test_a_passage_can_keep_its_end_instead_of_its_start(engine: Engine) -> None:
+    passages = ["Saturn has rings.", "", "Another start. " + LONG, LONG]
+    plain = encode_passages(engine, QUERY, passages, Fitting())
+    ends = encode_passages(engine, QUERY, passages, Fitting(keeps_end=True))
+    whole, end = plain.best(engine.score(plain.pairs)), ends.best(engine.score(ends.pairs))
+
+    assert plain.is_truncated == ends.is_truncated == (False, False, True, True)
+    assert [pair.token_ids.tolist() for pair in ends.pairs[:2]] == [pair.token_ids.tolist() for pair in plain.pairs[:2]]
+    assert end[2] == end[3]
+    assert whole[2] != whole[3]
+    assert not any(ends.is_unscored)
+    assert max(len(pair.token_ids) for pair in ends.pairs) <= engine.window_tokens
+
+
+def test_a_pair_can_have_a_limit_below_the_window(engine: Engine) -> None:
+    (short,) = encode_passages(engine, QUERY, [PASSAGES[0]], Fitting()).pairs
+    fewest = len(engine.tokenise(QUERY, [""], Truncate.END)[0].token_ids)
+    for limit in (engine.window_tokens - 20, len(short.token_ids)):
+        encoded = encode_passages(engine, QUERY, [PASSAGES[0], LONG], Fitting(max_pair_tokens=limit))
+        assert encoded.is_truncated == (False, True)
+        assert encoded.pairs[0].token_ids.tolist() == short.token_ids.tolist()
+        assert limit - 2 <= len(encoded.pairs[1].token_ids) <= limit + 1  # the cut text may be tokenised differently
+    one = encode_passages(engine, QUERY, [LONG], Fitting(max_pair_tokens=1))
+    assert fewest < len(one.pairs[0].token_ids) <= fewest + 2
+    assert not any(one.is_unscored)
+    for limit in (engine.window_tokens, engine.window_tokens + 1000):
+        encoded = encode_passages(engine, QUERY, [LONG], Fitting(max_pair_tokens=limit))
+        assert abs(len(encoded.pairs[0].token_ids) - engine.window_tokens) <= 1
+
+
 def test_windows_read_the_end_of_a_passage(engine: Engine) -> None:
     """Without windows, two long passages with the same beginning have the same logit."""
     first, second = logits_of(engine, [LONG, LONG + " Saturn has rings, and rings has Saturn."], Fitting())
