@@ -215,4 +215,4 @@ def test_the_client_and_the_planner_have_the_defaults_of_the_service() -> None:
     client = inspect.signature(Client).parameters
     assert client["timeout_s"].default == limits.request_timeout_s
     assert client["max_passages"].default == limits.max_passages
-    assert inspect.signature(plan).parameters["timeout_s"].default.default == limits.request_timeout_s
+    assert inspect.signature(plan).parameters["timeout_s"].default == limits.request_timeout_s
