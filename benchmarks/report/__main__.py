@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.report import capacity, models, performance, quality
+from benchmarks.report import applications, capacity, models, performance, quality
 from benchmarks.report.pages import read_result, replace_sections, section_names
 
 __all__ = ["contents", "pages"]
@@ -19,7 +19,7 @@ def contents(results: Path) -> dict[str, str]:
     """Markdown of every generated section, by name."""
     measured = performance.SECTIONS | capacity.SECTIONS | quality.SECTIONS
     made = {name: table(read_result(results, file)) for name, (file, table) in measured.items()}
-    return made | {name: table() for name, table in models.SECTIONS.items()}
+    return made | {name: table() for name, table in (models.SECTIONS | applications.SECTIONS).items()}
 
 
 def pages(docs: Path, made: Mapping[str, str]) -> Iterator[tuple[Path, str]]:

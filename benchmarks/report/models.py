@@ -1,6 +1,6 @@
 """Tables of `docs/models.md`, made from the catalogue."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from rerank_service.tools.catalogue import CATALOGUE, KnownModel
 from rerank_service.tools.catalogue.fit import gigabytes, needed_bytes
@@ -42,7 +42,7 @@ def _sources_row(model: KnownModel) -> list[str]:
     ]
 
 
-SECTIONS: Mapping[str, Callable[[], str]] = {
+SECTIONS: dict[str, Callable[[], str]] = {
     "models": lambda: _table(_SIZES, _sizes_row),
     "models-sources": lambda: _table(_SOURCES, _sources_row),
 }
