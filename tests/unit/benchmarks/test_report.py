@@ -5,7 +5,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from benchmarks.report.__main__ import contents, pages
+from benchmarks.report.applications import verdict
 from benchmarks.report.pages import replace_sections, section_names
 from benchmarks.report.performance import engine_table, peers_table, service_table, versions_table
 
@@ -127,3 +130,25 @@ def test_missing_figures_leave_empty_cells() -> None:
 
     assert "| 1 client |  | 2.00 | 3.00 | 4 |  | 2 x 503 |" in table
     assert "no wait was measured" in table
+
+
+@pytest.mark.parametrize(
+    ("marks", "expected"),
+    [
+        ({}, "yes"),
+        ({"address_is_fixed": True}, "yes, through a proxy"),
+        ({"refused_today": "a reason"}, "**refused**: a reason"),
+        ({"calls_first": [{"path": "/info"}, {"path": "/x", "refused_today": "no route"}]}, "**refused**: no route"),
+        (
+            {"refused_today": "a reason", "works_with": {"paths": {"/v1/rerank": {"prefer": "voyage"}}}},
+            "with `paths: {/v1/rerank: {prefer: voyage}}`; by default, refused: a reason",
+        ),
+        (
+            {"long_text_refused_today": "too long", "works_with": {"limits": {"truncate": "END"}}},
+            "yes; texts longer than the model's window with `limits: {truncate: END}`; by default, too long",
+        ),
+        ({"largest_batch": 9, "larger_batch_refused_today": "over a limit"}, "yes; not with 9 texts: over a limit"),
+    ],
+)
+def test_the_list_of_applications_says_what_the_marks_say(marks: dict[str, Any], expected: str) -> None:
+    assert verdict(marks) == expected
