@@ -46,7 +46,8 @@ class ApiKeys:
         """Whether requests need a key. With a configured file, they need one even while the file is empty."""
 
     def authenticate(self, authorization: str | None, address: str | None = None) -> str:
-        """Returns the caller for whom requests are counted: a digest of the key, or the address if no key is required.
+        """Returns the identity under which requests are counted: a digest of the key, or the address if no key is
+        required.
 
         Raises `InvalidApiKey` if a key is required and the header has no accepted key.
         """

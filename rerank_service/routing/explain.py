@@ -75,7 +75,7 @@ def with_explanations(ranked: Ranked, plan: ExplanationPlan, scored: Ranked | No
 
 @dataclass(frozen=True, slots=True)
 class AlignmentPlan:
-    """Scores the passages again, with their token matches."""
+    """Plan that scores the passages again and asks for their token matches too."""
 
     indices: Sequence[int]
     passages: Sequence[str]
@@ -89,7 +89,7 @@ class AlignmentPlan:
 
 
 class LeaveOneOutPlan:
-    """Scores the passages without each of their sentences."""
+    """Plan that scores each passage once per sentence, with that sentence left out."""
 
     aligns = False
 

@@ -114,5 +114,5 @@ def _texts(sequence: Any, name: str) -> list[str]:
 
 def _not_blank(query: str, name: str) -> str:
     if not query.strip():
-        raise ValueError(f"{name} is blank; give a text")
+        raise ValueError(f"{name} is blank; give some text")
     return query

@@ -55,7 +55,7 @@ def rank(
     compared. Example: rerank-service rank "Why do we cry over onions?" examples/passages.txt --top 3
     """
     if not query.strip():
-        raise fail("the query is blank; give a text")
+        raise fail("the query is blank; give some text")
     lines = _read_lines(passages)
     windows = passage_windows(max_windows, window_tokens, overlap_tokens)
     answer, num_truncated, num_unscored = (
