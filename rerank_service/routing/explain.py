@@ -23,7 +23,8 @@ from rerank_service.routing.sentences import split_sentences
 __all__ = ["AlignmentPlan", "ExplanationPlan", "LeaveOneOutPlan", "plan_explanation", "with_explanations"]
 
 _MAX_SENTENCES = 16
-"""Maximum number of sentences per passage, and so of extra passages; neighbouring sentences are joined."""
+"""Maximum number of sentences per passage, and therefore of extra passages to score for it. If a passage has more,
+neighbouring sentences are joined."""
 
 
 class ExplanationPlan(Protocol):
@@ -103,7 +104,7 @@ class LeaveOneOutPlan:
 
     @property
     def passages(self) -> Sequence[str]:
-        """The passages, each without one sentence. Empty for a passage with a single sentence."""
+        """Each passage once per sentence, without that sentence. A passage with a single sentence adds none."""
         return [variant for variants in self._variants for variant in variants]
 
     def explanations(self, scored: Ranked | None) -> list[Explanation]:

@@ -109,7 +109,8 @@ def endpoints_of(config: ServeDeploySchema, setting: str) -> list[Endpoint]:
 
 
 def _start(config: ServeDeploySchema, serving: Serving) -> WarningsOnly | None:
-    """Starts Ray and the applications. Returns the filter between Ray's processes and the terminal, if there is one."""
+    """Starts Ray and the applications. Returns the filter between Ray's processes and the terminal; null if
+    `serving.is_verbose`."""
     endpoints = endpoints_of(config, serving.port_setting)
     joins_a_cluster = canonicalize_bootstrap_address(None) is not None  # type: ignore[arg-type]  # the same lookup as in ray.init()
     if not joins_a_cluster:

@@ -154,7 +154,7 @@ def test_keys_come_from_a_file_and_the_environment_as_hashes(
     [
         (None, "--api-key-file keys: No such file or directory"),
         (b"\n \n", "--api-key-file keys has no key"),
-        (b"secret one\n", "--api-key-file keys, line 1: a key contains no spaces"),
+        (b"secret one\n", "--api-key-file keys, line 1: a key must not contain spaces"),
         (b"\xff\xfe", "--api-key-file keys is not UTF-8 text"),
     ],
 )
@@ -181,7 +181,7 @@ def test_an_unusable_key_file_is_refused_without_quoting_it(content: bytes | Non
         ),
         (["server.yaml", "--replicas", "2"], "in server.yaml, set models[].autoscaling"),
         (["server.yaml", "--api-key-file", "keys"], "in server.yaml, set auth.key_hashes_file"),
-        (["server.yaml", "--print-config"], "server.yaml is a configuration already"),
+        (["server.yaml", "--print-config"], "server.yaml is already a configuration"),
         (["--dtype", "float32"], "--dtype needs a model: rerank-service serve MODEL --dtype ..."),
         (["bge-m3"], "did you mean bge-reranker-v2-m3?"),
         (["./nowhere"], "nowhere does not exist"),
