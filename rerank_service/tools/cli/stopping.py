@@ -13,7 +13,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError
 from ray.serve._private import constants
 from ray.serve._private.client import ServeControllerClient
-from ray.serve._private.common import DeploymentID
+from ray.serve._private.common import DeploymentID, ReplicaState
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ApplicationStatus, ServeApplicationSchema, ServeDeploySchema
 
@@ -101,12 +101,13 @@ def _has_routes(running: Mapping[str, Any]) -> bool:
 
 
 def _has_requests(client: ServeControllerClient, running: Mapping[str, Any]) -> bool:
-    """Whether a replica of the applications has a request. A replica that does not answer may have one."""
+    """Whether a replica of the applications has a request. A started replica that does not answer may have one."""
     applications = client.get_serve_details()["applications"]
     calls: list[ray.ObjectRef[int]] = []
     for name in running.keys() & applications.keys():
         for deployment in applications[name]["deployments"].values():
-            for replica in deployment["replicas"]:
+            started = [one for one in deployment["replicas"] if one["state"] != ReplicaState.STARTING]
+            for replica in started:
                 with suppress(ValueError):  # the replica has ended
                     actor = ray.get_actor(replica["actor_name"], namespace=constants.SERVE_NAMESPACE)
                     calls.append(actor.get_num_ongoing_requests.remote())
