@@ -115,11 +115,13 @@ def test_a_signal_ends_the_service_after_its_requests(
             requests = [pool.submit(_rank, service.url, size, sent) for size in (60, 60, 60, 20)]
             assert all(sent.acquire(timeout=_LIMIT_S) for _ in requests)
             assert not all(request.done() for request in requests)
+            late = pool.submit(_statuses_until_the_end, service)
             code, printed = service.end(number)
             answers = [request.result() for request in requests]
 
     assert code == 0, printed
     assert answers == [200] * len(requests)
+    assert late.result() <= {200, 404}
     assert "graceful_shutdown" not in printed
     assert "Traceback" not in printed
     assert "ERROR" not in printed
@@ -185,6 +187,17 @@ def _rank(url: str, num_passages: int, sent: threading.Semaphore) -> int | str:
     with httpx.Client(timeout=CLIENT_TIMEOUT_S) as client:
         response = client.post(f"{url}/v1/ranking", json=body, extensions={"trace": note})
     return response.status_code if response.status_code == 200 else response.text
+
+
+def _statuses_until_the_end(service: Running) -> set[int]:
+    """Sends small rankings, each in a new connection, until the service has ended. Returns the statuses."""
+    body, statuses = ranking_body(None, "which?", ["this", "that"]), set()
+    with httpx.Client(timeout=CLIENT_TIMEOUT_S, limits=httpx.Limits(max_keepalive_connections=0)) as client:
+        while service.process.poll() is None:
+            with suppress(httpx.TransportError):
+                statuses.add(client.post(f"{service.url}/v1/ranking", json=body).status_code)
+            time.sleep(0.1)
+    return statuses
 
 
 def _check_that_a_second_service_is_refused(service: Running) -> None:
