@@ -2,8 +2,9 @@
 
     python -m benchmarks.callers [--seeds 8] [--json benchmarks/results/callers.json]
 
-Several callers together send three times the load that the replica can score, in requests of skewed sizes. In some
-scenarios, one more caller, the quiet one, sends small requests below its share.
+The callers together send three times as many tokens as the replica can score or, in some scenarios, 70% of the tokens
+that it can score. Their requests have skewed sizes. In other scenarios, one more caller, the quiet one, sends small
+requests below its share.
 """
 
 import itertools

@@ -3,9 +3,9 @@
     python benchmarks/gpu.py [--json benchmarks/results/gpu.json]
 
 Needs torch and transformers, but neither Ray nor an installation of this package. The script writes random checkpoints
-of the published shapes to a temporary folder (10 GB for both) and loads them as the service does. MFU is the rate of
-floating-point operations in the forward pass, divided by the rate in a large bfloat16 matrix product in the same run.
-Rows in float8 use the same divisor, so all rows are comparable.
+with the published shapes of the 1B and the 4B to a temporary folder (10 GB in total), and loads them as the service
+does. MFU is the rate of floating-point operations in the forward pass, divided by the rate in a large bfloat16 matrix
+product in the same run. Rows in float8 use the same divisor, so all rows are comparable.
 """
 
 import argparse

@@ -2,10 +2,13 @@
 
     python -m benchmarks.routing [--json benchmarks/results/routing.json] [--requests 6000]
 
-`fading + declines` is the service's rule. The other rules are `own tokens`, which uses the tokens that the ingress
-itself has in flight; `reports`, which also uses the backlogs reported with replies, unchanged until the next report;
-`fading reports`, where reports decay towards the mean; and `power of two` and `power of four`, which choose by the same
-estimate among two or four random replicas.
+The rules that are compared:
+
+- `own tokens`: the ingress counts only the tokens that it has in flight itself.
+- `reports`: it also counts the backlogs reported with replies. A report stays unchanged until the next report.
+- `fading reports`: like `reports`, but reports decay towards the mean.
+- `power of two`, `power of four`: like `fading reports`, but the ingress chooses among two or four random replicas.
+- `fading + declines`: the service's rule. It is like `fading reports`, and replicas may also decline a shard.
 """
 
 import itertools

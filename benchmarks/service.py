@@ -26,7 +26,7 @@ _SERVE_CONFIG = Path(__file__).parents[1] / "serve_config.yaml"
 def main(
     num_requests: Annotated[int, typer.Option("--requests", min=1)] = 16,
     num_passages: Annotated[int, typer.Option("--passages", min=1)] = 100,
-    num_clients: Annotated[int, typer.Option("--clients", min=2, help="Number of clients of the second load.")] = 16,
+    num_clients: Annotated[int, typer.Option("--clients", min=2, help="Clients in the load with many clients.")] = 16,
     repeats: Annotated[int, typer.Option(min=1)] = 3,
     json_path: Annotated[Path | None, typer.Option("--json", help="File for the figures.")] = None,
 ) -> None:

@@ -46,7 +46,7 @@ _STACK_COSTS = replace(HAPROXY, tokenised_per_s=math.inf)
 OPEN_LOADS = ("stack-open-load.json", "stack-open-load-2.json", "stack-open-load-3.json")
 """Results of three runs; during the first, other processes were using the machine."""
 _WARM_UP_S, _MEASURED_S = 5.0, 25.0
-"""The same values as in `stack.scaling`."""
+"""Durations of the warm-up and of the measurement, as in `stack.scaling`."""
 
 SAMPLE = Mix({100: 1.0}, 256)
 MIXES = {

@@ -32,7 +32,7 @@ def build_app(args: dict[str, Any]) -> Application:
     """The service: an ingress, and an autoscaled deployment for each model and each pool.
 
     `args` holds the settings of `RerankConfig`. `args` is a dict because Serve's own validation of a typed parameter
-    reports problems less readably. Raises `ConfigError`.
+    reports problems less readably than ours. Raises `ConfigError`.
     """
     return bind_app(parse_config(args))
 
@@ -139,8 +139,8 @@ def serve_autoscaling(config: AutoscalingConfig) -> dict[str, Any]:
         "upscale_delay_s": options.pop("upscale_delay_s"),
         "initial_replicas": options.pop("initial_replicas", None),
     }
-    # The policy applies both delays itself. Serve would apply its delays to the policy's result, in which peaks
-    # persist.
+    # The policy applies the delays itself. Serve would apply them to the policy's result, which stays high for a while
+    # after each peak.
     options |= dict.fromkeys(("upscale_delay_s", "downscale_delay_s", "downscale_to_zero_delay_s"), 0)
     policy = f"{TokenPolicy.__module__}:{TokenPolicy.__qualname__}"
     return options | {"policy": {"policy_function": policy, "policy_kwargs": policy_kwargs}}

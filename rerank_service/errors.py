@@ -235,13 +235,13 @@ class BodyTooLarge(_BadRequest):
 
 
 class RequestTooLarge(_BadRequest):
-    """The request has more tokens than an empty queue admits."""
+    """The request has more tokens than a replica's queue can hold, even an empty queue."""
 
     http_status = 413
     code = "request_too_large"
 
     def __init__(self, num_tokens: int, max_tokens: int, field: str = "passages", remedy: str = "") -> None:
-        """`field` is the body's field that causes the tokens. Without a `remedy`, it is the list of passages."""
+        """`field` has the tokens. If `remedy` is empty, the error advises to split `field`, a list of passages."""
         super().__init__(num_tokens, max_tokens, field, remedy)
         self.num_tokens, self.max_tokens = num_tokens, max_tokens
         self.loc = ("body", *field.split("."))
@@ -259,7 +259,7 @@ class RateLimited(RerankError):
     category = "rate_limit_error"
 
     def __init__(self, what: str, per_minute: int, retry_after_s: int, remedy: str = "") -> None:
-        """`what` is `requests` or `passages`. `remedy` is another way out, such as ", or send fewer". Empty: none."""
+        """`what` is `requests` or `passages`. `remedy` is added to the message, for example ", or send fewer"."""
         super().__init__(what, per_minute, retry_after_s, remedy)
         self.what, self.per_minute = what, per_minute
         self.retry_after_s: int = retry_after_s
@@ -314,7 +314,7 @@ class WaitTooLong(_Overloaded):
         self.retry_after_s: int = retry_after_s
         what = "accepting this request would make an earlier request take" if is_another else "this request would take"
         self.message = (
-            f"The backlog is too long: {what} an estimated {expected_s:.3g} s. The deadline is in "
+            f"The backlog is too long: {what} an estimated {expected_s:.3g} s. Its deadline is in "
             f"{time_s:.3g} s, including a reserve of {reserve_s:.3g} s in case the device slows down; "
             f"retry after {retry_after_s} s"
         )

@@ -52,7 +52,7 @@ Span = tuple[int, int]
 
 
 class Truncate(StrEnum):
-    """What to do with a pair that is longer than the model's window: refuse the request, or cut the end."""
+    """What to do with a pair that is longer than the model's window: NONE refuses the request, END cuts the end."""
 
     NONE = "NONE"
     END = "END"
@@ -84,7 +84,7 @@ class PassageWindows:
     (arXiv 1905.09217)."""
 
     max_per_passage: int
-    """Maximum number of windows. Text beyond them is truncated, or the request is refused under `Truncate.NONE`."""
+    """Maximum number of windows. Text beyond these is truncated, or the request is refused under `Truncate.NONE`."""
     tokens: int | None = None
     """Passage tokens per window. Null: as many as fit next to the query."""
     overlap_tokens: int = DEFAULT_OVERLAP_TOKENS
@@ -123,7 +123,8 @@ class Shard:
     timeout_s: float | None = None
     """Seconds from sending until the caller stops waiting for the answer. Null: no limit."""
     is_counted: bool = False
-    """Whether a replica has already counted the shard as load, before that replica was lost or refused the request."""
+    """Whether the shard has already been counted as load, by a replica that was then lost or that refused an earlier
+    attempt at the request."""
     caller: str = ""
     """Hash of the caller's key, or the caller's address. Replicas share their device fairly between callers."""
     attempt: int = field(default=0, compare=False)

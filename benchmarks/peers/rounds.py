@@ -63,7 +63,7 @@ class ContenderFigures:
 
     cpu_s_per_1k_pairs: float
     ratio_to_bare: float
-    """Median over the rounds of the ratio of CPU-seconds."""
+    """CPU-seconds divided by those of the bare forward pass in the same round; median over the rounds."""
 
     pairs_per_s: float
     """Throughput with many clients."""

@@ -8,7 +8,7 @@ from rerank_service.tools.catalogue.fit import gigabytes, needed_bytes
 __all__ = ["SECTIONS"]
 
 _SIZES = ("model", "engine", "parameters", "window", "memory on a GPU", "on a CPU in float32", "licence")
-_SOURCES = ("model", "files", "query and passage", "logit", "note")
+_SOURCES = ("model", "files", "languages", "query and passage", "logit", "note")
 
 
 def _table(heads: tuple[str, ...], row: Callable[[KnownModel], list[str]]) -> str:
@@ -36,6 +36,7 @@ def _sources_row(model: KnownModel) -> list[str]:
     return [
         f"`{model.name}`",
         f"`{model.hub_id}`{commit}" if model.hub_id else "no public files found",
+        model.languages,
         *(("", "") if model.refusal else (template, model.logit)),
         model.refusal or model.note,
     ]

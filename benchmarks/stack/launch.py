@@ -32,7 +32,7 @@ def started(
     **settings: Any,
 ) -> Iterator[Server]:
     """Runs the service. `replicas` are the minimum and maximum number of replicas; `model` extends the settings of the
-    model, and `settings` the settings of the service; `overrides` are Serve's options of deployments.
+    model, and `settings` extends those of the service. `overrides` are Serve's options of deployments.
     """
     port = free_port()
     path = BENCH_FOLDER / "configs" / "stack.yaml"

@@ -1,7 +1,8 @@
 """Fetches a checkpoint's files into a folder. The folder appears only when it is complete and verified.
 
-One process at a time works on a folder. A killed process leaves a hidden `.partial` folder next to the intended folder,
-and the next process resumes from it. This module must not depend on hubs, object stores or HTTP.
+One process at a time works on a folder. A killed process leaves its files in a hidden `.partial` folder next to the
+intended folder, and the next process resumes from these files. This module must not depend on hubs, object stores or
+HTTP.
 """
 
 import contextlib
@@ -51,7 +52,7 @@ class Destination(NamedTuple):
     """Name of the folder. Null: the revision, once it is known."""
 
     is_cache: bool = True
-    """Whether files may be hard links to identical files elsewhere. Otherwise they are copies, which the user may
+    """Whether files may be hard links to identical files elsewhere. If false, all files are copies, which the user may
     edit."""
 
 
@@ -69,7 +70,7 @@ def fetch(
 ) -> Fetched:
     """Fetches a checkpoint, verifies every file, and returns its folder. Existing correct files are not fetched again.
 
-    With `thorough`, all bytes of existing files are read; otherwise they are only checked with
+    With `thorough`, all bytes of existing files are read; otherwise the files are only checked with
     `check_against_manifest`. Raises `CheckpointError`.
     """
     stem = destination.name or origin.fingerprint
@@ -86,7 +87,9 @@ def fetch(
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise CheckpointError(f"no space left in {destination.parent}; {_ELSEWHERE}") from error
-        raise CheckpointError(f"cannot write to {destination.parent}: {error}; {_ELSEWHERE}") from error
+        raise CheckpointError(
+            f"cannot write to {destination.parent}: {error.strerror or error}; {_ELSEWHERE}"
+        ) from error
 
 
 def find_whole(
@@ -108,7 +111,7 @@ def find_whole(
 
 @contextmanager
 def _locked(lock: Path, source: str) -> Iterator[None]:
-    # Imported here: with the hub's library, this takes half a second, and only fetching needs it.
+    # Imported here, because only fetching needs a lock, and huggingface_hub takes half a second to import.
     from filelock import Timeout
     from huggingface_hub.utils import WeakFileLock
 
@@ -302,7 +305,7 @@ class _Fetch:
         done_bytes = sum(record.size_bytes for record in self._records.values())
         total_bytes = sum(other.size_bytes for other in self._origin.files)
         reason = "the connection ended early"
-        with path.open("r+b") as target:  # not append mode: if locks fail, two writers write identical bytes
+        with path.open("r+b") as target:  # no append: if the lock fails, both writers write the same bytes
             try:
                 for position, piece in self._origin.read(file, offset):
                     if position != target.tell():

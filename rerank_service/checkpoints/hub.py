@@ -5,6 +5,7 @@ resume. It must not depend on local folders.
 """
 
 import hashlib
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -27,11 +28,18 @@ __all__ = ["HubCheckpoint", "resolve_revision"]
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_ERRNO = re.compile(r"^\[Errno -?\d+\] ")
 _NUM_RETRIES = 4
 _CUTS = (httpx2.TimeoutException, httpx2.NetworkError, httpx2.RemoteProtocolError)
+_RETRIED = (httpx2.TimeoutException, httpx2.ReadError, httpx2.WriteError, httpx2.RemoteProtocolError)
+"""Errors of a connection that was made. Not `ConnectError`: a refused connection or a name without an address, as on a
+machine without network, would only fail again, after 15 seconds of pauses."""
 _WITHOUT_NETWORK = (
     "Without network access, run pull on another machine with --to FOLDER, copy that folder here, and use it as source"
 )
+
+# Its warnings about each retry would fill the terminal; the error after the last retry says what happened.
+logging.getLogger("huggingface_hub.utils._http").setLevel(logging.ERROR)
 
 
 def resolve_revision(hub_id: str, revision: str | None) -> str:
@@ -113,7 +121,12 @@ def _endpoint() -> str:
 
 def _get(url: str) -> httpx2.Response:
     response = http_backoff(
-        "GET", url, headers=_headers(), timeout=constants.HF_HUB_ETAG_TIMEOUT, max_retries=_NUM_RETRIES
+        "GET",
+        url,
+        headers=_headers(),
+        timeout=constants.HF_HUB_ETAG_TIMEOUT,
+        max_retries=_NUM_RETRIES,
+        retry_on_exceptions=_RETRIED,
     )
     hf_raise_for_status(response)
     return response
@@ -122,8 +135,8 @@ def _get(url: str) -> httpx2.Response:
 def _headers() -> dict[str, str]:
     """Returns headers with the token from HF_TOKEN or `hf auth login`.
 
-    The headers of huggingface_hub would list installed packages, and that library would ask the hub how to identify AI
-    agents.
+    The library's own `build_hf_headers` is not used: its User-Agent names Python, torch and the AI agent that runs the
+    process, and to recognise agents the library fetches a list of them from the hub.
     """
     token = None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
     authorization = {"Authorization": f"Bearer {token}"} if token else {}
@@ -170,7 +183,7 @@ def _explanation(error: Exception, hub_id: str, revision: str | None) -> str:
     if isinstance(error, HfHubHTTPError):
         return _refusal(error, hub_id, what)
     if isinstance(error, httpx2.HTTPError):
-        reason = str(error) or type(error).__name__
+        reason = _ERRNO.sub("", str(error)) or type(error).__name__
         return f"cannot reach {_endpoint()} for {what} ({reason}); HF_ENDPOINT can name a mirror. {_WITHOUT_NETWORK}"
     return f"{_endpoint()} does not answer like a model hub ({error}); check HF_ENDPOINT and proxies"
 

@@ -86,7 +86,7 @@ class ObjectStoreCheckpoint:
 
 
 def _fingerprint(source: str, listing: Mapping[str, Mapping[str, Any]]) -> str:
-    """Digest of the names, sizes and versions that the store reports; reading a file does not change these."""
+    """Digest of the names, sizes and versions that the store reports. Reading a file does not change it."""
     facts = {
         name: [entry["size"], *(str(entry[key]) for key in _VERSION_KEYS if key in entry)]
         for name, entry in listing.items()
@@ -96,9 +96,10 @@ def _fingerprint(source: str, listing: Mapping[str, Mapping[str, Any]]) -> str:
 
 @contextmanager
 def _readable_errors(url: str, *, is_retried: bool = False) -> Iterator[None]:
-    """Turns errors into a `CheckpointError` or, with `is_retried`, errors that may be temporary into a `CutOff`.
+    """Raises a `CheckpointError` in place of any error. With `is_retried`, an error that may be temporary becomes a
+    `CutOff` instead.
 
-    It catches every exception, because each store's library has its own exceptions.
+    This function catches every exception, because each store's library has its own exceptions.
     """
     try:
         yield

@@ -94,8 +94,8 @@ class Origin(Protocol):
 
 
 def choose_files(listing: Iterable[RemoteFile], source: str) -> tuple[RemoteFile, ...]:
-    """Selects the files to fetch, sorted by name. Raises `CheckpointError` if there is no safetensors checkpoint among
-    them."""
+    """Selects the files to fetch, sorted by name. Raises `CheckpointError` if `listing` has no safetensors weights
+    or no config.json."""
     present = {file.name: file for file in listing if _NAME.fullmatch(file.name)}
     weights = {name for name in present if name.endswith(".safetensors")}
     if _SINGLE in weights:  # of several copies of the weights, the copy that would be loaded

@@ -89,8 +89,8 @@ def _origin(source: str, revision: str | None) -> Origin:
 
 
 def _check_revision(source: str, wanted: str | None, found: str) -> None:
-    """Raises `CheckpointError` if an object store's files do not have the wanted revision. A hub's commit never
-    changes."""
+    """Raises `CheckpointError` if an object store's files do not have the wanted revision. Hubs need no check,
+    because a commit never changes."""
     if "://" in source and wanted is not None and found != wanted:
         raise CheckpointError(
             f"{source} is now at revision {found}, not at {wanted}: restore the earlier files, or configure the new "

@@ -98,7 +98,7 @@ def _fetched_folder(checkpoint: CheckpointConfig, progress: Progress) -> Path:
 
 
 def _in_hub_cache(hub_id: str, commit: str) -> Path | None:
-    """Returns the folder to which `hf download` or another program has fetched the commit; null if there is none."""
+    """Returns the folder into which `hf download` or another program has fetched the commit; null if there is none."""
     from huggingface_hub import snapshot_download  # takes half a second; only hub ids need it
 
     try:

@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 Progress = Callable[[str, int, int], None]
-"""Called with the current activity, the amount done, and the total amount; for files, the amounts are megabytes."""
+"""A function that takes the current activity, the amount done, and the total; for files, amounts are in megabytes."""
 
 MANIFEST_FILE = "fetched.json"
 
@@ -167,7 +167,7 @@ def content_revision(files: Mapping[str, FileRecord]) -> str:
 
 
 def is_as_recorded(folder: Path, manifest: Manifest, progress: Progress) -> bool:
-    """Whether every file has the size and full digest in the manifest. Reads all bytes."""
+    """Whether every file has the size and the full digest that the manifest records. Reads all bytes."""
     for name, record in manifest.files.items():
         path = folder / name
         if not path.is_file() or path.stat().st_size != record.size_bytes:

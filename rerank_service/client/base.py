@@ -17,12 +17,15 @@ from .exchange import Options, Part, PartAnswer, combine, cut, read_answer
 from .ranking import Ranking
 from .retries import Deadline
 
-__all__ = ["API_KEY_ENV", "ClientBase", "RankCall", "__version__"]
+__all__ = ["API_KEY_ENVS", "DEFAULT_URL", "URL_ENV", "ClientBase", "RankCall", "__version__"]
 
 __version__ = "0.1.0"
 """Equal to the version of the service's package. It is a literal because setuptools reads it without an import."""
 
-API_KEY_ENV = "RERANK_SERVICE_API_KEY"
+URL_ENV = "RERANK_SERVICE_URL"
+DEFAULT_URL = "http://127.0.0.1:8000"
+API_KEY_ENVS = ("RERANK_SERVICE_API_KEY", "NVIDIA_API_KEY")
+"""Environment variables with the API key; the first one that is set counts."""
 
 _CONNECT_TIMEOUT_S = 5.0
 """Time limit for opening a connection, so that a call to an unreachable address fails before a long deadline ends."""
@@ -59,7 +62,7 @@ class ClientBase(ABC, Generic[_Http]):
 
     def __init__(
         self,
-        base_url: str = "http://127.0.0.1:8000",
+        base_url: str | None = None,
         *,
         api_key: str | None = None,
         model: str | None = None,
@@ -70,8 +73,9 @@ class ClientBase(ABC, Generic[_Http]):
     ) -> None:
         """Creates a client without opening a connection. Raises `ValueError` for an invalid argument.
 
-        - `base_url`: address of the service; a trailing `/v1` is accepted.
-        - `api_key`: None means the environment variable RERANK_SERVICE_API_KEY.
+        - `base_url`: address of the service; a trailing `/v1` is accepted. None means the environment variable
+          RERANK_SERVICE_URL or, without it, http://127.0.0.1:8000.
+        - `api_key`: None means the environment variable RERANK_SERVICE_API_KEY or, without it, NVIDIA_API_KEY.
         - `model`: None means the service's default model.
         - `timeout_s`: deadline of a whole call of `rank`, retries included. The default is the service's own limit.
         - `max_retries`: maximum number of retries of each request after status 429 or 503.
@@ -83,14 +87,15 @@ class ClientBase(ABC, Generic[_Http]):
                 "max_passages and max_concurrent_requests must be at least 1, max_retries at least 0, "
                 "and timeout_s above 0"
             )
-        self._base_url = _checked(base_url).rstrip("/").removesuffix("/v1")
+        address = base_url if base_url is not None else os.environ.get(URL_ENV) or DEFAULT_URL
+        self._base_url = _checked(address).rstrip("/").removesuffix("/v1")
         self._model = model
         self._timeout_s = timeout_s
         self._max_retries = max_retries
         self._max_passages = max_passages
         self._max_concurrent_requests = max_concurrent_requests
         headers = {"Content-Type": "application/json", "User-Agent": f"rerank-service-client/{__version__}"}
-        if key := api_key if api_key is not None else os.environ.get(API_KEY_ENV):
+        if key := api_key if api_key is not None else _key_from_environment():
             headers["Authorization"] = f"Bearer {key}"
         self._http: _Http = self._open(self._base_url, headers)
 
@@ -130,6 +135,10 @@ class ClientBase(ABC, Generic[_Http]):
             raise call.overdue() from error
         except httpx.HTTPError as error:
             raise ConnectionFailed(self._base_url, str(error) or type(error).__name__) from error
+
+
+def _key_from_environment() -> str | None:
+    return next(filter(None, map(os.environ.get, API_KEY_ENVS)), None)
 
 
 def _checked(base_url: str) -> str:

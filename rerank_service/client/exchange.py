@@ -83,7 +83,7 @@ class PartAnswer:
     num_truncated: int | None
     num_unscored: int | None
     explanations: Mapping[int, Explanation]
-    """By the index of the passage in the part."""
+    """Explanations by the index of the passage in the part."""
 
 
 def cut(query: str, passages: Sequence[str], options: Options, max_passages: int) -> list[Part]:

@@ -47,7 +47,7 @@ class Explanation:
     matches: tuple[TokenMatch, ...] = ()
     """One entry per token of the query, in order."""
     sentences: tuple[SentenceContribution, ...] = ()
-    """In the order of the passage."""
+    """All sentences, in the order of the passage."""
 
 
 def read_explanations(entries: Sequence[Mapping[str, Any]]) -> dict[int, Explanation]:

@@ -15,7 +15,8 @@ class PassageWindows:
     """Options for scoring a long passage in overlapping windows. The best window's logit is the passage's logit."""
 
     max_per_passage: int
-    """Maximum number of windows. Text beyond them is truncated, or the request is refused with `truncate="NONE"`."""
+    """Maximum number of windows. Text beyond the last window is truncated; with `truncate="NONE"`, the service refuses
+    the request instead."""
     tokens: int | None = None
     """Passage tokens per window. None: as many as fit next to the query."""
     overlap_tokens: int = 32

@@ -55,8 +55,8 @@ def load_config(path: Path) -> RerankConfig:
 def parse_serve_config(text: str, source: str) -> RerankConfig:
     """Reads the configuration from the YAML text of a Serve configuration.
 
-    A model with its own application must have the same settings in that application. Error messages refer to the text
-    as `source`. Raises `ConfigError`.
+    If a model has its own application, that application's settings must equal the model's settings in `models`. Error
+    messages refer to the text as `source`. Raises `ConfigError`.
     """
     document = None
     try:

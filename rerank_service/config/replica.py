@@ -10,7 +10,7 @@ __all__ = ["AutoscalingConfig", "BatchingConfig", "ReplicaConfig", "default_batc
 
 
 def default_batch_tokens(*, on_gpu: bool) -> int:
-    """Default number of tokens in a full batch and in a shard. Larger batches are no faster on that kind of device."""
+    """Default number of tokens in a full batch and in a shard. Larger batches are no faster on this kind of device."""
     return 16_384 if on_gpu else 4_096
 
 
@@ -28,8 +28,9 @@ class BatchingConfig(Section):
     larger batches are no faster. Lower it if the device runs out of memory."""
 
     min_batch_tokens: PositiveInt | None = None
-    """Batch size in tokens while the queue is short. Batches grow with the queue from this size to `max_batch_tokens`,
-    so that a small request does not wait long behind a large one. Null: a quarter of `max_batch_tokens`."""
+    """Maximum tokens in one forward pass while the queue is short. This maximum grows with the queue, up to
+    `max_batch_tokens`. Short batches let a small request start soon behind a large one; large batches raise the
+    throughput under load. Null: a quarter of `max_batch_tokens`."""
 
     collect_wait_ms: NonNegativeFloat = 0.0
     """Longest time in milliseconds that a call waits before tokenisation for other calls to join it. At the default of
@@ -60,7 +61,7 @@ class ReplicaConfig(Section):
 
     max_ongoing_requests: PositiveInt = 1_024
     """Maximum number of shards sent to one replica at a time; further shards wait at the ingress. Replicas already
-    limit their queue by tokens and deadlines, so keep this number above the number of shards that they admit."""
+    limit their queues by tokens and deadlines, so keep this number above the number of shards that a queue can hold."""
 
     tokeniser_threads: PositiveInt = 2
     """Number of tokenising threads, in addition to the thread that runs the forward pass. Raise it if the device is

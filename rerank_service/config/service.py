@@ -31,8 +31,8 @@ class IngressConfig(Section):
     throughput."""
 
     num_cpus: NonNegativeFloat = 0
-    """CPUs reserved for each ingress replica. An ingress parses JSON and otherwise waits: 0 suits a laptop, and 1 suits
-    a cluster."""
+    """CPUs reserved for each ingress replica. An ingress parses JSON and otherwise waits: 0 suits a laptop, and 1 a
+    cluster."""
 
     max_ongoing_requests: PositiveInt = 1_000
     """Maximum number of HTTP requests in flight in one ingress replica; further requests wait in the proxy."""
@@ -65,9 +65,9 @@ _REPLICA_MARGIN_S = 15.0
 """Time for the batch that runs at the deadline, and for Serve's next check whether the replica is idle. Serve checks
 every two seconds."""
 _INGRESS_MARGIN_S = 50.0
-"""Sum of three times. Behind HAProxy, a stopping ingress accepts requests for
-RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S (30 s unless set); http_options.request_timeout_s is 15 s above the
-limit; 5 s are spare."""
+"""The sum of 30 s, 15 s and 5 s. Behind HAProxy, a stopping ingress still accepts requests for 30 s (the default of
+RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S); http_options.request_timeout_s is 15 s longer than the service's time
+limit; 5 s are a reserve."""
 
 
 class LimitsConfig(Section):

@@ -38,7 +38,7 @@ _ENGINES: dict[EngineKind, type[CheckpointEngine[Any]]] = {
 
 _KERNEL_CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128", "LRU_CACHE_CAPACITY": "128"}
 """Capacities of oneDNN's and ideep's kernel caches. Each new batch size adds over a megabyte of kernels: with the
-default capacity of 1,024, a replica grows by more than a gigabyte and is no faster."""
+default capacity of 1,024, a replica grows by more than a gigabyte and is no faster than with 128."""
 
 
 def load_engine(model: ModelConfig, num_cpus: float | None = None, progress: Progress = no_progress) -> Engine[Any]:

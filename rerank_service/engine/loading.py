@@ -106,8 +106,10 @@ def read_json(path: Path) -> dict[str, Any]:
     """Reads a JSON file of a checkpoint. Raises `CheckpointError` if the file is missing or not a JSON object."""
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot read {path}: {error}") from None
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from None
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not JSON: {error}") from None
     if not isinstance(settings, dict):
         raise CheckpointError(f"{path} is not a JSON object")
     return settings

@@ -58,8 +58,8 @@ class EncodedPair:
     token_ids: TokenIds
     """Ids of the tokens that the window limits: the whole templated pair or, for late interaction, the passage."""
     num_tokens: int
-    """Number of tokens of query and passage, including special tokens. It is billed, and counts towards the batch
-    size."""
+    """Number of tokens of query and passage, including special tokens. This number is billed, and counts towards the
+    token limit of a batch."""
     is_truncated: bool
     """Whether the pair was longer than the window."""
     is_passage_cut: bool = field(default=False, kw_only=True)
@@ -111,7 +111,7 @@ class Aligner(Protocol[PairT]):
         ...
 
     def matches(self, query: str, passages: Sequence[str], pairs: Sequence[PairT]) -> list[list[TokenMatch]]:
-        """The recorded matches of each pair, as places in its texts. Takes pairs from `recording` once they are scored.
+        """The recorded matches of each pair, as places in its texts. The pairs come from `recording` and are scored.
 
         Raises `DeviceFailed`.
         """

@@ -94,8 +94,8 @@ _DIALECT_ERRORS = {
         for status, response in RANKING_OPERATION["responses"].items()
         if status != "200"
     },
-    "422": "Invalid request, in dialects that use this status for it.",
-    "424": "The model failed on this request, in dialects that use this status for it.",
+    "422": "Invalid request, in dialects that use 422 instead of 400.",
+    "424": "The model failed on this request or was too slow, in dialects that use 424 instead of 500 and 504.",
 }
 
 
@@ -106,7 +106,8 @@ def _any_of(dialects: Sequence[Dialect], part: str) -> dict[str, Any]:
 
 
 def add_openapi(api: FastAPI, config: RerankConfig, *, keys_are_required: bool) -> None:
-    """Makes `api.openapi` publish these schemas instead of the schemas that FastAPI infers."""
+    """Makes `api.openapi` return NVIDIA's and the dialects' schemas, with this service's limits, instead of the schemas
+    that FastAPI infers."""
 
     def openapi() -> dict[str, Any]:
         if api.openapi_schema is None:

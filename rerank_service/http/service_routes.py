@@ -29,7 +29,7 @@ _FROM_FINEST = ("float32", "float16", "bfloat16", "int8", "float8")
 
 
 def service_routes(config: RerankConfig, keys: ApiKeys, readiness: Readiness, metrics: IngressMetrics) -> APIRouter:
-    """Builds the GET routes. Only `/v1/models` requires a key, because health probes and metric scrapers have none."""
+    """Builds the GET routes, of which only `/v1/models` requires a key: health probes and metric scrapers have none."""
     routes = APIRouter(tags=["Service"])
     model_list = _model_list(config)
 

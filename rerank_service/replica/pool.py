@@ -114,8 +114,8 @@ class PoolReplica(BaseReplica):
     async def _scorer(self, model_id: str) -> ModelScorer:
         if model_id not in self._scorers:  # in a separate task: a caller that disconnects must not cancel the load
             await asyncio.shield(asyncio.ensure_future(self.loaded(model_id)))
-        # The model is in the cache now, so this call does not pause. During a pause, the model could be unloaded before
-        # the call is counted.
+        # The model is in the cache now, so `loaded` returns without a pause. During a pause, the model could be
+        # unloaded before its scorer counts this call.
         return (await self.loaded(model_id)).scorer
 
     def _load_in_own_thread(self, model: ModelConfig) -> Engine[Any]:

@@ -146,7 +146,7 @@ class ModelScorer:
         except (QueueFull, WaitTooLong):
             speed = self.scheduler.drain.tokens_per_s
             if left_s is not None and speed and lateness(TokensDue(left_s, sum(num_tokens)), (), 0, 0.0, speed):
-                self.offered_tokens -= offered_tokens  # too slow even when idle: more replicas would not help
+                self.offered_tokens -= offered_tokens  # even an idle replica would be too slow
             raise
         finally:
             self._num_calls -= 1

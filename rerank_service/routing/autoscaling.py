@@ -25,8 +25,8 @@ _RECENT = "wanted_of_late"
 _SLOTS = 5
 """Slots in the look-back period; a replica records its counters about once per slot."""
 _UNEVEN = 2.0
-"""The slots hold a burst if the fullest one exceeds the median by more than this factor; after a step in the load, the
-two are about equal."""
+"""The slots hold a burst if the fullest slot exceeds the median slot by more than this factor. After a step in the
+load, these two slots are about equal."""
 _MEAN_S = 30.0
 """Window of the mean rate. A longer window follows a load of few, large requests too slowly; a shorter window mistakes
 a single large request for a lasting load. A request that the replicas can score in this time at the target utilisation
@@ -176,8 +176,9 @@ class TokenPolicy:
         """Returns `steady_tokens_per_s` and `mean_tokens_per_s`.
 
         The steady rate is that of the median slot in the look-back period, so it follows a step after three of five
-        slots. A burst fills two slots, because replicas record at different moments, or three if a record is late. If
-        the slots differ as much as in a burst, the next lower slot counts instead of the median.
+        slots. A burst fills two slots, because replicas record at different moments. If a record is late, the burst
+        reaches a third slot, and this slot is the median. Therefore, if the fullest slot exceeds the median by more
+        than the factor `_UNEVEN`, the slot below the median counts instead.
         """
         # the newest slot that all replicas have reported
         complete = math.floor((now_s - self._report_interval_s) / self._slot_s)

@@ -40,8 +40,8 @@ class ExplanationPlan(Protocol):
         ...
 
     def explanations(self, scored: Ranked | None) -> list[Explanation]:
-        """The explanations, most relevant passage first. `scored` has the scores of `passages`, or is null if there are
-        none."""
+        """The explanations, most relevant passage first. `scored` has the scores of `passages`, or is null if
+        `passages` is empty."""
         ...
 
 
@@ -55,8 +55,8 @@ def plan_explanation(passages: Sequence[str], ranked: Ranked, top_n: int) -> Exp
 
 
 def with_explanations(ranked: Ranked, plan: ExplanationPlan, scored: Ranked | None) -> Ranked:
-    """The ranking with its explanations; its tokens, shards and times include those of `scored`, which has the scores
-    of the plan's passages or is null if there are none."""
+    """The ranking with its explanations. `scored` has the scores of the plan's passages, or is null if the plan has
+    none. The tokens, shards and times of `scored` are added to those of the ranking."""
     explanations = plan.explanations(scored)
     if scored is None:
         return replace(ranked, explanations=explanations)

@@ -95,7 +95,7 @@ class ModelRouter:
     async def score(self, shard: Shard, deadline: Deadline) -> ShardScores:
         """Scores a shard on one of the model's replicas. Cancelling the call also cancels the replica's work.
 
-        If the replica or its node dies, or its forward pass fails, a second replica scores the shard. If the second
+        If the replica or its node dies, or if the forward pass fails, a second replica scores the shard. If the second
         replica fails as well, the shard itself may be the cause, and no third replica receives it. No other error is
         retried. Raises `ReplicaUnavailable` within two seconds if no replica is running. If the model scales from zero,
         the call waits for a replica to start instead.

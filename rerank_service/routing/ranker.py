@@ -28,8 +28,8 @@ __all__ = ["Ranker", "RefusedRequests", "ShardScorer", "cut_into_shards", "estim
 _BYTES_PER_TOKEN = 4
 _SPECIAL_TOKENS = 8
 _WINDOW_TOKENS = 256
-"""Passage tokens per window if the request does not set them, since only the replica knows the model's window. The
-value is low so that the estimate includes several windows."""
+"""Assumed number of passage tokens per window if the request sets none, because only replicas know the model's window.
+The value is low so that the estimate includes several windows."""
 _REMEMBERED_REFUSALS = 10_000
 _REMEMBERED_S = 120.0
 """How long a refusal is remembered: twice the longest `Retry-After`, which is a minute."""
@@ -62,8 +62,7 @@ class Ranker:
         caller: str = "",
         explain: bool = False,
     ) -> Ranked:
-        """Ranks `passages`. The first error of a shard cancels the other shards and is raised. At the deadline,
-        `RequestTimedOut` is raised.
+        """Ranks `passages`. A shard's first error cancels the other shards. Raises it, or `RequestTimedOut`.
 
         Calls with the same `request_id` share one request's portion of device time, and all requests from one `caller`
         share one caller's portion. `client_id` is the id that the client gave the request. A retry with the same id
@@ -145,7 +144,7 @@ def cut_into_shards(
     caller: str = "",
     explain: bool = False,
 ) -> Iterator[Shard]:
-    """Yields shards of about equal size. By estimate, each has at most `shard_tokens`, unless a single pair is larger.
+    """Yields shards of about equal size, each with at most `shard_tokens` estimated tokens unless a pair has more.
 
     A passage that occurs more than once in the request is scored once. This saves work and gives all copies exactly
     the same logit, even on a GPU, where a logit may depend on the batch.

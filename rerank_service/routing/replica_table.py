@@ -225,7 +225,7 @@ class ReplicaTable:
         """The replicas expected to finish a shard first, best first. Replicas with about equal times are ordered by
         distance, nearest first.
 
-        The method does not sort all replicas: with 1,000 replicas, sorting takes twice as long
+        The method does not sort all replicas: with 1,000 replicas, sorting would take twice as long as this selection
         (docs/appendix/capacity.md).
         """
         with self.lock:

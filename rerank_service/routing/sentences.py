@@ -45,8 +45,8 @@ def _without_spaces(text: str, start: int, end: int) -> Span:
 
 
 def _even_parts(text: str, start: int, end: int) -> Iterator[Span]:
-    """Parts of about equal length, at most about 400 characters each; cut at a space if there is one in the next part,
-    otherwise anywhere."""
+    """Cuts a text into parts of about equal length, about 400 characters at most. Each cut is at the first space after
+    the even length, or at that length if the next part has no space."""
     num_parts = -(-(end - start) // _LONG_SENTENCE) or 1
     begin = start
     for number in range(1, num_parts):

@@ -1,4 +1,4 @@
-"""Sends the service's log lines in a Serve replica through Serve's handlers, with Serve's format and request ids."""
+"""Sends this package's log lines through the handlers of a Serve replica, with Serve's format and request ids."""
 
 import logging
 

@@ -1,8 +1,8 @@
 """OpenTelemetry traces: one span per request, one per shard, and one per stage of the replica's work.
 
 The ingress creates all spans from the replicas' answers, so replicas need no exporter, and a lost replica still leaves
-a span with the error. Tracing is off unless a collector is configured, which needs the extra `tracing`. Spans carry
-sizes, times and error codes, never text.
+a span with the error. Tracing is off unless a collector is configured, and sending to a collector needs the extra
+`tracing`. Spans carry sizes, times and error codes, never text.
 """
 
 from collections.abc import Iterator, Mapping

@@ -6,7 +6,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,10 @@ from starlette.routing import Mount
 
 from rerank_service.errors import QueueFull
 from rerank_service.messages import Shard, ShardScores
+from rerank_service.tools.random_checkpoints.make import Architecture, make_checkpoint
 from tests.local_service import LocalReplica, local_api
-from tests.models import EMBEDDED, embedded_model
-from tests.page.visit import BUSY, CROWDED, KEY, Visit
+from tests.models import EMBEDDED, embedded_model, local_model
+from tests.page.visit import BUSY, COSINE, CROSS_ENCODER, CROWDED, KEY, Visit
 
 _CHROMIUMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 _START_LIMIT_S = 120
@@ -52,23 +53,42 @@ class CrowdedReplica:
 
 @dataclass(frozen=True)
 class Service:
-    """URLs of the application without keys and of the application with keys."""
+    """URLs of the applications."""
 
     url: str
+    """One model."""
     keyed_url: str
+    """One model, and a key is required."""
+    models_url: str
+    """Several models: three that rank, one that is busy, one without room."""
+    silent_url: str
+    """One model, and no explanations."""
 
 
 @pytest.fixture(scope="session")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """Two applications: `/` needs no key and has models that are busy or have no room, and `/keyed` needs a key."""
+    """The applications, each behind its own prefix."""
     hashes = tmp_path_factory.mktemp("keys") / "hashes"
     hashes.write_text(hashlib.sha256(KEY.encode()).hexdigest() + "\n")
     model = embedded_model(aliases=["minilm"])
+    head = {"cosine_weight": 12.0, "maxsim_weight": 0.0, "bias": -6.0}
+    cosine = embedded_model(engine={"head": head}).model_copy(update={"id": COSINE})
+    folder = make_checkpoint(tmp_path_factory.mktemp("models") / "cross", Architecture.BERT, "tiny", dtype="float32")
+    cross_encoder = local_model(folder).model_copy(update={"id": CROSS_ENCODER})
     busy = model.model_copy(update={"id": BUSY, "aliases": ()})
     crowded = model.model_copy(update={"id": CROWDED, "aliases": ()})
-    replicas = {EMBEDDED: LocalReplica(model), BUSY: BusyReplica(), CROWDED: CrowdedReplica()}
+    replicas = {
+        EMBEDDED: LocalReplica(model),
+        COSINE: LocalReplica(cosine),
+        CROSS_ENCODER: LocalReplica(cross_encoder),
+        BUSY: BusyReplica(),
+        CROWDED: CrowdedReplica(),
+    }
+    one = local_api([model], replicas)
     keyed = local_api([model], replicas, auth={"key_hashes_file": str(hashes)})
-    routes = [Mount("/keyed", keyed), Mount("/", local_api([model, busy, crowded], replicas))]
+    several = local_api([model, cosine, cross_encoder, busy, crowded], replicas)
+    silent = local_api([model], replicas, limits={"max_explained_passages": 0})
+    routes = [Mount("/keyed", keyed), Mount("/silent", silent), Mount("/models", several), Mount("/one", one)]
     server = uvicorn.Server(uvicorn.Config(Starlette(routes=routes), port=0, ws="none", log_level="warning"))
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -78,7 +98,8 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     port = server.servers[0].sockets[0].getsockname()[1]
-    yield Service(url=f"http://127.0.0.1:{port}/", keyed_url=f"http://127.0.0.1:{port}/keyed/")
+    origin = f"http://127.0.0.1:{port}"
+    yield Service(*(f"{origin}/{prefix}/" for prefix in ("one", "keyed", "models", "silent")))
     server.should_exit = True
     thread.join()
 
@@ -110,7 +131,8 @@ def page(context: BrowserContext, service: Service) -> Iterator[Page]:
     complaints: list[str] = []
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.on("console", lambda line: complaints.append(line.text) if line.type in ("error", "warning") else None)
-    page.on("request", lambda request: None if request.url.startswith(service.url) else complaints.append(request.url))
+    origin = service.url.removesuffix("one/")
+    page.on("request", lambda request: None if request.url.startswith(origin) else complaints.append(request.url))
     yield page
     # Chromium itself logs a line per error response.
     assert [line for line in complaints if not line.startswith("Failed to load resource")] == []
@@ -118,11 +140,40 @@ def page(context: BrowserContext, service: Service) -> Iterator[Page]:
 
 @pytest.fixture
 def visit(page: Page, service: Service) -> Visit:
-    """The application without keys, just opened."""
+    """The application with one model, just opened."""
     return Visit(page, service.url)
+
+
+@pytest.fixture
+def models_visit(page: Page, service: Service) -> Visit:
+    """The application with several models, just opened."""
+    visit = Visit(page, service.models_url)
+    expect(page.get_by_role("group", name="Model")).to_be_visible()
+    return visit
 
 
 @pytest.fixture
 def keyed_visit(page: Page, service: Service) -> Visit:
     """The application with keys, just opened."""
     return Visit(page, service.keyed_url)
+
+
+CALL = "async ([path, name, args]) => (await import(path))[name](...args)"
+"""Calls an exported function of a module in the page."""
+
+
+@pytest.fixture(scope="module")
+def call(browser: Browser, service: Service) -> Iterator[Callable[..., Any]]:
+    """Calls a function of a module: `call("order.kendallTau", [0, 1], [1, 0])`. Errors of the function are raised."""
+    page = browser.new_page()
+    complaints: list[str] = []
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.goto(service.url)
+
+    def of(name: str, *args: Any) -> Any:
+        module, function = name.split(".")
+        return page.evaluate(CALL, [f"{service.url}playground/{module}.js", function, args])
+
+    yield of
+    page.close()
+    assert complaints == []

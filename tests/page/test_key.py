@@ -49,5 +49,5 @@ def test_the_key_stays_in_the_tab_and_can_be_forgotten(keyed_visit: Visit) -> No
 
 
 def test_a_service_without_keys_does_not_ask_for_a_key(visit: Visit) -> None:
-    expect(visit.page.get_by_label("Model")).not_to_be_empty()
+    expect(visit.page.locator("#models .model-name")).to_be_visible()
     expect(visit.page.get_by_label("API key")).to_be_hidden()

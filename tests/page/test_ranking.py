@@ -1,90 +1,106 @@
 """Ranking on the page: it shows the API's answer."""
 
 import pytest
-from playwright.sync_api import BrowserContext, Page, Route, expect
+from playwright.sync_api import Page, expect
 
-from tests.page.visit import BUSY, CROWDED, LONG, Visit
+from tests.models import EMBEDDED
+from tests.page.visit import CROWDED, LONG, Visit
 
-COUNT_ANIMATIONS = """
-window.animated = 0;
+RECORD_ANIMATIONS = """
+window.animated = [];
 const animate = Element.prototype.animate;
-Element.prototype.animate = function (...args) { window.animated += 1; return animate.apply(this, args); };
+Element.prototype.animate = function (...args) { window.animated.push(this); return animate.apply(this, args); };
 """
 
 
-def rankings_asked(visit: Visit) -> list[str]:
-    asked: list[str] = []
-    visit.page.on("request", lambda request: asked.append(request.url) if "ranking" in request.url else None)
-    return asked
-
-
-def test_one_click_ranks_the_example(visit: Visit) -> None:
+def test_one_press_ranks_the_example_in_one_request(visit: Visit) -> None:
+    asked = visit.rankings_asked()
     assert visit.order() == list(range(6))
     expect(visit.page.locator("#count")).to_have_text("6 passages")
 
     visit.rank()
 
     answer = visit.answer(visit.query.input_value(), visit.passages.input_value().split("\n\n"))
+    assert len(asked) == 1
     assert visit.order() == [ranking["index"] for ranking in answer["rankings"]]
-    logits = [float(text.replace("−", "-")) for text in visit.page.locator("li .logit").all_inner_texts()]
-    assert logits == pytest.approx([ranking["logit"] for ranking in answer["rankings"]], abs=0.006)
+    assert visit.logits() == pytest.approx([ranking["logit"] for ranking in answer["rankings"]], abs=0.006)
     assert visit.page.locator("li .place").all_inner_texts() == ["1", "2", "3", "4", "5", "6"]
-    expect(visit.summary).to_have_text(f"6 passages · {answer['usage']['total_tokens']} tokens")
-    expect(visit.page.get_by_role("status")).to_contain_text(f"First: passage with index {visit.order()[0]}")
-    stages = visit.page.locator("#timing dt").all_inner_texts()
-    assert stages == ["parse", "tokenise", "queue", "forward", "total", "round trip"]
+    expect(visit.page.locator("#announcement")).to_contain_text(f"First: passage with index {visit.order()[0]}")
 
 
-def test_bars_grow_from_one_zero_line_by_the_logit(visit: Visit) -> None:
+def test_the_total_time_comes_first_and_the_other_times_are_folded(visit: Visit) -> None:
     visit.rank()
+    answer = visit.answer(visit.query.input_value(), visit.passages.input_value().split("\n\n"))
+    tokens = answer["usage"]["total_tokens"]
+    assert visit.summary.inner_text().split(" · ")[1:] == ["6 passages", f"{tokens} tokens"]
+    times = visit.page.locator("#times")
+    expect(times).to_be_hidden()
 
-    logits = [float(text.replace("−", "-")) for text in visit.page.locator("li .logit").all_inner_texts()]
-    tracks = [bar.bounding_box() for bar in visit.page.locator("li .bar").all()]
-    fills = [fill.bounding_box() for fill in visit.page.locator(".fill").all()]
-    assert min(logits) < 0 < max(logits)
-    scale = tracks[0]["width"] / (max(logits) - min(logits))
-    zero = tracks[0]["x"] - min(logits) * scale
-    for logit, fill in zip(logits, fills, strict=True):
-        assert fill["width"] == pytest.approx(abs(logit) * scale, abs=1.5)
-        assert (fill["x"] if logit > 0 else fill["x"] + fill["width"]) == pytest.approx(zero, abs=1.5)
-    assert len({fill["height"] for fill in fills}) == len({track["height"] for track in tracks}) == 1
+    visit.page.get_by_role("button", name="Times").click()
+
+    expect(times).to_be_visible()
+    stages = times.locator("dt").all_inner_texts()
+    assert stages == ["total", "parse", "tokenise", "queue", "forward", "round trip"]
 
 
 @pytest.mark.parametrize("motion", ["reduce", "no-preference"])
-def test_rows_are_animated_unless_reduced_motion_is_preferred(
-    context: BrowserContext, visit: Visit, page: Page, motion: str
-) -> None:
+def test_rows_and_lines_are_animated_unless_reduced_motion_is_preferred(visit: Visit, page: Page, motion: str) -> None:
     page.emulate_media(reduced_motion=motion)
-    page.add_init_script(COUNT_ANIMATIONS)
+    page.add_init_script(RECORD_ANIMATIONS)
     page.reload()
     visit.rank()
-    assert (page.evaluate("window.animated") > 0) == (motion == "no-preference")
+    # After two frames, observers of the layout have run too.
+    page.evaluate("new Promise((resolve) => requestAnimationFrame(() => requestAnimationFrame(resolve)))")
+    tags = page.evaluate("window.animated.filter((one) => one.isConnected).map((one) => one.localName)")
+    if motion == "reduce":
+        assert tags == []
+    else:
+        assert tags.count("path") == 6
+        assert tags.count("li") > 0
 
 
 def test_truncated_passages_are_counted_without_a_further_request(visit: Visit) -> None:
-    rankings = rankings_asked(visit)
+    asked = visit.rankings_asked()
     visit.write("starch", [*(f"{number} {LONG}" for number in range(13)), "short", LONG, LONG])
     visit.rank()
 
-    expect(visit.loss).to_have_text(
+    expect(visit.loss).to_contain_text(
         "15 passages were truncated: together with the query, they exceed the model's window."
     )
-    assert rankings == [f"{visit.url}v1/ranking"]
+    assert len(asked) == 1
 
     visit.write("starch", ["short", LONG])
     expect(visit.loss).to_be_visible()  # as long as its ranking is shown
     visit.rank()
-    expect(visit.loss).to_have_text("1 passage was truncated: together with the query, it exceeds the model's window.")
-    expect(visit.page.get_by_role("status")).to_contain_text("1 passage was truncated")
+    expect(visit.loss).to_contain_text(
+        "1 passage was truncated: together with the query, it exceeds the model's window."
+    )
+    expect(visit.page.locator("#announcement")).to_contain_text("1 passage was truncated")
 
 
-def test_unscored_passages_are_counted_separately(visit: Visit) -> None:
-    visit.page.get_by_label("Model").select_option(CROWDED)
-    visit.write("starch", ["one", "two"])
+def test_windows_are_offered_where_a_passage_was_cut(visit: Visit) -> None:
+    passages = ["short", LONG + "The keeper of the lighthouse is called Ada."]
+    visit.write("Who keeps the lighthouse?", passages)
     visit.rank()
-    expect(visit.loss).to_have_text(
+    asked = visit.rankings_asked()
+
+    visit.page.get_by_role("button", name="Rank them by their best part").click()
+
+    expect(visit.loss).to_be_hidden()
+    assert [body["passage_windows"] for body in asked] == [{"max_per_passage": 8}]
+    expect(visit.page.get_by_label("Long passages")).to_have_value("WINDOWS")
+    answer = visit.answer("Who keeps the lighthouse?", passages, passage_windows={"max_per_passage": 8})
+    assert visit.logits() == pytest.approx([ranking["logit"] for ranking in answer["rankings"]], abs=0.006)
+
+
+def test_unscored_passages_are_counted_separately(models_visit: Visit) -> None:
+    models_visit.choose_model(CROWDED)
+    models_visit.write("starch", ["one", "two"])
+    models_visit.rank()
+    expect(models_visit.loss).to_contain_text(
         "2 passages were not scored: the query fills the model's window, so their ranks are meaningless."
     )
+    expect(models_visit.page.get_by_role("button", name="Rank them by their best part")).to_be_hidden()
 
 
 def test_there_is_no_warning_if_everything_fits(visit: Visit) -> None:
@@ -102,21 +118,6 @@ def test_512_passages(visit: Visit) -> None:
     assert visit.order() == [ranking["index"] for ranking in answer["rankings"]]
 
 
-def test_too_many_passages_are_reported_at_their_field(visit: Visit) -> None:
-    visit.write("q", ["p"] * 513)
-    visit.page.keyboard.press("Control+Enter")
-    expect(visit.error_at("passages")).to_contain_text("passages has 513 entries; at most 512 are allowed")
-    expect(visit.passages).to_be_focused()
-
-
-def test_passages_can_be_separated_by_line_breaks(visit: Visit) -> None:
-    visit.passages.fill("one\n\n  two  \nthree")
-    expect(visit.page.locator("#count")).to_have_text("2 passages")
-    visit.page.get_by_label("line breaks").check()
-    expect(visit.page.locator("#count")).to_have_text("3 passages")
-    assert visit.page.locator("li .text").all_inner_texts() == ["one", "two", "three"]
-
-
 def test_a_ranking_is_marked_as_previous_after_an_edit(visit: Visit) -> None:
     visit.rank()
     order = visit.order()
@@ -125,13 +126,30 @@ def test_a_ranking_is_marked_as_previous_after_an_edit(visit: Visit) -> None:
     assert visit.order() == order
 
 
+def test_a_running_request_shows_a_timer_and_a_second_press_sends_nothing(visit: Visit) -> None:
+    held = visit.hold_rankings()
+    visit.rank_button.click()
+    busy = visit.page.get_by_role("button", name="Ranking")
+    expect(busy.locator(".spinner")).to_be_visible()
+    first = busy.locator(".timer").inner_text()
+    assert first.endswith(" s")
+    expect(busy.locator(".timer")).not_to_have_text(first)  # the timer runs
+
+    busy.click()
+    visit.page.keyboard.press("Control+Enter")
+    assert len(held) == 1
+
+    visit.page.get_by_role("button", name="Stop").click()
+    expect(visit.rank_button).to_be_focused()
+    expect(visit.page.get_by_role("heading", name="Preview")).to_be_visible()
+
+
 def test_an_edit_aborts_the_running_request(visit: Visit) -> None:
-    held: list[Route] = []
-    visit.page.route("**/v1/ranking", lambda route: held.append(route))  # never answered
-    visit.page.get_by_role("button", name="Rank", exact=True).click()
+    visit.hold_rankings()
+    visit.rank_button.click()
     expect(visit.page.get_by_role("button", name="Ranking")).to_be_visible()
     visit.passages.fill("only one now")
-    expect(visit.page.get_by_role("button", name="Rank", exact=True)).to_be_visible()
+    expect(visit.rank_button).to_be_visible()
     expect(visit.page.get_by_role("heading", name="Preview")).to_be_visible()
 
     visit.page.unroute("**/v1/ranking")
@@ -148,58 +166,10 @@ def test_markup_in_a_passage_stays_text(visit: Visit) -> None:
     visit.write("<svg onload='window.owned = 1'>", evil)
     visit.rank()
 
-    assert sorted(visit.page.locator("li .text").all_inner_texts()) == sorted(evil)
-    assert visit.page.locator("main :is(img, script, b)").count() == 0
+    assert sorted(visit.texts.all_inner_texts()) == sorted(evil)
+    assert visit.page.locator("main :is(img, script), ol b, form b").count() == 0
     assert visit.page.evaluate("window.owned") is None
 
 
-def test_a_long_passage_opens_and_closes(visit: Visit) -> None:
-    visit.write("starch", [LONG, "short"])
-    row = visit.rows.first
-    low = row.bounding_box()["height"]
-    row.get_by_role("button", name="Show all").click()
-    assert row.bounding_box()["height"] > 2 * low
-    row.get_by_role("button", name="Show less").click()
-    assert row.bounding_box()["height"] == low
-    expect(visit.rows.last.get_by_role("button")).to_have_count(0)
-
-
-def test_a_blank_query_is_reported_at_its_field(visit: Visit) -> None:
-    visit.query.fill(" ")
-    visit.page.keyboard.press("Control+Enter")
-    expect(visit.error_at("query")).to_have_text("query.text is blank; send a text")
-    expect(visit.query).to_be_focused()
-    expect(visit.query).to_have_attribute("aria-invalid", "true")
-
-    visit.query.fill("bread")
-    visit.rank()
-    expect(visit.error_at("query")).to_be_empty()
-
-
-def test_a_passage_refused_for_its_length_is_marked(visit: Visit) -> None:
-    visit.page.get_by_label("Long passages").select_option("NONE")
-    visit.write("starch", ["short", LONG])
-    visit.page.keyboard.press("Control+Enter")
-    expect(visit.error_at("passages")).to_contain_text("exceeds maximum allowed token size 256")
-    expect(visit.rows.nth(1)).to_contain_text("refused")
-    expect(visit.rows.nth(0)).not_to_contain_text("refused")
-
-
-def test_a_full_queue_shows_the_services_message(visit: Visit) -> None:
-    visit.page.get_by_label("Model").select_option(BUSY)
-    visit.page.get_by_role("button", name="Rank", exact=True).click()
-    expect(visit.error_at("general")).to_contain_text("The queue is full")
-    expect(visit.error_at("general")).to_contain_text("retry after 7 s")
-
-
-def test_an_unreachable_service_is_reported(context: BrowserContext, visit: Visit) -> None:
-    expect(visit.page.get_by_label("Model")).not_to_be_empty()
-    context.set_offline(True)
-    visit.page.get_by_role("button", name="Rank", exact=True).click()
-    expect(visit.error_at("general")).to_contain_text("did not answer. Is it running?")
-
-
-def test_an_alias_is_marked_as_an_alias(visit: Visit) -> None:
-    options = visit.page.get_by_label("Model").locator("option")
-    expect(options).to_have_count(4)
-    assert options.nth(1).inner_text() == "minilm (alias of sentence-transformers/all-MiniLM-L6-v2)"
+def test_an_alias_is_listed_with_its_model(visit: Visit) -> None:
+    expect(visit.page.locator("#models .model-name")).to_have_text(f"{EMBEDDED} also minilm")

@@ -1,5 +1,7 @@
-"""Small checkpoints, written once per run."""
+"""Small checkpoints, written once per run, and consoles whose width follows COLUMNS in each test."""
 
+import os
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -7,6 +9,10 @@ from hypothesis import settings
 
 import rerank_service.tools.cli.console  # noqa: F401 - before a test sets COLUMNS, which a rich console reads once
 from rerank_service.tools.random_checkpoints.make import Architecture, make_checkpoint
+
+for _name in ("COLUMNS", "LINES"):
+    os.environ.pop(_name, None)
+import_module("rerank_service.tools.cli.console")  # rich fixes the width of a console that is made while COLUMNS is set
 
 settings.register_profile("default", deadline=None)  # slowness of a busy machine is not a failure
 settings.load_profile("default")

@@ -10,6 +10,7 @@ import json
 import shlex
 from collections.abc import Iterator
 from importlib import import_module
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,8 @@ def test_a_command_takes_the_same_options_and_arguments(name: str) -> None:
     arguments = [param for param in params if param.param_type_name == "argument"]
 
     assert set(before["options"]) <= {option for param in params for option in (*param.opts, *param.secondary_opts)}
-    assert set(before["environment"]) <= {param.envvar for param in params}
+    variables = ([param.envvar] if isinstance(param.envvar, str) else param.envvar or [] for param in params)
+    assert set(before["environment"]) <= set(chain.from_iterable(variables))
     assert [argument.name for argument in arguments][: len(before["arguments"])] == before["arguments"]
     assert not [argument.name for argument in arguments[len(before["arguments"]) :] if argument.required]
 

@@ -1,8 +1,8 @@
 """Direct use of CUDA: the current device, events, captured graphs, and errors after which CUDA is unusable.
 
-Every call names its device. By default, torch uses the thread's current device, which in a new thread is the first
-GPU. An event recorded on the first GPU would complete at once while another GPU still computes, and the host would
-read results that have not arrived yet.
+Every call names its device, because otherwise torch uses the thread's current device, which in a new thread is the
+first GPU. If the model runs on another GPU, an event recorded on the first GPU completes at once, and the host reads
+results that have not arrived yet.
 """
 
 from collections.abc import Callable, Iterator
@@ -67,7 +67,7 @@ def capture(device: torch.device, run: Callable[[], torch.Tensor]) -> tuple[torc
         stream = torch.cuda.Stream(device)
         stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(stream):
-            for _ in range(2):  # cuBLAS and Triton choose their kernels here; a capture does not allow that
+            for _ in range(2):  # cuBLAS and Triton choose kernels in these runs; a capture does not allow it
                 run()
         torch.cuda.current_stream(device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()

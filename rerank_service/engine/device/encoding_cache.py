@@ -18,7 +18,8 @@ _ENTRY_BYTES = 512
 
 
 class EncodingCache:
-    """Stores token states `[L, H]` as the model returned them: a cached text has exactly the same logit as before."""
+    """Stores token states `[L, H]` exactly as the model returned them, so a logit from cached states is the same as
+    before."""
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes

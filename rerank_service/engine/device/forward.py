@@ -1,9 +1,9 @@
 """Attention over packed sequences, registered with transformers as `packed` and `packed_causal`.
 
 Each sequence attends only to itself: the packing replaces the model's own mask. With `packed`, each token sees its
-whole sequence; with `packed_causal`, it sees only itself and earlier tokens. On a GPU in half precision, attention is
-one variable-length kernel per layer. Elsewhere it is a loop over the sequences, so a pair's numbers do not depend on
-the other pairs of its batch.
+whole sequence; with `packed_causal`, each token sees only itself and earlier tokens. On a GPU in half precision,
+attention is one variable-length kernel per layer. Elsewhere, attention is a loop over the sequences, so the logit of a
+pair does not depend on the other pairs of its batch.
 """
 
 import inspect
@@ -33,16 +33,16 @@ PACKED_CAUSAL_ATTENTION = "packed_causal"
 _HALF = (torch.bfloat16, torch.float16)
 """Number types that the variable-length kernel accepts."""
 _LONGEST_PRODUCT = {torch.float32: 128, torch.bfloat16: 512}
-"""Length of the longest sequence for which two plain matrix products beat the fused kernel on a CPU: by 17 to 41% in
-bfloat16 and by 18 to 35% in float32, with 12 to 32 heads of size 32 or 64 (AMD EPYC, two threads, torch 2.13.0). From
-1,024 tokens on, the products are slower."""
+"""Length of the longest sequence for which two plain matrix products beat the fused kernel on a CPU. They beat it
+by 17 to 41% in bfloat16 and by 18 to 35% in float32, with 12 to 32 heads of size 32 or 64 (AMD EPYC, two threads, torch
+2.13.0). From 1,024 tokens on, the products are slower."""
 _LONGEST_CAUSAL_PRODUCT = {torch.bfloat16: 512}
 """Length of the longest sequence for which two plain products beat the fused kernel in causal attention. The fused
 kernel skips later tokens; the products do not. In bfloat16, products are 18 to 36% faster up to 512 tokens; in float32
 they are never faster (16 and 32 heads of size 128 and 64 on the same machine, one thread)."""
 _EVERYTHING, _NOTHING_LATER = (-1, -1), (-1, 0)
 """Numbers of earlier and later tokens that a token sees, as arguments of the variable-length kernel; -1 means all."""
-# With one split, the kernel's sums do not depend on the other sequences. torch 2.11 lacks the argument.
+# With `num_splits=1`, the kernel's sums do not depend on the other sequences. torch 2.11 lacks this argument.
 _BATCH_INVARIANT: dict[str, Any] = (
     {"num_splits": 1} if "num_splits" in inspect.signature(varlen_attn).parameters else {}
 )

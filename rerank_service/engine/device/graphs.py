@@ -41,8 +41,8 @@ _TOKENS_PER_SEQUENCE = 32
 """Bucket tokens per sequence slot. A captured attention kernel takes time for every slot, used or not."""
 _TOLERANCE = 0.25
 """Largest accepted difference between a token's states with and without a graph, as a share of the state's largest
-component. Rounding to bfloat16 causes differences of up to 4% (all-MiniLM-L6-v2 and a random Llama of 4 layers). The
-states of a different batch would differ by 130% (median)."""
+component. Rounding to bfloat16 causes differences of up to 4% (all-MiniLM-L6-v2 and a random Llama of 4 layers). If a
+graph returned the states of another batch, they would differ by 130% (median)."""
 
 
 class CapturedPass(NamedTuple):

@@ -71,8 +71,8 @@ def find_memory_tokens(engine: Engine[Any], meter: MemoryMeter) -> int:
     tokens = int(_USABLE_SHARE * free / bytes_per_token)
     if tokens < engine.window_tokens:
         logger.warning(
-            "device memory holds %d tokens, fewer than one pair of window_tokens=%d: %d bytes are free after "
-            "cache_bytes=%d; lower passage_cache_bytes or window_tokens",
-            *(max(0, tokens), engine.window_tokens, max(0, free), engine.cache_bytes),
+            "device memory holds %d tokens, but the longest pair has window_tokens=%d: after cache_bytes=%d, %d bytes "
+            "are free; lower passage_cache_bytes or window_tokens",
+            *(max(0, tokens), engine.window_tokens, engine.cache_bytes, max(0, free)),
         )
     return max(engine.window_tokens, tokens)

@@ -35,9 +35,9 @@ def pack(
 ) -> PackedSequences:
     """Lays the sequences end to end. Copies to a GPU are pinned and asynchronous.
 
-    Positions start at `first_position`. If it is not 0, the token id `first_position - 1` is RoBERTa's padding. A
-    padding token that a text spells out also has this number as its position, as in transformers'
-    `create_position_ids_from_input_ids`.
+    Positions start at `first_position`. If `first_position` is not 0, the model is a RoBERTa, and its padding token has
+    the id `first_position - 1`. A padding token that a text spells out also has the position `first_position - 1`, as
+    in transformers' `create_position_ids_from_input_ids`.
     """
     lengths = np.fromiter(map(len, sequences), dtype=np.int64, count=len(sequences))
     bounds = (0, *accumulate(lengths.tolist()))

@@ -50,17 +50,18 @@ class _MatchRecord:
         self.similarities = self.tokens = torch.empty(0)
 
     def fill(self, similarities: torch.Tensor) -> None:
-        """Takes the cosines `[L, Nq]` of all passage tokens with these query tokens. Does not wait for the device."""
+        """Records the best matches. `similarities` are the cosines `[L, Nq]` of passage tokens with query tokens. Does
+        not wait for the device."""
         self.similarities, self.tokens = similarities.max(0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LateInteractionPair(EncodedPair):
-    """A tokenised passage and the query, which all pairs of a request share."""
+    """A tokenised passage, and the tokenised query that all pairs of a request share."""
 
     query_ids: TokenIds
     record: _MatchRecord | None = field(default=None, kw_only=True)
-    """Filled by the forward pass. Null: nobody asked for the matches."""
+    """The forward pass fills this record. Null: no matches are requested."""
 
 
 class LateInteractionEngine(CheckpointEngine[LateInteractionPair]):
@@ -91,7 +92,7 @@ class LateInteractionEngine(CheckpointEngine[LateInteractionPair]):
         self._states(pack(passages, self.device))  # not `score`, which would fill the caches
 
     def _published_window(self) -> int | None:
-        """`max_seq_length` of a sentence-transformers checkpoint, the length used in training and in normal use."""
+        """`max_seq_length` of a sentence-transformers checkpoint: the model is trained and used with this length."""
         path = self._checkpoint.folder / "sentence_bert_config.json"
         length = loading.read_json(path).get("max_seq_length") if path.is_file() else None
         return int(length) if length else super()._published_window()

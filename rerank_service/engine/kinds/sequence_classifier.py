@@ -33,11 +33,11 @@ _PACKED_FAMILIES = ("bert", "roberta", "xlm-roberta")
 _ON_GPU, _ON_CPU = (16_384, 0.10), (512, 0.0)
 """Largest number of tokens in a rectangular batch, and largest share of padding.
 
-On a GPU, small batches cost more than some padding. On a CPU nothing is padded, and only short pairs share a batch:
-scoring 8 equal pairs one by one took 3 times as long as together at 20 tokens, 1.7 times at 70, and half as long at 260
-(small random DeBERTa, one thread). Scoring a long pair alone also keeps its logit the same: in bfloat16, two equal
-pairs of 1,014 tokens, scored together, differed in the last bits from one pair scored alone (random ModernBERT, torch
-2.13.0).
+On a GPU, small batches cost more than some padding. On a CPU nothing is padded, and only short pairs share a batch.
+Compared with one batch of 8 equal pairs, scoring the pairs one by one took 3 times as long with 20 tokens per pair,
+1.7 times as long with 70, and half as long with 260 (small random DeBERTa, one thread). Scoring a long pair alone also
+keeps its logit the same: in bfloat16, the logits of two equal pairs of 1,014 tokens, scored together, differed in the
+last bits from the logit of one pair scored alone (random ModernBERT, torch 2.13.0).
 """
 
 
@@ -70,8 +70,8 @@ class SequenceClassifierEngine(CheckpointEngine[ClassifierPair]):
         prepare_linears(self._model, self._precision, lambda: self.score(calibration_pairs(self.tokenise)))
 
     def passage_room(self, query: str) -> int:
-        """See `Engine`. The room for a passage is at least half of the window without special tokens, because a longer
-        query is cut too."""
+        """See `Engine`. The room for a passage is at least half of the window without special tokens, because a query
+        longer than the other half is cut."""
         (encoding,) = self._tokenizer.encode_batch_fast([(query, "")], add_special_tokens=True)
         room = self.window_tokens - encoding.sequence_ids.count(None)
         return max(room - encoding.sequence_ids.count(0), room // 2)

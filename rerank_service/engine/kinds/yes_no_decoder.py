@@ -1,9 +1,10 @@
 """Engine for causal language models that answer yes or no about a pair, such as Qwen3-Reranker.
 
 A pair's logit is the logit of "yes" minus the logit of "no" at the prompt's last token, `(W_yes - W_no) . state`. Only
-these two rows of the vocabulary matrix are read, and only their difference is kept. The sigmoid of a pair's logit
-equals the softmax over the two words, which the model cards publish as the score. Checkpoints converted to a sequence
-classifier store the difference of the rows as `score.weight`. Runs transformers' own classes and no remote code.
+the rows `W_yes` and `W_no` of the vocabulary matrix are read, and only their difference is kept. The sigmoid of a
+pair's logit equals the softmax over the two words, which the model cards publish as the score. Checkpoints converted to
+a sequence classifier store the difference of the rows as `score.weight`. Runs transformers' own classes and no remote
+code.
 """
 
 from collections.abc import Sequence

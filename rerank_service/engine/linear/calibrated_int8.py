@@ -19,8 +19,8 @@ _CHANNEL_SHARE = 0.75
 """Share of the spread between input channels that moves into the weights: alpha of SmoothQuant (arXiv 2211.10438)."""
 _NUM_OUTLIERS = 16
 """Number of channels between the halves of a feed-forward network that stay floats, as in LLM.int8() (arXiv
-2208.07339). In all-MiniLM-L6-v2, one or two of 1,536 channels have values four times as large as all other channels;
-keeping these channels as floats halves the logit error."""
+2208.07339). In all-MiniLM-L6-v2, one or two of 1,536 channels have values four times as large as those of all other
+channels; keeping these channels as floats halves the logit error."""
 _TILE_ELEMENTS = 262_144
 """Elements per tile of inputs, few enough for the tile's float32 form to stay in the CPU cache."""
 

@@ -1,7 +1,7 @@
 """Linear layers in 8-bit floats (e4m3), with a scale for each output channel and for each row of the input.
 
-For Ada, Hopper and newer GPUs. A CPU multiplies the same numbers in float32. This emulation is slow, but it shows the
-error of a logit without a GPU, and a row's result does not depend on the other rows of the batch.
+For Ada, Hopper and newer GPUs. A CPU multiplies the same numbers in float32. This emulation is slow, but with it the
+errors of logits can be measured without a GPU. A row's result does not depend on the other rows of the batch.
 """
 
 from typing import Any

@@ -30,8 +30,8 @@ class Grid(NamedTuple):
 
 
 AROUND_ZERO = Grid(1.0, 128)
-"""Represents signed values as unsigned bytes: oneDNN's fast kernels take only unsigned inputs, and its path for signed
-inputs is 4,000 times slower."""
+"""The grid that represents signed values as unsigned bytes. oneDNN's fast kernels take only unsigned inputs; its other
+path, for signed inputs, is 4,000 times slower."""
 
 
 class ByteProduct:

@@ -2,8 +2,8 @@
 
 `torch.nn.Linear` packs its weights in every call (in float32, with MKL). Packing them once has two advantages:
 
-- Speed: 217 against 190 GFLOP/s in float32, 433 against 375 in bfloat16, and 209 against 116 with GELU fused
-  (4096 x 384 x 1536, two threads of an AMD EPYC with AVX512-BF16, torch 2.13.0).
+- Speed: 223 instead of 192 GFLOP/s in float32, and 433 instead of 375 in bfloat16; with GELU in float32, 209 instead of
+  116 (4096 x 384 x 1536, two threads of an AMD EPYC with AVX512-BF16, torch 2.13.0; docs/decisions/0005).
 - Reproducibility: a row's result does not depend on the number of rows, so a pair's logit is the same to the last bit
   in every batch.
 

@@ -44,8 +44,8 @@ _MXBAI_RERANK_V2 = YesNoPrompt(
     no_word="0",
 )
 """For mixedbread-ai/mxbai-rerank-base-v2 and -large-v2. Source: github.com/mixedbread-ai/mxbai-rerank at commit
-03324ea, mxbai_rerank/mxbai_rerank_v2.py, whose `predict` returns the same value as our logit. With an instruction, the
-second part of the prompt would be "instruction: ...\nquery: {query}"."""
+03324ea, mxbai_rerank/mxbai_rerank_v2.py, whose `predict` returns the same value as our logit. If an instruction is
+given to that code, the second part is "instruction: ...\nquery: {query}"."""
 
 _BGE_RERANKER_V2_GEMMA = YesNoPrompt(
     parts=(
@@ -60,7 +60,8 @@ _BGE_RERANKER_V2_GEMMA = YesNoPrompt(
     yes_word="Yes",
 )
 """For BAAI/bge-reranker-v2-gemma. Source: github.com/FlagOpen/FlagEmbedding at commit 0dff36c,
-FlagEmbedding/inference/reranker/decoder_only/base.py, which uses the logit of "Yes" alone."""
+FlagEmbedding/inference/reranker/decoder_only/base.py, which uses the logit of "Yes" alone; `no_word` is therefore
+null."""
 
 YES_NO_PROMPTS = {"qwen3": _QWEN3_RERANKER, "qwen2": _MXBAI_RERANK_V2, "gemma": _BGE_RERANKER_V2_GEMMA}
 """Prompt for each `model_type`, the only hint at a prompt in config.json; `engine.yes_no` overrides the prompt."""

@@ -47,7 +47,7 @@ class CohereRerankV2Request(Wire):
     ranked in several windows. Null or absent: documents are truncated to 4096 tokens, as in Cohere's API, and to the
     window."""
     return_documents: bool | None = None
-    """Whether to return the documents with their scores. The field is only part of version 1, but some clients send it
+    """Whether to return the documents with their scores. The field belongs only to version 1, but some clients send it
     to version 2."""
     priority: int | None = None
     """Accepted and ignored, because requests share the device fairly."""

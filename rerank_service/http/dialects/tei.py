@@ -58,8 +58,8 @@ class TeiRerankRequest(Wire):
     return_text: bool = False
     """Whether to return the texts with their scores."""
     top_n: TopN | None = None
-    """How many results to return. Null or absent: all. Some clients send this field, but text-embeddings-inference
-    ignores it."""
+    """How many results to return. Null or absent: all. Some clients send this field, which text-embeddings-inference
+    itself ignores."""
     model: str | None = None
     """Name of a model that this service serves. Null or absent: the default model. An extension:
     text-embeddings-inference serves a single model."""

@@ -43,8 +43,8 @@ __all__ = ["RERANK", "SCORE"]
 
 
 def _one_or_many_texts(value: Any, texts: ValidatorFunctionWrapHandler) -> Any:
-    """Validates a single text directly, not as a list of one text, so that an error names the field without an
-    index."""
+    """Validates a text on its own or a list of texts. A single text does not become a list first, so that an error
+    names the field without an index."""
     return texts(value) if isinstance(value, list) else (text_of(value),)
 
 
@@ -103,7 +103,8 @@ class VllmRerankRequest(_VllmRequest):
 
 
 class VllmScoreRequest(_VllmRequest):
-    """Body of vLLM's `/score`: one query for all texts, or one query per text."""
+    """Body of vLLM's `/score`: one query for all texts, or one query per text. The queries and the texts are in one of
+    the pairs `text_1` and `text_2`, `queries` and `documents`, `queries` and `items`, or `data_1` and `data_2`."""
 
     text_1: _Queries | None = None
     text_2: _OneOrMany | None = None
@@ -115,7 +116,7 @@ class VllmScoreRequest(_VllmRequest):
 
 
 class VllmDocument(Wire):
-    """A document, included in the answer on request."""
+    """A document of the request."""
 
     text: str
 
@@ -243,7 +244,8 @@ def _form(request: VllmScoreRequest) -> tuple[str, str]:
     forms = [form for form in _FORMS if all(getattr(request, field) is not None for field in form)]
     if len(forms) != 1:
         known = ", ".join(" with ".join(form) for form in _FORMS)
-        raise invalid((), f"The body needs queries and texts in one of these pairs of fields: {known}", "missing")
+        message = f"The body needs queries and texts in exactly one of these pairs of fields: {known}"
+        raise invalid((), message, "missing")
     return forms[0]
 
 

@@ -1,10 +1,11 @@
-"""The playground at `/`: four static files, read once. The content security policy allows no other host.
+"""The playground at `/`: static files, read once. The content security policy allows no other host.
 
 The page uses the public API like any client, so this module needs no models, keys or rankings.
 """
 
 import hashlib
 from importlib import resources
+from pathlib import PurePosixPath
 
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
@@ -13,12 +14,14 @@ from starlette.types import Receive, Scope, Send
 
 __all__ = ["playground_routes"]
 
-_FILES = {
-    "/": ("index.html", "text/html; charset=utf-8"),
-    "/playground/playground.css": ("playground.css", "text/css; charset=utf-8"),
-    "/playground/playground.js": ("playground.js", "text/javascript; charset=utf-8"),
-    "/playground/icon.svg": ("icon.svg", "image/svg+xml"),
+_PAGE = "index.html"
+_MEDIA_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
 }
+"""Kinds of files that belong to the page; no other file of the folder is served."""
 _HEADERS = {
     # With `require-trusted-types-for`, the browser itself refuses to turn a passage into HTML.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
@@ -32,8 +35,12 @@ _HEADERS = {
 
 def playground_routes() -> list[BaseRoute]:
     """Routes of the page. The OpenAPI document does not list them, because they are not part of the API."""
-    folder = resources.files(__package__)
-    files = [_file_route(path, (folder / name).read_bytes(), kind) for path, (name, kind) in _FILES.items()]
+    files = []
+    for file in sorted(resources.files(__package__).iterdir(), key=lambda file: file.name):
+        kind = _MEDIA_TYPES.get(PurePosixPath(file.name).suffix)
+        if kind is not None:
+            path = "/" if file.name == _PAGE else f"/playground/{file.name}"
+            files.append(_file_route(path, file.read_bytes(), kind))
     return [*files, _BarePrefix()]
 
 

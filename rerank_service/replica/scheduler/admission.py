@@ -34,7 +34,7 @@ _MOST_RESERVED = 0.5
 _EXPECTED = 1.5
 """Rate of work expected from another caller, as a multiple of its recent rate, because arrivals are uneven."""
 _QUIET_BONUS = 0.08
-"""Added to `_PROMISED` for a caller below its equal share."""
+"""Amount added to `_PROMISED` for a caller below its equal share."""
 _LONGEST_HORIZON_S = 3600.0
 
 _REMEMBERED_BATCHES = 5
@@ -48,7 +48,8 @@ together about 1.5/24 of the time to clear the queue."""
 _MEMORY_S = 8.0
 """Time after which a token counts for 1/e in a caller's rate."""
 _MAX_CALLERS = 500
-"""Number of callers remembered. When there are twice as many, the callers with the lowest rates are forgotten."""
+"""Number of callers to keep. Once more than twice this number are counted, all but those with the highest rates are
+forgotten."""
 
 
 class DrainRate:

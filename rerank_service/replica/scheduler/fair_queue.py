@@ -7,8 +7,8 @@ with a request of 512 passages, however long the larger request has been queued,
 same share as a caller with two hundred requests.
 
 Requests close to their deadlines are the exception: they are drawn first, in the order of deadlines, whichever caller
-sent them. Half of such a batch is still reserved for callers with a small backlog, and `admission` keeps time free for
-active callers so that urgent requests are rare. The module uses no clock, thread or engine.
+sent them. Half of a batch with urgent requests is still reserved for callers with a small backlog, and `admission`
+keeps time free for active callers so that urgent requests are rare. The module uses no clock, thread or engine.
 """
 
 import heapq
@@ -26,7 +26,7 @@ JobT = TypeVar("JobT", bound=Hashable)
 DueT = TypeVar("DueT", bound="TokensDue")
 
 PROTECTED = 0.9
-"""Share of the time to a deadline that other work may use up. Beyond it, a request is urgent."""
+"""Share of the time to its deadline within which a request must be done. A request that would take longer is urgent."""
 
 _MAX_MISFITS = 8
 """Maximum number of requests skipped in the search for a pair that still fits. A longer search costs time and hardly
@@ -260,10 +260,10 @@ def urgent(by_deadline: Sequence[DueT], batch_tokens: int, now_s: float, tokens_
     """Returns the requests to draw first, in the order of their deadlines; usually none. `by_deadline` is sorted, with
     the earliest deadline first.
 
-    Earliest deadline first is optimal on one device (Liu and Layland, 1973): if it misses a deadline, so does any other
-    order. A request that is not urgent waits for one batch of `batch_tokens` and finishes with its own last batch. If
-    some deadlines can no longer be met, the longest requests are given up to save the other requests (Moore, 1968), and
-    are scored in the remaining time.
+    Earliest deadline first is optimal on one device (Liu and Layland, 1973): if this order misses a deadline, every
+    order does. A request that is not urgent waits for one batch of `batch_tokens` and finishes with its own last batch.
+    If some deadlines can no longer be met, the longest requests are given up to save the other requests (Moore, 1968),
+    and are scored in the remaining time.
     """
     kept: list[DueT] = []
     batch_s = batch_tokens / tokens_per_s

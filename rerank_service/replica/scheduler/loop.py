@@ -31,8 +31,8 @@ _SUSPICIOUS_FAILURES = 3
 """Number of failed requests, without a success in between, after which the known pair is tried. Fewer failures may come
 from bad requests."""
 _KNOWN_TOLERANCE = 0.05
-"""Allowed deviation of the known pair's logit: relative, or absolute if the logit is below 1. It is far above rounding
-errors."""
+"""Allowed deviation of the known pair's logit: relative, or absolute if the logit is between -1 and 1. Rounding errors
+are far smaller."""
 _HANG_FACTOR = 20.0
 """A pass counts as hanging after this multiple of its expected time. A throttled or shared device is slow but works."""
 _SHORTEST_HANG_S = 30.0
@@ -146,8 +146,8 @@ class Scheduler(Generic[PairT]):
         fails too, the engine is at fault, not the requests.
 
         `launch_thread`, with one worker, launches the forward passes; the caller shuts it down. Pass the thread that
-        loaded the engine: each computing thread has its own set of OpenMP threads, and two sets on the same CPUs stop
-        spinning while they wait, which costs a quarter of the speed.
+        loaded the engine: each computing thread has its own set of OpenMP threads. If two sets share the same CPUs,
+        their threads stop spinning while they wait, which costs a quarter of the speed.
         """
         self.max_batch_tokens = max_batch_tokens
         self.min_batch_tokens = min_batch_tokens
@@ -211,7 +211,7 @@ class Scheduler(Generic[PairT]):
         """Scores `pairs`. Cancelling the call drops the pairs that are still queued.
 
         Callers share the device equally, and the requests of one caller share that caller's part equally. `timeout_s`
-        is a promise: pairs that could not meet it without making other requests late are refused at once.
+        is a promise: the pairs are refused at once if scoring them in this time would make other requests late.
 
         Raises `QueueFull`, `WaitTooLong`, `NonFiniteLogit`, `EngineFailed` or the engine's own error for these pairs.
         """

@@ -18,6 +18,7 @@ from rerank_service.tools.batch.outputs import check_output, write_output
 from rerank_service.tools.batch.parts import Parts, whole_file
 from rerank_service.tools.batch.records import Position
 from rerank_service.tools.batch.sources import open_source
+from rerank_service.tools.files import file_problem
 
 __all__ = ["BatchJob", "Summary", "prepare"]
 
@@ -140,7 +141,7 @@ def _digest(path: Path, progress: Progress) -> str:
     try:
         return read_digests(path, lambda _, done, total: progress(stage, done, total)).sha256
     except OSError as error:
-        raise BatchError(f"cannot read {path}: {error.strerror}") from None
+        raise BatchError(file_problem(error, path)) from None
 
 
 def _check_same(begun: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path) -> None:

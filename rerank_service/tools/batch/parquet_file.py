@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from rerank_service.errors import BatchError
 from rerank_service.tools.batch.records import FIELDS, Position, QueryRecord, parse_record
+from rerank_service.tools.files import file_problem
 
 __all__ = ["ParquetFile"]
 
@@ -26,8 +27,10 @@ class ParquetFile:
         self.files = (path,)
         try:
             self.extent: int = pq.read_metadata(path).num_rows
-        except (OSError, pa.ArrowException) as error:
-            raise BatchError(f"cannot read {path}: {error}") from None
+        except OSError as error:
+            raise BatchError(file_problem(error, path)) from None
+        except pa.ArrowException as error:
+            raise BatchError(f"{path} is not a readable Parquet file: {error}") from None
 
     def records(self, start: Position | None = None) -> Iterator[QueryRecord]:
         first_row = 0 if start is None else start.offset
@@ -45,5 +48,7 @@ class ParquetFile:
                 for batch in file.iter_batches(_ROWS_AT_A_TIME, row_groups=groups, columns=columns):
                     yield from batch.slice(skip).to_pylist()
                     skip = max(0, skip - batch.num_rows)
-        except (OSError, pa.ArrowException) as error:
-            raise BatchError(f"cannot read {self._path}: {error}") from None
+        except OSError as error:
+            raise BatchError(file_problem(error, self._path)) from None
+        except pa.ArrowException as error:
+            raise BatchError(f"{self._path} is not a readable Parquet file: {error}") from None

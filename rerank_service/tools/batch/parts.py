@@ -15,6 +15,7 @@ from typing import IO, Any, Self
 
 from rerank_service.errors import BatchError
 from rerank_service.tools.batch.chunks import Chunk
+from rerank_service.tools.files import file_problem
 
 __all__ = ["Parts", "whole_file"]
 
@@ -48,7 +49,7 @@ class Parts:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = (self.folder / _LOCK).open("w")
         except OSError as error:
-            raise BatchError(f"cannot write {self.folder}: {error.strerror}") from None
+            raise BatchError(file_problem(error, self.folder, is_output=True)) from None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -148,6 +149,6 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
         finally:
             os.close(folder)
     except OSError as error:
-        raise BatchError(f"cannot write {path}: {error.strerror or error}") from None
+        raise BatchError(file_problem(error, path, is_output=True)) from None
     finally:
         unfinished.unlink(missing_ok=True)

@@ -32,7 +32,7 @@ def open_source(files: InputFiles) -> Source:
     if files.candidates is not None:
         raise BatchError(f"{files.path} is not a BEIR folder, so --candidates does not apply")
     if not files.path.exists():
-        raise BatchError(f"cannot read {files.path}: no such file")
+        raise BatchError(f"{files.path} does not exist")
     match files.path.suffix.lower():
         case ".jsonl" | ".ndjson":
             return JsonlFile(files.path)
@@ -54,5 +54,5 @@ def _folder(files: InputFiles) -> Source:
             f"{files.path} is a BEIR folder: --candidates must name a TREC run or qrels with the pairs to score"
         )
     if not files.candidates.is_file():
-        raise BatchError(f"cannot read {files.candidates}: no such file")
+        raise BatchError(f"{files.candidates} does not exist")
     return BeirCandidates(files.path, files.candidates, files.index)

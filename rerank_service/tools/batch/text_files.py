@@ -8,6 +8,7 @@ from typing import Any, BinaryIO
 
 from rerank_service.errors import BatchError
 from rerank_service.tools.batch.records import Position, QueryRecord, parse_record
+from rerank_service.tools.files import file_problem
 
 __all__ = ["CsvFile", "JsonlFile", "json_rows", "open_input", "positioned_lines"]
 
@@ -70,7 +71,7 @@ def open_input(path: Path) -> BinaryIO:
     try:
         return path.open("rb")
     except OSError as error:
-        raise BatchError(f"cannot read {path}: {error.strerror}") from None
+        raise BatchError(file_problem(error, path)) from None
 
 
 class JsonlFile:

@@ -114,5 +114,9 @@ def _warm_up(load: Load, url: str, tokenizer: Tokenizer) -> None:
     _, run = measure_load(url, [_request(load, tokenizer, load.num_passages, seed=0)], 1, headers=load.headers)
     if not run.answers[0].is_ok:
         reply = run.answers[0]
-        reason = f"{reply.status} {reply.body[:300].decode(errors='replace')}" if reply.status else "no connection"
+        reason = (
+            f"{reply.status} {reply.body[:300].decode(errors='replace')}"
+            if reply.status
+            else "no connection; is it running?"
+        )
         raise RuntimeError(f"{url} does not answer a ranking request: {reason}")

@@ -85,6 +85,9 @@ class KnownModel(BaseModel):
     logit: str = "the model's raw, unbounded logit; sigmoid gives a probability"
     """Meaning of the model's logit."""
 
+    languages: str = ""
+    """Languages that the publisher claims; empty: no claim was found."""
+
     licence: str = ""
     """The licence, as stated by the publisher."""
 

@@ -18,7 +18,7 @@ from rerank_service.tools.batch.chunk_scorer import ChunkScorer, ScoringTask, pe
 from rerank_service.tools.batch.job import BatchJob, prepare
 from rerank_service.tools.batch.parts import Parts
 from rerank_service.tools.batch.sources import InputFiles
-from rerank_service.tools.cli.console import fail
+from rerank_service.tools.cli.console import DTYPE_HELP, MODEL_HELP, fail, say
 from rerank_service.tools.cli.options import (
     DEFAULT_OVERLAP_TOKENS,
     ConfigOption,
@@ -35,32 +35,40 @@ __all__ = ["batch"]
 _SMALL_PAIRS = 20_000
 """Scoring this many pairs in one process takes less time than starting Ray with one model per core."""
 
-Input = Annotated[Path, typer.Argument(metavar="INPUT", help=".jsonl, .csv, .tsv, .parquet, or a BEIR folder.")]
-Output = Annotated[Path, typer.Argument(metavar="OUTPUT", help=".jsonl, .csv, .parquet, or .trec for a TREC run.")]
+Input = Annotated[
+    Path,
+    typer.Argument(
+        metavar="INPUT", help="File of queries and passages: .jsonl, .csv, .tsv or .parquet; or a BEIR folder."
+    ),
+]
+Output = Annotated[Path, typer.Argument(metavar="OUTPUT", help="File for the scores: .jsonl, .csv, .parquet or .trec.")]
 
 
 def batch(
     input_path: Input,
     output: Output,
-    model: str | None = typer.Option(None, help="Configured model, or a checkpoint: package:NAME or a folder."),
+    model: str | None = typer.Option(None, help=MODEL_HELP),
     config: ConfigOption = None,
-    dtype: Dtype | None = typer.Option(None, help="Precision; overrides the setting engine.dtype."),
-    candidates: Path | None = typer.Option(None, help="TREC run or qrels with the pairs to score; for a BEIR folder."),
-    truncate: Truncate = typer.Option(Truncate.END, help="How to handle a pair longer than the window."),
+    dtype: Dtype | None = typer.Option(None, help=DTYPE_HELP),
+    candidates: Path | None = typer.Option(None, help="For a BEIR folder: TREC run or qrels with the pairs to score."),
+    truncate: Truncate = typer.Option(
+        Truncate.END, help="If a text is too long for the model: END cuts it, NONE fails."
+    ),
     max_windows: MaxWindows = 1,
     window_tokens: WindowTokens = None,
     overlap_tokens: OverlapTokens = DEFAULT_OVERLAP_TOKENS,
     in_process: bool = typer.Option(False, "--in-process", help="Score in this process, without Ray."),
-    workers: int | None = typer.Option(None, min=1, help="Number of Ray actors; by default, as many as fit."),
+    workers: int | None = typer.Option(None, min=1, help="Number of Ray workers; by default, as many as fit."),
     address: str | None = typer.Option(None, help="Address of a Ray cluster; by default a local Ray is started."),
-    chunk_pairs: int = typer.Option(2_048, min=1, help="Pairs per chunk; a restart repeats at most one chunk."),
+    chunk_pairs: int = typer.Option(2_048, min=1, help="Pairs that are saved at a time; a restart repeats these."),
     force: bool = typer.Option(False, "--force", help="Replace an existing output."),
     keep_parts: bool = typer.Option(False, "--keep-parts", help="Keep the folder OUTPUT.parts when the job is done."),
     as_json: bool = typer.Option(False, "--json", help="Print a summary as JSON at the end."),
 ) -> None:
     """Score a file of queries and passages, of any size.
 
-    If the command is stopped or killed, run it again to resume: no pair is lost or scored twice.
+    No service needs to run. If the command is stopped or killed, run it again to resume: no pair is lost or scored
+    twice.
     """
     started = time.monotonic()
     if in_process and (address or workers):
@@ -125,6 +133,4 @@ def _report(job: BatchJob, output: Path, wall_s: float, as_json: bool) -> None:
     cut = f"; {summary.num_truncated_pairs:,} truncated to the window" if summary.num_truncated_pairs else ""
     if summary.num_unscored_pairs:
         cut += f", {summary.num_unscored_pairs:,} of them with a query that fills the window"
-    typer.echo(
-        f"{output}: {summary.num_pairs:,} pairs{resumed}, {wall_s:.1f} s, {rate:,.0f} pairs/s, {summary.engine}{cut}"
-    )
+    say(f"{output}: {summary.num_pairs:,} pairs{resumed}, {wall_s:.1f} s, {rate:,.0f} pairs/s, {summary.engine}{cut}")

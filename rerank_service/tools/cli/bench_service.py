@@ -7,7 +7,7 @@ from typing import Any
 import typer
 from rich.table import Column, Table
 
-from rerank_service.tools.cli.console import Key, Url, fail, stdout
+from rerank_service.tools.cli.console import Key, Url, fail, say, stdout
 
 __all__ = ["bench_service_command", "probe_line", "service_table"]
 
@@ -15,13 +15,13 @@ __all__ = ["bench_service_command", "probe_line", "service_table"]
 def bench_service_command(
     url: Url = "http://127.0.0.1:8000",
     key: Key = None,
-    model: str | None = typer.Option(None, help="Model or alias; by default the service's default model."),
-    clients: str = typer.Option("1,16", help="Numbers of clients to measure, comma-separated."),
+    model: str | None = typer.Option(None, help="Name of the model; by default the service's default model."),
+    clients: str = typer.Option("1,16", help="Numbers of concurrent clients to measure, such as 1,16."),
     num_requests: int = typer.Option(16, "--requests", min=1, help="Number of requests in each load."),
     num_passages: int = typer.Option(100, "--passages", min=1, help="Passages per request, except in the mixed load."),
     passage_tokens: int = typer.Option(128, min=3, help="Tokens per passage, except in the mixed load."),
     repeats: int = typer.Option(3, min=1, help="Number of runs of each load; the median is shown."),
-    pid: int | None = typer.Option(None, help="Id of the service's root process; needed to measure CPU time."),
+    pid: int | None = typer.Option(None, help="Process id of `rerank-service serve`, to measure CPU time too."),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object."),
 ) -> None:
     """Measure a running service under load.
@@ -51,7 +51,7 @@ def bench_service_command(
         return
     title = f"{num_requests} requests of {num_passages} passages of {passage_tokens} tokens; median of {repeats} runs"
     stdout.print(service_table(figures, title))
-    stdout.print(probe_line(figures), highlight=False)
+    say(probe_line(figures))
 
 
 def service_table(figures: dict[str, Any], title: str) -> Table:
@@ -62,7 +62,9 @@ def service_table(figures: dict[str, Any], title: str) -> Table:
         *(Column(name, justify="right", no_wrap=True) for name in numbers),
         Column("failures", overflow="fold"),
         title=title,
+        title_justify="left",
         box=None,
+        pad_edge=False,
     )
     for name, load in figures["loads"].items():
         table.add_row(

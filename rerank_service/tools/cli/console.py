@@ -1,5 +1,6 @@
 """Code shared by the subcommands: consoles, error messages and calls to a running service."""
 
+import re
 from typing import Annotated, Any
 
 import httpx
@@ -7,13 +8,32 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-__all__ = ["Key", "Url", "fail", "get_json", "stderr", "stdout", "unreachable"]
+__all__ = ["DTYPE_HELP", "MODEL_HELP", "Key", "Url", "fail", "get_json", "say", "stderr", "stdout", "unreachable"]
 
 stdout = Console()
 stderr = Console(stderr=True)
 
 Url = Annotated[str, typer.Option(help="Address of a running service.", envvar="RERANK_SERVICE_URL")]
-Key = Annotated[str | None, typer.Option(help="API key, if the service requires one.", envvar="NVIDIA_API_KEY")]
+Key = Annotated[
+    str | None,
+    typer.Option(
+        help="API key, if the service requires one. The variable keeps it out of the list of processes.",
+        envvar=["RERANK_SERVICE_API_KEY", "NVIDIA_API_KEY"],
+    ),
+]
+
+MODEL_HELP = (
+    "Id of a configured model, a folder with a checkpoint, package:NAME, or ORG/NAME@COMMIT. Default: the "
+    "configuration's default model."
+)
+DTYPE_HELP = "Number format of the computation; overrides the configuration's engine.dtype."
+
+_ERRNO = re.compile(r"^\[Errno -?\d+\] ")
+
+
+def say(sentence: str) -> None:
+    """Prints a sentence, wrapped between words on a terminal and in one line elsewhere."""
+    stdout.print(sentence, markup=False, highlight=False, soft_wrap=not stdout.is_terminal)
 
 
 def fail(message: str) -> typer.Exit:
@@ -24,7 +44,8 @@ def fail(message: str) -> typer.Exit:
 
 def unreachable(url: str, cause: str) -> typer.Exit:
     """Prints that no service answers at `url` and returns the exception to raise."""
-    return fail(f"cannot reach {url} ({cause}); is it running? Start a service with: rerank-service serve")
+    reason = _ERRNO.sub("", cause)
+    return fail(f"cannot reach {url} ({reason}); is it running? Start a service with: rerank-service serve")
 
 
 def get_json(url: str, path: str, key: str | None) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from rerank_service.config import Dtype
-from rerank_service.tools.cli.console import fail, stdout
+from rerank_service.tools.cli.console import DTYPE_HELP, MODEL_HELP, fail, say, stdout
 from rerank_service.tools.cli.options import (
     DEFAULT_OVERLAP_TOKENS,
     ConfigOption,
@@ -32,38 +32,47 @@ __all__ = ["evaluate_command"]
 
 _PLOT_SUFFIXES = (".png", ".svg", ".pdf")
 
-Folder = Annotated[Path, typer.Argument(metavar="DATASET", help="BEIR folder: corpus.jsonl, queries.jsonl, qrels.")]
+Folder = Annotated[
+    Path, typer.Argument(metavar="DATASET", help="Folder in BEIR's format: corpus.jsonl, queries.jsonl and qrels.")
+]
+
+Models = Annotated[list[str] | None, typer.Option(help=f"{MODEL_HELP} Repeat the option to compare models.")]
+Qrels = Annotated[
+    Path | None, typer.Option(help="File that says which passages are relevant; by default the folder's qrels.")
+]
+RecallAt = Annotated[
+    list[int] | None,
+    typer.Option(min=1, help="Measure recall among this many best passages; repeatable. Default: 5 and 10."),
+]
 
 
 def evaluate_command(
     dataset: Folder,
-    model: Annotated[
-        list[str] | None,
-        typer.Option(help="Model, as in `batch`; repeat to compare models. Default: the configured default."),
-    ] = None,
+    model: Models = None,
     config: ConfigOption = None,
-    dtype: Annotated[Dtype | None, typer.Option(help="Precision; overrides the setting engine.dtype.")] = None,
-    qrels: Annotated[Path | None, typer.Option(help="File with judgements; by default the folder's qrels.")] = None,
-    run: Annotated[Path | None, typer.Option(help="TREC run with the candidates; without it, BM25 finds them.")] = None,
-    top_k: Annotated[int, typer.Option(min=1, help="Candidates per query.")] = 100,
-    recall_at: Annotated[list[int] | None, typer.Option(min=1, help="Recall cutoffs. Default: 5 and 10.")] = None,
-    max_queries: Annotated[
-        int | None, typer.Option(min=1, help="Use only the first queries, up to this number.")
+    dtype: Annotated[Dtype | None, typer.Option(help=DTYPE_HELP)] = None,
+    qrels: Qrels = None,
+    run: Annotated[
+        Path | None, typer.Option(help="TREC run with the passages to rank; by default BM25's best.")
     ] = None,
+    top_k: Annotated[int, typer.Option(min=1, help="Passages that are ranked per query.")] = 100,
+    recall_at: RecallAt = None,
+    max_queries: Annotated[int | None, typer.Option(min=1, help="Use only this many queries, the first ones.")] = None,
     max_windows: MaxWindows = 1,
     window_tokens: WindowTokens = None,
     overlap_tokens: OverlapTokens = DEFAULT_OVERLAP_TOKENS,
-    plot: Annotated[
-        Path | None, typer.Option(help="File for a plot of quality against speed: .png, .svg or .pdf.")
-    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw quality against speed: .png, .svg or .pdf.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print figures as JSON.")] = False,
 ) -> None:
     """Compare models on judged queries.
 
-    The measures are nDCG@10, MRR@10 and recall. BM25 and NVIDIA's published figures are shown for comparison.
+    The dataset says which passages are relevant to each query. The measures are nDCG@10, MRR@10 and recall: 1 is
+    perfect. BM25 and NVIDIA's published figures are shown for comparison.
     """
     if plot is not None and plot.suffix.lower() not in _PLOT_SUFFIXES:
         raise fail(f"{plot} must end in one of {', '.join(_PLOT_SUFFIXES)}")
+    if plot is not None and not plot.absolute().parent.is_dir():  # not after an hour of scoring
+        raise fail(f"{plot} cannot be written: {plot.parent} is not a folder")
     models = [choose_model(name, config, dtype) for name in (model or (None,))]
     # imported here, because torch takes seconds and the other modules need the extra `tools`
     from rerank_service.tools.evaluation.collection import read_collection
@@ -97,7 +106,7 @@ def _show(evaluation: Evaluation, as_json: bool) -> None:
             unscored = (
                 f", {model.unscored_pairs:.1%} have a query that fills the window" if model.unscored_pairs else ""
             )
-            typer.echo(truncated + unscored)
+            say(truncated + unscored)
     table = Table(
         *(Column(name, overflow="fold") for name in ("model", "first stage")),
         *(Column(name, no_wrap=True) for name in ("measure", "value")),
@@ -110,7 +119,7 @@ def _show(evaluation: Evaluation, as_json: bool) -> None:
         table.add_row(row.model, row.first_stage, row.measure, f"{row.value:.4f}")
     stdout.print("", table, sep="\n")
     for collections, source in dict.fromkeys((row.collections, row.source) for row in PUBLISHED):
-        typer.echo(f"Mean over {collections}. Source: {source}")
+        say(f"Mean over {collections}. Source: {source}")
 
 
 def _table(evaluation: Evaluation) -> Table:

@@ -3,6 +3,7 @@
 `--help`, `--version` and shell completion therefore load neither FastAPI nor torch, which take seconds.
 """
 
+import errno
 from importlib import import_module
 from typing import Any
 
@@ -11,6 +12,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from rerank_service import __version__
 from rerank_service.errors import BatchError, CheckpointError, RerankError
+from rerank_service.tools.files import file_problem
 
 __all__ = ["SUBCOMMANDS", "TOOLS_MODULES", "app", "main"]
 
@@ -67,11 +69,17 @@ class _CommandTree(TyperGroup):
             return super().invoke(ctx)
         except (BatchError, CheckpointError, RerankError) as error:
             message = str(error)
+        except OSError as error:
+            if error.errno in (None, errno.EPIPE):  # EPIPE: the reader of a pipe has ended, which is no failure
+                raise
+            message = file_problem(error)
         except ImportError as error:
             if (error.name or "").partition(".")[0] not in TOOLS_MODULES:
                 raise
-            message = f"{error.name} is not installed: pip install 'rerank-service[tools]'"
-            message += " (in a clone: .venv/bin/pip install '.[tools]')"
+            message = (
+                f"{error.name} is not installed: run `make tools` in a clone of the repository, or "
+                "pip install 'rerank-service[tools]'"
+            )
         from rerank_service.tools.cli.console import fail
 
         raise fail(message)
@@ -81,6 +89,8 @@ app = typer.Typer(
     cls=_CommandTree,
     name="rerank-service",
     help="Self-hosted reranking: orders passages by their relevance to a query.",
+    epilog="Results go to standard output, errors and progress to standard error. Exit codes: 0 success; 1 a negative "
+    "result, such as a failed verification; 2 an error or wrong usage; 130 stopped by Ctrl-C.",
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,  # locals hold users' texts
 )
@@ -94,5 +104,5 @@ def _options(version: bool = typer.Option(False, "--version", help="Print the ve
 
 
 def main() -> None:
-    """Entry point of the console script."""
-    app()
+    """Entry point of the console script and of `python -m rerank_service`."""
+    app(prog_name="rerank-service")

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from rerank_service.tools.cli.console import fail
+from rerank_service.tools.files import file_problem
 from rerank_service.tools.random_checkpoints.shapes import Architecture
 
 __all__ = ["make_checkpoint_command"]
@@ -30,14 +31,14 @@ def make_checkpoint_command(
         str, typer.Option(help="tiny or small; also 1b for llama_bidirec, 4b for mistral, 0.6b, 4b or 8b for qwen3.")
     ] = "tiny",
     seed: Annotated[int, typer.Option(help="The same seed gives the same weights.")] = 0,
-    dtype: Annotated[DType, typer.Option(help="Element type of the weights.")] = DType.BFLOAT16,
+    dtype: Annotated[DType, typer.Option(help="Number format of the weights.")] = DType.BFLOAT16,
     head_bias: Annotated[bool, typer.Option("--head-bias", help="Add score.bias; mistral only.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing checkpoint.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Write a randomly initialised reranker checkpoint.
 
-    The checkpoint is for tests and speed measurements.
+    Its rankings are meaningless: it is for tests and speed measurements.
     """
     # imported here, because torch and transformers take seconds and --help does not need them
     from rerank_service.tools.random_checkpoints.make import count_parameters, make_checkpoint
@@ -54,8 +55,10 @@ def make_checkpoint_command(
             overwrite=force,
             progress=size not in _SMALL_SIZES,
         )
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         raise fail(str(error)) from error
+    except OSError as error:
+        raise fail(file_problem(error, folder, is_output=True)) from None
     num_parameters = count_parameters(architecture, size, head_bias=head_bias)
     num_bytes = sum(path.stat().st_size for path in folder.iterdir())
     seconds = time.monotonic() - started

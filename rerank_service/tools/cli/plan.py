@@ -2,17 +2,17 @@
 `tools.planning` simulates."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Column, Table
 
 from rerank_service.tools.bench.workload import Lengths
-from rerank_service.tools.cli.console import fail, stderr, stdout
-from rerank_service.tools.planning.speed import ASSUMED_MFU, PlannedModel, speed_of
+from rerank_service.tools.cli.console import fail, say, stderr, stdout
+from rerank_service.tools.planning.speed import ASSUMED_MFU, PlannedModel, ReplicaSpeed, speed_of
 from rerank_service.tools.planning.workload import Mix
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rerank_service.tools.planning.fleet import Demand, FleetPlan
     from rerank_service.tools.planning.region import Loss
 
-__all__ = ["plan"]
+__all__ = ["plan", "plan_answer", "plan_table"]
 
 
 class Front(StrEnum):
@@ -30,64 +30,108 @@ class Front(StrEnum):
     SERVE_PROXY = "serve-proxy"
 
 
+Passages = Annotated[
+    str,
+    typer.Option(help="Passages per request, or a mix SIZE:WEIGHT: 10:4,100:1 is four requests of 10 to one of 100."),
+]
+Tokens = Annotated[
+    str, typer.Option(help=f"Tokens of query and passage together, or a kind of text: {', '.join(Lengths)}.")
+]
+P99 = Annotated[float, typer.Option(min=1, help="Time in which 99% of the requests must be answered.")]
+MeasuredSpeed = Annotated[
+    float | None,
+    typer.Option(min=1, help="Measured speed of one GPU (benchmarks/gpu.py); by default an estimate."),
+]
+EstimatedModel = Annotated[
+    PlannedModel,
+    typer.Option(help="Model whose speed is estimated: NVIDIA's 1B or 4B, or the embedded one (CPU)."),
+]
+Mfu = Annotated[
+    float, typer.Option(min=0.01, max=1, help="Share of the GPU's peak throughput that the estimate assumes.")
+]
+Overhead = Annotated[
+    float | None, typer.Option(min=0, help="Time that each batch takes in addition, whatever its size.")
+]
+Burstiness = Annotated[
+    float,
+    typer.Option(
+        min=1,
+        help="1: requests arrive at random (Poisson); above 1: in bursts. Squared CV of the time between requests.",
+    ),
+]
+Price = Annotated[float | None, typer.Option(min=0, help="Price of a GPU hour in any currency, to show the cost.")]
+Regions = Annotated[int, typer.Option(min=1, help="Regions that share the load; with 2 or more, one region fails.")]
+FailoverTime = Annotated[
+    float, typer.Option(min=0, help="Time until clients of the failed region reach another region.")
+]
+StartTime = Annotated[float, typer.Option(min=0, help="Time that a new replica takes to start after a region fails.")]
+
+
 def plan(
-    rps: float = typer.Option(..., min=0.001, help="Requests per second."),
-    passages: str = typer.Option(..., help="Passages per request, or a mix SIZE:WEIGHT, such as 10:4,100:1."),
-    tokens: str = typer.Option(..., help=f"Tokens per pair, query included, or one of {', '.join(Lengths)}."),
-    p99_ms: float = typer.Option(..., min=1, help="Target for the 99th percentile of latency."),
-    tokens_per_s: float | None = typer.Option(None, min=1, help="Speed of one replica, measured by benchmarks/gpu.py."),
-    model: PlannedModel = typer.Option(PlannedModel.LLAMA_1B, help="Model to estimate if there is no --tokens-per-s."),
-    gpu: str = typer.Option("h100", help="GPU of each replica: h100, h200, a100, l40s, a10, l4 ..."),
-    mfu: float = typer.Option(ASSUMED_MFU, min=0.01, max=1, help="Assumed share of the GPU's peak throughput."),
-    batch_overhead_ms: float | None = typer.Option(None, min=0, help="Fixed time per batch, whatever its size."),
-    burstiness: float = typer.Option(1.0, min=1, help="Squared CV of the gaps between requests; 1: Poisson."),
-    timeout_s: float = typer.Option(60.0, min=0.1, help="Request timeout of the service."),
-    front: Front = typer.Option(Front.HAPROXY, help="Proxy in front of the service."),
-    price_per_gpu_hour: float | None = typer.Option(None, min=0, help="Price in any currency; adds the cost."),
-    regions: int = typer.Option(1, min=1, help="Regions that share the load; with 2 or more, one region fails."),
-    start_s: float = typer.Option(60.0, min=0, help="Time that a new replica takes to start after a region fails."),
-    failover_s: float = typer.Option(10.0, min=0, help="Time until clients of the failed region reach another region."),
-    seed: int = typer.Option(0, help="Seed of the simulation."),
-    as_json: bool = typer.Option(False, "--json", help="Print one JSON object."),
+    rps: Annotated[float, typer.Option(min=0.001, help="Requests per second.")],
+    passages: Passages,
+    tokens: Tokens,
+    p99_ms: P99,
+    tokens_per_s: MeasuredSpeed = None,
+    model: EstimatedModel = PlannedModel.LLAMA_1B,
+    gpu: Annotated[str, typer.Option(help="GPU for the estimate: h100, h200, a100, l40s, a10, l4 ...")] = "h100",
+    mfu: Mfu = ASSUMED_MFU,
+    batch_overhead_ms: Overhead = None,
+    burstiness: Burstiness = 1.0,
+    timeout_s: Annotated[float, typer.Option(min=0.1, help="Request timeout of the service.")] = 60.0,
+    front: Annotated[Front, typer.Option(help="HTTP proxy in front of the service.")] = Front.HAPROXY,
+    price_per_gpu_hour: Price = None,
+    regions: Regions = 1,
+    start_s: StartTime = 60.0,
+    failover_s: FailoverTime = 10.0,
+    seed: Annotated[int, typer.Option(help="Seed of the simulation.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Estimate how many GPUs a load needs, by simulation.
 
     Also shows the limits of the fleet, its cost, and the effect of losing a region.
     """
-    from rerank_service.tools.planning.costs import HAPROXY, SERVE_PROXY  # imports Serve, which takes seconds
-    from rerank_service.tools.planning.fleet import Demand
-    from rerank_service.tools.planning.region import Loss
-
     mix = _mix(passages, tokens)
-    batch_s = None if batch_overhead_ms is None else batch_overhead_ms / 1000
-    try:
-        speed = speed_of(
-            mix, tokens_per_s=tokens_per_s, model=model, gpu=gpu.lower(), mfu=mfu, batch_overhead_s=batch_s
+    speed = _speed(mix, tokens_per_s, model, gpu.lower(), mfu, batch_overhead_ms)
+    device = "replica" if speed.is_measured else gpu.upper()
+    with stderr.status("preparing the simulation") as status:
+        from rerank_service.tools.planning.costs import HAPROXY, SERVE_PROXY  # imports Serve, which takes seconds
+        from rerank_service.tools.planning.fleet import Demand
+        from rerank_service.tools.planning.region import Loss
+
+        costs = HAPROXY if front is Front.HAPROXY else SERVE_PROXY
+        demand = Demand(mix, rps, p99_ms / 1000, speed, burstiness, costs, timeout_s, seed)
+        loss = Loss(regions, start_s, failover_s) if regions > 1 else None
+        found = _search(
+            demand, loss, price_per_gpu_hour, lambda tried: status.update(f"simulating {_several(tried, device)}")
         )
-    except ValueError as error:
-        raise fail(str(error)) from None
-    costs = HAPROXY if front is Front.HAPROXY else SERVE_PROXY
-    demand = Demand(mix, rps, p99_ms / 1000, speed, burstiness, costs, timeout_s, seed)
-    loss = Loss(regions, start_s, failover_s) if regions > 1 else None
-    found = _search(demand, loss, price_per_gpu_hour)
     if as_json:
         typer.echo(json.dumps(asdict(found)))
         return
-    stdout.print(_table(found, passages, tokens))
-    stdout.print(*_notes(found), sep="\n", highlight=False, soft_wrap=True)
+    say(plan_answer(found, device, passages, tokens))
+    stdout.print("", plan_table(found), "", sep="\n")
+    for note in _notes(found):
+        say(note)
 
 
-def _search(demand: "Demand", loss: "Loss | None", price_per_gpu_hour: float | None) -> "CapacityReport":
+def _speed(
+    mix: Mix, tokens_per_s: float | None, model: PlannedModel, gpu: str, mfu: float, batch_overhead_ms: float | None
+) -> ReplicaSpeed:
+    overhead_s = None if batch_overhead_ms is None else batch_overhead_ms / 1000
+    try:
+        return speed_of(mix, tokens_per_s=tokens_per_s, model=model, gpu=gpu, mfu=mfu, batch_overhead_s=overhead_s)
+    except ValueError as error:
+        raise fail(str(error)) from None
+
+
+def _search(
+    demand: "Demand", loss: "Loss | None", price_per_gpu_hour: float | None, on_try: Callable[[int], None]
+) -> "CapacityReport":
     from rerank_service.tools.planning.capacity import plan_capacity
     from rerank_service.tools.planning.fleet import CannotMeet
 
     try:
-        with stderr.status("simulating") as status:
-
-            def show(replicas: int) -> None:
-                status.update(f"simulating {replicas:,} replicas")
-
-            return plan_capacity(demand, loss=loss, price_per_gpu_hour=price_per_gpu_hour, on_try=show)
+        return plan_capacity(demand, loss=loss, price_per_gpu_hour=price_per_gpu_hour, on_try=on_try)
     except CannotMeet as error:
         raise fail(
             f"no number of replicas keeps p99 within {_ms(demand.p99_s)}; the best p99 is {_ms(error.p99_s)}. "
@@ -110,32 +154,56 @@ def _mix(passages: str, tokens: str) -> Mix:
         ) from None
 
 
-def _table(found: "CapacityReport", passages: str, tokens: str) -> Table:
+def plan_answer(found: "CapacityReport", device: str, passages: str, tokens: str) -> str:
+    """The answer in one or two sentences."""
+    demand, plan = found.demand, found.plan
+    size = f"{passages} passages" if passages.isdecimal() else f"passages in the mix {passages}"
+    length = f"of {tokens} tokens" if tokens.isdecimal() else f"with `{tokens}` lengths"
+    answer = (
+        f"You need {_several(plan.replicas, device)}: 99% of the requests are then answered within "
+        f"{_ms(plan.measured.p99_s)} (target: {_ms(demand.p99_s)}), at {demand.rps:g} requests/s of {size} {length}."
+    )
+    if found.region is None:
+        return answer
+    region = found.region
+    return (
+        f"{answer} With {region.assumed.regions} regions, {region.plan.replicas:,} in each are enough; "
+        f"{region.plan_after_loss.replicas:,} in each meet the target even after one region fails."
+    )
+
+
+def _several(number: int, device: str) -> str:
+    return f"{number:,} {device}{'' if number == 1 else 's'}"
+
+
+def plan_table(found: "CapacityReport") -> Table:
+    """A table with one row per figure: its name, its value and what it means."""
     demand, plan, measured, limits = found.demand, found.plan, found.plan.measured, found.limits
-    title = f"{demand.rps:g} requests/s of {passages} passages of {tokens} tokens, p99 within {_ms(demand.p99_s)}"
     table = Table(
         Column(no_wrap=True),
         Column(style="bold", no_wrap=True, justify="right"),
         Column(style="dim"),
-        title=title,
-        title_justify="left",
         box=None,
         show_header=False,
+        pad_edge=False,
     )
-    spread = f"95%: {_ms(measured.p99_low_s)} to {_ms(measured.p99_high_s)}; p50 {_ms(measured.p50_s)}"
+    spread = (
+        f"{_ms(measured.p99_low_s)} to {_ms(measured.p99_high_s)} with 95% confidence; half of the requests take at "
+        f"most {_ms(measured.p50_s)}"
+    )
     table.add_row("replicas", f"{plan.replicas:,}", _reason_for_replicas(plan))
-    table.add_row("p99", _ms(measured.p99_s), spread)
-    table.add_row("devices busy", f"{measured.utilisation:.2f}", _kept_by_the_autoscaler(found))
+    table.add_row("p99 latency", _ms(measured.p99_s), spread)
+    table.add_row("busy", f"{measured.utilisation:.0%}", _kept_by_the_autoscaler(found))
     table.add_row("one replica", f"{demand.speed.tokens_per_s:,.0f}", f"tokens/s; {demand.speed.origin}")
     table.add_row(
         "ingresses",
         f"{plan.ingresses:,}",
-        f"{limits.ingress_cpus:.1f} CPUs; other processes use {limits.other_cpus:.1f}",
+        f"processes that receive requests, {limits.ingress_cpus:.1f} CPUs; others use {limits.other_cpus:.1f} CPUs",
     )
     table.add_row(
         "controller",
         f"{limits.controller_cpus:.2f}",
-        f"of one core; {limits.controller_messages_per_s:,.0f} messages/s; supports {limits.most_replicas:,} replicas",
+        f"cores for Ray Serve's controller; one core is enough for {limits.most_replicas:,} replicas",
     )
     if found.cost_per_million_passages is not None:
         table.add_row("cost", f"{found.cost_per_million_passages:.2f}", "per million passages, for replicas only")
@@ -186,8 +254,8 @@ def _add_region(table: Table, found: "CapacityReport") -> None:
 def _notes(found: "CapacityReport") -> Iterator[str]:
     if not found.demand.speed.is_measured:
         yield (
-            "[yellow]The speed is an assumption, not a measurement.[/] Measure yours with `python benchmarks/gpu.py` "
-            "and pass it as --tokens-per-s."
+            "The speed is an assumption, not a measurement. Measure yours with `python benchmarks/gpu.py` and pass it "
+            "as --tokens-per-s."
         )
     yield "This is a simulation; docs/capacity.md lists its limits."
 

@@ -7,12 +7,15 @@ from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.table import Column
 
 __all__ = ["ProgressBar"]
 
 _SILENT_S = 2.0
 """Shorter stages without a unit are not shown."""
 _LINE_EVERY_S = 15.0
+_WIDE_COLUMNS = 120
+"""Narrower terminals have a short bar."""
 _WINDOW_S = 60.0
 """Period over which the rate is averaged."""
 
@@ -27,9 +30,10 @@ class ProgressBar:
         console = Console(stderr=True)
         self._units = units
         self._bar = Progress(
-            TextColumn("{task.description:>8}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.percentage:>3.0f}%  {task.fields[words]}"),
+            # A long name is shortened; rich narrows only columns that may wrap.
+            TextColumn("{task.description:>8}", markup=False, table_column=Column(overflow="ellipsis")),
+            BarColumn(bar_width=24 if console.width >= _WIDE_COLUMNS else 8),
+            TextColumn("{task.percentage:>3.0f}%  {task.fields[words]}", table_column=Column(no_wrap=True)),
             console=console,
             disable=not console.is_terminal,
             transient=True,

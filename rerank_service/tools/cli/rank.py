@@ -1,18 +1,18 @@
 """`rerank-service rank`: ranks lines of text, with a running service or in this process."""
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Column, Table
 from rich.text import Text
 
 from rerank_service.client import Client, ConnectionFailed, Ranking, RerankClientError
 from rerank_service.client import PassageWindows as ClientWindows
 from rerank_service.messages import PassageWindows
-from rerank_service.tools.cli.console import Key, Url, fail, stdout, unreachable
+from rerank_service.tools.cli.console import Key, Url, fail, stderr, stdout, unreachable
 from rerank_service.tools.cli.options import (
     DEFAULT_OVERLAP_TOKENS,
     ConfigOption,
@@ -22,29 +22,38 @@ from rerank_service.tools.cli.options import (
     choose_model,
     passage_windows,
 )
+from rerank_service.tools.files import file_problem
 
 __all__ = ["rank"]
 
 _TIMEOUT_S = 120.0
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+"""Control characters, which a passage must not send to the terminal."""
 
 
 def rank(
-    query: Annotated[str, typer.Argument(help="The query to rank the passages for.")],
-    passages: Annotated[str, typer.Argument(help="File with one passage per line; - reads standard input.")] = "-",
+    query: Annotated[str, typer.Argument(help="The question or search text.")],
+    passages: Annotated[str, typer.Argument(help="Text file with one passage per line; -: standard input.")] = "-",
     url: Url = "http://127.0.0.1:8000",
     key: Key = None,
-    model: Annotated[str | None, typer.Option(help="Model or alias; by default the service's default model.")] = None,
-    top: Annotated[int | None, typer.Option(min=1, help="Number of best passages to show.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Name of the model; by default the service's default model.")
+    ] = None,
+    top: Annotated[int | None, typer.Option(min=1, help="Show only this many passages, the best ones.")] = None,
     max_windows: MaxWindows = 1,
     window_tokens: WindowTokens = None,
     overlap_tokens: OverlapTokens = DEFAULT_OVERLAP_TOKENS,
     in_process: Annotated[
-        bool, typer.Option("--in-process", help="Load the model in this process, without a service.")
+        bool, typer.Option("--in-process", help="Load the model here, without a running service.")
     ] = False,
     config: ConfigOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the ranking as JSON.")] = False,
 ) -> None:
-    """Rank passages, one per line, for a query."""
+    """Rank passages, one per line, for a query.
+
+    The best passage comes first. A higher score (logit) means more relevant; scores of different models cannot be
+    compared. Example: rerank-service rank "Why do we cry over onions?" examples/passages.txt --top 3
+    """
     if not query.strip():
         raise fail("the query is blank; give a text")
     lines = _read_lines(passages)
@@ -64,30 +73,31 @@ def rank(
     if as_json:
         typer.echo(json.dumps(answer))
         return
-    table = Table(
-        Column("logit", justify="right", no_wrap=True),
-        Column("index", justify="right", no_wrap=True, style="dim"),
-        "passage",  # without no_wrap, since rich narrows only columns that may wrap; the texts are shortened instead
-        box=None,
-        pad_edge=False,
-    )
-    for ranking in answer["rankings"]:
-        index = ranking["index"]
-        table.add_row(f"{ranking['logit']:.2f}", str(index), Text(lines[index], no_wrap=True, overflow="ellipsis"))
-    stdout.print(table)
+    _show(answer["rankings"], lines)
+
+
+def _show(rankings: list[dict[str, Any]], lines: list[str]) -> None:
+    """Prints one line per passage. On a terminal, a passage is shortened to the width that logit and index leave."""
+    rows = [("logit", "index", "passage")]
+    rows += [(f"{one['logit']:.2f}", str(one["index"]), _CONTROL.sub(" ", lines[one["index"]])) for one in rankings]
+    logits, indices = (max(len(row[column]) for row in rows) for column in (0, 1))
+    for logit, index, passage in rows:
+        line = Text.assemble(logit.rjust(logits), "  ", (index.rjust(indices), "dim"), "  ", passage)
+        stdout.print(
+            line, no_wrap=True, overflow="ellipsis" if stdout.is_terminal else "ignore", crop=stdout.is_terminal
+        )
 
 
 def _read_lines(source: str) -> list[str]:
     place = "standard input" if source == "-" else source
+    if source == "-" and sys.stdin.isatty():
+        stderr.print("reading passages from the terminal, one per line; Ctrl-D ends them")
     try:
         # Bytes, because Python decodes standard input leniently under some locales.
         raw = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
         text = raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = 1 + error.object.count(b"\n", 0, error.start)
-        raise fail(f"cannot read passages from {place}: line {line} is not UTF-8 ({error.reason})") from None
-    except OSError as error:
-        raise fail(f"cannot read passages from {place}: {error}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise fail(file_problem(error, place)) from None
     lines = [line for line in text.splitlines() if line.strip()]
     if not lines:
         raise fail("there are no passages; give one per line")

@@ -14,7 +14,7 @@ from rich.table import Column, Table
 
 from rerank_service.client import Client, ConnectionFailed, RerankClientError
 from rerank_service.config import Dtype
-from rerank_service.tools.cli.console import Key, fail, get_json, stdout, unreachable
+from rerank_service.tools.cli.console import DTYPE_HELP, MODEL_HELP, Key, fail, get_json, say, stdout, unreachable
 from rerank_service.tools.cli.options import ConfigOption, choose_model, is_source
 from rerank_service.tools.cli.progress import ProgressBar
 
@@ -28,20 +28,21 @@ __all__ = ["verify_command"]
 _TIMEOUT_S = 300.0
 _NONE = "none"
 
-Name = Annotated[
-    str | None, typer.Argument(metavar="MODEL", help="Configured model or checkpoint; by default, the default model.")
+Name = Annotated[str | None, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
+ServiceUrl = Annotated[
+    str | None, typer.Option(help="Verify a running service at this address; by default a model loaded here.")
 ]
 Recorded = Annotated[
     str | None,
-    typer.Option(help="Published model whose recorded logits must match, or `none`; by default chosen by MODEL."),
+    typer.Option(help="Published model whose recorded scores must match, or `none`; by default chosen by MODEL."),
 ]
 
 
 def verify_command(
     model: Name = None,
     config: ConfigOption = None,
-    dtype: Annotated[Dtype | None, typer.Option(help="Precision; overrides the setting engine.dtype.")] = None,
-    url: Annotated[str | None, typer.Option(help="Verify this running service instead.")] = None,
+    dtype: Annotated[Dtype | None, typer.Option(help=DTYPE_HELP)] = None,
+    url: ServiceUrl = None,
     key: Key = None,
     served_as: Annotated[str | None, typer.Option(help="With --url: the service's name for the model.")] = None,
     recorded: Recorded = None,
@@ -49,7 +50,7 @@ def verify_command(
 ) -> None:
     """Check that a served model scores like its checkpoint.
 
-    The reference is a plain run of the checkpoint. Exit codes: 0 the scores agree; 1 they do not agree.
+    Both score the same texts. Exit codes: 0 the scores agree; 1 they do not agree; 2 an error.
     """
     if served_as is not None and url is None:
         raise fail("--served-as needs --url")
@@ -106,13 +107,15 @@ def _recorded(wanted: str | None, model_id: str) -> Sequence[RecordedLogits]:
 
 
 def _show(verdict: Verdict) -> None:
-    typer.echo(f"served     {verdict.served}\nreference  {verdict.reference}")
+    say(f"served     {verdict.served}")
+    say(f"reference  {verdict.reference}")
     folded = (Column(name, overflow="fold") for name in ("check", "found", "allowed"))
     table = Table(*folded, Column("", no_wrap=True), box=None, pad_edge=False, show_edge=False)
     for check in verdict.checks:
         table.add_row(check.name, check.found, check.allowed, "yes" if check.is_passed else "[bold red]NO[/]")
     stdout.print("", table, "", sep="\n")
-    typer.echo("\n".join(_words(verdict)))
+    for line in _words(verdict):
+        say(line)
 
 
 def _words(verdict: Verdict) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Drains one node of a running Ray cluster: Ray places nothing new on the node, and Serve moves its replicas.
+"""Drains one node of a running Ray cluster: Ray places nothing new on the node, and Serve moves the node's replicas.
 
 This module talks only to the cluster's control store (GCS). It is not a Ray driver, because a drained node ends its
 drivers.
@@ -63,7 +63,7 @@ class Cluster:
         host, _, port = self.address.rpartition(":")
         try:
             with closing(socket.create_connection((host.strip("[]"), int(port)), _CONNECT_LIMIT_S)):
-                pass  # Ray itself would retry for 40 s
+                pass  # without this attempt, Ray would retry for 40 s
         except OSError as error:
             raise ConnectionError(f"no Ray cluster answers at {self.address}: {error}") from None
         self._state = GlobalStateAccessor(

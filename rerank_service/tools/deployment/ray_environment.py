@@ -30,8 +30,8 @@ HAPROXY_ENVIRONMENT = {
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     # A shard may be one passage of 32 MB; gRPC's default limit is 4 MB.
     "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(256 * 1024 * 1024),
-    # If an ingress dies before it answers, HAProxy sends the request to another one, as `http.proxies.retry` does
-    # without HAProxy. HAProxy must hold the whole request in a buffer of this size; `rerank-haproxy` configures that.
+    # If an ingress dies before it answers, HAProxy sends the request to another ingress, as `http.proxies.retry` does
+    # without HAProxy. For this, the whole request must fit in HAProxy's buffer, into which `rerank-haproxy` reads it.
     "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
     "RAY_SERVE_HAPROXY_RETRIES": "1",
     "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(256 * 1024),

@@ -70,5 +70,5 @@ def _ranked(chosen: Sequence[str], scores: Sequence[float]) -> dict[str, float]:
 
 
 def _column(rows: dict[str, dict[str, float]], name: str, queries: Candidates) -> NDArray[np.float64]:
-    """Values of one measure. trec_eval omits queries without candidates, which have the value 0."""
+    """Values of one measure. Queries without candidates, which trec_eval omits, have the value 0."""
     return np.array([rows.get(query_id, {}).get(name, 0.0) for query_id in queries])

@@ -30,7 +30,7 @@ class _TimedValue(NamedTuple):
 
 @dataclass
 class _Context:
-    """The fields of Serve's `AutoscalingContext` that the policy reads, and that Serve's delays depend on."""
+    """The fields of Serve's `AutoscalingContext` that the policy or Serve's delays need."""
 
     current_time: float
     current_num_replicas: int

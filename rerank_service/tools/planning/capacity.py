@@ -18,7 +18,8 @@ class RegionReport:
     plan: FleetPlan
     """Fleet for the region's share of the load."""
     plan_after_loss: FleetPlan
-    """Fleet for the region's share after another region is lost. If it already runs, clients do not notice the loss."""
+    """Fleet for the region's share after another region is lost. If this fleet is already running before the loss,
+    clients do not notice it."""
     assumed: Loss
     loss: RegionLoss
 
@@ -30,7 +31,7 @@ class CapacityReport:
     demand: Demand
     plan: FleetPlan
     kept_replicas: int
-    """Replicas that the autoscaler keeps running to reach its `target_utilisation`, and never fewer than planned."""
+    """Replicas that the autoscaler keeps running for its `target_utilisation`, at least the planned number."""
     limits: Limits
     region: RegionReport | None
     cost_per_million_passages: float | None

@@ -57,7 +57,7 @@ class Fleet:
     costs: StackCosts = HAPROXY
     timeout_s: float = LimitsConfig().request_timeout_s
     slow_replicas: int = 0
-    """Number of replicas that run at half the speed."""
+    """Number of replicas that run at half the speed of the other replicas."""
 
 
 class _SimulatedIngress:

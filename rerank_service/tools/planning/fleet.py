@@ -31,11 +31,11 @@ _NUM_REQUESTS = 6_000
 """Number of requests in a simulation; sixty of them are slower than the p99."""
 _NUM_COARSE = 1_500
 _NUM_TARGETS = 40
-"""Minimum duration of a simulation, as a multiple of the target, since queues of large fleets build up slowly."""
+"""Minimum duration of a simulation, as a multiple of the target p99, because queues of large fleets build up slowly."""
 _WARM_UP, _COOL_DOWN = 0.15, 0.05
 """Uncounted requests before and after the counted requests, as shares of the number of counted requests."""
 _PLENTY = 4
-"""Multiple of the minimum number of replicas at which requests hardly wait."""
+"""Requests hardly wait in a fleet that has at least this many times the minimum number of replicas."""
 _NORMAL_95 = 1.96
 """Half the width of a two-sided 95% interval, in standard deviations."""
 
@@ -110,7 +110,7 @@ def fewest_replicas(demand: Demand) -> int:
 
 
 def ingresses_for(demand: Demand) -> int:
-    """Number of ingresses at which each ingress is busy 60% of the time."""
+    """Smallest number of ingresses at which each ingress is busy at most 60% of the time."""
     return max(1, math.ceil(demand.rps * demand.ingress_cpu_s / _INGRESS_UTILISATION))
 
 

@@ -36,8 +36,8 @@ MEMBERSHIP_BYTES = 145.0
 CONTROLLER_IDLE_CPUS = 0.0335
 CONTROLLER_US_PER_REPLICA = 424.0
 CONTROLLER_US_PER_MESSAGE = 643.0
-"""Measured costs of the real controller: busy CPUs when idle, CPU time per second and idle replica, and CPU time per
-report or health check."""
+"""Measured costs of the real controller: its busy CPUs without replicas, its CPU time in each second for each idle
+replica, and its CPU time per report or health check."""
 
 CONTROLLER_SHARE = 0.7
 """Utilisation of the controller's core above which decisions and health checks are late."""

@@ -52,7 +52,7 @@ class Tolerance(NamedTuple):
 
 
 TOLERANCES = {
-    # Largest and mean found: 3e-6 and 1e-6, from a different order of summation. GPUs and deeper models have more.
+    # Largest and mean found: 3e-6 and 1e-6, from a different order of summation; larger on GPUs and in deeper models.
     Dtype.FLOAT32: Tolerance(1e-4, 2e-5, 1e-4),
     # Found: 0.0041 and 0.0013, with a significand of 11 bits.
     Dtype.FLOAT16: Tolerance(0.01, 0.004, 0.002),
@@ -83,8 +83,8 @@ class LogitFigures:
     largest_change: float
     """Largest difference between two served logits of the same pair, computed in different batches."""
     ordered_alike: float
-    """Share of pairs of one query's passages that both sides order alike. Pairs with equal reference logits are not
-    counted."""
+    """Of all combinations of two passages of one query, the share that both sides put in the same order. Combinations
+    with equal reference logits are not counted."""
     kendall_tau: float
     """`2 * ordered_alike - 1`, which is Kendall's tau if there are no ties."""
     same_best: int

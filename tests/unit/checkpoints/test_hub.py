@@ -297,12 +297,24 @@ def test_weights_that_are_not_safetensors_are_refused(hub: FakeHub, files: dict[
         pull(ID, commit)
 
 
-def test_the_error_without_network_says_how_to_copy_the_files(
-    hub: FakeHub, pauses: list[float], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("endpoint", ["http://127.0.0.1:9", "http://no-such-host.invalid"])
+def test_the_error_without_network_comes_at_once_and_says_how_to_copy_the_files(
+    hub: FakeHub, pauses: list[float], monkeypatch: pytest.MonkeyPatch, endpoint: str
 ) -> None:
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(CheckpointError, match=r"cannot reach http://127\.0\.0\.1:9.*--to FOLDER.*use it as source"):
+    monkeypatch.setenv("HF_ENDPOINT", endpoint)
+    with pytest.raises(CheckpointError, match=rf"cannot reach {endpoint}.*--to FOLDER.*use it as source"):
         pull(ID)
+    assert pauses == []
+
+
+def test_retries_are_not_shown(
+    hub: FakeHub, files: dict[str, bytes], pauses: list[float], caplog: pytest.LogCaptureFixture
+) -> None:
+    hub.faults = [Fault("/revision/", status=503), Fault("/tree/", cut_after_bytes=10)]
+
+    assert fetched_files(pull(ID).folder) == files
+    assert pauses == [1, 1]
+    assert caplog.text == ""
 
 
 def test_offline_mode_sends_no_request(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,12 +46,12 @@ PASSAGES = ["one", "two and more", "three"]
 Rank = Callable[..., Ranking]
 
 
-def _rank(url: str, *arguments: Any, settings: dict[str, Any] | None = None, **options: Any) -> Ranking:
+def _rank(url: str | None, *arguments: Any, settings: dict[str, Any] | None = None, **options: Any) -> Ranking:
     with Client(url, **settings or {}) as client:
         return client.rank(*arguments, **options)
 
 
-def _rank_async(url: str, *arguments: Any, settings: dict[str, Any] | None = None, **options: Any) -> Ranking:
+def _rank_async(url: str | None, *arguments: Any, settings: dict[str, Any] | None = None, **options: Any) -> Ranking:
     async def ranked() -> Ranking:
         async with AsyncClient(url, **settings or {}) as client:
             return await client.rank(*arguments, **options)
@@ -220,14 +220,30 @@ def test_the_key_comes_from_the_argument_or_the_environment(
 ) -> None:
     model = local_model(checkpoints["llama_bidirec"], window_tokens=64)
     monkeypatch.setenv("RERANK_SERVICE_API_KEYS", KEY)
+    for name in ("RERANK_SERVICE_API_KEY", "NVIDIA_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
     with running(local_api([model], {model.id: replica})) as url:
         with pytest.raises(AuthenticationError, match="Missing API key"):
             rank(url, "q", PASSAGES)
         with pytest.raises(AuthenticationError, match="Invalid API key"):
             rank(url, "q", PASSAGES, settings={"api_key": "wrong"})
         assert len(rank(url, "q", PASSAGES, settings={"api_key": KEY})) == 3
+        monkeypatch.setenv("NVIDIA_API_KEY", KEY)
+        assert len(rank(url, "q", PASSAGES)) == 3
+        monkeypatch.setenv("RERANK_SERVICE_API_KEY", "wrong")
+        with pytest.raises(AuthenticationError, match="Invalid API key"):
+            rank(url, "q", PASSAGES)
         monkeypatch.setenv("RERANK_SERVICE_API_KEY", KEY)
         assert len(rank(url, "q", PASSAGES)) == 3
+
+
+def test_without_an_address_the_environment_names_the_service(rank: Rank, monkeypatch: pytest.MonkeyPatch) -> None:
+    with scripted() as server:
+        monkeypatch.setenv("RERANK_SERVICE_URL", server.url)
+        assert len(rank(None, "q", PASSAGES)) == 3
+        with pytest.raises(ConnectionFailed, match=r"127\.0\.0\.1:9"):
+            rank("http://127.0.0.1:9", "q", PASSAGES)
+        assert len(server.seen) == 1
 
 
 @pytest.mark.parametrize(("status", "kind"), [(429, RateLimitedError), (503, ServiceUnavailableError)])
@@ -446,7 +462,7 @@ def test_invalid_arguments_are_rejected_before_a_request_is_sent(
 
 
 def test_a_single_string_is_rejected() -> None:
-    with Client() as client, pytest.raises(TypeError, match="single string"):
+    with Client("http://127.0.0.1:9") as client, pytest.raises(TypeError, match="single string"):
         client.rank("q", "a passage")
 
 

@@ -259,7 +259,7 @@ WRONG: list[tuple[str, dict[str, Any], int, str]] = [
      "leave the field out"),
     ("vllm", {"top_n": -1}, 400, "top_n must be greater than or equal to 0"),
     ("vllm", {"truncate_prompt_tokens": 5}, 400, "truncate_prompt_tokens must be -1"),
-    ("vllm score", {"text_2": ...}, 400, "The body needs queries and texts in one of these pairs of fields: "
+    ("vllm score", {"text_2": ...}, 400, "The body needs queries and texts in exactly one of these pairs of fields: "
      "text_1 with text_2, queries with documents, queries with items, data_1 with data_2"),
     ("vllm score", {"text_1": ["a", "b"]}, 400, "text_1 has 2 entries, and text_2 has 3; send one query, "
      "or one query for each text"),

@@ -3,7 +3,6 @@
 import re
 from collections.abc import AsyncIterator
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,9 +13,9 @@ from starlette.routing import Mount
 from tests.local_service import local_api
 from tests.models import embedded_model
 
-FILES = ["/", "/playground/playground.css", "/playground/playground.js", "/playground/icon.svg"]
 FOLDER = resources.files("rerank_service.http") / "playground"
 PAGE_FILES = sorted(path.name for path in FOLDER.iterdir() if path.is_file() and not path.name.endswith(".py"))
+FILES = ["/" if name == "index.html" else f"/playground/{name}" for name in PAGE_FILES]
 
 
 def client_of(prefix: str = "", **settings: Any) -> httpx.AsyncClient:
@@ -109,5 +108,20 @@ def test_no_file_names_another_host_or_an_absolute_address(name: str) -> None:
     assert not re.search(r"""(?:href|src)=["']/|url\(|@import|["'`]/v1""", text)
 
 
-def test_every_file_is_served_and_packaged() -> None:
-    assert set(PAGE_FILES) == {Path(path).name or "index.html" for path in FILES}
+async def test_pythons_files_are_not_served(client: httpx.AsyncClient) -> None:
+    for name in ("routes.py", "__init__.py", "index.html"):
+        assert (await client.get(f"/playground/{name}")).status_code == 404
+
+
+def test_the_page_loads_all_its_files_at_once() -> None:
+    """A module that only another module names would be requested after that one has arrived."""
+    named = re.findall(r'(?:href|src)="playground/([^"]+)"', (FOLDER / "index.html").read_text(encoding="utf-8"))
+    assert sorted([*named, "index.html"]) == PAGE_FILES
+
+
+@pytest.mark.parametrize("name", [name for name in PAGE_FILES if name.endswith(".js")])
+def test_modules_import_only_files_of_the_page(name: str) -> None:
+    text = (FOLDER / name).read_text(encoding="utf-8")
+    imported = re.findall(r"""\bfrom ["'](.*)["']|\bimport\(""", text)
+    assert all(path.startswith("./") and path[2:] in PAGE_FILES for path in imported)
+    assert len(text.splitlines()) <= 400

@@ -162,7 +162,7 @@ def test_a_folder_has_the_pairs_of_a_run_or_of_qrels(tmp_path: Path, beir: Path)
         ("in.csv", 'query,passage\nq,"p\n', "line 2: unexpected end"),
         ("in.csv", "", "no column query; the header has no columns"),
         ("in.txt", "x", "or end in one of .jsonl"),
-        ("in.parquet", "x", "cannot read"),
+        ("in.parquet", "x", "is not a readable Parquet file"),
     ],
 )
 def test_errors_name_file_line_and_field(tmp_path: Path, name: str, text: str, message: str) -> None:
@@ -239,10 +239,10 @@ def test_unsupported_inputs_are_errors(tmp_path: Path, beir: Path) -> None:
     run.touch()
     jsonl = write_jsonl(tmp_path / "in.jsonl", [])
     for asked, message in [
-        (files(tmp_path / "nowhere.jsonl"), "no such file"),
+        (files(tmp_path / "nowhere.jsonl"), "does not exist"),
         (files(jsonl, run), "is not a BEIR folder, so --candidates"),
         (files(beir), "--candidates must name a TREC run"),
-        (files(beir, tmp_path / "nowhere"), "no such file"),
+        (files(beir, tmp_path / "nowhere"), "does not exist"),
         (files(tmp_path, run), "has no corpus.jsonl and no queries.jsonl"),
     ]:
         with pytest.raises(BatchError, match=message):

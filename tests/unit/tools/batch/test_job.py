@@ -257,7 +257,7 @@ def test_an_existing_output_is_replaced_only_with_force(tmp_path: Path, pairs: P
     ("arguments", "message"),
     [
         (["{pairs}", "{folder}/out.xlsx"], "out.xlsx must end in one of"),
-        (["nowhere.jsonl", "{folder}/out.jsonl"], "cannot read"),
+        (["nowhere.jsonl", "{folder}/out.jsonl"], "nowhere.jsonl does not exist"),
         (["{pairs}", "{folder}/out.jsonl", "--in-process", "--workers", "2"], "--in-process cannot be combined"),
         (["{pairs}", "{folder}/out.jsonl", "--model", "org/name@abc"], "needs revision"),
         (["{pairs}", "{folder}/out.jsonl", "--model", "./nowhere", "--in-process"], "nowhere"),
@@ -308,4 +308,4 @@ def test_a_missing_package_names_its_extra(
     result = runner.invoke(app, command(pairs, tmp_path / "out.parquet", config))
 
     assert result.exit_code == 2
-    assert "pyarrow is not installed: pip install 'rerank-service[tools]'" in result.stderr
+    assert "pyarrow is not installed: run `make tools` in a clone" in result.stderr

@@ -71,5 +71,5 @@ def test_only_the_jobs_files_are_removed(tmp_path: Path) -> None:
 def test_an_output_folder_that_cannot_be_created(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
 
-    with pytest.raises(BatchError, match="cannot write"), Parts(tmp_path / "file" / "out"):
+    with pytest.raises(BatchError, match="cannot be written: not a directory"), Parts(tmp_path / "file" / "out"):
         pass

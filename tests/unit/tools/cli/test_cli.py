@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import yaml
-from rich.console import Console
 from typer.testing import CliRunner
 
 from rerank_service import __version__
 from rerank_service.tools.cli.main import app
+from rerank_service.tools.files import file_problem
 from tests.http_servers import error, ranking, scripted
 
 CONFIG = str(Path(__file__).parents[4] / "serve_config.yaml")
@@ -276,18 +276,25 @@ def test_rank_reports_truncated_and_unscored_passages(float32_config: str) -> No
     assert whole.stderr == ""
 
 
-@pytest.mark.parametrize("columns", [30, 80])
-def test_rank_shows_logit_and_index_of_a_passage_wider_than_the_terminal(
-    monkeypatch: pytest.MonkeyPatch, columns: int
-) -> None:
-    monkeypatch.setattr("rerank_service.tools.cli.rank.stdout", Console(width=columns))
+def test_rank_writes_whole_passages_to_a_file() -> None:
+    long, red = "a " * 300, "\x1b[31mred"
     with scripted() as server:
-        result = runner.invoke(app, ["rank", "q", "--url", server.url], input="a " * 300 + "\n" + "x" * 300)
+        result = runner.invoke(app, ["rank", "q", "--url", server.url], input=f"{long}\n{red}\n", env={"COLUMNS": "80"})
 
-    header, *rows = result.stdout.splitlines()
-    assert header.split() == ["logit", "index", "passage"]
-    assert [row.split()[:2] for row in rows] == [["600.00", "0"], ["300.00", "1"]]
-    assert all(len(row) <= columns and row.rstrip().endswith("…") for row in rows)
+    assert result.stdout == f" logit  index  passage\n600.00      0  {long}\n  8.00      1   [31mred\n"
+
+
+def test_the_key_comes_from_the_option_or_the_environment() -> None:
+    command = ["rank", "q", "--json"]
+    with scripted() as server:
+        environment = {"RERANK_SERVICE_URL": server.url, "NVIDIA_API_KEY": "other", "RERANK_SERVICE_API_KEY": None}
+        runner.invoke(app, command, input="a", env=environment)
+        runner.invoke(app, command, input="a", env=environment | {"RERANK_SERVICE_API_KEY": "ours"})
+        runner.invoke(
+            app, [*command, "--key", "given"], input="a", env=environment | {"RERANK_SERVICE_API_KEY": "ours"}
+        )
+
+    assert [one.headers["authorization"] for one in server.seen] == ["Bearer other", "Bearer ours", "Bearer given"]
 
 
 @pytest.mark.parametrize("place", [[], ["--in-process"]])
@@ -306,9 +313,9 @@ def test_rank_reports_passages_that_are_not_utf8(tmp_path: Path) -> None:
     piped, named = runner.invoke(app, ["rank", "q", "-"], input=raw), runner.invoke(app, ["rank", "q", str(path)])
 
     assert (piped.exit_code, named.exit_code) == (2, 2)
-    problem = "line 2 is not UTF-8 (invalid start byte)"
-    assert piped.stderr == f"error: cannot read passages from standard input: {problem}\n"
-    assert named.stderr == f"error: cannot read passages from {path}: {problem}\n"
+    problem = "line 2: not UTF-8 (invalid start byte)"
+    assert piped.stderr == f"error: standard input, {problem}\n"
+    assert named.stderr == f"error: {path}, {problem}\n"
 
 
 def test_rank_prints_the_services_error() -> None:
@@ -330,7 +337,7 @@ def test_rank_reads_standard_input(float32_config: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["rank", "q", "nowhere.txt"], "cannot read passages from nowhere.txt"),
+        (["rank", "q", "nowhere.txt"], "error: nowhere.txt does not exist"),
         (["rank", "q", "/dev/null"], "there are no passages"),
         (["rank", "q", "{passages}", "--url", "http://127.0.0.1:9"], "is it running?"),
         (["rank", "q", "{passages}", "--url", "not a url"], "must be an http or https URL"),
@@ -347,6 +354,45 @@ def test_errors_are_reported_in_one_line(passages: str, arguments: list[str], me
     assert "Traceback" not in result.output
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["rank", "q", "{folder}"], "{folder} is a folder, not a file"),
+        (["rank", "q", "{folder}/no.txt"], "{folder}/no.txt does not exist"),
+        (["rank", "q", "{passages}/x"], "{passages}/x is not a folder, or lies in a path that is not a folder"),
+        (["batch", "{folder}/no.jsonl", "{folder}/out.jsonl"], "{folder}/no.jsonl does not exist"),
+        (["batch", "{pairs}", "{passages}/out.jsonl"], "{passages}/out.jsonl.parts cannot be written: not a directory"),
+        (["make-checkpoint", "bert", "{passages}/x"], "{passages}/x cannot be written: file exists"),
+        (
+            ["eval", "{folder}", "--plot", "{folder}/no/x.png"],
+            "{folder}/no/x.png cannot be written: {folder}/no is not a",
+        ),
+        (["rank", "q", "{passages}", "--url", "http://127.0.0.1:9"], "http://127.0.0.1:9 (Connection refused); is it"),
+        (["models", "--url", "http://no.invalid"], "cannot reach http://no.invalid ("),
+    ],
+)
+def test_the_system_s_errors_are_put_in_plain_words(
+    tmp_path: Path, passages: str, arguments: list[str], message: str
+) -> None:
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text('{"query": "q", "passage": "p"}\n')
+    names = {"folder": str(tmp_path), "passages": passages, "pairs": str(pairs)}
+
+    result = runner.invoke(app, [argument.format_map(names) for argument in arguments])
+
+    assert result.exit_code == 2, result.output
+    assert message.format_map(names) in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert "Errno" not in result.output
+
+
+def test_an_unreadable_file_and_a_full_disk_are_put_in_plain_words() -> None:
+    denied = PermissionError(13, "Permission denied", "/secret")
+    assert file_problem(denied) == "/secret cannot be read: permission denied"
+    assert file_problem(denied, "mine", is_output=True) == "mine cannot be written: permission denied"
+    assert file_problem(OSError(28, "No space left on device")) == "the system refuses: no space left on device"
+
+
 PLAN = ["plan", "--rps", "20", "--passages", "20", "--tokens", "short", "--p99-ms", "500"]
 
 
@@ -360,7 +406,7 @@ def test_plan_reports_whether_the_speed_is_assumed() -> None:
 
 
 def test_plan_says_why_it_recommends_its_number_of_replicas(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rerank_service.tools.cli.plan.stdout", Console(width=200))
+    monkeypatch.setenv("COLUMNS", "200")
     small = runner.invoke(app, [*PLAN, "--rps", "1", "--tokens-per-s", "200000"]).stdout
     large = runner.invoke(app, [*PLAN, "--rps", "100", "--tokens-per-s", "20000"]).stdout
 

@@ -53,16 +53,21 @@ def test_without_a_service_every_known_model_is_listed(small_machine: None) -> N
     result = runner.invoke(app, ["models"], env={"COLUMNS": "80"})
 
     assert result.exit_code == 0, result.output
-    rows = {line.split()[0]: line for line in result.stdout.splitlines()[1 : len(CATALOGUE) + 8] if line.strip()}
-    assert all(model.name in rows for model in CATALOGUE)
-    assert "CPU " in rows["ms-marco-MiniLM-L6-v2"]
-    assert "CPU, slowly" in rows["Qwen3-Reranker-0.6B"]
-    assert "not here" in rows["Qwen3-Reranker-8B"]
-    text = " ".join(result.stdout.split())
-    assert "Qwen3-Reranker-8B: this machine has 8.0 GB of memory, and no GPU; the model needs" in text
-    assert "jina-reranker-v2-base-multilingual: its files need their own Python code" in text
-    assert "not for commercial use" in text
-    assert all(len(line) <= 80 for line in result.stdout.splitlines())
+    parts = result.stdout.split("\n\n")
+    assert parts[0] == "This machine has 8.0 GB of memory, and no GPU."
+    headings = [part.splitlines()[0] for part in parts[1:4]]
+    assert headings == [
+        "Run on this machine's CPU",
+        "Run on this machine's CPU, but slowly: they are made for a GPU",
+        "Do not run on this machine",
+    ]
+    fast, slow, refused = ({line.split()[0]: line for line in part.splitlines()} for part in parts[1:4])
+    assert {model.name for model in CATALOGUE} <= {*fast, *slow, *refused}
+    assert fast["ms-marco-MiniLM-L6-v2"].split()[1:] == ["English", "1.3", "GB", "to", "download", "Apache-2.0"]
+    assert "100+ languages" in slow["Qwen3-Reranker-0.6B"]
+    text = " ".join(parts[3].split())
+    assert "Qwen3-Reranker-8B this machine has 8.0 GB of memory, and no GPU; the model needs" in text
+    assert "jina-reranker-v2-base-multilingual its files need their own Python code" in text
 
 
 def test_as_json(small_machine: None) -> None:

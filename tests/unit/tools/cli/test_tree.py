@@ -97,6 +97,13 @@ def test_the_help_keeps_square_brackets_and_joins_the_lines_of_a_paragraph() -> 
     assert "present are checked; only damaged or missing files" in shown
 
 
+def test_the_package_runs_as_a_module() -> None:
+    shown = subprocess.run(
+        [sys.executable, "-m", "rerank_service", "pull", "--help"], capture_output=True, text=True, check=True
+    )
+    assert "Usage: rerank-service pull" in shown.stdout
+
+
 def test_an_option_of_a_subcommand_is_completed() -> None:
     words = {"_RERANK_SERVICE_COMPLETE": "complete_bash", "COMP_WORDS": "rerank-service rank --in", "COMP_CWORD": "2"}
     assert "--in-process" in run("", **words).stdout.split()
@@ -122,7 +129,7 @@ def test_the_error_for_a_missing_package_names_its_extra(module: str, tmp_path: 
 
     assert done.returncode == 2, done.stderr
     assert done.stderr.splitlines()[-1] == (
-        f"error: {module} is not installed: pip install 'rerank-service[tools]' "
-        "(in a clone: .venv/bin/pip install '.[tools]')"
+        f"error: {module} is not installed: run `make tools` in a clone of the repository, or "
+        "pip install 'rerank-service[tools]'"
     )
     assert "Traceback" not in done.stderr

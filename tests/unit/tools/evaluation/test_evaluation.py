@@ -146,7 +146,7 @@ def test_every_published_figure_has_a_source() -> None:
     ("arguments", "message"),
     [
         (["nowhere"], "has none of qrels.tsv"),
-        (["{folder}", "--qrels", "nowhere"], "cannot read nowhere"),
+        (["{folder}", "--qrels", "nowhere"], "nowhere does not exist"),
         (["{folder}", "--plot", "plot.bmp"], "plot.bmp must end in one of"),
         (["{folder}", "--model", "nope"], "has no model 'nope'"),
     ],
