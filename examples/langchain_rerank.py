@@ -1,4 +1,5 @@
-"""Ranks with LangChain's NVIDIA reranker and this service; only the base URL differs from NVIDIA's.
+"""Ranks with LangChain's NVIDIA reranker and this service; compared with NVIDIA's hosted service, only the base URL
+differs.
 
 pip install langchain-nvidia-ai-endpoints
 python examples/langchain_rerank.py --url http://127.0.0.1:8000

@@ -1,4 +1,5 @@
-"""Ranks with LlamaIndex's NVIDIA reranker and this service; only the base URL differs from NVIDIA's.
+"""Ranks with LlamaIndex's NVIDIA reranker and this service; compared with NVIDIA's hosted service, only the base URL
+differs.
 
 pip install llama-index-postprocessor-nvidia-rerank
 python examples/llamaindex_rerank.py --url http://127.0.0.1:8000

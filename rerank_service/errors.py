@@ -314,8 +314,8 @@ class WaitTooLong(_Overloaded):
         self.retry_after_s: int = retry_after_s
         what = "accepting this request would make an earlier request take" if is_another else "this request would take"
         self.message = (
-            f"The backlog is too long: {what} an estimated {expected_s:.3g} s. Its deadline is in "
-            f"{time_s:.3g} s, including a reserve of {reserve_s:.3g} s in case the device slows down; "
+            f"The backlog is too long: {what} an estimated {expected_s:.3g} s. The time left until "
+            f"its deadline is {time_s:.3g} s, of which {reserve_s:.3g} s is reserved in case the device slows down; "
             f"retry after {retry_after_s} s"
         )
 

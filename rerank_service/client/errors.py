@@ -93,7 +93,7 @@ class RateLimitedError(ApiError):
 
 
 class ServiceUnavailableError(ApiError):
-    """The service is at capacity, or lost the replica that worked on the request."""
+    """The service is at capacity, or lost the replica that was working on the request."""
 
 
 class DeadlineExceededError(ApiError):

@@ -1,4 +1,4 @@
-"""Explanations of ranked passages, and how they are read from an answer."""
+"""Explanations of ranked passages, and their parser."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ class SentenceContribution(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """Why a passage has its logit: by `matches` or by `sentences`, depending on the model."""
+    """Explains a passage's logit by `matches` or by `sentences`, depending on the model."""
 
     method: str
     """`token_alignment` for late interaction, `leave_one_sentence_out` for other models."""
@@ -51,8 +51,8 @@ class Explanation:
 
 
 def read_explanations(entries: Sequence[Mapping[str, Any]]) -> dict[int, Explanation]:
-    """Explanations by the passages' indices. Raises `KeyError`, `TypeError` or `ValueError` if the answer has another
-    form."""
+    """Explanations by the passages' indices. Raises `KeyError`, `TypeError` or `ValueError` if the answer is
+    malformed."""
     return {
         int(entry["index"]): Explanation(
             str(entry["method"]),

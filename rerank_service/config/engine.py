@@ -132,7 +132,8 @@ class EngineConfig(Section):
     of `int8`, `float8` and `fastest` on your rankings first."""
 
     num_threads: PositiveInt | None = None
-    """CPU threads of a forward pass. Null: the replica's `num_cpus`, or outside Ray all CPUs of the process."""
+    """CPU threads of a forward pass. Null: the replica's `num_cpus`, or, outside Ray, every CPU available to the
+    process."""
 
     cuda_graphs: bool = True
     """GPU, in bfloat16 and float16: run batches of at most 2,048 tokens as captured CUDA graphs, which saves launch

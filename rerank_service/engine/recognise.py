@@ -41,8 +41,8 @@ def recognise_engine(config: Mapping[str, Any], name: str) -> EngineKind:
         raise _refusal(
             name,
             f"needs code that ships with it ({', '.join(architectures) or family}), but a checkpoint's code is never "
-            "run. If transformers has the same model with the same tensor names, set engine.kind to try it; every "
-            "tensor must then fit",
+            "run. If transformers itself implements this model with the same tensor names, you can set engine.kind to "
+            "use that implementation; loading fails unless every tensor matches it",
         )
     if (is_language_model or is_classifier) and family in YES_NO_PROMPTS:
         return EngineKind.YES_NO_DECODER

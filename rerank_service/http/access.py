@@ -48,8 +48,8 @@ class ApiKeys:
         """Whether requests need a key. With a configured file, they need one even while the file is empty."""
 
     def authenticate(self, headers: Mapping[str, str], address: str | None = None) -> str:
-        """Returns the caller for whom requests are counted: a digest of the accepted key, or the address if no key is
-        required. Other values in the headers do not change the caller.
+        """Returns the identity under which requests are counted: a digest of the accepted key, or the address if no key
+        is required. Other values in the headers do not change it.
 
         Raises `InvalidApiKey` if a key is required and no header has an accepted key.
         """

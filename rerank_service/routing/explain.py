@@ -23,7 +23,8 @@ from rerank_service.routing.sentences import split_sentences
 __all__ = ["AlignmentPlan", "ExplanationPlan", "LeaveOneOutPlan", "plan_explanation", "with_explanations"]
 
 _MAX_SENTENCES = 16
-"""Maximum number of sentences per passage, and so of extra passages; neighbouring sentences are joined."""
+"""Maximum number of sentences per passage, and therefore of extra passages to score for it. If a passage has more,
+neighbouring sentences are joined."""
 
 
 class ExplanationPlan(Protocol):
@@ -75,7 +76,7 @@ def with_explanations(ranked: Ranked, plan: ExplanationPlan, scored: Ranked | No
 
 @dataclass(frozen=True, slots=True)
 class AlignmentPlan:
-    """Scores the passages again, with their token matches."""
+    """Plan that scores the passages again and asks for their token matches too."""
 
     indices: Sequence[int]
     passages: Sequence[str]
@@ -89,7 +90,7 @@ class AlignmentPlan:
 
 
 class LeaveOneOutPlan:
-    """Scores the passages without each of their sentences."""
+    """Plan that scores each passage once per sentence, with that sentence left out."""
 
     aligns = False
 
@@ -103,7 +104,7 @@ class LeaveOneOutPlan:
 
     @property
     def passages(self) -> Sequence[str]:
-        """The passages, each without one sentence. Empty for a passage with a single sentence."""
+        """Each passage once per sentence, without that sentence. A passage with a single sentence adds none."""
         return [variant for variants in self._variants for variant in variants]
 
     def explanations(self, scored: Ranked | None) -> list[Explanation]:

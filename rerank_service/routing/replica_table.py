@@ -79,7 +79,7 @@ class OutstandingTokens:
         self._by_replica[replica] += num_tokens
 
     def release(self, call: int) -> None:
-        """Takes back the claim of a call; does nothing if the call has no claim or has been sent."""
+        """Withdraws a call's claim; does nothing if the call has no claim or has been sent."""
         if (claim := self._claims.pop(call, None)) is not None:
             self._by_replica[claim[0]] -= claim[2]
 
@@ -287,7 +287,7 @@ class ReplicaTable:
                 failure.trial_since_s = self._clock()
 
     def release(self, call: int) -> None:
-        """Takes back the claim of a call that is not sent."""
+        """Withdraws the claim of a call that is not sent."""
         with self.lock:
             self.outstanding.release(call)
 
@@ -331,7 +331,7 @@ class ReplicaTable:
                 del self._failures[replica]
 
     def absolve(self, replica: str) -> None:
-        """Takes back `mark_failed`, because the same pairs failed on another replica too."""
+        """Undoes `mark_failed`, because the same pairs failed on another replica too."""
         with self.lock:
             self._failures.pop(replica, None)
 

@@ -11,8 +11,8 @@ def file_problem(
 ) -> str:
     """One sentence for people, such as `pairs.jsonl does not exist`.
 
-    Without a `path`, the error itself names the file; a `UnicodeDecodeError` needs the `path`. With `is_output`, the
-    file could not be written.
+    If `path` is null, the error itself must name the file; a `UnicodeDecodeError` names none, so it needs a `path`.
+    `is_output` says that the file was being written, not read.
     """
     if isinstance(error, UnicodeDecodeError):
         line = 1 + error.object.count(b"\n", 0, error.start)
@@ -21,7 +21,7 @@ def file_problem(
     reason = reason[:1].lower() + reason[1:]
     place = path if path is not None else error.filename
     if place is None:
-        return f"the system refuses: {reason}"
+        return f"the operating system reports: {reason}"
     if is_output:
         return f"{place} cannot be written: {reason}"
     if isinstance(error, FileNotFoundError):

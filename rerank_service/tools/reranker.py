@@ -1,6 +1,7 @@
 """`Reranker` ranks passages in a Python process that loads the model itself, without a service and without Ray.
 
-It has the service's engines, batches by tokens, windows and logits, and returns the client's `Ranking`.
+It uses the service's engines, token-based batches and windows, computes the same logits, and returns the client's
+`Ranking`.
 """
 
 import gc
@@ -40,14 +41,14 @@ __all__ = ["Reranker"]
 _Result = TypeVar("_Result")
 
 _SILENT_S = 3.0
-"""Shorter calls show no progress on a terminal."""
+"""Calls that take less time show no progress, unless `show_progress` is true."""
 
 
 class Reranker:
     """A model loaded in this process. Threads may share it: their calls run one after the other.
 
     `close`, or the end of a `with` block, releases the model and its memory on the device. Loading a model changes two
-    settings of the whole process: torch's number of threads, and the log of transformers, which then has only errors.
+    settings of the whole process: torch's number of threads, and the log level of transformers, which becomes ERROR.
     """
 
     def __init__(
@@ -64,16 +65,16 @@ class Reranker:
         """Loads the model, after downloading its files if they are not on this machine.
 
         - `model`: a name that `rerank-service models` lists, `ORG/NAME` on the hub, a folder (`./NAME`), a folder of an
-          object store (`s3://BUCKET/FOLDER`), or `package:NAME`. A known model has the commit of our catalogue. For
-          others, append `@COMMIT`: without it, the hub is asked for the newest commit at each start, and the commit is
-          logged. `rerank_service.config.ModelConfig` gives all settings of a model.
+          object store (`s3://BUCKET/FOLDER`), or `package:NAME`. A known model is downloaded at the commit in the
+          catalogue. For another model on the hub, append `@COMMIT`: without it, each start asks the hub for the newest
+          commit and logs it. To choose every setting, pass a `rerank_service.config.ModelConfig` instead of a name.
         - `device`: `cpu`, `cuda` or `cuda:N`. `auto`: a GPU if there is one, else the CPU.
-        - `dtype`: `float32`, `bfloat16`, `float16`, `int8`, `float8` or `fastest` (see `engine.dtype`). `auto`: as
-          `rerank-service serve` would choose for this model and device.
-        - `num_threads`: CPU threads of a forward pass. None: one for each CPU that the process may use. With several
-          models in a process, the number of the last one applies to all.
+        - `dtype`: `float32`, `bfloat16`, `float16`, `int8`, `float8` or `fastest` (see `engine.dtype`). `auto`: the
+          precision that `rerank-service serve` chooses for this model and device.
+        - `num_threads`: CPU threads of a forward pass. None: one for each CPU that the process may use. If a
+          process loads several models, the number of the model loaded last applies to all.
         - `window_tokens`: longest pair, in tokens. None: the model's own window.
-        - `batch_tokens`: most tokens in one forward pass. None: what suits the device.
+        - `batch_tokens`: most tokens in one forward pass. None: a number that suits the model and the device.
         - `show_progress`: whether to show the progress of downloads and rankings on standard error. None: on a
           terminal, for a call that takes more than three seconds.
 
@@ -94,7 +95,7 @@ class Reranker:
 
     @property
     def model(self) -> ModelConfig:
-        """The model's settings, as the service would have them: its id, the pinned checkpoint, engine and window."""
+        """The model's settings in the service's form: id, pinned checkpoint, engine, window and batching."""
         return self._model
 
     @overload
@@ -129,14 +130,16 @@ class Reranker:
         """Ranks `passages` by relevance to `query` and returns all of them, or the `top_n` best.
 
         A list of queries returns a list of rankings. `passages` is then one list for all queries, or a list with the
-        passages of each query. Passages may be empty; queries may not be blank.
+        passages of each query. The list of passages may be empty, and a passage may be blank; a
+        query may not.
 
         A pair that is longer than the model's window is truncated, or refused with `truncate="NONE"`. With `windows`,
         a long passage has the logit of its best window. `num_truncated` and `num_unscored` of a ranking count its
         truncated and unscored passages; `request_id` is empty.
 
-        Raises `ValueError` or `TypeError` for an invalid argument, and from `rerank_service.errors`: `PairTooLong` or
-        `QueryTooLong` with `truncate="NONE"`, and `NonFiniteLogit`. Each message names the argument, with its index.
+        Raises `ValueError` or `TypeError` for an invalid argument, `PairTooLong` or `QueryTooLong` for a long pair with
+        `truncate="NONE"`, and `NonFiniteLogit` if the model computes NaN or an infinite logit. The last three are in
+        `rerank_service.errors`. Each message names the argument, with its index.
         """
         if top_n is not None and top_n < 1:
             raise ValueError("top_n must be at least 1; leave it out to return all passages")
@@ -225,7 +228,7 @@ class Reranker:
 
 
 class _Abandoned(Exception):
-    """Nobody waits for the result of the job any more."""
+    """The caller was interrupted and no longer waits for the result, so the job stops."""
 
 
 def _with_progress(
@@ -242,7 +245,7 @@ def _with_progress(
             if is_abandoned.is_set():
                 raise _Abandoned
             if bar is None and is_shown and time.monotonic() - started >= silent_s:
-                from rerank_service.tools.cli.progress import ProgressBar  # with rich; few calls need it
+                from rerank_service.tools.cli.progress import ProgressBar  # imports rich, which few calls need
 
                 bar = stack.enter_context(ProgressBar(scored="pairs", fetching="MB", checking="MB"))
             if bar is not None:
@@ -257,7 +260,7 @@ def _load(model: ModelName, options: LoadOptions, report: Progress) -> tuple[Mod
 
 
 def _reported(questions: Sequence[QueryPassages], report: Progress) -> Iterator[QueryPassages]:
-    """Yields the queries with passages, and reports each before it is tokenised."""
+    """Yields the queries that have passages, and reports each query before it is tokenised."""
     for number, question in enumerate(questions):
         report("reading", number, len(questions))
         if question[1]:

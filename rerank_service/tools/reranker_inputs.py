@@ -1,4 +1,4 @@
-"""Checks the arguments of `Reranker`, and puts their names into the errors of engines.
+"""Checks the arguments of `Reranker`'s methods, and names them in the errors that engines raise.
 
 Messages never contain a query or a passage.
 """
@@ -16,11 +16,11 @@ from rerank_service.messages import MIN_WINDOW_TOKENS, Fitting, PassageWindows, 
 __all__ = ["Places", "checked_fitting", "checked_pairs", "checked_questions", "placed"]
 
 Places: TypeAlias = Callable[[int], tuple[Loc, Loc]]
-"""Returns the paths to the query and the passage of a pair. The pairs of all queries are counted together."""
+"""Returns the places of a pair's query and passage in the arguments. Pairs are numbered across all queries."""
 
 
 def checked_fitting(truncate: str, windows: ClientWindows | None) -> Fitting:
-    """The options as the engine's own. Raises `ValueError`."""
+    """Converts the options to the engine's form. Raises `ValueError` if one is invalid."""
     if truncate not in (*Truncate,):
         raise ValueError(f"truncate is {truncate!r}; it must be 'END' or 'NONE'")
     if windows is None:
@@ -114,5 +114,5 @@ def _texts(sequence: Any, name: str) -> list[str]:
 
 def _not_blank(query: str, name: str) -> str:
     if not query.strip():
-        raise ValueError(f"{name} is blank; give a text")
+        raise ValueError(f"{name} is blank; give some text")
     return query

@@ -112,7 +112,7 @@ def test_a_single_sentence_has_nothing_to_compare_with(models_visit: Visit) -> N
     models_visit.write("bread", ["Bread is baked daily."])
     models_visit.rank()
     panel = models_visit.ask_why(0)
-    expect(panel.locator(".legend")).to_contain_text("The passage has one sentence")
+    expect(panel.locator(".legend")).to_contain_text("The passage has only one sentence")
     expect(panel.locator(".contribution")).to_have_count(0)
 
 

@@ -6,9 +6,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,14 +111,17 @@ def test_a_signal_ends_the_service_after_its_requests(
         if number is signal.SIGTERM:
             _check_that_a_second_service_is_refused(service)
         with ThreadPoolExecutor() as pool:
-            requests = [pool.submit(_rank, service.url, size) for size in (60, 60, 60, 20)]
-            wait(requests, return_when=FIRST_COMPLETED)
+            sent = threading.Semaphore(0)
+            requests = [pool.submit(_rank, service.url, size, sent) for size in (60, 60, 60, 20)]
+            assert all(sent.acquire(timeout=_LIMIT_S) for _ in requests)
             assert not all(request.done() for request in requests)
+            late = pool.submit(_statuses_until_the_end, service)
             code, printed = service.end(number)
             answers = [request.result() for request in requests]
 
     assert code == 0, printed
     assert answers == [200] * len(requests)
+    assert late.result() <= {200, 404}
     assert "graceful_shutdown" not in printed
     assert "Traceback" not in printed
     assert "ERROR" not in printed
@@ -172,11 +176,28 @@ def test_a_model_that_cannot_load_ends_the_command_with_its_reason(tmp_path: Pat
     assert last.startswith(f"error: mine cannot start: the tensors of {tmp_path}/mine do not fit its config.json")
 
 
-def _rank(url: str, num_passages: int) -> int | str:
-    """Returns the status of a ranking, or the body of an error."""
+def _rank(url: str, num_passages: int, sent: threading.Semaphore) -> int | str:
+    """Returns the status of a ranking, or the body of an error. Releases `sent` once the whole request is sent."""
     body = ranking_body(None, "which?", [f"{index} {long_text(40)}" for index in range(num_passages)])
-    response = httpx.post(f"{url}/v1/ranking", json=body, timeout=CLIENT_TIMEOUT_S)
+
+    def note(event: str, _: object) -> None:
+        if event == "http11.send_request_body.complete":
+            sent.release()
+
+    with httpx.Client(timeout=CLIENT_TIMEOUT_S) as client:
+        response = client.post(f"{url}/v1/ranking", json=body, extensions={"trace": note})
     return response.status_code if response.status_code == 200 else response.text
+
+
+def _statuses_until_the_end(service: Running) -> set[int]:
+    """Sends small rankings, each in a new connection, until the service has ended. Returns the statuses."""
+    body, statuses = ranking_body(None, "which?", ["this", "that"]), set()
+    with httpx.Client(timeout=CLIENT_TIMEOUT_S, limits=httpx.Limits(max_keepalive_connections=0)) as client:
+        while service.process.poll() is None:
+            with suppress(httpx.TransportError):
+                statuses.add(client.post(f"{service.url}/v1/ranking", json=body).status_code)
+            time.sleep(0.1)
+    return statuses
 
 
 def _check_that_a_second_service_is_refused(service: Running) -> None:

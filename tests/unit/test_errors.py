@@ -156,8 +156,8 @@ ENVELOPES: list[tuple[int, str, list[str | int], str, str]] = [
         "overloaded_error",
         [],
         "wait_too_long",
-        "The backlog is too long: this request would take an estimated 70.5 s. Its deadline is in 60 s, including "
-        "a reserve of 12 s in case the device slows down; retry after 12 s",
+        "The backlog is too long: this request would take an estimated 70.5 s. The time left until its "
+        "deadline is 60 s, of which 12 s is reserved in case the device slows down; retry after 12 s",
     ),
     (
         503,

@@ -1,7 +1,7 @@
 """CUDA graphs for small batches, whose kernels take longer to launch one by one than to run.
 
 A graph is captured for a fixed number of tokens (a bucket), and a batch is copied into the smallest bucket that holds
-it. Tokens of the bucket after the end of the batch belong to no sequence: no other token attends to them, and their
+it. The padding tokens, after the end of the batch, belong to no sequence: no other token attends to them, and their
 states are dropped. A batch that fits in no bucket runs without a graph.
 """
 

@@ -52,8 +52,8 @@ class JinaRerankRequest(Wire):
     return_documents: bool | None = None
     """Whether to return the documents with their scores. Null or absent: yes, as in Jina's API."""
     max_tokens_per_doc: Annotated[int, Field(ge=1)] | None = None
-    """Longer documents are truncated to this many tokens. Cohere's clients may send this field. Null or absent:
-    documents are truncated only to the model's window."""
+    """Longer documents are truncated to this many tokens. For Cohere's v1 clients, which use the same path.
+    Null or absent: documents are truncated only to the model's window."""
 
 
 class JinaResult(Wire):

@@ -7,7 +7,8 @@
  */
 
 /**
- * A passage explained by `token_alignment`. A piece that several query tokens met has the largest similarity.
+ * A passage explained by `token_alignment`. A piece that is the best match of several query tokens has the largest of
+ * their similarities.
  *
  * Each piece starts and ends where a match does, so that a match's `passage.start` is the start of a segment.
  *

@@ -43,13 +43,13 @@ export function parseFile(name, text) {
   for (const { place, query: asked, text: passage } of READERS[extension](content)) {
     if (asked?.trim()) {
       if (query !== null && asked !== query) {
-        throw new Error(`${place} has another query than the entries before. Keep the passages of one query only.`);
+        throw new Error(`${place} has a different query from the entries before it. Keep the passages of one query only.`);
       }
       query = asked;
     }
     if (!passage?.trim()) continue;
     if (passages.length === MAX_PASSAGES) {
-      throw new Error(`The file has more than ${MAX_PASSAGES} passages. Remove those from ${lowered(place)} on.`);
+      throw new Error(`The file has more than ${MAX_PASSAGES} passages. Remove the passages from ${lowered(place)} on.`);
     }
     passages.push(passage);
   }

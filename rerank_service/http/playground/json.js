@@ -18,8 +18,8 @@ export function* jsonEntries(text) {
     value = JSON.parse(text);
   } catch {
     throw new Error(
-      `Line ${lineOfError(text)} is not valid JSON. Correct it; ` +
-        "save one object per line as a .jsonl file and plain text as a .txt file.",
+      `Line ${lineOfError(text)} is not valid JSON. Correct it. ` +
+        "If the file has one object per line, rename it to .jsonl; if it is plain text, to .txt.",
     );
   }
   if (!Array.isArray(value)) yield* entriesOf(value, "The file");
@@ -40,8 +40,8 @@ export function* jsonLineEntries(text) {
       value = JSON.parse(line);
     } catch {
       throw new Error(
-        `Line ${at + 1} is not valid JSON. Write one string or object per line; ` +
-          "save a list as a .json file and plain text as a .txt file.",
+        `Line ${at + 1} is not valid JSON. Write one string or object per line. ` +
+          "If the file is one JSON list, rename it to .json; if it is plain text, to .txt.",
       );
     }
     yield* entriesOf(value, `Line ${at + 1}`);
@@ -69,7 +69,7 @@ function textOf(value, place) {
   const text = typeof value === "string" ? value : fieldOf(value, TEXT_FIELDS);
   if (typeof text === "string") return text;
   if (isObject(text)) return textOf(text, place);
-  throw new Error(`${place} has no text in a field called ${TEXT_FIELD_NAMES}. Rename the field with the passage.`);
+  throw new Error(`${place} has no text in a field called ${TEXT_FIELD_NAMES}. Rename the field that has the passage.`);
 }
 
 function fieldOf(value, names) {

@@ -38,7 +38,10 @@ function columnsOf(fields, place) {
   const name = TEXT_FIELDS.find((one) => names.includes(one));
   if (name) return { count: fields.length, text: names.indexOf(name), query: names.indexOf("query"), isNamed: true };
   if (fields.length === 1 && names[0] !== "query") return { count: 1, text: 0, query: -1, isNamed: false };
-  throw new Error(`${place} names no column ${TEXT_FIELD_NAMES}. Name the columns there, the one with the passages text.`);
+  throw new Error(
+    `${place} has no column called ${TEXT_FIELD_NAMES}. ` +
+      "Name the columns in this line; call the passages' column text.",
+  );
 }
 
 /** Rows with the line they start at, without blank lines. A quoted field may contain separators and line breaks. */
@@ -74,6 +77,9 @@ function quotedField(text, at, separator) {
 
 // Programs that write tab-separated values rarely quote, so there a broken quote is part of the text.
 const brokenQuotes = (line) =>
-  new Error(`Line ${line} opens a double quote that does not close at the end of a field. Double each quote inside the field.`);
+  new Error(
+    `Line ${line} opens a double quote that is not closed at the end of a field. ` +
+      "Write each quote inside a field twice.",
+  );
 
 const numBreaks = (text) => text.split("\n").length - 1;

@@ -22,9 +22,9 @@ function part(text, title, shadeName) {
   return made;
 }
 
-// ---- Late interaction: each token of the query, and the token of the passage that it met
+// ---- Late interaction: each token of the query, and the most similar token of the passage
 
-const LEGEND = "Point at a word of the query to see what it met. Darker: more similar.";
+const LEGEND = "Point at a word of the query to see its most similar word in the passage. Darker: more similar.";
 
 function alignment(query, passage, explanation) {
   const { segments, queryTokens } = shadeTokens(passage, explanation, query);
@@ -97,7 +97,7 @@ function moveWithArrows(line) {
   });
 }
 
-/** The line from a query token to the passage token that it met, and their similarity in words. */
+/** The line from a query token to its most similar passage token, and their similarity in words. */
 class Links {
   #picture = svg("svg", { class: "link-line", "aria-hidden": "true" });
   #legend;
@@ -144,8 +144,8 @@ function sentences(passage, explanation) {
   }
   const words =
     explanation.sentences.length === 1
-      ? "The passage has one sentence, so there is nothing to leave out and compare with."
-      : "How much the logit falls when a sentence is left out.";
+      ? "The passage has only one sentence, so there is nothing to compare it with."
+      : "Numbers: how much the logit falls if the sentence is left out.";
   const mark = explanation.is_approximate ? [element("b", "badge", "approximate"), " "] : [];
   return element("div", "why-panel", text, element("p", "legend", ...mark, words));
 }

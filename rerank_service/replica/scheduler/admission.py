@@ -48,8 +48,8 @@ together about 1.5/24 of the time to clear the queue."""
 _MEMORY_S = 8.0
 """Time after which a token counts for 1/e in a caller's rate."""
 _MAX_CALLERS = 500
-"""Number of callers to keep. Once more than twice this number are counted, all but those with the highest rates are
-forgotten."""
+"""Number of callers to keep. When more than twice as many callers are being tracked, only the ones with the highest
+rates are kept."""
 
 
 class DrainRate:

@@ -29,8 +29,8 @@ PROTECTED = 0.9
 """Share of the time to its deadline within which a request must be done. A request that would take longer is urgent."""
 
 _MAX_MISFITS = 8
-"""Maximum number of requests skipped in the search for a pair that still fits. A longer search costs time and hardly
-fills the batch."""
+"""Maximum number of requests skipped in the search for a pair that still fits. Searching further takes time and
+adds little to the batch."""
 
 _QUIET_SHARE = 0.03
 """A caller whose backlog is below this part of an equal share of the queue is served before urgent requests. A higher

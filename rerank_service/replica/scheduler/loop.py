@@ -190,7 +190,7 @@ class Scheduler(Generic[PairT]):
         if self._task is not None and self._task.done():
             raise EngineFailed("the scheduler's loop has ended")
         if self._watch.num_overdue(time.perf_counter()):
-            raise EngineFailed("a forward pass does not return")
+            raise EngineFailed("a forward pass has not returned in time")
         if self._known_pair_error is not None:
             self._try_known_pair()  # the engine may have recovered
             raise EngineFailed(f"a known pair fails: {self._known_pair_error}")

@@ -71,9 +71,9 @@ def pairs_of(records: Iterator[QueryRecord]) -> Iterator[TextPair]:
 
 
 def query_text(text: str, field: str) -> str:
-    """Returns `text`, the value of `field`. Raises `BatchError` for a blank text, as the service would."""
+    """Returns `text`, the value of `field`. Raises `BatchError` if the text is blank."""
     if not text.strip():
-        raise BatchError(f"{field} is blank; give a text")
+        raise BatchError(f"{field} is blank; give some text")
     return text
 
 

@@ -1,17 +1,17 @@
 """Estimates how much memory a model needs, and whether this machine has enough.
 
     weights      parameters x 2 bytes on a GPU or on a CPU that computes in bfloat16, x 4 otherwise
-    activations  tokens of a batch x (12 hidden + 7 intermediate) x the same bytes; a batch holds at least the longest
-                 pair
+    activations  tokens of a batch x (12 hidden_size + 7 intermediate_size) x the same bytes; a batch holds at least the
+                 longest pair
     attention    only for models that store attention weights as matrices (DeBERTa): 5 x tokens x heads x longest pair x
                  the same bytes
     process      1 GB: Python, torch and transformers took 0.4 GB; the rest is for Ray's worker, or for a GPU context
                  (not measured)
 
-On a CPU, batches of 3,584 tokens took 0.47 to 0.95 times the sum of activations and attention (Qwen3 with the shape of
-the 0.6B in bfloat16 and float32; Qwen3, XLM-RoBERTa and DeBERTa with 4 layers). While a model loads, the page cache of
-its file takes memory in addition, which the system reclaims. The estimate helps to choose a model; a starting replica
-measures its GPU (`engine/device/memory.py`).
+On a CPU, batches of 3,584 tokens took 0.47 to 0.95 times the memory that these formulas give for activations and
+attention (Qwen3 with the shape of the 0.6B in bfloat16 and float32; Qwen3, XLM-RoBERTa and DeBERTa with 4 layers).
+While a model loads, the system also caches its file in memory, and frees this memory when it is needed. The
+estimate helps to choose a model; a starting replica measures its GPU (`engine/device/memory.py`).
 """
 
 import json
@@ -85,7 +85,7 @@ def this_machine(cgroup_limit: Path = _CGROUP_LIMIT) -> Machine:
 
 
 def _num_cpus(cgroup_quota: Path = _CGROUP_CPUS) -> int:
-    """CPUs of the process, at most those of the container's quota, which Ray counts too."""
+    """CPUs that the process may use, at most the container's quota, which also limits Ray's count of CPUs."""
     num_cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota, _, period = (cgroup_quota.read_text().strip() if cgroup_quota.is_file() else "max").partition(" ")
     if quota.isdecimal() and period.isdecimal():

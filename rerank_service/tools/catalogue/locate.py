@@ -1,4 +1,4 @@
-"""Finds the model and the checkpoint that a text on the command line, or in Python, names.
+"""Finds the model and the checkpoint that a text names, on the command line or in Python.
 
     NAME[@REVISION]          a name, id or alias of the catalogue, in any case
     ORG/NAME[@REVISION]      a repository of the model hub; the revision is a commit, a branch or a tag
@@ -24,7 +24,7 @@ from rerank_service.tools.catalogue.models import CATALOGUE, KnownModel, known_m
 __all__ = ["MODELS_DIR", "Located", "locate", "similar_names"]
 
 MODELS_DIR = "/models"
-"""Folder on a node with a folder for each known model, as in the files of `cluster/`."""
+"""Default folder on a node with one folder for each known model, as in the files of `cluster/`."""
 
 _FOLDER = ("/", ".", "~")
 _PACKAGE = "package:"
@@ -65,7 +65,8 @@ class Located(NamedTuple):
     def pinned(self) -> Self:
         """The same model with the commit of its branch or tag, which needs the network unless a commit is given.
 
-        An object store tells its revision only to a pull: `pull(...).manifest.revision`. Raises `CheckpointError`.
+        The revision of a folder in an object store is known only after a pull: `pull(...).manifest.revision`. Raises
+        `CheckpointError`.
         """
         if self.is_pinned or "://" in self.source:
             return self
@@ -77,8 +78,8 @@ class Located(NamedTuple):
 def locate(text: str, models_dir: str | None = None) -> Located:
     """Reads a text in one of the forms above. Raises `CheckpointError` with one line that says what is possible.
 
-    The files of a known model are in its folder in `models_dir`. If `models_dir` is null, they are in `/models` if that
-    folder has them, and otherwise on the hub at the catalogue's commit.
+    The files of a known model are taken from its folder in `models_dir`. If `models_dir` is null, they are taken from
+    `/models` if that folder has them, and otherwise from the hub, at the catalogue's commit.
     """
     if _is_source(text):
         source, revision = _split(text)

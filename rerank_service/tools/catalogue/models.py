@@ -38,7 +38,7 @@ class KnownModel(BaseModel):
     """The model's repository on the model hub; null: no public repository was found."""
 
     revision: str | None = None
-    """Commit of the repository to download, 40 digits; null: no public source names a commit."""
+    """Commit of the repository to download, in 40 hexadecimal digits; null: no public source names a commit."""
 
     kind: EngineKind = EngineKind.AUTO
     """Engine to set in a configuration; `auto` if the model's files identify the engine."""

@@ -33,14 +33,14 @@ class LoadOptions(NamedTuple):
 def model_settings(model: ModelName, options: LoadOptions, progress: Progress) -> ModelConfig:
     """The settings of a model with a pinned checkpoint.
 
-    A model of the catalogue has the precision and the batch size of the catalogue on the kind of device that it is made
-    for, as with `rerank-service serve`. Asks the hub for the commit of a branch, and fetches an object store's files if
-    no revision is given. Raises `CheckpointError`, and `ValueError` for an invalid option.
+    On the kind of device that a known model is made for, it has the catalogue's precision and batch size, as with
+    `rerank-service serve`. Asks the hub for the commit of a branch, and fetches an object store's files if no revision
+    is given. Raises `CheckpointError`, and `ValueError` for an invalid option.
     """
     if isinstance(model, ModelConfig):
         settings = model.model_dump()
     else:
-        # A relative path of `os.PathLike` must not look like the name of a hub's repository.
+        # Absolute, because `locate` reads a relative path such as org/name as a repository on the hub.
         text = model if isinstance(model, str) else str(Path(model).expanduser().absolute())
         settings = _of_catalogue(_pinned(locate(text), progress), options.device)
     engine = {"device": options.device, "dtype": options.dtype, "num_threads": options.num_threads}

@@ -42,7 +42,7 @@ def warn_of_open_access(host: str, auth: "AuthConfig") -> None:
     if not needs_key(auth) and not is_loopback(host):
         stderr.print(
             f"warning: {host} admits other machines, and requests need no key: set --api-key-file FILE or "
-            f"{KEY_VARIABLE}, or in a file auth.key_hashes_file",
+            f"{KEY_VARIABLE}, or auth.key_hashes_file in a configuration file",
             markup=False,
             highlight=False,
             soft_wrap=True,
@@ -59,7 +59,7 @@ def _keys_in(path: Path) -> list[str]:
     keys = []
     for number, line in enumerate(map(str.strip, lines), 1):
         if any(map(str.isspace, line)):
-            raise fail(f"--api-key-file {path}, line {number}: a key contains no spaces")
+            raise fail(f"--api-key-file {path}, line {number}: a key must not contain spaces")
         if line:
             keys.append(line)
     if not keys:

@@ -52,23 +52,27 @@ def batch(
     dtype: Dtype | None = typer.Option(None, help=DTYPE_HELP),
     candidates: Path | None = typer.Option(None, help="For a BEIR folder: TREC run or qrels with the pairs to score."),
     truncate: Truncate = typer.Option(
-        Truncate.END, help="If a text is too long for the model: END cuts it, NONE fails."
+        Truncate.END, help="If a pair is too long for the model: END truncates it, NONE fails."
     ),
     max_windows: MaxWindows = 1,
     window_tokens: WindowTokens = None,
     overlap_tokens: OverlapTokens = DEFAULT_OVERLAP_TOKENS,
     in_process: bool = typer.Option(False, "--in-process", help="Score in this process, without Ray."),
     workers: int | None = typer.Option(None, min=1, help="Number of Ray workers; by default, as many as fit."),
-    address: str | None = typer.Option(None, help="Address of a Ray cluster; by default a local Ray is started."),
-    chunk_pairs: int = typer.Option(2_048, min=1, help="Pairs that are saved at a time; a restart repeats these."),
+    address: str | None = typer.Option(
+        None, help="Address of a Ray cluster; by default, a large job starts a local Ray."
+    ),
+    chunk_pairs: int = typer.Option(
+        2_048, min=1, help="Number of pairs saved at a time; a restart repeats an unsaved chunk."
+    ),
     force: bool = typer.Option(False, "--force", help="Replace an existing output."),
     keep_parts: bool = typer.Option(False, "--keep-parts", help="Keep the folder OUTPUT.parts when the job is done."),
     as_json: bool = typer.Option(False, "--json", help="Print a summary as JSON at the end."),
 ) -> None:
     """Score a file of queries and passages, of any size.
 
-    No service needs to run. If the command is stopped or killed, run it again to resume: no pair is lost or scored
-    twice.
+    No service needs to run. If the command is stopped or killed, run it again to resume: the output has every pair
+    once.
     """
     started = time.monotonic()
     if in_process and (address or workers):

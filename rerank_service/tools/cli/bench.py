@@ -25,7 +25,7 @@ bench.command("service")(bench_service_command)
 @bench.command()
 def engine(
     lengths: Lengths = typer.Option(
-        Lengths.SHORT, help="Passages like search snippets, pieces of documents, or whole documents."
+        Lengths.SHORT, help="Length of the passages: search snippets, pieces of documents, or whole documents."
     ),
     num_pairs: int = typer.Option(48, "--pairs", min=1, help="Number of query-passage pairs per run."),
     repeats: int = typer.Option(3, min=1, help="Number of runs; the median is shown."),
@@ -47,8 +47,8 @@ def engine(
         return
     stdout.print(engine_table(figures, f"{num_pairs} pairs, {lengths.value}; median of {repeats} runs"))
     say(
-        "CPU-s/1k: CPU seconds per 1,000 pairs. plain: the same for the plain run. ratio: the first divided by the "
-        "second. error: largest difference from a logit in float32."
+        "CPU-s/1k: CPU seconds per 1,000 pairs. plain: the same for the plain run. ratio: CPU-s/1k divided by "
+        "plain. error: largest difference from a logit in float32."
     )
 
 

@@ -56,7 +56,7 @@ def _foreign_applications(import_paths: dict[str, str]) -> Iterator[str]:
         if import_path not in (APP_IMPORT_PATH, MODEL_IMPORT_PATH):
             yield (
                 f"application {name!r} has the import path {import_path}, which is not part of this service "
-                f"({APP_IMPORT_PATH} or {MODEL_IMPORT_PATH}); only its package was looked for"
+                f"({APP_IMPORT_PATH} or {MODEL_IMPORT_PATH}); the check only made sure that its package is installed"
             )
 
 

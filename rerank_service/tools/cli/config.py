@@ -138,7 +138,7 @@ def _served_models(
 
 
 def _is_private(name: str) -> bool:
-    """Whether this is a known model that only a folder can provide."""
+    """Whether this is a known model without public files, so that only a folder can have them."""
     known = known_model(name)
     return known is not None and known.hub_id is None and known.package is None
 

@@ -17,7 +17,7 @@ Url = Annotated[str, typer.Option(help="Address of a running service.", envvar="
 Key = Annotated[
     str | None,
     typer.Option(
-        help="API key, if the service requires one. The variable keeps it out of the list of processes.",
+        help="API key, if the service requires one. Set the variable instead to hide the key from the process list.",
         envvar=["RERANK_SERVICE_API_KEY", "NVIDIA_API_KEY"],
     ),
 ]

@@ -29,11 +29,13 @@ def drain(
     node_id: NodeId = None,
     node_ip: Annotated[str | None, typer.Option(help="The node's IP address.")] = None,
     this_node: Annotated[bool, typer.Option("--this-node", help="Drain the node on this machine.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Drain even if no other node has room for a replica.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Drain even a node that the command otherwise refuses.")
+    ] = False,
     address: Annotated[
         str, typer.Option(envvar="RAY_ADDRESS", help="The cluster's address; auto: the cluster of this machine.")
     ] = "auto",
-    deadline_s: Annotated[float, typer.Option(min=1, help="Longest time to wait.")] = 240,
+    deadline_s: Annotated[float, typer.Option(min=1, help="Longest time to wait, in seconds.")] = 240,
     as_json: Annotated[bool, typer.Option("--json", help="Print moved and remaining replicas as JSON.")] = False,
 ) -> None:
     """Move a node's replicas to other nodes, and wait until the node has none.
@@ -45,7 +47,7 @@ def drain(
     Exit codes: 0 no replica is left; 1 replicas are left at the deadline; 2 refused, or no such node.
     """
     if (node_id is not None) + (node_ip is not None) + this_node != 1:
-        raise fail("which node? Give one of NODE_ID (`ray list nodes` shows them), --node-ip ADDRESS or --this-node")
+        raise fail("which node? Give NODE_ID (`ray list nodes` shows ids), --node-ip ADDRESS or --this-node")
     from rerank_service.tools.deployment.node_drain import Cluster, obstacles  # Ray takes a second to import
 
     try:

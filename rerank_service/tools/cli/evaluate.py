@@ -53,11 +53,13 @@ def evaluate_command(
     dtype: Annotated[Dtype | None, typer.Option(help=DTYPE_HELP)] = None,
     qrels: Qrels = None,
     run: Annotated[
-        Path | None, typer.Option(help="TREC run with the passages to rank; by default BM25's best.")
+        Path | None, typer.Option(help="TREC run with the passages to rank; by default, BM25's best passages.")
     ] = None,
-    top_k: Annotated[int, typer.Option(min=1, help="Passages that are ranked per query.")] = 100,
+    top_k: Annotated[int, typer.Option(min=1, help="Number of passages to rank per query.")] = 100,
     recall_at: RecallAt = None,
-    max_queries: Annotated[int | None, typer.Option(min=1, help="Use only this many queries, the first ones.")] = None,
+    max_queries: Annotated[
+        int | None, typer.Option(min=1, help="Number of queries to use, from the first; default: all.")
+    ] = None,
     max_windows: MaxWindows = 1,
     window_tokens: WindowTokens = None,
     overlap_tokens: OverlapTokens = DEFAULT_OVERLAP_TOKENS,
@@ -71,7 +73,7 @@ def evaluate_command(
     """
     if plot is not None and plot.suffix.lower() not in _PLOT_SUFFIXES:
         raise fail(f"{plot} must end in one of {', '.join(_PLOT_SUFFIXES)}")
-    if plot is not None and not plot.absolute().parent.is_dir():  # not after an hour of scoring
+    if plot is not None and not plot.absolute().parent.is_dir():  # fail now, not after an hour of scoring
         raise fail(f"{plot} cannot be written: {plot.parent} is not a folder")
     models = [choose_model(name, config, dtype) for name in (model or (None,))]
     # imported here, because torch takes seconds and the other modules need the extra `tools`

@@ -7,7 +7,6 @@ controller's answer. Ray then reports a failed call, and requests in flight rema
 import logging
 import signal
 import sys
-import time
 from collections.abc import Sequence
 from types import FrameType
 from typing import NamedTuple
@@ -16,9 +15,7 @@ import ray
 from ray import serve
 from ray._private.services import canonicalize_bootstrap_address
 from ray.serve._private import constants
-from ray.serve._private.client import ServeControllerClient
 from ray.serve.config import ProxyLocation, gRPCOptions
-from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
 
 from rerank_service.config import parse_serve_config
@@ -28,11 +25,10 @@ from rerank_service.tools.cli.console import fail, stderr
 from rerank_service.tools.cli.ports import Endpoint, problem_of, reserve
 from rerank_service.tools.cli.serve_file import read_serve_text
 from rerank_service.tools.cli.startup import StartFailed, wait_until_ready
+from rerank_service.tools.cli.stopping import controller_runs, serve_client, stop_serve
 from rerank_service.tools.cli.terminal_log import WarningsOnly, quieten_driver, quieten_workers
 
 __all__ = ["Serving", "endpoints_of", "run"]
-
-_POLL_S = 0.2
 
 
 class Serving(NamedTuple):
@@ -81,7 +77,8 @@ def run(serving: Serving) -> None:
         failure = fail(str(error))
     except KeyboardInterrupt:
         stderr.print("stopping after the requests in flight; press Ctrl-C again to stop at once")
-    _stop()
+    stop_serve()
+    ray.shutdown()
     if failure is not None:
         sys.exit(1)
 
@@ -109,7 +106,8 @@ def endpoints_of(config: ServeDeploySchema, setting: str) -> list[Endpoint]:
 
 
 def _start(config: ServeDeploySchema, serving: Serving) -> WarningsOnly | None:
-    """Starts Ray and the applications. Returns the filter between Ray's processes and the terminal, if there is one."""
+    """Starts Ray and the applications. Returns the filter between Ray's processes and the terminal; null if
+    `serving.is_verbose`."""
     endpoints = endpoints_of(config, serving.port_setting)
     joins_a_cluster = canonicalize_bootstrap_address(None) is not None  # type: ignore[arg-type]  # the same lookup as in ray.init()
     if not joins_a_cluster:
@@ -126,7 +124,7 @@ def _start(config: ServeDeploySchema, serving: Serving) -> WarningsOnly | None:
         ray.init(namespace=constants.SERVE_NAMESPACE, logging_level=logging.WARNING)
         terminal = quieten_workers()
     _interrupt_on_signals()  # again, because ray.init installs handlers that end Ray at once
-    if joins_a_cluster and not _controller_runs():
+    if joins_a_cluster and not controller_runs():
         _require_free(endpoints)
     serve.start(
         config.proxy_location,
@@ -134,7 +132,7 @@ def _start(config: ServeDeploySchema, serving: Serving) -> WarningsOnly | None:
         gRPCOptions(**config.grpc_options.model_dump()),
         controller_options=config.controller_options,
     )
-    _client().deploy_apps(config)
+    serve_client().deploy_apps(config)
     return terminal
 
 
@@ -142,40 +140,6 @@ def _require_free(endpoints: Sequence[Endpoint]) -> None:
     for endpoint in endpoints:
         if problem := problem_of(endpoint):
             sys.exit(fail(problem).exit_code)
-
-
-def _stop() -> None:
-    """Shuts Serve down and waits until Serve has ended.
-
-    Applications with routes are deleted first, which lets their requests finish. Serve's own shutdown would kill the
-    proxies at once.
-    """
-    if ray.is_initialized() and _controller_runs():
-        client = _client()
-        routed = {name for name, one in client.get_serve_details()["applications"].items() if one["route_prefix"]}
-        client.delete_apps(list(routed), blocking=False)
-        while routed & client.get_serve_details()["applications"].keys():
-            time.sleep(_POLL_S)
-        controller = ray.get_actor(constants.SERVE_CONTROLLER_NAME, namespace=constants.SERVE_NAMESPACE)
-        ray.get(controller.graceful_shutdown.remote(wait=False))
-        while _controller_runs():
-            time.sleep(_POLL_S)
-    ray.shutdown()
-
-
-def _client() -> ServeControllerClient:
-    client = _get_global_client()
-    assert client is not None  # noqa: S101 - a controller runs
-    return client
-
-
-def _controller_runs() -> bool:
-    """Asks Ray instead of the controller: if the controller ended during a call, Ray would report a failed call."""
-    try:
-        ray.get_actor(constants.SERVE_CONTROLLER_NAME, namespace=constants.SERVE_NAMESPACE)
-    except ValueError:
-        return False
-    return True
 
 
 def _interrupt_on_signals() -> None:

@@ -28,7 +28,7 @@ def make_checkpoint_command(
     architecture: Annotated[Architecture, typer.Argument(help="The model family.")],
     folder: Annotated[Path, typer.Argument(help="Folder to write to; created if missing.")],
     size: Annotated[
-        str, typer.Option(help="tiny or small; also 1b for llama_bidirec, 4b for mistral, 0.6b, 4b or 8b for qwen3.")
+        str, typer.Option(help="tiny or small; also 1b (llama_bidirec), 4b (mistral), and 0.6b, 4b or 8b (qwen3).")
     ] = "tiny",
     seed: Annotated[int, typer.Option(help="The same seed gives the same weights.")] = 0,
     dtype: Annotated[DType, typer.Option(help="Number format of the weights.")] = DType.BFLOAT16,

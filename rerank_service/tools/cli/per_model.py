@@ -55,7 +55,8 @@ def refuse_repeated(models: Sequence[KnownModel]) -> None:
     for names in ([model.application for model in models], [model.id.casefold() for model in models]):
         if repeated := sorted({name for name in names if names.count(name) > 1}):
             raise fail(
-                f"several models have the name {', '.join(repeated)}; give each model once, or another ID=SOURCE"
+                f"more than one model is called {', '.join(repeated)}; list each model only once, or give one of them "
+                "another id with ID=SOURCE"
             )
 
 

@@ -32,7 +32,9 @@ class Front(StrEnum):
 
 Passages = Annotated[
     str,
-    typer.Option(help="Passages per request, or a mix SIZE:WEIGHT: 10:4,100:1 is four requests of 10 to one of 100."),
+    typer.Option(
+        help="Passages per request, or a mix such as 10:4,100:1: four requests of 10 passages for each request of 100."
+    ),
 ]
 Tokens = Annotated[
     str, typer.Option(help=f"Tokens of query and passage together, or a kind of text: {', '.join(Lengths)}.")
@@ -50,7 +52,7 @@ Mfu = Annotated[
     float, typer.Option(min=0.01, max=1, help="Share of the GPU's peak throughput that the estimate assumes.")
 ]
 Overhead = Annotated[
-    float | None, typer.Option(min=0, help="Time that each batch takes in addition, whatever its size.")
+    float | None, typer.Option(min=0, help="Fixed time per batch, added to the time that its tokens take.")
 ]
 Burstiness = Annotated[
     float,
@@ -60,7 +62,10 @@ Burstiness = Annotated[
     ),
 ]
 Price = Annotated[float | None, typer.Option(min=0, help="Price of a GPU hour in any currency, to show the cost.")]
-Regions = Annotated[int, typer.Option(min=1, help="Regions that share the load; with 2 or more, one region fails.")]
+Regions = Annotated[
+    int,
+    typer.Option(min=1, help="Regions that share the load; with 2 or more, the simulation also lets one region fail."),
+]
 FailoverTime = Annotated[
     float, typer.Option(min=0, help="Time until clients of the failed region reach another region.")
 ]
@@ -198,7 +203,8 @@ def plan_table(found: "CapacityReport") -> Table:
     table.add_row(
         "ingresses",
         f"{plan.ingresses:,}",
-        f"processes that receive requests, {limits.ingress_cpus:.1f} CPUs; others use {limits.other_cpus:.1f} CPUs",
+        f"processes that receive requests; they use {limits.ingress_cpus:.1f} CPUs, other processes "
+        f"{limits.other_cpus:.1f} CPUs",
     )
     table.add_row(
         "controller",
@@ -217,11 +223,11 @@ def _reason_for_replicas(plan: "FleetPlan") -> str:
         return "a single replica meets the target"
     if plan.replicas == plan.fewest_replicas:
         return "one replica fewer cannot keep up with the load"
-    return f"one replica fewer misses the target; {plan.fewest_replicas:,} would keep up with the load"
+    return f"one replica fewer misses the target; {plan.fewest_replicas:,} are enough to keep up with the load"
 
 
 def _kept_by_the_autoscaler(found: "CapacityReport") -> str:
-    kept = f"the autoscaler would keep {found.kept_replicas:,}"
+    kept = f"at this load, the autoscaler keeps {found.kept_replicas:,}"
     if found.kept_replicas == found.plan.replicas:
         return kept
     from rerank_service.config import AutoscalingConfig

@@ -31,7 +31,7 @@ def pull_command(
     """Fetch a model's files and check every byte.
 
     The files are the model's safetensors, tokenizer and configuration. Files already present are checked; only damaged
-    or missing files are fetched. A stopped pull resumes where it ended.
+    or missing files are fetched. A pull that was stopped resumes where it ended.
     """
     started = time.monotonic()
     source, revision = _place(model)

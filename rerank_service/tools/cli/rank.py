@@ -39,7 +39,9 @@ def rank(
     model: Annotated[
         str | None, typer.Option(help="Name of the model; by default the service's default model.")
     ] = None,
-    top: Annotated[int | None, typer.Option(min=1, help="Show only this many passages, the best ones.")] = None,
+    top: Annotated[
+        int | None, typer.Option(min=1, help="Number of passages to show, best first; by default all.")
+    ] = None,
     max_windows: MaxWindows = 1,
     window_tokens: WindowTokens = None,
     overlap_tokens: OverlapTokens = DEFAULT_OVERLAP_TOKENS,
@@ -55,7 +57,7 @@ def rank(
     compared. Example: rerank-service rank "Why do we cry over onions?" examples/passages.txt --top 3
     """
     if not query.strip():
-        raise fail("the query is blank; give a text")
+        raise fail("the query is blank; give some text")
     lines = _read_lines(passages)
     windows = passage_windows(max_windows, window_tokens, overlap_tokens)
     answer, num_truncated, num_unscored = (
@@ -91,7 +93,7 @@ def _show(rankings: list[dict[str, Any]], lines: list[str]) -> None:
 def _read_lines(source: str) -> list[str]:
     place = "standard input" if source == "-" else source
     if source == "-" and sys.stdin.isatty():
-        stderr.print("reading passages from the terminal, one per line; Ctrl-D ends them")
+        stderr.print("reading passages from the terminal, one per line; Ctrl-D ends the input")
     try:
         # Bytes, because Python decodes standard input leniently under some locales.
         raw = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
@@ -124,7 +126,7 @@ def _rank_here(
     model = choose_model(name, config)
 
     from rerank_service.errors import NonFiniteLogit
-    from rerank_service.tools.reranker import Reranker  # numpy and the settings: not needed to rank through a service
+    from rerank_service.tools.reranker import Reranker  # imports numpy; ranking through a service does not
 
     try:
         with Reranker(model) as reranker:

@@ -33,7 +33,7 @@ _KEYS_OF_A_FILE = {
 """Options that apply only to models, and the settings of a file that correspond to them."""
 
 _NOT_GIVEN: tuple[object, ...] = (None, (), [], DeviceChoice.AUTO)
-_PANEL = "Options for models (a file decides itself)"
+_PANEL = "Options for models (a configuration file sets these itself)"
 
 Target = Annotated[
     list[str] | None,
@@ -47,7 +47,7 @@ Target = Annotated[
 Host = Annotated[str | None, typer.Option(metavar="HOST", help="Address to listen on; 0.0.0.0 admits other machines.")]
 Port = Annotated[int | None, typer.Option(metavar="PORT", min=1, max=65_535, help="Port to listen on.")]
 Device = Annotated[
-    DeviceChoice, typer.Option(help="Where they run. auto: on a GPU if they fit.", rich_help_panel=_PANEL)
+    DeviceChoice, typer.Option(help="Where the models run. auto: on a GPU if they fit.", rich_help_panel=_PANEL)
 ]
 Precision = Annotated[
     Dtype | None,
@@ -57,7 +57,7 @@ Replicas = Annotated[
     list[str] | None,
     typer.Option(
         metavar="[MODEL=]MIN:MAX",
-        help="Number of replicas, or N for a fixed number; by default as many as suit this machine.",
+        help="Number of replicas; N: a fixed number. By default, as many as suit this machine.",
         rich_help_panel=_PANEL,
     ),
 ]
@@ -65,7 +65,7 @@ KeyFile = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
-        help=f"Require a key: those in FILE, one per line, and the one in {KEY_VARIABLE}.",
+        help=f"Require a key: one of those in FILE (one per line), or the one in {KEY_VARIABLE}.",
         rich_help_panel=_PANEL,
     ),
 ]
@@ -96,8 +96,8 @@ def serve(
     """Start the service in the foreground; Ctrl-C stops it.
 
     Models that are not on this machine are fetched first. Device and number
-    of replicas are chosen to suit the machine. --print-config writes a file
-    to start from for everything that has no option.
+    of replicas are chosen to suit the machine. For settings without an option,
+    edit the file that --print-config prints.
     """
     targets = config or []
     path = _file_among(targets)
@@ -149,7 +149,7 @@ def _refuse_model_options(context: typer.Context, path: str) -> None:
             option = f"--{name.replace('_', '-')}"
             raise fail(f"{option} applies to models named on the command line; in {path}, set {setting}")
     if context.params["print_config"]:
-        raise fail(f"--print-config applies to models named on the command line; {path} is a configuration already")
+        raise fail(f"--print-config applies to models named on the command line; {path} is already a configuration")
 
 
 def _default_yaml(context: typer.Context, layout: Layout) -> str:

@@ -1,7 +1,7 @@
 """Checks the parts of a configuration that Serve reads: all keys outside the `args` of the applications.
 
-Serve ignores keys that it does not know, so that a misspelt key would have no effect. Importing this module imports
-Ray, which takes seconds. `config` checks the settings of the service itself.
+Serve ignores unknown keys, so without this check, a misspelt key has no effect. Importing this module imports Ray,
+which takes seconds. `rerank_service.config` checks the settings of the service itself.
 """
 
 import math

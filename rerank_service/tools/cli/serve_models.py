@@ -135,7 +135,10 @@ def _explain(files: _Files, placement: Placement, machine: Machine, *, is_brief:
     if placement.warning:
         _say(f"warning: {placement.warning}")
     if files.folder is None and located.known.num_parameters is None:
-        _say(f"note: {located.source} is not on this machine; once it is, its size may change CPUs and replicas")
+        _say(
+            f"note: {located.source} is not on this machine; once it is, its size may change the numbers of CPUs and "
+            "replicas"
+        )
 
 
 def _say(line: str) -> None:

@@ -20,7 +20,7 @@ _HANDLER = "ray_print_logs"  # Ray removes the handler of this name when it disc
 class WarningsOnly:
     """Handler of Ray's log lines that passes on only warnings, errors and lines that belong to no record.
 
-    A record may have further lines, such as a traceback; they are dropped with it or after its first line.
+    Of a warning or error, only the first line is passed on; further lines, such as a traceback, are dropped.
     """
 
     def __init__(self, show: Callable[[dict[str, Any]], None]) -> None:

@@ -34,7 +34,9 @@ ServiceUrl = Annotated[
 ]
 Recorded = Annotated[
     str | None,
-    typer.Option(help="Published model whose recorded scores must match, or `none`; by default chosen by MODEL."),
+    typer.Option(
+        help="Published model whose recorded scores must match, or `none`; by default MODEL, if it has recorded scores."
+    ),
 ]
 
 

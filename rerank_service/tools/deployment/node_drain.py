@@ -124,7 +124,8 @@ class Cluster:
         """Requests the drain. Raises `ValueError` if the node refuses."""
         accepted, refusal = GcsClient(address=self.address).drain_node(
             node.id,
-            autoscaler_pb2.DRAIN_NODE_REASON_PREEMPTION,  # type: ignore[attr-defined]  # a busy node refuses the other reason
+            # A busy node refuses the only other reason, that it is idle.
+            autoscaler_pb2.DRAIN_NODE_REASON_PREEMPTION,  # type: ignore[attr-defined]
             "rerank-service drain",
             int((time.time() + deadline_s) * 1000),
         )

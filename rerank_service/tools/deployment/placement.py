@@ -1,9 +1,9 @@
 """Chooses the device, CPUs and replicas of each model for one machine.
 
 On GPUs, a model gets one GPU per replica, and as many replicas as its share of the GPUs; if there are fewer GPUs than
-replicas, replicas share a GPU. On CPUs, a replica gets one CPU per 50 million parameters, at least one and at most its
-share of the CPUs, because a request to a large model would take too long on one CPU; for small models, many replicas of
-one CPU have more throughput than few with several CPUs.
+replicas, replicas share a GPU. On CPUs, a replica gets one CPU per 50 million parameters, at least one and at most the
+model's share of the CPUs, because a request to a large model takes too long on one CPU. For small models, many replicas
+with one CPU each have more throughput than a few replicas with several CPUs each.
 """
 
 import math
@@ -104,7 +104,7 @@ def _gpu_bounds(models: Sequence[KnownModel], machine: Machine) -> Bounds:
 
 
 def _gpu_share(models: Sequence[KnownModel], machine: Machine, chosen: Mapping[str, Bounds]) -> int:
-    """Number of replicas that share one GPU if all replicas run."""
+    """Number of replicas that share one GPU when every model has its maximum number of replicas."""
     if not models:
         return 1
     default = _gpu_bounds(models, machine).max_replicas
@@ -126,7 +126,7 @@ def _fits_a_gpu(model: KnownModel, machine: Machine, share: int, dtype: Dtype | 
 
 
 def _gpu_bytes(machine: Machine) -> int:
-    """Memory of the smallest GPU: Ray may start a replica on any."""
+    """Memory of the smallest GPU, because Ray may start a replica on any GPU."""
     return min(gpu.memory_bytes for gpu in machine.gpus)
 
 
@@ -159,15 +159,16 @@ def _require_memory(
 def _too_large_for_gpu(model: KnownModel, machine: Machine, share: int, dtype: Dtype | None) -> str:
     needed = gigabytes(_bytes(model, machine, dtype, on_gpu=True) or 0)
     shared = f", shared by {share} replicas" if share > 1 else ""
+    available = _gpu_words(machine, "this machine's")
     return (
-        f"{model.name} needs {needed} of GPU memory; {_gpu_words(machine)}{shared}. "
+        f"{model.name} needs {needed} of GPU memory; {available}{shared}. "
         f"{_way_out([model], share)}, or use --device auto"
     )
 
 
-def _gpu_words(machine: Machine) -> str:
-    which = "its GPU has" if len(machine.gpus) == 1 else "its smallest GPU has"
-    return f"{which} {gigabytes(_gpu_bytes(machine))}"
+def _gpu_words(machine: Machine, owner: str = "its") -> str:
+    which = "GPU" if len(machine.gpus) == 1 else "smallest GPU"
+    return f"{owner} {which} has {gigabytes(_gpu_bytes(machine))}"
 
 
 def _way_out(models: Sequence[KnownModel], replicas: int) -> str:

@@ -38,9 +38,9 @@ class ServedModel(NamedTuple):
     num_cpus: float
     replicas: Bounds
     device: str | None = None
-    """Device to set; null: `cuda` with GPUs, and none without."""
+    """Device to set. Null: `cuda` if the replicas have GPUs, otherwise the setting is left out."""
     dtype: Dtype | None = None
-    """Precision to set; null: the catalogue's, on the hardware that it is meant for."""
+    """Precision to set. Null: the catalogue's precision if `suits_its_hardware`, otherwise `auto`."""
 
     @property
     def suits_its_hardware(self) -> bool:

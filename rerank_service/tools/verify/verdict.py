@@ -83,8 +83,8 @@ class LogitFigures:
     largest_change: float
     """Largest difference between two served logits of the same pair, computed in different batches."""
     ordered_alike: float
-    """Of all combinations of two passages of one query, the share that both sides put in the same order. Combinations
-    with equal reference logits are not counted."""
+    """Share of passage pairs, within each query, that both sides put in the same order. Pairs with equal reference
+    logits are not counted."""
     kendall_tau: float
     """`2 * ordered_alike - 1`, which is Kendall's tau if there are no ties."""
     same_best: int
@@ -165,7 +165,8 @@ def half_step(dtype: Dtype, logit: float) -> float:
 
 
 def figures_of(reference: LogitsByQuery, served: LogitsByQuery, elsewhere: LogitsByQuery) -> LogitFigures:
-    """Compares logits, given query by query in the same order. `elsewhere` has the served logits from other batches."""
+    """Compares logits, given query by query in the same order. `elsewhere` has the served logits of the same pairs,
+    computed in different batches."""
     expected, found, found_elsewhere = (np.concatenate(logits) for logits in (reference, served, elsewhere))
     differences = np.abs(found - expected)
     largest, spread, found_spread = float(differences.max()), float(expected.std()), float(found.std())

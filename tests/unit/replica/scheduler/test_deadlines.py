@@ -43,12 +43,13 @@ def test_a_refusal_states_the_figures_behind_it() -> None:
     assert own == pytest.approx((49.3, 60.0, 12.0, False))
     assert another == pytest.approx((9.5, 10.0, 1.0, True))
     assert str(WaitTooLong(*own, 7)) == (
-        "The backlog is too long: this request would take an estimated 49.3 s. Its deadline is in 60 s, including "
-        "a reserve of 12 s in case the device slows down; retry after 7 s"
+        "The backlog is too long: this request would take an estimated 49.3 s. The time left until its "
+        "deadline is 60 s, of which 12 s is reserved in case the device slows down; retry after 7 s"
     )
     assert str(WaitTooLong(*another, 7)) == (
         "The backlog is too long: accepting this request would make an earlier request take an estimated 9.5 s. "
-        "Its deadline is in 10 s, including a reserve of 1 s in case the device slows down; retry after 7 s"
+        "The time left until its deadline is 10 s, of which 1 s is reserved in case the device slows down; "
+        "retry after 7 s"
     )
 
 

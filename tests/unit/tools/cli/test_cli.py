@@ -390,7 +390,9 @@ def test_an_unreadable_file_and_a_full_disk_are_put_in_plain_words() -> None:
     denied = PermissionError(13, "Permission denied", "/secret")
     assert file_problem(denied) == "/secret cannot be read: permission denied"
     assert file_problem(denied, "mine", is_output=True) == "mine cannot be written: permission denied"
-    assert file_problem(OSError(28, "No space left on device")) == "the system refuses: no space left on device"
+    assert (
+        file_problem(OSError(28, "No space left on device")) == "the operating system reports: no space left on device"
+    )
 
 
 PLAN = ["plan", "--rps", "20", "--passages", "20", "--tokens", "short", "--p99-ms", "500"]
@@ -412,7 +414,7 @@ def test_plan_says_why_it_recommends_its_number_of_replicas(monkeypatch: pytest.
 
     assert "a single replica meets the target" in small
     assert "one replica fewer" not in small
-    assert "the autoscaler would keep 1\n" in re.sub(" +\n", "\n", small)
+    assert "at this load, the autoscaler keeps 1\n" in re.sub(" +\n", "\n", small)
     assert "one replica fewer" in large
     assert "each 80% busy (target_utilisation)" in large
 

@@ -123,7 +123,7 @@ def test_output_to_a_file(tmp_path: Path) -> None:
         (["bge-m3"], "did you mean bge-reranker-v2-m3?"),
         (["a=s3://bucket/folder"], "needs revision: the 64 digits"),
         (["jina-reranker-v2-base-multilingual"], "cannot be served: its files need their own Python code"),
-        ([LLAMA, f"nvidia/{LLAMA}"], "give each model once"),
+        ([LLAMA, f"nvidia/{LLAMA}"], "list each model only once"),
         ([LLAMA, "--replicas", "8:"], "'8:' is not a number of replicas: N or MIN:MAX"),
         ([LLAMA, "--replicas", "8:1"], "min_replicas 8 is greater than max_replicas 1"),
         ([LLAMA, "--gpus", "one"], "'one' is not a number"),

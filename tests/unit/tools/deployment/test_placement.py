@@ -104,7 +104,13 @@ def test_a_model_of_unknown_size_is_placed() -> None:
             ["Qwen3-Reranker-8B needs 3", "this machine has 16.0 GB and no GPU", "smaller model"],
         ),
         (T4, "auto", None, None, ["needs 3", "this machine has 32.0 GB, and its GPU has 16.0 GB"]),
-        (T4, "cuda", None, None, ["of GPU memory; its GPU has 16.0 GB. Choose a smaller model", "--device auto"]),
+        (
+            T4,
+            "cuda",
+            None,
+            None,
+            ["of GPU memory; this machine's GPU has 16.0 GB. Choose a smaller model", "--device auto"],
+        ),
         (LAPTOP, "cuda", None, None, ["this machine has no GPU that torch can use"]),
         (SERVER, "auto", Dtype.FLOAT32, Bounds(20, 20), ["of memory for 20 replicas", "Lower --replicas"]),
         (
