@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import yaml
 
@@ -12,7 +13,7 @@ from benchmarks.report.pages import markdown_table
 __all__ = ["SECTIONS", "verdict"]
 
 _FOLDER = Path(__file__).parents[2] / "tests" / "compatibility" / "applications"
-_HEADS = ("application", "provider or setting", "address", "works")
+_HEADS = ("application", "provider or setting", "works", "address")
 
 
 def verdict(request: Mapping[str, Any]) -> str:
@@ -26,11 +27,11 @@ def verdict(request: Mapping[str, Any]) -> str:
     notes = [f"yes{proxy}"]
     if "long_text_refused_today" in request:
         reason = request["long_text_refused_today"]
-        notes.append(f"texts longer than the model's window {setting or 'are refused'}; by default, {reason}")
+        notes.append(f"long texts {setting}" if setting else f"long texts are refused: {reason}")
     if "larger_batch_refused_today" in request:
         notes.append(f"not with {request['largest_batch']} texts: {request['larger_batch_refused_today']}")
     if request.get("wants_errors"):
-        notes.append("it asks the service to refuse texts longer than the model's window")
+        notes.append("it asks for an error if a text is long")
     return "; ".join(notes)
 
 
@@ -40,8 +41,8 @@ def _flow(setting: Mapping[str, Any]) -> str:
 
 
 def _address(request: Mapping[str, Any]) -> str:
-    is_fixed = request.get("address_is_fixed", False)
-    return f"fixed: `{request['configured']}`" if is_fixed else f"`{request['configured']}`"
+    address = request["configured"]
+    return f"fixed: {urlsplit(address).hostname}" if request.get("address_is_fixed") else f"`{address}`"
 
 
 def _rows(application: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
@@ -49,7 +50,7 @@ def _rows(application: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     tree = f"/tree/{source['commit']}" if "commit" in source else ""
     name = f"[{application['application']}](https://github.com/{source['repository']}{tree})"
     for request in application["requests"]:
-        yield name, request["provider"], _address(request), verdict(request)
+        yield name, request["provider"], verdict(request), _address(request)
         name = application["application"]
 
 
@@ -57,10 +58,12 @@ def _table() -> str:
     recorded = [yaml.safe_load(file.read_text(encoding="utf-8")) for file in sorted(_FOLDER.glob("*.yaml"))]
     recorded.sort(key=lambda one: one["application"].casefold())
     rows = [row for one in recorded for row in _rows(one)]
-    num = {start: sum(row[3].startswith(start) for row in rows) for start in ("yes", "with", "**refused**")}
-    num_fixed = sum(" through a proxy" in row[3] for row in rows)
+    num = {start: sum(row[2].startswith(start) for row in rows) for start in ("yes", "with", "**refused**")}
+    num_fixed = sum(" through a proxy" in row[2] for row in rows)
+    num_long = sum(row[2].startswith("yes") and "long texts" in row[2] for row in rows)
     counts = (
-        f"Of {len(rows)} providers in {len(recorded)} applications, {num['yes']} work with the default settings, "
+        f"Of {len(rows)} providers in {len(recorded)} applications, {num['yes']} work with the default settings "
+        f"({num_long} of them need another setting for long texts), "
         f"{num['with']} with the setting shown, and {num['**refused**']} is refused. "
         f"{num_fixed} of the addresses are fixed in the application."
     )

@@ -145,8 +145,10 @@ def test_missing_figures_leave_empty_cells() -> None:
         ),
         (
             {"long_text_refused_today": "too long", "works_with": {"limits": {"truncate": "END"}}},
-            "yes; texts longer than the model's window with `limits: {truncate: END}`; by default, too long",
+            "yes; long texts with `limits: {truncate: END}`",
         ),
+        ({"long_text_refused_today": "a reason"}, "yes; long texts are refused: a reason"),
+        ({"wants_errors": True}, "yes; it asks for an error if a text is long"),
         ({"largest_batch": 9, "larger_batch_refused_today": "over a limit"}, "yes; not with 9 texts: over a limit"),
     ],
 )
