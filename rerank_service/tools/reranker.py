@@ -144,7 +144,7 @@ class Reranker:
 
         A pair that is longer than the model's window is truncated, or refused with `truncate="NONE"`. With `windows`,
         a long passage has the logit of its best window. `num_truncated` and `num_unscored` of a ranking count its
-        truncated and unscored passages; `request_id` is empty.
+        truncated and unscored passages; `request_id` is empty. The client's option `explain` needs a service.
 
         Raises `ValueError` or `TypeError` for an invalid argument, `PairTooLong` or `QueryTooLong` for a long pair with
         `truncate="NONE"`, and `NonFiniteLogit` if the model computes NaN or an infinite logit. The last three are in
