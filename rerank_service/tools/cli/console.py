@@ -23,7 +23,7 @@ Key = Annotated[
 ]
 
 MODEL_HELP = (
-    "Id of a configured model, a folder with a checkpoint, package:NAME, or ORG/NAME@COMMIT. Default: the "
+    "A configured model, or a known model, ORG/NAME on the hub, a folder, s3://... or package:NAME. Default: the "
     "configuration's default model."
 )
 DTYPE_HELP = "Number format of the computation; overrides the configuration's engine.dtype."

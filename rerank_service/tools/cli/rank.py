@@ -37,7 +37,10 @@ def rank(
     url: Url = "http://127.0.0.1:8000",
     key: Key = None,
     model: Annotated[
-        str | None, typer.Option(help="Name of the model; by default the service's default model.")
+        str | None,
+        typer.Option(
+            help="Name of the model; with --in-process, any model that `serve` accepts. By default the default model."
+        ),
     ] = None,
     top: Annotated[
         int | None, typer.Option(min=1, help="Number of passages to show, best first; by default all.")
