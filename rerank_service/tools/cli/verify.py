@@ -14,7 +14,17 @@ from rich.table import Column, Table
 
 from rerank_service.client import Client, ConnectionFailed, RerankClientError
 from rerank_service.config import Dtype
-from rerank_service.tools.cli.console import DTYPE_HELP, MODEL_HELP, Key, fail, get_json, say, stdout, unreachable
+from rerank_service.tools.cli.console import (
+    DTYPE_HELP,
+    MODEL_HELP,
+    Key,
+    fail,
+    get_json,
+    say,
+    stdout,
+    unreachable,
+    with_scheme,
+)
 from rerank_service.tools.cli.options import ConfigOption, choose, is_source
 from rerank_service.tools.cli.progress import ProgressBar
 
@@ -30,7 +40,10 @@ _NONE = "none"
 
 Name = Annotated[str | None, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
 ServiceUrl = Annotated[
-    str | None, typer.Option(help="Verify a running service at this address; by default a model loaded here.")
+    str | None,
+    typer.Option(
+        help="Verify a running service at this address; by default a model loaded here.", callback=with_scheme
+    ),
 ]
 Recorded = Annotated[
     str | None,
