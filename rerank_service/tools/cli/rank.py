@@ -30,6 +30,13 @@ _TIMEOUT_S = 120.0
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 """Control characters, which a passage must not send to the terminal."""
 
+Model = Annotated[
+    str | None,
+    typer.Option(
+        help="Name of the model; with --in-process, any model that `serve` accepts. By default the default model."
+    ),
+]
+
 
 def rank(
     context: typer.Context,
@@ -37,12 +44,7 @@ def rank(
     passages: Annotated[str, typer.Argument(help="Text file with one passage per line; -: standard input.")] = "-",
     url: Url = "http://127.0.0.1:8000",
     key: Key = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="Name of the model; with --in-process, any model that `serve` accepts. By default the default model."
-        ),
-    ] = None,
+    model: Model = None,
     top: Annotated[
         int | None, typer.Option(min=1, help="Number of passages to show, best first; by default all.")
     ] = None,

@@ -465,6 +465,10 @@ def test_plan_says_why_it_recommends_its_number_of_replicas(monkeypatch: pytest.
     assert "each 80% busy (target_utilisation)" in large
 
 
+def test_plan_without_a_terminal_says_that_it_simulates() -> None:
+    assert runner.invoke(app, PLAN).stderr.splitlines()[0] == "simulating the load ..."
+
+
 def test_plan_as_json_is_minimal_and_repeatable() -> None:
     command = [*PLAN, "--tokens-per-s", "20000", "--price-per-gpu-hour", "2", "--json"]
 
@@ -493,6 +497,7 @@ def test_plan_with_regions_simulates_the_loss_of_a_region() -> None:
         (["--gpu", "abacus"], "no datasheet figure for GPU 'abacus'"),
         (["--passages", "many"], "is neither a number nor a mix"),
         (["--passages", "0"], "must be above 0"),
+        (["--passages", "20:9,600:1"], "a request has at most 512 passages (limits.max_passages)"),
         (["--tokens", "few"], "a number or one of short, chunks, long-tail"),
     ],
 )
