@@ -32,6 +32,7 @@ __all__ = [
     "read_json",
     "read_model_config",
     "read_rows",
+    "refuse_pickles",
     "resolve_device",
     "resolve_window",
     "transformers_config",
@@ -137,7 +138,7 @@ def read_rows(folder: Path, name: str, row: int | None = None) -> torch.Tensor:
 
 
 def _file_with(folder: Path, name: str) -> Path | None:
-    _refuse_pickles(folder)
+    refuse_pickles(folder)
     for path in sorted(folder.glob("*.safetensors")):
         try:
             with safe_open(path, framework="pt") as tensors:
@@ -178,7 +179,7 @@ def load_weights(
     If `attention` is null, transformers chooses its fastest attention for the class. A tensor may remain unused if its
     name starts with one of `ignored_prefixes`. Raises `CheckpointError`.
     """
-    _refuse_pickles(folder)
+    refuse_pickles(folder)
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()  # `_refuse_mismatches` reports mismatches more briefly
     try:
@@ -246,7 +247,8 @@ def resolve_window(configured: int | None, from_tokenizer: int | None, positions
     return min(known)
 
 
-def _refuse_pickles(folder: Path) -> None:
+def refuse_pickles(folder: Path) -> None:
+    """Raises `CheckpointError` unless the folder has weights as safetensors."""
     if any(folder.glob("*.safetensors")):
         return
     pickles = sorted(path.name for path in folder.glob("*.bin")) + sorted(path.name for path in folder.glob("*.pt"))
