@@ -75,7 +75,7 @@ def config(
     layout = Layout(
         host,
         port,
-        bounds(ingresses),
+        bounds(ingresses, "--ingresses"),
         ingress_cpus,
         is_pinned=pin,
         key_hashes_file=key_hashes,

@@ -125,7 +125,7 @@ def test_output_to_a_file(tmp_path: Path) -> None:
         (["jina-reranker-v2-base-multilingual"], "cannot be served: its files need their own Python code"),
         ([LLAMA, f"nvidia/{LLAMA}"], "list each model only once"),
         ([LLAMA, "--replicas", "8:"], "'8:' is not a number of replicas: N or MIN:MAX"),
-        ([LLAMA, "--replicas", "8:1"], "min_replicas 8 is greater than max_replicas 1"),
+        ([LLAMA, "--replicas", "8:1"], "--replicas 8:1: the minimum 8 is greater than the maximum 1"),
         ([LLAMA, "--gpus", "one"], "'one' is not a number"),
         ([LLAMA, "--gpus", f"{MISTRAL}=1"], "is not among the models given"),
         ([LLAMA, "--gpus", "1", "--device", "cpu"], "--device cpu and --gpus exclude each other"),

