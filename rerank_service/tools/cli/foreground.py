@@ -5,6 +5,7 @@ controller's answer. Ray then reports a failed call, and requests in flight rema
 """
 
 import logging
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -26,7 +27,12 @@ from rerank_service.tools.cli.ports import Endpoint, problem_of, reserve
 from rerank_service.tools.cli.serve_file import read_serve_text
 from rerank_service.tools.cli.startup import StartFailed, wait_until_ready
 from rerank_service.tools.cli.stopping import controller_runs, serve_client, stop_serve
-from rerank_service.tools.cli.terminal_log import WarningsOnly, quieten_driver, quieten_workers
+from rerank_service.tools.cli.terminal_log import (
+    WarningsOnly,
+    quieten_driver,
+    quieten_workers,
+    use_colour_only_on_terminals,
+)
 
 __all__ = ["Serving", "endpoints_of", "run"]
 
@@ -116,6 +122,7 @@ def _start(config: ServeDeploySchema, serving: Serving) -> WarningsOnly | None:
         if not constants.RAY_SERVE_ENABLE_HA_PROXY:
             for endpoint in endpoints:
                 reserve(endpoint)
+    use_colour_only_on_terminals(os.environ)
     if serving.is_verbose:
         ray.init(namespace=constants.SERVE_NAMESPACE)
         terminal = None
