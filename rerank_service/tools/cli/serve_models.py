@@ -92,11 +92,12 @@ def _pull(located: Located) -> Fetched:
 
 
 def _supported(files: _Files) -> _Files:
-    """Raises `CheckpointError` if no engine runs the model. The engines check the tensors when they load."""
-    from rerank_service.engine.build import engine_kind  # imports torch
+    """Raises `CheckpointError` if the files are not a model that an engine runs. The engines check the tensors when
+    they load."""
+    from rerank_service.engine.build import check_checkpoint  # imports torch
 
     if files.folder is not None:
-        engine_kind(files.folder, EngineConfig(kind=files.located.known.kind))
+        check_checkpoint(files.folder, EngineConfig(kind=files.located.known.kind))
     return files
 
 

@@ -1,10 +1,13 @@
 """`rerank-service serve` up to the start of Ray: targets, refusals, keys, and the configuration that it would run."""
 
 import hashlib
+import json
 import os
 import shlex
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -223,6 +226,41 @@ def test_a_checkpoint_that_no_engine_runs_is_refused_before_anything_starts() ->
     assert result.exit_code == 2
     (line,) = result.stderr.splitlines()
     assert "mine has architectures ['T5Model2'], which no engine supports" in line
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model.safetensors": None}, "has no *.safetensors file"),
+        ({"model.safetensors": None, "pytorch_model.bin": "cos"}, "has only pickled weights (pytorch_model.bin)"),
+        ({"model.safetensors": "{}"}, "model.safetensors is damaged"),
+        ({"tokenizer.json": None}, "has no tokenizer.json"),
+        ({"tokenizer.json": "{}"}, "tokenizer.json is damaged, or not a tokenizer"),
+        ({"config.json": {"id2label": {"0": "a", "1": "b", "2": "c"}, "label2id": {}}}, "mine has 3 labels"),
+        ({"config.json": {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2"}}, "no engine supports"),
+        ({"config.json": None}, "config.json"),
+        ({"config.json": "[]"}, "config.json is not a JSON object"),
+    ],
+)
+def test_a_folder_that_no_replica_could_load_is_refused_before_anything_starts(
+    checkpoints: dict[str, Path], changes: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rerank_service.tools.cli.foreground.run", pytest.fail)
+    shutil.copytree(checkpoints["bert"], "mine")
+    for name, change in changes.items():
+        path = Path("mine") / name
+        if change is None:
+            path.unlink()
+        elif isinstance(change, dict):
+            path.write_text(json.dumps(json.loads(path.read_text()) | change))
+        else:
+            path.write_text(change)
+
+    result = serve("./mine")
+
+    assert result.exit_code == 2
+    (line,) = result.stderr.splitlines()
+    assert message in line
 
 
 def test_a_file_in_this_folder_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
