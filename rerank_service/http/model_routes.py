@@ -14,6 +14,8 @@ from rerank_service.config import DialectName, ModelConfig, RerankConfig
 from rerank_service.config.replica import default_batch_tokens
 from rerank_service.errors import UnknownModel
 from rerank_service.http.access import ApiKeys
+from rerank_service.http.dialects import rules_of, tei
+from rerank_service.messages import Truncate
 from rerank_service.telemetry.ingress_metrics import IngressMetrics
 
 __all__ = ["model_routes"]
@@ -120,7 +122,7 @@ def _window_tokens(model: ModelConfig, metrics: IngressMetrics) -> int | None:
 
 def _tei_info(config: RerankConfig, metrics: IngressMetrics) -> dict[str, Any]:
     model = _default_model(config)
-    replica = config.replica_of(model)
+    replica, rules = config.replica_of(model), rules_of(config, tei.RERANK.paths[0])
     batch_tokens = model.batching.max_batch_tokens or default_batch_tokens(on_gpu=replica.num_gpus > 0)
     return {
         "model_id": model.id,
@@ -132,8 +134,8 @@ def _tei_info(config: RerankConfig, metrics: IngressMetrics) -> dict[str, Any]:
         "max_input_length": _window_tokens(model, metrics) or _TEI_INPUT_TOKENS,
         "max_batch_tokens": batch_tokens,
         "max_batch_requests": None,
-        "max_client_batch_size": config.limits.max_passages,
-        "auto_truncate": True,
+        "max_client_batch_size": rules.max_passages,
+        "auto_truncate": rules.truncate is not Truncate.NONE,
         "tokenization_workers": replica.tokeniser_threads,
         "version": __version__,
         "sha": None,

@@ -206,7 +206,14 @@ async def test_info_has_the_default_models_limits(models: list[ModelConfig]) -> 
 
     Draft202012Validator(INFO).validate(info)
     assert (info["model_id"], info["max_input_length"], info["max_client_batch_size"]) == (default.id, 64, 7)
-    assert info["model_dtype"] == "float32"
+    assert (info["model_dtype"], info["auto_truncate"]) == ("float32", True)
+
+
+async def test_info_has_the_limits_of_its_path() -> None:
+    async with served(limits={"max_documents": 900}, paths={"/rerank": {"truncate": "NONE"}}) as client:
+        info = (await client.get("/info")).json()
+
+    assert (info["max_client_batch_size"], info["auto_truncate"]) == (900, False)
 
 
 async def test_the_models_window_is_known_once_a_replica_has_answered() -> None:
