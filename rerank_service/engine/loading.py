@@ -33,6 +33,7 @@ __all__ = [
     "read_json",
     "read_model_config",
     "read_rows",
+    "refuse_pickles",
     "resolve_device",
     "resolve_window",
     "tensor_files",
@@ -149,7 +150,7 @@ def read_rows(folder: Path, name: str, row: int | None = None) -> torch.Tensor:
 def tensor_files(folder: Path) -> dict[str, Path]:
     """The safetensors file of each tensor. Reads only headers. Raises `CheckpointError` if the weights are pickled,
     missing or damaged."""
-    _refuse_pickles(folder)
+    refuse_pickles(folder)
     files: dict[str, Path] = {}
     for path in sorted(folder.glob("*.safetensors")):
         try:
@@ -190,7 +191,7 @@ def load_weights(
     If `attention` is null, transformers chooses its fastest attention for the class. A tensor may remain unused if its
     name starts with one of `ignored_prefixes`. Raises `CheckpointError`.
     """
-    _refuse_pickles(folder)
+    refuse_pickles(folder)
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()  # `_refuse_mismatches` reports mismatches more briefly
     try:
@@ -258,7 +259,8 @@ def resolve_window(configured: int | None, from_tokenizer: int | None, positions
     return min(known)
 
 
-def _refuse_pickles(folder: Path) -> None:
+def refuse_pickles(folder: Path) -> None:
+    """Raises `CheckpointError` unless the folder has weights as safetensors."""
     if any(folder.glob("*.safetensors")):
         return
     pickles = sorted(path.name for path in folder.glob("*.bin")) + sorted(path.name for path in folder.glob("*.pt"))

@@ -31,7 +31,15 @@ from rerank_service.engine.text.windows import EncodedPassages
 from rerank_service.errors import NonFiniteLogit, PairTooLong
 from rerank_service.messages import Fitting, rank_by_logit
 from rerank_service.tools.catalogue.settings import LoadOptions, ModelName, model_settings
-from rerank_service.tools.reranker_inputs import Places, checked_fitting, checked_pairs, checked_questions, placed
+from rerank_service.tools.reranker_inputs import (
+    Places,
+    check_model,
+    check_top_n,
+    checked_fitting,
+    checked_pairs,
+    checked_questions,
+    placed,
+)
 
 if TYPE_CHECKING:
     from rerank_service.tools.cli.progress import ProgressBar
@@ -79,8 +87,9 @@ class Reranker:
           terminal, for a call that takes more than three seconds.
 
         Raises `CheckpointError` (in `rerank_service.errors`) if the model cannot be found or loaded, and `ValueError`
-        for an invalid option.
+        for an invalid option, or `TypeError` for a wrong type.
         """
+        check_model(model)
         self._process = os.getpid()
         self._show_progress = show_progress
         # One thread loads the model and runs all forward passes: each computing thread has its own OpenMP threads.
@@ -135,14 +144,13 @@ class Reranker:
 
         A pair that is longer than the model's window is truncated, or refused with `truncate="NONE"`. With `windows`,
         a long passage has the logit of its best window. `num_truncated` and `num_unscored` of a ranking count its
-        truncated and unscored passages; `request_id` is empty.
+        truncated and unscored passages; `request_id` is empty. The client's option `explain` needs a service.
 
         Raises `ValueError` or `TypeError` for an invalid argument, `PairTooLong` or `QueryTooLong` for a long pair with
         `truncate="NONE"`, and `NonFiniteLogit` if the model computes NaN or an infinite logit. The last three are in
         `rerank_service.errors`. Each message names the argument, with its index.
         """
-        if top_n is not None and top_n < 1:
-            raise ValueError("top_n must be at least 1; leave it out to return all passages")
+        check_top_n(top_n)
         fitting = checked_fitting(truncate, windows)
         questions, places = checked_questions(query, passages)
         encoded, logits = self._score(questions, fitting, places)

@@ -3,32 +3,66 @@
 Messages never contain a query or a passage.
 """
 
+import operator
+import os
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import Any, TypeAlias
 
 from rerank_service.client import PassageWindows as ClientWindows
+from rerank_service.config import ModelConfig
 from rerank_service.engine.score_all import QueryPassages
 from rerank_service.errors import Loc, NonFiniteLogit, PairTooLong, QueryTooLong, dotted
 from rerank_service.messages import MIN_WINDOW_TOKENS, Fitting, PassageWindows, Truncate
 
-__all__ = ["Places", "checked_fitting", "checked_pairs", "checked_questions", "placed"]
+__all__ = [
+    "Places",
+    "check_model",
+    "check_top_n",
+    "checked_fitting",
+    "checked_pairs",
+    "checked_questions",
+    "placed",
+]
 
 Places: TypeAlias = Callable[[int], tuple[Loc, Loc]]
 """Returns the places of a pair's query and passage in the arguments. Pairs are numbered across all queries."""
 
 
+def check_model(model: Any) -> None:
+    """Raises `TypeError` unless `model` is a name, a folder or complete settings."""
+    if not isinstance(model, str | os.PathLike | ModelConfig):
+        raise TypeError(f"model is of type {type(model).__name__}; pass a name, a folder or a ModelConfig")
+
+
+def check_top_n(top_n: int | None) -> None:
+    """Raises `TypeError` or `ValueError` unless `top_n` is null or a number of passages."""
+    if top_n is None:
+        return
+    _integer(top_n, "top_n")
+    if top_n < 1:
+        raise ValueError("top_n must be at least 1; leave it out to return all passages")
+
+
 def checked_fitting(truncate: str, windows: ClientWindows | None) -> Fitting:
-    """Converts the options to the engine's form. Raises `ValueError` if one is invalid."""
+    """Converts the options to the engine's form. Raises `TypeError` or `ValueError` if one is invalid."""
     if truncate not in (*Truncate,):
         raise ValueError(f"truncate is {truncate!r}; it must be 'END' or 'NONE'")
     if windows is None:
         return Fitting(Truncate(truncate))
+    if not isinstance(windows, ClientWindows):
+        raise TypeError(
+            f"windows is of type {type(windows).__name__}; pass rerank_service.client.PassageWindows, such as "
+            "PassageWindows(max_per_passage=8)"
+        )
     least = {"max_per_passage": 1, "tokens": MIN_WINDOW_TOKENS, "overlap_tokens": 0}
     for name, smallest in least.items():
         value = getattr(windows, name)
-        if value is not None and value < smallest:
+        if value is None and name == "tokens":
+            continue
+        _integer(value, f"windows.{name}")
+        if value < smallest:
             raise ValueError(f"windows.{name} is {value}; it must be at least {smallest}")
     own = PassageWindows(windows.max_per_passage, windows.tokens, windows.overlap_tokens)
     return Fitting(Truncate(truncate), windows=own)
@@ -92,6 +126,13 @@ def placed(error: PairTooLong | NonFiniteLogit, places: Places) -> PairTooLong |
         return QueryTooLong(error.index, error.num_tokens, error.max_tokens, query_at)
     remedy = "truncate='END'" if error.num_windows == 1 else "a larger windows.max_per_passage, or truncate='END'"
     return PairTooLong(error.index, error.num_tokens, error.max_tokens, error.num_windows, passage_at, query_at, remedy)
+
+
+def _integer(value: Any, name: str) -> None:
+    try:
+        operator.index(value)  # also accepts the integers of numpy
+    except TypeError:
+        raise TypeError(f"{name} is of type {type(value).__name__}; pass an integer") from None
 
 
 def _listed(sequence: Any, name: str) -> list[Any]:

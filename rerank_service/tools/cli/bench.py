@@ -10,6 +10,7 @@ from rich.table import Column, Table
 from rerank_service.tools.bench.workload import Lengths
 from rerank_service.tools.cli.bench_service import bench_service_command
 from rerank_service.tools.cli.console import say, stdout
+from rerank_service.tools.cli.flags import Command, Group
 
 if TYPE_CHECKING:
     from rerank_service.tools.bench.engine import EngineFigures
@@ -17,12 +18,16 @@ if TYPE_CHECKING:
 __all__ = ["bench", "engine_table"]
 
 bench = typer.Typer(
-    help="Measure speed on this machine.", no_args_is_help=True, add_completion=False, rich_markup_mode="markdown"
+    cls=Group,
+    help="Measure speed on this machine.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
 )
-bench.command("service")(bench_service_command)
+bench.command("service", cls=Command)(bench_service_command)
 
 
-@bench.command()
+@bench.command(cls=Command)
 def engine(
     lengths: Lengths = typer.Option(
         Lengths.SHORT, help="Length of the passages: search snippets, pieces of documents, or whole documents."

@@ -26,7 +26,7 @@ _ONE_INGRESS = "1:1"
 Models = Annotated[
     list[str],
     typer.Argument(
-        metavar="MODEL...",
+        metavar="MODEL",
         help="A known model, ORG/NAME on the hub, a folder, or ID=SOURCE; @REVISION may follow. "
         "The first model is the default.",
     ),

@@ -8,12 +8,36 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-__all__ = ["DTYPE_HELP", "MODEL_HELP", "Key", "Url", "fail", "get_json", "say", "stderr", "stdout", "unreachable"]
+__all__ = [
+    "DTYPE_HELP",
+    "MODEL_HELP",
+    "Key",
+    "Url",
+    "fail",
+    "get_json",
+    "say",
+    "stderr",
+    "stdout",
+    "unreachable",
+    "with_scheme",
+]
 
 stdout = Console()
 stderr = Console(stderr=True)
 
-Url = Annotated[str, typer.Option(help="Address of a running service.", envvar="RERANK_SERVICE_URL")]
+_HOST = re.compile(r"(localhost|[\w-]+(\.[\w-]+)+|\[[\da-fA-F:.]+\]|[\w-]+(?=:\d))(:\d+)?(/\S*)?", re.ASCII)
+"""An address without a scheme: a host name with a dot or a port, or an IP address."""
+
+
+def with_scheme(url: str | None) -> str | None:
+    """The URL; an address without a scheme, such as `localhost:8000`, becomes an `http` URL."""
+    return f"http://{url}" if url and _HOST.fullmatch(url) else url
+
+
+Url = Annotated[
+    str,
+    typer.Option(help="Address of a running service.", envvar="RERANK_SERVICE_URL", callback=with_scheme),
+]
 Key = Annotated[
     str | None,
     typer.Option(
@@ -23,7 +47,7 @@ Key = Annotated[
 ]
 
 MODEL_HELP = (
-    "Id of a configured model, a folder with a checkpoint, package:NAME, or ORG/NAME@COMMIT. Default: the "
+    "A configured model, or a known model, ORG/NAME on the hub, a folder, s3://... or package:NAME. Default: the "
     "configuration's default model."
 )
 DTYPE_HELP = "Number format of the computation; overrides the configuration's engine.dtype."

@@ -21,7 +21,7 @@ proxy has requests: clients that ignore its health check can keep it running for
 
 NodeId = Annotated[
     str | None,
-    typer.Argument(metavar="[NODE_ID]", help="Id of the node, or its first digits; `ray list nodes` shows ids."),
+    typer.Argument(metavar="NODE_ID", help="Id of the node, or its first digits; `ray list nodes` shows ids."),
 ]
 
 

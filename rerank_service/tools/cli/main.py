@@ -8,10 +8,11 @@ from importlib import import_module
 from typing import Any
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperCommand
 
 from rerank_service import __version__
 from rerank_service.errors import BatchError, CheckpointError, RerankError
+from rerank_service.tools.cli.flags import Command, Group
 from rerank_service.tools.files import file_problem
 
 __all__ = ["SUBCOMMANDS", "TOOLS_MODULES", "app", "main"]
@@ -54,11 +55,11 @@ class _LazySubcommand(TyperCommand):
         subcommand = getattr(import_module(f"rerank_service.tools.cli.{module}"), attribute)
         if not isinstance(subcommand, typer.Typer):
             function, subcommand = subcommand, typer.Typer(add_completion=False, rich_markup_mode="markdown")
-            subcommand.command(self.name)(function)
+            subcommand.command(self.name, cls=Command)(function)
         return typer.main.get_command(subcommand)
 
 
-class _CommandTree(TyperGroup):
+class _CommandTree(Group):
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
         for name, (target, help_line) in SUBCOMMANDS.items():
@@ -92,6 +93,7 @@ app = typer.Typer(
     epilog="Results go to standard output, errors and progress to standard error. Exit codes: 0 success; 1 a negative "
     "result, such as a failed verification; 2 an error or wrong usage; 130 stopped by Ctrl-C, 143 by SIGTERM.",
     no_args_is_help=True,
+    context_settings={"help_option_names": ["--help", "-h"]},  # subcommands inherit them
     pretty_exceptions_show_locals=False,  # locals hold users' texts
 )
 

@@ -15,7 +15,7 @@ from rerank_service.checkpoints.pull import cached_folder
 from rerank_service.checkpoints.resolve import PACKAGED_CHECKPOINTS
 from rerank_service.tools.catalogue import CATALOGUE, KnownModel
 from rerank_service.tools.catalogue.fit import Fit, Machine, fit, gigabytes
-from rerank_service.tools.cli.console import Key, get_json, say, stdout
+from rerank_service.tools.cli.console import Key, get_json, say, stdout, with_scheme
 
 __all__ = ["models"]
 
@@ -23,7 +23,12 @@ _DEFAULT_URL = "http://127.0.0.1:8000"
 
 ServiceUrl = Annotated[
     str | None,
-    typer.Option("--url", help="List the models of the running service at this address.", envvar="RERANK_SERVICE_URL"),
+    typer.Option(
+        "--url",
+        help="List the models of the running service at this address.",
+        envvar="RERANK_SERVICE_URL",
+        callback=with_scheme,
+    ),
 ]
 
 

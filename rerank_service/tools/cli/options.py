@@ -6,7 +6,7 @@ this reason, only the functions that read a configuration import it.
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
@@ -19,12 +19,14 @@ if TYPE_CHECKING:
 __all__ = [
     "CONFIG_FILE",
     "DEFAULT_OVERLAP_TOKENS",
+    "Chosen",
     "ConfigOption",
     "ConfigPath",
     "MaxWindows",
     "OverlapTokens",
     "WindowTokens",
     "checked_config",
+    "choose",
     "choose_model",
     "config_file",
     "is_source",
@@ -52,6 +54,14 @@ WindowTokens = Annotated[
     typer.Option(min=MIN_WINDOW_TOKENS, help="Passage tokens per window; by default all that fit."),
 ]
 OverlapTokens = Annotated[int, typer.Option(min=0, help="Tokens that consecutive windows share.")]
+
+
+class Chosen(NamedTuple):
+    """A model that the command line names."""
+
+    model: "ModelConfig"
+    is_configured: bool
+    """Whether the model is in the configuration."""
 
 
 def passage_windows(max_windows: int, window_tokens: int | None, overlap_tokens: int) -> PassageWindows | None:
@@ -88,29 +98,28 @@ def missing_folders(settings: "RerankConfig") -> Iterator[str]:
 
 
 def choose_model(name: str | None, config: str | None, dtype: "Dtype | None" = None) -> "ModelConfig":
-    """The configured model with the id or alias `name`, or a model for the checkpoint source `name`.
+    """The settings of the model that the command line names; see `choose`."""
+    return choose(name, config, dtype).model
 
-    If `name` is null, returns the configuration's default model. A source is `package:NAME`, a folder that starts with
-    `/`, `.` or `~`, or a hub id or object-store folder with a revision, such as `organisation/name@COMMIT`. Ends the
-    program if `name` is none of these.
+
+def choose(name: str | None, config: str | None, dtype: "Dtype | None" = None) -> Chosen:
+    """The configured model with the id or alias `name`, or else the model that `locate` finds.
+
+    If `name` is null, returns the configuration's default model. The configuration is not read if `name` can only be
+    the source of a checkpoint. Ends the program if `name` is neither configured nor found. Raises `CheckpointError`.
     """
-    if name is not None and is_source(name):
-        model = _checkpoint_model(name)
-    else:
+    found = None
+    if name is None or not is_source(name):
         path = config_file(config)
         settings = checked_config(path)
         wanted = (name or settings.default_model_id).casefold()
         found = next((one for one in settings.models if wanted in map(str.casefold, one.names)), None)
         if found is None:
-            known = ", ".join(one.id for one in settings.models)
-            raise fail(
-                f"{path} has no model {name!r}; it has {known}. "
-                "If you meant a checkpoint folder, start its path with / or ."
-            )
-        model = found
-    if dtype is None:
-        return model
-    return model.model_copy(update={"engine": model.engine.model_copy(update={"dtype": dtype})})
+            _refuse_unknown(str(name), path, settings)  # the default model is always found
+    model = found or _located_model(str(name))
+    if dtype is not None:
+        model = model.model_copy(update={"engine": model.engine.model_copy(update={"dtype": dtype})})
+    return Chosen(model, is_configured=found is not None)
 
 
 def is_source(name: str) -> bool:
@@ -118,15 +127,21 @@ def is_source(name: str) -> bool:
     return name.startswith(("package:", "/", ".", "~")) or "@" in name or "://" in name
 
 
-def _checkpoint_model(name: str) -> "ModelConfig":
-    from pydantic import ValidationError
+def _refuse_unknown(name: str, path: str, settings: "RerankConfig") -> None:
+    """Ends the program unless `locate` can read `name`, which needs no network."""
+    from rerank_service.errors import CheckpointError
+    from rerank_service.tools.catalogue.locate import locate
 
-    from rerank_service.config import CheckpointConfig, ModelConfig, readable_problems
-
-    is_folder = name.startswith(("/", ".", "~"))
-    source, _, revision = (name, "", "") if is_folder else name.partition("@")
     try:
-        model_id = Path(source).expanduser().resolve().name if is_folder else source
-        return ModelConfig(id=model_id, checkpoint=CheckpointConfig(source=source, revision=revision or None))
-    except ValidationError as error:
-        raise fail(f"{name} is not a checkpoint\n{readable_problems(error, CheckpointConfig)}") from None
+        locate(name)
+    except CheckpointError as error:
+        configured = ", ".join(one.id for one in settings.models)
+        raise fail(f"{path} has no model {name!r}; it has {configured}. {error}") from None
+
+
+def _located_model(name: str) -> "ModelConfig":
+    from rerank_service.tools.catalogue.settings import LoadOptions, model_settings
+    from rerank_service.tools.cli.progress import ProgressBar
+
+    with ProgressBar(fetching="MB", checking="MB") as progress:  # an object store's files are fetched for their digest
+        return model_settings(name, LoadOptions(), progress)

@@ -8,8 +8,10 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.status import Status
 from rich.table import Column, Table
 
+from rerank_service.config import LimitsConfig
 from rerank_service.tools.bench.workload import Lengths
 from rerank_service.tools.cli.console import fail, say, stderr, stdout
 from rerank_service.tools.planning.speed import ASSUMED_MFU, PlannedModel, ReplicaSpeed, speed_of
@@ -99,7 +101,7 @@ def plan(
     mix = _mix(passages, tokens)
     speed = _speed(mix, tokens_per_s, model, gpu.lower(), mfu, batch_overhead_ms)
     device = "replica" if speed.is_measured else gpu.upper()
-    with stderr.status("preparing the simulation") as status:
+    with _status() as status:
         from rerank_service.tools.planning.costs import HAPROXY, SERVE_PROXY  # imports Serve, which takes seconds
         from rerank_service.tools.planning.fleet import Demand
         from rerank_service.tools.planning.region import Loss
@@ -117,6 +119,13 @@ def plan(
     stdout.print("", plan_table(found), "", sep="\n")
     for note in _notes(found):
         say(note)
+
+
+def _status() -> Status:
+    """A spinner on a terminal; elsewhere, prints one line."""
+    if not stderr.is_terminal:
+        stderr.print("simulating the load ...")
+    return stderr.status("preparing the simulation")
 
 
 def _speed(
@@ -150,6 +159,12 @@ def _mix(passages: str, tokens: str) -> Mix:
         sizes = {int(part[0]): float(part[1]) if len(part) > 1 else 1.0 for part in parts}
     except (ValueError, IndexError):
         raise fail(f"--passages {passages!r} is neither a number nor a mix such as 10:4,100:1") from None
+    most = LimitsConfig().max_passages
+    if sizes and max(sizes) > most:
+        raise fail(
+            f"--passages {passages!r}: a request has at most {most} passages (limits.max_passages); the Python client "
+            f"sends more as several requests of at most {most}"
+        )
     try:
         return Mix(sizes, Lengths(tokens) if tokens in set(Lengths) else int(tokens))
     except ValueError:

@@ -2,15 +2,18 @@
 
 import json
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from rerank_service.checkpoints.pull import Fetched, pull
-from rerank_service.checkpoints.resolve import PACKAGED_CHECKPOINTS
+from rerank_service.checkpoints.resolve import PACKAGED_CHECKPOINTS, resolve_checkpoint
+from rerank_service.config import CheckpointConfig
 from rerank_service.errors import CheckpointError
 from rerank_service.tools.catalogue import known_model
+from rerank_service.tools.catalogue.locate import locate
 from rerank_service.tools.cli.progress import ProgressBar
 
 __all__ = ["pull_command"]
@@ -34,6 +37,11 @@ def pull_command(
     or missing files are fetched. A pull that was stopped resumes where it ended.
     """
     started = time.monotonic()
+    if to is None and (package := _installed(model)):
+        folder = resolve_checkpoint(CheckpointConfig(source=package))  # checks the digest of the weights
+        told = f"{model}: the weights are installed as a package and need no pull; their digest is correct"
+        typer.echo(json.dumps({"source": package, "folder": str(folder)}) if as_json else f"{told}\n{folder}")
+        return
     source, revision = _place(model)
     with ProgressBar(fetching="MB", checking="MB") as progress:
         fetched = pull(source, revision, to=to, progress=progress)
@@ -42,6 +50,16 @@ def pull_command(
         typer.echo(json.dumps(_facts(fetched, revision, seconds)))
         return
     typer.echo("\n".join(_lines(fetched, revision, seconds, is_folder=to is not None)))
+
+
+def _installed(model: str) -> str | None:
+    """The `package:NAME` of a model whose files are in an installed package; null for any other model."""
+    if model.startswith("package:"):
+        return model
+    known = known_model(model)
+    if known is None or known.package is None:
+        return None
+    return known.source if find_spec(PACKAGED_CHECKPOINTS[known.package].module) else None
 
 
 def _place(model: str) -> tuple[str, str | None]:
@@ -63,7 +81,8 @@ def _place(model: str) -> tuple[str, str | None]:
         return name, revision or None
     if known is not None:
         raise CheckpointError(f"{known.name} has no public location; give your own: ORG/NAME or s3://bucket/folder")
-    raise CheckpointError(f"{name} is not a known model, ORG/NAME on the hub, or a path such as s3://bucket/folder")
+    located = locate(model)  # an unknown name ends here
+    raise CheckpointError(f"{located.source} is a folder, which needs no pull: rerank-service serve {model}")
 
 
 def _lines(fetched: Fetched, asked: str | None, seconds: float, *, is_folder: bool) -> list[str]:

@@ -30,15 +30,21 @@ _TIMEOUT_S = 120.0
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 """Control characters, which a passage must not send to the terminal."""
 
+Model = Annotated[
+    str | None,
+    typer.Option(
+        help="Name of the model; with --in-process, any model that `serve` accepts. By default the default model."
+    ),
+]
+
 
 def rank(
+    context: typer.Context,
     query: Annotated[str, typer.Argument(help="The question or search text.")],
     passages: Annotated[str, typer.Argument(help="Text file with one passage per line; -: standard input.")] = "-",
     url: Url = "http://127.0.0.1:8000",
     key: Key = None,
-    model: Annotated[
-        str | None, typer.Option(help="Name of the model; by default the service's default model.")
-    ] = None,
+    model: Model = None,
     top: Annotated[
         int | None, typer.Option(min=1, help="Number of passages to show, best first; by default all.")
     ] = None,
@@ -58,6 +64,7 @@ def rank(
     """
     if not query.strip():
         raise fail("the query is blank; give some text")
+    _refuse_ignored(context, in_process)
     lines = _read_lines(passages)
     windows = passage_windows(max_windows, window_tokens, overlap_tokens)
     answer, num_truncated, num_unscored = (
@@ -76,6 +83,19 @@ def rank(
         typer.echo(json.dumps(answer))
         return
     _show(answer["rankings"], lines)
+
+
+def _refuse_ignored(context: typer.Context, in_process: bool) -> None:
+    """Ends the program if the command line has an option that has no effect. Environment variables may be set."""
+    ignored, reason = (
+        (("url", "key"), "applies to a running service; leave it out with --in-process")
+        if in_process
+        else (("config",), "needs --in-process: a running service has its own configuration")
+    )
+    for name in ignored:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise fail(f"--{name} {reason}")
 
 
 def _show(rankings: list[dict[str, Any]], lines: list[str]) -> None:

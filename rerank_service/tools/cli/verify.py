@@ -14,8 +14,18 @@ from rich.table import Column, Table
 
 from rerank_service.client import Client, ConnectionFailed, RerankClientError
 from rerank_service.config import Dtype
-from rerank_service.tools.cli.console import DTYPE_HELP, MODEL_HELP, Key, fail, get_json, say, stdout, unreachable
-from rerank_service.tools.cli.options import ConfigOption, choose_model, is_source
+from rerank_service.tools.cli.console import (
+    DTYPE_HELP,
+    MODEL_HELP,
+    Key,
+    fail,
+    get_json,
+    say,
+    stdout,
+    unreachable,
+    with_scheme,
+)
+from rerank_service.tools.cli.options import ConfigOption, choose, is_source
 from rerank_service.tools.cli.progress import ProgressBar
 
 if TYPE_CHECKING:
@@ -30,7 +40,10 @@ _NONE = "none"
 
 Name = Annotated[str | None, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
 ServiceUrl = Annotated[
-    str | None, typer.Option(help="Verify a running service at this address; by default a model loaded here.")
+    str | None,
+    typer.Option(
+        help="Verify a running service at this address; by default a model loaded here.", callback=with_scheme
+    ),
 ]
 Recorded = Annotated[
     str | None,
@@ -56,8 +69,7 @@ def verify_command(
     """
     if served_as is not None and url is None:
         raise fail("--served-as needs --url")
-    chosen = choose_model(model, config, dtype)
-    is_configured = model is None or not is_source(model)
+    chosen, is_configured = choose(model, config, dtype)
     # imported here, because torch and transformers take seconds and --help does not need them
     from rerank_service.tools.verify.running_service import ServicePath
     from rerank_service.tools.verify.served import EnginePath
@@ -69,7 +81,7 @@ def verify_command(
         open_served: Callable[[], ServedPath] = partial(EnginePath, chosen, num_cpus)
     else:
         served = get_json(url, "/v1/models", key)["data"]  # fails before the reference run, which takes half a minute
-        name = served_as or (chosen.id if is_configured else None)
+        name = served_as or (chosen.id if model is None or not is_source(model) else None)
         client = Client(url, api_key=key, model=name, timeout_s=_TIMEOUT_S)
         precision = partial(_reported_precision, url, served, name) if dtype is None else lambda: None
         open_served = partial(ServicePath, client, url, chosen.engine.dtype, precision)

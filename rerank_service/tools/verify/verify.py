@@ -15,7 +15,7 @@ from rerank_service.checkpoints.resolve import resolve_checkpoint
 from rerank_service.checkpoints.verification import Progress, no_progress
 from rerank_service.config import ModelConfig
 from rerank_service.engine.build import engine_kind
-from rerank_service.engine.loading import resolve_device
+from rerank_service.engine.loading import refuse_pickles, resolve_device
 from rerank_service.tools.verify.recorded import RecordedLogits
 from rerank_service.tools.verify.reference import Reference, load_reference
 from rerank_service.tools.verify.served import PairTokens, ServedLogits, ServedPath
@@ -80,6 +80,7 @@ def run_reference(
     the window."""
     on_progress("reference", 0, 1)
     folder = resolve_checkpoint(model.checkpoint)
+    refuse_pickles(folder)
     kind, device = engine_kind(folder, model.engine), resolve_device(model.engine.device)
     reference = load_reference(kind, folder, model, device)
     if num_threads := model.engine.num_threads or (1 if reference.num_parameters < _FEW_PARAMETERS else None):

@@ -240,6 +240,25 @@ def test_an_error_names_the_option(tiny: Reranker, options: dict[str, Any], mess
 
 
 @pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"windows": {"max_per_passage": 8}}, "windows is of type dict; pass rerank_service.client.PassageWindows"),
+        ({"windows": 8}, "windows is of type int; pass rerank_service.client.PassageWindows"),
+        ({"windows": PassageWindows("8")}, "windows.max_per_passage is of type str; pass an integer"),  # type: ignore[arg-type]
+        ({"top_n": "1"}, "top_n is of type str; pass an integer"),
+    ],
+)
+def test_an_option_of_another_type_is_named(tiny: Reranker, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        tiny.rank(QUERY, PASSAGES, **options)
+
+
+def test_a_model_of_another_type_is_refused() -> None:
+    with pytest.raises(TypeError, match="model is of type NoneType; pass a name, a folder or a ModelConfig"):
+        Reranker(None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
     ("pairs", "error", "message"),
     [
         ("text", TypeError, "pairs is a single string"),

@@ -11,6 +11,7 @@ import yaml
 from typer.testing import CliRunner
 
 from rerank_service import __version__
+from rerank_service.tools.cli.console import with_scheme
 from rerank_service.tools.cli.main import app
 from rerank_service.tools.files import file_problem
 from tests.http_servers import error, ranking, scripted
@@ -248,6 +249,51 @@ def test_rank_in_process(passages: str, float32_config: str) -> None:
     assert answer["usage"]["total_tokens"] > 0
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--config", "f.yaml"], "--config needs --in-process: a running service has its own configuration"),
+        (["--in-process", "--url", "http://127.0.0.1:9"], "--url applies to a running service; leave it out"),
+        (["--in-process", "--key", "k"], "--key applies to a running service; leave it out"),
+    ],
+)
+def test_rank_refuses_options_without_effect(passages: str, options: list[str], message: str) -> None:
+    result = runner.invoke(app, ["rank", "q", passages, *options])
+
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+def test_rank_in_process_ignores_the_environments_service(passages: str, float32_config: str) -> None:
+    environment = {"RERANK_SERVICE_URL": "http://127.0.0.1:9", "RERANK_SERVICE_API_KEY": "k"}
+    result = runner.invoke(app, ["rank", "q", passages, "--in-process", "--config", float32_config], env=environment)
+    assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize(
+    ("given", "url"),
+    [
+        ("localhost:8000", "http://localhost:8000"),
+        ("rerank:80", "http://rerank:80"),
+        ("10.0.0.1", "http://10.0.0.1"),
+        ("[::1]:8000/base", "http://[::1]:8000/base"),
+        ("https://a.example", "https://a.example"),
+        ("not a url", "not a url"),
+        ("ftp://a.example", "ftp://a.example"),
+        (None, None),
+    ],
+)
+def test_an_address_without_a_scheme_is_an_http_url(given: str | None, url: str | None) -> None:
+    assert with_scheme(given) == url
+
+
+def test_rank_accepts_an_address_without_a_scheme() -> None:
+    with scripted() as server:
+        for options in (["--url", server.url.removeprefix("http://")], []):
+            result = runner.invoke(app, ["rank", "q", *options], input="a\nb\n", env={"RERANK_SERVICE_URL": server.url})
+            assert result.exit_code == 0, result.output
+
+
 def test_rank_accepts_more_lines_than_fit_in_one_request() -> None:
     lines = "\n".join("x" * (1 + number % 7) for number in range(600))
     with scripted() as server:
@@ -419,6 +465,10 @@ def test_plan_says_why_it_recommends_its_number_of_replicas(monkeypatch: pytest.
     assert "each 80% busy (target_utilisation)" in large
 
 
+def test_plan_without_a_terminal_says_that_it_simulates() -> None:
+    assert runner.invoke(app, PLAN).stderr.splitlines()[0] == "simulating the load ..."
+
+
 def test_plan_as_json_is_minimal_and_repeatable() -> None:
     command = [*PLAN, "--tokens-per-s", "20000", "--price-per-gpu-hour", "2", "--json"]
 
@@ -447,6 +497,7 @@ def test_plan_with_regions_simulates_the_loss_of_a_region() -> None:
         (["--gpu", "abacus"], "no datasheet figure for GPU 'abacus'"),
         (["--passages", "many"], "is neither a number nor a mix"),
         (["--passages", "0"], "must be above 0"),
+        (["--passages", "20:9,600:1"], "a request has at most 512 passages (limits.max_passages)"),
         (["--tokens", "few"], "a number or one of short, chunks, long-tail"),
     ],
 )

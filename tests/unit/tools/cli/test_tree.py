@@ -97,6 +97,18 @@ def test_the_help_keeps_square_brackets_and_joins_the_lines_of_a_paragraph() -> 
     assert "present are checked; only damaged or missing files" in shown
 
 
+@pytest.mark.parametrize("arguments", [["rank"], ["bench", "engine"], []], ids=["command", "in a group", "tree"])
+def test_the_help_shows_flags_without_a_type(arguments: list[str]) -> None:
+    shown = run("", *arguments, "-h", COLUMNS="80").stdout
+    assert "--help" in shown
+    assert "<bool>" not in shown
+
+
+def test_the_usage_shows_each_argument_in_one_pair_of_brackets() -> None:
+    assert "config [OPTIONS] {MODEL}..." in run("", "config", "--help", COLUMNS="80").stdout
+    assert "drain [OPTIONS] [NODE_ID]" in run("", "drain", "--help", COLUMNS="80").stdout
+
+
 def test_the_package_runs_as_a_module() -> None:
     shown = subprocess.run(
         [sys.executable, "-m", "rerank_service", "pull", "--help"], capture_output=True, text=True, check=True

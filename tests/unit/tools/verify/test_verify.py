@@ -358,6 +358,14 @@ def test_a_missing_tensor_is_an_error(folders: dict[str, Path], tmp_path: Path) 
         run_reference(local_model(folder))
 
 
+def test_pickled_weights_are_refused_like_elsewhere(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(folders["bert"], tmp_path / "pick")
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+    with pytest.raises(CheckpointError, match=r"has only pickled weights \(pytorch_model.bin\), which can run code"):
+        run_reference(local_model(folder))
+
+
 def test_every_engine_has_a_reference(folders: dict[str, Path]) -> None:
     for kind in EngineKind:
         if kind is EngineKind.AUTO:
