@@ -23,9 +23,10 @@ from rerank_service.engine.kinds.yes_no_decoder import YesNoDecoderEngine
 from rerank_service.engine.protocol import Engine, Truncate
 from rerank_service.engine.recognise import recognise_engine
 from rerank_service.engine.score_all import score_all
+from rerank_service.engine.text import tokenise
 from rerank_service.errors import CheckpointError, NonFiniteLogit
 
-__all__ = ["engine_kind", "load_engine", "warm_up"]
+__all__ = ["check_checkpoint", "engine_kind", "load_engine", "warm_up"]
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +68,16 @@ def load_engine(model: ModelConfig, num_cpus: float | None = None, progress: Pro
         time.perf_counter() - started,
     )
     return engine
+
+
+def check_checkpoint(folder: Path, options: EngineConfig) -> None:
+    """Checks what needs no weights in memory: the kind of engine, the files of weights, the tokenizer, and a
+    classifier's labels. Raises `CheckpointError`. Only the engines themselves compare the tensors with config.json."""
+    kind = engine_kind(folder, options)
+    loading.tensor_files(folder)
+    tokenise.load_tokenizer(folder, options.special_tokens)
+    if kind is EngineKind.SEQUENCE_CLASSIFIER:
+        loading.classifier_config(folder)
 
 
 def warm_up(engine: Engine[Any]) -> None:

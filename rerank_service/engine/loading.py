@@ -23,6 +23,7 @@ from rerank_service.errors import CheckpointError
 __all__ = [
     "Checkpoint",
     "class_of_family",
+    "classifier_config",
     "first_position",
     "has_tensor",
     "load_weights",
@@ -35,6 +36,7 @@ __all__ = [
     "refuse_pickles",
     "resolve_device",
     "resolve_window",
+    "tensor_files",
     "transformers_config",
 ]
 
@@ -88,6 +90,14 @@ def transformers_config(folder: Path) -> Any:
         ) from error
 
 
+def classifier_config(folder: Path) -> Any:
+    """The configuration of a sequence classifier. Raises `CheckpointError` unless it has one label."""
+    config = transformers_config(folder)
+    if config.num_labels != 1:
+        raise CheckpointError(f"{folder} has {config.num_labels} labels; a reranker has only one")
+    return config
+
+
 def class_of_family(checkpoint: Checkpoint, classes: Mapping[str, Any], engine: str) -> Any:
     """The class for the checkpoint's `model_type`. Raises `CheckpointError` if `engine` has none for it."""
     family: Any = checkpoint.raw.get("model_type")
@@ -118,14 +128,14 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def has_tensor(folder: Path, name: str) -> bool:
     """Whether the checkpoint's safetensors files have a tensor of this name. Raises `CheckpointError`."""
-    return _file_with(folder, name) is not None
+    return name in tensor_files(folder)
 
 
 def read_rows(folder: Path, name: str, row: int | None = None) -> torch.Tensor:
     """Returns a matrix `[rows, columns]` of the checkpoint in float32. With `row`, only that row is read and returned.
     Raises `CheckpointError` if the tensor or the row does not exist.
     """
-    path = _file_with(folder, name)
+    path = tensor_files(folder).get(name)
     if path is None:
         raise CheckpointError(f"{folder} has no tensor {name}")
     with safe_open(path, framework="pt") as tensors:
@@ -137,16 +147,18 @@ def read_rows(folder: Path, name: str, row: int | None = None) -> torch.Tensor:
     return rows.float()
 
 
-def _file_with(folder: Path, name: str) -> Path | None:
+def tensor_files(folder: Path) -> dict[str, Path]:
+    """The safetensors file of each tensor. Reads only headers. Raises `CheckpointError` if the weights are pickled,
+    missing or damaged."""
     refuse_pickles(folder)
+    files: dict[str, Path] = {}
     for path in sorted(folder.glob("*.safetensors")):
         try:
             with safe_open(path, framework="pt") as tensors:
-                if name in tensors.keys():  # noqa: SIM118 - not a dict
-                    return path
+                files = dict.fromkeys(tensors.keys(), path) | files
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{path} is damaged ({error}): fetch the file again") from error
-    return None
+    return files
 
 
 def num_linear_weights(folder: Path) -> int:

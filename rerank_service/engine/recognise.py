@@ -32,7 +32,7 @@ def recognise_engine(config: Mapping[str, Any], name: str) -> EngineKind:
     architectures = [str(one) for one in config.get("architectures") or []]
     family = str(config.get("model_type"))
     is_classifier = any(one.endswith("ForSequenceClassification") for one in architectures)
-    is_language_model = any(one.endswith("ForCausalLM") for one in architectures)
+    is_language_model = any(one.endswith(("ForCausalLM", "LMHeadModel")) for one in architectures)
     if "quantization_config" in config:
         raise _refusal(name, "is already quantised: use the original weights, and set engine.dtype")
     if family in DECODER_FAMILIES and not is_language_model:

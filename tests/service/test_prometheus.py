@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,10 +67,22 @@ def prometheus(service: Service, tmp_path_factory: pytest.TempPathFactory) -> It
     arguments = [f"--config.file={config}", f"--storage.tsdb.path={folder}/data", f"--web.listen-address={address}"]
     process = subprocess.Popen(["prometheus", *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
+        _wait_until_ready(f"http://{address}/-/ready")
         yield Prometheus(f"http://{address}")
     finally:
         process.terminate()
         process.wait()
+
+
+def _wait_until_ready(url: str) -> None:
+    """Until then, Prometheus refuses connections, and afterwards answers every query with 503."""
+    deadline = time.monotonic() + _LIMIT_S
+    while True:
+        with suppress(httpx.TransportError):
+            if httpx.get(url).status_code == httpx.codes.OK:
+                return
+        assert time.monotonic() < deadline
+        time.sleep(_POLL_S)
 
 
 @pytest.fixture(scope="module")
@@ -85,14 +98,11 @@ def scraped(prometheus: Prometheus, service: Service) -> Prometheus:
 
 
 def _has_risen(prometheus: Prometheus) -> bool:
-    try:
-        rises = [
-            prometheus.value(f'sum(increase({prefix}rerank_passages_total{{model="{MINILM}"}}[1m]))')
-            for prefix in ("", "ray_")
-        ]
-        busy = prometheus.value(f'sum(increase(ray_rerank_device_busy_seconds_total{{model="{MINILM}"}}[1m]))')
-    except httpx.TransportError:  # Prometheus is still starting
-        return False
+    rises = [
+        prometheus.value(f'sum(increase({prefix}rerank_passages_total{{model="{MINILM}"}}[1m]))')
+        for prefix in ("", "ray_")
+    ]
+    busy = prometheus.value(f'sum(increase(ray_rerank_device_busy_seconds_total{{model="{MINILM}"}}[1m]))')
     return all((rise or 0) > 0 for rise in (*rises, busy))
 
 

@@ -23,7 +23,7 @@ from rerank_service.engine.linear.prepare import prepare_linears
 from rerank_service.engine.loading import Checkpoint
 from rerank_service.engine.protocol import EncodedPair, TokenIds, Truncate
 from rerank_service.engine.text import tokenise
-from rerank_service.errors import CheckpointError, PairTooLong
+from rerank_service.errors import PairTooLong
 
 __all__ = ["ClassifierPair", "SequenceClassifierEngine"]
 
@@ -56,9 +56,7 @@ class SequenceClassifierEngine(CheckpointEngine[ClassifierPair]):
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         super().__init__(checkpoint)
-        config = loading.transformers_config(checkpoint.folder)
-        if config.num_labels != 1:
-            raise CheckpointError(f"{checkpoint.folder} has {config.num_labels} labels; a reranker has only one")
+        config = loading.classifier_config(checkpoint.folder)
         self._is_packed = config.model_type in _PACKED_FAMILIES
         self._pad_id = int(config.pad_token_id or 0)
         self._first_position = loading.first_position(checkpoint.raw)

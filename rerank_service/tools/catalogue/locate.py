@@ -10,6 +10,7 @@
 Reading a text needs no network. `Located.pinned` asks the hub for a commit.
 """
 
+import os
 import re
 from difflib import get_close_matches
 from pathlib import Path
@@ -62,6 +63,12 @@ class Located(NamedTuple):
         except ValidationError as error:
             raise CheckpointError(readable_problems(error, CheckpointConfig)) from None
 
+    def absolute(self) -> Self:
+        """The same model with the absolute path of its folder, which does not depend on the current folder or user."""
+        if not self.source.startswith((".", "~")):
+            return self
+        return self._replace(source=os.path.abspath(Path(self.source).expanduser()))  # keeps symbolic links
+
     def pinned(self) -> Self:
         """The same model with the commit of its branch or tag, which needs the network unless a commit is given.
 
@@ -81,6 +88,10 @@ def locate(text: str, models_dir: str | None = None) -> Located:
     The files of a known model are taken from its folder in `models_dir`. If `models_dir` is null, they are taken from
     `/models` if that folder has them, and otherwise from the hub, at the catalogue's commit.
     """
+    if not _name_of(text):
+        raise CheckpointError(
+            f"{text!r} names no model: `rerank-service models` lists names; a model can also be {_FORMS}"
+        )
     if _is_source(text):
         source, revision = _split(text)
         return Located(_model_of(source), source, revision)
@@ -121,6 +132,11 @@ def _split(text: str) -> tuple[str, str | None]:
     return source, revision or None
 
 
+def _name_of(text: str) -> str:
+    """The text before a source or revision, without blanks."""
+    return re.split("[=@]", text, maxsplit=1)[0].strip()
+
+
 def _model_of(source: str) -> KnownModel:
     """The model at a source: the catalogue's model for a known package, otherwise a model named like its folder."""
     if source.startswith(_PACKAGE):
@@ -137,7 +153,7 @@ def _unlisted(name: str) -> KnownModel:
 
 
 def _published_as(hub_id: str) -> KnownModel | None:
-    return next((model for model in CATALOGUE if (model.hub_id or "").casefold() == hub_id.casefold()), None)
+    return next((model for model in CATALOGUE if model.hub_id and model.hub_id.casefold() == hub_id.casefold()), None)
 
 
 def _served(known: KnownModel | None) -> KnownModel | None:

@@ -18,7 +18,7 @@ from rerank_service.config import (
 )
 from rerank_service.errors import ConfigError
 from rerank_service.tools.cli.console import fail
-from rerank_service.tools.cli.options import ConfigPath, config_file
+from rerank_service.tools.cli.options import ConfigPath, config_file, missing_folders
 
 __all__ = ["check"]
 
@@ -65,10 +65,7 @@ def _missing_files(settings: RerankConfig) -> Iterator[str]:
     hashes = settings.auth.key_hashes_file
     if hashes is not None and not hashes.is_file():
         yield f"auth.key_hashes_file {hashes} is not a file on this machine; every node with an ingress needs it"
-    for model in settings.models:
-        source = model.checkpoint.source
-        if model.checkpoint.is_folder and not Path(source).expanduser().is_dir():
-            yield f"checkpoint.source {source} of {model.id} is not a folder on this machine; its replicas need it"
+    yield from missing_folders(settings)
 
 
 def _capacity_notes(settings: RerankConfig) -> list[str]:

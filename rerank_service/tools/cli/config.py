@@ -75,7 +75,7 @@ def config(
     layout = Layout(
         host,
         port,
-        bounds(ingresses),
+        bounds(ingresses, "--ingresses"),
         ingress_cpus,
         is_pinned=pin,
         key_hashes_file=key_hashes,
@@ -113,6 +113,8 @@ def _served_models(
     cpus: Sequence[str] | None,
 ) -> list[ServedModel]:
     located = [_pinned(name, models_dir or (MODELS_DIR if is_cluster or _is_private(name) else None)) for name in names]
+    if models_dir is None and not is_cluster:  # the nodes of a cluster have folders of their own
+        located = [one.absolute() for one in located]
     models = [one.known for one in located]
     refuse_repeated(models)
     num_gpus, num_cpus = by_model("--gpus", gpus, models, amount), by_model("--cpus", cpus, models, amount)

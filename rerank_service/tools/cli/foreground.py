@@ -5,6 +5,7 @@ controller's answer. Ray then reports a failed call, and requests in flight rema
 """
 
 import logging
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -26,7 +27,12 @@ from rerank_service.tools.cli.ports import Endpoint, problem_of, reserve
 from rerank_service.tools.cli.serve_file import read_serve_text
 from rerank_service.tools.cli.startup import StartFailed, wait_until_ready
 from rerank_service.tools.cli.stopping import controller_runs, serve_client, stop_serve
-from rerank_service.tools.cli.terminal_log import WarningsOnly, quieten_driver, quieten_workers
+from rerank_service.tools.cli.terminal_log import (
+    WarningsOnly,
+    quieten_driver,
+    quieten_workers,
+    use_colour_only_on_terminals,
+)
 
 __all__ = ["Serving", "endpoints_of", "run"]
 
@@ -48,11 +54,20 @@ class Serving(NamedTuple):
     """Whether all lines of Ray's processes reach the terminal."""
 
 
+class _Stopped(KeyboardInterrupt):
+    """A signal asked the process to stop."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
 def run(serving: Serving) -> None:
     """Serves a configuration until SIGINT or SIGTERM.
 
-    Raises `SystemExit(2)` if Serve's part of the configuration is invalid or a port is in use, and `SystemExit(1)` if a
-    replica cannot start. A second signal raises `KeyboardInterrupt`, which stops the service at once.
+    Raises `SystemExit(2)` if Serve's part of the configuration is invalid or a port is in use, `SystemExit(1)` if a
+    replica cannot start, and `SystemExit` with 128 plus the signal's number if a signal stops the service before it is
+    ready. A second signal raises `KeyboardInterrupt`, which stops the service at once.
     """
     try:
         settings, config = parse_serve_config(serving.text, serving.name), read_serve_text(serving.text)
@@ -60,12 +75,13 @@ def run(serving: Serving) -> None:
         sys.exit(fail(f"{serving.name} cannot be served\n{error}").exit_code)
     http = config.http_options
     http.host, http.port = serving.host or http.host, serving.port or http.port
-    _interrupt_on_signals()
-    failure = None
+    is_ready, status = False, 0
     try:
+        _interrupt_on_signals()
         with stderr.status("starting"):
             terminal = _start(config, serving)
             lines = wait_until_ready(config, settings)
+        is_ready = True
         warn_of_open_access("0.0.0.0" if constants.RAY_SERVE_ENABLE_HA_PROXY else http.host, settings.auth)  # noqa: S104
         for line in lines:
             stderr.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -74,13 +90,26 @@ def run(serving: Serving) -> None:
         while True:
             signal.pause()
     except StartFailed as error:
-        failure = fail(str(error))
-    except KeyboardInterrupt:
-        stderr.print("stopping after the requests in flight; press Ctrl-C again to stop at once")
-    stop_serve()
+        fail(str(error))
+        status = 1
+    except _Stopped as stopped:
+        status = 0 if is_ready else 128 + stopped.number  # as a shell reports a program that a signal ends
+        what = "stopping after the requests in flight" if is_ready else "stopping"
+        stderr.print(f"{what}; press Ctrl-C again to stop at once")
+    _stop(is_half_started=status > 1)
+    if status:
+        sys.exit(status)
+
+
+def _stop(*, is_half_started: bool) -> None:
+    try:
+        stop_serve()
+    except Exception as error:
+        if not is_half_started:
+            raise
+        reason = f"warning: Serve had not started completely and could not be stopped in order: {error}"
+        stderr.print(reason, markup=False, highlight=False, soft_wrap=True)
     ray.shutdown()
-    if failure is not None:
-        sys.exit(1)
 
 
 def endpoints_of(config: ServeDeploySchema, setting: str) -> list[Endpoint]:
@@ -116,14 +145,7 @@ def _start(config: ServeDeploySchema, serving: Serving) -> WarningsOnly | None:
         if not constants.RAY_SERVE_ENABLE_HA_PROXY:
             for endpoint in endpoints:
                 reserve(endpoint)
-    if serving.is_verbose:
-        ray.init(namespace=constants.SERVE_NAMESPACE)
-        terminal = None
-    else:
-        quieten_driver()
-        ray.init(namespace=constants.SERVE_NAMESPACE, logging_level=logging.WARNING)
-        terminal = quieten_workers()
-    _interrupt_on_signals()  # again, because ray.init installs handlers that end Ray at once
+    terminal = _start_ray(is_verbose=serving.is_verbose)
     if joins_a_cluster and not controller_runs():
         _require_free(endpoints)
     serve.start(
@@ -134,6 +156,21 @@ def _start(config: ServeDeploySchema, serving: Serving) -> WarningsOnly | None:
     )
     serve_client().deploy_apps(config)
     return terminal
+
+
+def _start_ray(*, is_verbose: bool) -> WarningsOnly | None:
+    use_colour_only_on_terminals(os.environ)
+    if not is_verbose:
+        quieten_driver()
+    try:
+        ray.init(namespace=constants.SERVE_NAMESPACE, logging_level=logging.INFO if is_verbose else logging.WARNING)
+    except SystemExit as error:
+        if error.code != signal.SIGTERM:
+            raise
+        raise _Stopped(signal.SIGTERM) from None  # ray.init handles SIGTERM itself with sys.exit(SIGTERM)
+    finally:
+        _interrupt_on_signals()  # again, because ray.init has replaced the handlers
+    return None if is_verbose else quieten_workers()
 
 
 def _require_free(endpoints: Sequence[Endpoint]) -> None:
@@ -147,5 +184,5 @@ def _interrupt_on_signals() -> None:
         signal.signal(number, _interrupt)
 
 
-def _interrupt(_: int, __: FrameType | None) -> None:
-    raise KeyboardInterrupt
+def _interrupt(number: int, _: FrameType | None) -> None:
+    raise _Stopped(number)

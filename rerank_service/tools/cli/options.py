@@ -4,6 +4,7 @@
 this reason, only the functions that read a configuration import it.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
@@ -29,6 +30,7 @@ __all__ = [
     "choose_model",
     "config_file",
     "is_source",
+    "missing_folders",
     "passage_windows",
 ]
 
@@ -85,6 +87,14 @@ def checked_config(path: str) -> "RerankConfig":
         return load_config(Path(path))
     except ConfigError as error:
         raise fail(f"{path} cannot be served\n{error}") from None
+
+
+def missing_folders(settings: "RerankConfig") -> Iterator[str]:
+    """A warning for each model whose folder this machine does not have; nodes with its replicas may have it."""
+    for model in settings.models:
+        source = model.checkpoint.source
+        if model.checkpoint.is_folder and not Path(source).expanduser().is_dir():
+            yield f"checkpoint.source {source} of {model.id} is not a folder on this machine; its replicas need it"
 
 
 def choose_model(name: str | None, config: str | None, dtype: "Dtype | None" = None) -> "ModelConfig":

@@ -34,12 +34,17 @@ def by_model(
     return lambda model: for_one.get(model.id, for_all[-1] if for_all else None)
 
 
-def bounds(text: str) -> Bounds:
-    """Parses `MIN:MAX`, or `N` for a fixed number. Ends the program if it is malformed."""
+def bounds(text: str, option: str = "--replicas") -> Bounds:
+    """Parses `MIN:MAX`, or `N` for a fixed number. Ends the program if `option` cannot have this value."""
     fewest, _, most = text.partition(":") if ":" in text else (text, ":", text)
     if not (fewest.isdecimal() and most.isdecimal()):
-        raise fail(f"{text!r} is not a number of replicas: N or MIN:MAX, such as 2 or 1:8")
-    return Bounds(int(fewest), int(most))
+        raise fail(f"{option} {text}: {text!r} is not a number of replicas: N or MIN:MAX, such as 2 or 1:8")
+    found = Bounds(int(fewest), int(most))
+    if found.max_replicas == 0:
+        raise fail(f"{option} {text}: the maximum number of replicas must be greater than 0")
+    if found.min_replicas > found.max_replicas:
+        raise fail(f"{option} {text}: the minimum {fewest} is greater than the maximum {most}; write MIN:MAX")
+    return found
 
 
 def amount(text: str) -> float:

@@ -65,6 +65,10 @@ def _installed(model: str) -> str | None:
 def _place(model: str) -> tuple[str, str | None]:
     """Source and revision of the model named on the command line. Raises `CheckpointError` if it cannot be fetched."""
     name, _, revision = model.partition("@")
+    if not name.strip():
+        raise CheckpointError(
+            f"{model!r} names no model: give a known model, ORG/NAME, or a path such as s3://bucket/folder"
+        )
     known = known_model(name)
     if known is not None and known.refusal is not None:
         raise CheckpointError(f"{known.name} is not fetched, because no engine runs it: {known.refusal}")

@@ -14,8 +14,8 @@ import yaml
 from rerank_service.config import Dtype
 from rerank_service.tools.cli.api_keys import KEY_VARIABLE, key_hashes
 from rerank_service.tools.cli.command_line import command_line
-from rerank_service.tools.cli.console import fail
-from rerank_service.tools.cli.options import CONFIG_FILE, checked_config, config_file
+from rerank_service.tools.cli.console import fail, stderr
+from rerank_service.tools.cli.options import CONFIG_FILE, checked_config, config_file, missing_folders
 from rerank_service.tools.deployment.placement import DeviceChoice
 from rerank_service.tools.deployment.ray_environment import HAPROXY_ENVIRONMENT, RAY_ENVIRONMENT, set_ray_environment
 from rerank_service.tools.deployment.serve_yaml import Layout
@@ -103,7 +103,8 @@ def serve(
     path = _file_among(targets)
     if path is not None:
         _refuse_model_options(context, path)
-        checked_config(path)
+        for note in missing_folders(checked_config(path)):
+            stderr.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
         text = Path(path).read_text(encoding="utf-8")
     else:
         layout = Layout(host or _HOST, port or _PORT, key_hashes=key_hashes(api_key_file, os.environ))

@@ -1,6 +1,5 @@
 """Turns the models named on the command line of `rerank-service serve` into a Serve configuration for this machine."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -67,10 +66,8 @@ def models_yaml(texts: Sequence[str], options: ModelOptions, command: str, *, fe
 
 def _files(located: Located, *, fetches: bool) -> _Files:
     """Raises `CheckpointError` if the files cannot be fetched, or if no engine runs the model."""
-    located = located.pinned()
+    located = located.pinned().absolute()
     if located.is_pinned:
-        if located.source.startswith((".", "~")):
-            located = located._replace(source=os.path.abspath(Path(located.source).expanduser()))
         try:
             folder = resolve_checkpoint(located.checkpoint.model_copy(update={"download": False}))
             return _supported(_Files(located, folder))
@@ -95,11 +92,12 @@ def _pull(located: Located) -> Fetched:
 
 
 def _supported(files: _Files) -> _Files:
-    """Raises `CheckpointError` if no engine runs the model. The engines check the tensors when they load."""
-    from rerank_service.engine.build import engine_kind  # imports torch
+    """Raises `CheckpointError` if the files are not a model that an engine runs. The engines check the tensors when
+    they load."""
+    from rerank_service.engine.build import check_checkpoint  # imports torch
 
     if files.folder is not None:
-        engine_kind(files.folder, EngineConfig(kind=files.located.known.kind))
+        check_checkpoint(files.folder, EngineConfig(kind=files.located.known.kind))
     return files
 
 

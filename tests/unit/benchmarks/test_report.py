@@ -145,7 +145,7 @@ def test_missing_figures_leave_empty_cells() -> None:
         ),
         (
             {"long_text_refused_today": "too long", "works_with": {"limits": {"truncate": "END"}}},
-            "yes; long texts with `limits: {truncate: END}`",
+            "yes; long texts need `limits: {truncate: END}`",
         ),
         ({"long_text_refused_today": "a reason"}, "yes; long texts are refused: a reason"),
         ({"wants_errors": True}, "yes; it asks for an error if a text is long"),

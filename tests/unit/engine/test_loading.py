@@ -47,7 +47,7 @@ def test_a_native_model_that_refers_to_code_loads_if_its_engine_is_configured(
     (tmp_path / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoConfig": "code.Config"}}))
     (tmp_path / "code.py").write_text("raise SystemExit('was run')\n")
 
-    with pytest.raises(CheckpointError, match=r"set engine\.kind to try it"):
+    with pytest.raises(CheckpointError, match=r"you can set engine\.kind"):
         load_engine(local_model(tmp_path))
     engine, original = (
         load_engine(local_model(folder, engine={"kind": "sequence_classifier"}))

@@ -56,6 +56,7 @@ def test_published_checkpoints_get_the_right_engine(config: dict[str, Any], kind
         (config_of("Qwen3ForCausalLM", "qwen3", quantization_config={"bits": 4}), "is already quantised"),
         (config_of("LlamaForCausalLM", "llama"), "set engine.kind: yes_no_decoder and give its prompt"),
         (config_of("Gemma2ForCausalLM", "gemma2"), "whose attention no engine supports"),
+        (config_of("GPT2LMHeadModel", "gpt2"), "language model of the family gpt2, whose attention no engine supports"),
         (config_of("JinaForRanking", "qwen3"), "set engine.kind to one of bidirectional_decoder, sequence_classifier"),
         (config_of("T5ForConditionalGeneration", "t5"), "no engine supports"),
         ({}, "no engine supports"),

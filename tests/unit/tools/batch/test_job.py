@@ -259,7 +259,7 @@ def test_an_existing_output_is_replaced_only_with_force(tmp_path: Path, pairs: P
         (["{pairs}", "{folder}/out.xlsx"], "out.xlsx must end in one of"),
         (["nowhere.jsonl", "{folder}/out.jsonl"], "nowhere.jsonl does not exist"),
         (["{pairs}", "{folder}/out.jsonl", "--in-process", "--workers", "2"], "--in-process cannot be combined"),
-        (["{pairs}", "{folder}/out.jsonl", "--model", "org/name@abc"], "needs revision"),
+        (["{pairs}", "{folder}/out.jsonl", "--model", "nope"], "has no model 'nope'"),
         (["{pairs}", "{folder}/out.jsonl", "--model", "./nowhere", "--in-process"], "nowhere"),
         (["{pairs}", "{folder}/new/and/deep/out.jsonl", "--model", "./nowhere", "--in-process"], "nowhere"),
     ],

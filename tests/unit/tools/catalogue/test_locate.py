@@ -125,6 +125,10 @@ def test_the_hub_resolves_a_branch_only_when_asked(monkeypatch: pytest.MonkeyPat
         ("xyzzy", ["'xyzzy' is not a known model: `rerank-service models` lists them", "ORG/NAME on the hub"]),
         ("a/b/c", ["is not a known model"]),
         ("a=b", ["a=b: 'b' is not a source"]),
+        ("", ["'' names no model: `rerank-service models` lists names", "ORG/NAME on the hub"]),
+        ("  ", ["'  ' names no model"]),
+        ("@main", ["'@main' names no model"]),
+        ("=./folder", ["'=./folder' names no model"]),
         ("nv-rerankqa-mistral-4b-v3", ["has no public location: give yours, nv-rerankqa-mistral-4b-v3=SOURCE"]),
     ],
 )

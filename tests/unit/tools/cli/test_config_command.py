@@ -86,6 +86,19 @@ def test_the_catalogues_hardware_settings_are_omitted_on_other_hardware() -> Non
     assert on_cpu.window_tokens == 8192
 
 
+def test_a_folder_of_this_machine_has_its_absolute_path_and_one_of_a_cluster_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/somebody")
+
+    here = settings_of("./mine", "~/yours").models
+    (elsewhere,) = settings_of("./mine", "--pin").models
+
+    assert [model.checkpoint.source for model in here] == [str(tmp_path / "mine"), "/home/somebody/yours"]
+    assert elsewhere.checkpoint.source == "./mine"
+
+
 def test_sources_and_revisions() -> None:
     models = settings_of(LLAMA, f"{MISTRAL}=some/hub-id@{COMMIT}", "x/y=./with@sign", "--models-dir", "/mnt/m/").models
 
@@ -125,7 +138,7 @@ def test_output_to_a_file(tmp_path: Path) -> None:
         (["jina-reranker-v2-base-multilingual"], "cannot be served: its files need their own Python code"),
         ([LLAMA, f"nvidia/{LLAMA}"], "list each model only once"),
         ([LLAMA, "--replicas", "8:"], "'8:' is not a number of replicas: N or MIN:MAX"),
-        ([LLAMA, "--replicas", "8:1"], "min_replicas 8 is greater than max_replicas 1"),
+        ([LLAMA, "--replicas", "8:1"], "--replicas 8:1: the minimum 8 is greater than the maximum 1"),
         ([LLAMA, "--gpus", "one"], "'one' is not a number"),
         ([LLAMA, "--gpus", f"{MISTRAL}=1"], "is not among the models given"),
         ([LLAMA, "--gpus", "1", "--device", "cpu"], "--device cpu and --gpus exclude each other"),

@@ -169,3 +169,10 @@ def test_two_concurrent_pulls_fetch_everything_once(
     assert answers[0]["folder"] == answers[1]["folder"]
     assert sorted(answer["received_bytes"] for answer in answers) == [0, sum(map(len, files.values()))]
     assert len(hub.asked_for(f"?name={WEIGHTS}")) == 1
+
+
+@pytest.mark.parametrize("text", ["", " ", "@main"])
+def test_an_empty_name_is_refused_in_words(text: str) -> None:
+    result = runner.invoke(app, ["pull", text])
+    assert result.exit_code == 2
+    assert f"{text!r} names no model: give a known model, ORG/NAME" in result.stderr

