@@ -51,9 +51,7 @@ def batch(
     config: ConfigOption = None,
     dtype: Dtype | None = typer.Option(None, help=DTYPE_HELP),
     candidates: Path | None = typer.Option(None, help="For a BEIR folder: TREC run or qrels with the pairs to score."),
-    truncate: Truncate = typer.Option(
-        Truncate.END, help="If a pair is too long for the model: END truncates it, NONE fails."
-    ),
+    truncate: Truncate = typer.Option(Truncate.END, help="For a pair that is too long: END truncates it, NONE fails."),
     max_windows: MaxWindows = 1,
     window_tokens: WindowTokens = None,
     overlap_tokens: OverlapTokens = DEFAULT_OVERLAP_TOKENS,

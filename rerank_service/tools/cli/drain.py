@@ -29,9 +29,7 @@ def drain(
     node_id: NodeId = None,
     node_ip: Annotated[str | None, typer.Option(help="The node's IP address.")] = None,
     this_node: Annotated[bool, typer.Option("--this-node", help="Drain the node on this machine.")] = False,
-    force: Annotated[
-        bool, typer.Option("--force", help="Drain even a node that the command otherwise refuses.")
-    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Drain a node that the command would refuse.")] = False,
     address: Annotated[
         str, typer.Option(envvar="RAY_ADDRESS", help="The cluster's address; auto: the cluster of this machine.")
     ] = "auto",
