@@ -36,4 +36,6 @@ async def test_requests_of_a_killed_replica_are_answered(service: Service, refer
 
     for response in responses:
         assert_ranked(response, logits)
-    assert pid not in service.pids(APART, service.keyed_config.models[0].deployment_name)
+    async with asyncio.timeout(CLIENT_TIMEOUT_S):  # the controller notices the loss by a health check
+        while pid in service.pids(APART, service.keyed_config.models[0].deployment_name):
+            await asyncio.sleep(0.1)
