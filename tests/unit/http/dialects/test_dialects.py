@@ -120,7 +120,7 @@ SHAPES: dict[str, tuple[set[str], set[str]]] = {
     "vllm": ({"id", "model", "usage", "results"}, {"index", "document", "relevance_score"}),
     "vllm score": ({"id", "object", "created", "model", "data", "usage"}, {"index", "object", "score"}),
     "infinity": ({"object", "results", "model", "usage", "id", "created"}, {"index", "relevance_score"}),
-    "voyage": ({"object", "data", "model", "usage"}, {"index", "relevance_score"}),
+    "voyage": ({"object", "data", "results", "model", "usage"}, {"index", "relevance_score"}),
 }
 
 
@@ -249,6 +249,7 @@ def message_of(answer: Any) -> str:
 WRONG: list[tuple[str, dict[str, Any], int, str]] = [
     ("jina", {"query": ...}, 422, "query is required"),
     ("jina", {"documents": []}, 422, "documents is empty; send at least one text"),
+    ("jina", {"max_doc_length": 0}, 422, "max_doc_length must be greater than or equal to 1"),
     ("jina", {"documents": ["a"] * 5}, 422, "documents has 5 entries; at most 4 are allowed, so split the request"),
     ("cohere v2", {"query": " \n"}, 400, "query is blank; send a text"),
     ("cohere v2", {"documents": ["a", 5]}, 400, 'documents[1] must be a string or {"text": "..."}'),
@@ -329,6 +330,8 @@ REFUSED: list[tuple[str, dict[str, Any], int, str]] = [
     ("tei", {"texts": ["short", LONG], "truncate": False}, 413, "(query with texts[1]); shorten the input, or send "
      "truncate: true"),
     ("voyage", {"documents": ["short", LONG], "truncation": False}, 400, "or send truncation: true"),
+    ("jina", {"documents": ["short", LONG], "truncation": False, "top_n": 1}, 400, "(query with documents[1]); shorten "
+     "the input, or send truncation: true"),
     ("vllm", {"documents": ["short", LONG]}, 400, "(query with documents[1]); shorten the input, or send "
      "truncate_prompt_tokens: -1"),
     ("vllm score", {"text_1": ["a", "b"], "text_2": ["short", LONG]}, 400, "(text_1[1] with text_2[1])"),
@@ -359,13 +362,19 @@ async def test_vllm_truncates_a_long_document_on_request(client: httpx.AsyncClie
     assert (await ask(client, "vllm", documents=[LONG], truncate_prompt_tokens=-1)).status_code == 200
 
 
-@pytest.mark.parametrize("name", ["jina", "cohere v1", "cohere v2", "vllm"])
-async def test_a_document_is_truncated_to_its_own_limit(client: httpx.AsyncClient, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [
+        ("jina", "max_doc_length"),
+        *((name, "max_tokens_per_doc") for name in ("jina", "cohere v1", "cohere v2", "vllm")),
+    ],
+)
+async def test_a_document_is_truncated_to_its_own_limit(client: httpx.AsyncClient, name: str, field: str) -> None:
     words = "one two three four five six seven eight nine ten"
     path, body = ALL_FORMS[name]
 
-    cut = (await client.post(path, json=body | {"documents": [words], "max_tokens_per_doc": 4})).json()
-    whole = (await client.post(path, json=body | {"documents": [words], "max_tokens_per_doc": 400})).json()
+    cut = (await client.post(path, json=body | {"documents": [words], field: 4})).json()
+    whole = (await client.post(path, json=body | {"documents": [words], field: 400})).json()
 
     assert score_of(places(whole)[0]) == pytest.approx(probability((await logits_of(client, [words]))[0]), abs=1e-6)
     assert score_of(places(cut)[0]) != score_of(places(whole)[0])
@@ -453,6 +462,8 @@ ON_SHARED_PATHS: list[tuple[str, dict[str, Any], str]] = [
     ("/v1/rerank", DOCUMENTS | {"rank_fields": ["text"]}, "cohere"),
     ("/v1/rerank", DOCUMENTS | {"top_k": 2}, "voyage"),
     ("/v1/rerank", DOCUMENTS | {"truncation": True}, "voyage"),
+    ("/v1/rerank", DOCUMENTS | {"truncation": True, "top_n": 2}, "jina"),
+    ("/v1/rerank", DOCUMENTS | {"truncation": True, "max_doc_length": 64}, "jina"),
     ("/v1/rerank", DOCUMENTS | {"truncate_prompt_tokens": -1}, "vllm"),
     ("/v2/rerank", DOCUMENTS | {"model": MODEL, "max_tokens_per_doc": 4096}, "cohere"),
     ("/v1/rerank", TEI | {"raw_scores": False}, "tei"),
