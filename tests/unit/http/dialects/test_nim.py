@@ -1,19 +1,16 @@
-"""Forms of passages at `/v1/ranking`: texts, content parts, null fields, and images, which are refused.
+"""Bodies of `/v1/ranking`: null fields, the default of `truncate`, content parts, and images, which are refused.
 
 NVIDIA's clients for multimodal rerankers send `{"text": ..., "image": ...}` (langchain-nvidia-ai-endpoints 1.x, and the
 RAG blueprint's NVIDIAVLMRerank); clients of vLLM's multimodal rerankers send content parts.
 """
 
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
 from rerank_service.config import ModelConfig
-from tests.local_service import LocalReplica, client_of, local_api
-from tests.models import local_model
+from tests.unit.http.dialects.forms import LONG, QUERY, serving
 
 BODY: dict[str, Any] = {"query": {"text": "which way?"}, "passages": [{"text": "a"}, {"text": "b\nc"}, {"text": "d"}]}
 PARTS = [
@@ -22,18 +19,6 @@ PARTS = [
     {"text": "d"},
 ]
 IMAGE = "data:image/png;base64,AAAA"
-LONG = "long " * 200
-
-
-@pytest.fixture
-def model(checkpoints: dict[str, Path]) -> ModelConfig:
-    return local_model(checkpoints["llama_bidirec"], window_tokens=64)
-
-
-@pytest.fixture
-async def client(model: ModelConfig) -> AsyncIterator[httpx.AsyncClient]:
-    async with client_of(local_api([model], {model.id: LocalReplica(model)})) as c:
-        yield c
 
 
 async def answer(client: httpx.AsyncClient, passages: Any, **changes: Any) -> httpx.Response:
@@ -64,7 +49,7 @@ async def test_a_null_field_is_absent_everywhere(model: ModelConfig, unknown_fie
         "top_n": None,
     }
     limits = {"unknown_fields": unknown_fields}
-    async with client_of(local_api([model], {model.id: LocalReplica(model)}, limits=limits)) as client:
+    async with serving(model, limits=limits) as client:
         response = await answer(client, **body)
 
         assert response.status_code == 200, response.text
@@ -100,3 +85,25 @@ async def test_an_error_names_the_passage(client: httpx.AsyncClient, changes: di
     assert message in response.json()["message"]
     assert "Input length" in response.json()["message"] or response.json()["message"] == message
     assert "secret" not in response.text
+
+
+async def test_null_means_absent_in_nvidias_api(client: httpx.AsyncClient) -> None:
+    body = {"query": {"text": QUERY}, "passages": [{"text": LONG}], "passage_windows": {}}
+    windows = dict.fromkeys(("max_per_passage", "tokens", "overlap_tokens"))
+    nulls = body | {"model": None, "truncate": None, "explain": None, "passage_windows": windows}
+
+    answers = [(await client.post("/v1/ranking", json=one)).json() for one in (body, nulls)]
+
+    assert answers[0] == answers[1]
+
+
+async def test_the_default_of_truncate_in_nvidias_api_is_a_setting(model: ModelConfig) -> None:
+    body = {"query": {"text": QUERY}, "passages": [{"text": LONG}]}
+    for paths, status in (({}, 200), ({"/v1/ranking": {"truncate": "NONE"}}, 400)):
+        async with serving(model, paths=paths) as client:
+            schema = (await client.get("/openapi.json")).json()["components"]["schemas"]["RankingRequest"]
+            for path in ("/v1/ranking", "/v1/retrieval/nvidia/reranking"):
+                assert (await client.post(path, json=body)).status_code == status
+                assert (await client.post(path, json=body | {"truncate": "END"})).status_code == 200
+                assert (await client.post(path, json=body | {"truncate": None})).status_code == status
+        assert schema["properties"]["truncate"]["default"] == ("END" if status == 200 else "NONE")
