@@ -9,8 +9,14 @@ from rerank_service.engine.protocol import CacheCounts, DeviceFacts, EncodedPair
 __all__ = ["CacheCounts", "DeviceFacts", "EncodedPair", "Engine", "TokenSpan", "Truncate", "load_engine"]
 
 
-def load_engine(model: ModelConfig, num_cpus: float | None = None, progress: Progress = no_progress) -> Engine[Any]:
+def load_engine(
+    model: ModelConfig,
+    num_cpus: float | None = None,
+    progress: Progress = no_progress,
+    *,
+    num_gpus: float | None = None,
+) -> Engine[Any]:
     """Loads a model's engine with `build.load_engine`. The first call imports torch and transformers, which is slow."""
     from rerank_service.engine import build
 
-    return build.load_engine(model, num_cpus, progress)
+    return build.load_engine(model, num_cpus, progress, num_gpus=num_gpus)

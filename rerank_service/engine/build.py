@@ -13,8 +13,8 @@ from rerank_service.checkpoints.verification import Progress, no_progress
 from rerank_service.config import EngineConfig, EngineKind, ModelConfig
 from rerank_service.engine import loading
 from rerank_service.engine.device import cuda
-from rerank_service.engine.device.memory import CudaMeter, find_memory_tokens
-from rerank_service.engine.device.peak import gpu_peak
+from rerank_service.engine.device.choose import choose_device
+from rerank_service.engine.device.memory import measure_device
 from rerank_service.engine.kinds.bidirectional_decoder import BidirectionalDecoderEngine
 from rerank_service.engine.kinds.checkpoint_engine import CheckpointEngine
 from rerank_service.engine.kinds.late_interaction import LateInteractionEngine
@@ -42,26 +42,32 @@ _KERNEL_CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128", "LRU_CACHE_CAPACITY"
 default capacity of 1,024, a replica grows by more than a gigabyte and is no faster than with 128."""
 
 
-def load_engine(model: ModelConfig, num_cpus: float | None = None, progress: Progress = no_progress) -> Engine[Any]:
+def load_engine(
+    model: ModelConfig,
+    num_cpus: float | None = None,
+    progress: Progress = no_progress,
+    *,
+    num_gpus: float | None = None,
+) -> Engine[Any]:
     """Resolves a model's checkpoint, loads its engine and warms it up.
 
-    `num_cpus` is the replica's number of CPUs; null: all CPUs that the process may use. `progress` is told about the
-    fetching of files. Also sets the number of torch threads for the whole process. Raises `CheckpointError`.
+    `num_cpus` and `num_gpus` are reserved for the replica; null: the process may use all its CPUs, and a whole GPU if
+    one is visible. `progress` is told about the fetching of files. Also sets the number of torch threads for the whole
+    process. Raises `CheckpointError`.
     """
     started = time.perf_counter()
     for name, capacity in _KERNEL_CACHES.items():
         os.environ.setdefault(name, capacity)
     torch.set_num_threads(model.engine.num_threads or _num_threads(num_cpus))
     folder = resolve_checkpoint(model.checkpoint, progress)
-    checkpoint = loading.Checkpoint(folder, loading.read_model_config(folder), model.engine, model.window_tokens)
-    with cuda.current(loading.resolve_device(model.engine.device)):
+    raw, chosen = loading.read_model_config(folder), choose_device(model.engine.device, num_gpus)
+    checkpoint = loading.Checkpoint(folder, raw, model.engine, model.window_tokens, chosen.device)
+    with cuda.current(chosen.device):
+        chosen.limit_memory()
         engine = _ENGINES[engine_kind(folder, model.engine)](checkpoint)
         engine.flops_per_token = 2.0 * loading.num_linear_weights(folder)  # one multiply and one add per weight
         warm_up(engine)
-        if engine.device.type == "cuda":
-            peak = gpu_peak(torch.cuda.get_device_name(engine.device))
-            engine.peak_tokens_per_s = peak and peak.flops_per_s / engine.flops_per_token
-            engine.memory_tokens = find_memory_tokens(engine, CudaMeter(engine.device))
+        measure_device(engine, chosen)
     logger.info(
         "loaded model=%s engine=%s window_tokens=%d memory_tokens=%s num_threads=%d load_s=%.1f",
         *(model.id, engine.description, engine.window_tokens, engine.memory_tokens, torch.get_num_threads()),

@@ -67,7 +67,9 @@ class TorchEngine(ABC, Generic[PairT]):
         self.flops_per_token = 0.0
         """Floating-point operations of the linear layers per token; set by `build`."""
         self.peak_tokens_per_s: float | None = None
-        """The device's peak speed, as defined in `DeviceFacts`; set by `build`."""
+        """The device's peak speed, as defined in `DeviceFacts`; set by `measure_device`."""
+        self.memory_limit_bytes: int | None = None
+        """Memory on a GPU that the engine may use; set by `measure_device`. Null: unknown, or a CPU."""
 
     @abstractmethod
     def forward(self, pairs: Sequence[PairT]) -> torch.Tensor:
@@ -92,10 +94,10 @@ class TorchEngine(ABC, Generic[PairT]):
         """Memory in use on the device now, and the device's peak speed."""
         memory_bytes = 0
         if self.device.type == "cuda":
-            memory_bytes = int(torch.cuda.memory_reserved(self.device))
+            memory_bytes = cuda.memory(self.device).reserved
         elif _STATM.exists():  # Linux: the second field of this file is the resident set, in pages
             memory_bytes = int(_STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-        return DeviceFacts(memory_bytes, self.peak_tokens_per_s)
+        return DeviceFacts(memory_bytes, self.peak_tokens_per_s, self.memory_limit_bytes)
 
     @cuda.device_errors()
     @torch.inference_mode()
@@ -122,7 +124,6 @@ class TorchEngine(ABC, Generic[PairT]):
         # The scheduler's next batches stay well below the size that failed.
         self.memory_tokens = min(self.memory_tokens or num_tokens, num_tokens * 3 // 4)
         logger.warning("out of memory num_pairs=%d num_tokens=%d: halved", len(pairs), num_tokens)
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        cuda.release_unused_memory()
         middle = len(pairs) // 2
         return torch.cat([self._forward_or_halves(pairs[:middle]), self._forward_or_halves(pairs[middle:])])

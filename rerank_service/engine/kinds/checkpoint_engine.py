@@ -11,6 +11,7 @@ from rerank_service.engine import loading
 from rerank_service.engine.device.graphs import StatesOf
 from rerank_service.engine.device.launch import TorchEngine
 from rerank_service.engine.device.precision import resolve_precision
+from rerank_service.engine.linear.packed import can_pack
 from rerank_service.engine.loading import Checkpoint
 from rerank_service.engine.protocol import Aligner, PairT, TokenSpan, Truncate
 from rerank_service.engine.text import tokenise
@@ -32,11 +33,12 @@ class CheckpointEngine(TorchEngine[PairT]):
         Raises `CheckpointError`, as do the constructors of all engine kinds.
         """
         options = checkpoint.options
-        super().__init__(loading.resolve_device(options.device))
+        super().__init__(checkpoint.device)
         self._checkpoint = checkpoint
         self._precision = resolve_precision(options.dtype, self.device)
         self._tokenizer = tokenise.load_tokenizer(checkpoint.folder, options.special_tokens, prompt)
         self.precision = self._precision.name
+        self.is_batch_invariant = self.device.type == "cpu" and can_pack(self._precision.states)
         self.description = f"{self.kind.value} on {self.device} in {self._precision}"
         self.window_tokens = loading.resolve_window(
             checkpoint.window_tokens, self._published_window(), loading.max_positions(checkpoint.raw)
