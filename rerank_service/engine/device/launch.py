@@ -17,6 +17,7 @@ from rerank_service.config import default_batch_tokens
 from rerank_service.engine.device import cuda
 from rerank_service.engine.protocol import CacheCounts, DeviceFacts, PairT
 from rerank_service.errors import DeviceMemoryExhausted
+from rerank_service.messages import StartTimes
 
 __all__ = ["DeviceLogits", "TorchEngine"]
 
@@ -68,6 +69,9 @@ class TorchEngine(ABC, Generic[PairT]):
         """Floating-point operations of the linear layers per token; set by `build`."""
         self.peak_tokens_per_s: float | None = None
         """The device's peak speed, as defined in `DeviceFacts`; set by `build`."""
+
+        self.start_times = StartTimes()
+        """Time from the start of loading to the first logit, by stage; set by `build`."""
 
     @abstractmethod
     def forward(self, pairs: Sequence[PairT]) -> torch.Tensor:
