@@ -8,7 +8,7 @@ HTTP.
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -123,7 +123,13 @@ class PoolReplica(BaseReplica):
         OpenMP threads would slow down the first."""
         with ThreadPoolExecutor(1, thread_name_prefix="load") as thread:
             cpus, gpus = self._resources.num_cpus, self._resources.num_gpus
-            return thread.submit(load_engine, model, cpus, num_gpus=gpus).result()
+            load = thread.submit(load_engine, model, cpus, num_gpus=gpus, run_alone=self._run_alone)
+            return load.result()
+
+    def _run_alone(self, call: Callable[[], None]) -> None:
+        """Runs a step of a load in the thread that launches the batches of all models: CUDA does not allow launches
+        during the capture of a graph, and another model's batch would be counted as memory of this model."""
+        self._launch_thread.submit(call).result()
 
 
 def _fetched(model: ModelConfig) -> ModelConfig:

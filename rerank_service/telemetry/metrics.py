@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
-from rerank_service.messages import ReplicaReport
+from rerank_service.messages import ReplicaReport, StartTimes
 
 __all__ = [
     "ALL_METRICS",
@@ -35,6 +35,7 @@ __all__ = [
     "REQUEST_SECONDS",
     "RETRIED_SHARDS",
     "SHED_REQUESTS",
+    "START_SECONDS",
     "TOKENISE_SECONDS",
     "TOKENS",
     "TRUNCATED_PAIRS",
@@ -45,6 +46,7 @@ __all__ = [
     "NoMetrics",
     "record_counts",
     "record_gauges",
+    "record_start",
 ]
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -102,8 +104,8 @@ def _histogram(name: str, documentation: str, buckets: tuple[float, ...], *, by_
     return Metric(f"rerank_{name}", MetricKind.HISTOGRAM, documentation, ("model",), buckets, by_replica)
 
 
-def _gauge(name: str, documentation: str, *, by_replica: bool = True) -> Metric:
-    return Metric(f"rerank_{name}", MetricKind.GAUGE, documentation, ("model",), (), by_replica)
+def _gauge(name: str, documentation: str, *labels: str, by_replica: bool = True) -> Metric:
+    return Metric(f"rerank_{name}", MetricKind.GAUGE, documentation, labels or ("model",), (), by_replica)
 
 
 REQUESTS = _counter(
@@ -151,12 +153,24 @@ DEVICE_MFU = _gauge(
     "device_mfu",
     "Estimated model FLOP utilisation while a device has work: linear layers over the GPU's dense peak.",
 )
+START_SECONDS = _gauge(
+    "start_seconds",
+    "Time from start to ready of a replica, by stage: fetch, weights, compile, capture, warm_up.",
+    "model",
+    "stage",
+)
 
 ALL_METRICS = tuple(value for value in list(globals().values()) if isinstance(value, Metric))
 """All metrics, in the order of their definitions."""
 
 REPLICA_METRICS = tuple(metric for metric in ALL_METRICS if metric.by_replica)
 INGRESS_METRICS = tuple(metric for metric in ALL_METRICS if not metric.by_replica)
+
+
+def record_start(sink: MetricSink, model: str, start: StartTimes) -> None:
+    """Records the time of each stage of a start."""
+    for stage, seconds in start.by_stage().items():
+        sink.record(START_SECONDS, seconds, model, stage)
 
 
 def record_counts(sink: MetricSink, model: str, report: ReplicaReport) -> None:

@@ -5,6 +5,7 @@ fraction of a GPU all see the whole GPU.
 """
 
 import logging
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -56,7 +57,9 @@ class ChosenDevice(NamedTuple):
     @property
     def peak_flops_per_s(self) -> float | None:
         """The replica's share of the device's dense bfloat16 peak; null for a CPU or an unknown GPU."""
-        peak = peak_flops_per_s(*cuda.hardware(self.device)) if self.is_gpu else None
+        if not self.is_gpu:
+            return None
+        peak = peak_flops_per_s(cuda.name(self.device), partial(cuda.num_multiprocessors, self.device))
         return peak and peak * self.share
 
     @property

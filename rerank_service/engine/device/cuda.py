@@ -5,6 +5,8 @@ first GPU. If the model runs on another GPU, an event recorded on the first GPU 
 results that have not arrived yet.
 """
 
+import gc
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
@@ -14,14 +16,15 @@ import torch
 from rerank_service.errors import DeviceFailed
 
 __all__ = [
+    "GraphRecorder",
     "Memory",
-    "capture",
     "current",
     "device_errors",
-    "hardware",
     "is_final",
     "limit_memory",
     "memory",
+    "name",
+    "num_multiprocessors",
     "num_visible",
     "peak_bytes",
     "recorded_event",
@@ -62,6 +65,8 @@ _PASSING = (
 )
 """Phrases in messages of errors after which CUDA keeps working: the engine halves a batch, or one request fails."""
 
+_CAPTURES = threading.Lock()
+
 
 def current(device: torch.device) -> AbstractContextManager[Any]:
     """Makes `device` this thread's current device within the context; does nothing for a CPU."""
@@ -75,20 +80,52 @@ def recorded_event(device: torch.device) -> torch.cuda.Event:
     return event
 
 
-def capture(device: torch.device, run: Callable[[], torch.Tensor]) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
-    """Captures the kernels of `run` as a graph. Also returns the output tensor, which each replay overwrites."""
-    with torch.cuda.device(device):
-        stream = torch.cuda.Stream(device)
-        stream.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(stream):
-            for _ in range(2):  # cuBLAS and Triton choose kernels in these runs; a capture does not allow it
-                run()
-        torch.cuda.current_stream(device).wait_stream(stream)
+class GraphRecorder:
+    """Records the kernels of functions as CUDA graphs that share their memory. Replay one graph at a time."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        with torch.cuda.device(device):
+            # One stream for all graphs, because cuBLAS allocates a workspace of 32 MiB for each stream.
+            self._stream = torch.cuda.Stream(device)
+        self._first: torch.cuda.CUDAGraph | None = None
+
+    def record(self, run: Callable[[], object]) -> Callable[[], None]:
+        """Captures the kernels of `run`, and returns a function that replays them.
+
+        Between the call and the return, no other thread may launch work for a graph; other captures of the process
+        wait, because CUDA allows one at a time.
+        """
         graph = torch.cuda.CUDAGraph()
-        # Without `stream`, torch would create one stream per process, on the device that is current at that moment.
-        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-            result = run()
-    return graph, result
+        current, stream = torch.cuda.current_stream(self._device), self._stream
+        with _CAPTURES, torch.cuda.device(self._device):
+            stream.wait_stream(current)
+            with torch.cuda.stream(stream):
+                for _ in range(2):  # cuBLAS and Triton choose kernels in these runs; a capture does not allow it
+                    run()
+                torch.cuda.synchronize(self._device)
+                # Not `torch.cuda.graph`, which empties the allocator's cache for each graph.
+                with _no_garbage_collection():  # freeing a tensor during a capture can end the capture
+                    pool = None if self._first is None else self._first.pool()
+                    graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+                    try:
+                        run()
+                    finally:
+                        graph.capture_end()
+            current.wait_stream(stream)
+        self._first = self._first or graph
+        return graph.replay
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def is_final(error: BaseException) -> bool:
@@ -138,9 +175,14 @@ def visible() -> list[tuple[str, int]]:
     return [(gpu.name, gpu.total_memory) for gpu in properties]
 
 
-def hardware(device: torch.device) -> tuple[str, int]:
-    """Name that the driver reports, which contains the profile of a MIG slice, and the number of multiprocessors."""
-    return torch.cuda.get_device_name(device), torch.cuda.get_device_properties(device).multi_processor_count
+def name(device: torch.device) -> str:
+    """Name that the driver reports, which contains the profile of a MIG slice."""
+    return torch.cuda.get_device_name(device)
+
+
+def num_multiprocessors(device: torch.device) -> int:
+    """Number of multiprocessors of a GPU or MIG slice."""
+    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def memory(device: torch.device) -> Memory:

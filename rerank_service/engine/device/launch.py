@@ -17,6 +17,7 @@ from rerank_service.config import default_batch_tokens
 from rerank_service.engine.device import cuda
 from rerank_service.engine.protocol import CacheCounts, DeviceFacts, PairT
 from rerank_service.errors import DeviceMemoryExhausted
+from rerank_service.messages import StartTimes
 
 __all__ = ["DeviceLogits", "TorchEngine"]
 
@@ -70,6 +71,9 @@ class TorchEngine(ABC, Generic[PairT]):
         """The device's peak speed, as defined in `DeviceFacts`; set by `measure_device`."""
         self.memory_limit_bytes: int | None = None
         """Memory on a GPU that the engine may use; set by `measure_device`. Null: unknown, or a CPU."""
+
+        self.start_times = StartTimes()
+        """Time from the start of loading to the first logit, by stage; set by `build`."""
 
     @abstractmethod
     def forward(self, pairs: Sequence[PairT]) -> torch.Tensor:

@@ -4,6 +4,7 @@ The figures are from NVIDIA's datasheets. If a datasheet prints the peak with sp
 Numbers of multiprocessors are given for GPUs that can be divided into MIG slices.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 __all__ = ["GPU_PEAKS", "GpuPeak", "gpu_peak", "peak_flops_per_s"]
@@ -44,14 +45,15 @@ def gpu_peak(driver_name: str) -> GpuPeak | None:
     return next((gpu for gpu in GPU_PEAKS if gpu.name_part in driver_name), None)
 
 
-def peak_flops_per_s(driver_name: str, num_multiprocessors: int) -> float | None:
+def peak_flops_per_s(driver_name: str, num_multiprocessors: Callable[[], int]) -> float | None:
     """Peak of a GPU, or of a MIG slice by its share of the GPU's multiprocessors; null if the GPU is not listed.
 
-    The driver reports a slice as `NVIDIA H100 80GB HBM3 MIG 1g.10gb`, with the multiprocessors of the slice.
+    The driver reports a slice as `NVIDIA H100 80GB HBM3 MIG 1g.10gb`, and
+    `num_multiprocessors` returns the slice's own number. It is called for slices only.
     """
     gpu = gpu_peak(driver_name)
     if gpu is None:
         return None
     if " MIG " not in driver_name:
         return gpu.flops_per_s
-    return gpu.num_multiprocessors and gpu.flops_per_s * num_multiprocessors / gpu.num_multiprocessors
+    return gpu.num_multiprocessors and gpu.flops_per_s * num_multiprocessors() / gpu.num_multiprocessors

@@ -34,9 +34,6 @@ class Gpu:
     def limit_memory(self, device: torch.device, share: float) -> None:
         self.limits[self.process] = share
 
-    def hardware(self, device: torch.device) -> tuple[str, int]:
-        return self.name, self.num_multiprocessors
-
     def start(self, process: str) -> None:
         """Creates the CUDA context of a process."""
         self.process = process
@@ -53,8 +50,10 @@ class Gpu:
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Gpu:
     gpu = Gpu()
     monkeypatch.setattr(cuda, "num_visible", lambda: 2)
-    for name in ("memory", "limit_memory", "hardware"):
-        monkeypatch.setattr(cuda, name, getattr(gpu, name))
+    monkeypatch.setattr(cuda, "memory", gpu.memory)
+    monkeypatch.setattr(cuda, "limit_memory", gpu.limit_memory)
+    monkeypatch.setattr(cuda, "name", lambda device: gpu.name)
+    monkeypatch.setattr(cuda, "num_multiprocessors", lambda device: gpu.num_multiprocessors)
     return gpu
 
 

@@ -47,4 +47,4 @@ def test_every_entry_is_found_by_its_own_name() -> None:
     ],
 )
 def test_a_slice_has_the_peak_of_its_multiprocessors(name: str, num_multiprocessors: int, expected: float) -> None:
-    assert peak_flops_per_s(name, num_multiprocessors) == expected
+    assert peak_flops_per_s(name, lambda: num_multiprocessors) == expected
