@@ -70,8 +70,13 @@ def load_engine(
     checkpoint = loading.Checkpoint(folder, raw, model.engine, model.window_tokens, chosen.device)
     with cuda.current(chosen.device):
         chosen.limit_memory()
+        is_fixed = chosen.is_gpu and model.engine.batch_invariant
+        if is_fixed:
+            cuda.forbid_divided_sums()
         with clock("weights"):
             engine = _ENGINES[engine_kind(folder, model.engine)](checkpoint)
+            if is_fixed:
+                engine.fix_shape(model.batching.max_batch_tokens or engine.default_batch_tokens)
             engine.flops_per_token = 2.0 * loading.num_linear_weights(folder)  # one multiply and one add per weight
         with clock("warm_up"):
             warm_up(engine)

@@ -6,6 +6,7 @@ results that have not arrived yet.
 """
 
 import gc
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -20,6 +21,7 @@ __all__ = [
     "Memory",
     "current",
     "device_errors",
+    "forbid_divided_sums",
     "is_final",
     "limit_memory",
     "memory",
@@ -205,6 +207,20 @@ def limit_memory(device: torch.device, share: float) -> None:
     """Limits this process's tensors to a share of the device's memory. An allocation beyond it raises
     `torch.OutOfMemoryError`, as if the device had no more memory."""
     torch.cuda.set_per_process_memory_fraction(share, device)
+
+
+def forbid_divided_sums() -> None:
+    """Makes cuBLAS compute each element of a product in one block, in one order. Call it before the first product.
+
+    cuBLAS divides long sums among blocks (split-K, stream-K), depending on the place of the element, and adds the parts
+    in a workspace. In a workspace this small, no parts fit. vLLM's batch-invariant mode does the same on Hopper.
+    """
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":16:8"
+    os.environ["CUBLASLT_WORKSPACE_SIZE"] = "1"  # KiB
+    torch.backends.cuda.preferred_blas_library("cublaslt")
+    # The second value forbids split-K.
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = (False, False)
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = (False, False)
 
 
 def release_unused_memory() -> None:
