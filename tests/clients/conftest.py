@@ -1,9 +1,11 @@
 """Fixtures for tests of vendors' clients against a running service. Only `make clients` runs these tests."""
 
 import json
+import math
 import os
 import urllib.request
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 
@@ -14,6 +16,8 @@ TEXTS = (
     "Paris is the capital and largest city of France.",
     "Berlin is the capital of Germany.",
 )
+TOLERANCE = 1e-3
+"""Largest difference between two scores of a pair: in int8, the other pairs of a batch may change a logit slightly."""
 
 if "RERANK_CLIENTS_URL" not in os.environ:
     collect_ignore_glob = ["test_*.py"]  # these tests need the vendors' packages
@@ -44,6 +48,18 @@ def logits() -> Sequence[float]:
     with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310
         rankings = json.load(answer)["rankings"]
     return [ranking["logit"] for ranking in sorted(rankings, key=lambda ranking: ranking["index"])]
+
+
+@pytest.fixture
+def probabilities(logits: Sequence[float]) -> list[float]:
+    """Scores of `TEXTS` in the APIs whose scores are probabilities, in the order of the texts."""
+    return [1 / (1 + math.exp(-logit)) for logit in logits]
+
+
+@pytest.fixture
+def best_first(probabilities: list[float]) -> list[tuple[str, Any]]:
+    """`TEXTS` with their probabilities, best first, to compare with the answers of a client."""
+    return [(TEXTS[index], pytest.approx(probabilities[index], abs=TOLERANCE)) for index in (1, 2, 0)]
 
 
 @pytest.fixture
