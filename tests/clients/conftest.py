@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import socket
 import urllib.request
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -30,6 +31,19 @@ def _told(request: pytest.FixtureRequest, record_property: Callable[[str, object
     client, dialect = mark.args
     record_property("client", client)
     record_property("dialect", dialect)
+
+
+@pytest.fixture(autouse=True)
+def _loopback_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refuses to resolve other hosts' names. LiteLLM, for example, reads each model's window from huggingface.co."""
+    resolve = socket.getaddrinfo
+
+    def resolve_loopback(host: Any, *args: Any, **options: Any) -> Any:
+        if host not in ("127.0.0.1", b"127.0.0.1", "localhost"):
+            raise socket.gaierror(socket.EAI_FAIL, f"the tests of clients do not resolve {host!r}")
+        return resolve(host, *args, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve_loopback)
 
 
 @pytest.fixture
