@@ -13,7 +13,7 @@ import torch
 
 from rerank_service.errors import DeviceFailed
 
-__all__ = ["capture", "current", "device_errors", "is_final", "recorded_event"]
+__all__ = ["capture", "current", "device_errors", "is_final", "is_out_of_memory", "recorded_event"]
 
 _ACCELERATOR_ERROR: type[Exception] | None = getattr(torch, "AcceleratorError", None)
 """torch's class for CUDA errors; available since torch 2.8."""
@@ -38,9 +38,10 @@ _FINAL = (
     "xid",
 )
 """Phrases in messages of CUDA, cuBLAS and cuDNN that report a lost context; torch has no error codes for them."""
+_EXHAUSTED = ("out of memory", "alloc_failed")  # CUBLAS_STATUS_, CUDNN_STATUS_
+"""Phrases in messages of errors that report exhausted memory and are not of torch's class for it."""
 _PASSING = (
-    "out of memory",
-    "alloc_failed",
+    *_EXHAUSTED,
     "invalid argument",
     "invalid configuration argument",
     "no kernel image",
@@ -56,7 +57,7 @@ def current(device: torch.device) -> AbstractContextManager[Any]:
 
 def recorded_event(device: torch.device) -> torch.cuda.Event:
     """An event that completes when `device` has finished all work launched so far on its current stream."""
-    event = torch.cuda.Event()
+    event = torch.cuda.Event(blocking=True)  # otherwise the waiting thread may occupy a core
     event.record(torch.cuda.current_stream(device))
     return event
 
@@ -75,6 +76,14 @@ def capture(device: torch.device, run: Callable[[], torch.Tensor]) -> tuple[torc
         with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             result = run()
     return graph, result
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the device's memory is exhausted. The allocator of torch raises `OutOfMemoryError`; CUDA and its
+    libraries raise other errors for their own allocations."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(phrase in str(error).lower() for phrase in _EXHAUSTED)
 
 
 def is_final(error: BaseException) -> bool:

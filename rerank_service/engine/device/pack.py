@@ -10,7 +10,7 @@ import torch
 from rerank_service.config import Pooling
 from rerank_service.engine.protocol import TokenIds
 
-__all__ = ["PackedSequences", "length_sorted_batches", "pack", "pool"]
+__all__ = ["PackedSequences", "length_sorted_batches", "pack", "pool", "to_device"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,17 +49,18 @@ def pack(
         positions = np.where(is_padding, first_position - 1, positions - (before[:-1] - before[starts]))
     longest = int(lengths.max())
     return PackedSequences(
-        token_ids=_to_device(token_ids, device)[None],
-        position_ids=_to_device(positions, device)[None],
-        lengths=_to_device(lengths, device),
-        cu_seqlens=_to_device(np.asarray(bounds, dtype=np.int32), device),
+        token_ids=to_device(token_ids, device)[None],
+        position_ids=to_device(positions, device)[None],
+        lengths=to_device(lengths, device),
+        cu_seqlens=to_device(np.asarray(bounds, dtype=np.int32), device),
         bounds=bounds,
         max_length=longest if device.type == "cpu" else max(128, 1 << (longest - 1).bit_length()),
-        type_ids=None if type_ids is None else _to_device(np.concatenate(type_ids).astype(np.int64), device)[None],
+        type_ids=None if type_ids is None else to_device(np.concatenate(type_ids).astype(np.int64), device)[None],
     )
 
 
-def _to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
+def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Copies to a GPU from pinned memory, asynchronously; on a CPU, shares the array's memory."""
     tensor = torch.from_numpy(array)
     return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 

@@ -8,6 +8,7 @@ from transformers import PreTrainedConfig
 
 from rerank_service.config import EngineKind
 from rerank_service.engine import loading
+from rerank_service.engine.device import kernels
 from rerank_service.engine.device.graphs import StatesOf
 from rerank_service.engine.device.launch import TorchEngine
 from rerank_service.engine.device.precision import resolve_precision
@@ -71,7 +72,8 @@ class CheckpointEngine(TorchEngine[PairT]):
         attention: str | None,
         ignored_prefixes: Iterable[str] = (),
     ) -> Any:
-        """Loads the checkpoint's weights (see `loading.load_weights`)."""
+        """Loads the checkpoint's weights (see `loading.load_weights`) if the device has the kernels for them."""
+        kernels.refuse_unknown_kernels(self.device, self._precision, is_packed=attention is not None)
         return loading.load_weights(
             model_class,
             self._checkpoint.folder,
