@@ -6,7 +6,7 @@ it in every precision, and `test_mutants.py` shows that the checks find the faul
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -43,8 +43,8 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 """Settings of an engine's layers. Inductor needs a GPU, so `compiled` traces layers and runs the traced operators."""
 
-TOLERANCES = {"float32": 1e-4, "bfloat16": 0.12, "float16": 0.03, "float8": 0.8}
-"""Largest difference of a logit from float32 on a CPU; the logits of these checkpoints spread over several units."""
+TOLERANCES = {"float32": 1e-4, "bfloat16": 0.12, "float16": 0.03, "float8": 0.4}
+"""Largest difference of a logit from a CPU's; the logits of these checkpoints spread over several units."""
 
 _UNGRAPHED = {"modernbert", "deberta_v2"}
 """Families that run in rectangles, for which there are no graphs."""
@@ -109,7 +109,8 @@ def check(
     """Runs several batches. No pass may wait for the device, every logit must be the CPU's, and the way that `run` asks
     for must not turn itself off."""
     settings = {**MODELS[run.model], **WAYS[run.way]}
-    cpu: Any = load_engine(local_model(checkpoints[run.model], engine=dict(MODELS[run.model])))
+    exact = "float8" if run.dtype == "float8" else "float32"  # rounding to 8 bits would hide other differences
+    cpu: Any = load_engine(local_model(checkpoints[run.model], engine={**MODELS[run.model], "dtype": exact}))
     pairs = cpu.tokenise(_QUERY, _PASSAGES, Truncate.END)
     expected = cpu.score(pairs)
     with software_gpu(monkeypatch, run) as gpu, caplog.at_level(logging.WARNING):

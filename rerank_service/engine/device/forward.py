@@ -144,8 +144,8 @@ def _padded_mask(*args: Any, allow_is_bidirectional_skip: bool = False, **option
     return mask
 
 
-# Neither packed name has a mask function, so transformers passes no mask. With a mask function, transformers would search a
-# causal model's positions for packed sequences, and the search would wait for the device.
+# Neither packed name has a mask function, so transformers passes no mask. With a mask function, transformers would
+# search a causal model's positions for packed sequences, and the search would wait for the device.
 AttentionInterface.register(PACKED_ATTENTION, packed_attention)
 AttentionInterface.register(PACKED_CAUSAL_ATTENTION, partial(packed_attention, sees_later=False))
 # For rectangular batches on a GPU: transformers' own attention with another mask function.

@@ -123,7 +123,7 @@ class SequenceClassifierEngine(CheckpointEngine[ClassifierPair]):
         batches = list(length_sorted_batches(lengths, *limits))
         logits = torch.cat([self._rectangle([pairs[index] for index in batch]) for batch in batches])
         places = np.argsort(np.concatenate(batches))  # the place of each pair in `logits`
-        return logits[to_device(places, self.device)]
+        return logits[to_device([places], self.device)[0]]
 
     def _rectangle(self, pairs: Sequence[ClassifierPair]) -> torch.Tensor:
         shape = (len(pairs), max(pair.num_tokens for pair in pairs))
@@ -138,6 +138,7 @@ class SequenceClassifierEngine(CheckpointEngine[ClassifierPair]):
             inputs["attention_mask"] = mask
         if self._has_type_ids:
             inputs["token_type_ids"] = type_ids
-        tensors = {name: to_device(array, self.device) for name, array in inputs.items()}
+        flat = to_device([array.ravel() for array in inputs.values()], self.device)
+        tensors = {name: tensor.view(shape) for name, tensor in zip(inputs, flat, strict=True)}
         logits: torch.Tensor = self._model(**tensors).logits  # [B, 1]
         return logits[:, 0].float()
