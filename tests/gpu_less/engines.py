@@ -90,9 +90,7 @@ def software_gpu(monkeypatch: pytest.MonkeyPatch, run: Run, **options: Any) -> I
             yield gpu
 
 
-def _traced(
-    compile_function: Callable[..., Any], function: Any, *_: Any, dynamic: bool | None = None, **__: Any
-) -> Any:
+def _traced(compile_function: Any, function: Any, *_: Any, dynamic: bool | None = None, **__: Any) -> Any:
     return compile_function(function, backend="eager", dynamic=dynamic)
 
 

@@ -137,10 +137,13 @@ def _two_products(
     return torch.bmm(scores.softmax(-1), v)[None]
 
 
-def _padded_mask(*args: Any, allow_is_bidirectional_skip: bool = False, **options: Any) -> torch.Tensor | None:
+def _padded_mask(
+    *args: Any, attention_mask: torch.Tensor | None = None, allow_is_bidirectional_skip: bool = False, **options: Any
+) -> torch.Tensor | None:
     """transformers' own mask, without its search for padding, for which the host would wait for the device."""
-    may_skip = allow_is_bidirectional_skip and options.get("attention_mask") is None
-    mask: torch.Tensor | None = sdpa_mask(*args, allow_is_bidirectional_skip=may_skip, **options)
+    options["attention_mask"] = attention_mask
+    options["allow_is_bidirectional_skip"] = allow_is_bidirectional_skip and attention_mask is None
+    mask: torch.Tensor | None = sdpa_mask(*args, **options)
     return mask
 
 

@@ -14,7 +14,7 @@ __all__ = ["tabulate_relative_positions"]
 def tabulate_relative_positions(backbone: Any, longest: int) -> None:
     """Replaces the method with which a DeBERTa computes the distance of each two tokens, for sequences of at most
     `longest` tokens. Does nothing to other models."""
-    encoder = getattr(backbone, "encoder", None)
+    encoder: Any = getattr(backbone, "encoder", None)
     if hasattr(encoder, "get_rel_pos") and encoder.relative_attention:
         encoder.get_rel_pos = _Table(encoder.get_rel_pos, longest, backbone.device)
 
