@@ -112,7 +112,9 @@ def _read(tensor: torch.Tensor, *_: Any) -> Any:
 
 
 def _to_list(tensor: Any) -> Any:
-    aten._local_scalar_dense(tensor.reshape(-1)[0]) if tensor.numel() else None  # a wait, like a copy to the host
+    aten._local_scalar_dense(
+        tensor.reshape(-1).select(0, 0)
+    ) if tensor.numel() else None  # a wait, like a copy to the host
     return tensor.host.tolist()
 
 
