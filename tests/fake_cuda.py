@@ -108,7 +108,8 @@ class FakeCuda:
             "CUDAGraph": graph,
             "get_device_capability": lambda device=None: capability,
             "get_device_name": lambda device=None: "NVIDIA H100 80GB HBM3",
-            "get_device_properties": lambda device=None: SimpleNamespace(major=capability[0], minor=capability[1]),
+            "get_device_properties": lambda device=None: SimpleNamespace(multi_processor_count=132),
+            "set_per_process_memory_fraction": lambda fraction, device=None: None,
             "empty_cache": lambda: None,
             "memory_allocated": lambda device=None: self.memory.allocated,
             "memory_reserved": lambda device=None: self.memory.allocated,
@@ -242,6 +243,9 @@ def _classes(runtime: FakeCuda) -> tuple[type, type, type]:
         def capture_begin(self, **_: Any) -> None:
             self.thread = threading.get_ident()
             runtime.begin_capture(self)
+
+        def pool(self) -> tuple[int, int]:
+            return (0, 0)
 
         def replay(self) -> None:
             runtime.num_replays += 1

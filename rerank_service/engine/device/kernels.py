@@ -117,6 +117,6 @@ def _probe_float8(device: torch.device) -> None:
         if cuda.is_out_of_memory(error) or cuda.is_final(error):
             raise
         raise CheckpointError(
-            f"{torch.cuda.get_device_name(device)} cannot multiply 8-bit floats with a scale for each row "
+            f"{cuda.name(device)} cannot multiply 8-bit floats with a scale for each row "
             f"({str(error).splitlines()[0][:200]}); set dtype: bfloat16"
         ) from error
