@@ -68,8 +68,8 @@ class IngressMetrics:
         return generate_latest(self._registry)
 
     def _aggregate(self, model: str) -> None:
-        """Sets a model's gauges to the sums over the model's replicas; those of the utilisation to the mean, and those of
-        the start to the slowest start."""
+        """Sets a model's gauges to the sums over the model's replicas. The utilisation is a mean, and the times of the
+        start are those of the slowest start."""
         reports = self._current_reports(model)
         self.record(metrics.DEVICE_WAITING_TOKENS, sum(report.waiting_tokens for report in reports), model)
         self.record(metrics.DEVICE_TOKENS_PER_SECOND, sum(report.tokens_per_s for report in reports), model)
