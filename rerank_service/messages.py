@@ -222,6 +222,8 @@ class ReplicaReport:
     """Precision of the model's computation, as in `Engine.precision`."""
     window_tokens: int | None = None
     """Maximum length of a pair, in tokens."""
+    memory_limit_bytes: int | None = None
+    """Memory on a GPU that the replica may use; null on a CPU."""
     start: StartTimes | None = None
     """The replica's own start; null: unknown."""
 

@@ -155,6 +155,13 @@ class EngineConfig(Section):
     folder has a record for this checkpoint, GPU, torch and version of the service, and float8 passed. Null:
     `verdicts` in the cache of checkpoints."""
 
+    batch_invariant: bool = False
+    """GPU: give a pair the same score, to the last bit, in every batch, as a CPU with AVX512-BF16 always does. Every
+    forward pass then has the same number of tokens, padding included: `batching.max_batch_tokens`, or the window if
+    that is larger. A single pair takes as long as a full batch, and CUDA graphs are not used. To limit the cost, lower
+    `max_batch_tokens` and `window_tokens`. For decoders, and for classifiers that run packed. `rerank-service verify`
+    checks the promise on your GPU; it has not been measured yet."""
+
     special_tokens: SpecialTokens = "text"
     """How the service reads special tokens, such as `[SEP]` or `<|im_end|>`, that a query or passage spells out.
     `text`: as plain characters, so that a passage cannot write part of the prompt. `parse`: as special tokens, like

@@ -23,9 +23,10 @@ def load_engine(
     num_cpus: float | None = None,
     progress: Progress = no_progress,
     *,
+    num_gpus: float | None = None,
     run_alone: RunAlone = run_here,
 ) -> Engine[Any]:
     """Loads a model's engine with `build.load_engine`. The first call imports torch and transformers, which is slow."""
     from rerank_service.engine import build
 
-    return build.load_engine(model, num_cpus, progress, run_alone=run_alone)
+    return build.load_engine(model, num_cpus, progress, num_gpus=num_gpus, run_alone=run_alone)

@@ -16,8 +16,8 @@ from rerank_service.checkpoints.verification import Progress, no_progress
 from rerank_service.config import EngineConfig, EngineKind, ModelConfig
 from rerank_service.engine import loading
 from rerank_service.engine.device import cuda
-from rerank_service.engine.device.memory import CudaMeter, find_memory_tokens
-from rerank_service.engine.device.peak import gpu_peak
+from rerank_service.engine.device.choose import ChosenDevice, choose_device
+from rerank_service.engine.device.memory import measure_device
 from rerank_service.engine.kinds.bidirectional_decoder import BidirectionalDecoderEngine
 from rerank_service.engine.kinds.checkpoint_engine import CheckpointEngine
 from rerank_service.engine.kinds.late_interaction import LateInteractionEngine
@@ -51,13 +51,14 @@ def load_engine(
     num_cpus: float | None = None,
     progress: Progress = no_progress,
     *,
+    num_gpus: float | None = None,
     run_alone: RunAlone = run_here,
 ) -> Engine[Any]:
     """Resolves a model's checkpoint, loads its engine and warms it up; on a GPU, also compiles it and captures graphs.
 
-    `num_cpus` is the replica's number of CPUs; null: all CPUs that the process may use. `progress` is told about the
-    fetching of files. `run_alone` runs the steps during which no other model may use the GPU. Also sets the number of
-    torch threads for the whole process. Raises `CheckpointError`.
+    `num_cpus` and `num_gpus` are reserved for the replica; null: the process may use all its CPUs, and a whole GPU if
+    one is visible. `progress` is told about the fetching of files. `run_alone` runs the steps during which no other
+    model may use the GPU. Also sets the number of torch threads for the whole process. Raises `CheckpointError`.
     """
     for name, capacity in _KERNEL_CACHES.items():
         os.environ.setdefault(name, capacity)
@@ -65,15 +66,22 @@ def load_engine(
     clock = _StageClock()
     with clock("fetch"):
         folder = resolve_checkpoint(model.checkpoint, progress)
-    checkpoint = loading.Checkpoint(folder, loading.read_model_config(folder), model.engine, model.window_tokens)
-    with cuda.current(loading.resolve_device(model.engine.device)):
+    raw, chosen = loading.read_model_config(folder), choose_device(model.engine.device, num_gpus)
+    checkpoint = loading.Checkpoint(folder, raw, model.engine, model.window_tokens, chosen.device)
+    with cuda.current(chosen.device):
+        chosen.limit_memory()
+        is_fixed = chosen.is_gpu and model.engine.batch_invariant
+        if is_fixed:
+            cuda.forbid_divided_sums()
         with clock("weights"):
             engine = _ENGINES[engine_kind(folder, model.engine)](checkpoint)
+            if is_fixed:
+                engine.fix_shape(model.batching.max_batch_tokens or engine.default_batch_tokens)
             engine.flops_per_token = 2.0 * loading.num_linear_weights(folder)  # one multiply and one add per weight
         with clock("warm_up"):
             warm_up(engine)
-        if engine.device.type == "cuda":
-            _prepare_gpu(engine, clock, run_alone)
+        if chosen.is_gpu:
+            _prepare_gpu(engine, chosen, clock, run_alone)
     engine.start_times = clock.times
     logger.info(
         "loaded model=%s engine=%s window_tokens=%d memory_tokens=%s num_threads=%d compiled=%s graphs=%d load_s=%.1f "
@@ -84,23 +92,23 @@ def load_engine(
     return engine
 
 
-def _prepare_gpu(engine: CheckpointEngine[Any], clock: "_StageClock", run_alone: RunAlone) -> None:
+def _prepare_gpu(
+    engine: CheckpointEngine[Any], chosen: ChosenDevice, clock: "_StageClock", run_alone: RunAlone
+) -> None:
     """Compiles the layers, then captures graphs, then measures memory: each step needs the earlier ones."""
-    peak = gpu_peak(torch.cuda.get_device_name(engine.device))
     with clock("compile"):
         engine.compile_layers(torch.get_num_threads())
     with clock("capture"):
-        engine.capture_graphs(peak and peak.flops_per_s, run_alone)
+        engine.capture_graphs(chosen.peak_flops_per_s, run_alone)
     with clock("warm_up"):
-        run_alone(partial(_measure, engine, peak and peak.flops_per_s))
+        run_alone(partial(_measure, engine, chosen))
     engine.end_start()
 
 
-def _measure(engine: CheckpointEngine[Any], peak_flops_per_s: float | None) -> None:
+def _measure(engine: CheckpointEngine[Any], chosen: ChosenDevice) -> None:
     with cuda.current(engine.device):  # perhaps in another thread
         warm_up(engine)  # now compiled, and as a graph
-        engine.peak_tokens_per_s = peak_flops_per_s and peak_flops_per_s / engine.flops_per_token
-        engine.memory_tokens = find_memory_tokens(engine, CudaMeter(engine.device))
+        measure_device(engine, chosen)
 
 
 class _StageClock:

@@ -60,6 +60,8 @@ class DeviceFacts(NamedTuple):
 
     A measured speed divided by this value is the model FLOP utilisation.
     """
+    memory_limit_bytes: int | None = None
+    """Memory of the GPU, of the MIG slice, or of the replica's fraction of a GPU; null on a CPU."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -162,6 +164,10 @@ class Engine(BatchScorer[PairT], Protocol[PairT]):
     @property
     def precision(self) -> str:
         """Coarsest number type in the model's computation: `float32`, `float16`, `bfloat16`, `int8` or `float8`."""
+
+    @property
+    def is_batch_invariant(self) -> bool:
+        """Whether the logit of a pair is the same, to the last bit, in every batch."""
 
     @property
     def start_times(self) -> StartTimes:

@@ -68,12 +68,15 @@ class IngressMetrics:
         return generate_latest(self._registry)
 
     def _aggregate(self, model: str) -> None:
-        """Sets a model's gauges to the sums over the model's replicas. The utilisation is a mean, and the times of the
-        start are those of the slowest start."""
+        """Sets a model's gauges to the sums over its replicas; those of the utilisation to the mean, and those of the
+        start to the slowest start."""
         reports = self._current_reports(model)
         self.record(metrics.DEVICE_WAITING_TOKENS, sum(report.waiting_tokens for report in reports), model)
         self.record(metrics.DEVICE_TOKENS_PER_SECOND, sum(report.tokens_per_s for report in reports), model)
         self.record(metrics.DEVICE_MEMORY_BYTES, sum(report.memory_bytes for report in reports), model)
+        limits = [report.memory_limit_bytes for report in reports if report.memory_limit_bytes is not None]
+        if limits:
+            self.record(metrics.DEVICE_MEMORY_LIMIT_BYTES, sum(limits), model)
         utilisations = [report.mfu for report in reports if report.mfu is not None]
         if utilisations:
             self.record(metrics.DEVICE_MFU, sum(utilisations) / len(utilisations), model)

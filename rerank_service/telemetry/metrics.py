@@ -18,6 +18,7 @@ __all__ = [
     "CANCELLED_REQUESTS",
     "DEVICE_BUSY_SECONDS",
     "DEVICE_MEMORY_BYTES",
+    "DEVICE_MEMORY_LIMIT_BYTES",
     "DEVICE_MFU",
     "DEVICE_TOKENS_PER_SECOND",
     "DEVICE_WAITING_TOKENS",
@@ -144,6 +145,10 @@ DEVICE_BUSY_SECONDS = _counter("device_busy_seconds", "Time the device was runni
 DEVICE_WAITING_TOKENS = _gauge("device_waiting_tokens", "Tokens queued for a device or being scored on it.")
 DEVICE_TOKENS_PER_SECOND = _gauge("device_tokens_per_second", "Throughput of a device while it has work.")
 DEVICE_MEMORY_BYTES = _gauge("device_memory_bytes", "GPU memory reserved by torch; on a CPU, the process's memory.")
+DEVICE_MEMORY_LIMIT_BYTES = _gauge(
+    "device_memory_limit_bytes",
+    "Memory of the GPU, the MIG slice or the fraction of a GPU that is reserved for a replica; absent on a CPU.",
+)
 DEVICE_MFU = _gauge(
     "device_mfu",
     "Estimated model FLOP utilisation while a device has work: linear layers over the GPU's dense peak.",
@@ -183,5 +188,7 @@ def record_gauges(sink: MetricSink, model: str, report: ReplicaReport) -> None:
     sink.record(DEVICE_WAITING_TOKENS, report.waiting_tokens, model)
     sink.record(DEVICE_TOKENS_PER_SECOND, report.tokens_per_s, model)
     sink.record(DEVICE_MEMORY_BYTES, report.memory_bytes, model)
+    if report.memory_limit_bytes is not None:
+        sink.record(DEVICE_MEMORY_LIMIT_BYTES, report.memory_limit_bytes, model)
     if report.mfu is not None:
         sink.record(DEVICE_MFU, report.mfu, model)

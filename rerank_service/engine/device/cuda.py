@@ -6,16 +6,33 @@ results that have not arrived yet.
 """
 
 import gc
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from rerank_service.errors import DeviceFailed
 
-__all__ = ["GraphRecorder", "current", "device_errors", "is_final", "recorded_event"]
+__all__ = [
+    "GraphRecorder",
+    "Memory",
+    "current",
+    "device_errors",
+    "forbid_divided_sums",
+    "is_final",
+    "limit_memory",
+    "memory",
+    "name",
+    "num_multiprocessors",
+    "num_visible",
+    "peak_bytes",
+    "recorded_event",
+    "release_unused_memory",
+    "visible",
+]
 
 _ACCELERATOR_ERROR: type[Exception] | None = getattr(torch, "AcceleratorError", None)
 """torch's class for CUDA errors; available since torch 2.8."""
@@ -135,3 +152,77 @@ def device_errors() -> Iterator[None]:
         if not is_final(error):
             raise
         raise DeviceFailed(f"{type(error).__name__}: {str(error).splitlines()[0][:200]}") from error
+
+
+class Memory(NamedTuple):
+    """Memory of one GPU, or of one MIG slice, in bytes."""
+
+    free: int
+    """Memory that no process holds."""
+    total: int
+    reserved: int
+    """Memory held by this process's allocator, in use or not."""
+    allocated: int
+    """Memory of this process's tensors."""
+
+
+def num_visible() -> int:
+    """Number of GPUs or MIG slices that this process may use; 0 without a driver."""
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def visible() -> list[tuple[str, int]]:
+    """Name and memory in bytes of each GPU or MIG slice that this process may use."""
+    properties = [torch.cuda.get_device_properties(index) for index in range(num_visible())]
+    return [(gpu.name, gpu.total_memory) for gpu in properties]
+
+
+def name(device: torch.device) -> str:
+    """Name that the driver reports, which contains the profile of a MIG slice."""
+    return torch.cuda.get_device_name(device)
+
+
+def num_multiprocessors(device: torch.device) -> int:
+    """Number of multiprocessors of a GPU or MIG slice."""
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def memory(device: torch.device) -> Memory:
+    """Memory of the device now."""
+    free, total = torch.cuda.mem_get_info(device)
+    return Memory(free, total, torch.cuda.memory_reserved(device), torch.cuda.memory_allocated(device))
+
+
+def peak_bytes(device: torch.device, run: Callable[[], object]) -> int:
+    """Peak memory of tensors during `run`, minus the memory held before. Waits for the device."""
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    held = torch.cuda.memory_allocated(device)
+    run()
+    torch.cuda.synchronize(device)
+    return int(torch.cuda.max_memory_allocated(device) - held)
+
+
+def limit_memory(device: torch.device, share: float) -> None:
+    """Limits this process's tensors to a share of the device's memory. An allocation beyond it raises
+    `torch.OutOfMemoryError`, as if the device had no more memory."""
+    torch.cuda.set_per_process_memory_fraction(share, device)
+
+
+def forbid_divided_sums() -> None:
+    """Makes cuBLAS compute each element of a product in one block, in one order. Call it before the first product.
+
+    cuBLAS divides long sums among blocks (split-K, stream-K), depending on the place of the element, and adds the parts
+    in a workspace. In a workspace this small, no parts fit. vLLM's batch-invariant mode does the same on Hopper.
+    """
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":16:8"
+    os.environ["CUBLASLT_WORKSPACE_SIZE"] = "1"  # KiB
+    torch.backends.cuda.preferred_blas_library("cublaslt")
+    # The second value forbids split-K.
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = (False, False)
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = (False, False)
+
+
+def release_unused_memory() -> None:
+    """Returns memory without tensors to the driver; does nothing without a GPU."""
+    torch.cuda.empty_cache()

@@ -10,6 +10,7 @@ from transformers import PreTrainedConfig
 
 from rerank_service.config import Dtype, EngineKind
 from rerank_service.engine import loading
+from rerank_service.engine.device import cuda
 from rerank_service.engine.device.compile import (
     CompiledLayers,
     compile_layers,
@@ -17,13 +18,16 @@ from rerank_service.engine.device.compile import (
     prepare_compiler,
     wants_compile,
 )
+from rerank_service.engine.device.fixed_shape import FixedShape
 from rerank_service.engine.device.graphs import GraphedStates, StatesOf, bucket_sizes, largest_bucket
 from rerank_service.engine.device.launch import TorchEngine
 from rerank_service.engine.device.precision import Precision, resolve_precision
+from rerank_service.engine.linear.packed import can_pack
 from rerank_service.engine.loading import Checkpoint
 from rerank_service.engine.protocol import Aligner, PairT, RunAlone, TokenSpan, Truncate
 from rerank_service.engine.text import tokenise
 from rerank_service.engine.verdicts import verified_dtype
+from rerank_service.errors import CheckpointError
 
 __all__ = ["CheckpointEngine"]
 
@@ -47,11 +51,12 @@ class CheckpointEngine(TorchEngine[PairT]):
         Raises `CheckpointError`, as do the constructors of all engine kinds.
         """
         options = checkpoint.options
-        super().__init__(loading.resolve_device(options.device))
+        super().__init__(checkpoint.device)
         self._checkpoint = checkpoint
         self._precision = _precision(checkpoint, self.device)
         self._tokenizer = tokenise.load_tokenizer(checkpoint.folder, options.special_tokens, prompt)
         self.precision = self._precision.name
+        self.is_batch_invariant = self.device.type == "cpu" and can_pack(self._precision.states)
         self.description = f"{self.kind.value} on {self.device} in {self._precision}"
         self.window_tokens = loading.resolve_window(
             checkpoint.window_tokens, self._published_window(), loading.max_positions(checkpoint.raw)
@@ -96,7 +101,7 @@ class CheckpointEngine(TorchEngine[PairT]):
     def capture_graphs(self, peak_flops_per_s: float | None, run_alone: RunAlone) -> None:
         """Captures CUDA graphs for small batches, on a GPU, after the layers are compiled. `peak_flops_per_s` is the
         GPU's dense peak; null: unknown."""
-        if isinstance(self._states, GraphedStates):
+        if isinstance(self._states, GraphedStates) and self.fixed_shape is None:
             num_layers = int(self.backbone.config.num_hidden_layers)
             largest = largest_bucket(num_layers, self.flops_per_token, peak_flops_per_s)
             self._states.capture_all(bucket_sizes(largest), self.window_tokens, run_alone)
@@ -105,6 +110,23 @@ class CheckpointEngine(TorchEngine[PairT]):
         """Ends the start: from now on, no layer is compiled."""
         if self._layers is not None:
             self._layers.seal()
+
+    def fix_shape(self, batch_tokens: int) -> None:
+        """Gives every pass the shape of a batch of `batch_tokens`, so that no logit depends on its batch. Raises
+        `CheckpointError` if the engine also computes outside packed passes."""
+        if not self._can_fix_shape:
+            raise CheckpointError(
+                f"engine.batch_invariant does not support this {self.kind.value} on a GPU: only decoders, and "
+                "classifiers of the BERT family, run in passes of one shape; run the model on a CPU, or leave the "
+                "setting out"
+            )
+        self.fixed_shape = FixedShape.for_batches(batch_tokens, self.window_tokens)
+        self.is_batch_invariant = True
+
+    @property
+    def _can_fix_shape(self) -> bool:
+        """Whether all computation is in packed passes, or row by row after them."""
+        return self._is_packed
 
     @property
     def num_graphs(self) -> int:
@@ -142,7 +164,7 @@ class CheckpointEngine(TorchEngine[PairT]):
 def _precision(checkpoint: Checkpoint, device: torch.device) -> Precision:
     """The configured precision; for `auto` and `fastest` on a GPU, float8 if it is verified and can be compiled."""
     options, dtype = checkpoint.options, checkpoint.options.dtype
-    is_open = device.type == "cuda" and dtype in (Dtype.AUTO, Dtype.FASTEST)
+    is_open = device.type != "cpu" and dtype in (Dtype.AUTO, Dtype.FASTEST)
     if is_open and options.compile is not False and compiler_problem(device) is None:
-        dtype = verified_dtype(options, checkpoint.folder, torch.cuda.get_device_name(device))
+        dtype = verified_dtype(options, checkpoint.folder, cuda.name(device))
     return resolve_precision(dtype, device)
