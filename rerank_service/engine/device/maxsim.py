@@ -94,7 +94,7 @@ def compare(
             for slot, (pair, count) in enumerate(zip(chunk.pairs.tolist(), chunk.num_words.tolist(), strict=True)):
                 if records[pair]:
                     matches[pair] = BestMatches(best[slot, :count], found[slot, :count])
-    order = to_device(places, device)
+    (order,) = to_device([places], device)
     return torch.cat(cosines).index_select(0, order), torch.cat(maxsims).index_select(0, order), matches
 
 
@@ -155,7 +155,7 @@ def _word_shares(chunk: _Chunk) -> NDArray[np.float32]:
 
 def _copied(arrays: Sequence[NDArray[np.int64] | NDArray[np.float32]], device: torch.device) -> list[torch.Tensor]:
     """All arrays on the device, in a single copy."""
-    flat = to_device(np.concatenate([array.ravel() for array in arrays]), device)
+    (flat,) = to_device([np.concatenate([array.ravel() for array in arrays])], device)
     parts = flat.split([array.size for array in arrays])
     return [part.view(array.shape) for part, array in zip(parts, arrays, strict=True)]
 

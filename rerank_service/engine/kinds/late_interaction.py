@@ -89,6 +89,10 @@ class LateInteractionEngine(CheckpointEngine[LateInteractionPair]):
         self._states = states_on(self.backbone, options)
         prepare_linears(self.backbone, self._precision, self._calibrate)
 
+    @property
+    def _can_fix_shape(self) -> bool:
+        return False  # texts are compared outside the passes
+
     def _calibrate(self) -> None:
         passages = [pair.token_ids for pair in calibration_pairs(self.tokenise)]
         self._states(pack(passages, self.device))  # not `score`, which would fill the caches

@@ -34,7 +34,7 @@ class Float8Linear(torch.nn.Module):
         self.register_buffer("_weight", weight, persistent=False)
         self.register_buffer("_scales", scales.T.contiguous(), persistent=False)  # [1, N]
         self._bias = None if linear.bias is None else linear.bias.detach()
-        self._emulated = None if weight.is_cuda else _float32_product(weight)
+        self._emulated = _float32_product(weight) if weight.device.type == "cpu" else None
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         rows = inputs.reshape(-1, inputs.size(-1))
