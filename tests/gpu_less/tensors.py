@@ -128,10 +128,12 @@ class SoftwareGpu:
         device = self._device(func, on_gpu, inputs, kwargs)
         if not on_gpu and device.type != "cuda":
             return func(*args, **kwargs)
+        if self.runtime.broken is not None:
+            raise self.runtime.broken
         if not is_traced:
             self.watch.check(func, args, kwargs, inputs, self.is_pinned)
         if func is aten.copy_.default and not isinstance(args[0], GpuTensor) and not is_traced:
-            return self._copy_to_host(args[0], args[1].host, non_blocking=(*args[2:], False)[0])
+            return self._copy_to_host(args[0], args[1], non_blocking=(*args[2:], False)[0])
         if device.type == "cuda" and "device" in kwargs:
             kwargs["device"] = torch.device("cpu")
         run: Callable[..., Any] = operators.OPERATORS.get(func, func)
@@ -176,14 +178,14 @@ class SoftwareGpu:
             tensor.holder = self.runtime.memory.hold(host)
         return tensor
 
-    def _copy_to_host(self, target: torch.Tensor, source: torch.Tensor, non_blocking: bool) -> torch.Tensor:
-        """Copies at once, or, into pinned memory, when somebody waits for the current stream."""
+    def _copy_to_host(self, target: torch.Tensor, source: GpuTensor, non_blocking: bool) -> torch.Tensor:
+        """Copies at once, or, into pinned memory, when somebody waits for the source's stream."""
         if not (non_blocking and self.is_pinned(target)):
-            return target.copy_(source)
-        numbers = source.clone()
+            return target.copy_(source.host)
+        numbers = source.host.clone()
         if target.is_floating_point():
             target.fill_(torch.nan)  # the host must not read this memory yet
-        self.runtime.current_stream().launch(lambda: target.copy_(numbers))
+        self.runtime.current_stream(source.device).launch(lambda: target.copy_(numbers))
         return target
 
 
