@@ -1,7 +1,7 @@
 """The arguments that released versions of transformers pass to attention and mask functions, and the masks themselves.
 
-`python -m tests.gpu_less.test_transformers FOLDER` records the installed version; FOLDER gets the random checkpoints. To
-record a version that is not installed, unpack its wheel and put the folder in PYTHONPATH.
+`python -m tests.gpu_less.test_transformers FOLDER` records the installed version and leaves random checkpoints in
+FOLDER. To record a version that is not installed, unpack its wheel and put the folder in PYTHONPATH.
 """
 
 import inspect
