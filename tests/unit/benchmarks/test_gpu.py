@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from benchmarks.gpu_steps import STEPS
+
 from benchmarks.on_gpu.limits import Operations, Rates, operations
 from benchmarks.on_gpu.measure import Figures
 from benchmarks.on_gpu.models import state_of
