@@ -91,6 +91,8 @@ class FakeCuda:
         self._thread = threading.local()
         self._defaults = {index: FakeStream(index) for index in range(2)}
         self.captured_on: list[FakeStream] = []
+        self.pools: list[object] = []
+        """Memory pools that were passed to captures; null: a new pool."""
         self.num_replays = 0
         self.memory = DeviceMemory()
         self.on_wait: Callable[[str], object] = lambda _: None
@@ -240,12 +242,14 @@ def _classes(runtime: FakeCuda) -> tuple[type, type, type]:
             self._stream.run(self._until)
 
     class CUDAGraph(FakeGraph):
-        def capture_begin(self, **_: Any) -> None:
+        def capture_begin(self, pool: object = None, **_: Any) -> None:
             self.thread = threading.get_ident()
+            self._pool = pool or object()
+            runtime.pools.append(pool)
             runtime.begin_capture(self)
 
-        def pool(self) -> tuple[int, int]:
-            return (0, 0)
+        def pool(self) -> object:
+            return self._pool
 
         def replay(self) -> None:
             runtime.num_replays += 1
