@@ -44,7 +44,8 @@ _SHARED_LIMIT = 64
 _TRITON_CAPABILITY = (7, 0)
 _COMPILED_LENGTHS = ((24, 40, 9), (200,), (30,) * 20)
 """Lengths of the sequences in the batches that trigger the compilation. The first batch compiles; the others show that
-no other number of tokens or sequences compiles again."""
+no other number of tokens or sequences compiles again. In the first batch, the numbers of tokens and of bounds differ
+from each other and from the longest length: torch treats sizes that are equal as one size."""
 _TOLERANCE = 0.25
 """Largest accepted difference between a token's states with and without compilation, as a share of the state's largest
 component, averaged over a batch. Rounding to bfloat16 causes up to 4% in single tokens (see `graphs`), and 8-bit floats
@@ -105,6 +106,9 @@ class CompiledLayers:
     def attach(self) -> None:
         """Makes the layers compile at their next call."""
         torch._dynamo.config.recompile_limit = max(_SHARED_LIMIT, torch._dynamo.config.recompile_limit)
+        # Numbers such as a norm's epsilon are the same in all layers. As arguments, they would be tensors on the host
+        # that every kernel reads before its launch.
+        torch._dynamo.config.specialize_float = True
         for layer in _layers(self._model):
             layer.compile(backend=self, dynamic=True)
 
@@ -159,7 +163,10 @@ def compile_layers(
 
 def prepare_compiler(device: torch.device, num_threads: int) -> Path:
     """Sets the compiler's folder, and its number of processes, which is otherwise the number of the machine's CPUs."""
-    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(num_threads))
+    from torch._inductor import config  # takes a second, and only compiled layers need it
+
+    if "TORCHINDUCTOR_COMPILE_THREADS" not in os.environ:
+        config.compile_threads = num_threads
     return use_kernel_cache(torch.cuda.get_device_name(device))
 
 

@@ -107,8 +107,9 @@ class CheckpointEngine(TorchEngine[PairT]):
             self._states.capture_all(bucket_sizes(largest), self.window_tokens, run_alone)
 
     def end_start(self) -> None:
-        """Ends the start: from now on, no layer is compiled."""
-        if self._layers is not None:
+        """Ends the start: from now on, no layer is compiled. Models that run in rectangles are an exception, because
+        batches of other shapes need other variants of their layers."""
+        if self._layers is not None and self._is_packed:
             self._layers.seal()
 
     def fix_shape(self, batch_tokens: int) -> None:
