@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -48,7 +49,14 @@ ServiceUrl = Annotated[
 Recorded = Annotated[
     str | None,
     typer.Option(
-        help="Published model whose recorded scores must match, or `none`; by default MODEL, if it has recorded scores."
+        help="Published model whose recorded scores must match, a JSON file of recorded scores, or `none`; by default "
+        "MODEL, if it has recorded scores."
+    ),
+]
+Record = Annotated[
+    bool,
+    typer.Option(
+        "--record", help="If recorded scores match, tell the services of this machine that the model is verified."
     ),
 ]
 
@@ -61,6 +69,7 @@ def verify_command(
     key: Key = None,
     served_as: Annotated[str | None, typer.Option(help="With --url: the service's name for the model.")] = None,
     recorded: Recorded = None,
+    record: Record = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the verdict and its figures as JSON.")] = False,
 ) -> None:
     """Check that a served model scores like its checkpoint.
@@ -69,13 +78,18 @@ def verify_command(
     """
     if served_as is not None and url is None:
         raise fail("--served-as needs --url")
+    if record and url is not None:
+        raise fail("--record excludes --url: only a model loaded here is recorded")
     chosen, is_configured = choose(model, config, dtype)
     # imported here, because torch and transformers take seconds and --help does not need them
+    from rerank_service.tools.verify.record import record_settings
     from rerank_service.tools.verify.running_service import ServicePath
     from rerank_service.tools.verify.served import EnginePath
     from rerank_service.tools.verify.verify import verify
 
     expected = _recorded(recorded, chosen.id)
+    if record and not expected:
+        raise fail(f"--record needs recorded scores, and none of {chosen.id} are known: give a file with --recorded")
     if url is None:
         num_cpus = chosen.replica.num_cpus if is_configured else None
         open_served: Callable[[], ServedPath] = partial(EnginePath, chosen, num_cpus)
@@ -96,6 +110,8 @@ def verify_command(
         typer.echo(json.dumps(asdict(verdict)))
     else:
         _show(verdict)
+    if record and (path := record_settings(chosen, verdict)) is not None and not as_json:
+        say(f"record     {path}")
     raise typer.Exit(0 if verdict.is_faithful else 1)
 
 
@@ -111,8 +127,10 @@ def _reported_precision(url: str, served: Sequence[dict[str, Any]], name: str | 
 
 
 def _recorded(wanted: str | None, model_id: str) -> Sequence[RecordedLogits]:
-    from rerank_service.tools.verify.recorded import RECORDED, recorded_of
+    from rerank_service.tools.verify.recorded import RECORDED, read_recorded, recorded_of
 
+    if wanted is not None and wanted.endswith(".json"):
+        return read_recorded(Path(wanted), model_id)
     found = () if wanted == _NONE else recorded_of(wanted or model_id)
     if wanted not in (None, _NONE) and not found:
         known = ", ".join(dict.fromkeys(one.model for one in RECORDED))

@@ -500,8 +500,25 @@ async def test_metadata_shows_the_precision_once_a_replica_has_reported_it(model
             await client.post("/v1/ranking", json=body)
         after = (await client.get("/v1/metadata")).json()
 
+    assert [one["unverified"] for one in before["modelInfo"]] == [None, None]
     assert [one["precision"] for one in before["modelInfo"]] == [None, None]
     assert [one["precision"] for one in after["modelInfo"]] == ["int8", None]
+
+
+async def test_an_unverified_model_is_marked_in_both_lists(models: list[ModelConfig]) -> None:
+    replicas = {model.id: LocalReplica(model) for model in models}
+    async with client_of(local_api(models, replicas)) as client:
+        for model in models:
+            await client.post("/v1/ranking", json=BODY | {"model": model.id})
+        listed = (await client.get("/v1/models")).json()["data"]
+        described = (await client.get("/v1/metadata")).json()["modelInfo"]
+
+    of_llama, of_mistral = ([entry for entry in listed if entry["root"] == model.id] for model in models)
+    assert len(of_llama) == 2
+    assert not any("unverified" in entry for entry in of_llama)
+    (mistral,) = of_mistral
+    assert "do not state the direction of attention, the prompt template and the pooling" in mistral["unverified"]
+    assert [one["unverified"] for one in described] == [None, mistral["unverified"]]
 
 
 async def test_metrics_count_requests_passages_and_tokens(client: httpx.AsyncClient) -> None:
