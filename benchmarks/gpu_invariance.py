@@ -104,7 +104,7 @@ def _row(checkpoint: Path, dtype: str, mode: _Mode, arguments: argparse.Namespac
     with counted_replays() as replays:
         engine = load_engine(settings)
         before = replays.count
-        alone, largest, num_batches = changes(engine, pairs, arguments.rounds, random.Random(0))
+        alone, largest, num_batches = changes(engine, pairs, arguments.rounds, random.Random(0))  # noqa: S311
         state = state_of(engine, replays.count - before, num_batches)
     return Row(
         model=arguments.model,

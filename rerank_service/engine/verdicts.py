@@ -98,7 +98,7 @@ def settings_verdict_path(options: EngineConfig, checkpoint: str) -> Path:
 
 
 def _folder(options: EngineConfig) -> Path:
-    return Path(options.float8_verdicts).expanduser() if options.float8_verdicts else cache_root() / "verdicts"
+    return Path(options.verdicts).expanduser() if options.verdicts else cache_root() / "verdicts"
 
 
 def write_verdict(options: EngineConfig, verdict: Float8Verdict) -> Path:

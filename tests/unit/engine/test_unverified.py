@@ -25,7 +25,7 @@ def verdicts(tmp_path: Path) -> str:
 
 
 def mistral(checkpoints: dict[str, Path], verdicts: str, **engine: Any) -> ModelConfig:
-    settings = {"kind": "bidirectional_decoder", "dtype": "float32", "float8_verdicts": verdicts, **engine}
+    settings = {"kind": "bidirectional_decoder", "dtype": "float32", "verdicts": verdicts, **engine}
     return local_model(checkpoints["mistral"], engine=settings)
 
 
@@ -78,7 +78,7 @@ def test_recorded_logits_that_hold_verify_the_model_with_these_settings(
     shown = verify(model, tmp_path, recorded_file(tmp_path, logits))
 
     assert shown.exit_code == 0, shown.output
-    assert "record     " in shown.stdout
+    assert "recorded scores verify this checkpoint" in shown.stderr
     assert load_engine(model).unverified is None
     assert load_engine(mistral(checkpoints, verdicts, pooling="last")).unverified is not None
 
@@ -136,4 +136,4 @@ def test_a_file_of_other_contents_is_refused(
 def test_a_record_needs_recorded_logits(checkpoints: dict[str, Path]) -> None:
     shown = runner.invoke(app, ["verify", str(checkpoints["mistral"]), "--record"], env={"COLUMNS": "200"})
     assert shown.exit_code == 2
-    assert "--record needs recorded scores" in shown.output
+    assert "or recorded scores of the model (--recorded)" in shown.output
