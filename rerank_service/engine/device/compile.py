@@ -105,6 +105,8 @@ class CompiledLayers:
     def attach(self) -> None:
         """Makes the layers compile at their next call."""
         torch._dynamo.config.recompile_limit = max(_SHARED_LIMIT, torch._dynamo.config.recompile_limit)
+        # Epsilons and scales are constants of a model. As variables, they would reach kernels through the host.
+        torch._dynamo.config.specialize_float = True
         for layer in _layers(self._model):
             layer.compile(backend=self, dynamic=True)
 
