@@ -43,7 +43,7 @@ def test_what_the_files_do_not_state_is_named(
         reason = load_engine(mistral(checkpoints, verdicts)).unverified
 
     assert reason is not None
-    assert "do not state the direction of attention, the prompt template and the pooling" in reason
+    assert "do not state the direction of attention, the prompt template or the pooling" in reason
     assert f"is unverified: {reason}" in caplog.text
 
 

@@ -521,7 +521,7 @@ async def test_an_unverified_model_is_marked_in_both_lists(models: list[ModelCon
     assert len(of_llama) == 2
     assert not any("unverified" in entry for entry in of_llama)
     (mistral,) = of_mistral
-    assert "do not state the direction of attention, the prompt template and the pooling" in mistral["unverified"]
+    assert "do not state the direction of attention, the prompt template or the pooling" in mistral["unverified"]
     assert [one["unverified"] for one in described] == [None, mistral["unverified"]]
 
 

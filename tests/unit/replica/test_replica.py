@@ -120,6 +120,7 @@ async def test_the_engine_learns_which_part_of_a_gpu_is_reserved(monkeypatch: py
         reserved.append((num_cpus, num_gpus))
         return SimulatedEngine(1e6)
 
+    monkeypatch.setattr(base, "log_through_serve", lambda **_: None)
     monkeypatch.setattr("rerank_service.replica.replica.load_engine", load)
     half = MODEL.replica.model_copy(update={"num_cpus": 2, "num_gpus": 0.5})
     for resources in (MODEL.replica, half):
