@@ -44,6 +44,10 @@ class CheckpointEngine(TorchEngine[PairT]):
     _is_packed = True
     """Whether `_states` runs every batch."""
     _layers: CompiledLayers | None = None
+    assumptions: tuple[str, ...] = ()
+    """What the checkpoint's files and the options leave open, so that the engine assumes it."""
+    unverified: str | None = None
+    """See `Engine`; set by `build`."""
 
     def __init__(self, checkpoint: Checkpoint, prompt: Sequence[str] = ()) -> None:
         """Loads everything except the weights. `prompt` holds the engine's own texts (see `tokenise.load_tokenizer`).
