@@ -119,8 +119,8 @@ def _graphs(name: str, dtype: Dtype) -> list[list[Kernel]]:
     lister = KernelLister(NUM_TOKENS)
     torch._dynamo.reset()
     with gpu.active(), torch.inference_mode():
-        compile_layers(model, lister)
         prepare_linears(model, Precision(torch.bfloat16, dtype if dtype is Dtype.FLOAT8 else None))
+        compile_layers(model, lister)
         hidden_states(model, _batch(gpu))
     torch._dynamo.reset()
     return lister.graphs

@@ -16,7 +16,6 @@ from rerank_service.config import EngineConfig
 from rerank_service.engine.device import cuda
 from rerank_service.engine.device.forward import hidden_states
 from rerank_service.engine.device.pack import PackedSequences
-from rerank_service.engine.device.residuals import defer_residuals
 
 __all__ = [
     "BUCKETS",
@@ -125,7 +124,6 @@ def compile_layers(model: torch.nn.Module, backend: str = "inductor") -> None:
 
     All layers share one compiled function, which serves any number of tokens.
     """
-    defer_residuals(model)
     for stack in model.modules():
         if isinstance(stack, torch.nn.ModuleList):
             for layer in stack:

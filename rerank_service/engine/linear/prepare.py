@@ -12,6 +12,7 @@ from transformers.activations import GELUActivation
 
 from rerank_service.config import Dtype
 from rerank_service.engine.device.precision import Precision
+from rerank_service.engine.device.residuals import defer_residuals
 from rerank_service.engine.linear.calibrated_int8 import CalibratedInt8Linear, quantise_feed_forward
 from rerank_service.engine.linear.calibration import observe_inputs
 from rerank_service.engine.linear.float8 import Float8Linear, can_be_float8
@@ -32,8 +33,9 @@ def prepare_linears(
     layers that `run_calibration` calls get fixed scales; all other layers compute a scale for each row.
     """
     device = next(model.parameters()).device
-    if device.type == "cuda":  # a joined product rounds differently, and a CPU's logits do not change between versions
+    if device.type == "cuda":  # not on a CPU: a joined product rounds differently, and a CPU's logits never change
         join_linears(model)
+        defer_residuals(model)
     layers = [layer for layer in model.modules() if isinstance(layer, torch.nn.ModuleList)]
     if precision.quantised is Dtype.INT8:
         if run_calibration is not None:
