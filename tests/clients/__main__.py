@@ -54,7 +54,9 @@ def main() -> None:
 def install(name: str) -> None:
     """Makes an environment, unless it exists already with the current requirements."""
     folder, requirements = ENVIRONMENTS / name, HERE / "requirements" / f"{name}.txt"
-    digest, stamp = hashlib.sha256(requirements.read_bytes()).hexdigest(), folder / ".installed"
+    packages = sorted((HERE / name).glob("package*.json"))
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in (requirements, *packages))).hexdigest()
+    stamp = folder / ".installed"
     if stamp.exists() and stamp.read_text(encoding="utf-8") == digest:
         return
     print(f"Installing {requirements.relative_to(ROOT)} into {folder.relative_to(ROOT)}", flush=True)
@@ -65,6 +67,11 @@ def install(name: str) -> None:
         (packages / "service.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
     pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     subprocess.run([*pip, "--requirement", str(requirements)], check=True)
+    if packages:  # for JavaScript; the requirements contain Node
+        for path in packages:
+            shutil.copy(path, folder)
+        npm = [str(folder / "bin" / "npm"), "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
+        subprocess.run(npm, check=True, cwd=folder)
     stamp.write_text(digest, encoding="utf-8")
 
 
