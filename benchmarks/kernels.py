@@ -26,10 +26,10 @@ from torch._inductor.graph import GraphLowering
 from torch._inductor.ir import MultiOutput
 from torch._inductor.virtualized import V
 from torch._subclasses import fake_tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._sympy.functions import Identity
 from torch.utils._sympy.interp import sympy_interp
 from torch.utils._sympy.reference import PythonReferenceAnalysis
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 __all__ = ["FakeGpu", "Kernel", "KernelLister"]
 
@@ -152,7 +152,9 @@ def _elements(access: MemoryDep, replaced: dict[int, int]) -> np.ndarray:
     values = {symbol: replaced.get(hint, hint) for symbol, hint in hints.items()}
     sizes = [int(sympy.sympify(size).subs(values)) for size in access.size]
     grid = dict(zip(access.var_names, np.ogrid[tuple(map(slice, sizes))], strict=True))
-    index = sympy_interp(PythonReferenceAnalysis, {**values, **grid}, access.index.replace(Identity, lambda inner: inner))
+    index = sympy_interp(
+        PythonReferenceAnalysis, {**values, **grid}, access.index.replace(Identity, lambda inner: inner)
+    )
     return np.unique(np.broadcast_to(index, sizes or (1,)))
 
 

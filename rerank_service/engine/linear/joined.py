@@ -8,10 +8,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from rerank_service.engine.device.forward import PACKED_ATTENTION, PACKED_CAUSAL_ATTENTION, packed_attention
-from rerank_service.engine.device.pack import PackedSequences
+from rerank_service.engine.device.forward import PACKED_ATTENTION, PACKED_CAUSAL_ATTENTION
 
 __all__ = ["JoinedAttention", "JoinedFeedForward", "JoinedSelfAttention", "join_linears"]
 
@@ -24,8 +24,8 @@ class JoinedAttention(torch.nn.Module):
     def __init__(self, separate: Any) -> None:
         """`separate` is transformers' module. Its weights move into this module."""
         super().__init__()
+        self._attention = separate.config._attn_implementation
         self._scaling = separate.scaling
-        self._sees_later = separate.config._attn_implementation == PACKED_ATTENTION
         self._head_size = separate.head_dim
         layers = (separate.q_proj, separate.k_proj, separate.v_proj)
         self._num_heads = [layer.out_features // separate.head_dim for layer in layers]
@@ -35,17 +35,14 @@ class JoinedAttention(torch.nn.Module):
         self.k_norm = getattr(separate, "k_norm", None)
 
     def forward(
-        self, hidden_states: torch.Tensor, position_embeddings: _Rotation, packed: PackedSequences, **_: Any
+        self, hidden_states: torch.Tensor, position_embeddings: _Rotation, **options: Any
     ) -> tuple[torch.Tensor, None]:
         """Maps states `[1, T, H]` to states. Has the signature of transformers' attention modules."""
         query, key, value = _heads(self.qkv_proj(hidden_states), self._head_size).split(self._num_heads, 1)
         if self.q_norm is not None and self.k_norm is not None:
             query, key = self.q_norm(query), self.k_norm(key)
         query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
-        attended, _ = packed_attention(
-            self, *(query, key, value), None, self._scaling, packed, sees_later=self._sees_later
-        )
-        return self.o_proj(attended.flatten(2)), None
+        return self.o_proj(_attend(self, query, key, value, options).flatten(2)), None
 
 
 class JoinedSelfAttention(torch.nn.Module):
@@ -54,20 +51,17 @@ class JoinedSelfAttention(torch.nn.Module):
     def __init__(self, separate: Any) -> None:
         """`separate` is transformers' module. Its weights move into this module."""
         super().__init__()
+        self._attention = separate.config._attn_implementation
         self._scaling = separate.scaling
-        self._sees_later = separate.config._attn_implementation == PACKED_ATTENTION
         self._head_size = separate.attention_head_size
         self.qkv = _joined(separate.query, separate.key, separate.value)
 
     def forward(
-        self, hidden_states: torch.Tensor, attention_mask: Any, packed: PackedSequences, **_: Any
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **options: Any
     ) -> tuple[torch.Tensor, None]:
         """Maps states `[1, T, H]` to attended values. Has the signature of transformers' attention modules."""
         query, key, value = _heads(self.qkv(hidden_states), self._head_size).chunk(3, 1)
-        attended, _ = packed_attention(
-            self, *(query, key, value), None, self._scaling, packed, sees_later=self._sees_later
-        )
-        return attended.flatten(2), None
+        return _attend(self, query, key, value, options).flatten(2), None
 
 
 class JoinedFeedForward(torch.nn.Module):
@@ -130,3 +124,13 @@ def _parameter(parts: list[torch.Tensor]) -> torch.nn.Parameter:
 def _heads(states: torch.Tensor, size: int) -> torch.Tensor:
     """Splits states `[1, T, heads * size]` into heads `[1, heads, T, size]`, without a copy."""
     return states.unflatten(-1, (-1, size)).transpose(1, 2)
+
+
+def _attend(
+    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: dict[str, Any]
+) -> torch.Tensor:
+    """Calls the packed attention that the model was loaded with; returns `[1, T, heads, size]`."""
+    function = ALL_ATTENTION_FUNCTIONS[module._attention]
+    attended: torch.Tensor
+    attended, _ = function(module, query, key, value, None, scaling=module._scaling, packed=options["packed"])
+    return attended
