@@ -64,6 +64,7 @@ class SimulatedEngine:
     cache_counts = CacheCounts(0, 0)
     device_facts = DeviceFacts(0, None)
     precision = "float32"
+    is_batch_invariant = True
     description = "simulated"
 
     def __init__(self, tokens_per_s: float) -> None:

@@ -148,8 +148,15 @@ ROWS: dict[str, list[Panel]] = {
         Panel(
             "Device memory",
             "bytes",
-            "GPU memory held by torch; on a CPU, the memory of the process.",
-            {"{{model}}": _sum("device_memory_bytes")},
+            "GPU memory held by torch, and the memory of the GPUs, MIG slices or fractions of GPUs reserved for "
+            "replicas; on a CPU, the memory of the processes.",
+            {"{{model}}": _sum("device_memory_bytes"), "{{model}} limit": _sum("device_memory_limit_bytes")},
+        ),
+        Panel(
+            "Device memory, share of the limit",
+            "percentunit",
+            "Near 1 under load is normal: batches take the memory that is free. Empty for CPUs.",
+            {"{{model}}": f"{_sum('device_memory_bytes')} / {_sum('device_memory_limit_bytes')}"},
         ),
         Panel(
             "Passage cache",

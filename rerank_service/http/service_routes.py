@@ -114,12 +114,21 @@ def _add_descriptions(routes: APIRouter, config: RerankConfig, metrics: IngressM
         """Version and models, in the form of a NIM.
 
         `precision` is the number format in which a model computes, or the coarsest format if the model's replicas
-        differ. `precision` is null before a replica's first answer, and after a minute without an answer.
+        differ. `start_seconds` is the time from start to ready, by stage, of the replica that started most slowly. Both
+        are null before a replica's first answer, and after a minute without an answer.
         """
         models = []
         for model in config.models:
             precision = max(metrics.precisions(model.id), key=_FROM_FINEST.index, default=None)
-            models.append({"modelUrl": model.checkpoint.source, "shortName": model.id, "precision": precision})
+            start = metrics.slowest_start(model.id)
+            models.append(
+                {
+                    "modelUrl": model.checkpoint.source,
+                    "shortName": model.id,
+                    "precision": precision,
+                    "start_seconds": start and {stage: round(s, 1) for stage, s in start.by_stage().items()},
+                }
+            )
         return {
             "version": __version__,
             "modelInfo": models,

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-__all__ = ["defer_residuals"]
+__all__ = ["FinalNorm", "defer_residuals"]
 
 
 class _Sum(NamedTuple):
@@ -53,7 +53,7 @@ class _DeferringLayer(torch.nn.Module):
         self.block.compile(*args, **options)
 
 
-class _FinalNorm(torch.nn.Module):
+class FinalNorm(torch.nn.Module):
     """Adds the last layer's sum before the model's norm."""
 
     def __init__(self, norm: torch.nn.Module) -> None:
@@ -76,4 +76,4 @@ def defer_residuals(model: Any) -> None:
         return
     for index, layer in enumerate(layers):
         layers[index] = _DeferringLayer(layer)
-    model.norm = _FinalNorm(model.norm)
+    model.norm = FinalNorm(model.norm)

@@ -102,6 +102,7 @@ class SequenceClassifierEngine(CheckpointEngine[ClassifierPair]):
             self.device,
             type_ids=[pair.type_ids for pair in pairs] if self._has_type_ids else None,
             first_position=self._first_position,
+            shape=self.fixed_shape,
         )
         states = self._states(packed)  # [T, H]
         first = states[packed.cu_seqlens[:-1]][:, None]  # [B, 1, H]

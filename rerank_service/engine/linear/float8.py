@@ -34,8 +34,8 @@ class Float8Linear(torch.nn.Module):
         self.register_buffer("_weight", weight, persistent=False)
         self.register_buffer("_scales", scales.T.contiguous(), persistent=False)  # [1, N]
         self._bias = None if linear.bias is None else linear.bias.detach()
-        self._emulated = None if weight.is_cuda else _float32_product(weight)
-        if weight.is_cuda and self._bias is not None:
+        self._emulated = _float32_product(weight) if weight.device.type == "cpu" else None
+        if self._emulated is None and self._bias is not None:
             self._bias = self._bias.to(torch.bfloat16)  # the only type that the kernel adds to its bfloat16 outputs
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:

@@ -105,7 +105,8 @@ def join_linears(model: torch.nn.Module) -> None:
 
 
 def _is_packed(attention: Any) -> bool:
-    return attention.config._attn_implementation in (PACKED_ATTENTION, PACKED_CAUSAL_ATTENTION)
+    name: str | None = attention.config._attn_implementation
+    return name in (PACKED_ATTENTION, PACKED_CAUSAL_ATTENTION)
 
 
 def _joined(*separate: torch.nn.Linear) -> torch.nn.Linear:
@@ -123,7 +124,8 @@ def _parameter(parts: list[torch.Tensor]) -> torch.nn.Parameter:
 
 def _heads(states: torch.Tensor, size: int) -> torch.Tensor:
     """Splits states `[1, T, heads * size]` into heads `[1, heads, T, size]`, without a copy."""
-    return states.unflatten(-1, (-1, size)).transpose(1, 2)
+    heads: torch.Tensor = states.unflatten(-1, (-1, size)).transpose(1, 2)
+    return heads
 
 
 def _attend(

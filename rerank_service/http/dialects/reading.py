@@ -214,6 +214,8 @@ def field_message(code: str, field: str, detail: ErrorDetails) -> str:
             return f"{field} is empty; send at least one text"
         case "tuple_type":
             return f"{field} must be a list"
+        case "none_required":
+            return f"{field} is not supported; leave it out"
         case "document_type":
             return f"{field} {detail['msg']}"
     text = plain_message(detail["msg"])

@@ -119,7 +119,7 @@ async def test_a_model_that_cannot_be_loaded_leaves_the_replica_healthy(tmp_path
 async def test_a_device_lost_by_one_model_is_lost_for_all_models(monkeypatch: pytest.MonkeyPatch) -> None:
     replica = OnePool()
 
-    def lose_device(*_: Any) -> Any:
+    def lose_device(*_: Any, **__: Any) -> Any:
         raise DeviceFailed("an illegal memory access was encountered")
 
     monkeypatch.setattr(pool, "load_engine", lose_device)
@@ -135,7 +135,7 @@ async def test_a_device_lost_by_one_model_is_lost_for_all_models(monkeypatch: py
 async def test_a_load_that_never_ends_makes_the_replica_unhealthy(monkeypatch: pytest.MonkeyPatch) -> None:
     replica, now, may_go_on = OnePool(), [1000.0], threading.Event()
 
-    def never(*_: Any) -> Any:
+    def never(*_: Any, **__: Any) -> Any:
         assert may_go_on.wait(60)
         raise CheckpointError("in the end")
 

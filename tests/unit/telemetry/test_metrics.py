@@ -112,9 +112,9 @@ def test_ray_receives_the_ingresss_own_values_and_no_replicas_report() -> None:
 
 def test_an_ingress_aggregates_its_replicas() -> None:
     metrics = IngressMetrics()
-    metrics.add_report("m", report("host:1", mfu=0.2))
+    metrics.add_report("m", report("host:1", mfu=0.2, memory_limit_bytes=80_000_000))
     metrics.add_report("m", report("host:2", mfu=0.4, batches=((64, 0.1),)))
-    metrics.add_report("m", report("host:2", mfu=0.6, waiting_tokens=10, batches=()))
+    metrics.add_report("m", report("host:2", mfu=0.6, memory_limit_bytes=40_000_000, waiting_tokens=10, batches=()))
 
     shown = values(metrics.exposition())
 
@@ -124,6 +124,7 @@ def test_an_ingress_aggregates_its_replicas() -> None:
     assert shown["rerank_passage_cache_hits_total", "m"] == 9
     assert shown["rerank_device_waiting_tokens", "m"] == 80
     assert shown["rerank_device_memory_bytes", "m"] == 10_000_000
+    assert shown["rerank_device_memory_limit_bytes", "m"] == 120_000_000
     assert shown["rerank_device_mfu", "m"] == pytest.approx(0.4)
 
 
@@ -141,7 +142,9 @@ def test_a_replica_without_recent_answers_is_left_out() -> None:
     assert values(metrics.exposition())["rerank_device_waiting_tokens", "m"] == 0
 
 
-def test_a_cpu_has_no_utilisation() -> None:
+def test_a_cpu_has_no_utilisation_and_no_memory_limit() -> None:
     metrics = IngressMetrics()
     metrics.add_report("m", report())
-    assert ("rerank_device_mfu", "m") not in values(metrics.exposition())
+    shown = values(metrics.exposition())
+    assert ("rerank_device_mfu", "m") not in shown
+    assert ("rerank_device_memory_limit_bytes", "m") not in shown

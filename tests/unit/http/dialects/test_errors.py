@@ -45,6 +45,7 @@ WRONG: list[tuple[str, dict[str, Any], int, str]] = [
     ("infinity", {"top_n": 0}, 422, "top_n must be greater than or equal to 1"),
     ("infinity", {"top_n": -1}, 422, "top_n must be greater than or equal to 1"),
     ("vllm", {"top_n": -1}, 400, "top_n must be greater than or equal to 0"),
+    ("vllm", {"instruction": "rank well"}, 400, "instruction is not supported; leave it out"),
     ("vllm", {"truncate_prompt_tokens": 0}, 400, "truncate_prompt_tokens must be -1 or at least 1"),
     ("vllm", {"truncate_prompt_tokens": -2}, 400, "truncate_prompt_tokens must be greater than or equal to -1"),
     ("jina", {"documents": [{"image": "https://a/b.png"}]}, 422, "documents[0] is an image; this service ranks only "
