@@ -32,6 +32,8 @@ class FakeCuda:
         self._thread = threading.local()
         self._defaults = {index: FakeStream(index) for index in range(2)}
         self.captured_on: list[FakeStream] = []
+        self.pools: list[object] = []
+        """Memory pools that were passed to captures; null: a new pool."""
         runtime = self
 
         class Stream(FakeStream):
@@ -46,8 +48,13 @@ class FakeCuda:
                 return not self._stream.is_busy
 
         class CUDAGraph:
-            def capture_begin(self, **_: Any) -> None:
+            def capture_begin(self, pool: object = None, **_: Any) -> None:
                 runtime.captured_on.append(runtime.current_stream())
+                runtime.pools.append(pool)
+                self._pool = pool or object()
+
+            def pool(self) -> object:
+                return self._pool
 
             def capture_end(self) -> None:
                 """Does nothing, because nothing was recorded."""

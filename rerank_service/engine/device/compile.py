@@ -151,8 +151,9 @@ def compile_layers(
         if cuda.is_final(problem):
             raise
         layers.detach()
-        reason = str(problem).strip().splitlines() or [""]
-        logger.warning("layers are not compiled: %s: %s", type(problem).__name__, reason[0][:300])
+        cause = getattr(problem, "inner_exception", problem)  # torch wraps the errors of a compiler
+        reason = str(cause).strip().splitlines() or [""]
+        logger.warning("layers are not compiled: %s: %s", type(cause).__name__, reason[0][:300])
         return None
     if layers.num_graphs > len({type(layer) for layer in _layers(model)}):
         logger.warning("layers were compiled num_graphs=%d times, not once for all batches", layers.num_graphs)

@@ -20,7 +20,6 @@ from rerank_service.engine.device.forward import (
     packed_attention,
     variable_length_attention,
 )
-from rerank_service.engine.device.graphs import compile_layers
 from rerank_service.engine.device.pack import PackedSequences, pack
 from tests.models import local_model
 
@@ -135,24 +134,6 @@ def test_the_gpu_path_computes_the_same_states(
         expected = hidden_states(model, packed)
         request.getfixturevalue("gpu_path")
         torch.testing.assert_close(hidden_states(model, packed), expected, atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("name", ["llama_bidirec", "mistral", "qwen3"])
-def test_layers_compile_once_for_any_batch(checkpoints: dict[str, Path], name: str, gpu_path: None) -> None:
-    """On a GPU, kernels are fused only if there is no graph break and no recompilation after the first batches."""
-    model = load_backbone(checkpoints[name])
-    rng = np.random.default_rng(0)
-    batches = [random_batch(rng) for _ in range(12)]
-    with torch.inference_mode():
-        expected = [hidden_states(model, packed) for packed in batches]
-        torch._dynamo.reset()
-        torch._dynamo.utils.counters.clear()
-        compile_layers(model, backend="eager")
-        for packed, states in zip(batches, expected, strict=True):
-            torch.testing.assert_close(hidden_states(model, packed), states, atol=1e-5, rtol=1e-5)
-    counters = torch._dynamo.utils.counters
-    assert not counters["graph_break"]
-    assert counters["stats"]["unique_graphs"] <= 2
 
 
 WAITS_FOR_THE_DEVICE = {"aten::_local_scalar_dense", "aten::is_nonzero", "aten::nonzero", "aten::masked_select"}
