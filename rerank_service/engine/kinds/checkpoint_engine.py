@@ -10,7 +10,7 @@ from transformers import PreTrainedConfig
 
 from rerank_service.config import Dtype, EngineKind
 from rerank_service.engine import loading
-from rerank_service.engine.device import cuda
+from rerank_service.engine.device import cuda, kernels
 from rerank_service.engine.device.compile import (
     CompiledLayers,
     compile_layers,
@@ -151,7 +151,8 @@ class CheckpointEngine(TorchEngine[PairT]):
         attention: str | None,
         ignored_prefixes: Iterable[str] = (),
     ) -> Any:
-        """Loads the checkpoint's weights (see `loading.load_weights`)."""
+        """Loads the checkpoint's weights (see `loading.load_weights`) if the device has the kernels for them."""
+        kernels.refuse_unknown_kernels(self.device, self._precision, is_packed=attention is not None)
         return loading.load_weights(
             model_class,
             self._checkpoint.folder,

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812 - the usual name
 
+from rerank_service.engine.device.kernels import multiply_float8
 from rerank_service.engine.linear.packed import PackedLinear, can_pack
 
 __all__ = ["Float8Linear", "can_be_float8"]
@@ -50,13 +51,7 @@ class Float8Linear(torch.nn.Module):
         if self._emulated is not None:
             outputs: torch.Tensor = self._emulated(quantised.float()) * row_scales * column_scales
             return (outputs if self._bias is None else outputs + self._bias).to(rows.dtype)
-        # The kernel reads the transposed weights without a copy, and adds the bias before it rounds.
-        return torch._scaled_mm(
-            *(quantised, weight.T, row_scales, column_scales),
-            bias=self._bias,
-            out_dtype=torch.bfloat16,
-            use_fast_accum=True,
-        ).to(rows.dtype)
+        return multiply_float8(quantised, weight, row_scales, column_scales, self._bias).to(rows.dtype)
 
 
 def _float32_product(weight: torch.Tensor) -> torch.nn.Module:
