@@ -108,6 +108,9 @@ class CompiledLayers:
     def attach(self) -> None:
         """Makes the layers compile at their next call."""
         torch._dynamo.config.recompile_limit = max(_SHARED_LIMIT, torch._dynamo.config.recompile_limit)
+        # Numbers such as a norm's epsilon are the same in all layers. As arguments, they would be tensors on the host
+        # that every kernel reads before its launch.
+        torch._dynamo.config.specialize_float = True
         for layer in _layers(self._model):
             layer.compile(backend=self, dynamic=True)
 

@@ -42,7 +42,7 @@ class JoinedAttention(torch.nn.Module):
         if self.q_norm is not None and self.k_norm is not None:
             query, key = self.q_norm(query), self.k_norm(key)
         query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
-        return self.o_proj(_attend(self, query, key, value, options).flatten(2)), None
+        return self.o_proj(_attend(self, query, key, value, options)), None
 
 
 class JoinedSelfAttention(torch.nn.Module):
@@ -61,7 +61,7 @@ class JoinedSelfAttention(torch.nn.Module):
     ) -> tuple[torch.Tensor, None]:
         """Maps states `[1, T, H]` to attended values. Has the signature of transformers' attention modules."""
         query, key, value = _heads(self.qkv(hidden_states), self._head_size).chunk(3, 1)
-        return _attend(self, query, key, value, options).flatten(2), None
+        return _attend(self, query, key, value, options), None
 
 
 class JoinedFeedForward(torch.nn.Module):
@@ -124,15 +124,14 @@ def _parameter(parts: list[torch.Tensor]) -> torch.nn.Parameter:
 
 def _heads(states: torch.Tensor, size: int) -> torch.Tensor:
     """Splits states `[1, T, heads * size]` into heads `[1, heads, T, size]`, without a copy."""
-    heads: torch.Tensor = states.unflatten(-1, (-1, size)).transpose(1, 2)
-    return heads
+    return states.view(*states.shape[:-1], -1, size).transpose(1, 2)
 
 
 def _attend(
     module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: dict[str, Any]
 ) -> torch.Tensor:
-    """Calls the packed attention that the model was loaded with; returns `[1, T, heads, size]`."""
+    """Calls the packed attention that the model was loaded with; returns `[1, T, heads * size]`."""
     function = ALL_ATTENTION_FUNCTIONS[module._attention]
     attended: torch.Tensor
     attended, _ = function(module, query, key, value, None, scaling=module._scaling, packed=options["packed"])
-    return attended
+    return attended.reshape(*attended.shape[:-2], -1)
