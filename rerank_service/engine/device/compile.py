@@ -22,6 +22,7 @@ from rerank_service.engine.device import cuda
 from rerank_service.engine.device.kernel_cache import use_kernel_cache
 from rerank_service.engine.device.pack import PackedSequences
 from rerank_service.engine.device.precision import Precision
+from rerank_service.engine.device.residuals import FinalNorm
 
 __all__ = [
     "Backend",
@@ -88,16 +89,18 @@ class CompiledLayers:
 
     def __init__(self, model: torch.nn.Module, backend: Backend) -> None:
         self.num_graphs = 0
-        """Number of variants compiled so far; 1 if one serves all batches."""
+        """Number of variants compiled so far; one for each class of layer if it serves all batches."""
         self._model = model
         self._backend = backend
         self._is_sealed = False
 
     def __call__(self, graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., Any]:
         """Compiles a variant, or, once sealed, lets it run as it was traced."""
-        self.num_graphs += 1
         if not self._is_sealed:
-            return self._backend(graph, inputs)
+            compiled = self._backend(graph, inputs)  # may raise, and torch then traces the layer again
+            self.num_graphs += 1
+            return compiled
+        self.num_graphs += 1
         logger.warning(
             "a batch needs layers that were not compiled at start; they run slower num_graphs=%d", self.num_graphs
         )
@@ -156,7 +159,7 @@ def compile_layers(
         reason = str(cause).strip().splitlines() or [""]
         logger.warning("layers are not compiled: %s: %s", type(cause).__name__, reason[0][:300])
         return None
-    if layers.num_graphs > 1:
+    if layers.num_graphs > len({type(layer) for layer in _layers(model)}):
         logger.warning("layers were compiled num_graphs=%d times, not once for all batches", layers.num_graphs)
     return layers
 
@@ -193,9 +196,12 @@ def batch_like(example: PackedSequences, lengths: Sequence[int]) -> PackedSequen
 
 
 def _layers(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
-    for stack in model.modules():
-        if isinstance(stack, torch.nn.ModuleList):
-            yield from stack
+    """The modules that are compiled, each on its own."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.ModuleList):
+            yield from module
+        elif isinstance(module, FinalNorm):
+            yield module
 
 
 def _mean_row_error(states: torch.Tensor, expected: torch.Tensor) -> float:
