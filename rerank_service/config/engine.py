@@ -13,6 +13,7 @@ __all__ = [
     "Dtype",
     "EngineConfig",
     "EngineKind",
+    "FlashAttention",
     "LateInteractionHead",
     "Pooling",
     "SpecialTokens",
@@ -52,6 +53,8 @@ class Dtype(StrEnum):
 
 
 SpecialTokens = Literal["text", "parse"]
+
+FlashAttention = Literal[2, 3, 4]
 
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
 
@@ -162,6 +165,12 @@ class EngineConfig(Section):
     that is larger. A single pair takes as long as a full batch, and CUDA graphs are not used. To limit the cost, lower
     `max_batch_tokens` and `window_tokens`. For decoders, and for classifiers that run packed. `rerank-service verify`
     checks the promise on your GPU; it has not been measured yet."""
+
+    flash_attention: FlashAttention = 2
+    """GPU, in bfloat16, float16 and float8: version of FlashAttention, for all models of a process. 2 is part of torch.
+    3 needs torch 2.12 or newer, a Hopper GPU and the package that provides `flash_attn_interface`; 4 needs a Hopper or
+    Blackwell GPU and `flash_attn.cute`. The model does not load if the version is missing. 3 and 4 have not been
+    tried."""
 
     special_tokens: SpecialTokens = "text"
     """How the service reads special tokens, such as `[SEP]` or `<|im_end|>`, that a query or passage spells out.
