@@ -84,7 +84,7 @@ def load_engine(
         if chosen.is_gpu:
             _prepare_gpu(engine, chosen, clock, run_alone)
     engine.start_times = clock.times
-    engine.unverified = unverified_reason(engine.assumptions, model.engine, folder)
+    engine.unverified = unverified_reason(engine.assumptions, model, folder)
     _log_loaded(model.id, engine)
     return engine
 
