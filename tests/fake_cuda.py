@@ -98,6 +98,8 @@ class FakeCuda:
         self.on_wait: Callable[[str], object] = lambda _: None
         """Called when the host waits for a device."""
         self._recording: FakeGraph | None = None
+        self.broken: Exception | None = None
+        """Raised by every operator once a kernel has failed."""
         event, graph, stream = _classes(self)
         for name, fake in {
             "_exchange_device": lambda index: self._exchange_device(index),

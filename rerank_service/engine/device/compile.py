@@ -45,7 +45,8 @@ _SHARED_LIMIT = 64
 _TRITON_CAPABILITY = (7, 0)
 _COMPILED_LENGTHS = ((24, 40, 9), (200,), (30,) * 20)
 """Lengths of the sequences in the batches that trigger the compilation. The first batch compiles; the others show that
-no other number of tokens or sequences compiles again."""
+no other number of tokens or sequences compiles again. In the first batch, the numbers of tokens and of bounds differ
+from each other and from the longest length: torch treats sizes that are equal as one size."""
 _TOLERANCE = 0.25
 """Largest accepted difference between a token's states with and without compilation, as a share of the state's largest
 component, averaged over a batch. Rounding to bfloat16 causes up to 4% in single tokens (see `graphs`), and 8-bit floats
@@ -165,7 +166,10 @@ def compile_layers(
 
 def prepare_compiler(device: torch.device, num_threads: int) -> Path:
     """Sets the compiler's folder, and its number of processes, which is otherwise the number of the machine's CPUs."""
-    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(num_threads))
+    from torch._inductor import config  # takes a second, and only compiled layers need it
+
+    if "TORCHINDUCTOR_COMPILE_THREADS" not in os.environ:
+        config.compile_threads = num_threads
     return use_kernel_cache(torch.cuda.get_device_name(device))
 
 

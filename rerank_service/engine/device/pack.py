@@ -92,7 +92,7 @@ def to_device(arrays: Sequence[np.ndarray], device: torch.device) -> list[torch.
     The pinned buffer comes from torch's host allocator. `copy_` registers the stream with the allocator, which records
     an event there when the buffer is freed, and hands the buffer out again only after this event. Two batches in flight
     therefore never share a buffer, and after the first batches no memory needs to be pinned. Each copy costs a launch
-    and an event, whatever its size, so one copy replaces five.
+    and an event, whatever its size, so one copy replaces four or five.
     """
     if device.type == "cpu":
         return [torch.from_numpy(array) for array in arrays]

@@ -45,6 +45,10 @@ class CheckpointEngine(TorchEngine[PairT]):
     _is_packed = True
     """Whether `_states` runs every batch."""
     _layers: CompiledLayers | None = None
+    assumptions: tuple[str, ...] = ()
+    """What the checkpoint's files and the options leave open, so that the engine assumes it."""
+    unverified: str | None = None
+    """See `Engine`; set by `build`."""
 
     def __init__(self, checkpoint: Checkpoint, prompt: Sequence[str] = ()) -> None:
         """Loads everything except the weights. `prompt` holds the engine's own texts (see `tokenise.load_tokenizer`).
@@ -109,8 +113,9 @@ class CheckpointEngine(TorchEngine[PairT]):
             self._states.capture_all(bucket_sizes(largest), self.window_tokens, run_alone)
 
     def end_start(self) -> None:
-        """Ends the start: from now on, no layer is compiled."""
-        if self._layers is not None:
+        """Ends the start: from now on, no layer is compiled. Models that run in rectangles are an exception, because
+        batches of other shapes need other variants of their layers."""
+        if self._layers is not None and self._is_packed:
             self._layers.seal()
 
     def fix_shape(self, batch_tokens: int) -> None:
