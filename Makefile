@@ -51,7 +51,7 @@ client: $(BIN)/python ## build the Python client alone as a wheel in dist/
 		$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist "$$folder"
 	@ls dist/rerank_service_client-*.whl
 
-clients: $(VENV)/.installed-dev ## run other vendors' clients against a running service; installs the clients once, about 1 GB
+clients: $(VENV)/.installed-dev ## run other vendors' clients against a running service; installs the clients once, about 3 GB
 	$(BIN)/python -m tests.clients
 
 chaos: $(VENV)/.installed-dev ## break replicas, ingresses, the controller, a node and the head under load; 15 minutes per run

@@ -32,6 +32,7 @@ __all__ = [
     "Shard",
     "ShardScores",
     "Span",
+    "StartTimes",
     "TokenAlignment",
     "TokenMatch",
     "Truncate",
@@ -177,6 +178,25 @@ class Declined:
     load: ReplicaLoad
 
 
+class StartTimes(NamedTuple):
+    """Time from the start to the first answer of a model on a replica, by stage."""
+
+    fetch_s: float = 0.0
+    """Finding, fetching and checking the checkpoint's files."""
+    weights_s: float = 0.0
+    """Loading the tokenizer and the weights onto the device."""
+    compile_s: float = 0.0
+    """Compiling the layers; 0 on a CPU."""
+    capture_s: float = 0.0
+    """Capturing CUDA graphs; 0 on a CPU."""
+    warm_up_s: float = 0.0
+    """Scoring a first pair and measuring memory."""
+
+    def by_stage(self) -> dict[str, float]:
+        """The times in seconds, by the names of the stages: `fetch`, `weights`, `compile`, `capture` and `warm_up`."""
+        return {name.removesuffix("_s"): seconds for name, seconds in self._asdict().items()}
+
+
 @dataclass(frozen=True, slots=True)
 class ReplicaReport:
     """State of a replica, for the metrics. Counters cover the time since the replica's previous report to any
@@ -202,6 +222,10 @@ class ReplicaReport:
     """Precision of the model's computation, as in `Engine.precision`."""
     window_tokens: int | None = None
     """Maximum length of a pair, in tokens."""
+    memory_limit_bytes: int | None = None
+    """Memory on a GPU that the replica may use; null on a CPU."""
+    start: StartTimes | None = None
+    """The replica's own start; null: unknown."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,10 +72,11 @@ def _table() -> str:
 
 def _counts(rows: Sequence[Sequence[str]], num_applications: int) -> str:
     cells = [row[2] for row in rows]
-    num_yes = sum(cell.startswith("yes") for cell in cells)
+    num_yes, num_refused = sum(cell.startswith("yes") for cell in cells), cells.count("**refused**")
+    are = "is" if num_refused == 1 else "are"
     return (
         f"Of {len(rows)} providers in {num_applications} applications, {num_yes} work with the default settings, "
-        f"{cells.count('with a setting')} with another setting, and {cells.count('**refused**')} is refused. "
+        f"{cells.count('with a setting')} with another setting, and {num_refused} {are} refused. "
         "The exceptions:"
     )
 

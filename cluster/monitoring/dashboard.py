@@ -148,8 +148,21 @@ ROWS: dict[str, list[Panel]] = {
         Panel(
             "Device memory",
             "bytes",
-            "GPU memory held by torch; on a CPU, the memory of the process.",
-            {"{{model}}": _sum("device_memory_bytes")},
+            "GPU memory held by torch, and the memory of the GPUs, MIG slices or fractions of GPUs reserved for "
+            "replicas; on a CPU, the memory of the processes.",
+            {"{{model}}": _sum("device_memory_bytes"), "{{model}} limit": _sum("device_memory_limit_bytes")},
+        ),
+        Panel(
+            "Device memory, share of the limit",
+            "percentunit",
+            "Near 1 under load is normal: batches take the memory that is free. Empty for CPUs.",
+            {"{{model}}": f"{_sum('device_memory_bytes')} / {_sum('device_memory_limit_bytes')}"},
+        ),
+        Panel(
+            "Start to ready",
+            "s",
+            "Stages of the slowest start among the running replicas. compile and capture are 0 on CPUs.",
+            {"{{model}} {{stage}}": 'max by (model, stage) (M_start_seconds{model=~"$model"})'},
         ),
         Panel(
             "Passage cache",

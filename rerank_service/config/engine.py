@@ -125,7 +125,8 @@ class EngineConfig(Section):
 
     dtype: Dtype = Dtype.AUTO
     """Precision of the forward pass; pooling and the head always run in float32. `auto`: bfloat16 where the hardware
-    computes in it (a GPU; a CPU with AVX512-BF16 or AMX), otherwise float32 on a CPU and float16 on a GPU. `int8`:
+    computes in it (a GPU; a CPU with AVX512-BF16 or AMX), otherwise float32 on a CPU and float16 on a GPU; float8 on a
+    GPU only after `rerank-service verify --record` has accepted it for this checkpoint (see `float8_verdicts`). `int8`:
     linear layers in 8-bit integers, on a CPU with AVX512-VNNI; encoders are calibrated at load with text that ships
     with the service, and decoders are scaled row by row during each pass. `float8`: linear layers in 8-bit floats
     (e4m3), on an Ada, Hopper or newer GPU. `fastest`: int8 where the CPU supports it, else `auto`. Measure the effect
@@ -136,13 +137,30 @@ class EngineConfig(Section):
     process."""
 
     cuda_graphs: bool = True
-    """GPU, in bfloat16 and float16: run batches of at most 2,048 tokens as captured CUDA graphs, which saves launch
-    time. If a graph fails or its results differ from those of an ordinary pass, the engine turns graphs off and logs a
-    warning."""
+    """GPU, in bfloat16, float16 and float8: run small batches as CUDA graphs, which saves launch time. The graphs are
+    captured while the model loads, for up to about 2,000 tokens with a model of 1B parameters and up to 8,192 with a
+    small one. If a graph fails or its results differ from those of an ordinary pass, the engine turns graphs off and
+    logs a warning."""
 
-    compile: bool = False
-    """GPU: fuse the elementwise operations of each layer with torch.compile. Needs Triton, and adds about a minute to
-    the first start."""
+    compile: bool | None = None
+    """GPU: fuse the elementwise operations of each layer with torch.compile, once for all lengths and while the model
+    loads. Null: in bfloat16, float16 and float8, for models that run packed. Needs Triton and a C compiler; without
+    them, or if the compiled layers fail or compute other states, the layers run uncompiled and a warning names the
+    reason. float8 without compilation is slower than bfloat16 (estimated, docs/decisions/0007). The compiled kernels
+    are kept in `RERANK_SERVICE_KERNELS` or `~/.cache/rerank-service-kernels`, each followed by the user's number, in
+    folders that only this user can read."""
+
+    float8_verdicts: str | None = None
+    """GPU: folder with the records that `rerank-service verify --record` writes. `dtype: auto` takes float8 only if the
+    folder has a record for this checkpoint, GPU, torch and version of the service, and float8 passed. Null:
+    `verdicts` in the cache of checkpoints."""
+
+    batch_invariant: bool = False
+    """GPU: give a pair the same score, to the last bit, in every batch, as a CPU with AVX512-BF16 always does. Every
+    forward pass then has the same number of tokens, padding included: `batching.max_batch_tokens`, or the window if
+    that is larger. A single pair takes as long as a full batch, and CUDA graphs are not used. To limit the cost, lower
+    `max_batch_tokens` and `window_tokens`. For decoders, and for classifiers that run packed. `rerank-service verify`
+    checks the promise on your GPU; it has not been measured yet."""
 
     special_tokens: SpecialTokens = "text"
     """How the service reads special tokens, such as `[SEP]` or `<|im_end|>`, that a query or passage spells out.

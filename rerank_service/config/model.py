@@ -59,6 +59,11 @@ class ModelConfig(Section):
         own = [name for name, default in defaults.items() if getattr(self, name) != default]
         if self.pool is not None and own:
             raise ValueError(f"a model in a pool cannot set {' or '.join(own)}: set them on the pool {self.pool!r}")
+        if self.pool is not None and self.engine.batch_invariant:
+            raise ValueError(
+                "a model in a pool cannot set engine.batch_invariant: it changes the matrix products of all models of "
+                "the process; give the model its own replicas"
+            )
         return self
 
     @property

@@ -53,7 +53,8 @@ class ReplicaConfig(Section):
     is set."""
 
     num_gpus: NonNegativeFloat = 0
-    """GPUs reserved for each replica. A fraction such as 0.5 lets several replicas share a GPU."""
+    """GPUs reserved for each replica. A fraction such as 0.5 lets several replicas share a GPU; each replica uses only
+    its fraction of the memory."""
 
     resources: dict[str, PositiveFloat] = {}  # noqa: RUF012 - pydantic copies the default
     """Custom Ray resources reserved for each replica, for instance `{"accelerator_type:H100": 0.01}` to place it on a

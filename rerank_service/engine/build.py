@@ -3,6 +3,9 @@
 import logging
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +16,19 @@ from rerank_service.checkpoints.verification import Progress, no_progress
 from rerank_service.config import EngineConfig, EngineKind, ModelConfig
 from rerank_service.engine import loading
 from rerank_service.engine.device import cuda
-from rerank_service.engine.device.memory import CudaMeter, find_memory_tokens
-from rerank_service.engine.device.peak import gpu_peak
+from rerank_service.engine.device.choose import ChosenDevice, choose_device
+from rerank_service.engine.device.memory import measure_device
 from rerank_service.engine.kinds.bidirectional_decoder import BidirectionalDecoderEngine
 from rerank_service.engine.kinds.checkpoint_engine import CheckpointEngine
 from rerank_service.engine.kinds.late_interaction import LateInteractionEngine
 from rerank_service.engine.kinds.sequence_classifier import SequenceClassifierEngine
 from rerank_service.engine.kinds.yes_no_decoder import YesNoDecoderEngine
-from rerank_service.engine.protocol import Engine, Truncate
+from rerank_service.engine.protocol import Engine, RunAlone, Truncate, run_here
 from rerank_service.engine.recognise import recognise_engine
 from rerank_service.engine.score_all import score_all
 from rerank_service.engine.text import tokenise
 from rerank_service.errors import CheckpointError, NonFiniteLogit
+from rerank_service.messages import StartTimes
 
 __all__ = ["check_checkpoint", "engine_kind", "load_engine", "warm_up"]
 
@@ -42,32 +46,83 @@ _KERNEL_CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128", "LRU_CACHE_CAPACITY"
 default capacity of 1,024, a replica grows by more than a gigabyte and is no faster than with 128."""
 
 
-def load_engine(model: ModelConfig, num_cpus: float | None = None, progress: Progress = no_progress) -> Engine[Any]:
-    """Resolves a model's checkpoint, loads its engine and warms it up.
+def load_engine(
+    model: ModelConfig,
+    num_cpus: float | None = None,
+    progress: Progress = no_progress,
+    *,
+    num_gpus: float | None = None,
+    run_alone: RunAlone = run_here,
+) -> Engine[Any]:
+    """Resolves a model's checkpoint, loads its engine and warms it up; on a GPU, also compiles it and captures graphs.
 
-    `num_cpus` is the replica's number of CPUs; null: all CPUs that the process may use. `progress` is told about the
-    fetching of files. Also sets the number of torch threads for the whole process. Raises `CheckpointError`.
+    `num_cpus` and `num_gpus` are reserved for the replica; null: the process may use all its CPUs, and a whole GPU if
+    one is visible. `progress` is told about the fetching of files. `run_alone` runs the steps during which no other
+    model may use the GPU. Also sets the number of torch threads for the whole process. Raises `CheckpointError`.
     """
-    started = time.perf_counter()
     for name, capacity in _KERNEL_CACHES.items():
         os.environ.setdefault(name, capacity)
     torch.set_num_threads(model.engine.num_threads or _num_threads(num_cpus))
-    folder = resolve_checkpoint(model.checkpoint, progress)
-    checkpoint = loading.Checkpoint(folder, loading.read_model_config(folder), model.engine, model.window_tokens)
-    with cuda.current(loading.resolve_device(model.engine.device)):
-        engine = _ENGINES[engine_kind(folder, model.engine)](checkpoint)
-        engine.flops_per_token = 2.0 * loading.num_linear_weights(folder)  # one multiply and one add per weight
-        warm_up(engine)
-        if engine.device.type == "cuda":
-            peak = gpu_peak(torch.cuda.get_device_name(engine.device))
-            engine.peak_tokens_per_s = peak and peak.flops_per_s / engine.flops_per_token
-            engine.memory_tokens = find_memory_tokens(engine, CudaMeter(engine.device))
+    clock = _StageClock()
+    with clock("fetch"):
+        folder = resolve_checkpoint(model.checkpoint, progress)
+    raw, chosen = loading.read_model_config(folder), choose_device(model.engine.device, num_gpus)
+    checkpoint = loading.Checkpoint(folder, raw, model.engine, model.window_tokens, chosen.device)
+    with cuda.current(chosen.device):
+        chosen.limit_memory()
+        is_fixed = chosen.is_gpu and model.engine.batch_invariant
+        if is_fixed:
+            cuda.forbid_divided_sums()
+        with clock("weights"):
+            engine = _ENGINES[engine_kind(folder, model.engine)](checkpoint)
+            if is_fixed:
+                engine.fix_shape(model.batching.max_batch_tokens or engine.default_batch_tokens)
+            engine.flops_per_token = 2.0 * loading.num_linear_weights(folder)  # one multiply and one add per weight
+        with clock("warm_up"):
+            warm_up(engine)
+        if chosen.is_gpu:
+            _prepare_gpu(engine, chosen, clock, run_alone)
+    engine.start_times = clock.times
     logger.info(
-        "loaded model=%s engine=%s window_tokens=%d memory_tokens=%s num_threads=%d load_s=%.1f",
+        "loaded model=%s engine=%s window_tokens=%d memory_tokens=%s num_threads=%d compiled=%s graphs=%d load_s=%.1f "
+        "fetch_s=%.1f weights_s=%.1f compile_s=%.1f capture_s=%.1f warm_up_s=%.1f",
         *(model.id, engine.description, engine.window_tokens, engine.memory_tokens, torch.get_num_threads()),
-        time.perf_counter() - started,
+        *(engine.is_compiled, engine.num_graphs, sum(clock.times), *clock.times),
     )
     return engine
+
+
+def _prepare_gpu(
+    engine: CheckpointEngine[Any], chosen: ChosenDevice, clock: "_StageClock", run_alone: RunAlone
+) -> None:
+    """Compiles the layers, then captures graphs, then measures memory: each step needs the earlier ones."""
+    with clock("compile"):
+        engine.compile_layers(torch.get_num_threads())
+    with clock("capture"):
+        engine.capture_graphs(chosen.peak_flops_per_s, run_alone)
+    with clock("warm_up"):
+        run_alone(partial(_measure, engine, chosen))
+    engine.end_start()
+
+
+def _measure(engine: CheckpointEngine[Any], chosen: ChosenDevice) -> None:
+    with cuda.current(engine.device):  # perhaps in another thread
+        warm_up(engine)  # now compiled, and as a graph
+        measure_device(engine, chosen)
+
+
+class _StageClock:
+    """Measures the stages of a start. A stage may have several parts."""
+
+    def __init__(self) -> None:
+        self.times = StartTimes()
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        field = f"{stage}_s"
+        self.times = self.times._replace(**{field: getattr(self.times, field) + time.perf_counter() - started})
 
 
 def check_checkpoint(folder: Path, options: EngineConfig) -> None:

@@ -34,7 +34,6 @@ __all__ = [
     "read_model_config",
     "read_rows",
     "refuse_pickles",
-    "resolve_device",
     "resolve_window",
     "tensor_files",
     "transformers_config",
@@ -69,6 +68,8 @@ class Checkpoint(NamedTuple):
     options: EngineConfig
     window_tokens: int | None
     """The configured window; null: the window that the checkpoint specifies."""
+    device: torch.device
+    """Device of all tensors."""
 
 
 def native_config(config_class: Any, raw: dict[str, Any]) -> Any:
@@ -209,23 +210,6 @@ def load_weights(
         raise CheckpointError(f"cannot load {folder}: {error}") from error
     _refuse_mismatches(folder, report, tuple(ignored_prefixes))
     return model.to(device).eval().requires_grad_(False)
-
-
-def resolve_device(device: str) -> torch.device:
-    """Returns the configured device. `auto` is CUDA if a GPU is visible, else the CPU; `cuda` is the first visible GPU.
-
-    Raises `CheckpointError` if the configured GPU is not visible.
-    """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if not device.startswith("cuda"):
-        return torch.device(device)
-    if not torch.cuda.is_available():
-        raise CheckpointError(f"device {device} is configured, but no GPU is visible; set device: auto or cpu")
-    index, count = torch.device(device).index or 0, torch.cuda.device_count()
-    if index >= count:
-        raise CheckpointError(f"device {device} is configured, but {count} GPU(s) are visible, numbered from 0")
-    return torch.device("cuda", index)
 
 
 def max_positions(model_config: dict[str, Any]) -> int | None:

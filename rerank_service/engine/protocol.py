@@ -3,15 +3,15 @@
 The scheduler relies only on this contract.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rerank_service.messages import Span, TokenMatch, Truncate
+from rerank_service.messages import Span, StartTimes, TokenMatch, Truncate
 
 __all__ = [
     "Aligner",
@@ -22,14 +22,25 @@ __all__ = [
     "Engine",
     "PairT",
     "PendingLogits",
+    "RunAlone",
     "TokenIds",
     "TokenSpan",
     "Truncate",
+    "run_here",
 ]
 
 TokenIds = NDArray[np.int32]  # [L]
 TokenSpan = Span
 """Start and end of a token in its text, in characters."""
+
+
+RunAlone: TypeAlias = Callable[[Callable[[], None]], None]
+"""Calls a function while no other thread launches work on the device."""
+
+
+def run_here(call: Callable[[], None]) -> None:
+    """A `RunAlone` for a process in which the calling thread alone uses the device."""
+    call()
 
 
 class CacheCounts(NamedTuple):
@@ -49,6 +60,8 @@ class DeviceFacts(NamedTuple):
 
     A measured speed divided by this value is the model FLOP utilisation.
     """
+    memory_limit_bytes: int | None = None
+    """Memory of the GPU, of the MIG slice, or of the replica's fraction of a GPU; null on a CPU."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -151,6 +164,14 @@ class Engine(BatchScorer[PairT], Protocol[PairT]):
     @property
     def precision(self) -> str:
         """Coarsest number type in the model's computation: `float32`, `float16`, `bfloat16`, `int8` or `float8`."""
+
+    @property
+    def is_batch_invariant(self) -> bool:
+        """Whether the logit of a pair is the same, to the last bit, in every batch."""
+
+    @property
+    def start_times(self) -> StartTimes:
+        """Time from the start of loading to the first logit, by stage."""
 
     @property
     def aligner(self) -> Aligner[PairT] | None:

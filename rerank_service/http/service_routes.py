@@ -70,7 +70,11 @@ def _add_dialect_routes(routes: APIRouter, config: RerankConfig, readiness: Read
         @routes.get("/health", openapi_extra=_PUBLIC, responses=_UNAVAILABLE)
         async def health() -> Response:
             """Readiness, as in vLLM, Infinity and text-embeddings-inference."""
-            return _readiness_response(readiness, unix=time.time())  # Infinity's client reads the time
+            answer = _readiness(readiness)
+            if answer["ready"]:
+                return JSONResponse({"unix": time.time()})  # Infinity's form; the other two send no body
+            error = {"error": answer["message"], "error_type": "Unhealthy"}  # text-embeddings-inference's form
+            return JSONResponse(answer | error, 503)
 
     if spoken & {DialectName.VLLM, DialectName.TEI}:
 
@@ -87,17 +91,21 @@ def _add_dialect_routes(routes: APIRouter, config: RerankConfig, readiness: Read
             return {"version": __version__}
 
 
-def _readiness_response(readiness: Readiness, **more: Any) -> Response:
-    answer: dict[str, Any] = {"object": "health.response", **more}
+def _readiness_response(readiness: Readiness) -> Response:
+    answer = _readiness(readiness)
+    return JSONResponse(answer, 200 if answer["ready"] else 503)
+
+
+def _readiness(readiness: Readiness) -> dict[str, Any]:
+    answer: dict[str, Any] = {"object": "health.response"}
     waiting_for, unreachable = readiness.waiting_for, readiness.unreachable
     if unreachable:
         answer["unreachable"] = unreachable
     if not readiness.is_ready:
         cause = f"waiting for: {', '.join(waiting_for)}" if waiting_for else "no replica of any model answers"
-        message = f"Service is not ready; {cause}"
-        return JSONResponse(answer | {"message": message, "status": "not_ready", "ready": False}, 503)
+        return answer | {"message": f"Service is not ready; {cause}", "status": "not_ready", "ready": False}
     message = f"Service is ready, except for: {', '.join(unreachable)}" if unreachable else "Service is ready."
-    return JSONResponse(answer | {"message": message, "status": "ready", "ready": True})
+    return answer | {"message": message, "status": "ready", "ready": True}
 
 
 def _add_descriptions(routes: APIRouter, config: RerankConfig, metrics: IngressMetrics) -> None:
@@ -106,12 +114,21 @@ def _add_descriptions(routes: APIRouter, config: RerankConfig, metrics: IngressM
         """Version and models, in the form of a NIM.
 
         `precision` is the number format in which a model computes, or the coarsest format if the model's replicas
-        differ. `precision` is null before a replica's first answer, and after a minute without an answer.
+        differ. `start_seconds` is the time from start to ready, by stage, of the replica that started most slowly. Both
+        are null before a replica's first answer, and after a minute without an answer.
         """
         models = []
         for model in config.models:
             precision = max(metrics.precisions(model.id), key=_FROM_FINEST.index, default=None)
-            models.append({"modelUrl": model.checkpoint.source, "shortName": model.id, "precision": precision})
+            start = metrics.slowest_start(model.id)
+            models.append(
+                {
+                    "modelUrl": model.checkpoint.source,
+                    "shortName": model.id,
+                    "precision": precision,
+                    "start_seconds": start and {stage: round(s, 1) for stage, s in start.by_stage().items()},
+                }
+            )
         return {
             "version": __version__,
             "modelInfo": models,

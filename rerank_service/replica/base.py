@@ -14,7 +14,7 @@ from rerank_service.messages import OFFERED, SPEED, START, WAITING, Declined, Re
 from rerank_service.replica.collector import Collector
 from rerank_service.replica.scorer import ModelScorer
 from rerank_service.telemetry.logging import log_through_serve, serve_id
-from rerank_service.telemetry.metrics import REPLICA_METRICS
+from rerank_service.telemetry.metrics import REPLICA_METRICS, record_start
 from rerank_service.telemetry.ray_metrics import RayMetrics
 
 __all__ = ["BaseReplica"]
@@ -100,6 +100,7 @@ class BaseReplica(ABC):
         model, collect = self._models[model_id], self._collectors[model_id].collect
         scorer = ModelScorer(model, engine, self._launch_thread, self._tokenisers, self._metrics, collect)
         self._scorers[model_id] = scorer
+        record_start(self._metrics, model_id, engine.start_times)
         return scorer
 
     def _configure(self, model_id: str, knobs: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ HTTP.
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -64,7 +64,7 @@ class PoolReplica(BaseReplica):
 
     def __init__(self, pool: PoolConfig, models: Sequence[ModelConfig]) -> None:
         super().__init__(pool.replica, [_fetched(model) for model in models])
-        self._num_cpus = pool.replica.num_cpus
+        self._resources = pool.replica
         self._knobs: dict[str, Any] = {}
         self._loading = Watch()
 
@@ -122,7 +122,14 @@ class PoolReplica(BaseReplica):
         """Loads a model in a separate thread. The thread and its OpenMP threads end afterwards, because a second set of
         OpenMP threads would slow down the first."""
         with ThreadPoolExecutor(1, thread_name_prefix="load") as thread:
-            return thread.submit(load_engine, model, self._num_cpus).result()
+            cpus, gpus = self._resources.num_cpus, self._resources.num_gpus
+            load = thread.submit(load_engine, model, cpus, num_gpus=gpus, run_alone=self._run_alone)
+            return load.result()
+
+    def _run_alone(self, call: Callable[[], None]) -> None:
+        """Runs a step of a load in the thread that launches the batches of all models: CUDA does not allow launches
+        during the capture of a graph, and another model's batch would be counted as memory of this model."""
+        self._launch_thread.submit(call).result()
 
 
 def _fetched(model: ModelConfig) -> ModelConfig:

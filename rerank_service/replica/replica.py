@@ -24,7 +24,8 @@ class Replica(BaseReplica):
 
     def load(self) -> Engine[Any]:
         """Loads and warms up the engine. Runs in the thread that will launch the engine's forward passes."""
-        return load_engine(self._model, self._model.replica.num_cpus)
+        replica = self._model.replica
+        return load_engine(self._model, replica.num_cpus, num_gpus=replica.num_gpus)
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Applies changed settings without a restart. Serve calls this method at start and when `user_config`

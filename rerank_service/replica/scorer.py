@@ -249,6 +249,8 @@ class ModelScorer:
             mfu=facts.peak_tokens_per_s and tokens_per_s / facts.peak_tokens_per_s,
             precision=engine.precision,
             window_tokens=engine.window_tokens,
+            memory_limit_bytes=facts.memory_limit_bytes,
+            start=engine.start_times,
         )
         record_counts(self._metrics, self._model.id, report)
         record_gauges(self._metrics, self._model.id, report)

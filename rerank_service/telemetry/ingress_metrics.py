@@ -9,9 +9,9 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from rerank_service.messages import ReplicaReport
+from rerank_service.messages import ReplicaReport, StartTimes
 from rerank_service.telemetry import metrics
-from rerank_service.telemetry.metrics import Metric, MetricKind, MetricSink, record_counts
+from rerank_service.telemetry.metrics import Metric, MetricKind, MetricSink, record_counts, record_start
 
 __all__ = ["IngressMetrics"]
 
@@ -54,6 +54,11 @@ class IngressMetrics:
         """Number formats used by the model's replicas that answered within the last minute."""
         return {report.precision for report in self._current_reports(model) if report.precision}
 
+    def slowest_start(self, model: str) -> StartTimes | None:
+        """Start of the slowest of the model's replicas that answered within the last minute; null if none did."""
+        starts = [report.start for report in self._current_reports(model) if report.start is not None]
+        return max(starts, key=sum, default=None)
+
     def exposition(self) -> bytes:
         """Prometheus text, format 0.0.4."""
         for model in {model for model, _ in self._reports}:
@@ -63,14 +68,20 @@ class IngressMetrics:
         return generate_latest(self._registry)
 
     def _aggregate(self, model: str) -> None:
-        """Sets a model's gauges to the sums over the model's replicas, and the gauge of the utilisation to the mean."""
+        """Sets a model's gauges to the sums over its replicas; those of the utilisation to the mean, and those of the
+        start to the slowest start."""
         reports = self._current_reports(model)
         self.record(metrics.DEVICE_WAITING_TOKENS, sum(report.waiting_tokens for report in reports), model)
         self.record(metrics.DEVICE_TOKENS_PER_SECOND, sum(report.tokens_per_s for report in reports), model)
         self.record(metrics.DEVICE_MEMORY_BYTES, sum(report.memory_bytes for report in reports), model)
+        limits = [report.memory_limit_bytes for report in reports if report.memory_limit_bytes is not None]
+        if limits:
+            self.record(metrics.DEVICE_MEMORY_LIMIT_BYTES, sum(limits), model)
         utilisations = [report.mfu for report in reports if report.mfu is not None]
         if utilisations:
             self.record(metrics.DEVICE_MFU, sum(utilisations) / len(utilisations), model)
+        if (start := self.slowest_start(model)) is not None:
+            record_start(self, model, start)
 
     def _current_reports(self, model: str) -> list[ReplicaReport]:
         oldest = self._clock() - _REPORT_LIFETIME_S

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
-from rerank_service.messages import ReplicaReport
+from rerank_service.messages import ReplicaReport, StartTimes
 
 __all__ = [
     "ALL_METRICS",
@@ -18,6 +18,7 @@ __all__ = [
     "CANCELLED_REQUESTS",
     "DEVICE_BUSY_SECONDS",
     "DEVICE_MEMORY_BYTES",
+    "DEVICE_MEMORY_LIMIT_BYTES",
     "DEVICE_MFU",
     "DEVICE_TOKENS_PER_SECOND",
     "DEVICE_WAITING_TOKENS",
@@ -34,6 +35,7 @@ __all__ = [
     "REQUEST_SECONDS",
     "RETRIED_SHARDS",
     "SHED_REQUESTS",
+    "START_SECONDS",
     "TOKENISE_SECONDS",
     "TOKENS",
     "TRUNCATED_PAIRS",
@@ -44,6 +46,7 @@ __all__ = [
     "NoMetrics",
     "record_counts",
     "record_gauges",
+    "record_start",
 ]
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -101,8 +104,8 @@ def _histogram(name: str, documentation: str, buckets: tuple[float, ...], *, by_
     return Metric(f"rerank_{name}", MetricKind.HISTOGRAM, documentation, ("model",), buckets, by_replica)
 
 
-def _gauge(name: str, documentation: str, *, by_replica: bool = True) -> Metric:
-    return Metric(f"rerank_{name}", MetricKind.GAUGE, documentation, ("model",), (), by_replica)
+def _gauge(name: str, documentation: str, *labels: str, by_replica: bool = True) -> Metric:
+    return Metric(f"rerank_{name}", MetricKind.GAUGE, documentation, labels or ("model",), (), by_replica)
 
 
 REQUESTS = _counter(
@@ -142,9 +145,19 @@ DEVICE_BUSY_SECONDS = _counter("device_busy_seconds", "Time the device was runni
 DEVICE_WAITING_TOKENS = _gauge("device_waiting_tokens", "Tokens queued for a device or being scored on it.")
 DEVICE_TOKENS_PER_SECOND = _gauge("device_tokens_per_second", "Throughput of a device while it has work.")
 DEVICE_MEMORY_BYTES = _gauge("device_memory_bytes", "GPU memory reserved by torch; on a CPU, the process's memory.")
+DEVICE_MEMORY_LIMIT_BYTES = _gauge(
+    "device_memory_limit_bytes",
+    "Memory of the GPU, the MIG slice or the fraction of a GPU that is reserved for a replica; absent on a CPU.",
+)
 DEVICE_MFU = _gauge(
     "device_mfu",
     "Estimated model FLOP utilisation while a device has work: linear layers over the GPU's dense peak.",
+)
+START_SECONDS = _gauge(
+    "start_seconds",
+    "Time from start to ready of a replica, by stage: fetch, weights, compile, capture, warm_up.",
+    "model",
+    "stage",
 )
 
 ALL_METRICS = tuple(value for value in list(globals().values()) if isinstance(value, Metric))
@@ -152,6 +165,12 @@ ALL_METRICS = tuple(value for value in list(globals().values()) if isinstance(va
 
 REPLICA_METRICS = tuple(metric for metric in ALL_METRICS if metric.by_replica)
 INGRESS_METRICS = tuple(metric for metric in ALL_METRICS if not metric.by_replica)
+
+
+def record_start(sink: MetricSink, model: str, start: StartTimes) -> None:
+    """Records the time of each stage of a start."""
+    for stage, seconds in start.by_stage().items():
+        sink.record(START_SECONDS, seconds, model, stage)
 
 
 def record_counts(sink: MetricSink, model: str, report: ReplicaReport) -> None:
@@ -169,5 +188,7 @@ def record_gauges(sink: MetricSink, model: str, report: ReplicaReport) -> None:
     sink.record(DEVICE_WAITING_TOKENS, report.waiting_tokens, model)
     sink.record(DEVICE_TOKENS_PER_SECOND, report.tokens_per_s, model)
     sink.record(DEVICE_MEMORY_BYTES, report.memory_bytes, model)
+    if report.memory_limit_bytes is not None:
+        sink.record(DEVICE_MEMORY_LIMIT_BYTES, report.memory_limit_bytes, model)
     if report.mfu is not None:
         sink.record(DEVICE_MFU, report.mfu, model)

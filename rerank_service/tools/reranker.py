@@ -182,11 +182,11 @@ class Reranker:
         `RuntimeError`."""
         self._thread.shutdown()
         if self._engine is not None:
-            import torch  # already imported by the engine
+            from rerank_service.engine.device.cuda import release_unused_memory  # imports torch, as the engine does
 
             self._engine = None
             gc.collect()  # torch frees only memory that nothing refers to; models may contain cycles of references
-            torch.cuda.empty_cache()
+            release_unused_memory()
 
     def __enter__(self) -> Self:
         return self

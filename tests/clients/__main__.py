@@ -27,7 +27,13 @@ ENVIRONMENTS = ROOT / ".bench" / "clients"
 START_LIMIT_S = 300
 _IN_PROCESS = "in-process"
 """The environment that also sees the packages of the running environment, because its tests load a model."""
-_STAY_AT_HOME = {"HAYSTACK_TELEMETRY_ENABLED": "False", "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+_STAY_AT_HOME = {
+    "AGNO_TELEMETRY": "false",
+    "HAYSTACK_TELEMETRY_ENABLED": "False",
+    "HF_ENDPOINT": "http://127.0.0.1:9",  # nothing listens there; AIPerf refuses a local tokenizer with HF_HUB_OFFLINE
+    "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+    "ORT_DISABLE_TELEMETRY": "1",  # onnxruntime of pymilvus.model and AIPerf otherwise reports to Microsoft
+}
 """Environment variables that keep clients from calling anything but the service."""
 
 
@@ -54,7 +60,9 @@ def main() -> None:
 def install(name: str) -> None:
     """Makes an environment, unless it exists already with the current requirements."""
     folder, requirements = ENVIRONMENTS / name, HERE / "requirements" / f"{name}.txt"
-    digest, stamp = hashlib.sha256(requirements.read_bytes()).hexdigest(), folder / ".installed"
+    packages = sorted((HERE / name).glob("package*.json"))
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in (requirements, *packages))).hexdigest()
+    stamp = folder / ".installed"
     if stamp.exists() and stamp.read_text(encoding="utf-8") == digest:
         return
     print(f"Installing {requirements.relative_to(ROOT)} into {folder.relative_to(ROOT)}", flush=True)
@@ -65,6 +73,11 @@ def install(name: str) -> None:
         (packages / "service.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
     pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     subprocess.run([*pip, "--requirement", str(requirements)], check=True)
+    if packages:  # for JavaScript; the requirements contain Node
+        for path in packages:
+            shutil.copy(path, folder)
+        npm = [str(folder / "bin" / "npm"), "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
+        subprocess.run(npm, check=True, cwd=folder)
     stamp.write_text(digest, encoding="utf-8")
 
 
@@ -107,9 +120,10 @@ def run(name: str, url: str, folder: Path) -> list[Outcome]:
     """Runs one environment's tests, and returns the outcomes by client and dialect."""
     report = folder / f"{name}.xml"
     command = [str(ENVIRONMENTS / name / "bin" / "python"), "-m", "pytest", "-c", str(HERE / "pytest.ini")]
-    tests = HERE / f"test_{name.replace('-', '_')}.py"
-    environment = {**os.environ, **_STAY_AT_HOME, "RERANK_CLIENTS_URL": url}
-    subprocess.run([*command, str(tests), f"--junitxml={report}"], check=False, env=environment, cwd=ROOT)
+    tests = map(str, sorted(HERE.glob(f"test_{name.replace('-', '_')}*.py")))
+    address = {"RERANK_CLIENTS_URL": url, "CO_API_URL": url}  # Cohere's client in LanceDB reads CO_API_URL
+    environment = {**os.environ, **_STAY_AT_HOME, **address}
+    subprocess.run([*command, *tests, f"--junitxml={report}"], check=False, env=environment, cwd=ROOT)
     cases = ElementTree.parse(report).iter("testcase") if report.exists() else ()  # noqa: S314 - our own report
     return [outcome_of(case) for case in cases] or [Outcome(name, "no test ran", 0, 1)]
 

@@ -5,6 +5,7 @@ The least recently used texts are dropped first. The cache is not thread-safe.
 
 import hashlib
 from collections import OrderedDict
+from collections.abc import Iterable
 
 import torch
 
@@ -39,12 +40,16 @@ class EncodingCache:
         self._entries.move_to_end(key)
         return states
 
-    def put(self, token_ids: TokenIds, states: torch.Tensor) -> None:
-        """Stores a copy of the states of an uncached text, unless they alone exceed `max_bytes`."""
-        if _num_bytes(states) > self.max_bytes:
+    def put_all(self, texts: Iterable[tuple[TokenIds, torch.Tensor]]) -> None:
+        """Stores copies of the states of uncached texts, except of texts whose states alone exceed `max_bytes`."""
+        kept = [(token_ids, states) for token_ids, states in texts if _num_bytes(states) <= self.max_bytes]
+        if not kept:
             return
-        self._entries[_key(token_ids)] = states.clone()  # a view would keep the whole batch in memory
-        self.num_bytes += _num_bytes(states)
+        copies = [torch.empty_like(states) for _, states in kept]  # views would keep the whole batch in memory
+        torch._foreach_copy_(copies, [states for _, states in kept])  # a few kernels for all texts
+        for (token_ids, _), states in zip(kept, copies, strict=True):
+            self._entries[_key(token_ids)] = states
+            self.num_bytes += _num_bytes(states)
         while self.num_bytes > self.max_bytes:
             self.num_bytes -= _num_bytes(self._entries.popitem(last=False)[1])
 

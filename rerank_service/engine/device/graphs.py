@@ -2,11 +2,12 @@
 
 A graph is captured for a fixed number of tokens (a bucket), and a batch is copied into the smallest bucket that holds
 it. The padding tokens, after the end of the batch, belong to no sequence: no other token attends to them, and their
-states are dropped. A batch that fits in no bucket runs without a graph.
+states are dropped. A batch that fits in no bucket runs without a graph. All graphs are captured while the model loads.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
@@ -14,17 +15,19 @@ import torch
 
 from rerank_service.config import EngineConfig
 from rerank_service.engine.device import cuda
+from rerank_service.engine.device.compile import batch_like
 from rerank_service.engine.device.forward import hidden_states
 from rerank_service.engine.device.pack import PackedSequences
+from rerank_service.engine.protocol import RunAlone
 
 __all__ = [
-    "BUCKETS",
     "Capture",
     "CapturedPass",
     "GraphedStates",
     "StatesOf",
-    "capture_cuda_graph",
-    "compile_layers",
+    "bucket_sizes",
+    "cuda_graph_capture",
+    "largest_bucket",
     "states_on",
 ]
 
@@ -33,8 +36,19 @@ logger = logging.getLogger(__name__)
 StatesOf: TypeAlias = Callable[[PackedSequences], torch.Tensor]
 """A function from packed sequences to their final states `[T, H]`."""
 
-BUCKETS = (128, 256, 512, 1024, 2048)
-"""Bucket sizes in tokens. Larger batches take longer to run than to launch."""
+_SMALLEST_BUCKET = 32
+_BUCKETS_PER_DOUBLING = 8
+"""With 8 buckets from each size to its double, padding adds 4 to 7% to the tokens of requests with 1 to 50 passages
+(`tests/unit/engine/device/test_buckets.py`); with 4, it adds 8 to 10%."""
+_LARGEST_BUCKETS = (512, 8192)
+"""Limits of the largest bucket, in tokens."""
+_LAUNCH_S_PER_LAYER = 300e-6
+"""Time for launching one layer without a graph. Estimated, not measured: 39 kernels, at 5 to 10 microseconds for each
+operation of PyTorch in Python."""
+_SHARE_OF_PEAK = 0.5
+"""Share of its peak that a GPU reaches in small batches. Estimated, not measured."""
+_FAST_GPU_FLOPS_PER_S = 989e12
+"""Peak assumed for an unknown GPU: that of an H100. On a slower GPU, some of the buckets bring no gain."""
 _LONGEST = 512
 """Length of the longest sequence in a graph, in tokens; the captured attention kernel does not cover longer ones."""
 _TOKENS_PER_SEQUENCE = 32
@@ -59,100 +73,179 @@ Capture: TypeAlias = Callable[[StatesOf, PackedSequences], CapturedPass]
 class GraphedStates:
     """Runs a forward pass: replays a graph if the batch fits in a bucket, and otherwise calls `run`."""
 
-    def __init__(self, run: StatesOf, capture: Capture, buckets: Sequence[int] = BUCKETS) -> None:
+    def __init__(self, run: StatesOf, capture: Capture | None) -> None:
+        """Without `capture`, no batch uses a graph."""
         self._run = run
         self._capture = capture
-        self._buckets = sorted(buckets)
         self._passes: dict[int, CapturedPass] = {}
-        self._is_off = False
+        self.example: PackedSequences | None = None
+        """The first batch. Later batches of the model have the same types, first position and optional tensors."""
 
     def __call__(self, packed: PackedSequences) -> torch.Tensor:
         """Final states `[T, H]` of a batch. The next call may overwrite them."""
-        bucket = self._bucket_of(packed)
-        if bucket is None:
+        if self.example is None:
+            self.example = packed
+        captured = self._pass_for(packed)
+        if captured is None:
             return self._run(packed)
-        if bucket not in self._passes and not self._capture_bucket(bucket, packed):
-            return self._run(packed)
-        captured = self._passes[bucket]
         _lay_into(captured.inputs, packed)
         captured.replay()
         return captured.states[: packed.bounds[-1]]
 
-    def _bucket_of(self, packed: PackedSequences) -> int | None:
-        if self._is_off or packed.max_length > _LONGEST:
+    @property
+    def buckets(self) -> list[int]:
+        """Sizes of the captured graphs in tokens, ascending."""
+        return list(self._passes)
+
+    def capture_all(self, buckets: Sequence[int], longest: int, run_alone: RunAlone) -> None:
+        """Captures and checks a graph for each bucket. Call it after the first batch.
+
+        `longest` is the model's window in tokens. If a graph fails or computes wrong states, no graph is used. Each
+        graph is captured alone, so that in between other threads can launch batches of other models.
+        """
+        example, capture = self.example, self._capture
+        if capture is None or example is None:
+            return
+        longest = min(_LONGEST, longest)
+        buffers = _placeholder(max(buckets), longest, example)
+        passes: dict[int, CapturedPass] = {}
+
+        def capture_one(bucket: int) -> None:
+            with cuda.current(example.token_ids.device):  # perhaps in another thread
+                passes[bucket] = _checked(capture, self._run, _first_tokens(buffers, bucket, longest), example)
+
+        try:
+            # The largest first: the graphs share memory, and each smaller graph fits in the memory of the largest.
+            for bucket in sorted(buckets, reverse=True):
+                run_alone(partial(capture_one, bucket))
+        except RuntimeError as problem:
+            if cuda.is_final(problem):
+                raise
+            logger.warning("CUDA graphs are turned off (bucket=%d): %s", bucket, problem)
+            return
+        self._passes = dict(sorted(passes.items()))
+
+    def _pass_for(self, packed: PackedSequences) -> CapturedPass | None:
+        if packed.max_length > _LONGEST or not self._passes:
             return None
         num_tokens, num_sequences = packed.bounds[-1], len(packed.bounds) - 1
-        fitting = (b for b in self._buckets if num_tokens <= b and num_sequences <= _num_slots(b))
-        return next(fitting, None)
-
-    def _capture_bucket(self, bucket: int, packed: PackedSequences) -> bool:
-        """Captures a graph on placeholder tokens and compares a replay of `packed` with a run without a graph.
-
-        Returns whether the graph may be used. A graph that fails or computes wrong states turns all graphs off.
-        """
-        try:
-            inputs = _placeholder(bucket, packed)
-            captured = self._capture(self._run, inputs)
-            captured.states.fill_(torch.nan)  # reveals a replay that writes nothing
-            _lay_into(inputs, packed)
-            captured.replay()
-            error = _largest_row_error(captured.states[: packed.bounds[-1]], self._run(packed))
-            if not error <= _TOLERANCE:  # also refuses NaN
-                raise RuntimeError(f"a state of the replayed graph differs by {error:.3g} times its largest component")
-        except RuntimeError as problem:
-            logger.warning("CUDA graphs are turned off (bucket=%d): %s", bucket, problem)
-            self._is_off = True
-            self._passes.clear()
-            return False
-        self._passes[bucket] = captured
-        return True
+        for bucket, captured in self._passes.items():
+            if num_tokens <= bucket and num_sequences <= _num_slots(bucket):
+                return captured
+        return None
 
 
 def states_on(model: Any, options: EngineConfig) -> StatesOf:
-    """Returns a function that runs a transformers base model. On a GPU, `options` select compilation and CUDA
-    graphs."""
+    """Returns a function that runs a transformers base model; on a GPU, a `GraphedStates`."""
     run = partial(hidden_states, model)
     if model.device.type != "cuda":
         return run
-    if options.compile:
-        compile_layers(model)
-    return GraphedStates(run, capture_cuda_graph) if options.cuda_graphs else run
+    return GraphedStates(run, cuda_graph_capture(model.device) if options.cuda_graphs else None)
 
 
-def compile_layers(model: torch.nn.Module, backend: str = "inductor") -> None:
-    """Lets torch fuse the operations between a layer's matrix products: norms, rotation, activation, residuals.
+def cuda_graph_capture(device: torch.device) -> Capture:
+    """Returns a function that records a pass as a CUDA graph. Each replay reads the current contents of the inputs.
 
-    All layers share one compiled function, which serves any number of tokens.
+    All graphs write their states to one tensor, and share the memory for everything else. So all of them together need
+    the memory of the first, which must be the largest.
     """
-    for stack in model.modules():
-        if isinstance(stack, torch.nn.ModuleList):
-            for layer in stack:
-                layer.compile(backend=backend, dynamic=True)
+    recorder = cuda.GraphRecorder(device)
+    shared: list[torch.Tensor] = []
+
+    def capture(run: StatesOf, inputs: PackedSequences) -> CapturedPass:
+        bucket = inputs.token_ids.size(1)
+        if not shared:
+            with cuda.current(device):
+                shared.append(torch.empty_like(run(inputs)))
+        states = shared[0].narrow(0, 0, bucket)
+        return CapturedPass(inputs, recorder.record(lambda: states.copy_(run(inputs))), states)
+
+    return capture
 
 
-def capture_cuda_graph(run: StatesOf, inputs: PackedSequences) -> CapturedPass:
-    """Records `run` on `inputs`. Each replay reads the current contents of the input tensors."""
-    graph, states = cuda.capture(inputs.token_ids.device, lambda: run(inputs))
-    return CapturedPass(inputs, graph.replay, states)
+def largest_bucket(num_layers: int, flops_per_token: float, peak_flops_per_s: float | None) -> int:
+    """Number of tokens up to which graphs pay off: twice as many as a GPU computes while the host launches their
+    kernels.
+
+    Twice, because the host is also busy with other threads. On an H100, this is 2,400 tokens for the 1B and 8,192 for
+    small encoders (estimated from the constants above).
+    """
+    device_s_per_token = flops_per_token / (_SHARE_OF_PEAK * (peak_flops_per_s or _FAST_GPU_FLOPS_PER_S))
+    least, most = _LARGEST_BUCKETS
+    return int(min(max(2 * num_layers * _LAUNCH_S_PER_LAYER / device_s_per_token, least), most))
+
+
+def bucket_sizes(largest: int) -> list[int]:
+    """Bucket sizes in tokens, ascending, up to `largest`: multiples of a step that doubles with the size."""
+    sizes, step = [_SMALLEST_BUCKET], _SMALLEST_BUCKET
+    while sizes[-1] + step <= largest:
+        sizes.append(sizes[-1] + step)
+        if sizes[-1] == 2 * _BUCKETS_PER_DOUBLING * step:
+            step *= 2
+    return sizes
+
+
+def _checked(capture: Capture, run: StatesOf, inputs: PackedSequences, example: PackedSequences) -> CapturedPass:
+    """Captures a graph on placeholder tokens, and compares its replays of two other batches with runs without a graph.
+
+    Raises `RuntimeError` if a state differs.
+    """
+    with torch.inference_mode():
+        captured = capture(run, inputs)
+        for lengths in _trial_lengths(inputs):
+            packed = batch_like(example, lengths)
+            captured.states.fill_(torch.nan)  # reveals a replay that writes nothing
+            _lay_into(inputs, packed)
+            captured.replay()
+            error = _largest_row_error(captured.states[: packed.bounds[-1]], run(packed))
+            if not error <= _TOLERANCE:  # also refuses NaN
+                raise RuntimeError(f"a state of the replayed graph differs by {error:.3g} times its largest component")
+    return captured
+
+
+def _trial_lengths(inputs: PackedSequences) -> Iterator[list[int]]:
+    """Lengths of two batches for a bucket: a few long sequences that fill it, and many short ones."""
+    bucket, longest = inputs.token_ids.size(1), inputs.max_length
+    num_sequences = len(inputs.cu_seqlens) - 1
+    whole, rest = divmod(bucket, longest)
+    yield ([longest] * whole + ([rest] if rest else []))[:num_sequences]
+    short = max(1, min(longest, bucket // num_sequences) - 1)
+    yield [short + index % 2 for index in range(num_sequences)][: max(1, bucket // (short + 1))]
 
 
 def _num_slots(bucket: int) -> int:
     return max(4, bucket // _TOKENS_PER_SEQUENCE)
 
 
-def _placeholder(bucket: int, like: PackedSequences) -> PackedSequences:
-    """Four sequences that fill a bucket, as input for a capture; their states are never used."""
+def _placeholder(bucket: int, longest: int, like: PackedSequences) -> PackedSequences:
+    """Tensors for the inputs of the largest bucket; those of the other buckets are parts of these."""
     device = like.token_ids.device
-    length = bucket // 4  # at most _LONGEST
-    starts = torch.arange(_num_slots(bucket) + 1, dtype=torch.int32, device=device) * length
     return PackedSequences(
         token_ids=torch.zeros(1, bucket, dtype=torch.int64, device=device),
-        position_ids=torch.arange(bucket, dtype=torch.int64, device=device)[None] % length,
-        lengths=torch.full((4,), length, dtype=torch.int64, device=device),
-        cu_seqlens=starts.clamp_max(bucket),
+        position_ids=torch.arange(bucket, dtype=torch.int64, device=device)[None] % longest,
+        lengths=torch.zeros(_num_slots(bucket), dtype=torch.int64, device=device),
+        cu_seqlens=torch.zeros(_num_slots(bucket) + 1, dtype=torch.int32, device=device),
         bounds=(),  # bounds differ in each replay, so no kernel launch may depend on them
-        max_length=min(bucket, _LONGEST),
+        max_length=longest,
         type_ids=None if like.type_ids is None else torch.zeros(1, bucket, dtype=torch.int64, device=device),
+    )
+
+
+def _first_tokens(buffers: PackedSequences, bucket: int, longest: int) -> PackedSequences:
+    """The inputs of one bucket, laid out as sequences of equal length that fill it, as input for its capture."""
+    num_slots = _num_slots(bucket)
+    length = min(longest, max(1, -(-bucket // num_slots)))
+    cu_seqlens = buffers.cu_seqlens[: num_slots + 1]
+    starts = torch.arange(num_slots + 1, dtype=torch.int32, device=cu_seqlens.device) * length
+    cu_seqlens.copy_(starts.clamp_max(bucket))
+    return replace(
+        buffers,
+        token_ids=buffers.token_ids[:, :bucket],
+        position_ids=buffers.position_ids[:, :bucket],
+        lengths=buffers.lengths[:num_slots],
+        cu_seqlens=cu_seqlens,
+        max_length=min(bucket, longest),
+        type_ids=None if buffers.type_ids is None else buffers.type_ids[:, :bucket],
     )
 
 

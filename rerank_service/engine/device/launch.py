@@ -15,8 +15,10 @@ import torch
 
 from rerank_service.config import default_batch_tokens
 from rerank_service.engine.device import cuda
+from rerank_service.engine.device.fixed_shape import FixedShape
 from rerank_service.engine.protocol import CacheCounts, DeviceFacts, PairT
 from rerank_service.errors import DeviceMemoryExhausted
+from rerank_service.messages import StartTimes
 
 __all__ = ["DeviceLogits", "TorchEngine"]
 
@@ -64,14 +66,22 @@ class TorchEngine(ABC, Generic[PairT]):
         self.default_batch_tokens = default_batch_tokens(on_gpu=device.type == "cuda")
         self.memory_tokens: int | None = None
         """Number of tokens in the largest batch that fits in the device's memory; null: unknown."""
+        self.fixed_shape: FixedShape | None = None
+        """Shape of every pass, if logits must not depend on the batch; null: a pass is as large as its batch."""
         self.flops_per_token = 0.0
         """Floating-point operations of the linear layers per token; set by `build`."""
         self.peak_tokens_per_s: float | None = None
-        """The device's peak speed, as defined in `DeviceFacts`; set by `build`."""
+        """The device's peak speed, as defined in `DeviceFacts`; set by `measure_device`."""
+        self.memory_limit_bytes: int | None = None
+        """Memory on a GPU that the engine may use; set by `measure_device`. Null: unknown, or a CPU."""
+
+        self.start_times = StartTimes()
+        """Time from the start of loading to the first logit, by stage; set by `build`."""
 
     @abstractmethod
     def forward(self, pairs: Sequence[PairT]) -> torch.Tensor:
-        """Float32 logits `[B]` on the device, in the order of `pairs`. Must not wait for the device."""
+        """Float32 logits `[B]` on the device, in the order of `pairs`; with a fixed shape, meaningless numbers may
+        follow. Must not wait for the device."""
 
     @property
     def cache_counts(self) -> CacheCounts:
@@ -92,10 +102,10 @@ class TorchEngine(ABC, Generic[PairT]):
         """Memory in use on the device now, and the device's peak speed."""
         memory_bytes = 0
         if self.device.type == "cuda":
-            memory_bytes = int(torch.cuda.memory_reserved(self.device))
+            memory_bytes = cuda.memory(self.device).reserved
         elif _STATM.exists():  # Linux: the second field of this file is the resident set, in pages
             memory_bytes = int(_STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-        return DeviceFacts(memory_bytes, self.peak_tokens_per_s)
+        return DeviceFacts(memory_bytes, self.peak_tokens_per_s, self.memory_limit_bytes)
 
     @cuda.device_errors()
     @torch.inference_mode()
@@ -105,7 +115,10 @@ class TorchEngine(ABC, Generic[PairT]):
         Raises `DeviceMemoryExhausted` if a single pair does not fit, and `DeviceFailed` if the device is lost.
         """
         with cuda.current(self.device):
-            return DeviceLogits(self._forward_or_halves(pairs))
+            if self.fixed_shape is None:
+                return DeviceLogits(self._forward_or_halves(pairs))
+            parts = [self._forward_or_halves(part) for part in self.fixed_shape.parts(pairs)]
+            return DeviceLogits(torch.cat(parts))
 
     def score(self, pairs: Sequence[PairT]) -> list[float]:
         """Float32 logits `[B]` in the order of `pairs`, from one forward pass."""
@@ -113,16 +126,17 @@ class TorchEngine(ABC, Generic[PairT]):
 
     def _forward_or_halves(self, pairs: Sequence[PairT]) -> torch.Tensor:
         try:
-            return self.forward(pairs)
-        except torch.OutOfMemoryError:
-            pass  # continue outside the handler: the exception keeps the tensors of the failed pass alive
+            return self.forward(pairs)[: len(pairs)]
+        except RuntimeError as error:
+            if not cuda.is_out_of_memory(error):
+                raise
+            # Continue outside the handler: the exception keeps the tensors of the failed pass alive.
         num_tokens = sum(pair.num_tokens for pair in pairs)
         if len(pairs) == 1:
             raise DeviceMemoryExhausted(num_tokens)
         # The scheduler's next batches stay well below the size that failed.
         self.memory_tokens = min(self.memory_tokens or num_tokens, num_tokens * 3 // 4)
         logger.warning("out of memory num_pairs=%d num_tokens=%d: halved", len(pairs), num_tokens)
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        cuda.release_unused_memory()
         middle = len(pairs) // 2
         return torch.cat([self._forward_or_halves(pairs[:middle]), self._forward_or_halves(pairs[middle:])])

@@ -6,13 +6,14 @@ pass is enough. The result is only an estimate: `launch` halves a batch that doe
 
 import logging
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
-import torch
-
+from rerank_service.engine.device import cuda
+from rerank_service.engine.device.choose import ChosenDevice
+from rerank_service.engine.device.launch import TorchEngine
 from rerank_service.engine.protocol import Engine, Truncate
 
-__all__ = ["CudaMeter", "MemoryMeter", "find_memory_tokens"]
+__all__ = ["GpuMeter", "MemoryMeter", "find_memory_tokens", "measure_device"]
 
 logger = logging.getLogger(__name__)
 
@@ -34,25 +35,28 @@ class MemoryMeter(Protocol):
         """Peak memory during `run`, minus the memory held before it."""
 
 
-class CudaMeter:
-    """Memory of a GPU as torch counts it."""
+class GpuMeter:
+    """Memory of a replica's share of a GPU."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    def __init__(self, chosen: ChosenDevice) -> None:
+        self._chosen = chosen
 
     def free_bytes(self) -> int:
-        free, _ = torch.cuda.mem_get_info(self._device)
-        # Blocks that torch has reserved but not allocated are available to a pass too.
-        cached = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
-        return int(free + cached)
+        return self._chosen.free_bytes
 
     def peak_bytes(self, run: Callable[[], object]) -> int:
-        torch.cuda.synchronize(self._device)
-        torch.cuda.reset_peak_memory_stats(self._device)
-        held = torch.cuda.memory_allocated(self._device)
-        run()
-        torch.cuda.synchronize(self._device)
-        return int(torch.cuda.max_memory_allocated(self._device) - held)
+        return cuda.peak_bytes(self._chosen.device, run)
+
+
+def measure_device(engine: TorchEngine[Any], chosen: ChosenDevice) -> None:
+    """Sets the engine's limits on a GPU: its memory, the tokens of its largest batch, and its peak speed. Does nothing
+    on a CPU."""
+    if not chosen.is_gpu:
+        return
+    peak = chosen.peak_flops_per_s
+    engine.peak_tokens_per_s = peak and peak / engine.flops_per_token
+    engine.memory_limit_bytes = chosen.memory_limit_bytes
+    engine.memory_tokens = find_memory_tokens(cast(Engine[Any], engine), GpuMeter(chosen))
 
 
 def find_memory_tokens(engine: Engine[Any], meter: MemoryMeter) -> int:

@@ -123,7 +123,7 @@ class BidirectionalDecoderEngine(CheckpointEngine[EncodedPair]):
 
     def forward(self, pairs: Sequence[EncodedPair]) -> torch.Tensor:
         """`score(pool(states)) / temperature`: float32 logits `[B]`."""
-        packed = pack(list(map(attrgetter("token_ids"), pairs)), self.device)
+        packed = pack(list(map(attrgetter("token_ids"), pairs)), self.device, shape=self.fixed_shape)
         pooled = pool(self._states(packed), packed, self._pooling)
         # Row by row, because the last bits of a matrix product would depend on the number of rows.
         logits: torch.Tensor = ((pooled * self._score_weight).sum(-1) + self._score_bias) / self._temperature

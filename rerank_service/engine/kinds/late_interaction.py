@@ -23,6 +23,7 @@ from rerank_service.engine.device import cuda
 from rerank_service.engine.device.encoding_cache import EncodingCache
 from rerank_service.engine.device.forward import PACKED_ATTENTION
 from rerank_service.engine.device.graphs import states_on
+from rerank_service.engine.device.maxsim import Comparison, compare
 from rerank_service.engine.device.pack import pack
 from rerank_service.engine.kinds.checkpoint_engine import CheckpointEngine
 from rerank_service.engine.linear.calibration import calibration_pairs
@@ -49,10 +50,9 @@ class _MatchRecord:
     def __init__(self) -> None:
         self.similarities = self.tokens = torch.empty(0)
 
-    def fill(self, similarities: torch.Tensor) -> None:
-        """Records the best matches. `similarities` are the cosines `[L, Nq]` of passage tokens with query tokens. Does
-        not wait for the device."""
-        self.similarities, self.tokens = similarities.max(0)
+    def fill(self, similarities: torch.Tensor, tokens: torch.Tensor) -> None:
+        """Records the largest cosine of each query token, and the passage token that has it; both `[Nq]`."""
+        self.similarities, self.tokens = similarities, tokens
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,6 +76,8 @@ class LateInteractionEngine(CheckpointEngine[LateInteractionPair]):
         options = checkpoint.options
         super().__init__(checkpoint)
         self.head = options.head
+        self.compares_in_chunks = self.device.type == "cuda"
+        """Whether all pairs are compared in a few large kernels. On a CPU, comparing pair by pair is faster."""
         self._queries: EncodingCache | None = EncodingCache(_QUERY_CACHE_BYTES)
         self._passages = None if options.passage_cache_bytes is None else EncodingCache(options.passage_cache_bytes)
         self.backbone = self._load_weights(
@@ -86,6 +88,10 @@ class LateInteractionEngine(CheckpointEngine[LateInteractionPair]):
         )
         self._states = states_on(self.backbone, options)
         prepare_linears(self.backbone, self._precision, self._calibrate)
+
+    @property
+    def _can_fix_shape(self) -> bool:
+        return False  # texts are compared outside the passes
 
     def _calibrate(self) -> None:
         passages = [pair.token_ids for pair in calibration_pairs(self.tokenise)]
@@ -124,7 +130,11 @@ class LateInteractionEngine(CheckpointEngine[LateInteractionPair]):
         queries = [texts.add(pair.query_ids) for pair in pairs]
         num_queries = len(texts.sequences)  # the queries come first
         passages = [texts.add(pair.token_ids) for pair in pairs]
-        states = self._encode(texts.sequences, num_queries)
+        raw = self._encode(texts.sequences, num_queries)
+        if self.compares_in_chunks:
+            comparison = Comparison(raw, queries, passages, self.window_tokens)
+            return self._compare_in_chunks(comparison, [pair.record for pair in pairs])
+        states = _TokenStates(raw)
         logits = torch.empty(len(pairs), device=self.device)
         for query in dict.fromkeys(queries):
             rows = [row for row, other in enumerate(queries) if other == query]
@@ -149,11 +159,12 @@ class LateInteractionEngine(CheckpointEngine[LateInteractionPair]):
         """See `Aligner`. Leaves out query tokens without characters."""
         query_spans, *passages_spans = map(self._kept_spans, self._tokenizer.encode_batch([query, *passages]))
         query_spans = query_spans[_words(len(query_spans))]
+        records = [pair.record for pair in pairs if pair.record is not None]
+        tokens = torch.stack([record.tokens for record in records]).tolist()  # one wait for the device for all pairs
+        similarities = torch.stack([record.similarities for record in records]).tolist()
         found = []
-        for spans, pair in zip(passages_spans, pairs, strict=True):
-            assert pair.record is not None  # noqa: S101 - the pairs come from `recording`
-            tokens, similarities = pair.record.tokens.tolist(), pair.record.similarities.tolist()
-            best = zip(query_spans, tokens, similarities, strict=True)
+        for spans, *matches in zip(passages_spans, tokens, similarities, strict=True):
+            best = zip(query_spans, *matches, strict=True)
             found.append(
                 [
                     TokenMatch(word, _with_characters(spans[token]), cosine)
@@ -190,19 +201,33 @@ class LateInteractionEngine(CheckpointEngine[LateInteractionPair]):
         finally:
             self._queries, self._passages = kept
 
-    def _encode(self, sequences: Sequence[TokenIds], num_queries: int) -> "_TokenStates":
-        """Runs the encoder on the texts that are not cached. The first `num_queries` texts are queries."""
+    def _encode(self, sequences: Sequence[TokenIds], num_queries: int) -> list[torch.Tensor]:
+        """Token states `[L, H]` of each text. Runs the encoder on the texts that are not cached. The first
+        `num_queries` texts are queries."""
         caches = [self._queries if index < num_queries else self._passages for index in range(len(sequences))]
         known = [None if cache is None else cache.get(text) for cache, text in zip(caches, sequences, strict=True)]
         missing = [index for index, states in enumerate(known) if states is None]
         if missing:
             packed = pack([sequences[index] for index in missing], self.device)
             new = self._states(packed).split([len(sequences[index]) for index in missing])
+            added: dict[EncodingCache, list[tuple[TokenIds, torch.Tensor]]] = {}
             for index, states in zip(missing, new, strict=True):
                 known[index] = states
                 if (cache := caches[index]) is not None:
-                    cache.put(sequences[index], states)
-        return _TokenStates([states for states in known if states is not None])
+                    added.setdefault(cache, []).append((sequences[index], states))
+            for cache, texts in added.items():
+                cache.put_all(texts)
+        return [states for states in known if states is not None]
+
+    def _compare_in_chunks(self, comparison: Comparison, records: Sequence[_MatchRecord | None]) -> torch.Tensor:
+        """Logits `[B]`, as `_compare` computes them for each query. Fills the records that are not null."""
+        wanted = [record is not None for record in records]
+        cosine, maxsim, matches = compare(comparison, self.device, wanted)
+        for pair, match in matches.items():
+            record = records[pair]
+            assert record is not None  # noqa: S101 - only wanted pairs have matches
+            record.fill(*match)
+        return self.head.cosine_weight * cosine + self.head.maxsim_weight * maxsim + self.head.bias
 
     def _compare(
         self, states: "_TokenStates", query: int, passages: list[int], records: Sequence[_MatchRecord | None]
@@ -218,7 +243,7 @@ class LateInteractionEngine(CheckpointEngine[LateInteractionPair]):
             similarities = states.tokens_of(passage) @ words  # [L, Nq]
             best.append(similarities.amax(0))
             if record is not None:
-                record.fill(similarities)
+                record.fill(*similarities.max(0))
         maxsim = torch.stack(best).mean(1)  # [P]
         cosine = (states.means[passages] * states.means[query]).sum(1)  # [P]
         return self.head.cosine_weight * cosine + self.head.maxsim_weight * maxsim + self.head.bias

@@ -83,7 +83,7 @@ class YesNoDecoderEngine(CheckpointEngine[EncodedPair]):
 
     def forward(self, pairs: Sequence[EncodedPair]) -> torch.Tensor:
         """`(W_yes - W_no) . state` of each prompt's last token: float32 logits `[B]`."""
-        packed = pack(list(map(attrgetter("token_ids"), pairs)), self.device)
+        packed = pack(list(map(attrgetter("token_ids"), pairs)), self.device, shape=self.fixed_shape)
         last = self._states(packed)[packed.cu_seqlens[1:] - 1].float()  # [B, H]
         # Row by row, because the last bits of a matrix product would depend on the number of rows.
         return (last * self._direction).sum(-1)

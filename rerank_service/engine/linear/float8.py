@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812 - the usual name
 
+from rerank_service.engine.device.kernels import multiply_float8
 from rerank_service.engine.linear.packed import PackedLinear, can_pack
 
 __all__ = ["Float8Linear", "can_be_float8"]
@@ -34,7 +35,7 @@ class Float8Linear(torch.nn.Module):
         self.register_buffer("_weight", weight, persistent=False)
         self.register_buffer("_scales", scales.T.contiguous(), persistent=False)  # [1, N]
         self._bias = None if linear.bias is None else linear.bias.detach()
-        self._emulated = None if weight.is_cuda else _float32_product(weight)
+        self._emulated = _float32_product(weight) if weight.device.type == "cpu" else None
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         rows = inputs.reshape(-1, inputs.size(-1))
@@ -49,9 +50,7 @@ class Float8Linear(torch.nn.Module):
         if self._emulated is not None:
             outputs = self._emulated(quantised.float()) * row_scales * column_scales
         else:
-            outputs = torch._scaled_mm(
-                quantised, weight.T, row_scales, column_scales, out_dtype=torch.bfloat16, use_fast_accum=True
-            )
+            outputs = multiply_float8(quantised, weight, row_scales, column_scales)
         return (outputs if self._bias is None else outputs + self._bias).to(rows.dtype)
 
 

@@ -1,4 +1,4 @@
-"""Jina's `/v1/rerank`, as its API answered in 2025 and 2026. Scores are probabilities.
+"""Jina's `/v1/rerank`, as specified in Jina's OpenAPI document of April 2026. Scores are probabilities.
 
 Cohere's version 1 and Voyage send the same fields to the same path, so a body may come from any of the three clients.
 The answer therefore also has the fields that Cohere's client reads (`id`, `meta`, and `message` in an error) and the
@@ -54,6 +54,11 @@ class JinaRerankRequest(Wire):
     max_tokens_per_doc: Annotated[int, Field(ge=1)] | None = None
     """Longer documents are truncated to this many tokens. For Cohere's v1 clients, which use the same path.
     Null or absent: documents are truncated only to the model's window."""
+    max_doc_length: Annotated[int, Field(ge=1)] | None = None
+    """Longer documents are truncated to this many tokens. Jina's name for `max_tokens_per_doc`."""
+    truncation: bool | None = None
+    """Whether to truncate a query and document that together exceed the model's window; false refuses the request. Null
+    or absent: true, unless the service is configured otherwise."""
 
 
 class JinaResult(Wire):
@@ -104,7 +109,8 @@ def _read(body: Body, rules: ReadingRules) -> RankingCall:
     request = read(JinaRerankRequest, body, rules.limits)
 
     returns_documents = request.return_documents is not False
-    may_be_voyages = request.top_n is None and request.max_tokens_per_doc is None
+    max_tokens = request.max_tokens_per_doc or request.max_doc_length
+    may_be_voyages = request.top_n is None and max_tokens is None
 
     def reply(rankings: Sequence[Ranked], model_id: str) -> JinaRerankResponse:
         (ranked,) = rankings
@@ -122,9 +128,17 @@ def _read(body: Body, rules: ReadingRules) -> RankingCall:
             meta=meta_of(ranked, "1"),
         )
 
-    query = RankingQuery(request.query, request.documents)
-    fitting = Fitting(rules.truncate or Truncate.END, request.max_tokens_per_doc)
-    return RankingCall(request.model, (query,), fitting, reply, lambda index: ("documents", index))
+    truncate = rules.truncate or Truncate.END
+    if request.truncation is not None:
+        truncate = Truncate.END if request.truncation else Truncate.NONE
+    return RankingCall(
+        request.model,
+        (RankingQuery(request.query, request.documents),),
+        Fitting(truncate, max_tokens),
+        reply,
+        passage_at=lambda index: ("documents", index),
+        way_out="truncation: true",
+    )
 
 
 def _refuse(error: RerankError) -> Refusal:

@@ -1,16 +1,16 @@
 """NVIDIA's own API: `/v1/ranking` and its hosted URLs.
 
-Bodies are parsed from bytes in one pass, without intermediate Python objects. Errors name the field, the limit and the
-remedy, and never repeat the user's text.
+Bodies are parsed from bytes in one pass, without intermediate Python objects; only bodies with null fields or content
+parts need a second pass. Errors name the field, the limit and the remedy, and never repeat the user's text.
 """
 
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 from operator import attrgetter
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, ValidationError
 from pydantic.json_schema import SkipJsonSchema
-from pydantic_core import ErrorDetails
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from rerank_service.errors import Loc, RerankError, dotted
 from rerank_service.http.dialects.call import (
@@ -36,6 +36,7 @@ from rerank_service.http.dialects.reading import (
     field_message,
     ignored_fields,
     invalid,
+    text_of,
 )
 from rerank_service.messages import (
     DEFAULT_OVERLAP_TOKENS,
@@ -162,11 +163,16 @@ class ErrorEnvelope(Wire):
 
 
 def _read(body: Body, rules: ReadingRules) -> RankingCall:
+    in_parts: Container[int] = ()
     try:
         request = RankingRequest.model_validate_json(body.raw, extra="forbid")
     except ValidationError as error:
-        body.ignored_fields = ignored_fields(error, _message, is_strict=rules.limits.unknown_fields == "reject")
-        request = RankingRequest.model_validate_json(body.raw, extra="ignore")
+        is_strict = rules.limits.unknown_fields == "reject"
+        if _has_nulls_or_parts(error):
+            request, in_parts = _read_second_time(body, is_strict=is_strict)
+        else:
+            body.ignored_fields = ignored_fields(error, _message, is_strict=is_strict)
+            request = RankingRequest.model_validate_json(body.raw, extra="ignore")
     wanted = request.passage_windows
     most = rules.limits.max_windows_per_passage
     windows = None if wanted is None else _windows(wanted, most)
@@ -176,12 +182,52 @@ def _read(body: Body, rules: ReadingRules) -> RankingCall:
         (RankingQuery(request.query.text, list(map(attrgetter("text"), request.passages))),),
         Fitting(Truncate(request.truncate or rules.truncate or Truncate.END), windows=windows),
         _reply,
-        passage_at=lambda index: ("passages", index, "text"),
+        passage_at=lambda index: ("passages", index) if index in in_parts else ("passages", index, "text"),
         query_at=lambda _: ("query", "text"),
         way_out="truncate: END",
         more_windows="passage_windows.max_per_passage" if windows and windows.max_per_passage < most else "",
         explain_top_n=None if explain is None else checked_top_n(explain, rules.limits.max_explained_passages),
     )
+
+
+def _has_nulls_or_parts(error: ValidationError) -> bool:
+    details = error.errors(include_url=False, include_context=False)
+    return any(one["loc"] and (one["input"] is None or one["loc"][-1] == "content") for one in details)
+
+
+def _read_second_time(body: Body, *, is_strict: bool) -> tuple[RankingRequest, Container[int]]:
+    """Reads a body without its null fields, and with the text of content parts. Also returns the indices of the
+    passages that consist of parts. Raises `InvalidRequest`."""
+    fields = {name: _without_nulls(value) for name, value in body.fields.items()}
+    in_parts = set[int]()
+    if isinstance(passages := fields.get("passages"), list):
+        fields["passages"] = passages = list(map(_without_nulls, passages))
+        in_parts = {index for index, passage in enumerate(passages) if _has_parts(passage)}
+        for index in in_parts:
+            passages[index] = _with_text(passages[index], index)
+    try:
+        return RankingRequest.model_validate(fields, extra="forbid"), in_parts
+    except ValidationError as error:
+        body.ignored_fields = ignored_fields(error, _message, is_strict=is_strict)
+    return RankingRequest.model_validate(fields, extra="ignore"), in_parts
+
+
+def _without_nulls(value: Any) -> Any:
+    return {name: one for name, one in value.items() if one is not None} if isinstance(value, dict) else value
+
+
+def _has_parts(passage: Any) -> bool:
+    """Whether a passage has content parts instead of a text, as multimodal clients of vLLM send them."""
+    is_candidate = isinstance(passage, dict) and "text" not in passage
+    return is_candidate and isinstance(passage.get("content"), list) and bool(passage["content"])
+
+
+def _with_text(passage: Mapping[str, Any], index: int) -> dict[str, Any]:
+    try:
+        text = text_of(passage)
+    except PydanticCustomError as error:
+        raise invalid(("passages", index), f"passages[{index}] {error.message()}", "document_type") from None
+    return {name: value for name, value in passage.items() if name != "content"} | {"text": text}
 
 
 def _windows(wanted: WindowOptions, limit: int) -> PassageWindows:

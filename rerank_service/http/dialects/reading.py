@@ -157,10 +157,13 @@ def ignored_fields(error: ValidationError, message: "_Message", *, is_strict: bo
     details = without_echoes(error.errors(include_url=False, include_input=False))
     others: list[ErrorDetails] = []
     unknown: list[ErrorDetails] = []
+    images: list[ErrorDetails] = []
     for detail in details:
-        loc = detail["loc"]
-        is_unknown = detail["type"] == "extra_forbidden" and (len(loc) == 1 or loc[-1] not in _IMAGES)
-        (unknown if is_unknown else others).append(detail)
+        is_unknown = detail["type"] == "extra_forbidden"
+        is_image = is_unknown and len(detail["loc"]) > 1 and detail["loc"][-1] in _IMAGES
+        (images if is_image else unknown if is_unknown else others).append(detail)
+    if images:
+        raise InvalidRequest(_problems(images, _image_message))
     if is_strict or any(detail["type"] == "missing" for detail in others):  # a missing field may be misspelt
         raise InvalidRequest(_problems(others + unknown, message))
     if others:
@@ -181,6 +184,10 @@ def place_of(body: Body, field: str, index: int) -> Loc:
 
 _Message = Callable[[str, Loc, ErrorDetails], str]
 """Forms a sentence from a code, a path that starts with `body`, and the details of a problem."""
+
+
+def _image_message(_: str, loc: Loc, __: ErrorDetails) -> str:
+    return f"{dotted(loc[1:])} is an image; this service ranks only text"
 
 
 def _problems(details: Sequence[ErrorDetails], message: _Message) -> list[FieldProblem]:
@@ -207,6 +214,8 @@ def field_message(code: str, field: str, detail: ErrorDetails) -> str:
             return f"{field} is empty; send at least one text"
         case "tuple_type":
             return f"{field} must be a list"
+        case "none_required":
+            return f"{field} is not supported; leave it out"
         case "document_type":
             return f"{field} {detail['msg']}"
     text = plain_message(detail["msg"])

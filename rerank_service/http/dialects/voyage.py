@@ -1,4 +1,8 @@
-"""Voyage's `/v1/rerank`, as specified at docs.voyageai.com. Scores are probabilities."""
+"""Voyage's `/v1/rerank`, as specified at docs.voyageai.com. Scores are probabilities.
+
+Jina's API has the field `truncation` too, so a body without `top_k` may also come from a client of Jina. The answer
+then has the `results` that Jina's clients read.
+"""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -8,6 +12,7 @@ from rerank_service.http.dialects.call import (
     EXAMPLE_RERANK,
     Body,
     Dialect,
+    Fields,
     RankingCall,
     RankingQuery,
     ReadingRules,
@@ -57,6 +62,8 @@ class VoyageRerankResponse(Wire):
 
     object: Literal["list"] = "list"
     data: tuple[VoyageResult, ...]
+    results: tuple[VoyageResult, ...] | None = None
+    """The same as `data`, for Jina's clients. Present if the body has `truncation` but not `top_k`."""
     model: str
     usage: VoyageUsage
 
@@ -69,10 +76,11 @@ class VoyageError(Wire):
 
 def _read(body: Body, rules: ReadingRules) -> RankingCall:
     request = read(VoyageRerankRequest, body, rules.limits)
+    may_be_jinas = request.truncation is not None and request.top_k is None
 
     def reply(rankings: Sequence[Ranked], model_id: str) -> VoyageRerankResponse:
         (ranked,) = rankings
-        results = (
+        data = tuple(
             VoyageResult(
                 relevance_score=probability(logit),
                 index=index,
@@ -81,7 +89,10 @@ def _read(body: Body, rules: ReadingRules) -> RankingCall:
             for index, logit in top(ranked, request.top_k)
         )
         return VoyageRerankResponse(
-            data=tuple(results), model=model_id, usage=VoyageUsage(total_tokens=ranked.num_tokens)
+            data=data,
+            results=data if may_be_jinas else None,
+            model=model_id,
+            usage=VoyageUsage(total_tokens=ranked.num_tokens),
         )
 
     truncate = rules.truncate or Truncate.END
@@ -101,6 +112,14 @@ def _refuse(error: RerankError) -> Refusal:
     return Refusal(error.http_status, VoyageError(detail=error.message))
 
 
+_JINAS_FIELDS = frozenset(("top_n", "max_doc_length", "return_embeddings"))
+"""Fields of Jina's API, which also has `truncation`. Voyage itself refuses `top_n`."""
+
+
+def _recognises(fields: Fields) -> bool:
+    return "top_k" in fields or ("truncation" in fields and _JINAS_FIELDS.isdisjoint(fields))
+
+
 RERANK = Dialect(
     name="voyage",
     paths=("/v1/rerank",),
@@ -110,5 +129,5 @@ RERANK = Dialect(
     read=_read,
     refuse=_refuse,
     example=EXAMPLE_RERANK | {"top_k": 1},
-    recognises=lambda fields: not fields.keys().isdisjoint(("top_k", "truncation")),
+    recognises=_recognises,
 )

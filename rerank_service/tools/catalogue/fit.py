@@ -69,16 +69,14 @@ class Fit(NamedTuple):
 
 def this_machine(cgroup_limit: Path = _CGROUP_LIMIT) -> Machine:
     """Memory, GPUs and CPU precision of this machine. The file `cgroup_limit` has the memory limit of a container."""
-    import torch  # takes seconds to import; the rest of this file does not need it
-
+    from rerank_service.engine.device import cuda  # imports torch, which takes seconds and the rest does not need
     from rerank_service.engine.device.precision import computes_bfloat16
 
     memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     limit = cgroup_limit.read_text().strip() if cgroup_limit.is_file() else "max"
-    gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     return Machine(
         memory_bytes=min(memory_bytes, int(limit)) if limit.isdecimal() else memory_bytes,
-        gpus=tuple(Gpu(gpu.name, gpu.total_memory) for gpu in gpus),
+        gpus=tuple(Gpu(*gpu) for gpu in cuda.visible()),
         has_bfloat16=computes_bfloat16(),
         num_cpus=_num_cpus(),
     )

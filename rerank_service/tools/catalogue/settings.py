@@ -63,10 +63,10 @@ def _pinned(located: Located, progress: Progress) -> Located:
 
 
 def _of_catalogue(located: Located, device: str) -> dict[str, Any]:
-    from rerank_service.engine.loading import resolve_device  # imports torch
+    from rerank_service.engine.device.choose import choose_device  # imports torch
 
     known = located.known
-    suits = (resolve_device(device).type == "cuda") == bool(known.num_gpus)
+    suits = choose_device(device).is_gpu == bool(known.num_gpus)
     return {
         "id": known.id,
         "checkpoint": located.checkpoint.model_dump(),

@@ -29,6 +29,7 @@ from rerank_service.tools.cli.options import ConfigOption, choose, is_source
 from rerank_service.tools.cli.progress import ProgressBar
 
 if TYPE_CHECKING:
+    from rerank_service.config import ModelConfig
     from rerank_service.tools.verify.recorded import RecordedLogits
     from rerank_service.tools.verify.served import ServedPath
     from rerank_service.tools.verify.verdict import Verdict
@@ -52,6 +53,10 @@ Recorded = Annotated[
     ),
 ]
 
+Record = Annotated[
+    bool, typer.Option("--record", help="With --dtype float8, on a GPU: record whether `dtype: auto` may take float8.")
+]
+
 
 def verify_command(
     model: Name = None,
@@ -61,6 +66,7 @@ def verify_command(
     key: Key = None,
     served_as: Annotated[str | None, typer.Option(help="With --url: the service's name for the model.")] = None,
     recorded: Recorded = None,
+    record: Record = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the verdict and its figures as JSON.")] = False,
 ) -> None:
     """Check that a served model scores like its checkpoint.
@@ -69,22 +75,21 @@ def verify_command(
     """
     if served_as is not None and url is None:
         raise fail("--served-as needs --url")
+    if record and url is not None:
+        raise fail("--record verifies a model that is loaded here, and does not work with --url")
     chosen, is_configured = choose(model, config, dtype)
     # imported here, because torch and transformers take seconds and --help does not need them
-    from rerank_service.tools.verify.running_service import ServicePath
     from rerank_service.tools.verify.served import EnginePath
     from rerank_service.tools.verify.verify import verify
 
+    gpu = _gpu_to_record(chosen) if record else None
     expected = _recorded(recorded, chosen.id)
     if url is None:
         num_cpus = chosen.replica.num_cpus if is_configured else None
         open_served: Callable[[], ServedPath] = partial(EnginePath, chosen, num_cpus)
     else:
-        served = get_json(url, "/v1/models", key)["data"]  # fails before the reference run, which takes half a minute
         name = served_as or (chosen.id if model is None or not is_source(model) else None)
-        client = Client(url, api_key=key, model=name, timeout_s=_TIMEOUT_S)
-        precision = partial(_reported_precision, url, served, name) if dtype is None else lambda: None
-        open_served = partial(ServicePath, client, url, chosen.engine.dtype, precision)
+        open_served = _running(url, key, name, chosen.engine.dtype, is_dtype_given=dtype is not None)
     try:
         with ProgressBar(reference="pairs", served="pairs") as progress:
             verdict = verify(chosen, open_served, expected, progress)
@@ -92,11 +97,43 @@ def verify_command(
         raise unreachable(url or "", error.cause) from None
     except RerankClientError as error:
         raise fail(str(error)) from None
-    if as_json:
-        typer.echo(json.dumps(asdict(verdict)))
-    else:
-        _show(verdict)
+    _show(verdict, as_json)
+    if gpu is not None:
+        _record(chosen, verdict, gpu)
     raise typer.Exit(0 if verdict.is_faithful else 1)
+
+
+def _running(
+    url: str, key: str | None, name: str | None, dtype: Dtype, *, is_dtype_given: bool
+) -> Callable[[], ServedPath]:
+    """Connects to a running service, and so fails before the reference run, which takes half a minute."""
+    from rerank_service.tools.verify.running_service import ServicePath
+
+    served = get_json(url, "/v1/models", key)["data"]
+    client = Client(url, api_key=key, model=name, timeout_s=_TIMEOUT_S)
+    precision = (lambda: None) if is_dtype_given else partial(_reported_precision, url, served, name)
+    return partial(ServicePath, client, url, dtype, precision)
+
+
+def _gpu_to_record(model: ModelConfig) -> str:
+    from rerank_service.errors import CheckpointError
+    from rerank_service.tools.verify.float8_record import gpu_to_record
+
+    try:
+        return gpu_to_record(model)
+    except CheckpointError as error:
+        raise fail(str(error)) from None
+
+
+def _record(model: ModelConfig, verdict: Verdict, gpu: str) -> None:
+    from rerank_service.tools.verify.float8_record import record_float8
+
+    try:
+        record, path = record_float8(model, verdict, gpu)
+    except OSError as error:
+        raise fail(f"cannot write the record: {error}") from None
+    answer = "takes" if record.is_accepted else "does not take"
+    typer.echo(f"recorded in {path}: dtype auto {answer} float8 for this checkpoint on {gpu}", err=True)
 
 
 def _reported_precision(url: str, served: Sequence[dict[str, Any]], name: str | None) -> str | None:
@@ -120,7 +157,10 @@ def _recorded(wanted: str | None, model_id: str) -> Sequence[RecordedLogits]:
     return found
 
 
-def _show(verdict: Verdict) -> None:
+def _show(verdict: Verdict, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(asdict(verdict)))
+        return
     say(f"served     {verdict.served}")
     say(f"reference  {verdict.reference}")
     folded = (Column(name, overflow="fold") for name in ("check", "found", "allowed"))

@@ -7,9 +7,6 @@ from typing import Any, NamedTuple, Protocol
 
 from rerank_service.config import Dtype, ModelConfig
 from rerank_service.engine import Engine, Truncate, load_engine
-from rerank_service.engine.device.precision import resolve_precision
-from rerank_service.engine.linear.packed import can_pack
-from rerank_service.engine.loading import resolve_device
 from rerank_service.messages import Fitting, Shard
 from rerank_service.replica.scorer import ModelScorer
 from rerank_service.routing.ranker import estimate_tokens
@@ -75,10 +72,8 @@ class EnginePath:
         except BaseException:
             self.close()
             raise
-        device = resolve_device(model.engine.device)
-        precision = resolve_precision(model.engine.dtype, device)
-        self.dtype = Dtype(precision.name)
-        self.must_repeat = device.type == "cpu" and can_pack(precision.states)
+        self.dtype = Dtype(self._engine.precision)
+        self.must_repeat = self._engine.is_batch_invariant
         self.description = f"{self._engine.description}, through the scheduler"
 
     def close(self) -> None:

@@ -15,7 +15,9 @@ from rerank_service.checkpoints.resolve import resolve_checkpoint
 from rerank_service.checkpoints.verification import Progress, no_progress
 from rerank_service.config import ModelConfig
 from rerank_service.engine.build import engine_kind
-from rerank_service.engine.loading import refuse_pickles, resolve_device
+from rerank_service.engine.device.choose import choose_device
+from rerank_service.engine.device.cuda import release_unused_memory
+from rerank_service.engine.loading import refuse_pickles
 from rerank_service.tools.verify.recorded import RecordedLogits
 from rerank_service.tools.verify.reference import Reference, load_reference
 from rerank_service.tools.verify.served import PairTokens, ServedLogits, ServedPath
@@ -66,8 +68,7 @@ def verify(
     """Compares a model with its reference. Raises `CheckpointError`, and the errors of the served path."""
     run = run_reference(model, recorded, on_progress)
     gc.collect()  # frees the reference before the served model is loaded
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    release_unused_memory()
     on_progress("served", 0, 1)
     with closing(open_served()) as served:
         return compare_served(run, served, on_progress)
@@ -81,7 +82,7 @@ def run_reference(
     on_progress("reference", 0, 1)
     folder = resolve_checkpoint(model.checkpoint)
     refuse_pickles(folder)
-    kind, device = engine_kind(folder, model.engine), resolve_device(model.engine.device)
+    kind, device = engine_kind(folder, model.engine), choose_device(model.engine.device).device
     reference = load_reference(kind, folder, model, device)
     if num_threads := model.engine.num_threads or (1 if reference.num_parameters < _FEW_PARAMETERS else None):
         torch.set_num_threads(num_threads)  # the served engine sets its own number later

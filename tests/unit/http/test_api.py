@@ -12,7 +12,7 @@ import pytest
 
 from rerank_service.config import ModelConfig
 from rerank_service.errors import NonFiniteLogit, QueueFull, RequestTooLarge
-from rerank_service.messages import ReplicaReport, Shard, ShardScores
+from rerank_service.messages import ReplicaReport, Shard, ShardScores, StartTimes
 from tests.local_service import LocalReplica, client_of, local_api
 from tests.models import local_model
 
@@ -329,7 +329,7 @@ async def test_unknown_fields_are_ignored_and_named(
     client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     passages = [{"text": one["text"], "id": 1} for one in BODY["passages"]]
-    extra: dict[str, Any] = {"top_n": 1, "my secret field": 5, "x" * 41: 5, "x": 5, "passage_windows": {"k": None}}
+    extra: dict[str, Any] = {"top_n": 1, "my secret field": 5, "x" * 41: 5, "x": 5, "passage_windows": {"k": 1}}
     with caplog.at_level("INFO", logger="rerank_service"):
         plain = await client.post("/v1/ranking", json=BODY)
         response = await client.post("/v1/ranking", json=BODY | extra | {"passages": passages})
@@ -360,13 +360,6 @@ async def test_a_misspelt_field_is_named_if_a_required_field_is_missing(client: 
 async def test_other_problems_do_not_blame_ignored_fields(client: httpx.AsyncClient) -> None:
     answer = (await client.post("/v1/ranking", json=BODY | {"truncate": "START", "top_n": 1})).json()
     assert [one["loc"] for one in answer["detail"]] == [["body", "truncate"]]
-
-
-async def test_an_image_is_refused(client: httpx.AsyncClient) -> None:
-    passages = [{"text": "a", "image": "data:image/png;base64,AA"}]
-    answer = await client.post("/v1/ranking", json=BODY | {"passages": passages})
-    assert answer.status_code == 400
-    assert answer.json()["message"] == "passages[0].image is not a field of this API; accepted here: text"
 
 
 async def test_keys_guard_ranking_and_models(models: list[ModelConfig], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -481,7 +474,7 @@ async def test_models_lists_the_default_first(models: list[ModelConfig]) -> None
     ]
 
 
-async def test_metadata_shows_the_precision_once_a_replica_has_reported_it(models: list[ModelConfig]) -> None:
+async def test_metadata_shows_precision_and_start_once_a_replica_has_reported_them(models: list[ModelConfig]) -> None:
     class Reporting:
         """Replicas that report a different precision each time."""
 
@@ -489,10 +482,11 @@ async def test_metadata_shows_the_precision_once_a_replica_has_reported_it(model
 
         def remote(self, shard: Shard) -> "asyncio.Task[ShardScores]":
             facts = (f"replica {len(heard)}", (), 0.0, 0, 0, 0, 0.0, 0, None, next(self.precisions))
+            report = ReplicaReport(*facts, start=StartTimes(0.5, 9.04, 40.0, 2.0 - len(heard), 1.0))
             heard.append(shard)
 
             async def score() -> ShardScores:
-                return ShardScores((1.0,), (9,), (False,), (False,), 0.0, 0.0, 0.0, report=ReplicaReport(*facts))
+                return ShardScores((1.0,), (9,), (False,), (False,), 0.0, 0.0, 0.0, report=report)
 
             return asyncio.ensure_future(score())
 
@@ -509,6 +503,9 @@ async def test_metadata_shows_the_precision_once_a_replica_has_reported_it(model
 
     assert [one["precision"] for one in before["modelInfo"]] == [None, None]
     assert [one["precision"] for one in after["modelInfo"]] == ["int8", None]
+    assert [one["start_seconds"] for one in before["modelInfo"]] == [None, None]
+    slowest = {"fetch": 0.5, "weights": 9.0, "compile": 40.0, "capture": 2.0, "warm_up": 1.0}
+    assert [one["start_seconds"] for one in after["modelInfo"]] == [slowest, None]
 
 
 async def test_metrics_count_requests_passages_and_tokens(client: httpx.AsyncClient) -> None:

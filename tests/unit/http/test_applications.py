@@ -28,7 +28,8 @@ KEY = "sk-recorded"
 """The key in the recorded headers."""
 ASKED_FOR = {
     *("AIPerf", "Cherry Studio", "Continue", "Dify", "Elasticsearch", "FastGPT", "Flowise", "Hindsight", "LibreChat"),
-    *("LightRAG", "MaxKB", "Open WebUI", "R2R", "RAGFlow", "Stargate Data API", "WeKnora", "Weaviate", "kotaemon"),
+    *("LightRAG", "MaxKB", "NVIDIA RAG Blueprint", "Open WebUI", "R2R", "RAGFlow", "Stargate Data API", "WeKnora"),
+    *("Weaviate", "kotaemon"),
 }
 WINDOW_TOKENS = 512
 SCORES = ("relevance_score", "logit", "score")

@@ -5,7 +5,7 @@ import re
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from rerank_service.messages import ReplicaReport
+from rerank_service.messages import ReplicaReport, StartTimes
 from rerank_service.telemetry.ingress_metrics import IngressMetrics
 from rerank_service.telemetry.metrics import (
     ALL_METRICS,
@@ -56,6 +56,21 @@ def test_precisions_cover_replicas_that_answered_recently() -> None:
     assert metrics.precisions("m") == {"int8", "bfloat16"}
     now_s = 70.0
     assert metrics.precisions("m") == {"bfloat16"}
+
+
+def test_the_start_is_that_of_the_slowest_replica() -> None:
+    now_s = 0.0
+    metrics = IngressMetrics(clock=lambda: now_s)
+    assert metrics.slowest_start("m") is None
+    metrics.add_report("m", report("host:1", start=StartTimes(1.0, 9.0, 40.0, 2.0, 1.0)))
+    metrics.add_report("m", report("host:2", start=StartTimes(1.0, 12.0, 3.0, 2.0, 1.0)))
+    metrics.add_report("m", report("host:3"))
+
+    found = {key[1]: value for key, value in values(metrics.exposition()).items() if key[0] == "rerank_start_seconds"}
+    assert found == {"m,fetch": 1.0, "m,weights": 9.0, "m,compile": 40.0, "m,capture": 2.0, "m,warm_up": 1.0}
+    now_s = 61.0
+    metrics.add_report("m", report("host:2", start=StartTimes(1.0, 12.0, 3.0, 2.0, 1.0)))
+    assert metrics.slowest_start("m") == StartTimes(1.0, 12.0, 3.0, 2.0, 1.0)
 
 
 @pytest.mark.parametrize("metric", ALL_METRICS, ids=lambda metric: metric.name)
@@ -112,9 +127,9 @@ def test_ray_receives_the_ingresss_own_values_and_no_replicas_report() -> None:
 
 def test_an_ingress_aggregates_its_replicas() -> None:
     metrics = IngressMetrics()
-    metrics.add_report("m", report("host:1", mfu=0.2))
+    metrics.add_report("m", report("host:1", mfu=0.2, memory_limit_bytes=80_000_000))
     metrics.add_report("m", report("host:2", mfu=0.4, batches=((64, 0.1),)))
-    metrics.add_report("m", report("host:2", mfu=0.6, waiting_tokens=10, batches=()))
+    metrics.add_report("m", report("host:2", mfu=0.6, memory_limit_bytes=40_000_000, waiting_tokens=10, batches=()))
 
     shown = values(metrics.exposition())
 
@@ -124,6 +139,7 @@ def test_an_ingress_aggregates_its_replicas() -> None:
     assert shown["rerank_passage_cache_hits_total", "m"] == 9
     assert shown["rerank_device_waiting_tokens", "m"] == 80
     assert shown["rerank_device_memory_bytes", "m"] == 10_000_000
+    assert shown["rerank_device_memory_limit_bytes", "m"] == 120_000_000
     assert shown["rerank_device_mfu", "m"] == pytest.approx(0.4)
 
 
@@ -141,7 +157,9 @@ def test_a_replica_without_recent_answers_is_left_out() -> None:
     assert values(metrics.exposition())["rerank_device_waiting_tokens", "m"] == 0
 
 
-def test_a_cpu_has_no_utilisation() -> None:
+def test_a_cpu_has_no_utilisation_and_no_memory_limit() -> None:
     metrics = IngressMetrics()
     metrics.add_report("m", report())
-    assert ("rerank_device_mfu", "m") not in values(metrics.exposition())
+    shown = values(metrics.exposition())
+    assert ("rerank_device_mfu", "m") not in shown
+    assert ("rerank_device_memory_limit_bytes", "m") not in shown

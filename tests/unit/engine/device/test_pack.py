@@ -1,12 +1,15 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.models.xlm_roberta.modeling_xlm_roberta import XLMRobertaEmbeddings
 
 from rerank_service.config import Pooling
-from rerank_service.engine.device.pack import length_sorted_batches, pack, pool
+from rerank_service.engine.device.pack import length_sorted_batches, pack, pool, to_device
 
 CPU = torch.device("cpu")
 LENGTHS = st.lists(st.integers(1, 600), max_size=80)
@@ -53,6 +56,53 @@ def test_pooling(pooling: Pooling, expected: list[list[float]]) -> None:
 
     assert pooled.dtype == torch.float32
     assert pooled.tolist() == expected
+
+
+class Transfers(TorchDispatchMode):
+    """Records the copies between host and device, and the allocations of pinned memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if name in {"_pin_memory", "_to_copy"}:
+            self.seen.append(name)
+            if name == "_to_copy":
+                assert kwargs["non_blocking"]
+        return func(*args, **kwargs or {})
+
+
+def test_a_batch_reaches_the_gpu_in_one_pinned_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the `meta` device as the GPU: it computes nothing, but shapes, types and the calls are those of a GPU."""
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor)
+    pinned: list[torch.Tensor] = []
+    sequences = [np.array([7, 8], np.int32), np.array([9], np.int32), np.array([1, 2, 3], np.int32)]
+
+    with Transfers() as transfers:
+        on_gpu = pack(sequences, torch.device("meta"), type_ids=sequences)
+    on_cpu = pack(sequences, CPU, type_ids=sequences)
+
+    assert transfers.seen == ["_to_copy"]
+    assert len(pinned) == 1
+    for name in ("token_ids", "position_ids", "lengths", "cu_seqlens", "type_ids"):
+        expected, found = getattr(on_cpu, name), getattr(on_gpu, name)
+        assert (found.shape, found.dtype, found.device.type) == (expected.shape, expected.dtype, "meta"), name
+
+
+def test_arrays_keep_their_values_in_the_common_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
+    arrays = [np.array([1, -2, 1 << 40]), np.empty(0, np.int64), np.array([0.5], np.float32), np.array([3], np.int32)]
+    monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)
+
+    class HostAsGpu:
+        type = "cuda"
+
+    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, device, non_blocking: tensor.clone())
+
+    for array, tensor in zip(arrays, to_device(arrays, HostAsGpu()), strict=True):  # type: ignore[arg-type]
+        np.testing.assert_array_equal(tensor.numpy(), array)
+        assert tensor.numpy().dtype == array.dtype
 
 
 @given(LENGTHS, st.sampled_from([0.0, 0.1, 0.5]))

@@ -10,6 +10,7 @@ from transformers import BertModel, PreTrainedTokenizerFast
 
 from rerank_service.checkpoints.resolve import resolve_checkpoint
 from rerank_service.engine import Engine, Truncate, load_engine
+from rerank_service.engine.kinds.late_interaction import LateInteractionEngine
 from rerank_service.errors import PairTooLong
 from rerank_service.messages import TokenMatch, rank_by_logit
 from tests.attention import recorded_passes
@@ -18,9 +19,12 @@ from tests.models import NASTY_PASSAGES, embedded_model
 QUERY = "What is the capital of France?"
 
 
-@pytest.fixture(scope="module")
-def engine() -> Engine:
-    return load_engine(embedded_model())
+@pytest.fixture(scope="module", params=[False, True], ids=["pair by pair", "in chunks, as on a GPU"])
+def engine(request: pytest.FixtureRequest) -> Engine:
+    engine = load_engine(embedded_model())
+    assert isinstance(engine, LateInteractionEngine)
+    engine.compares_in_chunks = request.param
+    return engine
 
 
 def reference_logits(query: str, passages: list[str]) -> list[float]:
