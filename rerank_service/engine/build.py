@@ -85,17 +85,10 @@ def load_engine(
             _prepare_gpu(engine, chosen, clock, run_alone)
     engine.start_times = clock.times
     engine.unverified = unverified_reason(engine.assumptions, model, folder)
-    _log_loaded(model.id, engine)
-    return engine
-
-
-def _log_loaded(model_id: str, engine: CheckpointEngine[Any]) -> None:
-    if engine.unverified:
-        logger.warning("model=%s is unverified: %s", model_id, engine.unverified)
     logger.info(
         "loaded model=%s engine=%s window_tokens=%d memory_tokens=%s num_threads=%d compiled=%s graphs=%d load_s=%.1f "
         "fetch_s=%.1f weights_s=%.1f compile_s=%.1f capture_s=%.1f warm_up_s=%.1f",
-        *(model_id, engine.description, engine.window_tokens, engine.memory_tokens, torch.get_num_threads()),
+        *(model.id, engine.description, engine.window_tokens, engine.memory_tokens, torch.get_num_threads()),
         *(engine.is_compiled, engine.num_graphs, sum(engine.start_times), *engine.start_times),
     )
 
