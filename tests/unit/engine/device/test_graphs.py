@@ -88,6 +88,10 @@ def as_in_a_launch() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def run() -> StatesOf:
+    return small_model()
+
+
+def small_model() -> StatesOf:
     torch.manual_seed(0)
     config = BertConfig(
         hidden_size=32,
