@@ -36,8 +36,8 @@ else
 	@$(MAKE) --jobs 2 --keep-going $(if $(filter output-sync,$(.FEATURES)),--output-sync) test-unit test-service
 endif
 
-test-unit: $(VENV)/.installed-dev ## run the unit tests
-	$(BIN)/python -m pytest tests/unit
+test-unit: $(VENV)/.installed-dev ## run the unit tests, and the GPU path without a GPU
+	$(BIN)/python -m pytest tests/unit tests/gpu_less
 
 test-service: $(VENV)/.installed-dev ## run the page and service tests
 	$(BIN)/python -m pytest tests/page tests/service
@@ -51,7 +51,7 @@ client: $(BIN)/python ## build the Python client alone as a wheel in dist/
 		$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist "$$folder"
 	@ls dist/rerank_service_client-*.whl
 
-clients: $(VENV)/.installed-dev ## run other vendors' clients against a running service; installs the clients once, about 1 GB
+clients: $(VENV)/.installed-dev ## run other vendors' clients against a running service; installs the clients once, about 3 GB
 	$(BIN)/python -m tests.clients
 
 chaos: $(VENV)/.installed-dev ## break replicas, ingresses, the controller, a node and the head under load; 15 minutes per run

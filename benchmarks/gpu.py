@@ -41,13 +41,15 @@ def _parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prepare", action="store_true", help="download the packages that a GPU machine lacks")
     parser.add_argument("--models", "--sizes", default="1b,4b", help="1b, 4b, small, tiny, separated by commas")
-    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--device", default="cuda:0")
     parser.add_argument("--queue-tokens", type=int, default=262_144, help="tokens of a full queue")
+    parser.add_argument("--passages", type=int, default=100, help="passages of one request")
     parser.add_argument("--batch-tokens", type=int, default=16_384)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--budget-s", type=float, help="seconds for each model; default 270 (1b) and 450 (4b)")
     parser.add_argument("--checkpoints", type=Path, default=Path(__file__).parents[1] / ".bench" / "checkpoints")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, help="file for the rows, replaced whole after each row")
+    parser.add_argument("--commit", help="commit to record, if the checkout on the GPU machine has no git repository")
     return parser.parse_args()
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from benchmarks.on_gpu.limits import Rates, operations
 from benchmarks.on_gpu.models import EngineState, load, state_of
 from benchmarks.on_gpu.plan import AIMS, FULL_QUEUE, Row, Variant
-from rerank_service.engine import EncodedPair, Engine, Truncate
+from rerank_service.engine import EncodedPair, Engine
 from rerank_service.engine.loading import read_model_config
 from rerank_service.engine.score_all import token_budget_batches
 from rerank_service.engine.text.tokenise import load_tokenizer

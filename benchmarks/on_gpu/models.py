@@ -27,7 +27,7 @@ _WINDOW = 8192
 
 def written(folder: Path, model: str, device: str) -> Path:
     """The checkpoint of a model in `folder`; written first, unless an earlier call has left it there."""
-    checkpoint = folder / f"{model}-drawn-on-{device.partition(':')[0]}"
+    checkpoint = folder.resolve() / f"{model}-drawn-on-{device.partition(':')[0]}"
     if not checkpoint.is_dir():
         architecture, shape = MODELS[model]
         make_checkpoint(checkpoint, architecture, shape, dtype="bfloat16", device=device)

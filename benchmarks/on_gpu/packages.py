@@ -33,7 +33,7 @@ def prepare(python_version: str = "3.12", root: Path = _ROOT) -> Path:
     command += ["--target", str(folder), "--upgrade", "--no-deps", "--only-binary", ":all:"]
     command += ["--implementation", "cp", "--python-version", python_version]
     command += [word for platform in _PLATFORMS for word in ("--platform", platform)]
-    subprocess.run([*command, *pinned((_ROOT / "constraints.txt").read_text(encoding="utf-8"))], check=True)  # noqa: S603
+    subprocess.run([*command, *pinned((_ROOT / "constraints.txt").read_text(encoding="utf-8"))], check=True)
     return folder
 
 

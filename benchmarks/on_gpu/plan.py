@@ -3,13 +3,26 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-__all__ = ["AIMS", "FULL_QUEUE", "ONE_PAIR", "REQUEST", "Budget", "Load", "Row", "Variant", "rows_of", "variants_of"]
+__all__ = [
+    "AIMS",
+    "FULL_QUEUE",
+    "ONE_PAIR",
+    "REQUEST",
+    "Budget",
+    "Extent",
+    "Load",
+    "Row",
+    "Variant",
+    "rows_of",
+    "variants_of",
+]
 
 FULL_QUEUE = "full queue"
 """Batches of a long queue, as many in flight as in the service."""
-REQUEST = "100 passages"
-"""One request, alone on the device."""
+REQUEST = "request of {}"
+"""One request with this number of passages, alone on the device."""
 ONE_PAIR = "one pair"
 """One pair of 128 tokens, alone on the device."""
 
@@ -60,7 +73,7 @@ class Row:
     load: Load
 
     def __str__(self) -> str:
-        return f"{self.model}, {self.variant.name}, {self.load.name} of {self.load.num_tokens} tokens"
+        return f"{self.model}, {self.variant.name}, {self.load.name}, {self.load.num_tokens} tokens each"
 
 
 def variants_of(device: str) -> tuple[Variant, ...]:
@@ -76,14 +89,21 @@ def variants_of(device: str) -> tuple[Variant, ...]:
     )
 
 
-def rows_of(
-    model: str, variant: Variant, window_tokens: int, queue_tokens: int, repeats: int, *, is_first: bool
-) -> list[Row]:
+class Extent(NamedTuple):
+    """How much each row scores."""
+
+    queue_tokens: int
+    num_passages: int
+    repeats: int
+
+
+def rows_of(model: str, variant: Variant, window_tokens: int, extent: Extent, *, is_first: bool) -> list[Row]:
     """Rows of a variant in the order of importance. Only the variants that a service would use get all rows."""
     lengths = [512, 128, 2048, 8192] if model != "4b" else [512, 128]
     lengths = [length for length in lengths if length <= window_tokens]
+    queue_tokens, num_passages, repeats = extent
     full = [Load(FULL_QUEUE, length, max(2, queue_tokens // length), repeats) for length in lengths]
-    requests = [Load(REQUEST, length, 100, repeats) for length in lengths]
+    requests = [Load(REQUEST.format(num_passages), length, num_passages, repeats) for length in lengths]
     one_pair = Load(ONE_PAIR, min(128, window_tokens), 1, 5 * repeats)
     if not (is_first or variant.is_compiled):
         return [Row(model, variant, load) for load in (full[0], requests[0], one_pair)]

@@ -3,7 +3,6 @@
 import argparse
 import gc
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ import torch
 from benchmarks.on_gpu.limits import Rates, measure_rates, operations
 from benchmarks.on_gpu.measure import Reference, figures, reference_logits
 from benchmarks.on_gpu.models import collected_warnings, counted_replays, load, state_of, window, written
-from benchmarks.on_gpu.plan import Budget, Row, rows_of, variants_of
+from benchmarks.on_gpu.plan import Budget, Extent, Row, rows_of, variants_of
 from benchmarks.on_gpu.record import Record, table
 from benchmarks.provenance import provenance
 from rerank_service.engine import Engine
@@ -26,7 +25,8 @@ _LOAD_S = 20.0
 def bench(options: argparse.Namespace) -> None:
     """Measures the chosen models. Prints and saves every row as it comes, and ends with the table."""
     rates = measure_rates(options.device)
-    record = Record(options.json, provenance(["torch", "transformers", "triton"]), rates)
+    origin = provenance(["torch", "transformers", "triton"])
+    record = Record(options.json, origin | ({"commit": options.commit} if options.commit else {}), rates)
     float8 = f", float8 {rates.float8 / 1e12:.0f}" if rates.float8 else ""
     print(f"large matrix products, TFLOP/s: bfloat16 {rates.bfloat16 / 1e12:.0f}{float8}", flush=True)
     for model in options.models.split(","):
@@ -41,7 +41,7 @@ class _ModelBench:
         self.model, self.options, self.rates, self.record = model, options, rates, record
         self.budget = Budget.of_model(model, options.budget_s)
         self.load_s = _LOAD_S
-        self.checkpoint = written(Path(options.checkpoints), model, options.device)
+        self.checkpoint = written(options.checkpoints, model, options.device)
         print(f"{model}: checkpoint ready, {self.budget.left_s:.0f} s left", flush=True)
 
     def run(self) -> None:
@@ -57,11 +57,14 @@ class _ModelBench:
 
     def _rows(self, number: int) -> list[Row]:
         variant = variants_of(self.options.device)[number]
-        queue, repeats = self.options.queue_tokens, self.options.repeats
-        return rows_of(self.model, variant, window(self.checkpoint), queue, repeats, is_first=number == 0)
+        extent = Extent(self.options.queue_tokens, self.options.passages, self.options.repeats)
+        return rows_of(self.model, variant, window(self.checkpoint), extent, is_first=number == 0)
 
     def _reference(self, lengths: list[int]) -> Reference:
         started = time.perf_counter()
+        if self.budget.left_s < self.load_s:
+            self.record.add_skipped([f"{self.model}, float32 reference"], "no time")
+            return {}
         try:
             logits = reference_logits(self.checkpoint, lengths, self.options.device)
         except Exception as problem:  # speed can be measured without it
@@ -98,7 +101,7 @@ class _ModelBench:
                     warnings=warnings,
                 )
             )
-        except RuntimeError as problem:
+        except Exception as problem:  # the other rows are measured even if this one fails
             self.record.add_skipped([str(row)], _brief(problem))
 
     def _expected_s(self, row: Row, engine: Engine[Any]) -> float:

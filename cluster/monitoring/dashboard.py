@@ -159,6 +159,12 @@ ROWS: dict[str, list[Panel]] = {
             {"{{model}}": f"{_sum('device_memory_bytes')} / {_sum('device_memory_limit_bytes')}"},
         ),
         Panel(
+            "Start to ready",
+            "s",
+            "Stages of the slowest start among the running replicas. compile and capture are 0 on CPUs.",
+            {"{{model}} {{stage}}": 'max by (model, stage) (M_start_seconds{model=~"$model"})'},
+        ),
+        Panel(
             "Passage cache",
             "percentunit",
             "Share of passages whose encoding was cached (late interaction with passage_cache_bytes).",

@@ -115,7 +115,8 @@ def _add_descriptions(routes: APIRouter, config: RerankConfig, metrics: IngressM
 
         `precision` is the number format in which a model computes, or the coarsest format if the model's replicas
         differ. `start_seconds` is the time from start to ready, by stage, of the replica that started most slowly. Both
-        are null before a replica's first answer, and after a minute without an answer.
+        are null before a replica's first answer, and after a minute without an answer. `unverified` tells what the
+        service had to assume about a model; null if nothing, or if `verify` has confirmed it.
         """
         models = []
         for model in config.models:
@@ -127,6 +128,7 @@ def _add_descriptions(routes: APIRouter, config: RerankConfig, metrics: IngressM
                     "shortName": model.id,
                     "precision": precision,
                     "start_seconds": start and {stage: round(s, 1) for stage, s in start.by_stage().items()},
+                    "unverified": metrics.unverified.get(model.id),
                 }
             )
         return {

@@ -27,7 +27,13 @@ ENVIRONMENTS = ROOT / ".bench" / "clients"
 START_LIMIT_S = 300
 _IN_PROCESS = "in-process"
 """The environment that also sees the packages of the running environment, because its tests load a model."""
-_STAY_AT_HOME = {"HAYSTACK_TELEMETRY_ENABLED": "False", "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+_STAY_AT_HOME = {
+    "AGNO_TELEMETRY": "false",
+    "HAYSTACK_TELEMETRY_ENABLED": "False",
+    "HF_ENDPOINT": "http://127.0.0.1:9",  # nothing listens there; AIPerf refuses a local tokenizer with HF_HUB_OFFLINE
+    "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+    "ORT_DISABLE_TELEMETRY": "1",  # onnxruntime of pymilvus.model and AIPerf otherwise reports to Microsoft
+}
 """Environment variables that keep clients from calling anything but the service."""
 
 
@@ -114,9 +120,10 @@ def run(name: str, url: str, folder: Path) -> list[Outcome]:
     """Runs one environment's tests, and returns the outcomes by client and dialect."""
     report = folder / f"{name}.xml"
     command = [str(ENVIRONMENTS / name / "bin" / "python"), "-m", "pytest", "-c", str(HERE / "pytest.ini")]
-    tests = HERE / f"test_{name.replace('-', '_')}.py"
-    environment = {**os.environ, **_STAY_AT_HOME, "RERANK_CLIENTS_URL": url}
-    subprocess.run([*command, str(tests), f"--junitxml={report}"], check=False, env=environment, cwd=ROOT)
+    tests = map(str, sorted(HERE.glob(f"test_{name.replace('-', '_')}*.py")))
+    address = {"RERANK_CLIENTS_URL": url, "CO_API_URL": url}  # Cohere's client in LanceDB reads CO_API_URL
+    environment = {**os.environ, **_STAY_AT_HOME, **address}
+    subprocess.run([*command, *tests, f"--junitxml={report}"], check=False, env=environment, cwd=ROOT)
     cases = ElementTree.parse(report).iter("testcase") if report.exists() else ()  # noqa: S314 - our own report
     return [outcome_of(case) for case in cases] or [Outcome(name, "no test ran", 0, 1)]
 

@@ -1,9 +1,12 @@
 """Fixtures for tests of vendors' clients against a running service. Only `make clients` runs these tests."""
 
 import json
+import math
 import os
+import socket
 import urllib.request
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 
@@ -14,6 +17,8 @@ TEXTS = (
     "Paris is the capital and largest city of France.",
     "Berlin is the capital of Germany.",
 )
+TOLERANCE = 1e-3
+"""Largest difference between two scores of a pair: in int8, the other pairs of a batch may change a logit slightly."""
 
 if "RERANK_CLIENTS_URL" not in os.environ:
     collect_ignore_glob = ["test_*.py"]  # these tests need the vendors' packages
@@ -26,6 +31,19 @@ def _told(request: pytest.FixtureRequest, record_property: Callable[[str, object
     client, dialect = mark.args
     record_property("client", client)
     record_property("dialect", dialect)
+
+
+@pytest.fixture(autouse=True)
+def _loopback_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refuses to resolve other hosts' names. LiteLLM, for example, reads each model's window from huggingface.co."""
+    resolve = socket.getaddrinfo
+
+    def resolve_loopback(host: Any, *args: Any, **options: Any) -> Any:
+        if host not in ("127.0.0.1", b"127.0.0.1", "localhost"):
+            raise socket.gaierror(socket.EAI_FAIL, f"the tests of clients do not resolve {host!r}")
+        return resolve(host, *args, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve_loopback)
 
 
 @pytest.fixture
@@ -44,6 +62,18 @@ def logits() -> Sequence[float]:
     with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310
         rankings = json.load(answer)["rankings"]
     return [ranking["logit"] for ranking in sorted(rankings, key=lambda ranking: ranking["index"])]
+
+
+@pytest.fixture
+def probabilities(logits: Sequence[float]) -> list[float]:
+    """Scores of `TEXTS` in the APIs whose scores are probabilities, in the order of the texts."""
+    return [1 / (1 + math.exp(-logit)) for logit in logits]
+
+
+@pytest.fixture
+def best_first(probabilities: list[float]) -> list[tuple[str, Any]]:
+    """`TEXTS` with their probabilities, best first, to compare with the answers of a client."""
+    return [(TEXTS[index], pytest.approx(probabilities[index], abs=TOLERANCE)) for index in (1, 2, 0)]
 
 
 @pytest.fixture

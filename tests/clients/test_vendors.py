@@ -1,6 +1,5 @@
 """Cohere's, Voyage's, LiteLLM's and Haystack's own clients, unchanged."""
 
-import math
 from typing import Any
 
 import cohere
@@ -17,19 +16,10 @@ TOLERANCE = 1e-3
 """Largest difference between two logits of a pair: in int8, the other pairs of a batch may change a logit slightly."""
 
 
-def sigmoid(logit: float) -> float:
-    return 1 / (1 + math.exp(-logit))
-
-
 def assert_ranked(results: list[tuple[int, float]], expected: list[float]) -> None:
     """Checks the index and the score of every result, best first."""
     assert [index for index, _ in results] == BEST_FIRST[: len(results)]
     assert [score for _, score in results] == pytest.approx([expected[index] for index, _ in results], abs=TOLERANCE)
-
-
-@pytest.fixture
-def probabilities(logits: list[float]) -> list[float]:
-    return [sigmoid(logit) for logit in logits]
 
 
 @pytest.mark.client("cohere 7.3.1, Client", "Cohere v1")

@@ -23,6 +23,7 @@ __all__ = [
     "device_errors",
     "forbid_divided_sums",
     "is_final",
+    "is_out_of_memory",
     "limit_memory",
     "memory",
     "name",
@@ -57,9 +58,10 @@ _FINAL = (
     "xid",
 )
 """Phrases in messages of CUDA, cuBLAS and cuDNN that report a lost context; torch has no error codes for them."""
+_EXHAUSTED = ("out of memory", "alloc_failed")  # CUBLAS_STATUS_, CUDNN_STATUS_
+"""Phrases in messages of errors that report exhausted memory and are not of torch's class for it."""
 _PASSING = (
-    "out of memory",
-    "alloc_failed",
+    *_EXHAUSTED,
     "invalid argument",
     "invalid configuration argument",
     "no kernel image",
@@ -77,7 +79,7 @@ def current(device: torch.device) -> AbstractContextManager[Any]:
 
 def recorded_event(device: torch.device) -> torch.cuda.Event:
     """An event that completes when `device` has finished all work launched so far on its current stream."""
-    event = torch.cuda.Event()
+    event = torch.cuda.Event(blocking=True)  # otherwise the waiting thread may occupy a core
     event.record(torch.cuda.current_stream(device))
     return event
 
@@ -128,6 +130,14 @@ def _no_garbage_collection() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the device's memory is exhausted. The allocator of torch raises `OutOfMemoryError`; CUDA and its
+    libraries raise other errors for their own allocations."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(phrase in str(error).lower() for phrase in _EXHAUSTED)
 
 
 def is_final(error: BaseException) -> bool:

@@ -1,4 +1,5 @@
-"""Attention over packed sequences, registered with transformers as `packed` and `packed_causal`.
+"""Attention over packed sequences, registered with transformers as `packed` and `packed_causal`, and over rectangular
+batches, registered as `padded`.
 
 Each sequence attends only to itself: the packing replaces the model's own mask. With `packed`, each token sees its
 whole sequence; with `packed_causal`, each token sees only itself and earlier tokens. On a GPU in half precision,
@@ -6,7 +7,6 @@ attention is one variable-length kernel per layer. Elsewhere, attention is a loo
 pair does not depend on the other pairs of its batch.
 """
 
-import inspect
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
@@ -14,14 +14,17 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the usual name
-from torch.nn.attention.varlen import varlen_attn
-from transformers import AttentionInterface
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
+from rerank_service.engine.device import kernels
 from rerank_service.engine.device.pack import PackedSequences
 
 __all__ = [
     "PACKED_ATTENTION",
     "PACKED_CAUSAL_ATTENTION",
+    "PADDED_ATTENTION",
     "hidden_states",
     "packed_attention",
     "variable_length_attention",
@@ -29,6 +32,7 @@ __all__ = [
 
 PACKED_ATTENTION = "packed"
 PACKED_CAUSAL_ATTENTION = "packed_causal"
+PADDED_ATTENTION = "padded"
 
 _HALF = (torch.bfloat16, torch.float16)
 """Number types that the variable-length kernel accepts."""
@@ -42,10 +46,6 @@ kernel skips later tokens; the products do not. In bfloat16, products are 18 to 
 they are never faster (16 and 32 heads of size 128 and 64 on the same machine, one thread)."""
 _EVERYTHING, _NOTHING_LATER = (-1, -1), (-1, 0)
 """Numbers of earlier and later tokens that a token sees, as arguments of the variable-length kernel; -1 means all."""
-# With `num_splits=1`, the kernel's sums do not depend on the other sequences. torch 2.11 lacks this argument.
-_BATCH_INVARIANT: dict[str, Any] = (
-    {"num_splits": 1} if "num_splits" in inspect.signature(varlen_attn).parameters else {}
-)
 
 
 def hidden_states(model: Any, packed: PackedSequences) -> torch.Tensor:
@@ -97,21 +97,19 @@ def variable_length_attention(
     packed: PackedSequences,
     scaling: float | None,
     sees_later: bool,
-    kernel: Callable[..., Any] = varlen_attn,
+    kernel: Callable[..., Any] | None = None,
 ) -> torch.Tensor:
     """Attention over all sequences in one call of `kernel`; returns `[1, T, Hq, D]`.
 
-    `kernel` has the signature of torch's own `varlen_attn`, which runs only on a GPU in half precision.
+    By default, the kernel is torch's own, which runs only on a GPU in half precision.
     """
     q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # [T, H, D]
-    out: Any = kernel(
+    out: Any = (kernel or kernels.variable_length_kernel)(
         *(q, k, v),
         *(packed.cu_seqlens, packed.cu_seqlens),
         *(packed.max_length, packed.max_length),
         scale=scaling,
         window_size=_EVERYTHING if sees_later else _NOTHING_LATER,
-        enable_gqa=q.size(1) != k.size(1),
-        **_BATCH_INVARIANT,
     )
     attended: torch.Tensor = out[None]
     return attended
@@ -139,7 +137,20 @@ def _two_products(
     return torch.bmm(scores.softmax(-1), v)[None]
 
 
-# Neither name has a mask function, so transformers passes no mask. With a mask function, transformers would search a
-# causal model's positions for packed sequences, and the search would wait for the device.
+def _padded_mask(
+    *args: Any, attention_mask: torch.Tensor | None = None, allow_is_bidirectional_skip: bool = False, **options: Any
+) -> torch.Tensor | None:
+    """transformers' own mask, without its search for padding, for which the host would wait for the device."""
+    options["attention_mask"] = attention_mask
+    options["allow_is_bidirectional_skip"] = allow_is_bidirectional_skip and attention_mask is None
+    mask: torch.Tensor | None = sdpa_mask(*args, **options)
+    return mask
+
+
+# Neither packed name has a mask function, so transformers passes no mask. With a mask function, transformers would
+# search a causal model's positions for packed sequences, and the search would wait for the device.
 AttentionInterface.register(PACKED_ATTENTION, packed_attention)
 AttentionInterface.register(PACKED_CAUSAL_ATTENTION, partial(packed_attention, sees_later=False))
+# For rectangular batches on a GPU: transformers' own attention with another mask function.
+AttentionInterface.register(PADDED_ATTENTION, sdpa_attention_forward)
+AttentionMaskInterface.register(PADDED_ATTENTION, _padded_mask)

@@ -155,8 +155,9 @@ def cuda_graph_capture(device: torch.device) -> Capture:
     def capture(run: StatesOf, inputs: PackedSequences) -> CapturedPass:
         bucket = inputs.token_ids.size(1)
         if not shared:
-            shared.append(torch.empty_like(run(inputs)))
-        states = shared[0][:bucket]
+            with cuda.current(device):
+                shared.append(torch.empty_like(run(inputs)))
+        states = shared[0].narrow(0, 0, bucket)
         return CapturedPass(inputs, recorder.record(lambda: states.copy_(run(inputs))), states)
 
     return capture

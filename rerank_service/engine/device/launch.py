@@ -126,9 +126,12 @@ class TorchEngine(ABC, Generic[PairT]):
 
     def _forward_or_halves(self, pairs: Sequence[PairT]) -> torch.Tensor:
         try:
-            return self.forward(pairs)[: len(pairs)]
-        except torch.OutOfMemoryError:
-            pass  # continue outside the handler: the exception keeps the tensors of the failed pass alive
+            logits = self.forward(pairs)
+            return logits if self.fixed_shape is None else logits.narrow(0, 0, len(pairs))
+        except RuntimeError as error:
+            if not cuda.is_out_of_memory(error):
+                raise
+            # Continue outside the handler: the exception keeps the tensors of the failed pass alive.
         num_tokens = sum(pair.num_tokens for pair in pairs)
         if len(pairs) == 1:
             raise DeviceMemoryExhausted(num_tokens)

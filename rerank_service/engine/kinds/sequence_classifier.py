@@ -14,9 +14,10 @@ from transformers import AutoModelForSequenceClassification
 
 from rerank_service.config import EngineKind
 from rerank_service.engine import loading
-from rerank_service.engine.device.forward import PACKED_ATTENTION
+from rerank_service.engine.device.forward import PACKED_ATTENTION, PADDED_ATTENTION
 from rerank_service.engine.device.graphs import states_on
-from rerank_service.engine.device.pack import length_sorted_batches, pack
+from rerank_service.engine.device.pack import length_sorted_batches, pack, to_device
+from rerank_service.engine.device.relative_positions import tabulate_relative_positions
 from rerank_service.engine.kinds.checkpoint_engine import CheckpointEngine
 from rerank_service.engine.linear.calibration import calibration_pairs
 from rerank_service.engine.linear.prepare import prepare_linears
@@ -63,7 +64,12 @@ class SequenceClassifierEngine(CheckpointEngine[ClassifierPair]):
         self._has_type_ids = getattr(config, "type_vocab_size", 0) > 1
         attention = PACKED_ATTENTION if self._is_packed else None
         self._model = self._load_weights(AutoModelForSequenceClassification, config, attention=attention)
+        self._masks_on_device = self.device.type != "cpu" and self._model.config._attn_implementation == "sdpa"
+        if self._masks_on_device:
+            self._model.set_attn_implementation(PADDED_ATTENTION)
         self.backbone = self._model.base_model
+        if self.device.type != "cpu":
+            tabulate_relative_positions(self.backbone, self.window_tokens)
         self._states = states_on(self.backbone, checkpoint.options)
         prepare_linears(self._model, self._precision, lambda: self.score(calibration_pairs(self.tokenise)))
 
@@ -113,11 +119,12 @@ class SequenceClassifierEngine(CheckpointEngine[ClassifierPair]):
 
     def _padded(self, pairs: Sequence[ClassifierPair]) -> torch.Tensor:
         """Scores batches of pairs of equal or similar length, for models that need rectangular input."""
-        logits = torch.empty(len(pairs), device=self.device)
         lengths = [pair.num_tokens for pair in pairs]
-        for batch in length_sorted_batches(lengths, *(_ON_CPU if self.device.type == "cpu" else _ON_GPU)):
-            logits[batch] = self._rectangle([pairs[index] for index in batch])
-        return logits
+        limits = _ON_CPU if self.device.type == "cpu" else _ON_GPU
+        batches = list(length_sorted_batches(lengths, *limits))
+        logits = torch.cat([self._rectangle([pairs[index] for index in batch]) for batch in batches])
+        places = np.argsort(np.concatenate(batches))  # the place of each pair in `logits`
+        return logits[to_device([places], self.device)[0]]
 
     def _rectangle(self, pairs: Sequence[ClassifierPair]) -> torch.Tensor:
         shape = (len(pairs), max(pair.num_tokens for pair in pairs))
@@ -127,9 +134,12 @@ class SequenceClassifierEngine(CheckpointEngine[ClassifierPair]):
             token_ids[row, : pair.num_tokens] = pair.token_ids
             type_ids[row, : pair.num_tokens] = pair.type_ids
             mask[row, : pair.num_tokens] = 1
-        inputs = {"input_ids": token_ids, "attention_mask": mask}
+        inputs = {"input_ids": token_ids}
+        if not (self._masks_on_device and mask.all()):  # without a mask, torch may choose a faster kernel
+            inputs["attention_mask"] = mask
         if self._has_type_ids:
             inputs["token_type_ids"] = type_ids
-        tensors = {name: torch.from_numpy(array).to(self.device) for name, array in inputs.items()}
+        flat = to_device([array.ravel() for array in inputs.values()], self.device)
+        tensors = {name: tensor.view(shape) for name, tensor in zip(inputs, flat, strict=True)}
         logits: torch.Tensor = self._model(**tensors).logits  # [B, 1]
         return logits[:, 0].float()

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -29,6 +30,7 @@ from rerank_service.tools.cli.options import ConfigOption, choose, is_source
 from rerank_service.tools.cli.progress import ProgressBar
 
 if TYPE_CHECKING:
+    from rerank_service.config import ModelConfig
     from rerank_service.tools.verify.recorded import RecordedLogits
     from rerank_service.tools.verify.served import ServedPath
     from rerank_service.tools.verify.verdict import Verdict
@@ -48,7 +50,16 @@ ServiceUrl = Annotated[
 Recorded = Annotated[
     str | None,
     typer.Option(
-        help="Published model whose recorded scores must match, or `none`; by default MODEL, if it has recorded scores."
+        help="Published model whose recorded scores must match, a JSON file of recorded scores, or `none`; by default "
+        "MODEL, if it has recorded scores."
+    ),
+]
+Record = Annotated[
+    bool,
+    typer.Option(
+        "--record",
+        help="Record the verdict for the services of this machine: matching recorded scores verify the model; with "
+        "float8 on a GPU, `dtype: auto` may take float8.",
     ),
 ]
 
@@ -61,6 +72,7 @@ def verify_command(
     key: Key = None,
     served_as: Annotated[str | None, typer.Option(help="With --url: the service's name for the model.")] = None,
     recorded: Recorded = None,
+    record: Record = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the verdict and its figures as JSON.")] = False,
 ) -> None:
     """Check that a served model scores like its checkpoint.
@@ -69,22 +81,21 @@ def verify_command(
     """
     if served_as is not None and url is None:
         raise fail("--served-as needs --url")
+    if record and url is not None:
+        raise fail("--record verifies a model that is loaded here, and does not work with --url")
     chosen, is_configured = choose(model, config, dtype)
     # imported here, because torch and transformers take seconds and --help does not need them
-    from rerank_service.tools.verify.running_service import ServicePath
     from rerank_service.tools.verify.served import EnginePath
     from rerank_service.tools.verify.verify import verify
 
     expected = _recorded(recorded, chosen.id)
+    gpu = _gpu_to_record(chosen, is_needed=not expected) if record else None
     if url is None:
         num_cpus = chosen.replica.num_cpus if is_configured else None
         open_served: Callable[[], ServedPath] = partial(EnginePath, chosen, num_cpus)
     else:
-        served = get_json(url, "/v1/models", key)["data"]  # fails before the reference run, which takes half a minute
         name = served_as or (chosen.id if model is None or not is_source(model) else None)
-        client = Client(url, api_key=key, model=name, timeout_s=_TIMEOUT_S)
-        precision = partial(_reported_precision, url, served, name) if dtype is None else lambda: None
-        open_served = partial(ServicePath, client, url, chosen.engine.dtype, precision)
+        open_served = _running(url, key, name, chosen.engine.dtype, is_dtype_given=dtype is not None)
     try:
         with ProgressBar(reference="pairs", served="pairs") as progress:
             verdict = verify(chosen, open_served, expected, progress)
@@ -92,11 +103,50 @@ def verify_command(
         raise unreachable(url or "", error.cause) from None
     except RerankClientError as error:
         raise fail(str(error)) from None
-    if as_json:
-        typer.echo(json.dumps(asdict(verdict)))
-    else:
-        _show(verdict)
+    _show(verdict, as_json)
+    if record:
+        _record(chosen, verdict, gpu)
     raise typer.Exit(0 if verdict.is_faithful else 1)
+
+
+def _running(
+    url: str, key: str | None, name: str | None, dtype: Dtype, *, is_dtype_given: bool
+) -> Callable[[], ServedPath]:
+    """Connects to a running service, and so fails before the reference run, which takes half a minute."""
+    from rerank_service.tools.verify.running_service import ServicePath
+
+    served = get_json(url, "/v1/models", key)["data"]
+    client = Client(url, api_key=key, model=name, timeout_s=_TIMEOUT_S)
+    precision = (lambda: None) if is_dtype_given else partial(_reported_precision, url, served, name)
+    return partial(ServicePath, client, url, dtype, precision)
+
+
+def _gpu_to_record(model: ModelConfig, *, is_needed: bool) -> str | None:
+    """Name of the GPU on which float8 is to be recorded; null if the model does not run so and need not."""
+    from rerank_service.errors import CheckpointError
+    from rerank_service.tools.verify.float8_record import gpu_to_record
+
+    try:
+        return gpu_to_record(model)
+    except CheckpointError as error:
+        if is_needed:
+            raise fail(str(error)) from None
+        return None
+
+
+def _record(model: ModelConfig, verdict: Verdict, gpu: str | None) -> None:
+    from rerank_service.tools.verify.float8_record import record_float8
+    from rerank_service.tools.verify.settings_record import record_settings
+
+    try:
+        if gpu is not None:
+            record, path = record_float8(model, verdict, gpu)
+            answer = "takes" if record.is_accepted else "does not take"
+            typer.echo(f"recorded in {path}: dtype auto {answer} float8 for this checkpoint on {gpu}", err=True)
+        if (confirmed := record_settings(model, verdict)) is not None:
+            typer.echo(f"recorded in {confirmed}: recorded scores verify this checkpoint with its settings", err=True)
+    except OSError as error:
+        raise fail(f"cannot write the record: {error}") from None
 
 
 def _reported_precision(url: str, served: Sequence[dict[str, Any]], name: str | None) -> str | None:
@@ -111,8 +161,10 @@ def _reported_precision(url: str, served: Sequence[dict[str, Any]], name: str | 
 
 
 def _recorded(wanted: str | None, model_id: str) -> Sequence[RecordedLogits]:
-    from rerank_service.tools.verify.recorded import RECORDED, recorded_of
+    from rerank_service.tools.verify.recorded import RECORDED, read_recorded, recorded_of
 
+    if wanted is not None and wanted.endswith(".json"):
+        return read_recorded(Path(wanted), model_id)
     found = () if wanted == _NONE else recorded_of(wanted or model_id)
     if wanted not in (None, _NONE) and not found:
         known = ", ".join(dict.fromkeys(one.model for one in RECORDED))
@@ -120,7 +172,10 @@ def _recorded(wanted: str | None, model_id: str) -> Sequence[RecordedLogits]:
     return found
 
 
-def _show(verdict: Verdict) -> None:
+def _show(verdict: Verdict, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(asdict(verdict)))
+        return
     say(f"served     {verdict.served}")
     say(f"reference  {verdict.reference}")
     folded = (Column(name, overflow="fold") for name in ("check", "found", "allowed"))

@@ -10,14 +10,17 @@ import pytest
 import torch
 
 from benchmarks.gpu_steps import STEPS
+from benchmarks.on_gpu.kernel_steps import verdict
 from benchmarks.on_gpu.limits import Operations, Rates, operations
 from benchmarks.on_gpu.measure import Figures
 from benchmarks.on_gpu.models import state_of
 from benchmarks.on_gpu.packages import PACKAGES, PRESENT, pinned, use_packages
-from benchmarks.on_gpu.plan import FULL_QUEUE, ONE_PAIR, REQUEST, Budget, Row, Variant, rows_of, variants_of
+from benchmarks.on_gpu.plan import FULL_QUEUE, ONE_PAIR, REQUEST, Budget, Extent, Row, Variant, rows_of, variants_of
 from benchmarks.on_gpu.record import Record, table
+from benchmarks.on_gpu.timing_steps import Kernel, busy_share, summary
 
 ROOT = Path(__file__).parents[3]
+EXTENT = Extent(queue_tokens=262_144, num_passages=100, repeats=3)
 LLAMA_1B = {
     "hidden_size": 2048,
     "intermediate_size": 8192,
@@ -55,7 +58,20 @@ def run_bare(script: str, arguments: list[str], folder: Path) -> subprocess.Comp
 
 
 def test_the_script_runs_on_a_bare_machine_and_saves_each_row(tmp_path: Path) -> None:
-    arguments = ["--device", "cpu", "--models", "tiny", "--queue-tokens", "1024", "--repeats", "1", "--budget-s", "1e6"]
+    arguments = [
+        "--device",
+        "cpu",
+        "--models",
+        "tiny",
+        "--queue-tokens",
+        "1024",
+        "--passages",
+        "3",
+        "--repeats",
+        "1",
+        "--budget-s",
+        "1e6",
+    ]
     arguments += ["--json", "out.json", "--checkpoints", "checkpoints"]
     result = run_bare("gpu.py", arguments, tmp_path)
 
@@ -63,10 +79,10 @@ def test_the_script_runs_on_a_bare_machine_and_saves_each_row(tmp_path: Path) ->
     content = json.loads((tmp_path / "out.json").read_text())
     assert [(row["load"], row["tokens_per_pair"]) for row in content["results"]] == [
         (FULL_QUEUE, 512),
-        (REQUEST, 512),
+        (REQUEST.format(3), 512),
         (ONE_PAIR, 128),
         (FULL_QUEUE, 128),
-        (REQUEST, 128),
+        (REQUEST.format(3), 128),
     ]
     assert all(row["num_checked"] and row["max_logit_error"] < 0.5 for row in content["results"])
     assert all(row["ran_as"] == "bfloat16, eager" for row in content["results"])
@@ -83,7 +99,11 @@ def test_rows_without_time_are_listed_as_skipped(tmp_path: Path) -> None:
     content = json.loads((tmp_path / "out.json").read_text())
     assert content["results"] == []
     assert {entry["reason"] for entry in content["skipped"]} == {"no time"}
-    assert len(content["skipped"]) == 5
+    assert [entry["row"] for entry in content["skipped"]][:2] == [
+        "tiny, float32 reference",
+        "tiny, bfloat16, eager, full queue, 512 tokens each",
+    ]
+    assert len(content["skipped"]) == 6
 
 
 def test_operations_of_the_published_shapes() -> None:
@@ -104,27 +124,27 @@ def test_the_variants_that_a_service_uses_come_first_with_all_rows() -> None:
     first, second, *others = variants_of("cuda")
     assert [first.name, second.name] == ["bfloat16, compiled, graphs", "float8, compiled, graphs"]
 
-    rows = rows_of("1b", second, 8192, 262_144, 3, is_first=False)
+    rows = rows_of("1b", second, 8192, EXTENT, is_first=False)
     assert [(row.load.name, row.load.num_tokens) for row in rows[:3]] == [
         (FULL_QUEUE, 512),
-        (REQUEST, 512),
+        (REQUEST.format(100), 512),
         (ONE_PAIR, 128),
     ]
     assert {row.load.num_tokens for row in rows} == {128, 512, 2048, 8192}
-    assert all(len(rows_of("1b", variant, 8192, 262_144, 3, is_first=False)) == 3 for variant in others[:2])
-    assert {row.load.num_tokens for row in rows_of("4b", first, 8192, 262_144, 3, is_first=True)} == {128, 512}
+    assert all(len(rows_of("1b", variant, 8192, EXTENT, is_first=False)) == 3 for variant in others[:2])
+    assert {row.load.num_tokens for row in rows_of("4b", first, 8192, EXTENT, is_first=True)} == {128, 512}
 
 
 def test_a_budget_skips_what_does_not_fit() -> None:
     now = [0.0]
     budget = Budget(100.0, lambda: now[0])
-    rows: list[Row] = rows_of("1b", Variant("bfloat16"), 8192, 262_144, 3, is_first=True)
+    rows: list[Row] = rows_of("1b", Variant("bfloat16"), 8192, EXTENT, is_first=True)
     assert budget.has_time_for(rows[:1], 99.0)
     now[0] = 95.0
 
     assert not budget.has_time_for(rows[1:2], 6.0)
     assert budget.has_time_for(rows[2:3], 4.0)
-    assert budget.skipped == ["1b, bfloat16, compiled, graphs, 100 passages of 512 tokens"]
+    assert budget.skipped == ["1b, bfloat16, compiled, graphs, request of 100, 512 tokens each"]
 
 
 def test_the_budgets_end_within_five_and_eight_minutes() -> None:
@@ -199,11 +219,30 @@ def test_brought_packages_are_used_only_by_their_version_of_python(
     assert sys.path == [*before, str(own)]
 
 
-@pytest.mark.parametrize("step", STEPS)
-def test_each_step_of_the_first_minutes_runs_on_a_cpu(step: str, tmp_path: Path) -> None:
-    arguments = [step, "--device", "cpu", "--model", "tiny", "--checkpoints", str(tmp_path)]
+def test_the_steps_of_the_first_minutes_run_on_a_cpu(tmp_path: Path) -> None:
+    arguments = [*STEPS, "--device", "cpu", "--model", "tiny", "--checkpoints", "checkpoints", "--out", "out"]
     result = run_bare("gpu_steps.py", arguments, tmp_path)
 
     assert result.returncode == 0, result.stderr + result.stdout
-    assert "FAIL" not in result.stdout
-    assert "ok" in result.stdout or "not on a CPU" in result.stdout
+    lines = result.stdout.splitlines()
+    assert [line.split(":")[0] for line in lines if line.endswith(" s") and line.split(":")[0] in STEPS] == list(STEPS)
+    assert sum(line.startswith("ok:") for line in lines) >= 40
+    assert [line for line in lines if "not on a CPU" in line] == ["graphs: not on a CPU", "memory: not on a CPU"]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["profile-tiny-bfloat16-eager.txt"]
+
+
+def test_gaps_and_kernels_come_from_the_recorded_times() -> None:
+    kernels = [Kernel("gemm", 0, 40), Kernel("norm", 30, 50), Kernel("gemm", 70, 100), Kernel("copy", 100, 110)]
+
+    share, longest_us = busy_share(reversed(kernels))
+    lines = list(summary(kernels, num_layers=2))
+
+    assert (share, longest_us) == (pytest.approx(90 / 110), 20)
+    assert lines[0].split() == ["0.07", "ms", "70%", "1.0", "a", "layer", "gemm"]
+    assert len(lines) == 3
+
+
+def test_an_error_that_is_not_a_number_fails() -> None:
+    assert verdict("step", 0.1, 0.2).startswith("ok")
+    assert verdict("step", 0.3, 0.2).startswith("FAIL")
+    assert verdict("step", float("nan"), 0.2).startswith("FAIL")

@@ -12,7 +12,7 @@ import pytest
 
 from rerank_service.config import ModelConfig
 from rerank_service.errors import NonFiniteLogit, QueueFull, RequestTooLarge
-from rerank_service.messages import ReplicaReport, Shard, ShardScores
+from rerank_service.messages import ReplicaReport, Shard, ShardScores, StartTimes
 from tests.local_service import LocalReplica, client_of, local_api
 from tests.models import local_model
 
@@ -514,7 +514,7 @@ async def test_models_lists_the_default_first(models: list[ModelConfig]) -> None
     ]
 
 
-async def test_metadata_shows_the_precision_once_a_replica_has_reported_it(models: list[ModelConfig]) -> None:
+async def test_metadata_shows_precision_and_start_once_a_replica_has_reported_them(models: list[ModelConfig]) -> None:
     class Reporting:
         """Replicas that report a different precision each time."""
 
@@ -522,10 +522,11 @@ async def test_metadata_shows_the_precision_once_a_replica_has_reported_it(model
 
         def remote(self, shard: Shard) -> "asyncio.Task[ShardScores]":
             facts = (f"replica {len(heard)}", (), 0.0, 0, 0, 0, 0.0, 0, None, next(self.precisions))
+            report = ReplicaReport(*facts, start=StartTimes(0.5, 9.04, 40.0, 2.0 - len(heard), 1.0))
             heard.append(shard)
 
             async def score() -> ShardScores:
-                return ShardScores((1.0,), (9,), (False,), (False,), 0.0, 0.0, 0.0, report=ReplicaReport(*facts))
+                return ShardScores((1.0,), (9,), (False,), (False,), 0.0, 0.0, 0.0, report=report)
 
             return asyncio.ensure_future(score())
 
@@ -540,8 +541,28 @@ async def test_metadata_shows_the_precision_once_a_replica_has_reported_it(model
             await client.post("/v1/ranking", json=body)
         after = (await client.get("/v1/metadata")).json()
 
+    assert [one["unverified"] for one in before["modelInfo"]] == [None, None]
     assert [one["precision"] for one in before["modelInfo"]] == [None, None]
     assert [one["precision"] for one in after["modelInfo"]] == ["int8", None]
+    assert [one["start_seconds"] for one in before["modelInfo"]] == [None, None]
+    slowest = {"fetch": 0.5, "weights": 9.0, "compile": 40.0, "capture": 2.0, "warm_up": 1.0}
+    assert [one["start_seconds"] for one in after["modelInfo"]] == [slowest, None]
+
+
+async def test_an_unverified_model_is_marked_in_both_lists(models: list[ModelConfig]) -> None:
+    replicas = {model.id: LocalReplica(model) for model in models}
+    async with client_of(local_api(models, replicas)) as client:
+        for model in models:
+            await client.post("/v1/ranking", json=BODY | {"model": model.id})
+        listed = (await client.get("/v1/models")).json()["data"]
+        described = (await client.get("/v1/metadata")).json()["modelInfo"]
+
+    of_llama, of_mistral = ([entry for entry in listed if entry["root"] == model.id] for model in models)
+    assert len(of_llama) == 2
+    assert not any("unverified" in entry for entry in of_llama)
+    (mistral,) = of_mistral
+    assert "do not state the direction of attention, the prompt template or the pooling" in mistral["unverified"]
+    assert [one["unverified"] for one in described] == [None, mistral["unverified"]]
 
 
 async def test_metrics_count_requests_passages_and_tokens(client: httpx.AsyncClient) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from rerank_service.config import CheckpointConfig, ModelConfig, PoolConfig
+from rerank_service.engine.protocol import RunAlone
 from rerank_service.errors import CheckpointError, DeviceFailed, EngineFailed, UnknownModel
 from rerank_service.messages import Fitting, Shard, ShardScores
 from rerank_service.replica import base, pool
@@ -154,3 +155,23 @@ async def test_a_load_that_never_ends_makes_the_replica_unhealthy(monkeypatch: p
     with pytest.raises(EngineFailed):
         await load
     await replica.check_health()
+
+
+async def test_steps_that_need_the_gpu_alone_run_between_the_batches_of_other_models(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    replica, threads = OnePool(), []
+
+    def load(*_: Any, run_alone: RunAlone, **__: Any) -> Any:
+        threads.append(threading.current_thread().name)
+        for _ in range(2):  # such as the captures of two graphs
+            run_alone(lambda: threads.append(threading.current_thread().name))
+        raise CheckpointError("seen enough")
+
+    monkeypatch.setattr(pool, "load_engine", load)
+    with pytest.raises(EngineFailed):
+        await replica.load("small")
+
+    launching = replica._launch_thread.submit(lambda: threading.current_thread().name).result()
+    assert threads[0].startswith("load")
+    assert threads[1:] == [launching, launching]

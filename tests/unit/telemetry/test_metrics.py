@@ -5,7 +5,7 @@ import re
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from rerank_service.messages import ReplicaReport
+from rerank_service.messages import ReplicaReport, StartTimes
 from rerank_service.telemetry.ingress_metrics import IngressMetrics
 from rerank_service.telemetry.metrics import (
     ALL_METRICS,
@@ -56,6 +56,21 @@ def test_precisions_cover_replicas_that_answered_recently() -> None:
     assert metrics.precisions("m") == {"int8", "bfloat16"}
     now_s = 70.0
     assert metrics.precisions("m") == {"bfloat16"}
+
+
+def test_the_start_is_that_of_the_slowest_replica() -> None:
+    now_s = 0.0
+    metrics = IngressMetrics(clock=lambda: now_s)
+    assert metrics.slowest_start("m") is None
+    metrics.add_report("m", report("host:1", start=StartTimes(1.0, 9.0, 40.0, 2.0, 1.0)))
+    metrics.add_report("m", report("host:2", start=StartTimes(1.0, 12.0, 3.0, 2.0, 1.0)))
+    metrics.add_report("m", report("host:3"))
+
+    found = {key[1]: value for key, value in values(metrics.exposition()).items() if key[0] == "rerank_start_seconds"}
+    assert found == {"m,fetch": 1.0, "m,weights": 9.0, "m,compile": 40.0, "m,capture": 2.0, "m,warm_up": 1.0}
+    now_s = 61.0
+    metrics.add_report("m", report("host:2", start=StartTimes(1.0, 12.0, 3.0, 2.0, 1.0)))
+    assert metrics.slowest_start("m") == StartTimes(1.0, 12.0, 3.0, 2.0, 1.0)
 
 
 @pytest.mark.parametrize("metric", ALL_METRICS, ids=lambda metric: metric.name)

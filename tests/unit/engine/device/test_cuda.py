@@ -4,16 +4,20 @@ Outside `device/cuda.py`, the source must not contain CUDA calls that depend on 
 """
 
 import ast
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
 
-from rerank_service.engine.device.graphs import capture_cuda_graph
+from rerank_service.engine.device.cuda import GraphRecorder
+from rerank_service.engine.device.graphs import cuda_graph_capture
 from rerank_service.engine.device.launch import DeviceLogits, TorchEngine
 from rerank_service.engine.device.pack import PackedSequences
 from rerank_service.engine.protocol import EncodedPair
@@ -71,6 +75,14 @@ def test_a_pass_makes_its_device_current_and_restores_the_previous_one(cuda: Fak
     assert cuda.current_device == 0
 
 
+class CopiesThroughAten(TorchFunctionMode):
+    """Lets fake tensors be copied into: torch's own method asks for a CUDA driver."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        chosen = torch.ops.aten.copy_.default if func is torch.Tensor.copy_ else func
+        return chosen(*args, **(kwargs or {}))
+
+
 def test_a_graph_is_captured_on_the_device_of_its_inputs(cuda: FakeCuda) -> None:
     ran_on = []
 
@@ -79,16 +91,60 @@ def test_a_graph_is_captured_on_the_device_of_its_inputs(cuda: FakeCuda) -> None
         assert cuda.current_device == 1
         return torch.zeros(8, 4, device=SECOND)
 
-    with FakeTensorMode():
+    with FakeTensorMode(), CopiesThroughAten():
         tokens = torch.zeros(1, 8, dtype=torch.int64, device=SECOND)
-        captured = capture_cuda_graph(run, PackedSequences(tokens, tokens, tokens, tokens, (), 8))
+        captured = cuda_graph_capture(SECOND)(run, PackedSequences(tokens, tokens, tokens, tokens, (), 8))
 
     assert captured.states.device == SECOND
-    assert len(ran_on) == 3  # twice to warm up, once to record
+    assert len(ran_on) == 4  # once for the shape of the states, twice to warm up, once to record
     assert [stream.device for stream in cuda.captured_on] == [1]
-    assert {id(stream) for stream in ran_on} == {id(cuda.captured_on[0])}
+    assert {id(stream) for stream in ran_on[1:]} == {id(cuda.captured_on[0])}
     assert cuda.captured_on[0] is not cuda.current_stream(SECOND)
     assert cuda.current_device == 0
+
+
+def test_the_graphs_of_a_model_share_memory_and_a_stream(cuda: FakeCuda) -> None:
+    def inputs(num_tokens: int) -> PackedSequences:
+        tokens = torch.zeros(1, num_tokens, dtype=torch.int64, device=SECOND)
+        return PackedSequences(tokens, tokens, tokens, tokens, (), 8)
+
+    capture = cuda_graph_capture(SECOND)
+    with FakeTensorMode(), CopiesThroughAten():
+        passes = [
+            capture(lambda packed: torch.zeros(packed.token_ids.size(1), 4, device=SECOND), inputs(size))
+            for size in (16, 8, 12)
+        ]
+
+    assert len({id(stream) for stream in cuda.captured_on}) == 1
+    first, *others = cuda.pools
+    assert first is None  # a new pool
+    assert len(set(others)) == 1
+    assert None not in others
+    assert {captured.states.untyped_storage()._cdata for captured in passes} == {
+        passes[0].states.untyped_storage()._cdata
+    }
+
+
+def test_one_thread_of_a_process_captures_at_a_time(cuda: FakeCuda) -> None:
+    inside, largest = 0, 0
+    lock = threading.Lock()
+
+    def run() -> None:
+        nonlocal inside, largest
+        with lock:
+            inside += 1
+            largest = max(largest, inside)
+        threading.Event().wait(0.02)  # lets a second thread in, if nothing keeps it out
+        with lock:
+            inside -= 1
+
+    recorders = [GraphRecorder(torch.device("cuda", index % 2)) for index in range(4)]
+    with ThreadPoolExecutor(4) as threads:
+        for capture in [threads.submit(recorder.record, run) for recorder in recorders]:
+            capture.result()
+
+    assert len(cuda.captured_on) == 4
+    assert largest == 1
 
 
 MAKERS = {"CUDAGraph", "Event", "Stream", "current_stream", "default_stream", "graph", "set_stream", "stream"}
