@@ -15,6 +15,23 @@ import torch
 
 __all__ = ["provenance"]
 
+_FLAGS = {
+    "AVX2": {"avx2"},
+    "AVX-VNNI": {"avx_vnni"},
+    "AVX-512": {"avx512f"},
+    "AVX512-VNNI": {"avx512_vnni"},
+    "AVX512-BF16": {"avx512_bf16"},
+    "AMX-INT8": {"amx_int8"},
+    "AMX-BF16": {"amx_bf16"},
+    "NEON": {"asimd"},
+    "dot product": {"asimddp"},
+    "i8mm": {"i8mm"},
+    "bf16": {"bf16"},
+    "SVE": {"sve"},
+}
+"""Instruction sets that matrix products use, and their flags in `/proc/cpuinfo`."""
+_MASKS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")
+
 
 def provenance(packages: Sequence[str]) -> dict[str, Any]:
     """First fields of every file in `results/`. The versions of `packages` are recorded."""
@@ -25,6 +42,7 @@ def provenance(packages: Sequence[str]) -> dict[str, Any]:
         "command": _command(),
         "hardware": {
             "cpu": _cpu_name(),
+            "instruction_sets": _instruction_sets(),
             "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
             "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
         },
@@ -64,7 +82,25 @@ def _git(*arguments: str) -> str | None:
 
 
 def _cpu_name() -> str:
+    return _cpuinfo("model name") or platform.machine()
+
+
+def _instruction_sets() -> dict[str, Any]:
+    """What the processor offers, and what torch's own kernels use, which `ATEN_CPU_CAPABILITY` can lower.
+
+    `masks` has the variables that hide instructions from a library.
+    """
+    flags = set((_cpuinfo("flags") or _cpuinfo("Features") or "").split())  # `Features` on ARM
+    return {
+        "processor": [name for name, names in _FLAGS.items() if flags & names],
+        "torch": torch.backends.cpu.get_cpu_capability(),
+        "masks": {name: os.environ[name] for name in _MASKS if name in os.environ},
+    }
+
+
+def _cpuinfo(key: str) -> str | None:
+    """The first value of a key in `/proc/cpuinfo`; null if there is none."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
-    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())
+    values = (value.strip() for name, _, value in (line.partition(":") for line in lines) if name.strip() == key)
+    return next(values, None)

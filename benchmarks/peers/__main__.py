@@ -15,7 +15,7 @@ from rich.table import Table
 from transformers.utils import logging as transformers_logging
 
 from benchmarks.peers.contenders import CONTENDERS, Contender
-from benchmarks.peers.environments import InstallFailed, install, is_installed, versions
+from benchmarks.peers.environments import OURS, InstallFailed, install, is_installed, versions
 from benchmarks.peers.processes import stop_on_signals
 from benchmarks.peers.rounds import BareFigures, Result, RoundSettings, run_rounds
 from benchmarks.peers.shared_model import (
@@ -81,12 +81,15 @@ def _chosen(only: str | None) -> list[Contender]:
 
 
 def _install(results: Sequence[Result], again: bool, console: Console) -> None:
-    """Installs missing and outdated environments, or all environments if `again` is true."""
+    """Installs missing and outdated environments of peers, or all of them if `again` is true.
+
+    Our own environment runs this process, so it needs no installation.
+    """
     environments = {result.contender.environment for result in results}
     if any(result.contender.needs_onnx for result in results):
         environments.add(ONNX_ENVIRONMENT)
     problems = {}
-    for environment in sorted(environments):
+    for environment in sorted(environments - {OURS}):
         try:
             if again or not is_installed(environment):
                 console.print(f"Installing {environment} into .bench/peers (takes minutes, but only once)")

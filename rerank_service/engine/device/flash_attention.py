@@ -1,7 +1,7 @@
 """Chooses the version of FlashAttention behind torch's variable-length kernel.
 
 Version 2 is part of torch. Newer versions come from other packages, and torch calls them for the whole process. cuDNN
-is not offered: `varlen_attn` of torch 2.11 to 2.14 has code for it, which the function `_should_use_cudnn` turns off.
+is not offered: `varlen_attn` of torch 2.11 and 2.13 has code for it, which the function `_should_use_cudnn` turns off.
 """
 
 import inspect

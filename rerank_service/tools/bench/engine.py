@@ -1,14 +1,13 @@
-"""CPU time of engines, compared with the bare forward pass of the same weights.
+"""CPU time of engines, compared with the bare forward pass of the same weights, and with their matrix products.
 
-The bare forward pass runs unmodified transformers in float32, on the same number of threads. Its pairs are tokenised in
-advance, sorted by length and padded in batches of 32. Repeats of all contenders alternate, so other work on the machine
-affects all of them.
+All of them run on the same number of threads, and their repeats alternate, so other work on the machine affects all of
+them. `bare.py` defines the bare forward pass and the products.
 """
 
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -27,13 +26,13 @@ from rerank_service.engine.linear.packed import can_pack
 from rerank_service.engine.loading import native_config, read_model_config
 from rerank_service.engine.score_all import score_all
 from rerank_service.engine.text.tokenise import load_tokenizer
+from rerank_service.tools.bench.bare import BARE_BATCHES, bare_forward, product_runs
 from rerank_service.tools.bench.workload import ENCODER, QUERY, Lengths, draw_lengths, make_passages
 from rerank_service.tools.random_checkpoints.make import Architecture, make_checkpoint
 
-__all__ = ["EngineFigures", "bare_forward", "bench_engines", "make_classifier"]
+__all__ = ["EngineFigures", "bench_engines", "make_classifier"]
 
 _BATCH_TOKENS = 4096
-_BARE_BATCH = 32
 
 
 class EngineFigures(NamedTuple):
@@ -43,7 +42,13 @@ class EngineFigures(NamedTuple):
     dtype: str
     cpu_s_per_1k_pairs: float
     bare_cpu_s_per_1k_pairs: float
+    """The faster of the two bare forward passes."""
     ratio_to_bare: float
+    bare_batch_pairs: int
+    """Pairs per batch of the faster bare forward pass: 1 or 32."""
+    share_of_peak: float
+    """Share of the engine's CPU time that its matrix products alone would take, at the fastest speed that this
+    processor reaches on the model's shapes in this precision."""
     pairs_per_s: float
     tokens_per_s: float
     max_logit_error: float
@@ -78,27 +83,35 @@ def _bench(
     def run(dtype: Dtype) -> None:
         logits[dtype] = score_all(engines[dtype], pairs, _BATCH_TOKENS)
 
-    runs: dict[str, Callable[[], None]] = {dtype: partial(run, dtype) for dtype in dtypes}
-    runs["bare"] = partial(bare_forward, contender.bare, [pair.token_ids for pair in pairs])
+    token_ids = [pair.token_ids for pair in pairs]
+    runs: dict[Any, Callable[[], None]] = {dtype: partial(run, dtype) for dtype in dtypes}
+    runs |= {batch_pairs: partial(bare_forward, contender.bare, token_ids, batch_pairs) for batch_pairs in BARE_BATCHES}
+    for dtype in dtypes:
+        made = product_runs(contender.bare, dtype, sum(map(len, token_ids)))
+        runs |= {(dtype, name): multiply for name, multiply in made.items()}
     cpu_s, wall_s = _alternate(runs, repeats)
     num_tokens = sum(pair.num_tokens for pair in pairs)
+    bare = min(BARE_BATCHES, key=lambda batch_pairs: cpu_s[batch_pairs])
     for dtype in dtypes:
+        products_cpu_s = min(cpu_s[key] for key in cpu_s if isinstance(key, tuple) and key[0] is dtype)
         yield EngineFigures(
             engine=contender.name,
             dtype=dtype.value,
             cpu_s_per_1k_pairs=round(1000 * cpu_s[dtype] / num_pairs, 2),
-            bare_cpu_s_per_1k_pairs=round(1000 * cpu_s["bare"] / num_pairs, 2),
-            ratio_to_bare=round(cpu_s[dtype] / cpu_s["bare"], 3),
+            bare_cpu_s_per_1k_pairs=round(1000 * cpu_s[bare] / num_pairs, 2),
+            ratio_to_bare=round(cpu_s[dtype] / cpu_s[bare], 3),
+            bare_batch_pairs=bare,
+            share_of_peak=round(products_cpu_s / cpu_s[dtype], 3),
             pairs_per_s=round(num_pairs / wall_s[dtype], 1),
             tokens_per_s=round(num_tokens / wall_s[dtype]),
             max_logit_error=float(np.abs(np.subtract(logits[dtype], logits[Dtype.FLOAT32])).max()),
         )
 
 
-def _alternate(runs: dict[str, Callable[[], None]], repeats: int) -> tuple[dict[str, float], dict[str, float]]:
+def _alternate(runs: dict[Any, Callable[[], None]], repeats: int) -> tuple[dict[Any, float], dict[Any, float]]:
     """Median CPU-seconds and wall-clock seconds of each run; the first round is a warm-up."""
-    cpu_s: dict[str, list[float]] = {name: [] for name in runs}
-    wall_s: dict[str, list[float]] = {name: [] for name in runs}
+    cpu_s: dict[Any, list[float]] = {name: [] for name in runs}
+    wall_s: dict[Any, list[float]] = {name: [] for name in runs}
     for _ in range(repeats + 1):
         for name, run in runs.items():
             cpu, wall = time.process_time(), time.perf_counter()
@@ -154,14 +167,3 @@ def make_classifier(encoder: Path, folder: Path) -> Path:
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).write_bytes((encoder / name).read_bytes())
     return folder
-
-
-@torch.inference_mode()
-def bare_forward(model: Any, sequences: Sequence[Any]) -> None:
-    """Runs an unmodified transformers model on token ids, sorted by length and padded in batches of 32."""
-    ordered = sorted(sequences, key=len)
-    for start in range(0, len(ordered), _BARE_BATCH):
-        batch = [torch.from_numpy(ids.astype(np.int64)) for ids in ordered[start : start + _BARE_BATCH]]
-        lengths = torch.tensor([len(ids) for ids in batch])
-        mask = (torch.arange(int(lengths.max())) < lengths[:, None]).long()
-        model(torch.nn.utils.rnn.pad_sequence(batch, batch_first=True), attention_mask=mask)
