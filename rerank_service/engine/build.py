@@ -91,6 +91,7 @@ def load_engine(
         *(model.id, engine.description, engine.window_tokens, engine.memory_tokens, torch.get_num_threads()),
         *(engine.is_compiled, engine.num_graphs, sum(engine.start_times), *engine.start_times),
     )
+    return engine
 
 
 def _prepare_gpu(

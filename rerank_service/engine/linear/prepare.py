@@ -33,7 +33,7 @@ def prepare_linears(
     layers that `run_calibration` calls get fixed scales; all other layers compute a scale for each row.
     """
     device = next(model.parameters()).device
-    if device.type != "cpu":  # not on a CPU: a joined product rounds differently, and a CPU's logits never change
+    if device.type != "cpu":  # a joined product rounds differently, and the logits of a CPU never change
         join_linears(model)
         defer_residuals(model)
     layers = [layer for layer in model.modules() if isinstance(layer, torch.nn.ModuleList)]
