@@ -36,8 +36,8 @@ else
 	@$(MAKE) --jobs 2 --keep-going $(if $(filter output-sync,$(.FEATURES)),--output-sync) test-unit test-service
 endif
 
-test-unit: $(VENV)/.installed-dev ## run the unit tests
-	$(BIN)/python -m pytest tests/unit
+test-unit: $(VENV)/.installed-dev ## run the unit tests, and the GPU path without a GPU
+	$(BIN)/python -m pytest tests/unit tests/gpu_less
 
 test-service: $(VENV)/.installed-dev ## run the page and service tests
 	$(BIN)/python -m pytest tests/page tests/service

@@ -41,7 +41,7 @@ def _parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prepare", action="store_true", help="download the packages that a GPU machine lacks")
     parser.add_argument("--models", "--sizes", default="1b,4b", help="1b, 4b, small, tiny, separated by commas")
-    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--device", default="cuda:0")
     parser.add_argument("--queue-tokens", type=int, default=262_144, help="tokens of a full queue")
     parser.add_argument("--passages", type=int, default=100, help="passages of one request")
     parser.add_argument("--batch-tokens", type=int, default=16_384)

@@ -50,7 +50,7 @@ def main() -> int:
 def _parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("steps", nargs="+", choices=STEPS)
-    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--device", default="cuda:0")
     parser.add_argument("--model", default="small", help="1b, 4b, small or tiny")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--checkpoints", type=Path, default=Path(__file__).parents[1] / ".bench" / "checkpoints")

@@ -224,6 +224,8 @@ class ReplicaReport:
     """Maximum length of a pair, in tokens."""
     memory_limit_bytes: int | None = None
     """Memory on a GPU that the replica may use; null on a CPU."""
+    unverified: str | None = None
+    """Why the model is unverified, as in `Engine.unverified`; null: it is not."""
     start: StartTimes | None = None
     """The replica's own start; null: unknown."""
 

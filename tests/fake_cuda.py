@@ -1,8 +1,7 @@
 """A fake CUDA runtime with several devices, under torch's own Python code: the current device of each thread, streams,
 events, captured graphs, and memory.
 
-It computes nothing by itself. With `FakeTensorMode`, whose tensors claim to be on a GPU, device code runs on a machine
-without a GPU. `tests/gpu_less` adds tensors with numbers, and records their operators into graphs.
+It computes nothing by itself: `tests/gpu_less` adds tensors with numbers, and records their operators into graphs.
 """
 
 import threading
@@ -42,9 +41,10 @@ class FakeStream:
 
     def run(self, until: int) -> None:
         """Lets the first `until` copies arrive."""
-        while self.num_done < until:
-            self._launched.pop(0)()
-            self.num_done += 1
+        with torch.inference_mode():
+            while self.num_done < until:
+                self._launched.pop(0)()
+                self.num_done += 1
 
 
 class Holder:
@@ -98,6 +98,8 @@ class FakeCuda:
         self.on_wait: Callable[[str], object] = lambda _: None
         """Called when the host waits for a device."""
         self._recording: FakeGraph | None = None
+        self.broken: Exception | None = None
+        """Raised by every operator once a kernel has failed."""
         event, graph, stream = _classes(self)
         for name, fake in {
             "_exchange_device": lambda index: self._exchange_device(index),

@@ -102,9 +102,7 @@ def graphs(options: argparse.Namespace) -> Iterator[str]:
         for num_tokens in (100, 200, 400, 900, 2000):  # captures, unless loading did
             engine.score(draw_pairs(_checkpoint(options), min(num_tokens, 500), -(-num_tokens // 500)))
     states = engine._states
-    if warnings or not states._passes:
-        yield f"FAIL: {len(states._passes)} graphs; {'; '.join(warnings)}"
-        return
+    yield f"{'ok' if states._passes else 'FAIL'}: {len(states._passes)} graphs {'; '.join(warnings)}"
     embeddings = engine.backbone.embed_tokens.weight
     poison = 1  # a special token, which random passages do not contain
     embeddings[poison] = torch.nan

@@ -82,6 +82,6 @@ def _rate(multiply: Callable[[], torch.Tensor], size: int, device: str, repeats:
         for _ in range(repeats):
             multiply()
         if device.startswith("cuda"):
-            torch.cuda.synchronize(device)
+            torch.cuda.synchronize(torch.device(device))
         taken.append(time.perf_counter() - started)
     return 2.0 * size**3 * repeats / min(taken[1:])

@@ -126,7 +126,7 @@ def _profiled(device: str, run: Callable[[], Any]) -> tuple[list[Kernel], str]:
     with profile(activities=[ProfilerActivity.CUDA if is_cuda else ProfilerActivity.CPU]) as profiler:
         run()
         if is_cuda:
-            torch.cuda.synchronize(device)
+            torch.cuda.synchronize(torch.device(device))
     kind = torch.autograd.DeviceType.CUDA if is_cuda else torch.autograd.DeviceType.CPU
     kernels = [
         Kernel(event.name, event.time_range.start, event.time_range.end)

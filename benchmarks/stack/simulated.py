@@ -66,6 +66,7 @@ class SimulatedEngine:
     device_facts = DeviceFacts(0, None)
     precision = "float32"
     is_batch_invariant = True
+    unverified = None
     start_times = StartTimes()
     description = "simulated"
 

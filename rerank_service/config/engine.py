@@ -13,6 +13,7 @@ __all__ = [
     "Dtype",
     "EngineConfig",
     "EngineKind",
+    "FlashAttention",
     "LateInteractionHead",
     "Pooling",
     "SpecialTokens",
@@ -52,6 +53,8 @@ class Dtype(StrEnum):
 
 
 SpecialTokens = Literal["text", "parse"]
+
+FlashAttention = Literal[2, 3, 4]
 
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
 
@@ -126,9 +129,9 @@ class EngineConfig(Section):
     dtype: Dtype = Dtype.AUTO
     """Precision of the forward pass; pooling and the head always run in float32. `auto`: bfloat16 where the hardware
     computes in it (a GPU; a CPU with AVX512-BF16 or AMX), otherwise float32 on a CPU and float16 on a GPU; float8 on a
-    GPU only after `rerank-service verify --record` has accepted it for this checkpoint (see `float8_verdicts`). `int8`:
-    linear layers in 8-bit integers, on an x86 CPU with AVX2 or AVX-512; encoders are calibrated at load with text that
-    ships with the service, and decoders are scaled row by row during each pass. `float8`: linear layers in 8-bit floats
+    GPU only after `rerank-service verify --record` has accepted it for this checkpoint (see `verdicts`). `int8`:
+    linear layers in 8-bit integers, on an x86 CPU with AVX2; encoders are calibrated at load with text that ships
+    with the service, and decoders are scaled row by row during each pass. `float8`: linear layers in 8-bit floats
     (e4m3), on an Ada, Hopper or newer GPU. `fastest`: int8 where the CPU supports it, else `auto`. Measure the effect
     of `int8`, `float8` and `fastest` on your rankings first."""
 
@@ -150,10 +153,11 @@ class EngineConfig(Section):
     are kept in `RERANK_SERVICE_KERNELS` or `~/.cache/rerank-service-kernels`, each followed by the user's number, in
     folders that only this user can read."""
 
-    float8_verdicts: str | None = None
-    """GPU: folder with the records that `rerank-service verify --record` writes. `dtype: auto` takes float8 only if the
-    folder has a record for this checkpoint, GPU, torch and version of the service, and float8 passed. Null:
-    `verdicts` in the cache of checkpoints."""
+    verdicts: str | None = None
+    """Folder with the records that `rerank-service verify --record` writes. A record of recorded scores verifies a
+    model whose files leave its template, pooling or direction of attention open. A record of float8 lets `dtype: auto`
+    take float8, on a GPU, for the recorded checkpoint, GPU, torch and version of the service. Null: `verdicts` in the
+    cache of checkpoints."""
 
     batch_invariant: bool = False
     """GPU: give a pair the same score, to the last bit, in every batch, as a CPU with AVX512-BF16 always does. Every
@@ -161,6 +165,12 @@ class EngineConfig(Section):
     that is larger. A single pair takes as long as a full batch, and CUDA graphs are not used. To limit the cost, lower
     `max_batch_tokens` and `window_tokens`. For decoders, and for classifiers that run packed. `rerank-service verify`
     checks the promise on your GPU; it has not been measured yet."""
+
+    flash_attention: FlashAttention = 2
+    """GPU, in bfloat16, float16 and float8: version of FlashAttention, for all models of a process. 2 is part of torch.
+    3 needs torch 2.12 or newer, a Hopper GPU and the package that provides `flash_attn_interface`; 4 needs a Hopper or
+    Blackwell GPU and `flash_attn.cute`. The model does not load if the version is missing. 3 and 4 have not been
+    tried."""
 
     special_tokens: SpecialTokens = "text"
     """How the service reads special tokens, such as `[SEP]` or `<|im_end|>`, that a query or passage spells out.

@@ -27,6 +27,7 @@ from rerank_service.engine.protocol import Engine, RunAlone, Truncate, run_here
 from rerank_service.engine.recognise import recognise_engine
 from rerank_service.engine.score_all import score_all
 from rerank_service.engine.text import tokenise
+from rerank_service.engine.verdicts import unverified_reason
 from rerank_service.errors import CheckpointError, NonFiniteLogit
 from rerank_service.messages import StartTimes
 
@@ -83,11 +84,12 @@ def load_engine(
         if chosen.is_gpu:
             _prepare_gpu(engine, chosen, clock, run_alone)
     engine.start_times = clock.times
+    engine.unverified = unverified_reason(engine.assumptions, model, folder)
     logger.info(
         "loaded model=%s engine=%s window_tokens=%d memory_tokens=%s num_threads=%d compiled=%s graphs=%d load_s=%.1f "
         "fetch_s=%.1f weights_s=%.1f compile_s=%.1f capture_s=%.1f warm_up_s=%.1f",
         *(model.id, engine.description, engine.window_tokens, engine.memory_tokens, torch.get_num_threads()),
-        *(engine.is_compiled, engine.num_graphs, sum(clock.times), *clock.times),
+        *(engine.is_compiled, engine.num_graphs, sum(engine.start_times), *engine.start_times),
     )
     return engine
 

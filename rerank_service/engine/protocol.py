@@ -170,6 +170,11 @@ class Engine(BatchScorer[PairT], Protocol[PairT]):
         """Whether the logit of a pair is the same, to the last bit, in every batch."""
 
     @property
+    def unverified(self) -> str | None:
+        """Why the model may compute something else than its publisher's model; null: nothing is assumed about it, or
+        `verify` has confirmed it."""
+
+    @property
     def start_times(self) -> StartTimes:
         """Time from the start of loading to the first logit, by stage."""
 

@@ -1,12 +1,15 @@
-"""Records of `verify` that float8 is accurate enough for a checkpoint on a GPU. The engine only reads them.
+"""Records of `verify` about a checkpoint, which the engine only reads: float8 is accurate enough on a GPU, and assumed
+settings reproduce recorded logits.
 
-A record is valid for the checkpoint's files, the GPU, torch and the version of the service for which it was written.
+A record is valid for the checkpoint's files. A record about float8 is also bound to the GPU, torch and the version of
+the service for which it was written, and a record about settings to these settings.
 """
 
 import hashlib
 import json
 import logging
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -15,9 +18,22 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from rerank_service import __version__
 from rerank_service.checkpoints.pull import cache_root
 from rerank_service.checkpoints.verification import MANIFEST_FILE, quick_digest
-from rerank_service.config import Dtype, EngineConfig
+from rerank_service.config import Dtype, EngineConfig, ModelConfig
 
-__all__ = ["Float8Verdict", "checkpoint_digest", "current_verdict", "verdict_path", "verified_dtype", "write_verdict"]
+__all__ = [
+    "Float8Verdict",
+    "SettingsVerdict",
+    "checkpoint_digest",
+    "current_verdict",
+    "has_settings_verdict",
+    "prompt_settings",
+    "settings_verdict_path",
+    "unverified_reason",
+    "verdict_path",
+    "verified_dtype",
+    "write_settings_verdict",
+    "write_verdict",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +60,26 @@ class Float8Verdict(BaseModel):
     """Time in UTC, ISO 8601."""
 
 
+class SettingsVerdict(BaseModel):
+    """Recorded logits that a checkpoint reproduces with assumed settings."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    checkpoint: str
+    """Digest of the checkpoint's files (`checkpoint_digest`)."""
+    settings: Mapping[str, str | float | None]
+    """The settings that decide what the model computes (`prompt_settings`)."""
+    sources: tuple[str, ...]
+    """Sources of the recorded logits."""
+    num_pairs: int
+    largest_difference: float
+    dtype: str
+    """Precision in which the logits were reproduced."""
+    service: str
+    recorded_at: str
+    """Time in UTC, ISO 8601."""
+
+
 def checkpoint_digest(folder: Path) -> str:
     """Digest of the names and quick digests of the checkpoint's weights and JSON files."""
     files = sorted({*folder.glob("*.safetensors"), *folder.glob("*.json")} - {folder / MANIFEST_FILE})
@@ -53,13 +89,29 @@ def checkpoint_digest(folder: Path) -> str:
 
 def verdict_path(options: EngineConfig, checkpoint: str, gpu: str) -> Path:
     """File of the record for a checkpoint, by its digest, and a GPU."""
-    folder = Path(options.float8_verdicts).expanduser() if options.float8_verdicts else cache_root() / "verdicts"
-    return folder / f"{checkpoint[:16]}-{re.sub(r'[^A-Za-z0-9]+', '-', gpu)}.json"
+    return _folder(options) / f"{checkpoint[:16]}-{re.sub(r'[^A-Za-z0-9]+', '-', gpu)}.json"
+
+
+def settings_verdict_path(options: EngineConfig, checkpoint: str) -> Path:
+    """File of the record about a checkpoint's assumed settings."""
+    return _folder(options) / f"{checkpoint[:16]}.settings.json"
+
+
+def _folder(options: EngineConfig) -> Path:
+    return Path(options.verdicts).expanduser() if options.verdicts else cache_root() / "verdicts"
 
 
 def write_verdict(options: EngineConfig, verdict: Float8Verdict) -> Path:
     """Writes a record, and returns its file. Raises `OSError`."""
-    path = verdict_path(options, verdict.checkpoint, verdict.gpu)
+    return _write(verdict_path(options, verdict.checkpoint, verdict.gpu), verdict)
+
+
+def write_settings_verdict(options: EngineConfig, verdict: SettingsVerdict) -> Path:
+    """Writes a record, and returns its file. Raises `OSError`."""
+    return _write(settings_verdict_path(options, verdict.checkpoint), verdict)
+
+
+def _write(path: Path, verdict: BaseModel) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".unfinished")
     unfinished.write_text(json.dumps(verdict.model_dump(), indent=2) + "\n", encoding="utf-8")
@@ -100,3 +152,44 @@ def verified_dtype(options: EngineConfig, folder: Path, gpu: str) -> Dtype:
         *(options.dtype.value, verdict.largest_difference, verdict.allowed, verdict.recorded_at),
     )
     return Dtype.FLOAT8
+
+
+def prompt_settings(options: EngineConfig) -> dict[str, str | float | None]:
+    """The settings of a decoder that decide what it computes; null: the checkpoint's value, or the assumed one."""
+    return {
+        "prompt_template": options.prompt_template,
+        "pooling": options.pooling and options.pooling.value,
+        "temperature": options.temperature,
+        "special_tokens": options.special_tokens,
+    }
+
+
+def has_settings_verdict(options: EngineConfig, folder: Path) -> bool:
+    """Whether recorded logits were reproduced with the checkpoint in `folder` and these settings."""
+    checkpoint = checkpoint_digest(folder)
+    path = settings_verdict_path(options, checkpoint)
+    try:
+        verdict = SettingsVerdict.model_validate_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return False
+    except (OSError, ValidationError, UnicodeDecodeError) as error:
+        logger.warning("the record %s is ignored: %s", path, type(error).__name__)
+        return False
+    return (verdict.checkpoint, dict(verdict.settings)) == (checkpoint, prompt_settings(options))
+
+
+def unverified_reason(assumptions: Sequence[str], model: ModelConfig, folder: Path) -> str | None:
+    """Why a model counts as unverified, which is also logged: `assumptions` name what its files do not state. Null:
+    nothing is assumed, or recorded logits have confirmed it."""
+    if not assumptions or has_settings_verdict(model.engine, folder):
+        return None
+    reason = (
+        f"the checkpoint's files do not state {_listed(assumptions)}: those of NVIDIA's 1B are assumed, and no "
+        "recorded scores have confirmed them (rerank-service verify MODEL --recorded FILE --record)"
+    )
+    logger.warning("model=%s is unverified: %s", model.id, reason)
+    return reason
+
+
+def _listed(words: Sequence[str]) -> str:
+    return " or ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else words[0]

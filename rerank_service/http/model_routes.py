@@ -33,7 +33,8 @@ def model_routes(config: RerankConfig, keys: ApiKeys, metrics: IngressMetrics) -
 
     @routes.get("/v1/models", responses=_UNAUTHORISED)
     async def models(request: Request) -> dict[str, Any]:
-        """Served models and their aliases. An alias has the model's id as `root`."""
+        """Served models and their aliases. An alias has the model's id as `root`. If the service had to assume what
+        a model's files do not state, `unverified` tells what."""
         keys.authenticate(request.headers)
         return {"object": "list", "data": entries()}
 
@@ -101,9 +102,10 @@ def _entries(config: RerankConfig, metrics: IngressMetrics) -> Callable[[], list
                 "root": model.id,
                 "model_type": "rerank",  # Xinference's clients require it
                 **({} if window is None else {"max_model_len": window}),  # as in vLLM
+                **({} if reason is None else {"unverified": reason}),
             }
             for model in default_first
-            for window in (_window_tokens(model, metrics),)
+            for window, reason in ((_window_tokens(model, metrics), metrics.unverified.get(model.id)),)
             for name in model.names
         ]
 

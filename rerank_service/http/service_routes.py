@@ -8,7 +8,7 @@ from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 
 from rerank_service import __version__
-from rerank_service.config import DialectName, RerankConfig
+from rerank_service.config import DialectName, ModelConfig, RerankConfig
 from rerank_service.http.readiness import Readiness
 from rerank_service.telemetry.ingress_metrics import IngressMetrics
 
@@ -108,6 +108,17 @@ def _readiness(readiness: Readiness) -> dict[str, Any]:
     return answer | {"message": message, "status": "ready", "ready": True}
 
 
+def _model_info(model: ModelConfig, metrics: IngressMetrics) -> dict[str, Any]:
+    start = metrics.slowest_start(model.id)
+    return {
+        "modelUrl": model.checkpoint.source,
+        "shortName": model.id,
+        "precision": max(metrics.precisions(model.id), key=_FROM_FINEST.index, default=None),
+        "start_seconds": start and {stage: round(seconds, 1) for stage, seconds in start.by_stage().items()},
+        "unverified": metrics.unverified.get(model.id),
+    }
+
+
 def _add_descriptions(routes: APIRouter, config: RerankConfig, metrics: IngressMetrics) -> None:
     @routes.get("/v1/metadata", openapi_extra=_PUBLIC)
     async def metadata() -> dict[str, Any]:
@@ -115,23 +126,12 @@ def _add_descriptions(routes: APIRouter, config: RerankConfig, metrics: IngressM
 
         `precision` is the number format in which a model computes, or the coarsest format if the model's replicas
         differ. `start_seconds` is the time from start to ready, by stage, of the replica that started most slowly. Both
-        are null before a replica's first answer, and after a minute without an answer.
+        are null before a replica's first answer, and after a minute without an answer. `unverified` tells what the
+        service had to assume about a model; null if nothing, or if `verify` has confirmed it.
         """
-        models = []
-        for model in config.models:
-            precision = max(metrics.precisions(model.id), key=_FROM_FINEST.index, default=None)
-            start = metrics.slowest_start(model.id)
-            models.append(
-                {
-                    "modelUrl": model.checkpoint.source,
-                    "shortName": model.id,
-                    "precision": precision,
-                    "start_seconds": start and {stage: round(s, 1) for stage, s in start.by_stage().items()},
-                }
-            )
         return {
             "version": __version__,
-            "modelInfo": models,
+            "modelInfo": [_model_info(model, metrics) for model in config.models],
             "repository_override": "",
             "assetInfo": [],
             "licenseInfo": _LICENSE,

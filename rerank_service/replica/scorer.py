@@ -250,6 +250,7 @@ class ModelScorer:
             precision=engine.precision,
             window_tokens=engine.window_tokens,
             memory_limit_bytes=facts.memory_limit_bytes,
+            unverified=engine.unverified,
             start=engine.start_times,
         )
         record_counts(self._metrics, self._model.id, report)

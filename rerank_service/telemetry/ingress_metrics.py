@@ -34,6 +34,9 @@ class IngressMetrics:
         self.window_tokens: dict[str, int] = {}
         """Maximum length of a pair in tokens, by model id. A model has no entry before its first answer."""
 
+        self.unverified: dict[str, str] = {}
+        """Why a model is unverified, by model id; absent for other models, and before a model's first answer."""
+
     def record(self, metric: Metric, value: float, *labels: str) -> None:
         """Records a value; `labels` are the values of `metric.labels`."""
         key = (metric.name, labels)
@@ -49,6 +52,10 @@ class IngressMetrics:
         self._reports[model, report.replica] = (self._clock(), report)
         if report.window_tokens is not None:
             self.window_tokens[model] = report.window_tokens
+        if report.unverified is None:
+            self.unverified.pop(model, None)
+        else:
+            self.unverified[model] = report.unverified
 
     def precisions(self, model: str) -> set[str]:
         """Number formats used by the model's replicas that answered within the last minute."""

@@ -1,7 +1,7 @@
 """Signatures of torch's kernels and calls of transformers, recorded from released wheels in `releases/`.
 
 To record a release of torch, unpack its wheel, for any platform, and give its version and the folder:
-`python -m tests.gpu_less.releases 2.12.1 FOLDER`. `record_transformers.py` records transformers.
+`python -m tests.gpu_less.releases 2.12.1 FOLDER`. `test_transformers.py` records transformers.
 """
 
 import ast

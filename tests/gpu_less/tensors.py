@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+from torch._dynamo.eval_frame import skip_code
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -84,6 +85,8 @@ class SoftwareGpu:
 
     def __enter__(self) -> "SoftwareGpu":
         SoftwareGpu._active = self
+        # Compiled layers call torch's functions, and torch would compile this one as if it were a layer.
+        skip_code(_Functions.__torch_function__.__code__)
         # The engines need no gradients, and torch's code for gradients asks the CUDA library for the current device.
         self._stack.enter_context(torch._C._AutoDispatchBelowADInplaceOrView())
         self._stack.enter_context(self._mode)
@@ -125,10 +128,12 @@ class SoftwareGpu:
         device = self._device(func, on_gpu, inputs, kwargs)
         if not on_gpu and device.type != "cuda":
             return func(*args, **kwargs)
+        if self.runtime.broken is not None:
+            raise self.runtime.broken
         if not is_traced:
             self.watch.check(func, args, kwargs, inputs, self.is_pinned)
         if func is aten.copy_.default and not isinstance(args[0], GpuTensor) and not is_traced:
-            return self._copy_to_host(args[0], args[1].host, non_blocking=(*args[2:], False)[0])
+            return self._copy_to_host(args[0], args[1], non_blocking=(*args[2:], False)[0])
         if device.type == "cuda" and "device" in kwargs:
             kwargs["device"] = torch.device("cpu")
         run: Callable[..., Any] = operators.OPERATORS.get(func, func)
@@ -173,14 +178,14 @@ class SoftwareGpu:
             tensor.holder = self.runtime.memory.hold(host)
         return tensor
 
-    def _copy_to_host(self, target: torch.Tensor, source: torch.Tensor, non_blocking: bool) -> torch.Tensor:
-        """Copies at once, or, into pinned memory, when somebody waits for the current stream."""
+    def _copy_to_host(self, target: torch.Tensor, source: GpuTensor, non_blocking: bool) -> torch.Tensor:
+        """Copies at once, or, into pinned memory, when somebody waits for the source's stream."""
         if not (non_blocking and self.is_pinned(target)):
-            return target.copy_(source)
-        numbers = source.clone()
+            return target.copy_(source.host)
+        numbers = source.host.clone()
         if target.is_floating_point():
             target.fill_(torch.nan)  # the host must not read this memory yet
-        self.runtime.current_stream().launch(lambda: target.copy_(numbers))
+        self.runtime.current_stream(source.device).launch(lambda: target.copy_(numbers))
         return target
 
 
@@ -212,27 +217,23 @@ class _Functions(TorchFunctionMode):
         self._replaced: dict[Any, Callable[..., Any]] = {
             torch.Tensor.pin_memory: lambda tensor, *_: gpu.pin(tensor),
             torch.Tensor.is_pinned: lambda tensor, *_: gpu.is_pinned(tensor),
-            torch.tensor: _from_numbers,
-            torch.as_tensor: _from_numbers,
         }
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func in self._replaced:
             return self._replaced[func](*args, **kwargs)
+        if func in (torch.tensor, torch.as_tensor) and str(kwargs.get("device")).startswith("cuda"):
+            return _from_numbers(*args, **kwargs)
         if func in operators.FUNCTIONS and isinstance(args[0], GpuTensor):
             return operators.FUNCTIONS[func](*args, **kwargs)
         return func(*args, **kwargs)
 
 
-def _from_numbers(numbers: Any, *, device: Any = None, **options: Any) -> torch.Tensor:
-    tensor = numbers if isinstance(numbers, torch.Tensor) else _plain_tensor(numbers, **options)
-    return tensor if device is None else tensor.to(device)
-
-
-def _plain_tensor(numbers: Any, **options: Any) -> torch.Tensor:
-    with torch._C.DisableTorchFunction():
-        return torch.tensor(numbers, **options)
+def _from_numbers(numbers: Any, *, device: Any, **options: Any) -> torch.Tensor:
+    if isinstance(numbers, torch.Tensor):
+        return numbers.to(device)
+    return torch.tensor(numbers, **options).to(device)
 
 
 def _host(leaf: Any) -> Any:

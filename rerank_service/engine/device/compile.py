@@ -22,6 +22,7 @@ from rerank_service.engine.device import cuda
 from rerank_service.engine.device.kernel_cache import use_kernel_cache
 from rerank_service.engine.device.pack import PackedSequences
 from rerank_service.engine.device.precision import Precision
+from rerank_service.engine.device.residuals import FinalNorm
 
 __all__ = [
     "Backend",
@@ -44,7 +45,8 @@ _SHARED_LIMIT = 64
 _TRITON_CAPABILITY = (7, 0)
 _COMPILED_LENGTHS = ((24, 40, 9), (200,), (30,) * 20)
 """Lengths of the sequences in the batches that trigger the compilation. The first batch compiles; the others show that
-no other number of tokens or sequences compiles again."""
+no other number of tokens or sequences compiles again. In the first batch, the numbers of tokens and of bounds differ
+from each other and from the longest length: torch treats sizes that are equal as one size."""
 _TOLERANCE = 0.25
 """Largest accepted difference between a token's states with and without compilation, as a share of the state's largest
 component, averaged over a batch. Rounding to bfloat16 causes up to 4% in single tokens (see `graphs`), and 8-bit floats
@@ -87,16 +89,18 @@ class CompiledLayers:
 
     def __init__(self, model: torch.nn.Module, backend: Backend) -> None:
         self.num_graphs = 0
-        """Number of variants compiled so far; 1 if one serves all batches."""
+        """Number of variants compiled so far; one for each class of layer if it serves all batches."""
         self._model = model
         self._backend = backend
         self._is_sealed = False
 
     def __call__(self, graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., Any]:
         """Compiles a variant, or, once sealed, lets it run as it was traced."""
-        self.num_graphs += 1
         if not self._is_sealed:
-            return self._backend(graph, inputs)
+            compiled = self._backend(graph, inputs)  # may raise, and torch then traces the layer again
+            self.num_graphs += 1
+            return compiled
+        self.num_graphs += 1
         logger.warning(
             "a batch needs layers that were not compiled at start; they run slower num_graphs=%d", self.num_graphs
         )
@@ -105,6 +109,9 @@ class CompiledLayers:
     def attach(self) -> None:
         """Makes the layers compile at their next call."""
         torch._dynamo.config.recompile_limit = max(_SHARED_LIMIT, torch._dynamo.config.recompile_limit)
+        # Numbers such as a norm's epsilon are the same in all layers. As arguments, they would be tensors on the host
+        # that every kernel reads before its launch.
+        torch._dynamo.config.specialize_float = True
         for layer in _layers(self._model):
             layer.compile(backend=self, dynamic=True)
 
@@ -152,14 +159,17 @@ def compile_layers(
         reason = str(cause).strip().splitlines() or [""]
         logger.warning("layers are not compiled: %s: %s", type(cause).__name__, reason[0][:300])
         return None
-    if layers.num_graphs > 1:
+    if layers.num_graphs > len({type(layer) for layer in _layers(model)}):
         logger.warning("layers were compiled num_graphs=%d times, not once for all batches", layers.num_graphs)
     return layers
 
 
 def prepare_compiler(device: torch.device, num_threads: int) -> Path:
     """Sets the compiler's folder, and its number of processes, which is otherwise the number of the machine's CPUs."""
-    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(num_threads))
+    from torch._inductor import config  # takes a second, and only compiled layers need it
+
+    if "TORCHINDUCTOR_COMPILE_THREADS" not in os.environ:
+        config.compile_threads = num_threads
     return use_kernel_cache(torch.cuda.get_device_name(device))
 
 
@@ -186,9 +196,12 @@ def batch_like(example: PackedSequences, lengths: Sequence[int]) -> PackedSequen
 
 
 def _layers(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
-    for stack in model.modules():
-        if isinstance(stack, torch.nn.ModuleList):
-            yield from stack
+    """The modules that are compiled, each on its own."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.ModuleList):
+            yield from module
+        elif isinstance(module, FinalNorm):
+            yield module
 
 
 def _mean_row_error(states: torch.Tensor, expected: torch.Tensor) -> float:

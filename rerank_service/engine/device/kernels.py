@@ -61,10 +61,12 @@ def multiply_float8(
     weight: torch.Tensor,  # [N, K] e4m3
     row_scales: torch.Tensor,  # [M, 1] float32
     column_scales: torch.Tensor,  # [1, N] float32
+    bias: torch.Tensor | None = None,  # [N] bfloat16
 ) -> torch.Tensor:
-    """`rows @ weight.T` times both scales, `[M, N]` in bfloat16, the only result type with a scale for each row."""
+    """`rows @ weight.T` times both scales, plus the bias, `[M, N]` in bfloat16, the only result type with a scale for
+    each row. The kernel reads the transposed weights without a copy, and adds the bias before it rounds."""
     product: torch.Tensor = torch._scaled_mm(
-        rows, weight.T, row_scales, column_scales, out_dtype=torch.bfloat16, use_fast_accum=True
+        rows, weight.T, row_scales, column_scales, bias=bias, out_dtype=torch.bfloat16, use_fast_accum=True
     )
     return product
 
@@ -110,9 +112,12 @@ def _probe_float8(device: torch.device) -> None:
             )
             row_scales = 2.0 ** (torch.arange(num_rows, device=device) % 7)[:, None].float()
             column_scales = 2.0 ** -(torch.arange(_PROBED_SIZE, device=device) % 5)[None].float()
-            expected = (_PROBED_SIZE * row_scales * column_scales).to(torch.bfloat16)  # exact: powers of two
-            if not torch.equal(multiply_float8(rows, weight, row_scales, column_scales), expected):
-                raise RuntimeError("the product of known numbers is wrong")
+            expected = _PROBED_SIZE * row_scales * column_scales  # powers of two, so that nothing is rounded
+            bias = expected[0].to(torch.bfloat16)
+            for added, sums in ((None, expected), (bias, expected + bias)):
+                product = multiply_float8(rows, weight, row_scales, column_scales, added)
+                if not torch.equal(product, sums.to(torch.bfloat16)):
+                    raise RuntimeError("the product of known numbers is wrong")
     except (RuntimeError, NotImplementedError) as error:
         if cuda.is_out_of_memory(error) or cuda.is_final(error):
             raise

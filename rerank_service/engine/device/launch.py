@@ -126,7 +126,8 @@ class TorchEngine(ABC, Generic[PairT]):
 
     def _forward_or_halves(self, pairs: Sequence[PairT]) -> torch.Tensor:
         try:
-            return self.forward(pairs)[: len(pairs)]
+            logits = self.forward(pairs)
+            return logits if self.fixed_shape is None else logits.narrow(0, 0, len(pairs))
         except RuntimeError as error:
             if not cuda.is_out_of_memory(error):
                 raise

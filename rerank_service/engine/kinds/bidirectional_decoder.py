@@ -22,7 +22,7 @@ from transformers import (
     PreTrainedConfig,
 )
 
-from rerank_service.config import EngineKind, Pooling
+from rerank_service.config import EngineConfig, EngineKind, Pooling
 from rerank_service.engine import loading
 from rerank_service.engine.device.forward import PACKED_ATTENTION
 from rerank_service.engine.device.graphs import states_on
@@ -83,6 +83,7 @@ class BidirectionalDecoderEngine(CheckpointEngine[EncodedPair]):
         self._template = tokenise.prompt_text(self._tokenizer, template)
         self._bos_id = tokenise.bos_token_id(folder, self._tokenizer, raw)
         self._pooling = options.pooling or _published_pooling(folder, raw)
+        self.assumptions = _assumptions(raw, options)
         self._temperature = options.temperature or float(raw.get("temperature") or 1.0)
 
         config: PreTrainedConfig = loading.native_config(model_class.config_class, raw)
@@ -128,6 +129,18 @@ class BidirectionalDecoderEngine(CheckpointEngine[EncodedPair]):
         # Row by row, because the last bits of a matrix product would depend on the number of rows.
         logits: torch.Tensor = ((pooled * self._score_weight).sum(-1) + self._score_bias) / self._temperature
         return logits
+
+
+def _assumptions(raw: dict[str, Any], options: EngineConfig) -> tuple[str, ...]:
+    """What the engine takes from NVIDIA's 1B because neither config.json nor the options state it. Files of the 1B's
+    own type, `llama_bidirec`, imply the published template and the direction of attention."""
+    is_own_type = str(raw.get("model_type")).endswith("_bidirec")
+    found = {
+        "the direction of attention": is_own_type,
+        "the prompt template": is_own_type or raw.get("prompt_template") or options.prompt_template,
+        "the pooling": raw.get("pooling") or options.pooling,
+    }
+    return tuple(name for name, value in found.items() if not value)
 
 
 def _published_pooling(folder: Path, raw: dict[str, Any]) -> Pooling:

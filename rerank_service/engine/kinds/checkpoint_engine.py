@@ -19,6 +19,7 @@ from rerank_service.engine.device.compile import (
     wants_compile,
 )
 from rerank_service.engine.device.fixed_shape import FixedShape
+from rerank_service.engine.device.flash_attention import use_flash_attention
 from rerank_service.engine.device.graphs import GraphedStates, StatesOf, bucket_sizes, largest_bucket
 from rerank_service.engine.device.launch import TorchEngine
 from rerank_service.engine.device.precision import Precision, resolve_precision
@@ -44,6 +45,10 @@ class CheckpointEngine(TorchEngine[PairT]):
     _is_packed = True
     """Whether `_states` runs every batch."""
     _layers: CompiledLayers | None = None
+    assumptions: tuple[str, ...] = ()
+    """What the checkpoint's files and the options leave open, so that the engine assumes it."""
+    unverified: str | None = None
+    """See `Engine`; set by `build`."""
 
     def __init__(self, checkpoint: Checkpoint, prompt: Sequence[str] = ()) -> None:
         """Loads everything except the weights. `prompt` holds the engine's own texts (see `tokenise.load_tokenizer`).
@@ -54,6 +59,7 @@ class CheckpointEngine(TorchEngine[PairT]):
         super().__init__(checkpoint.device)
         self._checkpoint = checkpoint
         self._precision = _precision(checkpoint, self.device)
+        use_flash_attention(options.flash_attention, self.device)
         self._tokenizer = tokenise.load_tokenizer(checkpoint.folder, options.special_tokens, prompt)
         self.precision = self._precision.name
         self.is_batch_invariant = self.device.type == "cpu" and can_pack(self._precision.states)
@@ -107,8 +113,9 @@ class CheckpointEngine(TorchEngine[PairT]):
             self._states.capture_all(bucket_sizes(largest), self.window_tokens, run_alone)
 
     def end_start(self) -> None:
-        """Ends the start: from now on, no layer is compiled."""
-        if self._layers is not None:
+        """Ends the start: from now on, no layer is compiled. Models that run in rectangles are an exception, because
+        batches of other shapes need other variants of their layers."""
+        if self._layers is not None and self._is_packed:
             self._layers.seal()
 
     def fix_shape(self, batch_tokens: int) -> None:

@@ -76,7 +76,7 @@ class LateInteractionEngine(CheckpointEngine[LateInteractionPair]):
         options = checkpoint.options
         super().__init__(checkpoint)
         self.head = options.head
-        self.compares_in_chunks = self.device.type == "cuda"
+        self.compares_in_chunks = self.device.type != "cpu"
         """Whether all pairs are compared in a few large kernels. On a CPU, comparing pair by pair is faster."""
         self._queries: EncodingCache | None = EncodingCache(_QUERY_CACHE_BYTES)
         self._passages = None if options.passage_cache_bytes is None else EncodingCache(options.passage_cache_bytes)

@@ -36,6 +36,8 @@ class Float8Linear(torch.nn.Module):
         self.register_buffer("_scales", scales.T.contiguous(), persistent=False)  # [1, N]
         self._bias = None if linear.bias is None else linear.bias.detach()
         self._emulated = _float32_product(weight) if weight.device.type == "cpu" else None
+        if self._emulated is None and self._bias is not None:
+            self._bias = self._bias.to(torch.bfloat16)  # the only type that the kernel adds to its bfloat16 outputs
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         rows = inputs.reshape(-1, inputs.size(-1))
@@ -46,12 +48,10 @@ class Float8Linear(torch.nn.Module):
         weight: Any = self._weight
         column_scales: Any = self._scales
         quantised, row_scales = _quantise_rows(rows)
-        outputs: torch.Tensor
         if self._emulated is not None:
-            outputs = self._emulated(quantised.float()) * row_scales * column_scales
-        else:
-            outputs = multiply_float8(quantised, weight, row_scales, column_scales)
-        return (outputs if self._bias is None else outputs + self._bias).to(rows.dtype)
+            outputs: torch.Tensor = self._emulated(quantised.float()) * row_scales * column_scales
+            return (outputs if self._bias is None else outputs + self._bias).to(rows.dtype)
+        return multiply_float8(quantised, weight, row_scales, column_scales, self._bias).to(rows.dtype)
 
 
 def _float32_product(weight: torch.Tensor) -> torch.nn.Module:

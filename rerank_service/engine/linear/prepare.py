@@ -1,4 +1,5 @@
-"""Replaces the linear layers of a loaded model with quantised layers or, on a CPU, with packed layers, where possible.
+"""Replaces the linear layers of a loaded model with quantised layers, with packed layers on a CPU, and with joined
+layers on a GPU, where possible.
 
 Works on any transformers model. The layers inside a `ModuleList` are treated as the model's transformer layers.
 """
@@ -11,10 +12,12 @@ from transformers.activations import GELUActivation
 
 from rerank_service.config import Dtype
 from rerank_service.engine.device.precision import Precision
+from rerank_service.engine.device.residuals import defer_residuals
 from rerank_service.engine.linear.calibrated_int8 import CalibratedInt8Linear, quantise_feed_forward
 from rerank_service.engine.linear.calibration import observe_inputs
 from rerank_service.engine.linear.float8 import Float8Linear, can_be_float8
 from rerank_service.engine.linear.int8 import Int8Linear
+from rerank_service.engine.linear.joined import join_linears
 from rerank_service.engine.linear.packed import PackedLinear, can_pack
 
 __all__ = ["prepare_linears"]
@@ -29,6 +32,10 @@ def prepare_linears(
     Only transformer layers are quantised, because a pooler or a head is small and determines the logit. In int8, the
     layers that `run_calibration` calls get fixed scales; all other layers compute a scale for each row.
     """
+    device = next(model.parameters()).device
+    if device.type != "cpu":  # a joined product rounds differently, and the logits of a CPU never change
+        join_linears(model)
+        defer_residuals(model)
     layers = [layer for layer in model.modules() if isinstance(layer, torch.nn.ModuleList)]
     if precision.quantised is Dtype.INT8:
         if run_calibration is not None:
@@ -43,7 +50,7 @@ def prepare_linears(
     # float32.
     for parameter in model.parameters():
         parameter.data = parameter.data.to(precision.states)
-    if next(model.parameters()).device.type == "cpu" and can_pack(precision.states):
+    if device.type == "cpu" and can_pack(precision.states):
         for owner, name, linear in _linears([model]):
             setattr(owner, name, PackedLinear(linear, _take_activation(owner, name)))
 

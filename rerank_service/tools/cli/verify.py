@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -49,12 +50,17 @@ ServiceUrl = Annotated[
 Recorded = Annotated[
     str | None,
     typer.Option(
-        help="Published model whose recorded scores must match, or `none`; by default MODEL, if it has recorded scores."
+        help="Published model whose recorded scores must match, a JSON file of recorded scores, or `none`; by default "
+        "MODEL, if it has recorded scores."
     ),
 ]
-
 Record = Annotated[
-    bool, typer.Option("--record", help="With --dtype float8, on a GPU: record whether `dtype: auto` may take float8.")
+    bool,
+    typer.Option(
+        "--record",
+        help="Record the verdict for the services of this machine: matching recorded scores verify the model; with "
+        "float8 on a GPU, `dtype: auto` may take float8.",
+    ),
 ]
 
 
@@ -82,8 +88,8 @@ def verify_command(
     from rerank_service.tools.verify.served import EnginePath
     from rerank_service.tools.verify.verify import verify
 
-    gpu = _gpu_to_record(chosen) if record else None
     expected = _recorded(recorded, chosen.id)
+    gpu = _gpu_to_record(chosen, is_needed=not expected) if record else None
     if url is None:
         num_cpus = chosen.replica.num_cpus if is_configured else None
         open_served: Callable[[], ServedPath] = partial(EnginePath, chosen, num_cpus)
@@ -98,7 +104,7 @@ def verify_command(
     except RerankClientError as error:
         raise fail(str(error)) from None
     _show(verdict, as_json)
-    if gpu is not None:
+    if record:
         _record(chosen, verdict, gpu)
     raise typer.Exit(0 if verdict.is_faithful else 1)
 
@@ -115,25 +121,32 @@ def _running(
     return partial(ServicePath, client, url, dtype, precision)
 
 
-def _gpu_to_record(model: ModelConfig) -> str:
+def _gpu_to_record(model: ModelConfig, *, is_needed: bool) -> str | None:
+    """Name of the GPU on which float8 is to be recorded; null if the model does not run so and need not."""
     from rerank_service.errors import CheckpointError
     from rerank_service.tools.verify.float8_record import gpu_to_record
 
     try:
         return gpu_to_record(model)
     except CheckpointError as error:
-        raise fail(str(error)) from None
+        if is_needed:
+            raise fail(str(error)) from None
+        return None
 
 
-def _record(model: ModelConfig, verdict: Verdict, gpu: str) -> None:
+def _record(model: ModelConfig, verdict: Verdict, gpu: str | None) -> None:
     from rerank_service.tools.verify.float8_record import record_float8
+    from rerank_service.tools.verify.settings_record import record_settings
 
     try:
-        record, path = record_float8(model, verdict, gpu)
+        if gpu is not None:
+            record, path = record_float8(model, verdict, gpu)
+            answer = "takes" if record.is_accepted else "does not take"
+            typer.echo(f"recorded in {path}: dtype auto {answer} float8 for this checkpoint on {gpu}", err=True)
+        if (confirmed := record_settings(model, verdict)) is not None:
+            typer.echo(f"recorded in {confirmed}: recorded scores verify this checkpoint with its settings", err=True)
     except OSError as error:
         raise fail(f"cannot write the record: {error}") from None
-    answer = "takes" if record.is_accepted else "does not take"
-    typer.echo(f"recorded in {path}: dtype auto {answer} float8 for this checkpoint on {gpu}", err=True)
 
 
 def _reported_precision(url: str, served: Sequence[dict[str, Any]], name: str | None) -> str | None:
@@ -148,8 +161,10 @@ def _reported_precision(url: str, served: Sequence[dict[str, Any]], name: str | 
 
 
 def _recorded(wanted: str | None, model_id: str) -> Sequence[RecordedLogits]:
-    from rerank_service.tools.verify.recorded import RECORDED, recorded_of
+    from rerank_service.tools.verify.recorded import RECORDED, read_recorded, recorded_of
 
+    if wanted is not None and wanted.endswith(".json"):
+        return read_recorded(Path(wanted), model_id)
     found = () if wanted == _NONE else recorded_of(wanted or model_id)
     if wanted not in (None, _NONE) and not found:
         known = ", ".join(dict.fromkeys(one.model for one in RECORDED))

@@ -6,11 +6,16 @@ on the release, they appear under the names of three models.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError
 
 from rerank_service.config import Dtype
+from rerank_service.errors import CheckpointError
 from rerank_service.tools.catalogue import known_model
 
-__all__ = ["RECORDED", "RecordedLogits", "recorded_of"]
+__all__ = ["RECORDED", "RecordedLogits", "read_recorded", "recorded_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +66,42 @@ RECORDED = (
         "computation is unknown, and the original page could not be found",
     ),
 )
+
+
+class _RecordedInFile(BaseModel):
+    """Recorded logits of one query in a user's file, for instance the answers of NVIDIA's container."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    query: str
+    passages: Annotated[tuple[str, ...], Field(min_length=1)]
+    logits: tuple[FiniteFloat, ...]
+    dtype: Literal[Dtype.FLOAT32, Dtype.FLOAT16, Dtype.BFLOAT16]
+    computed_in: Literal[Dtype.FLOAT32, Dtype.FLOAT16, Dtype.BFLOAT16] | None = None
+    source: Annotated[str, Field(min_length=1)]
+
+
+def read_recorded(path: Path, model: str) -> tuple[RecordedLogits, ...]:
+    """Reads recorded logits of `model` from a JSON file: a list of objects with `query`, `passages`, `logits`, `dtype`,
+    `source`, and optionally `computed_in` (see `RecordedLogits`). Raises `CheckpointError`."""
+    try:
+        entries = TypeAdapter(list[_RecordedInFile]).validate_json(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from None
+    except (ValidationError, UnicodeDecodeError) as error:
+        place = f" ({'.'.join(map(str, error.errors()[0]['loc']))})" if isinstance(error, ValidationError) else ""
+        raise CheckpointError(
+            f"{path} is not a JSON list of objects with query, passages, logits, dtype and source{place}"
+        ) from None
+    for entry in entries:
+        if len(entry.logits) != len(entry.passages):
+            raise CheckpointError(f"{path} has {len(entry.logits)} logits for {len(entry.passages)} passages")
+    if not entries:
+        raise CheckpointError(f"{path} has no recorded logits")
+    return tuple(
+        RecordedLogits(model, one.query, one.passages, one.logits, one.dtype, one.computed_in or one.dtype, one.source)
+        for one in entries
+    )
 
 
 def recorded_of(name: str) -> tuple[RecordedLogits, ...]:

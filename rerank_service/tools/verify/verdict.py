@@ -159,8 +159,8 @@ class Verdict:
 
 
 def half_step(dtype: Dtype, logit: float) -> float:
-    """Largest rounding error of a logit written in float16 or bfloat16."""
-    significand_bits = {Dtype.FLOAT16: 11, Dtype.BFLOAT16: 8}[dtype]
+    """Largest rounding error of a logit written in float32, float16 or bfloat16."""
+    significand_bits = {Dtype.FLOAT32: 24, Dtype.FLOAT16: 11, Dtype.BFLOAT16: 8}[dtype]
     return math.ldexp(1.0, math.frexp(logit)[1] - significand_bits - 1)
 
 

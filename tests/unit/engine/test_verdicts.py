@@ -35,7 +35,7 @@ def folder(checkpoints: dict[str, Path], tmp_path: Path) -> Path:
 
 @pytest.fixture
 def options(tmp_path: Path) -> EngineConfig:
-    return EngineConfig(float8_verdicts=str(tmp_path / "verdicts"))
+    return EngineConfig(verdicts=str(tmp_path / "verdicts"))
 
 
 def record(folder: Path, **changes: object) -> Float8Verdict:
@@ -59,7 +59,7 @@ def test_an_accepted_checkpoint_runs_in_float8(folder: Path, options: EngineConf
     path = write_verdict(options, record(folder))
 
     assert verified_dtype(options, folder, GPU) is Dtype.FLOAT8
-    assert path.parent == Path(str(options.float8_verdicts))
+    assert path.parent == Path(str(options.verdicts))
     assert json.loads(path.read_text())["largest_difference"] == 0.08
     assert list(path.parent.iterdir()) == [path]  # nothing unfinished
 

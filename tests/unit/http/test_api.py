@@ -501,11 +501,28 @@ async def test_metadata_shows_precision_and_start_once_a_replica_has_reported_th
             await client.post("/v1/ranking", json=body)
         after = (await client.get("/v1/metadata")).json()
 
+    assert [one["unverified"] for one in before["modelInfo"]] == [None, None]
     assert [one["precision"] for one in before["modelInfo"]] == [None, None]
     assert [one["precision"] for one in after["modelInfo"]] == ["int8", None]
     assert [one["start_seconds"] for one in before["modelInfo"]] == [None, None]
     slowest = {"fetch": 0.5, "weights": 9.0, "compile": 40.0, "capture": 2.0, "warm_up": 1.0}
     assert [one["start_seconds"] for one in after["modelInfo"]] == [slowest, None]
+
+
+async def test_an_unverified_model_is_marked_in_both_lists(models: list[ModelConfig]) -> None:
+    replicas = {model.id: LocalReplica(model) for model in models}
+    async with client_of(local_api(models, replicas)) as client:
+        for model in models:
+            await client.post("/v1/ranking", json=BODY | {"model": model.id})
+        listed = (await client.get("/v1/models")).json()["data"]
+        described = (await client.get("/v1/metadata")).json()["modelInfo"]
+
+    of_llama, of_mistral = ([entry for entry in listed if entry["root"] == model.id] for model in models)
+    assert len(of_llama) == 2
+    assert not any("unverified" in entry for entry in of_llama)
+    (mistral,) = of_mistral
+    assert "do not state the direction of attention, the prompt template or the pooling" in mistral["unverified"]
+    assert [one["unverified"] for one in described] == [None, mistral["unverified"]]
 
 
 async def test_metrics_count_requests_passages_and_tokens(client: httpx.AsyncClient) -> None:

@@ -111,3 +111,19 @@ async def test_a_replica_is_unhealthy_once_all_tokenising_threads_are_stuck(
     replica.engine.may_go_on.set()
     await asyncio.gather(first, second)
     await replica.check_health()
+
+
+async def test_the_engine_learns_which_part_of_a_gpu_is_reserved(monkeypatch: pytest.MonkeyPatch) -> None:
+    reserved: list[tuple[float, float]] = []
+
+    def load(model: ModelConfig, num_cpus: float, *, num_gpus: float) -> SimulatedEngine:
+        reserved.append((num_cpus, num_gpus))
+        return SimulatedEngine(1e6)
+
+    monkeypatch.setattr(base, "log_through_serve", lambda **_: None)
+    monkeypatch.setattr("rerank_service.replica.replica.load_engine", load)
+    half = MODEL.replica.model_copy(update={"num_cpus": 2, "num_gpus": 0.5})
+    for resources in (MODEL.replica, half):
+        Replica(MODEL.model_copy(update={"replica": resources}))
+
+    assert reserved == [(1, 0), (2, 0.5)]

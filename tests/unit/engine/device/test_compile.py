@@ -1,6 +1,7 @@
 """Compiled layers: one compilation for all batches, the checks of their states, and the ways back to plain layers."""
 
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from rerank_service.config import Dtype, EngineConfig
@@ -20,6 +22,7 @@ from rerank_service.engine.device.compile import (
     batch_like,
     compile_layers,
     compiler_problem,
+    prepare_compiler,
     wants_compile,
 )
 from rerank_service.engine.device.forward import PACKED_ATTENTION, PACKED_CAUSAL_ATTENTION, hidden_states
@@ -207,3 +210,49 @@ def test_the_reason_why_nothing_can_be_compiled_is_named(monkeypatch: pytest.Mon
 
     (tmp_path / "Python.h").write_text("")
     assert compiler_problem(GPU) is None
+
+
+def test_the_compiler_uses_the_replicas_cpus_and_a_private_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from torch._inductor import config
+
+    monkeypatch.setenv("RERANK_SERVICE_KERNELS", str(tmp_path / "kernels"))
+    for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "TORCHINDUCTOR_COMPILE_THREADS"):
+        monkeypatch.setenv(name, "")  # so that the fixture restores what the test sets
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
+
+    with config.patch(compile_threads=1):
+        folder = prepare_compiler(GPU, 3)
+        assert config.compile_threads == 3
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(folder / "inductor")
+    with config.patch(compile_threads=1):
+        monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "8")  # as the operator wishes
+        prepare_compiler(GPU, 3)
+        assert config.compile_threads == 1
+
+
+@pytest.mark.filterwarnings("ignore")  # torch uses what torch has deprecated
+def test_inductor_stores_what_it_compiles_in_the_private_folder(
+    gpu_path: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """With torch's own compiler, for a CPU."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    config = LlamaConfig(
+        hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2
+    )
+    config._attn_implementation = PACKED_ATTENTION
+    torch.manual_seed(0)
+    with torch.inference_mode(False):
+        model = LlamaModel(config).eval().requires_grad_(False)
+    run, rng = partial(hidden_states, model), np.random.default_rng(0)
+    batches = [random_batch(rng) for _ in range(4)]
+    expected = [run(packed) for packed in batches]
+    layers = compile_layers(model, run, batches[0], 64)
+
+    assert layers is not None
+    for packed, states in zip(batches, expected, strict=True):
+        torch.testing.assert_close(run(packed), states, atol=1e-4, rtol=1e-4)
+    assert layers.num_graphs == 1
+    assert list(tmp_path.rglob("*.so"))

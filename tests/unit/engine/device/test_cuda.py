@@ -1,4 +1,4 @@
-"""Runs an engine on a GPU that is not the thread's current device, with fake CUDA tensors.
+"""Runs an engine on a GPU that is not the thread's current device, with a GPU in software.
 
 Outside `device/cuda.py`, the source must not contain CUDA calls that depend on the current device.
 """
@@ -13,8 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.overrides import TorchFunctionMode
 
 from rerank_service.engine.device.cuda import GraphRecorder
 from rerank_service.engine.device.graphs import cuda_graph_capture
@@ -22,6 +20,7 @@ from rerank_service.engine.device.launch import DeviceLogits, TorchEngine
 from rerank_service.engine.device.pack import PackedSequences
 from rerank_service.engine.protocol import EncodedPair
 from tests.fake_cuda import FakeCuda
+from tests.gpu_less.tensors import SoftwareGpu
 
 ROOT = Path(__file__).parents[4]
 SECOND = torch.device("cuda", 1)
@@ -53,34 +52,28 @@ def test_logits_are_ready_when_their_own_device_is_done(cuda: FakeCuda) -> None:
     engine = OnSecondDevice(cuda)
 
     def launch() -> DeviceLogits:
-        with FakeTensorMode():
+        with SoftwareGpu(cuda):
             return engine.launch(PAIRS)
 
     with ThreadPoolExecutor(1) as thread:  # in another thread, as in the scheduler
         logits = thread.submit(launch).result()
 
     assert not logits.is_ready
-    cuda.current_stream(SECOND).is_busy = False
+    stream = cuda.current_stream(SECOND)
+    stream.is_busy = False
+    stream.run(stream.num_launched)
     assert logits.is_ready
 
 
 def test_a_pass_makes_its_device_current_and_restores_the_previous_one(cuda: FakeCuda) -> None:
     engine = OnSecondDevice(cuda)
-    with FakeTensorMode():
+    with SoftwareGpu(cuda):
         engine.launch(PAIRS)
         with pytest.raises(RuntimeError, match="device-side assert"):
             engine.launch(PAIRS * 2)
 
     assert engine.ran_on == [1, 1]
     assert cuda.current_device == 0
-
-
-class CopiesThroughAten(TorchFunctionMode):
-    """Lets fake tensors be copied into: torch's own method asks for a CUDA driver."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        chosen = torch.ops.aten.copy_.default if func is torch.Tensor.copy_ else func
-        return chosen(*args, **(kwargs or {}))
 
 
 def test_a_graph_is_captured_on_the_device_of_its_inputs(cuda: FakeCuda) -> None:
@@ -91,7 +84,7 @@ def test_a_graph_is_captured_on_the_device_of_its_inputs(cuda: FakeCuda) -> None
         assert cuda.current_device == 1
         return torch.zeros(8, 4, device=SECOND)
 
-    with FakeTensorMode(), CopiesThroughAten():
+    with SoftwareGpu(cuda):
         tokens = torch.zeros(1, 8, dtype=torch.int64, device=SECOND)
         captured = cuda_graph_capture(SECOND)(run, PackedSequences(tokens, tokens, tokens, tokens, (), 8))
 
@@ -109,7 +102,7 @@ def test_the_graphs_of_a_model_share_memory_and_a_stream(cuda: FakeCuda) -> None
         return PackedSequences(tokens, tokens, tokens, tokens, (), 8)
 
     capture = cuda_graph_capture(SECOND)
-    with FakeTensorMode(), CopiesThroughAten():
+    with SoftwareGpu(cuda):
         passes = [
             capture(lambda packed: torch.zeros(packed.token_ids.size(1), 4, device=SECOND), inputs(size))
             for size in (16, 8, 12)
@@ -120,9 +113,8 @@ def test_the_graphs_of_a_model_share_memory_and_a_stream(cuda: FakeCuda) -> None
     assert first is None  # a new pool
     assert len(set(others)) == 1
     assert None not in others
-    assert {captured.states.untyped_storage()._cdata for captured in passes} == {
-        passes[0].states.untyped_storage()._cdata
-    }
+    states: list[Any] = [captured.states for captured in passes]
+    assert len({tensor.host.untyped_storage()._cdata for tensor in states}) == 1
 
 
 def test_one_thread_of_a_process_captures_at_a_time(cuda: FakeCuda) -> None:

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.models.xlm_roberta.modeling_xlm_roberta import XLMRobertaEmbeddings
 
 from rerank_service.config import Pooling
-from rerank_service.engine.device.pack import length_sorted_batches, pack, pool, to_device
+from rerank_service.engine.device.pack import length_sorted_batches, pack, pool, sums_in_parts, to_device
 
 CPU = torch.device("cpu")
 LENGTHS = st.lists(st.integers(1, 600), max_size=80)
@@ -56,6 +56,30 @@ def test_pooling(pooling: Pooling, expected: list[list[float]]) -> None:
 
     assert pooled.dtype == torch.float32
     assert pooled.tolist() == expected
+
+
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=12), st.integers(0, 9))
+def test_sums_in_parts_depend_only_on_their_own_sequence(lengths: list[int], seed: int) -> None:
+    states = torch.randn(sum(lengths), 3, generator=torch.Generator().manual_seed(seed))
+    bounds = (0, *np.cumsum(lengths).tolist())
+
+    sums = sums_in_parts(states, bounds)
+
+    own = states.split(lengths)
+    alone = torch.cat([sums_in_parts(part, (0, len(part))) for part in own])
+    assert torch.equal(sums, alone)
+    exact = torch.stack([part.double().sum(0) for part in own])
+    torch.testing.assert_close(sums.double(), exact, atol=1e-4, rtol=0)
+
+
+def test_nan_in_one_sequence_does_not_reach_the_sum_of_another() -> None:
+    states = torch.ones(200, 2)
+    states[:70] = torch.nan
+
+    sums = sums_in_parts(states, (0, 70, 200))
+
+    assert sums[0].isnan().all()
+    assert sums[1].tolist() == [130, 130]
 
 
 class Transfers(TorchDispatchMode):

@@ -26,7 +26,7 @@ GPU = "NVIDIA H100 80GB HBM3"
 @pytest.fixture(scope="module")
 def model(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> ModelConfig:
     verdicts = tmp_path_factory.mktemp("verdicts")
-    options = {"dtype": "float8", "float8_verdicts": str(verdicts)}
+    options = {"dtype": "float8", "verdicts": str(verdicts)}
     return local_model(checkpoints["llama_bidirec"], engine=options)
 
 
