@@ -99,8 +99,6 @@ def graphs(options: argparse.Namespace) -> Iterator[str]:
         return
     with collected_warnings() as warnings:
         engine: Any = _engine(options, Variant(options.dtype))
-        for num_tokens in (100, 200, 400, 900, 2000):  # captures, unless loading did
-            engine.score(draw_pairs(_checkpoint(options), min(num_tokens, 500), -(-num_tokens // 500)))
     states = engine._states
     yield f"{'ok' if states._passes else 'FAIL'}: {len(states._passes)} graphs {'; '.join(warnings)}"
     embeddings = engine.backbone.embed_tokens.weight

@@ -110,7 +110,8 @@ def _prepare_gpu(
 def _measure(engine: CheckpointEngine[Any], chosen: ChosenDevice) -> None:
     with cuda.current(engine.device):  # perhaps in another thread
         warm_up(engine)  # now compiled, and as a graph
-        measure_device(engine, chosen)
+        with engine.graphs_off():
+            measure_device(engine, chosen)
 
 
 class _StageClock:

@@ -9,6 +9,7 @@ import math
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from rerank_service.engine import Truncate, device, load_engine
+from rerank_service.engine import Truncate, build, device, load_engine
 from rerank_service.engine.device import cuda, kernels, memory
 from rerank_service.engine.kinds import checkpoint_engine
 from tests.fake_cuda import FakeCuda
@@ -24,7 +25,7 @@ from tests.gpu_less.releases import TORCH_RELEASES, varlen_attn_of
 from tests.gpu_less.tensors import SoftwareGpu
 from tests.models import local_model
 
-__all__ = ["MODELS", "TOLERANCES", "WAYS", "CheckFailed", "Run", "check", "installed", "software_gpu"]
+__all__ = ["MODELS", "RECTANGULAR", "TOLERANCES", "WAYS", "CheckFailed", "Run", "check", "installed", "software_gpu"]
 
 MODELS: dict[str, dict[str, Any]] = {
     "llama_bidirec": {},
@@ -44,12 +45,13 @@ WAYS: dict[str, dict[str, Any]] = {
     "graphed": {"compile": False, "cuda_graphs": True},
 }
 """Settings of an engine's layers. Inductor needs a GPU, so `compiled` traces layers and runs the traced operators. The
-families in `_RECTANGULAR` have neither compiled layers nor graphs."""
+families in `RECTANGULAR` have neither compiled layers nor graphs."""
 
 TOLERANCES = {"float32": 1e-4, "bfloat16": 0.12, "float16": 0.03, "float8": 0.4}
 """Largest difference of a logit from a CPU's; the logits of these checkpoints spread over several units."""
 
-_RECTANGULAR = {"modernbert", "deberta_v2"}
+RECTANGULAR = {"modernbert", "deberta_v2"}
+"""Models that do not run packed."""
 
 _QUERY = "which animal jumps"
 _PASSAGES = [
@@ -83,7 +85,8 @@ def software_gpu(monkeypatch: pytest.MonkeyPatch, run: Run, **options: Any) -> I
     """A machine with two GPUs of which `run` uses one, and the kernels of a release of torch."""
     with monkeypatch.context() as patch:
         patch.setattr(cuda, "num_visible", lambda: 2)
-        patch.setattr(memory, "_PROBE_TOKENS", 768)  # the probe's size does not matter here, and it takes long
+        patch.setattr(build, "_num_threads", lambda _: 1)  # threads would wait for each other longer than they compute
+        patch.setattr(memory, "_PROBE_TOKENS", 384)  # the probe's size does not matter here, and it takes long
         patch.setattr(checkpoint_engine, "bucket_sizes", lambda _: [64, 128, 256])  # in reality, dozens
         patch.setattr(checkpoint_engine, "compiler_problem", lambda _: None)
         patch.setattr(checkpoint_engine, "prepare_compiler", lambda *_: None)  # sets folders for the whole process
@@ -92,8 +95,13 @@ def software_gpu(monkeypatch: pytest.MonkeyPatch, run: Run, **options: Any) -> I
         installed(patch, run.release)
         torch._dynamo.reset()
         torch._dynamo.utils.counters.clear()
-        with SoftwareGpu(FakeCuda(patch, **options)) as gpu:
-            yield gpu
+        num_threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            with SoftwareGpu(FakeCuda(patch, **options)) as gpu:
+                yield gpu
+        finally:
+            torch.set_num_threads(num_threads)
 
 
 def installed(patch: pytest.MonkeyPatch, release: str) -> None:
@@ -110,9 +118,7 @@ def check(
     for must not turn itself off."""
     settings = {**MODELS[run.model], **WAYS[run.way]}
     exact = "float8" if run.dtype == "float8" else "float32"  # rounding to 8 bits would hide other differences
-    cpu: Any = load_engine(local_model(checkpoints[run.model], engine={**MODELS[run.model], "dtype": exact}))
-    pairs = cpu.tokenise(_QUERY, _PASSAGES, Truncate.END)
-    expected = cpu.score(pairs)
+    pairs, expected = _on_a_cpu(checkpoints[run.model], run.model, exact)
     with software_gpu(monkeypatch, run) as gpu, caplog.at_level(logging.WARNING):
         engine: Any = load_engine(
             local_model(checkpoints[run.model], engine={**settings, "device": f"cuda:{run.device}", "dtype": run.dtype})
@@ -122,6 +128,14 @@ def check(
                 pending = engine.launch([pairs[index] for index in batch])
             _compare(pending.wait(), [expected[index] for index in batch], TOLERANCES[run.dtype])
         _check_way(gpu, engine, run, caplog)
+
+
+@cache
+def _on_a_cpu(checkpoint: Path, model: str, dtype: str) -> tuple[list[Any], list[float]]:
+    """The pairs of a test, and their logits on a CPU."""
+    engine: Any = load_engine(local_model(checkpoint, engine={**MODELS[model], "dtype": dtype}))
+    pairs = engine.tokenise(_QUERY, _PASSAGES, Truncate.END)
+    return pairs, engine.score(pairs)
 
 
 def _compare(found: Sequence[float], expected: Sequence[float], tolerance: float) -> None:
@@ -138,7 +152,7 @@ def _check_way(gpu: SoftwareGpu, engine: Any, run: Run, caplog: pytest.LogCaptur
     warnings = [record.getMessage() for record in caplog.records if record.name.startswith(device.__name__)]
     if warnings:  # of a graph or a layer that turned itself off, or of halved batches
         raise CheckFailed(f"{run.way}: {warnings}")
-    if run.model in _RECTANGULAR:
+    if run.model in RECTANGULAR:
         return
     if run.way == "graphed" and gpu.runtime.num_replays < len(_BATCHES):
         raise CheckFailed(f"only {gpu.runtime.num_replays} replays in {len(_BATCHES)} batches")

@@ -7,28 +7,34 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.on_gpu import engine_steps, kernel_steps, limits, session, timing_steps
+from benchmarks.on_gpu import engine_steps, kernel_steps, limits, measure, session, timing_steps
 from benchmarks.on_gpu.plan import Variant
 from rerank_service.tools.random_checkpoints.make import Architecture, make_checkpoint
 from tests.gpu_less.engines import Run, software_gpu
 
 
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the checkpoints, because the software GPU draws no random numbers."""
+    folder = tmp_path_factory.mktemp("drawn")
+    make_checkpoint(folder / "tiny-drawn-on-cuda", Architecture.LLAMA_BIDIREC, "tiny")
+    return folder
+
+
 @pytest.fixture
-def options(tmp_path: Path) -> argparse.Namespace:
-    # No software draws random numbers on a GPU.
-    make_checkpoint(tmp_path / "checkpoints" / "tiny-drawn-on-cuda", Architecture.LLAMA_BIDIREC, "tiny")
+def options(tmp_path: Path, drawn: Path) -> argparse.Namespace:
     return argparse.Namespace(
         models="tiny",
         model="tiny",
         device="cuda:0",
         dtype="bfloat16",
         commit="0" * 40,
-        queue_tokens=640,
-        batch_tokens=640,
+        queue_tokens=768,
+        batch_tokens=384,
         passages=1,
         repeats=1,
         budget_s=1e6,
-        checkpoints=tmp_path / "checkpoints",
+        checkpoints=drawn,
         json=tmp_path / "gpu.json",
         out=tmp_path,
     )
@@ -39,6 +45,8 @@ def _gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(limits, "_PRODUCT_SIZE", 64)
     monkeypatch.setattr(kernel_steps, "_SHAPES", {"64 x 256": (64, 256)})
     monkeypatch.setattr(kernel_steps, "_HEIGHTS", (1, 17))
+    monkeypatch.setattr(kernel_steps, "_LENGTHS", (1, 17, 40))
+    monkeypatch.setattr(measure, "_MOST_REFERENCE_PAIRS", 2)
     with software_gpu(monkeypatch, Run("llama_bidirec")):
         yield
 
@@ -51,7 +59,7 @@ def test_each_row_says_how_it_ran(options: argparse.Namespace, monkeypatch: pyte
 
     content = json.loads(options.json.read_text())
     assert content["skipped"] == []
-    # The full queue's batches of 640 tokens are larger than every graph.
+    # The full queue's batches of 384 tokens are larger than every graph.
     assert [(row["load"], row["ran_as"]) for row in content["results"]] == [
         ("full queue", "bfloat16, eager"),
         ("request of 1", "bfloat16, eager, graphs"),

@@ -6,6 +6,7 @@ import pytest
 
 from rerank_service.engine import load_engine
 from rerank_service.engine.device import cuda
+from rerank_service.engine.kinds import checkpoint_engine
 from rerank_service.engine.kinds.checkpoint_engine import CheckpointEngine
 from tests.gpu_less.engines import Run, software_gpu
 from tests.models import local_model
@@ -40,3 +41,17 @@ def test_a_replica_without_a_gpu_runs_on_the_cpu_of_a_machine_with_gpus(
 ) -> None:
     engine, _ = loaded(monkeypatch, checkpoints["bert"], 0)
     assert engine.device.type == "cpu"
+
+
+def test_memory_is_measured_without_graphs(monkeypatch: pytest.MonkeyPatch, checkpoints: dict[str, Path]) -> None:
+    """A replay allocates nothing, so a pass that replays a graph would seem to need no memory."""
+    found = []
+    for has_graphs in (False, True):
+        settings = {"device": "cuda:0", "dtype": "bfloat16", "compile": False, "cuda_graphs": has_graphs}
+        with software_gpu(monkeypatch, Run("bert")):
+            monkeypatch.setattr(checkpoint_engine, "bucket_sizes", lambda _: [1024])  # the probe fits in
+            engine = load_engine(local_model(checkpoints["bert"], engine=settings))
+        assert isinstance(engine, CheckpointEngine)
+        assert engine.num_graphs == has_graphs
+        found.append(engine.memory_tokens)
+    assert found[1] == pytest.approx(found[0], rel=0.02)

@@ -46,13 +46,13 @@ class ChosenDevice(NamedTuple):
     @property
     def free_bytes(self) -> int:
         """Memory on a GPU that the replica can still use for a forward pass."""
+        # What the allocator still holds afterwards belongs to tensors, to graphs, or to blocks that are partly in use.
+        cuda.release_unused_memory()
         memory = cuda.memory(self.device)
-        # Memory that the allocator holds without tensors is available to a pass too.
-        unused = memory.reserved - memory.allocated
         if self.share == 1:
-            return memory.free + unused
+            return memory.free
         own = int(self.share * memory.total) - _CONTEXT_BYTES - memory.reserved
-        return max(0, min(memory.free, own)) + unused
+        return max(0, min(memory.free, own))
 
     @property
     def peak_flops_per_s(self) -> float | None:

@@ -9,6 +9,7 @@ import logging
 import os
 import shutil
 import sysconfig
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -41,7 +42,8 @@ Backend: TypeAlias = Callable[[torch.fx.GraphModule, list[torch.Tensor]], Callab
 """Turns a traced graph into a function."""
 
 _SHARED_LIMIT = 64
-"""Number of compiled variants that torch keeps. Its default, 8, is for one model; the models of a pool share it."""
+"""Number of compiled variants that torch keeps. Its default, 8, is for one model; the architectures of a pool share it,
+and a model that is loaded again uses the variants of before."""
 _TRITON_CAPABILITY = (7, 0)
 _COMPILED_LENGTHS = ((24, 40, 9), (200,), (30,) * 20)
 """Lengths of the sequences in the batches that trigger the compilation. The first batch compiles; the others show that
@@ -89,8 +91,10 @@ class CompiledLayers:
 
     def __init__(self, model: torch.nn.Module, backend: Backend) -> None:
         self.num_graphs = 0
-        """Number of variants compiled so far; one for each class of layer if it serves all batches."""
-        self._model = model
+        """Number of variants compiled so far; one for each class of layer if it serves all batches, and none if an
+        earlier model has compiled the same layers."""
+        # torch keeps this object as long as its compiled code, even after the model has been unloaded.
+        self._model = weakref.ref(model)
         self._backend = backend
         self._is_sealed = False
 
@@ -106,19 +110,33 @@ class CompiledLayers:
         )
         return graph.forward
 
+    def __eq__(self, other: object) -> bool:
+        """Whether torch may use variants that `other` has compiled. Weights are arguments of a variant, so models of
+        the same architecture share it."""
+        return isinstance(other, CompiledLayers) and self._backend is other._backend
+
+    def __hash__(self) -> int:
+        return hash(self._backend)
+
     def attach(self) -> None:
         """Makes the layers compile at their next call."""
         torch._dynamo.config.recompile_limit = max(_SHARED_LIMIT, torch._dynamo.config.recompile_limit)
         # Numbers such as a norm's epsilon are the same in all layers. As arguments, they would be tensors on the host
         # that every kernel reads before its launch.
         torch._dynamo.config.specialize_float = True
-        for layer in _layers(self._model):
+        for layer in _layers(self._loaded_model()):
             layer.compile(backend=self, dynamic=True)
 
     def detach(self) -> None:
         """Makes the layers run without compilation."""
-        for module in self._model.modules():
+        for module in self._loaded_model().modules():
             module._compiled_call_impl = None
+
+    def _loaded_model(self) -> torch.nn.Module:
+        model = self._model()
+        if model is None:
+            raise RuntimeError("the model of these layers has been unloaded")
+        return model
 
     def seal(self) -> None:
         """Ends compilation: a compiler would stop requests for seconds."""
@@ -147,10 +165,11 @@ def compile_layers(
     layers = CompiledLayers(model, backend)
     layers.attach()
     try:
-        for batch, states in zip(batches, expected, strict=True):
-            error = _mean_row_error(run(batch), states)
-            if not error <= _TOLERANCE:  # also refuses NaN
-                raise RuntimeError(f"compiled layers change the states by {error:.3g} times their largest component")
+        with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):  # otherwise, torch would compile nothing
+            for batch, states in zip(batches, expected, strict=True):
+                error = _mean_row_error(run(batch), states)
+                if not error <= _TOLERANCE:  # also refuses NaN
+                    raise RuntimeError(f"compiled layers change the states by {error:.3g} times their largest part")
     except Exception as problem:  # compilers raise errors of many classes
         if cuda.is_final(problem):
             raise

@@ -66,8 +66,12 @@ _PASSING = (
     "invalid configuration argument",
     "no kernel image",
     "invalid device function",
+    "too many resources requested",
+    "operation not supported",
+    "captur",  # all errors of a capture: "not permitted when stream is capturing", "previous error during capture"
 )
-"""Phrases in messages of errors after which CUDA keeps working: the engine halves a batch, or one request fails."""
+"""Phrases in messages of errors after which CUDA keeps working: the engine halves a batch, one request fails, or graphs
+are turned off."""
 
 _CAPTURES = threading.Lock()
 

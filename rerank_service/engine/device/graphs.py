@@ -7,6 +7,7 @@ states are dropped. A batch that fits in no bucket runs without a graph. All gra
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
@@ -96,6 +97,15 @@ class GraphedStates:
     def buckets(self) -> list[int]:
         """Sizes of the captured graphs in tokens, ascending."""
         return list(self._passes)
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """Within the context, no batch uses a graph."""
+        passes, self._passes = self._passes, {}
+        try:
+            yield
+        finally:
+            self._passes = passes
 
     def capture_all(self, buckets: Sequence[int], longest: int, run_alone: RunAlone) -> None:
         """Captures and checks a graph for each bucket. Call it after the first batch.

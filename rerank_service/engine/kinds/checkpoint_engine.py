@@ -3,6 +3,7 @@
 import logging
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -111,6 +112,10 @@ class CheckpointEngine(TorchEngine[PairT]):
             num_layers = int(self.backbone.config.num_hidden_layers)
             largest = largest_bucket(num_layers, self.flops_per_token, peak_flops_per_s)
             self._states.capture_all(bucket_sizes(largest), self.window_tokens, run_alone)
+
+    def graphs_off(self) -> AbstractContextManager[None]:
+        """A context in which no batch uses a graph. A replay takes no memory, so it does not show what a pass needs."""
+        return self._states.off() if isinstance(self._states, GraphedStates) else nullcontext()
 
     def end_start(self) -> None:
         """Ends the start: from now on, no layer is compiled. Models that run in rectangles are an exception, because

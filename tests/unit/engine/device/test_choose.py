@@ -144,3 +144,13 @@ def test_a_slice_is_a_gpu_of_its_own_size(gpu: Gpu) -> None:
     gpu.start("a")
     assert chosen.memory_limit_bytes == 10 * GB
     assert chosen.peak_flops_per_s == pytest.approx(120e12, rel=0.01)
+
+
+@pytest.mark.parametrize("share", [1, 0.5])
+def test_memory_that_graphs_keep_is_not_free(gpu: Gpu, monkeypatch: pytest.MonkeyPatch, share: float) -> None:
+    """The allocator counts the memory between the tensors of a graph as reserved, and gives it to no other pass."""
+    before = choose_device("auto", share).free_bytes
+    of_graphs = 3 * GB
+    monkeypatch.setattr(cuda, "memory", lambda _: Memory(gpu.total - CONTEXT - of_graphs, gpu.total, of_graphs, 0))
+    found = choose_device("auto", share).free_bytes
+    assert found <= (gpu.total if share == 1 else before) - of_graphs

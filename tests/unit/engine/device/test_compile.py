@@ -1,7 +1,9 @@
 """Compiled layers: one compilation for all batches, the checks of their states, and the ways back to plain layers."""
 
+import gc
 import logging
 import os
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -59,6 +61,22 @@ def without_a_compiler(_: torch.fx.GraphModule, __: Sequence[torch.Tensor]) -> C
 
 def wrongly(graph: torch.fx.GraphModule, _: Sequence[torch.Tensor]) -> Callable[..., Any]:
     return lambda *inputs: tuple(output.flip(-1) for output in graph.forward(*inputs))
+
+
+def compiled_llama(width: int, backend: Backend) -> tuple[Any, CompiledLayers | None]:
+    config = LlamaConfig(
+        vocab_size=1000,
+        hidden_size=width,
+        intermediate_size=width,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+    )
+    config._attn_implementation = PACKED_ATTENTION
+    with torch.inference_mode(False):
+        model = LlamaModel(config).eval().requires_grad_(False)
+    example = random_batch(np.random.default_rng(7))
+    return model, compile_layers(model, partial(hidden_states, model), example, 64, backend)
 
 
 def compiled(folder: Path, backend: Backend) -> tuple[Any, CompiledLayers | None]:
@@ -146,14 +164,45 @@ def test_nothing_is_compiled_after_the_start(
     assert "not compiled at start" in caplog.text
 
 
-def test_the_models_of_a_pool_keep_their_compiled_layers(checkpoints: dict[str, Path], gpu_path: None) -> None:
+def test_models_of_many_architectures_keep_their_compiled_layers(gpu_path: None) -> None:
     """torch allows eight variants of a function by default, and all layers are variants of one function."""
-    loaded = [compiled(checkpoints["llama_bidirec"], as_traced) for _ in range(10)]
-    packed = random_batch(np.random.default_rng(1))
+    packed, loaded = random_batch(np.random.default_rng(1)), []
+    for width in range(16, 16 + 4 * 10, 4):
+        loaded.append(compiled_llama(width, as_traced))
     for model, layers in loaded:
         hidden_states(model, packed)
         assert layers is not None
         assert layers.num_graphs == 1
+
+
+def test_a_model_that_is_loaded_again_and_again_stays_compiled(gpu_path: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+
+    def counted(graph: torch.fx.GraphModule, inputs: Sequence[torch.Tensor]) -> Callable[..., Any]:
+        calls.append(len(inputs))
+        return graph.forward
+
+    monkeypatch.setattr(compiling, "_SHARED_LIMIT", 2)
+    with torch._dynamo.config.patch(recompile_limit=2):
+        for _ in range(5):
+            model, layers = compiled_llama(16, counted)
+            assert layers is not None
+            loaded = weakref.ref(model)
+            del model
+            gc.collect()
+            assert loaded() is None  # torch keeps the compiled code, but not the weights
+    assert len(calls) == 1
+
+
+def test_layers_that_torch_does_not_compile_any_more_are_not_called_compiled(
+    gpu_path: None, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiling, "_SHARED_LIMIT", 2)
+    with torch._dynamo.config.patch(recompile_limit=2):
+        found = [compiled_llama(width, as_traced)[1] for width in (16, 20, 24)]
+
+    assert [layers is not None for layers in found] == [True, True, False]
+    assert "layers are not compiled: FailOnRecompileLimitHit" in caplog.text
 
 
 @pytest.mark.parametrize("lengths", [[3], [1, 1, 1], [40, 2, 17]])

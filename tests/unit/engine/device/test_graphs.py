@@ -88,6 +88,10 @@ def as_in_a_launch() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def run() -> StatesOf:
+    return small_model()
+
+
+def small_model() -> StatesOf:
     torch.manual_seed(0)
     config = BertConfig(
         hidden_size=32,
@@ -189,9 +193,10 @@ def test_a_single_wrong_graph_turns_all_graphs_off(run: StatesOf) -> None:
     assert graphed(run, capture, (32, 64, 128), batch(9)).buckets == []
 
 
-def test_a_failed_capture_is_not_an_error(run: StatesOf) -> None:
+@pytest.mark.parametrize("error", [RuntimeError, torch.AcceleratorError])
+def test_a_failed_capture_is_not_an_error(run: StatesOf, error: type[Exception]) -> None:
     def fail(_: StatesOf, __: PackedSequences) -> CapturedPass:
-        raise RuntimeError("operation not permitted when stream is capturing")
+        raise error("CUDA error: operation not permitted when stream is capturing")
 
     packed = batch(5, 20)
     assert torch.equal(graphed(run, fail, (64,), packed)(packed), run(packed))
