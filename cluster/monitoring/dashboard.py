@@ -161,8 +161,8 @@ ROWS: dict[str, list[Panel]] = {
         Panel(
             "Time to load, by stage",
             "s",
-            "Time that the slowest of the running replicas took to load its model, by stage. The start of the process is "
-            "not included. compile and capture are 0 on CPUs.",
+            "Time that the slowest of the running replicas took to load its model, by stage. The start of the process "
+            "is not included. compile and capture are 0 on CPUs.",
             {"{{model}} {{stage}}": 'max by (model, stage) (M_start_seconds{model=~"$model"})'},
         ),
         Panel(

@@ -1,5 +1,5 @@
-"""Records about a checkpoint that `verify` writes and the engine only reads: whether float8 is accurate enough on a GPU,
-and whether assumed settings reproduce recorded logits.
+"""Records about a checkpoint that `verify` writes and the engine only reads: whether float8 is accurate enough on a
+GPU, and whether assumed settings reproduce recorded logits.
 
 A record is valid for the checkpoint's files. A record about float8 is also bound to the GPU, torch and the version of
 the service for which it was written, and a record about settings to these settings.

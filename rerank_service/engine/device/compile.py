@@ -160,7 +160,9 @@ def compile_layers(
         logger.warning("layers are not compiled: %s: %s", type(cause).__name__, reason[0][:300])
         return None
     if layers.num_graphs > len({type(layer) for layer in _layers(model)}):
-        logger.warning("layers were compiled for some batches each, not once for all batches num_graphs=%d", layers.num_graphs)
+        logger.warning(
+            "layers were compiled for some batches each, not once for all batches num_graphs=%d", layers.num_graphs
+        )
     return layers
 
 
