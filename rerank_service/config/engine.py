@@ -141,17 +141,17 @@ class EngineConfig(Section):
 
     cuda_graphs: bool = True
     """GPU, in bfloat16, float16 and float8: run small batches as CUDA graphs, which saves launch time. The graphs are
-    captured while the model loads, for up to about 2,000 tokens with a model of 1B parameters and up to 8,192 with a
+    captured while the model loads, for up to about 2,300 tokens with a model of 1B parameters and up to 8,192 with a
     small one. If a graph fails or its results differ from those of an ordinary pass, the engine turns graphs off and
     logs a warning."""
 
     compile: bool | None = None
     """GPU: fuse the elementwise operations of each layer with torch.compile, once for all lengths and while the model
-    loads. Null: in bfloat16, float16 and float8, for models that run packed. Needs Triton and a C compiler; without
-    them, or if the compiled layers fail or compute other states, the layers run uncompiled and a warning names the
-    reason. float8 without compilation is slower than bfloat16 (estimated, docs/decisions/0007). The compiled kernels
-    are kept in `RERANK_SERVICE_KERNELS` or `~/.cache/rerank-service-kernels`, each followed by the user's number, in
-    folders that only this user can read."""
+    loads. Null: in bfloat16, float16 and float8, for models that run packed. Needs Triton, a C compiler and
+    Python's headers; without them, or if the compiled layers fail or compute other states, the layers run uncompiled
+    and a warning names the reason. float8 without compilation is slower than bfloat16 (estimated,
+    docs/appendix/gpu.md). The compiled kernels are kept in `RERANK_SERVICE_KERNELS` or
+    `~/.cache/rerank-service-kernels`, each followed by the user's number, in folders that only this user can read."""
 
     verdicts: str | None = None
     """Folder with the records that `rerank-service verify --record` writes. A record of recorded scores verifies a

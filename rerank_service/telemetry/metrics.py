@@ -155,7 +155,8 @@ DEVICE_MFU = _gauge(
 )
 START_SECONDS = _gauge(
     "start_seconds",
-    "Time from start to ready of a replica, by stage: fetch, weights, compile, capture, warm_up.",
+    "Time that a replica took to load a model, by stage: fetch, weights, compile, capture, warm_up; the start of the "
+    "process is not included.",
     "model",
     "stage",
 )
