@@ -3,7 +3,7 @@
     python -m benchmarks.in_flight
 
 The service's own scheduler runs on a virtual clock. The device and the launching thread are simulated, with the times
-below. All of them are estimates (docs/decisions/0007), so the result is no measurement: it shows whether the scheduler
+below. All of them are estimates (docs/appendix/gpu.md), so the result is no measurement: it shows whether the scheduler
 hides the time that the host needs. `benchmarks/gpu.py` measures the gap between launches on a GPU.
 """
 
@@ -51,16 +51,17 @@ def _cost(pairs_per_s: float, launches: int, guards_s: float = 0.0) -> PassCost:
 
 COSTS = {
     ("1b", "bfloat16", "eager"): _cost(380, 39),
-    ("1b", "bfloat16", "compiled"): _cost(525, 15, _GUARDS_S),
+    ("1b", "bfloat16", "compiled"): _cost(525, 11, _GUARDS_S),
     ("1b", "float8", "eager"): _cost(229, 102),
-    ("1b", "float8", "compiled"): _cost(755, 16, _GUARDS_S),
+    ("1b", "float8", "compiled"): _cost(755, 12, _GUARDS_S),
     ("4b", "bfloat16", "eager"): _cost(136, 39),
-    ("4b", "bfloat16", "compiled"): _cost(169, 15, _GUARDS_S),
+    ("4b", "bfloat16", "compiled"): _cost(169, 11, _GUARDS_S),
     ("4b", "float8", "eager"): _cost(105, 102),
-    ("4b", "float8", "compiled"): _cost(272, 16, _GUARDS_S),
+    ("4b", "float8", "compiled"): _cost(272, 12, _GUARDS_S),
 }
-"""Estimates for an H100. Launches per layer are counted in the compiler's output for batches of 16,384 tokens; the
-speeds at 512 tokens follow from the bytes that these kernels move. Both models have 16 layers."""
+"""Estimates for an H100. Launches per compiled layer are those that `benchmarks/launches.py` counts; launches per eager
+layer, and the bytes from which the speeds at 512 tokens follow, were counted before layers were joined, when a compiled
+layer had 15 or 16 launches. Both models have 16 layers."""
 
 
 def graphed(cost: PassCost) -> PassCost:

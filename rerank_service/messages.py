@@ -179,7 +179,7 @@ class Declined:
 
 
 class StartTimes(NamedTuple):
-    """Time from the start to the first answer of a model on a replica, by stage."""
+    """Time that a replica took to load a model, by stage. The start of the process is not included."""
 
     fetch_s: float = 0.0
     """Finding, fetching and checking the checkpoint's files."""
@@ -190,7 +190,7 @@ class StartTimes(NamedTuple):
     capture_s: float = 0.0
     """Capturing CUDA graphs; 0 on a CPU."""
     warm_up_s: float = 0.0
-    """Scoring a first pair and measuring memory."""
+    """Scoring test pairs and measuring memory."""
 
     def by_stage(self) -> dict[str, float]:
         """The times in seconds, by the names of the stages: `fetch`, `weights`, `compile`, `capture` and `warm_up`."""

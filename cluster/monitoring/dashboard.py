@@ -159,9 +159,10 @@ ROWS: dict[str, list[Panel]] = {
             {"{{model}}": f"{_sum('device_memory_bytes')} / {_sum('device_memory_limit_bytes')}"},
         ),
         Panel(
-            "Start to ready",
+            "Time to load, by stage",
             "s",
-            "Stages of the slowest start among the running replicas. compile and capture are 0 on CPUs.",
+            "Time that the slowest of the running replicas took to load its model, by stage. The start of the process "
+            "is not included. compile and capture are 0 on CPUs.",
             {"{{model}} {{stage}}": 'max by (model, stage) (M_start_seconds{model=~"$model"})'},
         ),
         Panel(

@@ -130,7 +130,7 @@ class EngineConfig(Section):
     """Precision of the forward pass; pooling and the head always run in float32. `auto`: bfloat16 where the hardware
     computes in it (a GPU; a CPU with AVX512-BF16 or AMX), otherwise float32 on a CPU and float16 on a GPU; float8 on a
     GPU only after `rerank-service verify --record` has accepted it for this checkpoint (see `verdicts`). `int8`:
-    linear layers in 8-bit integers, on a CPU with AVX512-VNNI; encoders are calibrated at load with text that ships
+    linear layers in 8-bit integers, on an x86 CPU with AVX2; encoders are calibrated at load with text that ships
     with the service, and decoders are scaled row by row during each pass. `float8`: linear layers in 8-bit floats
     (e4m3), on an Ada, Hopper or newer GPU. `fastest`: int8 where the CPU supports it, else `auto`. Measure the effect
     of `int8`, `float8` and `fastest` on your rankings first."""
@@ -141,17 +141,17 @@ class EngineConfig(Section):
 
     cuda_graphs: bool = True
     """GPU, in bfloat16, float16 and float8: run small batches as CUDA graphs, which saves launch time. The graphs are
-    captured while the model loads, for up to about 2,000 tokens with a model of 1B parameters and up to 8,192 with a
+    captured while the model loads, for up to about 2,300 tokens with a model of 1B parameters and up to 8,192 with a
     small one. If a graph fails or its results differ from those of an ordinary pass, the engine turns graphs off and
     logs a warning."""
 
     compile: bool | None = None
     """GPU: fuse the elementwise operations of each layer with torch.compile, once for all lengths and while the model
-    loads. Null: in bfloat16, float16 and float8, for models that run packed. Needs Triton and a C compiler; without
-    them, or if the compiled layers fail or compute other states, the layers run uncompiled and a warning names the
-    reason. float8 without compilation is slower than bfloat16 (estimated, docs/decisions/0007). The compiled kernels
-    are kept in `RERANK_SERVICE_KERNELS` or `~/.cache/rerank-service-kernels`, each followed by the user's number, in
-    folders that only this user can read."""
+    loads. Null: in bfloat16, float16 and float8, for models that run packed. Needs Triton, a C compiler and
+    Python's headers; without them, or if the compiled layers fail or compute other states, the layers run uncompiled
+    and a warning names the reason. float8 without compilation is slower than bfloat16 (estimated,
+    docs/appendix/gpu.md). The compiled kernels are kept in `RERANK_SERVICE_KERNELS` or
+    `~/.cache/rerank-service-kernels`, each followed by the user's number, in folders that only this user can read."""
 
     verdicts: str | None = None
     """Folder with the records that `rerank-service verify --record` writes. A record of recorded scores verifies a

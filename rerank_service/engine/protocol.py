@@ -176,7 +176,7 @@ class Engine(BatchScorer[PairT], Protocol[PairT]):
 
     @property
     def start_times(self) -> StartTimes:
-        """Time from the start of loading to the first logit, by stage."""
+        """Time from the start of loading until the engine is ready, by stage."""
 
     @property
     def aligner(self) -> Aligner[PairT] | None:

@@ -1,5 +1,5 @@
-"""Records of `verify` about a checkpoint, which the engine only reads: float8 is accurate enough on a GPU, and assumed
-settings reproduce recorded logits.
+"""Records about a checkpoint that `verify` writes and the engine only reads: whether float8 is accurate enough on a
+GPU, and whether assumed settings reproduce recorded logits.
 
 A record is valid for the checkpoint's files. A record about float8 is also bound to the GPU, torch and the version of
 the service for which it was written, and a record about settings to these settings.
@@ -179,13 +179,13 @@ def has_settings_verdict(options: EngineConfig, folder: Path) -> bool:
 
 
 def unverified_reason(assumptions: Sequence[str], model: ModelConfig, folder: Path) -> str | None:
-    """Why a model counts as unverified, which is also logged: `assumptions` name what its files do not state. Null:
-    nothing is assumed, or recorded logits have confirmed it."""
+    """Why a model is unverified; also logs the reason. `assumptions` name what the model's files do not state. Null:
+    nothing is assumed, or recorded logits have confirmed the assumptions."""
     if not assumptions or has_settings_verdict(model.engine, folder):
         return None
     reason = (
         f"the checkpoint's files do not state {_listed(assumptions)}: those of NVIDIA's 1B are assumed, and no "
-        "recorded scores have confirmed them (rerank-service verify MODEL --recorded FILE --record)"
+        "recorded scores have confirmed them (rerank-service verify MODEL --recorded FILE.json --record)"
     )
     logger.warning("model=%s is unverified: %s", model.id, reason)
     return reason

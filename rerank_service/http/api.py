@@ -16,6 +16,7 @@ from starlette.middleware.cors import CORSMiddleware
 from rerank_service import __version__
 from rerank_service.config import ModelConfig, RerankConfig
 from rerank_service.http.access import ApiKeys, RateLimits
+from rerank_service.http.dialects import NIM, routes_of
 from rerank_service.http.endpoint import RankingEndpoint, ranking_routes
 from rerank_service.http.envelope import add_error_handlers
 from rerank_service.http.model_routes import model_routes
@@ -70,7 +71,7 @@ def build_api(
     api.router.default = SecondLook(api.router)
     if config.service.cors_allow_origins:
         _allow_origins(api, config.service.cors_allow_origins)
-    add_error_handlers(api)
+    add_error_handlers(api, (NIM.paths[0], *routes_of(config.dialects)))
     add_openapi(api, config, keys_are_required=keys.are_required)
     return api
 

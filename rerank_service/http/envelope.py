@@ -1,6 +1,9 @@
 """Error responses. The default form is the JSON of NVIDIA's API, which every known client can parse."""
 
 import logging
+import re
+from collections.abc import Sequence
+from functools import partial
 from http import HTTPStatus
 
 from fastapi import FastAPI, Request, Response
@@ -15,11 +18,16 @@ __all__ = ["add_error_handlers", "error_response", "rate_limit_headers"]
 
 logger = logging.getLogger(__name__)
 
+_LOGGED_PATH = re.compile(r"[\w./-]{1,100}", re.ASCII)
 
-def add_error_handlers(api: FastAPI) -> None:
-    """Adds handlers for this service's errors, FastAPI's errors and unexpected errors."""
+
+def add_error_handlers(api: FastAPI, ranking_paths: Sequence[str]) -> None:
+    """Adds handlers for this service's errors, FastAPI's errors and unexpected errors. The answer to a POST without a
+    route lists the `ranking_paths`, because many clients append their own path to the configured address."""
+    *paths, last = ranking_paths
+    rankings_are_at = f"rankings are at {', '.join(paths)} and {last}" if paths else f"rankings are at {last}"
     api.add_exception_handler(RerankError, _on_rerank_error)
-    api.add_exception_handler(HTTPException, _on_http_exception)
+    api.add_exception_handler(HTTPException, partial(_on_http_exception, rankings_are_at))
     api.add_exception_handler(RequestValidationError, _on_validation_error)
     api.add_exception_handler(Exception, _on_unexpected_error)
 
@@ -48,20 +56,32 @@ async def _on_rerank_error(_: Request, error: Exception) -> Response:
     return error_response(error)
 
 
-async def _on_http_exception(request: Request, error: Exception) -> Response:
+async def _on_http_exception(rankings_are_at: str, request: Request, error: Exception) -> Response:
     """Answers the framework's errors: 404, 405 and others."""
     assert isinstance(error, HTTPException)  # noqa: S101 - registered for this class
     path = request.url.path[:200]
     message, category, headers = str(error.detail), "invalid_request_error", dict(error.headers or {})
+    where = "the API is described at /docs"
+    if request.method == "POST":
+        where = f"{rankings_are_at}, and {where}"
+        _log_wrong_address(path, error.status_code)
     if error.status_code == HTTPStatus.NOT_FOUND:
-        message, category = f"There is no route {path}; the API is described at /docs", "not_found_error"
+        message, category = f"There is no route {path}; {where}", "not_found_error"
     elif error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         methods = set(headers.get("Allow", "").split(", "))
         headers["Allow"] = allowed = ", ".join(sorted(methods | {"HEAD"} if "GET" in methods else methods))
         message = f"{request.method[:20]} is not allowed on {path}; use {allowed}"
+        message += f"; {where}" if request.method == "POST" else ""
     problem = ErrorDetail(loc=("path",), msg=message, type=HTTPStatus(error.status_code).name.lower())
     body = ErrorEnvelope(message=message, detail=(problem,), type=category).model_dump_json()
     return Response(body, error.status_code, headers, media_type="application/json")
+
+
+def _log_wrong_address(path: str, status: int) -> None:
+    """Logs a line like those of the access log, without a path that may contain a user's text."""
+    fields = {"status": status, "code": "no_route", "path": path if _LOGGED_PATH.fullmatch(path) else "other"}
+    line = " ".join(f"{name}={value}" for name, value in fields.items())
+    logger.info("request %s", line, extra=fields)
 
 
 async def _on_validation_error(_: Request, error: Exception) -> Response:

@@ -33,8 +33,8 @@ def model_routes(config: RerankConfig, keys: ApiKeys, metrics: IngressMetrics) -
 
     @routes.get("/v1/models", responses=_UNAUTHORISED)
     async def models(request: Request) -> dict[str, Any]:
-        """Served models and their aliases. An alias has the model's id as `root`. If the service had to assume what
-        a model's files do not state, `unverified` tells what."""
+        """Served models and their aliases. An alias has the model's id as `root`. If a model's files
+        leave open what the model computes, `unverified` tells what the service assumes."""
         keys.authenticate(request.headers)
         return {"object": "list", "data": entries()}
 

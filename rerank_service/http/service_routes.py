@@ -125,9 +125,9 @@ def _add_descriptions(routes: APIRouter, config: RerankConfig, metrics: IngressM
         """Version and models, in the form of a NIM.
 
         `precision` is the number format in which a model computes, or the coarsest format if the model's replicas
-        differ. `start_seconds` is the time from start to ready, by stage, of the replica that started most slowly. Both
-        are null before a replica's first answer, and after a minute without an answer. `unverified` tells what the
-        service had to assume about a model; null if nothing, or if `verify` has confirmed it.
+        differ. `start_seconds` is the time, by stage, that the slowest of the replicas took to load the model. Both
+        are null before a replica's first answer, and after a minute without an answer. `unverified` tells what
+        the service assumes about a model; null if it assumes nothing, or if `verify` has confirmed the assumptions.
         """
         return {
             "version": __version__,

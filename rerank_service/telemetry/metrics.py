@@ -155,7 +155,8 @@ DEVICE_MFU = _gauge(
 )
 START_SECONDS = _gauge(
     "start_seconds",
-    "Time from start to ready of a replica, by stage: fetch, weights, compile, capture, warm_up.",
+    "Time that a replica took to load a model, by stage: fetch, weights, compile, capture, warm_up; the start of the "
+    "process is not included.",
     "model",
     "stage",
 )
@@ -192,3 +193,5 @@ def record_gauges(sink: MetricSink, model: str, report: ReplicaReport) -> None:
         sink.record(DEVICE_MEMORY_LIMIT_BYTES, report.memory_limit_bytes, model)
     if report.mfu is not None:
         sink.record(DEVICE_MFU, report.mfu, model)
+    if report.start is not None:
+        record_start(sink, model, report.start)

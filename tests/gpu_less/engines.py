@@ -114,8 +114,8 @@ def installed(patch: pytest.MonkeyPatch, release: str) -> None:
 def check(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, checkpoints: dict[str, Path], run: Run
 ) -> None:
-    """Runs several batches. No pass may wait for the device, every logit must be the CPU's, and the way that `run` asks
-    for must not turn itself off."""
+    """Runs several batches. No pass may wait for the device, every logit must be the CPU's, and no feature that `run`
+    asks for may turn itself off."""
     settings = {**MODELS[run.model], **WAYS[run.way]}
     exact = "float8" if run.dtype == "float8" else "float32"  # rounding to 8 bits would hide other differences
     pairs, expected = _on_a_cpu(checkpoints[run.model], run.model, exact)

@@ -182,7 +182,7 @@ OPERATORS: dict[Any, Callable[..., Any]] = {
     aten._scaled_mm.default: scaled_product,
     torch.ops.torch_attn._varlen_attn.default: _installed_attention,
 }
-"""Operators that run on a GPU otherwise than on a CPU."""
+"""Operators that run differently on a GPU than on a CPU."""
 
 FUNCTIONS: dict[Any, Callable[..., Any]] = {
     torch.Tensor.__getitem__: _get,

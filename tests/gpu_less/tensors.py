@@ -179,7 +179,7 @@ class SoftwareGpu:
         return tensor
 
     def _copy_to_host(self, target: torch.Tensor, source: GpuTensor, non_blocking: bool) -> torch.Tensor:
-        """Copies at once, or, into pinned memory, when somebody waits for the source's stream."""
+        """Copies at once; a copy into pinned memory arrives when the host waits for the source's stream."""
         if not (non_blocking and self.is_pinned(target)):
             return target.copy_(source.host)
         numbers = source.host.clone()

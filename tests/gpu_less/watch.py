@@ -28,7 +28,7 @@ _INDEXING = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default}
 
 
 class HostWaited(AssertionError):
-    """The host waits for a device. This is no `RuntimeError`, so the code under test does not handle it."""
+    """The host waits for a device. Not a `RuntimeError`, so that the code under test does not handle it."""
 
 
 class Watch:

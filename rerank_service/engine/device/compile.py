@@ -106,7 +106,7 @@ class CompiledLayers:
             return compiled
         self.num_graphs += 1
         logger.warning(
-            "a batch needs layers that were not compiled at start; they run slower num_graphs=%d", self.num_graphs
+            "a batch needs layers that were not compiled at start, and runs slower num_graphs=%d", self.num_graphs
         )
         return graph.forward
 
@@ -179,7 +179,9 @@ def compile_layers(
         logger.warning("layers are not compiled: %s: %s", type(cause).__name__, reason[0][:300])
         return None
     if layers.num_graphs > len({type(layer) for layer in _layers(model)}):
-        logger.warning("layers were compiled num_graphs=%d times, not once for all batches", layers.num_graphs)
+        logger.warning(
+            "layers were compiled for some batches each, not once for all batches num_graphs=%d", layers.num_graphs
+        )
     return layers
 
 

@@ -41,7 +41,7 @@ class EncodingCache:
         return states
 
     def put_all(self, texts: Iterable[tuple[TokenIds, torch.Tensor]]) -> None:
-        """Stores copies of the states of uncached texts, except of texts whose states alone exceed `max_bytes`."""
+        """Stores copies of the states of texts that are not cached, except texts whose states exceed `max_bytes`."""
         kept = [(token_ids, states) for token_ids, states in texts if _num_bytes(states) <= self.max_bytes]
         if not kept:
             return

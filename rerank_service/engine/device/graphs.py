@@ -44,8 +44,8 @@ _BUCKETS_PER_DOUBLING = 8
 _LARGEST_BUCKETS = (512, 8192)
 """Limits of the largest bucket, in tokens."""
 _LAUNCH_S_PER_LAYER = 300e-6
-"""Time for launching one layer without a graph. Estimated, not measured: 39 kernels, at 5 to 10 microseconds for each
-operation of PyTorch in Python."""
+"""Time for launching one layer without a graph. Estimated, not measured: 39 kernels of an uncompiled layer, at 5 to 10
+microseconds for each operation of PyTorch in Python."""
 _SHARE_OF_PEAK = 0.5
 """Share of its peak that a GPU reaches in small batches. Estimated, not measured."""
 _FAST_GPU_FLOPS_PER_S = 989e12
@@ -177,8 +177,8 @@ def largest_bucket(num_layers: int, flops_per_token: float, peak_flops_per_s: fl
     """Number of tokens up to which graphs pay off: twice as many as a GPU computes while the host launches their
     kernels.
 
-    Twice, because the host is also busy with other threads. On an H100, this is 2,400 tokens for the 1B and 8,192 for
-    small encoders (estimated from the constants above).
+    Twice, because the host is also busy with other threads. On an H100, this is 2,439 tokens for the 1B, whose largest
+    bucket is therefore 2,304, and 8,192 for small encoders (estimated from the constants above).
     """
     device_s_per_token = flops_per_token / (_SHARE_OF_PEAK * (peak_flops_per_s or _FAST_GPU_FLOPS_PER_S))
     least, most = _LARGEST_BUCKETS

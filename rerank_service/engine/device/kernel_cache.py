@@ -1,7 +1,8 @@
 """The private folder in which torch.compile and Triton store compiled kernels.
 
-Both programs load pickles and native code from this folder, so whoever can write to it can run code in a replica. The
-folder therefore belongs to the user of the process, nobody else can write to it, and it is never part of a checkpoint.
+Both programs load pickles and native code from this folder, so a user who can write to it can run code in a replica.
+The folder therefore belongs to the user of the process, no other user can write to it, and it is never part of a
+checkpoint.
 """
 
 import atexit

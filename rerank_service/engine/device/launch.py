@@ -76,7 +76,7 @@ class TorchEngine(ABC, Generic[PairT]):
         """Memory on a GPU that the engine may use; set by `measure_device`. Null: unknown, or a CPU."""
 
         self.start_times = StartTimes()
-        """Time from the start of loading to the first logit, by stage; set by `build`."""
+        """Time from the start of loading until the engine is ready, by stage; set by `build`."""
 
     @abstractmethod
     def forward(self, pairs: Sequence[PairT]) -> torch.Tensor:

@@ -142,7 +142,7 @@ def _chunk(
 
 
 def _filled(values: _Ints, length: int) -> _Ints:
-    """`values`, and the last value as often as needed for `length`."""
+    """Repeats the last value until there are `length` values."""
     return np.pad(values, (0, length - len(values)), mode="edge")
 
 

@@ -50,10 +50,11 @@ def resolve_precision(dtype: Dtype, device: torch.device) -> Precision:
 
 
 def multiplies_int8() -> bool:
-    """Whether this CPU has VNNI and torch uses AVX-512. Without VNNI, products overflow or run on a path that is
-    thousands of times slower.
+    """Whether oneDNN multiplies bytes faster than floats on this CPU: an x86 processor with AVX2 or AVX-512.
+
+    VNNI makes the products faster and a little more accurate, but it is not required (`int8.adds_pairs_in_16_bits`).
     """
-    return _uses_avx512() and bool(torch.cpu._is_vnni_supported())
+    return torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
 
 
 def computes_bfloat16() -> bool:
@@ -82,7 +83,7 @@ def _refuse_unless_possible(dtype: Dtype, device: torch.device) -> None:
         raise CheckpointError("dtype int8 is for a CPU; on a GPU set float8 (Ada, Hopper or newer) or bfloat16")
     if dtype is Dtype.INT8 and not multiplies_int8():
         raise CheckpointError(
-            "dtype int8 needs a CPU with AVX512-VNNI, which this CPU lacks or ATEN_CPU_CAPABILITY turns off; "
+            "dtype int8 needs an x86 CPU with AVX2, which this CPU lacks or ATEN_CPU_CAPABILITY turns off; "
             "set dtype: auto"
         )
     if (

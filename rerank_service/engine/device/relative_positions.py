@@ -1,7 +1,7 @@
 """DeBERTa's relative positions, read from a table on the device.
 
-transformers computes them anew in each pass and copies a number to the device for it, which makes the host wait until
-the device has finished the batch before.
+transformers computes them anew in each pass, and copies a number to the device for this. The copy makes the host wait
+until the device has finished the previous batch.
 """
 
 from typing import Any
@@ -12,8 +12,8 @@ __all__ = ["tabulate_relative_positions"]
 
 
 def tabulate_relative_positions(backbone: Any, longest: int) -> None:
-    """Replaces the method with which a DeBERTa computes the distance of each two tokens, for sequences of at most
-    `longest` tokens. Does nothing to other models."""
+    """Replaces the method with which a DeBERTa computes the distance between every two tokens, for sequences of at
+    most `longest` tokens. Other models stay as they are."""
     encoder: Any = getattr(backbone, "encoder", None)
     if hasattr(encoder, "get_rel_pos") and encoder.relative_attention:
         encoder.get_rel_pos = _Table(encoder.get_rel_pos, longest, backbone.device)
@@ -21,7 +21,7 @@ def tabulate_relative_positions(backbone: Any, longest: int) -> None:
 
 class _Table:
     def __init__(self, compute: Any, longest: int, device: torch.device) -> None:
-        # A position depends only on the distance of two tokens, so the first row and the first column have them all.
+        # A position depends only on the distance of two tokens, so the first row and the first column contain all.
         positions = compute(torch.empty(1, longest, 1, device=device))[0]  # [longest, longest]
         self._by_distance = torch.cat([positions[0].flip(0), positions[1:, 0]])  # from 1 - longest to longest - 1
         self._longest = longest

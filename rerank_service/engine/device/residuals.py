@@ -20,7 +20,8 @@ class _Sum(NamedTuple):
 
 
 class _Block(torch.nn.Module):
-    """A decoder layer of transformers that adds its input at the start and leaves its output as a sum."""
+    """A decoder layer of transformers that adds up its two inputs first, and returns two outputs for the next layer to
+    add up."""
 
     def __init__(self, layer: Any) -> None:
         super().__init__()
@@ -54,7 +55,7 @@ class _DeferringLayer(torch.nn.Module):
 
 
 class FinalNorm(torch.nn.Module):
-    """Adds the last layer's sum before the model's norm."""
+    """Adds up the two outputs of the last layer, and applies the model's norm."""
 
     def __init__(self, norm: torch.nn.Module) -> None:
         super().__init__()

@@ -47,7 +47,7 @@ class CheckpointEngine(TorchEngine[PairT]):
     """Whether `_states` runs every batch."""
     _layers: CompiledLayers | None = None
     assumptions: tuple[str, ...] = ()
-    """What the checkpoint's files and the options leave open, so that the engine assumes it."""
+    """Names of settings that neither the checkpoint's files nor the options state, so the engine assumes them."""
     unverified: str | None = None
     """See `Engine`; set by `build`."""
 

@@ -2,7 +2,7 @@
 
 Faster than `int8.Int8Linear`, which computes a scale for each row: here, bias and GELU are computed inside the product,
 and the two halves of a feed-forward network exchange bytes instead of floats. In return, values outside the calibrated
-range are clipped. Needs VNNI (`precision.multiplies_int8`).
+range are clipped. Needs AVX2 (`precision.multiplies_int8`).
 """
 
 from typing import Literal, NamedTuple

@@ -1,12 +1,13 @@
 """Cohere's `/v1/rerank` and `/v2/rerank`, as specified at docs.cohere.com and used by Cohere's own Python client.
 
-Scores are probabilities: Cohere documents the range 0 to 1. A body of version 2 may also come from a client of vLLM, so
-the answer also has the fields that such a client reads: `model`, `usage` and documents.
+Scores are probabilities: Cohere documents the range 0 to 1. A body of version 1 may also come from a client of
+Together, and a body of version 2 from a client of vLLM. The answers therefore also have the fields that these clients
+read: `model` and `usage`, `object` in version 1, and documents in version 2.
 """
 
 import uuid
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
@@ -139,14 +140,6 @@ class CohereMeta(Wire):
     tokens: CohereTokens
 
 
-class CohereRerankResponse(Wire):
-    """Results, most relevant first."""
-
-    id: str
-    results: tuple[CohereResult, ...]
-    meta: CohereMeta
-
-
 class CohereUsage(Wire):
     """Tokens of all query-document pairs, with the model's prompt, after truncation."""
 
@@ -154,11 +147,22 @@ class CohereUsage(Wire):
     total_tokens: int
 
 
-class CohereRerankV2Response(CohereRerankResponse):
-    """Results, most relevant first, with the fields that vLLM's clients read."""
-
+class _CohereRerankResponse(Wire):
+    id: str
+    results: tuple[CohereResult, ...]
+    meta: CohereMeta
     model: str
     usage: CohereUsage
+
+
+class CohereRerankResponse(_CohereRerankResponse):
+    """Results, most relevant first, with the fields that Together's clients read."""
+
+    object: Literal["rerank"] = "rerank"
+
+
+class CohereRerankV2Response(_CohereRerankResponse):
+    """Results, most relevant first, with the fields that vLLM's clients read."""
 
 
 class CohereError(Wire):
@@ -183,6 +187,10 @@ def meta_of(ranked: Ranked, version: str) -> CohereMeta:
     )
 
 
+def _usage(ranked: Ranked) -> CohereUsage:
+    return CohereUsage(prompt_tokens=ranked.num_tokens, total_tokens=ranked.num_tokens)
+
+
 def _read_v2(body: Body, rules: ReadingRules) -> RankingCall:
     request = read(CohereRerankV2Request, body, rules.limits)
     if request.model is None and rules.needs_model:
@@ -194,10 +202,12 @@ def _read_v2(body: Body, rules: ReadingRules) -> RankingCall:
 
     def reply(rankings: Sequence[Ranked], model_id: str) -> CohereRerankV2Response:
         (ranked,) = rankings
-        usage = CohereUsage(prompt_tokens=ranked.num_tokens, total_tokens=ranked.num_tokens)
-        results = _results(ranked, request.top_n, body, rules, returns_documents)
         return CohereRerankV2Response(
-            id=str(uuid.uuid4()), results=results, meta=meta_of(ranked, "2"), model=model_id, usage=usage
+            id=str(uuid.uuid4()),
+            results=_results(ranked, request.top_n, body, rules, returns_documents),
+            meta=meta_of(ranked, "2"),
+            model=model_id,
+            usage=_usage(ranked),
         )
 
     fitting = _fitting(max_tokens or _DEFAULT_TOKENS_PER_DOCUMENT, max_windows, rules)
@@ -211,10 +221,15 @@ def _read_v1(body: Body, rules: ReadingRules) -> RankingCall:
     texts = [_text(document, fields, index) for index, document in enumerate(request.documents)]
     max_windows = min(request.max_chunks_per_doc or 1, rules.limits.max_windows_per_passage)
 
-    def reply(rankings: Sequence[Ranked], _: str) -> CohereRerankResponse:
+    def reply(rankings: Sequence[Ranked], model_id: str) -> CohereRerankResponse:
         (ranked,) = rankings
-        results = _results(ranked, request.top_n, body, rules, bool(request.return_documents))
-        return CohereRerankResponse(id=str(uuid.uuid4()), results=results, meta=meta_of(ranked, "1"))
+        return CohereRerankResponse(
+            id=str(uuid.uuid4()),
+            results=_results(ranked, request.top_n, body, rules, bool(request.return_documents)),
+            meta=meta_of(ranked, "1"),
+            model=model_id,
+            usage=_usage(ranked),
+        )
 
     fitting = _fitting(request.max_tokens_per_doc, max_windows, rules)
     query = RankingQuery(request.query, texts)

@@ -5,7 +5,7 @@
     /FOLDER ./FOLDER ~/...   a folder
     s3://PATH[@REVISION]     a folder of an object store, also gs:// and others
     package:NAME             weights in a Python package
-    ID=SOURCE[@REVISION]     any of these sources (not NAME) under another id
+    ID=SOURCE[@REVISION]     any of these sources under another id
 
 Reading a text needs no network. `Located.pinned` asks the hub for a commit.
 """
@@ -97,10 +97,7 @@ def locate(text: str, models_dir: str | None = None) -> Located:
         return Located(_model_of(source), source, revision)
     name, has_source, source = text.partition("=")
     if has_source:
-        source, revision = _split(source)
-        if not (_is_source(source) or _HUB_ID.fullmatch(source)):
-            raise CheckpointError(f"{text}: {source!r} is not a source; a source is {_FORMS}")
-        return Located(_served(known_model(name)) or _unlisted(name), source, revision)
+        return _under_id(name, source, models_dir)
     name, revision = _split(text)
     known = _served(known_model(name) or _published_as(name))
     if known is not None:
@@ -108,6 +105,21 @@ def locate(text: str, models_dir: str | None = None) -> Located:
     if _HUB_ID.fullmatch(name) and (revision is not None or not _has_checkpoint(name)):
         return Located(_unlisted(name), name, revision)
     raise CheckpointError(_not_found(text))
+
+
+def _under_id(name: str, text: str, models_dir: str | None) -> Located:
+    """The model at a source, under another id. The catalogue's model of that id, or else the catalogue's model that is
+    the source, gives the settings."""
+    source, revision = _split(text)
+    given, unlisted = _served(known_model(name)), _unlisted(name)
+    if _is_source(source) or _HUB_ID.fullmatch(source):
+        return Located(given or unlisted, source, revision)
+    known = _served(known_model(source))
+    if known is None:
+        raise CheckpointError(f"{name}={text}: {source!r} is not a source; a source is a known model, {_FORMS}")
+    names = {"name": name, "id": name, "aliases": (), "application": unlisted.application}
+    found = _located_known(known, revision, models_dir)
+    return found._replace(known=given or known.model_copy(update=names))
 
 
 def similar_names(text: str, limit: int = 3) -> list[str]:

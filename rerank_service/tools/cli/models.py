@@ -109,6 +109,9 @@ def _list_served(url: str, key: str | None, as_json: bool) -> None:
     for model, names in aliases.items():
         table.add_row(Text(model), Text("\n".join(names)))
     stdout.print(table)
+    unverified = {entry["root"]: entry["unverified"] for entry in answer["data"] if "unverified" in entry}
+    for model, reason in unverified.items():
+        say(f"\n{model} is unverified: {reason}")
 
 
 def _list_known(models_dir: str, as_json: bool) -> None:

@@ -58,8 +58,8 @@ Record = Annotated[
     bool,
     typer.Option(
         "--record",
-        help="Record the verdict for the services of this machine: matching recorded scores verify the model; with "
-        "float8 on a GPU, `dtype: auto` may take float8.",
+        help="Store the verdict for services on this machine. A model whose recorded scores match counts as verified. "
+        "On a GPU with --dtype float8, the verdict decides whether `dtype: auto` takes float8.",
     ),
 ]
 
@@ -122,7 +122,9 @@ def _running(
 
 
 def _gpu_to_record(model: ModelConfig, *, is_needed: bool) -> str | None:
-    """Name of the GPU on which float8 is to be recorded; null if the model does not run so and need not."""
+    """Name of the GPU for a record about float8; null if the model does not run in float8 on a GPU.
+
+    If `is_needed`, the command ends instead."""
     from rerank_service.errors import CheckpointError
     from rerank_service.tools.verify.float8_record import gpu_to_record
 
@@ -144,7 +146,9 @@ def _record(model: ModelConfig, verdict: Verdict, gpu: str | None) -> None:
             answer = "takes" if record.is_accepted else "does not take"
             typer.echo(f"recorded in {path}: dtype auto {answer} float8 for this checkpoint on {gpu}", err=True)
         if (confirmed := record_settings(model, verdict)) is not None:
-            typer.echo(f"recorded in {confirmed}: recorded scores verify this checkpoint with its settings", err=True)
+            typer.echo(f"recorded in {confirmed}: {model.id} is verified with these settings", err=True)
+        elif gpu is None:
+            typer.echo("nothing recorded, because a check failed", err=True)
     except OSError as error:
         raise fail(f"cannot write the record: {error}") from None
 

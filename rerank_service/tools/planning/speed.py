@@ -24,8 +24,9 @@ __all__ = [
 ]
 
 ASSUMED_MFU = 0.4
-"""Share of the peak that a forward pass is assumed to reach; not measured. A large matrix product alone reaches about
-0.8 on an H100 (docs/decisions/0007), and NVIDIA's published 150 pairs/s for the 4B at 512 tokens correspond to 0.55."""
+"""Share of the peak that a forward pass is assumed to reach; not measured. A large matrix product alone is assumed to
+reach 0.8 on an H100 (docs/appendix/gpu.md), and NVIDIA's published 150 pairs/s for the 4B at 512 tokens correspond to
+0.55."""
 
 PEAK_TFLOPS = {gpu.key: gpu.flops_per_s / 1e12 for gpu in GPU_PEAKS}
 

@@ -22,8 +22,8 @@ def gpu_to_record(model: ModelConfig) -> str:
     chosen = choose_device(model.engine.device)
     if model.engine.dtype is not Dtype.FLOAT8 or not chosen.is_gpu:
         raise CheckpointError(
-            "--record needs a GPU and --dtype float8, or recorded scores of the model (--recorded); this model runs on "
-            f"{chosen.device} in {model.engine.dtype.value}, and no scores of {model.id} are recorded"
+            "--record needs recorded scores (--recorded FILE.json), or a GPU and --dtype float8; no scores of "
+            f"{model.id} are recorded, and it runs on {chosen.device} in {model.engine.dtype.value}"
         )
     return cuda.name(chosen.device)
 

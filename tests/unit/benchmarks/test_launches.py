@@ -12,7 +12,7 @@ from rerank_service.config import Dtype
     ("dtype", "launches", "gigabytes"), [(Dtype.BFLOAT16, 11, 1.53), (Dtype.FLOAT8, 12, 1.43)], ids=str
 )
 def test_a_layer_of_the_1b_stays_within_its_bounds(dtype: Dtype, launches: int, gigabytes: float) -> None:
-    """Required were 15 launches and 1.6 GB in bfloat16, and 14 launches and 1.4 GB in float8 (docs/decisions/0007)."""
+    """Required were 15 launches and 1.6 GB in bfloat16, and 14 launches and 1.4 GB in float8 (docs/appendix/gpu.md)."""
     cost = layer_cost("1b", dtype)
 
     assert cost.products == 4  # heads, attention output, gate with up, down

@@ -78,7 +78,7 @@ def test_recorded_logits_that_hold_verify_the_model_with_these_settings(
     shown = verify(model, tmp_path, recorded_file(tmp_path, logits))
 
     assert shown.exit_code == 0, shown.output
-    assert "recorded scores verify this checkpoint" in shown.stderr
+    assert f"{model.id} is verified with these settings" in " ".join(shown.stderr.split())
     assert load_engine(model).unverified is None
     assert load_engine(mistral(checkpoints, verdicts, pooling="last")).unverified is not None
 
@@ -96,6 +96,7 @@ def test_recorded_logits_that_do_not_hold_verify_nothing(
     shown = verify(model, tmp_path, recorded_file(tmp_path, [3.0, 2.0, 1.0]))
 
     assert shown.exit_code == 1, shown.output
+    assert "nothing recorded, because a check failed" in shown.stderr
     assert not Path(verdicts).exists()
     assert load_engine(model).unverified is not None
 
@@ -136,4 +137,4 @@ def test_a_file_of_other_contents_is_refused(
 def test_a_record_needs_recorded_logits(checkpoints: dict[str, Path]) -> None:
     shown = runner.invoke(app, ["verify", str(checkpoints["mistral"]), "--record"], env={"COLUMNS": "200"})
     assert shown.exit_code == 2
-    assert "or recorded scores of the model (--recorded)" in shown.output
+    assert "--record needs recorded scores (--recorded FILE.json), or a GPU" in shown.output

@@ -325,6 +325,46 @@ async def test_wrong_routes_and_methods_get_the_error_envelope(client: httpx.Asy
     assert wrong.json()["message"] == "GET is not allowed on /v1/ranking; use POST"
 
 
+@pytest.mark.parametrize(
+    ("path", "status", "start"),
+    [
+        ("/v1/v1/rerank", 404, "There is no route /v1/v1/rerank"),  # the client appends /v1/rerank to the address
+        ("/v1", 404, "There is no route /v1"),  # the client appends nothing to the address
+        ("/v1/chat/completions", 404, "There is no route /v1/chat/completions"),
+        ("/v1/models", 405, "POST is not allowed on /v1/models; use GET, HEAD"),
+    ],
+)
+async def test_a_request_to_a_wrong_address_learns_where_rankings_are(
+    client: httpx.AsyncClient, path: str, status: int, start: str
+) -> None:
+    answer = await client.post(path, json=BODY)
+
+    assert answer.status_code == status
+    assert answer.json()["message"] == (
+        f"{start}; rankings are at /v1/ranking, /v1/rerank, /v2/rerank, /rerank, /score and /v1/score, "
+        "and the API is described at /docs"
+    )
+
+
+@pytest.mark.parametrize(
+    ("path", "shown"), [("/v1/v1/rerank", "/v1/v1/rerank"), ("/what is%0Athis", "other"), ("/" + "a" * 100, "other")]
+)
+async def test_the_log_shows_a_request_to_a_wrong_address(
+    client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture, path: str, shown: str
+) -> None:
+    """Many clients hide the answer and keep the old order. Paths that could contain a text are not logged."""
+    with caplog.at_level("INFO", logger="rerank_service"):
+        await client.post(path, json=BODY)
+    assert caplog.messages == [f"request status=404 code=no_route path={shown}"]
+    assert (vars(caplog.records[0])["status"], vars(caplog.records[0])["path"]) == (404, shown)
+
+
+async def test_a_wrong_address_learns_only_of_the_routes_that_are_served(models: list[ModelConfig]) -> None:
+    async with client_of(local_api(models, {}, dialects=["voyage"])) as client:
+        message = (await client.post("/rerank", json=BODY)).json()["message"]
+    assert message.startswith("There is no route /rerank; rankings are at /v1/ranking and /v1/rerank, and ")
+
+
 async def test_unknown_fields_are_ignored_and_named(
     client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
 ) -> None:

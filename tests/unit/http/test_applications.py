@@ -30,6 +30,8 @@ ASKED_FOR = {
     *("AIPerf", "Cherry Studio", "Continue", "Dify", "Elasticsearch", "FastGPT", "Flowise", "Hindsight", "LibreChat"),
     *("LightRAG", "MaxKB", "NVIDIA RAG Blueprint", "Open WebUI", "R2R", "RAGFlow", "Stargate Data API", "WeKnora"),
     *("Weaviate", "kotaemon"),
+    # in no list before 2026-11-26; tried with the packages themselves, as a new user would
+    *("CAMEL", "DB-GPT", "LangChain.js", "LlamaIndex.TS", "Mem0", "MemOS", "NVIDIA Ingest", "Together SDK"),
 }
 WINDOW_TOKENS = 512
 SCORES = ("relevance_score", "logit", "score")

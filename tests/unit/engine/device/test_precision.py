@@ -25,16 +25,17 @@ def test_fastest_quantises_if_the_processor_can(
     assert resolve_precision(Dtype.FASTEST, CPU).quantised is expected
 
 
-@pytest.mark.parametrize(("in_use", "expected"), [("AVX512", True), ("AVX2", False), ("DEFAULT", False)])
+@pytest.mark.parametrize(
+    ("in_use", "int8", "bfloat16"), [("AVX512", True, True), ("AVX2", True, False), ("DEFAULT", False, False)]
+)
 def test_instructions_that_torch_does_not_use_do_not_count(
-    monkeypatch: pytest.MonkeyPatch, in_use: str, expected: bool
+    monkeypatch: pytest.MonkeyPatch, in_use: str, int8: bool, bfloat16: bool
 ) -> None:
-    for name in ("_is_vnni_supported", "_is_avx512_bf16_supported"):
-        monkeypatch.setattr(torch.cpu, name, lambda: True)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: in_use)
 
-    assert multiplies_int8() is expected
-    assert computes_bfloat16() is expected
+    assert multiplies_int8() is int8
+    assert computes_bfloat16() is bfloat16
 
 
 def test_fastest_on_a_gpu_is_auto(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,9 +57,9 @@ def test_int8_is_refused_on_a_gpu() -> None:
         resolve_precision(Dtype.INT8, GPU)
 
 
-def test_int8_needs_vnni_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_int8_needs_avx2(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precision, "multiplies_int8", lambda: False)
-    with pytest.raises(CheckpointError, match="needs a CPU with AVX512-VNNI"):
+    with pytest.raises(CheckpointError, match="needs an x86 CPU with AVX2"):
         resolve_precision(Dtype.INT8, CPU)
 
 

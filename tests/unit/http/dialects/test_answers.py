@@ -44,7 +44,7 @@ def test_a_probability_neither_overflows_nor_leaves_its_range() -> None:
 
 SHAPES: dict[str, tuple[set[str], set[str]]] = {
     "jina": ({"id", "model", "object", "usage", "results", "data", "meta"}, {"index", "relevance_score", "document"}),
-    "cohere v1": ({"id", "results", "meta"}, {"index", "relevance_score"}),
+    "cohere v1": ({"id", "results", "meta", "model", "usage", "object"}, {"index", "relevance_score"}),
     "cohere v2": ({"id", "results", "meta", "model", "usage"}, {"index", "relevance_score", "document"}),
     "vllm": ({"id", "model", "usage", "results"}, {"index", "document", "relevance_score"}),
     "vllm score": ({"id", "object", "created", "model", "data", "usage"}, {"index", "object", "score"}),
@@ -66,7 +66,7 @@ async def test_usage_equals_that_of_our_own_api(client: httpx.AsyncClient) -> No
     num_tokens = (await client.post("/v1/ranking", json=body)).json()["usage"]["total_tokens"]
     answers = {name: (await ask(client, name)).json() for name in SHAPES}
 
-    for name in ("jina", "vllm", "vllm score", "infinity", "voyage"):
+    for name in ("jina", "cohere v1", "cohere v2", "vllm", "vllm score", "infinity", "voyage"):
         assert answers[name]["usage"]["total_tokens"] == num_tokens
     for name in ("jina", "cohere v1", "cohere v2"):
         assert answers[name]["meta"]["tokens"]["input_tokens"] == num_tokens

@@ -65,6 +65,18 @@ async def test_cohere_ranks_the_given_fields(client: httpx.AsyncClient) -> None:
     }
 
 
+async def test_an_answer_of_cohere_v1_has_the_fields_that_togethers_clients_read(client: httpx.AsyncClient) -> None:
+    """Together's API is Cohere's version 1 with a model, an object and a usage; `rank_fields` belongs to both."""
+    documents = [{"title": "Paris", "body": "the capital of France"}, {"title": "Berlin", "body": "a city"}]
+
+    answer = (await ask(client, "cohere v1", documents=documents, rank_fields=["title", "body"])).json()
+
+    assert (answer["model"], answer["object"]) == (MODEL, "rerank")
+    assert (
+        answer["usage"]["prompt_tokens"] == answer["usage"]["total_tokens"] == answer["meta"]["tokens"]["input_tokens"]
+    )
+
+
 async def test_a_required_field_that_is_null_is_missing(client: httpx.AsyncClient) -> None:
     response = await ask(client, "cohere v2", query=None)
     assert (response.status_code, response.json()["message"]) == (400, "query is required")

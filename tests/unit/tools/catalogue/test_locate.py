@@ -79,6 +79,23 @@ def test_a_known_model_with_its_own_source_keeps_the_catalogues_settings() -> No
     assert (found.known.window_tokens, found.source) == (512, "some/copy")
 
 
+@pytest.mark.parametrize("text", ["rerank-v3.5=all-MiniLM-L6-v2", "Cohere/Rerank-v3.5=ALL-minilm-l6-v2"])
+def test_a_known_model_under_another_id_keeps_its_source_and_settings(text: str) -> None:
+    known, found = known_model("all-MiniLM-L6-v2"), locate(text)
+    assert known is not None
+    assert (found.source, found.revision, found.is_pinned) == (known.source, None, True)
+    assert (found.known.id, found.known.names) == (text.partition("=")[0], (text.partition("=")[0],) * 2)
+    names = {"id", "name", "aliases", "application"}
+    assert found.known.model_dump(exclude=names) == known.model_dump(exclude=names)
+    assert found.known.application == "rerank-v3-5"
+
+
+def test_a_known_model_under_another_id_has_the_catalogues_commit() -> None:
+    assert BGE is not None
+    assert locate("mine=bge-reranker-v2-m3")[1:] == (BGE.hub_id, BGE.revision)
+    assert locate("mine=bge-reranker-v2-m3@main").revision == "main"
+
+
 def test_the_current_folder_names_the_model(here: Path) -> None:
     assert locate(".").known.id == here.name
 

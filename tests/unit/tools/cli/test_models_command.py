@@ -19,6 +19,8 @@ SERVED = {
     "data": [
         {"id": "org/one", "root": "org/one"},
         {"id": "one", "root": "org/one"},
+        {"id": "org/two", "root": "org/two", "unverified": "the template is assumed"},
+        {"id": "two", "root": "org/two", "unverified": "the template is assumed"},
     ]
 }
 
@@ -137,6 +139,8 @@ def test_with_a_service_its_models_are_listed(named_by: str, url: str) -> None:
 
     assert shown.exit_code == 0, shown.output
     assert "org/one" in shown.stdout
+    assert shown.stdout.count("is unverified") == 1
+    assert "org/two is unverified: the template is assumed" in shown.stdout
     assert "Qwen3" not in shown.stdout
     assert json.loads(runner.invoke(app, ["models", "--json", *arguments], env=environment).stdout) == SERVED
 

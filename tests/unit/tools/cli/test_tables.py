@@ -206,14 +206,14 @@ def test_bench_service(columns: int, capsys: pytest.CaptureFixture[str]) -> None
 
 def test_bench_engine(columns: int, capsys: pytest.CaptureFixture[str]) -> None:
     row = EngineFigures(
-        "sequence_classifier, ModernBERT with a long name", "bfloat16", 1234.5, 12345.6, 1.25, 678, 9, 0.000123
+        "sequence_classifier, ModernBERT with a long name", "bfloat16", 1234.5, 12345.6, 1.25, 32, 0.5, 678, 9, 0.000123
     )
 
     stdout.print(engine_table([row], "48 pairs, long-tail; median of 3 runs"))
     text = capsys.readouterr().out
 
     assert_fits(text, columns)
-    assert re.search(r"bfloat16 +1234\.5 +12345\.6 +1\.25 +678 +0\.00012", text)
+    assert re.search(r"bfloat16 +1234\.5 +12345\.6 +1\.25 +50% +678 +0\.00012", text)
     header = text.splitlines()[1]
     assert "ModernBERTwithalongname" in column(text, 0, header.index("dtype")).replace(" ", "")
 

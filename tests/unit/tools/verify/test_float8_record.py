@@ -72,7 +72,10 @@ def test_a_record_is_only_for_float8_on_a_gpu(model: ModelConfig, monkeypatch: p
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [(["--dtype", "float8"], "--record needs a GPU"), (["--url", "http://127.0.0.1:9"], "does not work with --url")],
+    [
+        (["--dtype", "float8"], "or a GPU and --dtype float8"),
+        (["--url", "http://127.0.0.1:9"], "does not work with --url"),
+    ],
 )
 def test_the_command_refuses_before_it_scores(model: ModelConfig, options: list[str], message: str) -> None:
     result = CliRunner().invoke(app, ["verify", model.checkpoint.source, "--record", *options])
