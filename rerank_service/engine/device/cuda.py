@@ -69,7 +69,7 @@ _PASSING = (
     "invalid device function",
     "too many resources requested",
     "operation not supported",
-    "captur",  # all errors of a capture: "not permitted when stream is capturing", "previous error during capture"
+    *("capturing", "during capture", "capture sequence", "capture was not ended", "uncaptured work"),
 )
 """Phrases in messages of errors after which CUDA keeps working: the engine halves a batch, one request fails, or graphs
 are turned off."""
