@@ -6,6 +6,7 @@ HTTP.
 """
 
 import asyncio
+import gc
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -121,8 +122,10 @@ class PoolReplica(BaseReplica):
     def _load_in_own_thread(self, model: ModelConfig) -> Engine[Any]:
         """Loads a model in a separate thread. The thread and its OpenMP threads end afterwards, because a second set of
         OpenMP threads would slow down the first."""
+        cpus, gpus = self._resources.num_cpus, self._resources.num_gpus
+        if gpus:  # compiled layers refer to themselves, so an unloaded model would keep its memory for a while
+            self._run_alone(_collect_garbage)
         with ThreadPoolExecutor(1, thread_name_prefix="load") as thread:
-            cpus, gpus = self._resources.num_cpus, self._resources.num_gpus
             load = thread.submit(load_engine, model, cpus, num_gpus=gpus, run_alone=self._run_alone)
             return load.result()
 
@@ -130,6 +133,10 @@ class PoolReplica(BaseReplica):
         """Runs a step of a load in the thread that launches the batches of all models: CUDA does not allow launches
         during the capture of a graph, and another model's batch would be counted as memory of this model."""
         self._launch_thread.submit(call).result()
+
+
+def _collect_garbage() -> None:
+    gc.collect()
 
 
 def _fetched(model: ModelConfig) -> ModelConfig:

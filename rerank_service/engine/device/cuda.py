@@ -32,6 +32,7 @@ __all__ = [
     "peak_bytes",
     "recorded_event",
     "release_unused_memory",
+    "reserved_bytes",
     "visible",
 ]
 
@@ -68,7 +69,7 @@ _PASSING = (
     "invalid device function",
     "too many resources requested",
     "operation not supported",
-    "captur",  # all errors of a capture: "not permitted when stream is capturing", "previous error during capture"
+    *("capturing", "during capture", "capture sequence", "capture was not ended", "uncaptured work"),
 )
 """Phrases in messages of errors after which CUDA keeps working: the engine halves a batch, one request fails, or graphs
 are turned off."""
@@ -176,8 +177,6 @@ class Memory(NamedTuple):
     total: int
     reserved: int
     """Memory held by this process's allocator, in use or not."""
-    allocated: int
-    """Memory of this process's tensors."""
 
 
 def num_visible() -> int:
@@ -204,7 +203,12 @@ def num_multiprocessors(device: torch.device) -> int:
 def memory(device: torch.device) -> Memory:
     """Memory of the device now."""
     free, total = torch.cuda.mem_get_info(device)
-    return Memory(free, total, torch.cuda.memory_reserved(device), torch.cuda.memory_allocated(device))
+    return Memory(free, total, reserved_bytes(device))
+
+
+def reserved_bytes(device: torch.device) -> int:
+    """Memory held by this process's allocator. Asks no driver, so each answer to a request may report it."""
+    return int(torch.cuda.memory_reserved(device))
 
 
 def peak_bytes(device: torch.device, run: Callable[[], object]) -> int:

@@ -102,7 +102,7 @@ class TorchEngine(ABC, Generic[PairT]):
         """Memory in use on the device now, and the device's peak speed."""
         memory_bytes = 0
         if self.device.type == "cuda":
-            memory_bytes = cuda.memory(self.device).reserved
+            memory_bytes = cuda.reserved_bytes(self.device)
         elif _STATM.exists():  # Linux: the second field of this file is the resident set, in pages
             memory_bytes = int(_STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
         return DeviceFacts(memory_bytes, self.peak_tokens_per_s, self.memory_limit_bytes)

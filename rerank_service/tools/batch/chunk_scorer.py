@@ -52,11 +52,11 @@ class ChunkScorer:
     The constructor raises `CheckpointError`, or `BatchError` for an unreadable input.
     """
 
-    def __init__(self, task: ScoringTask, num_cpus: float | None = None) -> None:
+    def __init__(self, task: ScoringTask, num_cpus: float | None = None, num_gpus: float | None = None) -> None:
         self._reader = ChunkReader(open_source(task.files))
         self._path = task.files.candidates or task.files.path
         self._fitting = task.fitting
-        self._engine: Engine[Any] = load_engine(task.model, num_cpus)
+        self._engine: Engine[Any] = load_engine(task.model, num_cpus, num_gpus=num_gpus)
         self._batch_tokens = task.model.batching.max_batch_tokens
 
     def score(self, chunk: Chunk) -> ScoredChunk:

@@ -81,7 +81,7 @@ def score_on_ray(task: ScoringTask, chunks: Iterable[Chunk], pool: PoolOptions) 
     rows = [_row(chunk) for chunk in chunks]
     scored = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         _ScoreBatch,
-        fn_constructor_kwargs={"task": task, "num_cpus": pool.num_cpus},
+        fn_constructor_kwargs={"task": task, "num_cpus": pool.num_cpus, "num_gpus": pool.num_gpus},
         batch_size=1,
         compute=ActorPoolStrategy(size=min(pool.num_workers, len(rows))),
         num_cpus=pool.num_cpus,
@@ -96,9 +96,9 @@ def score_on_ray(task: ScoringTask, chunks: Iterable[Chunk], pool: PoolOptions) 
 class _ScoreBatch:
     """Scores one chunk per call. An error is returned as text, because Ray Data would hide the type of an exception."""
 
-    def __init__(self, task: ScoringTask, num_cpus: float) -> None:
+    def __init__(self, task: ScoringTask, num_cpus: float, num_gpus: float) -> None:
         self._task = task
-        self._num_cpus = num_cpus
+        self._num_cpus, self._num_gpus = num_cpus, num_gpus
         self._scorer: ChunkScorer | None = None
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
@@ -106,7 +106,7 @@ class _ScoreBatch:
         position = Position(row.pop("offset"), row.pop("number"))
         problem = ""
         try:
-            self._scorer = self._scorer or ChunkScorer(self._task, self._num_cpus)
+            self._scorer = self._scorer or ChunkScorer(self._task, self._num_cpus, self._num_gpus)
             scored = self._scorer.score(Chunk(**row, start=position))
         except (BatchError, CheckpointError) as error:
             problem = str(error)

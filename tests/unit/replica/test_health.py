@@ -89,6 +89,7 @@ async def fail(scheduler: Scheduler[EncodedPair], request_id: str, value: int = 
         "CUDA error: unspecified launch failure",
         "CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx`",
         "CUDA error: uncorrectable ECC error encountered",
+        ILLEGAL + "\nC++ CapturedTraceback:\n#4 c10::Error::Error",  # with TORCH_SHOW_CPP_STACKTRACES=1
         "CUDA error: uncorrectable NVLink error detected during the execution",
     ],
 )

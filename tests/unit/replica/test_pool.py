@@ -1,8 +1,10 @@
 """A pool's replica, without Serve's cache of models."""
 
 import asyncio
+import gc
 import threading
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -175,3 +177,31 @@ async def test_steps_that_need_the_gpu_alone_run_between_the_batches_of_other_mo
     launching = replica._launch_thread.submit(lambda: threading.current_thread().name).result()
     assert threads[0].startswith("load")
     assert threads[1:] == [launching, launching]
+
+
+class _RefersToItself:
+    def __init__(self) -> None:
+        self.itself = self
+
+
+async def test_a_gpu_is_free_of_unloaded_models_before_the_next_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As compiled layers do, the unloaded model refers to itself."""
+    replica, in_memory = OnePool(), []
+    replica._resources = replica._resources.model_copy(update={"num_gpus": 1})
+    unloaded = _RefersToItself()
+    weights = weakref.ref(unloaded)
+
+    def load(*_: Any, **__: Any) -> Any:
+        in_memory.append(weights() is not None)
+        raise CheckpointError("seen enough")
+
+    monkeypatch.setattr(pool, "load_engine", load)
+    gc.disable()
+    try:
+        del unloaded
+        assert weights() is not None
+        with pytest.raises(EngineFailed):
+            await replica.load("small")
+    finally:
+        gc.enable()
+    assert in_memory == [False]

@@ -29,7 +29,7 @@ class Gpu:
     def memory(self, device: torch.device) -> Memory:
         used = sum(self.reserved.values()) + CONTEXT * len(self.reserved)
         own = self.reserved.get(self.process, 0)
-        return Memory(self.total - used, self.total, own, own)
+        return Memory(self.total - used, self.total, own)
 
     def limit_memory(self, device: torch.device, share: float) -> None:
         self.limits[self.process] = share
@@ -151,6 +151,6 @@ def test_memory_that_graphs_keep_is_not_free(gpu: Gpu, monkeypatch: pytest.Monke
     """The allocator counts the memory between the tensors of a graph as reserved, and gives it to no other pass."""
     before = choose_device("auto", share).free_bytes
     of_graphs = 3 * GB
-    monkeypatch.setattr(cuda, "memory", lambda _: Memory(gpu.total - CONTEXT - of_graphs, gpu.total, of_graphs, 0))
+    monkeypatch.setattr(cuda, "memory", lambda _: Memory(gpu.total - CONTEXT - of_graphs, gpu.total, of_graphs))
     found = choose_device("auto", share).free_bytes
     assert found <= (gpu.total if share == 1 else before) - of_graphs
