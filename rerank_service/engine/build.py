@@ -156,16 +156,7 @@ def engine_kind(folder: Path, options: EngineConfig) -> EngineKind:
     """The configured engine kind; for `auto`, the kind that config.json calls for. Raises `CheckpointError`."""
     if options.kind is not EngineKind.AUTO:
         return options.kind
-    raw = loading.read_model_config(folder)
-    kind = recognise_engine(raw, str(folder))
-    if kind is EngineKind.BIDIRECTIONAL_DECODER and "pooling" not in raw and options.pooling is None:
-        logger.warning(
-            "%s specifies neither attention nor pooling, and is treated as a model from NVIDIA, with full attention "
-            "and average pooling. If this is right, set engine.kind: bidirectional_decoder; a causal classifier would "
-            "rank wrongly",
-            folder,
-        )
-    return kind
+    return recognise_engine(loading.read_model_config(folder), str(folder))
 
 
 def _num_threads(num_cpus: float | None) -> int:

@@ -184,8 +184,9 @@ def unverified_reason(assumptions: Sequence[str], model: ModelConfig, folder: Pa
     if not assumptions or has_settings_verdict(model.engine, folder):
         return None
     reason = (
-        f"the checkpoint's files do not state {_listed(assumptions)}: those of NVIDIA's 1B are assumed, and no "
-        "recorded scores have confirmed them (rerank-service verify MODEL --recorded FILE.json --record)"
+        f"the checkpoint's files do not state {_listed(assumptions)}: those of NVIDIA's 1B are assumed, with which a "
+        "causal classifier would rank wrongly, and no recorded scores have confirmed them (rerank-service verify MODEL "
+        "--recorded FILE.json --record)"
     )
     logger.warning("model=%s is unverified: %s", model.id, reason)
     return reason

@@ -1,13 +1,10 @@
 """Engines chosen for published config.json files; the tests give only the keys that matter."""
 
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rerank_service.config import EngineConfig, EngineKind
-from rerank_service.engine.build import engine_kind
+from rerank_service.config import EngineKind
 from rerank_service.engine.recognise import recognise_engine
 from rerank_service.errors import CheckpointError
 
@@ -70,27 +67,3 @@ def test_an_unsupported_checkpoint_is_refused_with_the_reason_and_the_supported_
 
     assert str(caught.value).startswith("some/model ")
     assert "The engines support sequence classifiers with one label" in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("settings", "is_warned"),
-    [({}, True), ({"pooling": "avg"}, False), ({"model_type": "llama_bidirec", "pooling": "avg"}, False)],
-)
-def test_a_decoder_that_may_be_causal_causes_a_warning(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, settings: dict[str, Any], is_warned: bool
-) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(config_of("LlamaForSequenceClassification", "llama") | settings))
-
-    with caplog.at_level("WARNING"):
-        assert engine_kind(tmp_path, EngineConfig()) is EngineKind.BIDIRECTIONAL_DECODER
-
-    assert ("a causal classifier would rank wrongly" in caplog.text) == is_warned
-
-
-def test_a_configured_engine_kind_causes_no_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(config_of("MistralForSequenceClassification", "mistral")))
-
-    assert (
-        engine_kind(tmp_path, EngineConfig(kind=EngineKind.BIDIRECTIONAL_DECODER)) is EngineKind.BIDIRECTIONAL_DECODER
-    )
-    assert caplog.text == ""

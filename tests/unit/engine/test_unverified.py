@@ -101,6 +101,18 @@ def test_recorded_logits_that_do_not_hold_verify_nothing(
     assert load_engine(model).unverified is not None
 
 
+def test_a_later_no_takes_an_earlier_record_back(checkpoints: dict[str, Path], verdicts: str, tmp_path: Path) -> None:
+    model = mistral(checkpoints, verdicts)
+    engine = load_engine(model)
+    pairs = engine.tokenise(QUERY, PASSAGES, Truncate.END)
+    assert verify(model, tmp_path, recorded_file(tmp_path, engine.score(pairs))).exit_code == 0
+    assert load_engine(model).unverified is None
+
+    assert verify(model, tmp_path, recorded_file(tmp_path, [3.0, 2.0, 1.0])).exit_code == 1
+
+    assert load_engine(model).unverified is not None
+
+
 def test_a_damaged_record_is_ignored(
     checkpoints: dict[str, Path], verdicts: str, caplog: pytest.LogCaptureFixture
 ) -> None:
