@@ -193,5 +193,3 @@ def record_gauges(sink: MetricSink, model: str, report: ReplicaReport) -> None:
         sink.record(DEVICE_MEMORY_LIMIT_BYTES, report.memory_limit_bytes, model)
     if report.mfu is not None:
         sink.record(DEVICE_MFU, report.mfu, model)
-    if report.start is not None:
-        record_start(sink, model, report.start)
