@@ -77,6 +77,8 @@ class BaseReplica(ABC):
             num_stuck += scorer.num_stuck_tokenisers
         if num_stuck >= self._num_tokenisers:
             raise EngineFailed("all tokenising threads are stuck")
+        for model_id, scorer in self._scorers.items():  # Ray's exporter drops a gauge that is not renewed
+            record_start(self._metrics, model_id, scorer.start_times)
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """Statistics for `autoscaling.TokenPolicy`. Serve calls this method at least every `metrics_interval_s`."""
@@ -100,7 +102,6 @@ class BaseReplica(ABC):
         model, collect = self._models[model_id], self._collectors[model_id].collect
         scorer = ModelScorer(model, engine, self._launch_thread, self._tokenisers, self._metrics, collect)
         self._scorers[model_id] = scorer
-        record_start(self._metrics, model_id, engine.start_times)
         return scorer
 
     def _configure(self, model_id: str, knobs: dict[str, Any]) -> None:

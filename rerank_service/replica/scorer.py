@@ -74,6 +74,7 @@ class ModelScorer:
         """
         self._model = model
         self._engine = engine
+        self.start_times = engine.start_times
         self._aligner = engine.aligner
         self._tokenisers = tokenisers
         self._metrics = metrics or NoMetrics()
