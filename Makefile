@@ -36,11 +36,11 @@ else
 	@$(MAKE) --jobs 2 --keep-going $(if $(filter output-sync,$(.FEATURES)),--output-sync) test-unit test-service
 endif
 
-test-unit: $(VENV)/.installed-dev ## run the unit tests, and the GPU path without a GPU
-	$(BIN)/python -m pytest tests/unit tests/gpu_less
+test-unit: $(VENV)/.installed-dev ## run the unit tests
+	$(BIN)/python -m pytest tests/unit
 
-test-service: $(VENV)/.installed-dev ## run the page and service tests
-	$(BIN)/python -m pytest tests/page tests/service
+test-service: $(VENV)/.installed-dev ## run the GPU path without a GPU, then the page and service tests
+	$(BIN)/python -m pytest tests/gpu_less tests/page tests/service
 
 test-clusters: $(VENV)/.installed-dev ## run the tests that start and stop whole services and clusters; about six minutes
 	$(BIN)/python -m pytest -m cluster $(PYTEST)

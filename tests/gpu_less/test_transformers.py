@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForSequenceClassification
+from transformers import AttentionMaskInterface, AutoModelForSequenceClassification
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from rerank_service.engine import load_engine
@@ -41,13 +41,12 @@ def recorded(calls: dict[str, Any]) -> Iterator[None]:
     mask = AttentionMaskInterface()[PADDED_ATTENTION]
     functions = {name: ALL_ATTENTION_FUNCTIONS[name] for name in NAMES}
     for name, function in functions.items():
-        AttentionInterface.register(name, partial(spy, "attention", function))
+        ALL_ATTENTION_FUNCTIONS[name] = partial(spy, "attention", function)
     AttentionMaskInterface.register(PADDED_ATTENTION, partial(spy, "mask", mask))
     try:
         yield
     finally:
-        for name, function in functions.items():
-            AttentionInterface.register(name, function)
+        ALL_ATTENTION_FUNCTIONS.update(functions)
         AttentionMaskInterface.register(PADDED_ATTENTION, mask)
 
 

@@ -76,7 +76,7 @@ def _rarely_used(model: ModelConfig) -> ModelConfig:
         "id": "rare/model",
         "aliases": (),
         "application": RARE,
-        "autoscaling": {"min_replicas": 0, "downscale_delay_s": 2},
+        "autoscaling": {"min_replicas": 0, "downscale_delay_s": 4},  # longer than a look at the replicas takes
     }
     return ModelConfig.model_validate(settings)
 
