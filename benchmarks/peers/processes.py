@@ -99,7 +99,7 @@ def _on_cpus(num_threads: int) -> list[str]:
 
 def _variables(command: Command, num_threads: int) -> dict[str, str]:
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(num_threads))
-    offline = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    offline = {"HF_HUB_OFFLINE": "1", "ORT_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
     variables = os.environ | threads | offline | command.variables
     return {name: value for name, value in variables.items() if value is not None}
 
