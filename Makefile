@@ -32,7 +32,7 @@ test: $(VENV)/.installed-dev ## install, then run the tests, or those in PYTEST=
 ifdef PYTEST
 	$(BIN)/python -m pytest $(PYTEST)
 else
-	@echo "Running the unit tests and, at the same time, the page and service tests (takes under ten minutes)"
+	@echo "Running the unit tests and, at the same time, the page and service tests (about twelve minutes on two cores)"
 	@$(MAKE) --jobs 2 --keep-going $(if $(filter output-sync,$(.FEATURES)),--output-sync) test-unit test-service
 endif
 
