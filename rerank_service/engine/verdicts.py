@@ -11,6 +11,7 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -36,6 +37,8 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
+
+_VerdictT = TypeVar("_VerdictT", bound=BaseModel)
 
 
 class Float8Verdict(BaseModel):
@@ -119,16 +122,22 @@ def _write(path: Path, verdict: BaseModel) -> Path:
     return path
 
 
+def _read(path: Path, kind: type[_VerdictT]) -> _VerdictT | None:
+    """The record in a file; null if there is none or if it is damaged, which is logged."""
+    try:
+        return kind.model_validate_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValidationError, UnicodeDecodeError) as error:
+        logger.warning("the record %s is ignored: %s", path, type(error).__name__)
+        return None
+
+
 def current_verdict(options: EngineConfig, folder: Path, gpu: str) -> Float8Verdict | None:
     """The record for the checkpoint in `folder`, this GPU, torch and version of the service; null if there is none."""
     checkpoint = checkpoint_digest(folder)
     path = verdict_path(options, checkpoint, gpu)
-    try:
-        verdict = Float8Verdict.model_validate_json(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValidationError, UnicodeDecodeError) as error:
-        logger.warning("the float8 record %s is ignored: %s", path, type(error).__name__)
+    if (verdict := _read(path, Float8Verdict)) is None:
         return None
     found = (verdict.checkpoint, verdict.gpu, verdict.torch, verdict.service)
     expected = (checkpoint, gpu, torch.__version__, __version__)
@@ -167,15 +176,11 @@ def prompt_settings(options: EngineConfig) -> dict[str, str | float | None]:
 def has_settings_verdict(options: EngineConfig, folder: Path) -> bool:
     """Whether recorded logits were reproduced with the checkpoint in `folder` and these settings."""
     checkpoint = checkpoint_digest(folder)
-    path = settings_verdict_path(options, checkpoint)
-    try:
-        verdict = SettingsVerdict.model_validate_json(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return False
-    except (OSError, ValidationError, UnicodeDecodeError) as error:
-        logger.warning("the record %s is ignored: %s", path, type(error).__name__)
-        return False
-    return (verdict.checkpoint, dict(verdict.settings)) == (checkpoint, prompt_settings(options))
+    verdict = _read(settings_verdict_path(options, checkpoint), SettingsVerdict)
+    return verdict is not None and (verdict.checkpoint, dict(verdict.settings)) == (
+        checkpoint,
+        prompt_settings(options),
+    )
 
 
 def unverified_reason(assumptions: Sequence[str], model: ModelConfig, folder: Path) -> str | None:
