@@ -107,7 +107,8 @@ class Shadow:
     def _record(self, version: str, answered: Ranked, ranked: Ranked) -> None:
         agreement = compare(answered.logits, ranked.logits)
         if agreement.kendall_tau is not None:
-            self._sink.record(metrics.SHADOW_KENDALL_TAU, agreement.kendall_tau, version)
+            # Ray's histograms accept no negative value.
+            self._sink.record(metrics.SHADOW_KENDALL_TAU, max(0.0, agreement.kendall_tau), version)
         self._sink.record(metrics.SHADOW_TOP10_OVERLAP, agreement.top_overlap, version)
         self._sink.record(metrics.SHADOW_MEAN_DIFFERENCE, agreement.mean_difference, version)
         self._sink.record(metrics.SHADOW_LARGEST_DIFFERENCE, agreement.largest_difference, version)

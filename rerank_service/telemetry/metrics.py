@@ -61,9 +61,9 @@ _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5
 _PASSAGES = (1, 2, 5, 10, 20, 50, 100, 200, 512, 1024)
 _TOKENS = (64, 256, 1024, 2048, 4096, 8192, 16_384, 32_768, 65_536)
 _SHARES = (0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
-_TAUS = (-0.5, 0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999, 1.0)
-_TENTHS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-_LOGITS = (0.0, 1e-6, 1e-5, 1e-4, 1e-3, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+_TAUS = (0.25, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999, 1.0)
+_TENTHS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+_LOGITS = (1e-6, 1e-5, 1e-4, 1e-3, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 
 
 class MetricKind(StrEnum):
@@ -166,7 +166,9 @@ SHADOW_REQUESTS = _counter(
     "outcome",
 )
 SHADOW_KENDALL_TAU = _histogram(
-    "shadow_kendall_tau", "Kendall's tau-b between a shadow's ranking and the answer; 1: the same order.", _TAUS
+    "shadow_kendall_tau",
+    "Kendall's tau-b between a shadow's ranking and the answer; 1: the same order. Negative values count as 0.",
+    _TAUS,
 )
 SHADOW_TOP10_OVERLAP = _histogram(
     "shadow_top10_overlap", "Share of the answer's best ten passages that are in a shadow's best ten.", _TENTHS
