@@ -7,7 +7,7 @@ ingress or the shadow's replicas are busy. Metrics and logs contain no text.
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple
 
 from rerank_service.errors import QueueFull, ReplicaUnavailable, RequestTimedOut, RerankError, WaitTooLong
@@ -27,7 +27,7 @@ _MAX_CHARACTERS = 8_000_000
 """Maximum number of characters of these requests: their texts stay in memory until the shadow has scored them."""
 _PAUSE_S = 0.02
 """Pause between an answer and its shadow. The answer leaves first, and the pause measures how busy this process is."""
-_BUSY_S = 0.02
+_BUSY_S = 0.05
 """A pause that is longer by this much shows that the event loop is busy. A busy ingress starts no shadow."""
 _DROPPED = (QueueFull, ReplicaUnavailable, RequestTimedOut, WaitTooLong)
 
@@ -44,14 +44,29 @@ class AnsweredQuery(NamedTuple):
         return len(self.query) + sum(map(len, self.passages))
 
 
+async def _is_loop_busy() -> bool:
+    """Pauses, and tells whether the pause was much longer than asked for."""
+    loop = asyncio.get_running_loop()
+    due_s = loop.time() + _PAUSE_S
+    await asyncio.sleep(_PAUSE_S)
+    return loop.time() - due_s > _BUSY_S
+
+
 class Shadow:
     """Scores answered requests with shadow versions, in tasks of their own."""
 
-    def __init__(self, ranker: Ranker, sink: MetricSink, timeout_s: float) -> None:
+    def __init__(
+        self,
+        ranker: Ranker,
+        sink: MetricSink,
+        timeout_s: float,
+        is_busy: Callable[[], Awaitable[bool]] = _is_loop_busy,
+    ) -> None:
         """`timeout_s` limits the time of one request; a replica refuses a request that it cannot score in this time."""
         self._ranker = ranker
         self._sink = sink
         self._timeout_s = timeout_s
+        self._is_busy = is_busy
         self._tasks: set[asyncio.Task[None]] = set()
         self._num_characters = 0
 
@@ -97,12 +112,6 @@ class Shadow:
             raise
         finally:
             self._sink.record(metrics.SHADOW_REQUESTS, 1, version, outcome)
-
-    async def _is_busy(self) -> bool:
-        loop = asyncio.get_running_loop()
-        due_s = loop.time() + _PAUSE_S
-        await asyncio.sleep(_PAUSE_S)
-        return loop.time() - due_s > _BUSY_S
 
     def _record(self, version: str, answered: Ranked, ranked: Ranked) -> None:
         agreement = compare(answered.logits, ranked.logits)
