@@ -64,7 +64,8 @@ def ready_lines(public: str, local: str, settings: RerankConfig) -> Iterator[str
     needed."""
     yield f"ready on {public}"
     for number, model in enumerate(settings.models):
-        yield f"  {'' if number else 'models':<6}  {model.id}"
+        role = "" if model.version is None else f", a version of {model.version.of}"
+        yield f"  {'' if number else 'models':<6}  {model.id}{role}"
     if settings.service.playground:
         yield f"  page    {local}/"
     yield f"  docs    {local}/docs"

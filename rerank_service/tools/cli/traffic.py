@@ -122,12 +122,13 @@ def _print_table(stored: "dict[str, StoredTraffic]") -> None:
     if not stored:
         say("no running application has versions; models[].version in a configuration file declares them")
         return
-    names = [Column(name, overflow="fold") for name in ("version", "of", "application")]
+    titles = ("version", "of", "application")[: 2 + (len(stored) > 1)]
+    names = [Column(title, overflow="fold") for title in titles]
     shares = [Column(name, no_wrap=True) for name in ("share", "in the file")]
     table = Table(*names, *shares, box=None, pad_edge=False)
     for application, one in stored.items():
         for name, share in one.current.items():
-            row = (Text(name), Text(share.of), Text(application))
+            row = map(Text, (name, share.of, application)[: len(titles)])
             table.add_row(*row, _words(share), _words(one.configured[name]))
     stdout.print(table)
 
