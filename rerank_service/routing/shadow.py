@@ -118,7 +118,7 @@ class Shadow:
         if agreement.kendall_tau is not None:
             # Ray's histograms accept no negative value.
             self._sink.record(metrics.SHADOW_KENDALL_TAU, max(0.0, agreement.kendall_tau), version)
-        self._sink.record(metrics.SHADOW_TOP10_OVERLAP, agreement.top_overlap, version)
+        self._sink.record(metrics.SHADOW_TOP_OVERLAP, agreement.top_overlap, version)
         self._sink.record(metrics.SHADOW_MEAN_DIFFERENCE, agreement.mean_difference, version)
         self._sink.record(metrics.SHADOW_LARGEST_DIFFERENCE, agreement.largest_difference, version)
         self._sink.record(metrics.SHADOW_SECONDS, ranked.total_s, version)

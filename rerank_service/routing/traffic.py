@@ -67,8 +67,8 @@ class TrafficSplit:
     def record(self) -> None:
         """Records the current shares as metrics. Ray's exporter drops a gauge that is not renewed."""
         for version, share in self.shares.items():
-            self._metrics.record(VERSION_TRAFFIC, share.traffic_percent, version, "canary")
-            self._metrics.record(VERSION_TRAFFIC, share.shadow_percent, version, "shadow")
+            self._metrics.record(VERSION_TRAFFIC, share.traffic_percent / 100, version, "canary")
+            self._metrics.record(VERSION_TRAFFIC, share.shadow_percent / 100, version, "shadow")
 
     def choose(self, model_id: str, client_id: str | None = None) -> str:
         """Id of the version that should answer a request for a model, or the model's own id.

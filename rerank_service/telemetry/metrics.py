@@ -39,7 +39,7 @@ __all__ = [
     "SHADOW_MEAN_DIFFERENCE",
     "SHADOW_REQUESTS",
     "SHADOW_SECONDS",
-    "SHADOW_TOP10_OVERLAP",
+    "SHADOW_TOP_OVERLAP",
     "SHED_REQUESTS",
     "START_SECONDS",
     "TOKENISE_SECONDS",
@@ -147,8 +147,9 @@ LIMITED_REQUESTS = _counter("limited_requests", "Requests refused by a caller's 
 CANCELLED_REQUESTS = _counter("cancelled_requests", "Requests whose client disconnected before the answer.")
 RETRIED_SHARDS = _counter("retried_shards", "Shards sent to another replica after a replica died or failed.")
 VERSION_TRAFFIC = _gauge(
-    "version_traffic_percent",
-    "Share of a model's requests that a version receives, by role: canary (answers) or shadow (scored in addition).",
+    "version_traffic_ratio",
+    "Share of a model's requests that a version receives, from 0 to 1, by role: canary (answers) or shadow (scored in "
+    "addition).",
     "model",
     "role",
     by_replica=False,
@@ -170,16 +171,16 @@ SHADOW_KENDALL_TAU = _histogram(
     "Kendall's tau-b between a shadow's ranking and the answer; 1: the same order. Negative values count as 0.",
     _TAUS,
 )
-SHADOW_TOP10_OVERLAP = _histogram(
-    "shadow_top10_overlap", "Share of the answer's best ten passages that are in a shadow's best ten.", _TENTHS
+SHADOW_TOP_OVERLAP = _histogram(
+    "shadow_top_ten_overlap_ratio", "Share of the answer's best ten passages that are in a shadow's best ten.", _TENTHS
 )
 SHADOW_MEAN_DIFFERENCE = _histogram(
-    "shadow_logit_mean_difference",
+    "shadow_mean_difference_logits",
     "Mean absolute difference between a shadow's logits and the answer's logits, per request.",
     _LOGITS,
 )
 SHADOW_LARGEST_DIFFERENCE = _histogram(
-    "shadow_logit_largest_difference",
+    "shadow_largest_difference_logits",
     "Largest absolute difference between a shadow's logit and the answer's logit, per request.",
     _LOGITS,
 )

@@ -80,11 +80,11 @@ def test_a_shadow_compares_rankings_and_never_answers(split: Split) -> None:
 
     label = f'{{model="{VERSION}"}}'
     assert metric(split.url, "rerank_shadow_kendall_tau_count")[label] >= 3
-    assert metric(split.url, "rerank_shadow_top10_overlap_count")[label] >= 3
+    assert metric(split.url, "rerank_shadow_top_ten_overlap_ratio_count")[label] >= 3
     assert metric(split.url, "rerank_shadow_seconds_sum")[label] > 0
     differences = [abs(a - b) for a, b in zip(split.logits[MODEL], split.logits[VERSION], strict=True)]
     largest, num_compared = (
-        metric(split.url, f"rerank_shadow_logit_largest_difference_{one}")[label] for one in ("sum", "count")
+        metric(split.url, f"rerank_shadow_largest_difference_logits_{one}")[label] for one in ("sum", "count")
     )
     assert largest / num_compared == pytest.approx(max(differences), abs=1e-3)
 

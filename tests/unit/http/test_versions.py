@@ -209,9 +209,9 @@ async def test_a_shadow_is_compared_and_never_answers(caplog: pytest.LogCaptureF
     assert [one["logit"] for one in response.json()["rankings"]] == [5.0, 3.0, 1.0]
     assert ingress.metric("rerank_shadow_kendall_tau_count", model=VERSION) == 1
     assert ingress.metric("rerank_shadow_kendall_tau_sum", model=VERSION) == 0  # -1: the opposite order
-    assert ingress.metric("rerank_shadow_top10_overlap_sum", model=VERSION) == 1
-    assert ingress.metric("rerank_shadow_logit_mean_difference_sum", model=VERSION) == 9  # 3, 9 and 15
-    assert ingress.metric("rerank_shadow_logit_largest_difference_sum", model=VERSION) == 15
+    assert ingress.metric("rerank_shadow_top_ten_overlap_ratio_sum", model=VERSION) == 1
+    assert ingress.metric("rerank_shadow_mean_difference_logits_sum", model=VERSION) == 9  # 3, 9 and 15
+    assert ingress.metric("rerank_shadow_largest_difference_logits_sum", model=VERSION) == 15
     assert ingress.metric("rerank_shadow_requests_total", model=VERSION, outcome="compared") == 1
     assert SECRET not in caplog.text
 

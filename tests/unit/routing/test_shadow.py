@@ -98,7 +98,7 @@ async def test_every_query_of_a_request_is_compared() -> None:
     assert [shard.query for shard in router.shards] == ["q", "another query"]
     assert {(shard.model, shard.caller) for shard in router.shards} == {(VERSION, "caller")}
     assert outcomes.values["rerank_shadow_kendall_tau"] == [1.0, 1.0]
-    assert outcomes.values["rerank_shadow_logit_largest_difference"] == [0.0, 0.0]
+    assert outcomes.values["rerank_shadow_largest_difference_logits"] == [0.0, 0.0]
 
 
 async def test_only_a_few_requests_are_shadowed_at_once() -> None:

@@ -187,5 +187,5 @@ def test_shares_are_metrics() -> None:
 
     splits.split.record()
 
-    assert splits.metrics.values["rerank_version_traffic_percent", CANARY, "canary"] == 5
-    assert splits.metrics.values["rerank_version_traffic_percent", OTHER, "shadow"] == 20
+    assert splits.metrics.values["rerank_version_traffic_ratio", CANARY, "canary"] == 0.05
+    assert splits.metrics.values["rerank_version_traffic_ratio", OTHER, "shadow"] == 0.2
