@@ -134,6 +134,8 @@ class RankingEndpoint:
         """Ranks each query, and explains the ranking if the call asks for it. Returns headers for the answer too.
         Errors name the fields of the client's body."""
         request_id = uuid.uuid4().hex
+        # With the model in the id, a request that a version refused still counts as load of the model that answers.
+        load_id = client_id and f"{client_id} {model_id}"
 
         async def rank(query: RankingQuery) -> Ranked:
             try:
@@ -144,7 +146,7 @@ class RankingEndpoint:
                     call.fitting,
                     deadline,
                     request_id=request_id,
-                    client_id=client_id,
+                    client_id=load_id,
                     caller=caller,
                     explain=explain,
                 )

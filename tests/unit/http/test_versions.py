@@ -142,6 +142,22 @@ async def test_the_model_answers_if_its_canary_does_not(outcome: BaseException, 
     assert ingress.metric("rerank_version_fallbacks_total", model=VERSION, code=code) == 1
 
 
+async def test_a_request_that_a_canary_refused_is_load_of_the_model() -> None:
+    """A retry of the client is not: the model has counted the request."""
+    ingress = Ingress({"traffic_percent": 100})
+    headers = {"x-request-id": "mine"}
+    async with ingress.client() as client:
+        ingress.forget()
+        for replicas in ingress.replicas.values():
+            replicas.outcome = FULL
+        assert (await client.post("/v1/ranking", json=BODY, headers=headers)).status_code == 503
+        ingress.replicas[MODEL].outcome = None
+        assert (await client.post("/v1/ranking", json=BODY, headers=headers)).status_code == 200
+
+    for replicas in ingress.replicas.values():
+        assert [shard.is_counted for shard in replicas.shards if shard.query == SECRET] == [False, True]
+
+
 async def test_a_canary_that_has_never_answered_receives_nothing() -> None:
     """The service is ready without it."""
     ingress = Ingress({"traffic_percent": 100})
