@@ -95,6 +95,17 @@ class _Load:
         before = self.answers.count(answered_by)
         wait_until(lambda: bool(self.failures) or self.answers.count(answered_by) >= before + _ENOUGH)
 
+    def wait_for_only(self, answered_by: str) -> None:
+        """Waits until `2 * _ENOUGH` requests in a row are answered by this model or version: with a share of 50%, all
+        other requests have one chance in a billion."""
+        start, most = len(self.answers), 2 * _ENOUGH
+        wait_until(
+            lambda: (
+                bool(self.failures)
+                or (len(self.answers) >= start + most and set(self.answers[-most:]) == {answered_by})
+            )
+        )
+
     def _send(self) -> None:
         with httpx.Client(timeout=CLIENT_TIMEOUT_S) as client:
             while not self._is_over.is_set():
@@ -125,11 +136,8 @@ def play_canary(split: Split) -> None:
         load.wait_for(split.version)
 
         split.traffic("--rollback")
-        wait_until(lambda: split.share()["traffic_percent"] == 0)
-        time_of_rollback = len(load.answers) + _CLIENTS  # requests in flight may still be answered by the version
-        wait_until(lambda: bool(load.failures) or len(load.answers) >= time_of_rollback + _ENOUGH)
+        load.wait_for_only(split.model)
     assert load.failures == []
-    assert set(load.answers[time_of_rollback:]) == {split.model}
     assert kept == split.pids(split.model) | split.pids("ingress")
     (entry,) = json.loads(split.traffic("--json"))["versions"]
     assert (entry["version"], entry["traffic_percent"]) == (split.version, 0)
