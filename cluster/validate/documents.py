@@ -78,7 +78,10 @@ class Documents:
     """A set of documents with the objects that other checks ask for."""
 
     def __init__(self, documents: Iterable[Document]) -> None:
-        self.all = [document for document in documents if document]
+        given = [document for document in documents if document]
+        # A List, as kubectl prints it, stands for its items.
+        lists = [document["items"] if document["kind"] == "List" else [document] for document in given]
+        self.all = [document for items in lists for document in items]
 
     def of_kind(self, *kinds: str) -> list[Document]:
         """The documents of some kinds, in order."""

@@ -31,6 +31,8 @@ class _Node:
 
 def fits_nodes(documents: Documents, setting: Setting) -> Iterator[Finding]:
     """At their minimum, all pods fit on the smallest cluster that the set is made for; jobs run beside them."""
+    if not setting.nodes:
+        return
     nodes = [_Node(shape) for shape in setting.nodes for _ in range(shape.count or 0)]
     spare = [shape for shape in setting.nodes if shape.count is None]
     pods = [pod for pod in documents.pods for _ in range(max(pod.fewest, 1))]
