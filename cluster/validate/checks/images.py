@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 
-from cluster.validate.documents import Documents
+from cluster.validate.documents import Documents, Pod
 from cluster.validate.finding import Finding, Setting
 
 __all__ = ["image_variant", "images_are_pinned", "redis_is_fixed", "redis_is_too_old"]
@@ -24,14 +24,19 @@ def images_are_pinned(documents: Documents, _: Setting) -> Iterator[Finding]:
 
 def image_variant(documents: Documents, _: Setting) -> Iterator[Finding]:
     """Replicas on GPUs run the CUDA image, and a set without GPUs the CPU image, which is 3 GB smaller."""
-    uses_gpus = any(pod.requests("nvidia.com/gpu") for pod in documents.ray_pods())
+    uses_gpus = any(_has_gpu(pod) for pod in documents.ray_pods())
     for pod in documents.ray_pods():
         image = pod.main.get("image", "")
         tag = image.partition("@")[0].rpartition(":")[2]
-        if uses_gpus and pod.requests("nvidia.com/gpu") and not tag.endswith("-cuda"):
+        if _has_gpu(pod) and not tag.endswith("-cuda"):
             yield Finding(pod.owner, f"it requests a GPU, but {image} is not the CUDA image")
         if not uses_gpus and not tag.endswith("-cpu"):
             yield Finding(pod.owner, f"no pod requests a GPU, but {image} is not the CPU image")
+
+
+def _has_gpu(pod: Pod) -> bool:
+    """Whether a pod requests a GPU, or a part of one (MIG: nvidia.com/mig-1g.12gb)."""
+    return any(name.startswith("nvidia.com/") for name in pod.main.get("resources", {}).get("limits", {}))
 
 
 def redis_is_fixed(documents: Documents, _: Setting) -> Iterator[Finding]:

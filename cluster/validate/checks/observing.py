@@ -40,9 +40,11 @@ def _scrapes(monitor: Document, pod: Pod, port: Document) -> bool:
 
 
 def logs_are_visible(documents: Documents, _: Setting) -> Iterator[Finding]:
-    """Serve writes its log to files; a container of the pod prints them, so that `kubectl logs` shows requests."""
+    """`kubectl logs` shows requests: Serve logs to standard error, or another container prints its files."""
     for pod in documents.ray_pods():
-        if environment_of(documents, pod).get("RAY_LOG_TO_STDERR") == "1":
+        environment = environment_of(documents, pod)
+        default = "0" if environment.get("RAY_SERVE_THROUGHPUT_OPTIMIZED") == "1" else "1"
+        if environment.get("RAY_LOG_TO_STDERR") == "1" and environment.get("RAY_SERVE_LOG_TO_STDERR", default) == "1":
             continue
         volumes = {
             mount["name"] for mount in pod.main.get("volumeMounts", []) if mount["mountPath"].rstrip("/") == _LOG_FOLDER
