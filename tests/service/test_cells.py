@@ -2,7 +2,6 @@
 the loss of one. No request is lost, and every answer is right.
 """
 
-import os
 import signal
 import subprocess
 import sys
@@ -145,7 +144,7 @@ def _tree(pid: int) -> list[psutil.Process]:
 def _kill(processes: list[psutil.Process]) -> None:
     for process in processes:
         with suppress(psutil.NoSuchProcess):
-            os.kill(process.pid, signal.SIGKILL)
+            process.kill()
 
 
 @pytest.fixture
