@@ -10,7 +10,6 @@ import asyncio
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
@@ -74,11 +73,21 @@ class ExpectedSecondsRouter(FIFOMixin, LocalityMixin, RequestRouter):
         ]
         suspect = next((shard.attempt for shard in _shards(pending) if shard.avoid), None)
         self._table.claim(id(pending), pending.metadata.internal_request_id, replica_id, num_tokens, suspect)
-        pending.future.add_done_callback(partial(self._release_if_cancelled, id(pending)))
 
-    def _release_if_cancelled(self, call: int, future: Any) -> None:
-        if future.cancelled():
-            self._table.release(call)
+    async def _choose_replica_for_request(
+        self, pending_request: PendingRequest, *, is_retry: bool = False
+    ) -> RunningReplica:
+        """Called by Serve before it sends a request, and again with `is_retry` if the replica did not accept it."""
+        if is_retry:
+            self._table.reject(_attempt_of(pending_request))
+        try:
+            return await super()._choose_replica_for_request(pending_request, is_retry=is_retry)
+        except asyncio.CancelledError:
+            future, request_id = pending_request.future, pending_request.metadata.internal_request_id
+            if future.done() and not future.cancelled():  # cancelled between the choice and the sending
+                self._table.complete(request_id, _id_of(future.result()))
+            self._table.release(id(pending_request))
+            raise
 
     def _fulfill_next_pending_request(self, replica: RunningReplica, request_metadata: Any = None) -> None:
         """Assigns the replica to the request for which it was chosen. `FIFOMixin` would assign it to the oldest pending
@@ -89,14 +98,12 @@ class ExpectedSecondsRouter(FIFOMixin, LocalityMixin, RequestRouter):
             super()._fulfill_next_pending_request(replica, request_metadata)
         elif not pending.future.done():
             self._record_queue_wait_time(pending)
+            request_id, call = pending.metadata.internal_request_id, id(pending)
+            # Counted before the call is sent: behind HAProxy, Serve reports that a replica has accepted a call only
+            # after the call has ended.
+            self._table.send(call, request_id, _id_of(replica), _num_tokens(pending), _attempt_of(pending))
             pending.future.set_result(replica)
             self._remove_pending_request_from_indices(pending)
-
-    def on_request_routed(self, pending_request: PendingRequest, replica_id: ReplicaID, result: Any) -> None:
-        """Called by Serve when a replica has accepted a request."""
-        request_id = pending_request.metadata.internal_request_id
-        attempt = max((shard.attempt for shard in _shards(pending_request)), default=0)
-        self._table.send(id(pending_request), request_id, replica_id.unique_id, _num_tokens(pending_request), attempt)
 
     def on_request_completed(self, replica_id: ReplicaID, internal_request_id: str) -> None:
         """Called by Serve once for each call that it sent or tried to send."""
@@ -151,6 +158,10 @@ def _id_of(replica: RunningReplica) -> str:
 
 def _shards(pending: PendingRequest | None) -> list[Shard]:
     return [argument for argument in pending.args if isinstance(argument, Shard)] if pending is not None else []
+
+
+def _attempt_of(pending: PendingRequest) -> int:
+    return max((shard.attempt for shard in _shards(pending)), default=0)
 
 
 def _num_tokens(pending: PendingRequest) -> int:
