@@ -23,6 +23,7 @@ __all__ = [
     "Declined",
     "Explanation",
     "Fitting",
+    "Numerics",
     "PassageWindows",
     "Ranked",
     "ReplicaLoad",
@@ -178,6 +179,15 @@ class Declined:
     load: ReplicaLoad
 
 
+class Numerics(NamedTuple):
+    """How a model computes. Logits of replicas with the same `name` differ at most in the last bits."""
+
+    name: str
+    """Number types and kind of device, for instance `int8 with bfloat16 states on cpu`."""
+    reason: str
+    """Why this precision was chosen, for people to read."""
+
+
 class StartTimes(NamedTuple):
     """Time that a replica took to load a model, by stage. The start of the process is not included."""
 
@@ -228,6 +238,8 @@ class ReplicaReport:
     """Why the model is unverified, as in `Engine.unverified`; null: it is not."""
     start: StartTimes | None = None
     """The replica's own start; null: unknown."""
+    numerics: Numerics | None = None
+    """How the replica computes; null: unknown."""
 
 
 @dataclass(frozen=True, slots=True)

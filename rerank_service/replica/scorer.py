@@ -253,6 +253,7 @@ class ModelScorer:
             memory_limit_bytes=facts.memory_limit_bytes,
             unverified=engine.unverified,
             start=engine.start_times,
+            numerics=engine.numerics,
         )
         record_counts(self._metrics, self._model.id, report)
         record_gauges(self._metrics, self._model.id, report)
