@@ -146,6 +146,8 @@ class Shard:
     on a stale report. Null: no limit."""
     explain: bool = False
     """Whether the answer should have the token matches of each passage, if the model can report them."""
+    numerics: str = ""
+    """Name of the `Numerics` that the logits should have; empty: any, but the same for all shards of a request."""
 
 
 class TokenMatch(NamedTuple):
@@ -262,6 +264,8 @@ class ShardScores:
     """Time at which the replica received the shard, in seconds since the epoch by the replica's clock."""
     report: ReplicaReport | None = None
     load: ReplicaLoad | None = None
+    numerics: str = ""
+    """Name of the replica's `Numerics`."""
     can_align: bool = False
     """Whether the model can report token matches."""
     matches: tuple[tuple[TokenMatch, ...], ...] | None = None
@@ -325,6 +329,8 @@ class Ranked:
     total_s: float
     num_unscored: int = 0
     """Number of passages with no token inside the window; their logits are meaningless."""
+    numerics: str = ""
+    """Name of the `Numerics` of all logits."""
     can_align: bool = False
     """Whether the model can report token matches."""
     matches: Sequence[Sequence[TokenMatch]] | None = None

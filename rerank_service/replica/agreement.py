@@ -85,7 +85,9 @@ def agree_in_deployment(model: ModelConfig) -> Agree:
 
 
 def agree_in_job(model: ModelConfig) -> Agree:
-    """The agreement of the workers of this process's Ray job about a model."""
+    """The agreement of the workers of this process's Ray job about a model; without Ray, each process chooses."""
+    if not ray.is_initialized():
+        return choose_here
     job = ray.get_runtime_context().get_job_id()
     return partial(_agree, _Group(f"model {model.id}, job {job}", f"jobs/{job}/{model.id}", "", None))
 

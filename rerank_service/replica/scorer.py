@@ -162,6 +162,7 @@ class ModelScorer:
             forward_s=scored.forward_s,
             started_at=started_at,
             report=self._report(),
+            numerics=self._engine.numerics.name,
             can_align=self._aligner is not None,
             matches=matches,
         )

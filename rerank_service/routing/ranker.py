@@ -6,12 +6,13 @@ This module does not import Ray, because the planner and `verify` use its estima
 import asyncio
 import time
 import uuid
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from dataclasses import replace
+from typing import Protocol, TypeAlias
 
 from rerank_service.config import RerankConfig
-from rerank_service.errors import QueueFull, RequestTimedOut, WaitTooLong
+from rerank_service.errors import QueueFull, ReplicaUnavailable, RequestTimedOut, WaitTooLong
 from rerank_service.messages import (
     Deadline,
     Fitting,
@@ -33,6 +34,10 @@ The value is low so that the estimate includes several windows."""
 _REMEMBERED_REFUSALS = 10_000
 _REMEMBERED_S = 120.0
 """How long a refusal is remembered: twice the longest `Retry-After`, which is a minute."""
+_MAX_REPEATS = 3
+"""Number of times that shards of a request are scored again because their numerics differ."""
+
+_Call: TypeAlias = "tuple[Shard, asyncio.Task[ShardScores]]"
 
 
 class ShardScorer(Protocol):
@@ -67,25 +72,23 @@ class Ranker:
         Calls with the same `request_id` share one request's portion of device time, and all requests from one `caller`
         share one caller's portion. `client_id` is the id that the client gave the request. A retry with the same id
         after a refusal does not count as load again. With `explain`, the scores include token matches if the model can
-        report them.
+        report them. All logits have the same numerics.
         """
         started = time.perf_counter()
         shards = cut_into_shards(
-            request_id or uuid.uuid4().hex,
-            model_id,
-            query,
-            passages,
-            fitting,
-            self._shard_tokens[model_id],
+            *(request_id or uuid.uuid4().hex, model_id, query, passages, fitting, self._shard_tokens[model_id]),
             is_counted=client_id is not None and self._refused.has(client_id, query, passages),
             caller=caller,
             explain=explain,
         )
-        calls: list[tuple[Shard, asyncio.Task[ShardScores]]] = []
+        calls: list[_Call] = []
         try:
-            async with asyncio.timeout(deadline.remaining_s()), asyncio.TaskGroup() as group:
-                for shard in shards:
-                    calls.append((shard, group.create_task(self._router.score(shard, deadline))))
+            async with asyncio.timeout(deadline.remaining_s()):
+                async with asyncio.TaskGroup() as group:
+                    for shard in shards:
+                        calls.append((shard, group.create_task(self._router.score(shard, deadline))))
+                if len(calls) > 1:
+                    await self._score_alike(calls, deadline)
         except TimeoutError:  # raised by the deadline; errors of shards arrive in a group
             raise RequestTimedOut(deadline.timeout_s) from None
         except (ExceptionGroup, asyncio.CancelledError) as failure:
@@ -96,10 +99,31 @@ class Ranker:
             raise error from error.__cause__
         return _assemble(passages, calls, time.perf_counter() - started)
 
+    async def _score_alike(self, calls: list[_Call], deadline: Deadline) -> None:
+        """Scores shards again, and replaces their calls, until all logits have the same numerics.
 
-def _assemble(
-    passages: Sequence[str], calls: Sequence[tuple[Shard, "asyncio.Task[ShardScores]"]], total_s: float
-) -> Ranked:
+        Replicas differ only while a rolling update changes a deployment's precision. Raises `ReplicaUnavailable` if
+        their numerics keep changing.
+        """
+        sizes: Counter[str] = Counter()
+        for shard, call in calls:
+            sizes[call.result().numerics] += shard.num_tokens
+        wanted = max(sizes, key=sizes.__getitem__)
+        for _ in range(_MAX_REPEATS):
+            different = [index for index, (_, call) in enumerate(calls) if call.result().numerics != wanted]
+            if not different:
+                return
+            async with asyncio.TaskGroup() as group:
+                for index in different:
+                    shard = replace(calls[index][0], numerics=wanted, is_counted=True)
+                    calls[index] = (shard, group.create_task(self._router.score(shard, deadline)))
+            # If no replica with these numerics is left, the others must be scored like the newest answers.
+            wanted = calls[different[0]][1].result().numerics
+        if any(call.result().numerics != wanted for _, call in calls):
+            raise ReplicaUnavailable(calls[0][0].model)
+
+
+def _assemble(passages: Sequence[str], calls: Sequence[_Call], total_s: float) -> Ranked:
     """Puts each passage's logit at its index in the request; copies of a passage share one logit."""
     scored: dict[str, tuple[float, int, bool, bool]] = {}
     matches: dict[str, Sequence[TokenMatch]] = {}
@@ -127,6 +151,7 @@ def _assemble(
         forward_s=forward_s,
         total_s=total_s,
         num_unscored=sum(is_unscored),
+        numerics=scores.numerics,
         can_align=can_align,
         matches=list(map(matches.__getitem__, passages)) if len(matches) == len(scored) else None,
     )

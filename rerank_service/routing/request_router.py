@@ -47,8 +47,10 @@ class ExpectedSecondsRouter(FIFOMixin, LocalityMixin, RequestRouter):
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
     ) -> list[list[RunningReplica]]:
         """Returns the best replicas, best first. If a replica is full, Serve asks the next replica."""
-        avoid = [replica for shard in _shards(pending_request) for replica in shard.avoid]
-        usable = self._table.usable(candidate_replicas, _id_of, avoid)
+        shard = next(iter(_shards(pending_request)), None)
+        avoid = shard.avoid if shard is not None else ()
+        request_id = pending_request.metadata.internal_request_id if pending_request is not None else ""
+        usable = self._table.usable(candidate_replicas, _id_of, avoid, shard, request_id)
         ranked = self._ranked(usable, pending_request)
         if ranked and pending_request is not None:
             pending_request.routing_context.should_backoff = True  # without it, Serve retries in a busy loop

@@ -173,6 +173,7 @@ def test_deployments_agree_separately(cluster: Cluster) -> None:
 
 def test_outside_serve_each_process_chooses() -> None:
     assert agree_in_deployment(MODEL) is choose_here
+    assert agree_in_job(MODEL) is choose_here
 
 
 @pytest.mark.usefixtures("serve_context")
@@ -187,6 +188,7 @@ def test_workers_of_a_job_never_replace_a_choice(cluster: Cluster, monkeypatch: 
             return "07"
 
     monkeypatch.setattr(agreement.ray, "get_runtime_context", Context)
+    monkeypatch.setattr(agreement.ray, "is_initialized", lambda: True)
 
     assert agree_in_job(MODEL)(STRONG, choosing(BFLOAT16)).name == BFLOAT16
     assert agree_in_job(MODEL)(STRONG, never).name == BFLOAT16
