@@ -1,3 +1,6 @@
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -106,3 +109,16 @@ def test_int8_is_refused_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_int8_needs_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precision.torch.backends.mkldnn, "is_available", lambda: False)
     assert not multiplies_int8()
+
+
+def test_the_documentation_has_the_same_table() -> None:
+    page = (Path(__file__).parents[4] / "docs/performance.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([^|]+) \| (yes|no) \| (yes|no) \| (?:yes|no|masked) \|$", page, re.MULTILINE)
+    documented = {
+        name: (int8 == "yes", bfloat16 == "yes") for names, int8, bfloat16 in rows for name in names.split(", ")
+    }
+
+    expected = {
+        one.name.partition(" ")[0]: (one.int8, one.bfloat16) for one in INSTRUCTION_SETS if one.flags or one.in_use
+    }
+    assert documented == expected
