@@ -17,7 +17,7 @@ from rerank_service import __version__
 from rerank_service.config import ModelConfig, RerankConfig
 from rerank_service.http.access import ApiKeys, RateLimits
 from rerank_service.http.dialects import NIM, routes_of
-from rerank_service.http.endpoint import RankingEndpoint, ranking_routes
+from rerank_service.http.endpoint import DirectRankings, RankingEndpoint, ranking_routes
 from rerank_service.http.envelope import add_error_handlers
 from rerank_service.http.model_routes import model_routes
 from rerank_service.http.openapi import add_openapi
@@ -63,7 +63,9 @@ def build_api(
     )
     _with_head(api.router)  # /docs
     endpoint = RankingEndpoint(config, keys, rate_limits, router, ranker, observer)
-    api.include_router(ranking_routes(endpoint, config))
+    rankings = ranking_routes(endpoint, config)
+    api.include_router(rankings)
+    api.add_middleware(DirectRankings, routes=rankings.routes)
     api.include_router(_with_head(model_routes(config, keys, metrics)))
     api.include_router(_with_head(service_routes(config, readiness, metrics)))
     if config.service.playground:
