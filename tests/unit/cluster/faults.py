@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from cluster.validate.documents import Document
+from cluster.validate.documents import Document, Documents, selects
 
 __all__ = ["FAULTS", "Fault", "with_fault"]
 
@@ -77,6 +77,8 @@ def claim_defined_twice(documents: list[Document]) -> None:
 
 
 def claim_for_one_node(documents: list[Document]) -> None:
+    if find(documents, "PersistentVolumeClaim")["spec"]["accessModes"] == ["ReadWriteOnce"]:
+        raise KeyError("the claim is for one node, and its only user is on this node")
     for document in documents:
         if document["kind"] == "PersistentVolumeClaim":
             document["spec"]["accessModes"] = ["ReadWriteOnce"]
@@ -109,7 +111,7 @@ def image_of_the_other_variant(documents: list[Document]) -> None:
 
 def external_redis(documents: list[Document]) -> None:
     options = cluster_of(documents).setdefault("gcsFaultToleranceOptions", {})
-    options["redisAddress"] = "redis.example.com:6380"
+    options["redisAddress"] = "redis.example.com:6390"
 
 
 def collector_on_a_closed_port(documents: list[Document]) -> None:
@@ -124,6 +126,8 @@ def model_in_a_bucket(documents: list[Document]) -> None:
         for application in config["applications"]:
             for model in [*application["args"].get("models", []), application["args"]]:
                 if "checkpoint" in model:
+                    if model["checkpoint"]["source"].startswith(("gs://", "s3://")):
+                        raise KeyError("the model is in a bucket already")
                     model["checkpoint"]["source"] = "gs://bucket/model"
 
     change_serve_config(documents, move)
@@ -131,17 +135,19 @@ def model_in_a_bucket(documents: list[Document]) -> None:
 
 def metadata_server_for_everyone(documents: list[Document]) -> None:
     rule: Document = {"to": [{"ipBlock": {"cidr": "0.0.0.0/0"}}], "ports": [{"port": 80}]}
-    policy_of_ray(documents)["spec"]["egress"].append(rule)
+    rules_of_ray(documents, "egress").append(rule)
 
 
 def rays_ports_for_clients(documents: list[Document]) -> None:
     rule: Document = {"from": [{"namespaceSelector": {}}]}
-    policy_of_ray(documents)["spec"]["ingress"].append(rule)
+    rules_of_ray(documents, "ingress").append(rule)
 
 
-def policy_of_ray(documents: list[Document]) -> Document:
-    """The network policy with egress rules."""
-    return next(each for each in documents if each["kind"] == "NetworkPolicy" and each["spec"].get("egress"))
+def rules_of_ray(documents: list[Document], direction: str) -> list[Document]:
+    """The rules of the first network policy of Ray's pods that has rules in this direction."""
+    head = Documents(documents).ray_pods()[0]
+    policies = [document["spec"] for document in documents if document["kind"] == "NetworkPolicy"]
+    return next(spec[direction] for spec in policies if direction in spec and selects(spec["podSelector"], head.labels))
 
 
 def head_that_stays_on_a_lost_node(documents: list[Document]) -> None:
@@ -195,7 +201,7 @@ def exporter_not_scraped(documents: list[Document]) -> None:
 def exporter_open_to_clients(documents: list[Document]) -> None:
     selector = {"matchLabels": {"rerank-service/client": "true"}}
     rule = {"from": [{"namespaceSelector": selector}], "ports": [{"port": 9101}]}
-    policy_of_ray(documents)["spec"]["ingress"].append(rule)
+    rules_of_ray(documents, "ingress").append(rule)
 
 
 def logs_in_files_only(documents: list[Document]) -> None:
