@@ -158,7 +158,7 @@ def limits(json_path: Json = None) -> None:
 
 @app.command()
 def cells(json_path: Json = None) -> None:
-    """Divides 1,000 replicas into cells, and simulates the loss of one without spare GPUs; takes about three minutes."""
+    """Divides 1,000 replicas into cells, and simulates the loss of one without spare GPUs; takes minutes."""
     demand = Demand(SAMPLE, 1.0, 0.5, speed_of(SAMPLE), timeout_s=_CELL_TIMEOUT_S)
     full_rps = CELLS_REPLICAS * demand.speed.full_tokens_per_s / SAMPLE.request_tokens
     demand = replace(demand, rps=AutoscalingConfig().target_utilisation * full_rps)
