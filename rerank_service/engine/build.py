@@ -17,6 +17,7 @@ from rerank_service.config import EngineConfig, EngineKind, ModelConfig
 from rerank_service.engine import loading
 from rerank_service.engine.device import cuda
 from rerank_service.engine.device.choose import ChosenDevice, choose_device
+from rerank_service.engine.device.heap import return_freed_memory
 from rerank_service.engine.device.memory import measure_device
 from rerank_service.engine.kinds.bidirectional_decoder import BidirectionalDecoderEngine
 from rerank_service.engine.kinds.checkpoint_engine import CheckpointEngine
@@ -83,6 +84,7 @@ def load_engine(
             warm_up(engine)
         if chosen.is_gpu:
             _prepare_gpu(engine, chosen, clock, run_alone)
+    return_freed_memory()
     engine.start_times = clock.times
     engine.unverified = unverified_reason(engine.assumptions, model, folder)
     logger.info(

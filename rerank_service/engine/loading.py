@@ -209,6 +209,9 @@ def load_weights(
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"cannot load {folder}: {error}") from error
     _refuse_mismatches(folder, report, tuple(ignored_prefixes))
+    for parameter in model.parameters():
+        if parameter.dim() == 1:  # a bias that views the mapped file would keep the whole file mapped
+            parameter.data = parameter.data.clone()
     return model.to(device).eval().requires_grad_(False)
 
 
