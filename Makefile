@@ -21,7 +21,8 @@ TRAINED ?= .bench/training
 
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: serve tools test test-unit test-engine test-service test-clusters client clients chaos soak check docs bench train format clean
+.PHONY: serve tools test test-unit test-engine test-service test-clusters validate client clients chaos soak check docs bench train \
+	format clean
 
 serve: $(VENV)/.installed ## install, then serve on http://127.0.0.1:8000
 	$(BIN)/rerank-service serve $(CONFIG)
@@ -48,6 +49,9 @@ test-engine: $(VENV)/.installed-dev ## run the tests of the engine, of the GPU p
 
 test-clusters: $(VENV)/.installed-dev ## run the tests that start and stop whole services and clusters; about six minutes
 	$(BIN)/python -m pytest -m cluster $(PYTEST)
+
+validate: $(VENV)/.installed-dev ## check the Kubernetes manifests, or those in MANIFESTS="FILE..."
+	$(BIN)/python -m cluster.validate $(MANIFESTS)
 
 client: $(BIN)/python ## build the Python client alone as a wheel in dist/
 	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && \
