@@ -100,25 +100,26 @@ def packed_attention(
         return variable_length_attention(query, key, value, packed, scaling, sees_later), None
     if not packed.bounds:
         raise RuntimeError("a CUDA graph needs the variable-length kernel, which supports only bfloat16 and float16")
-    return _each_sequence(query, key, value, packed.bounds, scaling, sees_later), None
+    return _each_sequence(query, key, value, packed, scaling, sees_later), None
 
 
 def _each_sequence(
     query: torch.Tensor,  # [1, Hq, T, D]
     key: torch.Tensor,  # [1, Hkv, T, D]
     value: torch.Tensor,  # [1, Hkv, T, D]
-    bounds: tuple[int, ...],
+    packed: PackedSequences,
     scaling: float | None,
     sees_later: bool,
 ) -> torch.Tensor:
     """Attention sequence by sequence; returns `[1, T, Hq, D]`. Rows after the last sequence repeat its last row."""
     limits = _LONGEST_PRODUCT if sees_later else _LONGEST_CAUSAL_PRODUCT
-    longest_product = limits.get(query.dtype, 0) if query.device.type == "cpu" else 0
+    # Compiled layers, which a CPU has only in tests, cannot branch on the sums of `_two_products`.
+    is_plain_cpu = query.device.type == "cpu" and not torch.compiler.is_compiling()
+    longest_product = limits.get(query.dtype, 0) if is_plain_cpu else 0
     out = torch.empty_like(query.transpose(1, 2))
     # One allocation for all sequences: new memory for each one would cost as much as the products.
-    longest = max((end - start for start, end in pairwise(bounds) if end - start <= longest_product), default=0)
-    memory = query.new_empty(query.size(1) * longest**2)
-    for start, end in pairwise(bounds):
+    memory = query.new_empty(query.size(1) * min(longest_product, packed.max_length) ** 2)
+    for start, end in pairwise(packed.bounds):
         q, k, v = query[:, :, start:end], key[:, :, start:end], value[:, :, start:end]
         if end - start <= longest_product:
             attended = _two_products(q, k, v, scaling, sees_later, memory)
@@ -128,7 +129,8 @@ def _each_sequence(
                 q, k, v, scale=scaling, is_causal=not sees_later, enable_gqa=is_gqa
             )
         out[:, start:end] = attended.transpose(1, 2)
-    out[:, bounds[-1] :] = out[:, bounds[-1] - 1 : bounds[-1]]
+    num_tokens = packed.bounds[-1]
+    out[:, num_tokens:] = out[:, num_tokens - 1 : num_tokens]
     return out
 
 
