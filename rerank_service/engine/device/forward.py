@@ -91,8 +91,9 @@ def packed_attention(
 ) -> tuple[torch.Tensor, None]:
     """Attention function with the signature that transformers expects; returns `[1, T, Hq, D]`.
 
-    transformers passes `packed` on from the model's call. The registered name fixes `sees_later`, because a layer's
-    own `is_causal` is true even in a bidirectional Llama.
+    transformers passes `packed` on from the model's call. The registered name fixes `sees_later`, because a layer's own
+    `is_causal` is true even in a bidirectional Llama. Outside the GPU's kernel, rows after the last sequence repeat its
+    last row.
     """
     if packed is None:
         raise ValueError("a model loaded with packed attention must be called with packed=PackedSequences")
@@ -100,18 +101,6 @@ def packed_attention(
         return variable_length_attention(query, key, value, packed, scaling, sees_later), None
     if not packed.bounds:
         raise RuntimeError("a CUDA graph needs the variable-length kernel, which supports only bfloat16 and float16")
-    return _each_sequence(query, key, value, packed, scaling, sees_later), None
-
-
-def _each_sequence(
-    query: torch.Tensor,  # [1, Hq, T, D]
-    key: torch.Tensor,  # [1, Hkv, T, D]
-    value: torch.Tensor,  # [1, Hkv, T, D]
-    packed: PackedSequences,
-    scaling: float | None,
-    sees_later: bool,
-) -> torch.Tensor:
-    """Attention sequence by sequence; returns `[1, T, Hq, D]`. Rows after the last sequence repeat its last row."""
     limits = _LONGEST_PRODUCT if sees_later else _LONGEST_CAUSAL_PRODUCT
     # Compiled layers, which a CPU has only in tests, cannot branch on the sums of `_two_products`.
     is_plain_cpu = query.device.type == "cpu" and not torch.compiler.is_compiling()
@@ -131,7 +120,7 @@ def _each_sequence(
         out[:, start:end] = attended.transpose(1, 2)
     num_tokens = packed.bounds[-1]
     out[:, num_tokens:] = out[:, num_tokens - 1 : num_tokens]
-    return out
+    return out, None
 
 
 def variable_length_attention(
