@@ -9,13 +9,17 @@ import re
 import time
 import uuid
 import zlib
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from operator import attrgetter
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
+from fastapi.routing import APIRoute
 from starlette.requests import ClientDisconnect
+from starlette.routing import BaseRoute
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from rerank_service.config import RerankConfig
 from rerank_service.errors import (
@@ -40,13 +44,14 @@ from rerank_service.http.dialects import (
 from rerank_service.http.envelope import error_response
 from rerank_service.http.openapi import RANKING_OPERATION, dialect_operation
 from rerank_service.http.proxies.headers import FORWARDED_TIMEOUT_HEADER, TIMEOUT_HEADER
+from rerank_service.http.versions import Versions
 from rerank_service.messages import Deadline, Ranked, Truncate
 from rerank_service.routing.explain import plan_explanation, with_explanations
 from rerank_service.routing.model_router import ModelRouter
 from rerank_service.routing.ranker import Ranker
 from rerank_service.telemetry.observation import CLIENT_DISCONNECTED, Observer
 
-__all__ = ["RankingEndpoint", "ranking_routes", "request_timeout_s"]
+__all__ = ["DirectRankings", "RankingEndpoint", "ranking_routes", "request_timeout_s"]
 
 _PASSAGES = attrgetter("passages")
 _JSON = re.compile(r"application/(json|.*\+json)")
@@ -63,13 +68,16 @@ class RankingEndpoint:
         router: ModelRouter,
         ranker: Ranker,
         observer: Observer,
+        versions: Versions | None = None,
     ) -> None:
+        """`versions` is null if no model has versions."""
         self._limits = config.limits
         self._keys = keys
         self._rate_limits = rate_limits
         self._router = router
         self._ranker = ranker
         self._observer = observer
+        self._versions = versions
 
     async def answer(
         self, request: Request, dialects: Sequence[Dialect], rules: ReadingRules, slug: str | None = None
@@ -78,8 +86,7 @@ class RankingEndpoint:
         dialect = dialects[0]
         with self._observer.observe(request, dialect.name) as observation:
             try:
-                address = request.client and request.client.host
-                caller = self._keys.authenticate(request.headers, address)
+                caller = self._keys.authenticate(request.headers, request.client and request.client.host)
                 headers = await self._rate_limits.take("requests", caller, 1)
                 timeout_s = request_timeout_s(request.headers, self._limits.request_timeout_s)
                 slug_model = None if slug is None else self._router.resolve_slug(slug)
@@ -101,14 +108,15 @@ class RankingEndpoint:
                 headers |= await self._rate_limits.take("passages", caller, num_passages)
                 deadline = Deadline.after(timeout_s)  # the time for uploading the body does not count
                 client_id = request.headers.get("x-request-id")
-                rankings = await self._rank(call, model.id, deadline, caller, client_id)
-                if call.explain_top_n is not None:
-                    rankings, more = await self._explain(call, rankings, model.id, deadline, caller, client_id)
-                    headers |= more
+                score = partial(self._rank, call, caller, client_id)
+                if self._versions is None or model.id not in self._versions:
+                    rankings, more = await score(model.id, deadline)
+                else:
+                    rankings, more = await self._versions.rank(call, observation, caller, client_id, deadline, score)
                 observation.add_rankings(rankings)
                 # In explanations, null is a value.
                 reply = call.reply(rankings, model.id).model_dump_json(exclude_none=call.explain_top_n is None)
-                response = Response(reply, headers=headers, media_type="application/json")
+                response = Response(reply, headers=headers | more, media_type="application/json")
             except ClientDisconnect:
                 response = Response(status_code=CLIENT_DISCONNECTED)
             except Exception as error:
@@ -120,14 +128,17 @@ class RankingEndpoint:
     async def _rank(
         self,
         call: RankingCall,
-        model_id: str,
-        deadline: Deadline,
         caller: str,
         client_id: str | None,
+        model_id: str,
+        deadline: Deadline,
         explain: bool = False,
-    ) -> list[Ranked]:
-        """Ranks each query. Errors name the fields of the client's body."""
+    ) -> tuple[list[Ranked], dict[str, str]]:
+        """Ranks each query, and explains the ranking if the call asks for it. Returns headers for the answer too.
+        Errors name the fields of the client's body."""
         request_id = uuid.uuid4().hex
+        # With the model in the id, a request that a version refused still counts as load of the model that answers.
+        load_id = client_id and f"{client_id} {model_id}"
 
         async def rank(query: RankingQuery) -> Ranked:
             try:
@@ -138,7 +149,7 @@ class RankingEndpoint:
                     call.fitting,
                     deadline,
                     request_id=request_id,
-                    client_id=client_id,
+                    client_id=load_id,
                     caller=caller,
                     explain=explain,
                 )
@@ -146,13 +157,16 @@ class RankingEndpoint:
                 raise call.with_own_fields(error, query) from None
 
         if len(call.queries) == 1:  # the usual case, which needs no task
-            return [await rank(call.queries[0])]
+            rankings = [await rank(call.queries[0])]
+            if call.explain_top_n is None:
+                return rankings, {}
+            return await self._explain(call, rankings, model_id, deadline, caller, client_id)
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(rank(query)) for query in call.queries]
         except ExceptionGroup as failures:
             raise failures.exceptions[0] from None  # the first failure cancelled the other queries
-        return [task.result() for task in tasks]
+        return [task.result() for task in tasks], {}
 
     async def _explain(
         self,
@@ -174,9 +188,9 @@ class RankingEndpoint:
         )
         # Passages that fit also fit without a sentence, even under `truncate: NONE`.
         fitting = replace(call.fitting, truncate=Truncate.END)
-        passes = replace(call, queries=(RankingQuery(query.text, plan.passages),), fitting=fitting)
+        passes = replace(call, queries=(RankingQuery(query.text, plan.passages),), fitting=fitting, explain_top_n=None)
         try:
-            (scored,) = await self._rank(passes, model_id, deadline, caller, client_id, plan.aligns)
+            (scored,), _ = await self._rank(passes, caller, client_id, model_id, deadline, plan.aligns)
         except RequestTooLarge as error:
             raise RequestTooLarge(error.num_tokens, error.max_tokens, "explain.top_n", "send a lower value") from None
         return [with_explanations(ranked, plan, scored)], headers
@@ -298,6 +312,29 @@ _DIALECTS_DESCRIPTION = (
     "If several dialects share the path, the body's fields decide between them. "
     "If the fields do not decide, the first dialect listed applies."
 )
+
+
+class DirectRankings:
+    """ASGI middleware that calls the function of a ranking route with a fixed path directly.
+
+    These functions take the request, return a response and answer all errors themselves, so they need none of FastAPI's
+    route search, dependencies and error handlers, which take a third of the time of a small request
+    (docs/decisions/0023). All other requests go through FastAPI.
+    """
+
+    def __init__(self, app: ASGIApp, routes: Iterable[BaseRoute]) -> None:
+        self._app = app
+        self._routes = {one.path: one for one in routes if isinstance(one, APIRoute) and "{" not in one.path}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        is_post = scope["type"] == "http" and scope["method"] == "POST"
+        # Uvicorn and Serve include the prefix of a mounted application in the path.
+        route = self._routes.get(scope["path"].removeprefix(scope.get("root_path", ""))) if is_post else None
+        if route is None:
+            return await self._app(scope, receive, send)
+        scope["route"] = route
+        response: Response = await route.endpoint(Request(scope, receive, send))
+        return await response(scope, receive, send)
 
 
 def _route(

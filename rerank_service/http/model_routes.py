@@ -29,7 +29,7 @@ def model_routes(config: RerankConfig, keys: ApiKeys, metrics: IngressMetrics) -
     """Builds the GET routes."""
     routes = APIRouter(tags=["Service"])
     entries = _entries(config, metrics)
-    names = [name for model in config.models for name in model.names]
+    names = [name for model in config.listed_models for name in model.names]
 
     @routes.get("/v1/models", responses=_UNAUTHORISED)
     async def models(request: Request) -> dict[str, Any]:
@@ -90,7 +90,7 @@ def _entries(config: RerankConfig, metrics: IngressMetrics) -> Callable[[], list
     """Returns a function that lists the models. The default model comes first: clients without a configured model use
     the first model in the list."""
     default, created = _default_model(config), int(time.time())
-    default_first = sorted(config.models, key=lambda model: model is not default)
+    default_first = sorted(config.listed_models, key=lambda model: model is not default)
 
     def entries() -> list[dict[str, Any]]:
         return [

@@ -70,7 +70,7 @@ class Ranker:
         report them.
         """
         started = time.perf_counter()
-        shards = cut_into_shards(
+        cut = cut_into_shards(
             request_id or uuid.uuid4().hex,
             model_id,
             query,
@@ -81,32 +81,35 @@ class Ranker:
             caller=caller,
             explain=explain,
         )
-        calls: list[tuple[Shard, asyncio.Task[ShardScores]]] = []
+        shards = list(cut)
         try:
-            async with asyncio.timeout(deadline.remaining_s()), asyncio.TaskGroup() as group:
-                for shard in shards:
-                    calls.append((shard, group.create_task(self._router.score(shard, deadline))))
-        except TimeoutError:  # raised by the deadline; errors of shards arrive in a group
-            raise RequestTimedOut(deadline.timeout_s) from None
-        except (ExceptionGroup, asyncio.CancelledError) as failure:
+            async with asyncio.timeout(deadline.remaining_s()) as limit:
+                if len(shards) == 1:  # the usual case, which needs no task
+                    answers = [await self._router.score(shards[0], deadline)]
+                else:
+                    async with asyncio.TaskGroup() as group:
+                        tasks = [group.create_task(self._router.score(shard, deadline)) for shard in shards]
+                    answers = [task.result() for task in tasks]
+        except (Exception, asyncio.CancelledError) as failure:
+            if limit.expired() and isinstance(failure, TimeoutError):
+                raise RequestTimedOut(deadline.timeout_s) from None
             error = failure.exceptions[0] if isinstance(failure, ExceptionGroup) else failure
             # A query is cancelled when another query of the same HTTP request is refused; the client then retries both.
             if client_id is not None and isinstance(error, QueueFull | WaitTooLong | asyncio.CancelledError):
                 self._refused.add(client_id, query, passages)
             raise error from error.__cause__
-        return _assemble(passages, calls, time.perf_counter() - started)
+        return _assemble(passages, shards, answers, time.perf_counter() - started)
 
 
 def _assemble(
-    passages: Sequence[str], calls: Sequence[tuple[Shard, "asyncio.Task[ShardScores]"]], total_s: float
+    passages: Sequence[str], shards: Sequence[Shard], answers: Sequence[ShardScores], total_s: float
 ) -> Ranked:
     """Puts each passage's logit at its index in the request; copies of a passage share one logit."""
     scored: dict[str, tuple[float, int, bool, bool]] = {}
     matches: dict[str, Sequence[TokenMatch]] = {}
     can_align = True
     tokenise_s = queue_s = forward_s = 0.0
-    for shard, call in calls:
-        scores = call.result()
+    for shard, scores in zip(shards, answers, strict=True):
         columns = zip(scores.logits, scores.num_tokens, scores.is_truncated, scores.is_unscored, strict=True)
         scored.update(zip(shard.passages, columns, strict=True))
         can_align &= scores.can_align
@@ -121,7 +124,7 @@ def _assemble(
         logits=list(logits),
         num_tokens=sum(num_tokens),
         num_truncated=sum(is_truncated),
-        num_shards=len(calls),
+        num_shards=len(shards),
         tokenise_s=tokenise_s,
         queue_s=queue_s,
         forward_s=forward_s,
@@ -176,8 +179,10 @@ def cut_into_shards(
 def estimate_tokens(query: str, passage: str, windows: PassageWindows | None = None) -> int:
     """Estimates the tokens of a passage's pairs from the bytes of the texts, because only replicas have the tokenizer.
     Chinese, Japanese and Korean text has about one token per character, which takes three bytes."""
-    query_tokens = len(query.encode("utf-8", "replace")) // _BYTES_PER_TOKEN + _SPECIAL_TOKENS
-    passage_tokens = len(passage.encode("utf-8", "replace")) // _BYTES_PER_TOKEN
+    # `isascii` only reads a flag of the string; encoding copies the text.
+    query_bytes = len(query if query.isascii() else query.encode("utf-8", "replace"))
+    passage_bytes = len(passage if passage.isascii() else passage.encode("utf-8", "replace"))
+    query_tokens, passage_tokens = query_bytes // _BYTES_PER_TOKEN + _SPECIAL_TOKENS, passage_bytes // _BYTES_PER_TOKEN
     if windows is None:
         return query_tokens + passage_tokens
     window_tokens = windows.tokens or _WINDOW_TOKENS

@@ -45,7 +45,7 @@ _LONGEST_TRIAL_S = 10.0
 
 
 class _Sent(NamedTuple):
-    """A call that a replica has accepted and not answered yet."""
+    """A call that a replica has received and not answered yet."""
 
     request_id: str
     sent_at_s: float
@@ -84,7 +84,7 @@ class OutstandingTokens:
             self._by_replica[claim[0]] -= claim[2]
 
     def send(self, call: int, request_id: str, replica: Hashable, num_tokens: int) -> None:
-        """Counts a call on the replica that accepted it, instead of the replica that was claimed."""
+        """Counts a call on the replica that receives it, instead of the replica that was claimed."""
         self.release(call)
         self._sent[replica].append(_Sent(request_id, self._clock(), num_tokens))
         self._by_replica[replica] += num_tokens
@@ -292,7 +292,7 @@ class ReplicaTable:
             self.outstanding.release(call)
 
     def send(self, call: int, request_id: str, replica: str, num_tokens: int, attempt: int = 0) -> None:
-        """Counts a call on the replica that accepted it. `route_of` returns this replica for `attempt`, unless
+        """Counts a call on the replica that receives it. `route_of` returns this replica for `attempt`, unless
         `attempt` is 0."""
         with self.lock:
             self.outstanding.send(call, request_id, replica, num_tokens)
@@ -303,17 +303,21 @@ class ReplicaTable:
             if attempt in self._suspects:
                 self._suspects[attempt] = replica
 
+    def reject(self, attempt: int) -> None:
+        """Records that the replica of an attempt did not accept it, so the attempt has no replica again."""
+        self._routes.pop(attempt, None)
+
     def complete(self, request_id: str, replica: str) -> None:
         """Records that one of the request's calls to this replica has ended."""
         with self.lock:
             self.outstanding.complete(request_id, replica)
 
     def route_of(self, attempt: int) -> str | None:
-        """The replica that accepted an attempt; null if no replica has accepted it."""
+        """The replica that an attempt was sent to; null if there is none, or if the replica did not accept it."""
         return self._routes.get(attempt)
 
     def end_attempt(self, attempt: int) -> str | None:
-        """Forgets an attempt, and returns the replica that accepted it."""
+        """Forgets an attempt, and returns its replica, as `route_of` does."""
         self._suspects.pop(attempt, None)
         return self._routes.pop(attempt, None)
 

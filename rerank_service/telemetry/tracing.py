@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
-from opentelemetry.trace import NoOpTracer, Span, SpanKind, StatusCode, Tracer
+from opentelemetry.trace import INVALID_SPAN, NoOpTracer, Span, SpanKind, StatusCode, Tracer
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from rerank_service.config import TracingConfig
@@ -19,6 +19,7 @@ from rerank_service.messages import Shard, ShardScores
 __all__ = ["Tracing", "mark_error", "traceparent"]
 
 _NAME = "rerank_service"
+_TRACEPARENT = "traceparent"
 _W3C = TraceContextTextMapPropagator()
 _EXPORT_TIMEOUT_S = 5.0
 
@@ -37,6 +38,9 @@ class Tracing:
     ) -> Iterator[Span]:
         """Starts a child of the current span. With the `headers` of a client's request, the span instead continues the
         client's trace, which the W3C header `traceparent` identifies."""
+        if self._provider is None and (headers is None or _TRACEPARENT not in headers):  # there is nothing to continue
+            yield INVALID_SPAN
+            return
         with self._tracer.start_as_current_span(
             name,
             None if headers is None else _W3C.extract(headers),

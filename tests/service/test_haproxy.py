@@ -5,6 +5,7 @@ at start.
 
 import asyncio
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -25,14 +26,18 @@ from tests.ports import free_port
 from tests.service.running import (
     CLIENT_TIMEOUT_S,
     LLAMA,
+    MISTRAL,
     Reference,
     assert_error,
     assert_ranked,
     long_text,
     ranking_body,
 )
+from tests.service.split_traffic import PASSAGES as SPLIT_PASSAGES
+from tests.service.split_traffic import Split, play_canary
 
 _START_LIMIT_S = 240
+CANARY = "canary"
 PASSAGES = [f"{number} {long_text(60)}" for number in range(40)]
 
 pytestmark = [
@@ -51,7 +56,15 @@ class Front:
     def pids(self, deployment: str) -> list[int]:
         """Process ids of a deployment's replicas, found by the titles that Ray gives them."""
         tree = psutil.Process(self.pid).children(recursive=True)
-        return [process.pid for process in tree if f"ServeReplica:rerank:{deployment}" in _title(process)]
+        title = re.compile(rf"ServeReplica:rerank:{re.escape(deployment)}( |$)")
+        return [process.pid for process in tree if title.search(_title(process))]
+
+    @property
+    def gcs_address(self) -> str:
+        """Address of the control store of the Ray cluster that the service has started."""
+        tree = psutil.Process(self.pid).children(recursive=True)
+        found = (re.search(r"--gcs-address=(\S+)", _title(process)) for process in tree)
+        return next(one[1] for one in found if one is not None)
 
 
 def _title(process: psutil.Process) -> str:
@@ -149,6 +162,18 @@ def test_a_reply_has_its_id_and_timings(front: Front) -> None:
     assert "forward;dur=" in response.headers["server-timing"]
 
 
+def test_no_request_fails_through_a_canary(front: Front, references: dict[str, Reference]) -> None:
+    logits = {
+        LLAMA: references[LLAMA].logits("which?", SPLIT_PASSAGES),
+        CANARY: references[MISTRAL].logits("which?", SPLIT_PASSAGES),
+    }
+
+    def pids(name: str) -> set[int]:
+        return set(front.pids(name.replace("/", "_")))
+
+    play_canary(Split(front.url, LLAMA, CANARY, logits, pids, front.gcs_address))
+
+
 @pytest.mark.parametrize("deployment", [LLAMA.replace("/", "_"), "ingress"])
 async def test_no_request_is_lost_when_a_process_dies(
     front: Front, references: dict[str, Reference], deployment: str
@@ -178,11 +203,13 @@ async def test_no_request_is_lost_when_a_process_dies(
 
 
 def _document(config: RerankConfig, port: int) -> dict[str, Any]:
-    """A configuration with two replicas of the tiny Llama and two ingresses."""
+    """A configuration with two replicas of the tiny Llama, a canary with another checkpoint, and two ingresses."""
     model = config.models[0].model_dump(mode="json", exclude_unset=True)
     model["autoscaling"] = {"min_replicas": 2, "max_replicas": 2}
+    canary = config.models[1].model_dump(mode="json", exclude_unset=True)
+    canary |= {"id": CANARY, "aliases": [], "version": {"of": LLAMA}}
     settings = {
-        "models": [model],
+        "models": [model, canary],
         "service": {"ingress": {"min_replicas": 2, "max_replicas": 2}},
         "limits": {"request_timeout_s": 200},
         "rate_limits": {"requests_per_minute": 1_000_000},

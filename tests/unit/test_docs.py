@@ -13,12 +13,13 @@ PAGES = sorted((ROOT / "docs").glob("*.md"))
 OTHERS = [
     *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")),
     ROOT / "cluster/README.md",
+    ROOT / "cluster/kubernetes.md",
     ROOT / "training/README.md",
     *sorted((ROOT / "docs").glob("*/*.md")),
 ]
 LINK = re.compile(r"!?\[[^\]]*\]\((?P<target>[^)\s]+)\)")
 SETTING = re.compile(
-    r"`(?:models\[\]\.)?(?:auth|autoscaling|batching|checkpoint|engine|limits|logs|pools|rate_limits|replica|service|tracing)"
+    r"`(?:models\[\]\.)?(?:auth|autoscaling|batching|checkpoint|engine|limits|logs|pools|rate_limits|replica|service|tracing|version)"
     r"((?:\.[a-z0-9_]+)+)"
 )
 APPLICATIONS = re.compile(r"<!-- generated: applications -->.*?<!-- end -->", re.DOTALL)

@@ -16,7 +16,7 @@ import math
 from collections import deque
 from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import chain, count
 from operator import attrgetter
 from typing import Generic, NamedTuple, TypeVar
 
@@ -159,6 +159,12 @@ class FairQueue(Generic[JobT]):
         `now_s` is the time at which the batch can start, on the clock of the deadlines. Together with the device's
         speed, it decides which requests are urgent; while the speed is unknown, no request is urgent.
         """
+        if self.num_tokens <= max_tokens:  # the whole queue is the batch, whoever comes first
+            drawn = list(chain.from_iterable(request.pairs for request in self._requests.values()))
+            for entries in (self._requests, self._callers, self._heap, self.backlogs):
+                entries.clear()
+            self.num_tokens = self.num_pairs = 0
+            return drawn
         batch: _Batch[JobT] = _Batch(max_tokens)
         is_blocked = False
         if tokens_per_s:

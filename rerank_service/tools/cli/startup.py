@@ -48,6 +48,8 @@ def wait_until_ready(config: ServeDeploySchema, settings: RerankConfig) -> list[
     if address is None:
         return []
     names = [one.name for one in config.applications if one.import_path in (APP_IMPORT_PATH, MODEL_IMPORT_PATH)]
+    versions_apart = {model.application for model in settings.models if model.version is not None}
+    required = [name for name in names if name not in versions_apart]
     # The certificate names the service's public host, not this machine's address.
     with httpx.Client(verify=False, trust_env=False, timeout=_REQUEST_LIMIT_S) as client:  # noqa: S501
         told: set[str] = set()
@@ -57,7 +59,7 @@ def wait_until_ready(config: ServeDeploySchema, settings: RerankConfig) -> list[
             if next(polls) % _POLLS_PER_STATUS:
                 continue
             applications = serve.status().applications
-            if (reason := failure_of(applications, names)) is not None:
+            if (reason := failure_of(applications, required)) is not None:
                 raise StartFailed(reason)
             for line in sorted(set(failed_attempts(applications, names)) - told):
                 told.add(line)
@@ -70,7 +72,8 @@ def ready_lines(public: str, local: str, settings: RerankConfig) -> Iterator[str
     needed."""
     yield f"ready on {public}"
     for number, model in enumerate(settings.models):
-        yield f"  {'' if number else 'models':<6}  {model.id}"
+        role = "" if model.version is None else f", a version of {model.version.of}"
+        yield f"  {'' if number else 'models':<6}  {model.id}{role}"
     if settings.service.playground:
         yield f"  page    {local}/"
     yield f"  docs    {local}/docs"

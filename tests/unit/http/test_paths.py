@@ -86,6 +86,18 @@ async def test_superfluous_slashes_reach_the_route(
 
     assert answer.status_code == expected.status_code == 200
     assert answer.json().keys() == expected.json().keys()
+    assert set(answer.headers) == set(expected.headers)
+
+
+@pytest.mark.parametrize("body", [NIM, NIM | {"model": "none"}, NIM | {"truncate": "LEFT"}, {}])
+async def test_a_ranking_is_the_same_with_and_without_fastapi_in_between(
+    client: httpx.AsyncClient, body: dict[str, Any]
+) -> None:
+    direct = await client.post(address(client, "/v1/ranking"), json=body)
+    through_fastapi = await client.post(address(client, "/v1/ranking/"), json=body)
+
+    assert (direct.status_code, direct.json()) == (through_fastapi.status_code, through_fastapi.json())
+    assert set(direct.headers) == set(through_fastapi.headers)
 
 
 @pytest.mark.parametrize("form", FORMS)

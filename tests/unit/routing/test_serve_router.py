@@ -2,7 +2,7 @@
 
 import asyncio
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from ray.serve._private.common import DeploymentHandleSource, DeploymentID, ReplicaID, RequestMetadata
@@ -54,11 +54,13 @@ class Routed:
     def replica(self, name: str, **place: str) -> Any:
         return StandIn(name, self.deployment, **place)
 
-    async def assign(self, shard: Shard) -> str:
+    def pending(self, shard: Shard) -> PendingRequest:
         metadata = RequestMetadata(request_id=shard.request_id, internal_request_id=shard.request_id)
-        pending = PendingRequest(args=[shard], kwargs={}, metadata=metadata)
+        return PendingRequest(args=[shard], kwargs={}, metadata=metadata)
+
+    async def assign(self, shard: Shard) -> str:
+        pending = self.pending(shard)
         chosen = await self.router._choose_replica_for_request(pending)
-        self.router.on_request_routed(pending, chosen.replica_id, None)
         self.sent: Shard = pending.args[0]
         return str(chosen.replica_id.unique_id)
 
@@ -126,3 +128,64 @@ async def test_a_pool_considers_the_load_of_other_ingresses(request: pytest.Fixt
     routed.table.add_report(ReplicaLoad("a", 5_000, 1_000.0, 1.0))
     routed.table.add_report(ReplicaLoad("b", 0, 1_000.0, 1.0))
     assert await routed.assign(SHARD) == "b"
+
+
+@pytest.mark.parametrize("is_behind_haproxy", [False, True])
+async def test_nothing_is_outstanding_once_all_calls_have_ended(routed: Routed, is_behind_haproxy: bool) -> None:
+    routed.update(routed.replica("a"))
+    pending = routed.pending(SHARD)
+    chosen = await routed.router._choose_replica_for_request(pending)
+    assert routed.table.expected_tokens("a") == SHARD.num_tokens
+
+    reports: list[Any] = [
+        lambda: routed.router.on_request_routed(pending, chosen.replica_id, cast(Any, None)),
+        lambda: routed.router.on_request_completed(chosen.replica_id, SHARD.request_id),
+    ]
+    for report in reversed(reports) if is_behind_haproxy else reports:  # gRPC reports the acceptance with the answer
+        report()
+
+    assert routed.table.expected_tokens("a") == 0
+
+
+async def test_a_call_cancelled_between_its_choice_and_its_sending_is_forgotten(routed: Routed) -> None:
+    routed.update(routed.replica("a"))
+    pending = routed.pending(SHARD)
+    call = asyncio.create_task(routed.router._choose_replica_for_request(pending))
+    pending.future.add_done_callback(lambda _: call.cancel())
+
+    with pytest.raises(asyncio.CancelledError):
+        await call
+
+    assert pending.future.result().replica_id.unique_id == "a"
+    assert routed.table.expected_tokens("a") == 0
+
+
+async def test_a_call_cancelled_before_its_choice_is_forgotten(routed: Routed) -> None:
+    routed.update(routed.replica("a"))
+    call = asyncio.create_task(routed.router._choose_replica_for_request(routed.pending(SHARD)))
+    while not routed.table.expected_tokens("a"):  # until the call is claimed for the replica
+        await asyncio.sleep(0)
+    call.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await call
+
+    assert routed.table.expected_tokens("a") == 0
+
+
+async def test_an_attempt_that_its_replica_did_not_accept_has_no_replica(routed: Routed) -> None:
+    replica = routed.replica("a")
+    routed.update(replica)
+    pending = routed.pending(replace(SHARD, attempt=1))
+    await routed.router._choose_replica_for_request(pending)
+    assert routed.table.route_of(1) == "a"
+
+    routed.update()
+    routed.router.on_request_completed(replica.replica_id, SHARD.request_id)
+    retry = asyncio.create_task(routed.router._choose_replica_for_request(pending, is_retry=True))
+    await asyncio.sleep(0)
+    assert routed.table.route_of(1) is None
+
+    routed.update(routed.replica("b"))
+    await retry
+    assert routed.table.route_of(1) == "b"
