@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from cluster.chart import VALUES, render
 from cluster.validate.documents import Document, Documents, quantity
 from cluster.validate.finding import NodeShape, Setting
 
@@ -23,15 +24,17 @@ class ManifestSet:
     """Documents that are applied to one namespace together."""
 
     name: str
-    kustomization: Path
-    files: tuple[Path, ...]
-    """Documents that the instructions apply in addition."""
+    kustomization: Path | None
+    values: Path | None
+    """Values of the chart, for a set that is not kept as a kustomization."""
     setting: Setting
 
     def documents(self) -> Documents:
         """Renders the set."""
-        added = [document for path in self.files for document in yaml.safe_load_all(path.read_text(encoding="utf-8"))]
-        return Documents([*built(self.kustomization), *added])
+        if self.values is not None:
+            return Documents(yaml.safe_load_all(render(yaml.safe_load(self.values.read_text(encoding="utf-8")))))
+        assert self.kustomization is not None
+        return Documents(built(self.kustomization))
 
 
 def manifest_sets() -> list[ManifestSet]:
@@ -51,8 +54,9 @@ def _manifest_set(entry: dict[str, Any]) -> ManifestSet:
         image_environment=_image_environment(),
         external=frozenset(entry.get("external", ())),
     )
-    files = tuple(CLUSTER / name for name in entry.get("files", ()))
-    return ManifestSet(entry["name"], CLUSTER / entry["kustomize"], files, setting)
+    kustomization = CLUSTER / entry["kustomize"] if "kustomize" in entry else None
+    values = VALUES / f"{entry['name']}.yaml" if kustomization is None else None
+    return ManifestSet(entry["name"], kustomization, values, setting)
 
 
 @cache
