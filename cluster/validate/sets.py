@@ -25,16 +25,15 @@ class ManifestSet:
 
     name: str
     kustomization: Path | None
-    values: Path | None
-    """Values of the chart, for a set that is not kept as a kustomization."""
+    """Null: the set is rendered with the chart's values of this name, and not kept."""
     setting: Setting
 
     def documents(self) -> Documents:
         """Renders the set."""
-        if self.values is not None:
-            return Documents(yaml.safe_load_all(render(yaml.safe_load(self.values.read_text(encoding="utf-8")))))
-        assert self.kustomization is not None
-        return Documents(built(self.kustomization))
+        if self.kustomization is not None:
+            return Documents(built(self.kustomization))
+        values = yaml.safe_load((VALUES / f"{self.name}.yaml").read_text(encoding="utf-8"))
+        return Documents(yaml.safe_load_all(render(values)))
 
 
 def manifest_sets() -> list[ManifestSet]:
@@ -55,8 +54,7 @@ def _manifest_set(entry: dict[str, Any]) -> ManifestSet:
         external=frozenset(entry.get("external", ())),
     )
     kustomization = CLUSTER / entry["kustomize"] if "kustomize" in entry else None
-    values = VALUES / f"{entry['name']}.yaml" if kustomization is None else None
-    return ManifestSet(entry["name"], kustomization, values, setting)
+    return ManifestSet(entry["name"], kustomization, setting)
 
 
 @cache
