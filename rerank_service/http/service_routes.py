@@ -1,5 +1,5 @@
-"""Routes for platforms and tools: health, metadata and metrics. None of these routes calls a model. Health needs no key,
-because probes have none; metadata and metrics need one only if `auth.private_routes` names them."""
+"""Routes for platforms and tools: health, metadata and metrics. None of these routes calls a model. Health needs no
+key; metadata and metrics need one only if `auth.private_routes` names them."""
 
 import time
 from typing import Any
