@@ -1,12 +1,15 @@
 """The gateway in front of several cells: Ray's HAProxy with our configuration, and tiny servers instead of clusters."""
 
 import json
+import socket
+import struct
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -34,6 +37,7 @@ class Cell(ThreadingHTTPServer):
         self.name = name
         self.is_ready = True
         self.breaks_off = False
+        self.resets = False
         self.num_broken_off = 0
 
     @property
@@ -49,6 +53,12 @@ class _Answering(BaseHTTPRequestHandler):
         self._answer(200 if self.server.is_ready else 503)
 
     def do_POST(self) -> None:
+        if self.server.resets:  # as the kernel does for a killed process that has not read the request
+            self.server.num_broken_off += 1
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.connection.close()
+            self.close_connection = True
+            return
         self.rfile.read(int(self.headers["content-length"]))
         if self.server.breaks_off:
             self.server.num_broken_off += 1
@@ -147,6 +157,79 @@ def test_a_lost_cell_moves_only_its_own_tenants(gateway: RunningGateway, cells: 
     cells[0].is_ready = True
     wait_until(lambda: Gateway(gateway.socket).is_up("a"))
     assert homes(gateway) == before
+
+
+@needs_haproxy
+def test_a_killed_cell_that_resets_its_connections_costs_no_request(
+    gateway: RunningGateway, cells: tuple[Cell, Cell]
+) -> None:
+    homes(gateway)  # connections to both cells, which the gateway keeps
+    cells[0].resets = True
+    during = homes(gateway)
+    assert cells[0].num_broken_off > 0
+    assert set(during.values()) == {"b"}
+
+
+_SLOW_CELL = """
+import sys, time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("content-length", "0")
+        self.end_headers()
+    def do_POST(self):
+        self.rfile.read(int(self.headers["content-length"]))
+        time.sleep(0.05)
+        self.do_GET()
+    def log_message(self, *_):
+        pass
+
+server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+server.request_queue_size = 64
+print(server.server_port, flush=True)
+server.serve_forever()
+"""
+
+
+@contextmanager
+def killable_cell() -> Iterator[tuple["subprocess.Popen[str]", str]]:
+    process = subprocess.Popen([sys.executable, "-c", _SLOW_CELL], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        yield process, f"127.0.0.1:{process.stdout.readline().strip()}"
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+@needs_haproxy
+def test_a_killed_cell_costs_no_request_of_many_clients() -> None:
+    """All connections of a killed process end at once, those of requests in progress and the idle ones."""
+    statuses: list[int] = []
+    is_stopped = threading.Event()
+
+    def rank(number: int, url: str) -> None:
+        headers = {"authorization": f"Bearer key-{number}"}
+        with httpx.Client(base_url=url, headers=headers, timeout=60, verify=False) as client:  # noqa: S501 - no TLS
+            while not is_stopped.is_set():
+                statuses.append(client.post("/v1/ranking", json={"query": "x"}).status_code)
+
+    with killable_cell() as (a, of_a), killable_cell() as (_, of_b), running_gateway(of_a, of_b) as gateway:
+        wait_until(lambda: all(Gateway(gateway.socket).is_up(name) for name in "ab"))
+        with ThreadPoolExecutor(24) as pool:
+            clients = [pool.submit(rank, number, gateway.url) for number in range(24)]
+            wait_until(lambda: len(statuses) > 200)
+            a.kill()
+            answered = len(statuses)
+            wait_until(lambda: len(statuses) > answered + 200 or any(client.done() for client in clients))
+            is_stopped.set()
+        for client in clients:
+            client.result()
+    assert set(statuses) == {200}
 
 
 @needs_haproxy
