@@ -21,7 +21,8 @@ TRAINED ?= .bench/training
 
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: serve tools test test-unit test-service test-clusters client clients chaos soak check docs bench train format clean
+.PHONY: serve tools test test-unit test-engine test-service test-clusters validate client clients chaos soak check docs bench train \
+	format clean
 
 serve: $(VENV)/.installed ## install, then serve on http://127.0.0.1:8000
 	$(BIN)/rerank-service serve $(CONFIG)
@@ -32,18 +33,25 @@ test: $(VENV)/.installed-dev ## install, then run the tests, or those in PYTEST=
 ifdef PYTEST
 	$(BIN)/python -m pytest $(PYTEST)
 else
-	@echo "Running the unit tests and, at the same time, the page and service tests (about twelve minutes on two cores)"
-	@$(MAKE) --jobs 2 --keep-going $(if $(filter output-sync,$(.FEATURES)),--output-sync) test-unit test-service
+	@echo "Running three groups of tests at the same time (under ten minutes on two cores)"
+	@$(MAKE) --jobs 3 --keep-going $(if $(filter output-sync,$(.FEATURES)),--output-sync) test-service test-unit test-engine
 endif
 
-test-unit: $(VENV)/.installed-dev ## run the unit tests
-	$(BIN)/python -m pytest tests/unit
+# The service tests often wait for Ray, so that the other two groups have the cores.
+test-service: $(VENV)/.installed-dev ## run the tests of a service on Ray
+	$(BIN)/python -m pytest tests/service
 
-test-service: $(VENV)/.installed-dev ## run the GPU path without a GPU, then the page and service tests
-	$(BIN)/python -m pytest tests/gpu_less tests/page tests/service
+test-unit: $(VENV)/.installed-dev ## run the unit tests, except those of the engine
+	$(BIN)/python -m pytest tests/unit --ignore tests/unit/engine
+
+test-engine: $(VENV)/.installed-dev ## run the tests of the engine, of the GPU path without a GPU, and of the page
+	$(BIN)/python -m pytest tests/unit/engine tests/gpu_less tests/page
 
 test-clusters: $(VENV)/.installed-dev ## run the tests that start and stop whole services and clusters; about six minutes
 	$(BIN)/python -m pytest -m cluster $(PYTEST)
+
+validate: $(VENV)/.installed-dev ## check the Kubernetes manifests, or those in MANIFESTS="FILE..."
+	$(BIN)/python -m cluster.validate $(MANIFESTS)
 
 client: $(BIN)/python ## build the Python client alone as a wheel in dist/
 	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && \

@@ -3,6 +3,7 @@
     python -m benchmarks.simulate_cluster validate [--json benchmarks/results/plan-validation.json]
     python -m benchmarks.simulate_cluster tables [--json benchmarks/results/plan-tables.json]
     python -m benchmarks.simulate_cluster limits [--json benchmarks/results/plan-limits.json]
+    python -m benchmarks.simulate_cluster cells [--json benchmarks/results/plan-cells.json]
 
 `validate` simulates the measurements of `python -m benchmarks.stack scaling` and `open-load` on the real stack: the
 same requests at the same times, with the same number and speed of replicas. `python -m benchmarks.report` writes the
@@ -26,7 +27,9 @@ from benchmarks.provenance import provenance
 from benchmarks.stack.offered import Answered, schedule
 from benchmarks.stack.open_load import TOKENS_PER_S, schedule_of
 from benchmarks.stack.scaling import questions, steady_tokens_per_s
+from rerank_service.config import AutoscalingConfig
 from rerank_service.tools.bench.workload import Lengths
+from rerank_service.tools.planning.cells import cells_of, fewest_cells, fullest_cell
 from rerank_service.tools.planning.clock import Clock
 from rerank_service.tools.planning.cluster import FinishedRequest, Fleet, SimulatedCluster, percentile, run
 from rerank_service.tools.planning.costs import HAPROXY, SERVE_PROXY
@@ -61,6 +64,13 @@ P99_S = {"h100": 0.5, "l4": 2.0}
 """The target of the L4 is longer, since a single request of 100 x 256 tokens takes half a second on two L4 replicas."""
 _CURVE = (28, 29, 30, 31, 32, 36, 42, 52, 64)
 SIZES = (10, 100, 300, 1_000, 3_000)
+CELLS_REPLICAS = 1_000
+_CELLS = (3, 4, 5, 6, 8, 10)
+_CELL_TIMEOUT_S = 2.0
+_GATEWAY_FAILOVER_S = 3.0
+"""Time until the gateway sends nothing to a lost cell, with the checks in cluster/gateway."""
+_HASHES = 100
+"""Random hash functions for each distribution of tenants."""
 
 
 @app.command()
@@ -144,6 +154,53 @@ def tables(json_path: Json = None) -> None:
 def limits(json_path: Json = None) -> None:
     """Computes the load on ingresses and controller for clusters of several sizes."""
     _finish({"limits": list(map(_limits, SIZES)), "controller": list(_controller())}, json_path)
+
+
+@app.command()
+def cells(json_path: Json = None) -> None:
+    """Divides 1,000 replicas into cells, and simulates the loss of one without spare GPUs; takes about ten minutes."""
+    demand = Demand(SAMPLE, 1.0, 0.5, speed_of(SAMPLE), timeout_s=_CELL_TIMEOUT_S)
+    full_rps = CELLS_REPLICAS * demand.speed.full_tokens_per_s / SAMPLE.request_tokens
+    demand = replace(demand, rps=AutoscalingConfig().target_utilisation * full_rps)
+    chosen = fewest_cells(demand, CELLS_REPLICAS).count
+    _finish(
+        {
+            "rps": demand.rps,
+            "chosen": chosen,
+            "cells": [_lost_cell(demand, count) for count in _CELLS],
+            "tenants": list(_hashed(chosen)),
+        },
+        json_path,
+    )
+
+
+def _lost_cell(demand: Demand, count: int) -> dict[str, Any]:
+    plain, slow = (cells_of(demand, CELLS_REPLICAS, count, cadence) for cadence in (Cadence(), Cadence(10.0, 10.0)))
+    lost = Loss(
+        regions=count, start_s=60.0, failover_s=_GATEWAY_FAILOVER_S, max_replicas=plain.replicas, watched_s=30.0
+    )
+    loss = lose_region(replace(demand, rps=demand.rps / count), plain.replicas, lost)
+    sent_after = demand.rps / (count - 1) * (lost.watched_s - lost.failover_s)
+    return asdict(plain) | {
+        "controller_cpus_each_10_s": slow.controller_cpus,
+        "p99_before_s": max(loss.p99_s[5 : int(loss.lost_at_s)]),
+        "worst_p99_s": loss.worst_p99_s,
+        "refused": loss.num_refused / sent_after,
+        "failed": loss.unreachable,
+    }
+
+
+def _hashed(count: int) -> Iterator[dict[str, Any]]:
+    """Load of the fullest cell by hash of tenant: median and 95th percentile over random hash functions."""
+    for name, tenants, exponent in (
+        ("100 equal tenants", 100, 0.0),
+        ("1,000 equal tenants", 1_000, 0.0),
+        ("1,000 tenants, Zipf", 1_000, 1.0),
+    ):
+        loads = [rank**-exponent for rank in range(1, tenants + 1)]
+        fullest = [fullest_cell(loads, count, seed) for seed in range(_HASHES)]
+        row = {"tenants": name, "largest": max(loads) / sum(loads)}
+        yield row | {"median": percentile(fullest, 0.5), "p95": percentile(fullest, 0.95)}
 
 
 def _asked() -> Iterator[tuple[dict[str, Any], Demand]]:

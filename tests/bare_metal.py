@@ -17,6 +17,17 @@ __all__ = ["BARE_METAL", "HEAD", "WORKERS", "Hosts", "command_line"]
 BARE_METAL = Path(__file__).parents[1] / "cluster" / "bare-metal"
 HEAD, WORKERS = "127.0.0.1", ["127.0.0.2", "127.0.0.3"]
 
+# Files and ports that each host has for itself. The hosts on this machine share only the service's port: HAProxy sets
+# SO_REUSEPORT, so the kernel spreads connections over the hosts' proxies.
+_HAPROXY_OF_A_HOST = [
+    "export RAY_SERVE_HAPROXY_CONFIG_FILE_LOC=$PWD/haproxy.cfg RAY_SERVE_HAPROXY_SOCKET_PATH=$PWD/admin",
+    "export RAY_SERVE_HAPROXY_SERVER_STATE_BASE=$PWD RAY_SERVE_HAPROXY_SERVER_STATE_FILE=$PWD/server-state",
+    "export RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH=$PWD/metrics",
+    "number=${host##*.}",
+    'eval "export RAY_SERVE_HAPROXY_METRICS_PORT=\\$METRICS_PORT_$number"',
+    'eval "export RAY_SERVE_HAPROXY_STATS_PORT=\\$STATS_PORT_$number"',
+]
+
 
 @dataclass(frozen=True)
 class Hosts:
@@ -36,14 +47,14 @@ class Hosts:
         worker_options: Sequence[Sequence[str]],
         ports: dict[int, int],
         environment: Mapping[str, str],
+        has_haproxy: bool = False,
     ) -> Self:
         """The options are passed to `ray start`. The scripts' environment is this process's environment without Ray's
         variables, plus `environment`."""
         remote = folder / "remote"
         # Stands in for ssh: runs the command line in a shell, in the home folder of the given host.
-        remote.write_text(
-            f'#!/bin/sh\nhost=$1; shift\nmkdir -p "{folder}/$host"; cd "{folder}/$host"\nexec sh -c "$*"\n'
-        )
+        lines = ["#!/bin/sh", "host=$1; shift", f'mkdir -p "{folder}/$host"; cd "{folder}/$host"']
+        remote.write_text("\n".join([*lines, *(_HAPROXY_OF_A_HOST if has_haproxy else []), 'exec sh -c "$*"', ""]))
         remote.chmod(0o755)
         hosts = [[HEAD, *head_options], *([host, *more] for host, more in zip(WORKERS, worker_options, strict=True))]
         (folder / "hosts").write_text("# the head first\n" + "".join(f"{' '.join(host)}\n" for host in hosts))
@@ -53,7 +64,7 @@ class Hosts:
             "REMOTE": str(remote),
             "TOKEN": str(folder / "token"),
             "RERANK_BIN": str(Path(sys.executable).parent),
-            "RERANK_HAPROXY": "0",  # several nodes on one machine cannot listen on the same port of all interfaces
+            "RERANK_HAPROXY": "1" if has_haproxy else "0",
         }
         return cls(folder, inherited | recipe | dict(environment), f"http://127.0.0.1:{ports[8000]}", ports)
 

@@ -31,6 +31,7 @@ include_patterns = [
     "CONTRIBUTING.md",
     "SECURITY.md",
     "cluster/README.md",
+    "cluster/kubernetes.md",
     "training/README.md",
     "docs/**.md",
 ]

@@ -139,6 +139,10 @@ class RateLimitConfig(Section):
     """Where the counts are kept. `memory://`: separately in each ingress replica. `redis://host:6379/0`: in Redis,
     shared by all ingress replicas; needs the extra `redis`."""
 
+    storage_password_env: str = "RERANK_SERVICE_REDIS_PASSWORD"  # noqa: S105, a name
+    """Environment variable of the ingresses that holds the password of `storage`, so that the configuration contains no
+    secret; read at start. Unset or empty: no password, or the one in `storage`."""
+
 
 class AuthConfig(Section):
     """API keys that clients send as bearer tokens or in other headers. Without keys, the service answers everyone."""

@@ -124,7 +124,7 @@ class RateLimits:
             for what, limit in per_minute.items()
             if limit is not None
         }
-        self._limiter = SlidingWindowCounterRateLimiter(_storage(config.storage))
+        self._limiter = SlidingWindowCounterRateLimiter(_storage(config))
 
     async def close(self) -> None:
         """Closes the connection to Redis."""
@@ -152,8 +152,11 @@ class RateLimits:
         return rate_limit_headers(what, limit.amount, max(0, window.remaining), seconds)
 
 
-def _storage(address: str) -> Any:
+def _storage(config: RateLimitConfig) -> Any:
+    address = config.storage
     options = {} if address.startswith("memory:") else {"implementation": "redispy"}
+    if options and (password := os.environ.get(config.storage_password_env)):
+        options["password"] = password
     try:
         return storage_from_string(f"async+{address}", wrap_exceptions=True, **options)
     except (ConfigurationError, ValueError) as error:

@@ -1,4 +1,5 @@
-"""The recipe for hosts without Kubernetes, unchanged, with a head and two workers on three addresses of this machine.
+"""The recipe for hosts without Kubernetes, unchanged, with a head and two workers on three addresses of this machine:
+once with Serve's own proxies and once with HAProxy.
 
 The test sends a request, and drains and stops one worker. Draining the other worker is refused, because no node has
 room for its replicas. The test sends another request and stops everything, which must leave no process of the recipe.
@@ -34,8 +35,8 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module")
-def hosts() -> Iterator[Hosts]:
+@pytest.fixture(scope="module", params=["serve-proxy", "haproxy"])
+def hosts(request: pytest.FixtureRequest) -> Iterator[Hosts]:
     with tempfile.TemporaryDirectory(prefix="rb-", dir="/tmp", ignore_cleanup_errors=True) as name:
         folder = Path(name)  # a short path, because the paths of Ray's sockets in it may have at most 107 characters
         gcs, dashboard, http, *agents = (free_port() for _ in range(6))
@@ -45,7 +46,8 @@ def hosts() -> Iterator[Hosts]:
             ["--num-cpus", "0", "--temp-dir", f"{folder}/r", *shared, str(agents[0])],
             [["--num-cpus", "3", *shared, str(port)] for port in agents[1:]],
             {8000: http, 8265: dashboard, 52365: agents[0]},
-            {"GCS_PORT": str(gcs), "DASHBOARD_PORT": str(dashboard)},
+            {"GCS_PORT": str(gcs), "DASHBOARD_PORT": str(dashboard)} | _haproxy_ports(),
+            has_haproxy=request.param == "haproxy",
         )
         try:
             yield hosts
@@ -87,6 +89,11 @@ def test_a_cluster_of_three_hosts(hosts: Hosts, config: RerankConfig) -> None:
     assert [command_line(process) for process in hosts.processes()] == []
 
 
+def _haproxy_ports() -> dict[str, str]:
+    names = [f"{kind}_PORT_{number}" for kind in ("METRICS", "STATS") for number in (1, 2, 3)]
+    return {name: str(free_port()) for name in names}
+
+
 def _write_configuration(path: Path, checkpoint: str, port: int) -> None:
     """Writes a configuration with the command, as an operator would. One worker has room for all replicas."""
     command = [
@@ -94,7 +101,7 @@ def _write_configuration(path: Path, checkpoint: str, port: int) -> None:
         "config",
         f"tiny={checkpoint}",
         *("--replicas", "2:2", "--ingresses", "2:2", "--ingress-cpus", "0.5"),
-        *("--port", str(port), "--output", str(path)),
+        *("--host", "0.0.0.0", "--port", str(port), "--output", str(path)),  # noqa: S104 - as HAProxy requires
     ]
     subprocess.run(command, check=True, capture_output=True, timeout=60)
 

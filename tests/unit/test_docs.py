@@ -13,6 +13,7 @@ PAGES = sorted((ROOT / "docs").glob("*.md"))
 OTHERS = [
     *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")),
     ROOT / "cluster/README.md",
+    ROOT / "cluster/kubernetes.md",
     ROOT / "training/README.md",
     *sorted((ROOT / "docs").glob("*/*.md")),
 ]

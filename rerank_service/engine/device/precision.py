@@ -52,7 +52,7 @@ def resolve_precision(dtype: Dtype, device: torch.device) -> Precision:
 def multiplies_int8() -> bool:
     """Whether oneDNN multiplies bytes faster than floats on this CPU: an x86 processor with AVX2 or AVX-512.
 
-    VNNI makes the products faster and a little more accurate, but it is not required (`int8.adds_pairs_in_16_bits`).
+    VNNI makes the products faster, but it is not required (`int8._largest_pairs`).
     """
     return torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
 

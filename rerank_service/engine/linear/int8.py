@@ -5,13 +5,12 @@ needs no calibration, and rows do not depend on each other: integer sums are exa
 (`precision.multiplies_int8`).
 """
 
-from functools import cache
 from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the usual name
 
-__all__ = ["AROUND_ZERO", "LARGEST", "SMALLEST", "ByteProduct", "Grid", "Int8Linear", "adds_pairs_in_16_bits"]
+__all__ = ["AROUND_ZERO", "LARGEST", "SMALLEST", "ByteProduct", "Grid", "Int8Linear"]
 
 LARGEST = 127
 """Largest magnitude of a quantised value."""
@@ -49,8 +48,7 @@ class ByteProduct:
         outputs: torch.dtype | Grid,
         activation: Literal["none", "gelu"] = "none",
     ) -> None:
-        largest = _largest_pairs(weight) if adds_pairs_in_16_bits() else weight.abs().amax(1)
-        self._scales = (largest / LARGEST).clamp_min(SMALLEST)  # [N]
+        self._scales = (_largest_pairs(weight) / LARGEST).clamp_min(SMALLEST)  # [N]
         quantised = (weight / self._scales[:, None]).round().to(torch.int8)
         self._packed = torch.ops.onednn.qlinear_prepack(quantised, [_TYPICAL_ROWS, weight.size(1)])
         self._zero_points = torch.zeros(len(weight), dtype=torch.int32)
@@ -72,30 +70,14 @@ class ByteProduct:
 def _largest_pairs(weight: torch.Tensor) -> torch.Tensor:
     """Largest magnitude `[N]` of a weight, or of the sum of two neighbours, in each row of `[N, K]`.
 
-    Quantised with this as `LARGEST`, two neighbours of equal sign add up to at most 128 after rounding, and 255 * 128
-    fits in 16 bits. The weights lose a quarter of a bit; halving all of them would lose a whole bit.
+    Without VNNI, the instruction `vpmaddubsw` adds two neighbours in 16 bits. Quantised with this as `LARGEST`, two
+    neighbours of equal sign add up to at most 128 after rounding, and 255 * 128 fits. The weights lose a quarter of a
+    bit; halving all of them would lose a whole bit. Processors with VNNI obey the same limit, so that the weights are
+    equal on all processors.
     """
     padded = F.pad(weight, (0, weight.size(1) % 2))
     pairs = padded.view(len(weight), -1, 2).sum(-1)
     return torch.maximum(weight.abs().amax(1), pairs.abs().amax(1))
-
-
-@cache
-@torch.inference_mode()
-def adds_pairs_in_16_bits() -> bool:
-    """Whether oneDNN's products on this processor add two neighbours in 16 bits, which overflows on large values.
-
-    Without VNNI, the instruction `vpmaddubsw` does so. The answer comes from a product of the largest values, so it
-    holds for every processor, and under every mask such as `ONEDNN_MAX_CPU_ISA`.
-    """
-    size = 64
-    packed = torch.ops.onednn.qlinear_prepack(torch.full((size, size), LARGEST, dtype=torch.int8), [size, size])
-    product = torch.ops.onednn.qlinear_pointwise(
-        *(torch.full((size, size), 255, dtype=torch.uint8), 1.0, 0),
-        *(packed, torch.ones(size), torch.zeros(size, dtype=torch.int32), None),
-        *(1.0, 0, torch.float32, "none", [], ""),
-    )
-    return bool((product != 255 * LARGEST * size).any())
 
 
 class Int8Linear(torch.nn.Module):

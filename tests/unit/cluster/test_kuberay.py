@@ -16,8 +16,9 @@ from rerank_service.tools.deployment.ray_environment import HAPROXY_ENVIRONMENT,
 from tests.manifests import built, kustomize, problems
 
 KUBERAY = Path(__file__).parents[3] / "cluster" / "kuberay"
-FOLDERS = ["base", "overlays/dev-cpu", "overlays/one-gpu", "overlays/many-nodes"]
+FOLDERS = ["base", "overlays/dev-cpu", "overlays/one-gpu", "overlays/many-nodes", "overlays/cloud-storage"]
 IMAGE_BIN = "/opt/rerank-service/bin"  # cluster/Dockerfile
+LOGGING = {"RAY_LOG_TO_STDERR": "1", "RAY_SERVE_LOG_TO_STDERR": "1"}
 
 pytestmark = [
     pytest.mark.skipif(kustomize() is None, reason="needs kubectl or kustomize"),
@@ -104,7 +105,7 @@ def test_every_pod_has_the_environment_that_rays_processes_need(folder: str) -> 
     (environment,) = resources(folder, "ConfigMap")
     wanted = RAY_ENVIRONMENT | HAPROXY_ENVIRONMENT | {"RAY_SERVE_HAPROXY_BINARY_PATH": f"{IMAGE_BIN}/rerank-haproxy"}
 
-    assert environment["data"] == wanted
+    assert environment["data"] == wanted | LOGGING
     for group in groups(folder):
         assert container(group)["envFrom"] == [{"configMapRef": {"name": environment["metadata"]["name"]}}]
 
@@ -128,6 +129,7 @@ def test_pods_run_without_privileges(folder: str) -> None:
         assert pod["securityContext"]["runAsNonRoot"] is True
         assert container(group)["securityContext"] == {
             "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
             "capabilities": {"drop": ["ALL"]},
         }
 
@@ -159,3 +161,13 @@ def test_api_keys_are_required_and_mounted(folder: str) -> None:
 def test_no_file_contains_a_secret(folder: str) -> None:
     assert not resources(folder, "Secret")
     assert "kind: Secret" not in yaml.safe_dump_all(built(KUBERAY / folder))
+
+
+def test_every_folder_that_a_pod_writes_to_is_a_volume(folder: str) -> None:
+    for group in groups(folder):
+        pod = group["template"]["spec"]
+        empty = {volume["name"] for volume in pod["volumes"] if "emptyDir" in volume}
+        writable = {mount["mountPath"] for mount in container(group)["volumeMounts"] if mount["name"] in empty}
+        variables = {variable["name"]: variable.get("value") for variable in container(group)["env"]}
+        assert writable >= {"/tmp", "/dev/shm", "/cache"}  # noqa: S108
+        assert variables["HOME"] in writable

@@ -11,6 +11,7 @@ from types import ModuleType
 import pytest
 import yaml
 
+from cluster import chart
 from rerank_service.telemetry.metrics import ALL_METRICS, MetricKind
 from tests.programs import needs_program
 
@@ -76,14 +77,25 @@ def test_promtool_accepts_the_rules(arguments: list[str]) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_pod_monitor_finds_the_ray_pods() -> None:
-    folder = FOLDER.parent / "kuberay"
-    monitor = yaml.safe_load((folder / "components" / "pod-monitor" / "pod-monitor.yaml").read_text())
-    cluster = yaml.safe_load((folder / "base" / "rayservice.yaml").read_text())["spec"]["rayClusterConfig"]
-    wanted = monitor["spec"]["selector"]["matchLabels"].items()
-    (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+@pytest.mark.skipif(not chart.is_available(), reason="helm-python-sdk is not installed (extra dev)")
+def test_the_pod_monitor_scrapes_the_exporters_of_the_ray_pods() -> None:
+    values = yaml.safe_load((chart.VALUES / "external-redis.yaml").read_text())
+    documents = {document["kind"]: document for document in yaml.safe_load_all(chart.render(values))}
+    wanted = documents["PodMonitor"]["spec"]["selector"]["matchLabels"].items()
+    scraped = {endpoint["port"] for endpoint in documents["PodMonitor"]["spec"]["podMetricsEndpoints"]}
+    cluster = documents["RayService"]["spec"]["rayClusterConfig"]
     for group in [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]:
         template = group["template"]
         assert wanted <= template["metadata"]["labels"].items()
-        ports = [port for container in template["spec"]["containers"] for port in container["ports"]]
-        assert endpoint["port"] in {port["name"] for port in ports}
+        ports = {port["name"] for container in template["spec"]["containers"] for port in container["ports"]}
+        assert scraped & ports == ({"metrics"} if group is cluster["headGroupSpec"] else scraped)
+
+
+@pytest.mark.skipif(not chart.is_available(), reason="helm-python-sdk is not installed (extra dev)")
+def test_the_chart_has_the_rules_and_the_dashboard() -> None:
+    values = yaml.safe_load((chart.VALUES / "external-redis.yaml").read_text())
+    documents = list(yaml.safe_load_all(chart.render(values)))
+    (rules,) = [document["spec"] for document in documents if document["kind"] == "PrometheusRule"]
+    (shown,) = [document["data"] for document in documents if document["metadata"]["name"] == "rerank-dashboard"]
+    assert rules == yaml.safe_load((FOLDER / "rules.yaml").read_text())
+    assert json.loads(shown["rerank-service.json"]) == json.loads((FOLDER / "grafana-dashboard.json").read_text())

@@ -91,6 +91,24 @@ async def test_ingresses_share_their_counts_in_redis(redis_url: str) -> None:
     await asyncio.gather(one.close(), other.close())
 
 
+@needs_program("redis-server", "redis-server")
+async def test_the_password_of_redis_comes_from_the_environment(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    redis = pytest.importorskip("redis")
+    redis.from_url(redis_url).config_set("requirepass", "a secret")
+    config = RateLimitConfig(requests_per_minute=3, storage=redis_url)
+
+    without = RateLimits(config)
+    assert await without.take("requests", "a", 1) == {}
+    assert "rate limits are not enforced" in caplog.text
+
+    monkeypatch.setenv("RERANK_SERVICE_REDIS_PASSWORD", "a secret")
+    limits = RateLimits(config)
+    assert (await limits.take("requests", "a", 1))["X-RateLimit-Remaining-Requests"] == "2"
+    await asyncio.gather(without.close(), limits.close())
+
+
 def test_redis_without_its_package_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "redis", None)
     with pytest.raises(ConfigError, match=r"rerank-service\[redis\]"):

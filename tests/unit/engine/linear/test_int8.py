@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rerank_service.engine.device.precision import multiplies_int8
-from rerank_service.engine.linear.int8 import AROUND_ZERO, ByteProduct, adds_pairs_in_16_bits
+from rerank_service.engine.linear.int8 import AROUND_ZERO, LARGEST, ByteProduct
 
 _ROOT = Path(__file__).parents[4]
 _AVX2_ONLY = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
@@ -42,7 +42,16 @@ def test_products_are_exact_at_the_extremes(num_inputs: int) -> None:
 
 @pytest.mark.skipif(os.environ.get("ONEDNN_MAX_CPU_ISA") != "AVX2", reason="runs with the instructions masked")
 def test_the_mask_leaves_an_instruction_that_overflows() -> None:
-    assert adds_pairs_in_16_bits()
+    size = 64
+    packed = torch.ops.onednn.qlinear_prepack(torch.full((size, size), LARGEST, dtype=torch.int8), [size, size])
+
+    product = torch.ops.onednn.qlinear_pointwise(
+        *(torch.full((size, size), 255, dtype=torch.uint8), 1.0, 0),
+        *(packed, torch.ones(size), torch.zeros(size, dtype=torch.int32), None),
+        *(1.0, 0, torch.float32, "none", [], ""),
+    )
+
+    assert (product != 255 * LARGEST * size).any()
 
 
 @needs_int8

@@ -1,0 +1,1 @@
+"""Checks of rendered Kubernetes manifests, as they are applied to one namespace. Needs no cluster."""

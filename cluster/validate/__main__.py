@@ -1,0 +1,43 @@
+"""Checks rendered Kubernetes manifests.
+
+python -m cluster.validate              the sets of this repository, as cluster/validate/sets.yaml lists them
+python -m cluster.validate FILE...      your own, rendered by helm, kustomize or Argo CD ("-": standard input)
+"""
+
+import sys
+from pathlib import Path
+
+import yaml
+
+from cluster.validate.documents import Document, Documents
+from cluster.validate.finding import Setting
+from cluster.validate.findings import findings
+from cluster.validate.sets import manifest_sets
+
+
+def _read(names: list[str]) -> list[Document]:
+    texts = [sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8") for name in names]
+    return [document for text in texts for document in yaml.safe_load_all(text) if document]
+
+
+def _report(name: str, documents: Documents, setting: Setting) -> bool:
+    found = findings(documents, setting)
+    count = sum(len(each) for each in found.values())
+    sys.stdout.write(f"{name}: {len(documents.all)} documents, {count or 'no'} finding{'s' * (count != 1)}\n")
+    for check, each in found.items():
+        sys.stdout.writelines(f"  {check}: {finding}\n" for finding in each)
+    return not count
+
+
+def main() -> None:
+    """Exit code 0: no findings; 1: at least one."""
+    if sys.argv[1:]:
+        sets = [("your manifests", Documents(_read(sys.argv[1:])), Setting())]
+    else:
+        sets = [(each.name, each.documents(), each.setting) for each in manifest_sets()]
+    clean = [_report(*each) for each in sets]
+    sys.exit(0 if all(clean) else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,199 @@
+"""The Helm chart renders valid manifests, with the Serve configuration that `rerank-service config` writes."""
+
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import yaml
+from ray.serve.schema import ServeDeploySchema
+
+from cluster import chart, regenerate
+from cluster.validate.documents import Document, Documents
+from cluster.validate.finding import Setting
+from cluster.validate.findings import findings
+from rerank_service.config import parse_serve_config
+from tests.unit.cluster.test_generated import write
+
+VALUES = sorted(path.stem for path in chart.VALUES.glob("*.yaml"))
+GATES = frozenset({"GCSFaultToleranceEmbeddedStorage", "RayClusterMTLS"})
+CONFIG = "rerank-service config"
+PINNED = "--ingress-cpus 1 --pin --host 0.0.0.0 --key-hashes /etc/rerank-service/key-hashes"
+BOTH = "llama-3.2-nv-rerankqa-1b-v2 nv-rerankqa-mistral-4b-v3"
+
+pytestmark = pytest.mark.skipif(
+    not chart.is_available(), reason="helm-python-sdk is not installed (extra dev; it has no build for this platform)"
+)
+
+
+def values(name: str, **changes: Any) -> dict[str, Any]:
+    read: dict[str, Any] = yaml.safe_load((chart.VALUES / f"{name}.yaml").read_text())
+    return read | changes
+
+
+def rendered(given: Mapping[str, Any], name: str = chart.RELEASE) -> Documents:
+    return Documents(yaml.safe_load_all(chart.render(given, name)))
+
+
+def the(documents: Documents, kind: str) -> Document:
+    (only,) = documents.of_kind(kind)
+    return only
+
+
+def serve_config(documents: Documents) -> str:
+    text: str = the(documents, "RayService")["spec"]["serveConfigV2"]
+    return text
+
+
+def budgets(documents: Documents) -> dict[str, int]:
+    return {
+        budget["spec"]["selector"]["matchLabels"]["rerank-service/group"]: budget["spec"]["minAvailable"]
+        for budget in documents.of_kind("PodDisruptionBudget")
+    }
+
+
+def test_there_are_ten_sets_of_values_or_more() -> None:
+    assert len(VALUES) >= 10
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_the_manifests_have_no_faults(name: str) -> None:
+    found = findings(rendered(values(name)), Setting(feature_gates=GATES))
+    found.pop("fits-nodes", None)  # `make validate` names the nodes that each set is made for
+    assert found == {}
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_helm_finds_nothing(name: str) -> None:
+    assert chart.lint(values(name)) == []
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_the_service_and_serve_accept_the_configuration(name: str) -> None:
+    text = serve_config(rendered(values(name)))
+    ServeDeploySchema.model_validate(yaml.safe_load(text))
+    assert parse_serve_config(text, name).models
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("base", f"{CONFIG} {BOTH} --replicas 1:4 --ingresses 2:4 {PINNED}"),
+        (
+            "many-nodes",
+            f"{CONFIG} {BOTH} --replicas llama-1b=2:16 --replicas mistral-4b=2:8 --ingresses 4:16 {PINNED}",
+        ),
+        ("one-gpu", f"{CONFIG} llama-3.2-nv-rerankqa-1b-v2 {PINNED}"),
+        (
+            "dev-cpu",
+            f"{CONFIG} all-MiniLM-L6-v2 --device cpu --replicas 1:2 --ingress-cpus 0.5 --host 0.0.0.0"
+            " --key-hashes /etc/rerank-service/key-hashes",
+        ),
+    ],
+)
+def test_the_configuration_is_that_of_the_command(name: str, command: str) -> None:
+    written = yaml.safe_load(write(shlex.split(command)))
+    ours = yaml.safe_load(serve_config(rendered(values(name))))
+    assert ours == written
+
+
+@pytest.mark.parametrize("name", regenerate.MANIFESTS)
+def test_the_kept_manifests_are_the_charts(name: str) -> None:
+    kept = regenerate.FOLDER / "kuberay" / regenerate.MANIFESTS[name] / "manifests.yaml"
+    assert kept.read_text() == regenerate.manifests(name), "run: python -m cluster.regenerate"
+
+
+def test_a_budget_leaves_one_worker_to_evict_or_is_left_out() -> None:
+    models = values("base")["models"]
+    models[0]["replicas"] = {"min": 5, "max": 8}
+    assert budgets(rendered(values("base", models=models))) == {"llama-1b": 4}
+    models[0]["gpu"]["count"] = 4
+    assert budgets(rendered(values("base", models=models))) == {"llama-1b": 1}  # two workers with four GPUs each
+
+
+def test_the_time_to_drain_follows_the_longest_request() -> None:
+    documents = rendered(values("one-gpu", config={"limits": {"request_timeout_s": 300}}))
+    limits = parse_serve_config(serve_config(documents), "rendered").limits
+    (group,) = the(documents, "RayService")["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    pod = group["template"]["spec"]
+    command = pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][-1]
+
+    deadline_s = float(command.rpartition(" ")[2])
+    assert deadline_s >= 2 * limits.ingress_grace_s
+    assert pod["terminationGracePeriodSeconds"] >= deadline_s + 60
+    assert yaml.safe_load(serve_config(documents))["http_options"]["request_timeout_s"] > limits.request_timeout_s
+
+
+def test_a_models_own_settings_come_last() -> None:
+    models = values("one-gpu")["models"]
+    models[0] |= {"dtype": "float8", "config": {"window_tokens": 4096, "engine": {"compile": False}}}
+    (model,) = parse_serve_config(serve_config(rendered(values("one-gpu", models=models))), "rendered").models
+    assert model.window_tokens == 4096
+    assert (model.engine.dtype, model.engine.compile) == ("float8", False)
+    assert model.batching.max_batch_tokens == 32768  # the catalogue's
+
+
+def test_a_model_outside_the_catalogue() -> None:
+    own = {"id": "acme/reranker", "checkpoint": {"source": "/models/acme"}}
+    model = {"name": "acme", "application": "acme", "config": own, "pull": "acme/reranker@0123"}
+    model |= {"replicas": {"min": 1, "max": 1}, "gpu": {"count": 1}, "worker": {"cpu": 5, "memory": "16Gi"}}
+    documents = rendered(values("base", models=[model]))
+    (served,) = parse_serve_config(serve_config(documents), "rendered").models
+    assert (served.id, served.engine.device) == ("acme/reranker", "cuda")
+    (pull,) = the(documents, "Job")["spec"]["template"]["spec"]["containers"]
+    assert pull["command"] == ["rerank-service", "pull", "acme/reranker@0123", "--to", "/models/acme"]
+
+    model.pop("application")
+    with pytest.raises(Exception, match="acme is not a name of `rerank-service models`"):
+        rendered(values("base", models=[model]))
+
+
+def test_a_changed_job_has_another_name() -> None:
+    before = {job["metadata"]["name"] for job in rendered(values("base")).of_kind("Job")}
+    image = values("base")["image"] | {"digest": f"sha256:{'1' * 64}"}
+    after = {job["metadata"]["name"] for job in rendered(values("base", image=image)).of_kind("Job")}
+    assert not before & after
+
+
+def test_two_releases_in_a_namespace_select_only_their_own_pods() -> None:
+    first, second = rendered(values("many-nodes"), "east"), rendered(values("many-nodes"), "west")
+    names = [{(document["kind"], document["metadata"]["name"]) for document in set_.all} for set_ in (first, second)]
+    assert not names[0] & names[1]
+    for policy in first.of_kind("NetworkPolicy", "PodDisruptionBudget"):
+        selector = policy["spec"].get("podSelector") or policy["spec"]["selector"]
+        assert not any(selector["matchLabels"].items() <= pod.labels.items() for pod in second.pods)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"image": {"repository": "x", "tag": "latest"}}, "digest"),
+        ({"image": {"repository": "x", "digest": "latest"}}, "digest"),
+        ({"models": []}, "models"),
+        ({"modles": []}, "modles"),
+        ({"volume": {"accessMode": "ReadWriteOnce", "pull": "job"}}, "pull"),
+        ({"ingress": {"enabled": True, "host": "x.example.com"}}, "tlsSecret"),
+        ({"gateway": {"enabled": True, "host": "x.example.com"}}, "gateway"),
+        ({"upgrade": {"type": "NewClusterWithIncrementalUpgrade"}}, "gatewayClassName"),
+        ({"gcs": {"redis": {"image": "redis:7"}}}, "image"),
+    ],
+)
+def test_a_mistake_in_the_values_is_refused(change: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(Exception, match=complaint):
+        chart.render(values("base", **change))
+
+
+def test_a_model_on_gpus_says_how_many_a_worker_has() -> None:
+    models = values("base")["models"]
+    models[0]["gpu"] = {}  # Helm's templates would read an empty mapping as none, and place the model on CPUs
+    with pytest.raises(Exception, match="count"):
+        chart.render(values("base", models=models))
+
+
+def test_every_value_is_in_the_schema_with_its_default() -> None:
+    defaults = yaml.safe_load((chart.CHART / "values.yaml").read_text())
+    schema = yaml.safe_load((chart.CHART / "values.schema.json").read_text())["properties"]
+    assert set(defaults) == set(schema) - {"global"}
+    for name, value in defaults.items():
+        if isinstance(value, dict) and "properties" in schema[name]:
+            assert set(value) == set(schema[name]["properties"]), name
