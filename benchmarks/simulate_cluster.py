@@ -65,7 +65,7 @@ P99_S = {"h100": 0.5, "l4": 2.0}
 _CURVE = (28, 29, 30, 31, 32, 36, 42, 52, 64)
 SIZES = (10, 100, 300, 1_000, 3_000)
 CELLS_REPLICAS = 1_000
-_CELLS = (3, 4, 5, 6, 8, 10)
+_CELLS = (4, 5, 6, 8, 10)
 _CELL_TIMEOUT_S = 2.0
 _GATEWAY_FAILOVER_S = 3.0
 """Time until the gateway sends nothing to a lost cell, with the checks in cluster/gateway."""
@@ -158,7 +158,7 @@ def limits(json_path: Json = None) -> None:
 
 @app.command()
 def cells(json_path: Json = None) -> None:
-    """Divides 1,000 replicas into cells, and simulates the loss of one without spare GPUs; takes about ten minutes."""
+    """Divides 1,000 replicas into cells, and simulates the loss of one without spare GPUs; takes minutes."""
     demand = Demand(SAMPLE, 1.0, 0.5, speed_of(SAMPLE), timeout_s=_CELL_TIMEOUT_S)
     full_rps = CELLS_REPLICAS * demand.speed.full_tokens_per_s / SAMPLE.request_tokens
     demand = replace(demand, rps=AutoscalingConfig().target_utilisation * full_rps)
@@ -177,13 +177,18 @@ def cells(json_path: Json = None) -> None:
 def _lost_cell(demand: Demand, count: int) -> dict[str, Any]:
     plain, slow = (cells_of(demand, CELLS_REPLICAS, count, cadence) for cadence in (Cadence(), Cadence(10.0, 10.0)))
     lost = Loss(
-        regions=count, start_s=60.0, failover_s=_GATEWAY_FAILOVER_S, max_replicas=plain.replicas, watched_s=30.0
+        regions=count,
+        start_s=60.0,
+        failover_s=_GATEWAY_FAILOVER_S,
+        max_replicas=plain.replicas,
+        watched_s=15.0,
+        calm_s=8.0,
     )
     loss = lose_region(replace(demand, rps=demand.rps / count), plain.replicas, lost)
     sent_after = demand.rps / (count - 1) * (lost.watched_s - lost.failover_s)
     return asdict(plain) | {
         "controller_cpus_each_10_s": slow.controller_cpus,
-        "p99_before_s": max(loss.p99_s[5 : int(loss.lost_at_s)]),
+        "p99_before_s": loss.p99_s[int(loss.lost_at_s) - 1],
         "worst_p99_s": loss.worst_p99_s,
         "refused": loss.num_refused / sent_after,
         "failed": loss.unreachable,

@@ -47,6 +47,16 @@ class Contender:
     notes: tuple[str, ...] = ()
     """Remarks for readers of the contender's figures."""
 
+    @property
+    def is_ours(self) -> bool:
+        """Whether this is our service."""
+        return self.environment == OURS
+
+    @property
+    def precision(self) -> str:
+        """Precision of its matrix products: float32, bfloat16 or int8."""
+        return next((precision for precision in ("int8", "bfloat16") if self.name.endswith(precision)), "float32")
+
 
 def _ours(dtype: str) -> Contender:
     """This service, started by `serve run` with the repository's configuration and the shared checkpoint."""

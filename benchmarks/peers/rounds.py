@@ -7,44 +7,30 @@ CPU: a Ray session uses 0.12 of a core, so three sessions use a sixth of a machi
 
 import asyncio
 import statistics
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, astuple, dataclass, field
-from functools import partial
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
+from benchmarks.peers.bare_runs import BareFigures, mean_of, measure_bare
 from benchmarks.peers.contenders import Contender, Launch
 from benchmarks.peers.environments import BENCH_FOLDER
 from benchmarks.peers.processes import Server, StartFailed, free_port, running
-from benchmarks.peers.shared_model import SharedModels, Workload
-from rerank_service.config import Dtype
+from benchmarks.peers.shared_model import LoadShape, SharedModels, Workload
 from rerank_service.tools.bench.apis import PreparedRequest
-from rerank_service.tools.bench.bare import BARE_BATCHES, bare_forward, product_runs
 from rerank_service.tools.bench.load import LoadRun
 from rerank_service.tools.bench.measure import LoadFigures, measure_load
-from rerank_service.tools.bench.probe import BIG_PASSAGES, SmallBehindBig, probe_small_behind_big
+from rerank_service.tools.bench.probe import SmallBehindBig, probe_small_behind_big
 
-__all__ = ["BareFigures", "ContenderFigures", "Result", "Round", "RoundSettings", "run_rounds"]
+__all__ = ["ContenderFigures", "Result", "Round", "RoundSettings", "is_close", "run_rounds"]
 
 _WARM_UP_REQUESTS = 2
-_BARE_PAIRS = 256
-"""Number of pairs in one run of the bare forward pass. In sorted batches of 32, their padding is 5%."""
-
-
-@dataclass(frozen=True)
-class BareFigures:
-    """Figures of the bare float32 forward pass in this process, padded or one pair at a time, whichever is faster."""
-
-    cpu_s_per_1k_pairs: float
-    pairs_per_s: float
-    batch_pairs: float
-    """Pairs per batch: 1 or 32; in a mean of two runs, their mean."""
-
-    products_cpu_s_per_1k_pairs: float
-    """CPU-seconds of the matrix products alone, in float32, at the fastest speed measured: the processor's peak."""
+_CLOSE = 1.2
+"""Contenders within this factor of the best contender with the same precision take part in every round."""
+_ONE_CLIENT_SHARE = 3
+"""One client sends every third of the requests: enough for a median."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +57,10 @@ class ContenderFigures:
     cpu_s_per_1k_pairs: float
     ratio_to_bare: float
     """CPU-seconds divided by those of the bare forward pass in the same round; median over the rounds."""
+
+    peak_share: float | None
+    """CPU-seconds of the matrix products alone in the same precision, divided by those of the server; null if this
+    processor has no instructions for the precision."""
 
     pairs_per_s: float
     """Throughput with many clients."""
@@ -109,6 +99,7 @@ class Result:
             ratio_to_bare=statistics.median(
                 cpu / done.bare.cpu_s_per_1k_pairs for cpu, done in zip(cpu_s, self.rounds, strict=True)
             ),
+            peak_share=self._peak_share(),
             pairs_per_s=statistics.median(done.many_clients.passages_per_s for done in self.rounds),
             p50_s=statistics.median(_known(done.one_client.p50_s) for done in self.rounds),
             wait_share=statistics.median(known_shares) if known_shares else None,
@@ -116,11 +107,22 @@ class Result:
             failures=_failures(self.rounds),
         )
 
+    def _peak_share(self) -> float | None:
+        products = [done.bare.products_cpu_s_per_1k_pairs.get(self.contender.precision) for done in self.rounds]
+        shares = [cpu / _cpu_s(done) for cpu, done in zip(products, self.rounds, strict=True) if cpu is not None]
+        return statistics.median(shares) if shares else None
+
+    def add(self, recorded: dict[str, Any]) -> None:
+        """Adds the rounds that an earlier run recorded with `as_json`."""
+        if not recorded["error"]:
+            self.rounds += map(_round, recorded["rounds"])
+
     def as_json(self) -> dict[str, Any]:
         figures = self.figures
         notes = (*self.contender.notes, self.contender.api.note)
         return {
             "name": self.contender.name,
+            "precision": self.contender.precision,
             "versions": self.versions,
             "note": "; ".join(note for note in notes if note) or None,
             "error": self.error,
@@ -134,32 +136,77 @@ class RoundSettings:
     """Settings of all rounds."""
 
     models: SharedModels
+    load: LoadShape
     workload: Workload
     bare: Any
     num_rounds: int
     num_clients: int
     num_threads: int
+    masks: Mapping[str, Mapping[str, str]]
+    """Variables that hide instruction sets from the programs of an environment."""
 
 
-def run_rounds(results: Sequence[Result], plan: RoundSettings, progress: Callable[[str], None]) -> list[BareFigures]:
-    """Runs the rounds of all contenders that have no error yet, and returns every run of the bare forward pass."""
+def run_rounds(
+    results: Sequence[Result],
+    plan: RoundSettings,
+    progress: Callable[[str], None],
+    save: Callable[[Sequence[BareFigures]], None],
+) -> list[BareFigures]:
+    """Runs the missing rounds of all contenders that have no error yet, and returns every run of the bare forward pass.
+
+    Contenders that are far behind in the first round take no further turns. `save` is called after each turn.
+    """
     bare = [_measure_bare(plan)]
     for number in range(1, plan.num_rounds + 1):
         for result in results:
             progress(f"round {number}: {result.contender.name}")
-            if result.error is None:
-                turn = _take_turn(result, plan)
-                bare.append(_measure_bare(plan))
-                if turn:
-                    result.rounds.append(Round(_mean(bare[-2:]), *turn))
+            if result.error or len(result.rounds) >= number or (number > 1 and not is_close(result, results)):
+                continue
+            turn = _take_turn(result, plan)
+            bare.append(_measure_bare(plan))
+            if turn:
+                result.rounds.append(Round(mean_of(bare[-2:]), *turn))
+            save(bare)
     return bare
+
+
+def is_close(result: Result, results: Sequence[Result]) -> bool:
+    """Whether a contender is ours, or in the first round came close to the best peer of its kind: float32 or less."""
+    if result.contender.is_ours:
+        return True
+    is_reduced = result.contender.precision != "float32"
+    peers = [one for one in results if one.rounds and not one.contender.is_ours]
+    rivals = [one for one in peers if (one.contender.precision != "float32") == is_reduced]
+    return _first_ratio(result) <= _CLOSE * min(map(_first_ratio, rivals))
+
+
+def _first_ratio(result: Result) -> float:
+    first = result.rounds[0]
+    return _cpu_s(first) / first.bare.cpu_s_per_1k_pairs
+
+
+def _measure_bare(plan: RoundSettings) -> BareFigures:
+    return measure_bare(plan.bare, plan.workload, plan.load.bare_pairs)
+
+
+def _round(recorded: dict[str, Any]) -> Round:
+    """A round as `as_json` wrote it."""
+    return Round(
+        BareFigures(**recorded["bare"]),
+        LoadFigures(**recorded["one_client"]),
+        LoadFigures(**recorded["many_clients"]),
+        SmallBehindBig(**recorded["small_behind_big"]),
+        recorded["max_logit_error"],
+    )
 
 
 @contextmanager
 def _server(contender: Contender, plan: RoundSettings) -> Iterator[Server]:
     launch = Launch(free_port(), plan.num_threads, plan.models)
     log = BENCH_FOLDER / "logs" / f"{contender.name}.log"
-    with running(contender.command(launch), launch.port, plan.num_threads, log) as server:
+    command = contender.command(launch)
+    command = replace(command, variables={**plan.masks.get(contender.environment, {}), **command.variables})
+    with running(command, launch.port, plan.num_threads, log) as server:
         yield server
 
 
@@ -183,33 +230,11 @@ def _warm_up(contender: Contender, server: Server, plan: RoundSettings) -> None:
 def _measure(contender: Contender, server: Server, plan: RoundSettings) -> _Turn:
     url = server.url + contender.api.path
     requests = _requests(contender, plan.workload)
-    one, one_run = measure_load(url, requests, 1, server.pid)
+    one, one_run = measure_load(url, requests[: -(-len(requests) // _ONE_CLIENT_SHARE)], 1, server.pid)
     many, many_run = measure_load(url, requests, plan.num_clients, server.pid)
-    big, small = (_request_of(contender, plan.workload, count) for count in (BIG_PASSAGES, 1))
+    big, small = (_request_of(contender, plan.workload, count) for count in (plan.load.big_passages, 1))
     errors = [_max_logit_error(contender, plan.workload, run) for run in (one_run, many_run)]
     return one, many, asyncio.run(probe_small_behind_big(url, big, small)), max(errors)
-
-
-def _measure_bare(plan: RoundSettings) -> BareFigures:
-    sequences = plan.workload.sample(_BARE_PAIRS)
-    per_1k_pairs = 1000 / len(sequences)
-    taken = {size: _timed(partial(bare_forward, plan.bare, sequences, size)) for size in BARE_BATCHES}
-    size = min(taken, key=lambda size: taken[size])
-    cpu_s, wall_s = taken[size]
-    products = product_runs(plan.bare, Dtype.FLOAT32, sum(map(len, sequences))).values()
-    products_cpu_s = min(_timed(run)[0] for run in products)
-    return BareFigures(per_1k_pairs * cpu_s, len(sequences) / wall_s, size, per_1k_pairs * products_cpu_s)
-
-
-def _timed(run: Callable[[], None]) -> tuple[float, float]:
-    """CPU-seconds of this process, and seconds on the clock."""
-    cpu, wall = time.process_time(), time.perf_counter()
-    run()
-    return time.process_time() - cpu, time.perf_counter() - wall
-
-
-def _mean(runs: Sequence[BareFigures]) -> BareFigures:
-    return BareFigures(*(statistics.mean(figures) for figures in zip(*map(astuple, runs), strict=True)))
 
 
 def _requests(contender: Contender, workload: Workload) -> list[PreparedRequest]:

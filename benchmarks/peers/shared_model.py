@@ -21,7 +21,9 @@ from rerank_service.tools.bench.engine import make_classifier
 from rerank_service.tools.bench.workload import ENCODER, QUERY, make_passages
 
 __all__ = [
+    "LOADS",
     "ONNX_ENVIRONMENT",
+    "LoadShape",
     "SharedModels",
     "Workload",
     "draw_workload",
@@ -33,8 +35,31 @@ __all__ = [
 ONNX_ENVIRONMENT = "infinity"
 """Environment that has both torch and ONNX Runtime."""
 
-_MEAN_TOKENS, _DEVIATION, _FEWEST, _MOST = 126, 28, 72, 184
-"""Distribution of pair lengths in tokens."""
+
+@dataclass(frozen=True)
+class LoadShape:
+    """Lengths of the pairs in tokens, and how many of them a round scores."""
+
+    mean_tokens: int
+    deviation: int
+    fewest_tokens: int
+    most_tokens: int
+    num_requests: int
+    num_passages: int
+    """Passages per request."""
+
+    bare_pairs: int
+    """Pairs in one run of the bare forward pass."""
+
+    big_passages: int
+    """Passages of the large request behind which a small request waits."""
+
+
+LOADS = {
+    126: LoadShape(126, 28, 72, 184, num_requests=16, num_passages=40, bare_pairs=128, big_passages=300),
+    390: LoadShape(390, 70, 220, 505, num_requests=16, num_passages=12, bare_pairs=40, big_passages=100),
+}
+"""Load by mean length of a pair. A round takes about the same time with each of them."""
 
 _REFERENCE_BATCH = 32
 
@@ -116,20 +141,21 @@ def load_bare(models: SharedModels) -> Any:
     return BertForSequenceClassification.from_pretrained(models.classifier).eval()
 
 
-def draw_workload(models: SharedModels, bare: Any, num_requests: int, num_passages: int) -> Workload:
+def draw_workload(models: SharedModels, bare: Any, load: LoadShape) -> Workload:
     """Draws seeded requests with distinct passages."""
     tokenizer = Tokenizer.from_file(str(models.classifier / "tokenizer.json"))
     overhead = len(tokenizer.encode(QUERY, "").ids)
     rng = np.random.default_rng(0)
-    drawn = rng.normal(_MEAN_TOKENS, _DEVIATION, num_requests * num_passages).clip(_FEWEST, _MOST)
+    num_pairs = load.num_requests * load.num_passages
+    drawn = rng.normal(load.mean_tokens, load.deviation, num_pairs).clip(load.fewest_tokens, load.most_tokens)
     passages = make_passages(tokenizer, (drawn.round().astype(int) - overhead).tolist())
     pairs = tokenizer.encode_batch([(QUERY, passage) for passage in passages])
     logits = _reference_logits(bare, pairs)
     return Workload(
         query=QUERY,
-        requests=[passages[start : start + num_passages] for start in range(0, len(passages), num_passages)],
+        requests=[passages[start : start + load.num_passages] for start in range(0, num_pairs, load.num_passages)],
         pairs=pairs,
-        logits=np.split(logits, num_requests),
+        logits=np.split(logits, load.num_requests),
     )
 
 

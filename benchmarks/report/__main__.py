@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.report import applications, capacity, models, performance, quality
+from benchmarks.report import applications, capacity, models, peers, performance, quality
 from benchmarks.report.pages import read_result, replace_sections, section_names
 
 __all__ = ["contents", "pages"]
@@ -16,9 +16,13 @@ _ROOT = Path(__file__).parents[2]
 
 
 def contents(results: Path) -> dict[str, str]:
-    """Markdown of every generated section, by name."""
-    measured = performance.SECTIONS | capacity.SECTIONS | quality.SECTIONS
-    made = {name: table(read_result(results, file)) for name, (file, table) in measured.items()}
+    """Markdown of every generated section, by name. A section whose result is missing says so."""
+    measured = peers.SECTIONS | performance.SECTIONS | capacity.SECTIONS | quality.SECTIONS
+    made = {
+        name: table(read_result(results, file)) if (results / file).exists() else "Not measured."
+        for name, (file, table) in measured.items()
+    }
+    made["peers-summary"] = peers.summary_table(results)
     return made | {name: table() for name, table in (models.SECTIONS | applications.SECTIONS).items()}
 
 
@@ -37,6 +41,7 @@ def main(
     """Rewrites the plots and the generated sections of every page in `docs`."""
     for page, text in pages(docs, contents(results)):
         page.write_text(text, encoding="utf-8")
+    peers.draw(results, docs / "images")
     performance.draw(results, docs / "images")
     capacity.draw(results, docs / "images")
 

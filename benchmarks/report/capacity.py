@@ -21,6 +21,7 @@ __all__ = ["SECTIONS", "draw"]
 
 _BLUE = "#30638e"
 _VALIDATION, _TABLES, _LIMITS = "plan-validation.json", "plan-tables.json", "plan-limits.json"
+_CELLS = "plan-cells.json"
 
 
 def validation_table(result: ResultFile) -> str:
@@ -145,6 +146,40 @@ def limits_table(result: ResultFile) -> str:
     return markdown_table(heads, rows)
 
 
+def cells_table(result: ResultFile) -> str:
+    """Table of 1,000 replicas in cells, one of which is lost."""
+    rows = [
+        (
+            str(row["count"]),
+            str(row["replicas"]),
+            f"{row['controller_cpus']:.2f}",
+            f"{row['busy']:.0%}, {row['busy_after_loss']:.0%}",
+            f"{1000 * row['worst_p99_s']:,.0f}",
+            f"{row['refused']:.1%}",
+        )
+        for row in result["results"]["cells"]
+    ]
+    heads = (
+        "cells",
+        "GPUs in each",
+        "busy cores of a controller",
+        "busy GPUs before, after",
+        "worst p99 after, ms",
+        "refused after",
+    )
+    return markdown_table(heads, rows)
+
+
+def tenants_table(result: ResultFile) -> str:
+    """Table of the fullest cell, if tenants are assigned by hash."""
+    rows = [
+        (row["tenants"], f"{row['largest']:.1%}", f"{row['median']:.2f}", f"{row['p95']:.2f}")
+        for row in result["results"]["tenants"]
+    ]
+    heads = ("tenants", "largest tenant", "fullest cell / mean: median", "95th percentile")
+    return f"{markdown_table(heads, rows)}\n\n{origin(result)}"
+
+
 SECTIONS: Mapping[str, PageSection] = {
     "plan-validation": (_VALIDATION, validation_table),
     "plans": (_TABLES, plans_table),
@@ -152,6 +187,8 @@ SECTIONS: Mapping[str, PageSection] = {
     "plan-sensitivity": (_TABLES, sensitivity_table),
     "plan-region": (_TABLES, region_table),
     "plan-limits": (_LIMITS, limits_table),
+    "plan-cells": (_CELLS, cells_table),
+    "plan-tenants": (_CELLS, tenants_table),
 }
 
 

@@ -15,12 +15,14 @@ __all__ = [
     "RED",
     "PageSection",
     "ResultFile",
+    "failures_cell",
     "markdown_table",
     "origin",
     "read_result",
     "replace_sections",
     "save_figure",
     "section_names",
+    "shown",
     "svg_plots",
 ]
 
@@ -70,12 +72,25 @@ def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]], num_name
     )
 
 
+def shown(value: float | None, form: str) -> str:
+    """A number in a table; empty if it is null."""
+    return "" if value is None else format(value, form)
+
+
+def failures_cell(failures: Mapping[str, int]) -> str:
+    """Number of failed requests by status."""
+    return ", ".join(f"{count} x {status}" for status, count in failures.items()) or "none"
+
+
 def origin(result: ResultFile) -> str:
     """Hardware, date, commit and command of a measurement."""
     hardware = result["hardware"]
+    masks = hardware.get("instruction_sets", {}).get("masks")
     commit = (result["commit"] or "unknown")[:12] + (" with changes" if result["has_uncommitted_changes"] else "")
+    masked = " masked to AVX2" if masks else ""
     return (
-        f"{hardware['cpu']}, {hardware['cores']} cores; {result['date'][:10]}, commit {commit}; `{result['command']}`."
+        f"{hardware['cpu']}{masked}, {hardware['cores']} cores; {result['date'][:10]}, commit {commit}; "
+        f"`{result['command']}`."
     )
 
 

@@ -176,6 +176,53 @@ ROWS: dict[str, list[Panel]] = {
         ),
         Panel("Passages per request, p50", "none", "", {"{{model}}": _quantile(0.5, "request_passages")}),
     ],
+    "Canaries and shadows": [
+        Panel(
+            "Share of requests",
+            "percentunit",
+            "Share of a model's requests that a version answers (canary) or scores in addition (shadow).",
+            {"{{model}} {{role}}": 'max by (model, role) (M_version_traffic_ratio{model=~"$model"})'},
+        ),
+        Panel(
+            "Answered by the model instead",
+            "reqps",
+            "Requests that a canary refused or failed, by error code. The model itself answered them.",
+            {"{{model}} {{code}}": _rate("version_fallbacks_total", "model, code")},
+        ),
+        Panel(
+            "Shadows",
+            "reqps",
+            "Sampled requests by outcome. dropped: the ingress or the shadow's replicas were busy.",
+            {"{{model}} {{outcome}}": _rate("shadow_requests_total", "model, outcome")},
+            stacked=True,
+        ),
+        Panel(
+            "Agreement of rankings",
+            "none",
+            "Means over requests: Kendall's tau-b, and the share of the best ten passages that both rankings have. 1: "
+            "the rankings are equal.",
+            {
+                "{{model}} tau": _mean("shadow_kendall_tau"),
+                "{{model}} best ten": _mean("shadow_top_ten_overlap_ratio"),
+            },
+        ),
+        Panel(
+            "Difference of logits",
+            "none",
+            "Means over requests: the mean and the largest absolute difference between a shadow's logits and the "
+            "answer's.",
+            {
+                "{{model}} mean": _mean("shadow_mean_difference_logits"),
+                "{{model}} largest": _mean("shadow_largest_difference_logits"),
+            },
+        ),
+        Panel(
+            "Latency of shadows, p95",
+            "s",
+            "Time of a shadow's ranking; compare with the model's latency.",
+            {"{{model}}": _quantile(0.95, "shadow_seconds")},
+        ),
+    ],
 }
 
 PANELS = tuple(panel for row in ROWS.values() for panel in row)

@@ -46,6 +46,7 @@ from rerank_service.config.service import (
     ServiceConfig,
     TracingConfig,
 )
+from rerank_service.config.version import VersionConfig
 
 __all__ = [
     "APP_IMPORT_PATH",
@@ -75,6 +76,7 @@ __all__ = [
     "ServiceConfig",
     "SpecialTokens",
     "TracingConfig",
+    "VersionConfig",
     "YesNoPrompt",
     "default_batch_tokens",
     "default_min_batch_tokens",

@@ -1,5 +1,6 @@
 """The whole configuration, and the rules that hold between its sections."""
 
+from collections import defaultdict
 from typing import Annotated, Self
 
 from pydantic import Field, model_validator
@@ -18,10 +19,12 @@ from rerank_service.config.service import (
     ServiceConfig,
     TracingConfig,
 )
+from rerank_service.config.version import VersionConfig
 
 __all__ = ["RerankConfig"]
 
 _DEFAULT_MAX_DOCUMENTS = 1_000
+_ALL_PERCENT = 100
 
 
 class RerankConfig(Section):
@@ -75,6 +78,27 @@ class RerankConfig(Section):
         default = self.service.default_model
         if default is not None and default.casefold() not in owners:
             raise ValueError(f"service.default_model {default!r} is not among models: {sorted(owners)}")
+        return self
+
+    @model_validator(mode="after")
+    def _versions_belong_to_models(self) -> Self:
+        listed = {model.id for model in self.listed_models}
+        if not listed:
+            raise ValueError("every model is a version of another model; at least one must not have version")
+        shares: defaultdict[str, float] = defaultdict(float)
+        for model in self.models:
+            if model.version is None:
+                continue
+            if model.version.of not in listed:
+                raise ValueError(
+                    f"model {model.id!r}: version.of {model.version.of!r} must be the id of a model that is not a "
+                    f"version; there are {', '.join(sorted(listed))}"
+                )
+            shares[model.version.of] += model.version.traffic_percent
+        if above := sorted(of for of, percent in shares.items() if percent > _ALL_PERCENT):
+            raise ValueError(f"the versions of {', '.join(above)} have more than 100 traffic_percent together")
+        if self.default_model_id.casefold() not in {name.casefold() for m in self.listed_models for name in m.names}:
+            raise ValueError(f"service.default_model {self.default_model_id!r} is a version; name the model itself")
         return self
 
     @model_validator(mode="after")
@@ -132,13 +156,23 @@ class RerankConfig(Section):
         return tuple(model for model in self.models if model.pool == pool.name)
 
     @property
+    def listed_models(self) -> tuple[ModelConfig, ...]:
+        """The models that clients are told about: all except versions."""
+        return tuple(model for model in self.models if model.version is None)
+
+    @property
+    def versions(self) -> dict[str, VersionConfig]:
+        """The settings of all versions, by model id."""
+        return {model.id: model.version for model in self.models if model.version is not None}
+
+    @property
     def probed_models(self) -> tuple[ModelConfig, ...]:
         """The models that must score a pair before the service is ready.
 
         These are all models with permanent replicas, and one model of each pool with permanent replicas. All other
-        models are started or loaded on demand.
+        models are started or loaded on demand. A version is not required either, because its model answers without it.
         """
-        own = [model for model in self.models if model.pool is None and model.autoscaling.min_replicas]
+        own = [model for model in self.listed_models if model.pool is None and model.autoscaling.min_replicas]
         pooled = [self.models_of(pool)[0] for pool in self.pools if pool.autoscaling.min_replicas]
         return (*own, *pooled)
 
@@ -154,4 +188,4 @@ class RerankConfig(Section):
     @property
     def default_model_id(self) -> str:
         """Name of the model that answers requests without a `model`."""
-        return self.service.default_model or self.models[0].id
+        return self.service.default_model or self.listed_models[0].id

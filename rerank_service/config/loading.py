@@ -75,7 +75,8 @@ def parse_serve_config(text: str, source: str) -> RerankConfig:
     for model in config.models:
         if model.application is None:
             continue
-        if models_apart.pop(model.application, None) != model.model_copy(update={"application": None}):
+        apart_model = models_apart.pop(model.application, None)
+        if apart_model is None or _replica_settings(apart_model) != _replica_settings(model):
             raise ConfigError(
                 f"model {model.id!r}: application {model.application!r} must be in this file, with the import path "
                 f"{MODEL_IMPORT_PATH} and the same settings as the model (a YAML anchor keeps them equal)"
@@ -84,6 +85,11 @@ def parse_serve_config(text: str, source: str) -> RerankConfig:
         unused = ", ".join(sorted(models_apart))
         raise ConfigError(f"no model uses these applications: {unused}; set models[].application, or remove them")
     return config
+
+
+def _replica_settings(model: ModelConfig) -> ModelConfig:
+    """The settings that a model's replicas use. The ingress alone uses the others."""
+    return model.model_copy(update={"application": None, "version": None})
 
 
 def _hint(document: Any) -> str:

@@ -9,6 +9,7 @@ from rerank_service.config.checkpoint import CheckpointConfig
 from rerank_service.config.engine import EngineConfig
 from rerank_service.config.replica import AutoscalingConfig, BatchingConfig, ReplicaConfig
 from rerank_service.config.section import Section
+from rerank_service.config.version import VersionConfig
 
 __all__ = ["ModelConfig", "PoolConfig"]
 
@@ -53,6 +54,9 @@ class ModelConfig(Section):
     """Name of a pool whose replicas load this model on demand. A model in a pool has no separate replicas. Null: the
     model has its own replicas."""
 
+    version: VersionConfig | None = None
+    """Makes this model a canary or a shadow of another model. Null: it is a model of its own."""
+
     @model_validator(mode="after")
     def _pooled_models_have_no_replicas(self) -> Self:
         defaults = {"replica": ReplicaConfig(), "autoscaling": AutoscalingConfig(), "application": None}
@@ -63,6 +67,14 @@ class ModelConfig(Section):
             raise ValueError(
                 "a model in a pool cannot set engine.batch_invariant: it changes the matrix products of all models of "
                 "the process; give the model its own replicas"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _versions_have_running_replicas(self) -> Self:
+        if self.version is not None and (self.pool is not None or not self.autoscaling.min_replicas):
+            raise ValueError(
+                "a version needs replicas that always run: set autoscaling.min_replicas to at least 1, and no pool"
             )
         return self
 

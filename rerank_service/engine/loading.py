@@ -70,6 +70,8 @@ class Checkpoint(NamedTuple):
     """The configured window; null: the window that the checkpoint specifies."""
     device: torch.device
     """Device of all tensors."""
+    precision: Precision = Precision(torch.float32)
+    """Number types of the model (see `choose_precision`)."""
 
 
 def native_config(config_class: Any, raw: dict[str, Any]) -> Any:
@@ -209,6 +211,9 @@ def load_weights(
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"cannot load {folder}: {error}") from error
     _refuse_mismatches(folder, report, tuple(ignored_prefixes))
+    for parameter in model.parameters():
+        if parameter.dim() == 1:  # a bias that views the mapped file would keep the whole file mapped
+            parameter.data = parameter.data.clone()
     return model.to(device).eval().requires_grad_(False)
 
 

@@ -25,6 +25,7 @@ from rerank_service.http.paths import SecondLook
 from rerank_service.http.playground.routes import playground_routes
 from rerank_service.http.readiness import Readiness
 from rerank_service.http.service_routes import service_routes
+from rerank_service.http.versions import FollowShares, Versions
 from rerank_service.routing.model_router import ModelRouter
 from rerank_service.routing.ranker import Ranker
 from rerank_service.telemetry.ingress_metrics import IngressMetrics
@@ -35,20 +36,30 @@ __all__ = ["build_api"]
 
 
 def build_api(
-    config: RerankConfig, router: ModelRouter, ranker: Ranker, metrics: IngressMetrics, tracing: Tracing
+    config: RerankConfig,
+    router: ModelRouter,
+    ranker: Ranker,
+    metrics: IngressMetrics,
+    tracing: Tracing,
+    follow_shares: FollowShares | None = None,
 ) -> FastAPI:
-    """Builds the application. Raises `ConfigError` if the API keys cannot be read."""
+    """Builds the application. `follow_shares` keeps the shares of versions up to date. Raises `ConfigError` if the API
+    keys cannot be read."""
     keys = ApiKeys(config.auth)
     observer = Observer(config.logs, metrics, tracing)
     rate_limits = RateLimits(config.rate_limits)
     probed = {model.id: _models_on_same_replicas(config, model) for model in config.probed_models}
     readiness = Readiness(ranker, router, probed, config.limits.request_timeout_s)
+    versions = Versions(config, router, ranker, metrics, follow_shares) if config.versions else None
+    background: list[Readiness | Versions] = [readiness] if versions is None else [readiness, versions]
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        readiness.start()
+        for one in background:
+            one.start()
         yield
-        readiness.stop()
+        for one in background:
+            one.stop()
         await rate_limits.close()
         await asyncio.to_thread(tracing.close)
 
@@ -62,12 +73,12 @@ def build_api(
         redoc_url=None,
     )
     _with_head(api.router)  # /docs
-    endpoint = RankingEndpoint(config, keys, rate_limits, router, ranker, observer)
+    endpoint = RankingEndpoint(config, keys, rate_limits, router, ranker, observer, versions)
     rankings = ranking_routes(endpoint, config)
     api.include_router(rankings)
     api.add_middleware(DirectRankings, routes=rankings.routes)
     api.include_router(_with_head(model_routes(config, keys, metrics)))
-    api.include_router(_with_head(service_routes(config, readiness, metrics)))
+    api.include_router(_with_head(service_routes(config, readiness, metrics, versions)))
     if config.service.playground:
         api.router.routes.extend(playground_routes())
     api.router.default = SecondLook(api.router)

@@ -1,17 +1,21 @@
 """The Serve deployment of the HTTP API. It builds the application from Ray's deployment handles."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
+import ray
 from fastapi import FastAPI
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from rerank_service.config import RerankConfig
 from rerank_service.http.api import build_api
+from rerank_service.http.versions import FollowShares
 from rerank_service.routing.model_router import ModelRouter
 from rerank_service.routing.ranker import Ranker
 from rerank_service.routing.replica_table import table_of
+from rerank_service.routing.traffic_store import TrafficStore, follow
 from rerank_service.telemetry.ingress_metrics import IngressMetrics
 from rerank_service.telemetry.logging import log_through_serve
 from rerank_service.telemetry.metrics import INGRESS_METRICS
@@ -51,4 +55,10 @@ class Ingress:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         ranker = Ranker(self._router, self._config)
-        return build_api(self._config, self._router, ranker, self._metrics, self._tracing)
+        follow_shares = _follow_shares() if self._config.versions else None
+        return build_api(self._config, self._router, ranker, self._metrics, self._tracing, follow_shares)
+
+
+def _follow_shares() -> FollowShares:
+    store = TrafficStore(ray.get_runtime_context().gcs_address)
+    return partial(follow, store=store, application=serve.get_replica_context().app_name)

@@ -11,6 +11,7 @@ import uuid
 import zlib
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from operator import attrgetter
 from typing import Any
 
@@ -43,6 +44,7 @@ from rerank_service.http.dialects import (
 from rerank_service.http.envelope import error_response
 from rerank_service.http.openapi import RANKING_OPERATION, dialect_operation
 from rerank_service.http.proxies.headers import FORWARDED_TIMEOUT_HEADER, TIMEOUT_HEADER
+from rerank_service.http.versions import Versions
 from rerank_service.messages import Deadline, Ranked, Truncate
 from rerank_service.routing.explain import plan_explanation, with_explanations
 from rerank_service.routing.model_router import ModelRouter
@@ -66,13 +68,16 @@ class RankingEndpoint:
         router: ModelRouter,
         ranker: Ranker,
         observer: Observer,
+        versions: Versions | None = None,
     ) -> None:
+        """`versions` is null if no model has versions."""
         self._limits = config.limits
         self._keys = keys
         self._rate_limits = rate_limits
         self._router = router
         self._ranker = ranker
         self._observer = observer
+        self._versions = versions
 
     async def answer(
         self, request: Request, dialects: Sequence[Dialect], rules: ReadingRules, slug: str | None = None
@@ -81,8 +86,7 @@ class RankingEndpoint:
         dialect = dialects[0]
         with self._observer.observe(request, dialect.name) as observation:
             try:
-                address = request.client and request.client.host
-                caller = self._keys.authenticate(request.headers, address)
+                caller = self._keys.authenticate(request.headers, request.client and request.client.host)
                 headers = await self._rate_limits.take("requests", caller, 1)
                 timeout_s = request_timeout_s(request.headers, self._limits.request_timeout_s)
                 slug_model = None if slug is None else self._router.resolve_slug(slug)
@@ -104,14 +108,15 @@ class RankingEndpoint:
                 headers |= await self._rate_limits.take("passages", caller, num_passages)
                 deadline = Deadline.after(timeout_s)  # the time for uploading the body does not count
                 client_id = request.headers.get("x-request-id")
-                rankings = await self._rank(call, model.id, deadline, caller, client_id)
-                if call.explain_top_n is not None:
-                    rankings, more = await self._explain(call, rankings, model.id, deadline, caller, client_id)
-                    headers |= more
+                score = partial(self._rank, call, caller, client_id)
+                if self._versions is None or model.id not in self._versions:
+                    rankings, more = await score(model.id, deadline)
+                else:
+                    rankings, more = await self._versions.rank(call, observation, caller, client_id, deadline, score)
                 observation.add_rankings(rankings)
                 # In explanations, null is a value.
                 reply = call.reply(rankings, model.id).model_dump_json(exclude_none=call.explain_top_n is None)
-                response = Response(reply, headers=headers, media_type="application/json")
+                response = Response(reply, headers=headers | more, media_type="application/json")
             except ClientDisconnect:
                 response = Response(status_code=CLIENT_DISCONNECTED)
             except Exception as error:
@@ -123,14 +128,17 @@ class RankingEndpoint:
     async def _rank(
         self,
         call: RankingCall,
-        model_id: str,
-        deadline: Deadline,
         caller: str,
         client_id: str | None,
+        model_id: str,
+        deadline: Deadline,
         explain: bool = False,
-    ) -> list[Ranked]:
-        """Ranks each query. Errors name the fields of the client's body."""
+    ) -> tuple[list[Ranked], dict[str, str]]:
+        """Ranks each query, and explains the ranking if the call asks for it. Returns headers for the answer too.
+        Errors name the fields of the client's body."""
         request_id = uuid.uuid4().hex
+        # With the model in the id, a request that a version refused still counts as load of the model that answers.
+        load_id = client_id and f"{client_id} {model_id}"
 
         async def rank(query: RankingQuery) -> Ranked:
             try:
@@ -141,7 +149,7 @@ class RankingEndpoint:
                     call.fitting,
                     deadline,
                     request_id=request_id,
-                    client_id=client_id,
+                    client_id=load_id,
                     caller=caller,
                     explain=explain,
                 )
@@ -149,13 +157,16 @@ class RankingEndpoint:
                 raise call.with_own_fields(error, query) from None
 
         if len(call.queries) == 1:  # the usual case, which needs no task
-            return [await rank(call.queries[0])]
+            rankings = [await rank(call.queries[0])]
+            if call.explain_top_n is None:
+                return rankings, {}
+            return await self._explain(call, rankings, model_id, deadline, caller, client_id)
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(rank(query)) for query in call.queries]
         except ExceptionGroup as failures:
             raise failures.exceptions[0] from None  # the first failure cancelled the other queries
-        return [task.result() for task in tasks]
+        return [task.result() for task in tasks], {}
 
     async def _explain(
         self,
@@ -177,11 +188,14 @@ class RankingEndpoint:
         )
         # Passages that fit also fit without a sentence, even under `truncate: NONE`.
         fitting = replace(call.fitting, truncate=Truncate.END)
-        passes = replace(call, queries=(RankingQuery(query.text, plan.passages),), fitting=fitting)
+        passes = replace(call, queries=(RankingQuery(query.text, plan.passages),), fitting=fitting, explain_top_n=None)
         try:
-            (scored,) = await self._rank(passes, model_id, deadline, caller, client_id, plan.aligns)
+            (scored,), _ = await self._rank(passes, caller, client_id, model_id, deadline, plan.aligns)
         except RequestTooLarge as error:
             raise RequestTooLarge(error.num_tokens, error.max_tokens, "explain.top_n", "send a lower value") from None
+        if scored.numerics != ranked.numerics:  # a rolling update changed the precision between the two passes
+            rankings = await self._rank(call, model_id, deadline, caller, client_id)
+            return await self._explain(call, rankings, model_id, deadline, caller, client_id)
         return [with_explanations(ranked, plan, scored)], headers
 
 

@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse
 from rerank_service import __version__
 from rerank_service.config import DialectName, ModelConfig, RerankConfig
 from rerank_service.http.readiness import Readiness
+from rerank_service.http.versions import Versions
 from rerank_service.telemetry.ingress_metrics import IngressMetrics
 
 __all__ = ["service_routes"]
@@ -28,7 +29,9 @@ _LICENSE = {
 _FROM_FINEST = ("float32", "float16", "bfloat16", "int8", "float8")
 
 
-def service_routes(config: RerankConfig, readiness: Readiness, metrics: IngressMetrics) -> APIRouter:
+def service_routes(
+    config: RerankConfig, readiness: Readiness, metrics: IngressMetrics, versions: Versions | None = None
+) -> APIRouter:
     """Builds the GET routes of NVIDIA's API, and similar routes of the enabled dialects."""
     routes = APIRouter(tags=["Service"])
 
@@ -40,7 +43,7 @@ def service_routes(config: RerankConfig, readiness: Readiness, metrics: IngressM
 
     _add_health(routes, readiness)
     _add_dialect_routes(routes, config, readiness)
-    _add_descriptions(routes, config, metrics)
+    _add_descriptions(routes, config, metrics, versions)
     return routes
 
 
@@ -108,30 +111,39 @@ def _readiness(readiness: Readiness) -> dict[str, Any]:
     return answer | {"message": message, "status": "ready", "ready": True}
 
 
-def _model_info(model: ModelConfig, metrics: IngressMetrics) -> dict[str, Any]:
-    start = metrics.slowest_start(model.id)
+def _model_info(model: ModelConfig, metrics: IngressMetrics, versions: Versions | None) -> dict[str, Any]:
+    start, numerics = metrics.slowest_start(model.id), metrics.numerics.get(model.id)
+    version = None if versions is None else versions.describe(model.id)
     return {
         "modelUrl": model.checkpoint.source,
         "shortName": model.id,
         "precision": max(metrics.precisions(model.id), key=_FROM_FINEST.index, default=None),
+        "numerics": numerics and numerics.name,
+        "numerics_reason": numerics and numerics.reason,
         "start_seconds": start and {stage: round(seconds, 1) for stage, seconds in start.by_stage().items()},
         "unverified": metrics.unverified.get(model.id),
+        **({} if version is None else {"version": version}),
     }
 
 
-def _add_descriptions(routes: APIRouter, config: RerankConfig, metrics: IngressMetrics) -> None:
+def _add_descriptions(
+    routes: APIRouter, config: RerankConfig, metrics: IngressMetrics, versions: Versions | None
+) -> None:
     @routes.get("/v1/metadata", openapi_extra=_PUBLIC)
     async def metadata() -> dict[str, Any]:
         """Version and models, in the form of a NIM.
 
         `precision` is the number format in which a model computes, or the coarsest format if the model's replicas
-        differ. `start_seconds` is the time, by stage, that the slowest of the replicas took to load the model. Both
-        are null before a replica's first answer, and after a minute without an answer. `unverified` tells what
-        the service assumes about a model; null if it assumes nothing, or if `verify` has confirmed the assumptions.
+        differ. `numerics` names all number types and the kind of device. All replicas of a deployment have the same
+        numerics, and `numerics_reason` tells why they were chosen. `start_seconds` is the time, by stage, that the
+        slowest of the replicas took to load the model. All are null before a replica's first answer; `precision` and
+        `start_seconds` also after a minute without an answer. `unverified` tells what the service assumes about a
+        model; null if it assumes nothing, or if `verify` has confirmed the assumptions. Only a version has `version`:
+        its model, its current shares, and whether it can receive requests.
         """
         return {
             "version": __version__,
-            "modelInfo": [_model_info(model, metrics) for model in config.models],
+            "modelInfo": [_model_info(model, metrics, versions) for model in config.models],
             "repository_override": "",
             "assetInfo": [],
             "licenseInfo": _LICENSE,

@@ -60,7 +60,8 @@ class ModelRouter:
     ) -> None:
         """`score_methods` and `tables` have one entry per model id; a table holds what this process knows about the
         model's replicas."""
-        self.models = config.models
+        self._listed_models = config.listed_models
+        self._versions = frozenset(config.versions)
         self._metrics = metrics
         self._tracing = tracing
         self._score_methods = score_methods
@@ -73,7 +74,8 @@ class ModelRouter:
         """Time of the last answer from a replica, by model id, on the event loop's clock. A refusal counts as an
         answer."""
         self._default = config.default_model_id
-        self._by_name = {name.casefold(): model for model in config.models for name in model.names}
+        versions_last = sorted(config.models, key=lambda model: model.version is not None)
+        self._by_name = {name.casefold(): model for model in versions_last for name in model.names}
         # Reversed, so that the first of two models with the same slug stays in the dict.
         self._by_slug = {slug_of(name): model for name, model in reversed(self._by_name.items())}
 
@@ -94,6 +96,11 @@ class ModelRouter:
         if model is None:
             raise self._unknown(slug, ("path", "slug"))
         return model
+
+    def may_answer(self, model_id: str) -> bool:
+        """Whether Serve's router knows a running replica of the model, or has not been asked yet."""
+        count_running = self._tables[model_id].count_running
+        return count_running is None or count_running() > 0
 
     async def score(self, shard: Shard, deadline: Deadline) -> ShardScores:
         """Scores a shard on one of the model's replicas. Cancelling the call also cancels the replica's work.
@@ -133,7 +140,7 @@ class ModelRouter:
                 if isinstance(answer, ShardScores):
                     table.add_size(shard.num_tokens, sum(answer.num_tokens))
                     if replica is not None:
-                        table.mark_answered(replica)
+                        table.mark_answered(replica, shard.model, answer.numerics)
                     return answer
                 num_declined += 1
         finally:
@@ -149,10 +156,11 @@ class ModelRouter:
 
         A call that no replica has accepted ends with `ReplicaUnavailable` after a few polls without a running replica;
         Serve's router would wait forever. A call that a replica has accepted continues even while that replica stops. A
-        retry after the loss of a replica waits for the replacement.
+        retry after the loss of a replica waits for the replacement, except for a version, whose model answers instead.
         """
         table, polls_without_replica = self._tables[shard.model], 0
-        may_wait = bool(shard.avoid) or shard.model in self._from_zero
+        is_version = shard.model in self._versions
+        may_wait = (bool(shard.avoid) and not is_version) or shard.model in self._from_zero
         response = self._score_methods[shard.model].remote(shard)
         call = asyncio.ensure_future(response)
         try:
@@ -208,7 +216,7 @@ class ModelRouter:
             raise ReplicaUnavailable(shard.model) from error.__cause__
 
     def _unknown(self, name: str, loc: Loc) -> UnknownModel:
-        return UnknownModel(name, [name for model in self.models for name in model.names], loc)
+        return UnknownModel(name, [name for model in self._listed_models for name in model.names], loc)
 
 
 def _own_error(error: RayTaskError, model: str) -> Exception:

@@ -34,12 +34,20 @@ __all__ = [
     "REQUEST_PASSAGES",
     "REQUEST_SECONDS",
     "RETRIED_SHARDS",
+    "SHADOW_KENDALL_TAU",
+    "SHADOW_LARGEST_DIFFERENCE",
+    "SHADOW_MEAN_DIFFERENCE",
+    "SHADOW_REQUESTS",
+    "SHADOW_SECONDS",
+    "SHADOW_TOP_OVERLAP",
     "SHED_REQUESTS",
     "START_SECONDS",
     "TOKENISE_SECONDS",
     "TOKENS",
     "TRUNCATED_PAIRS",
     "UNSCORED_PAIRS",
+    "VERSION_FALLBACKS",
+    "VERSION_TRAFFIC",
     "Metric",
     "MetricKind",
     "MetricSink",
@@ -53,6 +61,9 @@ _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5
 _PASSAGES = (1, 2, 5, 10, 20, 50, 100, 200, 512, 1024)
 _TOKENS = (64, 256, 1024, 2048, 4096, 8192, 16_384, 32_768, 65_536)
 _SHARES = (0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
+_TAUS = (0.25, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999, 1.0)
+_TENTHS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+_LOGITS = (1e-6, 1e-5, 1e-4, 1e-3, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 
 
 class MetricKind(StrEnum):
@@ -135,6 +146,45 @@ SHED_REQUESTS = _counter("shed_requests", "Requests refused because of overload,
 LIMITED_REQUESTS = _counter("limited_requests", "Requests refused by a caller's per-minute limit.", "limit")
 CANCELLED_REQUESTS = _counter("cancelled_requests", "Requests whose client disconnected before the answer.")
 RETRIED_SHARDS = _counter("retried_shards", "Shards sent to another replica after a replica died or failed.")
+VERSION_TRAFFIC = _gauge(
+    "version_traffic_ratio",
+    "Share of a model's requests that a version receives, from 0 to 1, by role: canary (answers) or shadow (scored in "
+    "addition).",
+    "model",
+    "role",
+    by_replica=False,
+)
+VERSION_FALLBACKS = _counter(
+    "version_fallbacks",
+    "Requests that a version refused or failed, and that the model itself answered, by error code.",
+    "model",
+    "code",
+)
+SHADOW_REQUESTS = _counter(
+    "shadow_requests",
+    "Requests sampled for a shadow, by outcome: compared, dropped (for lack of capacity) or failed.",
+    "model",
+    "outcome",
+)
+SHADOW_KENDALL_TAU = _histogram(
+    "shadow_kendall_tau",
+    "Kendall's tau-b between a shadow's ranking and the answer; 1: the same order. Negative values count as 0.",
+    _TAUS,
+)
+SHADOW_TOP_OVERLAP = _histogram(
+    "shadow_top_ten_overlap_ratio", "Share of the answer's best ten passages that are in a shadow's best ten.", _TENTHS
+)
+SHADOW_MEAN_DIFFERENCE = _histogram(
+    "shadow_mean_difference_logits",
+    "Mean absolute difference between a shadow's logits and the answer's logits, per request.",
+    _LOGITS,
+)
+SHADOW_LARGEST_DIFFERENCE = _histogram(
+    "shadow_largest_difference_logits",
+    "Largest absolute difference between a shadow's logit and the answer's logit, per request.",
+    _LOGITS,
+)
+SHADOW_SECONDS = _histogram("shadow_seconds", "Time that a shadow takes for a ranking.", _SECONDS)
 CACHE_HITS = _counter("passage_cache_hits", "Passages whose encoding was in a replica's cache.", by_replica=True)
 CACHE_MISSES = _counter(
     "passage_cache_misses", "Passages whose encoding was not in a replica's cache.", by_replica=True

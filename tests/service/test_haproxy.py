@@ -5,6 +5,7 @@ at start.
 
 import asyncio
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -25,14 +26,18 @@ from tests.ports import free_port
 from tests.service.running import (
     CLIENT_TIMEOUT_S,
     LLAMA,
+    MISTRAL,
     Reference,
     assert_error,
     assert_ranked,
     long_text,
     ranking_body,
 )
+from tests.service.split_traffic import PASSAGES as SPLIT_PASSAGES
+from tests.service.split_traffic import Split, play_canary
 
 _START_LIMIT_S = 240
+CANARY = "canary"
 PASSAGES = [f"{number} {long_text(60)}" for number in range(40)]
 
 pytestmark = [
@@ -51,7 +56,15 @@ class Front:
     def pids(self, deployment: str) -> list[int]:
         """Process ids of a deployment's replicas, found by the titles that Ray gives them."""
         tree = psutil.Process(self.pid).children(recursive=True)
-        return [process.pid for process in tree if f"ServeReplica:rerank:{deployment}" in _title(process)]
+        title = re.compile(rf"ServeReplica:rerank:{re.escape(deployment)}( |$)")
+        return [process.pid for process in tree if title.search(_title(process))]
+
+    @property
+    def gcs_address(self) -> str:
+        """Address of the control store of the Ray cluster that the service has started."""
+        tree = psutil.Process(self.pid).children(recursive=True)
+        found = (re.search(r"--gcs-address=(\S+)", _title(process)) for process in tree)
+        return next(one[1] for one in found if one is not None)
 
 
 def _title(process: psutil.Process) -> str:
@@ -109,6 +122,35 @@ async def test_no_header_turns_off_the_time_limit(front: Front) -> None:
             assert_error(await client.post("/v1/ranking", json=body, headers=headers), status)
 
 
+def test_keyless_limits_count_by_the_clients_own_address(front: Front) -> None:
+    body = ranking_body(LLAMA, "which?", ["this"])
+
+    def remaining(address: str, **headers: str) -> int:
+        transport = httpx.HTTPTransport(local_address=address)
+        with httpx.Client(transport=transport, timeout=CLIENT_TIMEOUT_S) as client:
+            response = client.post(f"{front.url}/v1/ranking", json=body, headers=headers)
+        return int(response.headers["x-ratelimit-remaining-requests"])
+
+    assert {remaining(f"127.0.0.{number}") for number in (11, 12, 13)} == {999_999}
+    # Each of the two ingresses counts for itself, so one of them sees its second request of this address here.
+    forged = {remaining("127.0.0.11", **{"x-forwarded-for": f"203.0.113.{number}"}) for number in range(2)}
+    assert min(forged) < 999_999
+
+
+def test_only_the_services_host_is_open(front: Front) -> None:
+    tree = psutil.Process(front.pid).children(recursive=True)
+    haproxy = [address for process in tree if process.name() == "haproxy" for address in _listening(process)]
+    ingresses = [address for pid in front.pids("ingress") for address in _listening(psutil.Process(pid))]
+
+    assert {address.ip for address in haproxy} == {"127.0.0.1"}
+    assert len(haproxy) >= 3  # the service, the exporter, and the statistics
+    assert {address.ip for address in ingresses if address.port in range(30_000, 31_001)} == {"127.0.0.1"}
+
+
+def _listening(process: psutil.Process) -> list[Any]:
+    return [one.laddr for one in process.net_connections("tcp") if one.status == psutil.CONN_LISTEN]
+
+
 def test_a_reply_has_its_id_and_timings(front: Front) -> None:
     response = httpx.post(
         f"{front.url}/v1/ranking",
@@ -118,6 +160,18 @@ def test_a_reply_has_its_id_and_timings(front: Front) -> None:
     )
     assert response.headers["x-request-id"] == "mine-7"
     assert "forward;dur=" in response.headers["server-timing"]
+
+
+def test_no_request_fails_through_a_canary(front: Front, references: dict[str, Reference]) -> None:
+    logits = {
+        LLAMA: references[LLAMA].logits("which?", SPLIT_PASSAGES),
+        CANARY: references[MISTRAL].logits("which?", SPLIT_PASSAGES),
+    }
+
+    def pids(name: str) -> set[int]:
+        return set(front.pids(name.replace("/", "_")))
+
+    play_canary(Split(front.url, LLAMA, CANARY, logits, pids, front.gcs_address))
 
 
 @pytest.mark.parametrize("deployment", [LLAMA.replace("/", "_"), "ingress"])
@@ -149,13 +203,16 @@ async def test_no_request_is_lost_when_a_process_dies(
 
 
 def _document(config: RerankConfig, port: int) -> dict[str, Any]:
-    """A configuration with two replicas of the tiny Llama and two ingresses."""
+    """A configuration with two replicas of the tiny Llama, a canary with another checkpoint, and two ingresses."""
     model = config.models[0].model_dump(mode="json", exclude_unset=True)
     model["autoscaling"] = {"min_replicas": 2, "max_replicas": 2}
+    canary = config.models[1].model_dump(mode="json", exclude_unset=True)
+    canary |= {"id": CANARY, "aliases": [], "version": {"of": LLAMA}}
     settings = {
-        "models": [model],
+        "models": [model, canary],
         "service": {"ingress": {"min_replicas": 2, "max_replicas": 2}},
         "limits": {"request_timeout_s": 200},
+        "rate_limits": {"requests_per_minute": 1_000_000},
     }
     application = {
         "name": "rerank",
@@ -163,7 +220,7 @@ def _document(config: RerankConfig, port: int) -> dict[str, Any]:
         "import_path": "rerank_service.app:build_app",
         "args": settings,
     }
-    http_options = {"host": "0.0.0.0", "port": port}  # noqa: S104 - HAProxy always listens on all addresses
+    http_options = {"host": "127.0.0.1", "port": port}
     return {"proxy_location": "HeadOnly", "http_options": http_options, "applications": [application]}
 
 

@@ -19,7 +19,7 @@ OTHERS = [
 ]
 LINK = re.compile(r"!?\[[^\]]*\]\((?P<target>[^)\s]+)\)")
 SETTING = re.compile(
-    r"`(?:models\[\]\.)?(?:auth|autoscaling|batching|checkpoint|engine|limits|logs|pools|rate_limits|replica|service|tracing)"
+    r"`(?:models\[\]\.)?(?:auth|autoscaling|batching|checkpoint|engine|limits|logs|pools|rate_limits|replica|service|tracing|version)"
     r"((?:\.[a-z0-9_]+)+)"
 )
 APPLICATIONS = re.compile(r"<!-- generated: applications -->.*?<!-- end -->", re.DOTALL)

@@ -41,14 +41,28 @@ def check(
             raise fail(f"{path} cannot be served\n{error}") from None
         typer.echo(json.dumps({"valid": False, "problems": str(error).splitlines()}))
         raise typer.Exit(2) from None
-    models = [model.id for model in settings.models]
-    notes = [*_capacity_notes(settings), *_foreign_applications(import_paths), *_missing_files(settings)]
+    models = [model.id for model in settings.listed_models]
+    notes = [
+        *_capacity_notes(settings),
+        *_version_notes(settings),
+        *_foreign_applications(import_paths),
+        *_missing_files(settings),
+    ]
     if as_json:
         typer.echo(json.dumps({"valid": True, "models": models, "notes": notes}))
         return
     typer.echo(f"{path} is valid; it serves {', '.join(models)}")
     for note in notes:
         typer.echo(f"note: {note}")
+
+
+def _version_notes(settings: RerankConfig) -> Iterator[str]:
+    for model in settings.models:
+        if model.version is not None and model.application is None:
+            yield (
+                f"{model.id}, a version of {model.version.of}, has no application of its own: adding, changing or "
+                "removing it restarts the replicas of all models in the ingress's application"
+            )
 
 
 def _foreign_applications(import_paths: dict[str, str]) -> Iterator[str]:

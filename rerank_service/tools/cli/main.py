@@ -23,6 +23,7 @@ SUBCOMMANDS = {
     "config": ("config:config", "Write a Serve configuration. Its first line names the command that wrote it."),
     "environment": ("serve:environment", "Print the environment variables for a node's Ray processes."),
     "drain": ("drain:drain", "Move a node's replicas to other nodes, and wait until the node has none."),
+    "traffic": ("traffic:traffic", "Show or change the share of requests that versions of a model receive."),
     "models": ("models:models", "List the known models, or the models of a running service."),
     "pull": ("pull:pull_command", "Fetch a model's files and check every byte."),
     "rank": ("rank:rank", "Rank passages, one per line, for a query."),

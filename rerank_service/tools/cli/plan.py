@@ -226,6 +226,14 @@ def plan_table(found: "CapacityReport") -> Table:
         f"{limits.controller_cpus:.2f}",
         f"cores for Ray Serve's controller; one core is enough for {limits.most_replicas:,} replicas",
     )
+    if found.cells is not None:
+        cells = found.cells
+        table.add_row(
+            "clusters",
+            f"{cells.count:,}",
+            f"of {cells.replicas:,} replicas each, behind one gateway (docs/capacity.md); if one is lost, the others "
+            "carry the load",
+        )
     if found.cost_per_million_passages is not None:
         table.add_row("cost", f"{found.cost_per_million_passages:.2f}", "per million passages, for replicas only")
     if found.region is not None:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from rerank_service.config import AutoscalingConfig
+from rerank_service.tools.planning.cells import Cells, fewest_cells
 from rerank_service.tools.planning.fleet import Demand, FleetPlan, smallest
 from rerank_service.tools.planning.limits import Cadence, Limits, limits_of
 from rerank_service.tools.planning.region import Loss, RegionLoss, lose_region, replicas_kept
@@ -33,6 +34,8 @@ class CapacityReport:
     kept_replicas: int
     """Replicas that the autoscaler keeps running for its `target_utilisation`, at least the planned number."""
     limits: Limits
+    cells: Cells | None
+    """Clusters for the kept replicas; null if one controller manages them all."""
     region: RegionReport | None
     cost_per_million_passages: float | None
     """Cost in the currency of the price; null if no price is given."""
@@ -49,11 +52,14 @@ def plan_capacity(
     """Plans a fleet. If `loss` is given, the load is spread over `loss.regions` regions. Raises `CannotMeet`."""
     plan = smallest(demand, on_try)
     price = price_per_gpu_hour
+    kept = replicas_kept(demand, plan.replicas, AutoscalingConfig().target_utilisation)
+    limits = limits_of(demand, plan.replicas, cadence)
     return CapacityReport(
         demand=demand,
         plan=plan,
-        kept_replicas=replicas_kept(demand, plan.replicas, AutoscalingConfig().target_utilisation),
-        limits=limits_of(demand, plan.replicas, cadence),
+        kept_replicas=kept,
+        limits=limits,
+        cells=fewest_cells(demand, kept, cadence) if kept > limits.most_replicas else None,
         region=_region(demand, loss, on_try) if loss else None,
         cost_per_million_passages=None if price is None else cost_per_million_passages(demand, plan.replicas, price),
     )

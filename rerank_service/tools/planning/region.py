@@ -18,8 +18,6 @@ from rerank_service.tools.planning.workload import Phase, arrivals
 
 __all__ = ["Loss", "RegionLoss", "lose_region", "replicas_kept"]
 
-_CALM_S = 30.0
-"""Simulated time before the loss."""
 _WINDOW_S = 5
 """Length of the window over which a p99 is computed."""
 
@@ -38,6 +36,8 @@ class Loss:
     """Maximum replicas of each region; null: unlimited."""
     watched_s: float = 300.0
     """Simulated time after the loss."""
+    calm_s: float = 30.0
+    """Simulated time before the loss."""
 
 
 @dataclass(frozen=True)
@@ -82,14 +82,14 @@ def lose_region(demand: Demand, planned: int, loss: Loss) -> RegionLoss:
     target_utilisation = AutoscalingConfig().target_utilisation
     before = replicas_kept(demand, planned, target_utilisation)
     most = max(before, loss.max_replicas or 4 * replicas_kept(more, planned, target_utilisation))
-    until_s = _CALM_S + loss.watched_s
+    until_s = loss.calm_s + loss.watched_s
     clock, ended = Clock(), list[FinishedRequest]()
     fleet = Fleet(before, demand.speed, ingresses_for(more), demand.costs, demand.timeout_s)
     cluster = SimulatedCluster(fleet, clock, ended.append, demand.seed)
     options = AutoscalingConfig(min_replicas=before, max_replicas=most)
     autoscaler = Autoscaler(options, demand.speed.full_tokens_per_s, loss.start_s)
     scaled = ScaledCluster(cluster, autoscaler, clock, loss.start_s, until_s)
-    phases = [Phase(0.0, demand.rps), Phase(_CALM_S + loss.failover_s, more.rps)]
+    phases = [Phase(0.0, demand.rps), Phase(loss.calm_s + loss.failover_s, more.rps)]
     coming = arrivals(demand.mix, phases, demand.burstiness, demand.seed)
     cluster.send_all(takewhile(lambda arrival: arrival.at_s < until_s, coming))
     scaled.start()
@@ -105,11 +105,11 @@ def _outcome(
         by_second[int(one.at_s)].append(one)
     refused = [sum(one.end is not End.ANSWERED for one in sent) for sent in by_second]
     p99_s = [_p99(by_second[max(0, at - _WINDOW_S + 1) : at + 1]) for at in range(seconds)]
-    lost_at = int(_CALM_S)
+    lost_at = int(loss.calm_s)
     bad = [at for at in range(lost_at, seconds) if refused[at] or p99_s[at] > demand.p99_s]
     ends_well = not bad or bad[-1] < seconds - _WINDOW_S
     return RegionLoss(
-        lost_at_s=_CALM_S,
+        lost_at_s=loss.calm_s,
         replicas_before=replicas[0],
         replicas_after=replicas[-1],
         replicas=list(replicas[:seconds]),

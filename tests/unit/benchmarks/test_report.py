@@ -10,7 +10,8 @@ import pytest
 from benchmarks.report.__main__ import contents, pages
 from benchmarks.report.applications import verdict
 from benchmarks.report.pages import replace_sections, section_names
-from benchmarks.report.performance import engine_table, peers_table, service_table, versions_table
+from benchmarks.report.peers import peers_table, summary_table, versions_table
+from benchmarks.report.performance import engine_table, service_table
 
 _ROOT = Path(__file__).parents[3]
 _DOCS, _RESULTS = _ROOT / "docs", _ROOT / "benchmarks" / "results"
@@ -53,7 +54,14 @@ def _contender(name: str, ratio: float | None) -> dict[str, Any]:
         "failures": {},
     }
     error = None if ratio else "did not start: no room\nmore"
-    return {"name": name, "versions": {"x": "1"}, "note": None, "error": error, "figures": figures if ratio else None}
+    return {
+        "rounds": [{}] * 3,
+        "name": name,
+        "versions": {"x": "1"},
+        "note": None,
+        "error": error,
+        "figures": figures if ratio else None,
+    }
 
 
 def test_only_the_named_section_changes() -> None:
@@ -121,6 +129,35 @@ def test_peers_are_sorted_by_cost_with_unmeasured_peers_last() -> None:
         "| broken",
     ]
     assert "| broken | x 1 | not measured: did not start: no room |" in versions_table(record)
+
+
+def test_the_summary_compares_ours_with_the_best_peer_of_the_same_kind(tmp_path: Path) -> None:
+    sets = {"processor": ["AVX2", "AVX-512"], "masks": {"ONEDNN_MAX_CPU_ISA": "AVX2"}}
+    contenders = [
+        *(_contender("ours-float32", 0.6), _contender("slow", 1.5), _contender("fast", 0.75)),
+        *(_contender("ours-bfloat16", 0.5), _contender("ours-int8", 0.3), _contender("fast-int8", 0.4)),
+        *(_contender("fast-bfloat16", 0.9), _contender("broken-int8", None)),
+    ]
+    record = _ORIGIN | {"settings": {"mean_pair_tokens": 390.2}, "contenders": contenders}
+    record["hardware"] = {"cpu": "a CPU", "instruction_sets": sets}
+    (tmp_path / "peers-avx2-390.json").write_text(json.dumps(record))
+
+    assert summary_table(tmp_path).splitlines()[2:] == [
+        "| AVX2 (masked) | 390 | float32 | 10.0 (ours-float32) | 10.0 (fast) | 0.80 | 0.001 | 0.001 |  |  |",
+        "| AVX2 (masked) | 390 | bfloat16 or int8 | 10.0 (ours-int8) | 10.0 (fast-int8) | 0.75 | 0.001 | 0.001 |  |  |",
+    ]
+
+
+def test_the_limits_are_part_of_the_table() -> None:
+    bare = [{"cpu_s_per_1k_pairs": 40.0, "pairs_per_s": 30.0, "products_cpu_s_per_1k_pairs": {"int8": 5.0}}]
+    settings = {"num_clients": 16, "num_pairs": 640, "mean_pair_tokens": 126.0, "num_rounds": 3, "num_threads": 2}
+    contenders = [_contender("far-behind", 2.0) | {"rounds": [{}]}]
+    record = _ORIGIN | {"settings": settings | {"logit_range": 0.5}, "bare": bare, "contenders": contenders}
+
+    table = peers_table(record)
+
+    assert "| its matrix products alone, in int8 | 5.0 | 0.12 |" in table
+    assert "medians of 3 rounds, or one round of a server that is far behind;" in table
 
 
 def test_missing_figures_leave_empty_cells() -> None:

@@ -1,7 +1,9 @@
 """The Helm chart renders valid manifests, with the Serve configuration that `rerank-service config` writes."""
 
 import shlex
+import subprocess
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -197,3 +199,26 @@ def test_every_value_is_in_the_schema_with_its_default() -> None:
     for name, value in defaults.items():
         if isinstance(value, dict) and "properties" in schema[name]:
             assert set(value) == set(schema[name]["properties"]), name
+
+
+@pytest.mark.parametrize(
+    ("gpu", "raylet", "is_alive"),
+    [
+        ("echo GPU-5f3c", "success", True),
+        ("echo Unable to determine the device handle: Unknown Error; exit 15", "success", False),
+        ("exit 9", "success", False),
+        ("echo GPU-5f3c", "failure", False),
+    ],
+)
+def test_the_health_probe_asks_the_gpu_and_the_raylet(gpu: str, raylet: str, is_alive: bool, tmp_path: Path) -> None:
+    cluster = the(rendered(values("cell"), "rerank-a"), "RayService")["spec"]["rayClusterConfig"]
+    container = cluster["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]
+    for name, script in (("nvidia-smi", gpu), ("wget", f"echo {raylet}")):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+
+    command = container["livenessProbe"]["exec"]["command"]
+    result = subprocess.run(command, env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, check=False, timeout=60)
+
+    assert (result.returncode == 0) == is_alive
+    assert "nvidia-smi" not in container["startupProbe"]["exec"]["command"][-1]

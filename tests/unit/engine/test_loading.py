@@ -2,8 +2,11 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoModelForSequenceClassification
 
 from rerank_service.engine import Truncate, load_engine, loading
+from rerank_service.engine.device.precision import Precision
 from rerank_service.errors import CheckpointError
 from tests.fetching import contents, hub_with, isolated_environment
 from tests.models import local_model
@@ -71,6 +74,28 @@ def test_a_half_written_weights_file_is_refused(checkpoints: dict[str, Path], tm
 
     with pytest.raises(CheckpointError):
         load_engine(local_model(tmp_path))
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux lists the mapped files")
+def test_no_bias_keeps_the_weights_file_mapped(checkpoints: dict[str, Path]) -> None:
+    path = checkpoints["bert"] / "model.safetensors"
+    model = loading.load_weights(
+        AutoModelForSequenceClassification,
+        checkpoints["bert"],
+        loading.classifier_config(checkpoints["bert"]),
+        precision=Precision(torch.float32),
+        device=torch.device("cpu"),
+        attention=None,
+    )
+    lines = [line for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith(str(path))]
+    mapped = [range(*(int(end, 16) for end in line.split()[0].split("-"))) for line in lines]
+    views = {
+        parameter.dim()
+        for parameter in model.parameters()
+        if any(parameter.data_ptr() in addresses for addresses in mapped)
+    }
+
+    assert views == {2}  # matrices are not copied: replicas share their pages
 
 
 @pytest.mark.parametrize(

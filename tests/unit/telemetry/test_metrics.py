@@ -18,7 +18,19 @@ from rerank_service.telemetry.metrics import (
     MetricKind,
 )
 
-UNITS = ("_total", "_seconds", "_tokens", "_bytes", "_passages", "_per_second", "_fill", "_mfu")
+UNITS = (
+    "_total",
+    "_seconds",
+    "_tokens",
+    "_bytes",
+    "_passages",
+    "_per_second",
+    "_fill",
+    "_mfu",
+    "_ratio",
+    "_tau",
+    "_logits",
+)
 
 
 def values(exposition: bytes) -> dict[tuple[str, str], float]:

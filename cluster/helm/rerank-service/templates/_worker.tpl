@@ -116,10 +116,19 @@ containers:
         command:
           - bash
           - -c
+          {{- if and (eq $probe "livenessProbe") (dig "healthProbe" false $gpu) }}
+          - >- # if the GPU does not answer, KubeRay makes a new pod, and the device plugin offers no GPU that it found faulty
+            wget -q -T 2 -O- http://localhost:52365/api/local_raylet_healthz | grep -q success &&
+            timeout 15 nvidia-smi --query-gpu=uuid --format=csv,noheader | grep -q ^GPU-
+      periodSeconds: 30
+      timeoutSeconds: 20
+      failureThreshold: 4
+          {{- else }}
           - wget -q -T 2 -O- http://localhost:52365/api/local_raylet_healthz | grep -q success
       periodSeconds: 5
       timeoutSeconds: 5
       failureThreshold: {{ $failures }}
+          {{- end }}
     {{- end }}
     readinessProbe: # a worker without a replica has no proxy and never becomes ready, which does no harm
       exec:

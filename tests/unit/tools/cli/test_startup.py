@@ -100,6 +100,38 @@ def test_it_waits_until_the_ingress_is_ready(monkeypatch: pytest.MonkeyPatch, ho
     assert lines[-1] == f"  docs    http://127.0.0.1:{port}/rerank/docs"
 
 
+def test_a_version_that_cannot_start_does_not_end_the_start(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its model answers without it. The same failure of a model's own application ends the start."""
+    api, statuses = FastAPI(), [503, 200, 503]
+    failed = {"apart": application(FAILED, "rerank_service.errors.CheckpointError: it is damaged")}
+    monkeypatch.setattr(startup, "_READINESS_POLL_S", 0.05)
+    monkeypatch.setattr(startup.serve, "status", lambda: SimpleNamespace(applications=failed))
+
+    @api.get("/v1/health/ready")
+    def ready(response: Response) -> None:
+        response.status_code = statuses.pop(0)
+
+    own = {"id": "own", "checkpoint": {"source": "/a"}}
+    apart = {"id": "v2", "checkpoint": {"source": "/b"}, "application": "apart"}
+    with running(api) as url:
+        http = {"host": "127.0.0.1", "port": int(url.rpartition(":")[2])}
+        applications = [
+            {"name": "rerank", "import_path": "rerank_service.app:build_app", "route_prefix": "/"},
+            {"name": "apart", "import_path": "rerank_service.app:build_model", "route_prefix": None},
+        ]
+        config = ServeDeploySchema.model_validate({"http_options": http, "applications": applications})
+        version = RerankConfig.model_validate({"models": [own, apart | {"version": {"of": "own"}}]})
+        lines = startup.wait_until_ready(config, version)
+        with pytest.raises(startup.StartFailed, match="tiny cannot start: it is damaged"):
+            startup.wait_until_ready(config, RerankConfig.model_validate({"models": [own, apart]}))
+
+    assert "  models  own" in lines
+    assert "          v2, a version of own" in lines
+    assert "warning: tiny failed to start and is started again: it is damaged" in capsys.readouterr().err
+
+
 @pytest.fixture
 def shown() -> list[str]:
     return []

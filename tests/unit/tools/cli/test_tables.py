@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from shutil import copytree
 
@@ -22,6 +23,7 @@ from rerank_service.tools.cli.main import app
 from rerank_service.tools.cli.plan import plan_answer, plan_table
 from rerank_service.tools.cli.progress import ProgressBar
 from rerank_service.tools.planning.capacity import CapacityReport, plan_capacity
+from rerank_service.tools.planning.cells import fewest_cells
 from rerank_service.tools.planning.fleet import Demand
 from rerank_service.tools.planning.region import Loss
 from rerank_service.tools.planning.speed import ReplicaSpeed
@@ -167,6 +169,16 @@ def test_plan(capacity: CapacityReport, columns: int, capsys: pytest.CaptureFixt
         "cost": f"{capacity.cost_per_million_passages:.2f}",
     }.items():
         assert re.search(rf"^{name} +{re.escape(value)}  ", table, re.MULTILINE)
+
+
+def test_plan_of_several_clusters(capacity: CapacityReport, columns: int, capsys: pytest.CaptureFixture[str]) -> None:
+    cells = fewest_cells(replace(capacity.demand, rps=2_000.0), 1_500)
+    assert capacity.cells is None
+    stdout.print(plan_table(replace(capacity, cells=cells)))
+    table = capsys.readouterr().out
+
+    assert_fits(table, columns)
+    assert re.search(rf"^clusters +{cells.count}  of {cells.replicas} replicas", table, re.MULTILINE)
 
 
 def test_verify(show: Show, long_named: Path) -> None:

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from rerank_service.tools.planning.capacity import plan_capacity
 from rerank_service.tools.planning.cells import cells_of, fewest_cells, fullest_cell
 from rerank_service.tools.planning.fleet import Demand
 from rerank_service.tools.planning.limits import Cadence
@@ -50,3 +51,14 @@ def test_the_fullest_cell_by_hash_of_tenant() -> None:
     assert fullest_cell([1.0] * 500, 1) == 1.0
     few, many = (max(fullest_cell([1.0] * tenants, 6, seed) for seed in range(5)) for tenants in (30, 3_000))
     assert 1.0 < many < few
+
+
+def test_a_plan_names_clusters_once_one_controller_is_not_enough() -> None:
+    demand = replace(DEMAND, rps=20.0, p99_s=5.0)
+    assert plan_capacity(demand).cells is None
+
+    report = plan_capacity(demand, cadence=Cadence(0.004, 0.004))
+    assert report.limits.most_replicas < report.kept_replicas
+    assert report.cells is not None
+    assert report.cells.count > 1
+    assert report.cells.replicas <= report.cells.most_replicas
