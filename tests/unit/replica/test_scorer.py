@@ -32,8 +32,7 @@ async def test_an_error_affects_only_its_own_shard_of_a_job(scorer: ModelScorer)
 
     query_too_long = replace(too_long, query=LONG)
 
-    first, second, third, fourth = futures = [asyncio.get_running_loop().create_future() for _ in range(4)]
-    scorer.start_tokenising(list(zip((SMALL, too_long, SMALL, query_too_long), futures, strict=True)))
+    first, second, third, fourth = scorer.start_tokenising([SMALL, too_long, SMALL, query_too_long])
 
     assert (await first).passages.num_tokens == (await third).passages.num_tokens
     with pytest.raises(PairTooLong) as caught:
