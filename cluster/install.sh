@@ -1,11 +1,12 @@
 #!/bin/sh
 # Installs the service and its tested dependencies into a virtual environment. Run this script in the repository's root.
 #   cluster/install.sh [--editable] VENV [auto|cpu|cuda|cu126] [EXTRA,EXTRA...]
+#   cluster/install.sh --locked VENV cpu|cuda          exactly the packages of cluster/locks, by their hashes
 # The Makefile, the Dockerfile and hosts without containers use it. uv installs; where uv cannot be had, pip does.
 #
 # The second argument chooses torch's build. To change the build later, remove the virtual environment.
 #   cpu     PyTorch's build without CUDA: 190 MB
-#   cuda    the build of the package index: on Linux with the libraries of CUDA 13, about 3 GB
+#   cuda    the build of the package index: on Linux with the libraries of CUDA 13, about 3 GB; needs driver 580 or newer
 #   cu126   a build for older drivers, from PyTorch's index; the index has others
 #   auto    cpu without an NVIDIA GPU; cuda with one; cu126 if its driver is older than CUDA 13
 #
@@ -20,12 +21,12 @@ fail() {
     exit 2
 }
 
-editable=
-if [ "${1-}" = --editable ]; then
-    editable=--editable
-    shift
-fi
-[ $# -ge 1 ] || fail "usage: cluster/install.sh [--editable] VENV [auto|cpu|cuda|cu126] [EXTRA,EXTRA...]"
+editable='' is_locked=''
+case ${1-} in
+    --editable) editable=--editable && shift ;;
+    --locked) is_locked=yes && shift ;;
+esac
+[ $# -ge 1 ] || fail "usage: cluster/install.sh [--editable | --locked] VENV [auto|cpu|cuda|cu126] [EXTRA,EXTRA...]"
 venv=$1 variant=${2:-auto} extras=${3:-}
 python=$venv/bin/python
 pinned() { grep "^$1==" constraints.txt; }
@@ -113,12 +114,28 @@ install_with_uv() (
     export UV_FIND_LINKS
     # As pip does: the image's user cannot write bytecode, and without it a start of the service takes minutes.
     export UV_COMPILE_BYTECODE="${UV_COMPILE_BYTECODE:-1}"
-    "$1" pip install --quiet --python "$python" --constraint constraints.txt $editable "$package"
+    if [ -n "$is_locked" ]; then
+        "$1" pip install --quiet --python "$python" --require-hashes --only-binary :all: --requirement "$lock" &&
+            "$1" pip install --quiet --python "$python" --no-deps --no-build-isolation --no-index .
+    else
+        "$1" pip install --quiet --python "$python" --constraint constraints.txt $editable "$package"
+    fi
 )
 
 install_with_pip() {
-    pip install --constraint constraints.txt ${torch_page:+--find-links "$torch_page"} $editable "$package"
+    if [ -n "$is_locked" ]; then
+        pip install ${torch_page:+--find-links "$torch_page"} --require-hashes --only-binary :all: --requirement "$lock" &&
+            pip install --no-deps --no-build-isolation --no-index .
+    else
+        pip install --constraint constraints.txt ${torch_page:+--find-links "$torch_page"} $editable "$package"
+    fi
 }
+
+lock=cluster/locks/$(uname -s | tr '[:upper:]' '[:lower:]')-$(uname -m)-$variant.txt
+if [ -n "$is_locked" ]; then
+    [ -z "$extras" ] || fail "--locked takes no extras: the lock has those of the image"
+    [ -e "$lock" ] || fail "there is no lock $lock; without --locked, the versions of constraints.txt are installed"
+fi
 
 if [ ! -x "$python" ]; then
     base=${PYTHON:-python3}

@@ -23,6 +23,7 @@ __all__ = [
     "Declined",
     "Explanation",
     "Fitting",
+    "Numerics",
     "PassageWindows",
     "Ranked",
     "ReplicaLoad",
@@ -145,6 +146,8 @@ class Shard:
     on a stale report. Null: no limit."""
     explain: bool = False
     """Whether the answer should have the token matches of each passage, if the model can report them."""
+    numerics: str = ""
+    """Name of the `Numerics` that the logits should have; empty: any, but the same for all shards of a request."""
 
 
 class TokenMatch(NamedTuple):
@@ -176,6 +179,15 @@ class Declined:
     """Answer of a replica that hands a shard back because the replica is busier than the sender assumed."""
 
     load: ReplicaLoad
+
+
+class Numerics(NamedTuple):
+    """How a model computes. Logits of replicas with the same `name` differ at most in the last bits."""
+
+    name: str
+    """Number types and kind of device, for instance `int8 with bfloat16 states on cpu`."""
+    reason: str
+    """Why this precision was chosen, for people to read."""
 
 
 class StartTimes(NamedTuple):
@@ -228,6 +240,8 @@ class ReplicaReport:
     """Why the model is unverified, as in `Engine.unverified`; null: it is not."""
     start: StartTimes | None = None
     """The replica's own start; null: unknown."""
+    numerics: Numerics | None = None
+    """How the replica computes; null: unknown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,6 +264,8 @@ class ShardScores:
     """Time at which the replica received the shard, in seconds since the epoch by the replica's clock."""
     report: ReplicaReport | None = None
     load: ReplicaLoad | None = None
+    numerics: str = ""
+    """Name of the replica's `Numerics`."""
     can_align: bool = False
     """Whether the model can report token matches."""
     matches: tuple[tuple[TokenMatch, ...], ...] | None = None
@@ -313,6 +329,8 @@ class Ranked:
     total_s: float
     num_unscored: int = 0
     """Number of passages with no token inside the window; their logits are meaningless."""
+    numerics: str = ""
+    """Name of the `Numerics` of all logits."""
     can_align: bool = False
     """Whether the model can report token matches."""
     matches: Sequence[Sequence[TokenMatch]] | None = None

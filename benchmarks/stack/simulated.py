@@ -19,7 +19,7 @@ from ray.serve import Application
 from rerank_service.app import bind_app
 from rerank_service.config import parse_config
 from rerank_service.engine import CacheCounts, DeviceFacts, EncodedPair, Engine, TokenSpan, Truncate
-from rerank_service.messages import StartTimes
+from rerank_service.messages import Numerics, StartTimes
 from rerank_service.replica.replica import Replica
 from rerank_service.routing.ranker import estimate_tokens
 
@@ -65,6 +65,7 @@ class SimulatedEngine:
     cache_counts = CacheCounts(0, 0)
     device_facts = DeviceFacts(0, None)
     precision = "float32"
+    numerics = Numerics("float32 on a simulated device", "simulated")
     is_batch_invariant = True
     unverified = None
     start_times = StartTimes()

@@ -132,8 +132,11 @@ class EngineConfig(Section):
     GPU only after `rerank-service verify --record` has accepted it for this checkpoint (see `verdicts`). `int8`:
     linear layers in 8-bit integers, on an x86 CPU with AVX2; encoders are calibrated at load with text that ships
     with the service, and decoders are scaled row by row during each pass. `float8`: linear layers in 8-bit floats
-    (e4m3), on an Ada, Hopper or newer GPU. `fastest`: int8 where the CPU supports it, else `auto`. Measure the effect
-    of `int8`, `float8` and `fastest` on your rankings first."""
+    (e4m3), on an Ada, Hopper or newer GPU. `fastest`: also int8, on a CPU that supports it; on a GPU, as `auto`. On a
+    CPU, `auto` and `fastest` take the type in which a layer of the model's size is fastest, and within 5% the more
+    accurate type; this is measured once per machine, for about a second. All replicas of a deployment compute as its
+    first replica chose, and a replica that cannot do so does not start. Measure the effect of `int8`, `float8` and
+    `fastest` on your rankings first."""
 
     num_threads: PositiveInt | None = None
     """CPU threads of a forward pass. Null: the replica's `num_cpus`, or, outside Ray, every CPU available to the

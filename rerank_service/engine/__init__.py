@@ -5,6 +5,7 @@ from typing import Any
 from rerank_service.checkpoints.verification import Progress, no_progress
 from rerank_service.config import ModelConfig
 from rerank_service.engine.protocol import (
+    Agree,
     CacheCounts,
     DeviceFacts,
     EncodedPair,
@@ -12,10 +13,11 @@ from rerank_service.engine.protocol import (
     RunAlone,
     TokenSpan,
     Truncate,
+    choose_here,
     run_here,
 )
 
-__all__ = ["CacheCounts", "DeviceFacts", "EncodedPair", "Engine", "TokenSpan", "Truncate", "load_engine"]
+__all__ = ["Agree", "CacheCounts", "DeviceFacts", "EncodedPair", "Engine", "TokenSpan", "Truncate", "load_engine"]
 
 
 def load_engine(
@@ -25,8 +27,9 @@ def load_engine(
     *,
     num_gpus: float | None = None,
     run_alone: RunAlone = run_here,
+    agree: Agree = choose_here,
 ) -> Engine[Any]:
     """Loads a model's engine with `build.load_engine`. The first call imports torch and transformers, which is slow."""
     from rerank_service.engine import build
 
-    return build.load_engine(model, num_cpus, progress, num_gpus=num_gpus, run_alone=run_alone)
+    return build.load_engine(model, num_cpus, progress, num_gpus=num_gpus, run_alone=run_alone, agree=agree)

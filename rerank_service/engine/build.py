@@ -15,6 +15,7 @@ from rerank_service.checkpoints.resolve import resolve_checkpoint
 from rerank_service.checkpoints.verification import Progress, no_progress
 from rerank_service.config import EngineConfig, EngineKind, ModelConfig
 from rerank_service.engine import loading
+from rerank_service.engine.choose_precision import choose_precision
 from rerank_service.engine.device import cuda
 from rerank_service.engine.device.choose import ChosenDevice, choose_device
 from rerank_service.engine.device.heap import return_freed_memory
@@ -24,7 +25,7 @@ from rerank_service.engine.kinds.checkpoint_engine import CheckpointEngine
 from rerank_service.engine.kinds.late_interaction import LateInteractionEngine
 from rerank_service.engine.kinds.sequence_classifier import SequenceClassifierEngine
 from rerank_service.engine.kinds.yes_no_decoder import YesNoDecoderEngine
-from rerank_service.engine.protocol import Engine, RunAlone, Truncate, run_here
+from rerank_service.engine.protocol import Agree, Engine, RunAlone, Truncate, choose_here, run_here
 from rerank_service.engine.recognise import recognise_engine
 from rerank_service.engine.score_all import score_all
 from rerank_service.engine.text import tokenise
@@ -55,12 +56,13 @@ def load_engine(
     *,
     num_gpus: float | None = None,
     run_alone: RunAlone = run_here,
+    agree: Agree = choose_here,
 ) -> Engine[Any]:
     """Resolves a model's checkpoint, loads its engine and warms it up; on a GPU, also compiles it and captures graphs.
 
     `num_cpus` and `num_gpus` are reserved for the replica; null: the process may use all its CPUs, and a whole GPU if
-    one is visible. `progress` is told about the fetching of files. `run_alone` runs the steps during which no other
-    model may use the GPU. Also sets the number of torch threads for the whole process. Raises `CheckpointError`.
+    one is visible. `progress` is told about fetching. `run_alone` runs the steps during which no other model may use
+    the GPU. `agree` settles the precision. Sets the process's number of torch threads. Raises `CheckpointError`.
     """
     for name, capacity in _KERNEL_CACHES.items():
         os.environ.setdefault(name, capacity)
@@ -76,10 +78,9 @@ def load_engine(
         if is_fixed:
             cuda.forbid_divided_sums()
         with clock("weights"):
-            engine = _ENGINES[engine_kind(folder, model.engine)](checkpoint)
+            engine = _create(checkpoint, agree)
             if is_fixed:
                 engine.fix_shape(model.batching.max_batch_tokens or engine.default_batch_tokens)
-            engine.flops_per_token = 2.0 * loading.num_linear_weights(folder)  # one multiply and one add per weight
         with clock("warm_up"):
             warm_up(engine)
         if chosen.is_gpu:
@@ -93,6 +94,16 @@ def load_engine(
         *(model.id, engine.description, engine.window_tokens, engine.memory_tokens, torch.get_num_threads()),
         *(engine.is_compiled, engine.num_graphs, sum(engine.start_times), *engine.start_times),
     )
+    return engine
+
+
+def _create(checkpoint: loading.Checkpoint, agree: Agree) -> CheckpointEngine[Any]:
+    """The engine of the checkpoint's kind, with its weights, in the agreed precision."""
+    kind = engine_kind(checkpoint.folder, checkpoint.options)
+    precision, numerics = choose_precision(checkpoint, kind, agree)
+    engine = _ENGINES[kind](checkpoint._replace(precision=precision))
+    engine.numerics = numerics
+    engine.flops_per_token = 2.0 * loading.num_linear_weights(checkpoint.folder)  # a multiplication and an addition
     return engine
 
 

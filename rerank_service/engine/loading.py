@@ -70,6 +70,8 @@ class Checkpoint(NamedTuple):
     """The configured window; null: the window that the checkpoint specifies."""
     device: torch.device
     """Device of all tensors."""
+    precision: Precision = Precision(torch.float32)
+    """Number types of the model (see `choose_precision`)."""
 
 
 def native_config(config_class: Any, raw: dict[str, Any]) -> Any:

@@ -11,9 +11,10 @@ from typing import NamedTuple, Protocol, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from rerank_service.messages import Span, StartTimes, TokenMatch, Truncate
+from rerank_service.messages import Numerics, Span, StartTimes, TokenMatch, Truncate
 
 __all__ = [
+    "Agree",
     "Aligner",
     "BatchScorer",
     "CacheCounts",
@@ -26,6 +27,7 @@ __all__ = [
     "TokenIds",
     "TokenSpan",
     "Truncate",
+    "choose_here",
     "run_here",
 ]
 
@@ -41,6 +43,16 @@ RunAlone: TypeAlias = Callable[[Callable[[], None]], None]
 def run_here(call: Callable[[], None]) -> None:
     """A `RunAlone` for a process in which the calling thread alone uses the device."""
     call()
+
+
+Agree: TypeAlias = Callable[[Sequence[str], Callable[[], Numerics]], Numerics]
+"""Returns the numerics that all replicas of a deployment share, given the names of those that this process can compute
+and a function that chooses one of them. Raises `CheckpointError` if they share others."""
+
+
+def choose_here(possible: Sequence[str], choose: Callable[[], Numerics]) -> Numerics:
+    """An `Agree` for a process that shares its logits with no other."""
+    return choose()
 
 
 class CacheCounts(NamedTuple):
@@ -164,6 +176,10 @@ class Engine(BatchScorer[PairT], Protocol[PairT]):
     @property
     def precision(self) -> str:
         """Coarsest number type in the model's computation: `float32`, `float16`, `bfloat16`, `int8` or `float8`."""
+
+    @property
+    def numerics(self) -> Numerics:
+        """How the model computes, and why."""
 
     @property
     def is_batch_invariant(self) -> bool:

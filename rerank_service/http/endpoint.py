@@ -193,6 +193,9 @@ class RankingEndpoint:
             (scored,), _ = await self._rank(passes, caller, client_id, model_id, deadline, plan.aligns)
         except RequestTooLarge as error:
             raise RequestTooLarge(error.num_tokens, error.max_tokens, "explain.top_n", "send a lower value") from None
+        if scored.numerics != ranked.numerics:  # a rolling update changed the precision between the two passes
+            rankings = await self._rank(call, model_id, deadline, caller, client_id)
+            return await self._explain(call, rankings, model_id, deadline, caller, client_id)
         return [with_explanations(ranked, plan, scored)], headers
 
 

@@ -33,8 +33,9 @@ def model_routes(config: RerankConfig, keys: ApiKeys, metrics: IngressMetrics) -
 
     @routes.get("/v1/models", responses=_UNAUTHORISED)
     async def models(request: Request) -> dict[str, Any]:
-        """Served models and their aliases. An alias has the model's id as `root`. If a model's files
-        leave open what the model computes, `unverified` tells what the service assumes."""
+        """Served models and their aliases. An alias has the model's id as `root`. `numerics` names the number types in
+        which a model computes. If a model's files leave open what the model computes, `unverified` tells what the
+        service assumes."""
         keys.authenticate(request.headers)
         return {"object": "list", "data": entries()}
 
@@ -102,10 +103,12 @@ def _entries(config: RerankConfig, metrics: IngressMetrics) -> Callable[[], list
                 "root": model.id,
                 "model_type": "rerank",  # Xinference's clients require it
                 **({} if window is None else {"max_model_len": window}),  # as in vLLM
+                **({} if numerics is None else {"numerics": numerics.name}),
                 **({} if reason is None else {"unverified": reason}),
             }
             for model in default_first
             for window, reason in ((_window_tokens(model, metrics), metrics.unverified.get(model.id)),)
+            for numerics in (metrics.numerics.get(model.id),)
             for name in model.names
         ]
 

@@ -112,12 +112,14 @@ def _readiness(readiness: Readiness) -> dict[str, Any]:
 
 
 def _model_info(model: ModelConfig, metrics: IngressMetrics, versions: Versions | None) -> dict[str, Any]:
-    start = metrics.slowest_start(model.id)
+    start, numerics = metrics.slowest_start(model.id), metrics.numerics.get(model.id)
     version = None if versions is None else versions.describe(model.id)
     return {
         "modelUrl": model.checkpoint.source,
         "shortName": model.id,
         "precision": max(metrics.precisions(model.id), key=_FROM_FINEST.index, default=None),
+        "numerics": numerics and numerics.name,
+        "numerics_reason": numerics and numerics.reason,
         "start_seconds": start and {stage: round(seconds, 1) for stage, seconds in start.by_stage().items()},
         "unverified": metrics.unverified.get(model.id),
         **({} if version is None else {"version": version}),
@@ -132,10 +134,12 @@ def _add_descriptions(
         """Version and models, in the form of a NIM.
 
         `precision` is the number format in which a model computes, or the coarsest format if the model's replicas
-        differ. `start_seconds` is the time, by stage, that the slowest of the replicas took to load the model. Both
-        are null before a replica's first answer, and after a minute without an answer. `unverified` tells what
-        the service assumes about a model; null if it assumes nothing, or if `verify` has confirmed the assumptions.
-        Only a version has `version`: its model, its current shares, and whether it can receive requests.
+        differ. `numerics` names all number types and the kind of device. All replicas of a deployment have the same
+        numerics, and `numerics_reason` tells why they were chosen. `start_seconds` is the time, by stage, that the
+        slowest of the replicas took to load the model. All are null before a replica's first answer; `precision` and
+        `start_seconds` also after a minute without an answer. `unverified` tells what the service assumes about a
+        model; null if it assumes nothing, or if `verify` has confirmed the assumptions. Only a version has `version`:
+        its model, its current shares, and whether it can receive requests.
         """
         return {
             "version": __version__,

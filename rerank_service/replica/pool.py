@@ -19,6 +19,7 @@ from rerank_service.checkpoints.resolve import resolve_checkpoint
 from rerank_service.config import ModelConfig, PoolConfig
 from rerank_service.engine import Engine, load_engine
 from rerank_service.errors import CheckpointError, DeviceFailed, EngineFailed
+from rerank_service.replica.agreement import agree_in_deployment
 from rerank_service.replica.base import BaseReplica
 from rerank_service.replica.scheduler import Watch
 from rerank_service.replica.scorer import ModelScorer
@@ -126,7 +127,8 @@ class PoolReplica(BaseReplica):
         if gpus:  # compiled layers refer to themselves, so an unloaded model would keep its memory for a while
             self._run_alone(_collect_garbage)
         with ThreadPoolExecutor(1, thread_name_prefix="load") as thread:
-            load = thread.submit(load_engine, model, cpus, num_gpus=gpus, run_alone=self._run_alone)
+            agree = agree_in_deployment(model)
+            load = thread.submit(load_engine, model, cpus, num_gpus=gpus, run_alone=self._run_alone, agree=agree)
             return load.result()
 
     def _run_alone(self, call: Callable[[], None]) -> None:

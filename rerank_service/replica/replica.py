@@ -6,6 +6,7 @@ from typing import Any
 
 from rerank_service.config import ModelConfig
 from rerank_service.engine import Engine, load_engine
+from rerank_service.replica.agreement import agree_in_deployment
 from rerank_service.replica.base import BaseReplica
 from rerank_service.replica.scorer import ModelScorer
 
@@ -25,7 +26,8 @@ class Replica(BaseReplica):
     def load(self) -> Engine[Any]:
         """Loads and warms up the engine. Runs in the thread that will launch the engine's forward passes."""
         replica = self._model.replica
-        return load_engine(self._model, replica.num_cpus, num_gpus=replica.num_gpus)
+        agree = agree_in_deployment(self._model)
+        return load_engine(self._model, replica.num_cpus, num_gpus=replica.num_gpus, agree=agree)
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Applies changed settings without a restart. Serve calls this method at start and when `user_config`

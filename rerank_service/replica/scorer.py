@@ -162,6 +162,7 @@ class ModelScorer:
             forward_s=scored.forward_s,
             started_at=started_at,
             report=self._report(),
+            numerics=self._engine.numerics.name,
             can_align=self._aligner is not None,
             matches=matches,
         )
@@ -253,6 +254,7 @@ class ModelScorer:
             memory_limit_bytes=facts.memory_limit_bytes,
             unverified=engine.unverified,
             start=engine.start_times,
+            numerics=engine.numerics,
         )
         record_counts(self._metrics, self._model.id, report)
         record_gauges(self._metrics, self._model.id, report)

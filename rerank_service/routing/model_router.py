@@ -140,7 +140,7 @@ class ModelRouter:
                 if isinstance(answer, ShardScores):
                     table.add_size(shard.num_tokens, sum(answer.num_tokens))
                     if replica is not None:
-                        table.mark_answered(replica)
+                        table.mark_answered(replica, shard.model, answer.numerics)
                     return answer
                 num_declined += 1
         finally:

@@ -6,12 +6,13 @@ This module does not import Ray, because the planner and `verify` use its estima
 import asyncio
 import time
 import uuid
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from rerank_service.config import RerankConfig
-from rerank_service.errors import QueueFull, RequestTimedOut, WaitTooLong
+from rerank_service.errors import QueueFull, ReplicaUnavailable, RequestTimedOut, WaitTooLong
 from rerank_service.messages import (
     Deadline,
     Fitting,
@@ -33,6 +34,8 @@ The value is low so that the estimate includes several windows."""
 _REMEMBERED_REFUSALS = 10_000
 _REMEMBERED_S = 120.0
 """How long a refusal is remembered: twice the longest `Retry-After`, which is a minute."""
+_MAX_REPEATS = 3
+"""Number of times that shards of a request are scored again because their numerics differ."""
 
 
 class ShardScorer(Protocol):
@@ -67,16 +70,11 @@ class Ranker:
         Calls with the same `request_id` share one request's portion of device time, and all requests from one `caller`
         share one caller's portion. `client_id` is the id that the client gave the request. A retry with the same id
         after a refusal does not count as load again. With `explain`, the scores include token matches if the model can
-        report them.
+        report them. All logits have the same numerics.
         """
         started = time.perf_counter()
         cut = cut_into_shards(
-            request_id or uuid.uuid4().hex,
-            model_id,
-            query,
-            passages,
-            fitting,
-            self._shard_tokens[model_id],
+            *(request_id or uuid.uuid4().hex, model_id, query, passages, fitting, self._shard_tokens[model_id]),
             is_counted=client_id is not None and self._refused.has(client_id, query, passages),
             caller=caller,
             explain=explain,
@@ -87,9 +85,7 @@ class Ranker:
                 if len(shards) == 1:  # the usual case, which needs no task
                     answers = [await self._router.score(shards[0], deadline)]
                 else:
-                    async with asyncio.TaskGroup() as group:
-                        tasks = [group.create_task(self._router.score(shard, deadline)) for shard in shards]
-                    answers = [task.result() for task in tasks]
+                    answers = await self._score_alike(shards, deadline)
         except (Exception, asyncio.CancelledError) as failure:
             if limit.expired() and isinstance(failure, TimeoutError):
                 raise RequestTimedOut(deadline.timeout_s) from None
@@ -99,6 +95,35 @@ class Ranker:
                 self._refused.add(client_id, query, passages)
             raise error from error.__cause__
         return _assemble(passages, shards, answers, time.perf_counter() - started)
+
+    async def _score_alike(self, shards: Sequence[Shard], deadline: Deadline) -> list[ShardScores]:
+        """Scores all shards at the same time, and again until all logits have the same numerics.
+
+        Replicas differ only while a rolling update changes a deployment's precision. Raises `ReplicaUnavailable` if
+        their numerics keep changing.
+        """
+        answers = await self._score_all(shards, deadline)
+        sizes: Counter[str] = Counter()
+        for shard, answer in zip(shards, answers, strict=True):
+            sizes[answer.numerics] += shard.num_tokens
+        wanted = max(sizes, key=sizes.__getitem__)
+        for _ in range(_MAX_REPEATS):
+            different = [index for index, answer in enumerate(answers) if answer.numerics != wanted]
+            if not different:
+                return answers
+            repeated = [replace(shards[index], numerics=wanted, is_counted=True) for index in different]
+            for index, answer in zip(different, await self._score_all(repeated, deadline), strict=True):
+                answers[index] = answer
+            # If no replica with these numerics is left, the others must be scored like the newest answers.
+            wanted = answers[different[0]].numerics
+        if any(answer.numerics != wanted for answer in answers):
+            raise ReplicaUnavailable(shards[0].model)
+        return answers
+
+    async def _score_all(self, shards: Sequence[Shard], deadline: Deadline) -> list[ShardScores]:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(self._router.score(shard, deadline)) for shard in shards]
+        return [task.result() for task in tasks]
 
 
 def _assemble(
@@ -130,6 +155,7 @@ def _assemble(
         forward_s=forward_s,
         total_s=total_s,
         num_unscored=sum(is_unscored),
+        numerics=scores.numerics,
         can_align=can_align,
         matches=list(map(matches.__getitem__, passages)) if len(matches) == len(scored) else None,
     )

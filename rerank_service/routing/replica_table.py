@@ -10,11 +10,11 @@ import random
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
-from rerank_service.messages import ReplicaLoad
+from rerank_service.messages import ReplicaLoad, Shard
 
 __all__ = ["MAX_DECLINED", "NUM_CHOICES", "OutstandingTokens", "ReplicaTable", "table_of"]
 
@@ -83,6 +83,13 @@ class OutstandingTokens:
         if (claim := self._claims.pop(call, None)) is not None:
             self._by_replica[claim[0]] -= claim[2]
 
+    def replicas_of(self, request_id: str) -> Iterator[Hashable]:
+        """Yields the replicas of the request's unanswered calls."""
+        yield from (replica for replica, claimed, _ in self._claims.values() if claimed == request_id)
+        yield from (
+            replica for replica, sent in self._sent.items() if any(call.request_id == request_id for call in sent)
+        )
+
     def send(self, call: int, request_id: str, replica: Hashable, num_tokens: int) -> None:
         """Counts a call on the replica that receives it, instead of the replica that was claimed."""
         self.release(call)
@@ -145,6 +152,8 @@ class ReplicaTable:
         self._real_share = 1.0  # moving average of actual divided by estimated tokens
         self._failures: dict[str, _Failure] = {}
         self._routes: dict[int, str] = {}  # by attempt
+        self._numerics: defaultdict[str, dict[str, str]] = defaultdict(dict)  # by model and replica
+        self._mixed: set[str] = set()  # models whose replicas differ in their numerics
         self._suspects: dict[int, str] = {}  # by attempt, for shards on which another replica has failed
 
     def add_report(self, load: ReplicaLoad) -> None:
@@ -172,6 +181,13 @@ class ReplicaTable:
                 self._forget_report(replica)
             for replica in self._failures.keys() - replicas:
                 del self._failures[replica]
+            for model, known in self._numerics.items():
+                for replica in known.keys() - replicas:
+                    del known[replica]
+                self._note_mixed(model)
+
+    def _note_mixed(self, model: str) -> None:
+        (self._mixed.add if len(set(self._numerics[model].values())) > 1 else self._mixed.discard)(model)
 
     def _forget_report(self, replica: str) -> None:
         self._add_to_sums(self._reports.pop(replica).load, -1)
@@ -238,24 +254,44 @@ class ReplicaTable:
         return [replicas[key[-1]] for key in heapq.nsmallest(limit, keys)]
 
     def usable(
-        self, replicas: Sequence[_ReplicaT], id_of: Callable[[_ReplicaT], str], avoid: Collection[str] = ()
+        self,
+        replicas: Sequence[_ReplicaT],
+        id_of: Callable[[_ReplicaT], str],
+        avoid: Collection[str] = (),
+        shard: Shard | None = None,
+        request_id: str = "",
     ) -> Sequence[_ReplicaT]:
-        """The replicas except those in `avoid` and those that failed recently. An exclusion that would leave no replica
-        is ignored.
+        """The replicas except those in `avoid`, those that failed recently, and those whose numerics differ from the
+        numerics of `shard` or of the replicas that score the request's other shards. An exclusion that would leave no
+        replica is ignored.
 
         A shard that must avoid a replica either broke that replica or was on it when another shard broke it. Both
         shards are retried, on different replicas, so that the harmful shard does not break the harmless shard's second
         replica too.
         """
-        if not avoid and not self._failures:
+        if not avoid and not self._failures and not self._mixed:
             return replicas
         with self.lock:
+            if shard is not None and shard.model in self._mixed:
+                replicas = self._alike(replicas, id_of, shard, request_id) or replicas
             others = [replica for replica in replicas if id_of(replica) not in avoid] or replicas
             sound = [replica for replica in others if not self._is_avoided(id_of(replica))] or others
             if not avoid:
                 return sound
             shared = set(self._suspects.values())
             return [replica for replica in sound if id_of(replica) not in shared] or sound
+
+    def _alike(
+        self, replicas: Sequence[_ReplicaT], id_of: Callable[[_ReplicaT], str], shard: Shard, request_id: str
+    ) -> Sequence[_ReplicaT]:
+        """The replicas with the numerics of the request, if they are known, or those with unknown numerics."""
+        known = self._numerics[shard.model]
+        found = (known.get(str(replica), "") for replica in self.outstanding.replicas_of(request_id))
+        wanted = shard.numerics or next(filter(None, found), "")
+        if not wanted:
+            return replicas
+        same = [replica for replica in replicas if known.get(id_of(replica)) == wanted]
+        return same or [replica for replica in replicas if id_of(replica) not in known]
 
     def _is_avoided(self, replica: str) -> bool:
         failure = self._failures.get(replica)
@@ -326,10 +362,13 @@ class ReplicaTable:
         with self.lock:
             self._failures[replica] = _Failure(self._clock() + _AVOIDED_S)
 
-    def mark_answered(self, replica: str) -> None:
-        """Clears a replica's failure once it has answered a trial. Answers to calls sent before the failure do not
-        count."""
+    def mark_answered(self, replica: str, model: str = "", numerics: str = "") -> None:
+        """Records the numerics of an answer, and clears a replica's failure once it has answered a trial. Answers to
+        calls sent before the failure do not count."""
         with self.lock:
+            if numerics and self._numerics[model].get(replica) != numerics:
+                self._numerics[model][replica] = numerics
+                self._note_mixed(model)
             failure = self._failures.get(replica)
             if failure is not None and self._clock() >= failure.until_s:
                 del self._failures[replica]

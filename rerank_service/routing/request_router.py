@@ -57,8 +57,11 @@ class ExpectedSecondsRouter(FIFOMixin, LocalityMixin, RequestRouter):
     def _usable_ranked(self, replicas: list[RunningReplica], pending: PendingRequest | None) -> list[RunningReplica]:
         if len(replicas) < 2:
             return replicas
-        avoid = [replica for shard in _shards(pending) for replica in shard.avoid]
-        return self._ranked(self._table.usable(replicas, _id_of, avoid), pending)
+        shards = _shards(pending)
+        if pending is None or not shards:
+            return self._ranked(self._table.usable(replicas, _id_of), pending)
+        request_id = pending.metadata.internal_request_id
+        return self._ranked(self._table.usable(replicas, _id_of, shards[0].avoid, shards[0], request_id), pending)
 
     def _ranked(self, replicas: Sequence[RunningReplica], pending: PendingRequest | None) -> list[RunningReplica]:
         num_tokens = _num_tokens(pending) if pending is not None else 1

@@ -9,7 +9,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from rerank_service.messages import ReplicaReport, StartTimes
+from rerank_service.messages import Numerics, ReplicaReport, StartTimes
 from rerank_service.telemetry import metrics
 from rerank_service.telemetry.metrics import Metric, MetricKind, MetricSink, record_counts, record_start
 
@@ -34,6 +34,9 @@ class IngressMetrics:
         self.window_tokens: dict[str, int] = {}
         """Maximum length of a pair in tokens, by model id. A model has no entry before its first answer."""
 
+        self.numerics: dict[str, Numerics] = {}
+        """How the replica that answered last computes, by model id; absent before a model's first answer."""
+
         self.unverified: dict[str, str] = {}
         """Why a model is unverified, by model id; absent for other models, and before a model's first answer."""
 
@@ -52,6 +55,8 @@ class IngressMetrics:
         self._reports[model, report.replica] = (self._clock(), report)
         if report.window_tokens is not None:
             self.window_tokens[model] = report.window_tokens
+        if report.numerics is not None:
+            self.numerics[model] = report.numerics
         if report.unverified is None:
             self.unverified.pop(model, None)
         else:

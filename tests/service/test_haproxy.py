@@ -122,6 +122,35 @@ async def test_no_header_turns_off_the_time_limit(front: Front) -> None:
             assert_error(await client.post("/v1/ranking", json=body, headers=headers), status)
 
 
+def test_keyless_limits_count_by_the_clients_own_address(front: Front) -> None:
+    body = ranking_body(LLAMA, "which?", ["this"])
+
+    def remaining(address: str, **headers: str) -> int:
+        transport = httpx.HTTPTransport(local_address=address)
+        with httpx.Client(transport=transport, timeout=CLIENT_TIMEOUT_S) as client:
+            response = client.post(f"{front.url}/v1/ranking", json=body, headers=headers)
+        return int(response.headers["x-ratelimit-remaining-requests"])
+
+    assert {remaining(f"127.0.0.{number}") for number in (11, 12, 13)} == {999_999}
+    # Each of the two ingresses counts for itself, so one of them sees its second request of this address here.
+    forged = {remaining("127.0.0.11", **{"x-forwarded-for": f"203.0.113.{number}"}) for number in range(2)}
+    assert min(forged) < 999_999
+
+
+def test_only_the_services_host_is_open(front: Front) -> None:
+    tree = psutil.Process(front.pid).children(recursive=True)
+    haproxy = [address for process in tree if process.name() == "haproxy" for address in _listening(process)]
+    ingresses = [address for pid in front.pids("ingress") for address in _listening(psutil.Process(pid))]
+
+    assert {address.ip for address in haproxy} == {"127.0.0.1"}
+    assert len(haproxy) >= 3  # the service, the exporter, and the statistics
+    assert {address.ip for address in ingresses if address.port in range(30_000, 31_001)} == {"127.0.0.1"}
+
+
+def _listening(process: psutil.Process) -> list[Any]:
+    return [one.laddr for one in process.net_connections("tcp") if one.status == psutil.CONN_LISTEN]
+
+
 def test_a_reply_has_its_id_and_timings(front: Front) -> None:
     response = httpx.post(
         f"{front.url}/v1/ranking",
@@ -183,6 +212,7 @@ def _document(config: RerankConfig, port: int) -> dict[str, Any]:
         "models": [model, canary],
         "service": {"ingress": {"min_replicas": 2, "max_replicas": 2}},
         "limits": {"request_timeout_s": 200},
+        "rate_limits": {"requests_per_minute": 1_000_000},
     }
     application = {
         "name": "rerank",
@@ -190,7 +220,7 @@ def _document(config: RerankConfig, port: int) -> dict[str, Any]:
         "import_path": "rerank_service.app:build_app",
         "args": settings,
     }
-    http_options = {"host": "0.0.0.0", "port": port}  # noqa: S104 - HAProxy always listens on all addresses
+    http_options = {"host": "127.0.0.1", "port": port}
     return {"proxy_location": "HeadOnly", "http_options": http_options, "applications": [application]}
 
 

@@ -65,7 +65,7 @@ def running(folder: Path, arguments: Sequence[str]) -> Iterator[Running]:
     address in the file."""
     port, path = free_port(), folder / "serve.yaml"
     write_configuration(path, free_port() if arguments else port)
-    listening = ["--port", str(port), "--host", "0.0.0.0"] if arguments else []  # noqa: S104 - HAProxy takes nothing else
+    listening = ["--port", str(port), "--host", "0.0.0.0"] if arguments else []  # noqa: S104
     with started(folder, [str(path), *listening, *arguments], port) as service:
         _wait_until_ready(service)
         yield service
@@ -99,14 +99,12 @@ def started(folder: Path, arguments: Sequence[str], port: int) -> Iterator[Runni
 @pytest.mark.cluster
 @pytest.mark.parametrize(
     ("arguments", "number"),
-    [([], signal.SIGINT), ([], signal.SIGTERM), (["--haproxy"], signal.SIGINT)],
-    ids=["ctrl-c", "sigterm", "haproxy-ctrl-c"],
+    [([], signal.SIGINT), (["--no-haproxy"], signal.SIGTERM), (["--no-haproxy"], signal.SIGINT)],
+    ids=["ctrl-c", "serves-proxy-sigterm", "serves-proxy-ctrl-c"],
 )
 def test_a_signal_ends_the_service_after_its_requests(
     tmp_path: Path, arguments: list[str], number: signal.Signals
 ) -> None:
-    if arguments and sys.platform != "linux":
-        pytest.skip("HAProxy comes with Ray on Linux only")
     with running(tmp_path, arguments) as service:
         if number is signal.SIGTERM:
             _check_that_a_second_service_is_refused(service)

@@ -1,15 +1,23 @@
-"""The number types in which a model computes, and whether this machine supports them."""
+"""The number types in which a model computes, and which of them this machine supports."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
 from rerank_service.config import Dtype
 from rerank_service.errors import CheckpointError
 
-__all__ = ["Precision", "computes_bfloat16", "multiplies_int8", "resolve_precision"]
+__all__ = [
+    "INSTRUCTION_SETS",
+    "InstructionSet",
+    "Precision",
+    "allowed_precisions",
+    "computes_bfloat16",
+    "instruction_set",
+    "multiplies_int8",
+]
 
-_QUANTISED = (Dtype.INT8, Dtype.FLOAT8)
 _BFLOAT16_CAPABILITY = (8, 0)  # Ampere
 _FLOAT8_CAPABILITY = (8, 9)  # Ada; Hopper is 9.0
 
@@ -33,20 +41,58 @@ class Precision:
         return f"{self.quantised.value} with {states} states" if self.quantised else states
 
 
-def resolve_precision(dtype: Dtype, device: torch.device) -> Precision:
-    """The number types that `dtype` selects on `device`. Raises `CheckpointError` if the hardware lacks them.
+class InstructionSet(NamedTuple):
+    """Vector instructions of a CPU, and the types besides float32 in which the engine computes with them."""
 
-    `auto` is bfloat16 if the hardware supports it, else float32 on a CPU and float16 on a GPU. `fastest` is int8 on a
-    CPU that supports it, else the same as `auto`.
+    name: str
+    flags: tuple[str, ...]
+    """Names in `torch.cpu.get_capabilities()`; a CPU must have all of them."""
+    in_use: tuple[str, ...]
+    """Values of `torch.backends.cpu.get_cpu_capability()`, which `ATEN_CPU_CAPABILITY` lowers. Empty: any value."""
+    bfloat16: bool
+    int8: bool
+
+
+INSTRUCTION_SETS = (
+    InstructionSet("AMX", ("amx_bf16", "amx_int8"), ("AVX512",), bfloat16=True, int8=True),
+    InstructionSet("AVX512-BF16", ("avx512_bf16",), ("AVX512",), bfloat16=True, int8=True),
+    InstructionSet("AVX512-VNNI", ("avx512_vnni",), ("AVX512",), bfloat16=False, int8=True),
+    InstructionSet("AVX-512", (), ("AVX512",), bfloat16=False, int8=True),
+    InstructionSet("AVX-VNNI", ("avx_vnni",), ("AVX2",), bfloat16=False, int8=True),
+    InstructionSet("AVX2", (), ("AVX2",), bfloat16=False, int8=True),
+    InstructionSet("ARM with i8mm and bf16", ("i8mm", "bf16"), (), bfloat16=False, int8=False),
+    InstructionSet("ARM NEON", ("neon",), (), bfloat16=False, int8=False),
+    InstructionSet("none of these", (), (), bfloat16=False, int8=False),
+)
+"""What runs on each CPU, the most capable first. Without AVX-512, bfloat16 is several times slower than float32. On
+ARM, nothing but float32 has been tried, so nothing else is chosen there (docs/decisions/0021)."""
+
+
+def instruction_set() -> InstructionSet:
+    """The first of `INSTRUCTION_SETS` that this CPU has and torch uses."""
+    has, in_use = torch.cpu.get_capabilities(), torch.backends.cpu.get_cpu_capability()
+    return next(
+        one for one in INSTRUCTION_SETS if all(map(has.get, one.flags)) and (not one.in_use or in_use in one.in_use)
+    )
+
+
+def allowed_precisions(dtype: Dtype, device: torch.device) -> tuple[Precision, ...]:
+    """The precisions that `dtype` allows on `device`, from the most accurate to the fastest by its instructions.
+
+    Replicas on other hardware may share only some of them. Raises `CheckpointError` if the hardware supports none.
     """
-    if dtype is Dtype.FASTEST:
-        dtype = Dtype.INT8 if device.type == "cpu" and multiplies_int8() else Dtype.AUTO
-    if dtype in _QUANTISED:
-        _refuse_unless_possible(dtype, device)
-        return Precision(_fastest_float(device), dtype)
-    if dtype is Dtype.AUTO:
-        return Precision(_fastest_float(device))
-    return Precision(getattr(torch, dtype.value))
+    floats = _float_types(device)
+    match dtype:
+        case Dtype.AUTO:
+            return tuple(map(Precision, floats))
+        case Dtype.FASTEST:
+            quantises = device.type == "cpu" and multiplies_int8()
+            return tuple(map(Precision, floats)) + (_quantised(Dtype.INT8, floats) if quantises else ())
+        case Dtype.INT8 | Dtype.FLOAT8:
+            _refuse_unless_possible(dtype, device)
+            return _quantised(dtype, floats if device.type == "cpu" else floats[-1:])
+        case _:
+            return (Precision(getattr(torch, dtype.value)),)
 
 
 def multiplies_int8() -> bool:
@@ -54,28 +100,26 @@ def multiplies_int8() -> bool:
 
     VNNI makes the products faster, but it is not required (`int8._largest_pairs`).
     """
-    return torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+    return torch.backends.mkldnn.is_available() and instruction_set().int8
 
 
 def computes_bfloat16() -> bool:
     """Whether this CPU has bfloat16 instructions and torch uses AVX-512. Without them, bfloat16 is several times slower
     than float32.
     """
-    # These functions are private, but torch offers no public ones.
-    has_instructions = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return _uses_avx512() and bool(has_instructions)
+    return instruction_set().bfloat16
 
 
-def _uses_avx512() -> bool:
-    """Whether torch's kernels use AVX-512. `ATEN_CPU_CAPABILITY=avx2` turns AVX-512 off on a processor that has it."""
-    return torch.backends.cpu.get_cpu_capability() == "AVX512"
+def _quantised(dtype: Dtype, floats: tuple[torch.dtype, ...]) -> tuple[Precision, ...]:
+    return tuple(Precision(states, dtype) for states in floats)
 
 
-def _fastest_float(device: torch.device) -> torch.dtype:
+def _float_types(device: torch.device) -> tuple[torch.dtype, ...]:
+    """The types that the device computes fast, the most accurate first."""
     if device.type == "cuda":
         has_bfloat16 = torch.cuda.get_device_capability(device) >= _BFLOAT16_CAPABILITY
-        return torch.bfloat16 if has_bfloat16 else torch.float16
-    return torch.bfloat16 if computes_bfloat16() else torch.float32
+        return (torch.float16, torch.bfloat16) if has_bfloat16 else (torch.float16,)
+    return (torch.float32, torch.bfloat16) if computes_bfloat16() else (torch.float32,)
 
 
 def _refuse_unless_possible(dtype: Dtype, device: torch.device) -> None:

@@ -6,12 +6,11 @@ from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
-import torch
 from transformers import PreTrainedConfig
 
 from rerank_service.config import Dtype, EngineKind
 from rerank_service.engine import loading
-from rerank_service.engine.device import cuda, kernels
+from rerank_service.engine.device import kernels
 from rerank_service.engine.device.compile import (
     CompiledLayers,
     compile_layers,
@@ -23,13 +22,12 @@ from rerank_service.engine.device.fixed_shape import FixedShape
 from rerank_service.engine.device.flash_attention import use_flash_attention
 from rerank_service.engine.device.graphs import GraphedStates, StatesOf, bucket_sizes, largest_bucket
 from rerank_service.engine.device.launch import TorchEngine
-from rerank_service.engine.device.precision import Precision, resolve_precision
 from rerank_service.engine.linear.packed import can_pack
 from rerank_service.engine.loading import Checkpoint
 from rerank_service.engine.protocol import Aligner, PairT, RunAlone, TokenSpan, Truncate
 from rerank_service.engine.text import tokenise
-from rerank_service.engine.verdicts import verified_dtype
 from rerank_service.errors import CheckpointError
+from rerank_service.messages import Numerics
 
 __all__ = ["CheckpointEngine"]
 
@@ -49,7 +47,8 @@ class CheckpointEngine(TorchEngine[PairT]):
     assumptions: tuple[str, ...] = ()
     """Names of settings that neither the checkpoint's files nor the options state, so the engine assumes them."""
     unverified: str | None = None
-    """See `Engine`; set by `build`."""
+    numerics: Numerics
+    """See `Engine`; `build` sets both."""
 
     def __init__(self, checkpoint: Checkpoint, prompt: Sequence[str] = ()) -> None:
         """Loads everything except the weights. `prompt` holds the engine's own texts (see `tokenise.load_tokenizer`).
@@ -59,7 +58,7 @@ class CheckpointEngine(TorchEngine[PairT]):
         options = checkpoint.options
         super().__init__(checkpoint.device)
         self._checkpoint = checkpoint
-        self._precision = _precision(checkpoint, self.device)
+        self._precision = checkpoint.precision
         use_flash_attention(options.flash_attention, self.device)
         self._tokenizer = tokenise.load_tokenizer(checkpoint.folder, options.special_tokens, prompt)
         self.precision = self._precision.name
@@ -172,12 +171,3 @@ class CheckpointEngine(TorchEngine[PairT]):
             attention=attention,
             ignored_prefixes=ignored_prefixes,
         )
-
-
-def _precision(checkpoint: Checkpoint, device: torch.device) -> Precision:
-    """The configured precision; for `auto` and `fastest` on a GPU, float8 if it is verified and can be compiled."""
-    options, dtype = checkpoint.options, checkpoint.options.dtype
-    is_open = device.type != "cpu" and dtype in (Dtype.AUTO, Dtype.FASTEST)
-    if is_open and options.compile is not False and compiler_problem(device) is None:
-        dtype = verified_dtype(options, checkpoint.folder, cuda.name(device))
-    return resolve_precision(dtype, device)

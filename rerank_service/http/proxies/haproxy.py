@@ -1,12 +1,18 @@
 """`rerank-haproxy`: the program that Ray starts as HAProxy. The program extends Serve's configuration and then becomes
 HAProxy.
 
-Serve's template has no hook for additional lines. The added lines make HAProxy buffer each request until it is
-complete, so that HAProxy can send the request to another ingress if the first one dies. The added lines also give
-HAProxy's own errors the service's JSON form. `ray_environment` sets RAY_SERVE_HAPROXY_BINARY_PATH to this program.
+Serve's template has no hook for changes. The changed configuration
+
+- buffers each request until it is complete, so that HAProxy can send the request to another ingress if one dies;
+- gives HAProxy's own errors the service's JSON form;
+- names the client's address to the ingresses, in a header that clients cannot forge;
+- binds HAProxy's exporter and its statistics page to the service's host instead of to all interfaces.
+
+`ray_environment` sets RAY_SERVE_HAPROXY_BINARY_PATH to this program.
 """
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +20,8 @@ from pathlib import Path
 __all__ = ["adapted", "main", "own_answer"]
 
 _ERROR_FILE = "rerank-503.http"
+_FRONTEND = re.compile(r"^frontend http_frontend\n\s+bind (\S+):\d+$", re.MULTILINE)
+_EVERYWHERE = re.compile(r"^(\s+bind )\*?:(?=\d+$)")
 
 
 def main() -> None:
@@ -42,11 +50,22 @@ def _with_adapted_configuration(arguments: Sequence[str]) -> list[str]:
 
 
 def adapted(configuration: str, error_file: Path) -> str:
-    """Returns the configuration with the additional lines in its `defaults` section and without Serve's error files."""
-    lines = [line for line in configuration.splitlines() if not line.strip().startswith("errorfile ")]
-    ours = ["    option http-buffer-request", *(f"    errorfile {status} {error_file}" for status in (502, 503, 504))]
-    start = lines.index("defaults") + 1
-    return "\n".join([*lines[:start], *ours, *lines[start:]]) + "\n"
+    """Returns Serve's configuration with the changes that the module's docstring lists."""
+    host = _FRONTEND.search(configuration)
+    result = []
+    for line in configuration.splitlines():
+        if line.strip().startswith("errorfile "):
+            continue
+        if host is not None:
+            line = _EVERYWHERE.sub(rf"\g<1>{host[1]}:", line)
+        result.append(line)
+        if line == "defaults":
+            result.append("    option http-buffer-request")
+            result += [f"    errorfile {status} {error_file}" for status in (502, 503, 504)]
+        elif line == "frontend http_frontend":
+            # uvicorn takes the client's address from this header (FORWARDED_ALLOW_IPS).
+            result.append("    http-request set-header x-forwarded-for %[src]")
+    return "\n".join(result) + "\n"
 
 
 def own_answer() -> bytes:

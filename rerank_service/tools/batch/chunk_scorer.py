@@ -9,7 +9,8 @@ from operator import attrgetter
 from typing import Any, NamedTuple
 
 from rerank_service.config import ModelConfig
-from rerank_service.engine import Engine, load_engine
+from rerank_service.engine import Agree, Engine, load_engine
+from rerank_service.engine.protocol import choose_here
 from rerank_service.errors import BatchError, NonFiniteLogit, PairTooLong, QueryTooLong, RerankError
 from rerank_service.messages import Fitting
 from rerank_service.tools.batch.chunks import Chunk, ChunkReader
@@ -52,11 +53,17 @@ class ChunkScorer:
     The constructor raises `CheckpointError`, or `BatchError` for an unreadable input.
     """
 
-    def __init__(self, task: ScoringTask, num_cpus: float | None = None, num_gpus: float | None = None) -> None:
+    def __init__(
+        self,
+        task: ScoringTask,
+        num_cpus: float | None = None,
+        num_gpus: float | None = None,
+        agree: Agree = choose_here,
+    ) -> None:
         self._reader = ChunkReader(open_source(task.files))
         self._path = task.files.candidates or task.files.path
         self._fitting = task.fitting
-        self._engine: Engine[Any] = load_engine(task.model, num_cpus, num_gpus=num_gpus)
+        self._engine: Engine[Any] = load_engine(task.model, num_cpus, num_gpus=num_gpus, agree=agree)
         self._batch_tokens = task.model.batching.max_batch_tokens
 
     def score(self, chunk: Chunk) -> ScoredChunk:

@@ -16,6 +16,7 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext
 
 from rerank_service.errors import BatchError, CheckpointError
+from rerank_service.replica.agreement import agree_in_job
 from rerank_service.tools.batch.chunk_scorer import ChunkScorer, ScoredChunk, ScoringTask
 from rerank_service.tools.batch.chunks import Chunk
 from rerank_service.tools.batch.records import Position
@@ -106,7 +107,9 @@ class _ScoreBatch:
         position = Position(row.pop("offset"), row.pop("number"))
         problem = ""
         try:
-            self._scorer = self._scorer or ChunkScorer(self._task, self._num_cpus, self._num_gpus)
+            if self._scorer is None:
+                agree = agree_in_job(self._task.model)
+                self._scorer = ChunkScorer(self._task, self._num_cpus, self._num_gpus, agree)
             scored = self._scorer.score(Chunk(**row, start=position))
         except (BatchError, CheckpointError) as error:
             problem = str(error)

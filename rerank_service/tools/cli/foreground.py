@@ -52,6 +52,8 @@ class Serving(NamedTuple):
     """Port to listen on; null: `http_options.port` of the configuration."""
     is_verbose: bool = False
     """Whether all lines of Ray's processes reach the terminal."""
+    has_dashboard: bool = False
+    """Whether a Ray that this process starts has a dashboard: ten processes with 300 MB."""
 
 
 class _Stopped(KeyboardInterrupt):
@@ -75,6 +77,8 @@ def run(serving: Serving) -> None:
         sys.exit(fail(f"{serving.name} cannot be served\n{error}").exit_code)
     http = config.http_options
     http.host, http.port = serving.host or http.host, serving.port or http.port
+    if constants.RAY_SERVE_ENABLE_HA_PROXY and http.ssl_keyfile:  # it would serve the port without TLS
+        sys.exit(fail("HAProxy does not speak TLS here: leave out --haproxy, or http_options.ssl_keyfile").exit_code)
     is_ready, status = False, 0
     try:
         _interrupt_on_signals()
@@ -82,7 +86,7 @@ def run(serving: Serving) -> None:
             terminal = _start(config, serving)
             lines = wait_until_ready(config, settings)
         is_ready = True
-        warn_of_open_access("0.0.0.0" if constants.RAY_SERVE_ENABLE_HA_PROXY else http.host, settings.auth)  # noqa: S104
+        warn_of_open_access(http.host, settings.auth)
         for line in lines:
             stderr.print(line, markup=False, highlight=False, soft_wrap=True)
         if terminal is not None:
@@ -124,13 +128,12 @@ def endpoints_of(config: ServeDeploySchema, setting: str) -> list[Endpoint]:
     if config.grpc_options.grpc_servicer_functions:
         endpoints.append(Endpoint(http.host, config.grpc_options.port, "grpc_options.port of the configuration"))
     if constants.RAY_SERVE_ENABLE_HA_PROXY:
-        everywhere = "0.0.0.0"  # noqa: S104 - HAProxy listens on all interfaces
         variables = (
             ("RAY_SERVE_HAPROXY_STATS_PORT", constants.RAY_SERVE_HAPROXY_STATS_PORT),
             ("RAY_SERVE_HAPROXY_METRICS_PORT", constants.RAY_SERVE_HAPROXY_METRICS_PORT),
             ("RAY_SERVE_FALLBACK_PROXY_HTTP_PORT", constants.RAY_SERVE_FALLBACK_PROXY_HTTP_PORT),
         )
-        endpoints += [Endpoint(everywhere, port, f"the environment variable {name}") for name, port in variables]
+        endpoints += [Endpoint(http.host, port, f"the environment variable {name}") for name, port in variables]
     return endpoints
 
 
@@ -145,7 +148,9 @@ def _start(config: ServeDeploySchema, serving: Serving) -> WarningsOnly | None:
         if not constants.RAY_SERVE_ENABLE_HA_PROXY:
             for endpoint in endpoints:
                 reserve(endpoint)
-    terminal = _start_ray(is_verbose=serving.is_verbose)
+    # Without its dashboard, Ray still exports metrics: the node's agent does that.
+    dashboard = None if joins_a_cluster else serving.has_dashboard
+    terminal = _start_ray(dashboard, is_verbose=serving.is_verbose)
     if joins_a_cluster and not controller_runs():
         _require_free(endpoints)
     serve.start(
@@ -158,12 +163,16 @@ def _start(config: ServeDeploySchema, serving: Serving) -> WarningsOnly | None:
     return terminal
 
 
-def _start_ray(*, is_verbose: bool) -> WarningsOnly | None:
+def _start_ray(dashboard: bool | None, *, is_verbose: bool) -> WarningsOnly | None:
     use_colour_only_on_terminals(os.environ)
     if not is_verbose:
         quieten_driver()
     try:
-        ray.init(namespace=constants.SERVE_NAMESPACE, logging_level=logging.INFO if is_verbose else logging.WARNING)
+        ray.init(
+            namespace=constants.SERVE_NAMESPACE,
+            logging_level=logging.INFO if is_verbose else logging.WARNING,
+            include_dashboard=dashboard,
+        )
     except SystemExit as error:
         if error.code != signal.SIGTERM:
             raise

@@ -17,9 +17,11 @@ from typing import NamedTuple
 
 import httpx
 
-__all__ = ["Endpoint", "is_loopback", "local_url", "problem_of", "reserve", "url_of"]
+__all__ = ["Endpoint", "free_port", "is_loopback", "local_url", "problem_of", "reserve", "url_of"]
 
 _LISTENING = "0A"  # TCP_LISTEN in /proc/net/tcp
+_OPTION = socket.SO_REUSEADDR if sys.platform == "linux" else None
+"""On Linux, this option permits old connections in TIME_WAIT, but no second listener."""
 _PROBE_TIMEOUT_S = 2
 _WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - address to probe instead
 
@@ -35,13 +37,21 @@ class Endpoint(NamedTuple):
 def problem_of(endpoint: Endpoint) -> str | None:
     """The reason why the service cannot listen on `endpoint`, in one line; None if it can."""
     try:
-        with closing(_bound(endpoint, socket.SO_REUSEADDR if sys.platform == "linux" else None)):
+        with closing(_bound(endpoint, _OPTION)):
             return None
     except OSError as error:
         where = f"port {endpoint.port} of {endpoint.host}"
         if error.errno == errno.EADDRINUSE:
             return f"{where} is in use by {_holder(endpoint)}. Stop it, or choose another port: {endpoint.setting}"
         return f"cannot listen on {where}: {error.strerror or error}. See {endpoint.setting}"
+
+
+def free_port(host: str, preferred: int) -> int:
+    """The preferred port of `host`, or another one if that is in use."""
+    for port in (preferred, 0):
+        with suppress(OSError), closing(_bound(Endpoint(host, port, ""), _OPTION)) as bound:
+            return int(bound.getsockname()[1])
+    return preferred
 
 
 def url_of(host: str, port: int, scheme: str = "http") -> str:
@@ -73,7 +83,7 @@ def reserve(endpoint: Endpoint) -> None:
 
 
 def _bound(endpoint: Endpoint, option: int | None) -> socket.socket:
-    """A bound socket. On Linux, SO_REUSEADDR permits old connections in TIME_WAIT, but no second listener."""
+    """A bound socket."""
     family, kind, protocol, _, address = socket.getaddrinfo(
         endpoint.host, endpoint.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )[0]

@@ -4,9 +4,11 @@
 import json
 import os
 import shlex
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 import yaml
@@ -15,6 +17,7 @@ from rerank_service.config import Dtype
 from rerank_service.tools.cli.api_keys import KEY_VARIABLE, key_hashes
 from rerank_service.tools.cli.command_line import command_line
 from rerank_service.tools.cli.console import fail, stderr
+from rerank_service.tools.cli.haproxy import own_places, suits_haproxy
 from rerank_service.tools.cli.options import CONFIG_FILE, checked_config, config_file, missing_folders
 from rerank_service.tools.deployment.placement import DeviceChoice
 from rerank_service.tools.deployment.ray_environment import HAPROXY_ENVIRONMENT, RAY_ENVIRONMENT, set_ray_environment
@@ -74,8 +77,15 @@ Print = Annotated[
     typer.Option("--print-config", help="Print the configuration and start nothing.", rich_help_panel=_PANEL),
 ]
 HAProxy = Annotated[
-    bool,
-    typer.Option("--haproxy", help="Put HAProxy in front, for less CPU per request. It listens on all interfaces."),
+    bool | None,
+    typer.Option(
+        "--haproxy/--no-haproxy",
+        show_default=False,
+        help="Put HAProxy in front, for less CPU per request. By default, where it is installed and no TLS is set.",
+    ),
+]
+Dashboard = Annotated[
+    bool, typer.Option("--dashboard", help="Start Ray's dashboard too; `serve status` and `ray list` need it.")
 ]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Print every line of the service's logs.")]
 
@@ -90,7 +100,8 @@ def serve(
     replicas: Replicas = None,
     api_key_file: KeyFile = None,
     print_config: Print = False,
-    haproxy: HAProxy = False,
+    haproxy: HAProxy = None,
+    dashboard: Dashboard = False,
     verbose: Verbose = False,
 ) -> None:
     """Start the service in the foreground; Ctrl-C stops it.
@@ -118,11 +129,25 @@ def serve(
     if print_config:
         typer.echo(text, nl=False)
         return
-    set_ray_environment(os.environ, haproxy=haproxy)
-    from rerank_service.tools.cli.foreground import Serving, run  # only now: Ray reads the environment when imported
-
+    document = yaml.safe_load(text)
+    http_options = document.get("http_options") or {}
     port_setting = f"http_options.port in {path}" if path is not None and port is None else "--port"
-    run(Serving(text, path or "this configuration", port_setting, host, port, verbose))
+    with _environment_of(document, haproxy, host or http_options.get("host") or _HOST):
+        from rerank_service.tools.cli.foreground import Serving, run  # only now: Serve reads the environment on import
+
+        run(Serving(text, path or "this configuration", port_setting, host, port, verbose, dashboard))
+
+
+def _environment_of(document: Mapping[str, Any], haproxy: bool | None, host: str) -> AbstractContextManager[None]:
+    """Sets the environment of Ray's processes. The context holds HAProxy's files."""
+    set_ray_environment(os.environ)
+    if haproxy is None:
+        haproxy = suits_haproxy(document, os.environ)
+    elif not haproxy:
+        for name in HAPROXY_ENVIRONMENT:
+            os.environ.pop(name, None)
+    set_ray_environment(os.environ, haproxy=haproxy)
+    return own_places(os.environ, host) if haproxy else nullcontext()
 
 
 def _file_among(targets: list[str]) -> str | None:

@@ -3,6 +3,7 @@
 import re
 import time
 from collections.abc import Iterator, Mapping
+from itertools import count
 from typing import NamedTuple
 
 import httpx
@@ -17,7 +18,9 @@ from rerank_service.tools.cli.ports import local_url, url_of
 
 __all__ = ["StartFailed", "failed_attempts", "failure_of", "ready_lines", "reason_in", "wait_until_ready"]
 
-_READINESS_POLL_S = 1.0
+_READINESS_POLL_S = 0.2
+_POLLS_PER_STATUS = 5
+"""The status costs the controller work that a starting service needs the processor for."""
 _REQUEST_LIMIT_S = 2.0
 _OURS = "rerank_service.errors."
 _ERROR_LINE = re.compile(r"^([A-Za-z_][\w.]*(?:Error|Exception|Exit|Interrupt)\w*): (.+)")
@@ -50,14 +53,17 @@ def wait_until_ready(config: ServeDeploySchema, settings: RerankConfig) -> list[
     # The certificate names the service's public host, not this machine's address.
     with httpx.Client(verify=False, trust_env=False, timeout=_REQUEST_LIMIT_S) as client:  # noqa: S501
         told: set[str] = set()
+        polls = count()
         while not _answers(client, f"{address.local}/v1/health/ready"):
+            time.sleep(_READINESS_POLL_S)
+            if next(polls) % _POLLS_PER_STATUS:
+                continue
             applications = serve.status().applications
             if (reason := failure_of(applications, required)) is not None:
                 raise StartFailed(reason)
             for line in sorted(set(failed_attempts(applications, names)) - told):
                 told.add(line)
                 stderr.print(f"warning: {line}", markup=False, highlight=False, soft_wrap=True)
-            time.sleep(_READINESS_POLL_S)
     return list(ready_lines(address.public, address.local, settings))
 
 

@@ -15,6 +15,8 @@ RAY_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # Clients cannot turn off timeouts with a header, and no request is lost when an ingress dies.
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "rerank_service.http.proxies.headers:proxy_middlewares",
+    # Serve updates its own gauges and counters every 5 seconds instead of every 0.1; Ray exports them every 10 seconds.
+    "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "5000",
     # Requests of a hung replica move to other replicas at once, not after the time for a graceful shutdown.
     "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
     # A dead node is detected after 3 to 4 seconds instead of 15; until then, requests to the node wait.
@@ -24,7 +26,7 @@ RAY_ENVIRONMENT = {
 }
 
 HAPROXY_ENVIRONMENT = {
-    # HAProxy instead of Serve's own proxies, directly in front of the ingress replicas. It listens on all interfaces.
+    # HAProxy instead of Serve's own proxies, directly in front of the ingress replicas.
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     # gRPC between ingresses and replicas, with one thread fewer in each. Do not set without HAProxy (ray issue 62982).
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
@@ -40,6 +42,8 @@ HAPROXY_ENVIRONMENT = {
     # An ingress that is being removed still accepts requests for this time, until every HAProxy has been reloaded.
     # Serve's default of 30 s is for load balancers that address the ingresses directly.
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
+    # Every HAProxy, also that of another node, names the client's address to the ingress; uvicorn believes it.
+    "FORWARDED_ALLOW_IPS": "*",
     "RAY_SERVE_HAPROXY_BINARY_PATH": str(Path(sys.executable).with_name("rerank-haproxy")),
 }
 """Variables to add to `RAY_ENVIRONMENT` on every node of a cluster with HAProxy in front. They work only on Linux;

@@ -267,6 +267,44 @@ def test_uv_uses_the_mirrors_and_certificates_of_pip(machine: Machine, indexes: 
     assert "SSL_CERT_FILE=/etc/ours.pem\n" in calls
 
 
+@pytest.fixture
+def lock(machine: Machine) -> str:
+    """A lock for the machine that the tests' uname reports."""
+    machine.program("uname", 'if [ "${1-}" = -m ]; then echo x86_64; else echo Linux; fi')
+    path = machine.folder / "cluster/locks/linux-x86_64-cuda.txt"
+    path.parent.mkdir()
+    path.write_text("torch==1.0 --hash=sha256:0\n")
+    return path.relative_to(machine.folder).as_posix()
+
+
+@pytest.mark.parametrize("has_uv", [True, False])
+def test_a_lock_is_installed_by_its_hashes_and_the_package_alone(machine: Machine, lock: str, has_uv: bool) -> None:
+    if has_uv:
+        machine.uv()
+
+    outcome = machine.install("--locked", "venv", "cuda")
+
+    assert outcome.code == 0, outcome.stderr
+    *_, packages, own = [call for call in outcome.calls.splitlines() if not call.startswith("UV_")]
+    assert packages.endswith(f"--require-hashes --only-binary :all: --requirement {lock}")
+    assert own.endswith("--no-deps --no-build-isolation --no-index .")
+    assert "constraints.txt" not in packages + own
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"), [(["venv", "cpu"], "there is no lock"), (["venv", "cuda", "redis"], "no extras")]
+)
+def test_a_lock_that_does_not_exist_or_suit_is_refused(
+    machine: Machine, lock: str, arguments: list[str], message: str
+) -> None:
+    machine.uv()
+
+    outcome = machine.install("--locked", *arguments)
+
+    assert (outcome.code, outcome.calls) == (2, "")
+    assert message in outcome.stderr
+
+
 def test_an_old_python_is_refused(machine: Machine) -> None:
     machine.program("old-python", "exit 1")
 

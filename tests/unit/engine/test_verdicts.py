@@ -11,11 +11,11 @@ import torch
 
 from rerank_service import __version__
 from rerank_service.checkpoints.verification import MANIFEST_FILE
-from rerank_service.config import Dtype, EngineConfig
-from rerank_service.engine import verdicts
+from rerank_service.config import Dtype, EngineConfig, EngineKind
+from rerank_service.engine import choose_precision, verdicts
 from rerank_service.engine.device import cuda
-from rerank_service.engine.kinds import checkpoint_engine
 from rerank_service.engine.loading import Checkpoint
+from rerank_service.engine.protocol import choose_here
 from rerank_service.engine.verdicts import (
     Float8Verdict,
     checkpoint_digest,
@@ -158,12 +158,12 @@ def test_float8_is_taken_only_if_it_may_and_can_be_compiled(
 ) -> None:
     write_verdict(options, record(folder))
     monkeypatch.setattr(cuda, "name", lambda device: GPU)
-    monkeypatch.setattr(checkpoint_engine, "compiler_problem", lambda device: problem)
+    monkeypatch.setattr(choose_precision, "compiler_problem", lambda device: problem)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     chosen = EngineConfig.model_validate(options.model_dump() | settings)
     checkpoint = Checkpoint(folder, {}, chosen, None, torch.device("cuda", 0))
 
-    precision = checkpoint_engine._precision(checkpoint, checkpoint.device)
+    precision, _ = choose_precision.choose_precision(checkpoint, EngineKind.SEQUENCE_CLASSIFIER, choose_here)
     assert (precision.states, precision.quantised) == (torch.bfloat16, expected)
 
 
@@ -173,4 +173,5 @@ def test_a_cpu_reads_no_record(folder: Path, options: EngineConfig, monkeypatch:
 
     monkeypatch.setattr(verdicts, "current_verdict", refuse)
     checkpoint = Checkpoint(folder, {}, options, None, torch.device("cpu"))
-    assert checkpoint_engine._precision(checkpoint, checkpoint.device).quantised is None
+    precision, _ = choose_precision.choose_precision(checkpoint, EngineKind.SEQUENCE_CLASSIFIER, choose_here)
+    assert precision.quantised is None

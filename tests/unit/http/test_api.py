@@ -549,6 +549,21 @@ async def test_metadata_shows_precision_and_start_once_a_replica_has_reported_th
     assert [one["start_seconds"] for one in after["modelInfo"]] == [slowest, None]
 
 
+async def test_the_numerics_of_a_model_are_in_both_lists(models: list[ModelConfig]) -> None:
+    replicas = {models[0].id: LocalReplica(models[0]), models[1].id: Stuck()}
+    async with client_of(local_api(models, replicas)) as client:
+        await client.post("/v1/ranking", json=BODY | {"model": models[0].id})
+        listed = (await client.get("/v1/models")).json()["data"]
+        described = (await client.get("/v1/metadata")).json()["modelInfo"]
+
+    assert [one["numerics"] for one in described] == ["float32 on cpu", None]
+    assert [one["numerics_reason"] for one in described] == ["engine.dtype is float32", None]
+    assert {entry["root"]: entry.get("numerics") for entry in listed} == {
+        models[0].id: "float32 on cpu",
+        models[1].id: None,
+    }
+
+
 async def test_an_unverified_model_is_marked_in_both_lists(models: list[ModelConfig]) -> None:
     replicas = {model.id: LocalReplica(model) for model in models}
     async with client_of(local_api(models, replicas)) as client:

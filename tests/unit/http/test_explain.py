@@ -265,6 +265,40 @@ async def test_an_explanation_has_the_deadline_of_its_request(models: list[Model
     assert "within 0.2 s" in answer.json()["message"]
 
 
+class Replaced:
+    """Replicas that a rolling update replaces after `num_old` shards; the new ones compute in another precision."""
+
+    def __init__(self, num_old: int) -> None:
+        self.num_old = num_old
+        self.numerics: list[str] = []
+
+    def remote(self, shard: Shard) -> "asyncio.Task[ShardScores]":
+        return asyncio.ensure_future(self._score(shard))
+
+    async def _score(self, shard: Shard) -> ShardScores:
+        count = len(shard.passages)
+        if shard.query == QUERY:  # not the test pair of readiness
+            self.numerics.append("int8" if len(self.numerics) < self.num_old else "float32")
+        logit = 1.0 if self.numerics[-1:] == ["int8"] else 2.0
+        scores = ShardScores((logit,) * count, (9,) * count, (False,) * count, (False,) * count, 0.0, 0.0, 0.0)
+        return replace(scores, numerics="".join(self.numerics[-1:]))
+
+
+@pytest.mark.parametrize(
+    ("num_old", "expected"), [(9, ["int8"] * 2), (0, ["float32"] * 2), (1, ["int8"] + ["float32"] * 3)]
+)
+async def test_a_contribution_compares_logits_of_the_same_numerics(
+    models: list[ModelConfig], num_old: int, expected: list[str]
+) -> None:
+    replicas = Replaced(num_old)
+    async with client_of(local_api(models, dict.fromkeys((ALIGNING, OTHER), replicas))) as c:
+        answer = await c.post("/v1/ranking", json=body(model=OTHER, explain={"top_n": 1}))
+
+    assert replicas.numerics == expected
+    (explanation,) = answer.json()["explanations"]
+    assert {one["contribution"] for one in explanation["sentences"]} == {0.0}
+
+
 async def test_an_explanation_larger_than_the_queue_names_its_own_field(models: list[ModelConfig]) -> None:
     replicas = dict.fromkeys((ALIGNING, OTHER), Hanging(RequestTooLarge(5000, 4096)))
     async with client_of(local_api(models, replicas)) as c:

@@ -116,7 +116,7 @@ async def test_a_replica_is_unhealthy_once_all_tokenising_threads_are_stuck(
 async def test_the_engine_learns_which_part_of_a_gpu_is_reserved(monkeypatch: pytest.MonkeyPatch) -> None:
     reserved: list[tuple[float, float]] = []
 
-    def load(model: ModelConfig, num_cpus: float, *, num_gpus: float) -> SimulatedEngine:
+    def load(model: ModelConfig, num_cpus: float, *, num_gpus: float, agree: object) -> SimulatedEngine:
         reserved.append((num_cpus, num_gpus))
         return SimulatedEngine(1e6)
 

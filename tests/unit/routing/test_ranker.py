@@ -106,6 +106,62 @@ async def test_cancelling_a_ranking_cancels_its_shards(ranker: Ranker, scorer: P
     assert scorer.cancelled == ["never"]
 
 
+class Updating(Passages):
+    """Replicas of two versions: `first` has the numerics of each passage, and later passes those in `later`."""
+
+    def __init__(self, first: str, *later: str) -> None:
+        super().__init__()
+        self.first = first
+        self.later = list(later)
+        self.asked: list[tuple[str, str]] = []
+
+    async def score(self, shard: Shard, deadline: Deadline) -> ShardScores:
+        scores = await super().score(shard, deadline)
+        (passage,) = shard.passages
+        self.asked.append((passage, shard.numerics))
+        numerics = (self.later.pop(0) if self.later else shard.numerics) if shard.numerics else self.first[int(passage)]
+        return replace(scores, numerics=numerics, num_tokens=(ord(numerics),))
+
+
+@pytest.mark.parametrize(
+    ("first", "later", "repeated", "expected"),
+    [
+        ("aaa", [], [], "aaa"),
+        ("aab", [], [("2", "a")], "aaa"),
+        ("abb", [], [("0", "b")], "bbb"),
+        ("aab", ["b"], [("2", "a"), ("0", "b"), ("1", "b")], "bbb"),  # the last replica with `a` has stopped
+        ("aab", ["c"], [("2", "a"), ("0", "c"), ("1", "c")], "ccc"),
+    ],
+)
+async def test_all_logits_of_a_request_have_the_same_numerics(
+    first: str, later: list[str], repeated: list[tuple[str, str]], expected: str
+) -> None:
+    replicas = Updating(first, *later)
+
+    ranked = await Ranker(replicas, CONFIG).rank("m", "q", ["0", "1", "2"], Fitting(), Deadline.after(60.0))
+
+    assert replicas.asked == [("0", ""), ("1", ""), ("2", ""), *repeated]
+    assert (ranked.logits, ranked.numerics) == ([0.0, 1.0, 2.0], expected[0])
+    assert ranked.num_tokens == sum(map(ord, expected))
+
+
+async def test_a_request_ends_if_numerics_keep_changing() -> None:
+    replicas = Updating("ab", *"bcdefghijk")
+    with pytest.raises(ReplicaUnavailable):
+        await Ranker(replicas, CONFIG).rank("m", "q", ["0", "1"], Fitting(), Deadline.after(60.0))
+
+
+async def test_repeated_shards_end_at_the_deadline() -> None:
+    class Late(Updating):
+        async def score(self, shard: Shard, deadline: Deadline) -> ShardScores:
+            if shard.numerics:
+                await asyncio.Event().wait()
+            return await super().score(shard, deadline)
+
+    with pytest.raises(RequestTimedOut):
+        await Ranker(Late("ab"), CONFIG).rank("m", "q", ["0", "1"], Fitting(), Deadline.after(0.2))
+
+
 @given(st.lists(st.text(max_size=300), min_size=1, max_size=60), st.integers(50, 5000))
 def test_every_distinct_passage_is_in_one_shard_within_the_size(passages: list[str], shard_tokens: int) -> None:
     shards = list(cut_into_shards("r", "m", "a query", passages, Fitting(), shard_tokens))

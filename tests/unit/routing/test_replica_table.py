@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from rerank_service.messages import ReplicaLoad
+from rerank_service.messages import Fitting, ReplicaLoad, Shard
 from rerank_service.routing.replica_table import ReplicaTable
 
 
@@ -194,3 +194,52 @@ def test_own_tokens_are_corrected_by_the_error_of_earlier_estimates(table: Repli
     table.send(1, "mine", "a", 1_000)
 
     assert table.expected_tokens("a") == pytest.approx(1_500, rel=0.01)
+
+
+def shard(model: str = "m", numerics: str = "") -> Shard:
+    return Shard("r", model, "q", ("p",), (0,), Fitting(), 10, 10, numerics=numerics)
+
+
+@pytest.fixture
+def updating(table: ReplicaTable) -> ReplicaTable:
+    """A rolling update: `a` and `b` compute in int8, `c` in float32, and `d` has not answered yet."""
+    for replica, numerics in (("a", "int8"), ("b", "int8"), ("c", "float32")):
+        table.mark_answered(replica, "m", numerics)
+    return table
+
+
+def test_the_shards_of_a_request_go_to_replicas_with_the_same_numerics(updating: ReplicaTable) -> None:
+    assert list(updating.usable("abcd", str, (), shard(), "mine")) == ["a", "b", "c", "d"]  # the first shard may choose
+    updating.claim(1, "mine", "c", 10)
+    updating.send(2, "other", "a", 10)
+
+    assert updating.usable("abcd", str, (), shard(), "mine") == ["c"]
+    assert updating.usable("abcd", str, (), shard(), "other") == ["a", "b"]
+    assert updating.usable("abd", str, (), shard(), "mine") == ["d"]  # perhaps the same
+    assert list(updating.usable("ab", str, (), shard(), "mine")) == ["a", "b"]  # no other replica remains
+
+    updating.send(1, "mine", "c", 10)
+    assert updating.usable("abcd", str, (), shard(), "mine") == ["c"]
+    updating.complete("mine", "c")
+    assert list(updating.usable("abcd", str, (), shard(), "mine")) == ["a", "b", "c", "d"]
+
+
+def test_a_repeated_shard_goes_to_a_replica_with_the_wanted_numerics(updating: ReplicaTable) -> None:
+    assert updating.usable("abcd", str, (), shard(numerics="float32"), "mine") == ["c"]
+    assert updating.usable("abcd", str, ("a",), shard(numerics="int8"), "mine") == ["b"]
+
+
+def test_other_models_of_a_pool_are_not_affected(updating: ReplicaTable) -> None:
+    updating.claim(1, "mine", "c", 10)
+    assert list(updating.usable("abcd", str, (), shard("another"), "mine")) == ["a", "b", "c", "d"]
+
+
+def test_after_the_update_nothing_is_excluded(updating: ReplicaTable) -> None:
+    updating.claim(1, "mine", "c", 10)
+    updating.keep_only("cd")
+    assert list(updating.usable("cd", str, (), shard(), "mine")) == ["c", "d"]
+
+    updating.mark_answered("d", "m", "float16")
+    assert updating.usable("cd", str, (), shard(), "mine") == ["c"]
+    updating.mark_answered("d", "m", "float32")
+    assert list(updating.usable("cd", str, (), shard(), "mine")) == ["c", "d"]

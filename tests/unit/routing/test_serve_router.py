@@ -70,6 +70,24 @@ def routed(request: pytest.FixtureRequest) -> Routed:
     return Routed(request, ExpectedSecondsRouter)
 
 
+async def test_during_an_update_all_shards_of_a_request_go_to_replicas_with_the_same_numerics(routed: Routed) -> None:
+    names = "abcd"
+    routed.update(*map(routed.replica, names))
+    numerics = dict(zip(names, ("int8", "int8", "float32", "float32"), strict=True))
+    for name in names:
+        routed.table.mark_answered(name, "model", numerics[name])
+
+    chosen = [
+        {numerics[await routed.assign(replace(SHARD, request_id=f"request {request}"))] for _ in range(4)}
+        for request in range(6)
+    ]
+    wanted = await routed.assign(replace(SHARD, request_id="repeated", numerics="float32"))
+
+    assert [len(found) for found in chosen] == [1] * 6
+    assert chosen[0] != chosen[1]  # both versions answer requests
+    assert numerics[wanted] == "float32"
+
+
 async def test_shards_of_a_request_spread_and_their_routes_are_known(routed: Routed) -> None:
     routed.update(routed.replica("a"), routed.replica("b"))
 

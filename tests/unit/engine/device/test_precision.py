@@ -1,28 +1,65 @@
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
 from rerank_service.config import Dtype
 from rerank_service.engine.device import precision
-from rerank_service.engine.device.precision import Precision, computes_bfloat16, multiplies_int8, resolve_precision
+from rerank_service.engine.device.precision import (
+    INSTRUCTION_SETS,
+    Precision,
+    allowed_precisions,
+    computes_bfloat16,
+    instruction_set,
+    multiplies_int8,
+)
 from rerank_service.errors import CheckpointError
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
+FLOAT32, BFLOAT16, FLOAT16 = Precision(torch.float32), Precision(torch.bfloat16), Precision(torch.float16)
 
 
-def test_meaning_of_each_dtype() -> None:
-    assert resolve_precision(Dtype.FLOAT32, CPU) == Precision(torch.float32)
-    assert resolve_precision(Dtype.AUTO, CPU).states in (torch.float32, torch.bfloat16)
-    assert resolve_precision(Dtype.FLOAT8, CPU).quantised is Dtype.FLOAT8
-    assert str(Precision(torch.bfloat16, Dtype.INT8)) == "int8 with bfloat16 states"
-    assert str(Precision(torch.float32)) == "float32"
+def names(dtype: Dtype, device: torch.device = CPU) -> list[str]:
+    return list(map(str, allowed_precisions(dtype, device)))
 
 
-@pytest.mark.parametrize(("has_vnni", "expected"), [(True, Dtype.INT8), (False, None)])
-def test_fastest_quantises_if_the_processor_can(
-    monkeypatch: pytest.MonkeyPatch, has_vnni: bool, expected: Dtype | None
+def test_a_configured_float_type_is_the_only_one() -> None:
+    for dtype, expected in ((Dtype.FLOAT32, FLOAT32), (Dtype.BFLOAT16, BFLOAT16), (Dtype.FLOAT16, FLOAT16)):
+        assert allowed_precisions(dtype, CPU) == (expected,)
+    assert all(one.quantised is Dtype.FLOAT8 for one in allowed_precisions(Dtype.FLOAT8, CPU))
+
+
+@pytest.mark.parametrize(
+    ("name", "auto", "quantised"),
+    [
+        ("AMX", ["float32", "bfloat16"], ["int8 with float32 states", "int8 with bfloat16 states"]),
+        ("AVX512-BF16", ["float32", "bfloat16"], ["int8 with float32 states", "int8 with bfloat16 states"]),
+        ("AVX512-VNNI", ["float32"], ["int8 with float32 states"]),
+        ("AVX-512", ["float32"], ["int8 with float32 states"]),
+        ("AVX-VNNI", ["float32"], ["int8 with float32 states"]),
+        ("AVX2", ["float32"], ["int8 with float32 states"]),
+        ("ARM with i8mm and bf16", ["float32"], []),
+        ("ARM NEON", ["float32"], []),
+        ("none of these", ["float32"], []),
+    ],
+)
+def test_what_each_instruction_set_runs(
+    monkeypatch: pytest.MonkeyPatch, name: str, auto: list[str], quantised: list[str]
 ) -> None:
-    monkeypatch.setattr(precision, "multiplies_int8", lambda: has_vnni)
-    assert resolve_precision(Dtype.FASTEST, CPU).quantised is expected
+    (chosen,) = (one for one in INSTRUCTION_SETS if one.name == name)
+    flags = dict.fromkeys(chosen.flags, True)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: flags)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: (chosen.in_use or ("DEFAULT",))[0])
+
+    assert instruction_set() is chosen
+    assert names(Dtype.AUTO) == auto
+    assert names(Dtype.FASTEST) == auto + quantised
+    if quantised:
+        assert names(Dtype.INT8) == quantised
+    else:
+        with pytest.raises(CheckpointError, match="needs an x86 CPU with AVX2"):
+            allowed_precisions(Dtype.INT8, CPU)
 
 
 @pytest.mark.parametrize(
@@ -31,39 +68,57 @@ def test_fastest_quantises_if_the_processor_can(
 def test_instructions_that_torch_does_not_use_do_not_count(
     monkeypatch: pytest.MonkeyPatch, in_use: str, int8: bool, bfloat16: bool
 ) -> None:
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True, "avx_vnni": True})
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: in_use)
 
     assert multiplies_int8() is int8
     assert computes_bfloat16() is bfloat16
 
 
-def test_fastest_on_a_gpu_is_auto(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_flags_are_names_that_torch_reports() -> None:
+    reported = torch.cpu.get_capabilities()
+    if reported["architecture"] != "x86_64":
+        pytest.skip("the names of another architecture")
+    x86 = [one for one in INSTRUCTION_SETS if "ARM" not in one.name]
+    assert {flag for one in x86 for flag in one.flags} <= reported.keys()
+
+
+@pytest.mark.parametrize(
+    ("capability", "auto", "float8"),
+    [((7, 5), ["float16"], None), ((8, 0), ["float16", "bfloat16"], None), ((9, 0), ["float16", "bfloat16"], True)],
+)
+def test_each_gpu_uses_a_type_that_it_supports(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], auto: list[str], float8: bool | None
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+
+    assert names(Dtype.AUTO, GPU) == names(Dtype.FASTEST, GPU) == auto
+    if float8:
+        assert names(Dtype.FLOAT8, GPU) == ["float8 with bfloat16 states"]
+    else:
+        with pytest.raises(CheckpointError, match="Ada, Hopper or newer"):
+            allowed_precisions(Dtype.FLOAT8, GPU)
+
+
+def test_int8_is_refused_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
-    assert resolve_precision(Dtype.FASTEST, GPU) == Precision(torch.bfloat16)
-
-
-def test_each_gpu_uses_a_type_that_it_supports(monkeypatch: pytest.MonkeyPatch) -> None:
-    capabilities = {torch.device("cuda", 0): (7, 5), torch.device("cuda", 1): (8, 0)}
-    monkeypatch.setattr(torch.cuda, "get_device_capability", capabilities.__getitem__)
-
-    found = [resolve_precision(Dtype.AUTO, device).states for device in capabilities]
-
-    assert found == [torch.float16, torch.bfloat16]
-
-
-def test_int8_is_refused_on_a_gpu() -> None:
     with pytest.raises(CheckpointError, match="on a GPU set float8"):
-        resolve_precision(Dtype.INT8, GPU)
+        allowed_precisions(Dtype.INT8, GPU)
 
 
-def test_int8_needs_avx2(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(precision, "multiplies_int8", lambda: False)
-    with pytest.raises(CheckpointError, match="needs an x86 CPU with AVX2"):
-        resolve_precision(Dtype.INT8, CPU)
+def test_int8_needs_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision.torch.backends.mkldnn, "is_available", lambda: False)
+    assert not multiplies_int8()
 
 
-def test_float8_needs_a_recent_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
-    with pytest.raises(CheckpointError, match="Ada, Hopper or newer"):
-        resolve_precision(Dtype.FLOAT8, GPU)
+def test_the_documentation_has_the_same_table() -> None:
+    page = (Path(__file__).parents[4] / "docs/performance.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([^|]+) \| (yes|no) \| (yes|no) \| (?:yes|no|masked) \|$", page, re.MULTILINE)
+    documented = {
+        name: (int8 == "yes", bfloat16 == "yes") for names, int8, bfloat16 in rows for name in names.split(", ")
+    }
+
+    expected = {
+        one.name.partition(" ")[0]: (one.int8, one.bfloat16) for one in INSTRUCTION_SETS if one.flags or one.in_use
+    }
+    assert documented == expected

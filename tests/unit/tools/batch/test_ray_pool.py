@@ -41,7 +41,7 @@ def test_a_worker_uses_only_the_part_of_a_gpu_that_ray_reserves_for_it(
     """Ray shows all GPUs to a worker without GPUs, and a whole GPU to a worker with a part of it."""
     reserved: list[tuple[Any, Any]] = []
 
-    def load(model: ModelConfig, num_cpus: float | None, *, num_gpus: float | None) -> Any:
+    def load(model: ModelConfig, num_cpus: float | None, *, num_gpus: float | None, agree: object) -> Any:
         reserved.append((num_cpus, num_gpus))
         raise CheckpointError("seen enough")
 

@@ -11,7 +11,8 @@ import pytest
 from fastapi import FastAPI
 
 from rerank_service.tools.cli import foreground
-from rerank_service.tools.cli.ports import Endpoint, is_loopback, problem_of, reserve
+from rerank_service.tools.cli.ports import Endpoint, free_port, is_loopback, problem_of, reserve
+from tests import ports
 from tests.http_servers import running
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the rules for sharing a port differ on other systems")
@@ -167,3 +168,16 @@ def test_serve_reads_its_ports_from_the_file_and_haproxys_from_the_environment(m
     assert ports[8123] == "--port"
     assert ports[8405] == "the environment variable RAY_SERVE_HAPROXY_STATS_PORT"
     assert len(ports) == 4
+
+
+def test_haproxys_ports_are_bound_to_the_services_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = foreground.ServeDeploySchema.model_validate({"http_options": {"host": "127.0.0.1"}, "applications": []})
+    monkeypatch.setattr(foreground.constants, "RAY_SERVE_ENABLE_HA_PROXY", True)
+    assert {one.host for one in foreground.endpoints_of(config, "--port")} == {"127.0.0.1"}
+
+
+def test_a_port_in_use_is_replaced_by_a_free_one() -> None:
+    preferred = ports.free_port()
+    assert free_port("127.0.0.1", preferred) == preferred
+    with closing(socket.create_server(("127.0.0.1", preferred))):
+        assert problem_of(Endpoint("127.0.0.1", free_port("127.0.0.1", preferred), "")) is None

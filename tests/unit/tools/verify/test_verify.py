@@ -529,31 +529,53 @@ def test_a_running_service(folders: dict[str, Path], service: str) -> None:
     }
 
 
+@pytest.fixture
+def verify_nearly(folders: dict[str, Path], service: str, tmp_path: Path) -> Callable[..., tuple[int, dict[str, Any]]]:
+    """Verifies the model `nearly` of the running service. Takes the configured precision and more arguments; returns
+    the exit code and the verdict."""
+
+    def run(dtype: str, *more: str) -> tuple[int, dict[str, Any]]:
+        config = tmp_path / "serve.yaml"
+        model = {
+            "checkpoint": {"source": str(folders["llama_bidirec"])},
+            "engine": {"dtype": dtype, "device": "cpu"},
+            "window_tokens": SHORT_WINDOW,
+        }
+        models = [model | {"id": name} for name in ("nearly", "short")]
+        config.write_text(json.dumps({"applications": [{"args": {"models": models}}]}))
+        command = ["verify", "nearly", "--config", str(config), "--url", service, "--json"]
+        result = runner.invoke(app, [*command, *more])
+        return result.exit_code, json.loads(result.stdout)
+
+    return run
+
+
 @pytest.mark.parametrize("dtype", ["fastest", "auto", "float32"])
 def test_a_running_service_is_verified_in_the_precision_it_reports(
-    folders: dict[str, Path], service: str, tmp_path: Path, dtype: str
+    verify_nearly: Callable[..., tuple[int, dict[str, Any]]], dtype: str
 ) -> None:
     """A difference of 3% is within the tolerance of int8, but is an error in float32."""
-    config = tmp_path / "serve.yaml"
-    model = {
-        "checkpoint": {"source": str(folders["llama_bidirec"])},
-        "engine": {"dtype": dtype, "device": "cpu"},
-        "window_tokens": SHORT_WINDOW,
-    }
-    models = [model | {"id": name} for name in ("nearly", "short")]
-    config.write_text(json.dumps({"applications": [{"args": {"models": models}}]}))
-    command = ["verify", "nearly", "--config", str(config), "--url", service, "--json"]
+    exit_code, verdict = verify_nearly(dtype)
 
-    nearly, short, as_alias, as_said = (
-        runner.invoke(app, [*command, *more])
-        for more in ([], ["--served-as", "short"], ["--served-as", "ALIAS"], ["--dtype", "int8"])
-    )
+    assert (exit_code, verdict["dtype"]) == (1, "float32")
+    assert "logits are 0.97" in verdict["reason"]
 
-    assert nearly.exit_code == 1, nearly.output
-    assert "logits are 0.97" in json.loads(nearly.stdout)["reason"]
-    assert [json.loads(one.stdout)["dtype"] for one in (nearly, short, as_alias)] == ["float32"] * 3
-    assert [one.exit_code for one in (short, as_alias)] == [0, 0]
-    assert (as_said.exit_code, json.loads(as_said.stdout)["dtype"]) == (0, "int8")  # --dtype takes precedence
+
+@pytest.mark.parametrize("name", ["short", "ALIAS"])
+def test_a_running_service_is_verified_under_another_name(
+    verify_nearly: Callable[..., tuple[int, dict[str, Any]]], name: str
+) -> None:
+    exit_code, verdict = verify_nearly("fastest", "--served-as", name)
+
+    assert (exit_code, verdict["dtype"]) == (0, "float32")
+
+
+def test_an_option_takes_precedence_over_the_reported_precision(
+    verify_nearly: Callable[..., tuple[int, dict[str, Any]]],
+) -> None:
+    exit_code, verdict = verify_nearly("fastest", "--dtype", "int8")
+
+    assert (exit_code, verdict["dtype"]) == (0, "int8")
 
 
 @pytest.mark.parametrize(

