@@ -233,8 +233,8 @@ def test_no_other_manifest_or_script_drains_nodes() -> None:
     texts = {
         path: path.read_text()
         for path in (ROOT / "cluster").rglob("*")
-        if path.suffix in (".yaml", ".sh", "") and path.is_file()
+        if path.suffix in (".tpl", ".yaml", ".sh", "") and path.is_file()
     }
     found = {path.name for path, text in texts.items() if re.search(r'rerank-service"? drain', text)}
 
-    assert found == {"rayservice.yaml", "node.sh"}
+    assert found == {"_worker.tpl", "manifests.yaml", "node.sh"}
