@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from cluster.chart import VALUES, render
 from cluster.validate.documents import Document, Documents, quantity
 from cluster.validate.finding import NodeShape, Setting
 
@@ -23,15 +24,16 @@ class ManifestSet:
     """Documents that are applied to one namespace together."""
 
     name: str
-    kustomization: Path
-    files: tuple[Path, ...]
-    """Documents that the instructions apply in addition."""
+    kustomization: Path | None
+    """Null: the set is rendered with the chart's values of this name, and not kept."""
     setting: Setting
 
     def documents(self) -> Documents:
         """Renders the set."""
-        added = [document for path in self.files for document in yaml.safe_load_all(path.read_text(encoding="utf-8"))]
-        return Documents([*built(self.kustomization), *added])
+        if self.kustomization is not None:
+            return Documents(built(self.kustomization))
+        values = yaml.safe_load((VALUES / f"{self.name}.yaml").read_text(encoding="utf-8"))
+        return Documents(yaml.safe_load_all(render(values)))
 
 
 def manifest_sets() -> list[ManifestSet]:
@@ -51,8 +53,8 @@ def _manifest_set(entry: dict[str, Any]) -> ManifestSet:
         image_environment=_image_environment(),
         external=frozenset(entry.get("external", ())),
     )
-    files = tuple(CLUSTER / name for name in entry.get("files", ()))
-    return ManifestSet(entry["name"], CLUSTER / entry["kustomize"], files, setting)
+    kustomization = CLUSTER / entry["kustomize"] if "kustomize" in entry else None
+    return ManifestSet(entry["name"], kustomization, setting)
 
 
 @cache

@@ -15,6 +15,7 @@ __all__ = [
     "LimitsConfig",
     "LogConfig",
     "PathConfig",
+    "PrivateRoute",
     "RankingPath",
     "RateLimitConfig",
     "ServiceConfig",
@@ -144,6 +145,13 @@ class RateLimitConfig(Section):
     secret; read at start. Unset or empty: no password, or the one in `storage`."""
 
 
+class PrivateRoute(StrEnum):
+    """Routes of `auth.private_routes`."""
+
+    METRICS = "metrics"
+    METADATA = "metadata"
+
+
 class AuthConfig(Section):
     """API keys that clients send as bearer tokens or in other headers. Without keys, the service answers everyone."""
 
@@ -158,6 +166,10 @@ class AuthConfig(Section):
 
     key_hashes: tuple[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")], ...] = ()
     """SHA-256 digests of accepted keys, in hex. A new key takes effect when the configuration is deployed again."""
+
+    private_routes: tuple[PrivateRoute, ...] = ()
+    """Routes that need a key too: `metrics` (`/metrics`, `/v1/metrics`) and `metadata` (`/v1/metadata`, `/v1/manifest`,
+    which name the sources of the models). By default they need none, because scrapers and platforms have none."""
 
     key_headers: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9-]+$")], ...] = ("x-api-key", "api-key")
     """Headers that may contain a key, in addition to `Authorization: Bearer KEY`. A request needs a valid key in only

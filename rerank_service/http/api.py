@@ -78,7 +78,7 @@ def build_api(
     api.include_router(rankings)
     api.add_middleware(DirectRankings, routes=rankings.routes)
     api.include_router(_with_head(model_routes(config, keys, metrics)))
-    api.include_router(_with_head(service_routes(config, readiness, metrics, versions)))
+    api.include_router(_with_head(service_routes(config, keys, readiness, metrics, versions)))
     if config.service.playground:
         api.router.routes.extend(playground_routes())
     api.router.default = SecondLook(api.router)

@@ -194,8 +194,7 @@ class RankingEndpoint:
         except RequestTooLarge as error:
             raise RequestTooLarge(error.num_tokens, error.max_tokens, "explain.top_n", "send a lower value") from None
         if scored.numerics != ranked.numerics:  # a rolling update changed the precision between the two passes
-            rankings = await self._rank(call, model_id, deadline, caller, client_id)
-            return await self._explain(call, rankings, model_id, deadline, caller, client_id)
+            return await self._rank(call, caller, client_id, model_id, deadline)
         return [with_explanations(ranked, plan, scored)], headers
 
 

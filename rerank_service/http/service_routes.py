@@ -1,14 +1,15 @@
-"""Routes for platforms and tools: health, metadata and metrics. None of these routes calls a model or needs a key,
-because health probes and metric scrapers have none."""
+"""Routes for platforms and tools: health, metadata and metrics. None of these routes calls a model. Health needs no
+key; metadata and metrics need one only if `auth.private_routes` names them."""
 
 import time
 from typing import Any
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 
 from rerank_service import __version__
-from rerank_service.config import DialectName, ModelConfig, RerankConfig
+from rerank_service.config import DialectName, ModelConfig, PrivateRoute, RerankConfig
+from rerank_service.http.access import ApiKeys
 from rerank_service.http.readiness import Readiness
 from rerank_service.http.versions import Versions
 from rerank_service.telemetry.ingress_metrics import IngressMetrics
@@ -30,21 +31,37 @@ _FROM_FINEST = ("float32", "float16", "bfloat16", "int8", "float8")
 
 
 def service_routes(
-    config: RerankConfig, readiness: Readiness, metrics: IngressMetrics, versions: Versions | None = None
+    config: RerankConfig,
+    keys: ApiKeys,
+    readiness: Readiness,
+    metrics: IngressMetrics,
+    versions: Versions | None = None,
 ) -> APIRouter:
     """Builds the GET routes of NVIDIA's API, and similar routes of the enabled dialects."""
     routes = APIRouter(tags=["Service"])
+    access = _access(config, keys, PrivateRoute.METRICS)
 
-    @routes.get("/metrics", response_class=Response, responses=_PROMETHEUS_RESPONSE, openapi_extra=_PUBLIC)
-    @routes.get("/v1/metrics", response_class=Response, responses=_PROMETHEUS_RESPONSE, openapi_extra=_PUBLIC)
+    @routes.get("/metrics", response_class=Response, responses=_PROMETHEUS_RESPONSE, **access)
+    @routes.get("/v1/metrics", response_class=Response, responses=_PROMETHEUS_RESPONSE, **access)
     async def prometheus() -> Response:
         """Metrics of this ingress in Prometheus text."""
         return Response(metrics.exposition(), media_type=_PROMETHEUS)
 
     _add_health(routes, readiness)
     _add_dialect_routes(routes, config, readiness)
-    _add_descriptions(routes, config, metrics, versions)
+    _add_descriptions(routes, config, metrics, versions, _access(config, keys, PrivateRoute.METADATA))
     return routes
+
+
+def _access(config: RerankConfig, keys: ApiKeys, route: PrivateRoute) -> dict[str, Any]:
+    """Options of a route that needs a key if the configuration says so."""
+    if route not in config.auth.private_routes:
+        return {"openapi_extra": _PUBLIC}
+
+    def authenticate(request: Request) -> None:
+        keys.authenticate(request.headers)
+
+    return {"dependencies": [Depends(authenticate)]}
 
 
 _UNAVAILABLE: dict[int | str, dict[str, Any]] = {
@@ -127,9 +144,13 @@ def _model_info(model: ModelConfig, metrics: IngressMetrics, versions: Versions 
 
 
 def _add_descriptions(
-    routes: APIRouter, config: RerankConfig, metrics: IngressMetrics, versions: Versions | None
+    routes: APIRouter,
+    config: RerankConfig,
+    metrics: IngressMetrics,
+    versions: Versions | None,
+    access: dict[str, Any],
 ) -> None:
-    @routes.get("/v1/metadata", openapi_extra=_PUBLIC)
+    @routes.get("/v1/metadata", **access)
     async def metadata() -> dict[str, Any]:
         """Version and models, in the form of a NIM.
 
@@ -159,7 +180,7 @@ def _add_descriptions(
         """License of the service. Each model has its own license."""
         return _LICENSE
 
-    @routes.get("/v1/manifest", openapi_extra=_PUBLIC)
+    @routes.get("/v1/manifest", **access)
     async def manifest() -> dict[str, Any]:
         """Source of each model's files."""
         checkpoints = [(model.id, model.checkpoint) for model in config.models]

@@ -44,6 +44,7 @@ class Split:
         """Runs `rerank-service traffic`, and returns what it prints."""
         ran = subprocess.run(
             [_PROGRAM, "traffic", *arguments, "--address", self.gcs_address],
+            env={"RAY_AUTH_MODE": "token"} | os.environ,  # `ray.init` turns tokens on for its own process only
             capture_output=True,
             text=True,
             timeout=_LIMIT_S,

@@ -56,7 +56,7 @@ class Front:
     def pids(self, deployment: str) -> list[int]:
         """Process ids of a deployment's replicas, found by the titles that Ray gives them."""
         tree = psutil.Process(self.pid).children(recursive=True)
-        title = re.compile(rf"ServeReplica:rerank:{re.escape(deployment)}( |$)")
+        title = re.compile(rf"ServeReplica:rerank:{re.escape(deployment)}(?![\w-])")
         return [process.pid for process in tree if title.search(_title(process))]
 
     @property

@@ -7,6 +7,7 @@ attention is one variable-length kernel per layer. Elsewhere, attention is a loo
 pair does not depend on the other pairs of its batch.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
@@ -36,14 +37,20 @@ PADDED_ATTENTION = "padded"
 
 _HALF = (torch.bfloat16, torch.float16)
 """Number types that the variable-length kernel accepts."""
-_LONGEST_PRODUCT = {torch.float32: 128, torch.bfloat16: 512}
-"""Length of the longest sequence for which two plain matrix products beat the fused kernel on a CPU. They beat it
-by 17 to 41% in bfloat16 and by 18 to 35% in float32, with 12 to 32 heads of size 32 or 64 (AMD EPYC, two threads, torch
-2.13.0). From 1,024 tokens on, the products are slower."""
+_LONGEST_PRODUCT = {torch.float32: 256, torch.bfloat16: 512}
+"""Length of the longest sequence for which two plain matrix products beat the fused kernel on a CPU. With 12 heads of
+size 32, they take 0.8 to 0.98 of the kernel's time in float32, and 0.4 to 0.6 of it in bfloat16. In float32, they are
+slower from 512 tokens on; in bfloat16, from 1,024 on (docs/decisions/0002)."""
 _LONGEST_CAUSAL_PRODUCT = {torch.bfloat16: 512}
 """Length of the longest sequence for which two plain products beat the fused kernel in causal attention. The fused
 kernel skips later tokens; the products do not. In bfloat16, products are 18 to 36% faster up to 512 tokens; in float32
 they are never faster (16 and 32 heads of size 128 and 64 on the same machine, one thread)."""
+_LOG2_E = math.log2(math.e)
+_SAFE_SUMS = (2.0**-100, 2.0**100)
+"""Range of a row's sum in which powers that were computed without subtracting the row's maximum are accurate: float32
+and bfloat16 reach from 2^-126 to 2^128. A head of all-MiniLM-L6-v2 reaches 2^68."""
+_FEWEST_ROWS = 16
+"""Numbers of rows of a batch on a CPU are multiples of this number or of a larger power of two."""
 _EVERYTHING, _NOTHING_LATER = (-1, -1), (-1, 0)
 """Numbers of earlier and later tokens that a token sees, as arguments of the variable-length kernel; -1 means all."""
 
@@ -53,8 +60,21 @@ def hidden_states(model: Any, packed: PackedSequences) -> torch.Tensor:
     inputs = {"input_ids": packed.token_ids, "position_ids": packed.position_ids}
     if packed.type_ids is not None:
         inputs["token_type_ids"] = packed.type_ids
+    num_rows = packed.token_ids.size(1)
+    if packed.token_ids.device.type == "cpu" and (num_more := _shared_rows(num_rows) - num_rows):
+        inputs = {name: torch.cat([ids, ids[:, -1:].expand(1, num_more)], 1) for name, ids in inputs.items()}
     states: torch.Tensor = model(**inputs, use_cache=False, packed=packed).last_hidden_state[0]
-    return states
+    return states[:num_rows]
+
+
+def _shared_rows(num_rows: int) -> int:
+    """The smallest number of rows, at least `num_rows`, that many batches share. From 512 rows on, it adds at most 3%.
+
+    oneDNN compiles its kernels for each number of rows, which takes 4 to 15% of a batch's time on a CPU with AVX-512.
+    The last row is repeated, so that calibration sees no value that a batch does not have.
+    """
+    step = max(_FEWEST_ROWS, 1 << max(0, num_rows.bit_length() - 6))
+    return -(-num_rows // step) * step
 
 
 def packed_attention(
@@ -71,8 +91,9 @@ def packed_attention(
 ) -> tuple[torch.Tensor, None]:
     """Attention function with the signature that transformers expects; returns `[1, T, Hq, D]`.
 
-    transformers passes `packed` on from the model's call. The registered name fixes `sees_later`, because a layer's
-    own `is_causal` is true even in a bidirectional Llama.
+    transformers passes `packed` on from the model's call. The registered name fixes `sees_later`, because a layer's own
+    `is_causal` is true even in a bidirectional Llama. Outside the GPU's kernel, rows after the last sequence repeat its
+    last row.
     """
     if packed is None:
         raise ValueError("a model loaded with packed attention must be called with packed=PackedSequences")
@@ -81,12 +102,24 @@ def packed_attention(
     if not packed.bounds:
         raise RuntimeError("a CUDA graph needs the variable-length kernel, which supports only bfloat16 and float16")
     limits = _LONGEST_PRODUCT if sees_later else _LONGEST_CAUSAL_PRODUCT
-    longest_product = limits.get(query.dtype, 0) if query.device.type == "cpu" else 0
+    # Compiled layers, which a CPU has only in tests, cannot branch on the sums of `_two_products`.
+    is_plain_cpu = query.device.type == "cpu" and not torch.compiler.is_compiling()
+    longest_product = limits.get(query.dtype, 0) if is_plain_cpu else 0
     out = torch.empty_like(query.transpose(1, 2))
+    # One allocation for all sequences: new memory for each one would cost as much as the products.
+    memory = query.new_empty(query.size(1) * min(longest_product, packed.max_length) ** 2)
     for start, end in pairwise(packed.bounds):
-        attend = _two_products if end - start <= longest_product else _fused
-        attended = attend(query[:, :, start:end], key[:, :, start:end], value[:, :, start:end], scaling, sees_later)
+        q, k, v = query[:, :, start:end], key[:, :, start:end], value[:, :, start:end]
+        if end - start <= longest_product:
+            attended = _two_products(q, k, v, scaling, sees_later, memory)
+        else:
+            is_gqa = query.size(1) != key.size(1)
+            attended = F.scaled_dot_product_attention(
+                q, k, v, scale=scaling, is_causal=not sees_later, enable_gqa=is_gqa
+            )
         out[:, start:end] = attended.transpose(1, 2)
+    num_tokens = packed.bounds[-1]
+    out[:, num_tokens:] = out[:, num_tokens - 1 : num_tokens]
     return out, None
 
 
@@ -115,26 +148,40 @@ def variable_length_attention(
     return attended
 
 
-def _fused(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, sees_later: bool
-) -> torch.Tensor:
-    is_gqa = query.size(1) != key.size(1)
-    return F.scaled_dot_product_attention(query, key, value, scale=scaling, is_causal=not sees_later, enable_gqa=is_gqa)
-
-
 def _two_products(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, sees_later: bool
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scaling: float | None,
+    sees_later: bool,
+    memory: torch.Tensor,
 ) -> torch.Tensor:
-    """Attention computed directly from its definition, with all weights `[Hq, L, L]` in memory at once."""
-    q, k, v = query[0], key[0], value[0]
+    """Attention computed directly from its definition, with all weights `[Hq, L, L]` in `memory` at once.
+
+    Powers of two are computed without subtracting each row's maximum first, which takes a third (float32) or half
+    (bfloat16) of softmax's time. If a row's sum then leaves the accurate range, softmax computes the sequence.
+    """
+    q, k, v = query[0], key[0].contiguous(), value[0]  # oneDNN would copy other keys transposed, which is slow
     if len(q) != len(k):  # grouped-query attention: several query heads share a key head
         k, v = k.repeat_interleave(len(q) // len(k), 0), v.repeat_interleave(len(q) // len(v), 0)
     alpha = query.size(-1) ** -0.5 if scaling is None else scaling
-    scores = torch.baddbmm(q.new_zeros(()), q, k.transpose(1, 2), beta=0, alpha=alpha)
-    if not sees_later:
-        later = torch.ones(scores.shape[1:], dtype=torch.bool, device=scores.device).triu(1)
-        scores.masked_fill_(later, -torch.inf)
-    return torch.bmm(scores.softmax(-1), v)[None]
+    weights = memory[: len(q) * q.size(1) ** 2].view(len(q), q.size(1), q.size(1))
+    is_later = None if sees_later else torch.ones(weights.shape[1:], dtype=torch.bool).triu(1)
+    _multiply_into(weights, q, k, alpha * _LOG2_E, is_later)
+    sums = weights.exp2_().sum(-1, keepdim=True)
+    of_rows = sums.float().numpy()  # a tensor's own minimum would look as if the host waited for a device
+    if _SAFE_SUMS[0] < of_rows.min() and of_rows.max() < _SAFE_SUMS[1]:
+        return torch.bmm(weights, v).div_(sums)[None]
+    _multiply_into(weights, q, k, alpha, is_later)
+    return torch.bmm(torch.softmax(weights, -1, out=weights), v)[None]
+
+
+def _multiply_into(
+    scores: torch.Tensor, q: torch.Tensor, k: torch.Tensor, alpha: float, is_later: torch.Tensor | None
+) -> None:
+    torch.baddbmm(q.new_zeros(()), q, k.transpose(1, 2), beta=0, alpha=alpha, out=scores)
+    if is_later is not None:
+        scores.masked_fill_(is_later, -torch.inf)
 
 
 def _padded_mask(

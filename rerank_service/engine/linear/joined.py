@@ -1,6 +1,6 @@
 """Joins linear layers that read the same input into one product: queries, keys and values, and the gate and up layers.
 
-One large product keeps a GPU busier than three small ones, and in float8 its input is quantised once. The joined
+One large product keeps a GPU busier than three small ones, and in 8 bits its input is quantised once. The joined
 modules replace those of transformers' Llama, Mistral, Qwen, Gemma, BERT and RoBERTa, and compute the same formulas.
 """
 
@@ -90,15 +90,18 @@ seconds."""
 
 
 @torch.inference_mode()
-def join_linears(model: torch.nn.Module) -> None:
+def join_linears(model: torch.nn.Module, *, only_encoders: bool = False) -> None:
     """Joins the linear layers of `model` in place, one module at a time, so that little memory is needed meanwhile.
 
-    Attention is joined only in models with packed attention. Other classes than the known ones stay as they are.
+    Attention is joined only in models with packed attention. Other classes than the known ones stay as they are; with
+    `only_encoders`, decoders do so too.
     """
     for owner in list(model.modules()):
         for name, child in list(owner.named_children()):
             replacement = _JOINED.get(type(child).__name__)
             if replacement is None or not type(child).__module__.startswith("transformers.models."):
+                continue
+            if only_encoders and replacement is not JoinedSelfAttention:
                 continue
             if replacement is JoinedFeedForward or _is_packed(child):
                 setattr(owner, name, replacement(child))

@@ -1,5 +1,5 @@
 """Replaces the linear layers of a loaded model with quantised layers, with packed layers on a CPU, and with joined
-layers on a GPU, where possible.
+layers, where possible.
 
 Works on any transformers model. The layers inside a `ModuleList` are treated as the model's transformer layers.
 """
@@ -33,8 +33,8 @@ def prepare_linears(
     layers that `run_calibration` calls get fixed scales; all other layers compute a scale for each row.
     """
     device = next(model.parameters()).device
-    if device.type != "cpu":  # a joined product rounds differently, and the logits of a CPU never change
-        join_linears(model)
+    join_linears(model, only_encoders=device.type == "cpu")
+    if device.type != "cpu":
         defer_residuals(model)
     layers = [layer for layer in model.modules() if isinstance(layer, torch.nn.ModuleList)]
     if precision.quantised is Dtype.INT8:

@@ -1,6 +1,7 @@
 """Routes that clients call before they rank: models, limits, health and versions, in each vendor's form."""
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -228,3 +229,27 @@ async def test_the_models_window_is_known_once_a_replica_has_answered() -> None:
 
     assert ("max_model_len" in early[0], early[1]["max_input_length"]) == (False, 512)
     assert late[0]["max_model_len"] == late[1]["max_input_length"] > 0
+
+
+@pytest.mark.parametrize(
+    ("private", "closed"),
+    [
+        ((), set()),
+        (("metrics",), {"/metrics", "/v1/metrics"}),
+        (("metadata",), {"/v1/metadata", "/v1/manifest"}),
+        (("metrics", "metadata"), {"/metrics", "/v1/metrics", "/v1/metadata", "/v1/manifest"}),
+    ],
+)
+async def test_metrics_and_metadata_need_a_key_if_the_configuration_says_so(
+    private: tuple[str, ...], closed: set[str]
+) -> None:
+    auth = {"key_hashes": [hashlib.sha256(b"nvapi-secret").hexdigest()], "private_routes": private}
+    routes = ["/metrics", "/v1/metrics", "/v1/metadata", "/v1/manifest", "/v1/health/live", "/v1/version"]
+    async with served(auth=auth) as client:
+        without = {path: (await client.get(path)).status_code for path in routes}
+        with_key = [await client.get(path, headers={"authorization": "Bearer nvapi-secret"}) for path in routes]
+        described = (await client.get("/openapi.json")).json()["paths"]
+
+    assert without == {path: 401 if path in closed else 200 for path in routes}
+    assert {answer.status_code for answer in with_key} == {200}
+    assert {path for path in routes if path in described and "security" not in described[path]["get"]} == closed

@@ -14,6 +14,7 @@ from rerank_service.engine import Truncate, load_engine
 from rerank_service.engine.device.forward import (
     PACKED_ATTENTION,
     PACKED_CAUSAL_ATTENTION,
+    _shared_rows,
     hidden_states,
     packed_attention,
     variable_length_attention,
@@ -49,6 +50,51 @@ def test_each_sequence_attends_only_to_itself(
                 scores += torch.full_like(scores, -torch.inf).triu(1)
             expected = scores.softmax(-1) @ v
             torch.testing.assert_close(out[0, start:end, head].float(), expected, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("sees_later", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shift", [-300.0, -70.0, 70.0, 300.0])
+def test_extreme_scores_neither_overflow_nor_vanish(shift: float, dtype: torch.dtype, sees_later: bool) -> None:
+    """All scores of a row are moved by `shift`, which does not change attention; only the first sequence is moved."""
+    torch.manual_seed(0)
+    lengths = [40, 24]
+    packed = pack([np.zeros(length, np.int32) for length in lengths], torch.device("cpu"))
+    query, key, value = (torch.randn(1, 2, sum(lengths), 8).to(dtype) for _ in range(3))
+    query[..., 0] = 0
+    key[..., 0] = 16
+
+    def attend(query: torch.Tensor) -> torch.Tensor:
+        return packed_attention(
+            torch.nn.Identity(), query, key, value, None, scaling=1.0, packed=packed, sees_later=sees_later
+        )[0].float()
+
+    expected = attend(query)
+    query[:, :, :40, 0] = shift / 16
+    moved = attend(query)
+
+    tolerance = 1e-4 if dtype is torch.float32 else 1.0  # bfloat16 has 8 bits, so scores near 300 are rounded to 2
+    torch.testing.assert_close(moved, expected, atol=tolerance, rtol=0)
+    assert torch.equal(moved[:, 40:], expected[:, 40:])  # the other sequence is computed as before
+
+
+@pytest.mark.parametrize("num_rows", [1, 15, 16, 17, 130, 511, 512, 2001, 4001, 8192])
+def test_batches_share_numbers_of_rows(num_rows: int) -> None:
+    shared = {_shared_rows(rows) for rows in range(num_rows, num_rows + 64)}
+    assert num_rows <= _shared_rows(num_rows) < num_rows + max(16, num_rows / 31)
+    assert len(shared) <= 5
+
+
+@pytest.mark.parametrize("name", ["bert", "xlm_roberta", "llama_bidirec"])
+def test_rows_that_round_up_a_batch_change_no_state(checkpoints: dict[str, Path], name: str) -> None:
+    model: Any = load_backbone(checkpoints[name])
+    sequences = [np.arange(5, 5 + length, dtype=np.int32) for length in (7, 9, 4)]
+    whole = pack(sequences, torch.device("cpu"))
+    with torch.inference_mode():
+        together = hidden_states(model, whole)
+        alone = [hidden_states(model, pack([sequence], torch.device("cpu"))) for sequence in sequences]
+    assert together.shape[0] == 20
+    assert torch.equal(together, torch.cat(alone))
 
 
 def test_a_model_must_be_called_with_packed_sequences() -> None:

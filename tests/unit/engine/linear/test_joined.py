@@ -146,11 +146,17 @@ def test_float8_quantises_joined_weights_as_separate_weights() -> None:
 
 
 @pytest.mark.parametrize("precision", [Precision(torch.float32), Precision(torch.float32, Dtype.FLOAT8)])
-def test_a_cpu_keeps_separate_layers(precision: Precision) -> None:
-    model = model_of("llama")
-    prepare_linears(model, precision)
-    assert "LlamaAttention" in names_of(model)
-    assert "JoinedAttention" not in names_of(model)
+def test_a_cpu_joins_only_the_attention_of_encoders(precision: Precision) -> None:
+    decoder, encoder = model_of("llama"), model_of("bert")
+    expected = hidden_states(encoder, batch())
+    for model in (decoder, encoder):
+        prepare_linears(model, precision)
+
+    assert "LlamaAttention" in names_of(decoder)
+    assert {"JoinedAttention", "JoinedFeedForward"}.isdisjoint(names_of(decoder))
+    assert names_of(encoder).count("JoinedSelfAttention") == 3
+    tolerance = TOLERANCE if precision.quantised is None else 0.3
+    torch.testing.assert_close(hidden_states(encoder, batch()), expected, atol=tolerance, rtol=tolerance)
 
 
 def test_other_classes_stay_as_they_are() -> None:

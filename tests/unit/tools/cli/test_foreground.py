@@ -89,3 +89,33 @@ def test_a_signal_to_a_ready_service_is_a_success(
     monkeypatch.setattr(signal, "pause", lambda: os.kill(os.getpid(), number))
     assert serve() == 0
     assert "stopping after the requests in flight" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("cluster", "wants_one", "expected"), [(None, False, False), (None, True, True), ("127.0.0.1:6379", False, None)]
+)
+def test_only_a_new_ray_starts_with_or_without_a_dashboard(
+    serve: Callable[[], int],
+    cluster: str | None,
+    wants_one: bool,
+    expected: bool | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given: list[bool | None] = []
+    monkeypatch.setattr(foreground, "canonicalize_bootstrap_address", lambda _: cluster)
+    monkeypatch.setattr(foreground, "controller_runs", lambda: True)
+    monkeypatch.setattr(foreground, "stop_serve", nothing)
+    monkeypatch.setattr("ray.init", lambda **options: given.append(options["include_dashboard"]))
+    monkeypatch.setattr(signal, "pause", lambda: os.kill(os.getpid(), signal.SIGTERM))
+    foreground.run(foreground.Serving(TEXT, "test", "--port", port=free_port(), has_dashboard=wants_one))
+    assert given == [expected]
+
+
+def test_haproxy_is_refused_where_tls_is_configured(
+    serve: Callable[[], int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tls = "http_options:\n  ssl_keyfile: /tls/key.pem\n  ssl_certfile: /tls/certificate.pem\n"
+    monkeypatch.setattr(foreground.constants, "RAY_SERVE_ENABLE_HA_PROXY", True)
+    monkeypatch.setattr(sys.modules[__name__], "TEXT", TEXT.replace("http_options:\n", tls))
+    assert serve() == 2
+    assert "HAProxy does not speak TLS here" in capsys.readouterr().err

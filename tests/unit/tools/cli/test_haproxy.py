@@ -1,5 +1,6 @@
 """When `rerank-service serve` puts HAProxy in front, and HAProxy's own ports and files."""
 
+import os
 import sys
 from contextlib import closing
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from rerank_service.tools.cli.haproxy import haproxy_runs, own_places, suits_haproxy
+from rerank_service.tools.cli.serve import _environment_of
 
 TLS = {"http_options": {"ssl_keyfile": "key.pem", "ssl_certfile": "certificate.pem"}}
 
@@ -71,3 +73,23 @@ def test_the_path_of_the_socket_fits_into_haproxys_limit() -> None:
     with own_places(places, "127.0.0.1"):
         socket = Path(places["RAY_SERVE_HAPROXY_SOCKET_PATH"])
     assert len(str(socket.parent / ("0" * 56) / socket.name)) <= 97
+
+
+@pytest.mark.parametrize(
+    ("choice", "environment", "expected"),
+    [
+        (True, {}, "1"),
+        (False, {}, None),
+        (False, {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}, None),
+        (None, {"RAY_SERVE_ENABLE_HA_PROXY": "0"}, "0"),
+    ],
+)
+def test_the_options_decide_before_the_environment(
+    monkeypatch: pytest.MonkeyPatch, choice: bool | None, environment: dict[str, str], expected: str | None
+) -> None:
+    monkeypatch.setattr(os, "environ", environment)
+    with _environment_of({}, choice, "127.0.0.1"):
+        assert environment.get("RAY_SERVE_ENABLE_HA_PROXY") == expected
+        assert ("RAY_SERVE_THROUGHPUT_OPTIMIZED" in environment) is (expected == "1")
+        assert ("RAY_SERVE_HAPROXY_SOCKET_PATH" in environment) is (expected == "1")
+        assert environment["RAY_health_check_period_ms"] == "1000"
