@@ -2,6 +2,7 @@
 the loss of one. No request is lost, and every answer is right.
 """
 
+import os
 import signal
 import subprocess
 import sys
@@ -98,9 +99,15 @@ def _service(config: RerankConfig, folder: Path) -> "Iterator[tuple[subprocess.P
     port = free_port()
     (folder / "serve.yaml").write_text(yaml.safe_dump(_document(config, port)))
     command = [str(Path(sys.executable).with_name("rerank-service")), "serve", str(folder / "serve.yaml")]
+    ports = {f"RAY_SERVE_HAPROXY_{kind}_PORT": str(free_port()) for kind in ("STATS", "METRICS")}
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            command,
+            env=os.environ | ports,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
         try:
             yield process, port, folder / "log"
