@@ -3,11 +3,12 @@
 Serve's defaults are fixed ports, and files that all users of a machine share.
 """
 
+import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, MutableMapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ _PORTS = {
     "RAY_SERVE_HAPROXY_STATS_PORT": 8404,
     "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": 8500,
 }
-"""Serve's default ports; another port replaces one that is in use."""
+"""Serve's default ports; another port replaces one that is in use or claimed."""
 _FILES = {
     "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": "haproxy.cfg",
     "RAY_SERVE_HAPROXY_SOCKET_PATH": "admin.sock",
@@ -71,11 +72,29 @@ def haproxy_runs() -> bool:
 @contextmanager
 def own_places(environment: MutableMapping[str, str], host: str) -> Iterator[None]:
     """Adds free ports of `host` and the paths of a private, temporary folder to `environment`, unless they are set."""
-    # The limit for the path of a Unix socket is 97 characters in HAProxy, of which Ray's node id takes 57.
-    with tempfile.TemporaryDirectory(prefix="rerank-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+    with ExitStack() as stack:
         for name, port in _PORTS.items():
             if name not in environment:
-                environment[name] = str(free_port(host, port))
+                preferred = port if _claimed(port, stack) else 0
+                environment[name] = str(free_port(host, preferred))
+        # The limit for the path of a Unix socket is 97 characters in HAProxy, of which Ray's node id takes 57.
+        folder = stack.enter_context(
+            tempfile.TemporaryDirectory(prefix="rerank-", dir="/tmp", ignore_cleanup_errors=True)
+        )
         for name, file in _FILES.items():
             environment.setdefault(name, str(Path(folder, file)))
         yield
+
+
+def _claimed(port: int, stack: ExitStack) -> bool:
+    """Claims a default port until `stack` closes. Returns false if another service has claimed the port.
+
+    HAProxy listens only seconds after its port has been chosen, and cannot share a port that this process has bound.
+    The claim is therefore a name among Linux's abstract sockets, which exist per network namespace, as ports do.
+    """
+    claim = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+    try:
+        claim.bind(f"\0rerank-service-port-{port}")
+    except OSError:
+        return False
+    return True

