@@ -110,7 +110,7 @@ class Documents:
         applications = [application for config in self.serve_configs() for application in config["applications"]]
         arguments = [application.get("args", {}) for application in applications]
         listed = [model for part in arguments for model in part.get("models", [])]
-        return listed or [part for part in arguments if "checkpoint" in part]
+        return [part for part in listed or arguments if "checkpoint" in part]
 
 
 def name_of(document: Document) -> str:

@@ -23,14 +23,17 @@ def images_are_pinned(documents: Documents, _: Setting) -> Iterator[Finding]:
 
 
 def image_variant(documents: Documents, _: Setting) -> Iterator[Finding]:
-    """Replicas on GPUs run the CUDA image, and a set without GPUs the CPU image, which is 3 GB smaller."""
+    """Replicas on GPUs run the CUDA image, and a set without GPUs the CPU image, which is 3 GB smaller.
+
+    The end of the tag tells the variant. Nothing is known of an image with another tag.
+    """
     uses_gpus = any(_has_gpu(pod) for pod in documents.ray_pods())
     for pod in documents.ray_pods():
         image = pod.main.get("image", "")
         tag = image.partition("@")[0].rpartition(":")[2]
-        if _has_gpu(pod) and not tag.endswith("-cuda"):
+        if _has_gpu(pod) and tag.endswith("-cpu"):
             yield Finding(pod.owner, f"it requests a GPU, but {image} is not the CUDA image")
-        if not uses_gpus and not tag.endswith("-cpu"):
+        if not uses_gpus and tag.endswith("-cuda"):
             yield Finding(pod.owner, f"no pod requests a GPU, but {image} is not the CPU image")
 
 

@@ -128,7 +128,7 @@ def model_in_a_bucket(documents: list[Document]) -> None:
                 if "checkpoint" in model:
                     if model["checkpoint"]["source"].startswith(("gs://", "s3://")):
                         raise KeyError("the model is in a bucket already")
-                    model["checkpoint"]["source"] = "gs://bucket/model"
+                    model["checkpoint"] |= {"source": "gs://bucket/model", "revision": "0" * 64}
 
     change_serve_config(documents, move)
 
@@ -246,6 +246,60 @@ def label_with_a_space(documents: list[Document]) -> None:
     find(documents, "ConfigMap")["metadata"]["labels"] = {"team": "ranking search"}
 
 
+def pod_with_a_long_label(documents: list[Document]) -> None:
+    cluster_of(documents)["workerGroupSpecs"][0]["template"]["metadata"]["labels"]["team"] = "x" * 64
+
+
+def store_with_a_long_name(documents: list[Document]) -> None:
+    find(documents, "StatefulSet")["metadata"]["name"] = "s" * 53  # its pods never start
+
+
+def _change_models(documents: list[Document], section: str, **settings: Any) -> None:
+    """Changes a section of all models, in the ingress's application and in their own."""
+
+    def change(config: Document) -> None:
+        for application in config["applications"]:
+            for model in [*application["args"].get("models", []), application["args"]]:
+                if "checkpoint" in model:
+                    model[section] = model.get(section, {}) | settings
+
+    change_serve_config(documents, change)
+
+
+def misspelt_setting_of_the_service(documents: list[Document]) -> None:
+    _change_models(documents, "engine", dtpye="float32")
+
+
+def replica_larger_than_a_worker(documents: list[Document]) -> None:
+    _change_models(documents, "replica", num_cpus=64, tokeniser_threads=2)
+
+
+def more_replicas_than_workers_hold(documents: list[Document]) -> None:
+    _change_models(documents, "autoscaling", max_replicas=1_000)
+
+
+def ingress_that_bypasses_an_incremental_upgrade(documents: list[Document]) -> None:
+    service = find(documents, "RayService")
+    cluster = service["spec"]["rayClusterConfig"]
+    if not cluster["enableInTreeAutoscaling"]:
+        raise KeyError("an incremental upgrade needs the autoscaler")
+    options = {"gatewayClassName": "x", "stepSizePercent": 10, "intervalSeconds": 10, "maxSurgePercent": 20}
+    service["spec"]["upgradeStrategy"] = {"type": "NewClusterWithIncrementalUpgrade", "clusterUpgradeOptions": options}
+    _ingress(documents, f"{service['metadata']['name']}-serve-svc")
+
+
+def ingress_to_nowhere(documents: list[Document]) -> None:
+    _ingress(documents, "rerank-serve")
+
+
+def _ingress(documents: list[Document], service: str) -> None:
+    backend = {"service": {"name": service, "port": {"number": 8000}}}
+    path = {"path": "/", "pathType": "Prefix", "backend": backend}
+    rule = {"host": "rerank.example.com", "http": {"paths": [path]}}
+    ingress = {"apiVersion": "networking.k8s.io/v1", "kind": "Ingress", "metadata": {"name": "outside"}}
+    documents.append({**ingress, "spec": {"rules": [rule]}})
+
+
 FAULTS: list[tuple[Fault, str]] = [
     (budget_by_max_unavailable, "disruption-budgets"),
     (budget_that_needs_every_pod, "disruption-budgets"),
@@ -277,5 +331,12 @@ FAULTS: list[tuple[Fault, str]] = [
     (mount_without_volume, "valid-pods"),
     (secret_that_nothing_creates, "references-exist"),
     (label_with_a_space, "valid-objects"),
+    (pod_with_a_long_label, "valid-objects"),
+    (store_with_a_long_name, "valid-objects"),
+    (misspelt_setting_of_the_service, "service-accepts"),
+    (replica_larger_than_a_worker, "replicas-fit"),
+    (more_replicas_than_workers_hold, "replicas-fit"),
+    (ingress_that_bypasses_an_incremental_upgrade, "routes-lead-to-the-service"),
+    (ingress_to_nowhere, "routes-lead-to-the-service"),
 ]
 """Each fault with the check that finds it."""
