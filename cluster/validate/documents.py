@@ -69,7 +69,10 @@ class Pod:
         """Whether a toleration covers the taint `key:effect`."""
         key, _, effect = taint.partition(":")
         return any(
-            toleration.get("key", key) == key and toleration.get("effect", effect) == effect
+            toleration.get("key", key) == key
+            and toleration.get("effect", effect) == effect
+            # The taint's value differs between clouds.
+            and toleration.get("operator", "Equal") == "Exists"
             for toleration in self.spec.get("tolerations", [])
         )
 

@@ -95,9 +95,9 @@ def model_that_nothing_pulls(documents: list[Document]) -> None:
 
 
 def job_without_tolerations(documents: list[Document]) -> None:
-    job = find(documents, "Job")["spec"]["template"]["spec"]
-    job.pop("tolerations", None)
-    job["nodeSelector"] = {}
+    if not any(pod.requests("nvidia.com/gpu") for pod in Documents(documents).ray_pods()):
+        raise KeyError("the set has no GPU")
+    del find(documents, "Job")["spec"]["template"]["spec"]["tolerations"]
 
 
 def image_of_the_other_variant(documents: list[Document]) -> None:
@@ -191,6 +191,27 @@ def head_sees_gpus(documents: list[Document]) -> None:
     variables = head_of(documents)["containers"][0].setdefault("env", [])
     variables[:] = [each for each in variables if each["name"] != "NVIDIA_VISIBLE_DEVICES"]
     variables.append({"name": "NVIDIA_VISIBLE_DEVICES", "value": "all"})
+
+
+def autoscaler_sees_gpus(documents: list[Document]) -> None:
+    variables = cluster_of(documents)["autoscalerOptions"].setdefault("env", [])
+    variables[:] = [each for each in variables if each["name"] != "NVIDIA_VISIBLE_DEVICES"]
+    variables.append({"name": "NVIDIA_VISIBLE_DEVICES", "value": "all"})
+
+
+def gpus_shown_by_a_config_map(documents: list[Document]) -> None:
+    container = head_of(documents)["containers"][0]
+    container["env"] = [each for each in container["env"] if each["name"] != "NVIDIA_VISIBLE_DEVICES"]
+    find(documents, "ConfigMap")["data"]["NVIDIA_VISIBLE_DEVICES"] = "all"
+
+
+def redis_without_a_password(documents: list[Document]) -> None:
+    container = find(documents, "StatefulSet")["spec"]["template"]["spec"]["containers"][0]
+    container["command"] = ["redis-server", "--appendonly", "yes"]
+
+
+def head_without_the_password(documents: list[Document]) -> None:
+    del cluster_of(documents)["gcsFaultToleranceOptions"]["redisPassword"]
 
 
 def exporter_not_scraped(documents: list[Document]) -> None:
@@ -306,6 +327,7 @@ FAULTS: list[tuple[Fault, str]] = [
     (claim_defined_twice, "claims"),
     (claim_for_one_node, "claims"),
     (model_that_nothing_pulls, "models-are-pulled"),
+    (job_without_tolerations, "jobs-run-on-gpu-nodes"),
     (image_of_the_other_variant, "image-variant"),
     (external_redis, "egress"),
     (collector_on_a_closed_port, "egress"),
@@ -321,6 +343,10 @@ FAULTS: list[tuple[Fault, str]] = [
     (image_by_tag, "images-are-pinned"),
     (head_too_large, "fits-nodes"),
     (head_sees_gpus, "gpus-are-hidden"),
+    (autoscaler_sees_gpus, "gpus-are-hidden"),
+    (gpus_shown_by_a_config_map, "gpus-are-hidden"),
+    (redis_without_a_password, "redis-has-a-password"),
+    (head_without_the_password, "redis-has-a-password"),
     (exporter_not_scraped, "exporters"),
     (exporter_open_to_clients, "exporters"),
     (logs_in_files_only, "logs-are-visible"),
