@@ -133,6 +133,13 @@ def model_in_a_bucket(documents: list[Document]) -> None:
     change_serve_config(documents, move)
 
 
+def job_without_an_identity(documents: list[Document]) -> None:
+    job = find(documents, "Job")["spec"]["template"]["spec"]
+    container = job["containers"][0]
+    container["command"] = ["rerank-service", "pull", "s3://bucket/model", *container["command"][3:]]
+    job.pop("serviceAccountName", None)
+
+
 def metadata_server_for_everyone(documents: list[Document]) -> None:
     rule: Document = {"to": [{"ipBlock": {"cidr": "0.0.0.0/0"}}], "ports": [{"port": 80}]}
     rules_of_ray(documents, "egress").append(rule)
@@ -332,6 +339,7 @@ FAULTS: list[tuple[Fault, str]] = [
     (external_redis, "egress"),
     (collector_on_a_closed_port, "egress"),
     (model_in_a_bucket, "metadata-server"),
+    (job_without_an_identity, "metadata-server"),
     (metadata_server_for_everyone, "metadata-server"),
     (rays_ports_for_clients, "ray-ports"),
     (head_that_stays_on_a_lost_node, "survives-a-lost-node"),

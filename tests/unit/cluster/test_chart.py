@@ -272,6 +272,24 @@ def test_the_port_of_an_external_redis_is_open() -> None:
     assert any({"port": 6390} in rule.get("ports", []) for rule in rules)
 
 
+@pytest.mark.parametrize(
+    ("changes", "volume", "components"),
+    [
+        ({"pull": "s3://bucket/model"}, {}, ["pull"]),
+        ({"pull": "gs://bucket/model"}, {"accessMode": "ReadWriteOnce", "pull": "init"}, ["ray"]),
+        ({"config": {"checkpoint": {"source": "gs://bucket/model"}}}, {}, ["ray", "pull"]),
+    ],
+)
+def test_only_pods_that_read_from_a_bucket_reach_the_metadata_server(
+    changes: dict[str, Any], volume: dict[str, Any], components: list[str]
+) -> None:
+    documents = rendered(values("base", models=[on_gpus(**changes)], volume=volume))
+    policy = documents.named("NetworkPolicy", "rerank-metadata-server")
+    assert policy is not None
+    (expression,) = policy["spec"]["podSelector"]["matchExpressions"]
+    assert expression["values"] == components
+
+
 def test_two_releases_in_a_namespace_select_only_their_own_pods() -> None:
     first, second = rendered(values("many-nodes"), "east"), rendered(values("many-nodes"), "west")
     names = [{(document["kind"], document["metadata"]["name"]) for document in set_.all} for set_ in (first, second)]

@@ -93,3 +93,19 @@ applications:
       {{- toYaml .args | nindent 6 }}
   {{- end }}
 {{- end }}
+
+{{/* Components that read from buckets, as a JSON list: Ray's pods if a model's source is a bucket, or the pods that fetch a
+     model from one into the volume. */}}
+{{- define "rerank.readsBuckets" -}}
+{{- $root := . }}
+{{- $components := list }}
+{{- range .Values.models }}
+{{- $model := dict "root" $root "model" . }}
+{{- if regexMatch "^(s3|gs)://" (include "rerank.folder" $model) }}
+{{- $components = concat $components (list "ray" "pull") }}
+{{- else if and $root.Values.volume.enabled (regexMatch "^(s3|gs)://" (.pull | default "")) }}
+{{- $components = append $components (ternary "pull" "ray" (eq $root.Values.volume.pull "job")) }}
+{{- end }}
+{{- end }}
+{{- $components | default (list "ray" "pull") | uniq | toJson }}
+{{- end }}
