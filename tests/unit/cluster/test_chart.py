@@ -290,6 +290,20 @@ def test_only_pods_that_read_from_a_bucket_reach_the_metadata_server(
     assert expression["values"] == components
 
 
+def test_slower_cadences_of_the_controller_reach_all_nodes_with_a_new_cluster() -> None:
+    name, plain = "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS", rendered(values("base"))
+    slower = rendered(values("base", rayEnvironment={name: "20000"}))
+    before, after = (the(each, "ConfigMap")["data"] for each in (plain, slower))
+    assert after == before | {name: "20000"}
+    templates = [[pod["template"]["metadata"] for pod in ray_groups(each)] for each in (plain, slower)]
+    assert all(old != new for old, new in zip(*templates, strict=True))
+
+
+def ray_groups(documents: Documents) -> list[Document]:
+    cluster = the(documents, "RayService")["spec"]["rayClusterConfig"]
+    return [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+
+
 def test_two_releases_in_a_namespace_select_only_their_own_pods() -> None:
     first, second = rendered(values("many-nodes"), "east"), rendered(values("many-nodes"), "west")
     names = [{(document["kind"], document["metadata"]["name"]) for document in set_.all} for set_ in (first, second)]

@@ -44,6 +44,15 @@ app.kubernetes.io/component: redis
 {{ if and (eq .Values.gcs.backend "redis") (not .Values.gcs.redis.address) }}true{{ end }}
 {{- end }}
 
+{{/* Annotation of the Ray pods. A process reads its variables only when it starts, so that a change of rayEnvironment
+     must start a new cluster. */}}
+{{- define "rerank.environmentAnnotation" -}}
+{{- with .Values.rayEnvironment -}}
+annotations:
+  rerank-service/ray-environment: {{ toYaml . | sha256sum | trunc 16 | quote }}
+{{- end }}
+{{- end }}
+
 {{/* Service and port to which an Ingress or HTTPRoute sends requests. During an incremental upgrade, only the Gateway
      that KubeRay makes divides the requests between the clusters; RELEASE-serve-svc would send all of them to the old
      cluster, which shrinks. */}}

@@ -23,6 +23,9 @@ template:
     labels:
       {{- include "rerank.rayLabels" .root | nindent 6 }}
       rerank-service/group: {{ .name | quote }}
+    {{- with include "rerank.environmentAnnotation" .root }}
+    {{- . | nindent 4 }}
+    {{- end }}
   spec:
     {{- include "rerank.workerSpec" . | nindent 4 }}
 {{- end }}
