@@ -2,8 +2,11 @@
 
 python -m cluster.validate              the sets of this repository, as cluster/validate/sets.yaml lists them
 python -m cluster.validate FILE...      your own, rendered by helm, kustomize or Argo CD ("-": standard input)
+
+--feature-gate NAME, once per gate that is on in your KubeRay operator, such as RayClusterMTLS
 """
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -12,7 +15,7 @@ import yaml
 from cluster.validate.documents import Document, Documents
 from cluster.validate.finding import Setting
 from cluster.validate.findings import findings
-from cluster.validate.sets import manifest_sets
+from cluster.validate.sets import image_environment, manifest_sets
 
 
 def _read(names: list[str]) -> list[Document]:
@@ -31,8 +34,13 @@ def _report(name: str, documents: Documents, setting: Setting) -> bool:
 
 def main() -> None:
     """Exit code 0: no findings; 1: at least one."""
-    if sys.argv[1:]:
-        sets = [("your manifests", Documents(_read(sys.argv[1:])), Setting())]
+    parser = argparse.ArgumentParser(prog="python -m cluster.validate", description="Check rendered manifests.")
+    parser.add_argument("files", nargs="*", help='rendered manifests ("-": standard input); default: the repository\'s')
+    parser.add_argument("--feature-gate", action="append", default=[], help="a gate that is on in your operator")
+    given = parser.parse_args()
+    if given.files:
+        setting = Setting(feature_gates=frozenset(given.feature_gate), image_environment=image_environment())
+        sets = [("your manifests", Documents(_read(given.files)), setting)]
     else:
         sets = [(each.name, each.documents(), each.setting) for each in manifest_sets()]
     clean = [_report(*each) for each in sets]

@@ -69,7 +69,10 @@ class Pod:
         """Whether a toleration covers the taint `key:effect`."""
         key, _, effect = taint.partition(":")
         return any(
-            toleration.get("key", key) == key and toleration.get("effect", effect) == effect
+            toleration.get("key", key) == key
+            and toleration.get("effect", effect) == effect
+            # The taint's value differs between clouds.
+            and toleration.get("operator", "Equal") == "Exists"
             for toleration in self.spec.get("tolerations", [])
         )
 
@@ -110,7 +113,7 @@ class Documents:
         applications = [application for config in self.serve_configs() for application in config["applications"]]
         arguments = [application.get("args", {}) for application in applications]
         listed = [model for part in arguments for model in part.get("models", [])]
-        return listed or [part for part in arguments if "checkpoint" in part]
+        return [part for part in listed or arguments if "checkpoint" in part]
 
 
 def name_of(document: Document) -> str:

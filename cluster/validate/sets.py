@@ -14,7 +14,7 @@ from cluster.chart import VALUES, render
 from cluster.validate.documents import Document, Documents, quantity
 from cluster.validate.finding import NodeShape, Setting
 
-__all__ = ["CLUSTER", "ManifestSet", "built", "kustomize", "manifest_sets"]
+__all__ = ["CLUSTER", "ManifestSet", "built", "image_environment", "kustomize", "manifest_sets"]
 
 CLUSTER = Path(__file__).parents[1]
 
@@ -50,7 +50,7 @@ def _manifest_set(entry: dict[str, Any]) -> ManifestSet:
     setting = Setting(
         nodes=nodes,
         feature_gates=frozenset(entry.get("feature_gates", ())),
-        image_environment=_image_environment(),
+        image_environment=image_environment(),
         external=frozenset(entry.get("external", ())),
     )
     kustomization = CLUSTER / entry["kustomize"] if "kustomize" in entry else None
@@ -58,7 +58,7 @@ def _manifest_set(entry: dict[str, Any]) -> ManifestSet:
 
 
 @cache
-def _image_environment() -> dict[str, str]:
+def image_environment() -> dict[str, str]:
     """The variables that the Dockerfile sets in the final image."""
     text = (CLUSTER / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ")
     lines = [line for line in text.rpartition("\nFROM ")[2].splitlines() if line.startswith("ENV ")]

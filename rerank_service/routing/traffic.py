@@ -24,7 +24,10 @@ _REST_S = 5.0
 """A version that failed receives no request for this long, so that only a few requests pay for a failure."""
 _SHARE_OF_TIME = 0.5
 """Share of a request's time limit that a version may use. The rest is left for the model itself."""
-_FAILURES = (EngineFailed, ReplicaUnavailable, RequestTimedOut)
+_FAIR_S = 5.0
+"""A version that had less time than this for a request did not fail: the client set a short time limit. Otherwise, a
+client with such limits would keep the version from everyone's requests."""
+_FAILURES = (EngineFailed, ReplicaUnavailable)
 _HASHES = 2**32
 
 _Answer = TypeVar("_Answer")
@@ -49,6 +52,7 @@ class TrafficSplit:
         self._draw = draw
         self._clock = clock
         self._rests_until_s: dict[str, float] = {}
+        self._fair_s = min(_FAIR_S, 0.9 * _SHARE_OF_TIME * config.limits.request_timeout_s)  # 0.9: reading the request
 
     def change(self, shares: Mapping[str, VersionConfig]) -> None:
         """Replaces the shares of known versions."""
@@ -112,18 +116,19 @@ class TrafficSplit:
         """
         version = self.choose(model_id, client_id)
         if version != model_id:
-            time_for_version = Deadline.after(_SHARE_OF_TIME * deadline.remaining_s())
+            time_s = _SHARE_OF_TIME * deadline.remaining_s()
             try:
-                return version, await score(version, time_for_version)
+                return version, await score(version, Deadline.after(time_s))
             except RateLimited:  # the caller's quota, which the model itself would use too
                 raise
             except Exception as error:
-                self._note_failure(version, error)
+                self._note_failure(version, error, time_s)
         return model_id, await score(model_id, deadline)
 
-    def _note_failure(self, version: str, error: Exception) -> None:
+    def _note_failure(self, version: str, error: Exception, time_s: float) -> None:
         code = error.code if isinstance(error, RerankError) else RerankError.code
         self._metrics.record(VERSION_FALLBACKS, 1, version, code)
-        if isinstance(error, _FAILURES) or not isinstance(error, RerankError):
+        was_slow = isinstance(error, RequestTimedOut) and time_s >= self._fair_s
+        if was_slow or isinstance(error, _FAILURES) or not isinstance(error, RerankError):
             self._rests_until_s[version] = self._clock() + _REST_S
         logger.warning("the model answers instead of version=%s code=%s type=%s", version, code, type(error).__name__)

@@ -34,19 +34,32 @@ def egress(documents: Documents, _: Setting) -> Iterator[Finding]:
 
 def metadata_server(documents: Documents, _: Setting) -> Iterator[Finding]:
     """Only pods that read from a bucket reach the metadata server, which gives out the node's credentials."""
-    from_buckets = any(
-        str(model["checkpoint"]["source"]).startswith(("gs://", "s3://")) for model in documents.models()
-    )
-    for pod in documents.ray_pods():
+    from_buckets = any(_is_bucket(str(model["checkpoint"]["source"])) for model in documents.models())
+    jobs = [pod for pod in documents.pods if pod.controller == "Job"]
+    jobs_may = from_buckets or any(map(_pulls_from_bucket, jobs))  # one policy is for all jobs
+    for pod in [*documents.ray_pods(), *jobs]:
+        reads = (from_buckets and pod not in jobs) or _pulls_from_bucket(pod)
         rules = list(_rules(documents, pod, "Egress"))
         exact = any(_peer_blocks(rule) == {METADATA_SERVER} and _covers_port(rule, 80, "TCP") for rule in rules)
         wider = [rule for rule in rules if _reaches_everything(rule) and _covers_port(rule, 80, "TCP")]
+        limited = any(_applies(policy, pod, "Egress") for policy in documents.of_kind("NetworkPolicy"))
         if wider:
             yield Finding(pod.owner, "a rule opens port 80 to all addresses, and so the metadata server")
-        elif from_buckets and not exact:
-            yield Finding(pod.owner, f"its model comes from a bucket, but no rule opens {METADATA_SERVER} on port 80")
-        elif exact and not from_buckets:
-            yield Finding(pod.owner, f"a rule opens {METADATA_SERVER}, but no model comes from a bucket")
+        elif reads and limited and not exact:
+            yield Finding(pod.owner, f"it reads from a bucket, but no rule opens {METADATA_SERVER} on port 80")
+        elif exact and not reads and not (jobs_may and pod in jobs):
+            yield Finding(pod.owner, f"a rule opens {METADATA_SERVER}, but it reads from no bucket")
+        if _pulls_from_bucket(pod) and "serviceAccountName" not in pod.spec:
+            yield Finding(pod.owner, "it fetches from a bucket without a service account, so without an identity")
+
+
+def _is_bucket(source: str) -> bool:
+    return source.startswith(("gs://", "s3://"))
+
+
+def _pulls_from_bucket(pod: Pod) -> bool:
+    words = [word for container in pod.containers for word in container.get("command", [])]
+    return "pull" in words and any(_is_bucket(word) for word in words)
 
 
 def ray_ports(documents: Documents, _: Setting) -> Iterator[Finding]:
@@ -90,7 +103,7 @@ def _destinations(documents: Documents, pod: Pod) -> Iterator[_Destination]:
     for text in _texts(documents.serve_configs()):
         if text.startswith(("redis://", "rediss://")):
             yield _redis(documents, urlsplit(text).netloc.rpartition("@")[2], "the Redis with the rate limits")
-        elif text.startswith(("gs://", "s3://")):
+        elif _is_bucket(text):
             yield _Destination(f"the bucket of {text}", 443)
     for arguments in _arguments(documents):
         endpoint = arguments.get("tracing", {}).get("otlp_endpoint")

@@ -61,10 +61,11 @@ def logs_are_visible(documents: Documents, _: Setting) -> Iterator[Finding]:
             yield Finding(pod.owner, "Serve's log stays in files: no container of the pod prints it")
 
 
-def environment_of(documents: Documents, pod: Pod) -> dict[str, str]:
-    """The variables of a pod's main container, with those of its ConfigMaps."""
+def environment_of(documents: Documents, pod: Pod, container: Document | None = None) -> dict[str, str]:
+    """The variables of a container (default: the pod's main one), with those of its ConfigMaps."""
+    container = container or pod.main
     found: dict[str, str] = {}
-    for source in pod.main.get("envFrom", []):
+    for source in container.get("envFrom", []):
         document = documents.named("ConfigMap", source.get("configMapRef", {}).get("name", ""))
         found |= document["data"] if document else {}
-    return found | {each["name"]: each["value"] for each in pod.main.get("env", []) if "value" in each}
+    return found | {each["name"]: each["value"] for each in container.get("env", []) if "value" in each}

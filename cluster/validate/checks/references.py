@@ -10,6 +10,9 @@ from cluster.validate.finding import Finding, Setting
 __all__ = ["references_exist", "valid_objects", "valid_pods"]
 
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
+_LONGEST_NAME = {"Service": 63, "Job": 63, "StatefulSet": 52, "CronJob": 52}
+"""By kind, where a label of the pods has the name. For a StatefulSet, it also has a hash of up to 10 characters."""
+_SERVICE_NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 _LABEL_VALUE = re.compile(r"(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?")
 _PORT_NAME = re.compile(r"(?=.*[a-z])[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 _FIELDS = {
@@ -24,17 +27,27 @@ def valid_objects(documents: Documents, _: Setting) -> Iterator[Finding]:
     """Names are unique and well-formed; selectors match the pods of their own template."""
     for document in documents.all:
         metadata = document["metadata"]
-        if len(metadata["name"]) > 253 or not _NAME.fullmatch(metadata["name"]):
+        limit = _LONGEST_NAME.get(document["kind"], 253)
+        pattern = _SERVICE_NAME if document["kind"] == "Service" else _NAME
+        if not pattern.fullmatch(metadata["name"]):
             yield Finding(name_of(document), "its name is not a DNS name")
-        for key, value in metadata.get("labels", {}).items():
-            if len(value) > 63 or not _LABEL_VALUE.fullmatch(value):
-                yield Finding(name_of(document), f"the label {key} has the value {value}")
+        elif len(metadata["name"]) > limit:
+            yield Finding(name_of(document), f"its name has more than {limit} characters")
+        yield from _label_faults(name_of(document), metadata.get("labels", {}))
         spec = document.get("spec", {})
         own = spec.get("template", {}).get("metadata", {}).get("labels", {})
         if document["kind"] in ("StatefulSet", "Deployment") and not selects(spec["selector"], own):
             yield Finding(name_of(document), "its selector does not match its own pods")
+    for pod in documents.pods:
+        yield from _label_faults(pod.owner, pod.labels)
     counts = Counter(name_of(document) for document in documents.all if document["kind"] != "PersistentVolumeClaim")
     yield from (Finding(name, f"{count} documents have this name") for name, count in counts.items() if count > 1)
+
+
+def _label_faults(where: str, labels: dict[str, str]) -> Iterator[Finding]:
+    for key, value in labels.items():
+        if len(value) > 63 or not _LABEL_VALUE.fullmatch(value):
+            yield Finding(where, f"the label {key} has the value {value}")
 
 
 def valid_pods(documents: Documents, _: Setting) -> Iterator[Finding]:

@@ -3,13 +3,17 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from cluster.validate.checks.observing import environment_of
 from cluster.validate.documents import Document, Documents, Pod, selects
 from cluster.validate.finding import Finding, NodeShape, Setting
 
-__all__ = ["fits_nodes", "gpus_are_hidden", "survives_a_lost_node"]
+__all__ = ["fits_nodes", "gpus_are_hidden", "jobs_run_on_gpu_nodes", "survives_a_lost_node"]
 
 _LONGEST_TOLERATION_S = 60
 """Kubernetes tolerates a lost node for 300 s by default, and the head's replacement starts only then."""
+_NODES_OR_MORE = ("kubernetes.io/hostname", "topology.kubernetes.io/")
+"""Node labels that differ between nodes, zones or regions."""
+_GPU_TAINT = "nvidia.com/gpu:NoSchedule"
 _NO_GPU = {"", "none", "void"}
 
 
@@ -105,15 +109,28 @@ def _is_redis(pod: Pod) -> bool:
 
 def _keeps_apart(pod: Pod, other: Pod) -> bool:
     return any(
-        term.get("topologyKey") == "kubernetes.io/hostname" and selects(term.get("labelSelector"), other.labels)
+        term.get("topologyKey", "").startswith(_NODES_OR_MORE) and selects(term.get("labelSelector"), other.labels)
         for term in _anti_affinity(pod)
     )
+
+
+def jobs_run_on_gpu_nodes(documents: Documents, _: Setting) -> Iterator[Finding]:
+    """A job that fetches a model for GPU workers tolerates their nodes' taint: the cluster may have no other nodes."""
+    workers = [pod for pod in documents.ray_pods() if pod.requests("nvidia.com/gpu")]
+    shared = {claim for pod in workers for claim in pod.claims()}
+    for pod in documents.pods:
+        if pod.controller == "Job" and shared & pod.claims() and not pod.tolerates(_GPU_TAINT):
+            yield Finding(pod.owner, f"it does not tolerate {_GPU_TAINT}, the taint of its workers' nodes")
 
 
 def gpus_are_hidden(documents: Documents, setting: Setting) -> Iterator[Finding]:
     """Pods without a GPU of their own see none: with `all`, NVIDIA's runtime shows them every GPU of their node."""
     for pod in documents.ray_pods():
-        own = {variable["name"]: variable.get("value") for variable in pod.main.get("env", [])}
-        seen = (setting.image_environment | own).get("NVIDIA_VISIBLE_DEVICES")
-        if seen is not None and seen not in _NO_GPU and not pod.requests("nvidia.com/gpu"):
-            yield Finding(pod.owner, f"NVIDIA_VISIBLE_DEVICES={seen} shows it GPUs that other pods use")
+        if pod.requests("nvidia.com/gpu"):
+            continue
+        for container in pod.containers:
+            own = environment_of(documents, pod, container)
+            seen = (setting.image_environment | own).get("NVIDIA_VISIBLE_DEVICES")
+            if seen is not None and seen not in _NO_GPU:
+                which = "" if container is pod.main else f" ({container['name']})"
+                yield Finding(pod.owner, f"NVIDIA_VISIBLE_DEVICES={seen} shows it GPUs that other pods use{which}")

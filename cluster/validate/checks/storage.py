@@ -50,7 +50,13 @@ def _single_node(documents: Documents, claim: str, pods: list[Pod]) -> Iterator[
 
 
 def models_are_pulled(documents: Documents, _: Setting) -> Iterator[Finding]:
-    """Every model that is read from a folder of a volume is downloaded to this folder by a job or an init container."""
+    """Every model that is read from a folder of a volume is downloaded to this folder by a job or an init container.
+
+    Somebody else may have filled a volume whose claim is not among the documents.
+    """
+    claims_of_workers = {claim for pod in documents.ray_pods() for claim in pod.claims()}
+    if any(documents.named("PersistentVolumeClaim", claim) is None for claim in claims_of_workers):
+        return
     targets = {target for pod in documents.pods for target in _pull_targets(pod)}
     for model in documents.models():
         source = str(model["checkpoint"]["source"])

@@ -95,9 +95,9 @@ def model_that_nothing_pulls(documents: list[Document]) -> None:
 
 
 def job_without_tolerations(documents: list[Document]) -> None:
-    job = find(documents, "Job")["spec"]["template"]["spec"]
-    job.pop("tolerations", None)
-    job["nodeSelector"] = {}
+    if not any(pod.requests("nvidia.com/gpu") for pod in Documents(documents).ray_pods()):
+        raise KeyError("the set has no GPU")
+    del find(documents, "Job")["spec"]["template"]["spec"]["tolerations"]
 
 
 def image_of_the_other_variant(documents: list[Document]) -> None:
@@ -128,9 +128,16 @@ def model_in_a_bucket(documents: list[Document]) -> None:
                 if "checkpoint" in model:
                     if model["checkpoint"]["source"].startswith(("gs://", "s3://")):
                         raise KeyError("the model is in a bucket already")
-                    model["checkpoint"]["source"] = "gs://bucket/model"
+                    model["checkpoint"] |= {"source": "gs://bucket/model", "revision": "0" * 64}
 
     change_serve_config(documents, move)
+
+
+def job_without_an_identity(documents: list[Document]) -> None:
+    job = find(documents, "Job")["spec"]["template"]["spec"]
+    container = job["containers"][0]
+    container["command"] = ["rerank-service", "pull", "s3://bucket/model", *container["command"][3:]]
+    job.pop("serviceAccountName", None)
 
 
 def metadata_server_for_everyone(documents: list[Document]) -> None:
@@ -193,6 +200,27 @@ def head_sees_gpus(documents: list[Document]) -> None:
     variables.append({"name": "NVIDIA_VISIBLE_DEVICES", "value": "all"})
 
 
+def autoscaler_sees_gpus(documents: list[Document]) -> None:
+    variables = cluster_of(documents)["autoscalerOptions"].setdefault("env", [])
+    variables[:] = [each for each in variables if each["name"] != "NVIDIA_VISIBLE_DEVICES"]
+    variables.append({"name": "NVIDIA_VISIBLE_DEVICES", "value": "all"})
+
+
+def gpus_shown_by_a_config_map(documents: list[Document]) -> None:
+    container = head_of(documents)["containers"][0]
+    container["env"] = [each for each in container["env"] if each["name"] != "NVIDIA_VISIBLE_DEVICES"]
+    find(documents, "ConfigMap")["data"]["NVIDIA_VISIBLE_DEVICES"] = "all"
+
+
+def redis_without_a_password(documents: list[Document]) -> None:
+    container = find(documents, "StatefulSet")["spec"]["template"]["spec"]["containers"][0]
+    container["command"] = ["redis-server", "--appendonly", "yes"]
+
+
+def head_without_the_password(documents: list[Document]) -> None:
+    del cluster_of(documents)["gcsFaultToleranceOptions"]["redisPassword"]
+
+
 def exporter_not_scraped(documents: list[Document]) -> None:
     ports = worker_of(documents)["containers"][0]["ports"]
     ports[:] = [port for port in ports if port["containerPort"] != 9101]
@@ -246,16 +274,72 @@ def label_with_a_space(documents: list[Document]) -> None:
     find(documents, "ConfigMap")["metadata"]["labels"] = {"team": "ranking search"}
 
 
+def pod_with_a_long_label(documents: list[Document]) -> None:
+    cluster_of(documents)["workerGroupSpecs"][0]["template"]["metadata"]["labels"]["team"] = "x" * 64
+
+
+def store_with_a_long_name(documents: list[Document]) -> None:
+    find(documents, "StatefulSet")["metadata"]["name"] = "s" * 53  # its pods never start
+
+
+def _change_models(documents: list[Document], section: str, **settings: Any) -> None:
+    """Changes a section of all models, in the ingress's application and in their own."""
+
+    def change(config: Document) -> None:
+        for application in config["applications"]:
+            for model in [*application["args"].get("models", []), application["args"]]:
+                if "checkpoint" in model:
+                    model[section] = model.get(section, {}) | settings
+
+    change_serve_config(documents, change)
+
+
+def misspelt_setting_of_the_service(documents: list[Document]) -> None:
+    _change_models(documents, "engine", dtpye="float32")
+
+
+def replica_larger_than_a_worker(documents: list[Document]) -> None:
+    _change_models(documents, "replica", num_cpus=64, tokeniser_threads=2)
+
+
+def more_replicas_than_workers_hold(documents: list[Document]) -> None:
+    _change_models(documents, "autoscaling", max_replicas=1_000)
+
+
+def ingress_that_bypasses_an_incremental_upgrade(documents: list[Document]) -> None:
+    service = find(documents, "RayService")
+    cluster = service["spec"]["rayClusterConfig"]
+    if not cluster["enableInTreeAutoscaling"]:
+        raise KeyError("an incremental upgrade needs the autoscaler")
+    options = {"gatewayClassName": "x", "stepSizePercent": 10, "intervalSeconds": 10, "maxSurgePercent": 20}
+    service["spec"]["upgradeStrategy"] = {"type": "NewClusterWithIncrementalUpgrade", "clusterUpgradeOptions": options}
+    _ingress(documents, f"{service['metadata']['name']}-serve-svc")
+
+
+def ingress_to_nowhere(documents: list[Document]) -> None:
+    _ingress(documents, "rerank-serve")
+
+
+def _ingress(documents: list[Document], service: str) -> None:
+    backend = {"service": {"name": service, "port": {"number": 8000}}}
+    path = {"path": "/", "pathType": "Prefix", "backend": backend}
+    rule = {"host": "rerank.example.com", "http": {"paths": [path]}}
+    ingress = {"apiVersion": "networking.k8s.io/v1", "kind": "Ingress", "metadata": {"name": "outside"}}
+    documents.append({**ingress, "spec": {"rules": [rule]}})
+
+
 FAULTS: list[tuple[Fault, str]] = [
     (budget_by_max_unavailable, "disruption-budgets"),
     (budget_that_needs_every_pod, "disruption-budgets"),
     (claim_defined_twice, "claims"),
     (claim_for_one_node, "claims"),
     (model_that_nothing_pulls, "models-are-pulled"),
+    (job_without_tolerations, "jobs-run-on-gpu-nodes"),
     (image_of_the_other_variant, "image-variant"),
     (external_redis, "egress"),
     (collector_on_a_closed_port, "egress"),
     (model_in_a_bucket, "metadata-server"),
+    (job_without_an_identity, "metadata-server"),
     (metadata_server_for_everyone, "metadata-server"),
     (rays_ports_for_clients, "ray-ports"),
     (head_that_stays_on_a_lost_node, "survives-a-lost-node"),
@@ -267,6 +351,10 @@ FAULTS: list[tuple[Fault, str]] = [
     (image_by_tag, "images-are-pinned"),
     (head_too_large, "fits-nodes"),
     (head_sees_gpus, "gpus-are-hidden"),
+    (autoscaler_sees_gpus, "gpus-are-hidden"),
+    (gpus_shown_by_a_config_map, "gpus-are-hidden"),
+    (redis_without_a_password, "redis-has-a-password"),
+    (head_without_the_password, "redis-has-a-password"),
     (exporter_not_scraped, "exporters"),
     (exporter_open_to_clients, "exporters"),
     (logs_in_files_only, "logs-are-visible"),
@@ -277,5 +365,12 @@ FAULTS: list[tuple[Fault, str]] = [
     (mount_without_volume, "valid-pods"),
     (secret_that_nothing_creates, "references-exist"),
     (label_with_a_space, "valid-objects"),
+    (pod_with_a_long_label, "valid-objects"),
+    (store_with_a_long_name, "valid-objects"),
+    (misspelt_setting_of_the_service, "service-accepts"),
+    (replica_larger_than_a_worker, "replicas-fit"),
+    (more_replicas_than_workers_hold, "replicas-fit"),
+    (ingress_that_bypasses_an_incremental_upgrade, "routes-lead-to-the-service"),
+    (ingress_to_nowhere, "routes-lead-to-the-service"),
 ]
 """Each fault with the check that finds it."""

@@ -12,6 +12,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from cluster import chart, regenerate
 from cluster.validate.documents import Document, Documents
+from cluster.validate.schemas import problems
 from cluster.validate.sets import manifest_sets
 from rerank_service.config import parse_serve_config
 from tests.unit.cluster.test_generated import write
@@ -104,7 +105,7 @@ def test_a_budget_leaves_one_worker_to_evict_or_is_left_out() -> None:
     models = values("base")["models"]
     models[0]["replicas"] = {"min": 5, "max": 8}
     assert budgets(rendered(values("base", models=models))) == {"llama-1b": 4}
-    models[0]["gpu"]["count"] = 4
+    models[0]["gpu"]["count"], models[0]["worker"]["cpu"] = 4, 18
     assert budgets(rendered(values("base", models=models))) == {"llama-1b": 1}  # two workers with four GPUs each
 
 
@@ -152,6 +153,157 @@ def test_a_changed_job_has_another_name() -> None:
     assert not before & after
 
 
+def on_gpus(**changes: Any) -> dict[str, Any]:
+    """The first model of `base`, with other settings."""
+    model: dict[str, Any] = values("base")["models"][0]
+    return model | changes
+
+
+@pytest.mark.parametrize(
+    ("replicas", "gpu", "workers"),
+    [
+        ((4, 4), {"count": 4, "perReplica": 3}, (4, 4)),  # one GPU of each worker stays free
+        ((4, 5), {"count": 1, "perReplica": 0.6}, (4, 5)),
+        ((3, 7), {"count": 1, "perReplica": 0.3}, (1, 3)),
+        ((3, 8), {"count": 2, "perReplica": 1}, (2, 4)),
+    ],
+)
+def test_workers_have_room_for_the_replicas(replicas: tuple[int, int], gpu: Document, workers: tuple[int, int]) -> None:
+    bounds = dict(zip(("min", "max"), replicas, strict=True))
+    model = on_gpus(replicas=bounds, gpu=gpu, worker={"cpu": 16, "memory": "64Gi"})
+    (group,) = the(rendered(values("base", models=[model])), "RayService")["spec"]["rayClusterConfig"][
+        "workerGroupSpecs"
+    ]
+    assert (group["minReplicas"], group["maxReplicas"]) == workers
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"replicas": {"min": 3, "max": 2}}, "min 3 is above max 2"),
+        ({"gpu": {"count": 1, "perReplica": 2}}, "needs 2 GPUs, and a worker has 1"),
+        ({"gpu": {"count": 4, "perReplica": 1.5}}, "whole number"),
+        ({"gpu": {"count": 4}}, "GPUs for 4 replicas, which need 16 CPUs, and worker.cpu is 6"),
+        ({"config": {"replica": {"num_cpus": 7}}}, "worker.cpu is 6"),
+        ({"application": "rerank"}, "reserved"),
+        ({"application": "cpu"}, "reserved"),
+        ({"name": "acme/Reranker.V2", "application": "acme"}, "config.checkpoint.source"),
+    ],
+)
+def test_values_that_contradict_each_other_are_refused(changes: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(Exception, match=complaint):
+        chart.render(values("base", models=[on_gpus(**changes)]))
+
+
+def test_the_same_model_twice_needs_two_applications() -> None:
+    with pytest.raises(Exception, match="another model's"):
+        chart.render(values("base", models=[on_gpus(), on_gpus()]))
+
+
+def test_a_model_on_cpus_fits_a_worker() -> None:
+    models = [{**values("dev-cpu")["models"][0], "cpus": 3}]
+    with pytest.raises(Exception, match=r"needs 3 CPUs, and cpuWorkers\.cpu is 2"):
+        chart.render(values("dev-cpu", models=models))
+
+
+@pytest.mark.parametrize("name", ["r" * 47, "re.rank", "1rerank", "rerank-"])
+def test_a_release_name_that_kuberay_or_redis_cannot_have_is_refused(name: str) -> None:
+    with pytest.raises(Exception, match="at most 46 characters"):
+        chart.render(values("base"), name)
+
+
+def test_long_names_stay_within_the_limits_of_labels() -> None:
+    model = on_gpus(application="a" * 30)
+    documents = rendered(values("base", models=[model]), "r" * 46)
+    longest = {"Job": 63, "StatefulSet": 52, "Service": 63}
+    for kind, limit in longest.items():
+        assert all(len(each["metadata"]["name"]) <= limit for each in documents.of_kind(kind)), kind
+
+
+def test_names_that_yaml_would_read_as_other_types_stay_text() -> None:
+    model = on_gpus(application="on", gpu={"count": 1, "type": "4090"})
+    changes = {"auth": {"keysSecret": "123"}, "networkPolicy": {"clientNamespaces": ["1e3"]}}
+    changes |= {"gcs": {"redis": {"passwordSecret": "0x1"}}, "ingress": {"enabled": True, "tlsSecret": "7"}}
+    changes["ingress"] |= {"host": "*.example.com", "className": "1"}
+    documents = rendered(values("base", models=[model], **changes), "true")
+    assert not [problem for document in documents.all for problem in problems(document)]
+
+
+def routes_of(documents: Documents) -> list[Document]:
+    """The backends of the Ingress and of the HTTPRoute."""
+    (path,) = the(documents, "Ingress")["spec"]["rules"][0]["http"]["paths"]
+    service = path["backend"]["service"]
+    (backend,) = the(documents, "HTTPRoute")["spec"]["rules"][0]["backendRefs"]
+    return [{"name": service["name"], "port": service["port"]["number"]}, backend]
+
+
+def test_during_an_incremental_upgrade_requests_go_through_the_gateway_that_divides_them() -> None:
+    door = {"enabled": True, "host": "x.example.com", "tlsSecret": "tls", "className": "istio"}
+    given = values("gateway", ingress=door, gateway=door)
+    assert routes_of(rendered(given)) == [{"name": "rerank-gateway-istio", "port": 80}] * 2
+
+    given["upgrade"]["gatewayService"] = "other"
+    assert routes_of(rendered(given)) == [{"name": "other", "port": 80}] * 2
+
+    given["upgrade"] = {"type": "NewCluster"}
+    assert routes_of(rendered(given)) == [{"name": "rerank-serve-svc", "port": 8000}] * 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "gateway"),
+    [
+        ({}, "rerank-gateway"),
+        ({"upgrade": {"type": "NewCluster"}}, "rerank"),
+        ({"upgrade": {"type": "NewCluster"}, "gateway": {"enabled": False}}, None),
+    ],
+)
+def test_the_gateway_in_front_may_call_the_workers(changes: dict[str, Any], gateway: str | None) -> None:
+    given = values("gateway", **changes) | {"networkPolicy": {"clientBlocks": ["130.211.0.0/22"]}}
+    policy = next(each for each in rendered(given).of_kind("NetworkPolicy") if "ingress" in each["spec"])
+    clients = next(rule["from"] for rule in policy["spec"]["ingress"] if rule.get("ports") == [{"port": 8000}])
+    labels = [peer["podSelector"]["matchLabels"] for peer in clients if "podSelector" in peer]
+    assert labels == ([{"gateway.networking.k8s.io/gateway-name": gateway}] if gateway else [])
+    assert {"ipBlock": {"cidr": "130.211.0.0/22"}} in clients
+
+
+def test_the_port_of_an_external_redis_is_open() -> None:
+    documents = rendered(values("base", gcs={"redis": {"address": "rediss://redis.example.com:6390"}}))
+    rules = [rule for each in documents.of_kind("NetworkPolicy") for rule in each["spec"].get("egress", [])]
+    assert any({"port": 6390} in rule.get("ports", []) for rule in rules)
+
+
+@pytest.mark.parametrize(
+    ("changes", "volume", "components"),
+    [
+        ({"pull": "s3://bucket/model"}, {}, ["pull"]),
+        ({"pull": "gs://bucket/model"}, {"accessMode": "ReadWriteOnce", "pull": "init"}, ["ray"]),
+        ({"config": {"checkpoint": {"source": "gs://bucket/model"}}}, {}, ["ray", "pull"]),
+    ],
+)
+def test_only_pods_that_read_from_a_bucket_reach_the_metadata_server(
+    changes: dict[str, Any], volume: dict[str, Any], components: list[str]
+) -> None:
+    documents = rendered(values("base", models=[on_gpus(**changes)], volume=volume))
+    policy = documents.named("NetworkPolicy", "rerank-metadata-server")
+    assert policy is not None
+    (expression,) = policy["spec"]["podSelector"]["matchExpressions"]
+    assert expression["values"] == components
+
+
+def test_slower_cadences_of_the_controller_reach_all_nodes_with_a_new_cluster() -> None:
+    name, plain = "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS", rendered(values("base"))
+    slower = rendered(values("base", rayEnvironment={name: "20000"}))
+    before, after = (the(each, "ConfigMap")["data"] for each in (plain, slower))
+    assert after == before | {name: "20000"}
+    templates = [[pod["template"]["metadata"] for pod in ray_groups(each)] for each in (plain, slower)]
+    assert all(old != new for old, new in zip(*templates, strict=True))
+
+
+def ray_groups(documents: Documents) -> list[Document]:
+    cluster = the(documents, "RayService")["spec"]["rayClusterConfig"]
+    return [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+
+
 def test_two_releases_in_a_namespace_select_only_their_own_pods() -> None:
     first, second = rendered(values("many-nodes"), "east"), rendered(values("many-nodes"), "west")
     names = [{(document["kind"], document["metadata"]["name"]) for document in set_.all} for set_ in (first, second)]
@@ -173,6 +325,10 @@ def test_two_releases_in_a_namespace_select_only_their_own_pods() -> None:
         ({"gateway": {"enabled": True, "host": "x.example.com"}}, "gateway"),
         ({"upgrade": {"type": "NewClusterWithIncrementalUpgrade"}}, "gatewayClassName"),
         ({"gcs": {"redis": {"image": "redis:7"}}}, "image"),
+        ({"volume": {"accessMode": "ReadOnlyMany"}}, "pull"),
+        ({"head": {"memory": "..."}}, "memory"),
+        ({"config": {"limits": None}}, "limits"),
+        ({"ingress": {"enabled": True, "host": "https://x.example.com", "tlsSecret": "t"}}, "host"),
     ],
 )
 def test_a_mistake_in_the_values_is_refused(change: dict[str, Any], complaint: str) -> None:
@@ -192,7 +348,7 @@ def test_every_value_is_in_the_schema_with_its_default() -> None:
     schema = yaml.safe_load((chart.CHART / "values.schema.json").read_text())["properties"]
     assert set(defaults) == set(schema) - {"global"}
     for name, value in defaults.items():
-        if isinstance(value, dict) and "properties" in schema[name]:
+        if isinstance(value, dict) and schema[name].get("additionalProperties") is False:
             assert set(value) == set(schema[name]["properties"]), name
 
 

@@ -13,7 +13,16 @@ from cluster.validate.documents import Document, Documents, quantity, selects
 from cluster.validate.finding import NodeShape, Setting
 from cluster.validate.findings import findings
 from cluster.validate.repository import compose_faults, lock_faults
-from tests.unit.cluster.faults import FAULTS, Fault, cluster_of, find, head_of, with_fault, worker_of
+from tests.unit.cluster.faults import (
+    FAULTS,
+    Fault,
+    change_serve_config,
+    cluster_of,
+    find,
+    head_of,
+    with_fault,
+    worker_of,
+)
 
 SOUND = Path(__file__).parent / "sound_manifests.yaml"
 ROOT = Path(__file__).parents[3]
@@ -103,7 +112,8 @@ def test_a_volume_of_one_node_needs_one_pod_and_no_second_cluster(sound: list[Do
 
 def test_a_bucket_needs_exactly_the_metadata_server(sound: list[Document]) -> None:
     service = find(sound, "RayService")["spec"]
-    service["serveConfigV2"] = service["serveConfigV2"].replace("/models/llama", "gs://bucket/llama")
+    bucket = f'gs://bucket/llama, revision: "{"0" * 64}"'
+    service["serveConfigV2"] = service["serveConfigV2"].replace("/models/llama", bucket)
     policy = find(sound, "NetworkPolicy")["spec"]
     policy["egress"].append({"to": [{"ipBlock": {"cidr": "169.254.169.254/32"}}], "ports": [{"port": 80}]})
     assert names(sound) == set()
@@ -170,6 +180,49 @@ def test_the_command_checks_rendered_manifests(sound: list[Document], tmp_path: 
         "  redis-is-fixed: StatefulSet/store: redis:7.4.2 has known holes: use the newest patch release\n"
         "  images-are-pinned: StatefulSet/store: the image redis:7.4.2 of redis has no digest\n"
     )
+
+
+def test_the_command_knows_the_gates_of_the_operator(sound: list[Document]) -> None:
+    cluster_of(sound)["tlsOptions"] = {"enabled": True}
+    text = yaml.safe_dump_all(sound)
+    assert "needs the operator's feature gate RayClusterMTLS" in validate("-", text=text).stdout
+    result = validate("-", "--feature-gate", "RayClusterMTLS", text=text)
+    assert (result.returncode, result.stdout) == (0, "your manifests: 9 documents, no findings\n")
+
+
+@pytest.mark.parametrize("tag", ["", ":1.2", ":prod-cuda"])
+def test_an_image_may_have_any_tag_that_names_no_other_variant(sound: list[Document], tag: str) -> None:
+    for spec in (head_of(sound), worker_of(sound)):
+        for container in spec["containers"]:
+            container["image"] = f"registry.example.com/rerank{tag}@sha256:{'0' * 64}"
+    assert names(sound) == set()
+
+
+def test_somebody_else_may_have_filled_a_volume(sound: list[Document]) -> None:
+    sound.remove(find(sound, "Job"))
+    assert names(sound) == {"models-are-pulled"}
+    sound.remove(find(sound, "PersistentVolumeClaim"))
+    assert names(sound, Setting()) == set()
+
+
+@pytest.mark.parametrize(
+    ("gpus", "per_replica", "most", "fits"),
+    [("1", 0.5, 4, True), ("1", 0.5, 5, False), ("1", 0.6, 2, True), ("1", 0.6, 3, False), ("4", 3, 2, True)],
+)
+def test_replicas_share_a_gpu_only_whole(
+    sound: list[Document], gpus: str, per_replica: float, most: int, fits: bool
+) -> None:
+    group = cluster_of(sound)["workerGroupSpecs"][0]
+    group["resources"] = {"CPU": "16", "GPU": gpus}
+    group["maxReplicas"] = 2
+
+    def use_gpus(config: Document) -> None:
+        model = config["applications"][-1]["args"]["models"][0]
+        model |= {"replica": {"num_gpus": per_replica}, "autoscaling": {"max_replicas": most}}
+        model["engine"] = {"device": "cuda"}
+
+    change_serve_config(sound, use_gpus)
+    assert names(sound) == (set() if fits else {"replicas-fit"})
 
 
 @pytest.mark.parametrize(

@@ -139,6 +139,20 @@ async def test_the_model_answers_what_a_version_does_not(error: Exception, code:
     assert splits.split.choose(MODEL) == CANARY
 
 
+@pytest.mark.parametrize(("limit_s", "rests"), [(0.2, False), (9.0, False), (11.0, True)])
+async def test_a_clients_short_time_limit_is_no_failure_of_the_version(limit_s: float, rests: bool) -> None:
+    splits = Splits({"traffic_percent": 100})
+
+    async def score(version: str, _: Deadline) -> str:
+        if version == CANARY:
+            raise RequestTimedOut(limit_s)
+        return version
+
+    await splits.split.answer(MODEL, None, Deadline.after(limit_s), score)
+
+    assert splits.split.is_usable(CANARY) is not rests
+
+
 @pytest.mark.parametrize(
     "error", [EngineFailed("broken"), InvalidRequest([FieldProblem(("body",), "wrong", "wrong")])], ids=["500", "400"]
 )

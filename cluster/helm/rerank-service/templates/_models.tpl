@@ -37,6 +37,23 @@
 {{- toYaml (mergeOverwrite $settings (.model.config | default dict)) }}
 {{- end }}
 
+{{/* Number of replicas that the GPUs of one worker hold: a replica uses whole GPUs, or a fraction of one. */}}
+{{- define "rerank.replicasPerWorker" -}}
+{{- $perReplica := .model.gpu.perReplica | default 1 | float64 }}
+{{- if le $perReplica 1.0 -}}
+{{ mul .model.gpu.count (divf 1 $perReplica | floor | int) }}
+{{- else -}}
+{{ divf .model.gpu.count $perReplica | floor | int }}
+{{- end }}
+{{- end }}
+
+{{/* Fewest and most workers of a model on GPUs. */}}
+{{- define "rerank.workers" -}}
+{{- $perWorker := include "rerank.replicasPerWorker" . | int }}
+min: {{ divf .model.replicas.min $perWorker | ceil | int }}
+max: {{ divf .model.replicas.max $perWorker | ceil | int }}
+{{- end }}
+
 {{/* The Serve configuration. Each model on GPUs is an application of its own: changing one does not restart the others. */}}
 {{- define "rerank.serveConfig" -}}
 {{- $root := . }}
@@ -69,10 +86,26 @@ logging_config:
   log_level: INFO
 applications:
   {{- range $applications }}
-  - name: {{ .name }}
+  - name: {{ .name | quote }}
     route_prefix: {{ .route_prefix | default "null # called only by the ingress below" }}
     import_path: {{ .import_path }}
     args:
       {{- toYaml .args | nindent 6 }}
   {{- end }}
+{{- end }}
+
+{{/* Components that read from buckets, as a JSON list: Ray's pods if a model's source is a bucket, or the pods that fetch a
+     model from one into the volume. */}}
+{{- define "rerank.readsBuckets" -}}
+{{- $root := . }}
+{{- $components := list }}
+{{- range .Values.models }}
+{{- $model := dict "root" $root "model" . }}
+{{- if regexMatch "^(s3|gs)://" (include "rerank.folder" $model) }}
+{{- $components = concat $components (list "ray" "pull") }}
+{{- else if and $root.Values.volume.enabled (regexMatch "^(s3|gs)://" (.pull | default "")) }}
+{{- $components = append $components (ternary "pull" "ray" (eq $root.Values.volume.pull "job")) }}
+{{- end }}
+{{- end }}
+{{- $components | default (list "ray" "pull") | uniq | toJson }}
 {{- end }}

@@ -72,7 +72,7 @@ capabilities:
 {{- with .Values.auth.keysSecret }}
 - name: keys
   secret:
-    secretName: {{ . }} # a change of the entry key-hashes applies without a restart
+    secretName: {{ . | quote }} # a change of the entry key-hashes applies without a restart
 {{- end }}
 {{- end }}
 
@@ -80,7 +80,7 @@ capabilities:
 {{- with .Values.image.pullSecrets -}}
 imagePullSecrets:
   {{- range . }}
-  - name: {{ . }}
+  - name: {{ . | quote }}
   {{- end }}
 {{- end }}
 {{- end }}
@@ -88,7 +88,7 @@ imagePullSecrets:
 {{- define "rerank.headSpec" -}}
 terminationGracePeriodSeconds: 120
 {{- with .Values.head.priorityClassName }}
-priorityClassName: {{ . }}
+priorityClassName: {{ . | quote }}
 {{- end }}
 securityContext:
   {{- include "rerank.podSecurity" . | nindent 2 }}

@@ -2,7 +2,7 @@
      empty `gpu` for the group of the models without GPUs. */}}
 {{- define "rerank.workerGroup" -}}
 {{- $gpu := .gpu -}}
-groupName: {{ .name }}
+groupName: {{ .name | quote }}
 replicas: {{ .min }}
 minReplicas: {{ .min }}
 maxReplicas: {{ .max }}
@@ -14,7 +14,7 @@ resources: # what Ray counts as a worker's resources
   {{- end }}
 {{- with $gpu.type }}
 labels:
-  ray.io/accelerator-type: {{ . }}
+  ray.io/accelerator-type: {{ . | quote }}
 {{- end }}
 rayStartParams:
   object-store-memory: "536870912"
@@ -22,7 +22,10 @@ template:
   metadata:
     labels:
       {{- include "rerank.rayLabels" .root | nindent 6 }}
-      rerank-service/group: {{ .name }}
+      rerank-service/group: {{ .name | quote }}
+    {{- with include "rerank.environmentAnnotation" .root }}
+    {{- . | nindent 4 }}
+    {{- end }}
   spec:
     {{- include "rerank.workerSpec" . | nindent 4 }}
 {{- end }}
@@ -35,7 +38,7 @@ template:
 # its requests, and replacements have the rest to start.
 terminationGracePeriodSeconds: {{ add $deadline 60 }}
 {{- with $root.Values.workers.priorityClassName }}
-priorityClassName: {{ . }}
+priorityClassName: {{ . | quote }}
 {{- end }}
 securityContext:
   {{- include "rerank.podSecurity" $root | nindent 2 }}
@@ -44,7 +47,7 @@ securityContext:
 {{- end }}
 automountServiceAccountToken: {{ not (empty $root.Values.serviceAccount.name) }}
 {{- with $root.Values.serviceAccount.name }}
-serviceAccountName: {{ . }}
+serviceAccountName: {{ . | quote }}
 {{- end }}
 {{- with merge (dict) ($gpu.nodeSelector | default dict) $root.Values.workers.nodeSelector }}
 nodeSelector:
@@ -61,12 +64,12 @@ tolerations:
 {{- with dig "spread" "" (first .models) }}
 topologySpreadConstraints:
   - maxSkew: 1
-    topologyKey: {{ . }}
+    topologyKey: {{ . | quote }}
     whenUnsatisfiable: ScheduleAnyway
     labelSelector:
       matchLabels:
         {{- include "rerank.rayLabels" $root | nindent 8 }}
-        rerank-service/group: {{ $.name }}
+        rerank-service/group: {{ $.name | quote }}
 {{- end }}
 {{- with include "rerank.initContainers" . | trim }}
 initContainers:
@@ -86,7 +89,7 @@ containers:
       - name: RERANK_SERVICE_REDIS_PASSWORD # rate_limits.storage_password_env
         valueFrom:
           secretKeyRef:
-            name: {{ $root.Values.gcs.redis.passwordSecret }}
+            name: {{ $root.Values.gcs.redis.passwordSecret | quote }}
             key: password
       {{- end }}
       {{- if not $gpu }}
@@ -94,7 +97,7 @@ containers:
         value: void
       {{- end }}
       {{- range $name, $value := $root.Values.workers.env }}
-      - name: {{ $name }}
+      - name: {{ $name | quote }}
         value: {{ $value | quote }}
       {{- end }}
     envFrom:
@@ -166,7 +169,7 @@ volumes:
   {{- if $root.Values.volume.enabled }}
   - name: models
     persistentVolumeClaim:
-      claimName: {{ include "rerank.claim" $root }}
+      claimName: {{ include "rerank.claim" $root | quote }}
   {{- end }}
 {{- end }}
 
@@ -214,7 +217,7 @@ volumes:
 name: pull-{{ include "rerank.application" . }}
 image: {{ include "rerank.image" .root }}
 imagePullPolicy: {{ .root.Values.image.pullPolicy }}
-command: [rerank-service, pull, {{ $from | quote }}, --to, {{ $folder }}]
+command: [rerank-service, pull, {{ $from | quote }}, --to, {{ $folder | quote }}]
 env:
   {{- include "rerank.env" .root | nindent 2 }}
   - name: NVIDIA_VISIBLE_DEVICES
@@ -222,7 +225,7 @@ env:
   - name: HF_TOKEN
     valueFrom:
       secretKeyRef:
-        name: {{ .root.Values.volume.hubSecret }}
+        name: {{ .root.Values.volume.hubSecret | quote }}
         key: token
         optional: true
 resources:
