@@ -13,7 +13,7 @@ from typing import Any
 
 from rerank_service.tools.cli.ports import free_port
 
-__all__ = ["haproxy_runs", "own_places", "suits_haproxy"]
+__all__ = ["haproxy_runs", "http_options", "own_places", "suits_haproxy"]
 
 _SWITCH = "RAY_SERVE_ENABLE_HA_PROXY"
 _PORTS = {
@@ -32,6 +32,15 @@ _FILES = {
 _CHECK_LIMIT_S = 10
 
 
+def http_options(document: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The section `http_options` of a configuration that Serve has not validated yet; empty if it is not a mapping.
+
+    Serve validates a configuration only after the environment is set, because Serve reads the environment on import.
+    """
+    section = document.get("http_options")
+    return section if isinstance(section, Mapping) else {}
+
+
 def suits_haproxy(document: Mapping[str, Any], environment: Mapping[str, str]) -> bool:
     """Whether to put HAProxy in front of the service of a configuration, if the user does not say.
 
@@ -39,8 +48,7 @@ def suits_haproxy(document: Mapping[str, Any], environment: Mapping[str, str]) -
     """
     if _SWITCH in environment:
         return environment[_SWITCH] == "1"
-    has_tls = bool((document.get("http_options") or {}).get("ssl_keyfile"))
-    if has_tls or document.get("proxy_location") == "Disabled" or not haproxy_runs():
+    if http_options(document).get("ssl_keyfile") or document.get("proxy_location") == "Disabled" or not haproxy_runs():
         return False
     from ray._private.services import canonicalize_bootstrap_address  # imports Ray, but not yet Serve
 

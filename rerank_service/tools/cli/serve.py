@@ -17,7 +17,7 @@ from rerank_service.config import Dtype
 from rerank_service.tools.cli.api_keys import KEY_VARIABLE, key_hashes
 from rerank_service.tools.cli.command_line import command_line
 from rerank_service.tools.cli.console import fail, stderr
-from rerank_service.tools.cli.haproxy import own_places, suits_haproxy
+from rerank_service.tools.cli.haproxy import http_options, own_places, suits_haproxy
 from rerank_service.tools.cli.options import CONFIG_FILE, checked_config, config_file, missing_folders
 from rerank_service.tools.deployment.placement import DeviceChoice
 from rerank_service.tools.deployment.ray_environment import HAPROXY_ENVIRONMENT, RAY_ENVIRONMENT, set_ray_environment
@@ -130,9 +130,10 @@ def serve(
         typer.echo(text, nl=False)
         return
     document = yaml.safe_load(text)
-    http_options = document.get("http_options") or {}
+    configured = http_options(document).get("host")
     port_setting = f"http_options.port in {path}" if path is not None and port is None else "--port"
-    with _environment_of(document, haproxy, host or http_options.get("host") or _HOST):
+    proxy_host = host or (configured if isinstance(configured, str) else "") or _HOST
+    with _environment_of(document, haproxy, proxy_host):
         from rerank_service.tools.cli.foreground import Serving, run  # only now: Serve reads the environment on import
 
         run(Serving(text, path or "this configuration", port_setting, host, port, verbose, dashboard))

@@ -93,6 +93,7 @@ def serve_file(folder: Path, **changes: Any) -> str:
     [
         ({"http_options": {"port": 99999}}, ["http_options.port: must be from 1 to 65,535, not 99999"]),
         ({"http_options": {"host": 5}}, ["http_options.host: must be a valid string, not 5"]),
+        ({"http_options": ["host"]}, ["http_options: must be a mapping of settings"]),
         (
             {"http_options": {"prot": 1, "request_timeout_s": float("inf")}},
             [
