@@ -81,9 +81,9 @@ class Documents:
     """A set of documents with the objects that other checks ask for."""
 
     def __init__(self, documents: Iterable[Document]) -> None:
-        given = [document for document in documents if document]
+        given = [_without_nulls(document) for document in documents if document]
         # A List, as kubectl prints it, stands for its items.
-        lists = [document["items"] if document["kind"] == "List" else [document] for document in given]
+        lists = [document["items"] if document.get("kind") == "List" else [document] for document in given]
         self.all = [document for items in lists for document in items]
 
     def of_kind(self, *kinds: str) -> list[Document]:
@@ -114,6 +114,13 @@ class Documents:
         arguments = [application.get("args", {}) for application in applications]
         listed = [model for part in arguments for model in part.get("models", [])]
         return [part for part in listed or arguments if "checkpoint" in part]
+
+
+def _without_nulls(value: Any) -> Any:
+    """Kubernetes reads a null field as an absent one."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(inner) for key, inner in value.items() if inner is not None}
+    return [_without_nulls(inner) for inner in value] if isinstance(value, list) else value
 
 
 def name_of(document: Document) -> str:

@@ -52,6 +52,28 @@ def test_a_fault_is_found_by_its_check_alone(sound: list[Document], fault: Fault
     assert names(with_fault(sound, fault)) == {check}
 
 
+@pytest.mark.parametrize("field", ["apiVersion", "kind", "metadata"])
+def test_a_document_without_a_name_is_a_finding(sound: list[Document], field: str) -> None:
+    del sound[0][field]
+    assert names(sound) == {"schemas"}
+
+
+def test_null_is_an_absent_field(sound: list[Document]) -> None:
+    find(sound, "ConfigMap")["metadata"]["labels"] = None
+    worker_of(sound)["nodeSelector"] = None
+    assert names(sound) == set()
+    worker_of(sound)["securityContext"] = None
+    assert names(sound) == {"pod-security"}
+
+
+def test_a_malformed_field_is_a_finding(sound: list[Document]) -> None:
+    worker_of(sound)["containers"][0]["resources"]["limits"]["memory"] = "a lot"
+    found = findings(Documents(sound), SETTING)["valid-pods"]
+    assert (
+        str(found[-1]) == "the documents: a field is malformed: ValueError: could not convert string to float: 'a lot'"
+    )
+
+
 def test_every_check_has_a_fault() -> None:
     assert {check for _, check in FAULTS} == {*CHECKS, "schemas"}
 
