@@ -12,6 +12,7 @@ from benchmarks.peers.environments import BENCH_FOLDER, OURS, preloaded, program
 from benchmarks.peers.processes import Command, StartFailed, first_cpus
 from benchmarks.peers.shared_model import SharedModels
 from rerank_service.config import parse_config
+from rerank_service.engine.device.precision import computes_bfloat16
 from rerank_service.errors import ConfigError
 from rerank_service.tools.bench.apis import INFINITY, NIM, PLAIN, VLLM, RankingApi, sigmoid_scores
 
@@ -55,6 +56,8 @@ class Contender:
     @property
     def precision(self) -> str:
         """Precision of its matrix products: float32, bfloat16 or int8."""
+        if self.name.endswith("openvino") and computes_bfloat16():  # OpenVINO's default on such a processor
+            return "bfloat16"
         return next((precision for precision in ("int8", "bfloat16") if self.name.endswith(precision)), "float32")
 
 

@@ -46,7 +46,7 @@ def summary_table(results: Path) -> str:
 
 def _summary(result: ResultFile, is_reduced: bool) -> tuple[str, ...] | None:
     """Cells of a row; null if our service or every peer lacks figures."""
-    measured = [one for one in result["contenders"] if one["figures"] and _is_reduced(one["name"]) == is_reduced]
+    measured = [one for one in result["contenders"] if one["figures"] and _is_reduced(one) == is_reduced]
     ours = min((one for one in measured if one["name"].startswith("ours")), key=_ratio, default=None)
     other = min((one for one in measured if not one["name"].startswith("ours")), key=_ratio, default=None)
     if ours is None or other is None:
@@ -61,8 +61,8 @@ def _summary(result: ResultFile, is_reduced: bool) -> tuple[str, ...] | None:
     )
 
 
-def _is_reduced(name: str) -> bool:
-    return name.endswith(("bfloat16", "int8"))
+def _is_reduced(contender: ResultFile) -> bool:
+    return bool(contender["precision"] != "float32")
 
 
 def _instructions(result: ResultFile) -> str:

@@ -57,6 +57,7 @@ def _contender(name: str, ratio: float | None) -> dict[str, Any]:
     return {
         "rounds": [{}] * 3,
         "name": name,
+        "precision": next((one for one in ("int8", "bfloat16") if name.endswith(one)), "float32"),
         "versions": {"x": "1"},
         "note": None,
         "error": error,
