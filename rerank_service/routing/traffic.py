@@ -64,7 +64,7 @@ class TrafficSplit:
                 )
         self.shares |= known
 
-    def record(self) -> None:
+    def record_shares(self) -> None:
         """Records the current shares as metrics. Ray's exporter drops a gauge that is not renewed."""
         for version, share in self.shares.items():
             self._metrics.record(VERSION_TRAFFIC, share.traffic_percent / 100, version, "canary")

@@ -86,7 +86,7 @@ async def follow(split: TrafficSplit, store: TrafficStore, application: str) -> 
             is_reachable = True
             if stored is not None and stored.configured == configured:
                 split.change(stored.current)
-        split.record()
+        split.record_shares()
         await asyncio.sleep(_POLL_S)
 
 

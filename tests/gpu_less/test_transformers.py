@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from rerank_service.engine import load_engine
 from rerank_service.engine.device import forward
 from rerank_service.engine.device.forward import PACKED_ATTENTION, PACKED_CAUSAL_ATTENTION, PADDED_ATTENTION
 from rerank_service.engine.device.relative_positions import tabulate_relative_positions
+from rerank_service.engine.linear import joined
 from rerank_service.tools.random_checkpoints.make import Architecture, make_checkpoint
 from tests.gpu_less.releases import FOLDER, TRANSFORMERS_RELEASES
 from tests.models import local_model
@@ -51,9 +53,10 @@ def recorded(calls: dict[str, Any]) -> Iterator[None]:
 
 
 def calls_of(folder: Path) -> dict[str, Any]:
-    """The calls of one pass of the model in `folder`."""
+    """The calls of one pass of the model in `folder`, without our joined attention: transformers' own calls."""
     calls: dict[str, Any] = {}
-    engine: Any = load_engine(local_model(folder))
+    with patch.object(joined, "_JOINED", {}):
+        engine: Any = load_engine(local_model(folder))
     if folder.name == "modernbert":
         engine.backbone.set_attn_implementation(PADDED_ATTENTION)
     with recorded(calls):

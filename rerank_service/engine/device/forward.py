@@ -109,6 +109,8 @@ def packed_attention(
     # One allocation for all sequences: new memory for each one would cost as much as the products.
     memory = query.new_empty(query.size(1) * min(longest_product, packed.max_length) ** 2)
     for start, end in pairwise(packed.bounds):
+        if start == end:  # an empty slot of a batch for a CUDA graph
+            continue
         q, k, v = query[:, :, start:end], key[:, :, start:end], value[:, :, start:end]
         if end - start <= longest_product:
             attended = _two_products(q, k, v, scaling, sees_later, memory)
@@ -169,8 +171,8 @@ def _two_products(
     is_later = None if sees_later else torch.ones(weights.shape[1:], dtype=torch.bool).triu(1)
     if sees_later:  # rounds a little differently, which decoders in float8 amplify
         _multiply_into(weights, q, k, alpha * _LOG2_E, None)
-        sums = weights.exp2_().sum(-1, keepdim=True)
-        of_rows = sums.float().numpy()  # a tensor's own minimum would look as if the host waited for a device
+        sums = weights.exp2_().sum(-1, keepdim=True, dtype=torch.float32)
+        of_rows = sums.numpy()  # a tensor's own minimum would look as if the host waited for a device
         if _SAFE_SUMS[0] < of_rows.min() and of_rows.max() < _SAFE_SUMS[1]:
             return torch.bmm(weights, v).div_(sums)[None]
     _multiply_into(weights, q, k, alpha, is_later)

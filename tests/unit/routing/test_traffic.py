@@ -185,7 +185,7 @@ def test_only_known_versions_change() -> None:
 def test_shares_are_metrics() -> None:
     splits = Splits({"traffic_percent": 5}, {"shadow_percent": 20})
 
-    splits.split.record()
+    splits.split.record_shares()
 
     assert splits.metrics.values["rerank_version_traffic_ratio", CANARY, "canary"] == 0.05
     assert splits.metrics.values["rerank_version_traffic_ratio", OTHER, "shadow"] == 0.2

@@ -165,7 +165,8 @@ def causal(
         )
         for start, end in zip(packed.bounds, packed.bounds[1:], strict=False)
     ]
-    return torch.cat(outputs, dim=2).transpose(1, 2), None
+    repeated = outputs[-1][:, :, -1:].expand(-1, -1, query.size(2) - packed.bounds[-1], -1)
+    return torch.cat([*outputs, repeated], dim=2).transpose(1, 2), None
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
