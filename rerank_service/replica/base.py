@@ -14,7 +14,7 @@ from rerank_service.messages import OFFERED, SPEED, START, WAITING, Declined, Re
 from rerank_service.replica.collector import Collector
 from rerank_service.replica.scorer import ModelScorer
 from rerank_service.telemetry.logging import log_through_serve, serve_id
-from rerank_service.telemetry.metrics import REPLICA_METRICS, record_start
+from rerank_service.telemetry.metrics import REPLICA_METRICS
 from rerank_service.telemetry.ray_metrics import RayMetrics
 
 __all__ = ["BaseReplica"]
@@ -77,8 +77,8 @@ class BaseReplica(ABC):
             num_stuck += scorer.num_stuck_tokenisers
         if num_stuck >= self._num_tokenisers:
             raise EngineFailed("all tokenising threads are stuck")
-        for model_id, scorer in self._scorers.items():  # Ray's exporter drops a gauge that is not renewed
-            record_start(self._metrics, model_id, scorer.start_times)
+        for scorer in self._scorers.values():
+            scorer.renew_gauges()
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """Statistics for `autoscaling.TokenPolicy`. Serve calls this method at least every `metrics_interval_s`."""

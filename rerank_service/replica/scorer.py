@@ -23,7 +23,7 @@ from rerank_service.messages import ReplicaReport, Shard, ShardScores, TokenMatc
 from rerank_service.replica.scheduler import Scheduler, Watch
 from rerank_service.replica.scheduler.admission import lateness
 from rerank_service.replica.scheduler.fair_queue import TokensDue
-from rerank_service.telemetry.metrics import MetricSink, NoMetrics, record_counts, record_gauges
+from rerank_service.telemetry.metrics import MetricSink, NoMetrics, record_counts, record_gauges, record_start
 
 __all__ = ["Collect", "ModelScorer", "StartTokenising", "Tokenised", "TokenisedFuture"]
 
@@ -74,7 +74,6 @@ class ModelScorer:
         """
         self._model = model
         self._engine = engine
-        self.start_times = engine.start_times
         self._aligner = engine.aligner
         self._tokenisers = tokenisers
         self._metrics = metrics or NoMetrics()
@@ -228,24 +227,43 @@ class ModelScorer:
                 self._tokenising.end(work)
             loop.call_soon_threadsafe(_resolve, future, result)
 
+    def renew_gauges(self) -> None:
+        """Records the current values of all gauges, because Ray's exporter drops a gauge that is not renewed."""
+        record_gauges(self._metrics, self._model.id, self._state())
+        record_start(self._metrics, self._model.id, self._engine.start_times)
+
     def _report(self) -> ReplicaReport:
         """State and counters since the previous report: each batch and each cache look-up is reported once."""
-        scheduler, engine = self.scheduler, self._engine
         batches: list[tuple[int, float]] = []
         busy_s = 0.0
-        while scheduler.finished_batches:
-            batch = scheduler.finished_batches.popleft()
+        while self.scheduler.finished_batches:
+            batch = self.scheduler.finished_batches.popleft()
             batches.append((batch.num_tokens, round(batch.fill, 3)))
             busy_s += batch.busy_s
-        reported, self._reported_cache = self._reported_cache, engine.cache_counts
-        facts, tokens_per_s = engine.device_facts, scheduler.drain.tokens_per_s or 0.0
-        report = ReplicaReport(
+        reported, self._reported_cache = self._reported_cache, self._engine.cache_counts
+        hits, misses = self._reported_cache.hits - reported.hits, self._reported_cache.misses - reported.misses
+        report = self._state(tuple(batches), busy_s, hits, misses)
+        record_counts(self._metrics, self._model.id, report)
+        record_gauges(self._metrics, self._model.id, report)
+        return report
+
+    def _state(
+        self,
+        batches: tuple[tuple[int, float], ...] = (),
+        busy_s: float = 0.0,
+        cache_hits: int = 0,
+        cache_misses: int = 0,
+    ) -> ReplicaReport:
+        """A report of the current state with these counters."""
+        engine = self._engine
+        facts, tokens_per_s = engine.device_facts, self.scheduler.drain.tokens_per_s or 0.0
+        return ReplicaReport(
             replica=_PROCESS,
-            batches=tuple(batches),
+            batches=batches,
             busy_s=busy_s,
-            cache_hits=self._reported_cache.hits - reported.hits,
-            cache_misses=self._reported_cache.misses - reported.misses,
-            waiting_tokens=scheduler.outstanding_tokens,
+            cache_hits=cache_hits,
+            cache_misses=cache_misses,
+            waiting_tokens=self.scheduler.outstanding_tokens,
             tokens_per_s=tokens_per_s,
             memory_bytes=facts.memory_bytes,
             mfu=facts.peak_tokens_per_s and tokens_per_s / facts.peak_tokens_per_s,
@@ -256,9 +274,6 @@ class ModelScorer:
             start=engine.start_times,
             numerics=engine.numerics,
         )
-        record_counts(self._metrics, self._model.id, report)
-        record_gauges(self._metrics, self._model.id, report)
-        return report
 
 
 def _resolve(future: TokenisedFuture, result: Tokenised | Exception) -> None:

@@ -41,7 +41,8 @@ async def test_all_replicas_of_a_deployment_compute_alike(service: Service, fold
     async with asyncio.timeout(CLIENT_TIMEOUT_S), httpx.AsyncClient(base_url=f"{service.url}/{APPLICATION}") as client:
         while "set engine.dtype" not in (message := _message()):
             await asyncio.sleep(0.2)
-        running = service.pids(APPLICATION, DEPLOYMENT)
+        while not (running := service.pids(APPLICATION, DEPLOYMENT)):  # the first replica may still be loading
+            await asyncio.sleep(0.2)
         refused = await _described(client)
         (folder / "all-are-strong").touch()
         while len(service.pids(APPLICATION, DEPLOYMENT)) < 2:

@@ -18,7 +18,7 @@ import yaml
 
 from rerank_service.telemetry.metrics import ALL_METRICS
 from tests.programs import needs_program
-from tests.service.running import MINILM, Service, ranking_body
+from tests.service.running import MINILM, MISTRAL, Service, ranking_body
 
 FOLDER = Path(__file__).parents[2] / "cluster" / "monitoring"
 PASSAGES = ["one passage", "another passage", "and a third"]
@@ -126,6 +126,12 @@ def test_rays_metrics_name_the_replica(scraped: Prometheus) -> None:
     assert sample["metric"]["application"] == "rerank"
     assert sample["metric"]["deployment"] == "sentence-transformers_all-MiniLM-L6-v2"
     assert sample["metric"]["replica"]
+
+
+def test_rays_metrics_show_a_replica_without_requests(scraped: Prometheus) -> None:
+    """No test of this module sends a request to this model; those of other modules are too long ago."""
+    for gauge in ("device_waiting_tokens", "device_memory_bytes", "start_seconds"):
+        scraped.wait_for(f'count(ray_rerank_{gauge}{{model="{MISTRAL}"}})', 1)
 
 
 @pytest.mark.parametrize("prefix", ["ray_", ""])

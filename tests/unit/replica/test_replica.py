@@ -16,11 +16,22 @@ from rerank_service.errors import EngineFailed, UnknownModel
 from rerank_service.messages import OFFERED, START, WAITING, Declined, Fitting, Shard, ShardScores
 from rerank_service.replica import base
 from rerank_service.replica.replica import Replica
+from rerank_service.telemetry.metrics import (
+    BATCH_TOKENS,
+    DEVICE_BUSY_SECONDS,
+    DEVICE_MEMORY_LIMIT_BYTES,
+    DEVICE_MFU,
+    REPLICA_METRICS,
+    Metric,
+    MetricKind,
+    NoMetrics,
+)
 
 pytestmark = pytest.mark.usefixtures("serve_context")
 
 MODEL = ModelConfig.model_validate({"id": "m", "checkpoint": {"source": "/m"}, "replica": {"tokeniser_threads": 2}})
 SHARD = Shard("r", "m", "a query", ("one passage", "another"), (0, 1), Fitting(), 10, 10)
+ONLY_ON_GPUS = {DEVICE_MFU.name, DEVICE_MEMORY_LIMIT_BYTES.name}
 STUCK = "a text on which a tokenizer never returns"
 
 
@@ -49,7 +60,20 @@ class Simulated(Replica):
 
 
 @pytest.fixture
-def replica(monkeypatch: pytest.MonkeyPatch) -> Iterator[Simulated]:
+def recorded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the metrics that the replica records."""
+    names: list[str] = []
+
+    class KeptNames(NoMetrics):
+        def record(self, metric: Metric, value: float, *labels: str) -> None:
+            names.append(metric.name)
+
+    monkeypatch.setattr(base, "RayMetrics", lambda _: KeptNames())
+    return names
+
+
+@pytest.fixture
+def replica(monkeypatch: pytest.MonkeyPatch, recorded: list[str]) -> Iterator[Simulated]:
     monkeypatch.setattr(base, "log_through_serve", lambda **_: None)
     replica = Simulated()
     yield replica
@@ -72,6 +96,23 @@ async def test_load_is_reported_with_each_answer_and_to_the_autoscaler(replica: 
     assert stats[OFFERED] == sum(scores.num_tokens)
     assert stats[WAITING] == 0
     assert stats[START] > 0
+
+
+async def test_each_health_check_renews_the_gauges_and_counts_nothing(replica: Simulated, recorded: list[str]) -> None:
+    """Ray's exporter drops a gauge that is not renewed."""
+    await replica.check_health()
+    without_a_shard = set(recorded)
+    scores = await replica.score(SHARD)
+    of_the_answer = set(recorded) - without_a_shard
+    recorded.clear()
+    await replica.check_health()
+
+    assert without_a_shard == {one.name for one in REPLICA_METRICS if one.kind is MetricKind.GAUGE} - ONLY_ON_GPUS
+    assert set(recorded) == without_a_shard
+    assert {BATCH_TOKENS.name, DEVICE_BUSY_SECONDS.name} <= of_the_answer
+    assert isinstance(scores, ShardScores)
+    assert scores.report is not None
+    assert len(scores.report.batches) == 1  # the health check before left the counters to the answer
 
 
 async def test_a_shard_is_declined_if_the_queue_is_longer_than_its_sender_assumed(replica: Simulated) -> None:
