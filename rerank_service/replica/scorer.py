@@ -229,41 +229,30 @@ class ModelScorer:
 
     def renew_gauges(self) -> None:
         """Records the current values of all gauges, because Ray's exporter drops a gauge that is not renewed."""
-        record_gauges(self._metrics, self._model.id, self._state())
+        self._report(with_counters=False)
         record_start(self._metrics, self._model.id, self._engine.start_times)
 
-    def _report(self) -> ReplicaReport:
-        """State and counters since the previous report: each batch and each cache look-up is reported once."""
+    def _report(self, *, with_counters: bool = True) -> ReplicaReport:
+        """State and counters since the previous report: each batch and each cache look-up is reported once. Without
+        counters, the next report has them."""
+        scheduler, engine = self.scheduler, self._engine
         batches: list[tuple[int, float]] = []
         busy_s = 0.0
-        while self.scheduler.finished_batches:
-            batch = self.scheduler.finished_batches.popleft()
-            batches.append((batch.num_tokens, round(batch.fill, 3)))
-            busy_s += batch.busy_s
-        reported, self._reported_cache = self._reported_cache, self._engine.cache_counts
-        hits, misses = self._reported_cache.hits - reported.hits, self._reported_cache.misses - reported.misses
-        report = self._state(tuple(batches), busy_s, hits, misses)
-        record_counts(self._metrics, self._model.id, report)
-        record_gauges(self._metrics, self._model.id, report)
-        return report
-
-    def _state(
-        self,
-        batches: tuple[tuple[int, float], ...] = (),
-        busy_s: float = 0.0,
-        cache_hits: int = 0,
-        cache_misses: int = 0,
-    ) -> ReplicaReport:
-        """A report of the current state with these counters."""
-        engine = self._engine
-        facts, tokens_per_s = engine.device_facts, self.scheduler.drain.tokens_per_s or 0.0
-        return ReplicaReport(
+        reported = self._reported_cache
+        if with_counters:
+            self._reported_cache = engine.cache_counts
+            while scheduler.finished_batches:
+                batch = scheduler.finished_batches.popleft()
+                batches.append((batch.num_tokens, round(batch.fill, 3)))
+                busy_s += batch.busy_s
+        facts, tokens_per_s = engine.device_facts, scheduler.drain.tokens_per_s or 0.0
+        report = ReplicaReport(
             replica=_PROCESS,
-            batches=batches,
+            batches=tuple(batches),
             busy_s=busy_s,
-            cache_hits=cache_hits,
-            cache_misses=cache_misses,
-            waiting_tokens=self.scheduler.outstanding_tokens,
+            cache_hits=self._reported_cache.hits - reported.hits,
+            cache_misses=self._reported_cache.misses - reported.misses,
+            waiting_tokens=scheduler.outstanding_tokens,
             tokens_per_s=tokens_per_s,
             memory_bytes=facts.memory_bytes,
             mfu=facts.peak_tokens_per_s and tokens_per_s / facts.peak_tokens_per_s,
@@ -274,6 +263,10 @@ class ModelScorer:
             start=engine.start_times,
             numerics=engine.numerics,
         )
+        if with_counters:
+            record_counts(self._metrics, self._model.id, report)
+        record_gauges(self._metrics, self._model.id, report)
+        return report
 
 
 def _resolve(future: TokenisedFuture, result: Tokenised | Exception) -> None:
