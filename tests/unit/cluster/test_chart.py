@@ -305,7 +305,10 @@ def ray_groups(documents: Documents) -> list[Document]:
 
 
 def test_two_releases_in_a_namespace_select_only_their_own_pods() -> None:
-    first, second = rendered(values("many-nodes"), "east"), rendered(values("many-nodes"), "west")
+    first, second = (
+        rendered(values("many-nodes") | {"serviceAccount": {"create": True, "name": name}}, name)
+        for name in ("east", "west")
+    )
     names = [{(document["kind"], document["metadata"]["name"]) for document in set_.all} for set_ in (first, second)]
     assert not names[0] & names[1]
     for policy in first.of_kind("NetworkPolicy", "PodDisruptionBudget"):
