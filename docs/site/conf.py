@@ -32,6 +32,7 @@ include_patterns = [
     "SECURITY.md",
     "cluster/README.md",
     "cluster/kubernetes.md",
+    "cluster/gateway/README.md",
     "training/README.md",
     "docs/**.md",
 ]
