@@ -10,6 +10,7 @@ from functools import partial
 import torch
 
 from rerank_service.engine.linear.sample_text import SAMPLE_TEXT
+from rerank_service.engine.linear.threads import one_thread
 from rerank_service.engine.protocol import PairT, Truncate
 
 __all__ = ["InputRange", "calibration_pairs", "observe_inputs"]
@@ -38,11 +39,15 @@ def calibration_pairs(tokenise: Callable[[str, Sequence[str], Truncate], list[Pa
 @torch.inference_mode()
 def observe_inputs(layers: Iterable[torch.nn.Linear], run: Callable[[], object]) -> dict[torch.nn.Linear, InputRange]:
     """Returns the ranges of the inputs to `layers` while `run` calls the model. The result omits layers that were not
-    called."""
+    called.
+
+    Plain layers round differently with another number of threads, and so would the scales, so one thread computes.
+    """
     seen: dict[torch.nn.Linear, InputRange] = {}
     hooks = [layer.register_forward_pre_hook(partial(_observe, seen)) for layer in layers]
     try:
-        run()
+        with one_thread():
+            run()
     finally:
         for hook in hooks:
             hook.remove()

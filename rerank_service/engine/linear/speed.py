@@ -25,6 +25,7 @@ from rerank_service.engine.device.kernel_cache import kernel_cache_root, private
 from rerank_service.engine.device.pack import pack
 from rerank_service.engine.device.precision import Precision, instruction_set
 from rerank_service.engine.linear.prepare import prepare_linears
+from rerank_service.engine.linear.threads import one_thread
 
 __all__ = ["layer_seconds", "processor_name"]
 
@@ -47,12 +48,8 @@ def layer_seconds(precisions: tuple[Precision, ...], hidden_size: int, *, is_dec
     names = [str(precision) for precision in precisions]
     if (kept := _read(file, names)) is not None:
         return kept
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         seconds = _measure(precisions, measured, is_decoder)
-    finally:
-        torch.set_num_threads(num_threads)
     _write(file, dict(zip(names, seconds, strict=True)))
     return seconds
 

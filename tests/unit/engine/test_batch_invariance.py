@@ -46,3 +46,13 @@ def test_a_pair_has_the_same_logit_alone_and_in_any_batch(checkpoints: dict[str,
     for batch in [every, *(rng.choices(every, k=rng.randint(2, 13)) for _ in range(NUM_RANDOM_BATCHES))]:
         logits = engine.score([pairs[index] for index in batch])
         assert max(abs(logit - alone[index]) for index, logit in zip(batch, logits, strict=True)) <= bound
+
+
+@pytest.mark.skipif(not multiplies_int8(), reason="this processor does not multiply 8-bit integers")
+def test_logits_in_int8_do_not_depend_on_the_number_of_threads() -> None:
+    """The scales come from a calibration when the model is loaded, so replicas must calibrate alike."""
+    logits = []
+    for num_threads in (1, 2):
+        engine = load_engine(embedded_model(engine={"dtype": "int8", "num_threads": num_threads}))
+        logits.append(engine.score(engine.tokenise("what is it?", NASTY_PASSAGES, Truncate.END)))
+    assert logits[0] == logits[1]
