@@ -5,6 +5,7 @@ import Ray, torch or HTTP: the command line, the engine and the head node of a c
 """
 
 from rerank_service.config.application import RerankConfig
+from rerank_service.config.calibration import CalibrationConfig, Probability, sigmoid
 from rerank_service.config.checkpoint import CheckpointConfig
 from rerank_service.config.engine import (
     Device,
@@ -55,6 +56,7 @@ __all__ = [
     "AuthConfig",
     "AutoscalingConfig",
     "BatchingConfig",
+    "CalibrationConfig",
     "CheckpointConfig",
     "Device",
     "DialectName",
@@ -71,6 +73,7 @@ __all__ = [
     "PoolConfig",
     "Pooling",
     "PrivateRoute",
+    "Probability",
     "RankingPath",
     "RateLimitConfig",
     "ReplicaConfig",
@@ -88,6 +91,7 @@ __all__ = [
     "parse_serve_config",
     "plain_message",
     "readable_problems",
+    "sigmoid",
     "unknown_setting",
     "without_echoes",
 ]

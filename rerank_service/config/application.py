@@ -102,6 +102,17 @@ class RerankConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _versions_are_calibrated_as_their_models(self) -> Self:
+        calibrated = {model.id: model.calibration is not None for model in self.models}
+        for version, share in self.versions.items():
+            if calibrated[version] != calibrated[share.of]:
+                raise ValueError(
+                    f"models {version!r} and {share.of!r} answer the same requests, so both or neither must have "
+                    "calibration, each measured with its own model"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _dialects_are_listed_once(self) -> Self:
         if len(set(self.dialects)) < len(self.dialects):
             raise ValueError("dialects lists an API twice; remove one")

@@ -89,7 +89,7 @@ def parse_serve_config(text: str, source: str) -> RerankConfig:
 
 def _replica_settings(model: ModelConfig) -> ModelConfig:
     """The settings that a model's replicas use. The ingress alone uses the others."""
-    return model.model_copy(update={"application": None, "version": None})
+    return model.model_copy(update={"application": None, "calibration": None, "version": None})
 
 
 def _hint(document: Any) -> str:

@@ -5,6 +5,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
+from rerank_service.config.calibration import CalibrationOrPath
 from rerank_service.config.checkpoint import CheckpointConfig
 from rerank_service.config.engine import EngineConfig
 from rerank_service.config.replica import AutoscalingConfig, BatchingConfig, ReplicaConfig
@@ -53,6 +54,11 @@ class ModelConfig(Section):
     pool: str | None = None
     """Name of a pool whose replicas load this model on demand. A model in a pool has no separate replicas. Null: the
     model has its own replicas."""
+
+    calibration: CalibrationOrPath = None
+    """Map from logits to probabilities: the file that `rerank-service calibrate` wrote, or its content. The APIs with
+    probabilities use it, and it enables `min_probability`. The node that builds the application reads the file. Null:
+    probabilities are `sigmoid(logit)`."""
 
     version: VersionConfig | None = None
     """Makes this model a canary or a shadow of another model. Null: it is a model of its own."""

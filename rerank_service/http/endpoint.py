@@ -21,7 +21,7 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from rerank_service.config import RerankConfig
+from rerank_service.config import RerankConfig, sigmoid
 from rerank_service.errors import (
     BodyTooLarge,
     FieldProblem,
@@ -31,6 +31,7 @@ from rerank_service.errors import (
     UnsupportedMediaType,
 )
 from rerank_service.http.access import ApiKeys, RateLimits
+from rerank_service.http.calibration import cut_at, probabilities_of
 from rerank_service.http.dialects import (
     NIM,
     Body,
@@ -78,6 +79,7 @@ class RankingEndpoint:
         self._ranker = ranker
         self._observer = observer
         self._versions = versions
+        self._probabilities = probabilities_of(config)
 
     async def answer(
         self, request: Request, dialects: Sequence[Dialect], rules: ReadingRules, slug: str | None = None
@@ -107,15 +109,15 @@ class RankingEndpoint:
                 observation.model_id = model.id
                 headers |= await self._rate_limits.take("passages", caller, num_passages)
                 deadline = Deadline.after(timeout_s)  # the time for uploading the body does not count
-                client_id = request.headers.get("x-request-id")
-                score = partial(self._rank, call, caller, client_id)
+                score = partial(self._rank, call, caller, client_id := request.headers.get("x-request-id"))
                 if self._versions is None or model.id not in self._versions:
                     rankings, more = await score(model.id, deadline)
                 else:
                     rankings, more = await self._versions.rank(call, observation, caller, client_id, deadline, score)
                 observation.add_rankings(rankings)
+                scale = self._probabilities.get(observation.model_id, sigmoid)
                 # In explanations, null is a value.
-                reply = call.reply(rankings, model.id).model_dump_json(exclude_none=call.explain_top_n is None)
+                reply = call.reply(rankings, model.id, scale).model_dump_json(exclude_none=call.explain_top_n is None)
                 response = Response(reply, headers=headers | more, media_type="application/json")
             except ClientDisconnect:
                 response = Response(status_code=CLIENT_DISCONNECTED)
@@ -139,10 +141,11 @@ class RankingEndpoint:
         request_id = uuid.uuid4().hex
         # With the model in the id, a request that a version refused still counts as load of the model that answers.
         load_id = client_id and f"{client_id} {model_id}"
+        cut = None if call.min_probability is None else cut_at(call.min_probability, model_id, self._probabilities)
 
         async def rank(query: RankingQuery) -> Ranked:
             try:
-                return await self._ranker.rank(
+                ranked = await self._ranker.rank(
                     model_id,
                     query.text,
                     query.passages,
@@ -153,6 +156,7 @@ class RankingEndpoint:
                     caller=caller,
                     explain=explain,
                 )
+                return ranked if cut is None else cut(ranked)
             except (PairTooLong, RequestTooLarge) as error:
                 raise call.with_own_fields(error, query) from None
 
@@ -188,7 +192,8 @@ class RankingEndpoint:
         )
         # Passages that fit also fit without a sentence, even under `truncate: NONE`.
         fitting = replace(call.fitting, truncate=Truncate.END)
-        passes = replace(call, queries=(RankingQuery(query.text, plan.passages),), fitting=fitting, explain_top_n=None)
+        passages = RankingQuery(query.text, plan.passages)
+        passes = replace(call, queries=(passages,), fitting=fitting, explain_top_n=None, min_probability=None)
         try:
             (scored,), _ = await self._rank(passes, caller, client_id, model_id, deadline, plan.aligns)
         except RequestTooLarge as error:

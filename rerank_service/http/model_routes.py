@@ -34,8 +34,8 @@ def model_routes(config: RerankConfig, keys: ApiKeys, metrics: IngressMetrics) -
     @routes.get("/v1/models", responses=_UNAUTHORISED)
     async def models(request: Request) -> dict[str, Any]:
         """Served models and their aliases. An alias has the model's id as `root`. `numerics` names the number types in
-        which a model computes. If a model's files leave open what the model computes, `unverified` tells what the
-        service assumes."""
+        which a model computes, and `calibration` is its map from logits to probabilities. If a model's files leave open
+        what the model computes, `unverified` tells what the service assumes."""
         keys.authenticate(request.headers)
         return {"object": "list", "data": entries()}
 
@@ -105,6 +105,7 @@ def _entries(config: RerankConfig, metrics: IngressMetrics) -> Callable[[], list
                 **({} if window is None else {"max_model_len": window}),  # as in vLLM
                 **({} if numerics is None else {"numerics": numerics.name}),
                 **({} if reason is None else {"unverified": reason}),
+                **({} if model.calibration is None else {"calibration": model.calibration.model_dump()}),
             }
             for model in default_first
             for window, reason in ((_window_tokens(model, metrics), metrics.unverified.get(model.id)),)

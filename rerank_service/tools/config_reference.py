@@ -14,7 +14,12 @@ __all__ = ["config_reference"]
 
 _Schema = Mapping[str, Any]
 
-_BOUNDS = {"exclusiveMinimum": "greater than", "minimum": "at least", "maximum": "at most"}
+_BOUNDS = {
+    "exclusiveMinimum": "greater than",
+    "minimum": "at least",
+    "maximum": "at most",
+    "exclusiveMaximum": "less than",
+}
 
 
 def config_reference(heading_level: int = 2) -> str:
@@ -74,6 +79,8 @@ def _type(setting: _Schema, definitions: _Schema) -> str:
         return "section" if "properties" in target else _type(target, definitions)
     if "enum" in setting:
         return f"one of {', '.join(f'`{value}`' for value in setting['enum'])}"
+    if "prefixItems" in setting:
+        return f"[{', '.join(_type(one, definitions) for one in setting['prefixItems'])}]"
     if setting["type"] == "array":
         return f"list of: {_type(setting['items'], definitions)}"
     if setting["type"] == "object":

@@ -1,6 +1,5 @@
 """Types shared by all dialects: a body, the ranking call read from a body, and the dialect itself."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,7 +8,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel
 from pydantic_core import from_json
 
-from rerank_service.config import LimitsConfig, PathConfig, RankingPath, RerankConfig
+from rerank_service.config import LimitsConfig, PathConfig, Probability, RankingPath, RerankConfig
 from rerank_service.errors import (
     FieldProblem,
     InvalidRequest,
@@ -32,7 +31,6 @@ __all__ = [
     "RankingQuery",
     "ReadingRules",
     "Refusal",
-    "probability",
     "rules_of",
     "top",
 ]
@@ -110,8 +108,9 @@ class RankingCall:
     """The queries. Most requests have one query; some dialects pair several queries with passages."""
     fitting: Fitting
     """How passages longer than the model's window are handled."""
-    reply: Callable[[Sequence[Ranked], str], BaseModel]
-    """Builds the answer from the rankings of the queries and the model's id."""
+    reply: Callable[[Sequence[Ranked], str, Probability], BaseModel]
+    """Builds the answer from the rankings of the queries, the model's id, and the function that turns its logits into
+    probabilities."""
     passage_at: Callable[[int], Loc]
     """Path of a passage in the body, by the passage's index."""
     query_at: Callable[[int], Loc] = lambda _: ("query",)
@@ -125,6 +124,9 @@ class RankingCall:
     """Whether the default model answers if the service has no model with this name."""
     explain_top_n: int | None = None
     """How many of the best passages to explain. Null: none. Only a call with one query may have explanations."""
+    min_probability: float | None = None
+    """The answer has only the passages with at least this probability. Null: all. Only a call with one query may have
+    it."""
 
     def too_many_passages(self, count: int, limit: int) -> InvalidRequest:
         """The error for a request with more passages than `limit`."""
@@ -180,14 +182,6 @@ EXAMPLE_QUERY = "What is the capital of France?"
 EXAMPLE_TEXTS = ["Paris is the capital of France. It lies on the Seine.", "Berlin is the capital of Germany."]
 EXAMPLE_RERANK: dict[str, Any] = {"query": EXAMPLE_QUERY, "documents": EXAMPLE_TEXTS}
 """Example for the dialects with `documents`; each adds its own fields."""
-
-
-def probability(logit: float) -> float:
-    """The logistic function, in a form in which `exp` cannot overflow."""
-    if logit >= 0:
-        return 1 / (1 + math.exp(-logit))
-    grown = math.exp(logit)
-    return grown / (1 + grown)
 
 
 def top(ranked: Ranked, limit: int | None) -> list[tuple[int, float]]:

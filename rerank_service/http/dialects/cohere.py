@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
+from rerank_service.config import Probability
 from rerank_service.errors import RerankError
 from rerank_service.http.dialects.call import (
     EXAMPLE_RERANK,
@@ -21,11 +22,11 @@ from rerank_service.http.dialects.call import (
     RankingQuery,
     ReadingRules,
     Refusal,
-    probability,
     top,
 )
 from rerank_service.http.dialects.reading import (
     Documents,
+    MinProbability,
     QueryText,
     ReturnedDocument,
     TopN,
@@ -63,6 +64,9 @@ class CohereRerankV2Request(Wire):
     to version 2. Null or absent: yes, as in vLLM's API."""
     priority: Annotated[int, Field(ge=0, le=999)] | None = None
     """Accepted and ignored, because requests share the device fairly."""
+    min_probability: MinProbability | None = None
+    """An extension: leaves out documents with a lower probability. Requires a calibrated model. Null or absent: returns
+    all documents."""
 
 
 def _objects_or_texts(documents: tuple[Any, ...]) -> tuple[str | Mapping[str, Any], ...]:
@@ -100,6 +104,9 @@ class CohereRerankV1Request(Wire):
     max_tokens_per_doc: Annotated[int, Field(ge=1)] | None = None
     """Longer documents are truncated to this many tokens. Null or absent: documents are truncated only to the model's
     window."""
+    min_probability: MinProbability | None = None
+    """An extension: leaves out documents with a lower probability. Requires a calibrated model. Null or absent: returns
+    all documents."""
 
 
 class CohereResult(Wire):
@@ -109,7 +116,7 @@ class CohereResult(Wire):
     """The document as it was sent; a string becomes `{"text": ...}`."""
     index: int
     relevance_score: float
-    """Between 0 and 1: the logistic function of the logit."""
+    """Between 0 and 1: the logistic function of the logit, or the calibrated probability."""
 
 
 class CohereVersion(Wire):
@@ -200,11 +207,11 @@ def _read_v2(body: Body, rules: ReadingRules) -> RankingCall:
     max_windows = 1 if max_tokens is None else rules.limits.max_windows_per_passage
     returns_documents = request.return_documents is not False
 
-    def reply(rankings: Sequence[Ranked], model_id: str) -> CohereRerankV2Response:
+    def reply(rankings: Sequence[Ranked], model_id: str, probability: Probability) -> CohereRerankV2Response:
         (ranked,) = rankings
         return CohereRerankV2Response(
             id=str(uuid.uuid4()),
-            results=_results(ranked, request.top_n, body, rules, returns_documents),
+            results=_results(ranked, request.top_n, body, rules, returns_documents, probability),
             meta=meta_of(ranked, "2"),
             model=model_id,
             usage=_usage(ranked),
@@ -212,7 +219,14 @@ def _read_v2(body: Body, rules: ReadingRules) -> RankingCall:
 
     fitting = _fitting(max_tokens or _DEFAULT_TOKENS_PER_DOCUMENT, max_windows, rules)
     query = RankingQuery(request.query, request.documents)
-    return RankingCall(request.model, (query,), fitting, reply, lambda index: ("documents", index))
+    return RankingCall(
+        request.model,
+        (query,),
+        fitting,
+        reply,
+        passage_at=lambda index: ("documents", index),
+        min_probability=request.min_probability,
+    )
 
 
 def _read_v1(body: Body, rules: ReadingRules) -> RankingCall:
@@ -221,11 +235,11 @@ def _read_v1(body: Body, rules: ReadingRules) -> RankingCall:
     texts = [_text(document, fields, index) for index, document in enumerate(request.documents)]
     max_windows = min(request.max_chunks_per_doc or 1, rules.limits.max_windows_per_passage)
 
-    def reply(rankings: Sequence[Ranked], model_id: str) -> CohereRerankResponse:
+    def reply(rankings: Sequence[Ranked], model_id: str, probability: Probability) -> CohereRerankResponse:
         (ranked,) = rankings
         return CohereRerankResponse(
             id=str(uuid.uuid4()),
-            results=_results(ranked, request.top_n, body, rules, bool(request.return_documents)),
+            results=_results(ranked, request.top_n, body, rules, bool(request.return_documents), probability),
             meta=meta_of(ranked, "1"),
             model=model_id,
             usage=_usage(ranked),
@@ -233,7 +247,14 @@ def _read_v1(body: Body, rules: ReadingRules) -> RankingCall:
 
     fitting = _fitting(request.max_tokens_per_doc, max_windows, rules)
     query = RankingQuery(request.query, texts)
-    return RankingCall(request.model, (query,), fitting, reply, lambda index: ("documents", index))
+    return RankingCall(
+        request.model,
+        (query,),
+        fitting,
+        reply,
+        passage_at=lambda index: ("documents", index),
+        min_probability=request.min_probability,
+    )
 
 
 def _fitting(max_tokens: int | None, max_windows: int, rules: ReadingRules) -> Fitting:
@@ -242,7 +263,12 @@ def _fitting(max_tokens: int | None, max_windows: int, rules: ReadingRules) -> F
 
 
 def _results(
-    ranked: Ranked, top_n: int | None, body: Body, rules: ReadingRules, returns_documents: bool
+    ranked: Ranked,
+    top_n: int | None,
+    body: Body,
+    rules: ReadingRules,
+    returns_documents: bool,
+    probability: Probability,
 ) -> tuple[CohereResult, ...]:
     documents, results = body.fields["documents"], []
     for index, logit in top(ranked, top_n):

@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import RootModel
 
+from rerank_service.config import Probability
 from rerank_service.errors import InvalidRequest, RerankError
 from rerank_service.http.dialects.call import (
     EXAMPLE_RERANK,
@@ -18,11 +19,10 @@ from rerank_service.http.dialects.call import (
     RankingQuery,
     ReadingRules,
     Refusal,
-    probability,
     top,
 )
 from rerank_service.http.dialects.nim import ErrorDetail
-from rerank_service.http.dialects.reading import Documents, QueryText, TopN, Wire, read
+from rerank_service.http.dialects.reading import Documents, MinProbability, QueryText, TopN, Wire, read
 from rerank_service.messages import Fitting, Ranked, Truncate
 
 __all__ = ["RERANK"]
@@ -44,6 +44,9 @@ class InfinityRerankRequest(Wire):
     """Name of a model that this service serves. `default/not-specified`, null or absent: the default model."""
     top_n: TopN | None = None
     """How many results to return. Null or absent: all."""
+    min_probability: MinProbability | None = None
+    """An extension: leaves out documents with a lower probability. Requires a calibrated model. Null or absent: returns
+    all documents."""
 
 
 class InfinityResult(Wire):
@@ -100,7 +103,7 @@ class InfinityErrorBody(RootModel[InfinityValidationError | InfinityError]):
 def _read(body: Body, rules: ReadingRules) -> RankingCall:
     request = read(InfinityRerankRequest, body, rules.limits, ignores_unknown=True)
 
-    def reply(rankings: Sequence[Ranked], model_id: str) -> InfinityRerankResponse:
+    def reply(rankings: Sequence[Ranked], model_id: str, probability: Probability) -> InfinityRerankResponse:
         (ranked,) = rankings
         results = (
             InfinityResult(
@@ -121,7 +124,14 @@ def _read(body: Body, rules: ReadingRules) -> RankingCall:
     model = None if request.model == _NO_MODEL else request.model
     query = RankingQuery(request.query, request.documents)
     fitting = Fitting(rules.truncate or Truncate.END)
-    return RankingCall(model, (query,), fitting, reply, lambda index: ("documents", index))
+    return RankingCall(
+        model,
+        (query,),
+        fitting,
+        reply,
+        passage_at=lambda index: ("documents", index),
+        min_probability=request.min_probability,
+    )
 
 
 def _refuse(error: RerankError) -> Refusal:

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from rerank_service.config import Probability
 from rerank_service.errors import InvalidRequest, RerankError
 from rerank_service.http.dialects.call import (
     EXAMPLE_RERANK,
@@ -21,12 +22,12 @@ from rerank_service.http.dialects.call import (
     RankingQuery,
     ReadingRules,
     Refusal,
-    probability,
     top,
 )
 from rerank_service.http.dialects.cohere import CohereMeta, meta_of
 from rerank_service.http.dialects.reading import (
     Documents,
+    MinProbability,
     QueryOrObject,
     ReturnedDocument,
     TopN,
@@ -59,6 +60,9 @@ class JinaRerankRequest(Wire):
     truncation: bool | None = None
     """Whether to truncate a query and document that together exceed the model's window; false refuses the request. Null
     or absent: true, unless the service is configured otherwise."""
+    min_probability: MinProbability | None = None
+    """An extension: leaves out documents with a lower probability. Requires a calibrated model. Null or absent: returns
+    all documents."""
 
 
 class JinaResult(Wire):
@@ -66,7 +70,7 @@ class JinaResult(Wire):
 
     index: int
     relevance_score: float
-    """Between 0 and 1: the logistic function of the logit."""
+    """Between 0 and 1: the logistic function of the logit, or the calibrated probability."""
     document: ReturnedDocument = None
     """The document as it was sent; a string becomes `{"text": ...}`. The setting `paths` can return strings instead."""
 
@@ -112,7 +116,7 @@ def _read(body: Body, rules: ReadingRules) -> RankingCall:
     max_tokens = request.max_tokens_per_doc or request.max_doc_length
     may_be_voyages = request.top_n is None and max_tokens is None
 
-    def reply(rankings: Sequence[Ranked], model_id: str) -> JinaRerankResponse:
+    def reply(rankings: Sequence[Ranked], model_id: str, probability: Probability) -> JinaRerankResponse:
         (ranked,) = rankings
         sent, results = body.fields["documents"], []
         for index, logit in top(ranked, request.top_n):
@@ -138,6 +142,7 @@ def _read(body: Body, rules: ReadingRules) -> RankingCall:
         reply,
         passage_at=lambda index: ("documents", index),
         way_out="truncation: true",
+        min_probability=request.min_probability,
     )
 
 

@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Field, ValidationError
 from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import ErrorDetails, PydanticCustomError
 
+from rerank_service.config import Probability
 from rerank_service.errors import Loc, RerankError, dotted
 from rerank_service.http.dialects.call import (
     EXAMPLE_QUERY,
@@ -31,6 +32,7 @@ from rerank_service.http.dialects.explanations import (
 )
 from rerank_service.http.dialects.reading import (
     JsonNumber,
+    MinProbability,
     QueryText,
     Wire,
     field_message,
@@ -100,6 +102,10 @@ class RankingRequest(Wire):
 
     explain: ExplainOptions | None = None
     """An extension of NVIDIA's API: explains the best passages in `explanations`. Null or absent: no explanations."""
+
+    min_probability: MinProbability | None = None
+    """An extension of NVIDIA's API: leaves out passages with a lower probability. Requires a calibrated model. Null or
+    absent: returns all passages."""
 
 
 class PassageLogit(Wire):
@@ -187,6 +193,7 @@ def _read(body: Body, rules: ReadingRules) -> RankingCall:
         way_out="truncate: END",
         more_windows="passage_windows.max_per_passage" if windows and windows.max_per_passage < most else "",
         explain_top_n=None if explain is None else checked_top_n(explain, rules.limits.max_explained_passages),
+        min_probability=request.min_probability,
     )
 
 
@@ -270,7 +277,7 @@ def _message(code: str, loc: Loc, detail: ErrorDetails) -> str:
     return field_message(code, field, detail)
 
 
-def _reply(rankings: Sequence[Ranked], _: str) -> RankingResponse:
+def _reply(rankings: Sequence[Ranked], _: str, __: Probability) -> RankingResponse:
     (ranked,) = rankings
     passages = []
     for index in ranked.order:

@@ -16,6 +16,7 @@ from rerank_service.http.dialects.call import Body
 __all__ = [
     "Documents",
     "JsonNumber",
+    "MinProbability",
     "QueryOrObject",
     "QueryText",
     "ReturnedDocument",
@@ -56,6 +57,9 @@ QueryText = Annotated[str, Field(pattern=r"\S")]
 """A query, which must not be blank."""
 
 TopN = Annotated[int, Field(ge=1)]
+
+MinProbability = Annotated[float, Field(ge=0, le=1, strict=True, allow_inf_nan=False)]
+"""A JSON number between 0 and 1; not a string or true."""
 
 
 def _reject_non_numbers(value: Any) -> Any:

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, RootModel
 
+from rerank_service.config import Probability
 from rerank_service.errors import (
     BodyTooLarge,
     InvalidApiKey,
@@ -32,10 +33,9 @@ from rerank_service.http.dialects.call import (
     RankingQuery,
     ReadingRules,
     Refusal,
-    probability,
     top,
 )
-from rerank_service.http.dialects.reading import Documents, QueryText, TopN, Wire, invalid, read
+from rerank_service.http.dialects.reading import Documents, MinProbability, QueryText, TopN, Wire, invalid, read
 from rerank_service.messages import Fitting, Ranked, Truncate
 
 __all__ = ["RERANK"]
@@ -63,6 +63,9 @@ class TeiRerankRequest(Wire):
     model: str | None = None
     """Name of a model that this service serves. An unknown name, null or absent: the default model. An extension:
     text-embeddings-inference serves a single model."""
+    min_probability: MinProbability | None = None
+    """An extension: leaves out texts with a lower probability. Requires a calibrated model. Null or absent: returns
+    all texts."""
 
 
 class TeiRank(Wire):
@@ -90,7 +93,7 @@ def _read(body: Body, rules: ReadingRules) -> RankingCall:
         message = "truncation_direction must be Left or Right"
         raise invalid(("truncation_direction",), message, "unsupported_value")
 
-    def reply(rankings: Sequence[Ranked], _: str) -> TeiRerankResponse:
+    def reply(rankings: Sequence[Ranked], _: str, probability: Probability) -> TeiRerankResponse:
         (ranked,) = rankings
         ranks = (
             TeiRank(
@@ -113,6 +116,7 @@ def _read(body: Body, rules: ReadingRules) -> RankingCall:
         passage_at=lambda index: ("texts", index),
         way_out="truncate: true",
         any_model=True,
+        min_probability=request.min_probability,
     )
 
 

@@ -7,12 +7,14 @@ the model's window is refused, as in vLLM, unless the service is configured othe
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from http import HTTPStatus
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidatorFunctionWrapHandler, WithJsonSchema, WrapValidator
 from pydantic_core import PydanticKnownError
 
+from rerank_service.config import Probability
 from rerank_service.errors import Loc, RerankError, dotted
 from rerank_service.http.dialects.call import (
     EXAMPLE_QUERY,
@@ -25,11 +27,11 @@ from rerank_service.http.dialects.call import (
     RankingQuery,
     ReadingRules,
     Refusal,
-    probability,
     top,
 )
 from rerank_service.http.dialects.reading import (
     Documents,
+    MinProbability,
     QueryOrObject,
     QueryText,
     Wire,
@@ -108,6 +110,9 @@ class VllmRerankRequest(_VllmRequest):
     """One document or several."""
     top_n: Annotated[int, Field(ge=0)] = 0
     """How many results to return. 0: all."""
+    min_probability: MinProbability | None = None
+    """An extension: leaves out documents with a lower probability. Requires a calibrated model. Null or absent: returns
+    all documents."""
 
 
 class VllmScoreRequest(_VllmRequest):
@@ -191,13 +196,13 @@ class VllmError(Wire):
 def _read_rerank(body: Body, rules: ReadingRules) -> RankingCall:
     request = read(VllmRerankRequest, body, rules.limits, ignores_unknown=True)
 
-    def reply(rankings: Sequence[Ranked], model_id: str) -> VllmRerankResponse:
+    def reply(rankings: Sequence[Ranked], model_id: str, probability: Probability) -> VllmRerankResponse:
         (ranked,) = rankings
         results = (
             VllmResult(
                 index=index,
                 document=VllmDocument(text=request.documents[index]),
-                relevance_score=_score(request, logit),
+                relevance_score=_score(request, logit, probability),
             )
             for index, logit in top(ranked, request.top_n or None)
         )
@@ -205,7 +210,8 @@ def _read_rerank(body: Body, rules: ReadingRules) -> RankingCall:
         return VllmRerankResponse(id=f"score-{uuid.uuid4().hex}", model=model_id, usage=usage, results=tuple(results))
 
     query = RankingQuery(request.query, request.documents)
-    return _call(request, rules, (query,), reply, passage_at=lambda index: place_of(body, "documents", index))
+    call = _call(request, rules, (query,), reply, passage_at=lambda index: place_of(body, "documents", index))
+    return call if request.min_probability is None else replace(call, min_probability=request.min_probability)
 
 
 def _read_score(body: Body, rules: ReadingRules) -> RankingCall:
@@ -225,16 +231,17 @@ def _read_score(body: Body, rules: ReadingRules) -> RankingCall:
         RankingQuery(query, [texts[index] for index in indices], indices) for query, indices in indices_of.items()
     )
 
-    def reply(rankings: Sequence[Ranked], model_id: str) -> VllmScoreResponse:
+    def reply(rankings: Sequence[Ranked], model_id: str, probability: Probability) -> VllmScoreResponse:
         scores: dict[int, float] = {}
         for query, ranked in zip(queries, rankings, strict=True):
             scores.update(zip(query.indices or (), ranked.logits, strict=True))
+        data = [VllmScore(index=i, score=_score(request, scores[i], probability)) for i in range(len(scores))]
         num_tokens = sum(ranked.num_tokens for ranked in rankings)
         return VllmScoreResponse(
             id=f"score-{uuid.uuid4().hex}",
             created=int(time.time()),
             model=model_id,
-            data=tuple(VllmScore(index=index, score=_score(request, scores[index])) for index in range(len(scores))),
+            data=tuple(data),
             usage=VllmUsage(prompt_tokens=num_tokens, total_tokens=num_tokens, completion_tokens=0),
         )
 
@@ -278,7 +285,7 @@ def _call(
     )
 
 
-def _score(request: _VllmRequest, logit: float) -> float:
+def _score(request: _VllmRequest, logit: float, probability: Probability) -> float:
     return logit if request.use_activation is False else probability(logit)
 
 

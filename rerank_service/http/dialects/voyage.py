@@ -7,6 +7,7 @@ then has the `results` that Jina's clients read.
 from collections.abc import Sequence
 from typing import Literal
 
+from rerank_service.config import Probability
 from rerank_service.errors import RerankError
 from rerank_service.http.dialects.call import (
     EXAMPLE_RERANK,
@@ -17,10 +18,9 @@ from rerank_service.http.dialects.call import (
     RankingQuery,
     ReadingRules,
     Refusal,
-    probability,
     top,
 )
-from rerank_service.http.dialects.reading import Documents, QueryText, TopN, Wire, read
+from rerank_service.http.dialects.reading import Documents, MinProbability, QueryText, TopN, Wire, read
 from rerank_service.messages import Fitting, Ranked, Truncate
 
 __all__ = ["RERANK"]
@@ -40,13 +40,16 @@ class VoyageRerankRequest(Wire):
     truncation: bool | None = None
     """Whether to truncate a query and document that together exceed the model's window; false refuses the request. Null
     or absent: true."""
+    min_probability: MinProbability | None = None
+    """An extension: leaves out documents with a lower probability. Requires a calibrated model. Null or absent: returns
+    all documents."""
 
 
 class VoyageResult(Wire):
     """The score of one document."""
 
     relevance_score: float
-    """Between 0 and 1: the logistic function of the logit."""
+    """Between 0 and 1: the logistic function of the logit, or the calibrated probability."""
     index: int
     document: str | None = None
 
@@ -78,7 +81,7 @@ def _read(body: Body, rules: ReadingRules) -> RankingCall:
     request = read(VoyageRerankRequest, body, rules.limits)
     may_be_jinas = request.truncation is not None and request.top_k is None
 
-    def reply(rankings: Sequence[Ranked], model_id: str) -> VoyageRerankResponse:
+    def reply(rankings: Sequence[Ranked], model_id: str, probability: Probability) -> VoyageRerankResponse:
         (ranked,) = rankings
         data = tuple(
             VoyageResult(
@@ -105,6 +108,7 @@ def _read(body: Body, rules: ReadingRules) -> RankingCall:
         reply,
         passage_at=lambda index: ("documents", index),
         way_out="truncation: true",
+        min_probability=request.min_probability,
     )
 
 

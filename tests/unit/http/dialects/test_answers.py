@@ -7,7 +7,7 @@ import httpx
 import pytest
 from jsonschema import Draft202012Validator
 
-from rerank_service.http.dialects.call import probability
+from rerank_service.config import sigmoid
 from tests.unit.http.dialects.forms import (
     ALL_FORMS,
     MODEL,
@@ -30,14 +30,14 @@ async def test_scores_are_probabilities_in_descending_order(client: httpx.AsyncC
     assert response.status_code == 200, response.text
     ranked = places(response.json())
     assert [score_of(place) for place in ranked] == pytest.approx(
-        [probability(logits[place["index"]]) for place in ranked], abs=1e-6
+        [sigmoid(logits[place["index"]]) for place in ranked], abs=1e-6
     )
     order = [place["index"] for place in ranked]
     assert order == ([0, 1, 2] if "score" in name else sorted(range(3), key=lambda index: -logits[index]))
 
 
 def test_a_probability_neither_overflows_nor_leaves_its_range() -> None:
-    assert [probability(logit) for logit in (-1e4, -1.0, 0.0, 1.0, 1e4)] == pytest.approx(
+    assert [sigmoid(logit) for logit in (-1e4, -1.0, 0.0, 1.0, 1e4)] == pytest.approx(
         [0.0, 1 / (1 + math.e), 0.5, math.e / (1 + math.e), 1.0]
     )
 

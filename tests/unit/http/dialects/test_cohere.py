@@ -3,8 +3,7 @@
 import httpx
 import pytest
 
-from rerank_service.config import ModelConfig
-from rerank_service.http.dialects.call import probability
+from rerank_service.config import ModelConfig, sigmoid
 from tests.local_service import LocalReplica, client_of, local_api
 from tests.unit.http.dialects.forms import (
     DOCUMENTS,
@@ -33,8 +32,8 @@ async def test_cohere_ranks_a_long_document_in_windows_when_asked(
     cut = (await ask(client, name, documents=[LONG])).json()
     in_windows = (await ask(client, name, documents=[LONG], **wish)).json()
 
-    assert score_of(places(in_windows)[0]) == pytest.approx(probability(best["logit"]), abs=1e-9)
-    assert score_of(places(cut)[0]) == pytest.approx(probability((await logits_of(client, [LONG]))[0]), abs=1e-9)
+    assert score_of(places(in_windows)[0]) == pytest.approx(sigmoid(best["logit"]), abs=1e-9)
+    assert score_of(places(cut)[0]) == pytest.approx(sigmoid((await logits_of(client, [LONG]))[0]), abs=1e-9)
     assert in_windows["meta"]["tokens"]["input_tokens"] == expected["usage"]["total_tokens"]
     assert in_windows["meta"]["tokens"]["input_tokens"] > 2 * cut["meta"]["tokens"]["input_tokens"]
 

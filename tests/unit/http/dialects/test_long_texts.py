@@ -6,8 +6,7 @@ from typing import Any
 import httpx
 import pytest
 
-from rerank_service.config import ModelConfig
-from rerank_service.http.dialects.call import probability
+from rerank_service.config import ModelConfig, sigmoid
 from rerank_service.messages import Shard, ShardScores
 from tests.unit.http.dialects.forms import (
     ALL_FORMS,
@@ -70,7 +69,7 @@ async def test_a_document_is_truncated_to_its_own_limit(client: httpx.AsyncClien
     cut = (await client.post(path, json=body | {"documents": [words], field: 4})).json()
     whole = (await client.post(path, json=body | {"documents": [words], field: 400})).json()
 
-    assert score_of(places(whole)[0]) == pytest.approx(probability((await logits_of(client, [words]))[0]), abs=1e-6)
+    assert score_of(places(whole)[0]) == pytest.approx(sigmoid((await logits_of(client, [words]))[0]), abs=1e-6)
     assert score_of(places(cut)[0]) != score_of(places(whole)[0])
 
 
