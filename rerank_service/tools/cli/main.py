@@ -29,6 +29,7 @@ SUBCOMMANDS = {
     "rank": ("rank:rank", "Rank passages, one per line, for a query."),
     "batch": ("batch:batch", "Score a file of queries and passages, of any size."),
     "eval": ("evaluate:evaluate_command", "Compare models on judged queries."),
+    "calibrate": ("calibrate:calibrate_command", "Turn a model's logits into probabilities, by judged queries."),
     "verify": ("verify:verify_command", "Check that a served model scores like its checkpoint."),
     "make-checkpoint": ("make_checkpoint:make_checkpoint_command", "Write a randomly initialised reranker checkpoint."),
     "plan": ("plan:plan", "Estimate how many GPUs a load needs, by simulation."),
@@ -36,7 +37,7 @@ SUBCOMMANDS = {
 }
 """For each name, `module:attribute` in this package and the first paragraph of the subcommand's help."""
 
-TOOLS_MODULES = frozenset({"Stemmer", "bm25s", "matplotlib", "pandas", "psutil", "pyarrow", "pytrec_eval"})
+TOOLS_MODULES = frozenset({"Stemmer", "bm25s", "matplotlib", "pandas", "psutil", "pyarrow", "pytrec_eval", "sklearn"})
 """Modules that only the extra `tools` installs."""
 
 

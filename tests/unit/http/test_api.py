@@ -124,7 +124,7 @@ async def test_bad_bodies_have_an_exact_envelope(
 UNKNOWN_FIELDS: list[tuple[str, dict[str, Any], list[str | int], str, str]] = [
     ("unknown field", {"top_n": 2}, ["top_n"], "extra_forbidden",
      "top_n is not a field of this API; accepted here: model, query, passages, truncate, "
-     "passage_windows, explain"),
+     "passage_windows, explain, min_probability"),
     ("unknown inner field", {"passages": [{"text": "a", "title": "b"}]}, ["passages", 0, "title"], "extra_forbidden",
      "passages[0].title is not a field of this API; accepted here: text"),
     ("unknown window option", {"passage_windows": {"stride": 3}}, ["passage_windows", "stride"], "extra_forbidden",
