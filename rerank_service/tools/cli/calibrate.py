@@ -150,7 +150,7 @@ def _task(
     folder, file = (queries, None) if queries.is_dir() else (queries.parent, queries)
     collection = read_collection(folder, qrels, max_queries, queries=file, corpus=corpus, with_unanswered=True)
     task = prepare_task(collection, top_k, run)
-    if judged_only and not collection.brings_candidates:
+    if judged_only and task.chosen_by != "judged":
         candidates = with_judgement(collection, task.candidates)
         return replace(task, candidates=candidates, chosen_by=f"{task.chosen_by}, judged only")
     return task
