@@ -68,13 +68,12 @@ class RerankConfig(Section):
     @model_validator(mode="after")
     def _names_are_unambiguous(self) -> Self:
         owners: dict[str, str] = {}
-        named: tuple[ModelConfig | CascadeConfig, ...] = (*self.models, *self.cascades)
-        for model in named:
+        for model in self.named:
             for name in model.names:
                 owner = owners.setdefault(name.casefold(), model.id)
                 if owner != model.id:
                     raise ValueError(f"name {name!r} belongs to both {owner!r} and {model.id!r}; rename one")
-        ids = [model.id for model in named]
+        ids = [model.id for model in self.named]
         if repeated := {one for one in ids if ids.count(one) > 1}:
             raise ValueError(f"two models have the same id: {', '.join(sorted(repeated))}; rename one")
         hosts: tuple[ModelConfig | PoolConfig, ...] = (*self.models, *self.pools)
@@ -183,6 +182,11 @@ class RerankConfig(Section):
     def listed(self) -> tuple[ModelConfig | CascadeConfig, ...]:
         """The models and cascades that clients are told about."""
         return (*self.listed_models, *self.cascades)
+
+    @property
+    def named(self) -> tuple[ModelConfig | CascadeConfig, ...]:
+        """All models, including versions, and all cascades."""
+        return (*self.models, *self.cascades)
 
     def single_model(self, named: ModelConfig | CascadeConfig) -> ModelConfig:
         """The model itself, or the model of a cascade's last stage."""

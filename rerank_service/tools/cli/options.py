@@ -125,9 +125,7 @@ def choose(name: str | None, config: str | None, dtype: "Dtype | None" = None) -
 
 def _configured(wanted: str, settings: "RerankConfig") -> "ModelConfig | None":
     """The model with this name, which is in lower case. For a cascade, the model of its last stage."""
-    found = next(
-        (one for one in (*settings.models, *settings.cascades) if wanted in map(str.casefold, one.names)), None
-    )
+    found = next((one for one in settings.named if wanted in map(str.casefold, one.names)), None)
     if found is None:
         return None
     model = settings.single_model(found)
@@ -150,7 +148,7 @@ def _refuse_unknown(name: str, path: str, settings: "RerankConfig") -> None:
     try:
         locate(name)
     except CheckpointError as error:
-        configured = ", ".join(one.id for one in (*settings.models, *settings.cascades))
+        configured = ", ".join(one.id for one in settings.named)
         raise fail(f"{path} has no model {name!r}; it has {configured}. {error}") from None
 
 
