@@ -34,6 +34,8 @@ _KEEPS_ALL = "keeps_all"
 _RESERVED_SHARE, _MOST_RESERVED_S = 0.05, 1.0
 """Time that a stage which may be left out leaves for the early answer: a share of the request's time limit, and at most
 this many seconds."""
+_TIMED_OUT = 2.0
+"""Assumed time of a stage that did not finish in time, as a multiple of the time that it had."""
 
 _RankStage = Callable[[RankingCall, str, Deadline], Awaitable[tuple[str, Scored]]]
 """Ranks a call with a model. Returns the id of the model or version that answered, and its answer."""
@@ -181,7 +183,7 @@ class _StagedCall:
             answered_by, ((ranked,), headers) = await self._rank_stage(call, stage.model, deadline)
         except RerankError as error:
             if isinstance(error, RequestTimedOut):
-                speed.add(num_characters, time.perf_counter() - started)
+                speed.add(num_characters, _TIMED_OUT * (time.perf_counter() - started))
             if may_skip and error.http_status in _OVERLOADED:
                 return error.code
             raise

@@ -249,7 +249,7 @@ function lossOf({ body, stages, numTruncated, numUnscored }, isNamed) {
   const sentences = [];
   for (const { model, skipped } of stages) {
     if (!skipped || skipped === "keeps_all") continue; // a stage that would keep everything is not needed
-    sentences.push(`The stage ${model} was left out (${skipped}), so its order is missing.`);
+    sentences.push(`The stage ${model} was left out (${skipped}); the ranking is that of the stages before.`);
   }
   if (numTruncated > numUnscored) {
     const count = numTruncated - numUnscored;
