@@ -6,6 +6,7 @@ import Ray, torch or HTTP: the command line, the engine and the head node of a c
 
 from rerank_service.config.application import RerankConfig
 from rerank_service.config.calibration import CalibrationConfig, Probability, sigmoid
+from rerank_service.config.cascade import CascadeConfig, Keep, MarginConfig, StageConfig
 from rerank_service.config.checkpoint import CheckpointConfig
 from rerank_service.config.engine import (
     Device,
@@ -57,6 +58,7 @@ __all__ = [
     "AutoscalingConfig",
     "BatchingConfig",
     "CalibrationConfig",
+    "CascadeConfig",
     "CheckpointConfig",
     "Device",
     "DialectName",
@@ -65,9 +67,11 @@ __all__ = [
     "EngineKind",
     "FlashAttention",
     "IngressConfig",
+    "Keep",
     "LateInteractionHead",
     "LimitsConfig",
     "LogConfig",
+    "MarginConfig",
     "ModelConfig",
     "PathConfig",
     "PoolConfig",
@@ -80,6 +84,7 @@ __all__ = [
     "RerankConfig",
     "ServiceConfig",
     "SpecialTokens",
+    "StageConfig",
     "TracingConfig",
     "VersionConfig",
     "YesNoPrompt",

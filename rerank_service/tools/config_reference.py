@@ -17,8 +17,8 @@ _Schema = Mapping[str, Any]
 _BOUNDS = {
     "exclusiveMinimum": "greater than",
     "minimum": "at least",
-    "maximum": "at most",
     "exclusiveMaximum": "less than",
+    "maximum": "at most",
 }
 
 

@@ -129,8 +129,21 @@ def test_a_version_is_calibrated_as_its_model_is() -> None:
     assert parse_config(versions(PLATT, STEPS)).models[1].calibration is not None
     parse_config(versions(None, None))
     for one in (versions(PLATT, None), versions(None, PLATT)):
-        with pytest.raises(ConfigError, match="'v' and 'm' answer the same requests, so both or neither"):
+        with pytest.raises(ConfigError, match="'m', 'v' answer the same requests, so all or none"):
             parse_config(one)
+
+
+def test_the_stages_of_a_cascade_that_may_answer_early_are_calibrated_alike() -> None:
+    def cascade(first: Any, last: Any, **more: Any) -> dict[str, Any]:
+        whole = settings(first)
+        stages = [{"model": "m", "keep": 2}, {"model": "last"}]
+        models = [*whole["models"], whole["models"][0] | {"id": "last", "calibration": last}]
+        return {"models": models, "cascades": [{"id": "both", "stages": stages, **more}]}
+
+    parse_config(cascade(None, PLATT))
+    parse_config(cascade(STEPS, PLATT, on_overload="answer_early"))
+    with pytest.raises(ConfigError, match="'m', 'last' answer the same requests"):
+        parse_config(cascade(None, PLATT, on_overload="answer_early"))
 
 
 def test_the_ingress_may_have_a_calibration_that_a_models_own_application_lacks() -> None:

@@ -15,6 +15,7 @@ from tests.contract import assert_valid_response
 from tests.local_service import LocalReplica, api_over, client_of, local_api
 from tests.models import local_model
 from tests.unit.http.dialects.forms import ALL_FORMS, MODEL, QUERY, TEXTS, WINDOW_TOKENS, logits_of, places, score_of
+from tests.unit.http.test_cascades import BODY, FULL, PASSAGES, SECRET, Ingress
 
 PLAIN = "plain"
 WITH_THRESHOLD = [name for name in ALL_FORMS if "score" not in name]
@@ -221,3 +222,54 @@ async def test_no_text_is_logged(client: httpx.AsyncClient, caplog: pytest.LogCa
         await ask(client, "jina", model=PLAIN, min_probability=0.5)
 
     assert not any(text in caplog.text for text in (QUERY, *TEXTS))
+
+
+def staged(**cascade: Any) -> Ingress:
+    """A cascade whose first stage gives `small`'s scores of 1 to 6, and whose last stage `large`'s of -1.5 to -0.25."""
+    small = {"points": [[4, 0.5]], "slope": 1.0}
+    large = {"points": [[-1, 0.5]], "slope": 2.0}
+    models = [
+        {"id": model_id, "checkpoint": {"source": "/somewhere"}, "calibration": calibration}
+        for model_id, calibration in (("small", small), ("large", large))
+    ]
+    return Ingress(models=models, cascade=cascade)
+
+
+async def test_a_cascade_answers_by_the_map_of_its_last_stage() -> None:
+    ingress = staged()
+    body = {"model": "both", "query": SECRET, "documents": PASSAGES}
+    async with ingress.client() as client:
+        whole = (await client.post("/v1/ranking", json=BODY)).json()["rankings"]
+        ranked = places((await client.post("/v1/rerank", json=body)).json())
+        cut = places((await client.post("/v1/rerank", json=body | {"min_probability": 0.5})).json())
+        (entry,) = [one for one in (await client.get("/v1/models")).json()["data"] if one["id"] == "both"]
+
+    large = CalibrationConfig(points=((-1, 0.5),), slope=2.0)
+    assert [score_of(place) for place in ranked] == [large.probability(one["logit"]) for one in whole]
+    assert [place["index"] for place in ranked][:3] == [3, 4, 5]
+    assert [place["index"] for place in cut] == [3]  # with a logit of -1: those that the first stage dropped are lower
+    assert len(ingress.replicas["small"].passages) == 18
+    assert CalibrationConfig.model_validate(entry["calibration"]) == large
+
+
+async def test_an_early_answer_is_cut_by_the_map_of_the_stage_that_has_scored() -> None:
+    ingress = staged(on_overload="answer_early")
+    ingress.replicas["large"].outcome = FULL
+    async with ingress.client() as client:
+        body = {"model": "both", "query": SECRET, "documents": PASSAGES, "min_probability": 0.7}
+        response = await client.post("/v1/rerank", json=body)
+
+    assert "large=0;skipped=queue_full" in response.headers["x-rerank-stages"]
+    small = CalibrationConfig(points=((4, 0.5),), slope=1.0)
+    found = {place["index"]: score_of(place) for place in places(response.json())}
+    assert found == {5: small.probability(6), 4: small.probability(5)}
+
+
+async def test_a_cascade_without_a_calibrated_last_stage_refuses_before_it_scores() -> None:
+    ingress = Ingress()
+    async with ingress.client() as client:
+        response = await client.post("/v1/ranking", json=BODY | {"min_probability": 0.5})
+
+    assert response.status_code == 400
+    assert "large has no models[].calibration" in response.json()["message"]
+    assert ingress.replicas["small"].passages == []
