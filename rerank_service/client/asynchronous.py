@@ -29,17 +29,19 @@ class AsyncClient(ClientBase[httpx.AsyncClient]):
         top_n: int | None = None,
         windows: PassageWindows | None = None,
         explain: int | None = None,
+        min_probability: float | None = None,
     ) -> Ranking:
         """Ranks `passages` by relevance to `query` and returns all of them, or the `top_n` best.
 
         Without passages, the ranking is empty and no request is sent. With `windows`, a passage that is longer than the
         model's window is scored by its best window. With `explain=3`, the three best passages have an `explanation`;
-        the call must then fit in one request, otherwise `ValueError` is raised. More than `max_passages` passages are
+        the call must then fit in one request, otherwise `ValueError` is raised. With `min_probability`, less probable
+        passages are left out, and a model without a calibration refuses the call. More than `max_passages` passages are
         sent in several concurrent requests. A cascade ranks only a call that fits in one request. Raises
         `RerankClientError`. If one request fails or the call is cancelled, the other requests are cancelled, and the
         service drops the passages that it has not started to score.
         """
-        call = self._call(query, passages, Options(model, truncate, windows, explain), top_n)
+        call = self._call(query, passages, Options(model, truncate, windows, explain, min_probability), top_n)
         slots = asyncio.Semaphore(self._max_concurrent_requests)
         try:
             async with asyncio.TaskGroup() as tasks:

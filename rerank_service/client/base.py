@@ -117,6 +117,8 @@ class ClientBase(ABC, Generic[_Http]):
     def _call(self, query: str, passages: Sequence[str], options: Options, top_n: int | None) -> RankCall:
         if top_n is not None and top_n < 1:
             raise ValueError("top_n must be at least 1; leave it out to return all passages")
+        if options.min_probability is not None and not 0 <= options.min_probability <= 1:
+            raise ValueError("min_probability must be between 0 and 1; leave it out to return all passages")
         if options.explain is not None and options.explain < 1:
             raise ValueError("explain must be at least 1; leave it out for no explanations")
         if options.explain is not None and len(passages) > self._max_passages:

@@ -29,16 +29,18 @@ class Client(ClientBase[httpx.Client]):
         top_n: int | None = None,
         windows: PassageWindows | None = None,
         explain: int | None = None,
+        min_probability: float | None = None,
     ) -> Ranking:
         """Ranks `passages` by relevance to `query` and returns all of them, or the `top_n` best.
 
         Without passages, the ranking is empty and no request is sent. With `windows`, a passage that is longer than the
         model's window is scored by its best window. With `explain=3`, the three best passages have an `explanation`;
-        the call must then fit in one request, otherwise `ValueError` is raised. More than `max_passages` passages are
+        the call must then fit in one request, otherwise `ValueError` is raised. With `min_probability`, less probable
+        passages are left out, and a model without a calibration refuses the call. More than `max_passages` passages are
         sent in several concurrent requests from separate threads. A cascade ranks only a call that fits in one request.
         Raises `RerankClientError`. If one request fails, the call waits for the requests in flight and sends no others.
         """
-        call = self._call(query, passages, Options(model, truncate, windows, explain), top_n)
+        call = self._call(query, passages, Options(model, truncate, windows, explain, min_probability), top_n)
         if len(call.parts) <= 1:
             return call.ranking([self._answer(call, part) for part in call.parts])
         with ThreadPoolExecutor(min(self._max_concurrent_requests, len(call.parts))) as threads:

@@ -53,6 +53,8 @@ class Options(NamedTuple):
     windows: PassageWindows | None
     explain: int | None = None
     """How many of the best passages to explain. None: none."""
+    min_probability: float | None = None
+    """The ranking has only passages with at least this probability. None: all."""
 
     def fields(self) -> dict[str, Any]:
         """The fields of a request's body."""
@@ -62,6 +64,8 @@ class Options(NamedTuple):
             fields["passage_windows"] = asdict(self.windows)
         if self.explain is not None:
             fields["explain"] = {"top_n": self.explain}
+        if self.min_probability is not None:
+            fields["min_probability"] = self.min_probability
         return fields
 
 
@@ -72,14 +76,16 @@ class Part:
     first_index: int
     num_passages: int
     body: bytes
+    may_lack_passages: bool = False
+    """Whether the answer may have fewer passages, because the request has a minimum probability."""
 
 
 @dataclass(frozen=True, slots=True)
 class PartAnswer:
     """The service's answer for one part."""
 
-    logits: list[float]
-    """One logit per passage, in the order of the part's passages."""
+    logits: Mapping[int, float]
+    """Logits by the index of the passage in the call."""
     usage: Usage
     timings_ms: dict[str, float]
     num_truncated: int | None
@@ -100,7 +106,7 @@ def cut(query: str, passages: Sequence[str], options: Options, max_passages: int
         texts = [{"text": text} for text in passages[first_index : first_index + max_passages]]
         body = {"query": {"text": query}, "passages": texts, **common}
         encoded = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
-        parts.append(Part(first_index, len(texts), encoded))
+        parts.append(Part(first_index, len(texts), encoded, options.min_probability is not None))
     return parts
 
 
@@ -116,12 +122,13 @@ def read_answer(part: Part, status: int, headers: Mapping[str, str], content: by
     except (KeyError, TypeError, ValueError):
         message = "the answer is not a ranking; check that base_url is the address of a rerank service"
         raise ApiError(status, message, request_id=request_id) from None
-    is_complete = sorted(logits) == list(range(part.num_passages)) and len(body["rankings"]) == part.num_passages
-    if not is_complete or not all(map(math.isfinite, logits.values())):
+    is_known = logits.keys() <= set(range(part.num_passages)) and len(body["rankings"]) == len(logits)
+    is_complete = part.may_lack_passages or len(logits) == part.num_passages
+    if not (is_known and is_complete and all(map(math.isfinite, logits.values()))):
         message = f"the answer does not have one finite logit for each of the {part.num_passages} passages"
         raise ApiError(status, message, request_id=request_id)
     return PartAnswer(
-        [logits[index] for index in range(part.num_passages)],
+        {part.first_index + index: logit for index, logit in logits.items()},
         usage,
         _timings_ms(headers.get("server-timing", "")),
         _count(headers.get("x-rerank-truncated-passages")),
@@ -133,11 +140,11 @@ def read_answer(part: Part, status: int, headers: Mapping[str, str], content: by
 
 def combine(passages: Sequence[str], answers: Iterable[PartAnswer], request_id: str, top_n: int | None) -> Ranking:
     """Combines the answers into one ranking of the `top_n` best passages. `answers` are in the order of the parts. If
-    `top_n` is None, the ranking has all passages."""
+    `top_n` is None, the ranking has all passages of the answers."""
     answers = list(answers)
-    logits = [logit for answer in answers for logit in answer.logits]
+    logits = {index: logit for answer in answers for index, logit in answer.logits.items()}
     explanations = answers[0].explanations if len(answers) == 1 else {}  # a call in several parts has none
-    order = sorted(range(len(logits)), key=lambda index: -logits[index])[:top_n]  # stable: equal logits by index
+    order = sorted(sorted(logits), key=lambda index: -logits[index])[:top_n]  # stable: equal logits by index
     return Ranking(
         tuple(RankedPassage(index, passages[index], logits[index], explanations.get(index)) for index in order),
         Usage(

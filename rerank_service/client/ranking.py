@@ -37,7 +37,7 @@ class RankedPassage:
 
     @property
     def probability(self) -> float:
-        """`sigmoid(logit)`."""
+        """`sigmoid(logit)`. This is not the probability of a calibrated model, whose map `/v1/models` has."""
         return math.exp(min(self.logit, 0.0)) / (1.0 + math.exp(-abs(self.logit)))
 
 

@@ -48,6 +48,10 @@ def rank(
     top: Annotated[
         int | None, typer.Option(min=1, help="Number of passages to show, best first; by default all.")
     ] = None,
+    min_probability: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Leave out passages with a lower probability; needs a calibrated model."),
+    ] = None,
     max_windows: MaxWindows = 1,
     window_tokens: WindowTokens = None,
     overlap_tokens: OverlapTokens = DEFAULT_OVERLAP_TOKENS,
@@ -70,7 +74,7 @@ def rank(
     answer, num_truncated, num_unscored = (
         _rank_here(query, lines, model, config, windows)
         if in_process
-        else _rank_by_service(query, lines, model, url, key, windows)
+        else _rank_by_service(query, lines, model, url, key, windows, min_probability)
     )
     if num_truncated:
         told = f"{num_truncated} of {len(lines)} passages were truncated to the model's window"
@@ -88,14 +92,14 @@ def rank(
 def _refuse_ignored(context: typer.Context, in_process: bool) -> None:
     """Ends the program if the command line has an option that has no effect. Environment variables may be set."""
     ignored, reason = (
-        (("url", "key"), "applies to a running service; leave it out with --in-process")
+        (("url", "key", "min_probability"), "applies to a running service; leave it out with --in-process")
         if in_process
         else (("config",), "needs --in-process: a running service has its own configuration")
     )
     for name in ignored:
         source = context.get_parameter_source(name)
         if source is not None and source.name == "COMMANDLINE":
-            raise fail(f"--{name} {reason}")
+            raise fail(f"--{name.replace('_', '-')} {reason}")
 
 
 def _show(rankings: list[dict[str, Any]], lines: list[str]) -> None:
@@ -127,12 +131,18 @@ def _read_lines(source: str) -> list[str]:
 
 
 def _rank_by_service(
-    query: str, passages: list[str], model: str | None, url: str, key: str | None, windows: PassageWindows | None
+    query: str,
+    passages: list[str],
+    model: str | None,
+    url: str,
+    key: str | None,
+    windows: PassageWindows | None,
+    min_probability: float | None,
 ) -> tuple[dict[str, Any], int | None, int | None]:
     """One answer in the API's form for all requests, and the numbers of truncated and unscored passages."""
     try:
         with Client(url, api_key=key, model=model, timeout_s=_TIMEOUT_S) as client:
-            return _answer(client.rank(query, passages, windows=_as_sent(windows)))
+            return _answer(client.rank(query, passages, windows=_as_sent(windows), min_probability=min_probability))
     except ConnectionFailed as error:
         raise unreachable(url, error.cause) from None
     except (RerankClientError, ValueError) as error:

@@ -172,6 +172,33 @@ def test_passages_of_several_requests_are_ranked_together(
     assert all(passage.text == passages[passage.index] for passage in ranked)
 
 
+def test_min_probability_leaves_out_passages_of_all_requests(rank: Rank, checkpoints: dict[str, Path]) -> None:
+    folder = checkpoints["llama_bidirec"]
+    passages = [f"passage {number}" for number in range(20)]
+    plain = local_model(folder, window_tokens=64)
+    with running(local_api([plain], {plain.id: LocalReplica(plain)})) as url:
+        whole = rank(url, "q", passages)
+        with pytest.raises(InvalidRequestError, match="min_probability needs a calibrated model"):
+            rank(url, "q", passages, min_probability=0.5)
+    middle = whole[7].logit
+    calibrated = local_model(folder, window_tokens=64, calibration={"points": [[middle, 0.5]], "slope": 100.0})
+    with running(local_api([calibrated], {calibrated.id: LocalReplica(calibrated)})) as url:
+        kept = rank(url, "q", passages, min_probability=0.5, settings={"max_passages": 6})
+        best = rank(url, "q", passages, min_probability=0.5, top_n=2)
+
+    assert [passage.index for passage in kept] == [passage.index for passage in whole[:8]]
+    assert all(passage.text == passages[passage.index] for passage in kept)
+    assert [passage.index for passage in best] == [passage.index for passage in whole[:2]]
+    assert best.usage == whole.usage
+
+
+@pytest.mark.parametrize("index", [-1, 2])
+def test_an_unknown_index_is_an_error_with_min_probability_too(rank: Rank, index: int) -> None:
+    body = {"rankings": [{"index": index, "logit": 1.0}], "usage": {"prompt_tokens": 1, "total_tokens": 1}}
+    with scripted(Reply(200, body)) as server, pytest.raises(ApiError, match="does not have one finite logit"):
+        rank(server.url, "q", ["a", "b"], min_probability=0.5)
+
+
 def test_a_ranking_shows_the_stages_of_a_cascade(rank: Rank) -> None:
     header = "org/small=2, a%2C%20b=0;skipped=queue_full"
     with scripted(ranking([1.0, 2.0], **{"x-rerank-stages": header})) as server:
@@ -487,6 +514,8 @@ async def test_cancelling_a_call_cancels_its_requests() -> None:
         ({"max_passages": 0}, {}, "must be at least 1"),
         ({"timeout_s": 0}, {}, "above 0"),
         ({}, {"top_n": 0}, "top_n must be at least 1"),
+        ({}, {"min_probability": 1.1}, "min_probability must be between 0 and 1"),
+        ({}, {"min_probability": math.nan}, "min_probability must be between 0 and 1"),
     ],
 )
 def test_invalid_arguments_are_rejected_before_a_request_is_sent(

@@ -278,6 +278,7 @@ def test_rank_in_process(passages: str, float32_config: str) -> None:
         (["--config", "f.yaml"], "--config needs --in-process: a running service has its own configuration"),
         (["--in-process", "--url", "http://127.0.0.1:9"], "--url applies to a running service; leave it out"),
         (["--in-process", "--key", "k"], "--key applies to a running service; leave it out"),
+        (["--in-process", "--min-probability", "0.5"], "--min-probability applies to a running service; leave it out"),
     ],
 )
 def test_rank_refuses_options_without_effect(passages: str, options: list[str], message: str) -> None:
