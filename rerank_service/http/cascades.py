@@ -88,13 +88,17 @@ class Cascades:
         rank_stage = partial(self._rank_stage, rank, caller, client_id)
         if call.is_ranking:
             staged = _StagedCall(cascade, call, deadline, rank_stage, self._speeds)
-            rankings, headers, outcomes = [await staged.rank()], staged.headers, staged.outcomes
+            outcomes = staged.outcomes
+            try:
+                rankings, headers = [await staged.rank()], staged.headers
+            finally:  # the stages before a failed one have worked too
+                self._note(cascade.id, observation, outcomes)
         else:
             started = time.perf_counter()
             name, (rankings, headers) = await rank_stage(call, cascade.last_model, deadline)
             num_passages = sum(len(ranked.logits) for ranked in rankings)
             outcomes = [_Outcome(cascade.last_model, name, num_passages, time.perf_counter() - started)]
-        self._note(cascade.id, observation, outcomes)
+            self._note(cascade.id, observation, outcomes)
         if call.min_probability is not None:
             scored_by = observation.logits_of or cascade.last_model
             rankings = list(map(cut_at(call.min_probability, scored_by, self._probabilities), rankings))
@@ -112,12 +116,12 @@ class Cascades:
         timings = []
         for number, one in enumerate(outcomes, 1):
             if one.skipped is None:
+                observation.logits_of = one.answered_by
                 self._metrics.record(CASCADE_STAGE_PASSAGES, one.num_passages, cascade_id, one.model)
                 self._metrics.record(CASCADE_STAGE_SECONDS, one.took_s, cascade_id, one.model)
                 timings.append(f', stage-{number};dur={1000 * one.took_s:.1f};desc="{_in_header(one.answered_by)}"')
             elif one.skipped != _KEEPS_ALL:
                 self._metrics.record(CASCADE_SKIPPED_STAGES, 1, cascade_id, one.model, one.skipped)
-        observation.logits_of = [one.answered_by for one in outcomes if one.skipped is None][-1]
         observation.stage_timings = "".join(timings)
         stages = ",".join(map(_entry, outcomes))
         observation.more_fields["stages"] = stages
