@@ -3,7 +3,7 @@ both.
 
 Platt's function has two parameters, and few judgements are enough for it. Isotonic regression follows any increasing
 curve, but needs more judgements (Niculescu-Mizil and Caruana, "Predicting good probabilities with supervised learning",
-ICML 2005). Both come from scikit-learn, which the extra `tools` installs.
+ICML 2005). Both come from scikit-learn.
 """
 
 from collections.abc import Callable, Iterator, Mapping

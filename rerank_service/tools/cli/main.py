@@ -37,7 +37,7 @@ SUBCOMMANDS = {
 }
 """For each name, `module:attribute` in this package and the first paragraph of the subcommand's help."""
 
-TOOLS_MODULES = frozenset({"Stemmer", "bm25s", "matplotlib", "pandas", "psutil", "pyarrow", "pytrec_eval", "sklearn"})
+TOOLS_MODULES = frozenset({"Stemmer", "bm25s", "matplotlib", "pandas", "psutil", "pyarrow", "pytrec_eval"})
 """Modules that only the extra `tools` installs."""
 
 

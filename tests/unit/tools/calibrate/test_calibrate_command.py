@@ -12,6 +12,7 @@ from rerank_service.config import parse_config
 from rerank_service.tools.cli.main import app
 
 CONFIG = str(Path(__file__).parents[4] / "serve_config.yaml")
+EVALUATION = "rerank_service.tools.evaluation"
 MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 # fmt: off
 CAPITALS = {
@@ -158,9 +159,9 @@ def test_a_folder_without_judged_queries_is_refused(folder: Path) -> None:
 
 
 def test_a_missing_extra_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [one for one in sys.modules if one.startswith("rerank_service.tools.calibrate")]:
+    for name in [one for one in sys.modules if one.startswith(("rerank_service.tools.calibrate", EVALUATION))]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "sklearn.isotonic", None)
+    monkeypatch.setitem(sys.modules, "pytrec_eval", None)
 
     result = run(MODEL, "--queries", folder, "--output", folder / "map.json")
 
