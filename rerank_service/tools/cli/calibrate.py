@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["calibrate_command"]
 
+_OUTPUT = Path("calibration.json")
 _PLOT_SUFFIXES = (".png", ".svg", ".pdf")
 
 
@@ -62,6 +63,8 @@ Run = Annotated[
 JudgedOnly = Annotated[
     bool, typer.Option("--judged-only", help="Leave out candidates without a judgement; else they count as irrelevant.")
 ]
+MaxQueries = Annotated[int | None, typer.Option(min=1, help="Number of queries to use, from the first; default: all.")]
+MethodOption = Annotated[Method, typer.Option(help="auto: isotonic if it is better on held-out queries, else platt.")]
 MinGrade = Annotated[int, typer.Option(min=1, help="Lowest grade of a relevant passage.")]
 
 
@@ -74,20 +77,14 @@ def calibrate_command(
     top_k: Annotated[int, typer.Option(min=1, help="Number of candidates per query.")] = 100,
     judged_only: JudgedOnly = False,
     min_grade: MinGrade = 1,
-    max_queries: Annotated[
-        int | None, typer.Option(min=1, help="Number of queries to use, from the first; default: all.")
-    ] = None,
-    method: Annotated[
-        Method, typer.Option(help="auto: isotonic if it is better on held-out queries, else platt.")
-    ] = Method.AUTO,
+    max_queries: MaxQueries = None,
+    method: MethodOption = Method.AUTO,
     config: ConfigOption = None,
     dtype: Annotated[Dtype | None, typer.Option(help=DTYPE_HELP)] = None,
     max_windows: MaxWindows = 1,
     window_tokens: WindowTokens = None,
     overlap_tokens: OverlapTokens = DEFAULT_OVERLAP_TOKENS,
-    output: Annotated[Path, typer.Option(help="File for the map, for models[].calibration.")] = Path(
-        "calibration.json"
-    ),
+    output: Annotated[Path, typer.Option(help="File for the map, for models[].calibration.")] = _OUTPUT,
     plot: Annotated[Path | None, typer.Option(help="Draw the reliability plot: .png, .svg or .pdf.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print figures as JSON.")] = False,
 ) -> None:
@@ -107,10 +104,7 @@ def calibrate_command(
         task = _task(queries, qrels, corpus, run, top_k, max_queries, judged_only)
         windows = passage_windows(max_windows, window_tokens, overlap_tokens)
         result = calibrate(chosen, task, None if method is Method.AUTO else method.value, min_grade, windows, progress)
-    try:
-        output.write_text(_file_content(result.calibration), encoding="utf-8")
-    except OSError as error:
-        raise fail(file_problem(error, output, is_output=True)) from None
+    _write(result.calibration, output)
     if plot is not None:
         draw(result, f"{chosen.id} on {task.collection.name}", plot)
     if as_json:
@@ -156,11 +150,14 @@ def _task(
     return task
 
 
-def _file_content(calibration: CalibrationConfig) -> str:
-    """JSON with one point per line, which is valid YAML too."""
+def _write(calibration: CalibrationConfig, output: Path) -> None:
+    """Writes JSON with one point per line, which is valid YAML too."""
     points = ",\n".join(f"    {json.dumps(point)}" for point in calibration.points)
     rest = ",\n".join(f'  "{name}": {json.dumps(getattr(calibration, name))}' for name in ("slope", "origin"))
-    return f'{{\n  "points": [\n{points}\n  ],\n{rest}\n}}\n'
+    try:
+        output.write_text(f'{{\n  "points": [\n{points}\n  ],\n{rest}\n}}\n', encoding="utf-8")
+    except OSError as error:
+        raise fail(file_problem(error, output, is_output=True)) from None
 
 
 def _figures(result: Calibrated) -> dict[str, Any]:

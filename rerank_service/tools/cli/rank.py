@@ -37,6 +37,12 @@ Model = Annotated[
     ),
 ]
 
+Top = Annotated[int | None, typer.Option(min=1, help="Number of passages to show, best first; by default all.")]
+MinProbability = Annotated[
+    float | None,
+    typer.Option(min=0, max=1, help="Leave out passages with a lower probability; needs a calibrated model."),
+]
+
 
 def rank(
     context: typer.Context,
@@ -45,13 +51,8 @@ def rank(
     url: Url = "http://127.0.0.1:8000",
     key: Key = None,
     model: Model = None,
-    top: Annotated[
-        int | None, typer.Option(min=1, help="Number of passages to show, best first; by default all.")
-    ] = None,
-    min_probability: Annotated[
-        float | None,
-        typer.Option(min=0, max=1, help="Leave out passages with a lower probability; needs a calibrated model."),
-    ] = None,
+    top: Top = None,
+    min_probability: MinProbability = None,
     max_windows: MaxWindows = 1,
     window_tokens: WindowTokens = None,
     overlap_tokens: OverlapTokens = DEFAULT_OVERLAP_TOKENS,
