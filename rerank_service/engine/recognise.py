@@ -11,6 +11,7 @@ from transformers import CONFIG_MAPPING
 from rerank_service.config import EngineKind
 from rerank_service.engine.kinds.bidirectional_decoder import DECODER_FAMILIES
 from rerank_service.engine.kinds.yes_no_decoder import CAUSAL_FAMILIES
+from rerank_service.engine.quantised.scheme import read_scheme
 from rerank_service.engine.text.yes_no_prompts import YES_NO_PROMPTS
 from rerank_service.errors import CheckpointError
 
@@ -33,8 +34,10 @@ def recognise_engine(config: Mapping[str, Any], name: str) -> EngineKind:
     family = str(config.get("model_type"))
     is_classifier = any(one.endswith("ForSequenceClassification") for one in architectures)
     is_language_model = any(one.endswith(("ForCausalLM", "LMHeadModel")) for one in architectures)
-    if "quantization_config" in config:
-        raise _refusal(name, "is already quantised: use the original weights, and set engine.dtype")
+    try:
+        read_scheme(config)
+    except ValueError as error:
+        raise _refusal(name, str(error)) from None
     if family in DECODER_FAMILIES and not is_language_model:
         return EngineKind.BIDIRECTIONAL_DECODER
     if "auto_map" in config or (is_classifier and family not in CONFIG_MAPPING):
