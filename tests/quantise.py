@@ -104,10 +104,10 @@ def _shuffled(columns: int) -> torch.Tensor:
 
 def _packed_compressed(bits: int, *, symmetric: bool, reordered: bool = False, by: str = "group") -> Quantiser:
     def quantiser(weight: torch.Tensor) -> tuple[Parts, torch.Tensor]:
-        group_of = _shuffled(weight.size(1)) if reordered else _in_order(weight.size(1), GROUP if by == "group" else 10**6)
-        integers, zeros, scales, expected = _integers(
-            weight, bits, group_of, symmetric=symmetric, dtype=torch.bfloat16
+        group_of = (
+            _shuffled(weight.size(1)) if reordered else _in_order(weight.size(1), GROUP if by == "group" else 10**6)
         )
+        integers, zeros, scales, expected = _integers(weight, bits, group_of, symmetric=symmetric, dtype=torch.bfloat16)
         parts = {
             "weight_packed": _pack(integers, bits),
             "weight_scale": scales,

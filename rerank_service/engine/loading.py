@@ -261,8 +261,8 @@ def load_weights(
 def _load_dequantised(
     model_class: Any, tensors: QuantisedTensors, precision: Precision, ignored: Iterable[str], settings: dict[str, Any]
 ) -> Any:
-    """`from_pretrained` with dequantised weights: in the type of states, or in bfloat16 if they are quantised again."""
-    config, dtype = settings["config"], torch.bfloat16 if precision.quantised else precision.states
+    """`from_pretrained` with dequantised weights in the type of states, from which layers may be quantised again."""
+    config, dtype = settings["config"], precision.states
     if hasattr(config, "quantization_config"):  # else transformers would look for the format's own package
         del config.quantization_config
     weights = {name: tensors.read(name).to(dtype) for name in tensors.names if not name.startswith(tuple(ignored))}
