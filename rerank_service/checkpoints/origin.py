@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple, Protocol
 
 from rerank_service.errors import CheckpointError
 
-__all__ = ["SAFETENSORS_INDEX", "CutOff", "Digest", "Origin", "RemoteFile", "choose_files"]
+__all__ = ["SAFETENSORS_INDEX", "CutOff", "Digest", "Origin", "RemoteFile", "choose_files", "other_formats"]
 
 SAFETENSORS_INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
@@ -112,9 +112,21 @@ def choose_files(listing: Iterable[RemoteFile], source: str) -> tuple[RemoteFile
 def _no_safetensors(source: str, present: Iterable[str]) -> str:
     pickles = sorted(name for name in present if name.endswith(_PICKLES))
     if not pickles:
-        return f"{source} has no *.safetensors file in its top folder; nothing was fetched"
+        return f"{source} has no *.safetensors file in its top folder{other_formats(present)}; nothing was fetched"
     return (
         f"{source} has only pickled weights ({', '.join(pickles[:3])}), which can run code when opened; nothing was "
         "fetched. Choose a revision with safetensors (the hub offers conversions at refs/pr/N), or convert the weights "
         "on an isolated machine: AutoModel...from_pretrained(folder).save_pretrained(folder)"
+    )
+
+
+def other_formats(names: Iterable[str]) -> str:
+    """The end of a message that names weights in a format for another runtime, and the way out; empty if there are
+    none."""
+    found = sorted(name for name in names if name.endswith((".gguf", ".onnx", ".h5", ".msgpack")))
+    if not found:
+        return ""
+    return (
+        f", only {', '.join(found[:3])}, which no engine reads: use the repository from which these files were "
+        "converted, with its *.safetensors"
     )

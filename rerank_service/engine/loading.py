@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import logging as transformers_logging
 
+from rerank_service.checkpoints.origin import other_formats
 from rerank_service.config import EngineConfig
 from rerank_service.engine.device.precision import Precision
 from rerank_service.engine.quantised.scheme import READABLE, read_scheme
@@ -248,7 +249,7 @@ def load_weights(
             dtype = "auto" if precision.quantised else precision.states
             model, report = model_class.from_pretrained(folder, dtype=dtype, **settings)
         else:
-            model, report = _load_dequantised(model_class, quantised, precision, ignored_prefixes, settings)
+            model, report = _load_dequantised(model_class, quantised, precision, settings)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"cannot load {folder}: {error}") from error
     _refuse_mismatches(folder, report, tuple(ignored_prefixes))
@@ -259,13 +260,13 @@ def load_weights(
 
 
 def _load_dequantised(
-    model_class: Any, tensors: QuantisedTensors, precision: Precision, ignored: Iterable[str], settings: dict[str, Any]
+    model_class: Any, tensors: QuantisedTensors, precision: Precision, settings: dict[str, Any]
 ) -> Any:
     """`from_pretrained` with dequantised weights in the type of states, from which layers may be quantised again."""
     config, dtype = settings["config"], precision.states
     if hasattr(config, "quantization_config"):  # else transformers would look for the format's own package
         del config.quantization_config
-    weights = {name: tensors.read(name).to(dtype) for name in tensors.names if not name.startswith(tuple(ignored))}
+    weights = {name: tensors.read(name).to(dtype) for name in tensors.names}
     logger.info("dequantised format=%r num_tensors=%d dtype=%s", tensors.scheme.name, len(weights), dtype)
     with torch.device("meta"):  # transformers' automatic classes load only from a folder
         concrete = type(model_class.from_config(config)) if hasattr(model_class, "from_config") else model_class
@@ -326,7 +327,7 @@ def refuse_pickles(folder: Path) -> None:
             f"{folder} has only pickled weights ({', '.join(pickles)}), which can run code when opened. Convert "
             "them on an isolated machine: AutoModel...from_pretrained(folder).save_pretrained(folder)"
         )
-    raise CheckpointError(f"{folder} has no *.safetensors file")
+    raise CheckpointError(f"{folder} has no *.safetensors file{other_formats(path.name for path in folder.iterdir())}")
 
 
 def _refuse_mismatches(folder: Path, report: dict[str, Any], ignored_prefixes: tuple[str, ...]) -> None:

@@ -17,6 +17,7 @@ estimate helps to choose a model; a starting replica measures its GPU (`engine/d
 import json
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -95,13 +96,8 @@ def sized(model: KnownModel, folder: Path) -> KnownModel:
     """`model` with the sizes that it lacks, read from the config.json and the safetensors headers in `folder`."""
     if model.num_parameters is not None:
         return model
-    from safetensors import safe_open
-
     raw = _read_json(folder / "config.json")
-    num_parameters = 0
-    for path in folder.glob("*.safetensors"):
-        with safe_open(path, framework="np") as tensors:
-            num_parameters += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+    num_parameters = sum(math.prod(shape) for shape in _shapes(raw, folder))
     hidden = int(raw.get("hidden_size") or raw.get("dim") or 1024)
     limits = (raw.get("max_position_embeddings"), _read_json(folder / "tokenizer_config.json").get("model_max_length"))
     is_laid_out = str(raw.get("model_type")).startswith("deberta")
@@ -114,6 +110,20 @@ def sized(model: KnownModel, folder: Path) -> KnownModel:
             "laid_out_heads": int(raw.get("num_attention_heads") or 12) if is_laid_out else 0,
         }
     )
+
+
+def _shapes(raw: dict[str, Any], folder: Path) -> Iterator[tuple[int, ...]]:
+    """Shapes of all tensors, before they were quantised."""
+    if raw.get("quantization_config"):
+        from rerank_service.engine.loading import tensor_shapes  # imports torch, which only quantised files need
+
+        yield from tensor_shapes(folder).values()
+        return
+    from safetensors import safe_open
+
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="np") as tensors:
+            yield from (tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from transformers.utils import logging as transformers_logging
 from rerank_service.config import EngineKind, ModelConfig
 from rerank_service.engine.text.yes_no_prompts import YES_NO_PROMPTS
 from rerank_service.errors import CheckpointError
+from rerank_service.tools.verify.quantised import load_any
 
 __all__ = ["Reference", "ReferenceTokens", "load_reference"]
 
@@ -300,15 +301,8 @@ def load_reference(kind: EngineKind, folder: Path, settings: ModelConfig, device
 
 
 def _load(model_class: Any, folder: Path, device: torch.device, **settings: Any) -> Any:
-    model, report = model_class.from_pretrained(
-        folder,
-        dtype=torch.float32,
-        attn_implementation="eager",
-        use_safetensors=True,
-        local_files_only=True,
-        output_loading_info=True,
-        **settings,
-    )
+    settings |= {"dtype": torch.float32, "attn_implementation": "eager", "output_loading_info": True}
+    model, report = load_any(model_class, folder, settings)
     if report["missing_keys"]:
         raise CheckpointError(f"{folder} lacks tensors: {', '.join(sorted(report['missing_keys'])[:3])}")
     return model.to(device).eval()

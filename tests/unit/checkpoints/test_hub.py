@@ -282,6 +282,16 @@ def test_the_error_of_a_gated_model_names_its_page_and_the_token(
         assert all("authorization" in request.headers for request in hub.seen[-len(files) :] if not request.is_storage)
 
 
+@pytest.mark.parametrize("name", ["model-Q4_K_M.gguf", "model.onnx"])
+def test_weights_for_other_runtimes_are_refused_by_name(name: str, hub: FakeHub, files: dict[str, bytes]) -> None:
+    others = {path: content for path, content in files.items() if path != WEIGHTS}
+    commit = hub.put("org/converted", others | {name: b"w" * 60_000})
+
+    with pytest.raises(CheckpointError, match=f"only {name}, which no engine reads: use the repository from which"):
+        pull("org/converted", commit)
+    assert not hub.asked_for("resolve")
+
+
 def test_only_pickled_weights_are_refused_before_anything_is_fetched(hub: FakeHub, files: dict[str, bytes]) -> None:
     pickled = {name: content for name, content in files.items() if name != WEIGHTS}
     commit = hub.put("org/old", pickled | {"pytorch_model.bin": b"p" * 60_000})

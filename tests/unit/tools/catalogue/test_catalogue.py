@@ -31,6 +31,7 @@ from rerank_service.tools.catalogue.fit import Gpu, Machine, _num_cpus, fit, nee
 from rerank_service.tools.evaluation.published import PUBLISHED
 from rerank_service.tools.random_checkpoints.make import Architecture, count_parameters
 from rerank_service.tools.random_checkpoints.shapes import shape_of
+from tests.quantise import quantise
 
 PAGE = Path(__file__).parents[4] / "docs" / "models.md"
 LAPTOP = Machine(16_000_000_000, (), has_bfloat16=False)
@@ -184,6 +185,15 @@ def test_sizes_of_an_unknown_model_are_read_from_its_files(name: str, checkpoint
     assert bool(model.laid_out_heads) == (name == "deberta_v2")
     assert needed_bytes(model, on_gpu=False, is_half=False) > 1_000_000_000
     assert sized(known("bge-reranker-base"), checkpoints[name]) is known("bge-reranker-base")
+
+
+@pytest.mark.parametrize("form", ["packed int4", "awq int4", "float8 by block"])
+def test_sizes_of_a_quantised_model_are_those_of_the_original(
+    form: str, checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    unknown = KnownModel(name="mine", id="mine", application="mine", source="")
+    quantised, _ = quantise(checkpoints["qwen3"], tmp_path, form)
+    assert sized(unknown, quantised) == sized(unknown, checkpoints["qwen3"])
 
 
 @pytest.mark.parametrize(("quota", "most"), [("max 100000", 4096), ("250000 100000", 2), ("50000 100000", 1)])
