@@ -67,7 +67,10 @@ def read_scheme(raw: Mapping[str, Any]) -> Scheme | None:
 
 
 def _unreadable(what: str) -> ValueError:
-    return ValueError(f"is already quantised ({what}); the engines read only {READABLE}: use the original weights")
+    return ValueError(
+        f"is already quantised ({what}), which no engine reads: use the original weights, or weights in one of these "
+        f"formats: {READABLE}"
+    )
 
 
 def _compressed_tensors(config: Mapping[str, Any]) -> Scheme:

@@ -57,7 +57,7 @@ def test_published_checkpoints_get_the_right_engine(config: dict[str, Any], kind
         (config_of("Qwen3ForCausalLM", "qwen3", quantization_config={"bits": 4}), "is already quantised"),
         (
             config_of("Qwen3ForCausalLM", "qwen3", quantization_config={"quant_method": "bitsandbytes"}),
-            r"is already quantised \(bitsandbytes\); the engines read only compressed-tensors",
+            r"is already quantised \(bitsandbytes\), which no engine reads: use the original weights, or",
         ),
         (config_of("LlamaForCausalLM", "llama"), "set engine.kind: yes_no_decoder and give its prompt"),
         (config_of("Gemma2ForCausalLM", "gemma2"), "whose attention no engine supports"),
