@@ -18,6 +18,7 @@ from transformers.utils import logging as transformers_logging
 
 from rerank_service.config import EngineConfig
 from rerank_service.engine.device.precision import Precision
+from rerank_service.engine.foreign_configs import FOREIGN_CLASSIFIERS
 from rerank_service.errors import CheckpointError
 
 __all__ = [
@@ -85,6 +86,9 @@ def native_config(config_class: Any, raw: dict[str, Any]) -> Any:
 def transformers_config(folder: Path) -> Any:
     """A checkpoint's configuration as transformers reads it. Raises `CheckpointError` if transformers has no class for
     this checkpoint."""
+    raw = read_model_config(folder)
+    if foreign := FOREIGN_CLASSIFIERS.get(str(raw.get("model_type"))):
+        return foreign(raw)
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:

@@ -9,6 +9,7 @@ from typing import Any
 from transformers import CONFIG_MAPPING
 
 from rerank_service.config import EngineKind
+from rerank_service.engine.foreign_configs import FOREIGN_CLASSIFIERS
 from rerank_service.engine.kinds.bidirectional_decoder import DECODER_FAMILIES
 from rerank_service.engine.kinds.yes_no_decoder import CAUSAL_FAMILIES
 from rerank_service.engine.text.yes_no_prompts import YES_NO_PROMPTS
@@ -17,7 +18,8 @@ from rerank_service.errors import CheckpointError
 __all__ = ["SUPPORTED", "recognise_engine"]
 
 SUPPORTED = (
-    "sequence classifiers with one label and a class in transformers (BERT, XLM-RoBERTa, ModernBERT, DeBERTa ...); "
+    "sequence classifiers with one label and a class in transformers (BERT, XLM-RoBERTa, ModernBERT, DeBERTa ...), and "
+    "GTE's own; "
     f"NVIDIA's bidirectional decoders ({', '.join(DECODER_FAMILIES)}); language models that answer yes or no "
     f"({', '.join(YES_NO_PROMPTS)}; with your own prompt in engine.yes_no also "
     f"{', '.join(sorted(CAUSAL_FAMILIES.keys() - YES_NO_PROMPTS.keys()))}); encoders such as all-MiniLM-L6-v2, by late "
@@ -37,6 +39,8 @@ def recognise_engine(config: Mapping[str, Any], name: str) -> EngineKind:
         raise _refusal(name, "is already quantised: use the original weights, and set engine.dtype")
     if family in DECODER_FAMILIES and not is_language_model:
         return EngineKind.BIDIRECTIONAL_DECODER
+    if is_classifier and family in FOREIGN_CLASSIFIERS:
+        return EngineKind.SEQUENCE_CLASSIFIER
     if "auto_map" in config or (is_classifier and family not in CONFIG_MAPPING):
         raise _refusal(
             name,

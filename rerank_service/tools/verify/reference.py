@@ -1,4 +1,4 @@
-"""Reference run of a checkpoint: transformers' own classes, one pair at a time, in float32.
+"""Reference run of a checkpoint: transformers' own classes or plain torch, one pair at a time, in float32.
 
 It shares no code with the engines: transformers' tokenizer truncates to the window, transformers' configuration reads
 config.json, and attention is the `eager` implementation with full matrices and explicit masks. There is neither packing
@@ -32,6 +32,7 @@ from transformers.utils import logging as transformers_logging
 from rerank_service.config import EngineKind, ModelConfig
 from rerank_service.engine.text.yes_no_prompts import YES_NO_PROMPTS
 from rerank_service.errors import CheckpointError
+from rerank_service.tools.verify.plain_models import PLAIN_CLASSIFIERS
 
 __all__ = ["Reference", "ReferenceTokens", "load_reference"]
 
@@ -192,7 +193,8 @@ class _Classifier(Reference):
     """A sequence classifier with a single label; the tokenizer joins query and passage."""
 
     def __init__(self, folder: Path, settings: ModelConfig, device: torch.device) -> None:
-        model = _load(AutoModelForSequenceClassification, folder, device)
+        plain = PLAIN_CLASSIFIERS.get(json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"])
+        model = plain(folder, device) if plain else _load(AutoModelForSequenceClassification, folder, device)
         super().__init__(folder, model, settings)
 
     def encode(self, query: str, passage: str) -> ReferenceTokens:

@@ -25,6 +25,10 @@ def config_of(architecture: str, model_type: str, **others: Any) -> dict[str, An
         (config_of("XLMRobertaForSequenceClassification", "xlm-roberta"), EngineKind.SEQUENCE_CLASSIFIER),
         (config_of("ModernBertForSequenceClassification", "modernbert"), EngineKind.SEQUENCE_CLASSIFIER),
         (config_of("DebertaV2ForSequenceClassification", "deberta-v2"), EngineKind.SEQUENCE_CLASSIFIER),
+        (
+            config_of("NewForSequenceClassification", "new", auto_map={"AutoConfig": "x.NewConfig"}),
+            EngineKind.SEQUENCE_CLASSIFIER,
+        ),
         (config_of("BertModel", "bert"), EngineKind.LATE_INTERACTION),
         (config_of("Qwen3ForCausalLM", "qwen3"), EngineKind.YES_NO_DECODER),
         (config_of("Qwen2ForCausalLM", "qwen2"), EngineKind.YES_NO_DECODER),
@@ -39,7 +43,7 @@ def test_published_checkpoints_get_the_right_engine(config: dict[str, Any], kind
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
-        # jina-reranker-v1-turbo-en, jina-reranker-v2-base-multilingual, gte-multilingual-reranker-base
+        # jina-reranker-v1-turbo-en, jina-reranker-v2-base-multilingual, gte-multilingual-base
         (
             config_of("JinaBertForSequenceClassification", "bert", auto_map={"AutoConfig": "x.JinaBertConfig"}),
             "a checkpoint's code is never run",
@@ -48,7 +52,7 @@ def test_published_checkpoints_get_the_right_engine(config: dict[str, Any], kind
             config_of("XLMRobertaForSequenceClassification", "xlm-roberta", auto_map={"AutoModel": "x.X"}),
             "a checkpoint's code is never run",
         ),
-        (config_of("NewForSequenceClassification", "new"), "a checkpoint's code is never run"),
+        (config_of("NewModel", "new", auto_map={"AutoModel": "x.X"}), "a checkpoint's code is never run"),
         (config_of("Qwen3ForCausalLM", "qwen3", auto_map={"AutoModelForCausalLM": "x.X"}), "never run"),
         (config_of("Qwen3ForCausalLM", "qwen3", quantization_config={"bits": 4}), "is already quantised"),
         (config_of("LlamaForCausalLM", "llama"), "set engine.kind: yes_no_decoder and give its prompt"),
