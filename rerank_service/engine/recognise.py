@@ -28,9 +28,9 @@ SUPPORTED = (
 """List of supported models, as it appears in messages."""
 
 
-def recognise_engine(config: Mapping[str, Any], name: str) -> EngineKind:
+def recognise_engine(config: Mapping[str, Any], name: str, *, has_answers: bool = False) -> EngineKind:
     """The engine for a checkpoint with this config.json. Raises `CheckpointError` with a message that starts with
-    `name`."""
+    `name`. `has_answers`: the settings or other files state by which tokens a language model scores."""
     architectures = [str(one) for one in config.get("architectures") or []]
     family = str(config.get("model_type"))
     is_classifier = any(one.endswith("ForSequenceClassification") for one in architectures)
@@ -41,6 +41,8 @@ def recognise_engine(config: Mapping[str, Any], name: str) -> EngineKind:
         return EngineKind.BIDIRECTIONAL_DECODER
     if is_classifier and family in FOREIGN_CLASSIFIERS:
         return EngineKind.SEQUENCE_CLASSIFIER
+    if has_answers and is_language_model and family in CAUSAL_FAMILIES:
+        return EngineKind.YES_NO_DECODER
     if "auto_map" in config or (is_classifier and family not in CONFIG_MAPPING):
         raise _refusal(
             name,

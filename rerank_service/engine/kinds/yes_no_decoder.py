@@ -25,7 +25,9 @@ from rerank_service.engine.linear.prepare import prepare_linears
 from rerank_service.engine.loading import Checkpoint
 from rerank_service.engine.protocol import EncodedPair, Truncate
 from rerank_service.engine.text import tokenise
-from rerank_service.engine.text.yes_no_prompts import YES_NO_PROMPTS, PromptParts
+from rerank_service.engine.text.published_prompts import choose_prompt
+from rerank_service.engine.text.whole_prompt import WholePrompt, is_whole
+from rerank_service.engine.text.yes_no_prompts import PromptParts
 from rerank_service.errors import CheckpointError
 
 __all__ = ["CAUSAL_FAMILIES", "YesNoDecoderEngine"]
@@ -50,10 +52,10 @@ class YesNoDecoderEngine(CheckpointEngine[EncodedPair]):
     kind = EngineKind.YES_NO_DECODER
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        """Uses the prompt in the options, or else the published prompt of the checkpoint's family."""
+        """Uses the prompt of `choose_prompt`."""
         folder, raw, options = checkpoint.folder, checkpoint.raw, checkpoint.options
         model_class = loading.class_of_family(checkpoint, CAUSAL_FAMILIES, "yes/no decoder")
-        prompt = _prompt(folder, raw, options.yes_no)
+        prompt = choose_prompt(folder, raw, options)
         super().__init__(checkpoint, prompt.parts)
         config = loading.native_config(model_class.config_class, raw)
         reach = getattr(config, "sliding_window", None)
@@ -62,7 +64,8 @@ class YesNoDecoderEngine(CheckpointEngine[EncodedPair]):
                 f"this model has sliding-window attention over {reach} tokens, which packed attention does not "
                 f"support: set window_tokens to at most {reach}, where sliding has no effect"
             )
-        self._parts = PromptParts(self._tokenizer, prompt, options.instruction, self.window_tokens)
+        prompt_class = WholePrompt if is_whole(prompt) else PromptParts
+        self._prompt = prompt_class(self._tokenizer, prompt, options.instruction, self.window_tokens)
         self.backbone = self._load_weights(
             model_class,
             config,
@@ -75,11 +78,11 @@ class YesNoDecoderEngine(CheckpointEngine[EncodedPair]):
 
     def passage_room(self, query: str) -> int:
         """See `Engine`."""
-        return self._parts.passage_room(query)
+        return self._prompt.passage_room(query)
 
     def tokenise(self, query: str, passages: Sequence[str], truncate: Truncate) -> list[EncodedPair]:
-        """See `Engine` and `PromptParts.encode`."""
-        return self._parts.encode(query, passages, truncate)
+        """See `Engine`, `PromptParts.encode` and `WholePrompt.encode`."""
+        return self._prompt.encode(query, passages, truncate)
 
     def forward(self, pairs: Sequence[EncodedPair]) -> torch.Tensor:
         """`(W_yes - W_no) . state` of each prompt's last token: float32 logits `[B]`."""
@@ -89,23 +92,13 @@ class YesNoDecoderEngine(CheckpointEngine[EncodedPair]):
         return (last * self._direction).sum(-1)
 
 
-def _prompt(folder: Path, raw: dict[str, Any], configured: YesNoPrompt | None) -> YesNoPrompt:
-    prompt = configured or YES_NO_PROMPTS.get(raw["model_type"])
-    if prompt is None:
-        raise CheckpointError(
-            f"{folder} is a language model of the family {raw['model_type']!r}, which has no known reranking prompt "
-            f"(only {', '.join(YES_NO_PROMPTS)} have one): set engine.yes_no to the prompt that was used in training"
-        )
-    return prompt
-
-
 def _direction(folder: Path, config: PreTrainedConfig, tokenizer: Any, prompt: YesNoPrompt) -> torch.Tensor:
     """The float32 vector `[H]` whose product with a prompt's last state is the logit."""
     if loading.has_tensor(folder, _CLASSIFIER_ROW):
         rows = loading.read_rows(folder, _CLASSIFIER_ROW)
         if len(rows) != 1:
             raise CheckpointError(f"{folder} has {len(rows)} labels; a reranker has only one")
-        return rows[0]
+        return rows[0] / prompt.temperature
     name = _VOCABULARY_ROWS if loading.has_tensor(folder, _VOCABULARY_ROWS) else _TIED_ROWS
     if name == _TIED_ROWS and not config.tie_word_embeddings:
         raise CheckpointError(
@@ -115,7 +108,7 @@ def _direction(folder: Path, config: PreTrainedConfig, tokenizer: Any, prompt: Y
     direction = loading.read_rows(folder, name, _token_id(tokenizer, prompt.yes_word))[0]
     if prompt.no_word is not None:
         direction = direction - loading.read_rows(folder, name, _token_id(tokenizer, prompt.no_word))[0]
-    return direction
+    return direction / prompt.temperature
 
 
 def _token_id(tokenizer: Any, word: str) -> int:

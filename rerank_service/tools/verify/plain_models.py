@@ -69,9 +69,10 @@ class PlainGte(_PlainModel):
         size = self.config.hidden_size // self.config.num_attention_heads
         exponents = torch.arange(0, size, 2, device=self.device).float() / size
         if not self.config.rope_scaling:
-            return 1.0 / self.config.rope_theta**exponents
+            return 1.0 / torch.pow(self.config.rope_theta, exponents)
         factor = self.config.rope_scaling["factor"]
-        return 1.0 / (self.config.rope_theta * factor) ** exponents / factor ** (2 / size)
+        scaled: torch.Tensor = 1.0 / torch.pow(self.config.rope_theta * factor, exponents) / factor ** (2 / size)
+        return scaled
 
     def _attention(self, states: torch.Tensor, angles: torch.Tensor, name: str) -> torch.Tensor:
         heads = self.config.num_attention_heads

@@ -30,9 +30,10 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from rerank_service.config import EngineKind, ModelConfig
-from rerank_service.engine.text.yes_no_prompts import YES_NO_PROMPTS
+from rerank_service.engine.text.published_prompts import choose_prompt
 from rerank_service.errors import CheckpointError
 from rerank_service.tools.verify.plain_models import PLAIN_CLASSIFIERS
+from rerank_service.tools.verify.whole_prompt import whole_tokens
 
 __all__ = ["Reference", "ReferenceTokens", "load_reference"]
 
@@ -238,13 +239,17 @@ class _YesNoDecoder(Reference):
         raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         self._is_classifier = any(name.endswith("ForSequenceClassification") for name in raw["architectures"])
         classes = AutoModelForSequenceClassification if self._is_classifier else AutoModelForCausalLM
-        self._prompt = settings.engine.yes_no or YES_NO_PROMPTS[raw["model_type"]]
+        self._prompt = choose_prompt(folder, raw, settings.engine)  # published text, not code of the engine
         super().__init__(folder, _load(classes, folder, device), settings, prompt=self._prompt.parts)
         self._instruction = settings.engine.instruction or self._prompt.instruction
 
     def encode(self, query: str, passage: str) -> ReferenceTokens:
         instruction = (self._instruction or "").replace("{", "{{").replace("}", "}}")
         templates = [part.replace("{instruction}", instruction) for part in self._prompt.parts]
+        if len(templates) == 1 and not templates[0].endswith("{passage}"):
+            texts = {"query": query, "passage": passage}
+            tokenizers = (self._published, self._tokenizer, self._special_names)
+            return self._of_ids(*whole_tokens(*tokenizers, templates[0], texts, self.window_tokens))
         parts = [self._ids(template, query=query, passage=passage) for template in templates]
         is_cut = sum(map(len, parts)) > self.window_tokens
         if is_cut:
@@ -273,9 +278,11 @@ class _YesNoDecoder(Reference):
     def logit(self, tokens: ReferenceTokens) -> float:
         logits = self._model(**tokens.inputs[0], use_cache=False).logits  # [1, 1] or [1, L, V]
         if self._is_classifier:  # a converted checkpoint has one row: the row of yes minus the row of no
-            return float(logits)
-        yes = float(logits[0, -1, self._word(self._prompt.yes_word)])
-        return yes if self._prompt.no_word is None else yes - float(logits[0, -1, self._word(self._prompt.no_word)])
+            return float(logits) / self._prompt.temperature
+        logit = float(logits[0, -1, self._word(self._prompt.yes_word)])
+        if self._prompt.no_word is not None:
+            logit -= float(logits[0, -1, self._word(self._prompt.no_word)])
+        return logit / self._prompt.temperature
 
     def _word(self, word: str) -> int:
         return int(self._published(word, add_special_tokens=False)["input_ids"][0])
@@ -308,6 +315,7 @@ def _load(model_class: Any, folder: Path, device: torch.device, **settings: Any)
         attn_implementation="eager",
         use_safetensors=True,
         local_files_only=True,
+        trust_remote_code=False,
         output_loading_info=True,
         **settings,
     )
