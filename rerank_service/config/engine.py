@@ -218,6 +218,10 @@ class EngineConfig(Section):
     """Yes/no decoder: the criterion by which passages are judged, if the prompt contains `{instruction}`. Null: the
     prompt's default."""
 
+    num_layers: PositiveInt | None = None
+    """Layer-wise decoder (bge-reranker-v2-minicpm-layerwise): number of layers to run, as `cutoff_layers` in the
+    publisher's code. Fewer layers are faster, and their scores have another scale. Null: all."""
+
     head: LateInteractionHead = LateInteractionHead()
     """Late interaction: weights of the linear head."""
 

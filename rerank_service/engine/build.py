@@ -104,7 +104,8 @@ def _create(checkpoint: loading.Checkpoint, agree: Agree) -> CheckpointEngine[An
     precision, numerics = choose_precision(checkpoint, kind, agree)
     engine = _ENGINES[kind](checkpoint._replace(precision=precision))
     engine.numerics = numerics
-    engine.flops_per_token = 2.0 * loading.num_linear_weights(checkpoint.folder)  # a multiplication and an addition
+    num_weights = loading.num_linear_weights(checkpoint.folder, engine.unused_prefixes)
+    engine.flops_per_token = 2.0 * num_weights  # a multiplication and an addition
     return engine
 
 

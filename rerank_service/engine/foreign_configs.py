@@ -4,6 +4,7 @@ Runs no code of a checkpoint. A setting that the class would ignore is refused, 
 wrongly. The tensors are compared by name and shape when they are loaded (see `loading.load_weights`).
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,7 +12,10 @@ from transformers import PreTrainedConfig
 
 from rerank_service.errors import CheckpointError
 
-__all__ = ["FOREIGN_CLASSIFIERS"]
+__all__ = ["FOREIGN_CLASSIFIERS", "LAYERWISE_MINICPM", "layerwise_minicpm"]
+
+LAYERWISE_MINICPM = "LayerWiseMiniCPMForCausalLM"
+"""Class in `architectures` of BAAI/bge-reranker-v2-minicpm-layerwise, whose `model_type` is `minicpm`."""
 
 _GTE_KEYS = (
     "attention_probs_dropout_prob",
@@ -28,6 +32,20 @@ _GTE_KEYS = (
     "vocab_size",
 )
 _GTE_COMPUTES = {"position_embedding_type": "rope", "layer_norm_type": "layer_norm", "logn_attention_scale": False}
+_MINICPM_KEYS = (
+    "attention_bias",
+    "bos_token_id",
+    "eos_token_id",
+    "hidden_act",
+    "hidden_size",
+    "intermediate_size",
+    "max_position_embeddings",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "rms_norm_eps",
+    "vocab_size",
+)
+_MINICPM_COMPUTES = {"head_type": "simple", "head_multi": True, "rope_scaling": None, "pretraining_tp": 1}
 
 
 def _gte(raw: Mapping[str, Any]) -> PreTrainedConfig:
@@ -53,6 +71,28 @@ def _gte(raw: Mapping[str, Any]) -> PreTrainedConfig:
 
 FOREIGN_CLASSIFIERS: dict[str, Callable[[Mapping[str, Any]], PreTrainedConfig]] = {"new": _gte}
 """Reader of config.json for each `model_type` of sequence classifiers. Each may raise `CheckpointError`."""
+
+
+def layerwise_minicpm(raw: Mapping[str, Any], num_layers: int) -> PreTrainedConfig:
+    """For transformers' `GraniteModel`, with the first `num_layers` layers.
+
+    Source: `LayerWiseMiniCPMModel` of FlagEmbedding at commit 99dfb3d, inference/reranker/decoder_only/models. MiniCPM
+    is a Llama whose embeddings and residuals are multiplied by constants, which Granite's class also does.
+    """
+    from transformers import GraniteConfig
+
+    for key, computed in _MINICPM_COMPUTES.items():
+        _require(raw, key, computed)
+    return GraniteConfig(
+        **{key: _stated(raw, key) for key in _MINICPM_KEYS},
+        num_hidden_layers=num_layers,
+        pad_token_id=raw.get("pad_token_id"),
+        embedding_multiplier=float(_stated(raw, "scale_emb")),
+        residual_multiplier=_stated(raw, "scale_depth") / math.sqrt(raw["num_hidden_layers"]),
+        attention_multiplier=(raw["hidden_size"] // raw["num_attention_heads"]) ** -0.5,
+        rope_parameters={"rope_type": "default", "rope_theta": float(_stated(raw, "rope_theta"))},
+        use_cache=False,
+    )
 
 
 def _stated(raw: Mapping[str, Any], key: str) -> Any:

@@ -168,13 +168,18 @@ def tensor_files(folder: Path) -> dict[str, Path]:
     return files
 
 
-def num_linear_weights(folder: Path) -> int:
-    """Number of weights by which each token is multiplied: all matrices except the input and output embeddings."""
+def num_linear_weights(folder: Path, ignored_prefixes: tuple[str, ...] = ()) -> int:
+    """Number of weights by which each token is multiplied: all matrices except the input and output embeddings, and
+    those whose names start with one of `ignored_prefixes`."""
     total = 0
     for path in folder.glob("*.safetensors"):
         with safe_open(path, framework="pt") as tensors:
             shapes = {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118
-        matrices = {name: shape for name, shape in shapes.items() if len(shape) == 2}
+        matrices = {
+            name: shape
+            for name, shape in shapes.items()
+            if len(shape) == 2 and not name.startswith(ignored_prefixes or ("\0",))
+        }
         total += sum(math.prod(shape) for name, shape in matrices.items() if not _is_vocabulary(name))
     return total
 

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import CONFIG_MAPPING
 
 from rerank_service.config import EngineKind
-from rerank_service.engine.foreign_configs import FOREIGN_CLASSIFIERS
+from rerank_service.engine.foreign_configs import FOREIGN_CLASSIFIERS, LAYERWISE_MINICPM
 from rerank_service.engine.kinds.bidirectional_decoder import DECODER_FAMILIES
 from rerank_service.engine.kinds.yes_no_decoder import CAUSAL_FAMILIES
 from rerank_service.engine.text.yes_no_prompts import YES_NO_PROMPTS
@@ -41,6 +41,8 @@ def recognise_engine(config: Mapping[str, Any], name: str, *, has_answers: bool 
         return EngineKind.BIDIRECTIONAL_DECODER
     if is_classifier and family in FOREIGN_CLASSIFIERS:
         return EngineKind.SEQUENCE_CLASSIFIER
+    if LAYERWISE_MINICPM in architectures:
+        return EngineKind.YES_NO_DECODER
     if has_answers and is_language_model and family in CAUSAL_FAMILIES:
         return EngineKind.YES_NO_DECODER
     if "auto_map" in config or (is_classifier and family not in CONFIG_MAPPING):

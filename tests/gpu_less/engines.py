@@ -36,6 +36,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "deberta_v2": {},
     "qwen3": {},
     "gte": {},
+    "minicpm": {},
     "late_interaction": {"kind": "late_interaction", "passage_cache_bytes": 1_000_000},
 }
 """Checkpoints of the fixture `checkpoints`, and the settings of their engines."""

@@ -3,8 +3,8 @@
 A pair's logit is the logit of "yes" minus the logit of "no" at the prompt's last token, `(W_yes - W_no) . state`. Only
 the rows `W_yes` and `W_no` of the vocabulary matrix are read, and only their difference is kept. The sigmoid of a
 pair's logit equals the softmax over the two words, which the model cards publish as the score. Checkpoints converted to
-a sequence classifier store the difference of the rows as `score.weight`. Runs transformers' own classes and no remote
-code.
+a sequence classifier store the difference of the rows as `score.weight`, and layer-wise decoders have a head. Runs
+transformers' own classes and no remote code.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import GemmaModel, LlamaModel, MistralModel, PreTrainedConfig, Qwen2Model, Qwen3Model
+from transformers import GemmaModel, GraniteModel, LlamaModel, MistralModel, PreTrainedConfig, Qwen2Model, Qwen3Model
 
 from rerank_service.config import EngineKind, YesNoPrompt
 from rerank_service.engine import loading
@@ -21,6 +21,7 @@ from rerank_service.engine.device.forward import PACKED_CAUSAL_ATTENTION
 from rerank_service.engine.device.graphs import states_on
 from rerank_service.engine.device.pack import pack
 from rerank_service.engine.kinds.checkpoint_engine import CheckpointEngine
+from rerank_service.engine.kinds.layerwise import layers_to_run
 from rerank_service.engine.linear.prepare import prepare_linears
 from rerank_service.engine.loading import Checkpoint
 from rerank_service.engine.protocol import EncodedPair, Truncate
@@ -38,6 +39,7 @@ CAUSAL_FAMILIES: dict[str, Any] = {
     "gemma": GemmaModel,
     "llama": LlamaModel,
     "mistral": MistralModel,
+    "minicpm": GraniteModel,
 }
 """transformers' class for each `model_type`. All use plain scaled attention, without a soft cap, sink or bias."""
 
@@ -57,7 +59,8 @@ class YesNoDecoderEngine(CheckpointEngine[EncodedPair]):
         model_class = loading.class_of_family(checkpoint, CAUSAL_FAMILIES, "yes/no decoder")
         prompt = choose_prompt(folder, raw, options)
         super().__init__(checkpoint, prompt.parts)
-        config = loading.native_config(model_class.config_class, raw)
+        layers = layers_to_run(checkpoint)
+        config: Any = layers.config if layers else loading.native_config(model_class.config_class, raw)
         reach = getattr(config, "sliding_window", None)
         if reach is not None and self.window_tokens > reach:
             raise CheckpointError(
@@ -66,15 +69,19 @@ class YesNoDecoderEngine(CheckpointEngine[EncodedPair]):
             )
         prompt_class = WholePrompt if is_whole(prompt) else PromptParts
         self._prompt = prompt_class(self._tokenizer, prompt, options.instruction, self.window_tokens)
+        self.unused_prefixes = layers.unused_prefixes if layers else (_VOCABULARY_ROWS, _CLASSIFIER_ROW)
         self.backbone = self._load_weights(
             model_class,
             config,
             attention=PACKED_CAUSAL_ATTENTION,
-            ignored_prefixes=(_VOCABULARY_ROWS, _CLASSIFIER_ROW),  # `_direction` reads them
+            ignored_prefixes=self.unused_prefixes,  # with the rows that are read below
         )
         self._states = states_on(self.backbone, options)
         prepare_linears(self.backbone, self._precision)
-        self._direction = _direction(folder, config, self._tokenizer, prompt).to(self.device)  # [H] float32
+        read = (
+            loading.read_rows(folder, layers.head)[0] if layers else _direction(folder, config, self._tokenizer, prompt)
+        )
+        self._direction = read.to(self.device)  # [H] float32
 
     def passage_room(self, query: str) -> int:
         """See `Engine`."""

@@ -1,8 +1,8 @@
 """Joins linear layers that read the same input into one product: queries, keys and values, and the gate and up layers.
 
 One large product keeps a GPU busier than three small ones, and in 8 bits its input is quantised once. The joined
-modules replace those of transformers' Llama, Mistral, Qwen, Gemma, GTE, BERT and RoBERTa, and compute the same
-formulas.
+modules replace those of transformers' Llama, Mistral, Qwen, Gemma, Granite, GTE, BERT and RoBERTa, and compute the
+same formulas.
 """
 
 from collections.abc import Callable
@@ -81,7 +81,7 @@ class JoinedFeedForward(torch.nn.Module):
         return outputs
 
 
-_ROTARY = ("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Gte")
+_ROTARY = ("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Granite", "Gte")
 _JOINED: dict[str, Callable[[Any], torch.nn.Module]] = {
     **{f"{family}Attention": JoinedAttention for family in _ROTARY},
     **{f"{family}MLP": JoinedFeedForward for family in _ROTARY},

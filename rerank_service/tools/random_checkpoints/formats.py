@@ -29,7 +29,12 @@ from transformers import (
     XLMRobertaForSequenceClassification,
 )
 
-from rerank_service.tools.random_checkpoints.foreign_formats import gte_config, gte_shapes
+from rerank_service.tools.random_checkpoints.foreign_formats import (
+    gte_config,
+    gte_shapes,
+    minicpm_config,
+    minicpm_shapes,
+)
 from rerank_service.tools.random_checkpoints.shapes import Architecture, Shape
 
 __all__ = ["published_config", "tensor_shapes"]
@@ -62,6 +67,8 @@ def published_config(
         return _qwen3_config(shape, vocab_size, special_ids, dtype)
     if architecture is Architecture.GTE:
         return gte_config(shape, vocab_size, special_ids, dtype)
+    if architecture is Architecture.MINICPM:
+        return minicpm_config(shape, vocab_size, special_ids, dtype)
     return _encoder_config(architecture, shape, vocab_size, special_ids, dtype)
 
 
@@ -71,6 +78,8 @@ def tensor_shapes(
     """Names and shapes of all tensors in a checkpoint with this config.json. `head_bias` adds score.bias."""
     if architecture is Architecture.GTE:
         return gte_shapes(config)
+    if architecture is Architecture.MINICPM:
+        return minicpm_shapes(config)
     config_class, model_class = _CLASSES[architecture]
     # A deep copy, because transformers adds rope_theta to the rope_scaling it receives.
     settings = {key: deepcopy(value) for key, value in config.items() if key not in _NOT_NATIVE}

@@ -54,6 +54,7 @@ _SPECIAL_TOKENS: dict[Architecture, dict[str, str]] = {
     Architecture.MODERNBERT: _BERT_TOKENS,
     Architecture.DEBERTA_V2: _BERT_TOKENS,
     Architecture.QWEN3: _QWEN_TOKENS,
+    Architecture.MINICPM: {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"},
 }
 
 _ANSWERS = ["yes", "no"] * 50
@@ -69,6 +70,7 @@ _TEMPLATES: dict[Architecture, tuple[str, str]] = {
     Architecture.GTE: ("<s> $A </s>", "<s> $A </s> </s> $B </s>"),
     Architecture.MODERNBERT: ("[CLS] $A [SEP]", "[CLS] $A [SEP] $B [SEP]"),
     Architecture.DEBERTA_V2: ("[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1"),
+    Architecture.MINICPM: ("<s> $A", "<s> $A <s>:1 $B:1"),
     Architecture.QWEN3: ("$A", "$A $B"),  # adds no tokens: prompts contain their special tokens
 }
 

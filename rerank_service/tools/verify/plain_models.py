@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the usual name
 from safetensors.torch import load_file
 
-__all__ = ["PLAIN_CLASSIFIERS", "PlainGte"]
+__all__ = ["PLAIN_CLASSIFIERS", "PlainGte", "PlainMiniCpm"]
 
 
 class _PlainModel:
@@ -83,6 +83,50 @@ class PlainGte(_PlainModel):
         query, key = _rotated(query, angles), _rotated(key, angles)
         weights = (query @ key.transpose(1, 2) / query.size(-1) ** 0.5).softmax(-1)  # [A, L, L]
         return self._linear((weights @ value).transpose(0, 1).flatten(1), f"{name}.o_proj")
+
+
+class PlainMiniCpm(_PlainModel):
+    """`LayerWiseMiniCPMForCausalLM` with simple heads. Source: modeling_minicpm_reranker.py of FlagEmbedding at commit
+    99dfb3d, with eager attention."""
+
+    def __init__(self, folder: Path, device: torch.device, num_layers: int | None = None) -> None:
+        """`num_layers` is the published code's `cutoff_layers`."""
+        super().__init__(folder, device)
+        self._num_layers = num_layers or self.config.num_hidden_layers
+
+    @torch.inference_mode()
+    def __call__(self, input_ids: torch.Tensor, **_: Any) -> SimpleNamespace:
+        """Logits `[1, 1]` of the last of the token ids `[1, L]`."""
+        config = self.config
+        states = self._tensors["model.embed_tokens.weight"][input_ids[0]] * config.scale_emb  # [L, H]
+        size = config.hidden_size // config.num_attention_heads
+        frequencies = 1.0 / torch.pow(config.rope_theta, torch.arange(0, size, 2, device=self.device).float() / size)
+        angles = torch.outer(torch.arange(len(states), device=self.device), frequencies).repeat(1, 2)  # [L, D]
+        scale = config.scale_depth / config.num_hidden_layers**0.5
+        for layer in range(self._num_layers):
+            name = f"model.layers.{layer}"
+            states = states + scale * self._attention(self._norm(states, f"{name}.input_layernorm"), angles, name)
+            inner = self._norm(states, f"{name}.post_attention_layernorm")
+            gated = F.silu(self._linear(inner, f"{name}.mlp.gate_proj")) * self._linear(inner, f"{name}.mlp.up_proj")
+            states = states + scale * self._linear(gated, f"{name}.mlp.down_proj")
+        head = f"lm_head.{self._num_layers - config.start_layer}.linear_head"
+        return SimpleNamespace(logits=self._linear(self._norm(states[-1:], "model.norm"), head))
+
+    def _norm(self, states: torch.Tensor, name: str) -> torch.Tensor:
+        variance = states.pow(2).mean(-1, keepdim=True)
+        return states * torch.rsqrt(variance + self.config.rms_norm_eps) * self._tensors[f"{name}.weight"]
+
+    def _attention(self, states: torch.Tensor, angles: torch.Tensor, layer: str) -> torch.Tensor:
+        heads, key_heads = self.config.num_attention_heads, self.config.num_key_value_heads
+        query, key, value = (
+            self._linear(states, f"{layer}.self_attn.{part}_proj").view(len(states), -1, angles.size(1)).transpose(0, 1)
+            for part in "qkv"
+        )
+        query, key = _rotated(query, angles), _rotated(key, angles)
+        key, value = (part.repeat_interleave(heads // key_heads, 0) for part in (key, value))
+        later = torch.ones(len(states), len(states), dtype=torch.bool, device=self.device).triu(1)
+        weights = (query @ key.transpose(1, 2) / query.size(-1) ** 0.5).masked_fill(later, -torch.inf).softmax(-1)
+        return self._linear((weights @ value).transpose(0, 1).flatten(1), f"{layer}.self_attn.o_proj")
 
 
 PLAIN_CLASSIFIERS: dict[str, type[PlainGte]] = {"new": PlainGte}

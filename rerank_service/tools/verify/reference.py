@@ -32,7 +32,7 @@ from transformers.utils import logging as transformers_logging
 from rerank_service.config import EngineKind, ModelConfig
 from rerank_service.engine.text.published_prompts import choose_prompt
 from rerank_service.errors import CheckpointError
-from rerank_service.tools.verify.plain_models import PLAIN_CLASSIFIERS
+from rerank_service.tools.verify.plain_models import PLAIN_CLASSIFIERS, PlainMiniCpm
 from rerank_service.tools.verify.whole_prompt import whole_tokens
 
 __all__ = ["Reference", "ReferenceTokens", "load_reference"]
@@ -237,10 +237,15 @@ class _YesNoDecoder(Reference):
 
     def __init__(self, folder: Path, settings: ModelConfig, device: torch.device) -> None:
         raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        self._is_classifier = any(name.endswith("ForSequenceClassification") for name in raw["architectures"])
-        classes = AutoModelForSequenceClassification if self._is_classifier else AutoModelForCausalLM
+        is_layerwise = raw["architectures"] == ["LayerWiseMiniCPMForCausalLM"]
+        is_classifier = raw["architectures"][0].endswith("ForSequenceClassification")
+        self._has_row = is_layerwise or is_classifier
         self._prompt = choose_prompt(folder, raw, settings.engine)  # published text, not code of the engine
-        super().__init__(folder, _load(classes, folder, device), settings, prompt=self._prompt.parts)
+        if is_layerwise:
+            model: Any = PlainMiniCpm(folder, device, settings.engine.num_layers)
+        else:
+            model = _load(AutoModelForSequenceClassification if is_classifier else AutoModelForCausalLM, folder, device)
+        super().__init__(folder, model, settings, prompt=self._prompt.parts)
         self._instruction = settings.engine.instruction or self._prompt.instruction
 
     def encode(self, query: str, passage: str) -> ReferenceTokens:
@@ -277,7 +282,7 @@ class _YesNoDecoder(Reference):
     @torch.inference_mode()
     def logit(self, tokens: ReferenceTokens) -> float:
         logits = self._model(**tokens.inputs[0], use_cache=False).logits  # [1, 1] or [1, L, V]
-        if self._is_classifier:  # a converted checkpoint has one row: the row of yes minus the row of no
+        if self._has_row:  # a converted checkpoint has one row: the row of yes minus the row of no
             return float(logits) / self._prompt.temperature
         logit = float(logits[0, -1, self._word(self._prompt.yes_word)])
         if self._prompt.no_word is not None:

@@ -29,6 +29,10 @@ def config_of(architecture: str, model_type: str, **others: Any) -> dict[str, An
             config_of("NewForSequenceClassification", "new", auto_map={"AutoConfig": "x.NewConfig"}),
             EngineKind.SEQUENCE_CLASSIFIER,
         ),
+        (
+            config_of("LayerWiseMiniCPMForCausalLM", "minicpm", auto_map={"AutoConfig": "x.X"}),
+            EngineKind.YES_NO_DECODER,
+        ),
         (config_of("BertModel", "bert"), EngineKind.LATE_INTERACTION),
         (config_of("Qwen3ForCausalLM", "qwen3"), EngineKind.YES_NO_DECODER),
         (config_of("Qwen2ForCausalLM", "qwen2"), EngineKind.YES_NO_DECODER),
@@ -55,6 +59,7 @@ def test_published_checkpoints_get_the_right_engine(config: dict[str, Any], kind
         (config_of("NewModel", "new", auto_map={"AutoModel": "x.X"}), "a checkpoint's code is never run"),
         (config_of("Qwen3ForCausalLM", "qwen3", auto_map={"AutoModelForCausalLM": "x.X"}), "never run"),
         (config_of("Qwen3ForCausalLM", "qwen3", quantization_config={"bits": 4}), "is already quantised"),
+        (config_of("MiniCPMForCausalLM", "minicpm", auto_map={"AutoConfig": "x.X"}), "never run"),
         (config_of("LlamaForCausalLM", "llama"), "set engine.kind: yes_no_decoder and give its prompt"),
         (config_of("Gemma2ForCausalLM", "gemma2"), "whose attention no engine supports"),
         (config_of("GPT2LMHeadModel", "gpt2"), "language model of the family gpt2, whose attention no engine supports"),
