@@ -27,6 +27,17 @@ SUPPORTED = (
 )
 """List of supported models, as it appears in messages."""
 
+_REFUSED = {
+    "JinaForRanking": "reads all passages of a query in one text, so the score of a passage depends on the others, and "
+    "this service guarantees that it does not: use Qwen/Qwen3-Reranker-0.6B, which has the same base",
+    "JinaVLForRanking": "is a vision-language model, and this service ranks texts only: use Qwen/Qwen3-Reranker-4B",
+    "CostWiseGemmaForCausalLM": "merges tokens between layers, and its attention has the soft cap of Gemma 2, which no "
+    "engine computes: use BAAI/bge-reranker-v2-gemma or BAAI/bge-reranker-v2-minicpm-layerwise",
+    "JinaBertForSequenceClassification": "has ALiBi positions and needs code that ships with it, but a checkpoint's "
+    "code is never run: use Alibaba-NLP/gte-reranker-modernbert-base",
+}
+"""Reason and way out for published rerankers that no engine runs, by their class."""
+
 
 def recognise_engine(config: Mapping[str, Any], name: str, *, has_answers: bool = False) -> EngineKind:
     """The engine for a checkpoint with this config.json. Raises `CheckpointError` with a message that starts with
@@ -35,6 +46,8 @@ def recognise_engine(config: Mapping[str, Any], name: str, *, has_answers: bool 
     family = str(config.get("model_type"))
     is_classifier = any(one.endswith("ForSequenceClassification") for one in architectures)
     is_language_model = any(one.endswith(("ForCausalLM", "LMHeadModel")) for one in architectures)
+    if (known := next((_REFUSED[one] for one in architectures if one in _REFUSED), None)) is not None:
+        raise _refusal(name, known)
     if "quantization_config" in config:
         raise _refusal(name, "is already quantised: use the original weights, and set engine.dtype")
     if family in DECODER_FAMILIES and not is_language_model:
