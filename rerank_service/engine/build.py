@@ -29,6 +29,7 @@ from rerank_service.engine.protocol import Agree, Engine, RunAlone, Truncate, ch
 from rerank_service.engine.recognise import recognise_engine
 from rerank_service.engine.score_all import score_all
 from rerank_service.engine.text import tokenise
+from rerank_service.engine.text.published_prompts import answer_tokens
 from rerank_service.engine.verdicts import unverified_reason
 from rerank_service.errors import CheckpointError, NonFiniteLogit
 from rerank_service.messages import StartTimes
@@ -103,7 +104,8 @@ def _create(checkpoint: loading.Checkpoint, agree: Agree) -> CheckpointEngine[An
     precision, numerics = choose_precision(checkpoint, kind, agree)
     engine = _ENGINES[kind](checkpoint._replace(precision=precision))
     engine.numerics = numerics
-    engine.flops_per_token = 2.0 * loading.num_linear_weights(checkpoint.folder)  # a multiplication and an addition
+    num_weights = loading.num_linear_weights(checkpoint.folder, engine.unused_prefixes)
+    engine.flops_per_token = 2.0 * num_weights  # a multiplication and an addition
     return engine
 
 
@@ -169,7 +171,8 @@ def engine_kind(folder: Path, options: EngineConfig) -> EngineKind:
     """The configured engine kind; for `auto`, the kind that config.json calls for. Raises `CheckpointError`."""
     if options.kind is not EngineKind.AUTO:
         return options.kind
-    return recognise_engine(loading.read_model_config(folder), str(folder))
+    has_answers = options.yes_no is not None or options.yes_no_prompt is not None or answer_tokens(folder) is not None
+    return recognise_engine(loading.read_model_config(folder), str(folder), has_answers=has_answers)
 
 
 def _num_threads(num_cpus: float | None) -> int:

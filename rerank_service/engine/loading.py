@@ -20,6 +20,7 @@ from transformers.utils import logging as transformers_logging
 from rerank_service.checkpoints.origin import other_formats
 from rerank_service.config import EngineConfig
 from rerank_service.engine.device.precision import Precision
+from rerank_service.engine.foreign_configs import FOREIGN_CLASSIFIERS
 from rerank_service.engine.quantised.scheme import READABLE, read_scheme
 from rerank_service.engine.quantised.tensors import QuantisedTensors, is_quantised_type
 from rerank_service.errors import CheckpointError
@@ -95,6 +96,9 @@ def native_config(config_class: Any, raw: dict[str, Any]) -> Any:
 def transformers_config(folder: Path) -> Any:
     """A checkpoint's configuration as transformers reads it. Raises `CheckpointError` if transformers has no class for
     this checkpoint."""
+    raw = read_model_config(folder)
+    if foreign := FOREIGN_CLASSIFIERS.get(str(raw.get("model_type"))):
+        return foreign(raw)
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
@@ -179,11 +183,11 @@ def tensor_files(folder: Path) -> dict[str, Path]:
     return files
 
 
-def num_linear_weights(folder: Path) -> int:
-    """Number of weights by which each token is multiplied: all matrices except the input and output embeddings."""
-    shapes = tensor_shapes(folder)
-    matrices = {name: shape for name, shape in shapes.items() if len(shape) == 2}
-    return sum(math.prod(shape) for name, shape in matrices.items() if not _is_vocabulary(name))
+def num_linear_weights(folder: Path, ignored_prefixes: tuple[str, ...] = ()) -> int:
+    """Number of weights by which each token is multiplied: all matrices except the input and output embeddings, and
+    those whose names start with one of `ignored_prefixes`."""
+    matrices = {name: shape for name, shape in tensor_shapes(folder).items() if len(shape) == 2}
+    return sum(math.prod(shape) for name, shape in matrices.items() if not (_is_vocabulary(name) or name.startswith(ignored_prefixes)))
 
 
 def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:

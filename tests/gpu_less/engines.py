@@ -35,6 +35,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "modernbert": {},
     "deberta_v2": {},
     "qwen3": {},
+    "gte": {},
+    "minicpm": {},
     "late_interaction": {"kind": "late_interaction", "passage_cache_bytes": 1_000_000},
 }
 """Checkpoints of the fixture `checkpoints`, and the settings of their engines."""

@@ -46,6 +46,8 @@ class CheckpointEngine(TorchEngine[PairT]):
     _layers: CompiledLayers | None = None
     assumptions: tuple[str, ...] = ()
     """Names of settings that neither the checkpoint's files nor the options state, so the engine assumes them."""
+    unused_prefixes: tuple[str, ...] = ()
+    """Prefixes of the names of tensors that are not part of `backbone`, if there are any."""
     unverified: str | None = None
     numerics: Numerics
     """See `Engine`; `build` sets both."""

@@ -136,9 +136,8 @@ def fit(model: KnownModel, machine: Machine) -> Fit:
     if model.refusal is not None:
         return Fit(None, None, model.refusal)
     if model.num_parameters is None:
-        return Fit(
-            None, None, "its size is not published and no public files were found; if you have the files, try the model"
-        )
+        missing = "; try the model" if model.hub_id else " and no public files were found; if you have them, try it"
+        return Fit(None, None, f"its exact size is not published{missing}")
     on_gpu = needed_bytes(model, on_gpu=True, is_half=True)
     largest = max(machine.gpus, key=lambda gpu: gpu.memory_bytes, default=None)
     if largest is not None and largest.memory_bytes >= on_gpu:

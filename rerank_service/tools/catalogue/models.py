@@ -9,7 +9,7 @@ from importlib.resources import files
 import yaml
 from pydantic import BaseModel, ConfigDict
 
-from rerank_service.config import Dtype, EngineKind
+from rerank_service.config import Dtype, EngineKind, YesNoPromptName
 
 __all__ = ["CATALOGUE", "KnownModel", "PublishedQuality", "known_model"]
 
@@ -68,6 +68,9 @@ class KnownModel(BaseModel):
 
     kind: EngineKind = EngineKind.AUTO
     """Engine to set in a configuration; `auto` if the model's files identify the engine."""
+
+    yes_no_prompt: YesNoPromptName | None = None
+    """Prompt to set in a configuration; null if the model has none, or if its files identify it."""
 
     engine: EngineKind | None = None
     """Engine that runs the model; null: no engine runs it, for the reason in `refusal`."""
@@ -129,6 +132,12 @@ class KnownModel(BaseModel):
 
     note: str = ""
     """A note for operators, in one line."""
+
+    @property
+    def engine_settings(self) -> dict[str, str]:
+        """Settings of `engine` that the model's files do not imply."""
+        settings = {"kind": None if self.kind is EngineKind.AUTO else self.kind, "yes_no_prompt": self.yes_no_prompt}
+        return {name: str(value) for name, value in settings.items() if value is not None}
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Reference run of a checkpoint: transformers' own classes, one pair at a time, in float32.
+"""Reference run of a checkpoint: transformers' own classes or plain torch, one pair at a time, in float32.
 
 It shares no code with the engines: transformers' tokenizer truncates to the window, transformers' configuration reads
 config.json, and attention is the `eager` implementation with full matrices and explicit masks. There is neither packing
@@ -30,9 +30,11 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from rerank_service.config import EngineKind, ModelConfig
-from rerank_service.engine.text.yes_no_prompts import YES_NO_PROMPTS
+from rerank_service.engine.text.published_prompts import choose_prompt
 from rerank_service.errors import CheckpointError
+from rerank_service.tools.verify.plain_models import PLAIN_CLASSIFIERS, PlainMiniCpm
 from rerank_service.tools.verify.quantised import load_any
+from rerank_service.tools.verify.whole_prompt import whole_tokens
 
 __all__ = ["Reference", "ReferenceTokens", "load_reference"]
 
@@ -193,7 +195,8 @@ class _Classifier(Reference):
     """A sequence classifier with a single label; the tokenizer joins query and passage."""
 
     def __init__(self, folder: Path, settings: ModelConfig, device: torch.device) -> None:
-        model = _load(AutoModelForSequenceClassification, folder, device)
+        plain = PLAIN_CLASSIFIERS.get(json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"])
+        model = plain(folder, device) if plain else _load(AutoModelForSequenceClassification, folder, device)
         super().__init__(folder, model, settings)
 
     def encode(self, query: str, passage: str) -> ReferenceTokens:
@@ -235,15 +238,24 @@ class _YesNoDecoder(Reference):
 
     def __init__(self, folder: Path, settings: ModelConfig, device: torch.device) -> None:
         raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        self._is_classifier = any(name.endswith("ForSequenceClassification") for name in raw["architectures"])
-        classes = AutoModelForSequenceClassification if self._is_classifier else AutoModelForCausalLM
-        self._prompt = settings.engine.yes_no or YES_NO_PROMPTS[raw["model_type"]]
-        super().__init__(folder, _load(classes, folder, device), settings, prompt=self._prompt.parts)
+        is_layerwise = raw["architectures"] == ["LayerWiseMiniCPMForCausalLM"]
+        is_classifier = raw["architectures"][0].endswith("ForSequenceClassification")
+        self._has_row = is_layerwise or is_classifier
+        self._prompt = choose_prompt(folder, raw, settings.engine)  # published text, not code of the engine
+        if is_layerwise:
+            model: Any = PlainMiniCpm(folder, device, settings.engine.num_layers)
+        else:
+            model = _load(AutoModelForSequenceClassification if is_classifier else AutoModelForCausalLM, folder, device)
+        super().__init__(folder, model, settings, prompt=self._prompt.parts)
         self._instruction = settings.engine.instruction or self._prompt.instruction
 
     def encode(self, query: str, passage: str) -> ReferenceTokens:
         instruction = (self._instruction or "").replace("{", "{{").replace("}", "}}")
         templates = [part.replace("{instruction}", instruction) for part in self._prompt.parts]
+        if len(templates) == 1 and not templates[0].endswith("{passage}"):
+            texts = {"query": query, "passage": passage}
+            tokenizers = (self._published, self._tokenizer, self._special_names)
+            return self._of_ids(*whole_tokens(*tokenizers, templates[0], texts, self.window_tokens))
         parts = [self._ids(template, query=query, passage=passage) for template in templates]
         is_cut = sum(map(len, parts)) > self.window_tokens
         if is_cut:
@@ -271,10 +283,12 @@ class _YesNoDecoder(Reference):
     @torch.inference_mode()
     def logit(self, tokens: ReferenceTokens) -> float:
         logits = self._model(**tokens.inputs[0], use_cache=False).logits  # [1, 1] or [1, L, V]
-        if self._is_classifier:  # a converted checkpoint has one row: the row of yes minus the row of no
-            return float(logits)
-        yes = float(logits[0, -1, self._word(self._prompt.yes_word)])
-        return yes if self._prompt.no_word is None else yes - float(logits[0, -1, self._word(self._prompt.no_word)])
+        if self._has_row:  # a converted checkpoint has one row: the row of yes minus the row of no
+            return float(logits) / self._prompt.temperature
+        logit = float(logits[0, -1, self._word(self._prompt.yes_word)])
+        if self._prompt.no_word is not None:
+            logit -= float(logits[0, -1, self._word(self._prompt.no_word)])
+        return logit / self._prompt.temperature
 
     def _word(self, word: str) -> int:
         return int(self._published(word, add_special_tokens=False)["input_ids"][0])

@@ -1,6 +1,8 @@
 """The catalogue's entries match the models' published shapes and the engines that run them."""
 
+import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +21,28 @@ from transformers import (
     ModernBertForSequenceClassification,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
     XLMRobertaConfig,
     XLMRobertaForSequenceClassification,
 )
 
 from rerank_service.config import EngineConfig, EngineKind
+from rerank_service.engine.text.published_prompts import PUBLISHED_PROMPTS
 from rerank_service.engine.text.yes_no_prompts import YES_NO_PROMPTS
 from rerank_service.tools.catalogue import CATALOGUE, KnownModel, known_model
 from rerank_service.tools.catalogue.filters import Filters, language_code, size_in_bytes
 from rerank_service.tools.catalogue.fit import Gpu, Machine, _num_cpus, fit, needed_bytes, sized, this_machine
+from rerank_service.tools.catalogue.settings import LoadOptions, model_settings
 from rerank_service.tools.evaluation.published import PUBLISHED
+from rerank_service.tools.random_checkpoints.foreign_formats import (
+    gte_config,
+    gte_shapes,
+    minicpm_config,
+    minicpm_shapes,
+)
 from rerank_service.tools.random_checkpoints.make import Architecture, count_parameters
-from rerank_service.tools.random_checkpoints.shapes import shape_of
+from rerank_service.tools.random_checkpoints.shapes import Shape, shape_of
 from tests.quantise import quantise
 
 PAGE = Path(__file__).parents[4] / "docs" / "models.md"
@@ -98,6 +110,19 @@ def qwen2(layers: int, hidden: int, heads: int, intermediate: int) -> Qwen2Confi
     )
 
 
+def qwen3(layers: int, hidden: int, heads: int, intermediate: int) -> Qwen3Config:
+    return Qwen3Config(
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=8,
+        head_dim=128,
+        intermediate_size=intermediate,
+        vocab_size=151_936,
+        tie_word_embeddings=True,
+    )
+
+
 GEMMA_2B = GemmaConfig(
     hidden_size=2048,
     num_hidden_layers=18,
@@ -107,6 +132,20 @@ GEMMA_2B = GemmaConfig(
     intermediate_size=16_384,
     vocab_size=256_000,
 )
+
+
+def foreign(hidden: int, intermediate: int, layers: int, heads: int) -> Shape:
+    return Shape(
+        hidden_size=hidden,
+        intermediate_size=intermediate,
+        num_layers=layers,
+        num_heads=heads,
+        num_kv_heads=heads,
+        max_tokens=8192,
+        model_max_length=8192,
+    )
+
+
 XLM_R, DEBERTA = XLMRobertaForSequenceClassification, DebertaV2ForSequenceClassification
 SHAPES: dict[str, tuple[Any, Any]] = {
     "all-MiniLM-L6-v2": (BertModel, bert(6, 384, 12)),
@@ -123,6 +162,9 @@ SHAPES: dict[str, tuple[Any, Any]] = {
     "mxbai-rerank-base-v2": (Qwen2ForCausalLM, qwen2(24, 896, 14, 4864)),
     "mxbai-rerank-large-v2": (Qwen2ForCausalLM, qwen2(28, 1536, 12, 8960)),
     "bge-reranker-v2-gemma": (GemmaForCausalLM, GEMMA_2B),
+    "zerank-1-small": (Qwen3ForCausalLM, qwen3(28, 2048, 16, 6144)),
+    "zerank-1": (Qwen3ForCausalLM, qwen3(36, 2560, 32, 9728)),
+    "zerank-2": (Qwen3ForCausalLM, qwen3(36, 2560, 32, 9728)),
 }
 MADE = {
     "llama-3.2-nv-rerankqa-1b-v2": (Architecture.LLAMA_BIDIREC, "1b"),
@@ -131,7 +173,16 @@ MADE = {
     "Qwen3-Reranker-4B": (Architecture.QWEN3, "4b"),
     "Qwen3-Reranker-8B": (Architecture.QWEN3, "8b"),
 }
-UNPUBLISHED = {"llama-nemotron-rerank-500m-v2", "jina-reranker-v1-turbo-en", "jina-reranker-v2-base-multilingual"}
+FOREIGN: dict[str, tuple[Callable[..., dict[str, Any]], Callable[..., dict[str, tuple[int, ...]]], Shape, int]] = {
+    "gte-multilingual-reranker": (gte_config, gte_shapes, foreign(768, 3072, 12, 12), 250_048),
+    "bge-reranker-v2-minicpm": (minicpm_config, minicpm_shapes, foreign(2304, 5760, 40, 36), 122_753),
+}
+UNPUBLISHED = {
+    "llama-nemotron-rerank-500m-v2",
+    *(f"ctxl-rerank-v2-{size}" for size in ("1b", "2b", "6b")),
+    "bge-reranker-v2.5-gemma2-lightweight",
+    *(f"jina-reranker-{name}" for name in ("v1-turbo-en", "v2-base-multilingual", "v3", "m0")),
+}
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -153,8 +204,19 @@ def test_numbers_equal_those_of_random_checkpoints(name: str) -> None:
     assert (known(name).hidden_size, known(name).intermediate_size) == (shape.hidden_size, shape.intermediate_size)
 
 
+@pytest.mark.parametrize("name", FOREIGN)
+def test_numbers_equal_those_of_the_formats_with_their_own_code(name: str) -> None:
+    config_of, shapes_of, shape, vocab_size = FOREIGN[name]
+    ids = {"pad_token_id": 1, "bos_token_id": 1, "eos_token_id": 2}
+    tensors = shapes_of(config_of(shape, vocab_size, ids, "bfloat16"))
+
+    assert known(name).num_parameters == sum(math.prod(dimensions) for dimensions in tensors.values())
+    assert (known(name).hidden_size, known(name).intermediate_size) == (shape.hidden_size, shape.intermediate_size)
+    assert known(name).architecture.endswith(f"{shape.num_layers} layers of {shape.hidden_size}")
+
+
 def test_every_model_is_checked() -> None:
-    assert {model.name for model in CATALOGUE} == SHAPES.keys() | MADE.keys() | UNPUBLISHED
+    assert {model.name for model in CATALOGUE} == SHAPES.keys() | MADE.keys() | FOREIGN.keys() | UNPUBLISHED
 
 
 @pytest.mark.parametrize("model", CATALOGUE, ids=lambda model: model.name)
@@ -172,7 +234,8 @@ def test_every_entry_is_complete(model: KnownModel) -> None:
     assert claimed is None or len(model.language_codes) == int(claimed[1])
     assert model.quality is None or (0 < model.quality.value < 1 and model.quality.source)
     if model.engine is EngineKind.YES_NO_DECODER:
-        assert model.architecture.split(",")[0].lower() in YES_NO_PROMPTS
+        family = model.architecture.split(",")[0].lower()
+        assert model.yes_no_prompt in PUBLISHED_PROMPTS or family in {*YES_NO_PROMPTS, "minicpm"}
 
 
 @pytest.mark.parametrize("name", ["bert", "modernbert", "qwen3", "deberta_v2"])
@@ -204,7 +267,16 @@ def test_cpus_are_limited_by_the_quota_of_the_container(quota: str, most: int, t
 
 
 def test_models_without_commercial_use_are_marked() -> None:
-    assert [model.name for model in CATALOGUE if not model.is_commercial] == ["jina-reranker-v2-base-multilingual"]
+    marked = {model.name for model in CATALOGUE if not model.is_commercial}
+    assert marked == {model.name for model in CATALOGUE if "NC" in model.licence.split("-")}
+    assert len(marked) == 7
+
+
+@pytest.mark.parametrize("name", ["zerank-2", "zeroentropy/zerank-1-small-reranker", "bge-reranker-v2-gemma"])
+def test_a_prompt_that_the_files_do_not_identify_is_configured(name: str) -> None:
+    settings = model_settings(name, LoadOptions(device="cpu"), lambda *_: None)
+    assert settings.engine.yes_no_prompt == ("zerank" if "zerank" in name else None)
+    assert settings.engine.kind is (EngineKind.YES_NO_DECODER if "zerank" in name else EngineKind.AUTO)
 
 
 def test_memory_is_the_sum_of_weights_activations_and_process() -> None:
