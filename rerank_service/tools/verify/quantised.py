@@ -19,8 +19,11 @@ def load_any(model_class: Any, folder: Path, settings: dict[str, Any]) -> Any:
     """`from_pretrained` of a folder whose weights may be quantised. Raises `CheckpointError` for unreadable formats."""
     quantised = quantised_tensors(folder)
     if quantised is None:
-        return model_class.from_pretrained(folder, use_safetensors=True, local_files_only=True, **settings)
-    config = settings.pop("config", None) or AutoConfig.from_pretrained(folder, local_files_only=True)
+        files = {"use_safetensors": True, "local_files_only": True, "trust_remote_code": False}
+        return model_class.from_pretrained(folder, **files, **settings)
+    config = settings.pop("config", None) or AutoConfig.from_pretrained(
+        folder, trust_remote_code=False, local_files_only=True
+    )
     if hasattr(config, "quantization_config"):  # else transformers looks for the format's package
         del config.quantization_config
     weights = {name: quantised.read(name).float() for name in quantised.names}
