@@ -191,8 +191,8 @@ def load_weights(
 ) -> Any:
     """Returns a model of `model_class` with all tensors of the checkpoint, on `device`, in evaluation mode.
 
-    If `attention` is null, transformers chooses its fastest attention for the class. A tensor may remain unused if its
-    name starts with one of `ignored_prefixes`. Raises `CheckpointError`.
+    If `attention` is null, transformers chooses its fastest attention for the class. A tensor may remain unused, or be
+    missing, if its name starts with one of `ignored_prefixes`. Raises `CheckpointError`.
     """
     refuse_pickles(folder)
     transformers_logging.disable_progress_bar()
@@ -262,10 +262,9 @@ def refuse_pickles(folder: Path) -> None:
 
 
 def _refuse_mismatches(folder: Path, report: dict[str, Any], ignored_prefixes: tuple[str, ...]) -> None:
-    unexpected = [key for key in report["unexpected_keys"] if not key.startswith(ignored_prefixes or ("\0",))]
     found = {
-        "missing": list(report["missing_keys"]),
-        "unexpected": unexpected,
+        "missing": [key for key in report["missing_keys"] if not key.startswith(ignored_prefixes)],
+        "unexpected": [key for key in report["unexpected_keys"] if not key.startswith(ignored_prefixes)],
         "of the wrong shape": [key[0] for key in report["mismatched_keys"]],
     }
     problems = [f"{len(keys)} {what} ({', '.join(sorted(keys)[:3])}...)" for what, keys in found.items() if keys]

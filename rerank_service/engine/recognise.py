@@ -10,6 +10,7 @@ from transformers import CONFIG_MAPPING
 
 from rerank_service.config import EngineKind
 from rerank_service.engine.kinds.bidirectional_decoder import DECODER_FAMILIES
+from rerank_service.engine.kinds.late_interaction_format import STANFORD
 from rerank_service.engine.kinds.yes_no_decoder import CAUSAL_FAMILIES
 from rerank_service.engine.text.yes_no_prompts import YES_NO_PROMPTS
 from rerank_service.errors import CheckpointError
@@ -56,7 +57,7 @@ def recognise_engine(config: Mapping[str, Any], name: str) -> EngineKind:
         raise _refusal(name, f"is a language model of the family {family}, whose attention no engine supports")
     if is_classifier:
         return EngineKind.SEQUENCE_CLASSIFIER
-    if any(one.endswith("Model") for one in architectures):
+    if any(one.endswith("Model") or one == STANFORD for one in architectures):
         return EngineKind.LATE_INTERACTION
     raise _refusal(
         name,
