@@ -26,7 +26,9 @@ from transformers import (
 from rerank_service.config import EngineConfig, EngineKind
 from rerank_service.engine.text.yes_no_prompts import YES_NO_PROMPTS
 from rerank_service.tools.catalogue import CATALOGUE, KnownModel, known_model
+from rerank_service.tools.catalogue.filters import Filters, language_code, size_in_bytes
 from rerank_service.tools.catalogue.fit import Gpu, Machine, _num_cpus, fit, needed_bytes, sized, this_machine
+from rerank_service.tools.evaluation.published import PUBLISHED
 from rerank_service.tools.random_checkpoints.make import Architecture, count_parameters
 from rerank_service.tools.random_checkpoints.shapes import shape_of
 
@@ -162,6 +164,12 @@ def test_every_entry_is_complete(model: KnownModel) -> None:
     assert model.engine is not EngineKind.AUTO
     assert model.kind in (EngineKind.AUTO, model.engine)
     assert model.revision is None or (model.hub_id and re.fullmatch("[0-9a-f]{40}", model.revision))
+    assert model.languages or not model.language_codes
+    assert len(set(model.language_codes)) == len(model.language_codes)
+    assert all(re.fullmatch("[a-z]{2}", code) for code in model.language_codes)  # YAML reads a bare no as a boolean
+    claimed = re.match(r"(\d+) languages$", model.languages)
+    assert claimed is None or len(model.language_codes) == int(claimed[1])
+    assert model.quality is None or (0 < model.quality.value < 1 and model.quality.source)
     if model.engine is EngineKind.YES_NO_DECODER:
         assert model.architecture.split(",")[0].lower() in YES_NO_PROMPTS
 
@@ -243,3 +251,50 @@ def test_the_prompts_on_the_models_page_are_valid_configurations() -> None:
     assert len(blocks) == 1
     assert configurations[0].instruction
     assert configurations[1].yes_no is not None
+
+
+def test_published_figures_equal_those_of_the_evaluation() -> None:
+    figures = {known(one.model).name: one for one in PUBLISHED if known_model(one.model)}
+    assert figures
+    for name, figure in figures.items():
+        quality = known(name).quality
+        assert quality is not None
+        assert (quality.measure, quality.collections, quality.value) == (
+            figure.measure,
+            figure.collections,
+            figure.value,
+        )
+        assert figure.first_stage in quality.source
+
+
+@pytest.mark.parametrize(
+    ("text", "num_bytes"), [("2GB", 2e9), ("1.5 gb", 1.5e9), ("500MB", 5e8), ("2GiB", 2 * 2**30), ("1TB", 1e12)]
+)
+def test_sizes_have_units(text: str, num_bytes: float) -> None:
+    assert size_in_bytes(text) == num_bytes
+
+
+@pytest.mark.parametrize("text", ["", "2", "GB", "-1GB", "1e3GB", "2 giga", "2KB"])
+def test_wrong_sizes_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="is not a size"):
+        size_in_bytes(text)
+
+
+def test_a_region_is_not_part_of_a_language() -> None:
+    assert (language_code("pt-BR"), language_code(" DE ")) == ("pt", "de")
+
+
+def test_only_models_of_known_size_pass_a_limit_of_memory() -> None:
+    model = known("llama-nemotron-rerank-500m-v2")
+    assert Filters(max_memory_bytes=10**12).passes(model, 10**9)
+    assert not Filters(max_memory_bytes=10**12).passes(model, None)
+    assert Filters().passes(model, None)
+    assert not Filters(language="de").passes(model, 10**9)  # its publisher states no language
+
+
+def test_relaxed_filters_name_only_options_that_help() -> None:
+    models = [(known("bge-reranker-base"), 2), (known("ms-marco-MiniLM-L6-v2"), 1)]
+    filters = Filters(language="de", max_memory_bytes=5, licence="mit")
+    assert [(option, [model.name for model, _ in passing]) for option, passing in filters.relaxed(models)] == [
+        ("--language", ["bge-reranker-base"])
+    ]
