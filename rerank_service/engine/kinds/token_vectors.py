@@ -124,9 +124,7 @@ class _Dense(nn.Module):
         try:
             loading.refuse_pickles(folder)
         except CheckpointError as error:
-            raise CheckpointError(
-                f"{error}. The projection's weights must be in {folder / 'model.safetensors'}"
-            ) from None
+            raise CheckpointError(f"{error}; the projection must be in {folder / 'model.safetensors'}") from None
         try:
             tensors = load_file(folder / "model.safetensors")
         except (OSError, SafetensorError) as error:

@@ -6,21 +6,12 @@ Follows `pylate.models.ColBERT.tokenize` and `encode`, and `pylate.scores.colber
 import json
 import string
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
 
-__all__ = ["ColbertFiles", "ColbertText"]
-
-
-class ColbertText(NamedTuple):
-    """The tokens of a query or a passage."""
-
-    token_ids: tuple[int, ...]
-    inputs: dict[str, torch.Tensor]
-    """Arguments of the model's call; the attention mask is 0 for tokens that attention does not see."""
-    is_cut: bool
+__all__ = ["ColbertFiles"]
 
 
 class ColbertFiles:
@@ -79,8 +70,11 @@ class ColbertFiles:
         stated = {name: value for name, value in given.items() if value is not None}
         return cls(folder, defaults | stated, projections)
 
-    def encode(self, tokenizer: Any, names: Any, text: str, side: str, max_tokens: int) -> ColbertText:
-        """The tokens of a text. `names` is the published tokenizer, which knows the names of special tokens."""
+    def encode(
+        self, tokenizer: Any, names: Any, text: str, side: str, max_tokens: int
+    ) -> tuple[tuple[int, ...], dict[str, torch.Tensor], bool]:
+        """The tokens of a text, the arguments of the model's call, and whether the text is cut. `names` is the
+        published tokenizer, which knows the names of special tokens."""
         prefix = self.prefixes[side]
         text = (self.prompts[side] + (text.lower() if self._lowers else text)).strip()
         room = max_tokens - bool(prefix)
@@ -95,7 +89,7 @@ class ColbertFiles:
             ids += [names.convert_tokens_to_ids(token)] * missing
             attention += [int(self._attends)] * missing
         inputs = {"input_ids": torch.tensor([ids]), "attention_mask": torch.tensor([attention])}
-        return ColbertText(tuple(ids), inputs, bool(encoded.encodings[0].overflowing))
+        return tuple(ids), inputs, bool(encoded.encodings[0].overflowing)
 
     def best_matches(
         self, names: Any, query: torch.Tensor, passage: torch.Tensor, passage_ids: tuple[int, ...]

@@ -33,16 +33,17 @@ class LateInteractionReference(Reference):
 
     def encode(self, query: str, passage: str) -> ReferenceTokens:
         if self._colbert is None:
-            of_query, of_passage = self._tokens([query]), self._tokens([passage])
-            inputs, passage_ids = (of_query.tensors, of_passage.tensors), of_passage.token_ids
+            plain = self._tokens([query]), self._tokens([passage])
+            texts = [(one.token_ids, one.tensors, one.is_cut) for one in plain]
         else:
             length = self._query_tokens or self._colbert.lengths["query"]
             tokenizers = self._tokenizer, self._published
-            of_query = self._colbert.encode(*tokenizers, query, "query", length)
-            of_passage = self._colbert.encode(*tokenizers, passage, "document", self.window_tokens)
-            inputs, passage_ids = (of_query.inputs, of_passage.inputs), of_passage.token_ids
-        num_tokens = sum(one["input_ids"].size(1) for one in inputs)
-        return ReferenceTokens(passage_ids, num_tokens, of_query.is_cut or of_passage.is_cut, inputs)
+            texts = [
+                self._colbert.encode(*tokenizers, query, "query", length),
+                self._colbert.encode(*tokenizers, passage, "document", self.window_tokens),
+            ]
+        num_tokens, is_cut = sum(len(ids) for ids, _, _ in texts), any(is_cut for _, _, is_cut in texts)
+        return ReferenceTokens(texts[1][0], num_tokens, is_cut, tuple(inputs for _, inputs, _ in texts))
 
     @torch.inference_mode()
     def logit(self, tokens: ReferenceTokens) -> float:
