@@ -21,13 +21,12 @@ def local_attention(
 
     A token that sees none, as a mask token far behind the query can, gets zeros, as with torch's own masked attention.
     """
-    length, num_seen = query.size(2), key.size(2)
+    num_seen = key.size(2)
+    num_seeing = min(query.size(2), num_seen + reach)
     out = torch.zeros_like(query)
-    for start in range(0, length, _BLOCK):
-        end = min(start + _BLOCK, length)
+    for start in range(0, num_seeing, _BLOCK):
+        end = min(start + _BLOCK, num_seeing)
         first, last = max(0, start - reach), min(num_seen, end + reach)
-        if first >= last:
-            continue
         rows, columns = torch.arange(start, end, device=query.device), torch.arange(first, last, device=query.device)
         is_near = (rows[:, None] - columns).abs() <= reach
         out[:, :, start:end] = F.scaled_dot_product_attention(

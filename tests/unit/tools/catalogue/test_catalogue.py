@@ -17,6 +17,7 @@ from transformers import (
     GemmaForCausalLM,
     ModernBertConfig,
     ModernBertForSequenceClassification,
+    ModernBertModel,
     Qwen2Config,
     Qwen2ForCausalLM,
     XLMRobertaConfig,
@@ -130,7 +131,17 @@ MADE = {
     "Qwen3-Reranker-4B": (Architecture.QWEN3, "4b"),
     "Qwen3-Reranker-8B": (Architecture.QWEN3, "8b"),
 }
-UNPUBLISHED = {"llama-nemotron-rerank-500m-v2", "jina-reranker-v1-turbo-en", "jina-reranker-v2-base-multilingual"}
+COLBERT = {  # the encoder, and the numbers of the projection
+    "answerai-colbert-small-v1": (BertModel, bert(12, 384, 12), 384 * 96),
+    "colbertv2.0": (BertModel, bert(12, 768, 12), 768 * 128),
+    "GTE-ModernColBERT-v1": (ModernBertModel, ModernBertConfig(vocab_size=50_370), 768 * 128),  # two tokens more
+    "LateOn": (ModernBertModel, ModernBertConfig(vocab_size=50_370), 768 * 128),
+}
+UNPUBLISHED = {"mxbai-edge-colbert-v0-17m", "jina-colbert-v2"} | {
+    "llama-nemotron-rerank-500m-v2",
+    "jina-reranker-v1-turbo-en",
+    "jina-reranker-v2-base-multilingual",
+}
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -145,6 +156,17 @@ def test_numbers_equal_those_of_the_published_shape(name: str) -> None:
     assert known(name).architecture.endswith(f"{config.num_hidden_layers} layers of {config.hidden_size}")
 
 
+@pytest.mark.parametrize("name", COLBERT)
+def test_numbers_of_colbert_models_count_the_projection(name: str) -> None:
+    model_class, config, projection = COLBERT[name]
+    with torch.device("meta"):
+        model = model_class(config)
+
+    assert known(name).num_parameters == projection + sum(parameter.numel() for parameter in model.parameters())
+    assert (known(name).hidden_size, known(name).intermediate_size) == (config.hidden_size, config.intermediate_size)
+    assert known(name).architecture.endswith(f"{config.num_hidden_layers} layers of {config.hidden_size}")
+
+
 @pytest.mark.parametrize("name", MADE)
 def test_numbers_equal_those_of_random_checkpoints(name: str) -> None:
     shape = shape_of(*MADE[name])
@@ -153,7 +175,7 @@ def test_numbers_equal_those_of_random_checkpoints(name: str) -> None:
 
 
 def test_every_model_is_checked() -> None:
-    assert {model.name for model in CATALOGUE} == SHAPES.keys() | MADE.keys() | UNPUBLISHED
+    assert {model.name for model in CATALOGUE} == SHAPES.keys() | MADE.keys() | COLBERT.keys() | UNPUBLISHED
 
 
 @pytest.mark.parametrize("model", CATALOGUE, ids=lambda model: model.name)
@@ -194,7 +216,8 @@ def test_cpus_are_limited_by_the_quota_of_the_container(quota: str, most: int, t
 
 
 def test_models_without_commercial_use_are_marked() -> None:
-    assert [model.name for model in CATALOGUE if not model.is_commercial] == ["jina-reranker-v2-base-multilingual"]
+    restricted = {model.name for model in CATALOGUE if not model.is_commercial}
+    assert restricted == {"jina-reranker-v2-base-multilingual", "jina-colbert-v2"}
 
 
 def test_memory_is_the_sum_of_weights_activations_and_process() -> None:
