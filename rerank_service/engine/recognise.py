@@ -21,8 +21,8 @@ SUPPORTED = (
     "sequence classifiers with one label and a class in transformers (BERT, XLM-RoBERTa, ModernBERT, DeBERTa ...); "
     f"NVIDIA's bidirectional decoders ({', '.join(DECODER_FAMILIES)}); language models that answer yes or no "
     f"({', '.join(YES_NO_PROMPTS)}; with your own prompt in engine.yes_no also "
-    f"{', '.join(sorted(CAUSAL_FAMILIES.keys() - YES_NO_PROMPTS.keys()))}); encoders such as all-MiniLM-L6-v2, by late "
-    "interaction"
+    f"{', '.join(sorted(CAUSAL_FAMILIES.keys() - YES_NO_PROMPTS.keys()))}); ColBERT models in pylate's "
+    "or Stanford's format, and encoders such as all-MiniLM-L6-v2, by late interaction"
 )
 """List of supported models, as it appears in messages."""
 

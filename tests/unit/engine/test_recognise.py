@@ -26,6 +26,8 @@ def config_of(architecture: str, model_type: str, **others: Any) -> dict[str, An
         (config_of("ModernBertForSequenceClassification", "modernbert"), EngineKind.SEQUENCE_CLASSIFIER),
         (config_of("DebertaV2ForSequenceClassification", "deberta-v2"), EngineKind.SEQUENCE_CLASSIFIER),
         (config_of("BertModel", "bert"), EngineKind.LATE_INTERACTION),
+        (config_of("HF_ColBERT", "bert"), EngineKind.LATE_INTERACTION),  # colbertv2.0, answerai-colbert-small-v1
+        (config_of("ModernBertModel", "modernbert"), EngineKind.LATE_INTERACTION),  # LateOn
         (config_of("Qwen3ForCausalLM", "qwen3"), EngineKind.YES_NO_DECODER),
         (config_of("Qwen2ForCausalLM", "qwen2"), EngineKind.YES_NO_DECODER),
         (config_of("GemmaForCausalLM", "gemma"), EngineKind.YES_NO_DECODER),
