@@ -64,7 +64,7 @@ class LateInteractionHead(Section):
     """Linear head of a late-interaction model: `logit = cosine_weight * cosine + maxsim_weight * maxsim + bias`.
 
     The defaults were fitted pointwise for all-MiniLM-L6-v2, on public questions with their passages. Fit your own
-    weights for any other encoder.
+    weights for any other sentence encoder. ColBERT models need no head: their logit is MaxSim itself, as a sum.
     """
 
     cosine_weight: float = 6.42
@@ -72,6 +72,9 @@ class LateInteractionHead(Section):
 
     maxsim_weight: float = 9.83
     """Weight of MaxSim: for each query token the best cosine with any passage token, averaged over the query tokens."""
+
+    maxsim_is_sum: bool = False
+    """Whether MaxSim is the sum over the query tokens, as ColBERT defines it, and not their average."""
 
     bias: float = -11.00
     """Constant added to the weighted sum. It shifts all logits equally and never changes a ranking."""
@@ -222,8 +225,14 @@ class EngineConfig(Section):
     """Layer-wise decoder (bge-reranker-v2-minicpm-layerwise): number of layers to run, as `cutoff_layers` in the
     publisher's code. Fewer layers are faster, and their scores have another scale. Null: all."""
 
-    head: LateInteractionHead = LateInteractionHead()
-    """Late interaction: weights of the linear head."""
+    head: LateInteractionHead | None = None
+    """Late interaction: weights of the linear head. Null: as the checkpoint's format defines the score; for a ColBERT
+    model, MaxSim as a sum over the query tokens, and for a sentence encoder, the weights fitted for
+    all-MiniLM-L6-v2."""
+
+    query_tokens: Annotated[int, Field(ge=8)] | None = None
+    """Late interaction with a ColBERT model: length to which queries are cut and, if the model expands queries, filled
+    with mask tokens. Null: as the checkpoint's files say, which is often only 32 tokens."""
 
     passage_cache_bytes: PositiveInt | None = None
     """Late interaction: size in bytes of each replica's cache of encoded passages; the least recently used passages are

@@ -23,6 +23,7 @@ from rerank_service.engine.device.memory import measure_device
 from rerank_service.engine.kinds.bidirectional_decoder import BidirectionalDecoderEngine
 from rerank_service.engine.kinds.checkpoint_engine import CheckpointEngine
 from rerank_service.engine.kinds.late_interaction import LateInteractionEngine
+from rerank_service.engine.kinds.late_interaction_format import read_format
 from rerank_service.engine.kinds.sequence_classifier import SequenceClassifierEngine
 from rerank_service.engine.kinds.yes_no_decoder import YesNoDecoderEngine
 from rerank_service.engine.protocol import Agree, Engine, RunAlone, Truncate, choose_here, run_here
@@ -144,13 +145,16 @@ class _StageClock:
 
 
 def check_checkpoint(folder: Path, options: EngineConfig) -> None:
-    """Checks what needs no weights in memory: the kind of engine, the files of weights, the tokenizer, and a
-    classifier's labels. Raises `CheckpointError`. Only the engines themselves compare the tensors with config.json."""
+    """Checks what needs no weights in memory: the kind of engine, the files of weights, the tokenizer, a classifier's
+    labels, and the settings of late interaction. Raises `CheckpointError`. Only the engines themselves compare the
+    tensors with config.json."""
     kind = engine_kind(folder, options)
     loading.tensor_files(folder)
     tokenise.load_tokenizer(folder, options.special_tokens)
     if kind is EngineKind.SEQUENCE_CLASSIFIER:
         loading.classifier_config(folder)
+    elif kind is EngineKind.LATE_INTERACTION:
+        read_format(folder, loading.read_model_config(folder))
 
 
 def warm_up(engine: Engine[Any]) -> None:

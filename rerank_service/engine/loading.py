@@ -187,7 +187,11 @@ def num_linear_weights(folder: Path, ignored_prefixes: tuple[str, ...] = ()) -> 
     """Number of weights by which each token is multiplied: all matrices except the input and output embeddings, and
     those whose names start with one of `ignored_prefixes`."""
     matrices = {name: shape for name, shape in tensor_shapes(folder).items() if len(shape) == 2}
-    return sum(math.prod(shape) for name, shape in matrices.items() if not (_is_vocabulary(name) or name.startswith(ignored_prefixes)))
+    return sum(
+        math.prod(shape)
+        for name, shape in matrices.items()
+        if not (_is_vocabulary(name) or name.startswith(ignored_prefixes))
+    )
 
 
 def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
@@ -231,8 +235,8 @@ def load_weights(
 ) -> Any:
     """Returns a model of `model_class` with all tensors of the checkpoint, on `device`, in evaluation mode.
 
-    If `attention` is null, transformers chooses its fastest attention for the class. A tensor may remain unused if its
-    name starts with one of `ignored_prefixes`. Raises `CheckpointError`.
+    If `attention` is null, transformers chooses its fastest attention for the class. A tensor may remain unused, or be
+    missing, if its name starts with one of `ignored_prefixes`. Raises `CheckpointError`.
     """
     refuse_pickles(folder)
     transformers_logging.disable_progress_bar()
@@ -335,10 +339,9 @@ def refuse_pickles(folder: Path) -> None:
 
 
 def _refuse_mismatches(folder: Path, report: dict[str, Any], ignored_prefixes: tuple[str, ...]) -> None:
-    unexpected = [key for key in report["unexpected_keys"] if not key.startswith(ignored_prefixes or ("\0",))]
     found = {
-        "missing": list(report["missing_keys"]),
-        "unexpected": unexpected,
+        "missing": [key for key in report["missing_keys"] if not key.startswith(ignored_prefixes)],
+        "unexpected": [key for key in report["unexpected_keys"] if not key.startswith(ignored_prefixes)],
         "of the wrong shape": [key[0] for key in report["mismatched_keys"]],
     }
     problems = [f"{len(keys)} {what} ({', '.join(sorted(keys)[:3])}...)" for what, keys in found.items() if keys]

@@ -11,6 +11,7 @@ from transformers import CONFIG_MAPPING
 from rerank_service.config import EngineKind
 from rerank_service.engine.foreign_configs import FOREIGN_CLASSIFIERS, LAYERWISE_MINICPM
 from rerank_service.engine.kinds.bidirectional_decoder import DECODER_FAMILIES
+from rerank_service.engine.kinds.late_interaction_format import STANFORD
 from rerank_service.engine.kinds.yes_no_decoder import CAUSAL_FAMILIES
 from rerank_service.engine.quantised.scheme import read_scheme
 from rerank_service.engine.text.yes_no_prompts import YES_NO_PROMPTS
@@ -23,8 +24,8 @@ SUPPORTED = (
     "GTE's own; "
     f"NVIDIA's bidirectional decoders ({', '.join(DECODER_FAMILIES)}); language models that answer yes or no "
     f"({', '.join(YES_NO_PROMPTS)}; with your own prompt in engine.yes_no also "
-    f"{', '.join(sorted(CAUSAL_FAMILIES.keys() - YES_NO_PROMPTS.keys()))}); encoders such as all-MiniLM-L6-v2, by late "
-    "interaction"
+    f"{', '.join(sorted(CAUSAL_FAMILIES.keys() - YES_NO_PROMPTS.keys()))}); ColBERT models in pylate's "
+    "or Stanford's format, and encoders such as all-MiniLM-L6-v2, by late interaction"
 )
 """List of supported models, as it appears in messages."""
 
@@ -80,7 +81,7 @@ def recognise_engine(config: Mapping[str, Any], name: str, *, has_answers: bool 
         raise _refusal(name, f"is a language model of the family {family}, whose attention no engine supports")
     if is_classifier:
         return EngineKind.SEQUENCE_CLASSIFIER
-    if any(one.endswith("Model") for one in architectures):
+    if any(one.endswith("Model") or one == STANFORD for one in architectures):
         return EngineKind.LATE_INTERACTION
     raise _refusal(
         name,

@@ -20,6 +20,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from rerank_service.engine.device import kernels
+from rerank_service.engine.device.local_attention import local_attention
 from rerank_service.engine.device.pack import PackedSequences
 
 __all__ = [
@@ -85,6 +86,7 @@ def packed_attention(
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
     packed: PackedSequences | None = None,
+    sliding_window: int | None = None,
     *,
     sees_later: bool = True,
     **_: Any,
@@ -92,27 +94,31 @@ def packed_attention(
     """Attention function with the signature that transformers expects; returns `[1, T, Hq, D]`.
 
     transformers passes `packed` on from the model's call. The registered name fixes `sees_later`, because a layer's own
-    `is_causal` is true even in a bidirectional Llama. Outside the GPU's kernel, rows after the last sequence repeat its
-    last row.
+    `is_causal` is true even in a bidirectional Llama. A bidirectional layer with `sliding_window` sees that many tokens
+    to each side, itself included. Outside the GPU's kernel, rows after the last sequence repeat its last row.
     """
     if packed is None:
         raise ValueError("a model loaded with packed attention must be called with packed=PackedSequences")
-    if query.is_cuda and query.dtype in _HALF:
-        return variable_length_attention(query, key, value, packed, scaling, sees_later), None
+    reach = None if sliding_window is None else sliding_window - 1
+    if query.is_cuda and query.dtype in _HALF and packed.num_seen is None:
+        return variable_length_attention(query, key, value, packed, scaling, sees_later, reach=reach), None
     if not packed.bounds:
         raise RuntimeError("a CUDA graph needs the variable-length kernel, which supports only bfloat16 and float16")
     limits = _LONGEST_PRODUCT if sees_later else _LONGEST_CAUSAL_PRODUCT
     # Compiled layers, which a CPU has only in tests, cannot branch on the sums of `_two_products`.
     is_plain_cpu = query.device.type == "cpu" and not torch.compiler.is_compiling()
-    longest_product = limits.get(query.dtype, 0) if is_plain_cpu else 0
+    longest_product = limits.get(query.dtype, 0) if is_plain_cpu and packed.num_seen is None else 0
     out = torch.empty_like(query.transpose(1, 2))
     # One allocation for all sequences: new memory for each one would cost as much as the products.
     memory = query.new_empty(query.size(1) * min(longest_product, packed.max_length) ** 2)
-    for start, end in pairwise(packed.bounds):
+    for number, (start, end) in enumerate(pairwise(packed.bounds)):
         if start == end:  # an empty slot of a batch for a CUDA graph
             continue
-        q, k, v = query[:, :, start:end], key[:, :, start:end], value[:, :, start:end]
-        if end - start <= longest_product:
+        seen = end if packed.num_seen is None else start + packed.num_seen[number]
+        q, k, v = query[:, :, start:end], key[:, :, start:seen], value[:, :, start:seen]
+        if reach is not None and sees_later and end - start > reach + 1:
+            attended = local_attention(q, k, v, scaling, reach)
+        elif end - start <= longest_product:
             attended = _two_products(q, k, v, scaling, sees_later, memory)
         else:
             is_gqa = query.size(1) != key.size(1)
@@ -133,18 +139,21 @@ def variable_length_attention(
     scaling: float | None,
     sees_later: bool,
     kernel: Callable[..., Any] | None = None,
+    reach: int | None = None,
 ) -> torch.Tensor:
     """Attention over all sequences in one call of `kernel`; returns `[1, T, Hq, D]`.
 
-    By default, the kernel is torch's own, which runs only on a GPU in half precision.
+    A token sees tokens at most `reach` places away; null, or at least the longest sequence: any. By default, the kernel
+    is torch's own, which runs only on a GPU in half precision.
     """
+    near = _EVERYTHING if reach is None or reach >= packed.max_length else (reach, reach)
     q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # [T, H, D]
     out: Any = (kernel or kernels.variable_length_kernel)(
         *(q, k, v),
         *(packed.cu_seqlens, packed.cu_seqlens),
         *(packed.max_length, packed.max_length),
         scale=scaling,
-        window_size=_EVERYTHING if sees_later else _NOTHING_LATER,
+        window_size=near if sees_later else _NOTHING_LATER,
     )
     attended: torch.Tensor = out[None]
     return attended

@@ -207,32 +207,6 @@ class _Classifier(Reference):
         return float(self._model(**tokens.inputs[0]).logits)
 
 
-class _LateInteraction(Reference):
-    """`a * cosine + b * maxsim + c` of two texts encoded separately; the configuration sets a, b and c."""
-
-    def __init__(self, folder: Path, settings: ModelConfig, device: torch.device) -> None:
-        super().__init__(folder, _load(AutoModel, folder, device), settings, _sentence_transformers_window(folder))
-        self._head = settings.engine.head
-
-    def encode(self, query: str, passage: str) -> ReferenceTokens:
-        of_query, of_passage = self._tokens([query]), self._tokens([passage])
-        return ReferenceTokens(
-            of_passage.token_ids,
-            len(of_query.token_ids) + len(of_passage.token_ids),
-            of_query.is_cut or of_passage.is_cut,
-            (of_query.tensors, of_passage.tensors),
-        )
-
-    @torch.inference_mode()
-    def logit(self, tokens: ReferenceTokens) -> float:
-        query, passage = (self._model(**inputs).last_hidden_state[0] for inputs in tokens.inputs)  # [L, H]
-        words = query[1:-1] if len(query) > 2 else query  # without [CLS] and [SEP]
-        between = torch.cosine_similarity(words[:, None], passage[None], dim=-1)  # [Nq, Np]
-        maxsim = between.max(1).values.mean()
-        cosine = torch.cosine_similarity(query.mean(0), passage.mean(0), dim=0)
-        return float(self._head.cosine_weight * cosine + self._head.maxsim_weight * maxsim + self._head.bias)
-
-
 class _YesNoDecoder(Reference):
     """Logit of `yes` minus logit of `no` as the next token. The parts of the prompt are tokenised separately."""
 
@@ -294,10 +268,17 @@ class _YesNoDecoder(Reference):
         return int(self._published(word, add_special_tokens=False)["input_ids"][0])
 
 
+def _late_interaction(folder: Path, settings: ModelConfig, device: torch.device) -> Reference:
+    from rerank_service.tools.verify.late_interaction import LateInteractionReference, attention_of  # imports this file
+
+    model = _load(AutoModel, folder, device, attn_implementation=attention_of(folder))
+    return LateInteractionReference(folder, model, settings)
+
+
 _REFERENCES: dict[EngineKind, Callable[[Path, ModelConfig, torch.device], Reference]] = {
     EngineKind.BIDIRECTIONAL_DECODER: _Decoder,
     EngineKind.SEQUENCE_CLASSIFIER: _Classifier,
-    EngineKind.LATE_INTERACTION: _LateInteraction,
+    EngineKind.LATE_INTERACTION: _late_interaction,
     EngineKind.YES_NO_DECODER: _YesNoDecoder,
 }
 
@@ -315,10 +296,12 @@ def load_reference(kind: EngineKind, folder: Path, settings: ModelConfig, device
 
 
 def _load(model_class: Any, folder: Path, device: torch.device, **settings: Any) -> Any:
-    settings |= {"dtype": torch.float32, "attn_implementation": "eager", "output_loading_info": True}
-    model, report = load_any(model_class, folder, settings)
-    if report["missing_keys"]:
-        raise CheckpointError(f"{folder} lacks tensors: {', '.join(sorted(report['missing_keys'])[:3])}")
+    shared = {"dtype": torch.float32, "attn_implementation": "eager", "output_loading_info": True}
+    model, report = load_any(model_class, folder, shared | settings)
+    # A bare encoder may lack its pooler, whose output is not used; a classifier's has a longer name.
+    missing = [name for name in report["missing_keys"] if not name.startswith("pooler.")]
+    if missing:
+        raise CheckpointError(f"{folder} lacks tensors: {', '.join(sorted(missing)[:3])}")
     return model.to(device).eval()
 
 
@@ -336,6 +319,7 @@ def _text_tokenizer(folder: Path, prompt: Sequence[str]) -> tuple[Any, set[str]]
     backend = tokenizer.backend_tokenizer
     added = [token.content for token in backend.get_added_tokens_decoder().values()]
     tags = [name for name in added if name[0] + name[-1] in ("<>", "[]") and any(name in text for text in prompt)]
+    tags += [name for name in added if name in prompt]  # such as "[Q] "
     backend.add_special_tokens([AddedToken(name, special=True) for name in tags])
     names = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
     model = backend.model
@@ -370,11 +354,6 @@ def _first_position(model: Any) -> int:
     table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
     padding = getattr(table, "padding_idx", None)
     return 0 if padding is None else int(padding) + 1
-
-
-def _sentence_transformers_window(folder: Path) -> int | None:
-    path = folder / "sentence_bert_config.json"
-    return json.loads(path.read_text(encoding="utf-8")).get("max_seq_length") if path.is_file() else None
 
 
 def _score_bias(folder: Path) -> float:

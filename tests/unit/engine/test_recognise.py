@@ -34,6 +34,8 @@ def config_of(architecture: str, model_type: str, **others: Any) -> dict[str, An
             EngineKind.YES_NO_DECODER,
         ),
         (config_of("BertModel", "bert"), EngineKind.LATE_INTERACTION),
+        (config_of("HF_ColBERT", "bert"), EngineKind.LATE_INTERACTION),  # colbertv2.0, answerai-colbert-small-v1
+        (config_of("ModernBertModel", "modernbert"), EngineKind.LATE_INTERACTION),  # LateOn
         (config_of("Qwen3ForCausalLM", "qwen3"), EngineKind.YES_NO_DECODER),
         (
             config_of("Qwen3ForCausalLM", "qwen3", quantization_config={"quant_method": "awq", "bits": 4}),

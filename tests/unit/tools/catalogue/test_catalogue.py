@@ -19,6 +19,7 @@ from transformers import (
     GemmaForCausalLM,
     ModernBertConfig,
     ModernBertForSequenceClassification,
+    ModernBertModel,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
@@ -177,8 +178,16 @@ FOREIGN: dict[str, tuple[Callable[..., dict[str, Any]], Callable[..., dict[str, 
     "gte-multilingual-reranker": (gte_config, gte_shapes, foreign(768, 3072, 12, 12), 250_048),
     "bge-reranker-v2-minicpm": (minicpm_config, minicpm_shapes, foreign(2304, 5760, 40, 36), 122_753),
 }
+COLBERT = {  # the encoder, and the numbers of the projection
+    "answerai-colbert-small-v1": (BertModel, bert(12, 384, 12), 384 * 96),
+    "colbertv2.0": (BertModel, bert(12, 768, 12), 768 * 128),
+    "GTE-ModernColBERT-v1": (ModernBertModel, ModernBertConfig(vocab_size=50_370), 768 * 128),  # two tokens more
+    "LateOn": (ModernBertModel, ModernBertConfig(vocab_size=50_370), 768 * 128),
+}
 UNPUBLISHED = {
     "llama-nemotron-rerank-500m-v2",
+    "mxbai-edge-colbert-v0-17m",
+    "jina-colbert-v2",
     *(f"ctxl-rerank-v2-{size}" for size in ("1b", "2b", "6b")),
     "bge-reranker-v2.5-gemma2-lightweight",
     *(f"jina-reranker-{name}" for name in ("v1-turbo-en", "v2-base-multilingual", "v3", "m0")),
@@ -194,6 +203,17 @@ def test_numbers_equal_those_of_the_published_shape(name: str) -> None:
     assert known(name).num_parameters == sum(parameter.numel() for parameter in model.parameters())
     assert (known(name).hidden_size, known(name).intermediate_size) == (config.hidden_size, config.intermediate_size)
     assert known(name).laid_out_heads == (config.num_attention_heads if model_class is DEBERTA else 0)
+    assert known(name).architecture.endswith(f"{config.num_hidden_layers} layers of {config.hidden_size}")
+
+
+@pytest.mark.parametrize("name", COLBERT)
+def test_numbers_of_colbert_models_count_the_projection(name: str) -> None:
+    model_class, config, projection = COLBERT[name]
+    with torch.device("meta"):
+        model = model_class(config)
+
+    assert known(name).num_parameters == projection + sum(parameter.numel() for parameter in model.parameters())
+    assert (known(name).hidden_size, known(name).intermediate_size) == (config.hidden_size, config.intermediate_size)
     assert known(name).architecture.endswith(f"{config.num_hidden_layers} layers of {config.hidden_size}")
 
 
@@ -216,7 +236,8 @@ def test_numbers_equal_those_of_the_formats_with_their_own_code(name: str) -> No
 
 
 def test_every_model_is_checked() -> None:
-    assert {model.name for model in CATALOGUE} == SHAPES.keys() | MADE.keys() | FOREIGN.keys() | UNPUBLISHED
+    names = SHAPES.keys() | MADE.keys() | FOREIGN.keys() | COLBERT.keys() | UNPUBLISHED
+    assert {model.name for model in CATALOGUE} == names
 
 
 @pytest.mark.parametrize("model", CATALOGUE, ids=lambda model: model.name)
@@ -269,7 +290,7 @@ def test_cpus_are_limited_by_the_quota_of_the_container(quota: str, most: int, t
 def test_models_without_commercial_use_are_marked() -> None:
     marked = {model.name for model in CATALOGUE if not model.is_commercial}
     assert marked == {model.name for model in CATALOGUE if "NC" in model.licence.split("-")}
-    assert len(marked) == 7
+    assert len(marked) == 8
 
 
 @pytest.mark.parametrize("name", ["zerank-2", "zeroentropy/zerank-1-small-reranker", "bge-reranker-v2-gemma"])

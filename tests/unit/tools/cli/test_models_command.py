@@ -107,6 +107,7 @@ def test_filters_shorten_the_list(small_machine: None) -> None:
         if model.name in names
     )
     assert [model["name"] for model in listed("--license", "mit")["models"]] == [
+        "colbertv2.0",
         "bge-reranker-base",
         "bge-reranker-large",
     ]
@@ -158,7 +159,7 @@ def test_filters_apply_to_known_models_even_with_a_service_configured() -> None:
         app, ["models", "--licence", "mit", "--json"], env={"RERANK_SERVICE_URL": "http://127.0.0.1:9"}
     )
 
-    assert len(json.loads(result.stdout)["models"]) == 2
+    assert [model["licence"] for model in json.loads(result.stdout)["models"]] == ["MIT"] * 3
 
 
 def test_files_are_found_in_the_models_folder_after_a_pull_and_in_the_hubs_cache(
