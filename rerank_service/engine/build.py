@@ -144,7 +144,8 @@ class _StageClock:
 
 def check_checkpoint(folder: Path, options: EngineConfig) -> None:
     """Checks what needs no weights in memory: the kind of engine, the files of weights, the tokenizer, a classifier's
-    labels, and the settings of late interaction. Raises `CheckpointError`. Only the engines themselves compare the tensors with config.json."""
+    labels, and the settings of late interaction. Raises `CheckpointError`. Only the engines themselves compare the
+    tensors with config.json."""
     kind = engine_kind(folder, options)
     loading.tensor_files(folder)
     tokenise.load_tokenizer(folder, options.special_tokens)
