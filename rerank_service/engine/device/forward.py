@@ -93,9 +93,9 @@ def packed_attention(
 ) -> tuple[torch.Tensor, None]:
     """Attention function with the signature that transformers expects; returns `[1, T, Hq, D]`.
 
-    transformers passes `packed` on from the model's call. The registered name fixes `sees_later`, because a layer's own
-    `is_causal` is true even in a bidirectional Llama. A bidirectional layer with `sliding_window` sees that many tokens
-    to each side, itself included. Outside the GPU's kernel, rows after the last sequence repeat its last row.
+    `packed` comes from the model's call. The registered name fixes `sees_later`, because a layer's own `is_causal` is
+    true even in a bidirectional Llama. `sliding_window` counts the tokens to each side that a bidirectional layer sees,
+    itself included. Outside the GPU's kernel, rows after the last sequence repeat its last row.
     """
     if packed is None:
         raise ValueError("a model loaded with packed attention must be called with packed=PackedSequences")
@@ -114,16 +114,15 @@ def packed_attention(
     for number, (start, end) in enumerate(pairwise(packed.bounds)):
         if start == end:  # an empty slot of a batch for a CUDA graph
             continue
-        seen = end if packed.num_seen is None else start + packed.num_seen[number]
-        q, k, v = query[:, :, start:end], key[:, :, start:seen], value[:, :, start:seen]
+        seen = slice(start, end if packed.num_seen is None else start + packed.num_seen[number])
+        q, k, v = query[:, :, start:end], key[:, :, seen], value[:, :, seen]
         if reach is not None and sees_later and end - start > reach + 1:
             attended = local_attention(q, k, v, scaling, reach)
         elif end - start <= longest_product:
             attended = _two_products(q, k, v, scaling, sees_later, memory)
         else:
-            is_gqa = query.size(1) != key.size(1)
             attended = F.scaled_dot_product_attention(
-                q, k, v, scale=scaling, is_causal=not sees_later, enable_gqa=is_gqa
+                q, k, v, scale=scaling, is_causal=not sees_later, enable_gqa=query.size(1) != key.size(1)
             )
         out[:, start:end] = attended.transpose(1, 2)
     num_tokens = packed.bounds[-1]
