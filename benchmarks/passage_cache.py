@@ -96,6 +96,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    made_with = provenance(["torch", "transformers"])
     with TemporaryDirectory() as folder:
         models = {"all-MiniLM-L6-v2": _EMBEDDED, "answerai-colbert-small-v1": _colbert(Path(folder))}
         rows = [
@@ -103,7 +104,7 @@ def main() -> None:
             for name, checkpoint in models.items()
             for dtype in ("float32", "bfloat16")
         ]
-    result = provenance(["torch", "transformers"]) | {"passages": _NUM_PASSAGES, "rows": rows}
+    result = made_with | {"passages": _NUM_PASSAGES, "rows": rows}
     text = json.dumps(result, indent=2) + "\n"
     print(text)
     if options.json:

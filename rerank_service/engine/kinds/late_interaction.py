@@ -87,6 +87,11 @@ class LateInteractionEngine(CheckpointEngine[LateInteractionPair]):
             attention=PACKED_ATTENTION,
             ignored_prefixes=_UNUSED_TENSORS,
         )
+        if any(getattr(module, "is_causal", False) for module in self.backbone.modules()):
+            raise CheckpointError(
+                f"{checkpoint.folder} is a language model ({checkpoint.raw.get('model_type')}), in which a token sees "
+                "only earlier ones; late interaction runs encoders, such as BERT, XLM-RoBERTa and ModernBERT"
+            )
         self._vectors = self._token_vectors(checkpoint) if self.format.is_colbert else None
         if self._hides_expansion or checkpoint.raw.get("model_type") in _LOCAL_FAMILIES:
             self._compile_problem = "they see other tokens in each layer or batch, and compiled layers would be remade"

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from rerank_service.engine import Engine, Truncate, load_engine
 from rerank_service.engine.device.encoding_cache import DistinctTexts
 from rerank_service.errors import CheckpointError, PairTooLong
+from rerank_service.tools.random_checkpoints.make import Architecture, make_checkpoint
 from tests.attention import recorded_passes
 from tests.colbert import CASES, PASSAGES, QUERIES, RECORDED, digest, make_all
 from tests.models import NASTY_PASSAGES, local_model
@@ -271,3 +273,16 @@ def test_a_module_outside_the_folder_is_refused(folders: dict[str, Path], tmp_pa
 
     with pytest.raises(CheckpointError, match="which is not in the checkpoint"):
         load_engine(local_model(copy))
+
+
+def test_a_language_model_is_refused(tmp_path: Path) -> None:
+    """Such as LFM2-ColBERT: packed attention would show each token the later ones."""
+    folder = make_checkpoint(tmp_path / "qwen3", Architecture.QWEN3, "tiny", dtype="float32")
+    weights = load_file(folder / "model.safetensors")
+    kept = {name.removeprefix("model."): one for name, one in weights.items() if name.startswith("model.")}
+    save_file(kept, folder / "model.safetensors", {"format": "pt"})
+    config = json.loads((folder / "config.json").read_text()) | {"architectures": ["Qwen3Model"]}
+    (folder / "config.json").write_text(json.dumps(config))
+
+    with pytest.raises(CheckpointError, match=r"is a language model \(qwen3\)"):
+        load_engine(local_model(folder, window_tokens=100))

@@ -85,3 +85,18 @@ def test_an_engine_with_another_projection_is_rejected(folders: dict[str, Path],
     save_file({"linear.weight": load_file(path)["linear.weight"].flip(1).contiguous()}, path)
 
     assert not verdict_of(local_model(folders["bert"]), local_model(wrong)).is_faithful
+
+
+@pytest.mark.parametrize("name", ["modernbert", "xlm_roberta"])
+def test_plain_sentence_encoders_with_local_layers_or_shifted_positions_are_faithful(
+    folders: dict[str, Path], tmp_path: Path, name: str
+) -> None:
+    folder = shutil.copytree(folders[name], tmp_path / name)
+    for file in ("config_sentence_transformers.json", "modules.json", "sentence_bert_config.json"):
+        (folder / file).unlink()
+    model = local_model(folder, window_tokens=120)
+
+    verdict = verdict_of(model, model)
+
+    assert verdict.is_faithful, verdict
+    assert verdict.tokens.num_cut >= 1
