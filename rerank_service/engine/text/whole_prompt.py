@@ -15,6 +15,8 @@ __all__ = ["WholePrompt", "is_whole"]
 
 _LARGEST_QUERY = 0.75
 """Share of the room for query and passage that a query keeps if the pair is too long, as in `PromptParts`."""
+_LEAST_ROOM = 8
+"""Tokens beside an empty prompt. Up to four tokens at the borders of query and passage are never cut."""
 
 
 def is_whole(prompt: YesNoPrompt) -> bool:
@@ -36,7 +38,7 @@ class WholePrompt:
         self._template = tokenise.prompt_text(tokenizer, prompt.parts[0])
         self._instruction = tokenise.prompt_text(tokenizer, checked_instruction(prompt, instruction))
         num_fixed = len(tokenizer.encode(self._rendered("", ""), add_special_tokens=True).ids)
-        if num_fixed >= window_tokens:
+        if num_fixed + _LEAST_ROOM > window_tokens:
             raise CheckpointError(
                 f"the prompt alone takes {num_fixed} tokens, and the window is {window_tokens}: raise window_tokens"
             )
@@ -75,7 +77,7 @@ class WholePrompt:
             len(token_ids),
             True,
             is_passage_cut=num_passage < len(of_passage),
-            is_unscored=passage != "" and num_passage == 0,
+            is_unscored=len(of_passage) > num_passage == 0,
         )
 
     def _inside(self, encoding: Any, slot: str, query: str, passage: str) -> list[int]:

@@ -18,7 +18,9 @@ from rerank_service.config import EngineConfig, EngineKind
 from rerank_service.engine import Truncate, load_engine
 from rerank_service.engine.build import engine_kind
 from rerank_service.engine.text.published_prompts import PUBLISHED_PROMPTS, choose_prompt
+from rerank_service.engine.text.windows import encode_passages
 from rerank_service.errors import CheckpointError, PairTooLong
+from rerank_service.messages import Fitting, PassageWindows
 from rerank_service.tools.verify.reference import load_reference
 from tests.models import NASTY_PASSAGES, local_model
 
@@ -165,10 +167,29 @@ def test_a_long_pair_keeps_the_question_and_cuts_the_passage(checkpoints: dict[s
     assert (whole.is_truncated, whole.is_passage_cut) == (False, False)
     assert cut.token_ids[: len(before)].tolist() == before
     assert cut.token_ids[-len(after) :].tolist() == after
+    (kept,) = engine.tokenise("a long query " * 60, ["a"], Truncate.END)
+    assert (kept.is_truncated, kept.is_passage_cut, kept.is_unscored) == (True, False, False)
     assert engine.passage_room(QUERY) == pytest.approx(window - len(before) - len(after), abs=2)
     with pytest.raises(PairTooLong) as caught:
         engine.tokenise(QUERY, ["short", passage], Truncate.NONE)
     assert caught.value.index == 1
+
+
+def test_windows_of_a_long_passage_reach_its_end(checkpoints: dict[str, Path]) -> None:
+    engine = load_engine(
+        local_model(checkpoints["qwen3"], window_tokens=128, engine={"yes_no_prompt": "ctxl-rerank-v2"})
+    )
+    tokenizer = Tokenizer.from_file(str(checkpoints["qwen3"] / "tokenizer.json"))
+    passage = " ".join(f"Sentence {number} speaks of naïve cafés, 東京, and of nothing else." for number in range(30))
+
+    encoded = encode_passages(engine, QUERY, [passage, "short"], Fitting(windows=PassageWindows(100)))
+
+    assert encoded.num_windows[0] > 5
+    assert encoded.num_windows[1] == 1
+    assert (encoded.is_truncated, encoded.is_unscored) == ((False, False), (False, False))
+    assert all(len(pair.token_ids) <= 128 for pair in encoded.pairs)
+    last = tokenizer.decode(encoded.pairs[-2].token_ids.tolist())
+    assert f"and of nothing else.\n<Query> {QUERY} ??" in last
 
 
 @pytest.mark.parametrize("query", [QUERY, "a long query " * 60], ids=["short query", "long query"])
