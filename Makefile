@@ -21,7 +21,7 @@ TRAINED ?= .bench/training
 
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: serve tools test test-unit test-engine test-service test-clusters validate client clients chaos soak check docs bench train \
+.PHONY: serve tools test test-unit test-engine test-service test-clusters validate client clients pylate chaos soak check docs bench train \
 	format clean
 
 serve: $(VENV)/.installed ## install, then serve on http://127.0.0.1:8000
@@ -52,6 +52,14 @@ test-clusters: $(VENV)/.installed-dev ## run the tests that start and stop whole
 
 validate: $(VENV)/.installed-dev ## check the Kubernetes manifests, or those in MANIFESTS="FILE..."
 	$(BIN)/python -m cluster.validate $(MANIFESTS)
+
+pylate: $(VENV)/.installed-dev ## make the ColBERT checkpoints of the tests, and record pylate's numbers for them anew
+	$(BIN)/python -m tests.colbert make .bench/colbert
+	$(PYTHON) -m venv .bench/pylate
+	.bench/pylate/bin/python -m pip install --quiet torch==2.13.0 transformers==5.3.0 sentence-transformers==5.3.0 \
+		pandas ujson scipy fastkmeans accelerate datasets
+	.bench/pylate/bin/python -m pip install --quiet --no-deps pylate==1.6.0
+	.bench/pylate/bin/python tests/colbert.py record .bench/colbert tests/unit/engine/kinds/pylate.json
 
 client: $(BIN)/python ## build the Python client alone as a wheel in dist/
 	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && \

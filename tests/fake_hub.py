@@ -177,14 +177,16 @@ class _Handler(BaseHTTPRequestHandler):
 class _Hub(_Handler):
     def answer(self) -> None:
         url = urlsplit(self.path)
-        if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/(revision|tree)/([^/]+)", url.path):
+        if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/(revision|tree)/([^/]+)(?:/(.+))?", url.path):
             hub_id, what, revision = match[1], match[2], unquote(match[3])
             found = self._commit(hub_id, revision, is_file=False)
             if found and what == "revision":
                 siblings = [{"rfilename": path} for path in found[1]]
                 self._reply_json({"id": hub_id, "modelId": hub_id, "sha": found[0], "siblings": siblings})
             elif found:
-                self._reply_tree(found[1], url.path, parse_qs(url.query))
+                below = f"{match[4]}/" if match[4] else ""
+                files = {path: content for path, content in found[1].items() if path.startswith(below)}
+                self._reply_tree(files, url.path, parse_qs(url.query), below)
         elif match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", url.path):
             self._reply_file(match[1], unquote(match[2]), unquote(match[3]))
         else:
@@ -209,10 +211,11 @@ class _Hub(_Handler):
     def _reply_json(self, answer: Any, headers: dict[str, str] | None = None) -> None:
         self.reply(200, json.dumps(answer).encode(), {"Content-Type": "application/json", **(headers or {})})
 
-    def _reply_tree(self, files: dict[str, bytes], path: str, query: dict[str, list[str]]) -> None:
+    def _reply_tree(self, files: dict[str, bytes], path: str, query: dict[str, list[str]], below: str) -> None:
         is_recursive = query.get("recursive", ["false"])[0].lower() == "true"
-        entries = [_entry(name, content) for name, content in files.items() if is_recursive or "/" not in name]
-        folders = sorted({name.partition("/")[0] for name in files if "/" in name})
+        top = {name for name in files if "/" not in name.removeprefix(below)}
+        entries = [_entry(name, content) for name, content in files.items() if is_recursive or name in top]
+        folders = sorted({below + name.removeprefix(below).partition("/")[0] for name in files.keys() - top})
         entries += [{"type": "directory", "path": name, "oid": "0" * 40, "size": 0} for name in folders]
         start, size = int(query.get("cursor", ["0"])[0]), self.server.hub.page_size
         following = f'<{self.server.url}{path}?cursor={start + size}>; rel="next"'

@@ -1,4 +1,4 @@
-"""Tables of `docs/models.md`, made from the catalogue."""
+"""Tables of `docs/reference/models.md`, made from the catalogue."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,8 @@ from rerank_service.tools.catalogue.fit import gigabytes, needed_bytes
 __all__ = ["SECTIONS"]
 
 _SIZES = ("model", "engine", "parameters", "window", "memory on a GPU", "on a CPU in float32", "licence")
-_SOURCES = ("model", "files", "languages", "query and passage", "logit", "note")
+_SOURCES = ("model", "files", "query and passage", "logit", "note")
+_CLAIMS = ("model", "languages", "published quality", "source of the figure")
 
 
 def _table(heads: tuple[str, ...], row: Callable[[KnownModel], list[str]]) -> str:
@@ -36,13 +37,19 @@ def _sources_row(model: KnownModel) -> list[str]:
     return [
         f"`{model.name}`",
         f"`{model.hub_id}`{commit}" if model.hub_id else "no public files found",
-        model.languages,
         *(("", "") if model.refusal else (template, model.logit)),
         model.refusal or model.note,
     ]
 
 
+def _claims_row(model: KnownModel) -> list[str]:
+    codes = f": {', '.join(model.language_codes)}" if len(model.language_codes) > 2 else ""
+    quality = (model.quality.text, model.quality.source) if model.quality else ("", "")
+    return [f"`{model.name}`", f"{model.languages}{codes}", *quality]
+
+
 SECTIONS: dict[str, Callable[[], str]] = {
     "models": lambda: _table(_SIZES, _sizes_row),
+    "models-claims": lambda: _table(_CLAIMS, _claims_row),
     "models-sources": lambda: _table(_SOURCES, _sources_row),
 }

@@ -212,6 +212,7 @@ class _Fetch:
         self._stage.mkdir(exist_ok=True)
         for file in self._missing():
             path = self._stage / file.name
+            path.parent.mkdir(exist_ok=True)
             if _is_begun(path):
                 self._accept(path, file)
             else:
@@ -329,9 +330,12 @@ class _Fetch:
         if not folder.exists():
             self._stage.rename(folder)
             return folder
-        for path in sorted(self._stage.iterdir(), key=lambda path: path.name == MANIFEST_FILE):  # the manifest last
-            path.replace(folder / path.name)
-        self._stage.rmdir()
+        received = [path for path in self._stage.rglob("*") if path.is_file()]
+        for path in sorted(received, key=lambda path: path.name == MANIFEST_FILE):  # the manifest last
+            target = folder / path.relative_to(self._stage)
+            target.parent.mkdir(exist_ok=True)
+            path.replace(target)
+        shutil.rmtree(self._stage)
         return folder
 
 

@@ -21,7 +21,7 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import hf_raise_for_status, http_backoff, http_stream_backoff
 
 from rerank_service import __version__
-from rerank_service.checkpoints.origin import CutOff, Digest, RemoteFile, choose_files
+from rerank_service.checkpoints.origin import CutOff, Digest, RemoteFile, choose_files, is_module_folder
 from rerank_service.errors import CheckpointError
 
 __all__ = ["HubCheckpoint", "resolve_revision"]
@@ -103,13 +103,15 @@ class HubCheckpoint:
     def check_unchanged(self) -> None:
         """Does nothing: a commit never changes."""
 
-    def _listing(self) -> Iterator[RemoteFile]:
-        url: str | None = f"{_endpoint()}/api/models/{self.source}/tree/{self.revision}"
+    def _listing(self, folder: str = "") -> Iterator[RemoteFile]:
+        url: str | None = f"{_endpoint()}/api/models/{self.source}/tree/{self.revision}{folder}"
         while url is not None:
             page = _get(url)
             for entry in page.json():
                 if entry["type"] == "file":
                     yield _remote_file(RepoFile(**entry))
+                elif not folder and entry["type"] == "directory" and is_module_folder(entry["path"]):
+                    yield from self._listing(f"/{entry['path']}")
             following = page.links.get("next", {}).get("url")
             url = following if following and following.startswith(_endpoint()) else None
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rerank_service.checkpoints.origin import CutOff, Digest, RemoteFile, choose_files
+from rerank_service.checkpoints.origin import CutOff, Digest, RemoteFile, choose_files, is_module_folder
 from rerank_service.checkpoints.verification import MANIFEST_FILE, Manifest, content_revision
 from rerank_service.errors import CheckpointError
 
@@ -75,8 +75,15 @@ class ObjectStoreCheckpoint:
 
     def _listing(self) -> dict[str, Mapping[str, Any]]:
         self._store.invalidate_cache()  # stores' libraries cache listings
-        entries = self._store.ls(self._folder, detail=True)
-        return {entry["name"].rpartition("/")[2]: entry for entry in entries if entry["type"] == "file"}
+        listing: dict[str, Mapping[str, Any]] = {}
+        for entry in self._store.ls(self._folder, detail=True):
+            name = entry["name"].rstrip("/").rpartition("/")[2]
+            if entry["type"] == "file":
+                listing[name] = entry
+            elif is_module_folder(name):
+                below = self._store.ls(f"{self._folder}/{name}", detail=True)
+                listing |= {f"{name}/{one['name'].rpartition('/')[2]}": one for one in below if one["type"] == "file"}
+        return listing
 
     def _manifest(self, listing: Mapping[str, Mapping[str, Any]]) -> Manifest | None:
         entry = listing.get(MANIFEST_FILE)

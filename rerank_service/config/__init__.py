@@ -18,6 +18,7 @@ from rerank_service.config.engine import (
     Pooling,
     SpecialTokens,
     YesNoPrompt,
+    YesNoPromptName,
 )
 from rerank_service.config.loading import (
     APP_IMPORT_PATH,
@@ -88,6 +89,7 @@ __all__ = [
     "TracingConfig",
     "VersionConfig",
     "YesNoPrompt",
+    "YesNoPromptName",
     "default_batch_tokens",
     "default_min_batch_tokens",
     "load_config",

@@ -18,6 +18,7 @@ __all__ = [
     "Pooling",
     "SpecialTokens",
     "YesNoPrompt",
+    "YesNoPromptName",
 ]
 
 
@@ -63,7 +64,7 @@ class LateInteractionHead(Section):
     """Linear head of a late-interaction model: `logit = cosine_weight * cosine + maxsim_weight * maxsim + bias`.
 
     The defaults were fitted pointwise for all-MiniLM-L6-v2, on public questions with their passages. Fit your own
-    weights for any other encoder.
+    weights for any other sentence encoder. ColBERT models need no head: their logit is MaxSim itself, as a sum.
     """
 
     cosine_weight: float = 6.42
@@ -72,9 +73,22 @@ class LateInteractionHead(Section):
     maxsim_weight: float = 9.83
     """Weight of MaxSim: for each query token the best cosine with any passage token, averaged over the query tokens."""
 
+    maxsim_is_sum: bool = False
+    """Whether MaxSim is the sum over the query tokens, as ColBERT defines it, and not their average."""
+
     bias: float = -11.00
     """Constant added to the weighted sum. It shifts all logits equally and never changes a ranking."""
 
+
+YesNoPromptName = Literal[
+    "qwen3-reranker",
+    "mxbai-rerank-v2",
+    "bge-reranker-v2-gemma",
+    "bge-reranker-v2-minicpm",
+    "zerank",
+    "ctxl-rerank-v2",
+    "ctxl-rerank-v2-6b",
+]
 
 _PROMPT_SLOT = re.compile(r"\{[^{}]*\}")
 
@@ -84,8 +98,8 @@ class YesNoPrompt(Section):
 
     parts: Annotated[tuple[str, ...], Field(min_length=1)]
     """The prompt, in parts that are tokenised separately. Together they contain `{query}` once, `{passage}` once, and
-    optionally `{instruction}`. The part with `{passage}` must end with it: a pair that is too long is truncated at that
-    place, and the later parts stay whole."""
+    optionally `{instruction}`. The part with `{passage}` must end with it, unless it is the only part: a pair that is
+    too long is truncated at that place, and the text after it stays whole."""
 
     yes_word: Annotated[str, Field(min_length=1)]
     """The answer for a relevant passage. It must be a single token of the model. Quote it in YAML, where a bare yes
@@ -99,6 +113,9 @@ class YesNoPrompt(Section):
     """Text inserted for `{instruction}` when `engine.instruction` is null. Required if `parts` contain
     `{instruction}`."""
 
+    temperature: PositiveFloat = 1.0
+    """The score is divided by this number. This changes the scale of scores but not a ranking."""
+
     @model_validator(mode="after")
     def _slots_are_in_their_places(self) -> Self:
         slots = _PROMPT_SLOT.findall("\n".join(self.parts))
@@ -108,7 +125,7 @@ class YesNoPrompt(Section):
             )
         if slots.count("{query}") != 1 or slots.count("{passage}") != 1:
             raise ValueError("parts must contain {query} once and {passage} once")
-        if not any(part.endswith("{passage}") for part in self.parts):
+        if len(self.parts) > 1 and not any(part.endswith("{passage}") for part in self.parts):
             raise ValueError("the part with {passage} must end with {passage}; move the text after it to the next part")
         if "{instruction}" in slots and self.instruction is None:
             raise ValueError("parts contain {instruction}: set instruction to its default text")
@@ -193,15 +210,29 @@ class EngineConfig(Section):
     Null: as the checkpoint's `config.json` says, else 1."""
 
     yes_no: YesNoPrompt | None = None
-    """Yes/no decoder: its prompt and its two answers. Null: the prompt and the answers published with the model's
-    family."""
+    """Yes/no decoder: its prompt and its two answers. Null: the published prompt whose answers the checkpoint's files
+    state; if they state none, the prompt published with the model's family."""
+
+    yes_no_prompt: YesNoPromptName | None = None
+    """Yes/no decoder: name of a published prompt, for a checkpoint whose files do not identify its prompt. Not with
+    `yes_no`."""
 
     instruction: str | None = None
     """Yes/no decoder: the criterion by which passages are judged, if the prompt contains `{instruction}`. Null: the
     prompt's default."""
 
-    head: LateInteractionHead = LateInteractionHead()
-    """Late interaction: weights of the linear head."""
+    num_layers: PositiveInt | None = None
+    """Layer-wise decoder (bge-reranker-v2-minicpm-layerwise): number of layers to run, as `cutoff_layers` in the
+    publisher's code. Fewer layers are faster, and their scores have another scale. Null: all."""
+
+    head: LateInteractionHead | None = None
+    """Late interaction: weights of the linear head. Null: as the checkpoint's format defines the score; for a ColBERT
+    model, MaxSim as a sum over the query tokens, and for a sentence encoder, the weights fitted for
+    all-MiniLM-L6-v2."""
+
+    query_tokens: Annotated[int, Field(ge=8)] | None = None
+    """Late interaction with a ColBERT model: length to which queries are cut and, if the model expands queries, filled
+    with mask tokens. Null: as the checkpoint's files say, which is often only 32 tokens."""
 
     passage_cache_bytes: PositiveInt | None = None
     """Late interaction: size in bytes of each replica's cache of encoded passages; the least recently used passages are
@@ -209,8 +240,10 @@ class EngineConfig(Section):
     (384 dimensions, bfloat16). On a GPU this memory is not available to batches. Null: no cache."""
 
     @model_validator(mode="after")
-    def _template_has_both_slots(self) -> Self:
+    def _prompts_are_complete(self) -> Self:
         template = self.prompt_template
         if template is not None and not ("{query}" in template and "{passage}" in template):
             raise ValueError("prompt_template must contain both {query} and {passage}")
+        if self.yes_no is not None and self.yes_no_prompt is not None:
+            raise ValueError("set yes_no or yes_no_prompt, not both")
         return self

@@ -23,12 +23,14 @@ from rerank_service.engine.device.memory import measure_device
 from rerank_service.engine.kinds.bidirectional_decoder import BidirectionalDecoderEngine
 from rerank_service.engine.kinds.checkpoint_engine import CheckpointEngine
 from rerank_service.engine.kinds.late_interaction import LateInteractionEngine
+from rerank_service.engine.kinds.late_interaction_format import read_format
 from rerank_service.engine.kinds.sequence_classifier import SequenceClassifierEngine
 from rerank_service.engine.kinds.yes_no_decoder import YesNoDecoderEngine
 from rerank_service.engine.protocol import Agree, Engine, RunAlone, Truncate, choose_here, run_here
 from rerank_service.engine.recognise import recognise_engine
 from rerank_service.engine.score_all import score_all
 from rerank_service.engine.text import tokenise
+from rerank_service.engine.text.published_prompts import answer_tokens
 from rerank_service.engine.verdicts import unverified_reason
 from rerank_service.errors import CheckpointError, NonFiniteLogit
 from rerank_service.messages import StartTimes
@@ -103,7 +105,8 @@ def _create(checkpoint: loading.Checkpoint, agree: Agree) -> CheckpointEngine[An
     precision, numerics = choose_precision(checkpoint, kind, agree)
     engine = _ENGINES[kind](checkpoint._replace(precision=precision))
     engine.numerics = numerics
-    engine.flops_per_token = 2.0 * loading.num_linear_weights(checkpoint.folder)  # a multiplication and an addition
+    num_weights = loading.num_linear_weights(checkpoint.folder, engine.unused_prefixes)
+    engine.flops_per_token = 2.0 * num_weights  # a multiplication and an addition
     return engine
 
 
@@ -142,13 +145,16 @@ class _StageClock:
 
 
 def check_checkpoint(folder: Path, options: EngineConfig) -> None:
-    """Checks what needs no weights in memory: the kind of engine, the files of weights, the tokenizer, and a
-    classifier's labels. Raises `CheckpointError`. Only the engines themselves compare the tensors with config.json."""
+    """Checks what needs no weights in memory: the kind of engine, the files of weights, the tokenizer, a classifier's
+    labels, and the settings of late interaction. Raises `CheckpointError`. Only the engines themselves compare the
+    tensors with config.json."""
     kind = engine_kind(folder, options)
     loading.tensor_files(folder)
     tokenise.load_tokenizer(folder, options.special_tokens)
     if kind is EngineKind.SEQUENCE_CLASSIFIER:
         loading.classifier_config(folder)
+    elif kind is EngineKind.LATE_INTERACTION:
+        read_format(folder, loading.read_model_config(folder))
 
 
 def warm_up(engine: Engine[Any]) -> None:
@@ -169,7 +175,8 @@ def engine_kind(folder: Path, options: EngineConfig) -> EngineKind:
     """The configured engine kind; for `auto`, the kind that config.json calls for. Raises `CheckpointError`."""
     if options.kind is not EngineKind.AUTO:
         return options.kind
-    return recognise_engine(loading.read_model_config(folder), str(folder))
+    has_answers = options.yes_no is not None or options.yes_no_prompt is not None or answer_tokens(folder) is not None
+    return recognise_engine(loading.read_model_config(folder), str(folder), has_answers=has_answers)
 
 
 def _num_threads(num_cpus: float | None) -> int:

@@ -5,6 +5,7 @@ tensors, a model would load without an error and rank wrongly.
 """
 
 import json
+import logging
 import math
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
@@ -16,8 +17,12 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import logging as transformers_logging
 
+from rerank_service.checkpoints.origin import other_formats
 from rerank_service.config import EngineConfig
 from rerank_service.engine.device.precision import Precision
+from rerank_service.engine.foreign_configs import FOREIGN_CLASSIFIERS
+from rerank_service.engine.quantised.scheme import READABLE, read_scheme
+from rerank_service.engine.quantised.tensors import QuantisedTensors, is_quantised_type
 from rerank_service.errors import CheckpointError
 
 __all__ = [
@@ -30,14 +35,18 @@ __all__ = [
     "max_positions",
     "native_config",
     "num_linear_weights",
+    "quantised_tensors",
     "read_json",
     "read_model_config",
     "read_rows",
     "refuse_pickles",
     "resolve_window",
     "tensor_files",
+    "tensor_shapes",
     "transformers_config",
 ]
+
+logger = logging.getLogger(__name__)
 
 _NOT_MODEL_SETTINGS = frozenset(
     {
@@ -51,6 +60,8 @@ _NOT_MODEL_SETTINGS = frozenset(
         "prompt_template",
         "dtype",
         "torch_dtype",
+        "quantization_config",
+        "compression_config",
     }
 )
 """Keys of config.json that are not passed to transformers' own configuration classes."""
@@ -85,6 +96,9 @@ def native_config(config_class: Any, raw: dict[str, Any]) -> Any:
 def transformers_config(folder: Path) -> Any:
     """A checkpoint's configuration as transformers reads it. Raises `CheckpointError` if transformers has no class for
     this checkpoint."""
+    raw = read_model_config(folder)
+    if foreign := FOREIGN_CLASSIFIERS.get(str(raw.get("model_type"))):
+        return foreign(raw)
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
@@ -130,14 +144,19 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def has_tensor(folder: Path, name: str) -> bool:
-    """Whether the checkpoint's safetensors files have a tensor of this name. Raises `CheckpointError`."""
-    return name in tensor_files(folder)
+    """Whether the checkpoint has a tensor of this name, perhaps quantised. Raises `CheckpointError`."""
+    quantised = quantised_tensors(folder)
+    return name in (tensor_files(folder) if quantised is None else quantised.names)
 
 
 def read_rows(folder: Path, name: str, row: int | None = None) -> torch.Tensor:
     """Returns a matrix `[rows, columns]` of the checkpoint in float32. With `row`, only that row is read and returned.
     Raises `CheckpointError` if the tensor or the row does not exist.
     """
+    quantised = quantised_tensors(folder)
+    if quantised is not None and quantised.is_quantised(name):
+        matrix = quantised.read(name)
+        return matrix if row is None else matrix[row : row + 1]
     path = tensor_files(folder).get(name)
     if path is None:
         raise CheckpointError(f"{folder} has no tensor {name}")
@@ -164,19 +183,44 @@ def tensor_files(folder: Path) -> dict[str, Path]:
     return files
 
 
-def num_linear_weights(folder: Path) -> int:
-    """Number of weights by which each token is multiplied: all matrices except the input and output embeddings."""
-    total = 0
+def num_linear_weights(folder: Path, ignored_prefixes: tuple[str, ...] = ()) -> int:
+    """Number of weights by which each token is multiplied: all matrices except the input and output embeddings, and
+    those whose names start with one of `ignored_prefixes`."""
+    matrices = {name: shape for name, shape in tensor_shapes(folder).items() if len(shape) == 2}
+    return sum(
+        math.prod(shape)
+        for name, shape in matrices.items()
+        if not (_is_vocabulary(name) or name.startswith(ignored_prefixes))
+    )
+
+
+def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """The shape of each tensor; of a quantised tensor, its shape before it was quantised. Raises `CheckpointError`."""
+    quantised = quantised_tensors(folder)
+    if quantised is not None:
+        return {name: quantised.shape(name) for name in quantised.names}
+    shapes: dict[str, tuple[int, ...]] = {}
     for path in folder.glob("*.safetensors"):
         with safe_open(path, framework="pt") as tensors:
-            shapes = {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118
-        matrices = {name: shape for name, shape in shapes.items() if len(shape) == 2}
-        total += sum(math.prod(shape) for name, shape in matrices.items() if not _is_vocabulary(name))
-    return total
+            shapes |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+    return shapes
 
 
 def _is_vocabulary(name: str) -> bool:
     return "embed" in name or name.startswith("lm_head")
+
+
+def quantised_tensors(folder: Path) -> QuantisedTensors | None:
+    """The tensors of a checkpoint that others have quantised; null if config.json declares no quantisation.
+
+    Raises `CheckpointError` if the format cannot be read.
+    """
+    raw = read_model_config(folder)
+    try:
+        scheme = read_scheme(raw)
+    except ValueError as error:
+        raise CheckpointError(f"{folder} {error}") from None
+    return None if scheme is None else QuantisedTensors(folder, scheme)
 
 
 def load_weights(
@@ -191,23 +235,29 @@ def load_weights(
 ) -> Any:
     """Returns a model of `model_class` with all tensors of the checkpoint, on `device`, in evaluation mode.
 
-    If `attention` is null, transformers chooses its fastest attention for the class. A tensor may remain unused if its
-    name starts with one of `ignored_prefixes`. Raises `CheckpointError`.
+    If `attention` is null, transformers chooses its fastest attention for the class. A tensor may remain unused, or be
+    missing, if its name starts with one of `ignored_prefixes`. Raises `CheckpointError`.
     """
     refuse_pickles(folder)
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()  # `_refuse_mismatches` reports mismatches more briefly
+    settings = {
+        "config": config,
+        "attn_implementation": attention,
+        "use_safetensors": True,
+        "local_files_only": True,
+        "output_loading_info": True,
+        "ignore_mismatched_sizes": True,  # reported, then refused below
+    }
+    quantised = quantised_tensors(folder)
     try:
-        model, report = model_class.from_pretrained(
-            folder,
-            config=config,
-            dtype="auto" if precision.quantised else precision.states,  # quantising needs the weights as published
-            attn_implementation=attention,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # reported, then refused below
-        )
+        if quantised is None:
+            _refuse_undeclared(folder)
+            # Quantising needs the weights as published.
+            dtype = "auto" if precision.quantised else precision.states
+            model, report = model_class.from_pretrained(folder, dtype=dtype, **settings)
+        else:
+            model, report = _load_dequantised(model_class, quantised, precision, settings)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"cannot load {folder}: {error}") from error
     _refuse_mismatches(folder, report, tuple(ignored_prefixes))
@@ -215,6 +265,33 @@ def load_weights(
         if parameter.dim() == 1:  # a bias that views the mapped file would keep the whole file mapped
             parameter.data = parameter.data.clone()
     return model.to(device).eval().requires_grad_(False)
+
+
+def _load_dequantised(
+    model_class: Any, tensors: QuantisedTensors, precision: Precision, settings: dict[str, Any]
+) -> Any:
+    """`from_pretrained` with dequantised weights in the type of states, from which layers may be quantised again."""
+    config, dtype = settings["config"], precision.states
+    if hasattr(config, "quantization_config"):  # else transformers would look for the format's own package
+        del config.quantization_config
+    weights = {name: tensors.read(name).to(dtype) for name in tensors.names}
+    logger.info("dequantised format=%r num_tensors=%d dtype=%s", tensors.scheme.name, len(weights), dtype)
+    with torch.device("meta"):  # transformers' automatic classes load only from a folder
+        concrete = type(model_class.from_config(config)) if hasattr(model_class, "from_config") else model_class
+    return concrete.from_pretrained(None, state_dict=weights, dtype=dtype, **settings)
+
+
+def _refuse_undeclared(folder: Path) -> None:
+    """Raises `CheckpointError` if tensors have numbers that need a scale, but config.json declares no quantisation."""
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118
+                dtype = tensors.get_slice(name).get_dtype()
+                if is_quantised_type(dtype) or name.endswith(".qweight"):
+                    raise CheckpointError(
+                        f"{name} in {path} is quantised ({dtype}), but config.json has no quantization_config that "
+                        f"says how; the engines read {READABLE}. Use the original weights"
+                    )
 
 
 def max_positions(model_config: dict[str, Any]) -> int | None:
@@ -258,14 +335,13 @@ def refuse_pickles(folder: Path) -> None:
             f"{folder} has only pickled weights ({', '.join(pickles)}), which can run code when opened. Convert "
             "them on an isolated machine: AutoModel...from_pretrained(folder).save_pretrained(folder)"
         )
-    raise CheckpointError(f"{folder} has no *.safetensors file")
+    raise CheckpointError(f"{folder} has no *.safetensors file{other_formats(path.name for path in folder.iterdir())}")
 
 
 def _refuse_mismatches(folder: Path, report: dict[str, Any], ignored_prefixes: tuple[str, ...]) -> None:
-    unexpected = [key for key in report["unexpected_keys"] if not key.startswith(ignored_prefixes or ("\0",))]
     found = {
-        "missing": list(report["missing_keys"]),
-        "unexpected": unexpected,
+        "missing": [key for key in report["missing_keys"] if not key.startswith(ignored_prefixes)],
+        "unexpected": [key for key in report["unexpected_keys"] if not key.startswith(ignored_prefixes)],
         "of the wrong shape": [key[0] for key in report["mismatched_keys"]],
     }
     problems = [f"{len(keys)} {what} ({', '.join(sorted(keys)[:3])}...)" for what, keys in found.items() if keys]

@@ -8,6 +8,7 @@ import pytest
 from transformers import BertConfig, BertModel
 
 from rerank_service.tools.random_checkpoints.make import Architecture, make_checkpoint
+from tests.colbert import CASES, make
 
 
 @pytest.fixture(scope="session")
@@ -19,6 +20,8 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         for architecture in Architecture
     }
     folders["late_interaction"] = _encoder_without_head(folders["bert"], root / "late_interaction")
+    folders["colbert"] = make(root / "colbert", CASES["bert-projections"])
+    folders["colbert_modernbert"] = make(root / "colbert_modernbert", CASES["modernbert"])
     return folders
 
 

@@ -34,8 +34,11 @@ def attend(
         if end - start > longest:
             raise AssertionError(f"a sequence of {end - start} tokens is longer than max_q={longest}: it would be cut")
         heads = (part[start:end].transpose(0, 1).float() for part in (query, key, value))
+        places = torch.arange(end - start)
+        ahead = places - places[:, None]  # of a key before a row, negative
+        is_seen = (ahead >= -(left if left >= 0 else end)) & (ahead <= (right if right >= 0 else end))
         attended = torch.nn.functional.scaled_dot_product_attention(
-            *heads, scale=scale, is_causal=(left, right) == (-1, 0), enable_gqa=True
+            *heads, attn_mask=is_seen, scale=scale, enable_gqa=True
         )
         out[start:end] = attended.transpose(0, 1).to(out.dtype)
     return out

@@ -1,4 +1,4 @@
-"""A cache of token states, keyed by a text's tokens and bounded in bytes.
+"""The texts to encode: without duplicates, and without those whose token states are in a cache bounded in bytes.
 
 The least recently used texts are dropped first. The cache is not thread-safe.
 """
@@ -11,11 +11,33 @@ import torch
 
 from rerank_service.engine.protocol import TokenIds
 
-__all__ = ["EncodingCache"]
+__all__ = ["DistinctTexts", "EncodingCache"]
 
 _DIGEST_BYTES = 16
 _ENTRY_BYTES = 512
 """Estimated size of the Python and torch objects that each entry needs in addition to its numbers."""
+
+
+class DistinctTexts:
+    """Collects sequences of token ids without duplicates."""
+
+    def __init__(self) -> None:
+        self.sequences: list[TokenIds] = []
+        self.num_seen: list[int] = []
+        """Number of tokens of each sequence that attention sees."""
+        self._index: dict[bytes, int] = {}
+
+    def add(self, token_ids: TokenIds, num_seen: int) -> int:
+        """The place of a text among the sequences; appends it if it is new."""
+        index = self._index.setdefault(token_ids.tobytes(), len(self.sequences))
+        if index == len(self.sequences):
+            self.sequences.append(token_ids)
+            self.num_seen.append(num_seen)
+        return index
+
+    def forget(self) -> None:
+        """From now on, texts get new places even if they are known."""
+        self._index.clear()
 
 
 class EncodingCache:

@@ -20,6 +20,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from rerank_service.engine.device import kernels
+from rerank_service.engine.device.local_attention import local_attention
 from rerank_service.engine.device.pack import PackedSequences
 
 __all__ = [
@@ -86,35 +87,40 @@ def packed_attention(
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
     packed: PackedSequences | None = None,
+    sliding_window: int | None = None,
     *,
     sees_later: bool = True,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention function with the signature that transformers expects; returns `[1, T, Hq, D]`.
 
-    transformers passes `packed` on from the model's call. The registered name fixes `sees_later`, because a layer's own
-    `is_causal` is true even in a bidirectional Llama. Outside the GPU's kernel, rows after the last sequence repeat its
-    last row.
+    `packed` comes from the model's call. The registered name fixes `sees_later`, because a layer's own `is_causal` is
+    true even in a bidirectional Llama. `sliding_window` counts the tokens to each side that a bidirectional layer sees,
+    itself included. Outside the GPU's kernel, rows after the last sequence repeat its last row.
     """
     if packed is None:
         raise ValueError("a model loaded with packed attention must be called with packed=PackedSequences")
-    if query.is_cuda and query.dtype in _HALF:
-        return variable_length_attention(query, key, value, packed, scaling, sees_later), None
+    reach = None if sliding_window is None else sliding_window - 1
+    if query.is_cuda and query.dtype in _HALF and packed.num_seen is None:
+        return variable_length_attention(query, key, value, packed, scaling, sees_later, reach=reach), None
     if not packed.bounds:
         raise RuntimeError("a CUDA graph needs the variable-length kernel, which supports only bfloat16 and float16")
     limits = _LONGEST_PRODUCT if sees_later else _LONGEST_CAUSAL_PRODUCT
     # Compiled layers, which a CPU has only in tests, cannot branch on the sums of `_two_products`.
     is_plain_cpu = query.device.type == "cpu" and not torch.compiler.is_compiling()
-    longest_product = limits.get(query.dtype, 0) if is_plain_cpu else 0
+    longest_product = limits.get(query.dtype, 0) if is_plain_cpu and packed.num_seen is None else 0
     out = torch.empty_like(query.transpose(1, 2))
     # One allocation for all sequences: new memory for each one would cost as much as the products.
     memory = query.new_empty(query.size(1) * min(longest_product, packed.max_length) ** 2)
-    for start, end in pairwise(packed.bounds):
+    for number, (start, end) in enumerate(pairwise(packed.bounds)):
         if start == end:  # an empty slot of a batch for a CUDA graph
             continue
-        q, k, v = query[:, :, start:end], key[:, :, start:end], value[:, :, start:end]
+        seen = slice(start, end if packed.num_seen is None else start + packed.num_seen[number])
+        q, k, v = query[:, :, start:end], key[:, :, seen], value[:, :, seen]
         of_sequence = out[:, start:end].transpose(1, 2)
-        if end - start <= longest_product:
+        if reach is not None and sees_later and end - start > reach + 1:
+            of_sequence.copy_(local_attention(q, k, v, scaling, reach))
+        elif end - start <= longest_product:
             _two_products(q[0], k[0], v[0], scaling, sees_later, memory, of_sequence[0])
         else:
             is_gqa = query.size(1) != key.size(1)
@@ -134,10 +140,10 @@ def attend_joined(qkv: torch.Tensor, head_size: int, scaling: float, packed: Pac
     """
     num_tokens, num_heads = packed.bounds[-1], qkv.size(-1) // head_size // 3
     out = qkv.new_empty(qkv.size(1), num_heads, head_size)
-    longest_product = _LONGEST_PRODUCT.get(qkv.dtype, 0)
+    longest_product = _LONGEST_PRODUCT.get(qkv.dtype, 0) if packed.num_seen is None else 0
     memory = qkv.new_empty(num_heads * min(longest_product, packed.max_length) ** 2)
     copies = qkv.new_empty(3 * num_heads * packed.max_length * head_size)
-    for start, end in pairwise(packed.bounds):
+    for number, (start, end) in enumerate(pairwise(packed.bounds)):
         heads = qkv[0, start:end].view(end - start, -1, head_size).transpose(0, 1)  # [3 * Hq, L, D]
         copy = copies[: heads.numel()].view(heads.shape).copy_(heads)
         q, k, v = copy[:num_heads], copy[num_heads : 2 * num_heads], copy[2 * num_heads :]
@@ -145,6 +151,8 @@ def attend_joined(qkv: torch.Tensor, head_size: int, scaling: float, packed: Pac
         if end - start <= longest_product:
             _two_products(q, k, v, scaling, True, memory, of_sequence)
         else:
+            if packed.num_seen is not None:
+                k, v = k[:, : packed.num_seen[number]], v[:, : packed.num_seen[number]]
             of_sequence.copy_(F.scaled_dot_product_attention(q[None], k[None], v[None], scale=scaling)[0])
     out[num_tokens:] = out[num_tokens - 1]
     return out.view(1, len(out), -1)
@@ -158,18 +166,21 @@ def variable_length_attention(
     scaling: float | None,
     sees_later: bool,
     kernel: Callable[..., Any] | None = None,
+    reach: int | None = None,
 ) -> torch.Tensor:
     """Attention over all sequences in one call of `kernel`; returns `[1, T, Hq, D]`.
 
-    By default, the kernel is torch's own, which runs only on a GPU in half precision.
+    A token sees tokens at most `reach` places away; null, or at least the longest sequence: any. By default, the kernel
+    is torch's own, which runs only on a GPU in half precision.
     """
+    near = _EVERYTHING if reach is None or reach >= packed.max_length else (reach, reach)
     q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # [T, H, D]
     out: Any = (kernel or kernels.variable_length_kernel)(
         *(q, k, v),
         *(packed.cu_seqlens, packed.cu_seqlens),
         *(packed.max_length, packed.max_length),
         scale=scaling,
-        window_size=_EVERYTHING if sees_later else _NOTHING_LATER,
+        window_size=near if sees_later else _NOTHING_LATER,
     )
     attended: torch.Tensor = out[None]
     return attended

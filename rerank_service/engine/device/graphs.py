@@ -136,7 +136,7 @@ class GraphedStates:
         self._passes = dict(sorted(passes.items()))
 
     def _pass_for(self, packed: PackedSequences) -> CapturedPass | None:
-        if packed.max_length > _LONGEST or not self._passes:
+        if packed.max_length > _LONGEST or packed.num_seen is not None or not self._passes:
             return None
         num_tokens, num_sequences = packed.bounds[-1], len(packed.bounds) - 1
         for bucket, captured in self._passes.items():

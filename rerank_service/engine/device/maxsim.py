@@ -48,6 +48,8 @@ class Comparison:
     queries: Sequence[int]  # [B], indices of texts
     passages: Sequence[int]  # [B]
     window_tokens: int  # length of the longest text
+    drops_specials: bool = True  # whether a query's first and last token (CLS, SEP) do not count
+    is_sum: bool = False  # whether MaxSim is the sum over the query tokens, and not their mean
 
     def chunk_rows(self) -> int:
         """Passage tokens in a chunk; the longest passage fits in a chunk."""
@@ -74,7 +76,7 @@ def compare(
     lengths = np.fromiter(map(len, comparison.states), np.int64, len(comparison.states))
     starts = np.cumsum(lengths) - lengths
     chunks = list(_chunks(comparison, starts, lengths))
-    shares = [_word_shares(chunk) for chunk in chunks]
+    shares = [_word_shares(chunk, comparison.is_sum) for chunk in chunks]
     tables = _copied([array for chunk in chunks for array in chunk[2:]], device)
     joined = _joined(comparison.states)
     means = F.normalize(_means(joined, starts, lengths), dim=-1)
@@ -101,35 +103,42 @@ def compare(
 def _chunks(comparison: Comparison, starts: _Ints, lengths: _Ints) -> Iterator[_Chunk]:
     """Groups the pairs by the layout of their query, and fills chunks with the blocks of their passages."""
     queries, passages = np.asarray(comparison.queries), np.asarray(comparison.passages)
-    word_lengths = np.where(lengths > 2, lengths - 2, lengths)  # without CLS and SEP
+    has_specials = (lengths > 2) & comparison.drops_specials
+    word_lengths = lengths - 2 * has_specials
     layouts = np.asarray([max(_SMALLEST_QUERY, _power_of_two(count)) for count in word_lengths[queries].tolist()])
     for layout in np.unique(layouts).tolist():
         block = max(_SMALLEST_BLOCK, layout)
         num_blocks = comparison.chunk_rows() // block
+        shape = num_blocks, block, layout
         batch: list[int] = []
         used = 0
         for pair in np.flatnonzero(layouts == layout).tolist():
             needed = -(-int(lengths[passages[pair]]) // block)
             if used + needed > num_blocks:
-                yield _chunk(np.asarray(batch), queries, passages, starts, lengths, (num_blocks, block, layout))
+                yield _chunk(np.asarray(batch), comparison, starts, lengths, word_lengths, shape)
                 batch, used = [], 0
             batch.append(pair)
             used += needed
-        yield _chunk(np.asarray(batch), queries, passages, starts, lengths, (num_blocks, block, layout))
+        yield _chunk(np.asarray(batch), comparison, starts, lengths, word_lengths, shape)
 
 
 def _chunk(
-    pairs: _Ints, queries: _Ints, passages: _Ints, starts: _Ints, lengths: _Ints, shape: tuple[int, int, int]
+    pairs: _Ints,
+    comparison: Comparison,
+    starts: _Ints,
+    lengths: _Ints,
+    word_lengths: _Ints,
+    shape: tuple[int, int, int],
 ) -> _Chunk:
     num_blocks, block, layout = shape
-    passage, query = passages[pairs], queries[pairs]
+    passage, query = np.asarray(comparison.passages)[pairs], np.asarray(comparison.queries)[pairs]
     per_pair = -(-lengths[passage] // block)
     slots = np.repeat(np.arange(len(pairs)), per_pair)
     block_of_pair = np.arange(len(slots)) - np.repeat(np.cumsum(per_pair) - per_pair, per_pair)
     slots = _filled(slots, num_blocks)
     offsets = _filled(block_of_pair, num_blocks)[:, None] * block + np.arange(block)
-    has_specials = lengths[query] > 2
-    num_words = lengths[query] - 2 * has_specials
+    num_words = word_lengths[query]
+    has_specials = num_words < lengths[query]
     words = (starts[query] + has_specials)[:, None] + np.minimum(np.arange(layout), num_words[:, None] - 1)
     return _Chunk(
         pairs=pairs,
@@ -146,11 +155,11 @@ def _filled(values: _Ints, length: int) -> _Ints:
     return np.pad(values, (0, length - len(values)), mode="edge")
 
 
-def _word_shares(chunk: _Chunk) -> NDArray[np.float32]:
-    """Weights `[U, W]` of each slot's words in their mean; filler has no weight."""
+def _word_shares(chunk: _Chunk, is_sum: bool) -> NDArray[np.float32]:
+    """Weights `[U, W]` of each slot's words in their mean or sum; filler has no weight."""
     num_blocks, layout = chunk.words.shape
     counts = _filled(chunk.num_words, num_blocks)[:, None]
-    return np.where(np.arange(layout) < counts, 1 / counts, 0).astype(np.float32)
+    return np.where(np.arange(layout) < counts, 1 if is_sum else 1 / counts, 0).astype(np.float32)
 
 
 def _copied(arrays: Sequence[NDArray[np.int64] | NDArray[np.float32]], device: torch.device) -> list[torch.Tensor]:

@@ -33,6 +33,9 @@ class PackedSequences:
     bounds: tuple[int, ...]  # cu_seqlens on the host, so that no layer waits for the device; empty in a capture
     max_length: int  # at least the longest length; a power of two on a GPU, so that batches share compiled code
     type_ids: torch.Tensor | None = None  # [1, T] int64: query or passage, for models that distinguish them
+    num_seen: tuple[int, ...] | None = None
+    """Number of tokens of each sequence that attention sees: its first tokens. The others see them but stay unseen,
+    like the mask tokens that ColBERT adds to a query. Null: every token is seen."""
 
 
 def pack(
@@ -42,6 +45,7 @@ def pack(
     type_ids: Sequence[TokenIds] | None = None,
     first_position: int = 0,
     shape: FixedShape | None = None,
+    num_seen: Sequence[int] | None = None,
 ) -> PackedSequences:
     """Lays the sequences end to end, in one copy to the device (see `to_device`).
 
@@ -77,6 +81,7 @@ def pack(
         bounds=bounds,
         max_length=_max_length(int(lengths.max()), device) if shape is None else shape.max_length,
         type_ids=None if type_ids is None else tensors[2][None],
+        num_seen=None if num_seen is None else tuple(num_seen),
     )
 
 

@@ -44,8 +44,12 @@ class CheckpointEngine(TorchEngine[PairT]):
     _is_packed = True
     """Whether `_states` runs every batch."""
     _layers: CompiledLayers | None = None
+    _compile_problem: str | None = None
+    """Why the layers of this model are not compiled; null: nothing speaks against it."""
     assumptions: tuple[str, ...] = ()
     """Names of settings that neither the checkpoint's files nor the options state, so the engine assumes them."""
+    unused_prefixes: tuple[str, ...] = ()
+    """Prefixes of the names of tensors that are not part of `backbone`, if there are any."""
     unverified: str | None = None
     numerics: Numerics
     """See `Engine`; `build` sets both."""
@@ -92,8 +96,8 @@ class CheckpointEngine(TorchEngine[PairT]):
         options, states = self._checkpoint.options, self._states
         if not isinstance(states, GraphedStates):
             return
-        if wants_compile(options, self._precision, is_packed=self._is_packed):
-            if problem := compiler_problem(self.device):
+        if wants_compile(options, self._precision, is_packed=self._is_packed and self._compile_problem is None):
+            if problem := self._compile_problem or compiler_problem(self.device):
                 logger.warning("layers are not compiled: %s", problem)
             else:
                 prepare_compiler(self.device, num_threads)

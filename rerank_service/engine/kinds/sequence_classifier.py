@@ -1,6 +1,6 @@
-"""Engine for ordinary cross-encoders with one label, such as BERT, XLM-RoBERTa, ModernBERT and DeBERTa.
+"""Engine for ordinary cross-encoders with one label, such as BERT, XLM-RoBERTa, GTE, ModernBERT and DeBERTa.
 
-Runs transformers' own classes with their own heads, on pairs encoded by the tokenizer. BERT and (XLM-)RoBERTa run
+Runs transformers' own classes with their own heads, on pairs encoded by the tokenizer. BERT, (XLM-)RoBERTa and GTE run
 packed; other families run in rectangular batches of pairs with equal length or, on a GPU, with similar length.
 """
 
@@ -28,7 +28,7 @@ from rerank_service.errors import PairTooLong
 
 __all__ = ["ClassifierPair", "SequenceClassifierEngine"]
 
-_PACKED_FAMILIES = ("bert", "roberta", "xlm-roberta")
+_PACKED_FAMILIES = ("bert", "roberta", "xlm-roberta", "gte")
 """Families (`model_type`) whose pairs can be packed: attention is full, and the head reads only the first token."""
 
 _ON_GPU, _ON_CPU = (16_384, 0.10), (512, 0.0)
@@ -112,8 +112,8 @@ class SequenceClassifierEngine(CheckpointEngine[ClassifierPair]):
         )
         states = self._states(packed)  # [T, H]
         first = states[packed.cu_seqlens[:-1]][:, None]  # [B, 1, H]
-        if self._model.config.model_type == "bert":
-            first = self._model.bert.pooler(first)  # [B, H]
+        if self.backbone.pooler is not None:  # RoBERTa has none
+            first = self.backbone.pooler(first)  # [B, H]
         logits: torch.Tensor = self._model.classifier(first)  # [B, 1]
         return logits[:, 0].float()
 

@@ -3,8 +3,8 @@
 A pair's logit is the logit of "yes" minus the logit of "no" at the prompt's last token, `(W_yes - W_no) . state`. Only
 the rows `W_yes` and `W_no` of the vocabulary matrix are read, and only their difference is kept. The sigmoid of a
 pair's logit equals the softmax over the two words, which the model cards publish as the score. Checkpoints converted to
-a sequence classifier store the difference of the rows as `score.weight`. Runs transformers' own classes and no remote
-code.
+a sequence classifier store the difference of the rows as `score.weight`, and layer-wise decoders have a head. Runs
+transformers' own classes and no remote code.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import GemmaModel, LlamaModel, MistralModel, PreTrainedConfig, Qwen2Model, Qwen3Model
+from transformers import GemmaModel, GraniteModel, LlamaModel, MistralModel, PreTrainedConfig, Qwen2Model, Qwen3Model
 
 from rerank_service.config import EngineKind, YesNoPrompt
 from rerank_service.engine import loading
@@ -21,11 +21,14 @@ from rerank_service.engine.device.forward import PACKED_CAUSAL_ATTENTION
 from rerank_service.engine.device.graphs import states_on
 from rerank_service.engine.device.pack import pack
 from rerank_service.engine.kinds.checkpoint_engine import CheckpointEngine
+from rerank_service.engine.kinds.layerwise import layers_to_run
 from rerank_service.engine.linear.prepare import prepare_linears
 from rerank_service.engine.loading import Checkpoint
 from rerank_service.engine.protocol import EncodedPair, Truncate
 from rerank_service.engine.text import tokenise
-from rerank_service.engine.text.yes_no_prompts import YES_NO_PROMPTS, PromptParts
+from rerank_service.engine.text.published_prompts import choose_prompt
+from rerank_service.engine.text.whole_prompt import WholePrompt, is_whole
+from rerank_service.engine.text.yes_no_prompts import PromptParts
 from rerank_service.errors import CheckpointError
 
 __all__ = ["CAUSAL_FAMILIES", "YesNoDecoderEngine"]
@@ -36,6 +39,7 @@ CAUSAL_FAMILIES: dict[str, Any] = {
     "gemma": GemmaModel,
     "llama": LlamaModel,
     "mistral": MistralModel,
+    "minicpm": GraniteModel,
 }
 """transformers' class for each `model_type`. All use plain scaled attention, without a soft cap, sink or bias."""
 
@@ -50,36 +54,42 @@ class YesNoDecoderEngine(CheckpointEngine[EncodedPair]):
     kind = EngineKind.YES_NO_DECODER
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        """Uses the prompt in the options, or else the published prompt of the checkpoint's family."""
+        """Uses the prompt of `choose_prompt`."""
         folder, raw, options = checkpoint.folder, checkpoint.raw, checkpoint.options
         model_class = loading.class_of_family(checkpoint, CAUSAL_FAMILIES, "yes/no decoder")
-        prompt = _prompt(folder, raw, options.yes_no)
+        prompt = choose_prompt(folder, raw, options)
         super().__init__(checkpoint, prompt.parts)
-        config = loading.native_config(model_class.config_class, raw)
+        layers = layers_to_run(checkpoint)
+        config: Any = layers.config if layers else loading.native_config(model_class.config_class, raw)
         reach = getattr(config, "sliding_window", None)
         if reach is not None and self.window_tokens > reach:
             raise CheckpointError(
                 f"this model has sliding-window attention over {reach} tokens, which packed attention does not "
                 f"support: set window_tokens to at most {reach}, where sliding has no effect"
             )
-        self._parts = PromptParts(self._tokenizer, prompt, options.instruction, self.window_tokens)
+        prompt_class = WholePrompt if is_whole(prompt) else PromptParts
+        self._prompt = prompt_class(self._tokenizer, prompt, options.instruction, self.window_tokens)
+        self.unused_prefixes = layers.unused_prefixes if layers else (_VOCABULARY_ROWS, _CLASSIFIER_ROW)
         self.backbone = self._load_weights(
             model_class,
             config,
             attention=PACKED_CAUSAL_ATTENTION,
-            ignored_prefixes=(_VOCABULARY_ROWS, _CLASSIFIER_ROW),  # `_direction` reads them
+            ignored_prefixes=self.unused_prefixes,  # with the rows that are read below
         )
         self._states = states_on(self.backbone, options)
         prepare_linears(self.backbone, self._precision)
-        self._direction = _direction(folder, config, self._tokenizer, prompt).to(self.device)  # [H] float32
+        read = (
+            loading.read_rows(folder, layers.head)[0] if layers else _direction(folder, config, self._tokenizer, prompt)
+        )
+        self._direction = read.to(self.device)  # [H] float32
 
     def passage_room(self, query: str) -> int:
         """See `Engine`."""
-        return self._parts.passage_room(query)
+        return self._prompt.passage_room(query)
 
     def tokenise(self, query: str, passages: Sequence[str], truncate: Truncate) -> list[EncodedPair]:
-        """See `Engine` and `PromptParts.encode`."""
-        return self._parts.encode(query, passages, truncate)
+        """See `Engine`, `PromptParts.encode` and `WholePrompt.encode`."""
+        return self._prompt.encode(query, passages, truncate)
 
     def forward(self, pairs: Sequence[EncodedPair]) -> torch.Tensor:
         """`(W_yes - W_no) . state` of each prompt's last token: float32 logits `[B]`."""
@@ -89,23 +99,13 @@ class YesNoDecoderEngine(CheckpointEngine[EncodedPair]):
         return (last * self._direction).sum(-1)
 
 
-def _prompt(folder: Path, raw: dict[str, Any], configured: YesNoPrompt | None) -> YesNoPrompt:
-    prompt = configured or YES_NO_PROMPTS.get(raw["model_type"])
-    if prompt is None:
-        raise CheckpointError(
-            f"{folder} is a language model of the family {raw['model_type']!r}, which has no known reranking prompt "
-            f"(only {', '.join(YES_NO_PROMPTS)} have one): set engine.yes_no to the prompt that was used in training"
-        )
-    return prompt
-
-
 def _direction(folder: Path, config: PreTrainedConfig, tokenizer: Any, prompt: YesNoPrompt) -> torch.Tensor:
     """The float32 vector `[H]` whose product with a prompt's last state is the logit."""
     if loading.has_tensor(folder, _CLASSIFIER_ROW):
         rows = loading.read_rows(folder, _CLASSIFIER_ROW)
         if len(rows) != 1:
             raise CheckpointError(f"{folder} has {len(rows)} labels; a reranker has only one")
-        return rows[0]
+        return rows[0] / prompt.temperature
     name = _VOCABULARY_ROWS if loading.has_tensor(folder, _VOCABULARY_ROWS) else _TIED_ROWS
     if name == _TIED_ROWS and not config.tie_word_embeddings:
         raise CheckpointError(
@@ -115,7 +115,7 @@ def _direction(folder: Path, config: PreTrainedConfig, tokenizer: Any, prompt: Y
     direction = loading.read_rows(folder, name, _token_id(tokenizer, prompt.yes_word))[0]
     if prompt.no_word is not None:
         direction = direction - loading.read_rows(folder, name, _token_id(tokenizer, prompt.no_word))[0]
-    return direction
+    return direction / prompt.temperature
 
 
 def _token_id(tokenizer: Any, word: str) -> int:

@@ -1,7 +1,8 @@
 """Joins linear layers that read the same input into one product: queries, keys and values, and the gate and up layers.
 
 One large product keeps a GPU busier than three small ones, and in 8 bits its input is quantised once. The joined
-modules replace those of transformers' Llama, Mistral, Qwen, Gemma, BERT and RoBERTa, and compute the same formulas.
+modules replace those of transformers' Llama, Mistral, Qwen, Gemma, Granite, GTE, BERT and RoBERTa, and compute the
+same formulas.
 """
 
 from collections.abc import Callable
@@ -19,7 +20,7 @@ _Rotation = tuple[torch.Tensor, torch.Tensor]  # cosines and sines, each [1, T, 
 
 
 class JoinedAttention(torch.nn.Module):
-    """Attention of a decoder, with one product for all its heads."""
+    """Attention of a decoder or of GTE, with one product for all its heads."""
 
     def __init__(self, separate: Any) -> None:
         """`separate` is transformers' module. Its weights move into this module."""
@@ -80,9 +81,10 @@ class JoinedFeedForward(torch.nn.Module):
         return outputs
 
 
+_ROTARY = ("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Granite", "Gte")
 _JOINED: dict[str, Callable[[Any], torch.nn.Module]] = {
-    **{f"{family}Attention": JoinedAttention for family in ("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma")},
-    **{f"{family}MLP": JoinedFeedForward for family in ("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma")},
+    **{f"{family}Attention": JoinedAttention for family in _ROTARY},
+    **{f"{family}MLP": JoinedFeedForward for family in _ROTARY},
     **{f"{family}SelfAttention": JoinedSelfAttention for family in ("Bert", "Roberta", "XLMRoberta")},
 }
 """Replacement for each of transformers' classes, by the name of the class: importing the classes of all families takes

@@ -26,6 +26,7 @@ __all__ = [
     "leaves_no_passage",
     "load_tokenizer",
     "model_max_length",
+    "named_token_id",
     "prompt_text",
     "truncate_pair_encoding",
     "truncated_lengths",
@@ -49,8 +50,8 @@ def load_tokenizer(folder: Path, special_tokens: SpecialTokens = "text", prompt:
     """The fast tokenizer of a checkpoint, without the truncation and padding that its file may configure.
 
     If `special_tokens` is `text`, special tokens are renamed so that no text can spell them (see `prompt_text`). Tags
-    in `prompt` that the tokenizer does not mark as special, such as Qwen's `<think>`, are renamed too. All ids stay as
-    in the file.
+    in `prompt` that the tokenizer does not mark as special, such as Qwen's `<think>`, are renamed too, and tokens that
+    are a whole part of `prompt`, such as ColBERT's `[Q] `. All ids stay as in the file.
     """
     path = folder / "tokenizer.json"
     if not path.is_file():
@@ -95,7 +96,9 @@ def _with_hidden_names(file: dict[str, Any], prompt: Sequence[str]) -> dict[str,
     names = {
         token["content"]
         for token in file.get("added_tokens", [])
-        if token["special"] or (_TAG.fullmatch(token["content"]) and any(token["content"] in text for text in prompt))
+        if token["special"]
+        or token["content"] in prompt
+        or (_TAG.fullmatch(token["content"]) and any(token["content"] in text for text in prompt))
     }
 
     def renamed(name: str) -> str:
@@ -131,6 +134,19 @@ def bos_token_id(folder: Path, tokenizer: Tokenizer, model_config: dict[str, Any
     if token_id is None:
         raise CheckpointError(f"{folder} names no BOS token in tokenizer_config.json or config.json")
     return int(token_id)
+
+
+def named_token_id(folder: Path, tokenizer: Tokenizer, names: Sequence[str]) -> int | None:
+    """Id of the first of the special tokens, such as `mask_token`, that the tokenizer's settings name; null if they
+    name none."""
+    path = folder / "special_tokens_map.json"
+    settings = (read_json(path) if path.is_file() else {}) | _tokenizer_config(folder)
+    for token in filter(None, map(settings.get, names)):
+        content = token["content"] if isinstance(token, dict) else str(token)
+        token_id: int | None = tokenizer.token_to_id(prompt_text(tokenizer, content))
+        if token_id is not None:
+            return token_id
+    return None
 
 
 def checked_template(template: str) -> str:

@@ -10,7 +10,7 @@ from rerank_service.engine.protocol import EncodedPair, Truncate
 from rerank_service.engine.text import tokenise
 from rerank_service.errors import CheckpointError, PairTooLong
 
-__all__ = ["YES_NO_PROMPTS", "PromptParts"]
+__all__ = ["YES_NO_PROMPTS", "PromptParts", "checked_instruction"]
 
 _QWEN3_RERANKER = YesNoPrompt(
     parts=(
@@ -67,22 +67,25 @@ YES_NO_PROMPTS = {"qwen3": _QWEN3_RERANKER, "qwen2": _MXBAI_RERANK_V2, "gemma": 
 """Prompt for each `model_type`, the only hint at a prompt in config.json; `engine.yes_no` overrides the prompt."""
 
 
+def checked_instruction(prompt: YesNoPrompt, configured: str | None) -> str:
+    """The configured instruction, or the prompt's own. Raises `CheckpointError` if the prompt has no place for it."""
+    if configured is not None and not any("{instruction}" in part for part in prompt.parts):
+        raise CheckpointError(
+            "engine.instruction is set, but this model's prompt has no place for it: set engine.yes_no to a "
+            "prompt with {instruction}"
+        )
+    return (prompt.instruction if configured is None else configured) or ""
+
+
 class PromptParts:
     """A prompt whose parts are tokenised separately, as in the publisher's code: no token spans two parts."""
 
     def __init__(self, tokenizer: Any, prompt: YesNoPrompt, instruction: str | None, window_tokens: int) -> None:
         """Raises `CheckpointError` if the prompt does not fit in the window or lacks a place for the instruction."""
-        if instruction is not None and not any("{instruction}" in part for part in prompt.parts):
-            raise CheckpointError(
-                "engine.instruction is set, but this model's prompt has no place for it: set engine.yes_no to a "
-                "prompt with {instruction}"
-            )
         self._tokenizer = tokenizer
         self._window_tokens = window_tokens
         self._parts = [tokenise.prompt_text(tokenizer, part) for part in prompt.parts]
-        self._instruction = tokenise.prompt_text(
-            tokenizer, (prompt.instruction if instruction is None else instruction) or ""
-        )
+        self._instruction = tokenise.prompt_text(tokenizer, checked_instruction(prompt, instruction))
         self._passage_place = next(place for place, part in enumerate(prompt.parts) if "{passage}" in part)
         self._query_place = next(place for place, part in enumerate(prompt.parts) if "{query}" in part)
         variable = (self._passage_place, self._query_place)

@@ -17,6 +17,7 @@ estimate helps to choose a model; a starting replica measures its GPU (`engine/d
 import json
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -95,13 +96,8 @@ def sized(model: KnownModel, folder: Path) -> KnownModel:
     """`model` with the sizes that it lacks, read from the config.json and the safetensors headers in `folder`."""
     if model.num_parameters is not None:
         return model
-    from safetensors import safe_open
-
     raw = _read_json(folder / "config.json")
-    num_parameters = 0
-    for path in folder.glob("*.safetensors"):
-        with safe_open(path, framework="np") as tensors:
-            num_parameters += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+    num_parameters = sum(math.prod(shape) for shape in _shapes(raw, folder))
     hidden = int(raw.get("hidden_size") or raw.get("dim") or 1024)
     limits = (raw.get("max_position_embeddings"), _read_json(folder / "tokenizer_config.json").get("model_max_length"))
     is_laid_out = str(raw.get("model_type")).startswith("deberta")
@@ -116,6 +112,20 @@ def sized(model: KnownModel, folder: Path) -> KnownModel:
     )
 
 
+def _shapes(raw: dict[str, Any], folder: Path) -> Iterator[tuple[int, ...]]:
+    """Shapes of all tensors, before they were quantised."""
+    if raw.get("quantization_config"):
+        from rerank_service.engine.loading import tensor_shapes  # imports torch, which only quantised files need
+
+        yield from tensor_shapes(folder).values()
+        return
+    from safetensors import safe_open
+
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="np") as tensors:
+            yield from (tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return settings
@@ -126,9 +136,8 @@ def fit(model: KnownModel, machine: Machine) -> Fit:
     if model.refusal is not None:
         return Fit(None, None, model.refusal)
     if model.num_parameters is None:
-        return Fit(
-            None, None, "its size is not published and no public files were found; if you have the files, try the model"
-        )
+        missing = "; try the model" if model.hub_id else " and no public files were found; if you have them, try it"
+        return Fit(None, None, f"its exact size is not published{missing}")
     on_gpu = needed_bytes(model, on_gpu=True, is_half=True)
     largest = max(machine.gpus, key=lambda gpu: gpu.memory_bytes, default=None)
     if largest is not None and largest.memory_bytes >= on_gpu:

@@ -9,9 +9,35 @@ from importlib.resources import files
 import yaml
 from pydantic import BaseModel, ConfigDict
 
-from rerank_service.config import Dtype, EngineKind
+from rerank_service.config import Dtype, EngineKind, YesNoPromptName
 
-__all__ = ["CATALOGUE", "KnownModel", "known_model"]
+__all__ = ["CATALOGUE", "KnownModel", "PublishedQuality", "known_model"]
+
+
+class PublishedQuality(BaseModel):
+    """One published figure of a model's quality, which this project did not measure.
+
+    Figures are comparable only if measure, collections and candidates are the same.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    measure: str
+    """The measure, for example nDCG@10."""
+
+    collections: str
+    """The judged collections."""
+
+    value: float
+    """The figure, from 0 to 1."""
+
+    source: str
+    """The publication that has the figure."""
+
+    @property
+    def text(self) -> str:
+        """The figure with its measure and collections, in one line."""
+        return f"{self.measure} {f'{self.value:.4g}'.lstrip('0')} on {self.collections}"
 
 
 class KnownModel(BaseModel):
@@ -42,6 +68,9 @@ class KnownModel(BaseModel):
 
     kind: EngineKind = EngineKind.AUTO
     """Engine to set in a configuration; `auto` if the model's files identify the engine."""
+
+    yes_no_prompt: YesNoPromptName | None = None
+    """Prompt to set in a configuration; null if the model has none, or if its files identify it."""
 
     engine: EngineKind | None = None
     """Engine that runs the model; null: no engine runs it, for the reason in `refusal`."""
@@ -86,7 +115,14 @@ class KnownModel(BaseModel):
     """Meaning of the model's logit."""
 
     languages: str = ""
-    """Languages that the publisher claims; empty: no claim was found."""
+    """Languages that the publisher claims, in words; empty: no claim was found."""
+
+    language_codes: tuple[str, ...] = ()
+    """ISO 639-1 codes of the languages that the publisher lists. Empty: the publisher lists none, even if it claims
+    many."""
+
+    quality: PublishedQuality | None = None
+    """A published figure of the model's quality; null: no figure with a readable source was found."""
 
     licence: str = ""
     """The licence, as stated by the publisher."""
@@ -98,6 +134,12 @@ class KnownModel(BaseModel):
     """A note for operators, in one line."""
 
     @property
+    def engine_settings(self) -> dict[str, str]:
+        """Settings of `engine` that the model's files do not imply."""
+        settings = {"kind": None if self.kind is EngineKind.AUTO else self.kind, "yes_no_prompt": self.yes_no_prompt}
+        return {name: str(value) for name, value in settings.items() if value is not None}
+
+    @property
     def names(self) -> tuple[str, ...]:
         """The model's name, id and aliases."""
         return (self.name, self.id, *self.aliases)
@@ -106,6 +148,15 @@ class KnownModel(BaseModel):
     def package(self) -> str | None:
         """Name of the Python package with the model's files; null if there is no such package."""
         return self.source.removeprefix("package:") if self.source.startswith("package:") else None
+
+    def may_know(self, language: str) -> bool:
+        """Whether the publisher lists the language with this ISO 639-1 code, or claims languages without a list."""
+        return language in self.language_codes or self.is_vague
+
+    @property
+    def is_vague(self) -> bool:
+        """Whether the publisher claims languages without listing them."""
+        return bool(self.languages) and not self.language_codes
 
     @property
     def pair_tokens(self) -> int:

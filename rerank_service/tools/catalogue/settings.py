@@ -71,7 +71,7 @@ def _of_catalogue(located: Located, device: str) -> dict[str, Any]:
         "id": known.id,
         "checkpoint": located.checkpoint.model_dump(),
         "window_tokens": known.window_tokens,
-        "engine": {"kind": known.kind} | ({"dtype": known.dtype} if suits else {}),
+        "engine": known.engine_settings | ({"dtype": known.dtype} if suits else {}),
         "batching": {"max_batch_tokens": known.max_batch_tokens} if suits else {},
     }
 

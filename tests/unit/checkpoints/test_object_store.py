@@ -79,6 +79,23 @@ def test_the_revision_of_a_path_can_be_computed_with_sha256sum(
     assert {record.checked_against for record in fetched.manifest.files.values()} == {None}
 
 
+def test_the_projections_of_a_colbert_model_come_in_their_folders(
+    bucket: MemoryFileSystem, files: dict[str, bytes]
+) -> None:
+    modules = {"1_Dense/config.json": b"{}", "1_Dense/model.safetensors": files[WEIGHTS]}
+    upload(bucket, modules | {"1_Pooling/config.json": b"{}"})
+
+    folder = pull(URL).folder
+
+    found = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert found.keys() - {MANIFEST_FILE} == files.keys() | modules.keys()
+    assert contents(folder / "1_Dense") == contents_of(modules, "1_Dense")
+
+
+def contents_of(files: dict[str, bytes], folder: str) -> dict[str, bytes]:
+    return {name.removeprefix(f"{folder}/"): content for name, content in files.items()}
+
+
 def test_an_unchanged_folder_is_not_fetched_again_and_a_changed_one_has_another_revision(
     bucket: MemoryFileSystem, files: dict[str, bytes]
 ) -> None:

@@ -21,6 +21,18 @@ def test_pickled_weights_are_refused_without_opening_them(checkpoints: dict[str,
         load_engine(local_model(tmp_path))
 
 
+@pytest.mark.parametrize("weights", ["model-Q4_K_M.gguf", "model.onnx"])
+def test_weights_for_other_runtimes_are_refused_by_name(
+    weights: str, checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((checkpoints["bert"] / name).read_bytes())
+    (tmp_path / weights).write_bytes(b"weights")
+
+    with pytest.raises(CheckpointError, match=rf"has no \*\.safetensors file, only {weights}, which no engine reads"):
+        load_engine(local_model(tmp_path))
+
+
 def test_remote_code_is_refused(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     marker = tmp_path / "ran"
     config = json.loads((checkpoints["bert"] / "config.json").read_text())

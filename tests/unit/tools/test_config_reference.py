@@ -31,7 +31,7 @@ def test_every_setting_is_listed_once_in_its_section(section: type[BaseModel], b
         ("Top level", "- **`models`** (list of: section, required)"),
         ("`models[]`", "- **`window_tokens`** (integer at least 16 or null, default `null`)"),
         ("`models[].checkpoint`", "- **`source`** (string, required)"),
-        ("`models[].engine`", "- **`head`** (section)"),
+        ("`models[].engine`", "- **`head`** (section or null, default `null`)"),
         ("`models[].engine`", "- **`yes_no`** (section or null, default `null`)"),
         ("`models[].engine`", '- **`special_tokens`** (one of `text`, `parse`, default `"text"`)'),
         ("`models[].engine.head`", "- **`bias`** (number, default `-11.0`)"),

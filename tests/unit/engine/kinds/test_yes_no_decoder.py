@@ -254,7 +254,7 @@ def test_prompts_that_cannot_work_are_refused(checkpoints: dict[str, Path]) -> N
     ("changes", "message"),
     [
         ({"parts": ["{passage}"]}, "must contain {query} once"),
-        ({"parts": ["{query} {passage} end"]}, "must end with {passage}"),
+        ({"parts": ["{query} {passage} end", "answer: "]}, "must end with {passage}"),
         ({"parts": ["{query}", "{doc} {passage}"]}, "parts contain {doc}"),
         ({"parts": ["{instruction} {query}", "{passage}"]}, "set instruction to its default text"),
     ],

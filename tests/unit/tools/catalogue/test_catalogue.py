@@ -1,6 +1,8 @@
 """The catalogue's entries match the models' published shapes and the engines that run them."""
 
+import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +19,32 @@ from transformers import (
     GemmaForCausalLM,
     ModernBertConfig,
     ModernBertForSequenceClassification,
+    ModernBertModel,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
     XLMRobertaConfig,
     XLMRobertaForSequenceClassification,
 )
 
 from rerank_service.config import EngineConfig, EngineKind
+from rerank_service.engine.text.published_prompts import PUBLISHED_PROMPTS
 from rerank_service.engine.text.yes_no_prompts import YES_NO_PROMPTS
 from rerank_service.tools.catalogue import CATALOGUE, KnownModel, known_model
+from rerank_service.tools.catalogue.filters import Filters, language_code, size_in_bytes
 from rerank_service.tools.catalogue.fit import Gpu, Machine, _num_cpus, fit, needed_bytes, sized, this_machine
+from rerank_service.tools.catalogue.settings import LoadOptions, model_settings
+from rerank_service.tools.evaluation.published import PUBLISHED
+from rerank_service.tools.random_checkpoints.foreign_formats import (
+    gte_config,
+    gte_shapes,
+    minicpm_config,
+    minicpm_shapes,
+)
 from rerank_service.tools.random_checkpoints.make import Architecture, count_parameters
-from rerank_service.tools.random_checkpoints.shapes import shape_of
+from rerank_service.tools.random_checkpoints.shapes import Shape, shape_of
+from tests.quantise import quantise
 
 PAGE = Path(__file__).parents[4] / "docs" / "models.md"
 LAPTOP = Machine(16_000_000_000, (), has_bfloat16=False)
@@ -95,6 +111,19 @@ def qwen2(layers: int, hidden: int, heads: int, intermediate: int) -> Qwen2Confi
     )
 
 
+def qwen3(layers: int, hidden: int, heads: int, intermediate: int) -> Qwen3Config:
+    return Qwen3Config(
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=8,
+        head_dim=128,
+        intermediate_size=intermediate,
+        vocab_size=151_936,
+        tie_word_embeddings=True,
+    )
+
+
 GEMMA_2B = GemmaConfig(
     hidden_size=2048,
     num_hidden_layers=18,
@@ -104,6 +133,20 @@ GEMMA_2B = GemmaConfig(
     intermediate_size=16_384,
     vocab_size=256_000,
 )
+
+
+def foreign(hidden: int, intermediate: int, layers: int, heads: int) -> Shape:
+    return Shape(
+        hidden_size=hidden,
+        intermediate_size=intermediate,
+        num_layers=layers,
+        num_heads=heads,
+        num_kv_heads=heads,
+        max_tokens=8192,
+        model_max_length=8192,
+    )
+
+
 XLM_R, DEBERTA = XLMRobertaForSequenceClassification, DebertaV2ForSequenceClassification
 SHAPES: dict[str, tuple[Any, Any]] = {
     "all-MiniLM-L6-v2": (BertModel, bert(6, 384, 12)),
@@ -120,6 +163,9 @@ SHAPES: dict[str, tuple[Any, Any]] = {
     "mxbai-rerank-base-v2": (Qwen2ForCausalLM, qwen2(24, 896, 14, 4864)),
     "mxbai-rerank-large-v2": (Qwen2ForCausalLM, qwen2(28, 1536, 12, 8960)),
     "bge-reranker-v2-gemma": (GemmaForCausalLM, GEMMA_2B),
+    "zerank-1-small": (Qwen3ForCausalLM, qwen3(28, 2048, 16, 6144)),
+    "zerank-1": (Qwen3ForCausalLM, qwen3(36, 2560, 32, 9728)),
+    "zerank-2": (Qwen3ForCausalLM, qwen3(36, 2560, 32, 9728)),
 }
 MADE = {
     "llama-3.2-nv-rerankqa-1b-v2": (Architecture.LLAMA_BIDIREC, "1b"),
@@ -128,7 +174,24 @@ MADE = {
     "Qwen3-Reranker-4B": (Architecture.QWEN3, "4b"),
     "Qwen3-Reranker-8B": (Architecture.QWEN3, "8b"),
 }
-UNPUBLISHED = {"llama-nemotron-rerank-500m-v2", "jina-reranker-v1-turbo-en", "jina-reranker-v2-base-multilingual"}
+FOREIGN: dict[str, tuple[Callable[..., dict[str, Any]], Callable[..., dict[str, tuple[int, ...]]], Shape, int]] = {
+    "gte-multilingual-reranker": (gte_config, gte_shapes, foreign(768, 3072, 12, 12), 250_048),
+    "bge-reranker-v2-minicpm": (minicpm_config, minicpm_shapes, foreign(2304, 5760, 40, 36), 122_753),
+}
+COLBERT = {  # the encoder, and the numbers of the projection
+    "answerai-colbert-small-v1": (BertModel, bert(12, 384, 12), 384 * 96),
+    "colbertv2.0": (BertModel, bert(12, 768, 12), 768 * 128),
+    "GTE-ModernColBERT-v1": (ModernBertModel, ModernBertConfig(vocab_size=50_370), 768 * 128),  # two tokens more
+    "LateOn": (ModernBertModel, ModernBertConfig(vocab_size=50_370), 768 * 128),
+}
+UNPUBLISHED = {
+    "llama-nemotron-rerank-500m-v2",
+    "mxbai-edge-colbert-v0-17m",
+    "jina-colbert-v2",
+    *(f"ctxl-rerank-v2-{size}" for size in ("1b", "2b", "6b")),
+    "bge-reranker-v2.5-gemma2-lightweight",
+    *(f"jina-reranker-{name}" for name in ("v1-turbo-en", "v2-base-multilingual", "v3", "m0")),
+}
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -143,6 +206,17 @@ def test_numbers_equal_those_of_the_published_shape(name: str) -> None:
     assert known(name).architecture.endswith(f"{config.num_hidden_layers} layers of {config.hidden_size}")
 
 
+@pytest.mark.parametrize("name", COLBERT)
+def test_numbers_of_colbert_models_count_the_projection(name: str) -> None:
+    model_class, config, projection = COLBERT[name]
+    with torch.device("meta"):
+        model = model_class(config)
+
+    assert known(name).num_parameters == projection + sum(parameter.numel() for parameter in model.parameters())
+    assert (known(name).hidden_size, known(name).intermediate_size) == (config.hidden_size, config.intermediate_size)
+    assert known(name).architecture.endswith(f"{config.num_hidden_layers} layers of {config.hidden_size}")
+
+
 @pytest.mark.parametrize("name", MADE)
 def test_numbers_equal_those_of_random_checkpoints(name: str) -> None:
     shape = shape_of(*MADE[name])
@@ -150,8 +224,20 @@ def test_numbers_equal_those_of_random_checkpoints(name: str) -> None:
     assert (known(name).hidden_size, known(name).intermediate_size) == (shape.hidden_size, shape.intermediate_size)
 
 
+@pytest.mark.parametrize("name", FOREIGN)
+def test_numbers_equal_those_of_the_formats_with_their_own_code(name: str) -> None:
+    config_of, shapes_of, shape, vocab_size = FOREIGN[name]
+    ids = {"pad_token_id": 1, "bos_token_id": 1, "eos_token_id": 2}
+    tensors = shapes_of(config_of(shape, vocab_size, ids, "bfloat16"))
+
+    assert known(name).num_parameters == sum(math.prod(dimensions) for dimensions in tensors.values())
+    assert (known(name).hidden_size, known(name).intermediate_size) == (shape.hidden_size, shape.intermediate_size)
+    assert known(name).architecture.endswith(f"{shape.num_layers} layers of {shape.hidden_size}")
+
+
 def test_every_model_is_checked() -> None:
-    assert {model.name for model in CATALOGUE} == SHAPES.keys() | MADE.keys() | UNPUBLISHED
+    names = SHAPES.keys() | MADE.keys() | FOREIGN.keys() | COLBERT.keys() | UNPUBLISHED
+    assert {model.name for model in CATALOGUE} == names
 
 
 @pytest.mark.parametrize("model", CATALOGUE, ids=lambda model: model.name)
@@ -162,8 +248,15 @@ def test_every_entry_is_complete(model: KnownModel) -> None:
     assert model.engine is not EngineKind.AUTO
     assert model.kind in (EngineKind.AUTO, model.engine)
     assert model.revision is None or (model.hub_id and re.fullmatch("[0-9a-f]{40}", model.revision))
+    assert model.languages or not model.language_codes
+    assert len(set(model.language_codes)) == len(model.language_codes)
+    assert all(re.fullmatch("[a-z]{2}", code) for code in model.language_codes)  # YAML reads a bare no as a boolean
+    claimed = re.match(r"(\d+) languages$", model.languages)
+    assert claimed is None or len(model.language_codes) == int(claimed[1])
+    assert model.quality is None or (0 < model.quality.value < 1 and model.quality.source)
     if model.engine is EngineKind.YES_NO_DECODER:
-        assert model.architecture.split(",")[0].lower() in YES_NO_PROMPTS
+        family = model.architecture.split(",")[0].lower()
+        assert model.yes_no_prompt in PUBLISHED_PROMPTS or family in {*YES_NO_PROMPTS, "minicpm"}
 
 
 @pytest.mark.parametrize("name", ["bert", "modernbert", "qwen3", "deberta_v2"])
@@ -178,6 +271,15 @@ def test_sizes_of_an_unknown_model_are_read_from_its_files(name: str, checkpoint
     assert sized(known("bge-reranker-base"), checkpoints[name]) is known("bge-reranker-base")
 
 
+@pytest.mark.parametrize("form", ["packed int4", "awq int4", "float8 by block"])
+def test_sizes_of_a_quantised_model_are_those_of_the_original(
+    form: str, checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    unknown = KnownModel(name="mine", id="mine", application="mine", source="")
+    quantised, _ = quantise(checkpoints["qwen3"], tmp_path, form)
+    assert sized(unknown, quantised) == sized(unknown, checkpoints["qwen3"])
+
+
 @pytest.mark.parametrize(("quota", "most"), [("max 100000", 4096), ("250000 100000", 2), ("50000 100000", 1)])
 def test_cpus_are_limited_by_the_quota_of_the_container(quota: str, most: int, tmp_path: Path) -> None:
     path = tmp_path / "cpu.max"
@@ -186,7 +288,16 @@ def test_cpus_are_limited_by_the_quota_of_the_container(quota: str, most: int, t
 
 
 def test_models_without_commercial_use_are_marked() -> None:
-    assert [model.name for model in CATALOGUE if not model.is_commercial] == ["jina-reranker-v2-base-multilingual"]
+    marked = {model.name for model in CATALOGUE if not model.is_commercial}
+    assert marked == {model.name for model in CATALOGUE if "NC" in model.licence.split("-")}
+    assert len(marked) == 8
+
+
+@pytest.mark.parametrize("name", ["zerank-2", "zeroentropy/zerank-1-small-reranker", "bge-reranker-v2-gemma"])
+def test_a_prompt_that_the_files_do_not_identify_is_configured(name: str) -> None:
+    settings = model_settings(name, LoadOptions(device="cpu"), lambda *_: None)
+    assert settings.engine.yes_no_prompt == ("zerank" if "zerank" in name else None)
+    assert settings.engine.kind is (EngineKind.YES_NO_DECODER if "zerank" in name else EngineKind.AUTO)
 
 
 def test_memory_is_the_sum_of_weights_activations_and_process() -> None:
@@ -243,3 +354,50 @@ def test_the_prompts_on_the_models_page_are_valid_configurations() -> None:
     assert len(blocks) == 1
     assert configurations[0].instruction
     assert configurations[1].yes_no is not None
+
+
+def test_published_figures_equal_those_of_the_evaluation() -> None:
+    figures = {known(one.model).name: one for one in PUBLISHED if known_model(one.model)}
+    assert figures
+    for name, figure in figures.items():
+        quality = known(name).quality
+        assert quality is not None
+        assert (quality.measure, quality.collections, quality.value) == (
+            figure.measure,
+            figure.collections,
+            figure.value,
+        )
+        assert figure.first_stage in quality.source
+
+
+@pytest.mark.parametrize(
+    ("text", "num_bytes"), [("2GB", 2e9), ("1.5 gb", 1.5e9), ("500MB", 5e8), ("2GiB", 2 * 2**30), ("1TB", 1e12)]
+)
+def test_sizes_have_units(text: str, num_bytes: float) -> None:
+    assert size_in_bytes(text) == num_bytes
+
+
+@pytest.mark.parametrize("text", ["", "2", "GB", "-1GB", "1e3GB", "2 giga", "2KB"])
+def test_wrong_sizes_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="is not a size"):
+        size_in_bytes(text)
+
+
+def test_a_region_is_not_part_of_a_language() -> None:
+    assert (language_code("pt-BR"), language_code(" DE ")) == ("pt", "de")
+
+
+def test_only_models_of_known_size_pass_a_limit_of_memory() -> None:
+    model = known("llama-nemotron-rerank-500m-v2")
+    assert Filters(max_memory_bytes=10**12).passes(model, 10**9)
+    assert not Filters(max_memory_bytes=10**12).passes(model, None)
+    assert Filters().passes(model, None)
+    assert not Filters(language="de").passes(model, 10**9)  # its publisher states no language
+
+
+def test_relaxed_filters_name_only_options_that_help() -> None:
+    models = [(known("bge-reranker-base"), 2), (known("ms-marco-MiniLM-L6-v2"), 1)]
+    filters = Filters(language="de", max_memory_bytes=5, licence="mit")
+    assert [(option, [model.name for model, _ in passing]) for option, passing in filters.relaxed(models)] == [
+        ("--language", ["bge-reranker-base"])
+    ]

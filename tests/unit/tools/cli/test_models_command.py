@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from typer.testing import CliRunner
 
 from rerank_service.tools.catalogue import CATALOGUE
-from rerank_service.tools.catalogue.fit import Machine
+from rerank_service.tools.catalogue.fit import Machine, needed_bytes
 from rerank_service.tools.cli.main import app
 from tests.http_servers import running
 
@@ -93,6 +93,73 @@ def test_as_json(small_machine: None) -> None:
     )
     assert models["Qwen3-Reranker-8B"]["runs_on"] is None
     assert models["jina-reranker-v2-base-multilingual"]["files"] == "-"
+
+
+def test_filters_shorten_the_list(small_machine: None) -> None:
+    names = [model["name"] for model in listed("--language", "DE", "--max-memory", "5GB", "--commercial")["models"]]
+
+    assert {"llama-3.2-nv-rerankqa-1b-v2", "bge-reranker-v2-m3"} & set(names) == {
+        "bge-reranker-v2-m3"
+    }  # the 1B: 8.6 GB
+    assert all(
+        model.may_know("de") and model.is_commercial and needed_bytes(model, on_gpu=False, is_half=False) <= 5e9
+        for model in CATALOGUE
+        if model.name in names
+    )
+    assert [model["name"] for model in listed("--license", "mit")["models"]] == [
+        "colbertv2.0",
+        "bge-reranker-base",
+        "bge-reranker-large",
+    ]
+
+
+def test_a_language_that_a_publisher_does_not_list_is_pointed_out(small_machine: None) -> None:
+    shown = runner.invoke(app, ["models", "--language", "de"], env={"COLUMNS": "80"}).stdout
+
+    note = next(line for line in shown.splitlines() if "without listing de" in line)
+    assert "bge-reranker-v2-m3" in note
+    assert "llama-3.2-nv-rerankqa-1b-v2" not in note
+    assert "ms-marco" not in shown
+    assert "without listing" not in runner.invoke(app, ["models", "--licence", "apache"]).stdout
+
+
+def test_an_empty_list_says_which_filter_leaves_nothing(small_machine: None) -> None:
+    result = runner.invoke(app, ["models", "--language", "de", "--max-memory", "2GB"], env={"COLUMNS": "80"})
+
+    assert result.exit_code == 0
+    assert "No known model has the language de and at most 2.0 GB of memory." in result.stdout
+    by_filter = result.stdout.split("Without ")[1:]
+    assert [part.split(":")[0] for part in by_filter] == ["--language", "--max-memory"]
+    assert by_filter[0].splitlines()[1].split()[:3] == ["ms-marco-TinyBERT-L2-v2", "1.1", "GB"]  # the smallest first
+    assert "English" not in by_filter[1]
+    assert all(len(line) <= 80 for line in result.stdout.splitlines())
+    assert listed("--language", "de", "--max-memory", "2GB")["models"] == []
+    nothing = runner.invoke(app, ["models", "--language", "de", "--max-memory", "1MB", "--licence", "none"])
+    assert "Leave out more than one of the filters." in nothing.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--language", "german"], "'german' is not a language code; write two letters, for example de"),
+        (["--max-memory", "2"], "'2' is not a size; write a number with MB, GB or GiB"),
+        (["--max-memory", "twoGB"], "'twoGB' is not a size"),
+        (["--language", "de", "--served"], "leave out --served, or the filters"),
+    ],
+)
+def test_wrong_filters_are_refused(arguments: list[str], message: str) -> None:
+    result = runner.invoke(app, ["models", *arguments])
+
+    assert result.exit_code == 2
+    assert message in " ".join(result.stderr.split())
+
+
+def test_filters_apply_to_known_models_even_with_a_service_configured() -> None:
+    result = runner.invoke(
+        app, ["models", "--licence", "mit", "--json"], env={"RERANK_SERVICE_URL": "http://127.0.0.1:9"}
+    )
+
+    assert [model["licence"] for model in json.loads(result.stdout)["models"]] == ["MIT"] * 3
 
 
 def test_files_are_found_in_the_models_folder_after_a_pull_and_in_the_hubs_cache(

@@ -92,6 +92,11 @@ def test_the_commit_is_pinned_and_nothing_is_fetched() -> None:
     assert not (Path.cwd() / "cache").exists()
 
 
+def test_a_prompt_that_the_files_do_not_identify_is_configured() -> None:
+    (model,) = settings_of(printed("zeroentropy/zerank-1-small", "--device", "cpu")).models
+    assert (model.engine.kind, model.engine.yes_no_prompt) == ("yes_no_decoder", "zerank")
+
+
 def test_a_branch_is_resolved_by_the_hub_and_files_that_are_here_give_the_size(hub: FakeHub) -> None:
     before = serve(ID, "--print-config")
     assert hub.asked_for("resolve/") == []

@@ -39,6 +39,7 @@ from rerank_service.tools.verify.verify import ReferenceRun, compare_served, run
 from tests.http_servers import running
 from tests.local_service import LocalReplica, local_api
 from tests.models import EMBEDDED, local_model
+from tests.quantise import quantise
 
 LATE = "late_interaction"
 MODELS = [*(architecture.value for architecture in Architecture), LATE]
@@ -57,7 +58,12 @@ def folders(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFacto
     kept = {name.removeprefix("bert."): tensor for name, tensor in tensors.items() if name.startswith("bert.")}
     save_file(kept, folder / "model.safetensors", {"format": "pt"})
     change_config(folder, architectures=["BertModel"])
-    return {**checkpoints, LATE: folder}
+    # With other seeds, the logits of these two are closer to 0, so rounding errors are a larger share of them.
+    others = {
+        name: make_checkpoint(folder.with_name(name), Architecture(name), "tiny", dtype="float32", seed=seed)
+        for name, seed in (("gte", 3), ("minicpm", 2))
+    }
+    return {**checkpoints, **others, LATE: folder}
 
 
 @pytest.fixture(scope="module")
@@ -350,6 +356,16 @@ def test_the_reference_is_freed_before_the_served_model_is_loaded(folders: dict[
     assert alive == [0]
 
 
+@pytest.mark.parametrize("name", ["qwen3", "bert", "llama_bidirec", LATE])
+def test_a_quantised_checkpoint_is_faithful(folders: dict[str, Path], tmp_path: Path, name: str) -> None:
+    quantised, plain = quantise(folders[name], tmp_path, "packed int4 with zero points")
+    run = run_reference(local_model(quantised))
+
+    assert served(run, local_model(quantised)).is_faithful
+    assert served(run, local_model(plain)).is_faithful
+    assert not served(run, local_model(folders[name])).is_faithful
+
+
 def test_a_missing_tensor_is_an_error(folders: dict[str, Path], tmp_path: Path) -> None:
     folder = shutil.copytree(folders["llama_bidirec"], tmp_path / "incomplete")
     tensors = load_file(folder / "model.safetensors")
@@ -371,7 +387,7 @@ def test_every_engine_has_a_reference(folders: dict[str, Path]) -> None:
     for kind in EngineKind:
         if kind is EngineKind.AUTO:
             continue
-        with pytest.raises(CheckpointError, match="transformers cannot load"):
+        with pytest.raises(CheckpointError, match=r"cannot (load|read)"):
             load_reference(kind, folders["bert"] / "nowhere", local_model(folders["bert"]), torch.device("cpu"))
 
 
