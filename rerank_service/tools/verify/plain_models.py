@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the usual name
 from safetensors.torch import load_file
 
+from rerank_service.errors import CheckpointError
+
 __all__ = ["PLAIN_CLASSIFIERS", "PlainGte", "PlainMiniCpm"]
 
 
@@ -23,6 +25,10 @@ class _PlainModel:
 
     def __init__(self, folder: Path, device: torch.device) -> None:
         raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        if "quantization_config" in raw:
+            raise CheckpointError(
+                f"{folder} is quantised, and verify's reference of this family reads float weights only"
+            )
         self.config: Any = SimpleNamespace(**raw)
         self.device = device
         self._tensors = {

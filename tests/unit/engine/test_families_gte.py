@@ -89,6 +89,12 @@ def test_what_would_rank_wrongly_is_refused(
         load_engine(local_model(changed(checkpoints["gte"], tmp_path, **changes)))
 
 
+def test_the_reference_refuses_quantised_weights(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    folder = changed(checkpoints["gte"], tmp_path, quantization_config={"quant_method": "fp8"})
+    with pytest.raises(CheckpointError, match="reads float weights only"):
+        PlainGte(folder, torch.device("cpu"))
+
+
 @pytest.mark.parametrize("missing", ["rope_theta", "hidden_act", "layer_norm_eps"])
 def test_no_setting_is_assumed(checkpoints: dict[str, Path], tmp_path: Path, missing: str) -> None:
     folder = changed(checkpoints["gte"], tmp_path)

@@ -290,7 +290,7 @@ def test_cpus_are_limited_by_the_quota_of_the_container(quota: str, most: int, t
 def test_models_without_commercial_use_are_marked() -> None:
     marked = {model.name for model in CATALOGUE if not model.is_commercial}
     assert marked == {model.name for model in CATALOGUE if "NC" in model.licence.split("-")}
-    assert len(marked) == 8
+    assert {"zerank-1", "ctxl-rerank-v2-6b", "jina-reranker-v2-base-multilingual"} <= marked
 
 
 @pytest.mark.parametrize("name", ["zerank-2", "zeroentropy/zerank-1-small-reranker", "bge-reranker-v2-gemma"])
