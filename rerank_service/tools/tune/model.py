@@ -35,7 +35,8 @@ class TrainableModel:
         self.engine = load_trainable(settings, progress)
         use_differentiable_attention(self.engine.backbone)
         self._shares_passages = self.engine.kind is EngineKind.LATE_INTERACTION
-        self._head: dict[str, torch.nn.Parameter] = self.engine.head_weights
+        # A list's loss does not depend on a constant added to all its logits, so such a bias would only drift.
+        self._head = {name: weight for name, weight in self.engine.head_weights.items() if weight.numel() > 1}
         if method == "head" and not self._head:
             raise CheckpointError(
                 f"{settings.id} is a {self.engine.kind.value}, which has no head that can be trained alone: use "

@@ -28,7 +28,7 @@ class Schedule:
     num_steps: int
     rate: float
     """Highest learning rate."""
-    save_every: int = 20
+    save_every: int = 10
 
 
 def train(
