@@ -16,8 +16,8 @@ def write_pairs(path: Path, num_queries: int) -> Path:
     rows = []
     for number in range(num_queries):
         query = f"item {number}"
-        rows.append({"query": query, "passage": f"blue thing {number}"})
-        rows += [{"query": query, "passage": f"{colour} thing {number}", "relevance": 0} for colour in _COLOURS]
+        rows.append({"query": query, "passage": f"blue item {number}"})
+        rows += [{"query": query, "passage": f"{colour} item {number}", "relevance": 0} for colour in _COLOURS]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
 

@@ -57,6 +57,13 @@ def test_mined_passages_are_unjudged_and_share_words_with_the_query() -> None:
     assert drawn == {"blue whale", "whale song", "whale oil"}
 
 
+def test_judged_passages_do_not_count_as_mined() -> None:
+    passages = {"a": "whale", "b": "whale whale", "c": "a whale among a great many other words of a long passage"}
+    judged = Collection("made", passages, {"q": "whale"}, {"q": {"a": 1, "b": 1}})
+
+    assert passages["c"] in sampler(judged, num_passages=2, num_mined=1).lists(0, 1).passages
+
+
 def test_another_relevant_passage_in_the_step_counts_as_relevant() -> None:
     passages = {"a": "blue whale", "b": "red stone"}
     queries = {"q": "whale", "r": "stone"}

@@ -70,7 +70,7 @@ def test_queries_that_differ_in_case_and_space_stay_together() -> None:
 def test_training_loses_queries_that_are_linked_to_given_held_out_queries(tmp_path: Path) -> None:
     judged = blue_task(tmp_path, 60)
     held_out = collection(
-        {"x": "ITEM 3", "y": "unlike any other"}, {"x": {"a": 1}, "y": {"b": 1}}, a="an answer", b="Blue thing  5"
+        {"x": "ITEM 3", "y": "unlike any other"}, {"x": {"a": 1}, "y": {"b": 1}}, a="an answer", b="Blue item  5"
     )
     split = split_queries(judged, None, [held_out], seed=0)
 
@@ -94,16 +94,14 @@ def test_given_dev_queries_lose_those_that_are_held_out(tmp_path: Path) -> None:
 def test_training_never_sees_a_held_out_query_or_its_answer(tmp_path: Path) -> None:
     judged = blue_task(tmp_path, 60)
     split = split_queries(judged, None, [], seed=0)
-    sampler = ListSampler(split.train, Bm25(judged.passages), split.unseen, num_passages=9, num_mined=300, seed=0)
+    sampler = ListSampler(split.train, Bm25(judged.passages), split.unseen, num_passages=40, num_mined=300, seed=0)
     drawn = [sampler.lists(step, 4) for step in range(40)]
 
     kept_apart = {*split.dev.queries, *split.held_out[0].queries}
     queries = {judged.queries[one] for one in kept_apart}
     answers = {judged.passages[next(iter(judged.relevance[one]))] for one in kept_apart}
     assert {text for lists in drawn for text in lists.queries} & queries == set()
-    seen = {text for lists in drawn for text in lists.passages}
-    assert seen & answers == set()
-    assert len(seen) > 150  # mining reaches far beyond each query's own passages
+    assert {text for lists in drawn for text in lists.passages} == set(judged.passages.values()) - answers
 
 
 def test_too_few_queries_are_refused(tmp_path: Path) -> None:
