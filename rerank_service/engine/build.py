@@ -99,13 +99,12 @@ def load_engine(
 
 
 def load_trainable(model: ModelConfig, progress: Progress = no_progress) -> CheckpointEngine[Any]:
-    """A model's engine whose `forward` passes gradients on, in float32 on a CPU and in bfloat16 on a GPU. It is slower
-    than a served engine. All weights are frozen. Sets the process's number of torch threads. Raises
-    `CheckpointError`."""
+    """A model's engine in float32, whose `forward` passes gradients on if the backbone's attention does. All weights
+    are frozen. Sets the process's number of torch threads. Raises `CheckpointError`."""
     torch.set_num_threads(model.engine.num_threads or _num_threads(None))
     folder = resolve_checkpoint(model.checkpoint, progress)
-    raw, device = loading.read_model_config(folder), choose_device(model.engine.device, None).device
-    precision = Precision(torch.float32 if device.type == "cpu" else torch.bfloat16, is_trainable=True)
+    raw, device = loading.read_model_config(folder), choose_device(model.engine.device).device
+    precision = Precision(torch.float32, is_trainable=True)
     kind = engine_kind(folder, model.engine)
     return _ENGINES[kind](loading.Checkpoint(folder, raw, model.engine, model.window_tokens, device, precision))
 

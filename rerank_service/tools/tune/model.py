@@ -13,6 +13,7 @@ from rerank_service.checkpoints.verification import Progress, no_progress
 from rerank_service.config import EngineKind, ModelConfig
 from rerank_service.engine import Truncate
 from rerank_service.engine.build import load_trainable
+from rerank_service.engine.device.precision import computes_bfloat16
 from rerank_service.errors import CheckpointError
 from rerank_service.tools.tune.adapters import Adapter, adapt_layers
 from rerank_service.tools.tune.attention import use_differentiable_attention
@@ -34,6 +35,10 @@ class TrainableModel:
         Raises `CheckpointError` if the model has nothing to train."""
         self.engine = load_trainable(settings, progress)
         use_differentiable_attention(self.engine.backbone)
+        device = self.engine.device.type
+        if device != "cpu" or computes_bfloat16():
+            # Takes 0.6 of the CPU time in float32 (all-MiniLM-L6-v2, AVX512-BF16). Weights and head stay in float32.
+            self.engine.backbone.forward = torch.autocast(device, torch.bfloat16)(self.engine.backbone.forward)
         self._shares_passages = self.engine.kind is EngineKind.LATE_INTERACTION
         # A list's loss does not depend on a constant added to all its logits, so such a bias would only drift.
         self._head = {name: weight for name, weight in self.engine.head_weights.items() if weight.numel() > 1}

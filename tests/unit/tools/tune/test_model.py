@@ -31,6 +31,12 @@ def settings(request: pytest.FixtureRequest, checkpoints: dict[str, Path]) -> Mo
     return embedded_model() if request.param == "embedded" else local_model(checkpoints[request.param])
 
 
+@pytest.fixture(autouse=True)
+def in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trains in float32, whatever this processor computes, so that logits can be compared closely."""
+    monkeypatch.setattr("rerank_service.tools.tune.model.computes_bfloat16", lambda: False)
+
+
 def logits(model: TrainableModel) -> list[float]:
     with model.engine.caches_off():
         return model.engine.score(model.engine.tokenise(QUERY, NASTY_PASSAGES, Truncate.END))
@@ -56,6 +62,23 @@ def test_an_untrained_model_scores_like_the_served_model(settings: ModelConfig) 
     model = TrainableModel(settings, "lora", rank=4, seed=0)
 
     assert logits(model) == pytest.approx(served_logits(settings), abs=1e-4)
+
+
+def test_bfloat16_changes_logits_a_little(settings: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rerank_service.tools.tune.model.computes_bfloat16", lambda: True)
+    model = trained(settings)
+    in_bfloat16 = logits(model)
+    weights = {name: weight.detach().clone() for name, weight in model.parameters.items()}
+
+    monkeypatch.undo()
+    monkeypatch.setattr("rerank_service.tools.tune.model.computes_bfloat16", lambda: False)
+    exact = TrainableModel(settings, "lora", rank=4, seed=0)
+    with torch.no_grad():
+        for name, weight in exact.parameters.items():
+            weight.copy_(weights[name])
+    assert {weight.dtype for weight in weights.values()} == {torch.float32}
+    assert logits(exact) == pytest.approx(in_bfloat16, abs=0.3)
+    assert logits(exact) != in_bfloat16
 
 
 def test_every_parameter_gets_a_gradient(settings: ModelConfig) -> None:
