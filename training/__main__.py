@@ -1,7 +1,7 @@
-"""`python -m training GROUPS OUT` turns training groups into the two folders that `rerank-service tune` reads.
+"""`python -m training GROUPS OUT` turns training groups into judged queries that `rerank-service tune` reads.
 
 A group is a query with the passage that answers it and hard negatives. `OUT/train` has queries of three sources, and
-`OUT/dev` has queries of a fourth source, because a dev set of the trained sources does not show when to stop.
+`OUT/dev` has queries of a fourth source, because a dev set of the trained sources does not show when to stop. `OUT/medquad.jsonl` is a sample of one domain.
 """
 
 import gzip
@@ -13,11 +13,12 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-__all__ = ["Group", "main", "read_groups", "write_folder"]
+__all__ = ["Group", "main", "read_groups", "write_folder", "write_pairs"]
 
 _TRAIN = {"squad": 1600, "medquad": 960, "nq": 640}
 """Number of queries of each source. QAMR is excluded because its questions lack context."""
 _DEV = {"debian": 150}
+_NUM_SAMPLE = 600
 _SEED = 7
 
 
@@ -54,6 +55,15 @@ def write_folder(folder: Path, groups: Mapping[str, Sequence[Group]], numbers: M
     (folder / "qrels.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join(judged), encoding="utf-8")
 
 
+def write_pairs(path: Path, groups: Sequence[Group], number: int) -> None:
+    """Writes `number` of the groups, drawn at random with a fixed seed, as judged pairs."""
+    rows: list[dict[str, Any]] = []
+    for query, positive, negatives in random.Random(_SEED).sample(groups, number):  # noqa: S311
+        rows.append({"query": query, "passage": positive})
+        rows += [{"query": query, "passage": negative, "relevance": 0} for negative in dict.fromkeys(negatives)]
+    _write(path, rows)
+
+
 def _write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
@@ -62,10 +72,11 @@ def main(
     groups: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="groups.jsonl.gz")],
     out: Annotated[Path, typer.Argument(file_okay=False, help="Folder for `train` and `dev`.")],
 ) -> None:
-    """Writes the folders for training and for choices."""
+    """Writes the folders for training and for choices, and a sample of one domain."""
     found = read_groups(groups, [*_TRAIN, *_DEV])
     write_folder(out / "train", found, _TRAIN)
     write_folder(out / "dev", found, _DEV)
+    write_pairs(out / "medquad.jsonl", found["medquad"], _NUM_SAMPLE)
 
 
 if __name__ == "__main__":

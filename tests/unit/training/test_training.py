@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from rerank_service.tools.tune.judged import read_judged
-from training.__main__ import Group, read_groups, write_folder
+from training.__main__ import Group, read_groups, write_folder, write_pairs
 
 
 def test_only_given_sources_and_consistent_groups_are_read(tmp_path: Path) -> None:
@@ -33,3 +33,15 @@ def test_a_written_folder_has_the_chosen_queries_and_all_their_passages(tmp_path
         assert judged.passages[answer] == expected[query].positive
     assert len(set(judged.passages.values())) == len(judged.passages)
     assert {text for query in judged.queries.values() for text in expected[query][2]} < set(judged.passages.values())
+
+
+def test_a_sample_has_the_answer_and_the_negatives_of_each_query(tmp_path: Path) -> None:
+    groups = [Group(f"q{n}", f"answer {n}", (f"other {n}", "shared", "shared")) for n in range(20)]
+    write_pairs(tmp_path / "sample.jsonl", groups, 5)
+    judged = read_judged(tmp_path / "sample.jsonl")
+
+    assert len(judged.queries) == 5
+    for query_id, query in judged.queries.items():
+        number = query.removeprefix("q")
+        graded = {judged.passages[passage]: grade for passage, grade in judged.relevance[query_id].items()}
+        assert graded == {f"answer {number}": 1, f"other {number}": 0, "shared": 0}
