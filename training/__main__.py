@@ -1,7 +1,8 @@
 """`python -m training GROUPS OUT` turns training groups into judged queries that `rerank-service tune` reads.
 
 A group is a query with the passage that answers it and hard negatives. `OUT/train` has queries of three sources, and
-`OUT/dev` has queries of a fourth source, because a dev set of the trained sources does not show when to stop. `OUT/medquad.jsonl` is a sample of one domain.
+`OUT/dev` has queries of a fourth source, because a dev set of the trained sources does not show when to stop.
+`OUT/medquad.jsonl` is a sample of one domain.
 """
 
 import gzip
@@ -56,11 +57,15 @@ def write_folder(folder: Path, groups: Mapping[str, Sequence[Group]], numbers: M
 
 
 def write_pairs(path: Path, groups: Sequence[Group], number: int) -> None:
-    """Writes `number` of the groups, drawn at random with a fixed seed, as judged pairs."""
+    """Writes `number` of the groups, drawn at random with a fixed seed, as judged pairs. A passage that answers a query
+    in another group is no negative of it."""
     rows: list[dict[str, Any]] = []
-    for query, positive, negatives in random.Random(_SEED).sample(groups, number):  # noqa: S311
+    chosen = random.Random(_SEED).sample(groups, number)  # noqa: S311 - not for secrets
+    answers = {(query, positive) for query, positive, _ in chosen}
+    for query, positive, negatives in chosen:
         rows.append({"query": query, "passage": positive})
-        rows += [{"query": query, "passage": negative, "relevance": 0} for negative in dict.fromkeys(negatives)]
+        rivals = [text for text in dict.fromkeys(negatives) if (query, text) not in answers]
+        rows += [{"query": query, "passage": text, "relevance": 0} for text in rivals]
     _write(path, rows)
 
 

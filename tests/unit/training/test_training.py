@@ -45,3 +45,16 @@ def test_a_sample_has_the_answer_and_the_negatives_of_each_query(tmp_path: Path)
         number = query.removeprefix("q")
         graded = {judged.passages[passage]: grade for passage, grade in judged.relevance[query_id].items()}
         assert graded == {f"answer {number}": 1, f"other {number}": 0, "shared": 0}
+
+
+def test_an_answer_of_another_group_is_no_negative(tmp_path: Path) -> None:
+    groups = [Group("q", "first", ("second", "other")), Group("q", "second", ("other",))]
+    write_pairs(tmp_path / "sample.jsonl", groups, 2)
+    judged = read_judged(tmp_path / "sample.jsonl")
+
+    assert judged.queries == {"q0": "q"}
+    assert {judged.passages[one]: grade for one, grade in judged.relevance["q0"].items()} == {
+        "first": 1,
+        "second": 1,
+        "other": 0,
+    }
