@@ -16,7 +16,6 @@ MINUTES ?= 60
 # inputs of `make train`: a file of groups, and BEIR folders (training/README.md)
 TRAIN_ON ?=
 HELD_OUT ?=
-MIX ?= 0.75
 TRAINED ?= .bench/training
 
 export RAY_USAGE_STATS_ENABLED = 0
@@ -95,11 +94,9 @@ bench: $(VENV)/.installed-tools ## measure the engines, the service and other se
 
 train: $(VENV)/.installed-tools ## train a candidate for a better embedded default (training/README.md); about an hour on two cores
 	@test -n '$(TRAIN_ON)' -a -n '$(HELD_OUT)' || { echo "make train TRAIN_ON=groups.jsonl.gz HELD_OUT='FOLDER ...'"; exit 2; }
-	$(BIN)/python -m training train $(TRAIN_ON) late --out $(TRAINED)
-	$(BIN)/python -m training train $(TRAIN_ON) later --start $(TRAINED)/late.safetensors --out $(TRAINED)
-	$(BIN)/python -m training choose $(TRAIN_ON) later --out $(TRAINED)
-	$(BIN)/python -m training judge $(HELD_OUT) --model default --model later@$(MIX) --out $(TRAINED)
-	$(BIN)/python -m training compare later@$(MIX) --without nq-heldout --out $(TRAINED)
+	$(BIN)/python -m training $(TRAIN_ON) $(TRAINED)/groups
+	$(BIN)/rerank-service tune all-MiniLM-L6-v2 --train $(TRAINED)/groups/train --dev $(TRAINED)/groups/dev \
+		$(HELD_OUT:%=--held-out %) --rate 0.001 --output $(TRAINED)/tuned
 
 format: $(VENV)/.installed-dev ## fix and format the code as `make check` requires
 	$(BIN)/ruff check --fix .

@@ -1,1 +1,2 @@
-"""Trains and evaluates candidates for a better embedded model. The service neither ships nor imports this code."""
+"""An example of `rerank-service tune`: candidates for a better embedded model. The service neither ships nor imports
+this code."""

@@ -20,6 +20,7 @@ from rerank_service.engine.device import cuda
 from rerank_service.engine.device.choose import ChosenDevice, choose_device
 from rerank_service.engine.device.heap import return_freed_memory
 from rerank_service.engine.device.memory import measure_device
+from rerank_service.engine.device.precision import Precision
 from rerank_service.engine.kinds.bidirectional_decoder import BidirectionalDecoderEngine
 from rerank_service.engine.kinds.checkpoint_engine import CheckpointEngine
 from rerank_service.engine.kinds.late_interaction import LateInteractionEngine
@@ -35,7 +36,7 @@ from rerank_service.engine.verdicts import unverified_reason
 from rerank_service.errors import CheckpointError, NonFiniteLogit
 from rerank_service.messages import StartTimes
 
-__all__ = ["check_checkpoint", "engine_kind", "load_engine", "warm_up"]
+__all__ = ["check_checkpoint", "engine_kind", "load_engine", "load_trainable", "warm_up"]
 
 logger = logging.getLogger(__name__)
 
@@ -97,6 +98,17 @@ def load_engine(
         *(engine.is_compiled, engine.num_graphs, sum(engine.start_times), *engine.start_times),
     )
     return engine
+
+
+def load_trainable(model: ModelConfig, progress: Progress = no_progress) -> CheckpointEngine[Any]:
+    """A model's engine in float32, whose `forward` passes gradients on if the backbone's attention does. All weights
+    are frozen. Sets the process's number of torch threads. Raises `CheckpointError`."""
+    torch.set_num_threads(model.engine.num_threads or _num_threads(None))
+    folder = resolve_checkpoint(model.checkpoint, progress)
+    raw, device = loading.read_model_config(folder), choose_device(model.engine.device).device
+    precision = Precision(torch.float32, is_trainable=True)
+    kind = engine_kind(folder, model.engine)
+    return _ENGINES[kind](loading.Checkpoint(folder, raw, model.engine, model.window_tokens, device, precision))
 
 
 def _create(checkpoint: loading.Checkpoint, agree: Agree) -> CheckpointEngine[Any]:

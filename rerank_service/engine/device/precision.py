@@ -30,6 +30,8 @@ class Precision:
     """Type of token states and of all weights that are not quantised."""
     quantised: Dtype | None = None
     """Type in which the transformer's linear layers multiply, `int8` or `float8`; null: the type of `states`."""
+    is_trainable: bool = False
+    """Whether all layers stay as transformers made them, so gradients can pass through them (`tools/tune`)."""
 
     @property
     def name(self) -> str:

@@ -90,6 +90,12 @@ class CheckpointEngine(TorchEngine[PairT]):
         """Null; an engine that compares tokens overrides this."""
         return None
 
+    @property
+    def head_weights(self) -> dict[str, Any]:
+        """The parameters of the head that training may change, by the names of their tensors. Empty: the head has no
+        parameters, or shares them with the embeddings."""
+        return {}
+
     def compile_layers(self, num_threads: int) -> None:
         """Compiles the layers if the options ask for it; for a GPU, after the first pass. If they cannot be compiled, a
         warning tells why. `num_threads` limits the compiler's processes."""

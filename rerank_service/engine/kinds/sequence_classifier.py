@@ -73,6 +73,12 @@ class SequenceClassifierEngine(CheckpointEngine[ClassifierPair]):
         self._states = states_on(self.backbone, checkpoint.options)
         prepare_linears(self._model, self._precision, lambda: self.score(calibration_pairs(self.tokenise)))
 
+    @property
+    def head_weights(self) -> dict[str, Any]:
+        """See `CheckpointEngine`."""
+        inside = f"{self._model.base_model_prefix}."
+        return {name: one for name, one in self._model.named_parameters() if not name.startswith(inside)}
+
     def passage_room(self, query: str) -> int:
         """See `Engine`. The room for a passage is at least half of the window without special tokens, because a query
         longer than the other half is cut."""

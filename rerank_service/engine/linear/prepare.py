@@ -31,8 +31,11 @@ def prepare_linears(
     """Replaces the linear layers of `model` in place, and converts its other parameters to `precision.states`.
 
     Only transformer layers are quantised, because a pooler or a head is small and determines the logit. In int8, the
-    layers that `run_calibration` calls get fixed scales; all other layers compute a scale for each row.
+    layers that `run_calibration` calls get fixed scales; all other layers compute a scale for each row. A trainable
+    model stays as it is.
     """
+    if precision.is_trainable:
+        return
     device = next(model.parameters()).device
     join_linears(model, only_encoders=device.type == "cpu")
     if device.type == "cpu":

@@ -30,6 +30,7 @@ SUBCOMMANDS = {
     "batch": ("batch:batch", "Score a file of queries and passages, of any size."),
     "eval": ("evaluate:evaluate_command", "Compare models on judged queries."),
     "calibrate": ("calibrate:calibrate_command", "Turn a model's logits into probabilities, by judged queries."),
+    "tune": ("tune:tune_command", "Train a model on your own judged queries."),
     "verify": ("verify:verify_command", "Check that a served model scores like its checkpoint."),
     "make-checkpoint": ("make_checkpoint:make_checkpoint_command", "Write a randomly initialised reranker checkpoint."),
     "plan": ("plan:plan", "Estimate how many GPUs a load needs, by simulation."),

@@ -5,6 +5,7 @@ from itertools import islice
 from pathlib import Path
 
 import bm25s
+import numpy as np
 import Stemmer
 
 from rerank_service.errors import BatchError
@@ -33,6 +34,17 @@ class Bm25:
         (words,) = self._words([query])
         scores = self._index.get_scores(words).tolist() if words else [0.0] * len(self._ids)
         return dict(sorted(zip(self._ids, scores, strict=True), key=lambda scored: -scored[1]))
+
+    def best(self, query: str, limit: int) -> list[str]:
+        """The passages with the highest scores above 0, at most `limit`, best first; ties keep the order of the
+        corpus."""
+        (words,) = self._words([query])
+        scores = self._index.get_scores(words) if words else np.zeros(len(self._ids), np.float32)
+        limit = min(limit, len(scores))
+        lowest = np.partition(scores, len(scores) - limit)[len(scores) - limit] if limit else 0.0
+        chosen = np.flatnonzero((scores >= lowest) & (scores > 0))
+        ranked = chosen[np.argsort(-scores[chosen], kind="stable")][:limit]
+        return [self._ids[index] for index in ranked]
 
     def _words(self, texts: list[str]) -> list[list[str]]:
         words: list[list[str]] = bm25s.tokenize(
