@@ -135,5 +135,8 @@ def _difference(figure: dict[str, float]) -> tuple[str, str]:
 
 def _has_own_settings(model: ModelConfig) -> bool:
     """Whether the model's settings say how to read its files, so a folder alone would be read differently."""
-    own = {"kind", "pooling", "temperature", "prompt_template", "yes_no", "instruction", "head", "special_tokens"}
+    own = {
+        *("kind", "pooling", "temperature", "prompt_template", "yes_no", "yes_no_prompt", "instruction", "head"),
+        *("query_tokens", "num_layers", "special_tokens"),
+    }
     return model.window_tokens is not None or bool(own & model.engine.model_dump(exclude_defaults=True).keys())
