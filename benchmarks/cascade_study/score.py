@@ -82,7 +82,7 @@ def cpu_ms_per_pair(
 
 
 def _engine(folder: Path, cache_bytes: int | None) -> Engine[Any]:
-    engine = load_engine(
+    return load_engine(
         ModelConfig(
             id=folder.name,
             checkpoint=CheckpointConfig(source=str(folder)),
@@ -91,4 +91,3 @@ def _engine(folder: Path, cache_bytes: int | None) -> Engine[Any]:
             ),
         )
     )
-    return engine
