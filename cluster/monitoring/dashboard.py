@@ -176,6 +176,30 @@ ROWS: dict[str, list[Panel]] = {
         ),
         Panel("Passages per request, p50", "none", "", {"{{model}}": _quantile(0.5, "request_passages")}),
     ],
+    "Cascades": [
+        Panel(
+            "Passages scored by each stage",
+            "ops",
+            "Passages per second, by cascade and the model of the stage.",
+            {"{{model}} {{stage}}": _rate("cascade_stage_passages_total", "model, stage")},
+        ),
+        Panel(
+            "Time of each stage, p95",
+            "s",
+            "Time that a stage takes for a request, the queue included.",
+            {
+                "{{model}} {{stage}}": "histogram_quantile(0.95, "
+                f"{_rate('cascade_stage_seconds_bucket', 'le, model, stage')})"
+            },
+        ),
+        Panel(
+            "Stages left out",
+            "reqps",
+            "Stages left out because of overload or a short deadline (on_overload: answer_early), by reason.",
+            {"{{model}} {{stage}} {{reason}}": _rate("cascade_skipped_stages_total", "model, stage, reason")},
+            stacked=True,
+        ),
+    ],
     "Canaries and shadows": [
         Panel(
             "Share of requests",

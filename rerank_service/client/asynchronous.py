@@ -35,8 +35,9 @@ class AsyncClient(ClientBase[httpx.AsyncClient]):
         Without passages, the ranking is empty and no request is sent. With `windows`, a passage that is longer than the
         model's window is scored by its best window. With `explain=3`, the three best passages have an `explanation`;
         the call must then fit in one request, otherwise `ValueError` is raised. More than `max_passages` passages are
-        sent in several concurrent requests. Raises `RerankClientError`. If one request fails or the call is cancelled,
-        the other requests are cancelled, and the service drops the passages that it has not started to score.
+        sent in several concurrent requests. A cascade ranks only a call that fits in one request. Raises
+        `RerankClientError`. If one request fails or the call is cancelled, the other requests are cancelled, and the
+        service drops the passages that it has not started to score.
         """
         call = self._call(query, passages, Options(model, truncate, windows, explain), top_n)
         slots = asyncio.Semaphore(self._max_concurrent_requests)

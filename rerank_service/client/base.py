@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 
 import httpx
 
-from .errors import ConnectionFailed, DeadlineExceededError
+from .errors import ConnectionFailed, DeadlineExceededError, InvalidRequestError
 from .exchange import Options, Part, PartAnswer, combine, cut, read_answer
 from .ranking import Ranking
 from .retries import Deadline
@@ -46,8 +46,16 @@ class RankCall:
     deadline: Deadline
 
     def read(self, part: Part, response: httpx.Response) -> PartAnswer:
-        """The answer for one part. Raises `ApiError`."""
-        return read_answer(part, response.status_code, response.headers, response.content, self.request_id)
+        """The answer for one part. Raises `ApiError`, and `InvalidRequestError` if a cascade has ranked a part of the
+        passages: only a ranking of all passages shows which of them the next stage must score."""
+        answer = read_answer(part, response.status_code, response.headers, response.content, self.request_id)
+        if answer.stages and len(self.parts) > 1:
+            message = (
+                f"{response.headers.get('x-model', 'this model')} is a cascade, which ranks all passages in one "
+                f"request: send at most {self.parts[0].num_passages} passages, or name one of its stages as model"
+            )
+            raise InvalidRequestError(response.status_code, message, request_id=self.request_id)
+        return answer
 
     def ranking(self, answers: Sequence[PartAnswer]) -> Ranking:
         """Combines the answers, in the order of the parts, into the ranking."""

@@ -35,8 +35,8 @@ class Client(ClientBase[httpx.Client]):
         Without passages, the ranking is empty and no request is sent. With `windows`, a passage that is longer than the
         model's window is scored by its best window. With `explain=3`, the three best passages have an `explanation`;
         the call must then fit in one request, otherwise `ValueError` is raised. More than `max_passages` passages are
-        sent in several concurrent requests from separate threads. Raises `RerankClientError`. If one request fails, the
-        call waits for the requests in flight and sends no others.
+        sent in several concurrent requests from separate threads. A cascade ranks only a call that fits in one request.
+        Raises `RerankClientError`. If one request fails, the call waits for the requests in flight and sends no others.
         """
         call = self._call(query, passages, Options(model, truncate, windows, explain), top_n)
         if len(call.parts) <= 1:

@@ -1,7 +1,8 @@
 """Turns a call of `rank` into request bodies, and the responses into one ranking. The module sends nothing.
 
 A call with more passages than a request allows becomes several requests. The logit of a pair does not depend on the
-other pairs in the request, so the combined answers equal the ranking of one large request.
+other pairs in the request, so the combined answers equal the ranking of one large request. A cascade is the exception:
+which passages its stages keep depends on the request, so a call for a cascade must be one request.
 """
 
 import json
@@ -11,6 +12,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, Literal, NamedTuple
+from urllib.parse import unquote
 
 from .errors import (
     ApiError,
@@ -84,6 +86,8 @@ class PartAnswer:
     num_unscored: int | None
     explanations: Mapping[int, Explanation]
     """Explanations by the index of the passage in the part."""
+    stages: Mapping[str, int]
+    """Passages that each stage of a cascade has scored; empty for other models."""
 
 
 def cut(query: str, passages: Sequence[str], options: Options, max_passages: int) -> list[Part]:
@@ -123,6 +127,7 @@ def read_answer(part: Part, status: int, headers: Mapping[str, str], content: by
         _count(headers.get("x-rerank-truncated-passages")),
         _count(headers.get("x-rerank-unscored-passages")),
         explanations,
+        _stages(headers.get("x-rerank-stages", "")),
     )
 
 
@@ -142,6 +147,7 @@ def combine(passages: Sequence[str], answers: Iterable[PartAnswer], request_id: 
         max((answer.timings_ms for answer in answers), key=lambda timings: timings.get("total", 0.0), default={}),
         _total([answer.num_truncated for answer in answers]),
         _total([answer.num_unscored for answer in answers]),
+        answers[0].stages if len(answers) == 1 else {},  # a cascade ranks one part only
     )
 
 
@@ -152,6 +158,12 @@ def _count(header: str | None) -> int | None:
 def _total(counts: Sequence[int | None]) -> int | None:
     known = [count for count in counts if count is not None]
     return sum(known) if len(known) == len(counts) else None
+
+
+def _stages(header: str) -> dict[str, int]:
+    """Reads `x-rerank-stages`, like `small=512, large=0;skipped=queue_full`."""
+    entries = (entry.partition(";")[0].rpartition("=") for entry in header.split(","))
+    return {unquote(name.strip()): int(count) for name, _, count in entries if count.isdecimal()}
 
 
 def _error(part: Part, status: int, headers: Mapping[str, str], body: Any, request_id: str) -> ApiError:

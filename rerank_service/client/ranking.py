@@ -67,6 +67,9 @@ class Ranking(Sequence[RankedPassage]):
     num_unscored: int | None = None
     """Number of passages of which no token was scored, because the query fills the model's window. Their logits are
     meaningless. None if the service does not report it."""
+    stages: Mapping[str, int] = field(default_factory=dict)
+    """If the model is a cascade: the number of passages that each stage has scored, by the model's id. 0: the stage was
+    left out. Empty for other models."""
 
     @overload
     def __getitem__(self, place: int) -> RankedPassage: ...

@@ -5,6 +5,7 @@ import Ray, torch or HTTP: the command line, the engine and the head node of a c
 """
 
 from rerank_service.config.application import RerankConfig
+from rerank_service.config.cascade import CascadeConfig, Keep, MarginConfig, StageConfig
 from rerank_service.config.checkpoint import CheckpointConfig
 from rerank_service.config.engine import (
     Device,
@@ -55,6 +56,7 @@ __all__ = [
     "AuthConfig",
     "AutoscalingConfig",
     "BatchingConfig",
+    "CascadeConfig",
     "CheckpointConfig",
     "Device",
     "DialectName",
@@ -63,9 +65,11 @@ __all__ = [
     "EngineKind",
     "FlashAttention",
     "IngressConfig",
+    "Keep",
     "LateInteractionHead",
     "LimitsConfig",
     "LogConfig",
+    "MarginConfig",
     "ModelConfig",
     "PathConfig",
     "PoolConfig",
@@ -77,6 +81,7 @@ __all__ = [
     "RerankConfig",
     "ServiceConfig",
     "SpecialTokens",
+    "StageConfig",
     "TracingConfig",
     "VersionConfig",
     "YesNoPrompt",

@@ -5,6 +5,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
+from rerank_service.config.cascade import CascadeConfig
 from rerank_service.config.model import ModelConfig, PoolConfig
 from rerank_service.config.replica import ReplicaConfig, default_batch_tokens
 from rerank_service.config.section import Section
@@ -36,6 +37,9 @@ class RerankConfig(Section):
     pools: tuple[PoolConfig, ...] = ()
     """Replicas that several models share; see `models[].pool`."""
 
+    cascades: tuple[CascadeConfig, ...] = ()
+    """Names under which several models rank a request in stages."""
+
     service: ServiceConfig = ServiceConfig()
     """Default model, playground, and the replicas that answer HTTP requests."""
 
@@ -64,12 +68,12 @@ class RerankConfig(Section):
     @model_validator(mode="after")
     def _names_are_unambiguous(self) -> Self:
         owners: dict[str, str] = {}
-        for model in self.models:
+        for model in self.named:
             for name in model.names:
                 owner = owners.setdefault(name.casefold(), model.id)
                 if owner != model.id:
                     raise ValueError(f"name {name!r} belongs to both {owner!r} and {model.id!r}; rename one")
-        ids = [model.id for model in self.models]
+        ids = [model.id for model in self.named]
         if repeated := {one for one in ids if ids.count(one) > 1}:
             raise ValueError(f"two models have the same id: {', '.join(sorted(repeated))}; rename one")
         hosts: tuple[ModelConfig | PoolConfig, ...] = (*self.models, *self.pools)
@@ -97,8 +101,22 @@ class RerankConfig(Section):
             shares[model.version.of] += model.version.traffic_percent
         if above := sorted(of for of, percent in shares.items() if percent > _ALL_PERCENT):
             raise ValueError(f"the versions of {', '.join(above)} have more than 100 traffic_percent together")
-        if self.default_model_id.casefold() not in {name.casefold() for m in self.listed_models for name in m.names}:
+        if self.default_model_id.casefold() in {name.casefold() for m in self.models if m.version for name in m.names}:
             raise ValueError(f"service.default_model {self.default_model_id!r} is a version; name the model itself")
+        return self
+
+    @model_validator(mode="after")
+    def _stages_are_models(self) -> Self:
+        listed, cascades = {model.id for model in self.listed_models}, {cascade.id for cascade in self.cascades}
+        for cascade in self.cascades:
+            for stage in cascade.stages:
+                if stage.model in listed:
+                    continue
+                why = "is a cascade itself" if stage.model in cascades else "is not the id of such a model"
+                raise ValueError(
+                    f"cascade {cascade.id!r}: a stage needs the id of a model that is not a version, and "
+                    f"{stage.model!r} {why}; there are {', '.join(sorted(listed))}"
+                )
         return self
 
     @model_validator(mode="after")
@@ -159,6 +177,22 @@ class RerankConfig(Section):
     def listed_models(self) -> tuple[ModelConfig, ...]:
         """The models that clients are told about: all except versions."""
         return tuple(model for model in self.models if model.version is None)
+
+    @property
+    def listed(self) -> tuple[ModelConfig | CascadeConfig, ...]:
+        """The models and cascades that clients are told about."""
+        return (*self.listed_models, *self.cascades)
+
+    @property
+    def named(self) -> tuple[ModelConfig | CascadeConfig, ...]:
+        """All models, including versions, and all cascades."""
+        return (*self.models, *self.cascades)
+
+    def single_model(self, named: ModelConfig | CascadeConfig) -> ModelConfig:
+        """The model itself, or the model of a cascade's last stage."""
+        if isinstance(named, ModelConfig):
+            return named
+        return next(model for model in self.models if model.id == named.last_model)
 
     @property
     def versions(self) -> dict[str, VersionConfig]:

@@ -1,7 +1,7 @@
 """Settings of one model, and of a pool of replicas that several models share."""
 
 import re
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -11,18 +11,18 @@ from rerank_service.config.replica import AutoscalingConfig, BatchingConfig, Rep
 from rerank_service.config.section import Section
 from rerank_service.config.version import VersionConfig
 
-__all__ = ["ModelConfig", "PoolConfig"]
+__all__ = ["ModelConfig", "ModelName", "PoolConfig"]
 
-_ModelName = Annotated[str, Field(min_length=1, max_length=200)]
+ModelName = Annotated[str, Field(min_length=1, max_length=200)]
 
 
 class ModelConfig(Section):
     """A model: the name that clients send, its checkpoint, and its replicas."""
 
-    id: _ModelName
+    id: ModelName
     """Name that clients send as `model`, for instance `nvidia/llama-3.2-nv-rerankqa-1b-v2`."""
 
-    aliases: tuple[_ModelName, ...] = ()
+    aliases: tuple[ModelName, ...] = ()
     """Other names for the same model, such as names that existing clients send. Names are matched
     case-insensitively."""
 
@@ -56,6 +56,13 @@ class ModelConfig(Section):
 
     version: VersionConfig | None = None
     """Makes this model a canary or a shadow of another model. Null: it is a model of its own."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _cascades_have_their_own_section(cls, settings: Any) -> Any:
+        if isinstance(settings, dict) and "stages" in settings:
+            raise ValueError("a cascade has no checkpoint or replicas: move the entry with `stages` to `cascades`")
+        return settings
 
     @model_validator(mode="after")
     def _pooled_models_have_no_replicas(self) -> Self:

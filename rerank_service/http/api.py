@@ -17,7 +17,7 @@ from rerank_service import __version__
 from rerank_service.config import ModelConfig, RerankConfig
 from rerank_service.http.access import ApiKeys, RateLimits
 from rerank_service.http.dialects import NIM, routes_of
-from rerank_service.http.endpoint import DirectRankings, RankingEndpoint, ranking_routes
+from rerank_service.http.endpoint import Detour, DirectRankings, RankingEndpoint, ranking_routes
 from rerank_service.http.envelope import add_error_handlers
 from rerank_service.http.model_routes import model_routes
 from rerank_service.http.openapi import add_openapi
@@ -73,7 +73,8 @@ def build_api(
         redoc_url=None,
     )
     _with_head(api.router)  # /docs
-    endpoint = RankingEndpoint(config, keys, rate_limits, router, ranker, observer, versions)
+    detours = _detours(config, metrics, versions)
+    endpoint = RankingEndpoint(config, keys, rate_limits, router, ranker, observer, detours)
     rankings = ranking_routes(endpoint, config)
     api.include_router(rankings)
     api.add_middleware(DirectRankings, routes=rankings.routes)
@@ -87,6 +88,17 @@ def build_api(
     add_error_handlers(api, (NIM.paths[0], *routes_of(config.dialects)))
     add_openapi(api, config, keys_are_required=keys.are_required)
     return api
+
+
+def _detours(config: RerankConfig, metrics: IngressMetrics, versions: Versions | None) -> dict[str, Detour]:
+    """What ranks the calls for cascades and for models with versions, by id."""
+    detours: dict[str, Detour] = {} if versions is None else dict.fromkeys(versions.models, versions)
+    if config.cascades:
+        from rerank_service.http.cascades import Cascades
+
+        cascades = Cascades(config, metrics, versions)
+        detours |= dict.fromkeys((cascade.id for cascade in config.cascades), cascades)
+    return detours
 
 
 def _with_head(routes: APIRouter) -> APIRouter:

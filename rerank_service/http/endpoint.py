@@ -11,9 +11,8 @@ import uuid
 import zlib
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from operator import attrgetter
-from typing import Any
+from typing import Any, Protocol
 
 from fastapi import APIRouter, Request, Response
 from fastapi.routing import APIRoute
@@ -44,17 +43,33 @@ from rerank_service.http.dialects import (
 from rerank_service.http.envelope import error_response
 from rerank_service.http.openapi import RANKING_OPERATION, dialect_operation
 from rerank_service.http.proxies.headers import FORWARDED_TIMEOUT_HEADER, TIMEOUT_HEADER
-from rerank_service.http.versions import Versions
+from rerank_service.http.versions import RankCall, Scored
 from rerank_service.messages import Deadline, Ranked, Truncate
 from rerank_service.routing.explain import plan_explanation, with_explanations
 from rerank_service.routing.model_router import ModelRouter
 from rerank_service.routing.ranker import Ranker
-from rerank_service.telemetry.observation import CLIENT_DISCONNECTED, Observer
+from rerank_service.telemetry.observation import CLIENT_DISCONNECTED, Observation, Observer
 
-__all__ = ["DirectRankings", "RankingEndpoint", "ranking_routes", "request_timeout_s"]
+__all__ = ["Detour", "DirectRankings", "RankingEndpoint", "ranking_routes", "request_timeout_s"]
 
 _PASSAGES = attrgetter("passages")
 _JSON = re.compile(r"application/(json|.*\+json)")
+
+
+class Detour(Protocol):
+    """Ranks the calls for a model in another way than with this model's replicas alone."""
+
+    async def rank(
+        self,
+        call: RankingCall,
+        observation: Observation,
+        caller: str,
+        client_id: str | None,
+        deadline: Deadline,
+        rank: RankCall,
+    ) -> Scored:
+        """Ranks a call for the observed model. `rank` ranks a call with the replicas of one model."""
+        ...
 
 
 class RankingEndpoint:
@@ -68,16 +83,16 @@ class RankingEndpoint:
         router: ModelRouter,
         ranker: Ranker,
         observer: Observer,
-        versions: Versions | None = None,
+        detours: Mapping[str, Detour],
     ) -> None:
-        """`versions` is null if no model has versions."""
+        """`detours` maps the ids of cascades and of models with versions to what ranks their calls."""
         self._limits = config.limits
         self._keys = keys
         self._rate_limits = rate_limits
         self._router = router
         self._ranker = ranker
         self._observer = observer
-        self._versions = versions
+        self._detours = detours
 
     async def answer(
         self, request: Request, dialects: Sequence[Dialect], rules: ReadingRules, slug: str | None = None
@@ -108,11 +123,10 @@ class RankingEndpoint:
                 headers |= await self._rate_limits.take("passages", caller, num_passages)
                 deadline = Deadline.after(timeout_s)  # the time for uploading the body does not count
                 client_id = request.headers.get("x-request-id")
-                score = partial(self._rank, call, caller, client_id)
-                if self._versions is None or model.id not in self._versions:
-                    rankings, more = await score(model.id, deadline)
+                if (detour := self._detours.get(model.id)) is None:
+                    rankings, more = await self._rank(call, caller, client_id, model.id, deadline)
                 else:
-                    rankings, more = await self._versions.rank(call, observation, caller, client_id, deadline, score)
+                    rankings, more = await detour.rank(call, observation, caller, client_id, deadline, self._rank)
                 observation.add_rankings(rankings)
                 # In explanations, null is a value.
                 reply = call.reply(rankings, model.id).model_dump_json(exclude_none=call.explain_top_n is None)
@@ -133,7 +147,7 @@ class RankingEndpoint:
         model_id: str,
         deadline: Deadline,
         explain: bool = False,
-    ) -> tuple[list[Ranked], dict[str, str]]:
+    ) -> Scored:
         """Ranks each query, and explains the ranking if the call asks for it. Returns headers for the answer too.
         Errors name the fields of the client's body."""
         request_id = uuid.uuid4().hex
@@ -176,7 +190,7 @@ class RankingEndpoint:
         deadline: Deadline,
         caller: str,
         client_id: str | None,
-    ) -> tuple[list[Ranked], dict[str, str]]:
+    ) -> Scored:
         """Returns the ranking of the call's only query with its explanations, and headers for the answer. The
         explanations count against the same quota and deadline as the ranking."""
         (query,), (ranked,) = call.queries, rankings

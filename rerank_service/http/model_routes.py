@@ -10,7 +10,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from rerank_service import __version__
-from rerank_service.config import DialectName, ModelConfig, RerankConfig
+from rerank_service.config import CascadeConfig, DialectName, ModelConfig, RerankConfig
 from rerank_service.config.replica import default_batch_tokens
 from rerank_service.errors import UnknownModel
 from rerank_service.http.access import ApiKeys
@@ -29,13 +29,14 @@ def model_routes(config: RerankConfig, keys: ApiKeys, metrics: IngressMetrics) -
     """Builds the GET routes."""
     routes = APIRouter(tags=["Service"])
     entries = _entries(config, metrics)
-    names = [name for model in config.listed_models for name in model.names]
+    names = [name for model in config.listed for name in model.names]
 
     @routes.get("/v1/models", responses=_UNAUTHORISED)
     async def models(request: Request) -> dict[str, Any]:
         """Served models and their aliases. An alias has the model's id as `root`. `numerics` names the number types in
         which a model computes. If a model's files leave open what the model computes, `unverified` tells what the
-        service assumes."""
+        service assumes. Only a cascade has `stages`; it ranks a whole request, so clients must not split a request for
+        it."""
         keys.authenticate(request.headers)
         return {"object": "list", "data": entries()}
 
@@ -88,10 +89,10 @@ def _add_dialect_routes(
 
 
 def _entries(config: RerankConfig, metrics: IngressMetrics) -> Callable[[], list[dict[str, Any]]]:
-    """Returns a function that lists the models. The default model comes first: clients without a configured model use
-    the first model in the list."""
-    default, created = _default_model(config), int(time.time())
-    default_first = sorted(config.listed_models, key=lambda model: model is not default)
+    """Returns a function that lists the models and cascades. The default model comes first: clients without a
+    configured model use the first model in the list."""
+    default, created = _default(config), int(time.time())
+    default_first = sorted(config.listed, key=lambda model: model is not default)
 
     def entries() -> list[dict[str, Any]]:
         return [
@@ -102,41 +103,56 @@ def _entries(config: RerankConfig, metrics: IngressMetrics) -> Callable[[], list
                 "owned_by": "rerank-service",
                 "root": model.id,
                 "model_type": "rerank",  # Xinference's clients require it
-                **({} if window is None else {"max_model_len": window}),  # as in vLLM
-                **({} if numerics is None else {"numerics": numerics.name}),
-                **({} if reason is None else {"unverified": reason}),
+                **facts,
             }
             for model in default_first
-            for window, reason in ((_window_tokens(model, metrics), metrics.unverified.get(model.id)),)
-            for numerics in (metrics.numerics.get(model.id),)
+            for facts in (_facts(model, config, metrics),)
             for name in model.names
         ]
 
     return entries
 
 
-def _default_model(config: RerankConfig) -> ModelConfig:
+def _facts(model: ModelConfig | CascadeConfig, config: RerankConfig, metrics: IngressMetrics) -> dict[str, Any]:
+    """The fields of a list entry that differ between models."""
+    window = _window_tokens(model, config, metrics)
+    facts: dict[str, Any] = {} if window is None else {"max_model_len": window}  # as in vLLM
+    if isinstance(model, CascadeConfig):
+        return facts | {"stages": [stage.model_dump(exclude_none=True) for stage in model.stages]}
+    numerics, reason = metrics.numerics.get(model.id), metrics.unverified.get(model.id)
+    if numerics is not None:
+        facts["numerics"] = numerics.name
+    return facts if reason is None else facts | {"unverified": reason}
+
+
+def _default(config: RerankConfig) -> ModelConfig | CascadeConfig:
     default = config.default_model_id.casefold()
-    return next(model for model in config.models if default in {name.casefold() for name in model.names})
+    return next(model for model in config.listed if default in {name.casefold() for name in model.names})
 
 
-def _window_tokens(model: ModelConfig, metrics: IngressMetrics) -> int | None:
-    """Maximum length of a pair in tokens; null if only the checkpoint defines it and no replica has answered yet."""
-    return metrics.window_tokens.get(model.id, model.window_tokens)
+def _window_tokens(model: ModelConfig | CascadeConfig, config: RerankConfig, metrics: IngressMetrics) -> int | None:
+    """Maximum length of a pair in tokens; null if only the checkpoint defines it and no replica has answered yet. A
+    cascade has the smallest window of its stages, because each stage truncates or refuses long pairs."""
+    if isinstance(model, ModelConfig):
+        return metrics.window_tokens.get(model.id, model.window_tokens)
+    stages = {stage.model for stage in model.stages}
+    windows = [_window_tokens(one, config, metrics) for one in config.models if one.id in stages]
+    return min((window for window in windows if window is not None), default=None)
 
 
 def _tei_info(config: RerankConfig, metrics: IngressMetrics) -> dict[str, Any]:
-    model = _default_model(config)
+    default = _default(config)
+    model = config.single_model(default)
     replica, rules = config.replica_of(model), rules_of(config, tei.RERANK.paths[0])
     batch_tokens = model.batching.max_batch_tokens or default_batch_tokens(on_gpu=replica.num_gpus > 0)
     return {
-        "model_id": model.id,
+        "model_id": default.id,
         "model_sha": model.checkpoint.revision,
         "model_dtype": min(metrics.precisions(model.id), default=model.engine.dtype.value),
-        "served_model_name": model.id,
+        "served_model_name": default.id,
         "model_type": {"reranker": {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}},
         "max_concurrent_requests": config.service.ingress.max_ongoing_requests,
-        "max_input_length": _window_tokens(model, metrics) or _TEI_INPUT_TOKENS,
+        "max_input_length": _window_tokens(default, config, metrics) or _TEI_INPUT_TOKENS,
         "max_batch_tokens": batch_tokens,
         "max_batch_requests": None,
         "max_client_batch_size": rules.max_passages,

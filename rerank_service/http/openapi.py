@@ -40,6 +40,11 @@ _RANKING_HEADERS: dict[str, Any] = {
     }.items()
 } | {
     "x-model": {"description": "Id of the model that ranked the passages.", "schema": {"type": "string"}},
+    "x-rerank-stages": {
+        "description": "Number of passages that each stage of a cascade scored, such as `small=512, large=20`. A stage "
+        "that was left out has 0 and the reason: `large=0;skipped=queue_full`. Absent for other models.",
+        "schema": {"type": "string"},
+    },
     "x-ignored-fields": {
         "description": "Names of up to ten fields of the body that the API does not have; absent if there are none.",
         "schema": {"type": "string"},

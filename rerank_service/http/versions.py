@@ -5,6 +5,7 @@ An ingress without versions has no object of this module.
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 from rerank_service.config import RerankConfig
@@ -18,13 +19,15 @@ from rerank_service.routing.traffic import TrafficSplit
 from rerank_service.telemetry.metrics import MetricSink
 from rerank_service.telemetry.observation import Observation
 
-__all__ = ["FollowShares", "Versions"]
+__all__ = ["FollowShares", "RankCall", "Scored", "Versions"]
 
 FollowShares = Callable[[TrafficSplit], Awaitable[None]]
 """Keeps the shares of a `TrafficSplit` up to date, until cancelled."""
 
-_Scored = tuple[list[Ranked], dict[str, str]]
+Scored = tuple[list[Ranked], dict[str, str]]
 """The rankings of a call's queries, and headers for the answer."""
+RankCall = Callable[[RankingCall, str, str | None, str, Deadline], Awaitable[Scored]]
+"""Ranks the queries of a call for a caller, with the client's id of the request and the id of the model."""
 
 
 class Versions:
@@ -44,13 +47,10 @@ class Versions:
         self._router = router
         self._split = TrafficSplit(config, self._is_running, metrics)
         self._shadow = Shadow(ranker, metrics, timeout_s)
-        self._with_versions = {share.of for share in config.versions.values()}
+        self.models = frozenset(share.of for share in config.versions.values())
+        """Ids of the models that have versions."""
         self._follow_shares = follow_shares
         self._follower: asyncio.Future[None] | None = None
-
-    def __contains__(self, model_id: str) -> bool:
-        """Whether the model has versions."""
-        return model_id in self._with_versions
 
     def start(self) -> None:
         """Starts probing the versions and following their shares, in the running event loop."""
@@ -72,20 +72,32 @@ class Versions:
         caller: str,
         client_id: str | None,
         deadline: Deadline,
-        score: Callable[[str, Deadline], Awaitable[_Scored]],
-    ) -> _Scored:
-        """Has the observed model or one of its versions score a call, as `TrafficSplit.answer` describes, and notes in
-        the observation which of them did. Afterwards, shadows score a sample of the calls that the model itself has
-        answered."""
+        rank: RankCall,
+    ) -> Scored:
+        """Has the observed model or one of its versions rank a call, and notes in the observation which of them did."""
         model_id = observation.model_id
-        scored_by, scored = await self._split.answer(model_id, client_id, deadline, score)
-        if scored_by == model_id and (shadows := self._split.sampled_shadows(model_id)):
+        observation.model_id, scored = await self.answer(call, model_id, caller, client_id, deadline, rank)
+        return scored
+
+    async def answer(
+        self,
+        call: RankingCall,
+        model_id: str,
+        caller: str,
+        client_id: str | None,
+        deadline: Deadline,
+        rank: RankCall,
+    ) -> tuple[str, Scored]:
+        """Has a model or one of its versions rank a call, as `TrafficSplit.answer` describes. Afterwards, shadows score
+        a sample of the calls that the model itself has answered."""
+        score = partial(rank, call, caller, client_id)
+        answered_by, scored = await self._split.answer(model_id, client_id, deadline, score)
+        if answered_by == model_id and (shadows := self._split.sampled_shadows(model_id)):
             answers = zip(call.queries, scored[0], strict=True)
             queries = [AnsweredQuery(query.text, query.passages, ranked) for query, ranked in answers]
             for version in shadows:
                 self._shadow.offer(version, queries, call.fitting, caller)
-        observation.model_id = scored_by
-        return scored
+        return answered_by, scored
 
     def describe(self, model_id: str) -> dict[str, Any] | None:
         """The state of a version, for `/v1/metadata`; null if the model is not a version."""

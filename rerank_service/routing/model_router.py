@@ -16,7 +16,7 @@ import grpc  # type: ignore[import-untyped]
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 
-from rerank_service.config import ModelConfig, RerankConfig
+from rerank_service.config import CascadeConfig, ModelConfig, RerankConfig
 from rerank_service.errors import DeviceFailed, EngineFailed, Loc, ReplicaUnavailable, RerankError, UnknownModel
 from rerank_service.messages import Deadline, Declined, Shard, ShardScores
 from rerank_service.routing.replica_table import MAX_DECLINED, ReplicaTable
@@ -60,7 +60,7 @@ class ModelRouter:
     ) -> None:
         """`score_methods` and `tables` have one entry per model id; a table holds what this process knows about the
         model's replicas."""
-        self._listed_models = config.listed_models
+        self._listed = config.listed
         self._versions = frozenset(config.versions)
         self._metrics = metrics
         self._tracing = tracing
@@ -74,14 +74,16 @@ class ModelRouter:
         """Time of the last answer from a replica, by model id, on the event loop's clock. A refusal counts as an
         answer."""
         self._default = config.default_model_id
-        versions_last = sorted(config.models, key=lambda model: model.version is not None)
-        self._by_name = {name.casefold(): model for model in versions_last for name in model.names}
+        versions = (model for model in config.models if model.version is not None)
+        self._by_name: dict[str, ModelConfig | CascadeConfig] = {
+            name.casefold(): model for model in (*config.listed, *versions) for name in model.names
+        }
         # Reversed, so that the first of two models with the same slug stays in the dict.
         self._by_slug = {slug_of(name): model for name, model in reversed(self._by_name.items())}
 
-    def resolve(self, name: str | None, or_default: bool = False) -> ModelConfig:
-        """The model with this name or alias; for null, the default model, and with `or_default` also for an unknown
-        name. Raises `UnknownModel`."""
+    def resolve(self, name: str | None, or_default: bool = False) -> ModelConfig | CascadeConfig:
+        """The model or cascade with this name or alias; for null, the default one, and with `or_default` also for an
+        unknown name. Raises `UnknownModel`."""
         model = self._by_name.get((self._default if name is None else name).casefold())
         if model is None:
             if or_default:
@@ -89,9 +91,9 @@ class ModelRouter:
             raise self._unknown(str(name), ("body", "model"))
         return model
 
-    def resolve_slug(self, slug: str) -> ModelConfig:
-        """The model with this slug: its name without the organisation and with `_` for `.`, as in hosted URLs. Raises
-        `UnknownModel`."""
+    def resolve_slug(self, slug: str) -> ModelConfig | CascadeConfig:
+        """The model or cascade with this slug: its name without the organisation and with `_` for `.`, as in hosted
+        URLs. Raises `UnknownModel`."""
         model = self._by_slug.get(slug_of(slug.casefold()))
         if model is None:
             raise self._unknown(slug, ("path", "slug"))
@@ -216,7 +218,7 @@ class ModelRouter:
             raise ReplicaUnavailable(shard.model) from error.__cause__
 
     def _unknown(self, name: str, loc: Loc) -> UnknownModel:
-        return UnknownModel(name, [name for model in self._listed_models for name in model.names], loc)
+        return UnknownModel(name, [name for model in self._listed for name in model.names], loc)
 
 
 def _own_error(error: RayTaskError, model: str) -> Exception:

@@ -16,6 +16,9 @@ __all__ = [
     "CACHE_HITS",
     "CACHE_MISSES",
     "CANCELLED_REQUESTS",
+    "CASCADE_SKIPPED_STAGES",
+    "CASCADE_STAGE_PASSAGES",
+    "CASCADE_STAGE_SECONDS",
     "DEVICE_BUSY_SECONDS",
     "DEVICE_MEMORY_BYTES",
     "DEVICE_MEMORY_LIMIT_BYTES",
@@ -111,8 +114,10 @@ def _counter(name: str, documentation: str, *labels: str, by_replica: bool = Fal
     return Metric(f"rerank_{name}_total", MetricKind.COUNTER, documentation, labels or ("model",), (), by_replica)
 
 
-def _histogram(name: str, documentation: str, buckets: tuple[float, ...], *, by_replica: bool = False) -> Metric:
-    return Metric(f"rerank_{name}", MetricKind.HISTOGRAM, documentation, ("model",), buckets, by_replica)
+def _histogram(
+    name: str, documentation: str, buckets: tuple[float, ...], *labels: str, by_replica: bool = False
+) -> Metric:
+    return Metric(f"rerank_{name}", MetricKind.HISTOGRAM, documentation, labels or ("model",), buckets, by_replica)
 
 
 def _gauge(name: str, documentation: str, *labels: str, by_replica: bool = True) -> Metric:
@@ -185,6 +190,19 @@ SHADOW_LARGEST_DIFFERENCE = _histogram(
     _LOGITS,
 )
 SHADOW_SECONDS = _histogram("shadow_seconds", "Time that a shadow takes for a ranking.", _SECONDS)
+CASCADE_STAGE_PASSAGES = _counter(
+    "cascade_stage_passages", "Passages scored by a stage of a cascade; `model` is the cascade.", "model", "stage"
+)
+CASCADE_STAGE_SECONDS = _histogram(
+    "cascade_stage_seconds", "Time that a stage of a cascade takes for a request.", _SECONDS, "model", "stage"
+)
+CASCADE_SKIPPED_STAGES = _counter(
+    "cascade_skipped_stages",
+    "Stages of cascades left out because of overload or a short deadline (on_overload: answer_early), by reason.",
+    "model",
+    "stage",
+    "reason",
+)
 CACHE_HITS = _counter("passage_cache_hits", "Passages whose encoding was in a replica's cache.", by_replica=True)
 CACHE_MISSES = _counter(
     "passage_cache_misses", "Passages whose encoding was not in a replica's cache.", by_replica=True

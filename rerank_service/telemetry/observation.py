@@ -85,6 +85,10 @@ class Observation:
     """Null unless the request was ranked."""
     timings_ms: dict[str, float] = field(default_factory=dict)
     """Time spent in each stage of a ranked request, in the order of the stages."""
+    stage_timings: str = ""
+    """More entries of the header `Server-Timing`: a comma before each."""
+    more_fields: dict[str, str] = field(default_factory=dict)
+    """More fields of the log line of a ranked request."""
     status: int = 500
     error: RerankError | None = None
     started_s: float = field(default_factory=time.perf_counter)
@@ -110,7 +114,7 @@ class Observation:
             "forward_ms": round(1000 * totals.forward_s, 1),
             "total_ms": round(1000 * totals.total_s, 1),
         }
-        self.reply_headers["Server-Timing"] = _SERVER_TIMING.format_map(self.timings_ms)
+        self.reply_headers["Server-Timing"] = _SERVER_TIMING.format_map(self.timings_ms) + self.stage_timings
         self.reply_headers["x-model"] = quote(self.model_id, safe="/:@")
         self.reply_headers["x-rerank-truncated-passages"] = str(totals.num_truncated)
         self.reply_headers["x-rerank-unscored-passages"] = str(totals.num_unscored)
@@ -197,6 +201,7 @@ class Observer:
                 "num_unscored": totals.num_unscored,
                 "num_shards": totals.num_shards,
                 **observation.timings_ms,
+                **observation.more_fields,
             }
         if observation.span.is_recording():
             fields["trace_id"] = f"{observation.span.get_span_context().trace_id:032x}"

@@ -14,7 +14,12 @@ __all__ = ["config_reference"]
 
 _Schema = Mapping[str, Any]
 
-_BOUNDS = {"exclusiveMinimum": "greater than", "minimum": "at least", "maximum": "at most"}
+_BOUNDS = {
+    "exclusiveMinimum": "greater than",
+    "minimum": "at least",
+    "exclusiveMaximum": "less than",
+    "maximum": "at most",
+}
 
 
 def config_reference(heading_level: int = 2) -> str:

@@ -22,7 +22,7 @@ from rerank_service.messages import Shard, ShardScores
 from rerank_service.tools.random_checkpoints.make import Architecture, make_checkpoint
 from tests.local_service import LocalReplica, local_api
 from tests.models import EMBEDDED, embedded_model, local_model
-from tests.page.visit import BUSY, COSINE, CROSS_ENCODER, CROWDED, KEY, Visit
+from tests.page.visit import BUSY, CASCADE, COSINE, CROSS_ENCODER, CROWDED, HURRIED, KEY, Visit
 
 _CHROMIUMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 _START_LIMIT_S = 120
@@ -63,6 +63,8 @@ class Service:
     """Several models: three that rank, one that is busy, one without room."""
     silent_url: str
     """One model, and no explanations."""
+    cascades_url: str
+    """Two models, and two cascades of them; the last stage of the second one is always busy."""
 
 
 @pytest.fixture(scope="session")
@@ -88,7 +90,22 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     keyed = local_api([model], replicas, auth={"key_hashes_file": str(hashes)})
     several = local_api([model, cosine, cross_encoder, busy, crowded], replicas)
     silent = local_api([model], replicas, limits={"max_explained_passages": 0})
-    routes = [Mount("/keyed", keyed), Mount("/silent", silent), Mount("/models", several), Mount("/one", one)]
+    cascades = [
+        {"id": CASCADE, "stages": [{"model": COSINE, "keep": 2}, {"model": EMBEDDED}]},
+        {
+            "id": HURRIED,
+            "stages": [{"model": COSINE, "keep": 2}, {"model": BUSY}],
+            "on_overload": "answer_early",
+        },
+    ]
+    staged = local_api([model, cosine, busy], replicas, cascades=cascades)
+    routes = [
+        Mount("/keyed", keyed),
+        Mount("/silent", silent),
+        Mount("/cascades", staged),
+        Mount("/models", several),
+        Mount("/one", one),
+    ]
     server = uvicorn.Server(uvicorn.Config(Starlette(routes=routes), port=0, ws="none", log_level="warning"))
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -99,7 +116,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         time.sleep(0.05)
     port = server.servers[0].sockets[0].getsockname()[1]
     origin = f"http://127.0.0.1:{port}"
-    yield Service(*(f"{origin}/{prefix}/" for prefix in ("one", "keyed", "models", "silent")))
+    yield Service(*(f"{origin}/{prefix}/" for prefix in ("one", "keyed", "models", "silent", "cascades")))
     server.should_exit = True
     thread.join()
 

@@ -5,15 +5,19 @@ from typing import Any
 import httpx
 from playwright.sync_api import Locator, Page, Route, expect
 
-__all__ = ["BUSY", "COSINE", "CROSS_ENCODER", "CROWDED", "KEY", "LONG", "Visit"]
+__all__ = ["BUSY", "CASCADE", "COSINE", "CROSS_ENCODER", "CROWDED", "HURRIED", "KEY", "LONG", "Visit"]
 
 BUSY = "always/busy"
+CASCADE = "both"
+"""Id of a cascade."""
 COSINE = "an-organisation/a-second-model-with-a-name-that-is-too-long-for-one-line"
 """Id of a model that compares mean vectors only, so its order differs."""
 CROSS_ENCODER = "tiny/cross-encoder"
 """Id of a cross-encoder with random weights."""
 CROWDED = "no/room"
 """Id of a model whose window is filled by any query."""
+HURRIED = "hurried"
+"""Id of a cascade whose last stage is always busy, and that answers without it."""
 KEY = "nvapi-of-the-page"
 LONG = "starch, water, salt and air; " * 100
 """Text longer than the model's window."""

@@ -123,6 +123,8 @@ class RankingCall:
     """Field that permits more windows per passage. Empty: the request already has the maximum."""
     any_model: bool = False
     """Whether the default model answers if the service has no model with this name."""
+    is_ranking: bool = True
+    """Whether the answer is a ranking. False: scores in the request's order, each on its own."""
     explain_top_n: int | None = None
     """How many of the best passages to explain. Null: none. Only a call with one query may have explanations."""
 

@@ -245,6 +245,7 @@ def _read_score(body: Body, rules: ReadingRules) -> RankingCall:
         reply,
         passage_at=lambda index: place_of(body, text_field, index),
         query_at=lambda index: place_of(body, query_field, index if len(query_texts) > 1 else 0),
+        is_ranking=False,
     )
 
 
@@ -265,6 +266,7 @@ def _call(
     reply: Any,
     passage_at: Callable[[int], Loc],
     query_at: Callable[[int], Loc] = lambda _: ("query",),
+    is_ranking: bool = True,
 ) -> RankingCall:
     num_tokens = request.truncate_prompt_tokens
     fitting = Fitting(
@@ -274,7 +276,14 @@ def _call(
         keeps_end=request.truncation_side == "left",
     )
     return RankingCall(
-        request.model, queries, fitting, reply, passage_at, query_at, way_out="truncate_prompt_tokens: -1"
+        request.model,
+        queries,
+        fitting,
+        reply,
+        passage_at,
+        query_at,
+        way_out="truncate_prompt_tokens: -1",
+        is_ranking=is_ranking,
     )
 
 

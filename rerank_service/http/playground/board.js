@@ -2,7 +2,7 @@
 import { $, announce, choice, counted, duration, element, signed } from "./dom.js";
 import { drawLines, fitLines, highlightLine } from "./lines.js";
 import { bm25Order, kendallTau, overlapAt } from "./order.js";
-import { RankingList, timeEntries } from "./rows.js";
+import { RankingList, stageEntries, timeEntries } from "./rows.js";
 
 /** From this number of passages on, each row takes one line. */
 const COMPACT_FROM = 13;
@@ -80,7 +80,7 @@ export class Board {
     lists.forEach((list, at) => list.show(rankings[at]));
     this.#compared = { query, texts };
     const isNamed = rankings.length > 1;
-    $("times").replaceChildren(...rankings.flatMap(({ body, times }) => timesOf(isNamed ? body.model : null, times)));
+    $("times").replaceChildren(...rankings.flatMap((ranked) => timesOf(isNamed ? ranked.body.model : null, ranked)));
     this.#showLoss(rankings);
     this.#showAgreement();
     this.#showMoves();
@@ -239,14 +239,18 @@ function summaryOf(rankings) {
   return `${duration(times.get("total"))} · ${passages} · ${counted(numTokens, "token")}`;
 }
 
-function timesOf(name, times) {
+function timesOf(name, { times, stages }) {
   const title = name === null ? [] : [element("div", "of-model", element("dt", "", "model"), element("dd", "model-name", name))];
-  return [...title, ...timeEntries(times)];
+  return [...title, ...timeEntries(times), ...stageEntries(stages)];
 }
 
-function lossOf({ body, numTruncated, numUnscored }, isNamed) {
+function lossOf({ body, stages, numTruncated, numUnscored }, isNamed) {
   const by = isNamed ? ` by ${body.model}` : "";
   const sentences = [];
+  for (const { model, skipped } of stages) {
+    if (!skipped || skipped === "keeps_all") continue; // a stage that would keep everything is not needed
+    sentences.push(`The stage ${model} was left out (${skipped}); the ranking is that of the stages before.`);
+  }
   if (numTruncated > numUnscored) {
     const count = numTruncated - numUnscored;
     const [were, exceed] = count === 1 ? ["was", "it exceeds"] : ["were", "they exceed"];

@@ -72,7 +72,8 @@ function onChange(group) {
   $("models").dispatchEvent(new Event("input", { bubbles: true }));
 }
 
-const label = ({ name, aliases }) => [
+const label = ({ name, aliases, stages }) => [
   name,
   ...aliases.map((alias) => element("span", "quiet alias", ` also ${alias}`)),
+  ...(stages.length ? [element("span", "quiet alias", ` ranks in stages: ${stages.join(", ")}`)] : []),
 ];

@@ -225,3 +225,12 @@ export function timeEntries(times) {
     return element("div", name === "total" ? "total" : "", element("dt", "", name), figure);
   });
 }
+
+/** Entries of a definition list: the passages and the time of each stage of a cascade. */
+export function stageEntries(stages) {
+  return stages.map(({ model, count, skipped, ms }) => {
+    const words = skipped ? "left out" : `${counted(count, "passage")}, ${milliseconds(ms ?? 0)}`;
+    const figure = element("dd", "", words, element("span", "quiet", skipped ? "" : " ms"));
+    return element("div", "stage", element("dt", "model-name", model), figure);
+  });
+}

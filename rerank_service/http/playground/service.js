@@ -54,12 +54,12 @@ function parseJson(text) {
   }
 }
 
-/** The served models, the default first: `{name, aliases}`. */
+/** The served models, the default first: `{name, aliases, stages}`. Only a cascade has stages, the ids of its models. */
 export async function models() {
   const { answer } = await ask("v1/models");
   const byName = new Map();
-  for (const { id, root } of answer.data) {
-    if (!byName.has(root)) byName.set(root, { name: root, aliases: [] });
+  for (const { id, root, stages = [] } of answer.data) {
+    if (!byName.has(root)) byName.set(root, { name: root, aliases: [], stages: stages.map(({ model }) => model) });
     if (id !== root) byName.get(root).aliases.push(id);
   }
   return [...byName.values()];
@@ -76,23 +76,35 @@ export async function rank(body, signal) {
   const { answer, headers } = await post(body, signal);
   const logits = [];
   for (const { index, logit } of answer.rankings) logits[index] = logit;
+  const { times, stageTimes } = timings(headers.get("Server-Timing") ?? "", performance.now() - started);
   return {
     body,
     order: answer.rankings.map(({ index }) => index),
     logits,
     numTokens: answer.usage.total_tokens,
-    times: stages(headers.get("Server-Timing") ?? "", performance.now() - started),
+    times,
+    stages: stagesOf(headers.get("x-rerank-stages") ?? "", stageTimes),
     numTruncated: Number(headers.get("x-rerank-truncated-passages")),
     numUnscored: Number(headers.get("x-rerank-unscored-passages")),
   };
 }
 
-/** Milliseconds by stage, from W3C Server Timing, `name;dur=milliseconds, ...`. Each time is that of the slowest shard,
- * so the times need not add up to the total. */
-function stages(header, roundTrip) {
+/** Milliseconds by name, from W3C Server Timing, `name;dur=milliseconds, ...`. Each time is that of the slowest shard,
+ * so the times need not add up to the total. The stages of a cascade are apart, by their numbers. */
+function timings(header, roundTrip) {
   const found = [...header.matchAll(/([\w-]+);dur=([\d.]+)/g)].map(([, name, dur]) => [name, Number(dur)]);
-  const times = new Map([...found, ["round trip", roundTrip]]);
-  return new Map([["total", times.get("total") ?? roundTrip], ...times]);
+  const isStage = ([name]) => name.startsWith("stage-");
+  const times = new Map([...found.filter((one) => !isStage(one)), ["round trip", roundTrip]]);
+  const stageTimes = new Map(found.filter(isStage).map(([name, dur]) => [Number(name.slice(6)), dur]));
+  return { times: new Map([["total", times.get("total") ?? roundTrip], ...times]), stageTimes };
+}
+
+/** The stages of a cascade, from `model=passages, model=0;skipped=reason`; none for other models. */
+function stagesOf(header, stageTimes) {
+  const found = [...header.matchAll(/([^=,\s]+)=(\d+)(?:;skipped=([\w-]+))?/g)];
+  return found.map(([, model, count, skipped = null], at) => {
+    return { model: decodeURIComponent(model), count: Number(count), skipped, ms: stageTimes.get(at + 1) ?? null };
+  });
 }
 
 /** Explains one passage of the ranking that `body` asked for, in one request. */

@@ -41,10 +41,11 @@ def check(
             raise fail(f"{path} cannot be served\n{error}") from None
         typer.echo(json.dumps({"valid": False, "problems": str(error).splitlines()}))
         raise typer.Exit(2) from None
-    models = [model.id for model in settings.listed_models]
+    models = [model.id for model in settings.listed]
     notes = [
         *_capacity_notes(settings),
         *_version_notes(settings),
+        *_cascade_notes(settings),
         *_foreign_applications(import_paths),
         *_missing_files(settings),
     ]
@@ -63,6 +64,17 @@ def _version_notes(settings: RerankConfig) -> Iterator[str]:
                 f"{model.id}, a version of {model.version.of}, has no application of its own: adding, changing or "
                 "removing it restarts the replicas of all models in the ingress's application"
             )
+
+
+def _cascade_notes(settings: RerankConfig) -> Iterator[str]:
+    most = max(settings.limits.max_passages, settings.max_documents)
+    for cascade in settings.cascades:
+        for stage in cascade.stages:
+            if isinstance(stage.keep, int) and stage.keep >= most:
+                yield (
+                    f"cascade {cascade.id}: stage {stage.model} keeps {stage.keep} passages, and a request has at most "
+                    f"{most} (limits.max_passages, limits.max_documents): it never drops a passage"
+                )
 
 
 def _foreign_applications(import_paths: dict[str, str]) -> Iterator[str]:

@@ -112,6 +112,23 @@ def _list_served(url: str, key: str | None, as_json: bool) -> None:
     unverified = {entry["root"]: entry["unverified"] for entry in answer["data"] if "unverified" in entry}
     for model, reason in unverified.items():
         say(f"\n{model} is unverified: {reason}")
+    cascades = {entry["root"]: entry["stages"] for entry in answer["data"] if "stages" in entry}
+    for model, stages in cascades.items():
+        say(f"\n{model} is a cascade: {' > '.join(map(_stage_in_words, stages))}")
+
+
+def _stage_in_words(stage: dict[str, Any]) -> str:
+    """A stage of a cascade, such as `small (keeps 100)`."""
+    match stage.get("keep"):
+        case None:
+            return str(stage["model"])
+        case {"margin": margin, **more}:
+            bound = f", at most {more['at_most']}" if "at_most" in more else ""
+            return f"{stage['model']} (keeps a margin of {margin:g}{bound})"
+        case float(share):
+            return f"{stage['model']} (keeps {share:.0%})"
+        case number:
+            return f"{stage['model']} (keeps {number})"
 
 
 def _list_known(models_dir: str, as_json: bool) -> None:

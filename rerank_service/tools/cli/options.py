@@ -105,7 +105,8 @@ def choose_model(name: str | None, config: str | None, dtype: "Dtype | None" = N
 def choose(name: str | None, config: str | None, dtype: "Dtype | None" = None) -> Chosen:
     """The configured model with the id or alias `name`, or else the model that `locate` finds.
 
-    If `name` is null, returns the configuration's default model. The configuration is not read if `name` can only be
+    If `name` is null, returns the configuration's default model. For a cascade, returns the model of its last stage,
+    and prints a note. The configuration is not read if `name` can only be
     the source of a checkpoint. Ends the program if `name` is neither configured nor found. Raises `CheckpointError`.
     """
     found = None
@@ -113,13 +114,25 @@ def choose(name: str | None, config: str | None, dtype: "Dtype | None" = None) -
         path = config_file(config)
         settings = checked_config(path)
         wanted = (name or settings.default_model_id).casefold()
-        found = next((one for one in settings.models if wanted in map(str.casefold, one.names)), None)
+        found = _configured(wanted, settings)
         if found is None:
             _refuse_unknown(str(name), path, settings)  # the default model is always found
     model = found or _located_model(str(name))
     if dtype is not None:
         model = model.model_copy(update={"engine": model.engine.model_copy(update={"dtype": dtype})})
     return Chosen(model, is_configured=found is not None)
+
+
+def _configured(wanted: str, settings: "RerankConfig") -> "ModelConfig | None":
+    """The model with this name, which is in lower case. For a cascade, the model of its last stage."""
+    found = next((one for one in settings.named if wanted in map(str.casefold, one.names)), None)
+    if found is None:
+        return None
+    model = settings.single_model(found)
+    if model is not found:
+        note = f"{found.id} is a cascade: using the model of its last stage, {model.id}"
+        stderr.print(note, markup=False, highlight=False, soft_wrap=True)
+    return model
 
 
 def is_source(name: str) -> bool:
@@ -135,7 +148,7 @@ def _refuse_unknown(name: str, path: str, settings: "RerankConfig") -> None:
     try:
         locate(name)
     except CheckpointError as error:
-        configured = ", ".join(one.id for one in settings.models)
+        configured = ", ".join(one.id for one in settings.named)
         raise fail(f"{path} has no model {name!r}; it has {configured}. {error}") from None
 
 

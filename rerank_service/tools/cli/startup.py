@@ -74,6 +74,8 @@ def ready_lines(public: str, local: str, settings: RerankConfig) -> Iterator[str
     for number, model in enumerate(settings.models):
         role = "" if model.version is None else f", a version of {model.version.of}"
         yield f"  {'' if number else 'models':<6}  {model.id}{role}"
+    for cascade in settings.cascades:
+        yield f"  {'':<6}  {cascade.id}, a cascade of {', '.join(stage.model for stage in cascade.stages)}"
     if settings.service.playground:
         yield f"  page    {local}/"
     yield f"  docs    {local}/docs"

@@ -172,6 +172,29 @@ def test_passages_of_several_requests_are_ranked_together(
     assert all(passage.text == passages[passage.index] for passage in ranked)
 
 
+def test_a_ranking_shows_the_stages_of_a_cascade(rank: Rank) -> None:
+    header = "org/small=2, a%2C%20b=0;skipped=queue_full"
+    with scripted(ranking([1.0, 2.0], **{"x-rerank-stages": header})) as server:
+        cascade = rank(server.url, "q", ["a", "b"])
+    with scripted() as server:
+        single = rank(server.url, "q", ["a"])
+
+    assert cascade.stages == {"org/small": 2, "a, b": 0}
+    assert single.stages == {}
+
+
+def test_a_cascade_does_not_rank_a_call_of_several_requests(rank: Rank) -> None:
+    """Each request would keep its own best passages."""
+    part = ranking([1.0], **{"x-rerank-stages": "small=1, large=1", "x-model": "both"})
+    with scripted(part, part, part) as server, pytest.raises(InvalidRequestError) as refused:
+        rank(server.url, "q", list("abc"), settings={"max_passages": 1, "max_concurrent_requests": 1})
+
+    assert refused.value.message == (
+        "both is a cascade, which ranks all passages in one request: send at most 1 passages, "
+        "or name one of its stages as model"
+    )
+
+
 def test_truncated_and_unscored_passages_are_counted_over_all_requests(rank: Rank) -> None:
     counts = [("2", "1"), ("3", "0")]
     script = [

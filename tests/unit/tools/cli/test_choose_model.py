@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import typer
+import yaml
 
 from rerank_service.config import Dtype
 from rerank_service.tools.cli.options import choose
@@ -19,6 +20,24 @@ def test_a_name_of_the_configuration_comes_first(name: str | None) -> None:
 
     assert (chosen.model.id, chosen.is_configured) == (EMBEDDED, True)
     assert chosen.model.replica.num_cpus == 1
+
+
+@pytest.mark.parametrize("name", [None, "both", "FAST"])
+def test_a_cascade_stands_for_the_model_of_its_last_stage(
+    name: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    document = yaml.safe_load(Path(CONFIG).read_text())
+    args = document["applications"][0]["args"]
+    args["models"].append({"id": "large", "checkpoint": {"source": "/large"}})
+    stages = [{"model": EMBEDDED, "keep": 100}, {"model": "large"}]
+    args |= {"cascades": [{"id": "both", "aliases": ["fast"], "stages": stages}], "service": {"default_model": "both"}}
+    path = tmp_path / "serve_config.yaml"
+    path.write_text(yaml.safe_dump(document))
+
+    chosen = choose(name, str(path))
+
+    assert (chosen.model.id, chosen.is_configured) == ("large", True)
+    assert capsys.readouterr().err == "both is a cascade: using the model of its last stage, large\n"
 
 
 @pytest.mark.parametrize("name", ["ms-marco-MiniLM-L6-v2", "cross-encoder/ms-marco-MiniLM-L6-v2"])

@@ -73,6 +73,28 @@ def test_check_as_json() -> None:
     assert "cannot read nowhere.yaml" in json.loads(bad.stdout)["problems"][0]
 
 
+def test_check_knows_cascades(tmp_path: Path) -> None:
+    document = yaml.safe_load(Path(CONFIG).read_text())
+    args = document["applications"][0]["args"]
+    first = args["models"][0]
+    args["models"] = [first | {"id": "small", "aliases": []}, first | {"id": "large", "aliases": []}]
+    stages = [{"model": "small", "keep": 2000}, {"model": "large"}]
+    args["cascades"] = [{"id": "both", "stages": stages}]
+    path = serve_file(tmp_path, applications=[document["applications"][0]])
+
+    good = runner.invoke(app, ["check", path])
+    stages[0]["keep"] = 100
+    quiet = runner.invoke(app, ["check", serve_file(tmp_path, applications=[document["applications"][0]])])
+    stages[1]["model"] = "other"
+    bad = runner.invoke(app, ["check", serve_file(tmp_path, applications=[document["applications"][0]])])
+
+    assert "it serves small, large, both" in good.stdout
+    assert "stage small keeps 2000 passages, and a request has at most 1000" in good.stdout
+    assert "stage small" not in quiet.stdout
+    assert bad.exit_code == 2
+    assert "cascade 'both': a stage needs the id of a model that is not a version" in bad.stderr
+
+
 def test_check_warns_about_more_replicas_than_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 1)
     result = runner.invoke(app, ["check", CONFIG])

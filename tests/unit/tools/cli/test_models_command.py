@@ -145,6 +145,26 @@ def test_with_a_service_its_models_are_listed(named_by: str, url: str) -> None:
     assert json.loads(runner.invoke(app, ["models", "--json", *arguments], env=environment).stdout) == SERVED
 
 
+def test_the_stages_of_a_cascade_are_shown() -> None:
+    stages = [
+        {"model": "first", "keep": 100},
+        {"model": "second", "keep": 0.25},
+        {"model": "third", "keep": {"margin": 3.0}},
+        {"model": "fourth", "keep": {"margin": 1.5, "at_most": 20}},
+        {"model": "last"},
+    ]
+    api = FastAPI()
+    api.get("/v1/models")(lambda: {"data": [{"id": name, "root": "both", "stages": stages} for name in ("both", "b")]})
+    with running(api) as address:
+        shown = runner.invoke(app, ["models", "--url", address], env={"COLUMNS": "80"})
+
+    words = " ".join(shown.stdout.split())
+    assert words.endswith(
+        "both is a cascade: first (keeps 100) > second (keeps 25%) > third (keeps a margin of 3) > "
+        "fourth (keeps a margin of 1.5, at most 20) > last"
+    )
+
+
 def test_known_lists_known_models_even_with_a_service_configured() -> None:
     result = runner.invoke(app, ["models", "--known", "--json"], env={"RERANK_SERVICE_URL": "http://127.0.0.1:9"})
 

@@ -78,6 +78,16 @@ def test_the_announcement_shows_address_models_page_and_documentation() -> None:
     assert list(startup.ready_lines(public, local, keyed))[-1] == "  keys    requests need a key"
 
 
+def test_the_announcement_names_the_stages_of_a_cascade() -> None:
+    models = settings().model_dump(mode="json")["models"]
+    stages = [{"model": "b", "keep": 10}, {"model": embedded_model().id}]
+    config = RerankConfig.model_validate({"models": models, "cascades": [{"id": "both", "stages": stages}]})
+
+    lines = list(startup.ready_lines("http://a", "http://a", config))
+
+    assert lines[3] == f"          both, a cascade of b, {embedded_model().id}"
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])  # noqa: S104
 def test_it_waits_until_the_ingress_is_ready(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
     api, statuses = FastAPI(), [503, 503, 200]
