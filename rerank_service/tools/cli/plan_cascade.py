@@ -1,5 +1,6 @@
 """`rerank-service plan --cascade`: reads the stages, and shows the plan. `tools.planning.cascade` simulates."""
 
+import math
 import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -32,21 +33,31 @@ def read_stages(text: str, mix: Mix, gpu: str, mfu: float, batch_overhead_s: flo
     stages = []
     for place, part in enumerate(part for part in parts if part is not None):
         model, keep = part["model"], _keep(text, part["model"], part["keep"], is_last=place == len(parts) - 1)
-        if part["speed"] is None and model not in _ESTIMATED:
+        measured = None if part["speed"] is None else _tokens_per_s(text, part["speed"])
+        if measured is None and model not in _ESTIMATED:
             raise fail(
                 f"--cascade {text!r}: the speed of {model} is not known; known are {' and '.join(_ESTIMATED)}. Measure "
                 f"it (benchmarks/gpu.py) and write {model}=TOKENS_PER_S"
             )
+        planned = PlannedModel.LLAMA_1B if measured else PlannedModel(model)
         try:
-            measured = None if part["speed"] is None else float(part["speed"])
-            planned = PlannedModel(model) if measured is None else PlannedModel.LLAMA_1B
             speed = speed_of(
                 mix, tokens_per_s=measured, model=planned, gpu=gpu, mfu=mfu, batch_overhead_s=batch_overhead_s
             )
         except ValueError as error:
-            raise fail(f"--cascade {text!r}: {error}") from None
+            raise fail(str(error)) from None
         stages.append(Stage(model, speed, keep))
     return stages
+
+
+def _tokens_per_s(text: str, speed: str) -> float:
+    try:
+        measured = float(speed)
+    except ValueError:
+        measured = 0.0
+    if not 0 < measured < math.inf:
+        raise fail(f"--cascade {text!r}: {speed} tokens/s is no speed; it must be above 0")
+    return measured
 
 
 def _keep(text: str, model: str, keep: str | None, *, is_last: bool) -> int | float | None:
