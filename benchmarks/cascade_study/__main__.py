@@ -46,12 +46,17 @@ def measure(
     work: Work = Path(".bench/cascade"),
     json_file: Annotated[Path, typer.Option("--json")] = _RESULTS / "cascade-quality.json",
 ) -> None:
-    """Measures every cascade on every set. Scores in `work` are not computed again."""
+    """Measures every cascade on every set. Scores and costs in `work` are not measured again."""
     console = Console()
     models = {WHOLE: _whole()} | {f"{n} layer{'s' if n > 1 else ''}": work / f"layers-{n}" for n in _LAYERS}
     tasks = [study_task(data, one) for one in SETS]
-    record = _provenance("measure DATA") | {"distilled": json.loads((work / "distilled.json").read_text())}
-    record["cpu_ms_per_pair"] = cpu_ms_per_pair(tasks[0], models, 3, console.print)
+    record = _provenance("measure DATA") | {
+        "distilled": json.loads((work / "distilled.json").read_text(encoding="utf-8"))
+    }
+    costs = work / "cpu_ms.json"
+    if not costs.exists():
+        _write(costs, cpu_ms_per_pair(tasks[0], models, 3, console.print))
+    record["cpu_ms_per_pair"] = json.loads(costs.read_text(encoding="utf-8"))
     values = []
     for one, task in zip(SETS, tasks, strict=True):
         logits = {
