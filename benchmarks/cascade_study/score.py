@@ -51,12 +51,17 @@ def study_task(data: Path, one: StudySet) -> Task:
 
 
 def score_set(task: Task, model: Path, file: Path) -> NDArray[np.float32]:
-    """Logits of all pairs of a set, query by query. Reads them from `file`, if this exists; else writes the file."""
+    """Logits of all pairs of a set, query by query. Reads them from `file`, if this exists; else writes the file.
+
+    Raises `ValueError` if the file has the logits of other pairs.
+    """
     if not file.exists():
         engine = _engine(model, _CACHE_BYTES)
         _, logits = score_passages(engine, questions(task.collection, task.candidates), Fitting(), _BATCH_TOKENS)
         np.save(file, np.array(logits, np.float32))
     scored: NDArray[np.float32] = np.load(file, allow_pickle=False)
+    if len(scored) != task.num_pairs:
+        raise ValueError(f"{file} has {len(scored)} logits for {task.num_pairs} pairs; delete it")
     return scored
 
 
