@@ -2,7 +2,7 @@
 `tools.planning` simulates."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
@@ -120,13 +120,11 @@ def plan(
     Also shows the limits of the fleet, its cost, and the effect of losing a region.
     """
     mix = _mix(passages, tokens)
-    only_one = {"--model": model, "--tokens-per-s": tokens_per_s, "--regions": regions if regions > 1 else None}
-    if cascade is not None and (given := [name for name, value in only_one.items() if value is not None]):
-        raise fail(f"--cascade cannot be combined with {' or '.join(given)}")
     overhead_s = None if batch_overhead_ms is None else batch_overhead_ms / 1000
-    stages = None if cascade is None else read_stages(cascade, mix, gpu.lower(), mfu, overhead_s)
+    only_one = {"--model": model, "--tokens-per-s": tokens_per_s, "--regions": regions if regions > 1 else None}
+    stages = _stages(cascade, only_one, mix, gpu.lower(), mfu, overhead_s)
     speed = stages[0].speed if stages else _speed(mix, tokens_per_s, model, gpu.lower(), mfu, overhead_s)
-    device = "replica" if speed.is_measured else gpu.upper()
+    device = "replica" if any(one.is_measured for one in (speed, *(stage.speed for stage in stages))) else gpu.upper()
     with _status() as status:
         from rerank_service.tools.planning.costs import HAPROXY, SERVE_PROXY  # imports Serve, which takes seconds
         from rerank_service.tools.planning.fleet import Demand
@@ -144,23 +142,35 @@ def plan(
         )
     if as_json:
         typer.echo(json.dumps(asdict(found)))
-        return
-    for part in _shown(found, device, passages, tokens):
-        say(part) if isinstance(part, str) else stdout.print("", part, "", sep="\n")
+    else:
+        _show(found, device, passages, tokens)
 
 
-def _shown(found: "CapacityReport | CascadePlan", device: str, passages: str, tokens: str) -> Iterator[str | Table]:
-    """The answer, a table and notes."""
+def _show(found: "CapacityReport | CascadePlan", device: str, passages: str, tokens: str) -> None:
+    """Prints the answer, a table and notes."""
     from rerank_service.tools.planning.cascade import CascadePlan
 
+    notes: Iterator[str]
     if isinstance(found, CascadePlan):
-        yield cascade_answer(found, device, _load(passages, tokens))
-        yield cascade_table(found)
-        yield from cascade_notes(found)
+        answer, table = cascade_answer(found, device, _load(passages, tokens)), cascade_table(found)
+        notes = cascade_notes(found)
     else:
-        yield plan_answer(found, device, passages, tokens)
-        yield plan_table(found)
-        yield from _notes(found)
+        answer, table, notes = plan_answer(found, device, passages, tokens), plan_table(found), _notes(found)
+    say(answer)
+    stdout.print("", table, "", sep="\n")
+    for note in notes:
+        say(note)
+
+
+def _stages(
+    cascade: str | None, only_one: Mapping[str, object], mix: Mix, gpu: str, mfu: float, overhead_s: float | None
+) -> "list[Stage]":
+    """Stages of a cascade; none if a single model is planned. `only_one` has the options for a single model."""
+    if cascade is None:
+        return []
+    if given := [name for name, value in only_one.items() if value is not None]:
+        raise fail(f"--cascade cannot be combined with {' or '.join(given)}")
+    return read_stages(cascade, mix, gpu, mfu, overhead_s)
 
 
 def _status() -> Status:
@@ -182,7 +192,7 @@ def _speed(
 
 def _search(
     demand: "Demand",
-    stages: "Sequence[Stage] | None",
+    stages: "Sequence[Stage]",
     loss: "Loss | None",
     price_per_gpu_hour: float | None,
     on_try: Callable[[int], None],
@@ -192,9 +202,9 @@ def _search(
     from rerank_service.tools.planning.fleet import CannotMeet
 
     try:
-        if stages is None:
-            return plan_capacity(demand, loss=loss, price_per_gpu_hour=price_per_gpu_hour, on_try=on_try)
-        return plan_cascade(demand, stages, price_per_gpu_hour, on_try)
+        if stages:
+            return plan_cascade(demand, stages, price_per_gpu_hour, on_try)
+        return plan_capacity(demand, loss=loss, price_per_gpu_hour=price_per_gpu_hour, on_try=on_try)
     except CannotMeet as error:
         speed = "MODEL=TOKENS_PER_S in --cascade" if stages else "--tokens-per-s"
         raise fail(
