@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from rerank_service.tools.planning.capacity import CapacityReport
     from rerank_service.tools.planning.cascade import CascadePlan, Stage
     from rerank_service.tools.planning.fleet import Demand, FleetPlan
-    from rerank_service.tools.planning.region import Loss
 
 __all__ = ["plan", "plan_answer", "plan_table"]
 
@@ -128,7 +127,6 @@ def plan(
     with _status() as status:
         from rerank_service.tools.planning.costs import HAPROXY, SERVE_PROXY  # imports Serve, which takes seconds
         from rerank_service.tools.planning.fleet import Demand
-        from rerank_service.tools.planning.region import Loss
 
         costs = HAPROXY if front is Front.HAPROXY else SERVE_PROXY
         demand = Demand(mix, rps, p99_ms / 1000, speed, burstiness, costs, timeout_s, seed)
@@ -140,16 +138,16 @@ def plan(
             price_per_gpu_hour,
             lambda tried: status.update(f"simulating {several(tried, device)}"),
         )
-    if as_json:
-        typer.echo(json.dumps(asdict(found)))
-    else:
-        _show(found, device, passages, tokens)
+    _show(found, as_json, device, passages, tokens)
 
 
-def _show(found: "CapacityReport | CascadePlan", device: str, passages: str, tokens: str) -> None:
-    """Prints the answer, a table and notes."""
+def _show(found: "CapacityReport | CascadePlan", as_json: bool, device: str, passages: str, tokens: str) -> None:
+    """Prints one JSON object, or the answer, a table and notes."""
     from rerank_service.tools.planning.cascade import CascadePlan
 
+    if as_json:
+        typer.echo(json.dumps(asdict(found)))
+        return
     notes: Iterator[str]
     if isinstance(found, CascadePlan):
         answer, table = cascade_answer(found, device, _load(passages, tokens)), cascade_table(found)
@@ -193,18 +191,19 @@ def _speed(
 def _search(
     demand: "Demand",
     stages: "Sequence[Stage]",
-    loss: "Loss | None",
+    loss: tuple[int, float, float] | None,
     price_per_gpu_hour: float | None,
     on_try: Callable[[int], None],
 ) -> "CapacityReport | CascadePlan":
     from rerank_service.tools.planning.capacity import plan_capacity
     from rerank_service.tools.planning.cascade import plan_cascade
     from rerank_service.tools.planning.fleet import CannotMeet
+    from rerank_service.tools.planning.region import Loss
 
     try:
         if stages:
             return plan_cascade(demand, stages, price_per_gpu_hour, on_try)
-        return plan_capacity(demand, loss=loss, price_per_gpu_hour=price_per_gpu_hour, on_try=on_try)
+        return plan_capacity(demand, loss=loss and Loss(*loss), price_per_gpu_hour=price_per_gpu_hour, on_try=on_try)
     except CannotMeet as error:
         speed = "MODEL=TOKENS_PER_S in --cascade" if stages else "--tokens-per-s"
         raise fail(
