@@ -84,13 +84,17 @@ class Cascades:
         rank_stage = partial(self._rank_stage, rank, caller, client_id)
         if call.is_ranking:
             staged = _StagedCall(cascade, call, deadline, rank_stage, self._speeds)
-            rankings, headers, outcomes = [await staged.rank()], staged.headers, staged.outcomes
+            outcomes = staged.outcomes
+            try:
+                rankings, headers = [await staged.rank()], staged.headers
+            finally:  # the stages before a failed one have worked too
+                self._note(cascade.id, observation, outcomes)
         else:
             started = time.perf_counter()
             name, (rankings, headers) = await rank_stage(call, cascade.last_model, deadline)
             num_passages = sum(len(ranked.logits) for ranked in rankings)
             outcomes = [_Outcome(cascade.last_model, name, num_passages, time.perf_counter() - started)]
-        self._note(cascade.id, observation, outcomes)
+            self._note(cascade.id, observation, outcomes)
         return rankings, headers | {"x-rerank-stages": ", ".join(map(_entry, outcomes))}
 
     async def _rank_stage(

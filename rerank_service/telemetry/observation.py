@@ -88,7 +88,7 @@ class Observation:
     stage_timings: str = ""
     """More entries of the header `Server-Timing`: a comma before each."""
     more_fields: dict[str, str] = field(default_factory=dict)
-    """More fields of the log line of a ranked request."""
+    """More fields of the log line."""
     status: int = 500
     error: RerankError | None = None
     started_s: float = field(default_factory=time.perf_counter)
@@ -201,8 +201,8 @@ class Observer:
                 "num_unscored": totals.num_unscored,
                 "num_shards": totals.num_shards,
                 **observation.timings_ms,
-                **observation.more_fields,
             }
+        fields |= observation.more_fields
         if observation.span.is_recording():
             fields["trace_id"] = f"{observation.span.get_span_context().trace_id:032x}"
         line = "request"

@@ -105,6 +105,7 @@ def staged(service: Service, references: dict[str, Reference]) -> Iterator[Stage
     try:
         service.deploy(more_applications=[ingress, *apart])
         wait_until(lambda: all(_answers(url, name) for name in running))
+        wait_until(lambda: len(_pids_of_large(service)) == 2)
         yield Staged(url, logits)
     finally:
         service.deploy()
@@ -139,12 +140,10 @@ async def test_no_request_is_lost_when_a_stage_loses_its_replica(service: Servic
         bodies = [_body(name) for name in ("both", "early") * 6]
         requests = [asyncio.ensure_future(client.post("/v1/ranking", json=body)) for body in bodies]
         await asyncio.wait(requests, return_when=asyncio.FIRST_COMPLETED)
-        pids = service.pids(_apart(LARGE), LARGE.replace("/", "_"))
-        os.kill(min(pids), signal.SIGKILL)
+        os.kill(min(_pids_of_large(service)), signal.SIGKILL)
         responses = await asyncio.gather(*requests)
         responses += await asyncio.gather(*(client.post("/v1/ranking", json=body) for body in bodies))
 
-    assert len(pids) == 2
     assert set(map(staged.check, responses)) == {f"{SMALL}={len(PASSAGES)}, {LARGE}={KEEP}"}
 
 
@@ -189,6 +188,10 @@ def _body(model: str) -> dict[str, Any]:
 def _answers(url: str, model: str) -> bool:
     answer = httpx.post(f"{url}/v1/ranking", json=ranking_body(model, QUERY, ["one"]), timeout=CLIENT_TIMEOUT_S)
     return answer.status_code == 200
+
+
+def _pids_of_large(service: Service) -> set[int]:
+    return service.pids(_apart(LARGE), LARGE.replace("/", "_"))
 
 
 def _apart(model: str) -> str:

@@ -26,6 +26,7 @@ __all__ = [
     "PACKED_ATTENTION",
     "PACKED_CAUSAL_ATTENTION",
     "PADDED_ATTENTION",
+    "attend_joined",
     "hidden_states",
     "packed_attention",
     "variable_length_attention",
@@ -112,17 +113,41 @@ def packed_attention(
         if start == end:  # an empty slot of a batch for a CUDA graph
             continue
         q, k, v = query[:, :, start:end], key[:, :, start:end], value[:, :, start:end]
+        of_sequence = out[:, start:end].transpose(1, 2)
         if end - start <= longest_product:
-            attended = _two_products(q, k, v, scaling, sees_later, memory)
+            _two_products(q[0], k[0], v[0], scaling, sees_later, memory, of_sequence[0])
         else:
             is_gqa = query.size(1) != key.size(1)
-            attended = F.scaled_dot_product_attention(
-                q, k, v, scale=scaling, is_causal=not sees_later, enable_gqa=is_gqa
+            of_sequence.copy_(
+                F.scaled_dot_product_attention(q, k, v, scale=scaling, is_causal=not sees_later, enable_gqa=is_gqa)
             )
-        out[:, start:end] = attended.transpose(1, 2)
     num_tokens = packed.bounds[-1]
     out[:, num_tokens:] = out[:, num_tokens - 1 : num_tokens]
     return out, None
+
+
+def attend_joined(qkv: torch.Tensor, head_size: int, scaling: float, packed: PackedSequences) -> torch.Tensor:
+    """`packed_attention` on a CPU, without a causal mask, of queries, keys and values that one product computed.
+
+    Maps `[1, T, 3 * Hq * D]` to `[1, T, Hq * D]`. Each sequence is copied once, because products of matrices that are
+    not contiguous would copy its queries, keys and values one by one.
+    """
+    num_tokens, num_heads = packed.bounds[-1], qkv.size(-1) // head_size // 3
+    out = qkv.new_empty(qkv.size(1), num_heads, head_size)
+    longest_product = _LONGEST_PRODUCT.get(qkv.dtype, 0)
+    memory = qkv.new_empty(num_heads * min(longest_product, packed.max_length) ** 2)
+    copies = qkv.new_empty(3 * num_heads * packed.max_length * head_size)
+    for start, end in pairwise(packed.bounds):
+        heads = qkv[0, start:end].view(end - start, -1, head_size).transpose(0, 1)  # [3 * Hq, L, D]
+        copy = copies[: heads.numel()].view(heads.shape).copy_(heads)
+        q, k, v = copy[:num_heads], copy[num_heads : 2 * num_heads], copy[2 * num_heads :]
+        of_sequence = out[start:end].transpose(0, 1)
+        if end - start <= longest_product:
+            _two_products(q, k, v, scaling, True, memory, of_sequence)
+        else:
+            of_sequence.copy_(F.scaled_dot_product_attention(q[None], k[None], v[None], scale=scaling)[0])
+    out[num_tokens:] = out[num_tokens - 1]
+    return out.view(1, len(out), -1)
 
 
 def variable_length_attention(
@@ -151,22 +176,23 @@ def variable_length_attention(
 
 
 def _two_products(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
+    q: torch.Tensor,  # [Hq, L, D]
+    k: torch.Tensor,  # [Hkv, L, D]
+    v: torch.Tensor,  # [Hkv, L, D]
     scaling: float | None,
     sees_later: bool,
     memory: torch.Tensor,
-) -> torch.Tensor:
-    """Attention computed directly from its definition, with all weights `[Hq, L, L]` in `memory` at once.
+    out: torch.Tensor,  # [Hq, L, D]
+) -> None:
+    """Attention computed directly from its definition into `out`, with all weights `[Hq, L, L]` in `memory` at once.
 
     Powers of two are computed without subtracting each row's maximum first, which takes a third (float32) or half
     (bfloat16) of softmax's time. If a row's sum then leaves the accurate range, softmax computes the sequence.
     """
-    q, k, v = query[0], key[0].contiguous(), value[0]  # oneDNN would copy other keys transposed, which is slow
+    k = k.contiguous()  # oneDNN would copy other keys transposed, which is slow
     if len(q) != len(k):  # grouped-query attention: several query heads share a key head
         k, v = k.repeat_interleave(len(q) // len(k), 0), v.repeat_interleave(len(q) // len(v), 0)
-    alpha = query.size(-1) ** -0.5 if scaling is None else scaling
+    alpha = q.size(-1) ** -0.5 if scaling is None else scaling
     weights = memory[: len(q) * q.size(1) ** 2].view(len(q), q.size(1), q.size(1))
     is_later = None if sees_later else torch.ones(weights.shape[1:], dtype=torch.bool).triu(1)
     if sees_later:  # rounds a little differently, which decoders in float8 amplify
@@ -174,9 +200,10 @@ def _two_products(
         sums = weights.exp2_().sum(-1, keepdim=True, dtype=torch.float32)
         of_rows = sums.numpy()  # a tensor's own minimum would look as if the host waited for a device
         if _SAFE_SUMS[0] < of_rows.min() and of_rows.max() < _SAFE_SUMS[1]:
-            return torch.bmm(weights, v).div_(sums)[None]
+            torch.div(torch.bmm(weights, v), sums, out=out)
+            return
     _multiply_into(weights, q, k, alpha, is_later)
-    return torch.bmm(torch.softmax(weights, -1, out=weights), v)[None]
+    out.copy_(torch.bmm(torch.softmax(weights, -1, out=weights), v))
 
 
 def _multiply_into(

@@ -25,7 +25,7 @@ class JoinedAttention(torch.nn.Module):
         """`separate` is transformers' module. Its weights move into this module."""
         super().__init__()
         self._attention = separate.config._attn_implementation
-        self._scaling = separate.scaling
+        self.scaling = separate.scaling
         self._head_size = separate.head_dim
         layers = (separate.q_proj, separate.k_proj, separate.v_proj)
         self._num_heads = [layer.out_features // separate.head_dim for layer in layers]
@@ -52,15 +52,15 @@ class JoinedSelfAttention(torch.nn.Module):
         """`separate` is transformers' module. Its weights move into this module."""
         super().__init__()
         self._attention = separate.config._attn_implementation
-        self._scaling = separate.scaling
-        self._head_size = separate.attention_head_size
+        self.scaling = separate.scaling
+        self.head_size = separate.attention_head_size
         self.qkv = _joined(separate.query, separate.key, separate.value)
 
     def forward(
         self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **options: Any
     ) -> tuple[torch.Tensor, None]:
         """Maps states `[1, T, H]` to attended values. Has the signature of transformers' attention modules."""
-        query, key, value = _heads(self.qkv(hidden_states), self._head_size).chunk(3, 1)
+        query, key, value = _heads(self.qkv(hidden_states), self.head_size).chunk(3, 1)
         return _attend(self, query, key, value, options), None
 
 
@@ -136,5 +136,5 @@ def _attend(
     """Calls the packed attention that the model was loaded with; returns `[1, T, heads * size]`."""
     function = ALL_ATTENTION_FUNCTIONS[module._attention]
     attended: torch.Tensor
-    attended, _ = function(module, query, key, value, None, scaling=module._scaling, packed=options["packed"])
+    attended, _ = function(module, query, key, value, None, scaling=module.scaling, packed=options["packed"])
     return attended.reshape(*attended.shape[:-2], -1)

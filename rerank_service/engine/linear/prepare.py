@@ -11,6 +11,7 @@ import torch
 from transformers.activations import GELUActivation
 
 from rerank_service.config import Dtype
+from rerank_service.engine.device.encoder_layers import replace_encoder_layers
 from rerank_service.engine.device.precision import Precision
 from rerank_service.engine.device.residuals import defer_residuals
 from rerank_service.engine.linear.calibrated_int8 import CalibratedInt8Linear, quantise_feed_forward
@@ -34,7 +35,9 @@ def prepare_linears(
     """
     device = next(model.parameters()).device
     join_linears(model, only_encoders=device.type == "cpu")
-    if device.type != "cpu":
+    if device.type == "cpu":
+        replace_encoder_layers(model)
+    else:
         defer_residuals(model)
     layers = [layer for layer in model.modules() if isinstance(layer, torch.nn.ModuleList)]
     if precision.quantised is Dtype.INT8:

@@ -83,10 +83,13 @@ def reserve(endpoint: Endpoint) -> None:
 
 
 def _bound(endpoint: Endpoint, option: int | None) -> socket.socket:
-    """A bound socket."""
-    family, kind, protocol, _, address = socket.getaddrinfo(
-        endpoint.host, endpoint.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )[0]
+    """A bound socket. Raises `OSError`."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            endpoint.host, endpoint.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except UnicodeError as error:  # a part of the name is empty or has more than 63 characters
+        raise OSError("not a host name") from error
     bound = socket.socket(family, kind, protocol)
     try:
         if option is not None:

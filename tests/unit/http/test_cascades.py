@@ -255,6 +255,19 @@ async def test_by_default_an_overloaded_stage_refuses_the_request(
     assert "x-rerank-stages" not in response.headers
 
 
+async def test_the_work_before_a_failed_stage_is_counted_and_logged(caplog: pytest.LogCaptureFixture) -> None:
+    ingress = Ingress()
+    ingress.replicas["large"].outcome = BROKEN
+    with caplog.at_level(logging.INFO, logger="rerank_service"):
+        async with ingress.client() as client:
+            assert (await client.post("/v1/ranking", json=BODY)).status_code == 500
+
+    assert ingress.metric("rerank_cascade_stage_passages_total", model="both", stage="small") == 6
+    assert ingress.metric("rerank_cascade_stage_passages_total", model="both", stage="large") == 0
+    (line,) = [record.getMessage() for record in caplog.records if "status=500" in record.getMessage()]
+    assert line.split(" stages=")[1].split()[0] == "small=6"
+
+
 @pytest.mark.parametrize(
     ("outcome", "code"), [(FULL, "queue_full"), (LATE, "wait_too_long"), (GONE, "replica_unavailable")]
 )

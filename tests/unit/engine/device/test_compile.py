@@ -30,6 +30,7 @@ from rerank_service.engine.device.compile import (
 from rerank_service.engine.device.forward import PACKED_ATTENTION, PACKED_CAUSAL_ATTENTION, hidden_states
 from rerank_service.engine.device.pack import PackedSequences, pack
 from rerank_service.engine.device.precision import Precision
+from rerank_service.engine.linear import prepare
 from tests.unit.engine.device.test_forward import attention_on_a_gpu, load_backbone, random_batch
 
 GPU = torch.device("cuda", 0)
@@ -49,6 +50,7 @@ def gpu_path(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes models attend as on a GPU, but with a CPU kernel."""
     for name, sees_later in ((PACKED_ATTENTION, True), (PACKED_CAUSAL_ATTENTION, False)):
         monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, name, partial(attention_on_a_gpu, sees_later=sees_later))
+    monkeypatch.setattr(prepare, "replace_encoder_layers", lambda _: None)  # only a CPU has these layers
 
 
 def as_traced(graph: torch.fx.GraphModule, _: Sequence[torch.Tensor]) -> Callable[..., Any]:

@@ -140,5 +140,5 @@ async def test_openapi_describes_the_counts_on_every_ranking_route(client: httpx
     for operation in ranking:
         headers = operation["responses"]["200"]["headers"]
         counts = {"x-rerank-truncated-passages", "x-rerank-unscored-passages"}
-        assert set(headers) == counts | {"x-ignored-fields", "x-model"}
+        assert set(headers) == counts | {"x-ignored-fields", "x-model", "x-rerank-stages"}
         assert all(headers[name]["schema"] == {"type": "integer", "minimum": 0} for name in counts)

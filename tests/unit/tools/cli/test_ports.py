@@ -131,7 +131,12 @@ def test_a_service_that_is_starting_holds_its_port() -> None:
 
 @pytest.mark.parametrize(
     ("host", "port", "words"),
-    [("192.0.2.77", 8000, "cannot listen on port 8000 of 192.0.2.77"), ("no such host", 80, "")],
+    [
+        ("192.0.2.77", 8000, "cannot listen on port 8000 of 192.0.2.77"),
+        ("no such host", 80, ""),
+        ("a" * 64 + ".example", 80, "not a host name"),
+        ("a..b", 80, "not a host name"),
+    ],
 )
 def test_an_unusable_address_is_reported_with_its_setting(host: str, port: int, words: str) -> None:
     problem = problem_of(Endpoint(host, port, "X"))
