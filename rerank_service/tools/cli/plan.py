@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from enum import StrEnum
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -130,14 +131,8 @@ def plan(
 
         costs = HAPROXY if front is Front.HAPROXY else SERVE_PROXY
         demand = Demand(mix, rps, p99_ms / 1000, speed, burstiness, costs, timeout_s, seed)
-        loss = Loss(regions, start_s, failover_s) if regions > 1 else None
-        found = _search(
-            demand,
-            stages,
-            loss,
-            price_per_gpu_hour,
-            lambda tried: status.update(f"simulating {several(tried, device)}"),
-        )
+        loss = (regions, start_s, failover_s) if regions > 1 else None
+        found = _search(demand, stages, loss, price_per_gpu_hour, partial(_show_tried, status, device))
     _show(found, as_json, device, passages, tokens)
 
 
@@ -158,6 +153,10 @@ def _show(found: "CapacityReport | CascadePlan", as_json: bool, device: str, pas
     stdout.print("", table, "", sep="\n")
     for note in notes:
         say(note)
+
+
+def _show_tried(status: Status, device: str, tried: int) -> None:
+    status.update(f"simulating {several(tried, device)}")
 
 
 def _stages(
