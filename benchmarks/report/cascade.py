@@ -22,7 +22,7 @@ __all__ = ["SECTIONS", "draw", "plans_table", "quality_table"]
 _QUALITY, _PLANS = "cascade-quality.json", "cascade-plans.json"
 _PLOT = "cascade-curve.svg"
 _COLOURS = {"3 layers": RED, "2 layers": "#30638e", "1 layer": INK, BM25: GREY}
-_SHOWN = (0.1, 0.2, 0.3, 0.5)
+_SHOWN = (0.1, 0.3, 0.5)
 
 
 def cost_share(result: ResultFile, first: str, keep: float) -> float:
