@@ -125,8 +125,8 @@ def cascade_table(found: "CascadePlan") -> Table:
 def _stage_words(stage: "StagePlan") -> str:
     fewest = f"{stage.fewest_replicas:,} {'is' if stage.fewest_replicas == 1 else 'are'}"
     return (
-        f"replica{'' if stage.replicas == 1 else 's'} of the {stage.stage.model} for {stage.mean_passages:,.4g} passages "
-        "per request; "
+        f"replica{'' if stage.replicas == 1 else 's'} of the {stage.stage.model} for {stage.mean_passages:,.4g} "
+        "passages per request; "
         f"{fewest} enough to keep up with the load, and the autoscaler keeps {stage.kept_replicas:,}. Each "
         f"scores {stage.stage.speed.tokens_per_s:,.0f} tokens/s; {stage.stage.speed.origin}"
     )
