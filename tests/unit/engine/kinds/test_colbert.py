@@ -276,6 +276,16 @@ def test_a_quantised_projection_without_a_scale_is_refused(
         load_engine(local_model(copy))
 
 
+@pytest.mark.parametrize("kind", ["sentence_transformers.models.LayerNorm", "sentence_transformers.models.Router"])
+def test_a_module_that_no_engine_computes_is_refused(folders: dict[str, Path], tmp_path: Path, kind: str) -> None:
+    copy = shutil.copytree(folders["bert"], tmp_path / "bert")
+    modules = json.loads((copy / "modules.json").read_text())
+    (copy / "modules.json").write_text(json.dumps([*modules, {"idx": 2, "name": "2", "path": "2_X", "type": kind}]))
+
+    with pytest.raises(CheckpointError, match=f"modules that no engine computes: {kind}"):
+        load_engine(local_model(copy))
+
+
 @pytest.mark.parametrize("place", ["../elsewhere", "/etc", "a/b"])
 def test_a_module_outside_the_folder_is_refused(folders: dict[str, Path], tmp_path: Path, place: str) -> None:
     copy = shutil.copytree(folders["bert"], tmp_path / "bert")
