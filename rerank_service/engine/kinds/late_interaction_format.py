@@ -22,8 +22,8 @@ STANFORD = "HF_ColBERT"
 """The architecture that Stanford's checkpoints name in config.json."""
 
 _PYLATE_SETTINGS = ("query_prefix", "document_prefix", "query_length", "document_length", "do_query_expansion")
-_PYLATE_MODULES = ("Transformer", "Dense", "Normalize", "Dropout")
-"""Modules by the last part of their class. MaxSim normalises vectors anyway, and nothing is dropped in service."""
+_PYLATE_MODULES = ("Transformer", "Dense", "Pooling", "Normalize", "Dropout")
+"""Modules by the last part of their class. The last three change no vector of a token that MaxSim compares."""
 _FITTED = LateInteractionHead()
 _MAXSIM = LateInteractionHead(cosine_weight=0.0, maxsim_weight=1.0, maxsim_is_sum=True, bias=0.0)
 _MODULE_FOLDER = re.compile(r"\w[\w.-]*", re.ASCII)
