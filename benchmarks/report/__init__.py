@@ -2,6 +2,6 @@
 
     python -m benchmarks.report [--results benchmarks/results] [--docs docs]
 
-`peers.py`, `performance.py`, `capacity.py`, `quality.py` and `models.py` each make the sections on one subject, and
-`pages.py` inserts the sections into the pages.
+`peers.py`, `performance.py`, `capacity.py`, `cascade.py`, `quality.py` and `models.py` each make the sections on one
+subject, and `pages.py` inserts the sections into the pages.
 """

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.report import applications, capacity, late_interaction, models, peers, performance, quality
+from benchmarks.report import applications, capacity, cascade, late_interaction, models, peers, performance, quality
 from benchmarks.report.pages import read_result, replace_sections, section_names
 
 __all__ = ["contents", "pages"]
@@ -17,7 +17,14 @@ _ROOT = Path(__file__).parents[2]
 
 def contents(results: Path) -> dict[str, str]:
     """Markdown of every generated section, by name. A section whose result is missing says so."""
-    measured = peers.SECTIONS | performance.SECTIONS | capacity.SECTIONS | quality.SECTIONS | late_interaction.SECTIONS
+    measured = (
+        peers.SECTIONS
+        | performance.SECTIONS
+        | capacity.SECTIONS
+        | cascade.SECTIONS
+        | quality.SECTIONS
+        | late_interaction.SECTIONS
+    )
     made = {
         name: table(read_result(results, file)) if (results / file).exists() else "Not measured."
         for name, (file, table) in measured.items()
@@ -44,6 +51,7 @@ def main(
     peers.draw(results, docs / "images")
     performance.draw(results, docs / "images")
     capacity.draw(results, docs / "images")
+    cascade.draw(results, docs / "images")
 
 
 if __name__ == "__main__":

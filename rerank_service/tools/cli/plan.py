@@ -2,9 +2,10 @@
 `tools.planning` simulates."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from enum import StrEnum
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,13 +15,21 @@ from rich.table import Column, Table
 from rerank_service.config import LimitsConfig
 from rerank_service.tools.bench.workload import Lengths
 from rerank_service.tools.cli.console import fail, say, stderr, stdout
+from rerank_service.tools.cli.plan_cascade import (
+    cascade_answer,
+    cascade_notes,
+    cascade_table,
+    in_ms,
+    read_stages,
+    several,
+)
 from rerank_service.tools.planning.speed import ASSUMED_MFU, PlannedModel, ReplicaSpeed, speed_of
 from rerank_service.tools.planning.workload import Mix
 
 if TYPE_CHECKING:
     from rerank_service.tools.planning.capacity import CapacityReport
+    from rerank_service.tools.planning.cascade import CascadePlan, Stage
     from rerank_service.tools.planning.fleet import Demand, FleetPlan
-    from rerank_service.tools.planning.region import Loss
 
 __all__ = ["plan", "plan_answer", "plan_table"]
 
@@ -47,8 +56,19 @@ MeasuredSpeed = Annotated[
     typer.Option(min=1, help="Measured speed of one GPU (benchmarks/gpu.py); by default an estimate."),
 ]
 EstimatedModel = Annotated[
-    PlannedModel,
-    typer.Option(help="Model whose speed is estimated: NVIDIA's 1B or 4B, or the embedded one (CPU)."),
+    PlannedModel | None,
+    typer.Option(
+        help="Model whose speed is estimated: NVIDIA's 1B or 4B, or the embedded one (CPU).",
+        show_default=PlannedModel.LLAMA_1B.value,
+    ),
+]
+Cascade = Annotated[
+    str | None,
+    typer.Option(
+        help="Stages of a cascade, and how many passages or which share each keeps: 1b:50,4b, 1b:0.1,4b or, with "
+        "measured speeds, 1b=200000:50,4b=56000.",
+        metavar="MODEL:KEEP,...,MODEL",
+    ),
 ]
 Mfu = Annotated[
     float, typer.Option(min=0.01, max=1, help="Share of the GPU's peak throughput that the estimate assumes.")
@@ -80,7 +100,8 @@ def plan(
     tokens: Tokens,
     p99_ms: P99,
     tokens_per_s: MeasuredSpeed = None,
-    model: EstimatedModel = PlannedModel.LLAMA_1B,
+    model: EstimatedModel = None,
+    cascade: Cascade = None,
     gpu: Annotated[str, typer.Option(help="GPU for the estimate: h100, h200, a100, l40s, a10, l4 ...")] = "h100",
     mfu: Mfu = ASSUMED_MFU,
     batch_overhead_ms: Overhead = None,
@@ -99,26 +120,54 @@ def plan(
     Also shows the limits of the fleet, its cost, and the effect of losing a region.
     """
     mix = _mix(passages, tokens)
-    speed = _speed(mix, tokens_per_s, model, gpu.lower(), mfu, batch_overhead_ms)
-    device = "replica" if speed.is_measured else gpu.upper()
+    overhead_s = None if batch_overhead_ms is None else batch_overhead_ms / 1000
+    only_one = {"--model": model, "--tokens-per-s": tokens_per_s, "--regions": regions if regions > 1 else None}
+    stages = _stages(cascade, only_one, mix, gpu.lower(), mfu, overhead_s)
+    speed = stages[0].speed if stages else _speed(mix, tokens_per_s, model, gpu.lower(), mfu, overhead_s)
+    device = "replica" if any(one.is_measured for one in (speed, *(stage.speed for stage in stages))) else gpu.upper()
     with _status() as status:
         from rerank_service.tools.planning.costs import HAPROXY, SERVE_PROXY  # imports Serve, which takes seconds
         from rerank_service.tools.planning.fleet import Demand
-        from rerank_service.tools.planning.region import Loss
 
         costs = HAPROXY if front is Front.HAPROXY else SERVE_PROXY
         demand = Demand(mix, rps, p99_ms / 1000, speed, burstiness, costs, timeout_s, seed)
-        loss = Loss(regions, start_s, failover_s) if regions > 1 else None
-        found = _search(
-            demand, loss, price_per_gpu_hour, lambda tried: status.update(f"simulating {_several(tried, device)}")
-        )
+        loss = (regions, start_s, failover_s) if regions > 1 else None
+        found = _search(demand, stages, loss, price_per_gpu_hour, partial(_show_tried, status, device))
+    _show(found, as_json, device, passages, tokens)
+
+
+def _show(found: "CapacityReport | CascadePlan", as_json: bool, device: str, passages: str, tokens: str) -> None:
+    """Prints one JSON object, or the answer, a table and notes."""
+    from rerank_service.tools.planning.cascade import CascadePlan
+
     if as_json:
         typer.echo(json.dumps(asdict(found)))
         return
-    say(plan_answer(found, device, passages, tokens))
-    stdout.print("", plan_table(found), "", sep="\n")
-    for note in _notes(found):
+    notes: Iterator[str]
+    if isinstance(found, CascadePlan):
+        answer, table = cascade_answer(found, device, _load(passages, tokens)), cascade_table(found)
+        notes = cascade_notes(found)
+    else:
+        answer, table, notes = plan_answer(found, device, passages, tokens), plan_table(found), _notes(found)
+    say(answer)
+    stdout.print("", table, "", sep="\n")
+    for note in notes:
         say(note)
+
+
+def _show_tried(status: Status, device: str, tried: int) -> None:
+    status.update(f"simulating {several(tried, device)}")
+
+
+def _stages(
+    cascade: str | None, only_one: Mapping[str, object], mix: Mix, gpu: str, mfu: float, overhead_s: float | None
+) -> "list[Stage]":
+    """Stages of a cascade; none if a single model is planned. `only_one` has the options for a single model."""
+    if cascade is None:
+        return []
+    if given := [name for name, value in only_one.items() if value is not None]:
+        raise fail(f"--cascade cannot be combined with {' or '.join(given)}")
+    return read_stages(cascade, mix, gpu, mfu, overhead_s)
 
 
 def _status() -> Status:
@@ -129,27 +178,36 @@ def _status() -> Status:
 
 
 def _speed(
-    mix: Mix, tokens_per_s: float | None, model: PlannedModel, gpu: str, mfu: float, batch_overhead_ms: float | None
+    mix: Mix, tokens_per_s: float | None, model: PlannedModel | None, gpu: str, mfu: float, overhead_s: float | None
 ) -> ReplicaSpeed:
-    overhead_s = None if batch_overhead_ms is None else batch_overhead_ms / 1000
+    planned = model or PlannedModel.LLAMA_1B
     try:
-        return speed_of(mix, tokens_per_s=tokens_per_s, model=model, gpu=gpu, mfu=mfu, batch_overhead_s=overhead_s)
+        return speed_of(mix, tokens_per_s=tokens_per_s, model=planned, gpu=gpu, mfu=mfu, batch_overhead_s=overhead_s)
     except ValueError as error:
         raise fail(str(error)) from None
 
 
 def _search(
-    demand: "Demand", loss: "Loss | None", price_per_gpu_hour: float | None, on_try: Callable[[int], None]
-) -> "CapacityReport":
+    demand: "Demand",
+    stages: "Sequence[Stage]",
+    loss: tuple[int, float, float] | None,
+    price_per_gpu_hour: float | None,
+    on_try: Callable[[int], None],
+) -> "CapacityReport | CascadePlan":
     from rerank_service.tools.planning.capacity import plan_capacity
+    from rerank_service.tools.planning.cascade import plan_cascade
     from rerank_service.tools.planning.fleet import CannotMeet
+    from rerank_service.tools.planning.region import Loss
 
     try:
-        return plan_capacity(demand, loss=loss, price_per_gpu_hour=price_per_gpu_hour, on_try=on_try)
+        if stages:
+            return plan_cascade(demand, stages, price_per_gpu_hour, on_try)
+        return plan_capacity(demand, loss=loss and Loss(*loss), price_per_gpu_hour=price_per_gpu_hour, on_try=on_try)
     except CannotMeet as error:
+        speed = "MODEL=TOKENS_PER_S in --cascade" if stages else "--tokens-per-s"
         raise fail(
-            f"no number of replicas keeps p99 within {_ms(demand.p99_s)}; the best p99 is {_ms(error.p99_s)}. "
-            "Use a faster replica (--tokens-per-s, --gpu), smaller requests or a higher target."
+            f"no number of replicas keeps p99 within {in_ms(demand.p99_s)}; the best p99 is {in_ms(error.p99_s)}. "
+            f"Use a faster replica ({speed}, --gpu), smaller requests or a higher target."
         ) from None
 
 
@@ -177,11 +235,10 @@ def _mix(passages: str, tokens: str) -> Mix:
 def plan_answer(found: "CapacityReport", device: str, passages: str, tokens: str) -> str:
     """The answer in one or two sentences."""
     demand, plan = found.demand, found.plan
-    size = f"{passages} passages" if passages.isdecimal() else f"passages in the mix {passages}"
-    length = f"of {tokens} tokens" if tokens.isdecimal() else f"with `{tokens}` lengths"
     answer = (
-        f"You need {_several(plan.replicas, device)}: 99% of the requests are then answered within "
-        f"{_ms(plan.measured.p99_s)} (target: {_ms(demand.p99_s)}), at {demand.rps:g} requests/s of {size} {length}."
+        f"You need {several(plan.replicas, device)}: 99% of the requests are then answered within "
+        f"{in_ms(plan.measured.p99_s)} (target: {in_ms(demand.p99_s)}), at {demand.rps:g} requests/s of "
+        f"{_load(passages, tokens)}."
     )
     if found.region is None:
         return answer
@@ -192,8 +249,9 @@ def plan_answer(found: "CapacityReport", device: str, passages: str, tokens: str
     )
 
 
-def _several(number: int, device: str) -> str:
-    return f"{number:,} {device}{'' if number == 1 else 's'}"
+def _load(passages: str, tokens: str) -> str:
+    size = f"{passages} passages" if passages.isdecimal() else f"passages in the mix {passages}"
+    return f"{size} of {tokens} tokens" if tokens.isdecimal() else f"{size} with `{tokens}` lengths"
 
 
 def plan_table(found: "CapacityReport") -> Table:
@@ -208,11 +266,11 @@ def plan_table(found: "CapacityReport") -> Table:
         pad_edge=False,
     )
     spread = (
-        f"{_ms(measured.p99_low_s)} to {_ms(measured.p99_high_s)} with 95% confidence; half of the requests take at "
-        f"most {_ms(measured.p50_s)}"
+        f"{in_ms(measured.p99_low_s)} to {in_ms(measured.p99_high_s)} with 95% confidence; half of the requests take "
+        f"at most {in_ms(measured.p50_s)}"
     )
     table.add_row("replicas", f"{plan.replicas:,}", _reason_for_replicas(plan))
-    table.add_row("p99 latency", _ms(measured.p99_s), spread)
+    table.add_row("p99 latency", in_ms(measured.p99_s), spread)
     table.add_row("busy", f"{measured.utilisation:.0%}", _kept_by_the_autoscaler(found))
     table.add_row("one replica", f"{demand.speed.tokens_per_s:,.0f}", f"tokens/s; {demand.speed.origin}")
     table.add_row(
@@ -287,7 +345,3 @@ def _notes(found: "CapacityReport") -> Iterator[str]:
             "as --tokens-per-s."
         )
     yield "This is a simulation; docs/capacity.md lists its limits."
-
-
-def _ms(seconds: float) -> str:
-    return f"{1000 * seconds:,.0f} ms"

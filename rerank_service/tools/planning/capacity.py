@@ -67,8 +67,7 @@ def plan_capacity(
 
 def cost_per_million_passages(demand: Demand, replicas: int, price_per_gpu_hour: float) -> float:
     """Cost of the devices per million ranked passages, at the given load."""
-    passages_per_hour = demand.rps * demand.mix.mean_passages * 3600
-    return replicas * price_per_gpu_hour / passages_per_hour * 1e6
+    return replicas * price_per_gpu_hour / demand.passages_per_hour * 1e6
 
 
 def _region(demand: Demand, loss: Loss, on_try: Callable[[int], None]) -> RegionReport:

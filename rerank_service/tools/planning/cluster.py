@@ -44,7 +44,12 @@ class FinishedRequest(NamedTuple):
     """Time at which the client sent the request."""
     latency_s: float
     end: End
-    num_tokens: int
+    lengths: Sequence[int]
+    """Tokens of each pair."""
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(self.lengths)
 
 
 @dataclass(frozen=True)
@@ -78,8 +83,8 @@ class _SimulatedIngress:
 class _ReplicaProcess:
     """A simulated replica with its tokenising threads."""
 
-    def __init__(self, number: int, device: SimulatedReplica, num_threads: int) -> None:
-        self.name = str(number)
+    def __init__(self, name: str, device: SimulatedReplica, num_threads: int) -> None:
+        self.name = name
         self.device = device
         self.offered_tokens = 0
         self._free_at_s = [0.0] * num_threads
@@ -108,14 +113,25 @@ class _SimulatedRequest:
 
 
 class SimulatedCluster:
-    """The service, from its proxy to its devices."""
+    """The service, from its proxy to the devices of one model."""
 
-    def __init__(self, fleet: Fleet, clock: Clock, on_end: Callable[[FinishedRequest], None], seed: int = 0) -> None:
+    def __init__(
+        self,
+        fleet: Fleet,
+        clock: Clock,
+        on_end: Callable[[FinishedRequest], None],
+        seed: int = 0,
+        beside: "SimulatedCluster | None" = None,
+    ) -> None:
+        """`beside` is another model of the same service; both models then have that model's ingresses."""
         self._fleet = fleet
         self._clock = clock
         self._on_end = on_end
         self._rng = random.Random(f"ties {seed}")  # noqa: S311 - a simulation
-        self._ingresses = [_SimulatedIngress(clock) for _ in range(fleet.ingresses)]
+        self._name: str = f"{beside._name}+" if beside else ""  # the models' replicas share the ingresses' tables
+        self._ingresses: list[_SimulatedIngress] = (
+            beside._ingresses if beside else [_SimulatedIngress(clock) for _ in range(fleet.ingresses)]
+        )
         self._all: list[_ReplicaProcess] = []
         self._routed: list[_ReplicaProcess] = []
         self._num_requests = 0
@@ -149,7 +165,8 @@ class SimulatedCluster:
         if len(self._all) < self._fleet.slow_replicas:
             speed = replace(speed, tokens_per_s=speed.tokens_per_s / 2)
         device = SimulatedReplica(self._clock, speed, self._shard_done)
-        replica = _ReplicaProcess(len(self._all), device, self._fleet.costs.num_tokeniser_threads)
+        name = f"{self._name}{len(self._all)}"
+        replica = _ReplicaProcess(name, device, self._fleet.costs.num_tokeniser_threads)
         self._all.append(replica)
         self._routed.append(replica)
 
@@ -158,23 +175,28 @@ class SimulatedCluster:
         self._routed.pop()
 
     def send(
-        self, arrival: Arrival, is_counted: bool = False, on_refused: Callable[[float], None] = lambda _: None
+        self,
+        arrival: Arrival,
+        is_counted: bool = False,
+        on_refused: Callable[[float], None] = lambda _: None,
+        sent_at_s: float | None = None,
     ) -> None:
         """Sends a client's request now.
 
         `is_counted` marks a retry with the id of a refused request: its tokens do not count as offered again.
-        `on_refused` is called with the seconds in `Retry-After`.
+        `on_refused` is called with the seconds in `Retry-After`. `sent_at_s` is the time from which deadline and
+        latency are counted; null: now.
         """
         ingress = min(self._ingresses, key=lambda one: (one.num_open, self._rng.random()))  # HAProxy's `leastconn`
         ingress.num_open += 1
         self._num_requests += 1
-        now_s, num_tokens = self._clock.now_s, sum(arrival.lengths)
+        sent_at_s = self._clock.now_s if sent_at_s is None else sent_at_s
         request = _SimulatedRequest(
-            str(self._num_requests), arrival, ingress, now_s, is_counted, on_refused, num_tokens
+            str(self._num_requests), arrival, ingress, sent_at_s, is_counted, on_refused, sum(arrival.lengths)
         )
         self._clock.at(self._clock.now_s + self._fleet.costs.front_s, self._parse, request)
         if math.isfinite(self._fleet.timeout_s):
-            self._clock.at(self._clock.now_s + self._fleet.timeout_s, self._give_up, request, End.TIMED_OUT)
+            self._clock.at(sent_at_s + self._fleet.timeout_s, self._give_up, request, End.TIMED_OUT)
 
     def send_all(self, requests: Iterator[Arrival]) -> None:
         """Sends each request at its time. The next request is drawn only then, so the requests may be endless."""
@@ -272,7 +294,7 @@ class SimulatedCluster:
         request.shards.clear()
         request.ingress.num_open -= 1
         now_s, at_s = self._clock.now_s, request.sent_at_s
-        self._on_end(FinishedRequest(at_s, now_s - at_s, end, request.num_tokens))
+        self._on_end(FinishedRequest(at_s, now_s - at_s, end, request.arrival.lengths))
 
 
 def run(

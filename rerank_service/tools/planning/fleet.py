@@ -3,7 +3,7 @@
 import itertools
 import math
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -15,6 +15,8 @@ from rerank_service.tools.planning.speed import ReplicaSpeed
 from rerank_service.tools.planning.workload import Mix, Phase, arrivals
 
 __all__ = [
+    "NUM_COARSE",
+    "NUM_REQUESTS",
     "CannotMeet",
     "Demand",
     "FleetPlan",
@@ -23,13 +25,16 @@ __all__ = [
     "first_enough",
     "ingresses_for",
     "measure",
+    "plenty_for",
     "smallest",
+    "watch",
 ]
 
 _INGRESS_UTILISATION = 0.6
-_NUM_REQUESTS = 6_000
+NUM_REQUESTS = 6_000
 """Number of requests in a simulation; sixty of them are slower than the p99."""
-_NUM_COARSE = 1_500
+NUM_COARSE = 1_500
+"""Number of requests in a first, shorter simulation."""
 _NUM_TARGETS = 40
 """Minimum duration of a simulation, as a multiple of the target p99, because queues of large fleets build up slowly."""
 _WARM_UP, _COOL_DOWN = 0.15, 0.05
@@ -66,6 +71,11 @@ class Demand:
     def tokens_per_s(self) -> float:
         """Tokens that arrive per second."""
         return self.rps * self.mix.request_tokens
+
+    @property
+    def passages_per_hour(self) -> float:
+        """Passages that arrive per hour."""
+        return self.rps * self.mix.mean_passages * 3600
 
     @property
     def num_shards(self) -> int:
@@ -109,9 +119,17 @@ def fewest_replicas(demand: Demand) -> int:
     return max(1, math.ceil(demand.tokens_per_s / demand.speed.full_tokens_per_s))
 
 
-def ingresses_for(demand: Demand) -> int:
-    """Smallest number of ingresses at which each ingress is busy at most 60% of the time."""
-    return max(1, math.ceil(demand.rps * demand.ingress_cpu_s / _INGRESS_UTILISATION))
+def plenty_for(lowest: int) -> int:
+    """Number of replicas in which requests hardly wait, if at least `lowest` are needed for the throughput."""
+    return _PLENTY * lowest + _PLENTY
+
+
+def ingresses_for(demand: Demand, cpu_s: float | None = None) -> int:
+    """Smallest number of ingresses at which each ingress is busy at most 60% of the time.
+
+    `cpu_s` is the CPU time of an ingress per request; null: the request's own.
+    """
+    return max(1, math.ceil(demand.rps * (demand.ingress_cpu_s if cpu_s is None else cpu_s) / _INGRESS_UTILISATION))
 
 
 def smallest(demand: Demand, on_try: Callable[[int], None] = lambda replicas: None) -> FleetPlan:
@@ -127,12 +145,12 @@ def smallest(demand: Demand, on_try: Callable[[int], None] = lambda replicas: No
         on_try(replicas)
         return measure(demand, replicas, num_requests, may_miss=False)
 
-    if tried(_PLENTY * lowest + _PLENTY, _NUM_COARSE) is None:
-        idle = measure(demand, _PLENTY * lowest + _PLENTY, _NUM_COARSE)
+    if tried(plenty_for(lowest), NUM_COARSE) is None:
+        idle = measure(demand, plenty_for(lowest), NUM_COARSE)
         raise CannotMeet(idle.p99_s if idle else math.inf)
-    about = first_enough(lambda replicas: tried(replicas, _NUM_COARSE) is not None, lowest, math.ceil(lowest * 1.15))
-    replicas = first_enough(lambda replicas: tried(replicas, _NUM_REQUESTS) is not None, lowest, about)
-    measured = tried(replicas, _NUM_REQUESTS)
+    about = first_enough(lambda replicas: tried(replicas, NUM_COARSE) is not None, lowest, math.ceil(lowest * 1.15))
+    replicas = first_enough(lambda replicas: tried(replicas, NUM_REQUESTS) is not None, lowest, about)
+    measured = tried(replicas, NUM_REQUESTS)
     assert measured is not None  # noqa: S101 - `first_enough` returned a size that meets the target
     return FleetPlan(replicas, ingresses_for(demand), measured, lowest)
 
@@ -156,15 +174,30 @@ def first_enough(is_enough: Callable[[int], bool], lowest: int, start: int) -> i
     return too_few + 1 + bisect_left(between, True, key=is_enough)
 
 
-def measure(demand: Demand, replicas: int, num_requests: int = _NUM_REQUESTS, may_miss: bool = True) -> Measured | None:
+def measure(demand: Demand, replicas: int, num_requests: int = NUM_REQUESTS, may_miss: bool = True) -> Measured | None:
     """Simulates one fleet. If `may_miss` is false, returns null as soon as the fleet is certain to miss the target."""
-    lasting = demand.rps * demand.p99_s * _NUM_TARGETS * num_requests / _NUM_REQUESTS
+    fleet = Fleet(replicas, demand.speed, ingresses_for(demand), demand.costs, demand.timeout_s)
+    return watch(
+        demand, lambda clock, on_end: [SimulatedCluster(fleet, clock, on_end, demand.seed)], num_requests, may_miss
+    )
+
+
+def watch(
+    demand: Demand,
+    start: Callable[[Clock, Callable[[FinishedRequest], None]], Sequence[SimulatedCluster]],
+    num_requests: int = NUM_REQUESTS,
+    may_miss: bool = True,
+) -> Measured | None:
+    """Sends the requests of `demand` to the first of the clusters that `start` returns, and measures their ends.
+
+    If `may_miss` is false, returns null as soon as the target is certain to be missed.
+    """
+    lasting = demand.rps * demand.p99_s * _NUM_TARGETS * num_requests / NUM_REQUESTS
     num_counted = max(num_requests, math.ceil(lasting))
     first, last = math.ceil(num_counted * _WARM_UP), math.ceil(num_counted * (1 + _WARM_UP))
     coming = arrivals(demand.mix, [Phase(0.0, demand.rps)], demand.burstiness, demand.seed)
     requests = list(itertools.islice(coming, math.ceil(num_counted * (1 + _WARM_UP + _COOL_DOWN))))
     from_s, until_s = requests[first].at_s, requests[last - 1].at_s
-    fleet = Fleet(replicas, demand.speed, ingresses_for(demand), demand.costs, demand.timeout_s)
     latencies: list[float] = []
     allowed = num_counted - math.ceil(0.99 * num_counted)
     num_missed = num_refused = 0
@@ -180,13 +213,13 @@ def measure(demand: Demand, replicas: int, num_requests: int = _NUM_REQUESTS, ma
         num_missed += latency_s > demand.p99_s
         clock.is_stopped = len(latencies) == num_counted or (not may_miss and num_missed > allowed)
 
-    cluster = SimulatedCluster(fleet, clock, on_end, demand.seed)
-    cluster.send_all(iter(requests))
+    clusters = start(clock, on_end)
+    clusters[0].send_all(iter(requests))
     clock.run()
     if num_missed > allowed and not may_miss:
         return None
-    utilisation = cluster.busy_s / (replicas * clock.now_s)
-    return _summary(latencies, utilisation, num_refused)
+    busy_s, replicas = sum(one.busy_s for one in clusters), sum(one.num_replicas for one in clusters)
+    return _summary(latencies, busy_s / (replicas * clock.now_s), num_refused)
 
 
 def _summary(latencies: list[float], utilisation: float, num_refused: int) -> Measured:

@@ -191,11 +191,17 @@ COLBERT = {  # the encoder, and the numbers of the projection
     "answerai-colbert-small-v1": (BertModel, bert(12, 384, 12), 384 * 96),
     "colbertv2.0": (BertModel, bert(12, 768, 12), 768 * 128),
     "GTE-ModernColBERT-v1": (ModernBertModel, ModernBertConfig(vocab_size=50_370), 768 * 128),  # two tokens more
+    "mxbai-edge-colbert-v0-17m": (
+        ModernBertModel,
+        ModernBertConfig(
+            vocab_size=50_370, hidden_size=256, num_hidden_layers=7, intermediate_size=384, num_attention_heads=4
+        ),
+        256 * 512 + 512 * 48,  # two projections, found from the size of the files
+    ),
     "LateOn": (ModernBertModel, ModernBertConfig(vocab_size=50_370), 768 * 128),
 }
 UNPUBLISHED = {
     "llama-nemotron-rerank-500m-v2",
-    "mxbai-edge-colbert-v0-17m",
     "jina-colbert-v2",
     *(f"ctxl-rerank-v2-{size}" for size in ("1b", "2b", "6b")),
     "bge-reranker-v2.5-gemma2-lightweight",

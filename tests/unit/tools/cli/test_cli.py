@@ -514,6 +514,52 @@ def test_plan_with_regions_simulates_the_loss_of_a_region() -> None:
     assert region["loss"]["recovered_after_s"] is not None
 
 
+CASCADE = [*PLAN, "--passages", "8", "--cascade"]
+
+
+def test_plan_of_a_cascade_compares_it_with_the_last_model_alone() -> None:
+    command = [*CASCADE, "small=90000:2,large=9000", "--price-per-gpu-hour", "2"]
+
+    shown, asked = runner.invoke(app, command), runner.invoke(app, [*command, "--json"])
+    estimated = runner.invoke(app, [*CASCADE, "1b:0.5,4b", "--rps", "1", "--json"])
+
+    plan = json.loads(asked.stdout)
+    small, large = (stage["replicas"] for stage in plan["stages"])
+    assert plan["replicas"] == small + large
+    text = " ".join(shown.stdout.split())
+    assert f"You need {small + large} replicas, {small} for the small and {large} for the large: 99% of" in text
+    assert f"Without the cascade, the large alone needs {plan['alone']['replicas']}." in text
+    assert re.search("replicas? of the large for 2 passages per request", text)
+    assert "are assumptions" not in text
+    assert [stage["mean_passages"] for stage in json.loads(estimated.stdout)["stages"]] == [8, 4]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["1b"], "has not the form MODEL:KEEP,...,MODEL"),
+        (["1b:50;4b"], "has not the form MODEL:KEEP,...,MODEL"),
+        (["1b,4b"], "how many passages does 1b keep? Write 1b:50 or 1b:0.1"),
+        (["1b:0,4b"], "1b must keep a whole number of passages, or a share"),
+        (["1b:2.5,4b"], "1b must keep a whole number of passages, or a share"),
+        (["1b:50,4b:5"], "the last stage, 4b, keeps nothing"),
+        (["small:50,4b"], "the speed of small is not known; known are 1b and 4b"),
+        (["embedded:50,1b"], "the speed of embedded is not known"),
+        (["small=0:50,4b"], "must be above 0"),
+        (["1b:50,4b", "--gpu", "abacus"], "no datasheet figure for GPU 'abacus'"),
+        (["1b:50,4b", "--model", "4b", "--regions", "2"], "cannot be combined with --model or --regions"),
+        (["1b:50,4b", "--tokens-per-s", "9000"], "cannot be combined with --tokens-per-s"),
+        (["1b:5,4b", "--p99-ms", "4"], "Use a faster replica (MODEL=TOKENS_PER_S in --cascade, --gpu)"),
+    ],
+)
+def test_plan_reports_an_invalid_cascade(options: list[str], message: str) -> None:
+    result = runner.invoke(app, [*CASCADE, *options])
+
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.output
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
