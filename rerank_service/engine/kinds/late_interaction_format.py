@@ -22,6 +22,8 @@ STANFORD = "HF_ColBERT"
 """The architecture that Stanford's checkpoints name in config.json."""
 
 _PYLATE_SETTINGS = ("query_prefix", "document_prefix", "query_length", "document_length", "do_query_expansion")
+_PYLATE_MODULES = ("Transformer", "Dense", "Pooling", "Normalize", "Dropout")
+"""Modules by the last part of their class. The last three change no vector of a token that MaxSim compares."""
 _FITTED = LateInteractionHead()
 _MAXSIM = LateInteractionHead(cosine_weight=0.0, maxsim_weight=1.0, maxsim_is_sum=True, bias=0.0)
 _MODULE_FOLDER = re.compile(r"\w[\w.-]*", re.ASCII)
@@ -86,6 +88,8 @@ def _pylate(folder: Path, settings: Mapping[str, Any], modules: Sequence[tuple[s
     similarity = settings.get("similarity_fn_name") or "MaxSim"
     if similarity != "MaxSim":
         raise CheckpointError(f"{folder} compares tokens by {similarity!r}; only MaxSim is supported")
+    if strange := [kind for kind, _ in modules if kind.rpartition(".")[2] not in _PYLATE_MODULES]:
+        raise CheckpointError(f"{folder} has modules that no engine computes: {', '.join(strange)}")
     projections = tuple(path for kind, path in modules if kind.endswith(".Dense"))
     if not projections:
         raise CheckpointError(

@@ -31,6 +31,8 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {
 }
 """Activation functions by the last part of their name. A checkpoint names a class, and no other class is imported."""
 
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
 _STANFORD_WEIGHT = "linear.weight"
 
 
@@ -41,7 +43,6 @@ class TokenVectors:
         self._project = projection
         self._skipped = np.asarray(sorted(skipped_ids), np.int32)
 
-    @torch.inference_mode()
     def of(
         self, states: torch.Tensor, sequences: Sequence[TokenIds], are_passages: Sequence[bool]
     ) -> list[torch.Tensor]:
@@ -136,6 +137,12 @@ class _Dense(nn.Module):
             expected["linear.bias"] = (size_out,)
         if has_residual and size_in != size_out:
             expected["residual.weight"] = (size_out, size_in)
+        for tensor_name, tensor in tensors.items():
+            if tensor.dtype not in _FLOATS:
+                raise CheckpointError(
+                    f"{tensor_name} in {folder / 'model.safetensors'} has numbers of type {tensor.dtype}, and no scale "
+                    "says what they stand for: use the original weights of this module"
+                )
         found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         if found != expected:
             raise CheckpointError(f"the tensors of {folder} are {found}; its config.json calls for {expected}")

@@ -14,6 +14,8 @@ Sized = tuple[KnownModel, int | None]
 
 _UNITS = {"mb": 10**6, "gb": 10**9, "tb": 10**12, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 _Test = Callable[[KnownModel, int | None], bool]
+_SHOWN_DIGITS = -8
+"""The list shows memory in tenths of a GB. A size copied from the list passes its model."""
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([mgt]i?b)", re.IGNORECASE)
 
 
@@ -57,12 +59,13 @@ class Filters(NamedTuple):
         return f"{', '.join(most)} and {last}" if most else last
 
     def relaxed(self, models: Sequence[Sized]) -> list[tuple[str, list[Sized]]]:
-        """The name of each option without which some models pass, with these models, the smallest first."""
+        """The name of each option without which some models pass, with these models, the smallest first. Models that no
+        engine runs are left out."""
         tests = self._tests()
         found = []
         for option, _, dropped in tests:
             kept = [test for _, _, test in tests if test is not dropped]
-            passing = [one for one in models if all(test(*one) for test in kept)]
+            passing = [one for one in models if one[0].refusal is None and all(test(*one) for test in kept)]
             if passing:
                 found.append((option, sorted(passing, key=lambda one: (one[1] is None, one[1] or 0))))
         return found
@@ -78,7 +81,7 @@ class Filters(NamedTuple):
                 (
                     "--max-memory",
                     f"at most {gigabytes(most)} of memory",
-                    lambda _, needed_bytes: needed_bytes is not None and needed_bytes <= most,
+                    lambda _, needed_bytes: needed_bytes is not None and round(needed_bytes, _SHOWN_DIGITS) <= most,
                 )
             )
         if licence is not None:

@@ -8,12 +8,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from rerank_service.engine.loading import tensor_files
+from rerank_service.engine.loading import quantised_tensors, tensor_files
 from rerank_service.errors import CheckpointError
 
-__all__ = ["write_checkpoint"]
+__all__ = ["changed_tensors", "write_checkpoint"]
 
-_NOT_COPIED = {".bin", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".ot", ".pt", ".pth", ".py", ".safetensors"}
+_NOT_COPIED = {".bin", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".ot", ".pt", ".pth", ".py"}
 """Endings of weights in other formats, which would be those of the original, and of code, which is never run."""
 _READABLE = 0o644
 """Mode of the weights. safetensors writes mode 0600, but the service may run as a different user."""
@@ -25,8 +25,7 @@ def write_checkpoint(original: Path, changes: Mapping[str, torch.Tensor], folder
 
     Raises `CheckpointError` if a change does not fit exactly one tensor.
     """
-    files = tensor_files(original)
-    named = {_tensor_name(end, change, files): change for end, change in changes.items()}
+    files, named = tensor_files(original), changed_tensors(original, changes)
     for path in sorted(set(files.values())):
         tensors = load_file(path)
         for name in named.keys() & tensors.keys():
@@ -37,10 +36,26 @@ def write_checkpoint(original: Path, changes: Mapping[str, torch.Tensor], folder
         partial.chmod(_READABLE)
         partial.replace(folder / path.name)
     for path in sorted(original.rglob("*")):
-        if path.is_file() and path.suffix not in _NOT_COPIED and path.parts[len(original.parts)][0] != ".":
+        is_written = path.parent == original and path.suffix == ".safetensors"
+        is_kept = path.suffix not in _NOT_COPIED and path.parts[len(original.parts)][0] != "."
+        if path.is_file() and is_kept and not is_written:  # a ColBERT model's projections are in folders of their own
             target = folder / path.relative_to(original)
             target.parent.mkdir(exist_ok=True, parents=True)
             shutil.copyfile(path, target)
+
+
+def changed_tensors(original: Path, changes: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The changes by the whole names of their tensors; reads no values, so changes without values (`meta`) do.
+
+    Raises `CheckpointError` if a change does not fit exactly one tensor, or if the checkpoint is quantised.
+    """
+    if (quantised := quantised_tensors(original)) is not None:
+        raise CheckpointError(
+            f"{original} is quantised ({quantised.scheme.name}), and tuning changes float weights only: tune the "
+            "original weights"
+        )
+    files = tensor_files(original)
+    return {_tensor_name(end, change, files): change for end, change in changes.items()}
 
 
 def _tensor_name(end: str, change: torch.Tensor, files: Mapping[str, Path]) -> str:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
+from transformers.core_model_loading import revert_weight_conversion
 
 from rerank_service.checkpoints.verification import Progress, no_progress
 from rerank_service.config import EngineKind, ModelConfig
@@ -110,6 +111,18 @@ class TrainableModel:
 
     def changes(self) -> dict[str, torch.Tensor]:
         """Float32 differences between the present and the initial weights, by the ends of their tensors' names."""
-        adapters = {f"{name}.weight": adapter.delta() for name, adapter in self._adapters.items()}
+        adapters = {name: adapter.delta() for name, adapter in self._adapters.items()}
         heads = {name: (weight.detach() - self._start[name]).float() for name, weight in self._head.items()}
-        return adapters | heads
+        return self._as_stored(adapters) | heads
+
+    @property
+    def changed(self) -> dict[str, torch.Tensor]:
+        """Tensors without values (`meta`), with the names and shapes of `changes`."""
+        adapters = {name: adapter.linear.weight.to("meta") for name, adapter in self._adapters.items()}
+        return self._as_stored(adapters) | {name: weight.to("meta") for name, weight in self._head.items()}
+
+    def _as_stored(self, of_layers: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Changes of layers as changes of the checkpoint's tensors, one of which may hold several layers (GTE)."""
+        named = {f"{name}.weight": change for name, change in of_layers.items()}
+        stored: dict[str, torch.Tensor] = revert_weight_conversion(self.engine.backbone, named)
+        return stored

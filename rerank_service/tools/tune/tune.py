@@ -20,7 +20,7 @@ from rerank_service.errors import BatchError
 from rerank_service.tools.evaluation.collection import Collection
 from rerank_service.tools.evaluation.evaluate import Task, prepare_task
 from rerank_service.tools.evaluation.first_stage import Bm25
-from rerank_service.tools.tune.checkpoint import write_checkpoint
+from rerank_service.tools.tune.checkpoint import changed_tensors, write_checkpoint
 from rerank_service.tools.tune.lists import ListSampler
 from rerank_service.tools.tune.model import Method, TrainableModel
 from rerank_service.tools.tune.split import Split, split_queries
@@ -113,6 +113,7 @@ def _train(
     model: ModelConfig, split: Split, options: TuneOptions, state: Path, progress: Progress
 ) -> tuple[TrainableModel, list[float]]:
     trainable = TrainableModel(model, options.method, options.rank, options.seed, progress)
+    changed_tensors(resolve_checkpoint(model.checkpoint), trainable.changed)  # before hours of training
     sampler = ListSampler(
         split.train,
         Bm25(split.train.passages),

@@ -27,7 +27,8 @@ class _PlainModel:
         raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         if "quantization_config" in raw:
             raise CheckpointError(
-                f"{folder} is quantised, and verify's reference of this family reads float weights only"
+                f"{folder} is quantised, and verify's reference of this family reads float weights only; compare its "
+                "rankings with those of the original model by rerank-service eval"
             )
         self.config: Any = SimpleNamespace(**raw)
         self.device = device

@@ -264,6 +264,28 @@ def test_a_pickled_projection_is_refused(folders: dict[str, Path], tmp_path: Pat
         load_engine(local_model(copy))
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.float8_e4m3fn])
+def test_a_quantised_projection_without_a_scale_is_refused(
+    folders: dict[str, Path], tmp_path: Path, dtype: torch.dtype
+) -> None:
+    copy = shutil.copytree(folders["bert"], tmp_path / "bert")
+    path = copy / "1_Dense/model.safetensors"
+    save_file({name: (100 * tensor).to(dtype) for name, tensor in load_file(path).items()}, path)
+
+    with pytest.raises(CheckpointError, match=r"linear.weight in .*1_Dense.* no scale says what they stand for"):
+        load_engine(local_model(copy))
+
+
+@pytest.mark.parametrize("kind", ["sentence_transformers.models.LayerNorm", "sentence_transformers.models.Router"])
+def test_a_module_that_no_engine_computes_is_refused(folders: dict[str, Path], tmp_path: Path, kind: str) -> None:
+    copy = shutil.copytree(folders["bert"], tmp_path / "bert")
+    modules = json.loads((copy / "modules.json").read_text())
+    (copy / "modules.json").write_text(json.dumps([*modules, {"idx": 2, "name": "2", "path": "2_X", "type": kind}]))
+
+    with pytest.raises(CheckpointError, match=f"modules that no engine computes: {kind}"):
+        load_engine(local_model(copy))
+
+
 @pytest.mark.parametrize("place", ["../elsewhere", "/etc", "a/b"])
 def test_a_module_outside_the_folder_is_refused(folders: dict[str, Path], tmp_path: Path, place: str) -> None:
     copy = shutil.copytree(folders["bert"], tmp_path / "bert")

@@ -33,7 +33,16 @@ from rerank_service.engine.text.published_prompts import PUBLISHED_PROMPTS
 from rerank_service.engine.text.yes_no_prompts import YES_NO_PROMPTS
 from rerank_service.tools.catalogue import CATALOGUE, KnownModel, known_model
 from rerank_service.tools.catalogue.filters import Filters, language_code, size_in_bytes
-from rerank_service.tools.catalogue.fit import Gpu, Machine, _num_cpus, fit, needed_bytes, sized, this_machine
+from rerank_service.tools.catalogue.fit import (
+    Gpu,
+    Machine,
+    _num_cpus,
+    fit,
+    gigabytes,
+    needed_bytes,
+    sized,
+    this_machine,
+)
 from rerank_service.tools.catalogue.settings import LoadOptions, model_settings
 from rerank_service.tools.evaluation.published import PUBLISHED
 from rerank_service.tools.random_checkpoints.foreign_formats import (
@@ -406,4 +415,19 @@ def test_relaxed_filters_name_only_options_that_help() -> None:
     filters = Filters(language="de", max_memory_bytes=5, licence="mit")
     assert [(option, [model.name for model, _ in passing]) for option, passing in filters.relaxed(models)] == [
         ("--language", ["bge-reranker-base"])
+    ]
+
+
+def test_a_size_copied_from_the_list_passes_its_model() -> None:
+    model, needed_bytes = known("gte-multilingual-reranker"), 2_115_235_842
+    assert gigabytes(needed_bytes) == "2.1 GB"
+    assert Filters(max_memory_bytes=size_in_bytes("2.1 GB")).passes(model, needed_bytes)
+    assert not Filters(max_memory_bytes=size_in_bytes("2 GB")).passes(model, needed_bytes)
+
+
+def test_relaxed_filters_suggest_no_model_that_no_engine_runs() -> None:
+    models = [(known("jina-colbert-v2"), None), (known("zerank-1"), 10)]
+    filters = Filters(licence="NC", is_commercial=True)
+    assert [(option, [model.name for model, _ in passing]) for option, passing in filters.relaxed(models)] == [
+        ("--commercial", ["zerank-1"])
     ]

@@ -11,10 +11,13 @@ from rerank_service.checkpoints.resolve import resolve_checkpoint
 from rerank_service.config import ModelConfig
 from rerank_service.engine import Truncate, load_engine
 from rerank_service.errors import CheckpointError
-from rerank_service.tools.tune.checkpoint import write_checkpoint
+from rerank_service.tools.random_checkpoints.make import Architecture
+from rerank_service.tools.tune.checkpoint import changed_tensors, write_checkpoint
 from rerank_service.tools.tune.lists import TrainingLists
 from rerank_service.tools.tune.model import TrainableModel
+from tests.colbert import CASES, make
 from tests.models import NASTY_PASSAGES, embedded_model, local_model
+from tests.quantise import quantise
 
 QUERY = "What is the capital of France?"
 LISTS = TrainingLists(
@@ -23,12 +26,19 @@ LISTS = TrainingLists(
     [[0, 1], [1, 2]],
     torch.tensor([[1.0, 0.0, 0.0], [0.0, 2.0, 1.0]]),
 )
-KINDS = ["bert", "xlm_roberta", "modernbert", "deberta_v2", "llama_bidirec", "mistral", "qwen3", "embedded"]
+KINDS = [architecture.value for architecture in Architecture]
+COLBERT = ["bert", "modernbert-prompts", "stanford"]
 
 
-@pytest.fixture(params=KINDS)
-def settings(request: pytest.FixtureRequest, checkpoints: dict[str, Path]) -> ModelConfig:
-    return embedded_model() if request.param == "embedded" else local_model(checkpoints[request.param])
+@pytest.fixture(scope="module")
+def colbert(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("colbert")
+    return {f"colbert {name}": make(root / name, CASES[name]) for name in COLBERT}
+
+
+@pytest.fixture(params=[*KINDS, *(f"colbert {name}" for name in COLBERT), "embedded"])
+def settings(request: pytest.FixtureRequest, checkpoints: dict[str, Path], colbert: dict[str, Path]) -> ModelConfig:
+    return embedded_model() if request.param == "embedded" else local_model((checkpoints | colbert)[request.param])
 
 
 @pytest.fixture(autouse=True)
@@ -37,14 +47,18 @@ def in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rerank_service.tools.tune.model.computes_bfloat16", lambda: False)
 
 
+PASSAGES = [*NASTY_PASSAGES, "Paris is the capital and largest city of France. " * 20]
+"""The last one is longer than the reach of ModernBERT's local layers."""
+
+
 def logits(model: TrainableModel) -> list[float]:
     with model.engine.caches_off():
-        return model.engine.score(model.engine.tokenise(QUERY, NASTY_PASSAGES, Truncate.END))
+        return model.engine.score(model.engine.tokenise(QUERY, PASSAGES, Truncate.END))
 
 
 def served_logits(settings: ModelConfig) -> list[float]:
     engine = load_engine(settings)
-    return engine.score(engine.tokenise(QUERY, NASTY_PASSAGES, Truncate.END))
+    return engine.score(engine.tokenise(QUERY, PASSAGES, Truncate.END))
 
 
 def trained(settings: ModelConfig, method: str = "lora") -> TrainableModel:
@@ -113,6 +127,25 @@ def test_only_adapted_tensors_change(checkpoints: dict[str, Path], tmp_path: Pat
     assert [name for name in before if not torch.equal(before[name], after[name])] == ["classifier.weight"]
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
         assert (tmp_path / name).read_bytes() == (checkpoints["bert"] / name).read_bytes()
+
+
+def test_what_will_change_is_known_before_training(settings: ModelConfig) -> None:
+    model = TrainableModel(settings, "lora", rank=4, seed=0)
+    changed = changed_tensors(resolve_checkpoint(settings.checkpoint), model.changed)
+
+    assert {name: change.shape for name, change in model.changed.items()} == {
+        name: change.shape for name, change in model.changes().items()
+    }
+    assert len(changed) == len(model.changed)
+
+
+@pytest.mark.parametrize("form", ["float8 by channel", "awq int4"])
+def test_a_quantised_checkpoint_is_refused_before_training(
+    checkpoints: dict[str, Path], tmp_path: Path, form: str
+) -> None:
+    quantised, _ = quantise(checkpoints["bert"], tmp_path, form)
+    with pytest.raises(CheckpointError, match=r"is quantised .* tune the original weights"):
+        changed_tensors(quantised, TrainableModel(local_model(quantised), "lora", rank=4, seed=0).changed)
 
 
 def test_pickles_and_code_are_not_copied(checkpoints: dict[str, Path], tmp_path: Path) -> None:
