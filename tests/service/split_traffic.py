@@ -151,8 +151,8 @@ def metric(url: str, name: str) -> dict[str, float]:
     return {labels.removeprefix(name): float(value) for labels, _, value in lines}
 
 
-def wait_until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + _LIMIT_S
+def wait_until(holds: Callable[[], bool], limit_s: float = _LIMIT_S) -> None:
+    deadline = time.monotonic() + limit_s
     while not holds():
         assert time.monotonic() < deadline
         time.sleep(0.1)

@@ -104,7 +104,7 @@ def staged(service: Service, references: dict[str, Reference]) -> Iterator[Stage
     logits = {SMALL: references[MISTRAL].logits(QUERY, PASSAGES), LARGE: references[LLAMA].logits(QUERY, PASSAGES)}
     try:
         service.deploy(more_applications=[ingress, *apart])
-        wait_until(lambda: all(_answers(url, name) for name in running))
+        wait_until(lambda: all(_answers(url, name) for name in running), limit_s=300)  # five processes start
         wait_until(lambda: len(_pids_of_large(service)) == 2)
         yield Staged(url, logits)
     finally:

@@ -24,7 +24,7 @@ FOLDER = Path(__file__).parents[2] / "cluster" / "monitoring"
 PASSAGES = ["one passage", "another passage", "and a third"]
 NEEDS_AN_EVENT = (
     *("shed", "limited", "cancelled", "retried", "ignored_fields", "truncated", "unscored"),
-    *("mfu", "memory_limit", "cache", "version", "shadow"),
+    *("mfu", "memory_limit", "cache", "version", "shadow", "cascade"),
 )
 """Parts of the names of metrics that have no value before their first event."""
 _LIMIT_S = 120
