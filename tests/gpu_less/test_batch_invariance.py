@@ -14,7 +14,7 @@ from tests.gpu_less.engines import MODELS, TOLERANCES, Run, software_gpu
 from tests.models import local_model
 
 PASSAGES = ["the quick brown fox", "a", "Paris is the capital of France. " * 6, "fox " * 20] * 3
-FIXED = ["llama_bidirec", "mistral", "bert", "xlm_roberta", "qwen3"]
+FIXED = ["llama_bidirec", "mistral", "bert", "xlm_roberta", "gte", "qwen3", "minicpm"]
 
 
 def settings(name: str, **more: Any) -> dict[str, Any]:

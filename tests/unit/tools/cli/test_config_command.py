@@ -44,7 +44,8 @@ def settings_of(*arguments: str) -> RerankConfig:
         [MINILM],
         [LLAMA, MISTRAL, MINILM],
         [*(model.name for model in CATALOGUE if model.refusal is None), *FROM_FOLDERS, "--device", "cuda"],
-        [*(model.name for model in CATALOGUE if model.refusal is None)],
+        # The commits of the others are not in the catalogue, so the hub would be asked.
+        [*(model.name for model in CATALOGUE if model.refusal is None and (model.revision or not model.hub_id))],
         [LLAMA, "--device", "cuda"],
         [LLAMA, "--device", "cpu"],
         [LLAMA, MISTRAL, *ON_A_CLUSTER],

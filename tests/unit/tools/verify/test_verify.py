@@ -27,6 +27,7 @@ from rerank_service.engine import Truncate
 from rerank_service.engine.device.forward import PACKED_ATTENTION, PACKED_CAUSAL_ATTENTION, packed_attention
 from rerank_service.engine.device.pack import PackedSequences
 from rerank_service.engine.device.precision import multiplies_int8
+from rerank_service.engine.linear import prepare
 from rerank_service.errors import CheckpointError
 from rerank_service.tools.cli.main import app
 from rerank_service.tools.random_checkpoints.make import Architecture, make_checkpoint
@@ -186,6 +187,7 @@ def test_a_causal_model_is_rejected(
 ) -> None:
     run = reference_of(name)
     monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, PACKED_ATTENTION, causal)
+    monkeypatch.setattr(prepare, "replace_encoder_layers", lambda _: None)  # these layers ask no registry
 
     verdict = served(run, local_model(folders[name], engine={"dtype": dtype}))
 
