@@ -106,13 +106,13 @@ def _read_file(value: Any) -> Any:
         with path.open("rb") as file:
             raw = file.read(_MAX_FILE_BYTES + 1)
     except OSError as error:
-        raise ValueError(f"cannot read the file: {error.strerror or error}") from None
+        raise ValueError(f"must be a map, or a file that can be read ({error.strerror or error})") from None
     if len(raw) > _MAX_FILE_BYTES:
-        raise ValueError(f"the file has more than {_MAX_FILE_BYTES:,} bytes; a map is smaller")
+        raise ValueError(f"must be a file of at most {_MAX_FILE_BYTES:,} bytes")
     try:
         return from_json(raw)
     except ValueError as error:
-        raise ValueError(f"the file is not valid JSON: {error}") from None
+        raise ValueError(f"must be a file with valid JSON ({error})") from None
 
 
 CalibrationOrPath = Annotated[

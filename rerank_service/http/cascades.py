@@ -171,6 +171,8 @@ class _StagedCall:
                 kept = passages_to_keep(stage.keep, passages, self._scored[-1].ranked)
                 indices = [indices[at] for at in kept]
         ranked = joined(self._scored, time.perf_counter() - started)
+        if self._call.min_probability is not None:  # only the passages of the last stage, which come first, have one
+            ranked = replace(ranked, order=ranked.order[: len(self._scored[-1].indices)])
         if self._call.explain_top_n is not None and ranked.explanations is None:
             return replace(ranked, explanations=())  # the last stage, which explains, was left out
         return ranked

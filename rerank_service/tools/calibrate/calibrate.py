@@ -87,7 +87,8 @@ def score_task(
     progress: Progress = no_progress,
 ) -> tuple[JudgedPairs, str]:
     """The pairs of a task with their logits, and the description of the engine. Pairs of which no token was scored are
-    left out, since their logits mean nothing."""
+    left out, since their logits mean nothing. Raises `BatchError` if the judgements are too few."""
+    JudgedPairs.unscored(task.collection, task.candidates, min_grade).check()  # before an hour of scoring
     progress(f"loading {model.id}", 0, 1)
     engine = load_engine(model)
     passages, scores = score_candidates(

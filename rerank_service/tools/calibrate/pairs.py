@@ -38,6 +38,12 @@ class JudgedPairs:
         first, second, third = columns
         return cls(np.array(first, np.float64), np.array(second, np.bool_), np.array(third, np.intp))
 
+    @classmethod
+    def unscored(cls, collection: Collection, candidates: Candidates, min_grade: int) -> Self:
+        """The candidates with zeros in place of logits."""
+        zeros = {query_id: [0.0] * len(chosen) for query_id, chosen in candidates.items()}
+        return cls.of(collection, candidates, zeros, min_grade)
+
     def at(self, indices: NDArray[np.intp]) -> Self:
         """The pairs at these indices."""
         return type(self)(self.logits[indices], self.is_relevant[indices], self.query[indices])

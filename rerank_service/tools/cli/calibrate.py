@@ -141,6 +141,8 @@ def _task(
     from rerank_service.tools.evaluation.collection import read_collection
     from rerank_service.tools.evaluation.evaluate import prepare_task
 
+    if not queries.exists():
+        raise fail(f"{queries} does not exist")
     folder, file = (queries, None) if queries.is_dir() else (queries.parent, queries)
     collection = read_collection(folder, qrels, max_queries, queries=file, corpus=corpus, with_unanswered=True)
     task = prepare_task(collection, top_k, run)

@@ -30,7 +30,7 @@ def read_stages(text: str, mix: Mix, gpu: str, mfu: float, batch_overhead_s: flo
             f"--cascade {text!r} has not the form MODEL:KEEP,...,MODEL, such as 1b:50,4b: the 1B scores all passages "
             "and keeps 50, which the 4B scores"
         )
-    stages = []
+    stages: list[Stage] = []
     for place, part in enumerate(part for part in parts if part is not None):
         model, keep = part["model"], _keep(text, part["model"], part["keep"], is_last=place == len(parts) - 1)
         measured = None if part["speed"] is None else _tokens_per_s(text, part["speed"])
@@ -46,6 +46,8 @@ def read_stages(text: str, mix: Mix, gpu: str, mfu: float, batch_overhead_s: flo
             )
         except ValueError as error:
             raise fail(str(error)) from None
+        if model in (stage.model for stage in stages):
+            raise fail(f"--cascade {text!r}: {model} is in two stages, and a cascade needs different models")
         stages.append(Stage(model, speed, keep))
     return stages
 
@@ -73,7 +75,7 @@ def _keep(text: str, model: str, keep: str | None, *, is_last: bool) -> int | fl
         ) from None
     if 0 < number < 1:
         return number
-    if number >= 1 and number.is_integer():
+    if number >= 1 and keep and keep.isdecimal():  # 1.0 may mean one passage or all: the service refuses it too
         return int(number)
     raise fail(
         f"--cascade {text!r}: {model} must keep a whole number of passages, or a share of them above 0 and below 1"

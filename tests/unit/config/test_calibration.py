@@ -104,9 +104,9 @@ def test_a_file_is_read_once_and_becomes_part_of_the_configuration(tmp_path: Pat
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (None, "cannot read the file: No such file or directory"),
-        ("points: [[0, 0.5]]", "the file is not valid JSON"),
-        (" " * 70_000, "the file has more than 65,536 bytes"),
+        (None, r"or a file that can be read \(No such file or directory\), not '"),
+        ("points: [[0, 0.5]]", "must be a file with valid JSON"),
+        (" " * 70_000, "must be a file of at most 65,536 bytes"),
         ('["a"]', "must be a mapping of settings"),
         ('{"points": [[0, 2]]}', "points"),
     ],

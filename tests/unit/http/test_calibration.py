@@ -252,6 +252,18 @@ async def test_a_cascade_answers_by_the_map_of_its_last_stage() -> None:
     assert CalibrationConfig.model_validate(entry["calibration"]) == large
 
 
+@pytest.mark.parametrize("min_probability", [0, 0.01])
+async def test_min_probability_leaves_out_the_passages_that_a_stage_dropped(min_probability: float) -> None:
+    async with staged().client() as client:
+        whole = (await client.post("/v1/ranking", json=BODY)).json()["rankings"]
+        cut = (await client.post("/v1/ranking", json=BODY | {"min_probability": min_probability})).json()["rankings"]
+
+    large = CalibrationConfig(points=((-1, 0.5),), slope=2.0)
+    assert [one["index"] for one in whole] == [3, 4, 5, 2, 1, 0]
+    assert large.probability(whole[3]["logit"]) > 0.01  # by the shifted logit, a dropped passage would be kept
+    assert cut == whole[:3]
+
+
 async def test_an_early_answer_is_cut_by_the_map_of_the_stage_that_has_scored() -> None:
     ingress = staged(on_overload="answer_early")
     ingress.replicas["large"].outcome = FULL

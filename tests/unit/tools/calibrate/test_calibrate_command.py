@@ -131,6 +131,7 @@ def test_a_map_that_is_not_shown_to_be_better_ends_with_exit_code_1(folder: Path
         (["--plot", "plot.bmp"], "plot.bmp must end in one of"),
         (["--output", "{folder}"], "cannot be written: it is a folder"),
         (["--output", "{folder}/nowhere/map.json"], "nowhere is not a folder"),
+        (["--queries", "{folder}/nowhere/queries"], "nowhere/queries does not exist"),
         (["--qrels", "{folder}/none.tsv"], "none.tsv does not exist"),
         (["--corpus", "{folder}/none.jsonl"], "none.jsonl does not exist"),
         (["--max-queries", "5"], "5 queries have candidates; a calibration needs at least 20"),
@@ -147,6 +148,17 @@ def test_errors_are_one_line_and_nothing_is_written(folder: Path, arguments: lis
     assert message in result.stderr.replace("\n", " ")
     assert "Traceback" not in result.output
     assert not (folder / "map.json").exists()
+
+
+@pytest.mark.parametrize("arguments", [["--max-queries", "5"], ["--min-grade", "2"]])
+def test_too_few_judgements_are_refused_before_the_model_is_loaded(folder: Path, arguments: list[str]) -> None:
+    absent = folder / "absent"
+    absent.mkdir()
+
+    result = run(absent, "--queries", folder, "--output", folder / "map.json", *arguments)
+
+    assert result.exit_code == 2
+    assert "a calibration needs at least 20" in result.stderr.replace("\n", " ")
 
 
 def test_a_folder_without_judged_queries_is_refused(folder: Path) -> None:

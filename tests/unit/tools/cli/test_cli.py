@@ -542,6 +542,8 @@ def test_plan_of_a_cascade_compares_it_with_the_last_model_alone() -> None:
         (["1b,4b"], "how many passages does 1b keep? Write 1b:50 or 1b:0.1"),
         (["1b:0,4b"], "1b must keep a whole number of passages, or a share"),
         (["1b:2.5,4b"], "1b must keep a whole number of passages, or a share"),
+        (["1b:1.0,4b"], "1b must keep a whole number of passages, or a share"),
+        (["1b:50,1b"], "1b is in two stages"),
         (["1b:50,4b:5"], "the last stage, 4b, keeps nothing"),
         (["small:50,4b"], "the speed of small is not known; known are 1b and 4b"),
         (["embedded:50,1b"], "the speed of embedded is not known"),
