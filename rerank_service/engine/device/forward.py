@@ -41,12 +41,16 @@ _HALF = (torch.bfloat16, torch.float16)
 """Number types that the variable-length kernel accepts."""
 _LONGEST_PRODUCT = {torch.float32: 256, torch.bfloat16: 512}
 """Length of the longest sequence for which two plain matrix products beat the fused kernel on a CPU. With 12 heads of
-size 32, they take 0.8 to 0.98 of the kernel's time in float32, and 0.4 to 0.6 of it in bfloat16. In float32, they are
-slower from 512 tokens on; in bfloat16, from 1,024 on (docs/decisions/0002)."""
+size 32, they take 0.8 to 0.98 of the kernel's time in float32, and 0.4 to 0.45 of it in bfloat16 (docs/decisions/0002).
+"""
 _LONGEST_CAUSAL_PRODUCT = {torch.bfloat16: 512}
 """Length of the longest sequence for which two plain products beat the fused kernel in causal attention. The fused
 kernel skips later tokens; the products do not. In bfloat16, products are 18 to 36% faster up to 512 tokens; in float32
 they are never faster (16 and 32 heads of size 128 and 64 on the same machine, one thread)."""
+_WEIGHTS_BYTES = {torch.float32: 2**62, torch.bfloat16: 2 * 1024**2}
+"""Size of the weights that two plain products compute at once. In bfloat16, they stay in the CPU's caches: with 12
+heads of size 32, groups of heads take 0.85 of the time of all heads at once with 390 tokens, and 0.76 with 512, and
+compute the same bits. In float32, groups round differently and gain less than 5% in sequences of this length."""
 _LOG2_E = math.log2(math.e)
 _SAFE_SUMS = (2.0**-100, 2.0**100)
 """Range of a row's sum in which powers that were computed without subtracting the row's maximum are accurate: float32
@@ -195,26 +199,30 @@ def _two_products(
     memory: torch.Tensor,
     out: torch.Tensor,  # [Hq, L, D]
 ) -> None:
-    """Attention computed directly from its definition into `out`, with all weights `[Hq, L, L]` in `memory` at once.
+    """Attention computed directly from its definition into `out`, with the weights of a few heads at once in `memory`.
 
     Powers of two are computed without subtracting each row's maximum first, which takes a third (float32) or half
-    (bfloat16) of softmax's time. If a row's sum then leaves the accurate range, softmax computes the sequence.
+    (bfloat16) of softmax's time. If a row's sum then leaves the accurate range, softmax computes the heads.
     """
     k = k.contiguous()  # oneDNN would copy other keys transposed, which is slow
     if len(q) != len(k):  # grouped-query attention: several query heads share a key head
         k, v = k.repeat_interleave(len(q) // len(k), 0), v.repeat_interleave(len(q) // len(v), 0)
-    alpha = q.size(-1) ** -0.5 if scaling is None else scaling
-    weights = memory[: len(q) * q.size(1) ** 2].view(len(q), q.size(1), q.size(1))
-    is_later = None if sees_later else torch.ones(weights.shape[1:], dtype=torch.bool).triu(1)
-    if sees_later:  # rounds a little differently, which decoders in float8 amplify
-        _multiply_into(weights, q, k, alpha * _LOG2_E, None)
-        sums = weights.exp2_().sum(-1, keepdim=True, dtype=torch.float32)
-        of_rows = sums.numpy()  # a tensor's own minimum would look as if the host waited for a device
-        if _SAFE_SUMS[0] < of_rows.min() and of_rows.max() < _SAFE_SUMS[1]:
-            torch.div(torch.bmm(weights, v), sums, out=out)
-            return
-    _multiply_into(weights, q, k, alpha, is_later)
-    out.copy_(torch.bmm(torch.softmax(weights, -1, out=weights), v))
+    alpha, length = q.size(-1) ** -0.5 if scaling is None else scaling, q.size(1)
+    is_later = None if sees_later else torch.ones(length, length, dtype=torch.bool).triu(1)
+    heads_at_once = max(1, min(len(q), _WEIGHTS_BYTES[q.dtype] // (length**2 * q.element_size())))
+    for first in range(0, len(q), heads_at_once):
+        heads = slice(first, first + heads_at_once)
+        queries, keys, values, result = q[heads], k[heads], v[heads], out[heads]
+        weights = memory[: len(queries) * length**2].view(len(queries), length, length)
+        if sees_later:  # rounds a little differently, which decoders in float8 amplify
+            _multiply_into(weights, queries, keys, alpha * _LOG2_E, None)
+            sums = weights.exp2_().sum(-1, keepdim=True, dtype=torch.float32)
+            of_rows = sums.numpy()  # a tensor's own minimum would look as if the host waited for a device
+            if _SAFE_SUMS[0] < of_rows.min() and of_rows.max() < _SAFE_SUMS[1]:
+                torch.div(torch.bmm(weights, values), sums, out=result)
+                continue
+        _multiply_into(weights, queries, keys, alpha, is_later)
+        result.copy_(torch.bmm(torch.softmax(weights, -1, out=weights), values))
 
 
 def _multiply_into(
