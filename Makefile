@@ -32,7 +32,7 @@ test: $(VENV)/.installed-dev ## install, then run the tests, or those in PYTEST=
 ifdef PYTEST
 	$(BIN)/python -m pytest $(PYTEST)
 else
-	@echo "Running three groups of tests at the same time (ten to fifteen minutes on two cores)"
+	@echo "Running three groups of tests at the same time (ten to eighteen minutes on two cores)"
 	@$(MAKE) --jobs 3 --keep-going $(if $(filter output-sync,$(.FEATURES)),--output-sync) test-service test-unit test-engine
 endif
 
