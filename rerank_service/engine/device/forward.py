@@ -28,6 +28,7 @@ __all__ = [
     "PACKED_CAUSAL_ATTENTION",
     "PADDED_ATTENTION",
     "attend_joined",
+    "attend_sequence",
     "hidden_states",
     "packed_attention",
     "variable_length_attention",
@@ -104,7 +105,7 @@ def packed_attention(
     """
     if packed is None:
         raise ValueError("a model loaded with packed attention must be called with packed=PackedSequences")
-    reach = None if sliding_window is None else sliding_window - 1
+    reach = None if sliding_window is None or not sees_later else sliding_window - 1
     if query.is_cuda and query.dtype in _HALF and packed.num_seen is None:
         return variable_length_attention(query, key, value, packed, scaling, sees_later, reach=reach), None
     if not packed.bounds:
@@ -122,18 +123,30 @@ def packed_attention(
         seen = slice(start, end if packed.num_seen is None else start + packed.num_seen[number])
         q, k, v = query[:, :, start:end], key[:, :, seen], value[:, :, seen]
         of_sequence = out[:, start:end].transpose(1, 2)
-        if reach is not None and sees_later and end - start > reach + 1:
-            of_sequence.copy_(local_attention(q, k, v, scaling, reach))
-        elif end - start <= longest_product:
+        is_local = reach is not None and end - start > reach + 1
+        if end - start <= longest_product and not is_local:
             _two_products(q[0], k[0], v[0], scaling, sees_later, memory, of_sequence[0])
         else:
-            is_gqa = query.size(1) != key.size(1)
-            of_sequence.copy_(
-                F.scaled_dot_product_attention(q, k, v, scale=scaling, is_causal=not sees_later, enable_gqa=is_gqa)
-            )
+            of_sequence.copy_(attend_sequence(q, k, v, scaling, sees_later, reach))
     num_tokens = packed.bounds[-1]
     out[:, num_tokens:] = out[:, num_tokens - 1 : num_tokens]
     return out, None
+
+
+def attend_sequence(
+    query: torch.Tensor,  # [1, Hq, L, D]
+    key: torch.Tensor,  # [1, Hkv, S, D]
+    value: torch.Tensor,  # [1, Hkv, S, D]
+    scaling: float | None,
+    sees_later: bool,
+    reach: int | None,
+) -> torch.Tensor:
+    """Attention of one sequence by torch's own kernel, `[1, Hq, L, D]`, on every device and with gradients. In a
+    bidirectional layer, a token sees tokens at most `reach` places away; null: any."""
+    if reach is not None and sees_later and query.size(2) > reach + 1:
+        return local_attention(query, key, value, scaling, reach)
+    is_gqa = query.size(1) != key.size(1)
+    return F.scaled_dot_product_attention(query, key, value, scale=scaling, is_causal=not sees_later, enable_gqa=is_gqa)
 
 
 def attend_joined(qkv: torch.Tensor, head_size: int, scaling: float, packed: PackedSequences) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """Packed attention that passes gradients on, registered with transformers under two names.
 
 The engines' own packed attention writes into memory that it reuses, so it has no gradients. This attention computes the
-same formula by a loop over the sequences, on every device, with the same hidden tokens and the same local layers.
+same formula sequence by sequence, on every device.
 """
 
 from functools import partial
@@ -9,11 +9,9 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - the usual name
 from transformers import AttentionInterface
 
-from rerank_service.engine.device.forward import PACKED_ATTENTION, PACKED_CAUSAL_ATTENTION
-from rerank_service.engine.device.local_attention import local_attention
+from rerank_service.engine.device.forward import PACKED_ATTENTION, PACKED_CAUSAL_ATTENTION, attend_sequence
 from rerank_service.engine.device.pack import PackedSequences
 
 __all__ = ["use_differentiable_attention"]
@@ -42,18 +40,13 @@ def _attention(
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """Has the signature of `packed_attention` of the engines, and returns `[1, T, Hq, D]` like it."""
-    is_grouped = query.size(1) != key.size(1)
     reach = None if sliding_window is None else sliding_window - 1
     parts = []
     for number, (start, end) in enumerate(pairwise(packed.bounds)):
         seen = slice(start, end if packed.num_seen is None else start + packed.num_seen[number])
-        q, k, v = query[:, :, start:end], key[:, :, seen], value[:, :, seen]
-        if reach is not None and sees_later and end - start > reach + 1:
-            parts.append(local_attention(q, k, v, scaling, reach))
-        else:
-            parts.append(
-                F.scaled_dot_product_attention(q, k, v, scale=scaling, is_causal=not sees_later, enable_gqa=is_grouped)
-            )
+        parts.append(
+            attend_sequence(query[:, :, start:end], key[:, :, seen], value[:, :, seen], scaling, sees_later, reach)
+        )
     num_more = query.size(2) - packed.bounds[-1]  # on a CPU, rows follow that belong to no sequence
     parts.append(parts[-1][:, :, -1:].expand(-1, -1, num_more, -1))
     return torch.cat(parts, 2).transpose(1, 2), None
