@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.status import Status
-from rich.table import Column, Table
+from rich.table import Table
 
 from rerank_service.config import LimitsConfig
 from rerank_service.tools.bench.workload import Lengths
@@ -19,6 +19,7 @@ from rerank_service.tools.cli.plan_cascade import (
     cascade_answer,
     cascade_notes,
     cascade_table,
+    figures_table,
     in_ms,
     read_stages,
     several,
@@ -257,14 +258,7 @@ def _load(passages: str, tokens: str) -> str:
 def plan_table(found: "CapacityReport") -> Table:
     """A table with one row per figure: its name, its value and what it means."""
     demand, plan, measured, limits = found.demand, found.plan, found.plan.measured, found.limits
-    table = Table(
-        Column(no_wrap=True),
-        Column(style="bold", no_wrap=True, justify="right"),
-        Column(style="dim"),
-        box=None,
-        show_header=False,
-        pad_edge=False,
-    )
+    table = figures_table()
     spread = (
         f"{in_ms(measured.p99_low_s)} to {in_ms(measured.p99_high_s)} with 95% confidence; half of the requests take "
         f"at most {in_ms(measured.p50_s)}"

@@ -14,7 +14,7 @@ from rerank_service.tools.planning.workload import Mix
 if TYPE_CHECKING:
     from rerank_service.tools.planning.cascade import CascadePlan, Stage, StagePlan
 
-__all__ = ["cascade_answer", "cascade_notes", "cascade_table", "in_ms", "read_stages", "several"]
+__all__ = ["cascade_answer", "cascade_notes", "cascade_table", "figures_table", "in_ms", "read_stages", "several"]
 
 _STAGE = re.compile(r"(?P<model>[^\s:=,]+)(=(?P<speed>[0-9.e+]+))?(:(?P<keep>[0-9.]+))?")
 _ESTIMATED = (PlannedModel.LLAMA_1B, PlannedModel.MISTRAL_4B)
@@ -97,9 +97,9 @@ def cascade_answer(found: "CascadePlan", device: str, load: str) -> str:
     return f"{answer} Without the cascade, the {last} alone needs {found.alone.replicas:,}."
 
 
-def cascade_table(found: "CascadePlan") -> Table:
-    """A table with the figures of each stage, then those of the whole."""
-    table = Table(
+def figures_table() -> Table:
+    """An empty table for one row per figure: its name, its value and what it means."""
+    return Table(
         Column(no_wrap=True),
         Column(style="bold", no_wrap=True, justify="right"),
         Column(style="dim"),
@@ -107,6 +107,11 @@ def cascade_table(found: "CascadePlan") -> Table:
         show_header=False,
         pad_edge=False,
     )
+
+
+def cascade_table(found: "CascadePlan") -> Table:
+    """A table with the figures of each stage, then those of the whole."""
+    table = figures_table()
     for number, stage in enumerate(found.stages, 1):
         table.add_row(f"stage {number}", f"{stage.replicas:,}", _stage_words(stage))
     measured = found.measured
