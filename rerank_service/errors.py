@@ -341,7 +341,7 @@ class RequestTimedOut(RerankError):
     def __init__(self, timeout_s: float) -> None:
         super().__init__(timeout_s)
         self.message = (
-            f"The request did not finish within {timeout_s:g} s and was dropped; split it into smaller requests, "
+            f"The request did not finish within {timeout_s:g} s and was dropped; send fewer passages, "
             "or try again later"
         )
 

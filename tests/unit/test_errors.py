@@ -171,7 +171,7 @@ ENVELOPES: list[tuple[int, str, list[str | int], str, str]] = [
         "timeout_error",
         [],
         "request_timed_out",
-        "The request did not finish within 60 s and was dropped; split it into smaller requests, or try again later",
+        "The request did not finish within 60 s and was dropped; send fewer passages, or try again later",
     ),
     (
         500,

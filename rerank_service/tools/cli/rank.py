@@ -12,7 +12,7 @@ from rich.text import Text
 from rerank_service.client import Client, ConnectionFailed, Ranking, RerankClientError
 from rerank_service.client import PassageWindows as ClientWindows
 from rerank_service.messages import PassageWindows
-from rerank_service.tools.cli.console import Key, Url, fail, stderr, stdout, unreachable
+from rerank_service.tools.cli.console import Key, Url, fail, say, stderr, stdout, unreachable
 from rerank_service.tools.cli.options import (
     DEFAULT_OVERLAP_TOKENS,
     ConfigOption,
@@ -86,6 +86,9 @@ def rank(
     answer["rankings"] = answer["rankings"][:top]
     if as_json:
         typer.echo(json.dumps(answer))
+        return
+    if min_probability is not None and not answer["rankings"]:
+        say(f"No passage reaches the probability {min_probability:g}.")
         return
     _show(answer["rankings"], lines)
 

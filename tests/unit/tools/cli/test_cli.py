@@ -346,6 +346,14 @@ def test_rank_reports_truncated_and_unscored_passages(float32_config: str) -> No
     assert whole.stderr == ""
 
 
+def test_rank_says_that_no_passage_is_probable_enough() -> None:
+    with scripted(ranking([])) as server:
+        result = runner.invoke(app, ["rank", "q", "--url", server.url, "--min-probability", "0.9"], input="a\nb")
+
+    assert result.exit_code == 0, result.output
+    assert result.stdout == "No passage reaches the probability 0.9.\n"
+
+
 def test_rank_writes_whole_passages_to_a_file() -> None:
     long, red = "a " * 300, "\x1b[31mred"
     with scripted() as server:
