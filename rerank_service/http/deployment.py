@@ -58,6 +58,10 @@ class Ingress:
         follow_shares = _follow_shares() if self._config.versions else None
         return build_api(self._config, self._router, ranker, self._metrics, self._tracing, follow_shares)
 
+    async def check_health(self) -> None:
+        """Serve calls this regularly. An ingress that answers is healthy."""
+        self._metrics.renew_gauges()
+
 
 def _follow_shares() -> FollowShares:
     store = TrafficStore(ray.get_runtime_context().gcs_address)

@@ -29,6 +29,7 @@ class IngressMetrics:
         self._instruments = {metric: self._instrument(metric) for metric in metrics.ALL_METRICS}
         self._series: dict[tuple[str, tuple[str, ...]], Any] = {}
         self._ray = ray
+        self._gauges: dict[tuple[Metric, tuple[str, ...]], float] = {}  # the newest values that Ray received
         self._clock = clock
         self._reports: dict[tuple[str, str], tuple[float, ReplicaReport]] = {}
         self.window_tokens: dict[str, int] = {}
@@ -48,6 +49,13 @@ class IngressMetrics:
         series(value)
         if self._ray is not None and not metric.by_replica:
             self._ray.record(metric, value, *labels)
+            if metric.kind is MetricKind.GAUGE:
+                self._gauges[metric, labels] = value
+
+    def renew_gauges(self) -> None:
+        """Records the ingress's own gauges for Ray again, because Ray's exporter drops a gauge that is not renewed."""
+        for (metric, labels), value in self._gauges.items():
+            self.record(metric, value, *labels)
 
     def add_report(self, model: str, report: ReplicaReport) -> None:
         """Stores and counts the report that came with a replica's answer."""

@@ -128,9 +128,9 @@ def test_rays_metrics_name_the_replica(scraped: Prometheus) -> None:
     assert sample["metric"]["replica"]
 
 
-def test_rays_metrics_show_a_replica_without_requests(scraped: Prometheus) -> None:
+def test_rays_metrics_show_a_model_without_requests(scraped: Prometheus) -> None:
     """No test of this module sends a request to this model; those of other modules are too long ago."""
-    for gauge in ("device_waiting_tokens", "device_memory_bytes", "start_seconds"):
+    for gauge in ("device_waiting_tokens", "device_memory_bytes", "start_seconds", "outstanding_tokens"):
         scraped.wait_for(f'count(ray_rerank_{gauge}{{model="{MISTRAL}"}})', 1)
 
 

@@ -85,6 +85,27 @@ def test_the_start_is_that_of_the_slowest_replica() -> None:
     assert metrics.slowest_start("m") == StartTimes(1.0, 12.0, 3.0, 2.0, 1.0)
 
 
+def test_an_ingress_renews_its_own_gauges() -> None:
+    recorded: list[tuple[Metric, float, tuple[str, ...]]] = []
+
+    class Ray:
+        def record(self, metric: Metric, value: float, *labels: str) -> None:
+            recorded.append((metric, value, labels))
+
+    metrics = IngressMetrics(Ray())
+    for value in (7, 3):
+        metrics.record(OUTSTANDING_TOKENS, value, "m")
+    metrics.record(OUTSTANDING_TOKENS, 5, "other")
+    metrics.record(TOKENS, 9, "m")
+    metrics.add_report("m", report("host:1"))
+    metrics.exposition()
+    recorded.clear()
+
+    metrics.renew_gauges()
+
+    assert recorded == [(OUTSTANDING_TOKENS, 3, ("m",)), (OUTSTANDING_TOKENS, 5, ("other",))]
+
+
 @pytest.mark.parametrize("metric", ALL_METRICS, ids=lambda metric: metric.name)
 def test_names_follow_prometheus_conventions(metric: Metric) -> None:
     assert re.fullmatch(r"rerank_[a-z_]+", metric.name)
