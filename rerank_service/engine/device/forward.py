@@ -7,7 +7,6 @@ attention is one variable-length kernel per layer. Elsewhere, attention is a loo
 pair does not depend on the other pairs of its batch.
 """
 
-import math
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
@@ -20,6 +19,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from rerank_service.engine.device import kernels
+from rerank_service.engine.device.attention_products import attend_by_products, products_are_faster, weights_memory
 from rerank_service.engine.device.local_attention import local_attention
 from rerank_service.engine.device.pack import PackedSequences
 
@@ -40,22 +40,6 @@ PADDED_ATTENTION = "padded"
 
 _HALF = (torch.bfloat16, torch.float16)
 """Number types that the variable-length kernel accepts."""
-_LONGEST_PRODUCT = {torch.float32: 256, torch.bfloat16: 512}
-"""Length of the longest sequence for which two plain matrix products beat the fused kernel on a CPU. With 12 heads of
-size 32, they take 0.8 to 0.98 of the kernel's time in float32, and 0.4 to 0.45 of it in bfloat16 (docs/decisions/0002).
-"""
-_LONGEST_CAUSAL_PRODUCT = {torch.bfloat16: 512}
-"""Length of the longest sequence for which two plain products beat the fused kernel in causal attention. The fused
-kernel skips later tokens; the products do not. In bfloat16, products are 18 to 36% faster up to 512 tokens; in float32
-they are never faster (16 and 32 heads of size 128 and 64 on the same machine, one thread)."""
-_WEIGHTS_BYTES = {torch.float32: 2**62, torch.bfloat16: 2 * 1024**2}
-"""Size of the weights that two plain products compute at once. In bfloat16, they stay in the CPU's caches: with 12
-heads of size 32, groups of heads take 0.85 of the time of all heads at once with 390 tokens, and 0.76 with 512, and
-compute the same bits. In float32, groups round differently and gain less than 5% in sequences of this length."""
-_LOG2_E = math.log2(math.e)
-_SAFE_SUMS = (2.0**-100, 2.0**100)
-"""Range of a row's sum in which powers that were computed without subtracting the row's maximum are accurate: float32
-and bfloat16 reach from 2^-126 to 2^128. A head of all-MiniLM-L6-v2 reaches 2^68."""
 _FEWEST_ROWS = 16
 """Numbers of rows of a batch on a CPU are multiples of this number or of a larger power of two."""
 _EVERYTHING, _NOTHING_LATER = (-1, -1), (-1, 0)
@@ -110,13 +94,10 @@ def packed_attention(
         return variable_length_attention(query, key, value, packed, scaling, sees_later, reach=reach), None
     if not packed.bounds:
         raise RuntimeError("a CUDA graph needs the variable-length kernel, which supports only bfloat16 and float16")
-    limits = _LONGEST_PRODUCT if sees_later else _LONGEST_CAUSAL_PRODUCT
-    # Compiled layers, which a CPU has only in tests, cannot branch on the sums of `_two_products`.
-    is_plain_cpu = query.device.type == "cpu" and not torch.compiler.is_compiling()
-    longest_product = limits.get(query.dtype, 0) if is_plain_cpu and packed.num_seen is None else 0
+    # Compiled layers, which a CPU has only in tests, cannot branch on the sums of a row's weights.
+    is_plain_cpu = query.device.type == "cpu" and not torch.compiler.is_compiling() and packed.num_seen is None
     out = torch.empty_like(query.transpose(1, 2))
-    # One allocation for all sequences: new memory for each one would cost as much as the products.
-    memory = query.new_empty(query.size(1) * min(longest_product, packed.max_length) ** 2)
+    memory = weights_memory(query, query.size(1), packed.max_length) if is_plain_cpu else None
     for number, (start, end) in enumerate(pairwise(packed.bounds)):
         if start == end:  # an empty slot of a batch for a CUDA graph
             continue
@@ -124,8 +105,8 @@ def packed_attention(
         q, k, v = query[:, :, start:end], key[:, :, seen], value[:, :, seen]
         of_sequence = out[:, start:end].transpose(1, 2)
         is_local = reach is not None and end - start > reach + 1
-        if end - start <= longest_product and not is_local:
-            _two_products(q[0], k[0], v[0], scaling, sees_later, memory, of_sequence[0])
+        if memory is not None and not is_local and products_are_faster(q[0], sees_later):
+            attend_by_products(q[0], k[0], v[0], scaling, sees_later, memory, of_sequence[0])
         else:
             of_sequence.copy_(attend_sequence(q, k, v, scaling, sees_later, reach))
     num_tokens = packed.bounds[-1]
@@ -157,16 +138,15 @@ def attend_joined(qkv: torch.Tensor, head_size: int, scaling: float, packed: Pac
     """
     num_tokens, num_heads = packed.bounds[-1], qkv.size(-1) // head_size // 3
     out = qkv.new_empty(qkv.size(1), num_heads, head_size)
-    longest_product = _LONGEST_PRODUCT.get(qkv.dtype, 0) if packed.num_seen is None else 0
-    memory = qkv.new_empty(num_heads * min(longest_product, packed.max_length) ** 2)
+    memory = weights_memory(qkv, num_heads, packed.max_length) if packed.num_seen is None else None
     copies = qkv.new_empty(3 * num_heads * packed.max_length * head_size)
     for number, (start, end) in enumerate(pairwise(packed.bounds)):
         heads = qkv[0, start:end].view(end - start, -1, head_size).transpose(0, 1)  # [3 * Hq, L, D]
         copy = copies[: heads.numel()].view(heads.shape).copy_(heads)
         q, k, v = copy[:num_heads], copy[num_heads : 2 * num_heads], copy[2 * num_heads :]
         of_sequence = out[start:end].transpose(0, 1)
-        if end - start <= longest_product:
-            _two_products(q, k, v, scaling, True, memory, of_sequence)
+        if memory is not None and products_are_faster(q, sees_later=True):
+            attend_by_products(q, k, v, scaling, True, memory, of_sequence)
         else:
             if packed.num_seen is not None:
                 k, v = k[:, : packed.num_seen[number]], v[:, : packed.num_seen[number]]
@@ -201,49 +181,6 @@ def variable_length_attention(
     )
     attended: torch.Tensor = out[None]
     return attended
-
-
-def _two_products(
-    q: torch.Tensor,  # [Hq, L, D]
-    k: torch.Tensor,  # [Hkv, L, D]
-    v: torch.Tensor,  # [Hkv, L, D]
-    scaling: float | None,
-    sees_later: bool,
-    memory: torch.Tensor,
-    out: torch.Tensor,  # [Hq, L, D]
-) -> None:
-    """Attention computed directly from its definition into `out`, with the weights of a few heads at once in `memory`.
-
-    Powers of two are computed without subtracting each row's maximum first, which takes a third (float32) or half
-    (bfloat16) of softmax's time. If a row's sum then leaves the accurate range, softmax computes the heads.
-    """
-    k = k.contiguous()  # oneDNN would copy other keys transposed, which is slow
-    if len(q) != len(k):  # grouped-query attention: several query heads share a key head
-        k, v = k.repeat_interleave(len(q) // len(k), 0), v.repeat_interleave(len(q) // len(v), 0)
-    alpha, length = q.size(-1) ** -0.5 if scaling is None else scaling, q.size(1)
-    is_later = None if sees_later else torch.ones(length, length, dtype=torch.bool).triu(1)
-    heads_at_once = max(1, min(len(q), _WEIGHTS_BYTES[q.dtype] // (length**2 * q.element_size())))
-    for first in range(0, len(q), heads_at_once):
-        heads = slice(first, first + heads_at_once)
-        queries, keys, values, result = q[heads], k[heads], v[heads], out[heads]
-        weights = memory[: len(queries) * length**2].view(len(queries), length, length)
-        if sees_later:  # rounds a little differently, which decoders in float8 amplify
-            _multiply_into(weights, queries, keys, alpha * _LOG2_E, None)
-            sums = weights.exp2_().sum(-1, keepdim=True, dtype=torch.float32)
-            of_rows = sums.numpy()  # a tensor's own minimum would look as if the host waited for a device
-            if _SAFE_SUMS[0] < of_rows.min() and of_rows.max() < _SAFE_SUMS[1]:
-                torch.div(torch.bmm(weights, values), sums, out=result)
-                continue
-        _multiply_into(weights, queries, keys, alpha, is_later)
-        result.copy_(torch.bmm(torch.softmax(weights, -1, out=weights), values))
-
-
-def _multiply_into(
-    scores: torch.Tensor, q: torch.Tensor, k: torch.Tensor, alpha: float, is_later: torch.Tensor | None
-) -> None:
-    torch.baddbmm(q.new_zeros(()), q, k.transpose(1, 2), beta=0, alpha=alpha, out=scores)
-    if is_later is not None:
-        scores.masked_fill_(is_later, -torch.inf)
 
 
 def _padded_mask(
