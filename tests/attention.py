@@ -9,7 +9,8 @@ import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from rerank_service.engine.device import encoder_layers
-from rerank_service.engine.device.forward import PACKED_ATTENTION, attend_joined, packed_attention
+from rerank_service.engine.device.encoder_layers import attend_joined
+from rerank_service.engine.device.forward import PACKED_ATTENTION, packed_attention
 from rerank_service.engine.device.pack import PackedSequences
 
 __all__ = ["recorded_passes"]

@@ -4,16 +4,17 @@ transformers' layers also handle decoding, cross-attention, dropout and chunks, 
 same formulas.
 """
 
+from itertools import pairwise
 from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the usual name
 
-from rerank_service.engine.device.forward import attend_joined
+from rerank_service.engine.device.forward import padded_length, products_for, weights_memory
 from rerank_service.engine.device.pack import PackedSequences
 from rerank_service.engine.linear.joined import JoinedSelfAttention
 
-__all__ = ["EncoderLayer", "replace_encoder_layers"]
+__all__ = ["EncoderLayer", "attend_joined", "replace_encoder_layers"]
 
 
 class EncoderLayer(torch.nn.Module):
@@ -35,6 +36,36 @@ class EncoderLayer(torch.nn.Module):
         states = _add_and_norm(self.attention_output, attended, states)
         between = self.intermediate.intermediate_act_fn(self.intermediate.dense(states))
         return _add_and_norm(self.output, between, states)
+
+
+def attend_joined(qkv: torch.Tensor, head_size: int, scaling: float, packed: PackedSequences) -> torch.Tensor:
+    """Packed attention without a causal mask, of queries, keys and values that one product computed.
+
+    Maps `[1, T, 3 * Hq * D]` to `[1, T, Hq * D]`. Each sequence is copied once, because products of matrices that are
+    not contiguous would copy its queries, keys and values one by one.
+    """
+    num_tokens, num_heads = packed.bounds[-1], qkv.size(-1) // head_size // 3
+    out = qkv.new_empty(qkv.size(1), num_heads, head_size)
+    memory = weights_memory(qkv.dtype, num_heads, packed.max_length)
+    copies = qkv.new_empty(3 * num_heads * padded_length(packed.max_length) * head_size)
+    for number, (start, end) in enumerate(pairwise(packed.bounds)):
+        length = end - start
+        heads = qkv[0, start:end].view(length, -1, head_size).transpose(0, 1)  # [3 * Hq, L, D]
+        attend = None if packed.num_seen is not None else products_for(qkv.dtype, length, head_size, sees_later=True)
+        num_rows = length if attend is None else padded_length(length)
+        copy = copies[: len(heads) * num_rows * head_size].view(len(heads), num_rows, head_size)
+        copy[:, :length] = heads
+        copy[:, length:].zero_()
+        q, k, v = copy[:num_heads], copy[num_heads : 2 * num_heads], copy[2 * num_heads :]
+        of_sequence = out[start:end].transpose(0, 1)
+        if attend is not None:
+            attend(q, k, v, scaling, True, memory, of_sequence)
+            continue
+        if packed.num_seen is not None:
+            k, v = k[:, : packed.num_seen[number]], v[:, : packed.num_seen[number]]
+        of_sequence.copy_(F.scaled_dot_product_attention(q[None], k[None], v[None], scale=scaling)[0])
+    out[num_tokens:] = out[num_tokens - 1]
+    return out.view(1, len(out), -1)
 
 
 def _add_and_norm(output: Any, inputs: torch.Tensor, states: torch.Tensor) -> torch.Tensor:

@@ -72,6 +72,9 @@ def pack(
         of_tokens.append(np.concatenate(type_ids).astype(np.int64))
     if shape is not None:
         of_tokens = [np.pad(array, (0, shape.num_tokens - bounds[-1])) for array in of_tokens]
+    longest = int(lengths.max())
+    if device.type != "cpu":
+        longest = max(128, 1 << (longest - 1).bit_length())
     tensors = to_device([*of_tokens, lengths, np.asarray(bounds, dtype=np.int32)], device)
     return PackedSequences(
         token_ids=tensors[0][None],
@@ -79,14 +82,10 @@ def pack(
         lengths=tensors[-2],
         cu_seqlens=tensors[-1],
         bounds=bounds,
-        max_length=_max_length(int(lengths.max()), device) if shape is None else shape.max_length,
+        max_length=longest if shape is None else shape.max_length,
         type_ids=None if type_ids is None else tensors[2][None],
         num_seen=None if num_seen is None else tuple(num_seen),
     )
-
-
-def _max_length(longest: int, device: torch.device) -> int:
-    return longest if device.type == "cpu" else max(128, 1 << (longest - 1).bit_length())
 
 
 def to_device(arrays: Sequence[np.ndarray], device: torch.device) -> list[torch.Tensor]:

@@ -41,7 +41,8 @@ def observe_inputs(layers: Iterable[torch.nn.Linear], run: Callable[[], object])
     """Returns the ranges of the inputs to `layers` while `run` calls the model. The result omits layers that were not
     called.
 
-    Plain layers round differently with another number of threads, and so would the scales, so one thread computes.
+    Plain layers round differently with another number of threads, so one thread computes. The ranges are rounded to
+    bfloat16: the last bits of float32 depend on the processor and on torch's version, and would change every scale.
     """
     seen: dict[torch.nn.Linear, InputRange] = {}
     hooks = [layer.register_forward_pre_hook(partial(_observe, seen)) for layer in layers]
@@ -51,7 +52,11 @@ def observe_inputs(layers: Iterable[torch.nn.Linear], run: Callable[[], object])
     finally:
         for hook in hooks:
             hook.remove()
-    return seen
+    return {layer: InputRange(_rounded(found.lowest), _rounded(found.highest)) for layer, found in seen.items()}
+
+
+def _rounded(values: torch.Tensor) -> torch.Tensor:
+    return values.bfloat16().float()
 
 
 def _observe(seen: dict[torch.nn.Linear, InputRange], layer: torch.nn.Linear, inputs: tuple[torch.Tensor]) -> None:

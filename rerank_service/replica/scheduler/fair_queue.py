@@ -160,7 +160,7 @@ class FairQueue(Generic[JobT]):
         speed, it decides which requests are urgent; while the speed is unknown, no request is urgent.
         """
         if self.num_tokens <= max_tokens:  # the whole queue is the batch, whoever comes first
-            drawn = list(chain.from_iterable(request.pairs for request in self._requests.values()))
+            drawn = list(chain.from_iterable(map(attrgetter("pairs"), self._requests.values())))
             for entries in (self._requests, self._callers, self._heap, self.backlogs):
                 entries.clear()
             self.num_tokens = self.num_pairs = 0

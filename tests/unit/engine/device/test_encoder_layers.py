@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel, XLMRobertaConfig, XLMRobertaModel
 
-from rerank_service.engine.device.encoder_layers import EncoderLayer, replace_encoder_layers
-from rerank_service.engine.device.forward import PACKED_ATTENTION, attend_joined, hidden_states, packed_attention
+from rerank_service.engine.device.encoder_layers import EncoderLayer, attend_joined, replace_encoder_layers
+from rerank_service.engine.device.forward import PACKED_ATTENTION, hidden_states, packed_attention
 from rerank_service.engine.device.pack import PackedSequences, pack
 from rerank_service.engine.linear.joined import join_linears
 

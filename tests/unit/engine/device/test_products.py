@@ -1,0 +1,77 @@
+"""Attention of one sequence as two matrix products."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from rerank_service.engine.device.forward import padded_length, products_for, weights_memory
+
+
+@pytest.fixture(params=[1, 2])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def attend(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float) -> torch.Tensor:
+    num_heads, length, head_size = queries.shape
+    out = torch.full((num_heads, length + 1, head_size), torch.nan, dtype=queries.dtype)
+    memory = weights_memory(queries.dtype, num_heads, length + 7)
+    function = products_for(queries.dtype, length, head_size, sees_later=True)
+    assert function is not None
+
+    more = padded_length(length) - length
+    padded = [torch.nn.functional.pad(heads, (0, 0, 0, more)) for heads in (queries, keys, values)]
+    function(*padded, scaling, True, memory, out[:, :length])
+
+    assert out[:, length].isnan().all()
+    return out[:, :length]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("length", "head_size"), [(1, 32), (130, 128), (256, 8), (400, 32), (725, 32), (1500, 64)])
+@pytest.mark.usefixtures("threads")
+def test_products_are_attention(length: int, head_size: int, dtype: torch.dtype) -> None:
+    """By length and size: all heads at once, one head at once, and parts of a head."""
+    torch.manual_seed(0)
+    queries, keys, values = (torch.randn(4, length, head_size).to(dtype) for _ in range(3))
+
+    attended = attend(queries, keys, values, 0.2)
+
+    expected = (queries.double() @ keys.double().mT * 0.2).softmax(-1) @ values.double()
+    tolerance = 1e-5 if dtype is torch.float32 else 0.03
+    torch.testing.assert_close(attended.double(), expected, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("shift", [-300.0, -70.0, 70.0, 300.0])
+@pytest.mark.parametrize("length", [60, 725])
+def test_extreme_scores_neither_overflow_nor_vanish(length: int, shift: float) -> None:
+    torch.manual_seed(0)
+    queries, keys, values = (torch.randn(2, length, 32) for _ in range(3))
+    queries[..., 0], keys[..., 0] = 0.0, 1.0
+    plain = attend(queries, keys, values, 1.0)
+
+    queries[1, length - 20 :, 0] = shift  # the last rows of the second head
+    moved = attend(queries, keys, values, 1.0)
+
+    torch.testing.assert_close(moved, plain, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_take_little_memory(dtype: torch.dtype) -> None:
+    memory = weights_memory(dtype, 16, 8192)
+    assert memory.numel() * memory.element_size() <= 4 * 1024**2
+
+
+@pytest.mark.usefixtures("threads")
+def test_few_operations_of_many_threads_stay_with_the_fused_kernel() -> None:
+    """oneDNN's calls have a fixed cost, which threads cannot share."""
+    together, by_head = (products_for(torch.float32, length, 32, sees_later=True) for length in (126, 512))
+    assert together is not by_head
+    torch.set_num_threads(64)
+    assert products_for(torch.float32, 126, 32, sees_later=True) is together
+    assert products_for(torch.float32, 512, 32, sees_later=True) is None
+    assert products_for(torch.float32, 126, 32, sees_later=False) is None
