@@ -126,8 +126,9 @@ def packed_attention(
         q, k, v = query[:, :, start:end], key[:, :, seen], value[:, :, seen]
         of_sequence = out[:, start:end].transpose(1, 2)
         is_local = reach is not None and end - start > reach + 1
-        attend = None if is_local else products_for(q.dtype, end - start, q.size(-1), sees_later)
-        if memory is None or attend is None:
+        may_multiply = memory is not None and not is_local
+        attend = products_for(q.dtype, end - start, q.size(-1), sees_later) if may_multiply else None
+        if attend is None:
             of_sequence.copy_(attend_sequence(q, k, v, scaling, sees_later, reach))
             continue
         padding = (0, 0, 0, padded_length(end - start) - (end - start))
