@@ -17,6 +17,11 @@ _PACKAGES = ("rerank-service", "torch", "transformers", "tokenizers", "bm25s", "
 _RESULTS = Path("benchmarks/results/quality.json")
 
 
+@app.callback()
+def main() -> None:
+    """Measures the quality of rankings. With this callback, Typer expects the name of the only command."""
+
+
 @app.command()
 def measure(
     data: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="Folder with one BEIR folder per set.")],

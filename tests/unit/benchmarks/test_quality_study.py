@@ -3,6 +3,9 @@
 import json
 from pathlib import Path
 
+from typer.testing import CliRunner
+
+from benchmarks.quality_study.__main__ import app
 from benchmarks.quality_study.join_passages import join_corpus, join_passages, join_qrels
 from benchmarks.quality_study.variants import SECTIONS, SETS
 
@@ -45,3 +48,11 @@ def test_a_joined_folder_is_a_beir_folder(tmp_path: Path) -> None:
 def test_every_section_has_sets_and_labels_are_unique() -> None:
     assert {section for one in SETS for section in one.sections} == set(SECTIONS)
     assert len({one.label for one in SETS}) == len(SETS)
+
+
+def test_the_documented_command_exists(tmp_path: Path) -> None:
+    ran = CliRunner().invoke(app, ["measure", str(tmp_path / "missing")])
+
+    assert ran.exit_code == 2
+    assert "missing" in ran.output
+    assert "'measure'" not in ran.output
