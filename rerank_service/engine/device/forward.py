@@ -22,6 +22,7 @@ from transformers.masking_utils import sdpa_mask
 from rerank_service.engine.device import kernels
 from rerank_service.engine.device.local_attention import local_attention
 from rerank_service.engine.device.pack import PackedSequences
+from rerank_service.engine.linear.packed import can_pack
 
 __all__ = [
     "PACKED_ATTENTION",
@@ -192,7 +193,7 @@ def products_for(dtype: torch.dtype, length: int, head_size: int, sees_later: bo
         return _attend_together if sees_later or length <= _LONGEST_CAUSAL else None
     if dtype != torch.float32 or not sees_later:
         return None
-    if length**2 * head_size >= _FEWEST_OPERATIONS * torch.get_num_threads():
+    if length**2 * head_size >= _FEWEST_OPERATIONS * torch.get_num_threads() and can_pack(dtype):
         return _attend_by_head
     return _attend_together if length <= _LONGEST_TOGETHER else None
 

@@ -11,6 +11,7 @@ torch's own compiler emits the same operators for frozen models. Without AVX-512
 torch's, so GELU is applied afterwards there.
 """
 
+from functools import cache
 from typing import Literal
 
 import torch
@@ -44,6 +45,7 @@ class PackedLinear(torch.nn.Module):
         return outputs[0] if is_one_row else outputs
 
 
+@cache
 @torch.inference_mode()
 def can_pack(dtype: torch.dtype) -> bool:
     """Whether this build of torch can multiply packed weights of this type on this processor.

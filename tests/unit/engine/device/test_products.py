@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from rerank_service.engine.device import forward
 from rerank_service.engine.device.forward import padded_length, products_for, weights_memory
 
 
@@ -75,3 +76,10 @@ def test_few_operations_of_many_threads_stay_with_the_fused_kernel() -> None:
     assert products_for(torch.float32, 126, 32, sees_later=True) is together
     assert products_for(torch.float32, 512, 32, sees_later=True) is None
     assert products_for(torch.float32, 126, 32, sees_later=False) is None
+
+
+def test_without_onednn_the_fused_kernel_computes_long_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch for Apple's processors has no oneDNN."""
+    monkeypatch.setattr(forward, "can_pack", lambda _: False)
+    assert products_for(torch.float32, 2000, 64, sees_later=True) is None
+    assert products_for(torch.float32, 126, 32, sees_later=True) is not None
