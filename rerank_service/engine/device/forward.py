@@ -46,8 +46,9 @@ _HALF = (torch.bfloat16, torch.float16)
 _LONGEST_TOGETHER = 256
 """Length of the longest sequence for which MKL's products of all heads at once beat torch's fused kernel in float32."""
 _FEWEST_OPERATIONS = 3 * 2**19
-"""Number of operations of a head's product, by thread, from which oneDNN's single products beat MKL's and the fused
-kernel in float32. oneDNN takes 10 us for a call, but MKL uses no AVX-512 on AMD processors (docs/decisions/0002)."""
+"""Number of operations of a head's product from which oneDNN's single products beat MKL's and the fused kernel in
+float32, on one thread. oneDNN takes 10 us for a call, but MKL uses no AVX-512 on AMD processors (docs/decisions/0002).
+With more threads, the number would be higher, but logits would then depend on the number of threads."""
 _LONGEST_CAUSAL = 512
 """Length of the longest sequence for which products beat the fused kernel in causal attention in bfloat16. The fused
 kernel skips later tokens; the products do not. They are 18 to 36% faster up to this length, and never in float32 (16
@@ -193,7 +194,7 @@ def products_for(dtype: torch.dtype, length: int, head_size: int, sees_later: bo
         return _attend_together if sees_later or length <= _LONGEST_CAUSAL else None
     if dtype != torch.float32 or not sees_later:
         return None
-    if length**2 * head_size >= _FEWEST_OPERATIONS * torch.get_num_threads() and can_pack(dtype):
+    if length**2 * head_size >= _FEWEST_OPERATIONS and can_pack(dtype):
         return _attend_by_head
     return _attend_together if length <= _LONGEST_TOGETHER else None
 
