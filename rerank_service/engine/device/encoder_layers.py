@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812 - the usual name
 
-from rerank_service.engine.device.forward import padded_length, products_for, weights_memory
+from rerank_service.engine.device.forward import attend_sequence, padded_length, products_for, weights_memory
 from rerank_service.engine.device.pack import PackedSequences
 from rerank_service.engine.linear.joined import JoinedSelfAttention
 
@@ -63,7 +63,7 @@ def attend_joined(qkv: torch.Tensor, head_size: int, scaling: float, packed: Pac
             continue
         if packed.num_seen is not None:
             k, v = k[:, : packed.num_seen[number]], v[:, : packed.num_seen[number]]
-        of_sequence.copy_(F.scaled_dot_product_attention(q[None], k[None], v[None], scale=scaling)[0])
+        of_sequence.copy_(attend_sequence(q[None], k[None], v[None], scaling, True, None)[0])
     out[num_tokens:] = out[num_tokens - 1]
     return out.view(1, len(out), -1)
 

@@ -56,8 +56,9 @@ and 32 heads of size 128 and 64 on the same machine, one thread)."""
 _WEIGHTS_BYTES = 2 * 1024**2
 """Size of the weights that are computed at once, except by MKL, whose results depend on the number of heads."""
 _MULTIPLE = 16
-"""Sequences are padded to a multiple of this length. oneDNN compiles its kernels for each length, which took 5 to 8% of
-the time of an encoder, and 10% more because the kernels of many lengths displace each other (docs/decisions/0002)."""
+"""Sequences are padded to a multiple of this length. oneDNN compiles its kernels for each length, and keeps those of
+128 shapes: the kernels of many lengths displaced each other, which took 11% of an encoder's time in int8
+(docs/decisions/0002)."""
 _LOG2_E = math.log2(math.e)
 _SAFE_SUMS = (2.0**-100, 2.0**100)
 """Range of a row's sum in which powers that were computed without subtracting the row's maximum are accurate: float32
