@@ -27,6 +27,10 @@ from rerank_service.routing.request_router import ExpectedSecondsRouter, PoolRou
 
 __all__ = ["bind_app", "build_app", "build_model", "serve_autoscaling"]
 
+_INGRESS_HEALTH_CHECK_S = 4.0
+"""Each check renews the ingress's gauges. Ray exports them every 10 s and drops one that it has missed twice; Serve's
+default of 10 s missed an export whenever a check was late."""
+
 
 def build_app(args: dict[str, Any]) -> Application:
     """The service: an ingress, and an autoscaled deployment for each model and each pool.
@@ -55,6 +59,7 @@ def bind_app(config: RerankConfig, replica_class: type[Replica] = Replica) -> Ap
         max_ongoing_requests=ingress.max_ongoing_requests,
         max_queued_requests=ingress.max_queued_requests,
         graceful_shutdown_timeout_s=config.limits.ingress_grace_s,
+        health_check_period_s=_INGRESS_HEALTH_CHECK_S,
         autoscaling_config={
             "min_replicas": ingress.min_replicas,
             "max_replicas": ingress.max_replicas,

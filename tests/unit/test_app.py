@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import yaml
 from typer.testing import CliRunner
 
@@ -59,3 +60,13 @@ def test_check_reports_a_grace_period_that_is_too_short(tmp_path: Path) -> None:
     assert "graceful_shutdown_timeout_s 5 of own is not above limits.request_timeout_s 60" in noted.stdout.replace(
         "\n", " "
     )
+
+
+def test_gauges_are_renewed_between_any_two_of_rays_exports() -> None:
+    """Health checks renew gauges. The exporter drops a gauge that two exports in a row have missed, so a check that is
+    late by an interval must do no harm."""
+    ingress = build_app({"models": [MODEL]})._bound_deployment
+    (replicas,) = [handle._bound_deployment for handle in ingress.init_args[1].values()]
+    export_s = ray._config.metrics_report_interval_ms() / 1_000
+    for deployment in (ingress, replicas):
+        assert 2 * deployment._deployment_config.health_check_period_s < export_s
