@@ -28,9 +28,9 @@ class BatchingConfig(Section):
     larger batches are no faster. Lower it if the device runs out of memory."""
 
     min_batch_tokens: PositiveInt | None = None
-    """Maximum tokens in one forward pass while the queue is short. This maximum grows with the queue, up to
-    `max_batch_tokens`. Short batches let a small request start soon behind a large one; large batches raise the
-    throughput under load. Null: a quarter of `max_batch_tokens`."""
+    """Maximum tokens in one forward pass while the queue is short. It always has room for eight pairs of average
+    length. This maximum grows with the queue, up to `max_batch_tokens`. Short batches let a small request start soon
+    behind a large one; large batches raise the throughput under load. Null: a quarter of `max_batch_tokens`."""
 
     collect_wait_ms: NonNegativeFloat = 0.0
     """Longest time in milliseconds that a call waits before tokenisation for other calls to join it. At the default of

@@ -266,7 +266,7 @@ class Scheduler(Generic[PairT]):
     @property
     def _budget_tokens(self) -> int:
         largest = min(self.max_batch_tokens, self._engine.memory_tokens or self.max_batch_tokens)
-        return batch_budget(self.queue.num_tokens, self.min_batch_tokens, largest)
+        return batch_budget(self.queue.num_tokens, self.queue.num_pairs, self.min_batch_tokens, largest)
 
     def _next_pass(self, budget_tokens: int) -> _Pass[PairT]:
         now, speed = time.perf_counter(), self.drain.tokens_per_s

@@ -83,7 +83,8 @@ class SimulatedReplica:
 
     @property
     def _budget_tokens(self) -> int:
-        return batch_budget(self._queue.num_tokens, self._speed.min_batch_tokens, self._speed.max_batch_tokens)
+        queue, speed = self._queue, self._speed
+        return batch_budget(queue.num_tokens, queue.num_pairs, speed.min_batch_tokens, speed.max_batch_tokens)
 
     def _launch(self) -> None:
         while may_launch(self._num_in_flight, self._speed.max_in_flight, self._queue.num_tokens, self._budget_tokens):

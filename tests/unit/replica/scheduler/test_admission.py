@@ -154,8 +154,13 @@ def test_activity_decays_and_remembers_a_bounded_number_of_callers() -> None:
     ("queued", "budget"), [(0, 1024), (1024 * 24, 1024), (2048 * 24, 2048), (4096 * 24, 4096), (10**9, 4096)]
 )
 def test_a_batch_is_a_small_share_of_the_queue(queued: int, budget: int) -> None:
-    assert batch_budget(queued, 1024, 4096) == budget
-    assert batch_budget(queued, None, 4096) == 4096
+    assert batch_budget(queued, queued // 128, 1024, 4096) == budget
+    assert batch_budget(queued, queued // 128, None, 4096) == 4096
+
+
+@pytest.mark.parametrize(("length", "budget"), [(100, 1024), (126, 1024), (390, 3120), (2000, 4096)])
+def test_a_short_batch_has_room_for_eight_long_pairs(length: int, budget: int) -> None:
+    assert batch_budget(10 * length, 10, 1024, 4096) == budget
 
 
 def test_an_idle_device_takes_any_batch_and_a_busy_device_only_a_full_batch() -> None:
