@@ -45,9 +45,9 @@ _BATCHES_IN_QUEUE = 24
 """Number of batches into which the queue is divided. A new request waits for the running batch and shares the next one:
 together about 1.5/24 of the time to clear the queue."""
 
-_FEWEST_PAIRS = 8
-"""Number of pairs of average length for which a batch has room. With 390 tokens a pair, batches of two to three pairs
-cost 16% more on a CPU in int8. Behind a large request, eight pairs are a short wait, whatever their length."""
+_FEWEST_PAIRS = 4
+"""Number of pairs of average length for which a batch has room. With 390 tokens a pair, batches of two pairs cost 10%
+more on a CPU in int8; with eight, a small request behind 100 such pairs waits for a fifth of the time these take."""
 
 _MEMORY_S = 8.0
 """Time after which a token counts for 1/e in a caller's rate."""

@@ -158,8 +158,8 @@ def test_a_batch_is_a_small_share_of_the_queue(queued: int, budget: int) -> None
     assert batch_budget(queued, queued // 128, None, 4096) == 4096
 
 
-@pytest.mark.parametrize(("length", "budget"), [(100, 1024), (126, 1024), (390, 3120), (2000, 4096)])
-def test_a_short_batch_has_room_for_eight_long_pairs(length: int, budget: int) -> None:
+@pytest.mark.parametrize(("length", "budget"), [(126, 1024), (390, 1560), (1000, 4000), (2000, 4096)])
+def test_a_short_batch_has_room_for_four_long_pairs(length: int, budget: int) -> None:
     assert batch_budget(10 * length, 10, 1024, 4096) == budget
 
 
