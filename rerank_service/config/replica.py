@@ -28,8 +28,8 @@ class BatchingConfig(Section):
     larger batches are no faster. Lower it if the device runs out of memory."""
 
     min_batch_tokens: PositiveInt | None = None
-    """Maximum tokens in one forward pass while the queue is short. It always has room for four pairs of average
-    length. This maximum grows with the queue, up to `max_batch_tokens`. Short batches let a small request start soon
+    """Maximum tokens in one forward pass while the queue is short; up to twice as many if four pairs of average length
+    need them. This maximum grows with the queue, up to `max_batch_tokens`. Short batches let a small request start soon
     behind a large one; large batches raise the throughput under load. Null: a quarter of `max_batch_tokens`."""
 
     collect_wait_ms: NonNegativeFloat = 0.0

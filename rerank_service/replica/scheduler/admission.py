@@ -46,8 +46,9 @@ _BATCHES_IN_QUEUE = 24
 together about 1.5/24 of the time to clear the queue."""
 
 _FEWEST_PAIRS = 4
-"""Number of pairs of average length for which a batch has room. With 390 tokens a pair, batches of two pairs cost 10%
-more on a CPU in int8; with eight, a small request behind 100 such pairs waits for a fifth of the time these take."""
+"""Number of pairs of average length for which a short batch grows, up to twice its size. With 390 tokens a pair,
+batches of 1,024 tokens would hold two, which costs 10% more on a CPU in int8. Behind longer batches, a small request would wait
+too long: with eight such pairs, for a fifth of the time that 100 pairs take."""
 
 _MEMORY_S = 8.0
 """Time after which a token counts for 1/e in a caller's rate."""
@@ -97,7 +98,7 @@ def batch_budget(queued_tokens: int, queued_pairs: int, fewest_tokens: int | Non
     """
     if fewest_tokens is None:
         return most_tokens
-    of_pairs = -(-_FEWEST_PAIRS * queued_tokens // max(1, queued_pairs))
+    of_pairs = min(queued_tokens, -(-_FEWEST_PAIRS * queued_tokens // max(1, queued_pairs)), 2 * fewest_tokens)
     return min(most_tokens, max(fewest_tokens, of_pairs, queued_tokens // _BATCHES_IN_QUEUE))
 
 

@@ -68,7 +68,7 @@ class ReplicaSpeed:
 
     @property
     def min_batch_tokens(self) -> int:
-        """Smallest batch that the service launches, by default, while another batch is in flight."""
+        """The service's default of `batching.min_batch_tokens`."""
         return default_min_batch_tokens(self.max_batch_tokens)
 
     @property

@@ -158,9 +158,16 @@ def test_a_batch_is_a_small_share_of_the_queue(queued: int, budget: int) -> None
     assert batch_budget(queued, queued // 128, None, 4096) == 4096
 
 
-@pytest.mark.parametrize(("length", "budget"), [(126, 1024), (390, 1560), (1000, 4000), (2000, 4096)])
+@pytest.mark.parametrize(("length", "budget"), [(126, 1024), (390, 1560), (1000, 2048), (5000, 2083)])
 def test_a_short_batch_has_room_for_four_long_pairs(length: int, budget: int) -> None:
     assert batch_budget(10 * length, 10, 1024, 4096) == budget
+
+
+@pytest.mark.parametrize("num_pairs", [1, 2, 3])
+def test_a_batch_is_not_planned_longer_than_the_queue(num_pairs: int) -> None:
+    """Admission would count tokens that are not there, and a device would not take a second batch."""
+    assert batch_budget(1500 * num_pairs, num_pairs, 1024, 16_384) <= 1500 * num_pairs
+    assert batch_budget(1000, 1, 1024, 4096) == 1024
 
 
 def test_an_idle_device_takes_any_batch_and_a_busy_device_only_a_full_batch() -> None:
