@@ -47,8 +47,8 @@ together about 1.5/24 of the time to clear the queue."""
 
 _FEWEST_PAIRS = 4
 """Number of pairs of average length for which a short batch grows, up to twice its size. With 390 tokens a pair,
-batches of 1,024 tokens would hold two, which costs 10% more on a CPU in int8. Behind longer batches, a small request would wait
-too long: with eight such pairs, for a fifth of the time that 100 pairs take."""
+batches of 1,024 tokens would hold two, which costs 10% more on a CPU in int8. Behind longer batches, a small request
+would wait too long: with eight such pairs, for a fifth of the time that 100 pairs take."""
 
 _MEMORY_S = 8.0
 """Time after which a token counts for 1/e in a caller's rate."""
