@@ -1,7 +1,8 @@
 """Replaces the layers of BERT and RoBERTa on a CPU with layers that compute only what a packed forward pass needs.
 
-transformers' layers also handle decoding, cross-attention, dropout and chunks, whatever the batch. They compute the
-same formulas.
+transformers' layers also handle decoding, cross-attention, dropout and chunks, whatever the batch. These layers
+compute the same formulas. If the model's head reads only the first token of each sequence, the last layer computes only
+these tokens: all tokens take part only as keys and values.
 """
 
 from itertools import pairwise
@@ -10,11 +11,17 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812 - the usual name
 
-from rerank_service.engine.device.forward import attend_sequence, padded_length, products_for, weights_memory
+from rerank_service.engine.device.forward import (
+    attend_sequence,
+    padded_length,
+    products_for,
+    shared_rows,
+    weights_memory,
+)
 from rerank_service.engine.device.pack import PackedSequences
 from rerank_service.engine.linear.joined import JoinedSelfAttention
 
-__all__ = ["EncoderLayer", "attend_joined", "replace_encoder_layers"]
+__all__ = ["EncoderLayer", "FirstTokenLayer", "attend_joined", "replace_encoder_layers"]
 
 
 class EncoderLayer(torch.nn.Module):
@@ -32,10 +39,37 @@ class EncoderLayer(torch.nn.Module):
 
     def forward(self, states: torch.Tensor, *_: Any, packed: PackedSequences, **__: Any) -> torch.Tensor:
         """Has the signature of transformers' layers."""
-        attended = attend_joined(self.qkv(states), self._head_size, self._scaling, packed)
+        return self._after_attention(attend_joined(self.qkv(states), self._head_size, self._scaling, packed), states)
+
+    def _after_attention(self, attended: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
         states = _add_and_norm(self.attention_output, attended, states)
         between = self.intermediate.intermediate_act_fn(self.intermediate.dense(states))
         return _add_and_norm(self.output, between, states)
+
+
+class FirstTokenLayer(EncoderLayer):
+    """A last layer that computes only the first token of each sequence: maps states `[1, T, H]` to `[1, B, H]`."""
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__(layer)
+        width = self.qkv.out_features // 3
+        self.query, self.key_value = _outputs(self.qkv, 0, width), _outputs(self.qkv, width, 3 * width)
+        del self.qkv
+
+    def forward(self, states: torch.Tensor, *_: Any, packed: PackedSequences, **__: Any) -> torch.Tensor:
+        """See `EncoderLayer`."""
+        num_sequences = len(packed.bounds) - 1
+        num_more = shared_rows(num_sequences) - num_sequences  # they repeat the first token of all
+        first = states[:, F.pad(packed.cu_seqlens[:-1], (0, num_more))]
+        queries = self.query(first)[0].float().view(first.size(1), 1, -1, 1, self._head_size)
+        keys_values = self.key_value(states)[0].view(states.size(1), 2, 1, -1, self._head_size)
+        attended = torch.empty_like(first)
+        for number, (start, end) in enumerate(pairwise(packed.bounds)):
+            keys, values = keys_values[start:end].float().permute(1, 2, 3, 0, 4)  # each [1, Hq, L, D]
+            of_sequence = attend_sequence(queries[number], keys, values, self._scaling, True, None)
+            attended[0, number] = of_sequence.flatten()
+        attended[0, num_sequences:] = attended[0, 0]
+        return self._after_attention(attended, first)[:, :num_sequences]
 
 
 def attend_joined(qkv: torch.Tensor, head_size: int, scaling: float, packed: PackedSequences) -> torch.Tensor:
@@ -73,9 +107,19 @@ def _add_and_norm(output: Any, inputs: torch.Tensor, states: torch.Tensor) -> to
     return F.layer_norm(output.dense(inputs).add_(states), norm.normalized_shape, norm.weight, norm.bias, norm.eps)
 
 
-def replace_encoder_layers(model: torch.nn.Module) -> None:
-    """Replaces all layers of `model` that have joined attention, in place."""
+def _outputs(linear: torch.nn.Linear, start: int, end: int) -> torch.nn.Linear:
+    """A layer that computes only some outputs of `linear`, with the same weights."""
+    some = torch.nn.Linear(linear.in_features, end - start, device="meta")
+    some.weight = torch.nn.Parameter(linear.weight[start:end], requires_grad=False)
+    some.bias = None if linear.bias is None else torch.nn.Parameter(linear.bias[start:end], requires_grad=False)
+    return some
+
+
+def replace_encoder_layers(model: torch.nn.Module, *, first_tokens_only: bool = False) -> None:
+    """Replaces all layers of `model` that have joined attention, in place. With `first_tokens_only`, the model then
+    computes only the final states of the first token of each sequence."""
     for layers in [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]:
         for index, layer in enumerate(layers):
             if isinstance(getattr(getattr(layer, "attention", None), "self", None), JoinedSelfAttention):
-                layers[index] = EncoderLayer(layer)
+                is_last = index == len(layers) - 1
+                layers[index] = FirstTokenLayer(layer) if first_tokens_only and is_last else EncoderLayer(layer)

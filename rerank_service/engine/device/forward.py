@@ -33,6 +33,7 @@ __all__ = [
     "packed_attention",
     "padded_length",
     "products_for",
+    "shared_rows",
     "variable_length_attention",
     "weights_memory",
 ]
@@ -70,19 +71,20 @@ _EVERYTHING, _NOTHING_LATER = (-1, -1), (-1, 0)
 
 
 def hidden_states(model: Any, packed: PackedSequences) -> torch.Tensor:
-    """Final states `[T, H]` of a transformers base model that was loaded with `packed` or `packed_causal` attention."""
+    """Final states of a transformers base model that was loaded with `packed` or `packed_causal` attention: `[T, H]`,
+    or `[B, H]` if its last layer computes only first tokens."""
     inputs = {"input_ids": packed.token_ids, "position_ids": packed.position_ids}
     if packed.type_ids is not None:
         inputs["token_type_ids"] = packed.type_ids
     num_rows = packed.token_ids.size(1)
-    if packed.token_ids.device.type == "cpu" and (num_more := _shared_rows(num_rows) - num_rows):
+    if packed.token_ids.device.type == "cpu" and (num_more := shared_rows(num_rows) - num_rows):
         for name, ids in inputs.items():
             inputs[name] = torch.cat([ids, ids[:, -1:].expand(1, num_more)], 1)
     states: torch.Tensor = model(**inputs, use_cache=False, packed=packed).last_hidden_state[0]
     return states[:num_rows]
 
 
-def _shared_rows(num_rows: int) -> int:
+def shared_rows(num_rows: int) -> int:
     """The smallest number of rows, at least `num_rows`, that many batches share. From 512 rows on, it adds at most 3%.
 
     oneDNN compiles its kernels for each number of rows, which takes 4 to 15% of a batch's time on a CPU with AVX-512.

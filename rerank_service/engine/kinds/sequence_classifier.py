@@ -71,7 +71,12 @@ class SequenceClassifierEngine(CheckpointEngine[ClassifierPair]):
         if self.device.type != "cpu":
             tabulate_relative_positions(self.backbone, self.window_tokens)
         self._states = states_on(self.backbone, checkpoint.options)
-        prepare_linears(self._model, self._precision, lambda: self.score(calibration_pairs(self.tokenise)))
+        prepare_linears(
+            self._model,
+            self._precision,
+            lambda: self.score(calibration_pairs(self.tokenise)),
+            first_tokens_only=self._is_packed,
+        )
 
     @property
     def head_weights(self) -> dict[str, Any]:
@@ -116,8 +121,8 @@ class SequenceClassifierEngine(CheckpointEngine[ClassifierPair]):
             first_position=self._first_position,
             shape=self.fixed_shape,
         )
-        states = self._states(packed)  # [T, H]
-        first = states[packed.cu_seqlens[:-1]][:, None]  # [B, 1, H]
+        states = self._states(packed)  # [T, H], or [B, H] if the last layer computes only first tokens
+        first = (states if len(states) == len(packed.lengths) else states[packed.cu_seqlens[:-1]])[:, None]  # [B, 1, H]
         if self.backbone.pooler is not None:  # RoBERTa has none
             first = self.backbone.pooler(first)  # [B, H]
         logits: torch.Tensor = self._model.classifier(first)  # [B, 1]

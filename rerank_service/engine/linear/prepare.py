@@ -26,12 +26,17 @@ __all__ = ["prepare_linears"]
 
 @torch.inference_mode()
 def prepare_linears(
-    model: torch.nn.Module, precision: Precision, run_calibration: Callable[[], object] | None = None
+    model: torch.nn.Module,
+    precision: Precision,
+    run_calibration: Callable[[], object] | None = None,
+    *,
+    first_tokens_only: bool = False,
 ) -> None:
     """Replaces the linear layers of `model` in place, and converts its other parameters to `precision.states`.
 
     Only transformer layers are quantised, because a pooler or a head is small and determines the logit. In int8, the
-    layers that `run_calibration` calls get fixed scales; all other layers compute a scale for each row. A trainable
+    layers that `run_calibration` calls get fixed scales; all other layers compute a scale for each row. With
+    `first_tokens_only`, a packed encoder on a CPU then computes only the final states of first tokens. A trainable
     model stays as it is.
     """
     if precision.is_trainable:
@@ -39,7 +44,7 @@ def prepare_linears(
     device = next(model.parameters()).device
     join_linears(model, only_encoders=device.type == "cpu")
     if device.type == "cpu":
-        replace_encoder_layers(model)
+        replace_encoder_layers(model, first_tokens_only=first_tokens_only)
     else:
         defer_residuals(model)
     layers = [layer for layer in model.modules() if isinstance(layer, torch.nn.ModuleList)]

@@ -50,7 +50,7 @@ def gpu_path(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes models attend as on a GPU, but with a CPU kernel."""
     for name, sees_later in ((PACKED_ATTENTION, True), (PACKED_CAUSAL_ATTENTION, False)):
         monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, name, partial(attention_on_a_gpu, sees_later=sees_later))
-    monkeypatch.setattr(prepare, "replace_encoder_layers", lambda _: None)  # only a CPU has these layers
+    monkeypatch.setattr(prepare, "replace_encoder_layers", lambda _, **__: None)  # only a CPU has these layers
 
 
 def as_traced(graph: torch.fx.GraphModule, _: Sequence[torch.Tensor]) -> Callable[..., Any]:

@@ -7,10 +7,17 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel, XLMRobertaConfig, XLMRobertaModel
 
-from rerank_service.engine.device.encoder_layers import EncoderLayer, attend_joined, replace_encoder_layers
+from rerank_service.engine.device.encoder_layers import (
+    EncoderLayer,
+    FirstTokenLayer,
+    attend_joined,
+    replace_encoder_layers,
+)
 from rerank_service.engine.device.forward import PACKED_ATTENTION, hidden_states, packed_attention
 from rerank_service.engine.device.pack import PackedSequences, pack
 from rerank_service.engine.linear.joined import join_linears
+
+FAMILIES = [(BertModel, BertConfig), (RobertaModel, RobertaConfig), (XLMRobertaModel, XLMRobertaConfig)]
 
 
 def packed_of(lengths: tuple[int, ...]) -> PackedSequences:
@@ -19,13 +26,8 @@ def packed_of(lengths: tuple[int, ...]) -> PackedSequences:
     return pack(ids, torch.device("cpu"))
 
 
-@torch.inference_mode()
-@pytest.mark.parametrize("activation", ["gelu", "gelu_new", "relu"])
-@pytest.mark.parametrize(
-    ("model_class", "config_class"),
-    [(BertModel, BertConfig), (RobertaModel, RobertaConfig), (XLMRobertaModel, XLMRobertaConfig)],
-)
-def test_the_layers_compute_what_transformers_computes(model_class: Any, config_class: Any, activation: str) -> None:
+def noisy_model(model_class: Any, config_class: Any, activation: str) -> Any:
+    """A random model whose biases are not zero and whose norms are not one."""
     torch.manual_seed(0)
     config = config_class(
         hidden_size=64, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4, vocab_size=90,
@@ -33,9 +35,16 @@ def test_the_layers_compute_what_transformers_computes(model_class: Any, config_
     )  # fmt: skip
     config._attn_implementation = PACKED_ATTENTION
     model = model_class(config).eval()
-    for parameter in model.parameters():  # biases are zero and norms are one otherwise
+    for parameter in model.parameters():
         parameter.add_(torch.randn_like(parameter) * 0.2)
-    packed = packed_of((7, 300, 1, 600))
+    return model
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("activation", ["gelu", "gelu_new", "relu"])
+@pytest.mark.parametrize(("model_class", "config_class"), FAMILIES)
+def test_the_layers_compute_what_transformers_computes(model_class: Any, config_class: Any, activation: str) -> None:
+    model, packed = noisy_model(model_class, config_class, activation), packed_of((7, 300, 1, 600))
     expected = hidden_states(model, packed)
 
     join_linears(model)
@@ -43,6 +52,40 @@ def test_the_layers_compute_what_transformers_computes(model_class: Any, config_
 
     assert all(isinstance(layer, EncoderLayer) for layer in model.encoder.layer)
     torch.testing.assert_close(hidden_states(model, packed), expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("lengths", [(1,), (7, 300, 1, 600), (3,) * 33])
+@pytest.mark.parametrize(("model_class", "config_class"), FAMILIES)
+def test_the_last_layer_may_compute_only_first_tokens(
+    model_class: Any, config_class: Any, lengths: tuple[int, ...]
+) -> None:
+    model, packed = noisy_model(model_class, config_class, "gelu"), packed_of(lengths)
+    expected = hidden_states(model, packed)[packed.cu_seqlens[:-1]]
+
+    join_linears(model)
+    replace_encoder_layers(model, first_tokens_only=True)
+
+    assert [type(layer) for layer in model.encoder.layer] == [EncoderLayer, EncoderLayer, FirstTokenLayer]
+    torch.testing.assert_close(hidden_states(model, packed), expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.inference_mode()
+def test_first_tokens_are_computed_without_the_other_rows() -> None:
+    """Of the last layer's products, only that of keys and values has a row for every token."""
+    model, packed = noisy_model(BertModel, BertConfig, "gelu"), packed_of((30, 40, 58))
+    join_linears(model)
+    replace_encoder_layers(model, first_tokens_only=True)
+    rows: dict[str, int] = {}
+    for name, linear in model.encoder.layer[-1].named_modules():
+        if isinstance(linear, torch.nn.Linear):
+            linear.register_forward_hook(lambda _, inputs, __, name=name: rows.update({name: inputs[0].size(1)}))
+
+    hidden_states(model, packed)
+
+    assert rows.pop("key_value") == 128
+    assert set(rows) == {"query", "attention_output.dense", "intermediate.dense", "output.dense"}
+    assert set(rows.values()) == {16}
 
 
 @torch.inference_mode()

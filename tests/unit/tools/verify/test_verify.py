@@ -187,7 +187,7 @@ def test_a_causal_model_is_rejected(
 ) -> None:
     run = reference_of(name)
     monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, PACKED_ATTENTION, causal)
-    monkeypatch.setattr(prepare, "replace_encoder_layers", lambda _: None)  # these layers ask no registry
+    monkeypatch.setattr(prepare, "replace_encoder_layers", lambda _, **__: None)  # these layers ask no registry
 
     verdict = served(run, local_model(folders[name], engine={"dtype": dtype}))
 
