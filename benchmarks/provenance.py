@@ -82,7 +82,9 @@ def _git(*arguments: str) -> str | None:
 
 
 def _cpu_name() -> str:
-    return _cpuinfo("model name") or platform.machine()
+    """Name and generation: a virtual machine may report only `AMD EPYC` for every generation."""
+    name, family, model = (_cpuinfo(key) for key in ("model name", "cpu family", "model"))
+    return f"{name} (family {family}, model {model})" if name and family and model else name or platform.machine()
 
 
 def _instruction_sets() -> dict[str, Any]:
