@@ -29,7 +29,7 @@ def contents(results: Path) -> dict[str, str]:
         name: table(read_result(results, file)) if (results / file).exists() else "Not measured."
         for name, (file, table) in measured.items()
     }
-    made["peers-summary"] = peers.summary_table(results)
+    made |= {f"peers-summary-{processor}": peers.summary_table(results, processor) for processor in peers.PROCESSORS}
     return made | {name: table() for name, table in (models.SECTIONS | applications.SECTIONS).items()}
 
 

@@ -19,18 +19,22 @@ from benchmarks.report.pages import (
     svg_plots,
 )
 
-__all__ = ["SECTIONS", "draw", "peers_table", "summary_table", "versions_table"]
+__all__ = ["PROCESSORS", "SECTIONS", "draw", "peers_table", "summary_table", "versions_table"]
 
-_FILES = ("peers-cpu.json", "peers-cpu-390.json", "peers-avx2.json", "peers-avx2-390.json")
+PROCESSORS = ("zen4", "zen5")
+"""AMD's processors that were measured."""
+_LOADS = ("", "-390", "-avx2", "-avx2-390")
+_FILES = {processor: [f"peers-{processor}{load}.json" for load in _LOADS] for processor in PROCESSORS}
+_PLOTTED = "peers-zen4.json"
 _PLOT = "performance-cpu.svg"
 _NOT_COMPARED = ("click", "fastapi", "numpy", "typer", "uvicorn")
 """Pinned packages that the table omits because readers do not compare them; the results contain their versions."""
 
 
-def summary_table(results: Path) -> str:
-    """Our service and the best peer with the same kind of precision, for each comparison that was measured."""
+def summary_table(results: Path, processor: str) -> str:
+    """Our service and the best peer with the same kind of precision, for each comparison on a processor."""
     rows = []
-    for file in _FILES:
+    for file in _FILES[processor]:
         if (results / file).exists():
             result = read_result(results, file)
             kinds = ((False, "float32"), (True, "bfloat16 or int8"))
@@ -38,7 +42,14 @@ def summary_table(results: Path) -> str:
             setup = (_instructions(result), f"{result['settings']['mean_pair_tokens']:.0f}")
             rows += [(*setup, kind, *cells) for kind, cells in found.items() if cells]
     heads = (
-        *("instructions", "tokens per pair", "precision", "ours, CPU-s per 1,000 pairs", "best other server"),
+        *(
+            "processor",
+            "instructions",
+            "tokens per pair",
+            "precision",
+            "ours, CPU-s per 1,000 pairs",
+            "best other server",
+        ),
         *("ours / other", "logit error: ours", "other", "wait: ours", "other"),
     )
     return markdown_table(heads, rows, num_names=3)
@@ -124,13 +135,10 @@ def versions_table(result: ResultFile) -> str:
 
 
 SECTIONS: Mapping[str, PageSection] = {
-    "peers": (_FILES[0], peers_table),
-    "peers-390": (_FILES[1], peers_table),
-    "peers-avx2": (_FILES[2], peers_table),
-    "peers-avx2-390": (_FILES[3], peers_table),
-    "peers-versions": (_FILES[0], versions_table),
+    **{file.removesuffix(".json"): (file, peers_table) for files in _FILES.values() for file in files},
+    "peers-versions": (_PLOTTED, versions_table),
     "peers-plot": (
-        _FILES[0],
+        _PLOTTED,
         lambda _: f"![CPU time of each server relative to the bare forward pass](images/{_PLOT})",
     ),
 }
@@ -138,7 +146,7 @@ SECTIONS: Mapping[str, PageSection] = {
 
 def draw(results: Path, images: Path) -> None:
     """Writes the plot of the first comparison."""
-    _draw_peers(read_result(results, _FILES[0]), images / _PLOT)
+    _draw_peers(read_result(results, _PLOTTED), images / _PLOT)
 
 
 def _draw_peers(result: ResultFile, path: Path) -> None:
