@@ -42,14 +42,7 @@ def summary_table(results: Path, processor: str) -> str:
             setup = (_instructions(result), f"{result['settings']['mean_pair_tokens']:.0f}")
             rows += [(*setup, kind, *cells) for kind, cells in found.items() if cells]
     heads = (
-        *(
-            "processor",
-            "instructions",
-            "tokens per pair",
-            "precision",
-            "ours, CPU-s per 1,000 pairs",
-            "best other server",
-        ),
+        *("instructions", "tokens per pair", "precision", "ours, CPU-s per 1,000 pairs", "best other server"),
         *("ours / other", "logit error: ours", "other", "wait: ours", "other"),
     )
     return markdown_table(heads, rows, num_names=3)
