@@ -19,6 +19,7 @@ from rerank_service.tools.bench.apis import INFINITY, NIM, PLAIN, VLLM, RankingA
 __all__ = ["CONTENDERS", "Contender", "Launch"]
 
 _HERE = Path(__file__).parent
+_FRONT = "`rerank-service serve`" + (", behind HAProxy" if shutil.which("haproxy") else ", without HAProxy")
 _SERVE_CONFIG = _HERE.parents[1] / "serve_config.yaml"
 _TIME_LIMIT_S = 600
 """Request timeout of this service; higher than the default because the peers have no timeout."""
@@ -62,16 +63,16 @@ class Contender:
 
 
 def _ours(dtype: str) -> Contender:
-    """This service, started by `serve run` with the repository's configuration and the shared checkpoint."""
+    """This service, started like in the README, with the repository's configuration and the shared checkpoint."""
 
     def command(launch: Launch) -> Command:
         path = BENCH_FOLDER / "configs" / f"ours-{dtype}.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(yaml.safe_dump(_serve_config(dtype, launch), sort_keys=False), encoding="utf-8")
-        arguments = [program(OURS, "serve"), "run", "--address", "local", str(path)]
+        arguments = [program(OURS, "rerank-service"), "serve", str(path)]
         return Command(arguments, "/v1/health/ready", {"RAY_USAGE_STATS_ENABLED": "0"})
 
-    return Contender(f"ours-{dtype}", OURS, NIM, command)
+    return Contender(f"ours-{dtype}", OURS, NIM, command, notes=(_FRONT,))
 
 
 def _serve_config(dtype: str, launch: Launch) -> dict[str, Any]:
@@ -88,7 +89,7 @@ def _serve_config(dtype: str, launch: Launch) -> dict[str, Any]:
     }
     arguments["limits"] = {"request_timeout_s": _TIME_LIMIT_S}
     try:
-        parse_config(arguments)  # with an invalid configuration, `serve run` would wait forever
+        parse_config(arguments)
     except ConfigError as error:
         raise StartFailed(str(error)) from None
     return document

@@ -48,12 +48,20 @@ class EncoderLayer(torch.nn.Module):
 
 
 class FirstTokenLayer(EncoderLayer):
-    """A last layer that computes only the first token of each sequence: maps states `[1, T, H]` to `[1, B, H]`."""
+    """A last layer that computes only the first token of each sequence: maps states `[1, T, H]` to `[1, B, H]`.
+
+    With a single query, no token needs a key or a value: the query is mapped back through the weights of the keys, and
+    the weighted sum of the states is mapped through those of the values. The bias of the keys adds the same to all
+    scores of a head, so softmax ignores it. The two weights stay in float32, whatever the precision.
+    """
 
     def __init__(self, layer: Any) -> None:
         super().__init__(layer)
         width = self.qkv.out_features // 3
-        self.query, self.key_value = _outputs(self.qkv, 0, width), _outputs(self.qkv, width, 3 * width)
+        self.query = _first_outputs(self.qkv, width)
+        weights = self.qkv.weight.detach()[width:].to(torch.float32, copy=True)
+        self._key, self._value = weights.view(2, -1, self._head_size, self.qkv.in_features)  # each [Hq, D, H]
+        self._value_bias = None if self.qkv.bias is None else self.qkv.bias.detach()[2 * width :].float()
         del self.qkv
 
     def forward(self, states: torch.Tensor, *_: Any, packed: PackedSequences, **__: Any) -> torch.Tensor:
@@ -61,15 +69,20 @@ class FirstTokenLayer(EncoderLayer):
         num_sequences = len(packed.bounds) - 1
         num_more = shared_rows(num_sequences) - num_sequences  # they repeat the first token of all
         first = states[:, F.pad(packed.cu_seqlens[:-1], (0, num_more))]
-        queries = self.query(first)[0].float().view(first.size(1), 1, -1, 1, self._head_size)
-        keys_values = self.key_value(states)[0].view(states.size(1), 2, 1, -1, self._head_size)
+        queries = self.query(first)[0].float().view(first.size(1), -1, 1, self._head_size)
         attended = torch.empty_like(first)
         for number, (start, end) in enumerate(pairwise(packed.bounds)):
-            keys, values = keys_values[start:end].float().permute(1, 2, 3, 0, 4)  # each [1, Hq, L, D]
-            of_sequence = attend_sequence(queries[number], keys, values, self._scaling, True, None)
-            attended[0, number] = of_sequence.flatten()
+            of_sequence = states[0, start:end].to(torch.float32, copy=True)  # MKL's sums vary with the alignment
+            attended[0, number] = self._attend(queries[number], of_sequence)
         attended[0, num_sequences:] = attended[0, 0]
         return self._after_attention(attended, first)[:, :num_sequences]
+
+    def _attend(self, query: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+        """Maps a query `[Hq, 1, D]` and states `[L, H]` to attended values `[Hq * D]`."""
+        scores = (query @ self._key)[:, 0] @ states.T  # [Hq, L]
+        mixed = torch.softmax(scores * self._scaling, -1) @ states  # [Hq, H]
+        values: torch.Tensor = (mixed[:, None] @ self._value.mT).flatten()
+        return values if self._value_bias is None else values + self._value_bias
 
 
 def attend_joined(qkv: torch.Tensor, head_size: int, scaling: float, packed: PackedSequences) -> torch.Tensor:
@@ -107,11 +120,11 @@ def _add_and_norm(output: Any, inputs: torch.Tensor, states: torch.Tensor) -> to
     return F.layer_norm(output.dense(inputs).add_(states), norm.normalized_shape, norm.weight, norm.bias, norm.eps)
 
 
-def _outputs(linear: torch.nn.Linear, start: int, end: int) -> torch.nn.Linear:
-    """A layer that computes only some outputs of `linear`, with the same weights."""
-    some = torch.nn.Linear(linear.in_features, end - start, device="meta")
-    some.weight = torch.nn.Parameter(linear.weight[start:end], requires_grad=False)
-    some.bias = None if linear.bias is None else torch.nn.Parameter(linear.bias[start:end], requires_grad=False)
+def _first_outputs(linear: torch.nn.Linear, count: int) -> torch.nn.Linear:
+    """A layer that computes only the first outputs of `linear`, with the same weights."""
+    some = torch.nn.Linear(linear.in_features, count, device="meta")
+    some.weight = torch.nn.Parameter(linear.weight[:count], requires_grad=False)
+    some.bias = None if linear.bias is None else torch.nn.Parameter(linear.bias[:count], requires_grad=False)
     return some
 
 
