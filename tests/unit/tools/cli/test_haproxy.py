@@ -1,7 +1,10 @@
 """When `rerank-service serve` puts HAProxy in front, and HAProxy's own ports and files."""
 
 import os
+import signal
+import subprocess
 import sys
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 from socket import create_server
@@ -81,6 +84,25 @@ def test_the_path_of_the_socket_fits_into_haproxys_limit() -> None:
     with own_places(places, "127.0.0.1"):
         socket = Path(places["RAY_SERVE_HAPROXY_SOCKET_PATH"])
     assert len(str(socket.parent / ("0" * 56) / socket.name)) <= 97
+
+
+def test_an_haproxy_that_outlives_its_service_is_killed() -> None:
+    """As after a signal to all processes of a service at once. Those of other services live on."""
+    first: dict[str, str] = {}
+    second: dict[str, str] = {}
+    with own_places(first, "127.0.0.1"):
+        with own_places(second, "127.0.0.1"):
+            processes = [_haproxy_of(places) for places in (first, second)]
+        assert processes[1].wait(5) == -signal.SIGKILL
+        assert processes[0].poll() is None
+    assert processes[0].wait(5) == -signal.SIGKILL
+
+
+def _haproxy_of(places: Mapping[str, str]) -> "subprocess.Popen[bytes]":
+    """A process with the command line of an HAProxy that Serve starts."""
+    config = Path(places["RAY_SERVE_HAPROXY_CONFIG_FILE_LOC"])
+    code = "import time; time.sleep(60)"
+    return subprocess.Popen([sys.executable, "-c", code, "-db", "-f", str(config.parent / "node" / config.name)])
 
 
 @pytest.mark.parametrize(
