@@ -3,17 +3,16 @@
 Serve's defaults are fixed ports, and files that all users of a machine share.
 """
 
-import os
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, MutableMapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from rerank_service.tools.cli import haproxy_reaper
 from rerank_service.tools.cli.ports import free_port
 
 __all__ = ["haproxy_runs", "http_options", "own_places", "suits_haproxy"]
@@ -75,7 +74,7 @@ def haproxy_runs() -> bool:
 def own_places(environment: MutableMapping[str, str], host: str) -> Iterator[None]:
     """Adds free ports of `host` and the paths of a private, temporary folder to `environment`, unless they are set.
 
-    An HAProxy that still uses the folder at the end is killed.
+    An HAProxy that still uses the folder at the end is killed, however this process ends.
     """
     with ExitStack() as stack:
         for name, port in _PORTS.items():
@@ -86,24 +85,19 @@ def own_places(environment: MutableMapping[str, str], host: str) -> Iterator[Non
         folder = stack.enter_context(
             tempfile.TemporaryDirectory(prefix="rerank-", dir="/tmp", ignore_cleanup_errors=True)
         )
-        stack.callback(_kill_orphans, folder)
+        stack.enter_context(_reaping(folder))
         for name, file in _FILES.items():
             environment.setdefault(name, str(Path(folder, file)))
         yield
 
 
-def _kill_orphans(folder: str) -> None:
-    """Kills the processes with a file of `folder` on their command lines.
-
-    If a signal ends all of Ray's processes at once, as `timeout` and systemd send it, HAProxy outlives the actor that
-    manages it, and would keep the service's port.
-    """
-    of_folder = os.fsencode(folder + os.sep)
-    for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):  # it has ended, or belongs to another user
-            arguments = (process / "cmdline").read_bytes().split(b"\0")
-            if any(argument.startswith(of_folder) for argument in arguments):
-                os.kill(int(process.name), signal.SIGKILL)
+@contextmanager
+def _reaping(folder: str) -> Iterator[None]:
+    """Kills an HAProxy that uses `folder` at the end, however this process ends."""
+    program = [sys.executable, "-I", "-S", str(Path(haproxy_reaper.__file__)), folder]
+    # In a session of its own, no signal to the command's process group reaches it.
+    with subprocess.Popen(program, stdin=subprocess.PIPE, start_new_session=True):  # noqa: S603
+        yield
 
 
 def _claimed(port: int, stack: ExitStack) -> bool:

@@ -98,6 +98,24 @@ def test_an_haproxy_that_outlives_its_service_is_killed() -> None:
     assert processes[0].wait(5) == -signal.SIGKILL
 
 
+def test_an_haproxy_is_killed_even_if_the_command_is_killed() -> None:
+    code = """
+import signal
+from rerank_service.tools.cli.haproxy import own_places
+
+places = {}
+with own_places(places, "127.0.0.1"):
+    print(places["RAY_SERVE_HAPROXY_CONFIG_FILE_LOC"], flush=True)
+    signal.pause()
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as command:
+        assert command.stdout is not None
+        places = {"RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": command.stdout.readline().strip()}
+        haproxy = _haproxy_of(places)
+        command.kill()
+    assert haproxy.wait(10) == -signal.SIGKILL
+
+
 def _haproxy_of(places: Mapping[str, str]) -> "subprocess.Popen[bytes]":
     """A process with the command line of an HAProxy that Serve starts."""
     config = Path(places["RAY_SERVE_HAPROXY_CONFIG_FILE_LOC"])
