@@ -117,10 +117,17 @@ with own_places(places, "127.0.0.1"):
 
 
 def _haproxy_of(places: Mapping[str, str]) -> "subprocess.Popen[bytes]":
-    """A process with the command line of an HAProxy that Serve starts."""
+    """A process with the command line of an HAProxy that Serve starts. It runs: while a program is being loaded, its
+    command line is empty."""
     config = Path(places["RAY_SERVE_HAPROXY_CONFIG_FILE_LOC"])
-    code = "import time; time.sleep(60)"
-    return subprocess.Popen([sys.executable, "-c", code, "-db", "-f", str(config.parent / "node" / config.name)])
+    program = [sys.executable, "-c", "import time; print(flush=True); time.sleep(60)"]
+    process = subprocess.Popen(
+        [*program, "-db", "-f", str(config.parent / "node" / config.name)], stdout=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    with process.stdout:
+        process.stdout.readline()
+    return process
 
 
 @pytest.mark.parametrize(
