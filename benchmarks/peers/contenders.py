@@ -19,7 +19,6 @@ from rerank_service.tools.bench.apis import INFINITY, NIM, PLAIN, VLLM, RankingA
 __all__ = ["CONTENDERS", "Contender", "Launch"]
 
 _HERE = Path(__file__).parent
-_FRONT = "`rerank-service serve`" + (", behind HAProxy" if shutil.which("haproxy") else ", without HAProxy")
 _SERVE_CONFIG = _HERE.parents[1] / "serve_config.yaml"
 _TIME_LIMIT_S = 600
 """Request timeout of this service; higher than the default because the peers have no timeout."""
@@ -63,7 +62,7 @@ class Contender:
 
 
 def _ours(dtype: str) -> Contender:
-    """This service, started like in the README, with the repository's configuration and the shared checkpoint."""
+    """This service, started by `rerank-service serve` with the repository's configuration and the shared checkpoint."""
 
     def command(launch: Launch) -> Command:
         path = BENCH_FOLDER / "configs" / f"ours-{dtype}.yaml"
@@ -72,7 +71,7 @@ def _ours(dtype: str) -> Contender:
         arguments = [program(OURS, "rerank-service"), "serve", str(path)]
         return Command(arguments, "/v1/health/ready", {"RAY_USAGE_STATS_ENABLED": "0"})
 
-    return Contender(f"ours-{dtype}", OURS, NIM, command, notes=(_FRONT,))
+    return Contender(f"ours-{dtype}", OURS, NIM, command, notes=(_OURS,))
 
 
 def _serve_config(dtype: str, launch: Launch) -> dict[str, Any]:
@@ -178,6 +177,7 @@ def _named_for_flashrank(models: SharedModels) -> Path:
     return folder
 
 
+_OURS = "`rerank-service serve`, which puts HAProxy in front where it runs"
 _NO_TYPES = "its ONNX path omits token type ids, so its scores differ slightly"
 _UNFUSED = "its own graph optimiser needs optimum 1, which does not support torch 2.13; ONNX Runtime's is used"
 _IN_TURN = "a small FastAPI server, written for this comparison, that scores one request at a time"

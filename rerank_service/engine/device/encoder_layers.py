@@ -72,8 +72,9 @@ class FirstTokenLayer(EncoderLayer):
         queries = self.query(first)[0].float().view(first.size(1), -1, 1, self._head_size)
         attended = torch.empty_like(first)
         for number, (start, end) in enumerate(pairwise(packed.bounds)):
-            of_sequence = states[0, start:end].to(torch.float32, copy=True)  # MKL's sums vary with the alignment
-            attended[0, number] = self._attend(queries[number], of_sequence)
+            # Copies, because MKL promises equal sums only for equal alignment.
+            of_sequence = states[0, start:end].to(torch.float32, copy=True)
+            attended[0, number] = self._attend(queries[number].clone(), of_sequence)
         attended[0, num_sequences:] = attended[0, 0]
         return self._after_attention(attended, first)[:, :num_sequences]
 

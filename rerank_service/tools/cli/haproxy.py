@@ -82,22 +82,20 @@ def own_places(environment: MutableMapping[str, str], host: str) -> Iterator[Non
                 preferred = port if _claimed(port, stack) else 0
                 environment[name] = str(free_port(host, preferred))
         # The limit for the path of a Unix socket is 97 characters in HAProxy, of which Ray's node id takes 57.
-        folder = stack.enter_context(
-            tempfile.TemporaryDirectory(prefix="rerank-", dir="/tmp", ignore_cleanup_errors=True)
-        )
-        stack.enter_context(_reaping(folder))
+        folder = stack.enter_context(_folder())
         for name, file in _FILES.items():
             environment.setdefault(name, str(Path(folder, file)))
         yield
 
 
 @contextmanager
-def _reaping(folder: str) -> Iterator[None]:
-    """Kills an HAProxy that uses `folder` at the end, however this process ends."""
+def _folder() -> Iterator[str]:
+    """A private folder. However this process ends, the reaper then kills an HAProxy that uses it, and removes it."""
+    folder = tempfile.mkdtemp(prefix="rerank-", dir="/tmp")
     program = [sys.executable, "-I", "-S", str(Path(haproxy_reaper.__file__)), folder]
-    # In a session of its own, no signal to the command's process group reaches it.
+    # In a session of its own, no signal to the command's process group reaches the reaper.
     with subprocess.Popen(program, stdin=subprocess.PIPE, start_new_session=True):  # noqa: S603
-        yield
+        yield folder
 
 
 def _claimed(port: int, stack: ExitStack) -> bool:

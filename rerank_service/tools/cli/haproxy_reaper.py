@@ -1,4 +1,5 @@
-"""Kills the HAProxy that a service leaves behind. `haproxy.own_places` runs this program, with a folder as argument.
+"""Kills the HAProxy that a service leaves behind, and removes its folder. `haproxy.py` runs this program, with the
+folder as argument.
 
 If the command or Ray ends in disorder, HAProxy outlives the actor that manages it, and would keep the service's port.
 Examples are a SIGKILL, and a SIGTERM to all processes at once, as `timeout` and systemd send it: Ray's library then
@@ -14,19 +15,24 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+_ATTEMPTS = 20
 _PAUSE_S = 0.5
 
 
 def main(folder: str) -> None:
-    """Kills the processes with a file of `folder` on their command lines, once the command has ended."""
+    """Once the command has ended, kills the processes that have a file of `folder` on their command lines, and removes
+    the folder."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     sys.stdin.buffer.read()
-    while _kill(os.fsencode(folder + os.sep)):  # an actor that still lives may start another HAProxy
+    for _ in range(_ATTEMPTS):  # an actor that still lives may start another HAProxy
+        if not _kill(os.fsencode(folder + os.sep)):
+            break
         time.sleep(_PAUSE_S)
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def _kill(of_folder: bytes) -> bool:
+    """Whether it found a process."""
     is_found = False
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # it has ended, or belongs to another user
