@@ -66,8 +66,9 @@ def ray_session(address: str | None) -> Iterator[None]:
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise BatchError(f"cannot connect to a Ray cluster at {address}: {error}") from None
+    except Exception as error:  # a plain one, if the machine is so busy that Ray's processes take too long
+        what = f"cannot connect to a Ray cluster at {address}" if address else "Ray cannot start here"
+        raise BatchError(f"{what}: {error}") from None
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

@@ -177,6 +177,8 @@ def _start_ray(dashboard: bool | None, *, is_verbose: bool) -> WarningsOnly | No
         if error.code != signal.SIGTERM:
             raise
         raise _Stopped(signal.SIGTERM) from None  # ray.init handles SIGTERM itself with sys.exit(SIGTERM)
+    except Exception as error:  # a plain one, if the machine is so busy that Ray's processes take too long
+        raise StartFailed(f"Ray cannot start here, or its cluster cannot be reached: {error}") from None
     finally:
         _interrupt_on_signals()  # again, because ray.init has replaced the handlers
     return None if is_verbose else quieten_workers()

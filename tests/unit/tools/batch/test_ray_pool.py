@@ -56,3 +56,20 @@ def test_a_worker_uses_only_the_part_of_a_gpu_that_ray_reserves_for_it(
         list(ray_pool.score_on_ray(task, [chunk], ray_pool.PoolOptions(1, 2, num_gpus)))
 
     assert reserved == [(2, num_gpus)]
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [(None, "Ray cannot start here: timed out"), ("head:1", "cannot connect to a Ray cluster at head:1: timed out")],
+)
+def test_a_ray_that_does_not_start_is_reported_in_a_line(
+    monkeypatch: pytest.MonkeyPatch, address: str | None, message: str
+) -> None:
+    def init(**_: Any) -> None:
+        raise Exception("timed out")  # Ray's own type
+
+    monkeypatch.setattr(ray_pool, "set_ray_environment", lambda _: None)
+    monkeypatch.setenv("RAY_BACKEND_LOG_LEVEL", "fatal")
+    monkeypatch.setattr(ray_pool.ray, "init", init)
+    with pytest.raises(BatchError, match=f"^{message}$"), ray_pool.ray_session(address):
+        pass

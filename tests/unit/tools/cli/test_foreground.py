@@ -70,6 +70,19 @@ def test_a_signal_while_ray_starts_gives_the_same_status(
     assert serve() == status
 
 
+def test_a_ray_that_does_not_start_is_reported_in_a_line(
+    serve: Callable[[], int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def init(**_: Any) -> None:
+        raise Exception("The current node timed out during startup.")  # Ray's own type
+
+    monkeypatch.setattr("ray.init", init)
+    assert serve() == 1
+    error = " ".join(capsys.readouterr().err.split())
+    assert "Ray cannot start here, or its cluster cannot be reached: The current node timed out" in error
+    assert "Traceback" not in error
+
+
 def test_a_half_started_serve_that_cannot_stop_does_not_change_the_status(
     serve: Callable[[], int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
