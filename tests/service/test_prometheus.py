@@ -29,6 +29,9 @@ NEEDS_AN_EVENT = (
 """Parts of the names of metrics that have no value before their first event."""
 _LIMIT_S = 120
 _POLL_S = 0.5
+_SCRAPE_INTERVAL = "5s"
+"""Also how long a scrape may take. Late in a run, Ray's exporter has 14,000 samples and takes 0.7 s; more than 1 s on a slow
+processor."""
 
 pytestmark = needs_program("prometheus", "prometheus")
 
@@ -63,7 +66,7 @@ def prometheus(service: Service, tmp_path_factory: pytest.TempPathFactory) -> It
         for name, (port, path) in targets.items()
     ]
     config = folder / "prometheus.yaml"
-    config.write_text(yaml.safe_dump({"global": {"scrape_interval": "1s"}, "scrape_configs": jobs}))
+    config.write_text(yaml.safe_dump({"global": {"scrape_interval": _SCRAPE_INTERVAL}, "scrape_configs": jobs}))
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
