@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import psutil
+from numpy.typing import NDArray
 
 from benchmarks.peers.processes import Server
 from benchmarks.stack.launch import started
@@ -18,7 +19,7 @@ from rerank_service.routing.ranker import cut_into_shards
 from rerank_service.tools.bench.apis import NIM, PreparedRequest
 from rerank_service.tools.bench.measure import measure_load, process_tree
 
-__all__ = ["cpu_by_role", "measure_costs"]
+__all__ = ["Costs", "cpu_by_role", "fit_costs", "measure_costs"]
 
 _QUERY = "What does the service itself cost?"
 _SIZES = ((1, 500), (20, 500), (100, 1_000))
@@ -57,7 +58,8 @@ def measure_costs(haproxy: bool) -> dict[str, Any]:
         with started({"tokens_per_s": None}, haproxy=haproxy, service={"ingress": ingress}) as server:
             measure_load(server.url + NIM.path, _requests(20, 500, 300), _CLIENTS)
             rows += [_measure(server, *size, shard_tokens) for size in _SIZES]
-    return {"front": "haproxy" if haproxy else "serve proxy", "requests": [asdict(row) for row in rows]} | _fit(rows)
+    front = "haproxy" if haproxy else "serve proxy"
+    return {"front": front, "requests": [asdict(row) for row in rows]} | fit_costs(rows)
 
 
 def _measure(server: Server, passages: int, passage_bytes: int, shard_tokens: int) -> Costs:
@@ -100,17 +102,27 @@ def _requests(passages: int, passage_bytes: int, count: int) -> list[PreparedReq
     ]
 
 
-def _fit(rows: list[Costs]) -> dict[str, Any]:
+def fit_costs(rows: list[Costs]) -> dict[str, Any]:
     """CPU-ms of the ingress and of all other processes: per request, per KB and per shard."""
     inputs = np.array([[1.0, row.kb, row.shards] for row in rows])
     ingress = np.array([row.cpu_ms["ingress"] for row in rows])
     other = np.array([sum(row.cpu_ms.values()) - row.cpu_ms["ingress"] for row in rows])
+    names = ("ms", "ms_a_kb", "ms_a_shard")
     fits = {
-        name: np.linalg.lstsq(inputs, values, rcond=None)[0]
+        name: dict(zip(names, map(float, _least_squares(inputs, values)), strict=True))
         for name, values in (("ingress", ingress), ("other", other))
     }
-    names = ("ms", "ms_a_kb", "ms_a_shard")
     smallest_ms = statistics.median(row.alone_p50_ms for row in rows if row.passages == 1)
-    return {name: dict(zip(names, map(float, fit), strict=True)) for name, fit in fits.items()} | {
-        "alone_ms": smallest_ms
-    }
+    return fits | {"alone_ms": smallest_ms}
+
+
+def _least_squares(inputs: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The factors of the columns of `inputs`; a column whose factor would be negative has none."""
+    factors, columns = np.zeros(inputs.shape[1]), list(range(inputs.shape[1]))
+    while columns:
+        fitted = np.linalg.lstsq(inputs[:, columns], values, rcond=None)[0]
+        if fitted.min() >= 0:
+            factors[columns] = fitted
+            break
+        columns.pop(int(fitted.argmin()))
+    return factors

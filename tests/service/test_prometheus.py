@@ -30,8 +30,8 @@ NEEDS_AN_EVENT = (
 _LIMIT_S = 120
 _POLL_S = 0.5
 _SCRAPE_INTERVAL = "5s"
-"""Also how long a scrape may take. Late in a run, Ray's exporter has 14,000 samples and takes 0.7 s; more than 1 s on a slow
-processor."""
+"""Also how long a scrape may take. Late in a run, Ray's exporter has 14,000 samples and takes 0.7 s; on a slow
+processor, more than 1 s."""
 
 pytestmark = needs_program("prometheus", "prometheus")
 

@@ -47,10 +47,10 @@ _TOKENISED_PER_S = 300_000.0
 """Speed of the embedded model's tokenizer on random words; an unrecorded measurement gave 318,000."""
 
 HAPROXY = StackCosts(
-    ingress=CpuCost(0.00098, 0.0000079, 0.00071),
-    other=CpuCost(0.00057, 0.0000114, 0.00106),
-    hop_s=0.0013,
-    front_s=0.0013,
+    ingress=CpuCost(0.000835, 0.0000059, 0.000768),
+    other=CpuCost(0.000684, 0.000017, 0.000894),
+    hop_s=0.00065,
+    front_s=0.00065,
     tokenised_per_s=_TOKENISED_PER_S,
 )
 """Costs behind HAProxy, from stack-costs.json.

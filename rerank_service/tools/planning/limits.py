@@ -22,20 +22,20 @@ __all__ = [
     "most_replicas",
 ]
 
-ROUTE_US_PER_REPLICA = 0.23
+ROUTE_US_PER_REPLICA = 0.94
 """CPU time for choosing a replica for one shard, per replica in the table."""
-DECIDE_US = 100.0
-DECIDE_US_PER_REPLICA = 12.5
-DECIDE_US_PER_SERIES = 0.63
-"""CPU time of one autoscaling decision, including Serve's aggregation of the reports: a constant, a part per replica,
-and a part per series. Each ingress reports one series per replica."""
-SERIES_REPORT_US = 0.43
+DECIDE_US = 170.0
+DECIDE_US_PER_SERIES, DECIDE_US_PER_FURTHER_SERIES = 0.39, 0.735
+FEW_SERIES = 4_500
+"""CPU time of one autoscaling decision, including Serve's aggregation of the reports: a constant, a part for each of
+`FEW_SERIES`, and a larger part for each further series. Each ingress reports one series per replica."""
+SERIES_REPORT_US = 0.39
 """CPU time for receiving one series of an ingress's report."""
 MEMBERSHIP_BYTES = 145.0
 """Bytes per existing replica that each ingress receives whenever a replica is added or removed."""
-CONTROLLER_IDLE_CPUS = 0.0335
-CONTROLLER_US_PER_REPLICA = 424.0
-CONTROLLER_US_PER_MESSAGE = 643.0
+CONTROLLER_IDLE_CPUS = 0.036
+CONTROLLER_US_PER_REPLICA = 650.0
+CONTROLLER_US_PER_MESSAGE = 1_040.0
 """Measured costs of the real controller: its busy CPUs without replicas, its CPU time in each second for each idle
 replica, and its CPU time per report or health check."""
 
@@ -112,7 +112,9 @@ def _messages_per_s(replicas: int, ingresses: int, cadence: Cadence) -> float:
 
 def decision_s(replicas: int, ingresses: int) -> float:
     """CPU-seconds of one autoscaling decision."""
-    return (DECIDE_US + replicas * (DECIDE_US_PER_REPLICA + DECIDE_US_PER_SERIES * ingresses)) / 1e6
+    series = replicas * ingresses
+    further = max(0, series - FEW_SERIES)
+    return (DECIDE_US + DECIDE_US_PER_SERIES * (series - further) + DECIDE_US_PER_FURTHER_SERIES * further) / 1e6
 
 
 def controller_cpus(replicas: int, ingresses: int, cadence: Cadence) -> float:

@@ -30,9 +30,9 @@ reach 0.8 on an H100 (docs/appendix/gpu.md), and NVIDIA's published 150 pairs/s 
 
 PEAK_TFLOPS = {gpu.key: gpu.flops_per_s / 1e12 for gpu in GPU_PEAKS}
 
-EMBEDDED_TOKENS_PER_S = {Lengths.SHORT: 9_396.0, Lengths.CHUNKS: 8_050.0, Lengths.LONG_TAIL: 7_317.0}
+EMBEDDED_TOKENS_PER_S = {Lengths.SHORT: 9_473.0, Lengths.CHUNKS: 8_342.0, Lengths.LONG_TAIL: 8_389.0}
 """Throughput of one replica on one core in int8: tokens per pair divided by CPU time per pair, for the late-interaction
-engine in benchmarks/results/engine-cpu.json (AMD EPYC with AVX512-VNNI)."""
+engine in benchmarks/results/engine-cpu.json (AMD EPYC, Zen 4)."""
 _SHORT_TOKENS = 160
 """Up to this fixed number of tokens per pair, the speed measured for `short` applies."""
 
