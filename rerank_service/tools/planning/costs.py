@@ -58,10 +58,10 @@ HAPROXY = StackCosts(
 The latency of a single request, without the ingress's own time, is divided equally among four hops.
 """
 SERVE_PROXY = StackCosts(
-    ingress=CpuCost(0.00502, 0.0000035, 0.00164),
-    other=CpuCost(0.0062, 0.00000135, 0.00189),
-    hop_s=0.0017,
-    front_s=0.0017,
+    ingress=CpuCost(0.00537, 0.0000106, 0.00165),
+    other=CpuCost(0.00664, 0.0000177, 0.00159),
+    hop_s=0.00207,
+    front_s=0.00207,
     tokenised_per_s=_TOKENISED_PER_S,
 )
 """Costs behind Serve's own proxy, from stack-costs-serve-proxy.json."""

@@ -22,14 +22,14 @@ __all__ = [
     "most_replicas",
 ]
 
-ROUTE_US_PER_REPLICA = 0.94
+ROUTE_US_PER_REPLICA = 0.91
 """CPU time for choosing a replica for one shard, per replica in the table."""
-DECIDE_US = 170.0
-DECIDE_US_PER_SERIES, DECIDE_US_PER_FURTHER_SERIES = 0.39, 0.735
+DECIDE_US = 180.0
+DECIDE_US_PER_SERIES, DECIDE_US_PER_FURTHER_SERIES = 0.49, 0.70
 FEW_SERIES = 4_500
 """CPU time of one autoscaling decision, including Serve's aggregation of the reports: a constant, a part for each of
 `FEW_SERIES`, and a larger part for each further series. Each ingress reports one series per replica."""
-SERIES_REPORT_US = 0.39
+SERIES_REPORT_US = 0.37
 """CPU time for receiving one series of an ingress's report."""
 MEMBERSHIP_BYTES = 145.0
 """Bytes per existing replica that each ingress receives whenever a replica is added or removed."""
