@@ -21,7 +21,7 @@ def _cache_table(result: ResultFile) -> str:
     tokens = result["rows"][0]["passage_tokens"]
     return (
         f"{markdown_table(heads, rows, 2)}\n\nA request of {result['passages']} passages of {tokens:.0f} tokens, all "
-        f"ranked before, and a new query; tokenising included, one thread, measured while other work ran.\n"
+        f"ranked before, and a new query; tokenising included, one thread.\n"
         f"{origin(result)}"
     )
 
