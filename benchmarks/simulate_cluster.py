@@ -46,8 +46,8 @@ RESULTS = Path(__file__).parent / "results"
 _STACK_SPEED = ReplicaSpeed(TOKENS_PER_S, shard_tokens=4_096, origin="simulated device")
 _STACK_COSTS = replace(HAPROXY, tokenised_per_s=math.inf)
 """Costs without tokenising, because the simulated engine only counts bytes."""
-OPEN_LOADS = ("stack-open-load.json", "stack-open-load-2.json")
-"""Results of three runs; during the first, other processes were using the machine."""
+OPEN_LOADS = ("stack-open-load.json", "stack-open-load-2.json", "stack-open-load-3.json")
+"""Results of three runs."""
 _WARM_UP_S, _MEASURED_S = 5.0, 25.0
 """Durations of the warm-up and of the measurement, as in `stack.scaling`."""
 

@@ -25,7 +25,7 @@ from rerank_service.tools.cli.plan_cascade import (
     several,
 )
 from rerank_service.tools.planning.speed import ASSUMED_MFU, PlannedModel, ReplicaSpeed, speed_of
-from rerank_service.tools.planning.workload import Mix
+from rerank_service.tools.planning.workload import MAX_TOKENS, Mix
 
 if TYPE_CHECKING:
     from rerank_service.tools.planning.capacity import CapacityReport
@@ -51,10 +51,10 @@ Passages = Annotated[
 Tokens = Annotated[
     str, typer.Option(help=f"Tokens of query and passage together, or a kind of text: {', '.join(Lengths)}.")
 ]
-P99 = Annotated[float, typer.Option(min=1, help="Time in which 99% of the requests must be answered.")]
+P99 = Annotated[float, typer.Option(min=1, max=3_600_000, help="Time in which 99% of the requests must be answered.")]
 MeasuredSpeed = Annotated[
     float | None,
-    typer.Option(min=1, help="Measured speed of one GPU (benchmarks/gpu.py); by default an estimate."),
+    typer.Option(min=1, max=1e9, help="Measured speed of one GPU (benchmarks/gpu.py); by default an estimate."),
 ]
 EstimatedModel = Annotated[
     PlannedModel | None,
@@ -75,28 +75,35 @@ Mfu = Annotated[
     float, typer.Option(min=0.01, max=1, help="Share of the GPU's peak throughput that the estimate assumes.")
 ]
 Overhead = Annotated[
-    float | None, typer.Option(min=0, help="Fixed time per batch, added to the time that its tokens take.")
+    float | None, typer.Option(min=0, max=60_000, help="Fixed time per batch, added to the time that its tokens take.")
 ]
 Burstiness = Annotated[
     float,
     typer.Option(
         min=1,
+        max=1_000,
         help="1: requests arrive at random (Poisson); above 1: in bursts. Squared CV of the time between requests.",
     ),
 ]
-Price = Annotated[float | None, typer.Option(min=0, help="Price of a GPU hour in any currency, to show the cost.")]
+Price = Annotated[
+    float | None, typer.Option(min=0, max=1e6, help="Price of a GPU hour in any currency, to show the cost.")
+]
 Regions = Annotated[
     int,
-    typer.Option(min=1, help="Regions that share the load; with 2 or more, the simulation also lets one region fail."),
+    typer.Option(
+        min=1, max=100, help="Regions that share the load; with 2 or more, the simulation also lets one region fail."
+    ),
 ]
 FailoverTime = Annotated[
-    float, typer.Option(min=0, help="Time until clients of the failed region reach another region.")
+    float, typer.Option(min=0, max=3_600, help="Time until clients of the failed region reach another region.")
 ]
-StartTime = Annotated[float, typer.Option(min=0, help="Time that a new replica takes to start after a region fails.")]
+StartTime = Annotated[
+    float, typer.Option(min=0, max=3_600, help="Time that a new replica takes to start after a region fails.")
+]
 
 
 def plan(
-    rps: Annotated[float, typer.Option(min=0.001, help="Requests per second.")],
+    rps: Annotated[float, typer.Option(min=0.001, max=1e6, help="Requests per second.")],
     passages: Passages,
     tokens: Tokens,
     p99_ms: P99,
@@ -107,7 +114,7 @@ def plan(
     mfu: Mfu = ASSUMED_MFU,
     batch_overhead_ms: Overhead = None,
     burstiness: Burstiness = 1.0,
-    timeout_s: Annotated[float, typer.Option(min=0.1, help="Request timeout of the service.")] = 60.0,
+    timeout_s: Annotated[float, typer.Option(min=0.1, max=86_400, help="Request timeout of the service.")] = 60.0,
     front: Annotated[Front, typer.Option(help="HTTP proxy in front of the service.")] = Front.HAPROXY,
     price_per_gpu_hour: Price = None,
     regions: Regions = 1,
@@ -197,7 +204,7 @@ def _search(
 ) -> "CapacityReport | CascadePlan":
     from rerank_service.tools.planning.capacity import plan_capacity
     from rerank_service.tools.planning.cascade import plan_cascade
-    from rerank_service.tools.planning.fleet import CannotMeet
+    from rerank_service.tools.planning.fleet import CannotMeet, TooLarge
     from rerank_service.tools.planning.region import Loss
 
     try:
@@ -209,6 +216,11 @@ def _search(
         raise fail(
             f"no number of replicas keeps p99 within {in_ms(demand.p99_s)}; the best p99 is {in_ms(error.p99_s)}. "
             f"Use a faster replica ({speed}, --gpu), smaller requests or a higher target."
+        ) from None
+    except TooLarge as error:
+        raise fail(
+            f"simulating at least {error.replicas:,} replicas would take hours. Plan a part of the load, such as --rps "
+            f"{error.rps:.10g}, and multiply: so large a service is several clusters (docs/capacity.md, Cells)"
         ) from None
 
 
@@ -228,8 +240,8 @@ def _mix(passages: str, tokens: str) -> Mix:
         return Mix(sizes, Lengths(tokens) if tokens in set(Lengths) else int(tokens))
     except ValueError:
         raise fail(
-            f"--passages {passages!r} --tokens {tokens!r}: sizes, weights and tokens must be above 0, and tokens must "
-            f"be a number or one of {', '.join(Lengths)}"
+            f"--passages {passages!r} --tokens {tokens!r}: sizes, weights and tokens must be above 0 (tokens at "
+            f"most {MAX_TOKENS:,}), and tokens must be a number or one of {', '.join(Lengths)}"
         ) from None
 
 

@@ -21,6 +21,7 @@ from rerank_service.tools.planning.fleet import (
     Demand,
     FleetPlan,
     Measured,
+    check_size,
     fewest_replicas,
     first_enough,
     ingresses_for,
@@ -151,12 +152,14 @@ def plan_cascade(
     price_per_gpu_hour: float | None = None,
     on_try: Callable[[int], None] = lambda replicas: None,
 ) -> CascadePlan:
-    """Finds the fewest replicas of all stages together that meet the target. Raises `CannotMeet`.
+    """Finds the fewest replicas of all stages together that meet the target. Raises `CannotMeet` or `TooLarge`.
 
     With one replica fewer in total, no division between the stages meets the target. `on_try` is called with the total
     before each simulation.
     """
     demands = stage_demands(demand, stages)
+    for one in demands:
+        check_size(one)
     lowest = [fewest_replicas(one) for one in demands]
 
     @cache

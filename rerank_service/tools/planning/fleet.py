@@ -4,7 +4,7 @@ import itertools
 import math
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 from rerank_service.config import LimitsConfig
@@ -21,6 +21,8 @@ __all__ = [
     "Demand",
     "FleetPlan",
     "Measured",
+    "TooLarge",
+    "check_size",
     "fewest_replicas",
     "first_enough",
     "ingresses_for",
@@ -43,6 +45,19 @@ _PLENTY = 4
 """Requests hardly wait in a fleet that has at least this many times the minimum number of replicas."""
 _NORMAL_95 = 1.96
 """Half the width of a two-sided 95% interval, in standard deviations."""
+
+
+_MOST_WORK = 5e7
+"""Replicas times requests of a simulation that takes about two minutes; a search needs about ten simulations."""
+
+
+class TooLarge(Exception):
+    """The simulation would take hours: at least `replicas` are needed. A load of `rps` is small enough."""
+
+    def __init__(self, replicas: int, rps: float) -> None:
+        super().__init__(replicas, rps)
+        self.replicas = replicas
+        self.rps = rps
 
 
 class CannotMeet(Exception):
@@ -119,6 +134,15 @@ def fewest_replicas(demand: Demand) -> int:
     return max(1, math.ceil(demand.tokens_per_s / demand.speed.full_tokens_per_s))
 
 
+def check_size(demand: Demand) -> None:
+    """Raises `TooLarge` for a load whose simulation would take hours."""
+    part = demand
+    while fewest_replicas(part) * _num_counted(part, NUM_REQUESTS) > _MOST_WORK:
+        part = replace(part, rps=part.rps / 2)
+    if part is not demand:
+        raise TooLarge(fewest_replicas(demand), part.rps)
+
+
 def plenty_for(lowest: int) -> int:
     """Number of replicas in which requests hardly wait, if at least `lowest` are needed for the throughput."""
     return _PLENTY * lowest + _PLENTY
@@ -133,11 +157,12 @@ def ingresses_for(demand: Demand, cpu_s: float | None = None) -> int:
 
 
 def smallest(demand: Demand, on_try: Callable[[int], None] = lambda replicas: None) -> FleetPlan:
-    """Finds the smallest fleet that meets the target. Raises `CannotMeet`.
+    """Finds the smallest fleet that meets the target. Raises `CannotMeet` or `TooLarge`.
 
     With one replica fewer, the same simulated requests miss the target. `on_try` is called with the size of each fleet
     before its simulation.
     """
+    check_size(demand)
     lowest = fewest_replicas(demand)
 
     @cache
@@ -192,8 +217,7 @@ def watch(
 
     If `may_miss` is false, returns null as soon as the target is certain to be missed.
     """
-    lasting = demand.rps * demand.p99_s * _NUM_TARGETS * num_requests / NUM_REQUESTS
-    num_counted = max(num_requests, math.ceil(lasting))
+    num_counted = _num_counted(demand, num_requests)
     first, last = math.ceil(num_counted * _WARM_UP), math.ceil(num_counted * (1 + _WARM_UP))
     coming = arrivals(demand.mix, [Phase(0.0, demand.rps)], demand.burstiness, demand.seed)
     requests = list(itertools.islice(coming, math.ceil(num_counted * (1 + _WARM_UP + _COOL_DOWN))))
@@ -220,6 +244,11 @@ def watch(
         return None
     busy_s, replicas = sum(one.busy_s for one in clusters), sum(one.num_replicas for one in clusters)
     return _summary(latencies, busy_s / (replicas * clock.now_s), num_refused)
+
+
+def _num_counted(demand: Demand, num_requests: int) -> int:
+    lasting = demand.rps * demand.p99_s * _NUM_TARGETS * num_requests / NUM_REQUESTS
+    return max(num_requests, math.ceil(lasting))
 
 
 def _summary(latencies: list[float], utilisation: float, num_refused: int) -> Measured:

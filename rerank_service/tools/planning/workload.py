@@ -8,8 +8,10 @@ from typing import NamedTuple
 
 from rerank_service.tools.bench.workload import Lengths, draw_lengths
 
-__all__ = ["Arrival", "Mix", "Phase", "arrivals", "body_kb"]
+__all__ = ["MAX_TOKENS", "Arrival", "Mix", "Phase", "arrivals", "body_kb"]
 
+MAX_TOKENS = 1_000_000
+"""Maximum number of tokens of a pair; more than any model accepts."""
 _DRAWN = 8192
 """Number of lengths drawn from a distribution; each request takes a slice of consecutive lengths."""
 _QUERY_TOKENS = 16
@@ -44,10 +46,10 @@ class Mix:
     """Tokens of every pair, including the query, or a distribution of passage lengths."""
 
     def __post_init__(self) -> None:
-        if not self.passages or min(self.passages) < 1 or min(self.passages.values()) <= 0:
+        if not self.passages or min(self.passages) < 1 or not all(0 < one < math.inf for one in self.passages.values()):
             raise ValueError("a mix needs sizes of at least 1 and weights above 0")
-        if not isinstance(self.tokens, Lengths) and self.tokens < 1:
-            raise ValueError("a pair needs at least one token")
+        if not isinstance(self.tokens, Lengths) and not 1 <= self.tokens <= MAX_TOKENS:
+            raise ValueError(f"a pair has 1 to {MAX_TOKENS} tokens")
 
     @property
     def mean_passages(self) -> float:

@@ -522,6 +522,38 @@ def test_plan_with_regions_simulates_the_loss_of_a_region() -> None:
     assert region["loss"]["recovered_after_s"] is not None
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        *(["--rps", value] for value in ("inf", "nan", "1e12")),
+        *(["--passages", value] for value in ("10:nan", "10:inf", "10:1,20:1e400")),
+        *(["--tokens", value] for value in ("1000001", "9" * 400)),
+        *([option, "inf"] for option in ("--p99-ms", "--tokens-per-s", "--batch-overhead-ms", "--burstiness")),
+        *([option, "inf"] for option in ("--timeout-s", "--price-per-gpu-hour", "--start-s", "--failover-s")),
+        ["--regions", "1000000"],
+        ["--passages", "8", "--cascade", "1b=inf:2,4b"],
+    ],
+)
+def test_plan_refuses_numbers_that_cannot_be_simulated(options: list[str]) -> None:
+    refused = runner.invoke(app, [*PLAN, *options])
+
+    assert refused.exit_code == 2
+    assert options[-2] in refused.stderr
+
+
+@pytest.mark.parametrize("options", [[], ["--regions", "2"], ["--passages", "100", "--cascade", "1b:50,4b"]])
+def test_plan_refuses_a_load_whose_simulation_would_take_hours(options: list[str]) -> None:
+    load = ["plan", "--passages", "100", "--tokens", "256", "--p99-ms", "500"]
+
+    refused = runner.invoke(app, [*load, "--rps", "50000", *options])
+
+    words = " ".join(refused.stderr.split())
+    assert refused.exit_code == 2
+    part = re.search(r"simulating at least [\d,]+ replicas would take hours\. .* such as --rps ([\d.]+),", words)
+    assert part is not None
+    assert 100 < float(part[1]) < 5_000
+
+
 CASCADE = [*PLAN, "--passages", "8", "--cascade"]
 
 

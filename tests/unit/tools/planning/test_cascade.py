@@ -81,7 +81,7 @@ def test_behind_a_stage_without_cost_the_last_stage_behaves_as_if_alone() -> Non
 
     assert alone is not None
     assert cascade is not None
-    assert cascade.p50_s == pytest.approx(alone.p50_s, rel=0.03)
+    assert cascade.p50_s == pytest.approx(alone.p50_s, rel=0.01)
     assert cascade.p99_s == pytest.approx(alone.p99_s, rel=0.05)
 
 
