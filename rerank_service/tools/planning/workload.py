@@ -47,9 +47,9 @@ class Mix:
 
     def __post_init__(self) -> None:
         if not self.passages or min(self.passages) < 1 or not all(0 < one < math.inf for one in self.passages.values()):
-            raise ValueError("a mix needs sizes of at least 1 and weights above 0")
+            raise ValueError("a mix needs sizes of at least 1 and finite weights above 0")
         if not isinstance(self.tokens, Lengths) and not 1 <= self.tokens <= MAX_TOKENS:
-            raise ValueError(f"a pair has 1 to {MAX_TOKENS} tokens")
+            raise ValueError(f"a pair has 1 to {MAX_TOKENS:,} tokens")
 
     @property
     def mean_passages(self) -> float:

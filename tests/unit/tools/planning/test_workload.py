@@ -1,6 +1,7 @@
 """Tests the simulated arrivals."""
 
 import itertools
+import math
 import statistics
 
 import pytest
@@ -64,7 +65,18 @@ def test_attended_tokens_weigh_pairs_by_length() -> None:
     assert Mix({1: 1}, Lengths.LONG_TAIL).attended_tokens > 2 * Mix({1: 1}, Lengths.LONG_TAIL).mean_tokens
 
 
-@pytest.mark.parametrize(("passages", "tokens"), [({}, 1), ({0: 1.0}, 1), ({1: 0.0}, 1), ({1: 1.0}, 0)])
-def test_an_empty_mix_is_an_error(passages: dict[int, float], tokens: int) -> None:
-    with pytest.raises(ValueError, match=r"needs sizes|needs at least one token"):
+@pytest.mark.parametrize(
+    ("passages", "tokens", "message"),
+    [
+        ({}, 1, "needs sizes"),
+        ({0: 1.0}, 1, "needs sizes"),
+        ({1: 0.0}, 1, "needs sizes"),
+        ({1: math.inf}, 1, "needs sizes"),
+        ({1: math.nan}, 1, "needs sizes"),
+        ({1: 1.0}, 0, "1 to 1,000,000 tokens"),
+        ({1: 1.0}, 1_000_001, "1 to 1,000,000 tokens"),
+    ],
+)
+def test_a_mix_that_cannot_be_drawn_is_an_error(passages: dict[int, float], tokens: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         Mix(passages, tokens)
