@@ -7,7 +7,6 @@ reports are averaged over the look-back period and are one reporting interval ol
 decisions of the policy. The plot needs matplotlib, which the extra `tools` installs.
 """
 
-import json
 import math
 import random
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.provenance import save_record
 from rerank_service.config import AutoscalingConfig
 from rerank_service.tools.planning.autoscaler import TICK_S, Autoscaler
 
@@ -128,7 +128,7 @@ def main(
     Console().print(table)
     if json_path:
         records = [asdict(run) | {"reversals": run.reversals} for run in runs]
-        json_path.write_text(json.dumps(records) + "\n", encoding="utf-8")
+        save_record(json_path, records)
     if plot_path:
         _plot(runs, plot_path)
 

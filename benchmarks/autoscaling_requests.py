@@ -6,7 +6,6 @@ The service is simulated by `tools.planning`, on a virtual clock. Refused client
 `rerank_service.client`: after `Retry-After` plus up to a quarter of a second, at most `_MAX_RETRIES` times.
 """
 
-import json
 import random
 from dataclasses import asdict, dataclass
 from itertools import takewhile
@@ -17,7 +16,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.provenance import provenance
+from benchmarks.provenance import provenance, save_record
 from rerank_service.config import AutoscalingConfig
 from rerank_service.tools.planning.autoscaler import Autoscaler, ScaledCluster
 from rerank_service.tools.planning.clock import Clock
@@ -128,7 +127,7 @@ def main(json_path: Annotated[Path | None, typer.Option("--json", help="File for
     if json_path:
         results = {name: asdict(outcome) for name, outcome in outcomes.items()}
         record = provenance(["rerank-service", "ray"]) | {"results": results}
-        json_path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        save_record(json_path, record)
 
 
 if __name__ == "__main__":

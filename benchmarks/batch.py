@@ -22,7 +22,7 @@ from typing import Annotated, Any
 import psutil
 import typer
 
-from benchmarks.provenance import provenance
+from benchmarks.provenance import provenance, save_record
 
 _PACKAGES = ("rerank-service", "ray", "torch", "transformers", "tokenizers", "pyarrow", "pandas")
 _MAIN = "from rerank_service.tools.cli import main; main()"
@@ -162,7 +162,7 @@ def main(
             shutil.rmtree(output.with_name(output.name + ".parts"), ignore_errors=True)
     if json_file is not None:
         options = {"model": model, "workers": workers, "passage_words": passage_words, "chunk_pairs": chunk_pairs}
-        json_file.write_text(json.dumps(report | options | {"results": results}, indent=2) + "\n", encoding="utf-8")
+        save_record(json_file, report | options | {"results": results})
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ requests below its share.
 """
 
 import itertools
-import json
 import random
 from collections import Counter
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.provenance import provenance
+from benchmarks.provenance import provenance, save_record
 from rerank_service.tools.planning.clock import Clock
 from rerank_service.tools.planning.replica import SimulatedReplica, SimulatedShard
 from rerank_service.tools.planning.speed import ReplicaSpeed
@@ -191,7 +190,7 @@ def main(seeds: int = 8, json_path: Annotated[Path | None, typer.Option("--json"
         print(" | ".join(str(value) for value in row.values()), flush=True)
     if json_path:
         record = provenance(["rerank-service"]) | {"seeds": seeds, "rows": rows}
-        json_path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        save_record(json_path, record)
 
 
 if __name__ == "__main__":

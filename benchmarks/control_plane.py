@@ -6,7 +6,6 @@ No cluster is started. One process runs the real code: it builds, encodes and re
 decisions. The figures are medians over rounds, in CPU time of one thread; they exclude Ray's transport of messages.
 """
 
-import json
 import pickle
 import random
 import statistics
@@ -33,7 +32,7 @@ from ray.serve._private.utils import compress_metric_report, decompress_metric_r
 from ray.serve.config import AutoscalingConfig as ServeAutoscalingConfig
 from rich.console import Console
 
-from benchmarks.provenance import provenance
+from benchmarks.provenance import provenance, save_record
 from rerank_service.app import serve_autoscaling
 from rerank_service.config import AutoscalingConfig
 from rerank_service.messages import OFFERED, SPEED, START, WAITING, ReplicaLoad
@@ -159,7 +158,7 @@ def main(
     Console().print_json(data=results)
     if json_path:
         record = provenance(["rerank-service", "ray"]) | {"results": results}
-        json_path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        save_record(json_path, record)
 
 
 if __name__ == "__main__":

@@ -3,13 +3,12 @@
 python -m benchmarks.engine --json benchmarks/results/NAME.json
 """
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from benchmarks.provenance import provenance
+from benchmarks.provenance import provenance, save_record
 from rerank_service.tools.bench.engine import bench_engines
 from rerank_service.tools.bench.workload import Lengths
 
@@ -27,7 +26,7 @@ def main(
         for lengths in Lengths
         for figures in bench_engines(lengths, num_pairs, repeats, num_threads)
     ]
-    json_path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    save_record(json_path, record)
 
 
 if __name__ == "__main__":

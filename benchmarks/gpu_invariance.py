@@ -9,7 +9,6 @@ must give 0. Rows are printed and saved as they come. The machine needs the same
 """
 
 import argparse
-import json
 import random
 import sys
 from collections.abc import Sequence
@@ -132,6 +131,7 @@ def main() -> None:
     use_packages()
     try:
         from benchmarks.on_gpu.models import written
+        from benchmarks.provenance import save_record
     except ModuleNotFoundError as error:
         sys.exit(f"{error}: run `python -m benchmarks.gpu --prepare` where there is a network, and bring {FOLDER}")
     checkpoint = written(options.checkpoints, options.model, options.device)
@@ -147,7 +147,7 @@ def main() -> None:
             flush=True,
         )
         if options.json:
-            options.json.write_text(json.dumps([asdict(one) for one in rows], indent=1) + "\n")
+            save_record(options.json, [asdict(one) for one in rows])
 
 
 if __name__ == "__main__":

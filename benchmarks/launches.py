@@ -8,7 +8,6 @@ run, so this is no measurement. Bytes of matrix products and of attention are no
 """
 
 import argparse
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,7 +28,7 @@ from transformers import (
 )
 
 from benchmarks.kernels import FakeGpu, Kernel, KernelLister
-from benchmarks.provenance import provenance
+from benchmarks.provenance import provenance, save_record
 from rerank_service.config import Dtype
 from rerank_service.engine.device.compile import CompiledLayers
 from rerank_service.engine.device.forward import PACKED_ATTENTION, hidden_states
@@ -157,7 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "num_tokens": NUM_TOKENS,
             "layers": [asdict(cost) for cost in costs],
         }
-        options.json.write_text(json.dumps(report, indent=2) + "\n")
+        save_record(options.json, report)
 
 
 if __name__ == "__main__":

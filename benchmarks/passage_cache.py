@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import BertConfig, BertModel
 
-from benchmarks.provenance import provenance
+from benchmarks.provenance import provenance, save_record
 from rerank_service.checkpoints.resolve import resolve_checkpoint
 from rerank_service.config import CheckpointConfig, ModelConfig
 from rerank_service.engine import Truncate, load_engine
@@ -105,10 +105,9 @@ def main() -> None:
             for dtype in ("float32", "bfloat16")
         ]
     result = made_with | {"passages": _NUM_PASSAGES, "rows": rows}
-    text = json.dumps(result, indent=2) + "\n"
-    print(text)
+    print(json.dumps(result, indent=1))
     if options.json:
-        options.json.write_text(text, encoding="utf-8")
+        save_record(options.json, result)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""Provenance of a measurement: commit, hardware, versions and command."""
+"""Records of measurements: provenance (commit, hardware, versions and command) and the file."""
 
+import json
 import os
 import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["provenance"]
+__all__ = ["provenance", "save_record"]
 
 _FLAGS = {
     "AVX2": {"avx2"},
@@ -48,6 +49,14 @@ def provenance(packages: Sequence[str]) -> dict[str, Any]:
         },
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in packages},
     }
+
+
+def save_record(path: Path, record: Mapping[str, Any] | Sequence[Any]) -> None:
+    """Writes a record, creating its folder; a file that exists is replaced whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)
 
 
 def _command() -> str:

@@ -7,7 +7,6 @@ relevance, below a header line), as in BEIR (arXiv 2104.08663). The engine runs 
 `tools/evaluation/` computes the figures, as for `rerank-service eval`. Needs the extra `tools`.
 """
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,7 +16,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.provenance import provenance
+from benchmarks.provenance import provenance, save_record
 from rerank_service.config import CheckpointConfig, Dtype, EngineConfig, LateInteractionHead, ModelConfig, load_config
 from rerank_service.engine.build import load_engine
 from rerank_service.engine.kinds.late_interaction import LateInteractionEngine
@@ -153,8 +152,7 @@ def main(
         results.append(evaluate(collection, engines, top_k, batch_tokens, windows))
         console.print(_table(results[-1]))
     if json_file is not None:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-        json_file.write_text(json.dumps(report | {"results": results}, indent=2) + "\n", encoding="utf-8")
+        save_record(json_file, report | {"results": results})
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ The rules that are compared:
 """
 
 import itertools
-import json
 import math
 import random
 from collections.abc import Callable, Sequence
@@ -25,7 +24,7 @@ from unittest import mock
 import typer
 from rich.console import Console
 
-from benchmarks.provenance import provenance
+from benchmarks.provenance import provenance, save_record
 from rerank_service.messages import ReplicaLoad
 from rerank_service.routing import replica_table
 from rerank_service.routing.replica_table import ReplicaTable
@@ -154,7 +153,7 @@ def main(
     Console().print_json(data=results)
     if json_path:
         record = provenance(["rerank-service", "ray"]) | {"replicas": REPLICAS, "results": results}
-        json_path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        save_record(json_path, record)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 python -m benchmarks.service [--json benchmarks/results/service-cpu.json]
 """
 
-import json
 import os
 import sys
 from dataclasses import asdict
@@ -16,7 +15,7 @@ from rich.console import Console
 
 from benchmarks.peers.environments import BENCH_FOLDER, OURS, program
 from benchmarks.peers.processes import Command, free_port, running, stop_on_signals
-from benchmarks.provenance import provenance
+from benchmarks.provenance import provenance, save_record
 from rerank_service.tools.bench.service import Load, bench_service
 from rerank_service.tools.cli.bench_service import probe_line, service_table
 
@@ -45,7 +44,7 @@ def main(
         record["command"] = " ".join(["python -m benchmarks.service", *sys.argv[1:]])
         settings = {"num_requests": num_requests, "num_passages": num_passages, "repeats": repeats}
         record |= {"settings": settings, "results": figures}
-        json_path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        save_record(json_path, record)
 
 
 def _command(port: int) -> Command:

@@ -23,7 +23,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from benchmarks.provenance import provenance
+from benchmarks.provenance import provenance, save_record
 from benchmarks.stack.offered import Answered, schedule
 from benchmarks.stack.open_load import TOKENS_PER_S, schedule_of
 from benchmarks.stack.scaling import questions, steady_tokens_per_s
@@ -289,7 +289,7 @@ def _finish(results: dict[str, Any], path: Path | None) -> None:
     Console().print_json(text)
     if path:
         record = provenance(["rerank-service", "ray"]) | {"results": _rounded(results)}
-        path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        save_record(path, record)
 
 
 def _rounded(value: Any) -> Any:

@@ -13,7 +13,7 @@ from benchmarks.cascade_study.cut_layers import cut_layers
 from benchmarks.cascade_study.distil import distil as distil_students
 from benchmarks.cascade_study.plans import computed_costs, simulated_plans
 from benchmarks.cascade_study.score import SETS, cpu_ms_per_pair, score_set, study_task
-from benchmarks.provenance import provenance
+from benchmarks.provenance import provenance, save_record
 from rerank_service.checkpoints.resolve import resolve_checkpoint
 from rerank_service.config import CheckpointConfig
 from rerank_service.tools.evaluation.scoring import by_query
@@ -37,7 +37,7 @@ def distil(
     whole = _whole()
     students = [cut_layers(whole, layers, work / f"layers-{layers}") for layers in _LAYERS]
     losses = distil_students(whole, students, groups, steps, Console().print)
-    _write(work / "distilled.json", {"steps": steps, "loss": losses})
+    save_record(work / "distilled.json", {"steps": steps, "loss": losses})
 
 
 @app.command()
@@ -55,7 +55,7 @@ def measure(
     }
     costs = work / "cpu_ms.json"
     if not costs.exists():
-        _write(costs, cpu_ms_per_pair(tasks[0], models, 3, console.print))
+        save_record(costs, cpu_ms_per_pair(tasks[0], models, 3, console.print))
     record["cpu_ms_per_pair"] = json.loads(costs.read_text(encoding="utf-8"))
     values = []
     for one, task in zip(SETS, tasks, strict=True):
@@ -72,7 +72,7 @@ def measure(
     record["rows"] = {
         name: macro_row([found[name] for found in values], [found[WHOLE] for found in values]) for name in values[0]
     }
-    _write(json_file, record)
+    save_record(json_file, record)
 
 
 @app.command()
@@ -80,7 +80,7 @@ def plans(json_file: Annotated[Path, typer.Option("--json")] = _RESULTS / "casca
     """Computes the costs of the 1B and the 4B, and simulates their fleets; takes minutes."""
     record = _provenance("plans") | {"costs": computed_costs()}
     record["plans"] = list(simulated_plans(Console().print))
-    _write(json_file, record)
+    save_record(json_file, record)
 
 
 def _whole() -> Path:
@@ -89,11 +89,6 @@ def _whole() -> Path:
 
 def _provenance(command: str) -> dict[str, Any]:
     return provenance(_PACKAGES) | {"command": f"python -m benchmarks.cascade_study {command}"}
-
-
-def _write(file: Path, record: dict[str, Any]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,5 @@
 """Saves the rows of the GPU benchmark as they come, and prints them as a table."""
 
-import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -9,6 +7,7 @@ from typing import Any
 
 from benchmarks.on_gpu.limits import Rates
 from benchmarks.on_gpu.measure import Figures
+from benchmarks.provenance import save_record
 
 __all__ = ["Record", "table"]
 
@@ -51,12 +50,8 @@ class Record:
         self._save()
 
     def _save(self) -> None:
-        if self._path is None:
-            return
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self._path.with_name(f".{self._path.name}.partial")
-        partial.write_text(json.dumps(self._content, indent=2) + "\n", encoding="utf-8")
-        os.replace(partial, self._path)
+        if self._path is not None:
+            save_record(self._path, self._content)
 
 
 def table(rows: Sequence[Figures]) -> str:

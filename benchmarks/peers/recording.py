@@ -10,7 +10,7 @@ import typer
 
 from benchmarks.peers.bare_runs import BareFigures
 from benchmarks.peers.rounds import Result, RoundSettings
-from benchmarks.provenance import provenance
+from benchmarks.provenance import provenance, save_record
 
 __all__ = ["Recording"]
 
@@ -42,9 +42,7 @@ class Recording:
             return
         figures = [*self._earlier["bare"], *map(asdict, bare)]
         content = self._record | {"bare": figures, "contenders": [result.as_json() for result in results]}
-        partial = self._path.with_suffix(".partial")
-        partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        partial.replace(self._path)
+        save_record(self._path, content)
 
 
 def _settings(plan: RoundSettings) -> dict[str, Any]:

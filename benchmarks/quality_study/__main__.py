@@ -1,6 +1,5 @@
 """`python -m benchmarks.quality_study measure DATA`, then `python -m benchmarks.report`. Needs the extra `tools`."""
 
-import json
 import tempfile
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from benchmarks.provenance import provenance
+from benchmarks.provenance import provenance, save_record
 from benchmarks.quality_study.measure import measure_sets
 
 app = typer.Typer(no_args_is_help=True)
@@ -32,8 +31,7 @@ def measure(
     record: dict[str, Any] = provenance(_PACKAGES) | {"command": "python -m benchmarks.quality_study measure DATA"}
     with tempfile.TemporaryDirectory() as scratch:
         record["sets"] = list(measure_sets(data, Path(scratch), console.print))
-    json_file.parent.mkdir(parents=True, exist_ok=True)
-    json_file.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    save_record(json_file, record)
 
 
 if __name__ == "__main__":

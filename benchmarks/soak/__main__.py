@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.peers.processes import free_port, stop_on_signals
-from benchmarks.provenance import provenance
+from benchmarks.provenance import provenance, save_record
 from benchmarks.soak.growth import LIMITS, rise_over
 from benchmarks.soak.traffic import CLIENT_TIMEOUT_S, KEYS, MAX_BODY_BYTES, MODEL, Traffic
 from rerank_service.config import RerankConfig, parse_config
@@ -235,7 +235,7 @@ def main(
         "results": results,
     }
     if json_path:
-        json_path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        save_record(json_path, record)
     _print(results)
     sys.exit(bool(results["unexpected"] or results["restarted"] or not results["is_flat"]))
 

@@ -3,7 +3,6 @@
 python -m benchmarks.stack overhead|scaling|router|overload|step|costs|control|open-load [--json FILE]
 """
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +11,7 @@ import typer
 from rich.console import Console
 
 from benchmarks.peers.processes import stop_on_signals
-from benchmarks.provenance import provenance
+from benchmarks.provenance import provenance, save_record
 from benchmarks.stack.control import measure_control
 from benchmarks.stack.costs import measure_costs
 from benchmarks.stack.open_load import measure_open_load
@@ -80,7 +79,7 @@ def _finish(results: Any, path: Path | None) -> None:
     if path:
         record = provenance(["rerank-service", "ray"])
         record["command"] = " ".join(["python -m benchmarks.stack", *sys.argv[1:]])
-        path.write_text(json.dumps(record | {"results": results}, indent=2) + "\n", encoding="utf-8")
+        save_record(path, record | {"results": results})
 
 
 if __name__ == "__main__":

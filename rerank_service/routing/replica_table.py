@@ -70,8 +70,11 @@ class OutstandingTokens:
 
     def sent_before(self, replica: Hashable, at_s: float) -> int:
         """Tokens of unanswered calls that were sent up to `at_s`."""
-        calls = self._sent.get(replica, ())
-        return sum([num_tokens for _, sent_at_s, num_tokens in calls if sent_at_s <= at_s])  # a list is faster here
+        total = 0  # a loop takes half the time of `sum` here
+        for _, sent_at_s, num_tokens in self._sent.get(replica, ()):
+            if sent_at_s <= at_s:
+                total += num_tokens
+        return total
 
     def claim(self, call: int, request_id: str, replica: Hashable, num_tokens: int) -> None:
         """Counts a call on the replica chosen for it. A later claim of the same call replaces this claim."""
@@ -213,29 +216,30 @@ class ReplicaTable:
         processes' part approaches the mean backlog of all replicas. For a replica without a report, this part is the
         mean.
         """
-        return self._forecast()(replica)
+        return self._forecast()(replica)[0]
 
-    def _forecast(self) -> Callable[[str], float]:
-        """`expected_tokens` at this moment, for many replicas: what they have in common is computed once."""
-        now_s, real_share = self._clock(), self._real_share
+    def _forecast(self) -> Callable[[str], tuple[float, float]]:
+        """A replica's `expected_tokens` at this moment and its tokens per second. What all replicas have in common is
+        computed once."""
+        now_s, real_share, mean_speed = self._clock(), self._real_share, self._mean_speed
         mean = self._waiting_tokens / len(self._reports) if self._reports else 0.0
-        memory_s = _MEMORY_SHARDS * self._shard_tokens / self._mean_speed
+        memory_s = _MEMORY_SHARDS * self._shard_tokens / mean_speed
 
-        def expected_tokens(replica: str) -> float:
+        def forecast(replica: str) -> tuple[float, float]:
             own = real_share * self.outstanding[replica]
             report = self._reports.get(replica)
             if report is None:
-                return own + mean
-            reported_own = real_share * self.outstanding.sent_before(replica, report.received_at_s - _ON_THE_WAY_S)
-            others = max(0.0, report.load.waiting_tokens - reported_own)
-            weight = math.exp((report.received_at_s - now_s) / memory_s) if memory_s > 0 else 1.0
-            return own + weight * others + (1 - weight) * mean
+                return own + mean, mean_speed
+            load, received_at_s = report.load, report.received_at_s
+            others: float = load.waiting_tokens
+            if others > 0:
+                reported_own = real_share * self.outstanding.sent_before(replica, received_at_s - _ON_THE_WAY_S)
+                others = max(0.0, others - reported_own)
+            weight = math.exp((received_at_s - now_s) / memory_s) if memory_s > 0 else 1.0
+            speed = load.tokens_per_s if load.tokens_per_s > 0 else mean_speed
+            return own + weight * others + (1 - weight) * mean, speed
 
-        return expected_tokens
-
-    def _speed(self, replica: str) -> float:
-        report = self._reports.get(replica)
-        return report.load.tokens_per_s if report is not None and report.load.tokens_per_s > 0 else self._mean_speed
+        return forecast
 
     def best(
         self,
@@ -255,8 +259,9 @@ class ReplicaTable:
         """
         ties = [tie_break() for _ in replicas]
         with self.lock:
-            expected_tokens, mean_speed, tokens = self._forecast(), self._mean_speed, self._real_share * num_tokens
-            expected = [(expected_tokens(name) + tokens) / self._speed(name) for name in map(id_of, replicas)]
+            forecasts, mean_speed = map(self._forecast(), map(id_of, replicas)), self._mean_speed
+            tokens = self._real_share * num_tokens
+            expected = [(before + tokens) / speed for before, speed in forecasts]
         fastest = heapq.nsmallest(limit, expected) or [0.0]
         equal_s = fastest[0] + _ABOUT_EQUAL * num_tokens / mean_speed
         longest_s = max(fastest[-1], equal_s)

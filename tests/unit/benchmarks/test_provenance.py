@@ -1,11 +1,13 @@
 """What a result says about its origin."""
 
+import json
 import platform
+from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks.provenance import provenance
+from benchmarks.provenance import provenance, save_record
 
 
 def test_the_instruction_sets_and_masks_are_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -18,3 +20,13 @@ def test_the_instruction_sets_and_masks_are_recorded(monkeypatch: pytest.MonkeyP
     assert recorded["masks"] == {"ONEDNN_MAX_CPU_ISA": "AVX2"}
     if platform.system() == "Linux" and recorded["torch"] == "AVX512":
         assert {"AVX2", "AVX-512"} <= set(recorded["processor"])
+
+
+def test_a_record_is_saved_in_a_folder_that_does_not_exist_yet(tmp_path: Path) -> None:
+    file = tmp_path / "new" / "results" / "record.json"
+
+    for rows in (["first", "run"], ["second"]):
+        save_record(file, {"rows": rows})
+
+    assert json.loads(file.read_text(encoding="utf-8")) == {"rows": ["second"]}
+    assert list(file.parent.iterdir()) == [file]
