@@ -73,7 +73,6 @@ chaos: $(VENV)/.installed-dev ## break replicas, ingresses, the controller, a no
 	$(BIN)/python -m tests.load --runs $(RUNS)
 
 soak: $(VENV)/.installed-tools ## send mixed traffic for an hour and record memory, descriptors and metric series, which must stay flat
-	@mkdir -p $(RESULTS)
 	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES) --json $(RESULTS)/soak.json
 
 check: $(VENV)/.installed-dev docs ## check lint, format, types, import contracts and documentation
@@ -87,7 +86,6 @@ docs: $(VENV)/.installed-docs ## build the documentation as a site in site/; fai
 	@echo "open site/index.html or: $(BIN)/python -m http.server --bind 127.0.0.1 --directory site 8080"
 
 bench: $(VENV)/.installed-tools ## measure the engines, the service and other servers, one after the other; over an hour on two cores
-	@mkdir -p $(RESULTS)
 	$(BIN)/rerank-service bench engine
 	$(BIN)/python -m benchmarks.service --json $(RESULTS)/service-cpu.json
 	$(BIN)/python -m benchmarks.peers --json $(RESULTS)/peers-cpu.json $(PEERS)
