@@ -37,11 +37,13 @@ class Recording:
                 result.add(earlier[result.contender.name])
 
     def write(self, results: Sequence[Result], bare: Sequence[BareFigures]) -> None:
-        """Replaces the file's figures. `bare` has the runs of this process."""
+        """Replaces the file's figures of these contenders. `bare` has the runs of this process."""
         if self._path is None:
             return
         figures = [*self._earlier["bare"], *map(asdict, bare)]
-        content = self._record | {"bare": figures, "contenders": [result.as_json() for result in results]}
+        contenders = {recorded["name"]: recorded for recorded in self._earlier["contenders"]}
+        contenders |= {result.contender.name: result.as_json() for result in results}
+        content = self._record | {"bare": figures, "contenders": list(contenders.values())}
         save_record(self._path, content)
 
 

