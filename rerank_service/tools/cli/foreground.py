@@ -15,6 +15,7 @@ from typing import NamedTuple
 import ray
 from ray import serve
 from ray._private.services import canonicalize_bootstrap_address
+from ray.exceptions import RayActorError
 from ray.serve._private import constants
 from ray.serve.config import ProxyLocation, gRPCOptions
 from ray.serve.schema import ServeDeploySchema
@@ -153,14 +154,25 @@ def _start(config: ServeDeploySchema, serving: Serving) -> WarningsOnly | None:
     terminal = _start_ray(dashboard, is_verbose=serving.is_verbose)
     if joins_a_cluster and not controller_runs():
         _require_free(endpoints)
-    serve.start(
-        config.proxy_location,
-        config.http_options.model_dump(),
-        gRPCOptions(**config.grpc_options.model_dump()),
-        controller_options=config.controller_options,
-    )
+    _start_serve(config)
     serve_client().deploy_apps(config)
     return terminal
+
+
+def _start_serve(config: ServeDeploySchema) -> None:
+    try:
+        serve.start(
+            config.proxy_location,
+            config.http_options.model_dump(),
+            gRPCOptions(**config.grpc_options.model_dump()),
+            controller_options=config.controller_options,
+        )
+    except TimeoutError as error:
+        raise StartFailed(f"Serve cannot start here: {error}") from None
+    except RayActorError as error:
+        # The controller replaces a proxy that starts too slowly, and gives the next one more time.
+        if not controller_runs():
+            raise StartFailed(f"Serve cannot start here: {error}") from None
 
 
 def _start_ray(dashboard: bool | None, *, is_verbose: bool) -> WarningsOnly | None:

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.exceptions import ActorDiedError
 
 from rerank_service.tools.cli import foreground
 from tests.ports import free_port
@@ -80,6 +81,37 @@ def test_a_ray_that_does_not_start_is_reported_in_a_line(
     assert serve() == 1
     error = " ".join(capsys.readouterr().err.split())
     assert "Ray cannot start here, or its cluster cannot be reached: The current node timed out" in error
+    assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("raised", "controller_runs", "status", "says"),
+    [
+        (ActorDiedError(), True, 0, "ready"),  # a proxy that started too slowly: the controller starts another
+        (ActorDiedError(), False, 1, "Serve cannot start here: The actor died"),
+        (TimeoutError("HTTP proxies not available after 60s."), True, 1, "Serve cannot start here: HTTP proxies"),
+    ],
+)
+def test_a_proxy_that_is_replaced_during_the_start_does_not_end_the_command(
+    serve: Callable[[], int],
+    raised: Exception,
+    controller_runs: bool,
+    status: int,
+    says: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def start(*_: Any, **__: Any) -> None:
+        raise raised
+
+    monkeypatch.setattr("ray.serve.start", start)
+    monkeypatch.setattr(foreground, "controller_runs", lambda: controller_runs)
+    monkeypatch.setattr(foreground, "stop_serve", nothing)
+    monkeypatch.setattr(signal, "pause", lambda: os.kill(os.getpid(), signal.SIGTERM))
+
+    assert serve() == status
+    error = " ".join(capsys.readouterr().err.split())
+    assert says in error
     assert "Traceback" not in error
 
 
