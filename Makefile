@@ -69,7 +69,7 @@ client: $(BIN)/python ## build the Python client alone as a wheel in dist/
 clients: $(VENV)/.installed-dev ## run other vendors' clients against a running service; installs the clients once, about 3 GB
 	$(BIN)/python -m tests.clients
 
-chaos: $(VENV)/.installed-dev ## break replicas, ingresses, the controller, a node and the head under load; 15 minutes per run
+chaos: $(VENV)/.installed-dev ## break replicas, ingresses, the controller, a node and the head under load; 20 minutes per run
 	$(BIN)/python -m tests.load --runs $(RUNS)
 
 soak: $(VENV)/.installed-tools ## send mixed traffic for an hour and record memory, descriptors and metric series, which must stay flat

@@ -19,7 +19,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.provenance import save_record
+from benchmarks.provenance import provenance, save_record
 from rerank_service.config import AutoscalingConfig
 from rerank_service.tools.planning.autoscaler import TICK_S, Autoscaler
 
@@ -127,8 +127,8 @@ def main(
         table.add_row(run.name, str(max(run.replicas)), str(run.reversals), f"{max(run.wait_s):.1f} s")
     Console().print(table)
     if json_path:
-        records = [asdict(run) | {"reversals": run.reversals} for run in runs]
-        save_record(json_path, records)
+        results = [asdict(run) | {"reversals": run.reversals} for run in runs]
+        save_record(json_path, provenance(["rerank-service", "ray"]) | {"results": results})
     if plot_path:
         _plot(runs, plot_path)
 

@@ -2,7 +2,7 @@
 
 The speed of a shared machine varies from minute to minute. Each contender is therefore compared with the mean of the
 bare forward passes immediately before and after its turn. Servers run only during their turn, because idle servers use
-CPU: a Ray session uses 0.12 of a core, so three sessions use a sixth of a machine with two cores.
+CPU: a Ray session uses 0.18 of a core, so three sessions use a quarter of a machine with two cores.
 """
 
 import asyncio

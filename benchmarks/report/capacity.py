@@ -43,7 +43,8 @@ def validation_table(result: ResultFile) -> str:
     cells = (cell(router[name], ".3f") for name in ("p50_s", "p95_s", "p99_s"))
     rows.append((f"{router['replicas']}, Serve's proxy", "", *cells, str(router["requests"])))
     heads = ("replicas", "tokens/s at saturation", "p50 s at 70% load", "p95 s", "p99 s", "requests")
-    return f"{markdown_table(heads, rows)}\n\nMeasured / simulated (ratio). {origin(result)}"
+    meaning = "Measured / simulated (simulated as a share of measured); some runs were repeated."
+    return f"{markdown_table(heads, rows)}\n\n{meaning} {origin(result)}"
 
 
 def plans_table(result: ResultFile) -> str:

@@ -15,6 +15,7 @@ __all__ = [
     "RED",
     "PageSection",
     "ResultFile",
+    "cores",
     "failures_cell",
     "markdown_table",
     "origin",
@@ -89,9 +90,13 @@ def origin(result: ResultFile) -> str:
     commit = (result["commit"] or "unknown")[:12] + (" with changes" if result["has_uncommitted_changes"] else "")
     masked = " masked to AVX2" if masks else ""
     return (
-        f"{hardware['cpu']}{masked}, {hardware['cores']} cores; {result['date'][:10]}, commit {commit}; "
-        f"`{result['command']}`."
+        f"{hardware['cpu']}{masked}, {cores(hardware)}; {result['date'][:10]}, commit {commit}; `{result['command']}`."
     )
+
+
+def cores(hardware: Mapping[str, Any]) -> str:
+    """Number of cores, in words."""
+    return "1 core" if hardware["cores"] == 1 else f"{hardware['cores']} cores"
 
 
 def svg_plots() -> Any:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from benchmarks.report.pages import PageSection, ResultFile
+from benchmarks.report.pages import PageSection, ResultFile, cores
 
 __all__ = ["SECTIONS"]
 
@@ -58,7 +58,7 @@ def _sets(study: ResultFile) -> str:
 def _origin(study: ResultFile) -> str:
     hardware, versions = study["hardware"], study["versions"]
     return (
-        f"{hardware['cpu']}, {hardware['cores']} cores; {study['date'][:10]}, commit {study['commit'][:12]}; "
+        f"{hardware['cpu']}, {cores(hardware)}; {study['date'][:10]}, commit {study['commit'][:12]}; "
         f"torch {versions['torch']}, transformers {versions['transformers']}; `{study['command']}`."
     )
 

@@ -251,7 +251,7 @@ def test_a_step_is_followed_within_eight_seconds_and_noise_causes_no_oscillation
 
 
 def test_the_simulation_reproduces_the_recorded_runs() -> None:
-    recorded = json.loads((_RESULTS / "autoscaling.json").read_text())
+    recorded = json.loads((_RESULTS / "autoscaling.json").read_text())["results"]
     played = [asdict(run) | {"reversals": run.reversals} for run in map(simulate, SCENARIOS)]
     assert played == recorded
 
