@@ -67,7 +67,7 @@ SIZES = (10, 100, 300, 1_000, 3_000)
 CELLS_REPLICAS = 1_000
 _CELLS = (4, 5, 6, 8, 10)
 _CELL_TIMEOUT_S = 2.0
-_GATEWAY_FAILOVER_S = 3.0
+_GATEWAY_FAILOVER_S = 4.0
 """Time until the gateway sends nothing to a lost cell, with the checks in cluster/gateway."""
 _HASHES = 100
 """Random hash functions for each distribution of tenants."""
