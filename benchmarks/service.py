@@ -14,7 +14,8 @@ import yaml
 from rich.console import Console
 
 from benchmarks.peers.environments import BENCH_FOLDER, OURS, program
-from benchmarks.peers.processes import Command, free_port, running, stop_on_signals
+from benchmarks.peers.processes import Command, running, stop_on_signals
+from benchmarks.ports import free_port
 from benchmarks.provenance import provenance, save_record
 from rerank_service.tools.bench.service import Load, bench_service
 from rerank_service.tools.cli.bench_service import probe_line, service_table

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import httpx
 
-from tests.ports import free_port
+from benchmarks.ports import free_port
 
 __all__ = ["CONFIGURATION", "SHIFT", "RunningGateway", "has_haproxy", "running_gateway"]
 

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ import psutil
 
 from rerank_service.tools.bench.measure import process_tree
 
-__all__ = ["Command", "Server", "StartFailed", "first_cpus", "free_port", "running", "stop_on_signals"]
+__all__ = ["Command", "Server", "StartFailed", "first_cpus", "running", "stop_on_signals"]
 
 _READY_LIMIT_S = 300
 _STOP_LIMIT_S = 60
@@ -66,14 +65,6 @@ def running(command: Command, port: int, num_threads: int, log: Path) -> Iterato
         yield Server(url, process.pid)
     finally:
         _stop(process)
-
-
-def free_port() -> int:
-    """A free loopback port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 def stop_on_signals() -> None:

@@ -17,8 +17,9 @@ import numpy as np
 from benchmarks.peers.bare_runs import BareFigures, mean_of, measure_bare
 from benchmarks.peers.contenders import Contender, Launch
 from benchmarks.peers.environments import BENCH_FOLDER
-from benchmarks.peers.processes import Server, StartFailed, free_port, running
+from benchmarks.peers.processes import Server, StartFailed, running
 from benchmarks.peers.shared_model import LoadShape, SharedModels, Workload
+from benchmarks.ports import free_port
 from rerank_service.tools.bench.apis import PreparedRequest
 from rerank_service.tools.bench.load import LoadRun
 from rerank_service.tools.bench.measure import LoadFigures, measure_load

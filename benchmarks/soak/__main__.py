@@ -22,7 +22,8 @@ from ray.serve.schema import ServeDeploySchema
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.peers.processes import free_port, stop_on_signals
+from benchmarks.peers.processes import stop_on_signals
+from benchmarks.ports import free_port
 from benchmarks.provenance import provenance, save_record
 from benchmarks.soak.growth import LIMITS, rise_over
 from benchmarks.soak.traffic import CLIENT_TIMEOUT_S, KEYS, MAX_BODY_BYTES, MODEL, Traffic

@@ -8,7 +8,8 @@ from typing import Any
 import yaml
 
 from benchmarks.peers.environments import BENCH_FOLDER, OURS, program
-from benchmarks.peers.processes import Command, Server, free_port, running
+from benchmarks.peers.processes import Command, Server, running
+from benchmarks.ports import free_port
 from rerank_service.tools.deployment.ray_environment import HAPROXY_ENVIRONMENT, RAY_ENVIRONMENT
 
 __all__ = ["MODEL", "Stack", "started"]

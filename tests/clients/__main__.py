@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import yaml
 
-from tests.ports import free_port
+from benchmarks.ports import free_port
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]

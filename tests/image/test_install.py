@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.ports import free_port
+from benchmarks.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 PASSAGES = ["A croissant is a pastry.", "Paris is the capital of France.", "Berlin is in Germany."]

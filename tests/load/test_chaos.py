@@ -23,6 +23,7 @@ from ray import serve
 from ray.cluster_utils import Cluster
 from ray.serve.schema import ServeDeploySchema
 
+from benchmarks.ports import free_port
 from rerank_service.config import RerankConfig
 from rerank_service.engine import load_engine
 from rerank_service.tools.deployment.ray_environment import RAY_ENVIRONMENT
@@ -30,7 +31,6 @@ from rerank_service.tools.random_checkpoints.make import Architecture, make_chec
 from tests.load import ledger
 from tests.load.faulty import POISON, Fault, break_one, broken_pid, faulty_application
 from tests.load.traffic import Question, Traffic, Verdicts
-from tests.ports import free_port
 from tests.service.running import Reference, assert_ranked, ranking_body, serve_client
 
 pytestmark = [pytest.mark.load, pytest.mark.timeout(900)]

@@ -21,13 +21,13 @@ import psutil
 import pytest
 import yaml
 
+from benchmarks.ports import free_port
 from rerank_service.config import load_config
 from rerank_service.engine import load_engine
 from rerank_service.tools.random_checkpoints.make import Architecture, make_checkpoint
 from tests.bare_metal import BARE_METAL, HEAD, Hosts
 from tests.load import ledger
 from tests.load.traffic import Question, Traffic, Verdicts
-from tests.ports import free_port
 from tests.programs import needs_program
 from tests.service.running import Reference, ranking_body
 

@@ -14,11 +14,11 @@ import pytest
 import ray
 from ray import serve
 
+from benchmarks.ports import free_port
 from rerank_service.config import RerankConfig
 from rerank_service.engine import load_engine
 from rerank_service.tools.deployment.ray_environment import RAY_ENVIRONMENT
 from rerank_service.tools.random_checkpoints.make import Architecture, make_checkpoint
-from tests.ports import free_port
 from tests.service.running import (
     APART,
     CLIENT_TIMEOUT_S,

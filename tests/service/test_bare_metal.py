@@ -18,11 +18,11 @@ import httpx
 import psutil
 import pytest
 
+from benchmarks.ports import free_port
 from rerank_service.config import RerankConfig, load_config
 from rerank_service.engine import load_engine
 from tests.bare_metal import WORKERS, Hosts, command_line
 from tests.manifests import built, kustomize
-from tests.ports import free_port
 from tests.service.running import Reference, assert_ranked, ranking_body
 
 ROOT = Path(__file__).parents[2]

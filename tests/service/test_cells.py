@@ -20,10 +20,10 @@ import psutil
 import pytest
 import yaml
 
+from benchmarks.ports import free_port
 from cluster.gateway.shift import Gateway
 from rerank_service.config import RerankConfig
 from tests.gateway import SHIFT, RunningGateway, has_haproxy, running_gateway
-from tests.ports import free_port
 from tests.service.running import CLIENT_TIMEOUT_S, LLAMA, Reference, assert_ranked, long_text, ranking_body
 
 _START_LIMIT_S = 300

@@ -21,8 +21,8 @@ import psutil
 import pytest
 import yaml
 
+from benchmarks.ports import free_port
 from rerank_service.config import RerankConfig
-from tests.ports import free_port
 from tests.service.running import (
     CLIENT_TIMEOUT_S,
     LLAMA,

@@ -1,7 +1,6 @@
 """A real Prometheus scrapes the running service at `/v1/metrics` and through Ray's exporter."""
 
 import re
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ import pytest
 import ray
 import yaml
 
+from benchmarks.ports import free_port
 from rerank_service.telemetry.metrics import ALL_METRICS
 from tests.programs import needs_program
 from tests.service.running import MINILM, MISTRAL, Service, ranking_body
@@ -67,9 +67,7 @@ def prometheus(service: Service, tmp_path_factory: pytest.TempPathFactory) -> It
     ]
     config = folder / "prometheus.yaml"
     config.write_text(yaml.safe_dump({"global": {"scrape_interval": _SCRAPE_INTERVAL}, "scrape_configs": jobs}))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     arguments = [f"--config.file={config}", f"--storage.tsdb.path={folder}/data", f"--web.listen-address={address}"]
     process = subprocess.Popen(["prometheus", *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:

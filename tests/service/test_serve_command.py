@@ -19,9 +19,9 @@ import psutil
 import pytest
 import yaml
 
+from benchmarks.ports import free_port
 from rerank_service.tools.random_checkpoints.make import make_checkpoint
 from rerank_service.tools.random_checkpoints.shapes import Architecture
-from tests.ports import free_port
 from tests.service.running import CLIENT_TIMEOUT_S, long_text, ranking_body
 
 ROOT = Path(__file__).parents[2]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rerank_service.tools.cli import haproxy_reaper
-from rerank_service.tools.cli.ports import free_port
+from rerank_service.tools.cli.ports import is_free
 
 __all__ = ["haproxy_runs", "http_options", "own_places", "suits_haproxy"]
 
@@ -23,7 +23,8 @@ _PORTS = {
     "RAY_SERVE_HAPROXY_STATS_PORT": 8404,
     "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": 8500,
 }
-"""Serve's default ports; another port replaces one that is in use or claimed."""
+"""Serve's default ports; the next port that is free replaces one that is in use or claimed."""
+_CANDIDATES = 64
 _FILES = {
     "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": "haproxy.cfg",
     "RAY_SERVE_HAPROXY_SOCKET_PATH": "admin.sock",
@@ -79,13 +80,21 @@ def own_places(environment: MutableMapping[str, str], host: str) -> Iterator[Non
     with ExitStack() as stack:
         for name, port in _PORTS.items():
             if name not in environment:
-                preferred = port if _claimed(port, stack) else 0
-                environment[name] = str(free_port(host, preferred))
+                environment[name] = str(_own_port(host, port, stack))
         # The limit for the path of a Unix socket is 97 characters in HAProxy, of which Ray's node id takes 57.
         folder = stack.enter_context(_folder())
         for name, file in _FILES.items():
             environment.setdefault(name, str(Path(folder, file)))
         yield
+
+
+def _own_port(host: str, first: int, stack: ExitStack) -> int:
+    """The first port from `first` on that is free and that no other service has claimed.
+
+    The kernel could give a port of its own choice to any connection before HAProxy listens on it.
+    """
+    candidates = range(first, first + _CANDIDATES)
+    return next((port for port in candidates if _claimed(port, stack) and is_free(host, port)), first)
 
 
 @contextmanager
@@ -99,7 +108,7 @@ def _folder() -> Iterator[str]:
 
 
 def _claimed(port: int, stack: ExitStack) -> bool:
-    """Claims a default port until `stack` closes. Returns false if another service has claimed the port.
+    """Claims a port until `stack` closes. Returns false if another service has claimed the port.
 
     HAProxy listens only seconds after its port has been chosen, and cannot share a port that this process has bound.
     The claim is therefore a name among Linux's abstract sockets, which exist per network namespace, as ports do.

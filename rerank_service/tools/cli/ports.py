@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import httpx
 
-__all__ = ["Endpoint", "free_port", "is_loopback", "local_url", "problem_of", "reserve", "url_of"]
+__all__ = ["Endpoint", "is_free", "is_loopback", "local_url", "problem_of", "reserve", "url_of"]
 
 _LISTENING = "0A"  # TCP_LISTEN in /proc/net/tcp
 _OPTION = socket.SO_REUSEADDR if sys.platform == "linux" else None
@@ -46,12 +46,11 @@ def problem_of(endpoint: Endpoint) -> str | None:
         return f"cannot listen on {where}: {error.strerror or error}. See {endpoint.setting}"
 
 
-def free_port(host: str, preferred: int) -> int:
-    """The preferred port of `host`, or another one if that is in use."""
-    for port in (preferred, 0):
-        with suppress(OSError), closing(_bound(Endpoint(host, port, ""), _OPTION)) as bound:
-            return int(bound.getsockname()[1])
-    return preferred
+def is_free(host: str, port: int) -> bool:
+    """Whether the service can listen on a port of `host`."""
+    with suppress(OSError), closing(_bound(Endpoint(host, port, ""), _OPTION)):
+        return True
+    return False
 
 
 def url_of(host: str, port: int, scheme: str = "http") -> str:

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
+from benchmarks.ports import free_port
 from cluster.validate.repository import compose_faults
-from tests.ports import free_port
 from tests.programs import needs_program
 
 CLUSTER = Path(__file__).parents[3] / "cluster"

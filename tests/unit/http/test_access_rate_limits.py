@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.ports import free_port
 from rerank_service.config import RateLimitConfig, RerankConfig
 from rerank_service.errors import ConfigError, RateLimited
 from rerank_service.http.access import RateLimits
@@ -54,9 +55,7 @@ async def test_requests_pass_while_the_storage_fails(caplog: pytest.LogCaptureFi
 @pytest.fixture
 def redis_url(tmp_path: Path) -> Iterator[str]:
     """URL of a real Redis."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         try:

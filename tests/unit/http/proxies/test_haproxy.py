@@ -16,12 +16,12 @@ from threading import Thread
 import httpx
 import pytest
 
+from benchmarks.ports import free_port
 from rerank_service.config import LimitsConfig
 from rerank_service.http.proxies.haproxy import adapted, own_answer
 from rerank_service.http.proxies.retry import MAX_ATTEMPTS
 from rerank_service.tools.deployment.ray_environment import HAPROXY_ENVIRONMENT
 from tests.contract import assert_valid_error
-from tests.ports import free_port
 
 CONFIGURATION = """global
     maxconn 4096

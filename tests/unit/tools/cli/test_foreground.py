@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from ray.exceptions import ActorDiedError
 
+from benchmarks.ports import free_port
 from rerank_service.tools.cli import foreground
-from tests.ports import free_port
 
 TEXT = (Path(__file__).parents[4] / "serve_config.yaml").read_text()
 SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]

@@ -77,6 +77,8 @@ def test_services_that_start_at_the_same_moment_have_different_ports() -> None:
     with own_places(first, "127.0.0.1"), own_places(second, "127.0.0.1"):  # neither listens yet
         ports = [places[name] for places in (first, second) for name in places if name.endswith("_PORT")]
     assert len(set(ports)) == len(ports) == 6
+    kernels = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    assert max(map(int, ports)) < kernels, "the kernel may give the port to a connection before HAProxy listens on it"
 
 
 def test_the_path_of_the_socket_fits_into_haproxys_limit() -> None:

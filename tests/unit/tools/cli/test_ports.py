@@ -10,9 +10,9 @@ from contextlib import closing, suppress
 import pytest
 from fastapi import FastAPI
 
+from benchmarks.ports import free_port
 from rerank_service.tools.cli import foreground
-from rerank_service.tools.cli.ports import Endpoint, free_port, is_loopback, problem_of, reserve
-from tests import ports
+from rerank_service.tools.cli.ports import Endpoint, is_free, is_loopback, problem_of, reserve
 from tests.http_servers import running
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the rules for sharing a port differ on other systems")
@@ -181,8 +181,8 @@ def test_haproxys_ports_are_bound_to_the_services_host(monkeypatch: pytest.Monke
     assert {one.host for one in foreground.endpoints_of(config, "--port")} == {"127.0.0.1"}
 
 
-def test_a_port_in_use_is_replaced_by_a_free_one() -> None:
-    preferred = ports.free_port()
-    assert free_port("127.0.0.1", preferred) == preferred
-    with closing(socket.create_server(("127.0.0.1", preferred))):
-        assert problem_of(Endpoint("127.0.0.1", free_port("127.0.0.1", preferred), "")) is None
+def test_a_port_is_free_until_a_server_listens_on_it() -> None:
+    port = free_port()
+    assert is_free("127.0.0.1", port)
+    with closing(socket.create_server(("127.0.0.1", port))):
+        assert not is_free("127.0.0.1", port)
