@@ -67,8 +67,8 @@ def _choose(allowed: Sequence[Precision], checkpoint: Checkpoint, kind: EngineKi
     try:
         seconds = layer_seconds(compared, _hidden_size(checkpoint.raw), is_decoder=kind in _DECODERS)
     except (RuntimeError, NotImplementedError) as error:
-        logger.warning("speeds cannot be measured: %s; the precision is chosen by the processor's name", error)
-        return fastest, f"the fastest type by the instructions of {processor_name()}"
+        logger.warning("speeds cannot be measured: %s; the most accurate type is used", error)
+        return allowed[0], f"the most accurate type, because speeds cannot be measured on {processor_name()}"
     within = _TIE * min(seconds)
     chosen = next(one for one, took_s in zip(compared, seconds, strict=True) if took_s <= within)
     times = ", ".join(f"{one} {1000 * took_s:.3g}" for one, took_s in zip(compared, seconds, strict=True))

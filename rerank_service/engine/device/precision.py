@@ -1,5 +1,6 @@
 """The number types in which a model computes, and which of them this machine supports."""
 
+import os
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -50,7 +51,7 @@ class InstructionSet(NamedTuple):
     flags: tuple[str, ...]
     """Names in `torch.cpu.get_capabilities()`; a CPU must have all of them."""
     in_use: tuple[str, ...]
-    """Values of `torch.backends.cpu.get_cpu_capability()`, which `ATEN_CPU_CAPABILITY` lowers. Empty: any value."""
+    """Values of `_vectors_in_use()`. Empty: any value."""
     bfloat16: bool
     int8: bool
 
@@ -72,10 +73,20 @@ ARM, nothing but float32 has been tried, so nothing else is chosen there (docs/d
 
 def instruction_set() -> InstructionSet:
     """The first of `INSTRUCTION_SETS` that this CPU has and torch uses."""
-    has, in_use = torch.cpu.get_capabilities(), torch.backends.cpu.get_cpu_capability()
+    has, in_use = torch.cpu.get_capabilities(), _vectors_in_use()
     return next(
         one for one in INSTRUCTION_SETS if all(map(has.get, one.flags)) and (not one.in_use or in_use in one.in_use)
     )
+
+
+def _vectors_in_use() -> str:
+    """`DEFAULT`, `AVX2` or `AVX512`: the least of what torch's own kernels use, which `ATEN_CPU_CAPABILITY` lowers, and
+    what oneDNN's use, which `ONEDNN_MAX_CPU_ISA` lowers, or `DNNL_MAX_CPU_ISA` if that is not set."""
+    torchs = torch.backends.cpu.get_cpu_capability()
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or ""
+    if limit.upper() in ("SSE41", "AVX"):
+        return "DEFAULT"
+    return "AVX2" if limit.upper().startswith("AVX2") and torchs == "AVX512" else torchs
 
 
 def allowed_precisions(dtype: Dtype, device: torch.device) -> tuple[Precision, ...]:
@@ -129,8 +140,8 @@ def _refuse_unless_possible(dtype: Dtype, device: torch.device) -> None:
         raise CheckpointError("dtype int8 is for a CPU; on a GPU set float8 (Ada, Hopper or newer) or bfloat16")
     if dtype is Dtype.INT8 and not multiplies_int8():
         raise CheckpointError(
-            "dtype int8 needs an x86 CPU with AVX2, which this CPU lacks or ATEN_CPU_CAPABILITY turns off; "
-            "set dtype: auto"
+            "dtype int8 needs an x86 CPU with AVX2, which this CPU lacks, or ATEN_CPU_CAPABILITY or ONEDNN_MAX_CPU_ISA "
+            "turns off; set dtype: auto"
         )
     if (
         dtype is Dtype.FLOAT8

@@ -51,6 +51,7 @@ def test_what_each_instruction_set_runs(
     flags = dict.fromkeys(chosen.flags, True)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: flags)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: (chosen.in_use or ("DEFAULT",))[0])
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
 
     assert instruction_set() is chosen
     assert names(Dtype.AUTO) == auto
@@ -63,13 +64,27 @@ def test_what_each_instruction_set_runs(
 
 
 @pytest.mark.parametrize(
-    ("in_use", "int8", "bfloat16"), [("AVX512", True, True), ("AVX2", True, False), ("DEFAULT", False, False)]
+    ("in_use", "masks", "int8", "bfloat16"),
+    [
+        ("AVX512", {}, True, True),
+        ("AVX2", {}, True, False),
+        ("DEFAULT", {}, False, False),
+        ("AVX512", {"ONEDNN_MAX_CPU_ISA": "AVX2"}, True, False),
+        ("AVX512", {"DNNL_MAX_CPU_ISA": "avx2_vnni"}, True, False),
+        ("AVX512", {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE", "DNNL_MAX_CPU_ISA": "AVX2"}, True, True),
+        ("AVX512", {"ONEDNN_MAX_CPU_ISA": "SSE41"}, False, False),
+        ("DEFAULT", {"ONEDNN_MAX_CPU_ISA": "AVX2"}, False, False),
+    ],
 )
-def test_instructions_that_torch_does_not_use_do_not_count(
-    monkeypatch: pytest.MonkeyPatch, in_use: str, int8: bool, bfloat16: bool
+def test_instructions_that_torch_or_onednn_does_not_use_do_not_count(
+    monkeypatch: pytest.MonkeyPatch, in_use: str, masks: dict[str, str], int8: bool, bfloat16: bool
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True, "avx_vnni": True})
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: in_use)
+    for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in masks.items():
+        monkeypatch.setenv(name, value)
 
     assert multiplies_int8() is int8
     assert computes_bfloat16() is bfloat16

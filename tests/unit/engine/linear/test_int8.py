@@ -55,17 +55,16 @@ def test_the_mask_leaves_an_instruction_that_overflows() -> None:
 
 
 @needs_int8
-def test_with_avx2_alone_products_are_exact_and_rows_are_independent() -> None:
-    """Runs the tests of the 8-bit layers again, with the instructions masked."""
+@pytest.mark.parametrize("masks", [_AVX2_ONLY, {"ONEDNN_MAX_CPU_ISA": "AVX2"}], ids=["both", "oneDNN's"])
+def test_with_avx2_alone_products_are_exact_and_rows_are_independent(masks: dict[str, str]) -> None:
+    """Runs the tests of the 8-bit layers, and a layer in every allowed precision, with the instructions masked."""
     if "ONEDNN_MAX_CPU_ISA" in os.environ:
         pytest.skip("already masked")
-    files = ("test_int8.py", "test_calibrated_int8.py")
-    chosen = "extremes or overflows or clipped or (rounding_errors and states0)"
+    files = ("test_int8.py", "test_calibrated_int8.py", "test_speed.py")
+    chosen = "extremes or overflows or clipped or (rounding_errors and states0) or every_allowed_precision"
 
     command = [*_PYTEST, "-k", chosen, *(f"tests/unit/engine/linear/{file}" for file in files)]
-    result = subprocess.run(
-        command, cwd=_ROOT, env=os.environ | _AVX2_ONLY, capture_output=True, text=True, check=False
-    )
+    result = subprocess.run(command, cwd=_ROOT, env=os.environ | masks, capture_output=True, text=True, check=False)
 
     assert result.returncode == 0, result.stdout[-3000:]
     assert "skipped" not in result.stdout.splitlines()[-1]

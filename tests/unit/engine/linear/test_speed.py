@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rerank_service.config import Dtype
-from rerank_service.engine.device.precision import Precision, multiplies_int8
+from rerank_service.engine.device.precision import Precision, allowed_precisions, multiplies_int8
 from rerank_service.engine.linear import speed
 from rerank_service.engine.linear.speed import layer_seconds, processor_name
 
@@ -93,6 +93,11 @@ def test_a_folder_that_cannot_be_used_is_no_error(root: Path, bits: int) -> None
     assert layer_seconds(PRECISIONS[:1], 384, is_decoder=False)[0] > 0
 
     assert not (root / "cpu-speed").is_dir()
+
+
+def test_a_layer_runs_in_every_allowed_precision() -> None:
+    precisions = allowed_precisions(Dtype.FASTEST, torch.device("cpu"))
+    assert all(0 < one < 60 for one in layer_seconds(precisions, 384, is_decoder=False))
 
 
 def test_the_processor_is_named_with_its_instructions() -> None:
