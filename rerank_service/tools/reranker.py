@@ -64,7 +64,7 @@ class Reranker:
         model: ModelName = "all-MiniLM-L6-v2",
         *,
         device: str = "auto",
-        dtype: str = "auto",
+        dtype: str | None = None,
         num_threads: int | None = None,
         window_tokens: int | None = None,
         batch_tokens: int | None = None,
@@ -77,8 +77,8 @@ class Reranker:
           catalogue. For another model on the hub, append `@COMMIT`: without it, each start asks the hub for the newest
           commit and logs it. To choose every setting, pass a `rerank_service.config.ModelConfig` instead of a name.
         - `device`: `cpu`, `cuda` or `cuda:N`. `auto`: a GPU if there is one, else the CPU.
-        - `dtype`: `float32`, `bfloat16`, `float16`, `int8`, `float8` or `fastest` (see `engine.dtype`). `auto`: the
-          precision that `rerank-service serve` chooses for this model and device.
+        - `dtype`: `float32`, `bfloat16`, `float16`, `int8`, `float8`, `auto` or `fastest` (see `engine.dtype`). None:
+          the catalogue's setting for this model and device, as with `rerank-service serve`.
         - `num_threads`: CPU threads of a forward pass. None: one for each CPU that the process may use. If a
           process loads several models, the number of the model loaded last applies to all.
         - `window_tokens`: longest pair, in tokens. None: the model's own window.

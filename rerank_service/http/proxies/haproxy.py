@@ -5,6 +5,7 @@ Serve's template has no hook for changes. The changed configuration
 
 - buffers each request until it is complete, so that HAProxy can send the request to another ingress if one dies;
 - gives HAProxy's own errors the service's JSON form;
+- answers 503 instead of 404 while there are no routes, because HAProxy has just started or the service stops;
 - names the client's address to the ingresses, in a header that clients cannot forge;
 - binds HAProxy's exporter and its statistics page to the service's host instead of to all interfaces.
 
@@ -52,6 +53,7 @@ def _with_adapted_configuration(arguments: Sequence[str]) -> list[str]:
 def adapted(configuration: str, error_file: Path) -> str:
     """Returns Serve's configuration with the changes that the module's docstring lists."""
     host = _FRONTEND.search(configuration)
+    has_routes = "\n    use_backend " in configuration
     result = []
     for line in configuration.splitlines():
         if line.strip().startswith("errorfile "):
@@ -65,6 +67,8 @@ def adapted(configuration: str, error_file: Path) -> str:
         elif line == "frontend http_frontend":
             # uvicorn takes the client's address from this header (FORWARDED_ALLOW_IPS).
             result.append("    http-request set-header x-forwarded-for %[src]")
+        elif line == "backend default_backend" and not has_routes:
+            result.append("    http-request deny deny_status 503")
     return "\n".join(result) + "\n"
 
 

@@ -21,10 +21,10 @@ ModelName = str | os.PathLike[str] | ModelConfig
 
 
 class LoadOptions(NamedTuple):
-    """Options that replace a model's own settings. Null and `auto` keep the model's setting."""
+    """Options that replace a model's own settings. Null keeps the model's setting, as does `auto` for the device."""
 
     device: str = "auto"
-    dtype: str = "auto"
+    dtype: str | None = None
     num_threads: int | None = None
     window_tokens: int | None = None
     batch_tokens: int | None = None
@@ -43,7 +43,8 @@ def model_settings(model: ModelName, options: LoadOptions, progress: Progress) -
         # Absolute, because `locate` reads a relative path such as org/name as a repository on the hub.
         text = model if isinstance(model, str) else str(Path(model).expanduser().absolute())
         settings = _of_catalogue(_pinned(locate(text), progress), options.device)
-    engine = {"device": options.device, "dtype": options.dtype, "num_threads": options.num_threads}
+    device = None if options.device == "auto" else options.device
+    engine = {"device": device, "dtype": options.dtype, "num_threads": options.num_threads}
     settings["engine"] |= _chosen(engine)
     settings["batching"] |= _chosen({"max_batch_tokens": options.batch_tokens})
     settings |= _chosen({"window_tokens": options.window_tokens})
@@ -77,4 +78,4 @@ def _of_catalogue(located: Located, device: str) -> dict[str, Any]:
 
 
 def _chosen(options: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if value not in (None, "auto")}
+    return {name: value for name, value in options.items() if value is not None}

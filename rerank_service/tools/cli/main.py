@@ -94,7 +94,8 @@ app = typer.Typer(
     name="rerank-service",
     help="Self-hosted reranking: orders passages by their relevance to a query.",
     epilog="Results go to standard output, errors and progress to standard error. Exit codes: 0 success; 1 a negative "
-    "result, such as a failed verification; 2 an error or wrong usage; 130 stopped by Ctrl-C, 143 by SIGTERM.",
+    "result, such as a failed verification; 2 an error or wrong usage; 130 stopped by Ctrl-C, 143 by SIGTERM; "
+    "`serve`, once it is ready, then ends with 0.",
     no_args_is_help=True,
     context_settings={"help_option_names": ["--help", "-h"]},  # subcommands inherit them
     pretty_exceptions_show_locals=False,  # locals hold users' texts

@@ -112,13 +112,30 @@ def _holder(endpoint: Endpoint) -> str:
 
 
 def _listening_processes(port: int) -> Iterator[str]:
-    """Processes of this user that listen on `port`. Works only on Linux."""
+    """Processes of this user that listen on `port`, or the commands that have started them. Works only on Linux."""
     links = {f"socket:[{inode}]" for inode in _listening_inodes(port)}
     for folder in Path("/proc").glob("[0-9]*") if links else ():
         with suppress(OSError):  # the process has ended or belongs to another user
             if any(_link(path) in links for path in (folder / "fd").iterdir()):
-                command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                yield f"process {folder.name}: {re.sub(r'[^ -~]', '?', command).strip()[:100]}"
+                holder = _starter(folder)
+                yield f"process {holder.name}: {re.sub(r'[^ -~]', '?', ' '.join(_arguments(holder))).strip()[:100]}"
+
+
+def _starter(process: Path) -> Path:
+    """The `rerank-service` command that has started a process, such as HAProxy, or else the process itself: Serve would
+    replace an HAProxy that is stopped."""
+    ancestor = process
+    with suppress(OSError):
+        while ancestor.name != "0":
+            if any(Path(argument).name == "rerank-service" for argument in _arguments(ancestor)[:2]):
+                return ancestor
+            parent = re.search(r"^PPid:\s+(\d+)", (ancestor / "status").read_text(), re.MULTILINE)
+            ancestor = ancestor.with_name(parent[1] if parent else "0")
+    return process
+
+
+def _arguments(process: Path) -> list[str]:
+    return (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
 
 
 def _link(path: Path) -> str:

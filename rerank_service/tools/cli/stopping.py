@@ -66,8 +66,8 @@ def _controller() -> Any:
 def _close_routes(client: ServeControllerClient, running: Mapping[str, Any]) -> None:
     """Deploys the current configurations again, without the routes of the running applications.
 
-    No deployment changes apart from the route, so Serve keeps all replicas. Proxies and HAProxy answer new requests
-    with 404. An ingress without a route still accepts every request that a proxy has already sent.
+    No deployment changes apart from the route, so Serve keeps all replicas. Proxies answer new requests with 404,
+    and HAProxy with 503. An ingress without a route still accepts every request that a proxy has already sent.
     """
     configs: dict[str, ServeApplicationSchema] = ray.get(_controller().get_app_configs.remote())
     closed = [

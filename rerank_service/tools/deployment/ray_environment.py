@@ -19,6 +19,8 @@ RAY_ENVIRONMENT = {
     "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "5000",
     # Requests of a hung replica move to other replicas at once, not after the time for a graceful shutdown.
     "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
+    # A dead proxy is replaced after three failed checks: 3 to 4 seconds instead of 30.
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
     # A dead node is detected after 3 to 4 seconds instead of 15; until then, requests to the node wait.
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_timeout_ms": "3000",

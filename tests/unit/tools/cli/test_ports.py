@@ -2,10 +2,12 @@
 
 import os
 import socket
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import closing, suppress
+from pathlib import Path
 
 import pytest
 from fastapi import FastAPI
@@ -95,6 +97,20 @@ def test_another_service_is_recognised() -> None:
     with running(api) as url:
         endpoint = Endpoint("0.0.0.0", int(url.rpartition(":")[2]), "X")  # noqa: S104
         assert "is in use by another rerank service (process" in str(problem_of(endpoint))
+
+
+def test_the_command_is_named_that_has_started_the_holder(tmp_path: Path) -> None:
+    """Not its HAProxy, which Serve would replace."""
+    program = tmp_path / "rerank-service"
+    child = "import socket; s = socket.create_server(('127.0.0.1', 0)); print(s.getsockname()[1], flush=True); input()"
+    program.write_text(f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])")
+    with subprocess.Popen(
+        [sys.executable, program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as command:
+        assert command.stdout is not None
+        problem = problem_of(Endpoint("127.0.0.1", int(command.stdout.readline()), "X"))
+        assert f"(process {command.pid}: " in str(problem)
+        command.communicate("\n")
 
 
 @pytest.fixture
