@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -72,15 +72,17 @@ def haproxy_runs() -> bool:
 
 
 @contextmanager
-def own_places(environment: MutableMapping[str, str], host: str) -> Iterator[None]:
-    """Adds free ports of `host` and the paths of a private, temporary folder to `environment`, unless they are set.
+def own_places(environment: MutableMapping[str, str], host: str, port: int) -> Iterator[None]:
+    """Adds free ports of `host`, other than the service's own `port`, and the paths of a private, temporary folder to
+    `environment`, unless they are set.
 
     An HAProxy that still uses the folder at the end is killed, however this process ends.
     """
     with ExitStack() as stack:
-        for name, port in _PORTS.items():
+        for name, first in _PORTS.items():
             if name not in environment:
-                environment[name] = str(_own_port(host, port, stack))
+                candidates = (one for one in range(first, first + _CANDIDATES) if one != port)
+                environment[name] = str(_own_port(host, candidates, stack))
         # The limit for the path of a Unix socket is 97 characters in HAProxy, of which Ray's node id takes 57.
         folder = stack.enter_context(_folder())
         for name, file in _FILES.items():
@@ -88,13 +90,16 @@ def own_places(environment: MutableMapping[str, str], host: str) -> Iterator[Non
         yield
 
 
-def _own_port(host: str, first: int, stack: ExitStack) -> int:
-    """The first port from `first` on that is free and that no other service has claimed.
+def _own_port(host: str, candidates: Iterable[int], stack: ExitStack) -> int:
+    """The first of the ports that is free and that no other service has claimed; the last one if there is none.
 
     The kernel could give a port of its own choice to any connection before HAProxy listens on it.
     """
-    candidates = range(first, first + _CANDIDATES)
-    return next((port for port in candidates if _claimed(port, stack) and is_free(host, port)), first)
+    port = 0
+    for port in candidates:
+        if _claimed(port, stack) and is_free(host, port):
+            break
+    return port
 
 
 @contextmanager

@@ -130,16 +130,20 @@ def serve(
         typer.echo(text, nl=False)
         return
     document = yaml.safe_load(text)
-    configured = http_options(document).get("host")
+    http = http_options(document)
+    configured, port_in_use = http.get("host"), port or http.get("port")
     port_setting = f"http_options.port in {path}" if path is not None and port is None else "--port"
     proxy_host = host or (configured if isinstance(configured, str) else "") or _HOST
-    with _environment_of(document, haproxy, proxy_host):
+    proxy_port = port_in_use if isinstance(port_in_use, int) else _PORT
+    with _environment_of(document, haproxy, proxy_host, proxy_port):
         from rerank_service.tools.cli.foreground import Serving, run  # only now: Serve reads the environment on import
 
         run(Serving(text, path or "this configuration", port_setting, host, port, verbose, dashboard))
 
 
-def _environment_of(document: Mapping[str, Any], haproxy: bool | None, host: str) -> AbstractContextManager[None]:
+def _environment_of(
+    document: Mapping[str, Any], haproxy: bool | None, host: str, port: int
+) -> AbstractContextManager[None]:
     """Sets the environment of Ray's processes. The context holds HAProxy's files."""
     set_ray_environment(os.environ)
     if haproxy is None:
@@ -148,7 +152,7 @@ def _environment_of(document: Mapping[str, Any], haproxy: bool | None, host: str
         for name in HAPROXY_ENVIRONMENT:
             os.environ.pop(name, None)
     set_ray_environment(os.environ, haproxy=haproxy)
-    return own_places(os.environ, host) if haproxy else nullcontext()
+    return own_places(os.environ, host, port) if haproxy else nullcontext()
 
 
 def _file_among(targets: list[str]) -> str | None:

@@ -60,9 +60,9 @@ def test_a_program_that_does_not_run_is_not_used(monkeypatch: pytest.MonkeyPatch
 def test_each_service_has_its_own_ports_and_files() -> None:
     first: dict[str, str] = {"RAY_SERVE_HAPROXY_STATS_PORT": "8405"}
     second: dict[str, str] = {}
-    with own_places(first, "127.0.0.1"):
+    with own_places(first, "127.0.0.1", 8000):
         port = first["RAY_SERVE_HAPROXY_METRICS_PORT"]
-        with closing(create_server(("127.0.0.1", int(port)))), own_places(second, "127.0.0.1"):
+        with closing(create_server(("127.0.0.1", int(port)))), own_places(second, "127.0.0.1", 8000):
             assert first["RAY_SERVE_HAPROXY_STATS_PORT"] == "8405"
             assert second["RAY_SERVE_HAPROXY_METRICS_PORT"] != port
             folders = [Path(places["RAY_SERVE_HAPROXY_SOCKET_PATH"]).parent for places in (first, second)]
@@ -74,16 +74,23 @@ def test_each_service_has_its_own_ports_and_files() -> None:
 def test_services_that_start_at_the_same_moment_have_different_ports() -> None:
     first: dict[str, str] = {}
     second: dict[str, str] = {}
-    with own_places(first, "127.0.0.1"), own_places(second, "127.0.0.1"):  # neither listens yet
+    with own_places(first, "127.0.0.1", 8000), own_places(second, "127.0.0.1", 8000):  # neither listens yet
         ports = [places[name] for places in (first, second) for name in places if name.endswith("_PORT")]
     assert len(set(ports)) == len(ports) == 6
     kernels = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     assert max(map(int, ports)) < kernels, "the kernel may give the port to a connection before HAProxy listens on it"
 
 
+@pytest.mark.parametrize("port", [8404, 8500, 9101])
+def test_haproxys_own_ports_differ_from_the_services(port: int) -> None:
+    places: dict[str, str] = {}
+    with own_places(places, "127.0.0.1", port):
+        assert str(port) not in places.values()
+
+
 def test_the_path_of_the_socket_fits_into_haproxys_limit() -> None:
     places: dict[str, str] = {}
-    with own_places(places, "127.0.0.1"):
+    with own_places(places, "127.0.0.1", 8000):
         socket = Path(places["RAY_SERVE_HAPROXY_SOCKET_PATH"])
     assert len(str(socket.parent / ("0" * 56) / socket.name)) <= 97
 
@@ -92,8 +99,8 @@ def test_an_haproxy_that_outlives_its_service_is_killed() -> None:
     """As after a signal to all processes of a service at once. Those of other services live on."""
     first: dict[str, str] = {}
     second: dict[str, str] = {}
-    with own_places(first, "127.0.0.1"):
-        with own_places(second, "127.0.0.1"):
+    with own_places(first, "127.0.0.1", 8000):
+        with own_places(second, "127.0.0.1", 8000):
             processes = [_haproxy_of(places) for places in (first, second)]
         assert processes[1].wait(5) == -signal.SIGKILL
         assert processes[0].poll() is None
@@ -106,7 +113,7 @@ import signal
 from rerank_service.tools.cli.haproxy import own_places
 
 places = {}
-with own_places(places, "127.0.0.1"):
+with own_places(places, "127.0.0.1", 8000):
     print(places["RAY_SERVE_HAPROXY_CONFIG_FILE_LOC"], flush=True)
     signal.pause()
 """
@@ -145,7 +152,7 @@ def test_the_options_decide_before_the_environment(
     monkeypatch: pytest.MonkeyPatch, choice: bool | None, environment: dict[str, str], expected: str | None
 ) -> None:
     monkeypatch.setattr(os, "environ", environment)
-    with _environment_of({}, choice, "127.0.0.1"):
+    with _environment_of({}, choice, "127.0.0.1", 8000):
         assert environment.get("RAY_SERVE_ENABLE_HA_PROXY") == expected
         assert ("RAY_SERVE_THROUGHPUT_OPTIMIZED" in environment) is (expected == "1")
         assert ("RAY_SERVE_HAPROXY_SOCKET_PATH" in environment) is (expected == "1")
