@@ -208,7 +208,7 @@ def _check_that_a_second_service_is_refused(service: Running) -> None:
         assert second.returncode == 2, second.stderr
         (line,) = second.stderr.splitlines()
         assert f"port {port} of {host} is in use by another rerank service" in line
-        assert "ray::ProxyActor" in line
+        assert f"(process {service.process.pid}: " in line
         assert f"http_options.port in {path}" in line
 
 
