@@ -131,10 +131,10 @@ def serve(
         return
     document = yaml.safe_load(text)
     http = http_options(document)
-    configured, port_in_use = http.get("host"), port or http.get("port")
+    configured, configured_port = http.get("host"), http.get("port")
     port_setting = f"http_options.port in {path}" if path is not None and port is None else "--port"
     proxy_host = host or (configured if isinstance(configured, str) else "") or _HOST
-    proxy_port = port_in_use if isinstance(port_in_use, int) else _PORT
+    proxy_port = port or (configured_port if isinstance(configured_port, int) else _PORT)
     with _environment_of(document, haproxy, proxy_host, proxy_port):
         from rerank_service.tools.cli.foreground import Serving, run  # only now: Serve reads the environment on import
 

@@ -103,7 +103,7 @@ def write_serves_configuration(path: Path, environment: dict[str, str], host: st
 def _is_up(url: str) -> bool:
     """Whether HAProxy listens, and has found an ingress if it has any."""
     with suppress(httpx.TransportError):
-        return not httpx.get(f"{url}/-/healthz").is_server_error or httpx.get(f"{url}/-/routes").text == "{}"
+        return httpx.get(f"{url}/-/healthz").status_code == 200 or httpx.get(f"{url}/-/routes").text == "{}"
     return False
 
 
