@@ -19,7 +19,7 @@ RAY_ENVIRONMENT = {
     "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "5000",
     # Requests of a hung replica move to other replicas at once, not after the time for a graceful shutdown.
     "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
-    # A dead proxy is replaced after three failed checks: 3 to 4 seconds instead of 30.
+    # A dead HAProxy or proxy is replaced after three failed checks: 4 to 5 seconds without connections instead of 28.
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
     # A dead node is detected after 3 to 4 seconds instead of 15; until then, requests to the node wait.
     "RAY_health_check_period_ms": "1000",
